@@ -1,0 +1,98 @@
+"""A stage's result on disk: the tensors that differ from the pretrained ones, and what they belong to.
+
+In: a backbone after a stage and the pretrained weights it began with. Out: one safetensors file whose
+metadata names the weights by digest and the whole model by digest, so that loading proves that what
+was put together again is what was saved.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from pipeline.backbones import Backbone
+from pipeline.digests import digest_file, digest_tensors
+from pipeline.errors import LineageError
+from pipeline.files import write_atomically
+from pipeline.weights import Pretrained
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What a checkpoint is of. `model_digest`: SHA-256 of every tensor of the assembled model."""
+
+    backbone: str
+    class_names: tuple[str, ...]
+    weights: str
+    weights_digest: str
+    schedule: str
+    stage: int
+    model_digest: str
+
+
+def save_checkpoint(
+    path: Path,
+    backbone: Backbone,
+    pretrained: Pretrained,
+    *,
+    class_names: tuple[str, ...],
+    schedule: str,
+    stage: int,
+) -> str:
+    """Write the tensors that differ from the pretrained ones; returns the file's SHA-256.
+
+    Raises:
+        StorageError: the disk is full.
+    """
+    state = backbone.model.state_dict()
+    changed = {
+        name: tensor.contiguous()
+        for name, tensor in state.items()
+        if name not in pretrained.tensors or not tensor.equal(pretrained.tensors[name])
+    }
+    info = CheckpointInfo(
+        backbone.name,
+        class_names,
+        pretrained.name,
+        pretrained.digest,
+        schedule,
+        stage,
+        digest_tensors(state),
+    )
+    metadata = {"format": str(FORMAT), "checkpoint": json.dumps(asdict(info))}
+    write_atomically(path, save(changed, metadata))
+    return digest_file(path)
+
+
+def load_checkpoint(path: Path, sha256: str, backbone: Backbone, pretrained: Pretrained) -> None:
+    """Put the checkpoint's model into `backbone`, which has the classes it was saved with.
+
+    Raises:
+        LineageError: the file is damaged, or was saved over other weights or another backbone.
+    """
+    if digest_file(path) != sha256:
+        raise LineageError(f"the checkpoint {path.name} is damaged: its SHA-256 is not {sha256[:12]}…")
+    try:
+        with safe_open(path, framework="pt") as file:
+            info = json.loads(file.metadata()["checkpoint"])
+            changed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, TypeError, ValueError) as err:
+        raise LineageError(f"{path.name} is not a checkpoint of this pipeline ({err})") from None
+    if info["backbone"] != backbone.name:
+        raise LineageError(f"the checkpoint is of {info['backbone']}, got backbone {backbone.name}")
+    if info["weights_digest"] != pretrained.digest:
+        raise LineageError(
+            f"the checkpoint was trained from weights {info['weights']} "
+            f"({info['weights_digest'][:12]}…), weights {pretrained.name} are now "
+            f"{pretrained.digest[:12]}…"
+        )
+    pretrained.apply(backbone)
+    backbone.model.load_state_dict(changed, strict=False)
+    if digest_tensors(backbone.model.state_dict()) != info["model_digest"]:
+        raise LineageError("the checkpoint and its weights do not add up to the model that was saved")

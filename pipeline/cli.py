@@ -1,0 +1,191 @@
+"""The command line: one subcommand for each entry point of MLproject.
+
+    python -m pipeline stage3 --data ./my-images --epochs 20 --stage1.lr 0.01
+
+In: `--key value` for every setting of `config.py`. Exit codes: 0 done, 2 a fault that the user can
+mend (one line on stderr, no traceback), 130 stopped by Ctrl-C or SIGTERM. torch and MLflow are
+imported only once the settings are known to be good.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import (
+    MAX_STAGES,
+    RUN_KEYS,
+    STAGE_KEYS,
+    TRAIN_KEYS,
+    Settings,
+    TrainSettings,
+    describe_field,
+    load_settings,
+    preset_names,
+)
+from pipeline.errors import PipelineError, SettingsError
+
+if TYPE_CHECKING:
+    from pipeline.stages import Stage
+    from pipeline.training import EpochResult
+
+ENTRY_POINTS = {
+    "main": "every stage of the schedule, and a run that sums them up",
+    **{f"stage{n}": f"stage {n}; missing parent stages are trained first" for n in range(1, MAX_STAGES + 1)},
+    "evaluate": "accuracy of a finished stage run on the test split",
+}
+UNSET = {"", "auto", "none"}
+"""What MLproject passes for a parameter that was not given."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser, its help made from the settings' own descriptions."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline",
+        description="How far should a pretrained image classifier be unfrozen?",
+    )
+    commands = parser.add_subparsers(dest="entry_point", required=True, metavar="entry point")
+    for name, about in ENTRY_POINTS.items():
+        command = commands.add_parser(
+            name, help=about, description=about, allow_abbrev=False, argument_default=argparse.SUPPRESS
+        )
+        if name == "evaluate":
+            command.add_argument("--run_id", required=True, help="the stage run to evaluate")
+            for key in ("device", "precision", "cache_dir"):
+                command.add_argument(f"--{key}", help=_help(key))
+            continue
+        command.add_argument("--config", help="a YAML file of settings, weaker than the options")
+        if name in ("stage2", "stage3"):
+            command.add_argument(
+                "--parent_run_id", help="the stage run to continue from; auto: found by content or trained"
+            )
+        _add_settings(command, name)
+    return parser
+
+
+def _add_settings(command: argparse.ArgumentParser, entry_point: str) -> None:
+    run = command.add_argument_group("what is run")
+    for key in RUN_KEYS:
+        extra = f" [{', '.join(preset_names())}]" if key == "preset" else ""
+        run.add_argument(f"--{key}", help=_help(key) + extra)
+    target = "every stage" if entry_point == "main" else entry_point
+    train = command.add_argument_group(
+        f"how {target} is trained", "the same for one stage: --stage1.lr, --stage2.epochs, ..."
+    )
+    for key in TRAIN_KEYS:
+        train.add_argument(f"--{key}", help=_help(key))
+    for key in STAGE_KEYS:
+        train.add_argument(f"--{key}", help=argparse.SUPPRESS)
+
+
+def _help(key: str) -> str:
+    model = TrainSettings if key in TRAIN_KEYS else Settings
+    default = model.model_fields[key].default
+    shown = {True: "on", False: "off"}.get(default, default) if isinstance(default, bool) else default
+    return f"{describe_field(key)} (default {shown})".replace("%", "%%")
+
+
+def parse(argv: Sequence[str] | None) -> tuple[str, dict[str, str]]:
+    """The entry point and what was said for it, key -> text.
+
+    Raises:
+        SettingsError: an option that is not known.
+    """
+    known, unknown = build_parser().parse_known_args(argv)
+    options = {key: value for key, value in vars(known).items() if key != "entry_point"}
+    if unknown:
+        extra = {word[2:].partition("=")[0]: "?" for word in unknown if word.startswith("--")}
+        if known.entry_point != "evaluate":
+            load_settings(extra)  # says which setting is not known, and the nearest that is
+        raise SettingsError(f"unexpected words on the command line: {' '.join(unknown)}: see --help")
+    return known.entry_point, options
+
+
+class Progress:
+    """An epoch's numbers: a bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def __call__(self, stage: Stage, epochs: int, result: EpochResult) -> None:
+        """Show one epoch."""
+        numbers = (
+            f"train loss {result.train.loss:.4f} acc {result.train.acc:.2%} | "
+            f"val loss {result.val.loss:.4f} acc {result.val.acc:.2%}"
+        )
+        if not sys.stderr.isatty():
+            print(f"stage {stage.number} epoch {result.epoch}/{epochs} | {numbers}", flush=True)
+            return
+        from tqdm import tqdm
+
+        if self._bar is None:
+            self._bar = tqdm(total=epochs, desc=f"stage {stage.number}", unit="epoch", leave=False)
+        self._bar.update(result.epoch - self._bar.n)
+        self._bar.set_postfix_str(numbers)
+        if result.epoch == epochs:
+            self.close()
+
+    def close(self) -> None:
+        """Remove the bar, so that a line can be printed."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def run(entry_point: str, options: dict[str, str]) -> None:
+    """Do what the entry point says; settings are checked before anything slow is imported."""
+    own = {key: options.pop(key, "") for key in ("config", "parent_run_id", "run_id")}
+    given = {key: "" if value in UNSET else value for key, value in own.items()}
+    if options.get("preset") in UNSET:
+        del options["preset"]
+    progress = Progress()
+
+    def say(line: str) -> None:
+        progress.close()
+        print(line, flush=True)
+
+    config = given["config"] or None
+    if entry_point == "evaluate":
+        from pipeline.evaluate import evaluate_entry
+
+        evaluate_entry(given["run_id"], options, say)
+        return
+    target = None if entry_point == "main" else int(entry_point.removeprefix("stage"))
+    load_settings(options, config=config, target=None if given["parent_run_id"] else target)
+
+    from pipeline.run_stage import main_entry, stage_entry
+
+    if target is None:
+        main_entry(options, config, say, progress)
+    else:
+        stage_entry(target, options, config, given["parent_run_id"] or None, say, progress)
+
+
+def _stop(number: int, frame: object) -> None:  # noqa: ARG001 - the signature signals want
+    for later in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(later, signal.SIG_IGN)  # the run is being marked KILLED: let it finish
+    raise KeyboardInterrupt
+
+
+def main(argv: Sequence[str] | None = None, *, handle_signals: Callable[..., Any] = signal.signal) -> int:
+    """Run the command line; returns the exit code."""
+    try:
+        handle_signals(signal.SIGINT, _stop)
+        handle_signals(signal.SIGTERM, _stop)
+        run(*parse(argv))
+    except PipelineError as err:
+        notes = "".join(f" ({note})" for note in getattr(err, "__notes__", []))
+        for line in str(err).splitlines():
+            print(f"error: {line}{notes}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped: the run is marked KILLED, finished stages will be reused", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Images in: `sources` opens them, `draws` samples them, `augment` varies them."""

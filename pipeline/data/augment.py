@@ -1,0 +1,118 @@
+"""Augmented views of images, whole batches at a time, as a pure function of (image, view number).
+
+In: uint8 pixels, the images' 64-bit keys (from their digests) and a view number for each. Out:
+normalised float32. The same image and view give the same pixels in any batch, draw, seed or process,
+so that a view's activations can be cached. Random numbers are counter-based: SplitMix64 (Steele,
+Lea & Flood 2014, doi 10.1145/2660193.2660195) of key and counter.
+
+    none    view 0 is the image itself
+    light   flips: odd views are mirrored, so there are two views and no more
+    strong  flip, crop after reflection padding of an eighth, brightness, contrast and saturation
+
+Crops are left out of `light` on purpose: they cost accuracy in short trainings (docs/LOG.md).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.config import Augment
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+JITTER = 0.3
+U64Array = NDArray[np.uint64]
+
+
+def distinct_views(augment: Augment) -> int | None:
+    """How many different views there are; None: without limit."""
+    return {"none": 1, "light": 2, "strong": None}[augment]
+
+
+def hash_uniform(keys: U64Array, counter: U64Array | int) -> NDArray[np.float64]:
+    """SplitMix64 of key and counter as uniform numbers in [0, 1), shape of `keys`."""
+    with np.errstate(over="ignore"):
+        x = keys + np.uint64(0x9E3779B97F4A7C15) * (np.asarray(counter, dtype=np.uint64) + np.uint64(1))
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        x = x ^ (x >> np.uint64(31))
+    return (x >> np.uint64(11)).astype(np.float64) / float(1 << 53)
+
+
+def pick_views(
+    keys: U64Array, *, seed: int, epoch: int, augment: Augment, stored_views: int
+) -> NDArray[np.int64]:
+    """The view of each image to train on in an epoch, (N,).
+
+    `stored_views` views are cycled through the epochs from a start that depends on seed and image, so
+    every view is met equally often; 0 draws a fresh one each time.
+    """
+    count = distinct_views(augment) or stored_views
+    salt = np.uint64((seed << 20) + 1)
+    if stored_views == 0:
+        fresh = hash_uniform(keys ^ salt, epoch + 1) * 2**31
+        return fresh.astype(np.int64) % (distinct_views(augment) or 2**31)
+    count = min(count, stored_views)
+    start = (hash_uniform(keys ^ salt, 0) * count).astype(np.int64)
+    return (start + epoch) % count
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """uint8 (N, 3, H, W) to float32 with ImageNet's mean and standard deviation."""
+    mean = torch.tensor(MEAN, device=pixels.device).view(1, 3, 1, 1) * 255
+    std = torch.tensor(STD, device=pixels.device).view(1, 3, 1, 1) * 255
+    return (pixels.float() - mean) / std
+
+
+def render_views(pixels: Tensor, keys: U64Array, views: NDArray[np.int64], augment: Augment) -> Tensor:
+    """The given view of each image, normalised.
+
+    Args:
+        pixels: uint8, (N, 3, S, S).
+        keys: (N,), `ImageSet.keys`.
+        views: view numbers, (N,).
+        augment: what may be done to them.
+
+    Returns:
+        float32, (N, 3, S, S).
+    """
+    if augment == "none":
+        return normalise(pixels)
+    flip = torch.from_numpy(views % 2 == 1).to(pixels.device)
+    pixels = torch.where(flip.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
+    if augment == "light":
+        return normalise(pixels)
+    counters = views.astype(np.uint64) * np.uint64(8)
+    draws = np.stack([hash_uniform(keys, counters + np.uint64(i)) for i in range(5)])
+    uniform = torch.from_numpy(draws).to(pixels.device)
+    pixels = _shift(pixels, uniform[0], uniform[1])
+    return normalise(_jitter(pixels, 1 + JITTER * (2 * uniform[2:].float() - 1)))
+
+
+def _shift(pixels: Tensor, down: Tensor, right: Tensor) -> Tensor:
+    """Move each image by up to an eighth of its side, reflecting at the border."""
+    size = pixels.shape[-1]
+    pad = size // 8
+    index = torch.arange(size, device=pixels.device)
+
+    def source(amount: Tensor) -> Tensor:  # (N, S): the row or column each output one is taken from
+        moved = (index + ((amount * (2 * pad + 1)).floor() - pad).long().view(-1, 1)).abs()
+        return torch.where(moved >= size, 2 * (size - 1) - moved, moved)
+
+    rows = source(down).view(-1, 1, size, 1).expand(-1, 3, -1, size)
+    columns = source(right).view(-1, 1, 1, size).expand(-1, 3, size, -1)
+    return pixels.gather(2, rows).gather(3, columns)
+
+
+def _jitter(pixels: Tensor, factors: Tensor) -> Tensor:
+    """Brightness, contrast and saturation by `factors` (3, N), in that order."""
+    brightness, contrast, saturation = (factor.view(-1, 1, 1, 1) for factor in factors)
+    images = (pixels.float() * brightness).clamp_(0, 255)
+    grey = (images * images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    level = grey.mean((2, 3), keepdim=True)
+    images = (level + (images - level) * contrast).clamp_(0, 255)
+    grey = (images * images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    return (grey + (images - grey) * saturation).clamp_(0, 255)

@@ -1,0 +1,133 @@
+"""Disjoint samples of a pool: the k-th draw's training and validation images.
+
+Each class's images are permuted once by `data_seed`; draw k takes the k-th slice of
+`train_per_class + val_per_class`. Two draws share no row of the pool. A source with a validation
+split of its own has both pools sliced, each by its own size. The test split is not touched here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pipeline.data.images import ImageSet, IntArray, digest_image, fit_square, to_rgb
+from pipeline.data.sources import Source, Split
+from pipeline.errors import DataError
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One draw's images. `fingerprint`: SHA-256 of all its images, labels and class names."""
+
+    source: str
+    class_names: tuple[str, ...]
+    train: ImageSet
+    val: ImageSet
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over class names, training and validation images, 64 hex digits."""
+        parts = [list(self.class_names), self.train.fingerprint(), self.val.fingerprint()]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    @property
+    def shared_images(self) -> int:
+        """How many validation images have the pixels of a training image (duplicates in the pool)."""
+        train = {row.tobytes() for row in self.train.digests}
+        return sum(row.tobytes() in train for row in self.val.digests)
+
+
+def deal_rows(
+    source: Source, train_per_class: int, val_per_class: int, data_seed: int, draw: int
+) -> tuple[IntArray, IntArray]:
+    """Rows of `source.pool` to train on and rows to validate on (of `source.val`, where it has one).
+
+    Raises:
+        DataError: a class is too small, or the pool holds fewer draws; says which and how many.
+    """
+    if source.val is None:
+        size = train_per_class + val_per_class
+        asked = f"train_per_class + val_per_class = {size}"
+        rows = _slice(source, source.pool, data_seed, draw, size, asked)
+        return rows[:, :train_per_class].reshape(-1), rows[:, train_per_class:].reshape(-1)
+    train = _slice(
+        source, source.pool, data_seed, draw, train_per_class, f"train_per_class = {train_per_class}"
+    )
+    val = _slice(
+        source, source.val, data_seed, draw, val_per_class, f"val_per_class = {val_per_class}"
+    )
+    return train.reshape(-1), val.reshape(-1)
+
+
+def _slice(
+    source: Source, split: Split, data_seed: int, draw: int, size: int, asked: str
+) -> IntArray:
+    """Rows of slice `draw` of every class, (classes, size)."""
+    counts = np.bincount(split.labels, minlength=len(source.class_names))
+    small = [
+        f"{name} ({count})" for name, count in zip(source.class_names, counts, strict=True) if count < size
+    ]
+    if small:
+        more = f" and {len(small) - 5} more" if len(small) > 5 else ""
+        raise DataError(
+            f"{source.name}: too few images in class {', '.join(small[:5])}{more} for {asked}: lower "
+            "it or add images"
+        )
+    smallest = int(counts.argmin())
+    held = int(counts[smallest]) // size
+    if draw >= held:
+        raise DataError(
+            f"{source.name}: draw {draw} asked for, the pool holds {held} draw{'s' if held > 1 else ''} "
+            f"(0 to {held - 1}) of {asked} a class (smallest class: {source.class_names[smallest]}, "
+            f"{counts[smallest]} images): ask for a lower draw or fewer images a class"
+        )
+    return np.stack(
+        [
+            np.random.default_rng([data_seed, label]).permutation(np.flatnonzero(split.labels == label))[
+                draw * size : (draw + 1) * size
+            ]
+            for label in range(len(source.class_names))
+        ]
+    )
+
+
+def read_images(split: Split, rows: IntArray, image_size: int) -> ImageSet:
+    """The images of these rows as an `ImageSet`, in order.
+
+    Raises:
+        DataError: an image cannot be read; says which.
+    """
+    pixels = np.empty((len(rows), 3, image_size, image_size), dtype=np.uint8)
+    digests = np.empty((len(rows), 32), dtype=np.uint8)
+    for position, image in enumerate(split.read(rows.tolist())):
+        rgb = to_rgb(image)
+        digests[position] = np.frombuffer(digest_image(rgb), dtype=np.uint8)
+        pixels[position] = fit_square(rgb, image_size)
+    return ImageSet(torch.from_numpy(pixels), torch.from_numpy(split.labels[rows]), digests)
+
+
+def make_draw(
+    source: Source,
+    *,
+    train_per_class: int,
+    val_per_class: int,
+    data_seed: int,
+    draw: int,
+    image_size: int,
+) -> Draw:
+    """Deal and read one draw (see the module's header).
+
+    Raises:
+        DataError: too few images, no such draw, or an image that cannot be read.
+    """
+    train, val = deal_rows(source, train_per_class, val_per_class, data_seed, draw)
+    return Draw(
+        source.name,
+        source.class_names,
+        read_images(source.pool, train, image_size),
+        read_images(source.val or source.pool, val, image_size),
+    )

@@ -1,0 +1,52 @@
+"""Every fault a user can cause, as one tree.
+
+    PipelineError                 one line: what, got, where, what to do next; exit code 2
+    ├── SettingsError             an unknown setting, a value out of range, settings that disagree
+    ├── DataError                 images: missing, unreadable, too few, only one class
+    ├── WeightsError              pretrained weights: missing, damaged, made for another backbone
+    ├── DownloadError             a file had to come from the network and did not
+    ├── LineageError              a parent run: missing, of the wrong stage, damaged, contradicted
+    ├── FreezingError             a frozen tensor changed during training
+    ├── StorageError              a disk that is full or cannot be written
+    └── TrackingError             MLflow's store cannot be reached or refuses
+
+Broken invariants of our own are asserts, not members of this tree.
+"""
+
+from __future__ import annotations
+
+
+class PipelineError(Exception):
+    """A fault that the user can mend. `str()` is the whole message, one line a fault."""
+
+
+class SettingsError(PipelineError):
+    """Settings that cannot be used; holds every fault found, one a line."""
+
+
+class DataError(PipelineError):
+    """Images that cannot be used."""
+
+
+class WeightsError(PipelineError):
+    """Pretrained weights that cannot be used."""
+
+
+class DownloadError(PipelineError):
+    """A file that had to be fetched and was not."""
+
+
+class LineageError(PipelineError):
+    """A parent run that cannot be continued from."""
+
+
+class FreezingError(PipelineError):
+    """A tensor outside the trainable blocks changed: the run's result is void."""
+
+
+class StorageError(PipelineError):
+    """A disk that is full or cannot be written."""
+
+
+class TrackingError(PipelineError):
+    """The tracking store cannot be reached or refused a request."""

@@ -1,0 +1,62 @@
+"""The one place that reads the test split: a finished stage run's accuracy on images it never saw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from pipeline.compute import compute_copy, run_blocks
+from pipeline.config import load_settings
+from pipeline.data.augment import normalise
+from pipeline.data.draws import read_images
+from pipeline.data.images import ImageSet
+from pipeline.data.sources import open_source
+from pipeline.errors import DataError, LineageError
+from pipeline.backbones import FORWARD_ORDER, Backbone
+from pipeline.lineage import inherit
+from pipeline.session import Session, cache_folder
+from pipeline.tracking import Tracking
+from pipeline.training import Scores, score_logits
+
+PIXELS_PER_BATCH = 256 * 64 * 64
+
+
+def evaluate_entry(run_id: str, options: dict[str, str], say: Callable[[str], None]) -> Scores:
+    """Entry point evaluate: score a run on the test split and add `test/loss`, `test/acc` to it.
+
+    Raises:
+        LineageError: not a finished stage run.
+        DataError: the run's data has no test split.
+    """
+    tracking = Tracking.connect()
+    run = tracking.get(run_id)
+    if run.tags.get("kind") != "stage" or run.status != "FINISHED":
+        raise LineageError(
+            f"evaluate needs a finished stage run, run {run_id} is {run.tags.get('kind', 'no stage run')}, "
+            f"{run.status}: copy the id of a stage run from the MLflow UI"
+        )
+    settings = load_settings(options, inherited=inherit(run))
+    session = Session.open(settings, tracking, say)
+    backbone = session.restore(run)
+    source = open_source(settings.data, cache_folder(settings))
+    if source.test is None:
+        raise DataError(f"{settings.data} has no test split: add a folder `test` beside `train`")
+    rows = np.arange(len(source.test.labels))
+    images = read_images(source.test, rows, settings.image_size)
+    scores = score_logits(predict(backbone, images, session.dtype, session.device), images.labels)
+    tracking.add_metrics(run.run_id, {"test/acc": scores.acc, "test/loss": scores.loss})
+    say(f"{run.name}: test accuracy {scores.acc:.2%}, loss {scores.loss:.4f} on {len(images)} images")
+    return scores
+
+
+@torch.no_grad()
+def predict(
+    backbone: Backbone, images: ImageSet, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """Logits of every image, float32, (N, classes)."""
+    blocks = compute_copy(backbone, FORWARD_ORDER, dtype, device)
+    size = max(1, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
+    parts = images.pixels.split(size)
+    return torch.cat([run_blocks(blocks, normalise(p.to(device)), dtype).float().cpu() for p in parts])

@@ -1,0 +1,50 @@
+"""Files that appear whole or not at all, and what a full disk says."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.errors import StorageError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextmanager
+def storage_faults(what: str, where: Path | str) -> Iterator[None]:
+    """Turn a full or read-only disk into a StorageError that names `what` and `where`."""
+    try:
+        yield
+    except OSError as err:
+        if err.errno in _FULL:
+            raise StorageError(
+                f"cannot write {what} to {where} ({err.strerror}): free some space, then run the same "
+                "command again; finished stages are reused"
+            ) from None
+        if err.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise StorageError(
+                f"cannot write {what} to {where} ({err.strerror}): choose a folder you may write to"
+            ) from None
+        raise
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside `path`, then rename: readers see the old file or the new one, never a part.
+
+    Raises:
+        StorageError: the disk is full or may not be written.
+    """
+    with storage_faults(path.name, path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        try:
+            with part.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)

@@ -1,0 +1,104 @@
+"""Which run a stage continues from: found by what it is made of, never by when it ran.
+
+A stage run's *lineage key* is the SHA-256 of everything its weights depend on: schedule and stage,
+backbone, weights digest, data fingerprint, seed, resolved training settings, precision, and its
+parent's lineage key. Two runs with one key hold the same model; the key is a tag, so MLflow finds it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from pipeline.config import INHERITED_KEYS, Settings
+from pipeline.digests import digest_values
+from pipeline.errors import LineageError
+from pipeline.stages import Stage
+from pipeline.tracking import RunView
+
+METHOD = 1
+"""Raised whenever the same settings would train to other weights than before."""
+
+
+def lineage_key(
+    settings: Settings,
+    stage: Stage,
+    *,
+    fingerprint: str,
+    weights_digest: str,
+    precision: str,
+    parent_key: str | None,
+) -> str:
+    """The key of stage `stage` under these settings (see the module's header)."""
+    return digest_values(
+        {
+            "method": METHOD,
+            "schedule": stage.schedule,
+            "stage": stage.number,
+            "backbone": settings.backbone,
+            "weights": weights_digest,
+            "data": fingerprint,
+            "image_size": settings.image_size,
+            "norm_stats": settings.norm_stats,
+            "seed": settings.seed,
+            "views": settings.views,
+            "precision": precision,
+            "training": settings.training(stage.number).model_dump(),
+            "parent": parent_key,
+        }
+    )
+
+
+def check_parent(run: RunView, stage_number: int) -> None:
+    """Refuse a run that stage `stage_number` cannot continue from.
+
+    Raises:
+        LineageError: not a stage run, not finished, or not of the stage before.
+    """
+    asked = f"stage{stage_number} needs a stage-{stage_number - 1} checkpoint, run {run.run_id}"
+    hint = f"pass -P parent_run_id=<a finished stage-{stage_number - 1} run>, or leave it out"
+    if stage_number == 1:
+        raise LineageError("stage1 starts from pretrained weights: leave parent_run_id out")
+    if run.tags.get("kind") != "stage":
+        raise LineageError(f"{asked} is not a stage run: {hint}")
+    if run.tags.get("stage") != str(stage_number - 1):
+        raise LineageError(f"{asked} is stage {run.tags.get('stage')}: {hint}")
+    if run.status != "FINISHED":
+        raise LineageError(f"{asked} is {run.status}: {hint}")
+
+
+def inherit(run: RunView) -> dict[str, object]:
+    """A stage run's resolved settings, as logged, for a child to take over."""
+    raw = json.loads(run.tags["settings"])
+    assert isinstance(raw, dict)
+    # how and where to compute is each run's own business
+    own = ("device", "cache", "cache_dir", "reuse", "log_model", "precision")
+    return {key: value for key, value in raw.items() if key not in own}
+
+
+def check_agreement(settings: Settings, values: Mapping[str, object], run: RunView) -> None:
+    """Refuse settings that contradict what the parent run was made with.
+
+    Raises:
+        LineageError: names each setting, both values, and what to do.
+    """
+    stage = int(run.tags["stage"])
+    conflicts = [
+        f"{key} is {value} in the parent, got {_current(settings, key)}"
+        for key, value in values.items()
+        if (key in INHERITED_KEYS or key.startswith(tuple(f"stage{n}." for n in range(1, stage + 1))))
+        and _current(settings, key) != value
+    ]
+    if conflicts:
+        raise LineageError(
+            f"settings contradict parent run {run.run_id}: {'; '.join(conflicts)}: leave them out, or "
+            "leave parent_run_id out to train a parent with them"
+        )
+
+
+def _current(settings: Settings, key: str) -> object:
+    if "." in key:
+        stage, name = key.split(".")
+        number = int(stage.removeprefix("stage"))
+        return getattr(settings.training(number), name) if number <= len(settings.stages) else None
+    return getattr(settings, key)

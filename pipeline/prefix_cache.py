@@ -1,0 +1,285 @@
+"""The frozen prefix's outputs, computed once and shared by stages, seeds, trials and processes.
+
+A frozen prefix in eval mode is a pure function of the pixels, so its output is stored under a key of
+everything it depends on: the digest of the prefix's parameters and buffers, every image, the
+resolution, the augmentation and number of views, precision and device type. Change one and the key
+changes: nothing stale can be used.
+
+On disk an entry is `KEY.bin`, raw values that are memory-mapped when read, and `KEY.json`, its shape
+and SHA-256, written last. Both appear by an atomic rename under a lock of their own, so any number of
+processes may share a folder. A damaged entry is computed anew; the least recently used entries go
+when the folder outgrows its limit. Views of an image are computed in float order of batches: batch
+borders do not change results beyond rounding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from filelock import FileLock
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pipeline.backbones import Backbone
+from pipeline.compute import compute_copy, run_blocks
+from pipeline.config import Augment
+from pipeline.data.augment import distinct_views, render_views
+from pipeline.data.images import ImageSet
+from pipeline.digests import digest_file, digest_tensors, digest_values
+
+FORMAT = 1
+PIXELS_PER_BATCH = 128 * 64 * 64
+IntRows = NDArray[np.int64]
+
+
+class Features(Protocol):
+    """The suffix's inputs: what the prefix makes of given views of given images."""
+
+    def batch(self, rows: IntRows, views: IntRows) -> Tensor:
+        """The outputs for view `views[i]` of image `rows[i]`, (B, ...)."""
+        ...
+
+
+@dataclass(frozen=True)
+class StoredFeatures:
+    """Outputs that were computed before: `values` is (views, N, ...)."""
+
+    values: Tensor
+    device: torch.device
+
+    def batch(self, rows: IntRows, views: IntRows) -> Tensor:
+        """See `Features.batch`."""
+        flat = self.values.flatten(0, 1)
+        index = torch.from_numpy(views * self.values.shape[1] + rows)
+        return flat.index_select(0, index.to(flat.device)).to(self.device)
+
+
+@dataclass(frozen=True)
+class LiveFeatures:
+    """Outputs computed for each batch: for fresh views, or where the cache is off or too small."""
+
+    images: ImageSet
+    prefix: dict[str, nn.Sequential]
+    augment: Augment
+    dtype: torch.dtype
+
+    @torch.no_grad()
+    def batch(self, rows: IntRows, views: IntRows) -> Tensor:
+        """See `Features.batch`."""
+        pixels = self.images.pixels[torch.from_numpy(rows).to(self.images.pixels.device)]
+        rendered = render_views(pixels, self.images.keys[rows], views, self.augment)
+        return run_blocks(self.prefix, rendered, self.dtype)
+
+
+@dataclass
+class PrefixCache:
+    """A folder of entries with a size limit; `folder=None` turns the cache off.
+
+    `notes` collects what a person should know: entries recomputed, caches that did not fit.
+    """
+
+    folder: Path | None
+    limit_bytes: int
+    notes: list[str] = field(default_factory=list)
+    _open: dict[str, Tensor] = field(default_factory=dict)
+
+    def features(
+        self,
+        backbone: Backbone,
+        prefix: tuple[str, ...],
+        images: ImageSet,
+        *,
+        augment: Augment,
+        views: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        also: Sequence[tuple[str, ...]] = (),
+    ) -> Features:
+        """What the suffix above `prefix` is fed with.
+
+        Args:
+            backbone: the frozen prefix's weights; read, never changed.
+            prefix: block names in forward order; may be empty.
+            images: the images to pass through.
+            augment: what may be done to them.
+            views: stored views an image; 0: compute fresh ones, store none.
+            dtype: precision of the prefix and of its outputs.
+            device: where to compute.
+            also: longer prefixes that later stages need, filled by the same forward pass.
+        """
+        stored = min(views, distinct_views(augment) or views)
+        if self.folder is not None and stored and prefix:
+            cuts = sorted({prefix, *also}, key=len)
+            recipe = _Recipe(backbone, images, augment, stored, dtype, device)
+            values = self._load_or_fill(recipe, prefix, cuts)
+            if values is not None:
+                return StoredFeatures(values, device)
+        blocks = compute_copy(backbone, prefix, dtype, device)
+        return LiveFeatures(images.to(device), blocks, augment, dtype)
+
+    def _load_or_fill(
+        self, recipe: _Recipe, prefix: tuple[str, ...], cuts: list[tuple[str, ...]]
+    ) -> Tensor | None:
+        assert self.folder is not None
+        key = recipe.key(prefix)
+        if key in self._open:
+            return self._open[key]
+        need = sum(recipe.size_bytes(cut) for cut in cuts)
+        if need > self.limit_bytes:
+            cuts = [prefix]
+            need = recipe.size_bytes(prefix)
+        if need > self.limit_bytes:
+            self.notes.append(
+                f"the prefix cache would need {need / 1e9:.1f} GB, its limit is "
+                f"{self.limit_bytes / 1e9:.1f} GB: training without it"
+            )
+            return None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder / f"{key}.lock"):
+                values = self._read(key)
+                if values is None:
+                    self._fill(recipe, [cut for cut in cuts if self._read(recipe.key(cut)) is None])
+                    self._evict(keep={recipe.key(cut) for cut in cuts})
+                    values = self._read(key)
+        except OSError as err:
+            self.notes.append(
+                f"the prefix cache in {self.folder} cannot be used ({err.strerror or err}): training "
+                "without it"
+            )
+            return None
+        return values
+
+    def _read(self, key: str) -> Tensor | None:
+        """The entry's values, memory-mapped, or None if it is not there or damaged."""
+        if key in self._open:
+            return self._open[key]
+        assert self.folder is not None
+        values_path, about_path = self.folder / f"{key}.bin", self.folder / f"{key}.json"
+        if not about_path.exists():
+            return None
+        try:
+            about = json.loads(about_path.read_text(encoding="utf-8"))
+            dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[about["dtype"]]
+            intact = digest_file(values_path) == about["sha256"]
+        except (OSError, ValueError, KeyError, TypeError):
+            intact = False
+        if not intact:
+            self.notes.append(f"prefix cache entry {key[:12]} is damaged: computing it anew")
+            return None
+        os.utime(about_path)  # the time of last use, for eviction
+        count = math.prod(about["shape"])
+        values = torch.from_file(str(values_path), shared=False, size=count, dtype=dtype)
+        self._open[key] = values.view(about["shape"])
+        return self._open[key]
+
+    @torch.no_grad()
+    def _fill(self, recipe: _Recipe, cuts: list[tuple[str, ...]]) -> None:
+        """One forward pass over every view writes all the cuts."""
+        assert self.folder is not None
+        if not cuts:
+            return
+        blocks = compute_copy(recipe.backbone, cuts[-1], recipe.dtype, recipe.device)
+        images = recipe.images.to(recipe.device)
+        keys = images.keys
+        paths = {cut: self.folder / f"{recipe.key(cut)}.{os.getpid()}.tmp" for cut in cuts}
+        hashers = {cut: hashlib.sha256() for cut in cuts}
+        batch = max(1, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
+        files = {cut: path.open("wb") for cut, path in paths.items()}
+        try:
+            for view in range(recipe.views):
+                for start in range(0, len(images), batch):
+                    rows = np.arange(start, min(start + batch, len(images)))
+                    views = np.full(len(rows), view)
+                    pixels = images.pixels[start : start + batch]
+                    x = render_views(pixels, keys[rows], views, recipe.augment)
+                    passed: tuple[str, ...] = ()
+                    for cut in cuts:
+                        x = run_blocks({b: blocks[b] for b in cut[len(passed) :]}, x, recipe.dtype)
+                        passed = cut
+                        raw = x.to("cpu", recipe.dtype).contiguous().view(-1).view(torch.uint8).numpy()
+                        files[cut].write(raw.data)
+                        hashers[cut].update(raw.data)
+            for file in files.values():
+                file.close()
+            for cut, path in paths.items():
+                self._publish(recipe, cut, path, hashers[cut].hexdigest())
+        finally:
+            for cut, file in files.items():
+                file.close()
+                paths[cut].unlink(missing_ok=True)
+
+    def _publish(self, recipe: _Recipe, cut: tuple[str, ...], path: Path, sha256: str) -> None:
+        assert self.folder is not None
+        key = recipe.key(cut)
+        about = {
+            "shape": [recipe.views, len(recipe.images), *recipe.output_shape(cut)],
+            "dtype": str(recipe.dtype).removeprefix("torch."),
+            "sha256": sha256,
+        }
+        about_path = path.with_suffix(".about")
+        about_path.write_text(json.dumps(about), encoding="utf-8")
+        path.replace(self.folder / f"{key}.bin")
+        about_path.replace(self.folder / f"{key}.json")
+
+    def _evict(self, keep: set[str]) -> None:
+        """Remove the least recently used entries until the folder fits its limit."""
+        assert self.folder is not None
+        entries = sorted(self.folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
+        sizes = {path: path.with_suffix(".bin").stat().st_size for path in entries}
+        total = sum(sizes.values())
+        for path in entries:
+            if total <= self.limit_bytes:
+                return
+            if path.stem not in keep:
+                path.unlink(missing_ok=True)
+                path.with_suffix(".bin").unlink(missing_ok=True)
+                path.with_suffix(".lock").unlink(missing_ok=True)
+                total -= sizes[path]
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """Everything that a prefix's output depends on, beside which blocks it is made of."""
+
+    backbone: Backbone
+    images: ImageSet
+    augment: Augment
+    views: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def key(self, cut: tuple[str, ...]) -> str:
+        state = self.backbone.model.state_dict()
+        return digest_values(
+            {
+                "format": FORMAT,
+                "backbone": self.backbone.name,
+                "blocks": cut,
+                "weights": digest_tensors(state, self.backbone.tensor_names(cut)),
+                "images": hashlib.sha256(self.images.digests.tobytes()).hexdigest(),
+                "pixels": list(self.images.pixels.shape),
+                "augment": self.augment,
+                "views": self.views,
+                "dtype": str(self.dtype),
+                "device": self.device.type,
+            }
+        )
+
+    def output_shape(self, cut: tuple[str, ...]) -> list[int]:
+        """Shape of one image's output, from a pass of zeros."""
+        with torch.no_grad():
+            blank = torch.zeros(1, *self.images.pixels.shape[1:])
+            return list(self.backbone.run(blank, cut).shape[1:])
+
+    def size_bytes(self, cut: tuple[str, ...]) -> int:
+        return self.views * len(self.images) * math.prod(self.output_shape(cut)) * self.dtype.itemsize

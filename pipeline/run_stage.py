@@ -1,0 +1,222 @@
+"""One stage from start to finish: parent -> freeze -> train -> prove -> save -> log.
+
+In: settings and a tracking store. Out: finished runs, and a `StageSummary` of the one asked for. The
+chain's first stage starts from pretrained weights, every other from its parent run's logged
+checkpoint, also within one process.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from pathlib import Path
+
+from pipeline.backbones import Backbone
+from pipeline.checkpoints import save_checkpoint
+from pipeline.config import Settings, load_settings, plain_values
+from pipeline.errors import LineageError
+from pipeline.freezing import FrozenProof
+from pipeline.lineage import check_agreement, check_parent, inherit
+from pipeline.report import StageSummary, table_markdown, table_text
+from pipeline.run_log import log_outcome, log_start
+from pipeline.session import CHECKPOINT, OnEpoch, Say, Session
+from pipeline.stages import Stage
+from pipeline.tracking import RunView, Tracking
+from pipeline.training import EpochResult, Trainer
+
+
+def run_stage(
+    session: Session, number: int, parent: RunView | None, nested_under: str | None = None, *, target: bool
+) -> StageSummary:
+    """Train one stage from its parent run (None: from pretrained weights) and log it."""
+    settings, stage = session.settings, session.settings.stage(number)
+    started = time.perf_counter()
+    with (
+        session.tracking.run(
+            run_name(settings, number), {"kind": "stage"}, target=target, nested_under=nested_under
+        ) as log,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        log_start(log, settings, stage, session.draw, session.pretrained, session.key(number), parent)
+        backbone = session.restore(parent) if parent else session.pretrained_backbone()
+        before = {name: t.clone() for name, t in backbone.model.state_dict().items()}
+        proof = FrozenProof.take(backbone, stage)
+        train_features, val_features = session.prefix_features(backbone, stage)
+        prefix_s = time.perf_counter() - started
+
+        trainer = Trainer(
+            backbone,
+            stage,
+            settings.training(number),
+            settings.seed,
+            settings.views,
+            session.device,
+            session.dtype,
+        )
+        results = []
+        for result in trainer.epochs(session.draw.train, train_features, session.draw.val, val_features):
+            results.append(result)
+            log.metrics(epoch_metrics(result), step=result.epoch)
+            session.on_epoch(stage, settings.training(number).epochs, result)
+            if result.diverged:
+                session.say(f"stage {number}: the loss is not a number in epoch {result.epoch}: stopping")
+                log.tags({"diverged": "true"})
+
+        backbone.model.load_state_dict(trainer.best, strict=False)
+        proof.check(backbone, before)
+        checkpoint = Path(folder) / Path(CHECKPOINT).name
+        sha256 = save_checkpoint(
+            checkpoint,
+            backbone,
+            session.pretrained,
+            class_names=session.draw.class_names,
+            schedule=stage.schedule,
+            stage=number,
+        )
+        summary = summarise(stage, log.run_id, trainer, results, time.perf_counter() - started)
+        log.tags({"checkpoint_sha256": sha256, "frozen_sha256": proof.digest})
+        log.metrics({"time/prefix_s": prefix_s})
+        log.file(checkpoint, str(Path(CHECKPOINT).parent))
+        log_outcome(log, settings, stage, session.draw, backbone, summary, results, Path(folder))
+    for note in session.cache.notes:
+        session.say(f"note: {note}")
+    session.cache.notes.clear()
+    session.say(summary.best_line)
+    return summary
+
+
+def epoch_metrics(result: EpochResult) -> dict[str, float]:
+    """An epoch's numbers under the names that group them in the MLflow UI."""
+    return {
+        "train/loss": result.train.loss,
+        "train/acc": result.train.acc,
+        "val/loss": result.val.loss,
+        "val/acc": result.val.acc,
+        "time/train_s": result.train_s,
+        "time/val_s": result.val_s,
+        **{f"lr/{block}": rate for block, rate in result.lr.items()},
+    }
+
+
+def summarise(
+    stage: Stage, run_id: str, trainer: Trainer, results: list[EpochResult], wall_s: float
+) -> StageSummary:
+    """The selected epoch's numbers."""
+    best = next(result for result in results if result.epoch == trainer.best_epoch)
+    return StageSummary(
+        stage=stage,
+        run_id=run_id,
+        reused=False,
+        epoch=best.epoch,
+        train_loss=best.train.loss,
+        val_loss=best.val.loss,
+        train_acc=best.train.acc,
+        val_acc=best.val.acc,
+        wall_s=wall_s,
+        trainable=sum(weight.master.numel() for weight in trainer.weights),
+    )
+
+
+def summary_of(run: RunView, stage: Stage) -> StageSummary:
+    """The summary of a run that finished earlier."""
+    return StageSummary(
+        stage=stage,
+        run_id=run.run_id,
+        reused=True,
+        epoch=int(run.metrics["best/epoch"]),
+        train_loss=run.metrics["best/train_loss"],
+        val_loss=run.metrics["best/val_loss"],
+        train_acc=run.metrics["best/train_acc"],
+        val_acc=run.metrics["best/val_acc"],
+        wall_s=run.metrics["time/total_s"],
+        trainable=int(run.metrics["parameters/trainable"]),
+    )
+
+
+def find_or_run(session: Session, number: int, nested_under: str | None = None) -> StageSummary:
+    """A finished run of that stage with the same content, else a new one (and its parents first)."""
+    stage = session.settings.stage(number)
+    if session.settings.reuse:
+        for run in session.tracking.find({"lineage_key": session.key(number)}):
+            try:
+                session.restore(run)
+            except LineageError as err:
+                session.say(f"note: passing over {err}")
+                continue
+            session.say(f"stage {number}: found run {run.run_id} with the same content, reusing it")
+            return summary_of(run, stage)
+        session.say(f"stage {number}: no finished run with the same content, training it")
+    parent = find_or_run(session, number - 1, nested_under) if number > 1 else None
+    view = session.tracking.get(parent.run_id) if parent else None
+    return run_stage(session, number, view, nested_under, target=False)
+
+
+def run_name(settings: Settings, number: int) -> str:
+    """A name that tells runs apart in a list."""
+    data = Path(settings.data).name
+    return f"stage{number} · {data} · {settings.backbone} · draw {settings.draw} · seed {settings.seed}"
+
+
+def stage_entry(
+    number: int,
+    options: dict[str, str],
+    config: str | None,
+    parent_run_id: str | None,
+    say: Say,
+    on_epoch: OnEpoch,
+) -> StageSummary:
+    """Entry points stage1, stage2, stage3: train that stage; its parent is given, found or trained."""
+    settings = load_settings(options, config=config, target=number)
+    tracking = Tracking.connect()
+    parent: RunView | None = None
+    if parent_run_id:
+        parent = tracking.get(parent_run_id)
+        check_parent(parent, number)
+        inherited = inherit(parent)
+        settings = load_settings(options, config=config, target=number, inherited=inherited)
+        check_agreement(settings, inherited, parent)
+        taken = ", ".join(f"{key}={inherited[key]}" for key in _TOLD if key in inherited)
+        say(f"inherited from run {parent.run_id} ({parent.name}): {taken}")
+    session = Session.open(settings, tracking, say, on_epoch)
+    if parent:
+        if parent.tags["data_sha256"] != session.draw.fingerprint:
+            raise LineageError(
+                f"the images of {settings.data} are not those that parent run {parent.run_id} was trained "
+                "on (their SHA-256 differ): restore them, or leave parent_run_id out"
+            )
+        session.keys[number - 1] = parent.tags["lineage_key"]
+    elif number > 1:
+        parent = tracking.get(find_or_run(session, number - 1).run_id)
+    return run_stage(session, number, parent, target=True)
+
+
+_TOLD = ("data", "draw", "train_per_class", "backbone", "weights", "image_size", "schedule", "seed")
+
+
+def main_entry(
+    options: dict[str, str],
+    config: str | None,
+    say: Say,
+    on_epoch: OnEpoch,
+) -> list[StageSummary]:
+    """Entry point main: every stage of the schedule, and a run that sums them up."""
+    settings = load_settings(options, config=config)
+    tracking = Tracking.connect()
+    data = Path(settings.data).name
+    name = f"{settings.schedule} · {data} · {settings.backbone} · draw {settings.draw}"
+    with tracking.run(name, {"kind": "chain"}, target=True) as log:
+        session = Session.open(settings, tracking, say, on_epoch)
+        rows = [find_or_run(session, n, log.run_id) for n in range(1, len(settings.stages) + 1)]
+        log.params(plain_values(settings))
+        for row in rows:
+            prefix = f"stage{row.stage.number}"
+            log.metrics({f"{prefix}/val_acc": row.val_acc, f"{prefix}/val_loss": row.val_loss})
+            log.tags({f"{prefix}_run_id": row.run_id})
+        log.tags({"mlflow.note.content": f"{name}\n\n{table_markdown(rows)}\n"})
+        log.text(table_markdown(rows) + "\n", "summary.md")
+        log.text(json.dumps(plain_values(settings), indent=2) + "\n", "settings.json")
+    say("")
+    say(table_text(rows))
+    say(f"\nbrowse the runs: {tracking.ui_command}")
+    return rows

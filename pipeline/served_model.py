@@ -1,0 +1,62 @@
+"""The model that MLflow serves: encoded images in, class names and probabilities out.
+
+MLflow stores this file and `data/images.py` beside the weights and runs them by themselves in their own
+environment: an image is prepared by the same code in training and in service. In: a column `image` with PNG, JPEG, ... bytes (base64 over HTTP). Out: a row
+an image: `label` and one column of probability for each class.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torchvision
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
+from PIL import Image
+from safetensors.torch import load_file
+
+try:
+    from pipeline.data.images import fit_square, to_rgb
+except ImportError:  # in a server: images.py stands alone on the path
+    from images import fit_square, to_rgb  # type: ignore[import-not-found, no-redef]
+
+
+class ImageClassifier(PythonModel):  # type: ignore[misc, unused-ignore]
+    """A torchvision classifier with its class names and preprocessing."""
+
+    # no type hints on MLflow's hooks: it would take them for a schema of its own and complain
+    def load_context(self, context):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+        """Build the network from the logged files."""
+        self.about = json.loads(Path(context.artifacts["about"]).read_text(encoding="utf-8"))
+        names = self.about["class_names"]
+        self.network = torchvision.models.get_model(
+            self.about["backbone"], weights=None, num_classes=len(names)
+        )
+        self.network.load_state_dict(load_file(context.artifacts["weights"]))
+        self.network.eval()
+
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, ARG002
+        """Class name and probabilities of each image in column `image`."""
+        size, names = self.about["image_size"], self.about["class_names"]
+        images = [
+            fit_square(to_rgb(Image.open(io.BytesIO(content))), size)
+            for content in model_input["image"]
+        ]
+        if not images:
+            return pd.DataFrame(columns=["label", *names])
+        batch = torch.from_numpy(np.stack(images)).float()
+        mean = torch.tensor(self.about["mean"]).view(1, 3, 1, 1) * 255
+        std = torch.tensor(self.about["std"]).view(1, 3, 1, 1) * 255
+        with torch.no_grad():
+            probabilities = self.network((batch - mean) / std).softmax(1).numpy()
+        table = pd.DataFrame(probabilities.astype(np.float64), columns=names)
+        table.insert(0, "label", [names[i] for i in probabilities.argmax(1)])
+        return table
+
+
+set_model(ImageClassifier())

@@ -1,0 +1,172 @@
+"""What the stages of one command share: images, pretrained weights, the cache, the store.
+
+In: settings and a tracking store. Out: a `Session`, from which a stage takes its starting weights,
+its suffix's inputs and its lineage key.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from pipeline.backbones import Backbone, build_backbone
+from pipeline.checkpoints import load_checkpoint
+from pipeline.compute import pick_device, pick_precision
+from pipeline.config import Settings
+from pipeline.data.draws import Draw, make_draw
+from pipeline.data.sources import open_source
+from pipeline.errors import LineageError
+from pipeline.files import storage_faults
+from pipeline.lineage import lineage_key
+from pipeline.norm_stats import calibrate_norm_stats
+from pipeline.prefix_cache import Features, PrefixCache
+from pipeline.stages import SCHEDULES, Stage
+from pipeline.tracking import RunView, Tracking
+from pipeline.training import EpochResult
+from pipeline.weights import Pretrained, load_pretrained
+
+CACHE_LIMIT_BYTES = 4 << 30
+DEFAULT_CACHE_DIR = "~/.cache/unfreeze"
+CHECKPOINT = "checkpoint/checkpoint.safetensors"
+
+Say = Callable[[str], None]
+OnEpoch = Callable[[Stage, int, EpochResult], None]
+
+
+def cache_folder(settings: Settings) -> Path:
+    """Where downloads and prefix outputs are kept."""
+    return Path(settings.cache_dir or DEFAULT_CACHE_DIR).expanduser()
+
+
+@dataclass
+class Session:
+    """What the stages of one command share: images, pretrained weights, the cache, the store."""
+
+    settings: Settings
+    tracking: Tracking
+    draw: Draw
+    pretrained: Pretrained
+    device: torch.device
+    dtype: torch.dtype
+    cache: PrefixCache
+    say: Say
+    on_epoch: OnEpoch
+    keys: dict[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def open(
+        cls,
+        settings: Settings,
+        tracking: Tracking,
+        say: Say,
+        on_epoch: OnEpoch = lambda *_: None,
+    ) -> Session:
+        """Read the images and weights that the settings name; see their modules for what can fail."""
+        device = pick_device(settings.device)
+        cache_dir = cache_folder(settings)
+        with storage_faults("the cache", cache_dir):
+            source = open_source(settings.data, cache_dir)
+        draw = make_draw(
+            source,
+            train_per_class=settings.train_per_class,
+            val_per_class=settings.val_per_class,
+            data_seed=settings.data_seed,
+            draw=settings.draw,
+            image_size=settings.image_size,
+        )
+        say(
+            f"{settings.data}: {len(draw.train)} training and {len(draw.val)} validation images of "
+            f"{len(draw.class_names)} classes, draw {settings.draw}"
+        )
+        if draw.shared_images:
+            say(f"note: {draw.shared_images} validation images have the pixels of a training image")
+        backbone = build_backbone(settings.backbone, len(draw.class_names), settings.seed)
+        pretrained = load_pretrained(settings.weights, backbone)
+        say(pretrained.report)
+        folder = cache_dir / "prefix" if settings.cache else None
+        return cls(
+            settings,
+            tracking,
+            draw,
+            pretrained,
+            device,
+            pick_precision(settings.precision, device),
+            PrefixCache(folder, CACHE_LIMIT_BYTES),
+            say,
+            on_epoch,
+        )
+
+    def key(self, number: int) -> str:
+        """The lineage key of a stage; an adopted parent's key is put into `keys` beforehand."""
+        if number not in self.keys:
+            self.keys[number] = lineage_key(
+                self.settings,
+                self.settings.stage(number),
+                fingerprint=self.draw.fingerprint,
+                weights_digest=self.pretrained.digest,
+                precision=str(self.dtype).removeprefix("torch."),
+                parent_key=self.key(number - 1) if number > 1 else None,
+            )
+        return self.keys[number]
+
+    def pretrained_backbone(self) -> Backbone:
+        """A fresh backbone with the pretrained weights, calibrated where the settings say so."""
+        backbone = build_backbone(self.settings.backbone, len(self.draw.class_names), self.settings.seed)
+        self.pretrained.apply(backbone)
+        if self.settings.norm_stats == "target":
+            calibrate_norm_stats(backbone, self.draw.train)
+        return backbone
+
+    def restore(self, run: RunView) -> Backbone:
+        """The backbone of a finished stage run, its digests verified.
+
+        Raises:
+            LineageError: the checkpoint is missing or damaged, or does not fit; names the run.
+        """
+        backbone = build_backbone(self.settings.backbone, len(self.draw.class_names), self.settings.seed)
+        with tempfile.TemporaryDirectory() as folder:
+            path = self.tracking.fetch(run, CHECKPOINT, Path(folder))
+            try:
+                load_checkpoint(path, run.tags["checkpoint_sha256"], backbone, self.pretrained)
+            except LineageError as err:
+                raise LineageError(
+                    f"run {run.run_id} ({run.name}): {err}: leave parent_run_id out to have the parent "
+                    "found or trained again"
+                ) from None
+        return backbone
+
+    def prefix_features(self, backbone: Backbone, stage: Stage) -> tuple[Features, Features]:
+        """The suffix's inputs for training and validation images; fills what later stages need too."""
+        settings = self.settings
+        augment = settings.training(stage.number).augment
+        later = [
+            step.prefix
+            for step in SCHEDULES[stage.schedule][stage.number :]
+            if step.prefix and settings.training(step.number).augment == augment
+        ]
+        train = self.cache.features(
+            backbone,
+            stage.prefix,
+            self.draw.train,
+            augment=augment,
+            views=settings.views,
+            dtype=self.dtype,
+            device=self.device,
+            also=later,
+        )
+        # validation images are never varied: one view, kept even where training views are fresh
+        val = self.cache.features(
+            backbone,
+            stage.prefix,
+            self.draw.val,
+            augment="none",
+            views=1,
+            dtype=self.dtype,
+            device=self.device,
+            also=later,
+        )
+        return train, val

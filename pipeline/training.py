@@ -1,0 +1,289 @@
+"""The epoch loop of one stage: it yields one result an epoch and touches nothing else.
+
+In: a backbone holding the weights that the stage starts from, the suffix's inputs for training and
+validation images, and the stage's settings. Out: `EpochResult`s; the selected epoch's weights are in
+`Trainer.best`. The backbone itself is never changed. One fresh optimizer and one fresh schedule a
+stage. Not covered: logging, checkpoints, and which parent the weights came from.
+
+Reduced precision keeps float32 master weights beside the copies that compute (Micikevicius et al.
+2018, arXiv 1710.03740). L2-SP: Li, Grandvalet & Davoine 2018 (arXiv 1802.01483). Cosine schedule:
+Loshchilov & Hutter 2017 (arXiv 1608.03983).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's own name for it
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pipeline.backbones import Backbone
+from pipeline.compute import compute_copy, run_blocks
+from pipeline.config import TrainSettings
+from pipeline.data.augment import pick_views
+from pipeline.data.images import ImageSet
+from pipeline.freezing import set_trainable
+from pipeline.prefix_cache import Features
+from pipeline.stages import BLOCKS, Stage
+
+EVAL_BATCH = 500
+SGD_MOMENTUM = 0.9
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Mean cross-entropy (nats, without label smoothing) and accuracy (0 to 1)."""
+
+    loss: float
+    acc: float
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What one epoch came to. `train` is the running average over the epoch's batches.
+
+    Attributes:
+        epoch: from 1.
+        lr: the rate of each trainable block at the epoch's last step.
+        logits: validation logits, float32, (N, classes).
+        is_best: whether this epoch is the best so far.
+        train_s: seconds spent on training.
+        val_s: seconds spent on validation.
+    """
+
+    epoch: int
+    train: Scores
+    val: Scores
+    lr: dict[str, float]
+    logits: Tensor
+    is_best: bool
+    train_s: float
+    val_s: float
+
+    @property
+    def diverged(self) -> bool:
+        """The training loss is no longer a number."""
+        return not math.isfinite(self.train.loss)
+
+
+def learning_rates(settings: TrainSettings, stage: Stage) -> dict[str, float]:
+    """Peak rate of each trainable block: `lr * lr_decay ** depth`, depth 0 being the head."""
+    return {b: settings.lr * settings.lr_decay ** BLOCKS.index(b) for b in stage.trainable}
+
+
+def schedule_factor(step: int, steps: int, warmup: float) -> float:
+    """Share of the peak rate at a step from 0: a linear ramp over `warmup * steps`, then a cosine."""
+    ramp = int(warmup * steps)
+    if step < ramp:
+        return (step + 1) / (ramp + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - ramp) / max(1, steps - ramp)))
+
+
+def split_batches(order: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
+    """The order cut into batches of nearly equal size, at most `batch_size`, none of one image.
+
+    BatchNorm has no variance over a single image, so with two or more images a batch of one is
+    avoided even if its neighbour then exceeds `batch_size`.
+    """
+    count = math.ceil(len(order) / batch_size)
+    if count > 1 and len(order) // count < 2:
+        count -= 1
+    return np.array_split(order, count)
+
+
+@dataclass
+class Trainer:
+    """One stage's training; iterate `epochs()`, then take `best`.
+
+    Attributes:
+        best: state-dict name -> tensor of the selected epoch, for every block of the suffix.
+        best_epoch: the selected epoch, or None before the first.
+    """
+
+    backbone: Backbone
+    stage: Stage
+    settings: TrainSettings
+    seed: int
+    views: int
+    device: torch.device
+    dtype: torch.dtype
+    best: dict[str, Tensor] = field(default_factory=dict)
+    best_epoch: int | None = None
+
+    def __post_init__(self) -> None:
+        self.blocks = compute_copy(self.backbone, self.stage.suffix, self.dtype, self.device)
+        set_trainable(self.blocks, self.stage.trainable, self.settings.norm)
+        source = self.backbone.model.state_dict(keep_vars=True)
+        names = {id(tensor): name for name, tensor in source.items()}
+        self.weights: list[_Weight] = []
+        self.computed: dict[str, Tensor] = {}  # every tensor of the suffix, as it computes
+        for block in self.stage.suffix:
+            origin = self.backbone.blocks[block].state_dict(keep_vars=True)
+            for inner, tensor in self.blocks[block].state_dict(keep_vars=True).items():
+                name = names[id(origin[inner])]
+                self.computed[name] = tensor
+                if block in self.stage.trainable and isinstance(tensor, nn.Parameter):
+                    start = origin[inner].detach().to(self.device)
+                    self.weights.append(_Weight(name, block, tensor, start))
+        self.optimizer = self._make_optimizer()
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        rates = learning_rates(self.settings, self.stage)
+        groups = []
+        for block in self.stage.trainable:
+            for decayed in (True, False):  # biases and BatchNorm have one dimension: not decayed
+                members = [w for w in self.weights if w.block == block and w.decayed == decayed]
+                if members:
+                    groups.append(
+                        {
+                            "params": [w.master for w in members],
+                            "lr": rates[block],
+                            "peak": rates[block],
+                            "block": block,
+                            "weight_decay": self.settings.weight_decay if decayed else 0.0,
+                        }
+                    )
+        fused = self.device.type in ("cpu", "cuda")
+        if self.settings.optimizer == "adamw":
+            return torch.optim.AdamW(groups, fused=fused)
+        return torch.optim.SGD(groups, lr=1.0, momentum=SGD_MOMENTUM, nesterov=True, fused=fused)
+
+    def epochs(
+        self, train: ImageSet, train_features: Features, val: ImageSet, val_features: Features
+    ) -> Iterator[EpochResult]:
+        """Train, yielding each epoch's result; ends early by patience or divergence.
+
+        The selected epoch has the highest validation accuracy; ties go to the lower loss, then to the
+        earlier epoch.
+        """
+        torch.manual_seed(self.seed)  # dropout
+        rng = np.random.default_rng([self.seed, self.stage.number])
+        steps_an_epoch = len(split_batches(np.arange(len(train)), self.settings.batch_size))
+        steps = steps_an_epoch * self.settings.epochs
+        labels = train.labels.to(self.device)
+        val_labels = val.labels.to(self.device)
+        best_score = (-1.0, -math.inf)
+        for epoch in range(self.settings.epochs):
+            started = time.perf_counter()
+            views = pick_views(
+                train.keys,
+                seed=self.seed,
+                epoch=epoch,
+                augment=self.settings.augment,
+                stored_views=self.views,
+            )
+            loss_sum = torch.zeros((), device=self.device)
+            hits = torch.zeros((), device=self.device)
+            batches = split_batches(rng.permutation(len(train)), self.settings.batch_size)
+            for number, rows in enumerate(batches):
+                self._set_rates(schedule_factor(epoch * steps_an_epoch + number, steps, self.settings.warmup))
+                target = labels[torch.from_numpy(rows).to(self.device)]
+                logits = self._step(train_features.batch(rows, views[rows]), target)
+                loss_sum += F.cross_entropy(logits, target, reduction="sum")
+                hits += (logits.argmax(1) == target).sum()
+            scores = Scores(loss_sum.item() / len(train), hits.item() / len(train))
+            trained = time.perf_counter()
+            val_logits = self.predict(val_features, len(val))
+            val_scores = score_logits(val_logits, val_labels)
+            rank = (val_scores.acc, -val_scores.loss if math.isfinite(val_scores.loss) else -math.inf)
+            is_best = self.best_epoch is None or rank > best_score
+            if is_best:
+                best_score, self.best_epoch = rank, epoch + 1
+                self.best = self.snapshot()
+            result = EpochResult(
+                epoch + 1,
+                scores,
+                val_scores,
+                {group["block"]: group["lr"] for group in self.optimizer.param_groups},
+                val_logits.cpu(),
+                is_best,
+                trained - started,
+                time.perf_counter() - trained,
+            )
+            yield result
+            waited = epoch + 1 - (self.best_epoch or 0)
+            if result.diverged or (self.settings.patience and waited >= self.settings.patience):
+                return
+
+    def _set_rates(self, factor: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+
+    def _step(self, inputs: Tensor, target: Tensor) -> Tensor:
+        """One optimizer step; returns the batch's logits, detached."""
+        logits = run_blocks(self.blocks, inputs, self.dtype)
+        loss = F.cross_entropy(logits, target, label_smoothing=self.settings.label_smoothing)
+        loss.backward()
+        for weight in self.weights:
+            weight.pull_gradient(self.settings.l2_sp)
+        if self.settings.clip_norm:
+            nn.utils.clip_grad_norm_([w.master for w in self.weights], self.settings.clip_norm)
+        self.optimizer.step()
+        for weight in self.weights:
+            weight.push_value()
+        return logits.detach()
+
+    @torch.no_grad()
+    def predict(self, features: Features, count: int) -> Tensor:
+        """Logits of view 0 of every image, float32, (count, classes)."""
+        for block in self.blocks.values():
+            block.eval()
+        logits = []
+        for start in range(0, count, EVAL_BATCH):
+            rows = np.arange(start, min(start + EVAL_BATCH, count))
+            inputs = features.batch(rows, np.zeros_like(rows))
+            logits.append(run_blocks(self.blocks, inputs, self.dtype).float())
+        set_trainable(self.blocks, self.stage.trainable, self.settings.norm)
+        return torch.cat(logits)
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Every tensor of the suffix as it is now: float32 masters, buffers, frozen blocks too."""
+        tensors = {name: tensor.detach() for name, tensor in self.computed.items()}
+        tensors |= {weight.name: weight.master.detach() for weight in self.weights}
+        original = self.backbone.model.state_dict()
+        return {name: t.to("cpu", original[name].dtype, copy=True) for name, t in tensors.items()}
+
+
+class _Weight:
+    """A trainable parameter: the copy that computes, and its float32 master, if they differ."""
+
+    def __init__(self, name: str, block: str, computed: nn.Parameter, start: Tensor) -> None:
+        self.name = name
+        self.block = block
+        self.computed = computed
+        self.start = start
+        self.decayed = computed.ndim > 1
+        same = computed.dtype == torch.float32
+        self.master = computed if same else nn.Parameter(start.clone())
+        if not same:
+            self.master.grad = torch.empty_like(self.master)
+
+    @torch.no_grad()
+    def pull_gradient(self, l2_sp: float) -> None:
+        """Move the gradient to the master, with the pull of L2-SP (not on the new head)."""
+        if self.master is not self.computed:
+            assert self.master.grad is not None
+            assert self.computed.grad is not None
+            self.master.grad.copy_(self.computed.grad)
+        if l2_sp and self.block != "head":
+            assert self.master.grad is not None
+            self.master.grad.add_(self.master - self.start, alpha=l2_sp)
+
+    @torch.no_grad()
+    def push_value(self) -> None:
+        """Move the master's value to the copy that computes, and drop the gradient."""
+        if self.master is not self.computed:
+            self.computed.copy_(self.master)
+        self.computed.grad = None
+
+
+def score_logits(logits: Tensor, labels: Tensor) -> Scores:
+    """Loss and accuracy of logits (N, classes) against labels (N,)."""
+    loss = F.cross_entropy(logits, labels).item()
+    return Scores(loss, (logits.argmax(1) == labels).float().mean().item())
