@@ -16,6 +16,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -286,6 +287,7 @@ class RunLog:
             mlflow.set_tracking_uri(self._uri)
             mlflow.start_run(run_id=self.run_id)
             try:
+                warnings.filterwarnings("ignore", message=".*type hints", module="mlflow")
                 logged = mlflow.pyfunc.log_model(
                     name="model",
                     python_model=str(code),
