@@ -1,0 +1,1 @@
+"""How far should a pretrained image classifier be unfrozen? See README.md."""

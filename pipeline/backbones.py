@@ -4,9 +4,10 @@ In: a backbone's name and a number of classes. Out: torchvision's model, its mod
 `head, block4, block3, block2, block1, stem` that can be run one after another. Parameters keep
 torchvision's names, so that checkpoints load into torchvision's own models.
 
-ResNets are cut at `fc, layer4..layer1, conv1+bn1`. The others are runs of `features` at one spatial
-resolution: a layer with stride 2 begins a new block, and `block4` ends with the final 1x1
-convolution. Pooling has no parameters and ends `block4`, so that the head's input is a plain vector.
+ResNets are cut at `fc, layer4..layer1, conv1+bn1`. The others are runs of `features` at one
+spatial resolution: a layer with stride 2 begins a new block, and `block4` ends with the final 1x1
+convolution. Pooling has no parameters and ends `block4`, so that the head's input is a plain
+vector.
 """
 
 from __future__ import annotations
@@ -44,13 +45,18 @@ class Backbone:
 
     def tensor_names(self, blocks: Iterable[str]) -> list[str]:
         """State-dict names (parameters and buffers) of these blocks, in the model's order."""
-        wanted = {id(t) for block in blocks for t in self.blocks[block].state_dict(keep_vars=True).values()}
+        wanted = {
+            id(t)
+            for block in blocks
+            for t in self.blocks[block].state_dict(keep_vars=True).values()
+        }
         named = self.model.state_dict(keep_vars=True)
         return [name for name, tensor in named.items() if id(tensor) in wanted]
 
     def head_layer(self) -> str:
         """Name of the last linear layer, whose size depends on the number of classes."""
-        return [name for name, module in self.model.named_modules() if isinstance(module, nn.Linear)][-1]
+        layers = self.model.named_modules()
+        return str([name for name, module in layers if isinstance(module, nn.Linear)][-1])
 
     def batch_norms(self, blocks: Iterable[str]) -> Iterator[nn.BatchNorm2d]:
         """Every BatchNorm layer of these blocks."""
@@ -69,7 +75,9 @@ def build_backbone(name: str, num_classes: int, seed: int) -> Backbone:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+        model: nn.Module = torchvision.models.get_model(
+            name, weights=None, num_classes=num_classes
+        )
     layers = dict(model.named_children())
     if name.startswith("resnet"):
         stem = [layers[part] for part in ("conv1", "bn1", "relu", "maxpool")]

@@ -1,8 +1,8 @@
-"""A stage's result on disk: the tensors that differ from the pretrained ones, and what they belong to.
+"""A stage's result on disk: the tensors that differ from the pretrained ones.
 
-In: a backbone after a stage and the pretrained weights it began with. Out: one safetensors file whose
-metadata names the weights by digest and the whole model by digest, so that loading proves that what
-was put together again is what was saved.
+In: a backbone after a stage and the pretrained weights it began with. Out: one safetensors file
+whose metadata names the weights by digest and the whole model by digest, so that loading proves
+that what was put together again is what was saved.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ def load_checkpoint(path: Path, sha256: str, backbone: Backbone, pretrained: Pre
         LineageError: the file is damaged, or was saved over other weights or another backbone.
     """
     if digest_file(path) != sha256:
-        raise LineageError(f"the checkpoint {path.name} is damaged: its SHA-256 is not {sha256[:12]}…")
+        raise LineageError(
+            f"the checkpoint {path.name} is damaged: its SHA-256 is not {sha256[:12]}…"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             info = json.loads(file.metadata()["checkpoint"])
@@ -85,7 +87,9 @@ def load_checkpoint(path: Path, sha256: str, backbone: Backbone, pretrained: Pre
     except (SafetensorError, KeyError, TypeError, ValueError) as err:
         raise LineageError(f"{path.name} is not a checkpoint of this pipeline ({err})") from None
     if info["backbone"] != backbone.name:
-        raise LineageError(f"the checkpoint is of {info['backbone']}, got backbone {backbone.name}")
+        raise LineageError(
+            f"the checkpoint is of {info['backbone']}, got backbone {backbone.name}"
+        )
     if info["weights_digest"] != pretrained.digest:
         raise LineageError(
             f"the checkpoint was trained from weights {info['weights']} "
@@ -95,4 +99,6 @@ def load_checkpoint(path: Path, sha256: str, backbone: Backbone, pretrained: Pre
     pretrained.apply(backbone)
     backbone.model.load_state_dict(changed, strict=False)
     if digest_tensors(backbone.model.state_dict()) != info["model_digest"]:
-        raise LineageError("the checkpoint and its weights do not add up to the model that was saved")
+        raise LineageError(
+            "the checkpoint and its weights do not add up to the model that was saved"
+        )

@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 
 ENTRY_POINTS = {
     "main": "every stage of the schedule, and a run that sums them up",
-    **{f"stage{n}": f"stage {n}; missing parent stages are trained first" for n in range(1, MAX_STAGES + 1)},
+    **{
+        f"stage{n}": f"stage {n}; missing parent stages are trained first"
+        for n in range(1, MAX_STAGES + 1)
+    },
     "evaluate": "accuracy of a finished stage run on the test split",
 }
 UNSET = {"", "auto", "none"}
@@ -50,7 +53,11 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="entry_point", required=True, metavar="entry point")
     for name, about in ENTRY_POINTS.items():
         command = commands.add_parser(
-            name, help=about, description=about, allow_abbrev=False, argument_default=argparse.SUPPRESS
+            name,
+            help=about,
+            description=about,
+            allow_abbrev=False,
+            argument_default=argparse.SUPPRESS,
         )
         if name == "evaluate":
             command.add_argument("--run_id", required=True, help="the stage run to evaluate")
@@ -60,7 +67,8 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--config", help="a YAML file of settings, weaker than the options")
         if name in ("stage2", "stage3"):
             command.add_argument(
-                "--parent_run_id", help="the stage run to continue from; auto: found by content or trained"
+                "--parent_run_id",
+                help="the stage run to continue from; auto: found by content or trained",
             )
         _add_settings(command, name)
     return parser
@@ -84,7 +92,9 @@ def _add_settings(command: argparse.ArgumentParser, entry_point: str) -> None:
 def _help(key: str) -> str:
     model = TrainSettings if key in TRAIN_KEYS else Settings
     default = model.model_fields[key].default
-    shown = {True: "on", False: "off"}.get(default, default) if isinstance(default, bool) else default
+    shown = (
+        {True: "on", False: "off"}.get(default, default) if isinstance(default, bool) else default
+    )
     return f"{describe_field(key)} (default {shown})".replace("%", "%%")
 
 
@@ -100,7 +110,9 @@ def parse(argv: Sequence[str] | None) -> tuple[str, dict[str, str]]:
         extra = {word[2:].partition("=")[0]: "?" for word in unknown if word.startswith("--")}
         if known.entry_point != "evaluate":
             load_settings(extra)  # says which setting is not known, and the nearest that is
-        raise SettingsError(f"unexpected words on the command line: {' '.join(unknown)}: see --help")
+        raise SettingsError(
+            f"unexpected words on the command line: {' '.join(unknown)}: see --help"
+        )
     return known.entry_point, options
 
 
@@ -164,13 +176,15 @@ def run(entry_point: str, options: dict[str, str]) -> None:
         stage_entry(target, options, config, given["parent_run_id"] or None, say, progress)
 
 
-def _stop(number: int, frame: object) -> None:  # noqa: ARG001 - the signature signals want
+def _stop(number: int, frame: object) -> None:
     for later in (signal.SIGINT, signal.SIGTERM):
         signal.signal(later, signal.SIG_IGN)  # the run is being marked KILLED: let it finish
     raise KeyboardInterrupt
 
 
-def main(argv: Sequence[str] | None = None, *, handle_signals: Callable[..., Any] = signal.signal) -> int:
+def main(
+    argv: Sequence[str] | None = None, *, handle_signals: Callable[..., Any] = signal.signal
+) -> int:
     """Run the command line; returns the exit code."""
     try:
         handle_signals(signal.SIGINT, _stop)

@@ -1,7 +1,7 @@
 """Where and in what precision blocks are computed.
 
-Out: a device, a dtype, and copies of blocks cast to it. BatchNorm's parameters and statistics and the
-head stay float32: they are small, and the head's logits feed the loss.
+Out: a device, a dtype, and copies of blocks cast to it. BatchNorm's parameters and statistics and
+the head stay float32: they are small, and the head's logits feed the loss.
 """
 
 from __future__ import annotations
@@ -22,12 +22,18 @@ def pick_device(name: str) -> torch.device:
     Raises:
         SettingsError: the device asked for is not here.
     """
-    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    here = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
     if name == "auto":
         return torch.device(next(device for device, present in here.items() if present))
     if not here[name]:
         present = ", ".join(device for device in here if here[device])
-        raise SettingsError(f"device={name} is not available here: pass -P device=auto ({present})")
+        raise SettingsError(
+            f"device={name} is not available here: pass -P device=auto ({present})"
+        )
     return torch.device(name)
 
 
@@ -38,7 +44,7 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
     elif device.type == "cpu":
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
         fast = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     else:
         fast = False

@@ -1,12 +1,13 @@
 """Typed settings: what a run is made of, and where each value came from.
 
 In: layers of plain key -> value mappings, weakest first (a preset, what a parent run hands down, a
-YAML file, the command line). Out: one frozen `Settings`, or a `SettingsError` that lists every fault.
-Not covered: whether the data, weights or parent that a value names exist; their modules tell that.
+YAML file, the command line). Out: one frozen `Settings`, or a `SettingsError` that lists every
+fault. Not covered: whether the data, weights or parent that a value names exist; their modules
+tell that.
 
 A key is the name of a run setting (`draw`), of a training setting (`lr`: for the stages the layer
-speaks of) or of one stage's training setting (`stage2.lr`). A later layer wins over an earlier one;
-inside a layer `stage2.lr` wins over `lr`.
+speaks of) or of one stage's training setting (`stage2.lr`). A later layer wins over an earlier
+one; inside a layer `stage2.lr` wins over `lr`.
 """
 
 from __future__ import annotations
@@ -48,17 +49,23 @@ class TrainSettings(BaseModel):
 
     epochs: int = Field(10, ge=1, le=10_000, description="passes over the training images")
     batch_size: int = Field(64, ge=2, le=100_000, description="images per optimizer step")
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd has Nesterov momentum 0.9")
+    optimizer: Literal["adamw", "sgd"] = Field(
+        "adamw", description="sgd has Nesterov momentum 0.9"
+    )
     lr: float = Field(1e-3, gt=0, le=100, description="peak learning rate of the head")
     lr_decay: float = Field(
-        1.0, gt=0, le=100, description="block rate = lr * lr_decay ** depth, the head's depth being 0"
+        1.0,
+        gt=0,
+        le=100,
+        description="block rate = lr * lr_decay ** depth, the head's depth being 0",
     )
     weight_decay: float = Field(0.01, ge=0, le=10, description="decoupled, on weights only")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share spread over all classes")
     l2_sp: float = Field(0.0, ge=0, le=100, description="pull towards the weights it started from")
     augment: Augment = Field("light", description="light: flips; strong: flips, crops, colour")
     norm: Literal["adapt", "keep"] = Field(
-        "adapt", description="trainable BatchNorm: adapt its statistics, or keep those it came with"
+        "adapt",
+        description="trainable BatchNorm: adapt its statistics, or keep those it came with",
     )
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps that ramp the rate up")
     clip_norm: float = Field(0.0, ge=0, description="largest gradient norm; 0: no clipping")
@@ -72,13 +79,17 @@ class Settings(BaseModel):
 
     model_config = _STRICT
 
-    preset: str = Field(DEFAULT_PRESET, description="recipe that gives every other setting a value")
+    preset: str = Field(
+        DEFAULT_PRESET, description="recipe that gives every other setting a value"
+    )
     data: str = Field("digits", description="digits, cifar10, cifar100, or a path to your images")
     train_per_class: int = Field(100, ge=1, description="training images a class")
     val_per_class: int = Field(100, ge=1, description="validation images a class")
     data_seed: int = Field(0, ge=0, description="the shuffle that deals images to draws")
     draw: int = Field(0, ge=0, description="which disjoint sample of the images, from 0")
-    seed: int = Field(0, ge=0, lt=2**31, description="head initialisation, batch order, augmentation")
+    seed: int = Field(
+        0, ge=0, lt=2**31, description="head initialisation, batch order, augmentation"
+    )
     backbone: BackboneName = Field("resnet18", description="the pretrained classifier")
     weights: str = Field(
         "imagenet", description="imagenet, tiny_imagenet, none, or a .pth/.safetensors file"
@@ -88,14 +99,17 @@ class Settings(BaseModel):
         "three_stage", description="which blocks each stage trains"
     )
     norm_stats: Literal["target", "source"] = Field(
-        "target", description="frozen BatchNorm statistics: re-estimated on the new images, or kept"
+        "target",
+        description="frozen BatchNorm statistics: re-estimated on the new images, or kept",
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where the processor is fast at it"
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to compute")
     cache: bool = Field(True, description="keep the frozen prefix's outputs (on/off)")
-    cache_dir: str = Field("", description="folder for downloads and caches; default ~/.cache/unfreeze")
+    cache_dir: str = Field(
+        "", description="folder for downloads and caches; default ~/.cache/unfreeze"
+    )
     views: int = Field(
         10, ge=0, le=1000, description="stored augmented views an image; 0: fresh ones every epoch"
     )
@@ -132,7 +146,7 @@ def describe_field(key: str) -> str:
 
 @dataclass(frozen=True)
 class Layer:
-    """Key -> value pairs from one place; `speaks_of` are the stages that a plain key applies to."""
+    """Key -> value pairs from one place; plain training keys go to the stages `speaks_of`."""
 
     source: str
     values: Mapping[str, object]
@@ -248,7 +262,8 @@ def read_yaml(path: Path, source: str) -> dict[str, object]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as err:
         raise SettingsError(
-            f"{source}: cannot read {path.absolute()} ({err.strerror}): pass the path of a YAML file"
+            f"{source}: cannot read {path.absolute()} ({err.strerror}): pass the path of a YAML "
+            "file"
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as err:
         where = getattr(err, "problem_mark", None)
@@ -312,7 +327,7 @@ def load_settings(
 
 
 def plain_values(settings: Settings, stages: Iterable[int] | None = None) -> dict[str, object]:
-    """Settings as the flat mapping that `resolve` reads back; `stages`: only those stages' keys."""
+    """Settings as the flat mapping that `resolve` reads back, of these stages only (None: all)."""
     numbers = range(1, len(settings.stages) + 1) if stages is None else stages
     values: dict[str, object] = {key: getattr(settings, key) for key in RUN_KEYS}
     for number in numbers:

@@ -1,4 +1,4 @@
-"""The one place that reads the test split: a finished stage run's accuracy on images it never saw."""
+"""The one place that reads the test split: a finished run's accuracy on unseen images."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from pipeline.backbones import FORWARD_ORDER, Backbone
 from pipeline.compute import compute_copy, run_blocks
 from pipeline.config import load_settings
 from pipeline.data.augment import normalise
@@ -14,7 +15,6 @@ from pipeline.data.draws import read_images
 from pipeline.data.images import ImageSet
 from pipeline.data.sources import open_source
 from pipeline.errors import DataError, LineageError
-from pipeline.backbones import FORWARD_ORDER, Backbone
 from pipeline.lineage import inherit
 from pipeline.session import Session, cache_folder
 from pipeline.tracking import Tracking
@@ -34,7 +34,8 @@ def evaluate_entry(run_id: str, options: dict[str, str], say: Callable[[str], No
     run = tracking.get(run_id)
     if run.tags.get("kind") != "stage" or run.status != "FINISHED":
         raise LineageError(
-            f"evaluate needs a finished stage run, run {run_id} is {run.tags.get('kind', 'no stage run')}, "
+            f"evaluate needs a finished stage run, run {run_id} is "
+            f"{run.tags.get('kind', 'no stage run')}, "
             f"{run.status}: copy the id of a stage run from the MLflow UI"
         )
     settings = load_settings(options, inherited=inherit(run))
@@ -47,7 +48,10 @@ def evaluate_entry(run_id: str, options: dict[str, str], say: Callable[[str], No
     images = read_images(source.test, rows, settings.image_size)
     scores = score_logits(predict(backbone, images, session.dtype, session.device), images.labels)
     tracking.add_metrics(run.run_id, {"test/acc": scores.acc, "test/loss": scores.loss})
-    say(f"{run.name}: test accuracy {scores.acc:.2%}, loss {scores.loss:.4f} on {len(images)} images")
+    say(
+        f"{run.name}: test accuracy {scores.acc:.2%}, loss {scores.loss:.4f} on {len(images)} "
+        "images"
+    )
     return scores
 
 
@@ -58,5 +62,7 @@ def predict(
     """Logits of every image, float32, (N, classes)."""
     blocks = compute_copy(backbone, FORWARD_ORDER, dtype, device)
     size = max(1, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
-    parts = images.pixels.split(size)
-    return torch.cat([run_blocks(blocks, normalise(p.to(device)), dtype).float().cpu() for p in parts])
+    parts = torch.split(images.pixels, size)
+    return torch.cat(
+        [run_blocks(blocks, normalise(p.to(device)), dtype).float().cpu() for p in parts]
+    )

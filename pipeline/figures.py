@@ -1,4 +1,4 @@
-"""Pictures of finished numbers. In: plain sequences. Out: matplotlib figures; nothing is shown or saved."""
+"""Pictures of finished numbers: plain sequences in, matplotlib figures out."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def learning_curves(
 
 
 def confusion_matrix(title: str, matrix: NDArray[np.int64], class_names: Sequence[str]) -> Figure:
-    """Counts of true class (rows) against predicted class (columns), shaded by share of the row."""
+    """Counts of true class (rows) against predicted class (columns), shaded by row share."""
     count = len(class_names)
     side = min(12.0, max(4.0, 1.8 + 0.42 * count))
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")

@@ -21,12 +21,14 @@ def storage_faults(what: str, where: Path | str) -> Iterator[None]:
     except OSError as err:
         if err.errno in _FULL:
             raise StorageError(
-                f"cannot write {what} to {where} ({err.strerror}): free some space, then run the same "
+                f"cannot write {what} to {where} ({err.strerror}): free some space, then run the "
+                "same "
                 "command again; finished stages are reused"
             ) from None
         if err.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise StorageError(
-                f"cannot write {what} to {where} ({err.strerror}): choose a folder you may write to"
+                f"cannot write {what} to {where} ({err.strerror}): choose a folder you may write "
+                "to"
             ) from None
         raise
 

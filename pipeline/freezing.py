@@ -1,8 +1,8 @@
 """Which blocks train, in which BatchNorm mode, and the proof that the others did not move.
 
-Parameters *and buffers* outside the trainable blocks are bit-identical before and after a stage: they
-run in eval mode, need no gradient and never meet an optimizer. `FrozenProof` digests them before and
-after and fails the run if they differ.
+Parameters *and buffers* outside the trainable blocks are bit-identical before and after a stage:
+they run in eval mode, need no gradient and never meet an optimizer. `FrozenProof` digests them
+before and after and fails the run if they differ.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def set_trainable(
 ) -> None:
     """Put each block into the mode it has during a stage.
 
-    Trainable blocks are in training mode with gradients; with `norm="keep"` their BatchNorm layers use
-    the statistics they came with, while their scale and shift still learn. Other blocks are in eval
-    mode without gradients.
+    Trainable blocks are in training mode with gradients; with `norm="keep"` their BatchNorm layers
+    use the statistics they came with, while their scale and shift still learn. Other blocks are in
+    eval mode without gradients.
     """
     wanted = set(trainable)
     for name, block in blocks.items():
@@ -62,6 +62,7 @@ class FrozenProof:
             return
         moved = [n for n in self.names if before is not None and not state[n].equal(before[n])]
         raise FreezingError(
-            f"stage {self.stage.number} changed frozen tensors ({', '.join(moved[:4]) or 'unnamed'}): "
+            f"stage {self.stage.number} changed frozen tensors "
+            f"({', '.join(moved[:4]) or 'unnamed'}): "
             f"only {', '.join(self.stage.trainable)} may train; the run's result is void"
         )

@@ -2,7 +2,8 @@
 
 A stage run's *lineage key* is the SHA-256 of everything its weights depend on: schedule and stage,
 backbone, weights digest, data fingerprint, seed, resolved training settings, precision, and its
-parent's lineage key. Two runs with one key hold the same model; the key is a tag, so MLflow finds it.
+parent's lineage key. Two runs with one key hold the same model; the key is a tag, so MLflow finds
+it.
 """
 
 from __future__ import annotations
@@ -86,12 +87,16 @@ def check_agreement(settings: Settings, values: Mapping[str, object], run: RunVi
     conflicts = [
         f"{key} is {value} in the parent, got {_current(settings, key)}"
         for key, value in values.items()
-        if (key in INHERITED_KEYS or key.startswith(tuple(f"stage{n}." for n in range(1, stage + 1))))
+        if (
+            key in INHERITED_KEYS
+            or key.startswith(tuple(f"stage{n}." for n in range(1, stage + 1)))
+        )
         and _current(settings, key) != value
     ]
     if conflicts:
         raise LineageError(
-            f"settings contradict parent run {run.run_id}: {'; '.join(conflicts)}: leave them out, or "
+            f"settings contradict parent run {run.run_id}: {'; '.join(conflicts)}: leave them "
+            "out, or "
             "leave parent_run_id out to train a parent with them"
         )
 

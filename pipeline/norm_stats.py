@@ -1,14 +1,14 @@
 """Re-estimate BatchNorm statistics on the new images, once, before anything is frozen.
 
 Adaptive batch normalisation (Li et al. 2016, arXiv 1603.04779): means and variances that were
-estimated on the pretraining images are replaced by those of the draw's training images; no label is
-used and no weight changes. Afterwards frozen means frozen.
+estimated on the pretraining images are replaced by those of the draw's training images; no label
+is used and no weight changes. Afterwards frozen means frozen.
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ PIXELS_PER_BATCH = 256 * 64 * 64  # 256 images at 64 px: about 0.5 GB of ResNet-
 
 @contextmanager
 def _cumulative_mode(backbone: Backbone) -> Iterator[None]:
-    """BatchNorm layers average the statistics of all batches from now on; all else is in eval mode."""
+    """Let BatchNorm average the statistics of all batches; all else is in eval mode."""
     norms = list(backbone.batch_norms(FORWARD_ORDER))
     momenta = [norm.momentum for norm in norms]
     backbone.model.eval()

@@ -1,15 +1,15 @@
 """The frozen prefix's outputs, computed once and shared by stages, seeds, trials and processes.
 
-A frozen prefix in eval mode is a pure function of the pixels, so its output is stored under a key of
-everything it depends on: the digest of the prefix's parameters and buffers, every image, the
+A frozen prefix in eval mode is a pure function of the pixels, so its output is stored under a key
+of everything it depends on: the digest of the prefix's parameters and buffers, every image, the
 resolution, the augmentation and number of views, precision and device type. Change one and the key
 changes: nothing stale can be used.
 
-On disk an entry is `KEY.bin`, raw values that are memory-mapped when read, and `KEY.json`, its shape
-and SHA-256, written last. Both appear by an atomic rename under a lock of their own, so any number of
-processes may share a folder. A damaged entry is computed anew; the least recently used entries go
-when the folder outgrows its limit. Views of an image are computed in float order of batches: batch
-borders do not change results beyond rounding.
+On disk an entry is `KEY.bin`, raw values that are memory-mapped when read, and `KEY.json`, its
+shape and SHA-256, written last. Both appear by an atomic rename under a lock of their own, so any
+number of processes may share a folder. A damaged entry is computed anew; the least recently used
+entries go when the folder outgrows its limit. Views of an image are computed in float order of
+batches: batch borders do not change results beyond rounding.
 """
 
 from __future__ import annotations
@@ -148,12 +148,15 @@ class PrefixCache:
             with FileLock(self.folder / f"{key}.lock"):
                 values = self._read(key)
                 if values is None:
-                    self._fill(recipe, [cut for cut in cuts if self._read(recipe.key(cut)) is None])
+                    self._fill(
+                        recipe, [cut for cut in cuts if self._read(recipe.key(cut)) is None]
+                    )
                     self._evict(keep={recipe.key(cut) for cut in cuts})
                     values = self._read(key)
         except OSError as err:
             self.notes.append(
-                f"the prefix cache in {self.folder} cannot be used ({err.strerror or err}): training "
+                f"the prefix cache in {self.folder} cannot be used ({err.strerror or err}): "
+                "training "
                 "without it"
             )
             return None
@@ -206,7 +209,13 @@ class PrefixCache:
                     for cut in cuts:
                         x = run_blocks({b: blocks[b] for b in cut[len(passed) :]}, x, recipe.dtype)
                         passed = cut
-                        raw = x.to("cpu", recipe.dtype).contiguous().view(-1).view(torch.uint8).numpy()
+                        raw = (
+                            x.to("cpu", recipe.dtype)
+                            .contiguous()
+                            .view(-1)
+                            .view(torch.uint8)
+                            .numpy()
+                        )
                         files[cut].write(raw.data)
                         hashers[cut].update(raw.data)
             for file in files.values():
@@ -282,4 +291,6 @@ class _Recipe:
             return list(self.backbone.run(blank, cut).shape[1:])
 
     def size_bytes(self, cut: tuple[str, ...]) -> int:
-        return self.views * len(self.images) * math.prod(self.output_shape(cut)) * self.dtype.itemsize
+        return (
+            self.views * len(self.images) * math.prod(self.output_shape(cut)) * self.dtype.itemsize
+        )

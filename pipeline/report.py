@@ -10,7 +10,7 @@ from pipeline.stages import Stage
 
 @dataclass(frozen=True)
 class StageSummary:
-    """A finished stage run in numbers; losses in nats, accuracies 0 to 1, at its selected epoch."""
+    """A finished run at its selected epoch; losses in nats, accuracies 0 to 1."""
 
     stage: Stage
     run_id: str
@@ -33,7 +33,17 @@ class StageSummary:
         )
 
 
-_COLUMNS = ("stage", "trains", "parameters", "epoch", "train acc", "val acc", "val loss", "time", "run")
+_COLUMNS = (
+    "stage",
+    "trains",
+    "parameters",
+    "epoch",
+    "train acc",
+    "val acc",
+    "val loss",
+    "time",
+    "run",
+)
 
 
 def _cells(row: StageSummary) -> tuple[str, ...]:
@@ -55,7 +65,8 @@ def table_text(rows: Sequence[StageSummary]) -> str:
     cells = [_COLUMNS, *map(_cells, rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in cells
+        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
+        for line in cells
     )
 
 

@@ -1,4 +1,4 @@
-"""What a stage run carries: parameters, tags, data sets, pictures, predictions, the servable model."""
+"""What a stage run carries: parameters, tags, pictures, predictions, the servable model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F  # noqa: N812 - the field's own name for it
+import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save
 
@@ -47,6 +47,7 @@ def log_start(
     log.params({**{k: v for k, v in values.items() if "." not in k}, **own})
     log.tags(
         {
+            "preset": settings.preset,
             "stage": str(stage.number),
             "schedule": stage.schedule,
             "trains": " ".join(stage.trainable),
@@ -111,7 +112,9 @@ def log_outcome(
     matrix = confusion(best.logits, draw.val.labels, len(draw.class_names))
     title = f"validation images, epoch {summary.epoch}"
     log.figure(confusion_matrix(title, matrix, draw.class_names), "figures/confusion_matrix.png")
-    log.text(predictions_csv(best.logits, draw.val, draw.class_names), "evaluation/val_predictions.csv")
+    log.text(
+        predictions_csv(best.logits, draw.val, draw.class_names), "evaluation/val_predictions.csv"
+    )
     log.tags({"mlflow.note.content": description(settings, stage, draw, summary)})
     if settings.log_model:
         log.tags({"model_uri": log_served_model(log, settings, draw, backbone, folder)})

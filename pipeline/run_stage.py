@@ -1,7 +1,7 @@
 """One stage from start to finish: parent -> freeze -> train -> prove -> save -> log.
 
-In: settings and a tracking store. Out: finished runs, and a `StageSummary` of the one asked for. The
-chain's first stage starts from pretrained weights, every other from its parent run's logged
+In: settings and a tracking store. Out: finished runs, and a `StageSummary` of the one asked for.
+The chain's first stage starts from pretrained weights, every other from its parent run's logged
 checkpoint, also within one process.
 """
 
@@ -12,7 +12,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from pipeline.backbones import Backbone
 from pipeline.checkpoints import save_checkpoint
 from pipeline.config import Settings, load_settings, plain_values
 from pipeline.errors import LineageError
@@ -27,7 +26,12 @@ from pipeline.training import EpochResult, Trainer
 
 
 def run_stage(
-    session: Session, number: int, parent: RunView | None, nested_under: str | None = None, *, target: bool
+    session: Session,
+    number: int,
+    parent: RunView | None,
+    nested_under: str | None = None,
+    *,
+    target: bool,
 ) -> StageSummary:
     """Train one stage from its parent run (None: from pretrained weights) and log it."""
     settings, stage = session.settings, session.settings.stage(number)
@@ -38,7 +42,9 @@ def run_stage(
         ) as log,
         tempfile.TemporaryDirectory() as folder,
     ):
-        log_start(log, settings, stage, session.draw, session.pretrained, session.key(number), parent)
+        log_start(
+            log, settings, stage, session.draw, session.pretrained, session.key(number), parent
+        )
         backbone = session.restore(parent) if parent else session.pretrained_backbone()
         before = {name: t.clone() for name, t in backbone.model.state_dict().items()}
         proof = FrozenProof.take(backbone, stage)
@@ -55,12 +61,16 @@ def run_stage(
             session.dtype,
         )
         results = []
-        for result in trainer.epochs(session.draw.train, train_features, session.draw.val, val_features):
+        for result in trainer.epochs(
+            session.draw.train, train_features, session.draw.val, val_features
+        ):
             results.append(result)
             log.metrics(epoch_metrics(result), step=result.epoch)
             session.on_epoch(stage, settings.training(number).epochs, result)
             if result.diverged:
-                session.say(f"stage {number}: the loss is not a number in epoch {result.epoch}: stopping")
+                session.say(
+                    f"stage {number}: the loss is not a number in epoch {result.epoch}: stopping"
+                )
                 log.tags({"diverged": "true"})
 
         backbone.model.load_state_dict(trainer.best, strict=False)
@@ -135,7 +145,7 @@ def summary_of(run: RunView, stage: Stage) -> StageSummary:
 
 
 def find_or_run(session: Session, number: int, nested_under: str | None = None) -> StageSummary:
-    """A finished run of that stage with the same content, else a new one (and its parents first)."""
+    """A finished run of that stage with the same content, else a new one."""
     stage = session.settings.stage(number)
     if session.settings.reuse:
         for run in session.tracking.find({"lineage_key": session.key(number)}):
@@ -144,7 +154,9 @@ def find_or_run(session: Session, number: int, nested_under: str | None = None) 
             except LineageError as err:
                 session.say(f"note: passing over {err}")
                 continue
-            session.say(f"stage {number}: found run {run.run_id} with the same content, reusing it")
+            session.say(
+                f"stage {number}: found run {run.run_id} with the same content, reusing it"
+            )
             return summary_of(run, stage)
         session.say(f"stage {number}: no finished run with the same content, training it")
     parent = find_or_run(session, number - 1, nested_under) if number > 1 else None
@@ -155,7 +167,8 @@ def find_or_run(session: Session, number: int, nested_under: str | None = None) 
 def run_name(settings: Settings, number: int) -> str:
     """A name that tells runs apart in a list."""
     data = Path(settings.data).name
-    return f"stage{number} · {data} · {settings.backbone} · draw {settings.draw} · seed {settings.seed}"
+    what = f"stage{number} · {data} · {settings.backbone}"
+    return f"{what} · draw {settings.draw} · seed {settings.seed}"
 
 
 def stage_entry(
@@ -166,7 +179,7 @@ def stage_entry(
     say: Say,
     on_epoch: OnEpoch,
 ) -> StageSummary:
-    """Entry points stage1, stage2, stage3: train that stage; its parent is given, found or trained."""
+    """Entry points stage1, stage2, stage3: the stage's parent is given, found or trained."""
     settings = load_settings(options, config=config, target=number)
     tracking = Tracking.connect()
     parent: RunView | None = None
@@ -182,7 +195,8 @@ def stage_entry(
     if parent:
         if parent.tags["data_sha256"] != session.draw.fingerprint:
             raise LineageError(
-                f"the images of {settings.data} are not those that parent run {parent.run_id} was trained "
+                f"the images of {settings.data} are not those that parent run {parent.run_id} was "
+                "trained "
                 "on (their SHA-256 differ): restore them, or leave parent_run_id out"
             )
         session.keys[number - 1] = parent.tags["lineage_key"]
@@ -191,7 +205,16 @@ def stage_entry(
     return run_stage(session, number, parent, target=True)
 
 
-_TOLD = ("data", "draw", "train_per_class", "backbone", "weights", "image_size", "schedule", "seed")
+_TOLD = (
+    "data",
+    "draw",
+    "train_per_class",
+    "backbone",
+    "weights",
+    "image_size",
+    "schedule",
+    "seed",
+)
 
 
 def main_entry(

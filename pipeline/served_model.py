@@ -1,8 +1,10 @@
 """The model that MLflow serves: encoded images in, class names and probabilities out.
 
-MLflow stores this file and `data/images.py` beside the weights and runs them by themselves in their own
-environment: an image is prepared by the same code in training and in service. In: a column `image` with PNG, JPEG, ... bytes (base64 over HTTP). Out: a row
-an image: `label` and one column of probability for each class.
+MLflow stores this file and `data/images.py` beside the weights and runs them by themselves in
+their own
+environment: an image is prepared by the same code in training and in service. In: a column `image`
+with PNG, JPEG, ... bytes (base64 over HTTP). Out: a row an image: `label` and one column of
+probability for each class.
 """
 
 from __future__ import annotations
@@ -10,13 +12,14 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 import torchvision
 from mlflow.models import set_model
-from mlflow.pyfunc import PythonModel
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -29,8 +32,7 @@ except ImportError:  # in a server: images.py stands alone on the path
 class ImageClassifier(PythonModel):  # type: ignore[misc, unused-ignore]
     """A torchvision classifier with its class names and preprocessing."""
 
-    # no type hints on MLflow's hooks: it would take them for a schema of its own and complain
-    def load_context(self, context):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    def load_context(self, context: PythonModelContext) -> None:
         """Build the network from the logged files."""
         self.about = json.loads(Path(context.artifacts["about"]).read_text(encoding="utf-8"))
         names = self.about["class_names"]
@@ -40,7 +42,12 @@ class ImageClassifier(PythonModel):  # type: ignore[misc, unused-ignore]
         self.network.load_state_dict(load_file(context.artifacts["weights"]))
         self.network.eval()
 
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, ARG002
+    def predict(
+        self,
+        context: PythonModelContext,
+        model_input: pd.DataFrame,
+        params: dict[str, Any] | None = None,
+    ) -> pd.DataFrame:
         """Class name and probabilities of each image in column `image`."""
         size, names = self.about["image_size"], self.about["class_names"]
         images = [

@@ -65,7 +65,7 @@ class Session:
         say: Say,
         on_epoch: OnEpoch = lambda *_: None,
     ) -> Session:
-        """Read the images and weights that the settings name; see their modules for what can fail."""
+        """Read the images and weights that the settings name."""
         device = pick_device(settings.device)
         cache_dir = cache_folder(settings)
         with storage_faults("the cache", cache_dir):
@@ -79,11 +79,14 @@ class Session:
             image_size=settings.image_size,
         )
         say(
-            f"{settings.data}: {len(draw.train)} training and {len(draw.val)} validation images of "
+            f"{settings.data}: {len(draw.train)} training and {len(draw.val)} validation images "
+            "of "
             f"{len(draw.class_names)} classes, draw {settings.draw}"
         )
         if draw.shared_images:
-            say(f"note: {draw.shared_images} validation images have the pixels of a training image")
+            say(
+                f"note: {draw.shared_images} validation images have the pixels of a training image"
+            )
         backbone = build_backbone(settings.backbone, len(draw.class_names), settings.seed)
         pretrained = load_pretrained(settings.weights, backbone)
         say(pretrained.report)
@@ -115,7 +118,9 @@ class Session:
 
     def pretrained_backbone(self) -> Backbone:
         """A fresh backbone with the pretrained weights, calibrated where the settings say so."""
-        backbone = build_backbone(self.settings.backbone, len(self.draw.class_names), self.settings.seed)
+        backbone = build_backbone(
+            self.settings.backbone, len(self.draw.class_names), self.settings.seed
+        )
         self.pretrained.apply(backbone)
         if self.settings.norm_stats == "target":
             calibrate_norm_stats(backbone, self.draw.train)
@@ -127,20 +132,23 @@ class Session:
         Raises:
             LineageError: the checkpoint is missing or damaged, or does not fit; names the run.
         """
-        backbone = build_backbone(self.settings.backbone, len(self.draw.class_names), self.settings.seed)
+        backbone = build_backbone(
+            self.settings.backbone, len(self.draw.class_names), self.settings.seed
+        )
         with tempfile.TemporaryDirectory() as folder:
             path = self.tracking.fetch(run, CHECKPOINT, Path(folder))
             try:
                 load_checkpoint(path, run.tags["checkpoint_sha256"], backbone, self.pretrained)
             except LineageError as err:
                 raise LineageError(
-                    f"run {run.run_id} ({run.name}): {err}: leave parent_run_id out to have the parent "
+                    f"run {run.run_id} ({run.name}): {err}: leave parent_run_id out to have the "
+                    "parent "
                     "found or trained again"
                 ) from None
         return backbone
 
     def prefix_features(self, backbone: Backbone, stage: Stage) -> tuple[Features, Features]:
-        """The suffix's inputs for training and validation images; fills what later stages need too."""
+        """The suffix's inputs for training and validation; fills the cache for later stages."""
         settings = self.settings
         augment = settings.training(stage.number).augment
         later = [

@@ -20,7 +20,7 @@ BLOCKS = ("head", "block4", "block3", "block2", "block1", "stem")
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a schedule: `number` counts from 1, `trainable` lists block names, head first."""
+    """One step of a schedule: `number` counts from 1, `trainable` lists blocks, head first."""
 
     schedule: str
     number: int

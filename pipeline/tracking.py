@@ -1,10 +1,12 @@
 """MLflow: where runs are found, started, fed and ended. The only importer of MLflow's client.
 
-In: names and numbers. Out: runs that a person can browse. Every exception of MLflow and its transport
-becomes a TrackingError here. `mlflow run` starts a run before our code runs (MLFLOW_RUN_ID): the first
-run that we start adopts it, so that a launched entry point is one run and not two.
+In: names and numbers. Out: runs that a person can browse. Every exception of MLflow and its
+transport becomes a TrackingError here. `mlflow run` starts a run before our code runs
+(MLFLOW_RUN_ID): the first run that we start adopts it, so that a launched entry point is one run
+and not two.
 
-Not covered: servers that need a login of their own; MLflow's environment variables take care of these.
+Not covered: servers that need a login of their own; MLflow's environment variables take care of
+these.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,7 +45,8 @@ def _translated(doing: str, uri: str) -> Iterator[None]:
     except (MlflowException, requests.RequestException, SQLAlchemyError) as err:
         reason = str(err).strip().splitlines()[0][:200] if str(err).strip() else type(err).__name__
         raise TrackingError(
-            f"MLflow could not {doing} at {uri} ({reason}): check the server and the disk, then run the "
+            f"MLflow could not {doing} at {uri} ({reason}): check the server and the disk, then "
+            "run the "
             "same command again; finished stages are reused"
         ) from None
 
@@ -64,7 +66,9 @@ class RunView:
 class Tracking:
     """A connection to the tracking store and one experiment in it."""
 
-    def __init__(self, client: MlflowClient, uri: str, experiment_id: str, launched: str | None) -> None:
+    def __init__(
+        self, client: MlflowClient, uri: str, experiment_id: str, launched: str | None
+    ) -> None:
         self._client = client
         self.uri = uri
         self.experiment_id = experiment_id
@@ -124,7 +128,10 @@ class Tracking:
         query = " and ".join(["attributes.status = 'FINISHED'", *wanted])
         with _translated("search runs", self.uri):
             runs = self._client.search_runs(
-                [self.experiment_id], query, order_by=["attributes.start_time ASC"], max_results=1000
+                [self.experiment_id],
+                query,
+                order_by=["attributes.start_time ASC"],
+                max_results=1000,
             )
         return [_view(run) for run in runs]
 
@@ -140,7 +147,8 @@ class Tracking:
             return Path(self._client.download_artifacts(run.run_id, artifact, str(folder)))
         except (MlflowException, OSError):
             raise LineageError(
-                f"run {run.run_id} ({run.name}) has no artifact {artifact}: it was deleted or never "
+                f"run {run.run_id} ({run.name}) has no artifact {artifact}: it was deleted or "
+                "never "
                 "logged; leave parent_run_id out to have it trained again"
             ) from None
 
@@ -199,7 +207,9 @@ class Tracking:
 class RunLog:
     """One run being written. Metrics go out in the background; `end` waits for them."""
 
-    def __init__(self, client: MlflowClient, uri: str, run_id: str, known_params: set[str]) -> None:
+    def __init__(
+        self, client: MlflowClient, uri: str, run_id: str, known_params: set[str]
+    ) -> None:
         self._client = client
         self._uri = uri
         self.run_id = run_id
@@ -232,7 +242,9 @@ class RunLog:
                 self._client.log_batch(self.run_id, metrics=batch, synchronous=False)
             )
 
-    def dataset(self, name: str, fingerprint: str, context: str, about: Mapping[str, object]) -> None:
+    def dataset(
+        self, name: str, fingerprint: str, context: str, about: Mapping[str, object]
+    ) -> None:
         """Name an input data set by its SHA-256; `context` is training or validation."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
@@ -276,18 +288,17 @@ class RunLog:
         import mlflow
         import pandas as pd
         from mlflow.models import ModelSignature
-        from mlflow.types import ColSpec, DataType, Schema
+        from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
         logging.getLogger("mlflow.models.model").setLevel(logging.ERROR)
         logging.getLogger("mlflow.pyfunc").setLevel(logging.ERROR)
-        outputs = [ColSpec(DataType.string, "label")]
+        outputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, "label")]
         outputs += [ColSpec(DataType.double, name) for name in class_names]
         signature = ModelSignature(Schema([ColSpec(DataType.binary, "image")]), Schema(outputs))
         with _translated("store the model", self._uri):
             mlflow.set_tracking_uri(self._uri)
             mlflow.start_run(run_id=self.run_id)
             try:
-                warnings.filterwarnings("ignore", message=".*type hints", module="mlflow")
                 logged = mlflow.pyfunc.log_model(
                     name="model",
                     python_model=str(code),

@@ -1,9 +1,9 @@
 """The epoch loop of one stage: it yields one result an epoch and touches nothing else.
 
 In: a backbone holding the weights that the stage starts from, the suffix's inputs for training and
-validation images, and the stage's settings. Out: `EpochResult`s; the selected epoch's weights are in
-`Trainer.best`. The backbone itself is never changed. One fresh optimizer and one fresh schedule a
-stage. Not covered: logging, checkpoints, and which parent the weights came from.
+validation images, and the stage's settings. Out: `EpochResult`s; the selected epoch's weights are
+in `Trainer.best`. The backbone itself is never changed. One fresh optimizer and one fresh schedule
+a stage. Not covered: logging, checkpoints, and which parent the weights came from.
 
 Reduced precision keeps float32 master weights beside the copies that compute (Micikevicius et al.
 2018, arXiv 1710.03740). L2-SP: Li, Grandvalet & Davoine 2018 (arXiv 1802.01483). Cosine schedule:
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - the field's own name for it
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -78,7 +78,7 @@ def learning_rates(settings: TrainSettings, stage: Stage) -> dict[str, float]:
 
 
 def schedule_factor(step: int, steps: int, warmup: float) -> float:
-    """Share of the peak rate at a step from 0: a linear ramp over `warmup * steps`, then a cosine."""
+    """Share of the peak rate at a step from 0: a ramp over `warmup * steps`, then a cosine."""
     ramp = int(warmup * steps)
     if step < ramp:
         return (step + 1) / (ramp + 1)
@@ -159,8 +159,8 @@ class Trainer:
     ) -> Iterator[EpochResult]:
         """Train, yielding each epoch's result; ends early by patience or divergence.
 
-        The selected epoch has the highest validation accuracy; ties go to the lower loss, then to the
-        earlier epoch.
+        The selected epoch has the highest validation accuracy; ties go to the lower loss, then to
+        the earlier epoch.
         """
         torch.manual_seed(self.seed)  # dropout
         rng = np.random.default_rng([self.seed, self.stage.number])
@@ -182,7 +182,9 @@ class Trainer:
             hits = torch.zeros((), device=self.device)
             batches = split_batches(rng.permutation(len(train)), self.settings.batch_size)
             for number, rows in enumerate(batches):
-                self._set_rates(schedule_factor(epoch * steps_an_epoch + number, steps, self.settings.warmup))
+                self._set_rates(
+                    schedule_factor(epoch * steps_an_epoch + number, steps, self.settings.warmup)
+                )
                 target = labels[torch.from_numpy(rows).to(self.device)]
                 logits = self._step(train_features.batch(rows, views[rows]), target)
                 loss_sum += F.cross_entropy(logits, target, reduction="sum")
@@ -191,7 +193,10 @@ class Trainer:
             trained = time.perf_counter()
             val_logits = self.predict(val_features, len(val))
             val_scores = score_logits(val_logits, val_labels)
-            rank = (val_scores.acc, -val_scores.loss if math.isfinite(val_scores.loss) else -math.inf)
+            rank = (
+                val_scores.acc,
+                -val_scores.loss if math.isfinite(val_scores.loss) else -math.inf,
+            )
             is_best = self.best_epoch is None or rank > best_score
             if is_best:
                 best_score, self.best_epoch = rank, epoch + 1
@@ -219,7 +224,7 @@ class Trainer:
         """One optimizer step; returns the batch's logits, detached."""
         logits = run_blocks(self.blocks, inputs, self.dtype)
         loss = F.cross_entropy(logits, target, label_smoothing=self.settings.label_smoothing)
-        loss.backward()
+        torch.autograd.backward(loss)
         for weight in self.weights:
             weight.pull_gradient(self.settings.l2_sp)
         if self.settings.clip_norm:

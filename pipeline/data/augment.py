@@ -1,9 +1,9 @@
 """Augmented views of images, whole batches at a time, as a pure function of (image, view number).
 
 In: uint8 pixels, the images' 64-bit keys (from their digests) and a view number for each. Out:
-normalised float32. The same image and view give the same pixels in any batch, draw, seed or process,
-so that a view's activations can be cached. Random numbers are counter-based: SplitMix64 (Steele,
-Lea & Flood 2014, doi 10.1145/2660193.2660195) of key and counter.
+normalised float32. The same image and view give the same pixels in any batch, draw, seed or
+process, so that a view's activations can be cached. Random numbers are counter-based: SplitMix64
+(Steele, Lea & Flood 2014, doi 10.1145/2660193.2660195) of key and counter.
 
     none    view 0 is the image itself
     light   flips: odd views are mirrored, so there are two views and no more
@@ -35,11 +35,13 @@ def distinct_views(augment: Augment) -> int | None:
 def hash_uniform(keys: U64Array, counter: U64Array | int) -> NDArray[np.float64]:
     """SplitMix64 of key and counter as uniform numbers in [0, 1), shape of `keys`."""
     with np.errstate(over="ignore"):
-        x = keys + np.uint64(0x9E3779B97F4A7C15) * (np.asarray(counter, dtype=np.uint64) + np.uint64(1))
+        step = np.asarray(counter, dtype=np.uint64) + np.uint64(1)
+        x = keys + np.uint64(0x9E3779B97F4A7C15) * step
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         x = x ^ (x >> np.uint64(31))
-    return (x >> np.uint64(11)).astype(np.float64) / float(1 << 53)
+    uniform: NDArray[np.float64] = (x >> np.uint64(11)).astype(np.float64) / float(1 << 53)
+    return uniform
 
 
 def pick_views(
@@ -47,8 +49,8 @@ def pick_views(
 ) -> NDArray[np.int64]:
     """The view of each image to train on in an epoch, (N,).
 
-    `stored_views` views are cycled through the epochs from a start that depends on seed and image, so
-    every view is met equally often; 0 draws a fresh one each time.
+    `stored_views` views are cycled through the epochs from a start that depends on seed and image,
+    so every view is met equally often; 0 draws a fresh one each time.
     """
     count = distinct_views(augment) or stored_views
     salt = np.uint64((seed << 20) + 1)
@@ -64,10 +66,13 @@ def normalise(pixels: Tensor) -> Tensor:
     """uint8 (N, 3, H, W) to float32 with ImageNet's mean and standard deviation."""
     mean = torch.tensor(MEAN, device=pixels.device).view(1, 3, 1, 1) * 255
     std = torch.tensor(STD, device=pixels.device).view(1, 3, 1, 1) * 255
-    return (pixels.float() - mean) / std
+    normalised: Tensor = (pixels.float() - mean) / std
+    return normalised
 
 
-def render_views(pixels: Tensor, keys: U64Array, views: NDArray[np.int64], augment: Augment) -> Tensor:
+def render_views(
+    pixels: Tensor, keys: U64Array, views: NDArray[np.int64], augment: Augment
+) -> Tensor:
     """The given view of each image, normalised.
 
     Args:
@@ -98,7 +103,7 @@ def _shift(pixels: Tensor, down: Tensor, right: Tensor) -> Tensor:
     pad = size // 8
     index = torch.arange(size, device=pixels.device)
 
-    def source(amount: Tensor) -> Tensor:  # (N, S): the row or column each output one is taken from
+    def source(amount: Tensor) -> Tensor:  # (N, S): where each row or column is taken from
         moved = (index + ((amount * (2 * pad + 1)).floor() - pad).long().view(-1, 1)).abs()
         return torch.where(moved >= size, 2 * (size - 1) - moved, moved)
 
@@ -107,12 +112,18 @@ def _shift(pixels: Tensor, down: Tensor, right: Tensor) -> Tensor:
     return pixels.gather(2, rows).gather(3, columns)
 
 
+def _grey(images: Tensor) -> Tensor:
+    """ITU-R 601 luma, (N, 1, H, W)."""
+    red, green, blue = images.split_with_sizes([1, 1, 1], dim=1)
+    return 0.299 * red + 0.587 * green + 0.114 * blue
+
+
 def _jitter(pixels: Tensor, factors: Tensor) -> Tensor:
     """Brightness, contrast and saturation by `factors` (3, N), in that order."""
     brightness, contrast, saturation = (factor.view(-1, 1, 1, 1) for factor in factors)
     images = (pixels.float() * brightness).clamp_(0, 255)
-    grey = (images * images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
-    level = grey.mean((2, 3), keepdim=True)
+    level = _grey(images).mean((2, 3), keepdim=True)
     images = (level + (images - level) * contrast).clamp_(0, 255)
-    grey = (images * images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
-    return (grey + (images - grey) * saturation).clamp_(0, 255)
+    grey = _grey(images)
+    saturated: Tensor = grey + (images - grey) * saturation
+    return saturated.clamp_(0, 255)

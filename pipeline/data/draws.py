@@ -36,7 +36,7 @@ class Draw:
 
     @property
     def shared_images(self) -> int:
-        """How many validation images have the pixels of a training image (duplicates in the pool)."""
+        """How many validation images have the pixels of a training image."""
         train = {row.tobytes() for row in self.train.digests}
         return sum(row.tobytes() in train for row in self.val.digests)
 
@@ -44,7 +44,7 @@ class Draw:
 def deal_rows(
     source: Source, train_per_class: int, val_per_class: int, data_seed: int, draw: int
 ) -> tuple[IntArray, IntArray]:
-    """Rows of `source.pool` to train on and rows to validate on (of `source.val`, where it has one).
+    """Rows of the pool to train on, and rows of the pool or `source.val` to validate on.
 
     Raises:
         DataError: a class is too small, or the pool holds fewer draws; says which and how many.
@@ -55,7 +55,12 @@ def deal_rows(
         rows = _slice(source, source.pool, data_seed, draw, size, asked)
         return rows[:, :train_per_class].reshape(-1), rows[:, train_per_class:].reshape(-1)
     train = _slice(
-        source, source.pool, data_seed, draw, train_per_class, f"train_per_class = {train_per_class}"
+        source,
+        source.pool,
+        data_seed,
+        draw,
+        train_per_class,
+        f"train_per_class = {train_per_class}",
     )
     val = _slice(
         source, source.val, data_seed, draw, val_per_class, f"val_per_class = {val_per_class}"
@@ -69,27 +74,32 @@ def _slice(
     """Rows of slice `draw` of every class, (classes, size)."""
     counts = np.bincount(split.labels, minlength=len(source.class_names))
     small = [
-        f"{name} ({count})" for name, count in zip(source.class_names, counts, strict=True) if count < size
+        f"{name} ({count})"
+        for name, count in zip(source.class_names, counts, strict=True)
+        if count < size
     ]
     if small:
         more = f" and {len(small) - 5} more" if len(small) > 5 else ""
         raise DataError(
-            f"{source.name}: too few images in class {', '.join(small[:5])}{more} for {asked}: lower "
+            f"{source.name}: too few images in class {', '.join(small[:5])}{more} for {asked}: "
+            "lower "
             "it or add images"
         )
     smallest = int(counts.argmin())
     held = int(counts[smallest]) // size
     if draw >= held:
         raise DataError(
-            f"{source.name}: draw {draw} asked for, the pool holds {held} draw{'s' if held > 1 else ''} "
-            f"(0 to {held - 1}) of {asked} a class (smallest class: {source.class_names[smallest]}, "
+            f"{source.name}: draw {draw} asked for, the pool holds {held} "
+            f"draw{'s' if held > 1 else ''} "
+            f"(0 to {held - 1}) of {asked} a class (smallest class: "
+            f"{source.class_names[smallest]}, "
             f"{counts[smallest]} images): ask for a lower draw or fewer images a class"
         )
     return np.stack(
         [
-            np.random.default_rng([data_seed, label]).permutation(np.flatnonzero(split.labels == label))[
-                draw * size : (draw + 1) * size
-            ]
+            np.random.default_rng([data_seed, label]).permutation(
+                np.flatnonzero(split.labels == label)
+            )[draw * size : (draw + 1) * size]
             for label in range(len(source.class_names))
         ]
     )

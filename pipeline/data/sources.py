@@ -1,9 +1,9 @@
 """Where images come from: a name or a path to labelled splits.
 
-In: `digits`, `cifar10`, `cifar100`, or a path whose kind is seen from its content: Hugging-Face-style
-parquet files (`img` or `image`, and `label`) or a folder with a subfolder for each class, with or
-without `train`/`val`/`test` above them. Out: a `Source`. Labels are read at once, images only when
-asked for.
+In: `digits`, `cifar10`, `cifar100`, or a path whose kind is seen from its content:
+Hugging-Face-style parquet files (`img` or `image`, and `label`) or a folder with a subfolder for
+each class, with or without `train`/`val`/`test` above them. Out: a `Source`. Labels are read at
+once, images only when asked for.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: the pool that draws are dealt from, and its own validation and test split if any."""
+    """A data set: the pool that draws are dealt from, and splits of its own, if any."""
 
     name: str
     class_names: tuple[str, ...]
@@ -68,14 +68,16 @@ def open_source(data: str, cache_dir: Path) -> Source:
     path = Path(data).expanduser()
     if not path.exists():
         raise DataError(
-            f"data={data}: neither digits, cifar10, cifar100 nor a path ({path.absolute()} does not "
+            f"data={data}: neither digits, cifar10, cifar100 nor a path ({path.absolute()} does "
+            "not "
             "exist): pass one of these, an image folder or a folder of parquet files"
         )
     parquet = [path] if path.suffix == ".parquet" else sorted(path.rglob("*.parquet"))
     source = _open_parquet(path, parquet) if parquet else _open_image_folder(path)
     if len(source.class_names) < 2:
         raise DataError(
-            f"data={data}: only one class ({source.class_names[0]}), a classifier needs two or more: "
+            f"data={data}: only one class ({source.class_names[0]}), a classifier needs two or "
+            "more: "
             "add a class"
         )
     return source
@@ -95,7 +97,7 @@ def _decode(content: bytes | Path, where: str) -> Image.Image:
 
 
 def _open_digits() -> Source:
-    """1,797 8x8 digits (Alpaydin & Kaynak 1998); a fixed 60 a class are held out as the test split."""
+    """1,797 8x8 digits (Alpaydin & Kaynak 1998); a fixed 60 a class are the test split."""
     from sklearn.datasets import load_digits
 
     digits: Any = load_digits()
@@ -107,10 +109,14 @@ def _open_digits() -> Source:
         is_test[order[labels[order] == label][:DIGITS_TEST_PER_CLASS]] = True
 
     def split(rows: IntArray) -> Split:
-        return Split(labels[rows], lambda wanted: (Image.fromarray(pixels[rows[i]]) for i in wanted))
+        return Split(
+            labels[rows], lambda wanted: (Image.fromarray(pixels[rows[i]]) for i in wanted)
+        )
 
     names = tuple(str(n) for n in range(10))
-    return Source("digits", names, split(np.flatnonzero(~is_test)), test=split(np.flatnonzero(is_test)))
+    return Source(
+        "digits", names, split(np.flatnonzero(~is_test)), test=split(np.flatnonzero(is_test))
+    )
 
 
 # --- CIFAR ---------------------------------------------------------------------------------------
@@ -147,14 +153,15 @@ def _open_cifar(name: str, folder: Path) -> Source:
 
 
 def _open_parquet(root: Path, files: list[Path]) -> Source:
-    """Hugging Face's layout: a file's name begins with its split, class names are in the schema."""
+    """Hugging Face's layout: file names begin with the split, the schema has class names."""
     by_split: dict[str, list[Path]] = {}
     for path in files:
         word = path.stem.split("-")[0].split("_")[0].lower()
         by_split.setdefault(SPLIT_NAMES.get(word, "train"), []).append(path)
     if "train" not in by_split:
         raise DataError(
-            f"data={root}: holds {', '.join(p.name for p in files[:3])} but no training file: name "
+            f"data={root}: holds {', '.join(p.name for p in files[:3])} but no training file: "
+            "name "
             "one train-*.parquet"
         )
     raw = {name: _parquet_labels(paths) for name, paths in by_split.items()}
@@ -166,10 +173,11 @@ def _open_parquet(root: Path, files: list[Path]) -> Source:
     splits = {}
     for split, values in raw.items():
         labels = np.asarray(values, dtype=np.int64)
-        if labels.size and not (0 <= labels.min() and labels.max() < len(names)):
+        if labels.size and not (labels.min() >= 0 and labels.max() < len(names)):
             bad = labels.min() if labels.min() < 0 else labels.max()
             raise DataError(
-                f"data={root}: the {split} split has label {bad}, outside the {len(names)} classes of "
+                f"data={root}: the {split} split has label {bad}, outside the {len(names)} "
+                "classes of "
                 "the training split: remove those rows"
             )
         splits[split] = Split(labels, _parquet_reader(by_split[split]))
@@ -232,7 +240,9 @@ def _parquet_reader(paths: list[Path]) -> Callable[[Sequence[int]], Iterator[Ima
             here = wanted[(wanted >= first) & (wanted < first + size)]
             if here.size:
                 table = pq.read_table(path, columns=[_parquet_image_column(path)], memory_map=True)
-                for row, cell in zip(here, table.column(0).take(here - first).to_pylist(), strict=True):
+                for row, cell in zip(
+                    here, table.column(0).take(here - first).to_pylist(), strict=True
+                ):
                     content = cell.get("bytes") if isinstance(cell, dict) else cell
                     cells[int(row)] = content, f"{path} row {row - first}"
             first += size
@@ -249,7 +259,9 @@ def _parquet_reader(paths: list[Path]) -> Callable[[Sequence[int]], Iterator[Ima
 
 
 def _open_image_folder(root: Path) -> Source:
-    folders = [path for path in sorted(root.iterdir()) if _is_folder(path)] if root.is_dir() else []
+    folders = (
+        [path for path in sorted(root.iterdir()) if _is_folder(path)] if root.is_dir() else []
+    )
     split_folders = {
         SPLIT_NAMES[path.name.lower()]: path
         for path in folders
@@ -261,7 +273,8 @@ def _open_image_folder(root: Path) -> Source:
     names = tuple(files["train"])
     if not names or not any(files["train"].values()):
         raise DataError(
-            f"data={root}: no images found under {split_folders['train'].absolute()}: put one folder "
+            f"data={root}: no images found under {split_folders['train'].absolute()}: put one "
+            "folder "
             "for each class there, with its images inside"
         )
     splits = {}
@@ -269,7 +282,8 @@ def _open_image_folder(root: Path) -> Source:
         unknown = sorted(set(by_class) - set(names))
         if unknown:
             raise DataError(
-                f"data={root}: class {unknown[0]} stands in {split} but not in train: add it to train "
+                f"data={root}: class {unknown[0]} stands in {split} but not in train: add it to "
+                "train "
                 f"or remove it from {split}"
             )
         splits[split] = _folder_split(by_class, names)
@@ -281,7 +295,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def _class_files(folder: Path) -> dict[str, list[Path]]:
-    """Class name -> its image files, deep ones too; by extension, so that notes beside them are fine."""
+    """Class name -> its image files, deep ones too; other files are passed over."""
     extensions = Image.registered_extensions()
     return {
         path.name: [

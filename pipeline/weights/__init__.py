@@ -1,8 +1,8 @@
 """Pretrained weights: where they come from, what matched, and the digest they go by.
 
-In: `imagenet` (torchvision's default weights, fetched on first use), `tiny_imagenet` (the starter in
-this folder, ResNet-18 only), `none`, or a state dict file. Out: `Pretrained`. A classifier layer of
-another size is left out; any other mismatch is an error that names the tensors.
+In: `imagenet` (torchvision's default weights, fetched on first use), `tiny_imagenet` (the starter
+in this folder, ResNet-18 only), `none`, or a state dict file. Out: `Pretrained`. A classifier
+layer of another size is left out; any other mismatch is an error that names the tensors.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def load_pretrained(weights: str, backbone: Backbone) -> Pretrained:
         if not path.is_file():
             raise WeightsError(
                 f"weights={weights}: neither imagenet, tiny_imagenet, none nor a file "
-                f"({path.absolute()} does not exist): pass one of these or a .pth/.safetensors file"
+                f"({path.absolute()} does not exist): pass one of these or a .pth/.safetensors "
+                "file"
             )
         state = _read_state(path)
     return _match(weights, state, backbone)
@@ -88,7 +89,9 @@ def _match(weights: str, state: Mapping[str, Tensor], backbone: Backbone) -> Pre
             left_out.append(name)
         elif found is not None:
             wrong.append(f"{name} is {tuple(found.shape)}, not {tuple(target.shape)}")
-        elif not name.endswith("num_batches_tracked"):  # absent from files older than PyTorch 0.4.1
+        elif not name.endswith(
+            "num_batches_tracked"
+        ):  # absent from files older than PyTorch 0.4.1
             wrong.append(f"{name} is missing")
     unknown = sorted(set(state) - set(expected))
     wrong += [f"{name} is not part of {backbone.name}" for name in unknown]
@@ -138,18 +141,19 @@ def _read_starter(backbone: str) -> dict[str, Tensor]:
         )
     if not STARTER.is_file() or digest_file(STARTER) != STARTER_SHA256:
         raise WeightsError(
-            f"weights=tiny_imagenet: {STARTER} is damaged (its SHA-256 is not {STARTER_SHA256[:12]}…): "
+            f"weights=tiny_imagenet: {STARTER} is damaged (its SHA-256 is not "
+            f"{STARTER_SHA256[:12]}…): "
             "restore it from the repository"
         )
     return load_file(STARTER)
 
 
 def _fetch_imagenet(backbone: str) -> Path:
-    """torchvision's default weights in torch's own download folder, their digest verified."""
+    """Torchvision's default weights in torch's own download folder, their digest verified."""
     import torchvision
 
-    entry: Any = torchvision.models.get_model_weights(backbone).DEFAULT  # type: ignore[attr-defined]
-    path = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rpartition("/")[2]
+    entry: Any = torchvision.models.get_model_weights(backbone).DEFAULT
+    path = Path(torch.hub.get_dir()) / "checkpoints" / str(entry.url).rpartition("/")[2]
     match = re.search(r"-([0-9a-f]{8,})\.", path.name)
     assert match, f"torchvision's file name holds no digest: {path.name}"
     if not path.is_file():
@@ -157,11 +161,14 @@ def _fetch_imagenet(backbone: str) -> Path:
         timeout = socket.getdefaulttimeout()
         socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
         try:
-            torch.hub.download_url_to_file(entry.url, str(path), hash_prefix=match[1], progress=False)
+            torch.hub.download_url_to_file(
+                entry.url, str(path), hash_prefix=match[1], progress=False
+            )
         except (OSError, RuntimeError) as err:
             raise DownloadError(
-                f"cannot download the imagenet weights of {backbone} from {entry.url} ({err}): put "
-                f"{path.name} into {path.parent}, or use -P preset=digits, which downloads nothing"
+                f"cannot download the imagenet weights of {backbone} from {entry.url} ({err}): "
+                f"put {path.name} into {path.parent}, or use -P preset=digits, which downloads "
+                "nothing"
             ) from None
         finally:
             socket.setdefaulttimeout(timeout)

@@ -1,0 +1,85 @@
+"""Small real images and stores for every test; nothing of the pipeline is mocked."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def cifar_folder() -> Path:
+    """Real CIFAR-10 images as parquet files, beside the project; skipped where they are absent."""
+    folder = SHARED / "data" / "cifar10"
+    if not folder.is_dir():
+        pytest.skip(f"real CIFAR-10 parquet files are not at {folder}")
+    return folder
+
+
+def class_image(label: int, number: int, size: int = 32) -> Image.Image:
+    """A noisy picture whose class shows in its colour: a task that a tiny network can learn."""
+    rng = np.random.default_rng([label, number])
+    pixels = rng.integers(0, 120, (size, size, 3))
+    pixels[..., label % 3] += 100
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """Three classes of 12 images each, one folder a class."""
+    root = tmp_path / "images"
+    for label, name in enumerate(("apple", "berry", "cherry")):
+        (root / name).mkdir(parents=True)
+        for number in range(12):
+            class_image(label, number).save(root / name / f"{number:02}.png")
+    return root
+
+
+@pytest.fixture
+def write_parquet() -> Callable[..., Path]:
+    """Write images in Hugging Face's layout: `write_parquet(path, labels, class_names)`."""
+
+    def write(
+        path: Path,
+        labels: list[int],
+        class_names: list[str] | None = None,
+        column: str = "img",
+        start: int = 0,
+    ) -> Path:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        cells = []
+        for number, label in enumerate(labels, start=start):
+            buffer = io.BytesIO()
+            class_image(label, number).save(buffer, "PNG")
+            cells.append({"bytes": buffer.getvalue(), "path": None})
+        table = pa.table({column: cells, "label": pa.array(labels, pa.int64())})
+        if class_names is not None:
+            features = {"label": {"names": class_names, "_type": "ClassLabel"}}
+            info = json.dumps({"info": {"features": features}})
+            table = table.replace_schema_metadata({"huggingface": info})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, path)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty MLflow store and cache in a working directory of their own."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+    return folder
