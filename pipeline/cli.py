@@ -15,7 +15,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import (
+from pipeline.config import load_settings, preset_names
+from pipeline.errors import PipelineError, SettingsError
+from pipeline.settings import (
     MAX_STAGES,
     RUN_KEYS,
     STAGE_KEYS,
@@ -23,10 +25,7 @@ from pipeline.config import (
     Settings,
     TrainSettings,
     describe_field,
-    load_settings,
-    preset_names,
 )
-from pipeline.errors import PipelineError, SettingsError
 
 if TYPE_CHECKING:
     from pipeline.stages import Stage

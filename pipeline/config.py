@@ -1,4 +1,4 @@
-"""Typed settings: what a run is made of, and where each value came from.
+"""Settings from a preset, a parent run, a file and the command line, weakest first.
 
 In: layers of plain key -> value mappings, weakest first (a preset, what a parent run hands down, a
 YAML file, the command line). Out: one frozen `Settings`, or a `SettingsError` that lists every
@@ -16,168 +16,104 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import SettingsError
-from pipeline.stages import SCHEDULES, Stage, get_stage
+from pipeline.settings import (
+    DEFAULT_PRESET,
+    MAX_STAGES,
+    RUN_KEYS,
+    STAGE_KEYS,
+    TRAIN_KEYS,
+    Settings,
+    TrainSettings,
+)
+from pipeline.stages import SCHEDULES, Stage
 
 PRESETS_DIR = Path(__file__).parent / "presets"
-DEFAULT_PRESET = "digits"
-MAX_STAGES = max(len(stages) for stages in SCHEDULES.values())
-
-BackboneName = Literal[
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "mobilenet_v2",
-    "mobilenet_v3_small",
-    "mobilenet_v3_large",
-    "efficientnet_b0",
-]
-Augment = Literal["none", "light", "strong"]
-
-_STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
-
-
-class TrainSettings(BaseModel):
-    """How one stage is trained."""
-
-    model_config = _STRICT
-
-    epochs: int = Field(10, ge=1, le=10_000, description="passes over the training images")
-    batch_size: int = Field(64, ge=2, le=100_000, description="images per optimizer step")
-    optimizer: Literal["adamw", "sgd"] = Field(
-        "adamw", description="sgd has Nesterov momentum 0.9"
-    )
-    lr: float = Field(1e-3, gt=0, le=100, description="peak learning rate of the head")
-    lr_decay: float = Field(
-        1.0,
-        gt=0,
-        le=100,
-        description="block rate = lr * lr_decay ** depth, the head's depth being 0",
-    )
-    weight_decay: float = Field(0.01, ge=0, le=10, description="decoupled, on weights only")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share spread over all classes")
-    l2_sp: float = Field(0.0, ge=0, le=100, description="pull towards the weights it started from")
-    augment: Augment = Field("light", description="light: flips; strong: flips, crops, colour")
-    norm: Literal["adapt", "keep"] = Field(
-        "adapt",
-        description="trainable BatchNorm: adapt its statistics, or keep those it came with",
-    )
-    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps that ramp the rate up")
-    clip_norm: float = Field(0.0, ge=0, description="largest gradient norm; 0: no clipping")
-    patience: int = Field(
-        0, ge=0, description="stop after this many epochs without a better one; 0: never"
-    )
-
-
-class Settings(BaseModel):
-    """Everything one run depends on; `stages` holds the training settings of each stage."""
-
-    model_config = _STRICT
-
-    preset: str = Field(
-        DEFAULT_PRESET, description="recipe that gives every other setting a value"
-    )
-    data: str = Field("digits", description="digits, cifar10, cifar100, or a path to your images")
-    train_per_class: int = Field(100, ge=1, description="training images a class")
-    val_per_class: int = Field(100, ge=1, description="validation images a class")
-    data_seed: int = Field(0, ge=0, description="the shuffle that deals images to draws")
-    draw: int = Field(0, ge=0, description="which disjoint sample of the images, from 0")
-    seed: int = Field(
-        0, ge=0, lt=2**31, description="head initialisation, batch order, augmentation"
-    )
-    backbone: BackboneName = Field("resnet18", description="the pretrained classifier")
-    weights: str = Field(
-        "imagenet", description="imagenet, tiny_imagenet, none, or a .pth/.safetensors file"
-    )
-    image_size: int = Field(224, ge=32, le=1024, description="pixels a side")
-    schedule: Literal["three_stage", "two_stage", "full", "lp_ft", "head_only"] = Field(
-        "three_stage", description="which blocks each stage trains"
-    )
-    norm_stats: Literal["target", "source"] = Field(
-        "target",
-        description="frozen BatchNorm statistics: re-estimated on the new images, or kept",
-    )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 where the processor is fast at it"
-    )
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to compute")
-    cache: bool = Field(True, description="keep the frozen prefix's outputs (on/off)")
-    cache_dir: str = Field(
-        "", description="folder for downloads and caches; default ~/.cache/unfreeze"
-    )
-    views: int = Field(
-        10, ge=0, le=1000, description="stored augmented views an image; 0: fresh ones every epoch"
-    )
-    reuse: bool = Field(True, description="use finished parent runs of the same content (on/off)")
-    log_model: bool = Field(True, description="log a servable MLflow model (on/off)")
-    stages: tuple[TrainSettings, ...] = ()
-
-    def stage(self, number: int) -> Stage:
-        """The stage of that number in this schedule."""
-        return get_stage(self.schedule, number)
-
-    def training(self, number: int) -> TrainSettings:
-        """The training settings of that stage."""
-        return self.stages[number - 1]
-
-
-TRAIN_KEYS = tuple(TrainSettings.model_fields)
-RUN_KEYS = tuple(key for key in Settings.model_fields if key != "stages")
-STAGE_KEYS = tuple(f"stage{n}.{key}" for n in range(1, MAX_STAGES + 1) for key in TRAIN_KEYS)
-INHERITED_KEYS = (
-    *("data", "train_per_class", "val_per_class", "data_seed", "draw"),
-    *("backbone", "weights", "image_size", "schedule", "norm_stats"),
-)
-"""What a child stage takes from its parent run and may not contradict."""
-
-
-def describe_field(key: str) -> str:
-    """One line of help for a run or training setting: what it is, its choices, its default."""
-    info = (TrainSettings if key in TRAIN_KEYS else Settings).model_fields[key]
-    choices = get_args(info.annotation)
-    suffix = f" [{', '.join(map(str, choices))}]" if choices else ""
-    return f"{info.description}{suffix}"
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Key -> value pairs from one place; plain training keys go to the stages `speaks_of`."""
+    """Key -> value pairs of one place; plain training keys go to stages `speaks_of`."""
 
     source: str
     values: Mapping[str, object]
     speaks_of: tuple[int, ...] = tuple(range(1, MAX_STAGES + 1))
+    said_by_user: bool = True
+
+
+@dataclass(frozen=True)
+class _Said:
+    """A value as it was given: under which key, in which layer."""
+
+    value: object
+    key: str
+    layer: Layer
 
 
 @dataclass
 class _Collected:
-    """Values by model (0: the run, n: stage n), each with the place it came from."""
+    """The strongest value of each setting, by model (0: the run, n: stage n), and faults."""
 
-    values: dict[int, dict[str, object]] = field(default_factory=dict)
-    sources: dict[tuple[int, str], str] = field(default_factory=dict)
+    said: dict[int, dict[str, _Said]] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 
-    def put(self, model: int, key: str, value: object, source: str) -> None:
-        self.values.setdefault(model, {})[key] = value
-        self.sources[model, key] = source
-
     def add(self, layer: Layer) -> None:
-        by_precision = sorted(_flatten(layer.values).items(), key=lambda item: "." in item[0])
-        for key, value in by_precision:
+        plain_first = sorted(_flatten(layer.values).items(), key=lambda item: "." in item[0])
+        for key, value in plain_first:
+            said = _Said(value, key, layer)
             if key in RUN_KEYS:
-                self.put(0, key, value, layer.source)
+                self.said.setdefault(0, {})[key] = said
             elif key in TRAIN_KEYS:
                 for number in layer.speaks_of:
-                    self.put(number, key, value, layer.source)
+                    self.said.setdefault(number, {})[key] = said
             elif key in STAGE_KEYS:
                 stage, name = key.split(".")
-                self.put(int(stage.removeprefix("stage")), name, value, layer.source)
+                self.said.setdefault(int(stage.removeprefix("stage")), {})[name] = said
             else:
                 self.faults.append(_unknown(key, layer.source))
+
+    def check(
+        self, model: type[_Model], number: int, defaults: Mapping[str, object]
+    ) -> _Model | None:
+        """The model of these values, or None with its faults noted."""
+        said = self.said.get(number, {})
+        values = {key: _as_text(model, key, one.value) for key, one in said.items()}
+        try:
+            return model.model_validate({**defaults, **values})
+        except ValidationError as err:
+            for fault in err.errors():
+                key = str(fault["loc"][0])
+                choices = map(str, get_args(model.model_fields[key].annotation))
+                hint = _nearest(str(fault["input"]), choices)
+                message = fault["msg"].removeprefix("Input ").replace("should be", "must be")
+                got = f"got {fault['input']!r} ({said[key].layer.source})"
+                self.faults.append(f"{said[key].key} {message}, {got}{hint}")
+        return None
+
+    def refuse_stages_beyond(self, schedule: str) -> None:
+        """Note settings that a person gave to a stage which the schedule does not have."""
+        count = len(SCHEDULES[schedule])
+        for number in range(count + 1, MAX_STAGES + 1):
+            self.faults += [
+                f"{one.key} ({one.layer.source}): schedule {schedule} has {count} "
+                f"stage{'s' if count > 1 else ''}: leave it out or choose another schedule"
+                for one in self.said.get(number, {}).values()
+                if "." in one.key and one.layer.said_by_user
+            ]
+
+
+def _as_text(model: type[BaseModel], key: str, value: object) -> object:
+    """Text where pydantic would take `true` for 1, or refuse 7 as the name of a folder."""
+    annotation = model.model_fields[key].annotation
+    is_bool = isinstance(value, bool)
+    odd = annotation in (int, float) if is_bool else annotation is str
+    return str(value) if odd and isinstance(value, int | float) else value
 
 
 def _flatten(values: Mapping[str, object]) -> dict[str, object]:
@@ -202,33 +138,6 @@ def _unknown(key: str, source: str) -> str:
     return f"unknown setting {key} ({source}){hint}"
 
 
-def _check(
-    model: type[BaseModel], number: int, collected: _Collected, extra: Mapping[str, object]
-) -> Any:  # noqa: ANN401 - the caller knows the model
-    values = dict(collected.values.get(number, {}))
-    for key, value in list(values.items()):
-        annotation = model.model_fields[key].annotation
-        if isinstance(value, bool) and annotation in (int, float):
-            values[key] = str(value)  # or pydantic would take `true` for 1
-        elif annotation is str and isinstance(value, int | float) and not isinstance(value, bool):
-            values[key] = str(value)
-    try:
-        return model.model_validate(values | dict(extra))
-    except ValidationError as err:
-        for fault in err.errors():
-            key = str(fault["loc"][0])
-            name = f"stage{number}.{key}" if number else key
-            got = fault["input"]
-            hint = ""
-            choices = get_args(model.model_fields[key].annotation)
-            if choices and isinstance(got, str):
-                hint = _nearest(got, map(str, choices))
-            message = fault["msg"].removeprefix("Input ").replace("should be", "must be")
-            source = collected.sources.get((number, key), "default")
-            collected.faults.append(f"{name} {message}, got {got!r} ({source}){hint}")
-        return None
-
-
 def resolve(layers: Iterable[Layer]) -> Settings:
     """Merge layers, weakest first, into settings.
 
@@ -238,18 +147,21 @@ def resolve(layers: Iterable[Layer]) -> Settings:
     collected = _Collected()
     for layer in layers:
         collected.add(layer)
-    run = _check(Settings, 0, collected, {})
+    run = collected.check(Settings, 0, {})
     schedule = run.schedule if run is not None else "three_stage"
-    stages = []
-    for stage in SCHEDULES[schedule]:
-        defaults = {"lr": 1e-3 if stage.deepest == "head" else 3e-4}
-        for key, value in defaults.items():
-            collected.values.setdefault(stage.number, {}).setdefault(key, value)
-        stages.append(_check(TrainSettings, stage.number, collected, {}))
-    if collected.faults:
+    collected.refuse_stages_beyond(schedule)
+    stages = [
+        collected.check(TrainSettings, stage.number, _stage_defaults(stage))
+        for stage in SCHEDULES[schedule]
+    ]
+    if run is None or None in stages or collected.faults:
         raise SettingsError("\n".join(dict.fromkeys(collected.faults)))
-    assert isinstance(run, Settings)
     return run.model_copy(update={"stages": tuple(stages)})
+
+
+def _stage_defaults(stage: Stage) -> dict[str, object]:
+    """Training defaults that depend on what a stage trains: pretrained blocks want lower rates."""
+    return {"lr": 1e-3 if stage.deepest == "head" else 3e-4}
 
 
 def read_yaml(path: Path, source: str) -> dict[str, object]:
@@ -289,7 +201,8 @@ def _preset_layer(name: str) -> Layer:
             f"unknown preset {name}{_nearest(name, preset_names())} "
             f"(there are {', '.join(preset_names())})"
         )
-    return Layer(f"preset {name}", read_yaml(PRESETS_DIR / f"{name}.yaml", "preset"))
+    values = read_yaml(PRESETS_DIR / f"{name}.yaml", "preset")
+    return Layer(f"preset {name}", values, said_by_user=False)
 
 
 def load_settings(
@@ -319,18 +232,8 @@ def load_settings(
         preset = (inherited or {}).get("preset", DEFAULT_PRESET)
     layers = [_preset_layer(str(preset)), Layer("default", {"preset": preset})]
     if inherited is not None:
-        layers.append(Layer("parent run", inherited))
+        layers.append(Layer("parent run", inherited, said_by_user=False))
     settings = resolve([*layers, from_file, said])
     if target is not None:
         settings.stage(target)
     return settings
-
-
-def plain_values(settings: Settings, stages: Iterable[int] | None = None) -> dict[str, object]:
-    """Settings as the flat mapping that `resolve` reads back, of these stages only (None: all)."""
-    numbers = range(1, len(settings.stages) + 1) if stages is None else stages
-    values: dict[str, object] = {key: getattr(settings, key) for key in RUN_KEYS}
-    for number in numbers:
-        training = settings.training(number)
-        values |= {f"stage{number}.{key}": getattr(training, key) for key in TRAIN_KEYS}
-    return values

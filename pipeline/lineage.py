@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from pipeline.config import INHERITED_KEYS, Settings
 from pipeline.digests import digest_values
 from pipeline.errors import LineageError
+from pipeline.settings import INHERITED_KEYS, Settings
 from pipeline.stages import Stage
 from pipeline.tracking import RunView
 

@@ -31,10 +31,10 @@ from torch import Tensor, nn
 
 from pipeline.backbones import Backbone
 from pipeline.compute import compute_copy, run_blocks
-from pipeline.config import Augment
 from pipeline.data.augment import distinct_views, render_views
 from pipeline.data.images import ImageSet
 from pipeline.digests import digest_file, digest_tensors, digest_values
+from pipeline.settings import Augment
 
 FORMAT = 1
 PIXELS_PER_BATCH = 128 * 64 * 64

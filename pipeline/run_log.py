@@ -14,15 +14,16 @@ from PIL import Image
 from safetensors.torch import save
 
 from pipeline.backbones import Backbone
-from pipeline.config import TRAIN_KEYS, Settings, plain_values
 from pipeline.data.augment import MEAN, STD
 from pipeline.data.draws import Draw
 from pipeline.data.images import ImageSet
 from pipeline.figures import confusion_matrix, learning_curves
 from pipeline.files import write_atomically
+from pipeline.provenance import requirements_of
 from pipeline.report import StageSummary
+from pipeline.settings import TRAIN_KEYS, Settings, plain_values
 from pipeline.stages import Stage
-from pipeline.tracking import RunLog, RunView, requirements_of
+from pipeline.tracking import RunLog, RunView
 from pipeline.training import EpochResult
 from pipeline.weights import Pretrained
 

@@ -13,13 +13,14 @@ import time
 from pathlib import Path
 
 from pipeline.checkpoints import save_checkpoint
-from pipeline.config import Settings, load_settings, plain_values
+from pipeline.config import load_settings
 from pipeline.errors import LineageError
 from pipeline.freezing import FrozenProof
 from pipeline.lineage import check_agreement, check_parent, inherit
 from pipeline.report import StageSummary, table_markdown, table_text
 from pipeline.run_log import log_outcome, log_start
 from pipeline.session import CHECKPOINT, OnEpoch, Say, Session
+from pipeline.settings import Settings, plain_values
 from pipeline.stages import Stage
 from pipeline.tracking import RunView, Tracking
 from pipeline.training import EpochResult, Trainer

@@ -16,7 +16,6 @@ import torch
 from pipeline.backbones import Backbone, build_backbone
 from pipeline.checkpoints import load_checkpoint
 from pipeline.compute import pick_device, pick_precision
-from pipeline.config import Settings
 from pipeline.data.draws import Draw, make_draw
 from pipeline.data.sources import open_source
 from pipeline.errors import LineageError
@@ -24,6 +23,7 @@ from pipeline.files import storage_faults
 from pipeline.lineage import lineage_key
 from pipeline.norm_stats import calibrate_norm_stats
 from pipeline.prefix_cache import Features, PrefixCache
+from pipeline.settings import Settings
 from pipeline.stages import SCHEDULES, Stage
 from pipeline.tracking import RunView, Tracking
 from pipeline.training import EpochResult

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import subprocess
 import time
 import urllib.error
 import urllib.request
@@ -25,12 +24,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import LineageError, PipelineError, TrackingError
+from pipeline.provenance import PROJECT_DIR, git_commit
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 CONTACT_TIMEOUT_S = 5.0
-PROJECT_DIR = Path(__file__).resolve().parent.parent
 NESTED_UNDER = "mlflow.parentRunId"
 
 
@@ -73,7 +72,7 @@ class Tracking:
         self.uri = uri
         self.experiment_id = experiment_id
         self._launched = launched
-        self.git_commit = _git_commit()
+        self.git_commit = git_commit()
 
     @classmethod
     def connect(cls) -> Tracking:
@@ -327,13 +326,6 @@ class RunLog:
             self._client.set_terminated(self.run_id, status)
 
 
-def requirements_of(packages: Sequence[str]) -> list[str]:
-    """`name==version` of installed packages, without local build marks such as `+cu126`."""
-    from importlib.metadata import version
-
-    return [f"{name}=={version(name).partition('+')[0]}" for name in packages]
-
-
 def _tags(values: Mapping[str, str]) -> list[Any]:
     from mlflow.entities import RunTag
 
@@ -374,22 +366,3 @@ def _experiment_id(client: MlflowClient, launched: str | None) -> str:
         found = client.get_experiment_by_name(name)
         return str(found.experiment_id) if found else str(client.create_experiment(name))
     return "0"
-
-
-def _git_commit() -> str:
-    """The project's commit, `-dirty` where tracked files differ from it; `unknown` outside git."""
-    if not (PROJECT_DIR / ".git").exists():
-        return "unknown"
-
-    def git(*words: str) -> str:
-        run = subprocess.run(
-            ["git", "-C", str(PROJECT_DIR), *words], capture_output=True, text=True, check=False
-        )
-        return run.stdout.strip() if run.returncode == 0 else ""
-
-    try:
-        commit = git("rev-parse", "HEAD")
-        dirty = git("status", "--porcelain", "--untracked-files=no")
-    except OSError:
-        return "unknown"
-    return f"{commit}{'-dirty' if dirty else ''}" if commit else "unknown"

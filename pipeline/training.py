@@ -25,11 +25,11 @@ from torch import Tensor, nn
 
 from pipeline.backbones import Backbone
 from pipeline.compute import compute_copy, run_blocks
-from pipeline.config import TrainSettings
 from pipeline.data.augment import pick_views
 from pipeline.data.images import ImageSet
 from pipeline.freezing import set_trainable
 from pipeline.prefix_cache import Features
+from pipeline.settings import TrainSettings
 from pipeline.stages import BLOCKS, Stage
 
 EVAL_BATCH = 500

@@ -1,0 +1,142 @@
+"""What a run is made of: typed settings, their ranges and their defaults.
+
+`TrainSettings` says how one stage is trained, `Settings` everything else a run depends on. Unknown
+keys are refused. `config.py` fills them from presets, files and the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.stages import SCHEDULES, Stage, get_stage
+
+DEFAULT_PRESET = "digits"
+MAX_STAGES = max(len(stages) for stages in SCHEDULES.values())
+
+BackboneName = Literal[
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "mobilenet_v3_large",
+    "efficientnet_b0",
+]
+Augment = Literal["none", "light", "strong"]
+
+_STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+
+class TrainSettings(BaseModel):
+    """How one stage is trained."""
+
+    model_config = _STRICT
+
+    epochs: int = Field(10, ge=1, le=10_000, description="passes over the training images")
+    batch_size: int = Field(64, ge=2, le=100_000, description="images per optimizer step")
+    optimizer: Literal["adamw", "sgd"] = Field(
+        "adamw", description="sgd has Nesterov momentum 0.9"
+    )
+    lr: float = Field(1e-3, gt=0, le=100, description="peak learning rate of the head")
+    lr_decay: float = Field(
+        1.0,
+        gt=0,
+        le=100,
+        description="block rate = lr * lr_decay ** depth, the head's depth being 0",
+    )
+    weight_decay: float = Field(0.01, ge=0, le=10, description="decoupled, on weights only")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share spread over all classes")
+    l2_sp: float = Field(0.0, ge=0, le=100, description="pull towards the weights it started from")
+    augment: Augment = Field("light", description="light: flips; strong: flips, crops, colour")
+    norm: Literal["adapt", "keep"] = Field(
+        "adapt",
+        description="trainable BatchNorm: adapt its statistics, or keep those it came with",
+    )
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps that ramp the rate up")
+    clip_norm: float = Field(0.0, ge=0, description="largest gradient norm; 0: no clipping")
+    patience: int = Field(
+        0, ge=0, description="stop after this many epochs without a better one; 0: never"
+    )
+
+
+class Settings(BaseModel):
+    """Everything one run depends on; `stages` holds the training settings of each stage."""
+
+    model_config = _STRICT
+
+    preset: str = Field(
+        DEFAULT_PRESET, description="recipe that gives every other setting a value"
+    )
+    data: str = Field("digits", description="digits, cifar10, cifar100, or a path to your images")
+    train_per_class: int = Field(100, ge=1, description="training images a class")
+    val_per_class: int = Field(100, ge=1, description="validation images a class")
+    data_seed: int = Field(0, ge=0, description="the shuffle that deals images to draws")
+    draw: int = Field(0, ge=0, description="which disjoint sample of the images, from 0")
+    seed: int = Field(
+        0, ge=0, lt=2**31, description="head initialisation, batch order, augmentation"
+    )
+    backbone: BackboneName = Field("resnet18", description="the pretrained classifier")
+    weights: str = Field(
+        "imagenet", description="imagenet, tiny_imagenet, none, or a .pth/.safetensors file"
+    )
+    image_size: int = Field(224, ge=32, le=1024, description="pixels a side")
+    schedule: Literal["three_stage", "two_stage", "full", "lp_ft", "head_only"] = Field(
+        "three_stage", description="which blocks each stage trains"
+    )
+    norm_stats: Literal["target", "source"] = Field(
+        "target",
+        description="frozen BatchNorm statistics: re-estimated on the new images, or kept",
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 where the processor is fast at it"
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to compute")
+    cache: bool = Field(True, description="keep the frozen prefix's outputs (on/off)")
+    cache_dir: str = Field(
+        "", description="folder for downloads and caches; default ~/.cache/unfreeze"
+    )
+    views: int = Field(
+        10, ge=0, le=1000, description="stored augmented views an image; 0: fresh ones every epoch"
+    )
+    reuse: bool = Field(True, description="use finished parent runs of the same content (on/off)")
+    log_model: bool = Field(True, description="log a servable MLflow model (on/off)")
+    stages: tuple[TrainSettings, ...] = ()
+
+    def stage(self, number: int) -> Stage:
+        """The stage of that number in this schedule."""
+        return get_stage(self.schedule, number)
+
+    def training(self, number: int) -> TrainSettings:
+        """The training settings of that stage."""
+        return self.stages[number - 1]
+
+
+TRAIN_KEYS = tuple(TrainSettings.model_fields)
+RUN_KEYS = tuple(key for key in Settings.model_fields if key != "stages")
+STAGE_KEYS = tuple(f"stage{n}.{key}" for n in range(1, MAX_STAGES + 1) for key in TRAIN_KEYS)
+INHERITED_KEYS = (
+    *("data", "train_per_class", "val_per_class", "data_seed", "draw"),
+    *("backbone", "weights", "image_size", "schedule", "norm_stats"),
+)
+"""What a child stage takes from its parent run and may not contradict."""
+
+
+def describe_field(key: str) -> str:
+    """One line of help for a run or training setting: what it is, its choices, its default."""
+    info = (TrainSettings if key in TRAIN_KEYS else Settings).model_fields[key]
+    choices = get_args(info.annotation)
+    suffix = f" [{', '.join(map(str, choices))}]" if choices else ""
+    return f"{info.description}{suffix}"
+
+
+def plain_values(settings: Settings, stages: Iterable[int] | None = None) -> dict[str, object]:
+    """Settings as the flat mapping that `resolve` reads back, of these stages only (None: all)."""
+    numbers = range(1, len(settings.stages) + 1) if stages is None else stages
+    values: dict[str, object] = {key: getattr(settings, key) for key in RUN_KEYS}
+    for number in numbers:
+        training = settings.training(number)
+        values |= {f"stage{number}.{key}": getattr(training, key) for key in TRAIN_KEYS}
+    return values

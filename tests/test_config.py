@@ -1,0 +1,123 @@
+"""Settings: layers, the stages a plain key speaks of, and faults shown all at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import Layer, load_settings, read_yaml, resolve
+from pipeline.errors import SettingsError
+from pipeline.settings import DEFAULT_PRESET, plain_values
+
+
+def test_the_default_preset_needs_no_download() -> None:
+    settings = load_settings({})
+    assert settings.preset == DEFAULT_PRESET == "digits"
+    assert (settings.data, settings.weights) == ("digits", "tiny_imagenet")
+
+
+def test_a_plain_training_setting_applies_to_the_target_stage_alone() -> None:
+    usual = load_settings({})
+    settings = load_settings({"epochs": "17"}, target=3)
+    assert [t.epochs for t in settings.stages] == [*[t.epochs for t in usual.stages[:2]], 17]
+
+
+def test_without_a_target_a_plain_training_setting_applies_to_every_stage() -> None:
+    assert {t.epochs for t in load_settings({"epochs": "17"}).stages} == {17}
+
+
+def test_a_named_stage_wins_over_a_plain_setting_of_the_same_layer() -> None:
+    settings = load_settings({"stage1.lr": "0.5", "lr": "0.1"})
+    assert [t.lr for t in settings.stages] == [0.5, 0.1, 0.1]
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_preset(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("epochs: 3\nlr: 0.2\nstage2:\n  lr: 0.4\npreset: cifar10_small\n")
+    settings = load_settings({"lr": "0.9"}, config=str(path), target=3)
+    assert settings.preset == "cifar10_small"
+    assert settings.training(3).epochs == 3
+    assert settings.training(3).lr == 0.9
+    assert settings.training(2).lr == 0.4
+
+
+def test_what_a_parent_hands_down_is_stronger_than_the_preset_and_weaker_than_the_user() -> None:
+    inherited = plain_values(load_settings({"draw": "3", "image_size": "48"}), [1])
+    settings = load_settings({"seed": "5"}, target=2, inherited=inherited)
+    assert (settings.draw, settings.image_size, settings.seed) == (3, 48, 5)
+
+
+def test_yaml_and_text_values_mean_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("lr: 1e-3\ncache: off\nseed: 4\nweights: none\n")
+    from_file = load_settings({}, config=str(path))
+    said = load_settings({"lr": "1e-3", "cache": "off", "seed": "4", "weights": "none"})
+    assert from_file == said
+    assert said.cache is False
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lrr": "1"}, r"unknown setting lrr \(command line\): did you mean lr\?"),
+        ({"stage1.epoch": "1"}, r"did you mean stage1\.epochs\?"),
+        ({"stage9.lr": "1"}, r"unknown setting stage9\.lr"),
+        ({"backbone": "resnet19"}, r"got 'resnet19' \(command line\): did you mean resnet18\?"),
+        ({"epochs": "0"}, r"^epochs must be greater than or equal to 1, got '0'"),
+        ({"stage2.epochs": "x"}, r"stage2\.epochs must be a valid integer.* got 'x'"),
+        ({"lr": "nan"}, r"lr must be a finite number"),
+        ({"image_size": "8"}, r"image_size must be greater than or equal to 32"),
+        ({"preset": "cifar"}, r"unknown preset cifar: did you mean cifar10\? \(there are"),
+        ({"draw": "-1"}, r"draw must be greater than or equal to 0"),
+    ],
+)
+def test_a_fault_says_what_got_where_and_the_nearest_valid_name(
+    options: dict[str, str], message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        load_settings(options)
+
+
+def test_all_faults_are_shown_together_and_once() -> None:
+    with pytest.raises(SettingsError, match="lrr") as caught:
+        load_settings({"lrr": "1", "epochs": "x", "draw": "-1"})
+    assert len(str(caught.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("epochs: true\n", r"epochs must be a valid integer.*got 'True' \(config"),
+        ("- 1\n", r"holds a list: write one"),
+        ("a: [\n", r"line 2 is not valid YAML"),
+        ("stage1: 3\n", r"unknown setting stage1"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_its_place(
+    tmp_path: Path, content: str, message: str
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(content)
+    with pytest.raises(SettingsError, match=message):
+        load_settings({}, config=str(path))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"nowhere\.yaml \(No such file"):
+        read_yaml(tmp_path / "nowhere.yaml", "config=nowhere.yaml")
+
+
+def test_a_stage_that_the_schedule_lacks_is_refused() -> None:
+    with pytest.raises(SettingsError, match="schedule two_stage has 2 stages, got stage 3"):
+        load_settings({"schedule": "two_stage"}, target=3)
+
+
+def test_a_setting_of_a_stage_that_the_schedule_lacks_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"stage3\.lr .*schedule head_only has 1 stage"):
+        load_settings({"schedule": "head_only", "stage3.lr": "0.1"})
+
+
+def test_settings_round_trip_through_plain_values() -> None:
+    settings = load_settings({"schedule": "lp_ft", "stage2.lr": "0.01", "views": "3"})
+    assert resolve([Layer("test", plain_values(settings))]) == settings
