@@ -65,7 +65,8 @@ def save_checkpoint(
         stage,
         digest_tensors(state),
     )
-    metadata = {"format": str(FORMAT), "checkpoint": json.dumps(asdict(info))}
+    # one key only: safetensors writes several in random order, and equal models would differ
+    metadata = {"checkpoint": json.dumps({"format": FORMAT, **asdict(info)})}
     write_atomically(path, save(changed, metadata))
     return digest_file(path)
 

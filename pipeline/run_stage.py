@@ -146,23 +146,35 @@ def summary_of(run: RunView, stage: Stage) -> StageSummary:
 
 
 def find_or_run(session: Session, number: int, nested_under: str | None = None) -> StageSummary:
-    """A finished run of that stage with the same content, else a new one."""
-    stage = session.settings.stage(number)
-    if session.settings.reuse:
-        for run in session.tracking.find({"lineage_key": session.key(number)}):
-            try:
-                session.restore(run)
-            except LineageError as err:
-                session.say(f"note: passing over {err}")
-                continue
-            session.say(
-                f"stage {number}: found run {run.run_id} with the same content, reusing it"
-            )
-            return summary_of(run, stage)
-        session.say(f"stage {number}: no finished run with the same content, training it")
-    parent = find_or_run(session, number - 1, nested_under) if number > 1 else None
-    view = session.tracking.get(parent.run_id) if parent else None
-    return run_stage(session, number, view, nested_under, target=False)
+    """A finished run of that stage with the same content, else a new one.
+
+    What this command has found or trained already is not looked for again.
+    """
+    if number in session.done:
+        return session.done[number]
+    found = find_run(session, number) if session.settings.reuse else None
+    if found:
+        session.say(f"stage {number}: found run {found.run_id} with the same content, reusing it")
+        session.done[number] = summary_of(found, session.settings.stage(number))
+    else:
+        if session.settings.reuse:
+            session.say(f"stage {number}: no finished run with the same content, training it")
+        parent = find_or_run(session, number - 1, nested_under) if number > 1 else None
+        view = session.tracking.get(parent.run_id) if parent else None
+        session.done[number] = run_stage(session, number, view, nested_under, target=False)
+    return session.done[number]
+
+
+def find_run(session: Session, number: int) -> RunView | None:
+    """The oldest finished run of that stage with the same content and an intact checkpoint."""
+    for run in session.tracking.find({"lineage_key": session.key(number)}):
+        try:
+            session.restore(run)
+        except LineageError as err:
+            session.say(f"note: passing over {err}")
+        else:
+            return run
+    return None
 
 
 def run_name(settings: Settings, number: int) -> str:

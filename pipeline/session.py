@@ -23,6 +23,7 @@ from pipeline.files import storage_faults
 from pipeline.lineage import lineage_key
 from pipeline.norm_stats import calibrate_norm_stats
 from pipeline.prefix_cache import Features, PrefixCache
+from pipeline.report import StageSummary
 from pipeline.settings import Settings
 from pipeline.stages import SCHEDULES, Stage
 from pipeline.tracking import RunView, Tracking
@@ -56,6 +57,7 @@ class Session:
     say: Say
     on_epoch: OnEpoch
     keys: dict[int, str] = field(default_factory=dict)
+    done: dict[int, StageSummary] = field(default_factory=dict)
 
     @classmethod
     def open(

@@ -85,12 +85,12 @@ def open_source(data: str, cache_dir: Path) -> Source:
 
 def _decode(content: bytes | Path, where: str) -> Image.Image:
     try:
-        image = Image.open(io.BytesIO(content) if isinstance(content, bytes) else content)
-        image.load()
+        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
+            image.load()
+            return image
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as err:
         reason = str(err).splitlines()[0] if str(err) else type(err).__name__
         raise DataError(f"cannot read image {where} ({reason}): replace or remove it") from None
-    return image
 
 
 # --- scikit-learn's digits -----------------------------------------------------------------------

@@ -1,0 +1,68 @@
+"""What several test files share: small image sets, and features for them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.backbones import Backbone, build_backbone
+from pipeline.data.images import ImageSet, digest_image, fit_square
+from pipeline.norm_stats import calibrate_norm_stats
+from pipeline.prefix_cache import Features, PrefixCache
+from pipeline.stages import SCHEDULES, Stage
+from tests.conftest import class_image
+
+CPU = torch.device("cpu")
+CLASSES = 3
+DISTINCT_STAGES = {
+    step.trainable: step for steps in reversed(SCHEDULES.values()) for step in steps
+}
+"""One stage of every set of trainable blocks that any schedule has."""
+
+
+def make_images(count: int, size: int = 32, start: int = 0) -> ImageSet:
+    """Images of `CLASSES` classes in turn; another `start` gives other images."""
+    labels = [number % CLASSES for number in range(count)]
+    images = [class_image(label, start + number) for number, label in enumerate(labels)]
+    return ImageSet(
+        torch.from_numpy(np.stack([fit_square(image, size) for image in images])),
+        torch.tensor(labels),
+        np.stack([np.frombuffer(digest_image(image), dtype=np.uint8) for image in images]),
+    )
+
+
+def calibrated_backbone(name: str, images: ImageSet, seed: int = 0) -> Backbone:
+    """Random weights whose BatchNorm statistics fit: outputs of a healthy size in every block."""
+    backbone = build_backbone(name, CLASSES, seed)
+    calibrate_norm_stats(backbone, images)
+    return backbone
+
+
+def live_features(
+    backbone: Backbone,
+    stage: Stage,
+    images: ImageSet,
+    dtype: torch.dtype = torch.float32,
+) -> Features:
+    """The suffix's inputs, unaugmented and computed for each batch."""
+    return PrefixCache(None, 0).features(
+        backbone, stage.prefix, images, augment="none", views=1, dtype=dtype, device=CPU
+    )
+
+
+def copy_state(backbone: Backbone) -> dict[str, Tensor]:
+    """Every parameter and buffer as it is now."""
+    return {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
+
+
+def changed_names(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    """Names of the tensors whose bits differ."""
+    return {
+        name
+        for name, tensor in before.items()
+        if not torch.equal(
+            tensor.contiguous().view(-1).view(torch.uint8),
+            after[name].contiguous().view(-1).view(torch.uint8),
+        )
+    }

@@ -1,0 +1,216 @@
+"""Views are a pure function of image and number; epochs cycle through the stored ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.data.augment import (
+    MEAN,
+    STD,
+    U64Array,
+    distinct_views,
+    hash_uniform,
+    normalise,
+    pick_views,
+    render_views,
+)
+from pipeline.settings import Augment
+
+KEYS = np.random.default_rng(0).integers(0, 2**64, 40, dtype=np.uint64)
+
+
+def noise(count: int, size: int = 16) -> Tensor:
+    rng = np.random.default_rng(count)
+    return torch.from_numpy(rng.integers(0, 256, (count, 3, size, size), dtype=np.uint8))
+
+
+def rendered(pixels: Tensor, view: int, augment: Augment, keys: U64Array = KEYS) -> Tensor:
+    """The same view of every image."""
+    views = np.full(len(pixels), view, dtype=np.int64)
+    return render_views(pixels, keys[: len(pixels)], views, augment)
+
+
+def levels(images: Tensor) -> Tensor:
+    """Normalised images back on the scale 0 to 255."""
+    return (images * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)) * 255
+
+
+def test_normalising_subtracts_the_mean_and_divides_by_the_deviation() -> None:
+    pixels = torch.tensor([0, 255, 51], dtype=torch.uint8).view(1, 3, 1, 1)
+    expected = [(0 - 0.485) / 0.229, (1 - 0.456) / 0.224, (0.2 - 0.406) / 0.225]
+    normalised = normalise(pixels)
+    assert normalised.dtype == torch.float32
+    assert normalised.flatten().tolist() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("augment", "count"), [("none", 1), ("light", 2), ("strong", None)])
+def test_how_many_views_there_are(augment: Augment, count: int | None) -> None:
+    assert distinct_views(augment) == count
+
+
+@pytest.mark.parametrize("view", [0, 1, 7])
+def test_none_leaves_the_image_alone(view: int) -> None:
+    pixels = noise(3)
+    assert torch.equal(rendered(pixels, view, "none"), normalise(pixels))
+
+
+@pytest.mark.parametrize(("view", "mirrored"), [(0, False), (1, True), (2, False), (3, True)])
+def test_light_mirrors_the_odd_views(view: int, mirrored: bool) -> None:
+    pixels = noise(3)
+    expected = normalise(pixels.flip(-1) if mirrored else pixels)
+    assert torch.equal(rendered(pixels, view, "light"), expected)
+
+
+def test_each_image_of_a_batch_gets_its_own_view() -> None:
+    pixels = noise(4)
+    views = np.array([1, 0, 0, 1])
+    images = render_views(pixels, KEYS[:4], views, "light")
+    assert torch.equal(images[1:3], normalise(pixels[1:3]))
+    assert torch.equal(images[[0, 3]], normalise(pixels[[0, 3]].flip(-1)))
+
+
+def test_strong_views_differ_from_each_other_and_between_images() -> None:
+    pixels = noise(1).expand(4, -1, -1, -1)
+    images = torch.cat([rendered(pixels, view, "strong") for view in range(10)])
+    assert len({image.numpy().tobytes() for image in images}) == 40
+
+
+@pytest.mark.parametrize("level", [0, 255, None], ids=["black", "white", "noise"])
+def test_strong_stays_in_range(level: int | None) -> None:
+    pixels = noise(20) if level is None else torch.full((20, 3, 16, 16), level, dtype=torch.uint8)
+    for view in range(5):
+        images = levels(rendered(pixels, view, "strong"))
+        assert images.isfinite().all()
+        assert -0.001 <= images.min().item() <= images.max().item() <= 255.001
+
+
+def test_strong_changes_only_the_brightness_of_a_plain_grey_image() -> None:
+    pixels = torch.full((40, 3, 16, 16), 100, dtype=torch.uint8)
+    images = levels(rendered(pixels, 0, "strong"))
+    brightness = images[:, :1, :1, :1] / 100
+    assert torch.allclose(images, brightness.expand_as(images) * 100, atol=0.001)
+    assert 0.699 < brightness.min() < 0.8
+    assert 1.2 < brightness.max() < 1.301
+
+
+def test_strong_moves_an_image_by_up_to_an_eighth() -> None:
+    size = 32
+    pixels = torch.zeros((40, 3, size, size), dtype=torch.uint8)
+    pixels[..., size // 2 :] = 255
+    moves = set()
+    for view in range(0, 20, 2):
+        row = levels(rendered(pixels, view, "strong"))[:, 0, 0]
+        middle = (row.amax(1, keepdim=True) + row.amin(1, keepdim=True)) / 2
+        moves |= set(((row < middle).sum(1) - size // 2).tolist())
+    assert moves == set(range(-4, 5))
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Sums of large images are shared out among threads, which may show in their last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("augment", get_args(Augment))
+@pytest.mark.parametrize("size", [16, 224])
+def test_a_view_has_the_same_pixels_in_any_batch(augment: Augment, size: int) -> None:
+    pixels, views = noise(8, size), np.array([3, 0, 5, 2, 7, 1, 4, 6])
+    whole = render_views(pixels, KEYS[:8], views, augment)
+    for rows in ([7, 6, 5, 4, 3, 2, 1, 0], [1, 1, 0], *([row] for row in range(8))):
+        part = render_views(pixels[rows], KEYS[rows], views[rows], augment)
+        assert torch.equal(part, whole[rows]), rows
+
+
+def test_the_input_is_not_changed() -> None:
+    pixels = noise(3)
+    before = pixels.clone()
+    rendered(pixels, 1, "strong")
+    assert torch.equal(pixels, before)
+
+
+@pytest.mark.parametrize("stored_views", [1, 4, 10])
+def test_strong_meets_every_stored_view_equally_often(stored_views: int) -> None:
+    epochs = [
+        pick_views(KEYS, seed=3, epoch=epoch, augment="strong", stored_views=stored_views)
+        for epoch in range(3 * stored_views)
+    ]
+    for views in np.stack(epochs, axis=1):
+        assert np.bincount(views, minlength=stored_views).tolist() == [3] * stored_views
+
+
+@pytest.mark.parametrize(
+    ("augment", "stored_views", "count"),
+    [("none", 10, 1), ("none", 0, 1), ("light", 10, 2), ("light", 0, 2), ("light", 1, 1)],
+)
+def test_no_more_views_are_picked_than_there_are(
+    augment: Augment, stored_views: int, count: int
+) -> None:
+    views = [
+        pick_views(KEYS, seed=0, epoch=epoch, augment=augment, stored_views=stored_views)
+        for epoch in range(8)
+    ]
+    assert set(np.concatenate(views).tolist()) == set(range(count))
+
+
+@pytest.mark.parametrize("stored_views", [0, 10])
+def test_picked_views_depend_on_seed_image_and_epoch_and_nothing_else(stored_views: int) -> None:
+    def pick(seed: int, epoch: int, keys: U64Array = KEYS) -> list[int]:
+        views = pick_views(
+            keys, seed=seed, epoch=epoch, augment="strong", stored_views=stored_views
+        )
+        return [int(view) for view in views]
+
+    assert pick(1, 2) == pick(1, 2)
+    assert pick(1, 2, KEYS[7:9]) == pick(1, 2)[7:9]
+    assert pick(1, 2) != pick(2, 2)
+    assert pick(1, 2) != pick(1, 3)
+    assert len(set(pick(1, 2))) > 5
+
+
+def test_no_stored_views_gives_fresh_ones() -> None:
+    views = np.stack(
+        [
+            pick_views(KEYS, seed=0, epoch=epoch, augment="strong", stored_views=0)
+            for epoch in range(50)
+        ]
+    )
+    assert len(np.unique(views)) == views.size
+    assert views.min() >= 0
+    assert np.isin([0, 1], views % 2).all()
+
+
+def test_the_largest_seed_and_key_are_usable() -> None:
+    keys = np.array([2**64 - 1, 0], dtype=np.uint64)
+    views = pick_views(keys, seed=2**31 - 1, epoch=9999, augment="strong", stored_views=0)
+    assert rendered(noise(2), int(views.max()), "strong", keys).isfinite().all()
+
+
+def test_the_hash_is_splitmix64() -> None:
+    """The first outputs that the algorithm's published test vector gives for seed 1234567."""
+    outputs = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
+    key = np.array([1234567], dtype=np.uint64)
+    hashed = [hash_uniform(key, counter).item() for counter in range(4)]
+    assert hashed == [(output >> 11) / 2**53 for output in outputs]
+
+
+@pytest.mark.parametrize("over", ["keys", "counters"])
+def test_the_hash_is_uniform(over: str) -> None:
+    numbers = np.arange(2**15, dtype=np.uint64)
+    same = np.full_like(numbers, 5)
+    hashed = hash_uniform(numbers, 5) if over == "keys" else hash_uniform(same, numbers)
+    assert hashed.min() >= 0
+    assert hashed.max() < 1
+    counts = np.histogram(hashed, bins=32, range=(0, 1))[0]
+    chi_squared = ((counts - 1024) ** 2 / 1024).sum()
+    assert 9 < chi_squared < 70  # 31 degrees of freedom: both beyond 1 in 10,000
+    assert abs(np.corrcoef(hashed[:-1], hashed[1:])[0, 1]) < 0.02

@@ -1,0 +1,87 @@
+"""The command line: words to options, exit codes, one line a fault, Ctrl-C."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipeline.cli import main, parse
+from pipeline.errors import SettingsError
+
+
+def test_options_are_taken_as_words_or_with_an_equals_sign() -> None:
+    entry_point, options = parse(["stage2", "--lr", "0.1", "--stage1.epochs=3", "--data=a b"])
+    assert entry_point == "stage2"
+    assert options == {"lr": "0.1", "stage1.epochs": "3", "data": "a b"}
+
+
+def test_an_unknown_option_is_named_with_the_nearest_valid_one() -> None:
+    with pytest.raises(SettingsError, match=r"unknown setting epoch .*did you mean epochs\?"):
+        parse(["stage2", "--epoch", "3"])
+
+
+def test_stray_words_are_refused() -> None:
+    with pytest.raises(SettingsError, match="unexpected words on the command line: what"):
+        parse(["stage2", "what"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--backbone", "resnet19"], "did you mean resnet18?"),
+        (["--data", "nowhere"], "data=nowhere: neither digits"),
+        (["--weights", "nowhere.pth"], "weights=nowhere.pth: neither imagenet"),
+        (["--backbone", "resnet34"], "weights=tiny_imagenet are for resnet18"),
+        (["--train_per_class", "100"], "too few images in class"),
+        (["--draw", "1"], "draw 1 asked for, the pool holds 1 draw (0 to 0)"),
+        (["--device", "cuda"], "device=cuda is not available here"),
+        (["--config", "nowhere.yaml"], "cannot read"),
+        (["--parent_run_id", "abc"], "run abc does not exist"),
+    ],
+)
+def test_a_fault_is_one_line_exit_code_2_and_no_open_run(
+    store: Path, capfd: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    import mlflow
+
+    assert main(["stage2", *words, "--cache_dir", str(store / "cache")]) == 2
+    output = capfd.readouterr()
+    lines = [line for line in output.err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert "Traceback" not in output.err + output.out
+    assert mlflow.search_runs(["0"], output_format="list") == []
+
+
+def test_an_unreadable_image_is_named(
+    store: Path, image_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for path in (image_folder / "apple").iterdir():
+        path.write_bytes(path.read_bytes()[:60])
+    words = ["--data", str(image_folder), "--train_per_class", "2", "--val_per_class", "2"]
+    assert main(["stage1", *words, "--cache_dir", str(store / "cache")]) == 2
+    error = capfd.readouterr().err
+    assert "cannot read image" in error
+    assert str(image_folder / "apple") in error
+
+
+def test_an_unreachable_server_is_one_line_at_once(
+    store: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert main(["stage1"]) == 2
+    assert "no tracking server answers at MLFLOW_TRACKING_URI" in capfd.readouterr().err
+
+
+def test_a_16_bit_image_folder_trains(store: Path, tmp_path: Path) -> None:
+    root = tmp_path / "deep"
+    for label, name in enumerate(("dark", "light")):
+        (root / name).mkdir(parents=True)
+        for number in range(4):
+            level = 10_000 + 40_000 * label + 500 * number
+            Image.new("I;16", (40, 30), level).save(root / name / f"{number}.png")
+    words = ["--data", str(root), "--train_per_class", "2", "--val_per_class", "2"]
+    words += ["--image_size", "32", "--epochs", "1", "--log_model", "off"]
+    assert main(["stage1", *words, "--cache_dir", str(store / "cache")]) == 0

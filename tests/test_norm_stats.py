@@ -1,0 +1,121 @@
+"""Calibration: BatchNorm takes the new images' statistics, and nothing else moves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.backbones import FORWARD_ORDER, Backbone, build_backbone
+from pipeline.data.augment import normalise
+from pipeline.data.images import ImageSet
+from pipeline.norm_stats import calibrate_norm_stats
+from tests.helpers import CLASSES, changed_names, copy_state, make_images
+
+
+def first_norm(backbone: Backbone) -> nn.BatchNorm2d:
+    return next(backbone.batch_norms(FORWARD_ORDER))
+
+
+def first_norm_inputs(backbone: Backbone, images: ImageSet) -> Tensor:
+    """What the first BatchNorm is fed with: the first convolution of the whole image set."""
+    first = next(m for m in backbone.model.modules() if isinstance(m, nn.Conv2d))
+    weight = first.weight.detach().double()
+    inputs = normalise(images.pixels).double()
+    return F.conv2d(inputs, weight, stride=first.stride, padding=first.padding)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "efficientnet_b0"])
+def test_the_first_norm_has_the_images_mean_and_variance(name: str) -> None:
+    images, backbone = make_images(12), build_backbone(name, CLASSES, seed=0)
+    values = first_norm_inputs(backbone, images)
+    calibrate_norm_stats(backbone, images)
+    norm = first_norm(backbone)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    mean, var = values.mean((0, 2, 3)), values.var((0, 2, 3), unbiased=True)
+    torch.testing.assert_close(norm.running_mean.double(), mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(norm.running_var.double(), var, rtol=1e-4, atol=1e-5)
+
+
+def test_class_by_class_order_in_several_batches_gives_the_same_statistics() -> None:
+    """Draws list images class by class; batches must not mistake a class for the whole set."""
+    rng = np.random.default_rng(0)
+    count = 1026  # two batches at 32 px
+    pixels = torch.from_numpy(rng.integers(0, 120, (count, 3, 32, 32), dtype=np.uint8))
+    labels = torch.arange(count) // (count // 2)
+    pixels[labels == 1, 0] += 100
+    digests = rng.integers(0, 256, (count, 32), dtype=np.uint8)
+    images, backbone = ImageSet(pixels, labels, digests), build_backbone("resnet18", 2, seed=0)
+    backbone.blocks.update({name: nn.Sequential() for name in FORWARD_ORDER[1:5]})  # the stem only
+    values = first_norm_inputs(backbone, images)
+    calibrate_norm_stats(backbone, images)
+    norm = first_norm(backbone)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    mean, var = values.mean((0, 2, 3)), values.var((0, 2, 3), unbiased=True)
+    torch.testing.assert_close(norm.running_mean.double(), mean, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(norm.running_var.double(), var, rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
+def test_only_batch_norm_statistics_change_and_all_of_them_do(name: str) -> None:
+    backbone = build_backbone(name, CLASSES, seed=0)
+    before = copy_state(backbone)
+    calibrate_norm_stats(backbone, make_images(12))
+    statistics = {
+        n for n in before if n.endswith(("running_mean", "running_var", "num_batches_tracked"))
+    }
+    assert changed_names(before, copy_state(backbone)) == statistics
+
+
+def test_what_the_statistics_were_before_does_not_matter() -> None:
+    fresh, used = (build_backbone("mobilenet_v3_small", CLASSES, seed=0) for _ in range(2))
+    for norm in used.batch_norms(FORWARD_ORDER):
+        assert norm.running_mean is not None
+        norm.running_mean += 5.0
+    calibrate_norm_stats(fresh, make_images(12))
+    calibrate_norm_stats(used, make_images(12))
+    assert changed_names(copy_state(fresh), copy_state(used)) == set()
+
+
+def test_momentum_and_eval_mode_are_restored() -> None:
+    backbone = build_backbone("mobilenet_v3_small", CLASSES, seed=0)
+    momenta = [norm.momentum for norm in backbone.batch_norms(FORWARD_ORDER)]
+    assert None not in momenta
+    calibrate_norm_stats(backbone, make_images(6))
+    assert [norm.momentum for norm in backbone.batch_norms(FORWARD_ORDER)] == momenta
+    assert not any(module.training for module in backbone.model.modules())
+    assert all(parameter.grad is None for parameter in backbone.model.parameters())
+
+
+def test_momentum_and_eval_mode_are_restored_after_a_fault() -> None:
+    backbone = build_backbone("mobilenet_v3_small", CLASSES, seed=0)
+    momenta = [norm.momentum for norm in backbone.batch_norms(FORWARD_ORDER)]
+    images = make_images(4)
+    wrong = ImageSet(images.pixels[:, :2], images.labels, images.digests)
+    with pytest.raises(RuntimeError, match="must match the size"):
+        calibrate_norm_stats(backbone, wrong)
+    assert [norm.momentum for norm in backbone.batch_norms(FORWARD_ORDER)] == momenta
+    assert not any(module.training for module in backbone.model.modules())
+
+
+def test_calibration_is_deterministic_and_blind_to_labels() -> None:
+    images = make_images(12)
+    relabelled = ImageSet(images.pixels, images.labels.flip(0), images.digests)
+    states = []
+    for given in (images, images, relabelled):
+        backbone = build_backbone("mobilenet_v3_small", CLASSES, seed=0)
+        calibrate_norm_stats(backbone, given)
+        states.append(copy_state(backbone))
+    assert changed_names(states[0], states[1]) == set()
+    assert changed_names(states[0], states[2]) == set()
+
+
+def test_other_images_give_other_statistics() -> None:
+    first, second = (build_backbone("mobilenet_v3_small", CLASSES, seed=0) for _ in range(2))
+    calibrate_norm_stats(first, make_images(12))
+    calibrate_norm_stats(second, make_images(12, start=100))
+    assert changed_names(copy_state(first), copy_state(second))

@@ -1,0 +1,330 @@
+"""Stages end to end in one process: real images, real MLflow, real training, tiny sizes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from safetensors.torch import load_file
+
+from pipeline.cli import main
+from tests.conftest import class_image
+
+TINY = {
+    "backbone": "mobilenet_v3_small",
+    "weights": "none",
+    "image_size": "32",
+    "train_per_class": "4",
+    "val_per_class": "4",
+    "epochs": "2",
+    "stage1.epochs": "1",
+    "stage1.batch_size": "8",
+    "precision": "float32",
+    "log_model": "off",
+}
+
+Command = Callable[..., int]
+
+
+@pytest.fixture
+def command(store: Path, image_folder: Path) -> Command:
+    """Run an entry point on the small image folder: `command("stage2", seed="1")`."""
+
+    def run(entry_point: str, **options: str) -> int:
+        words = {"data": str(image_folder), "cache_dir": str(store / "cache"), **TINY, **options}
+        return main([entry_point, *(w for k, v in words.items() for w in (f"--{k}", v))])
+
+    return run
+
+
+def runs(kind: str = "stage") -> pd.DataFrame:
+    import mlflow
+
+    found = mlflow.search_runs(["0"], f"tags.kind = '{kind}'", order_by=["start_time ASC"])
+    assert isinstance(found, pd.DataFrame)
+    return found
+
+
+def artifact(run_id: str, path: str) -> Path:
+    """Where the store keeps it: not a copy."""
+    import mlflow
+
+    return Path(mlflow.get_run(run_id).info.artifact_uri) / path
+
+
+def test_stage3_trains_the_missing_parents_first_and_says_so(
+    command: Command, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert command("stage3") == 0
+    said = capfd.readouterr().out
+    assert "stage 2: no finished run with the same content, training it" in said
+    assert "stage 1: no finished run with the same content, training it" in said
+    assert said.count("Best results: Train Loss:") == 3
+    stages = runs()
+    assert list(stages["tags.stage"]) == ["1", "2", "3"]
+    assert set(stages["status"]) == {"FINISHED"}
+    assert list(stages["tags.parent_run_id"]) == ["none", *stages["run_id"][:2]]
+    assert list(stages["tags.parent_checkpoint_sha256"])[1:] == list(
+        stages["tags.checkpoint_sha256"][:2]
+    )
+
+
+def test_a_stage_ends_with_the_reference_line(
+    command: Command, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert command("stage1") == 0
+    line = capfd.readouterr().out.splitlines()[-1]
+    pattern = (
+        r"Stage-1 Best results: Train Loss: \d\.\d{4} \| Val Loss: \d\.\d{4} \| "
+        r"Train Acc: \d+\.\d\d% \| Val Acc: \d+\.\d\d%"
+    )
+    assert pd.Series([line]).str.fullmatch(pattern).all()
+
+
+def test_a_parent_is_found_by_content_and_never_by_time(
+    command: Command, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command("stage1")
+    command("stage1", seed="1")  # the latest, and the wrong one
+    first = runs()["run_id"][0]
+    capfd.readouterr()
+    assert command("stage2") == 0
+    assert f"stage 1: found run {first} with the same content" in capfd.readouterr().out
+    assert runs()["tags.parent_run_id"].iloc[-1] == first
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": "1"},
+        {"draw": "0", "train_per_class": "3"},
+        {"stage1.lr": "0.002"},
+        {"stage1.epochs": "2"},
+        {"image_size": "33"},
+        {"norm_stats": "source"},
+        {"data_seed": "1"},
+        {"precision": "bfloat16"},
+        {"backbone": "mobilenet_v2"},
+        {"schedule": "lp_ft"},
+    ],
+)
+def test_any_other_content_needs_another_parent(command: Command, change: dict[str, str]) -> None:
+    command("stage1")
+    assert command("stage2", **change, epochs="1") == 0
+    stages = runs()
+    assert list(stages["tags.stage"]) == ["1", "1", "2"]
+    assert stages["tags.lineage_key"].nunique() == 3
+
+
+def test_where_and_how_it_is_computed_does_not_change_the_parent(command: Command) -> None:
+    command("stage1")
+    assert command("stage2", cache="off", device="cpu") == 0
+    assert list(runs()["tags.stage"]) == ["1", "2"]
+
+
+def test_a_given_parent_hands_down_its_data_backbone_and_weights(
+    command: Command, capfd: pytest.CaptureFixture[str], store: Path
+) -> None:
+    command("stage1")
+    parent = runs()["run_id"][0]
+    capfd.readouterr()
+    words = ["--parent_run_id", parent, "--epochs", "1", "--log_model", "off"]
+    assert main(["stage2", *words, "--cache_dir", str(store / "cache")]) == 0
+    said = capfd.readouterr().out
+    assert f"inherited from run {parent}" in said
+    assert "backbone=mobilenet_v3_small" in said
+    child = runs().iloc[-1]
+    assert child["params.backbone"] == "mobilenet_v3_small"
+    assert child["tags.parent_run_id"] == parent
+    assert child["tags.data_sha256"] == runs()["tags.data_sha256"][0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"backbone": "resnet18"}, "backbone is mobilenet_v3_small in the parent, got resnet18"),
+        ({"draw": "1"}, "draw is 0 in the parent, got 1"),
+        ({"stage1.lr": "0.5"}, "stage1.lr is 0.001 in the parent, got 0.5"),
+    ],
+)
+def test_settings_that_contradict_the_given_parent_are_refused(
+    command: Command, capfd: pytest.CaptureFixture[str], change: dict[str, str], message: str
+) -> None:
+    command("stage1")
+    parent = runs()["run_id"][0]
+    assert command("stage2", parent_run_id=parent, **change) == 2
+    assert message in capfd.readouterr().err
+    assert len(runs()) == 1
+
+
+def test_another_seed_may_continue_from_a_given_parent(command: Command) -> None:
+    command("stage1")
+    assert command("stage2", parent_run_id=runs()["run_id"][0], seed="7") == 0
+    assert runs()["params.seed"].iloc[-1] == "7"
+
+
+def test_a_parent_of_the_wrong_stage_is_refused(
+    command: Command, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command("stage1")
+    parent = runs()["run_id"][0]
+    assert command("stage3", parent_run_id=parent) == 2
+    assert f"stage3 needs a stage-2 checkpoint, run {parent} is stage 1" in capfd.readouterr().err
+
+
+def test_a_parent_that_does_not_exist_is_refused(
+    command: Command, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert command("stage2", parent_run_id="0" * 32) == 2
+    assert "does not exist" in capfd.readouterr().err
+    assert len(runs()) == 0
+
+
+def test_a_corrupted_given_parent_is_refused_and_no_run_stays_open(
+    command: Command, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command("stage1")
+    parent = runs()["run_id"][0]
+    path = artifact(parent, "checkpoint/checkpoint.safetensors")
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert command("stage2", parent_run_id=parent) == 2
+    error = capfd.readouterr().err
+    assert f"run {parent}" in error
+    assert "is damaged" in error
+    assert "RUNNING" not in set(runs()["status"])
+
+
+def test_a_corrupted_found_parent_is_passed_over_and_trained_again(
+    command: Command, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command("stage1")
+    path = artifact(runs()["run_id"][0], "checkpoint/checkpoint.safetensors")
+    path.write_bytes(b"")
+    assert command("stage2") == 0
+    assert "note: passing over run" in capfd.readouterr().out
+    assert list(runs()["tags.stage"]) == ["1", "1", "2"]
+
+
+def test_images_that_changed_under_a_given_parent_are_noticed(
+    command: Command, capfd: pytest.CaptureFixture[str], image_folder: Path
+) -> None:
+    command("stage1")
+    for path in (image_folder / "apple").iterdir():
+        class_image(1, 99).save(path)
+    assert command("stage2", parent_run_id=runs()["run_id"][0]) == 2
+    assert "are not those that parent run" in capfd.readouterr().err
+
+
+def test_main_runs_every_stage_nested_under_one_run_and_ends_with_a_table(
+    command: Command, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert command("main") == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[-1].startswith("browse the runs: mlflow ui --backend-store-uri sqlite:///")
+    assert lines[-6].split()[:3] == ["stage", "trains", "parameters"]
+    chain = runs("chain").iloc[0]
+    assert set(runs()["tags.mlflow.parentRunId"]) == {chain["run_id"]}
+    assert chain["metrics.stage3/val_acc"] == runs()["metrics.best/val_acc"].iloc[-1]
+    assert "| stage | trains |" in artifact(chain["run_id"], "summary.md").read_text()
+
+
+def test_main_again_reuses_every_stage(
+    command: Command, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command("main")
+    capfd.readouterr()
+    assert command("main") == 0
+    assert capfd.readouterr().out.count("(reused)") == 3
+    assert len(runs()) == 3
+    assert command("main", reuse="off") == 0
+    assert len(runs()) == 6
+
+
+def test_the_same_settings_give_bit_identical_weights(command: Command) -> None:
+    for _ in range(2):
+        assert command("main", reuse="off", augment="strong", backbone="mobilenet_v2") == 0
+    digests = runs().groupby("tags.stage")["tags.checkpoint_sha256"].nunique()
+    assert list(digests) == [1, 1, 1]
+
+
+@pytest.mark.parametrize("schedule", ["two_stage", "full", "lp_ft", "head_only"])
+def test_every_other_schedule_runs(store: Path, image_folder: Path, schedule: str) -> None:
+    words = ["--data", str(image_folder), "--schedule", schedule, "--epochs", "1"]
+    words += [w for k, v in TINY.items() if "epochs" not in k for w in (f"--{k}", v)]
+    assert main(["main", *words, "--cache_dir", str(store / "cache")]) == 0
+    assert set(runs()["tags.schedule"]) == {schedule}
+
+
+def test_a_run_says_everything_about_itself(command: Command) -> None:
+    command("stage2")
+    run = runs().iloc[-1]
+    assert run["tags.mlflow.runName"] == "stage2 · images · mobilenet_v3_small · draw 0 · seed 0"
+    for tag in ("schedule", "backbone", "weights", "data", "draw", "seed", "git_commit"):
+        assert run[f"tags.{tag}"]
+    assert "Stage-2 Best results" in run["tags.mlflow.note.content"]
+    assert len(run["tags.frozen_sha256"]) == 64
+    for metric in ("train/loss", "train/acc", "val/loss", "val/acc", "lr/head", "lr/block4"):
+        assert run[f"metrics.{metric}"] == run[f"metrics.{metric}"], metric
+    settings = json.loads(artifact(run["run_id"], "settings.json").read_text())
+    assert settings["stage2.epochs"] == 2
+    assert settings["stage1.epochs"] == 1
+    for picture in ("learning_curves", "confusion_matrix"):
+        assert artifact(run["run_id"], f"figures/{picture}.png").stat().st_size > 5000
+    rows = pd.read_csv(artifact(run["run_id"], "evaluation/val_predictions.csv"))
+    assert len(rows) == 12
+    assert (rows["label"] == rows["predicted"]).mean() == pytest.approx(run["metrics.best/val_acc"])
+    assert rows["nll"].mean() == pytest.approx(run["metrics.best/val_loss"], rel=1e-4)
+
+
+def test_epoch_metrics_and_data_sets_can_be_browsed(command: Command) -> None:
+    import mlflow
+
+    command("stage2")
+    run_id = runs()["run_id"].iloc[-1]
+    client = mlflow.MlflowClient()
+    assert [m.step for m in client.get_metric_history(run_id, "val/acc")] == [1, 2]
+    inputs = client.get_run(run_id).inputs.dataset_inputs
+    assert {i.dataset.name for i in inputs} == {"images-training", "images-validation"}
+    assert all(len(i.dataset.digest) == 32 for i in inputs)
+
+
+def test_a_checkpoint_holds_only_what_differs_from_the_pretrained_weights(
+    store: Path, image_folder: Path
+) -> None:
+    words = ["--data", str(image_folder), "--cache_dir", str(store / "cache")]
+    words += ["--train_per_class", "4", "--val_per_class", "4", "--image_size", "32"]
+    words += ["--epochs", "1", "--norm_stats", "source", "--log_model", "off"]
+    assert main(["stage1", *words]) == 0
+    stored = load_file(artifact(runs()["run_id"][0], "checkpoint/checkpoint.safetensors"))
+    assert set(stored) == {"fc.weight", "fc.bias"}
+
+
+def test_a_loss_that_is_not_a_number_stops_the_stage_and_is_said(
+    command: Command, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = {"schedule": "full", "lr": "100", "optimizer": "sgd", "stage1.epochs": "30"}
+    assert command("stage1", **words) == 0
+    assert "is not a number in epoch" in capfd.readouterr().out
+    run = runs().iloc[0]
+    assert run["tags.diverged"] == "true"
+    assert run["status"] == "FINISHED"
+
+
+def test_evaluate_scores_a_run_on_the_test_split(
+    store: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--cache_dir", str(store / "cache"), "--epochs", "1", "--log_model", "off"]
+    assert main(["stage1", *words]) == 0
+    run = runs().iloc[0]
+    assert main(["evaluate", "--run_id", run["run_id"]]) == 0
+    assert "on 600 images" in capfd.readouterr().out
+    assert 0 < runs()["metrics.test/acc"][0] < 1
+
+
+def test_evaluate_needs_a_test_split(command: Command, capfd: pytest.CaptureFixture[str]) -> None:
+    command("stage1")
+    assert main(["evaluate", "--run_id", runs()["run_id"][0]]) == 2
+    assert "has no test split" in capfd.readouterr().err

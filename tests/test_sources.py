@@ -1,0 +1,663 @@
+"""Digits, CIFAR, parquet files and folders become labelled splits, or one line says why not."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pickle
+import shutil
+import socket
+import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from socketserver import BaseRequestHandler
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipeline.data.images import digest_image, to_rgb
+from pipeline.data.sources import Source, Split, open_source
+from pipeline.errors import DataError, DownloadError
+from tests.conftest import class_image
+
+WriteParquet = Callable[..., Path]
+CLOSED = "http://127.0.0.1:1"
+
+
+def opened(path: Path) -> Source:
+    return open_source(str(path), path.parent / "cache")
+
+
+def shown(split: Split, rows: list[int]) -> list[bytes]:
+    return [digest_image(to_rgb(image)) for image in split.read(rows)]
+
+
+def pictures(*label_and_number: tuple[int, int]) -> list[bytes]:
+    return [digest_image(class_image(label, number)) for label, number in label_and_number]
+
+
+def counts(split: Split | None) -> list[int]:
+    assert split is not None
+    return np.bincount(split.labels).tolist()
+
+
+def fill(folder: Path, label: int, numbers: range) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in numbers:
+        class_image(label, number).save(folder / f"{number}.png")
+
+
+# --- digits --------------------------------------------------------------------------------------
+
+
+def test_digits_are_a_pool_and_60_test_images_a_class(tmp_path: Path) -> None:
+    source = open_source("digits", tmp_path)
+    assert (source.name, source.class_names, source.val) == ("digits", tuple("0123456789"), None)
+    assert counts(source.test) == [60] * 10
+    assert len(source.pool.labels) == 1797 - 600
+    assert not any(tmp_path.iterdir())
+
+
+def test_digits_pool_and_test_are_disjoint_and_complete(tmp_path: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    source = open_source("digits", tmp_path)
+    assert source.test is not None
+    read = []
+    for split in (source.pool, source.test):
+        images = list(split.read(range(len(split.labels))))
+        read += [
+            (np.asarray(i).tobytes(), int(n)) for i, n in zip(images, split.labels, strict=True)
+        ]
+    digits: Any = load_digits()
+    original = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    everything = [(i.tobytes(), int(n)) for i, n in zip(original, digits.target, strict=True)]
+    assert sorted(read) == sorted(everything)
+
+
+def test_digits_are_the_same_every_time(tmp_path: Path) -> None:
+    first, second = (open_source("digits", tmp_path) for _ in range(2))
+    assert first.test is not None
+    assert second.test is not None
+    assert np.array_equal(first.pool.labels, second.pool.labels)
+    assert shown(first.test, [0, 1, 599]) == shown(second.test, [0, 1, 599])
+
+
+# --- image folders -------------------------------------------------------------------------------
+
+
+def test_a_folder_a_class_is_a_pool(image_folder: Path) -> None:
+    source = opened(image_folder)
+    assert (source.name, source.class_names) == ("images", ("apple", "berry", "cherry"))
+    assert (source.val, source.test) == (None, None)
+    assert counts(source.pool) == [12, 12, 12]
+    assert source.pool.labels.dtype == np.int64
+
+
+def test_a_folder_is_read_in_the_asked_order(image_folder: Path) -> None:
+    rows = [35, 0, 12, 0]
+    assert shown(opened(image_folder).pool, rows) == pictures((2, 11), (0, 0), (1, 0), (0, 0))
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [
+        ("train", "val", "test"),
+        ("training", "valid", "testing"),
+        ("Train", "validation", "TEST"),
+        ("train", "dev", None),
+        ("train", None, "test"),
+        ("train", None, None),
+    ],
+)
+def test_split_folders_go_by_many_names(
+    train: str, val: str | None, test: str | None, tmp_path: Path
+) -> None:
+    root = tmp_path / "set"
+    for split, size in ((train, 3), (val, 2), (test, 1)):
+        for label, name in enumerate("ab") if split else ():
+            fill(root / str(split) / name, label, range(size))
+    source = opened(root)
+    assert source.class_names == ("a", "b")
+    assert counts(source.pool) == [3, 3]
+    assert (source.val is None, source.test is None) == (val is None, test is None)
+    if val:
+        assert counts(source.val) == [2, 2]
+    if test:
+        assert counts(source.test) == [1, 1]
+
+
+def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
+    for label, name in enumerate(("car", "train")):
+        fill(tmp_path / "vehicles" / name, label, range(2))
+    source = opened(tmp_path / "vehicles")
+    assert source.class_names == ("car", "train")
+    assert counts(source.pool) == [2, 2]
+
+
+def test_split_folders_without_a_training_one_are_refused(tmp_path: Path) -> None:
+    for split in ("val", "test"):
+        for label, name in enumerate("ab"):
+            fill(tmp_path / "set" / split / name, label, range(2))
+    with pytest.raises(DataError, match="train"):
+        opened(tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    "stray",
+    [
+        ".DS_Store",
+        ".thumbnail.png",
+        "README.md",
+        ".git/config.png",
+        "__pycache__/x.png",
+        "apple/notes.txt",
+        "apple/._00.png",
+        "apple/labels.pdf",
+        "apple/features.h5",
+        "apple/.ipynb_checkpoints/00-checkpoint.png",
+        "__MACOSX/apple/x.png",
+    ],
+)
+def test_hidden_files_and_other_files_are_passed_over(stray: str, image_folder: Path) -> None:
+    (image_folder / stray).parent.mkdir(parents=True, exist_ok=True)
+    (image_folder / stray).write_bytes(b"no image")
+    source = opened(image_folder)
+    assert source.class_names == ("apple", "berry", "cherry")
+    assert counts(source.pool) == [12, 12, 12]
+
+
+def test_a_folder_named_like_an_image_is_not_one(image_folder: Path) -> None:
+    fill(image_folder / "apple" / "scan.png", 0, range(2))
+    assert counts(opened(image_folder).pool) == [14, 12, 12]
+
+
+@pytest.mark.parametrize("name", ["x.JPG", "x.jpeg", "x.webp", "x.bmp", "deep/er/x.png"])
+def test_images_of_any_kind_and_depth_count(name: str, image_folder: Path) -> None:
+    path = image_folder / "berry" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    class_image(1, 99).save(path)
+    assert counts(opened(image_folder).pool) == [12, 13, 12]
+
+
+def test_a_class_that_only_the_test_split_has_is_refused(tmp_path: Path) -> None:
+    for name in ("train/a", "train/b", "test/a", "test/zebra"):
+        fill(tmp_path / "set" / name, 0, range(1))
+    with pytest.raises(DataError, match="class zebra stands in test but not in train"):
+        opened(tmp_path / "set")
+
+
+def test_a_class_that_the_test_split_lacks_is_not(tmp_path: Path) -> None:
+    for name in ("train/a", "train/b", "train/c", "test/a", "test/c"):
+        fill(tmp_path / "set" / name, 0, range(2))
+    source = opened(tmp_path / "set")
+    assert source.test is not None
+    assert source.test.labels.tolist() == [0, 0, 2, 2]
+
+
+@pytest.mark.parametrize("folders", [[], ["a", "b"], ["train/a"]], ids=str)
+def test_a_folder_without_images_is_refused(folders: list[str], tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    for name in ("", *folders):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    with pytest.raises(DataError, match=r"no images found under .*set.*one folder for each class"):
+        opened(root)
+
+
+def test_images_without_class_folders_are_refused(tmp_path: Path) -> None:
+    fill(tmp_path / "flat", 0, range(3))
+    with pytest.raises(DataError, match=r"no images found under .*flat"):
+        opened(tmp_path / "flat")
+
+
+def test_one_class_only_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path / "set" / "lonely", 0, range(3))
+    with pytest.raises(DataError, match=r"only one class \(lonely\).*add a class"):
+        opened(tmp_path / "set")
+
+
+def test_a_path_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data=.*nowhere: neither digits.*does not exist"):
+        opened(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["picture.png", "notes.txt"])
+def test_a_file_of_no_known_kind_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(DataError, match=name):
+        opened(tmp_path / name)
+
+
+def damaged_png() -> bytes:
+    buffer = io.BytesIO()
+    class_image(0, 0).save(buffer, "PNG")
+    return buffer.getvalue()[:200]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"not an image", damaged_png(), b"<svg></svg>"],
+    ids=["empty", "text", "cut short", "another kind"],
+)
+def test_an_unreadable_image_is_named(content: bytes, image_folder: Path) -> None:
+    (image_folder / "berry" / "05.png").write_bytes(content)
+    pool = opened(image_folder).pool
+    with pytest.raises(DataError, match=r"cannot read image .*berry/05\.png \(.+\): replace"):
+        list(pool.read([0, 17]))
+    assert len(list(pool.read([16, 18]))) == 2
+
+
+def test_a_damaged_avif_image_is_named(image_folder: Path) -> None:
+    pytest.importorskip("PIL._avif")
+    path = image_folder / "apple" / "x.avif"
+    class_image(0, 0).save(path)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"iloc") + 4
+    content[at : at + 12] = bytes(12)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"cannot read image .*x\.avif"):
+        list(opened(image_folder).pool.read([12]))
+
+
+def test_a_decompression_bomb_is_named(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(DataError, match=r"cannot read image .*00\.png .*decompression bomb"):
+        list(opened(image_folder).pool.read([0]))
+
+
+# --- parquet files -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("column", ["img", "image"])
+def test_parquet_files_are_read_with_the_class_names_of_their_schema(
+    column: str, tmp_path: Path, write_parquet: WriteParquet
+) -> None:
+    root = tmp_path / "set"
+    for split, labels in (("train", [2, 0, 1]), ("validation", [1]), ("test", [0, 0])):
+        write_parquet(root / f"{split}-00000-of-00001.parquet", labels, list("xyz"), column)
+    source = opened(root)
+    assert (source.name, source.class_names) == ("set", ("x", "y", "z"))
+    assert source.pool.labels.tolist() == [2, 0, 1]
+    assert source.val is not None
+    assert source.val.labels.tolist() == [1]
+    assert source.test is not None
+    assert source.test.labels.tolist() == [0, 0]
+    assert shown(source.pool, [0, 1, 2]) == pictures((2, 0), (0, 1), (1, 2))
+    assert shown(source.test, [1]) == pictures((0, 1))
+
+
+def test_without_class_names_the_labels_are_the_names_in_natural_order(
+    tmp_path: Path, write_parquet: WriteParquet
+) -> None:
+    write_parquet(tmp_path / "set" / "train.parquet", [10, 2, 10, 7])
+    write_parquet(tmp_path / "set" / "test.parquet", [7, 10])
+    source = opened(tmp_path / "set")
+    assert source.class_names == ("2", "7", "10")
+    assert source.pool.labels.tolist() == [2, 0, 2, 1]
+    assert source.test is not None
+    assert source.test.labels.tolist() == [1, 2]
+
+
+def test_labels_may_be_words(tmp_path: Path, write_parquet: WriteParquet) -> None:
+    path = write_parquet(tmp_path / "set" / "train.parquet", [0, 1, 0])
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(1, "label", pa.array(["pear", "fig", "pear"])), path)
+    source = opened(tmp_path / "set")
+    assert source.class_names == ("fig", "pear")
+    assert source.pool.labels.tolist() == [1, 0, 1]
+
+
+def test_images_may_be_plain_bytes(tmp_path: Path, write_parquet: WriteParquet) -> None:
+    path = write_parquet(tmp_path / "set" / "train.parquet", [0, 1])
+    table = pq.read_table(path)
+    cells = [cell["bytes"] for cell in table.column("img").to_pylist()]
+    pq.write_table(table.set_column(0, "img", pa.array(cells)), path)
+    assert shown(opened(tmp_path / "set").pool, [1, 0]) == pictures((1, 1), (0, 0))
+
+
+def test_rows_are_read_across_shards_in_the_asked_order(
+    tmp_path: Path, write_parquet: WriteParquet
+) -> None:
+    root = tmp_path / "set"
+    for shard in range(3):
+        write_parquet(
+            root / f"train-0000{shard}-of-00003.parquet", [0, 1, 0], list("ab"), start=3 * shard
+        )
+    pool = opened(root).pool
+    assert pool.labels.tolist() == [0, 1, 0] * 3
+    rows = [8, 0, 4, 3, 8, 2]
+    assert shown(pool, rows) == pictures((0, 8), (0, 0), (1, 4), (0, 3), (0, 8), (0, 2))
+    assert shown(pool, []) == []
+
+
+def test_parquet_files_may_stand_in_a_sub_folder(
+    tmp_path: Path, write_parquet: WriteParquet
+) -> None:
+    folder = tmp_path / "set" / "plain_text"
+    write_parquet(folder / "train-00000-of-00001.parquet", [0, 1], list("ab"))
+    write_parquet(folder / "test-00000-of-00001.parquet", [1], list("ab"))
+    source = opened(tmp_path / "set")
+    assert counts(source.pool) == [1, 1]
+    assert counts(source.test) == [0, 1]
+
+
+def test_one_file_may_be_the_path(tmp_path: Path, write_parquet: WriteParquet) -> None:
+    source = opened(write_parquet(tmp_path / "mine.parquet", [0, 1, 1], list("ab")))
+    assert counts(source.pool) == [1, 2]
+    assert (source.val, source.test) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train/0000.parquet", "test/0000.parquet"),
+        ("default/train/0000.parquet", "default/test/0000.parquet"),
+        ("train.v2.parquet", "test.v2.parquet"),
+        ("TRAIN-0.parquet", "Test-0.parquet"),
+        ("train_batch.parquet", "test_batch.parquet"),
+    ],
+)
+def test_a_test_file_never_joins_the_pool(
+    train: str, test: str, tmp_path: Path, write_parquet: WriteParquet
+) -> None:
+    """Hugging Face's own conversion writes `config/split/0000.parquet`."""
+    write_parquet(tmp_path / "set" / train, [0, 1], list("ab"))
+    write_parquet(tmp_path / "set" / test, [1, 0, 1], list("ab"))
+    source = opened(tmp_path / "set")
+    assert counts(source.pool) == [1, 1]
+    assert counts(source.test) == [1, 2]
+
+
+def test_hidden_parquet_files_are_passed_over(tmp_path: Path, write_parquet: WriteParquet) -> None:
+    write_parquet(tmp_path / "set" / "train.parquet", [0, 1], list("ab"))
+    (tmp_path / "set" / "._train.parquet").write_bytes(b"of a Mac")
+    assert counts(opened(tmp_path / "set").pool) == [1, 1]
+
+
+@pytest.mark.parametrize("dropped", ["img", "label"])
+def test_a_missing_column_is_named(
+    dropped: str, tmp_path: Path, write_parquet: WriteParquet
+) -> None:
+    path = write_parquet(tmp_path / "train.parquet", [0, 1])
+    pq.write_table(pq.read_table(path).drop_columns([dropped]), path)
+    kept = {"img": "label", "label": "img"}[dropped]
+    with pytest.raises(DataError, match=rf"train\.parquet has columns {kept}: name the images"):
+        opened(path)
+
+
+def test_parquet_files_without_a_training_one_are_refused(
+    tmp_path: Path, write_parquet: WriteParquet
+) -> None:
+    write_parquet(tmp_path / "set" / "test-0.parquet", [0, 1])
+    with pytest.raises(DataError, match=r"holds test-0\.parquet but no training file: name one"):
+        opened(tmp_path / "set")
+
+
+@pytest.mark.parametrize(("split", "label"), [("train", 2), ("test", 9), ("test", -1)])
+def test_a_label_outside_the_classes_is_refused(
+    split: str, label: int, tmp_path: Path, write_parquet: WriteParquet
+) -> None:
+    for name in ("train", "test"):
+        path = write_parquet(tmp_path / "set" / f"{name}.parquet", [0, 1, 0], list("ab"))
+        if name == split:
+            table = pq.read_table(path)
+            pq.write_table(table.set_column(1, "label", pa.array([0, 1, label])), path)
+    with pytest.raises(
+        DataError, match=f"the {split} split has label {label}, outside the 2 classes"
+    ):
+        opened(tmp_path / "set")
+
+
+def test_a_row_without_a_label_is_refused(tmp_path: Path, write_parquet: WriteParquet) -> None:
+    path = write_parquet(tmp_path / "set" / "train.parquet", [0, 1])
+    table = pq.read_table(path).set_column(1, "label", pa.array([0, None]))
+    pq.write_table(table, path)
+    with pytest.raises(DataError, match="set has rows without a label: remove them"):
+        opened(tmp_path / "set")
+
+
+def test_words_where_the_schema_promises_numbers_are_refused(
+    tmp_path: Path, write_parquet: WriteParquet
+) -> None:
+    path = write_parquet(tmp_path / "train.parquet", [0, 1], list("ab"))
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(1, "label", pa.array(["a", "b"])), path)
+    with pytest.raises(DataError, match="label"):
+        opened(path)
+
+
+def test_one_class_only_in_parquet_is_refused(tmp_path: Path, write_parquet: WriteParquet) -> None:
+    with pytest.raises(DataError, match=r"only one class \(3\)"):
+        opened(write_parquet(tmp_path / "train.parquet", [3, 3]))
+
+
+@pytest.mark.parametrize("keep", [0, 3, 500], ids=["empty", "three bytes", "cut short"])
+def test_a_corrupt_parquet_file_is_named(
+    keep: int, tmp_path: Path, write_parquet: WriteParquet
+) -> None:
+    path = write_parquet(tmp_path / "train.parquet", [0, 1])
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(DataError, match=r"cannot read .*train\.parquet \(.+\): replace it"):
+        opened(path)
+
+
+@pytest.mark.parametrize("column", ["img", "label"])
+def test_a_parquet_file_with_a_damaged_column_is_named(
+    column: str, tmp_path: Path, write_parquet: WriteParquet
+) -> None:
+    path = write_parquet(tmp_path / "train.parquet", [0, 1] * 20)
+    group = pq.read_metadata(path).row_group(0)
+    chunks = {group.column(i).path_in_schema.split(".")[0]: i for i in (group.num_columns - 1, 0)}
+    chunk = group.column(chunks[column])
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    content = bytearray(path.read_bytes())
+    content[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"cannot read .*train\.parquet"):
+        list(opened(path).pool.read([0]))
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ([b"x", b"y"], r"cannot read image .*train\.parquet row 1 \("),
+        ([b"x", None], r"train\.parquet row 1 holds no image bytes"),
+        ([{"bytes": b"x"}, {"bytes": None}], r"train\.parquet row 1 holds no image bytes"),
+        ([[1, 2], [3, 4]], r"train\.parquet row 1"),
+        (["a.png", "b.png"], r"train\.parquet row 1"),
+    ],
+    ids=["no image", "nothing", "no bytes", "a list", "a path"],
+)
+def test_an_unreadable_cell_is_named(cells: list[object], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "train.parquet"
+    pq.write_table(pa.table({"img": pa.array(cells), "label": [0, 1]}), path)
+    with pytest.raises(DataError, match=message):
+        list(opened(path).pool.read([1]))
+
+
+def test_a_row_number_in_a_message_counts_in_its_own_file(
+    tmp_path: Path, write_parquet: WriteParquet
+) -> None:
+    write_parquet(tmp_path / "set" / "train-0.parquet", [0, 1, 0])
+    bad = pa.table({"img": [b"x", b"y"], "label": [0, 1]})
+    pq.write_table(bad, tmp_path / "set" / "train-1.parquet")
+    with pytest.raises(DataError, match=r"train-1\.parquet row 1 "):
+        list(opened(tmp_path / "set").pool.read([0, 4]))
+
+
+def test_metadata_without_class_names_is_passed_over(
+    tmp_path: Path, write_parquet: WriteParquet
+) -> None:
+    path = write_parquet(tmp_path / "train.parquet", [5, 3])
+    info = json.dumps({"info": {"features": {"label": {"dtype": "int64", "_type": "Value"}}}})
+    pq.write_table(pq.read_table(path).replace_schema_metadata({"huggingface": info}), path)
+    assert opened(path).class_names == ("3", "5")
+
+
+def test_the_real_cifar_files_open(cifar_folder: Path, tmp_path: Path) -> None:
+    source = open_source(str(cifar_folder), tmp_path)
+    assert source.class_names[0] == "airplane"
+    assert len(source.class_names) == 10
+    assert len(set(counts(source.pool))) == 1
+    assert counts(source.test) == [1000] * 10
+    assert [image.size for image in source.pool.read([0, 1])] == [(32, 32)] * 2
+
+
+# --- CIFAR ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[type | partial[Any]], str]]:
+    """Start a local server with this handler and give its address."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    servers = []
+
+    def start(handler: Any) -> str:  # noqa: ANN401 - a handler class or a partial of one
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        thread = threading.Thread(target=partial(server.serve_forever, poll_interval=0.01))
+        thread.start()
+        servers.append((server, thread))
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server, thread in servers:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class NotHttp(BaseRequestHandler):
+    def handle(self) -> None:
+        self.request.recv(4096)
+        self.request.sendall(b"220 mail.example ready\r\n")
+
+
+def cifar_cell(label: int, number: int) -> np.ndarray:
+    return np.asarray(class_image(label, number)).transpose(2, 0, 1).reshape(-1)
+
+
+@pytest.fixture(params=["cifar10", "cifar100"])
+def cifar(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:  # noqa: ANN401
+    """Torchvision's dataset made to expect a tiny archive, which stands in `tmp_path/served`."""
+    from torchvision import datasets
+
+    dataset: Any = getattr(datasets, request.param.upper())
+    labels_key = "labels" if request.param == "cifar10" else "fine_labels"
+    batches = {
+        entry[0]: {
+            "data": np.stack([cifar_cell(label, number) for label in range(3)]),
+            labels_key: [0, 1, 2],
+        }
+        for number, entry in enumerate(dataset.train_list + dataset.test_list)
+    }
+    files = batches | {dataset.meta["filename"]: {dataset.meta["key"]: ["ant", "bee", "cow"]}}
+    contents = {name: pickle.dumps(content, 2) for name, content in files.items()}
+    served = tmp_path / "served"
+    served.mkdir()
+    with tarfile.open(served / dataset.filename, "w:gz") as archive:
+        for name, content in contents.items():
+            member = tarfile.TarInfo(f"{dataset.base_folder}/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+    def md5(content: bytes) -> str:
+        return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+    for names in ("train_list", "test_list"):
+        patched = [[name, md5(contents[name])] for name, _ in getattr(dataset, names)]
+        monkeypatch.setattr(dataset, names, patched)
+    name = dataset.meta["filename"]
+    monkeypatch.setattr(dataset, "meta", dataset.meta | {"md5": md5(contents[name])})
+    monkeypatch.setattr(dataset, "tgz_md5", md5((served / dataset.filename).read_bytes()))
+    monkeypatch.setattr(dataset, "url", f"{CLOSED}/{dataset.filename}")
+    return dataset
+
+
+def name_of(cifar: Any) -> str:  # noqa: ANN401 - torchvision has no types
+    return str(cifar.__name__).lower()
+
+
+def test_cifar_is_downloaded_once(
+    cifar: Any,  # noqa: ANN401
+    serve: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url = serve(partial(Quiet, directory=str(tmp_path / "served")))
+    monkeypatch.setattr(cifar, "url", f"{url}/{cifar.filename}")
+    for _ in range(2):
+        source = open_source(name_of(cifar), tmp_path / "cache")
+        assert (source.name, source.class_names) == (name_of(cifar), ("ant", "bee", "cow"))
+        train, size = len(cifar.train_list), len(cifar.train_list) * 3
+        assert source.pool.labels.tolist() == [0, 1, 2] * train
+        assert source.test is not None
+        assert source.test.labels.tolist() == [0, 1, 2]
+        assert shown(source.pool, [size - 1, 0]) == pictures((2, train - 1), (0, 0))
+        assert shown(source.test, [1]) == pictures((1, train))
+        monkeypatch.setattr(cifar, "url", f"{CLOSED}/{cifar.filename}")
+
+
+def test_a_cifar_archive_put_where_the_message_says_is_used(cifar: Any, tmp_path: Path) -> None:  # noqa: ANN401
+    with pytest.raises(DownloadError, match=cifar.filename):
+        open_source(name_of(cifar), tmp_path / "cache")
+    shutil.copy(tmp_path / "served" / cifar.filename, tmp_path / "cache" / "data")
+    assert len(open_source(name_of(cifar), tmp_path / "cache").class_names) == 3
+
+
+def test_without_a_network_cifar_names_the_file_the_folder_and_the_way_out(
+    cifar: Any,  # noqa: ANN401
+    tmp_path: Path,
+) -> None:
+    message = (
+        f"cannot download {name_of(cifar)} from {CLOSED}/{cifar.filename} .*put {cifar.filename} "
+        rf"\(MD5 {cifar.tgz_md5}\) into {tmp_path / 'cache' / 'data'}, or use -P preset=digits"
+    )
+    before = socket.getdefaulttimeout()
+    with pytest.raises(DownloadError, match=message):
+        open_source(name_of(cifar), tmp_path / "cache")
+    assert socket.getdefaulttimeout() == before
+
+
+@pytest.mark.parametrize(
+    ("cifar", "fault", "reason"),
+    [
+        ("cifar10", "wrong checksum", "corrupted"),
+        ("cifar10", "not found", "404"),
+        ("cifar10", "not http", "preset=digits"),
+    ],
+    indirect=["cifar"],
+)
+def test_a_download_that_goes_wrong_is_an_error(
+    cifar: Any,  # noqa: ANN401
+    fault: str,
+    reason: str,
+    serve: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url = serve(
+        NotHttp if fault == "not http" else partial(Quiet, directory=str(tmp_path / "served"))
+    )
+    path = tmp_path / "served" / cifar.filename
+    if fault == "wrong checksum":
+        path.write_bytes(path.read_bytes() + b"!")
+    if fault == "not found":
+        path.unlink()
+    monkeypatch.setattr(cifar, "url", f"{url}/{cifar.filename}")
+    with pytest.raises(DownloadError, match=f"cannot download cifar10 .*{reason}"):
+        open_source("cifar10", tmp_path / "cache")
