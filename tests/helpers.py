@@ -13,6 +13,8 @@ from pipeline.prefix_cache import Features, PrefixCache
 from pipeline.stages import SCHEDULES, Stage
 from tests.conftest import class_image
 
+torch.set_num_threads(1)  # tiny tensors: on a busy machine more threads take six times as long
+
 CPU = torch.device("cpu")
 CLASSES = 3
 DISTINCT_STAGES = {

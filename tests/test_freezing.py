@@ -26,12 +26,8 @@ from tests.helpers import (
     make_images,
 )
 
-SLOW = {"resnet34", "resnet50"}
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-BACKBONES = [
-    pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
-    for name in get_args(BackboneName)
-]
+BACKBONES = get_args(BackboneName)
 
 
 def test_the_stages_tried_stand_for_those_of_every_schedule() -> None:
@@ -65,7 +61,7 @@ def test_a_stage_changes_its_trainable_blocks_and_nothing_else(name: str, stage:
 
 
 @pytest.mark.parametrize("stage", DISTINCT_STAGES.values(), ids=map("+".join, DISTINCT_STAGES))
-@pytest.mark.parametrize("name", get_args(BackboneName))
+@pytest.mark.parametrize("name", BACKBONES)
 def test_the_optimizer_holds_the_trainable_parameters_alone(name: str, stage: Stage) -> None:
     backbone = build_backbone(name, CLASSES, seed=0)
     trainer = Trainer(backbone, stage, TrainSettings(), 0, 1, CPU, torch.float32)

@@ -275,7 +275,9 @@ def test_a_run_says_everything_about_itself(command: Command) -> None:
         assert artifact(run["run_id"], f"figures/{picture}.png").stat().st_size > 5000
     rows = pd.read_csv(artifact(run["run_id"], "evaluation/val_predictions.csv"))
     assert len(rows) == 12
-    assert (rows["label"] == rows["predicted"]).mean() == pytest.approx(run["metrics.best/val_acc"])
+    assert (rows["label"] == rows["predicted"]).mean() == pytest.approx(
+        run["metrics.best/val_acc"]
+    )
     assert rows["nll"].mean() == pytest.approx(run["metrics.best/val_loss"], rel=1e-4)
 
 

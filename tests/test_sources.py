@@ -267,6 +267,24 @@ def test_a_damaged_avif_image_is_named(image_folder: Path) -> None:
         list(opened(image_folder).pool.read([12]))
 
 
+@pytest.mark.parametrize("kind", ["png", "jpg", "tiff", "webp"])
+def test_a_rotated_photo_is_read_upright(kind: str, image_folder: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    class_image(0, 0).crop((0, 0, 32, 20)).save(image_folder / "apple" / f"x.{kind}", exif=exif)
+    (image,) = opened(image_folder).pool.read([12])
+    assert to_rgb(image).size == (20, 32)
+
+
+@pytest.mark.parametrize("kind", ["gif", "png", "webp", "tiff"])
+def test_of_an_animation_the_first_frame_is_read(kind: str, image_folder: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), (value, value, value)) for value in (250, 5, 100)]
+    path = image_folder / "apple" / f"x.{kind}"
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    (image,) = opened(image_folder).pool.read([12])
+    assert abs(np.asarray(to_rgb(image)).mean() - 250) < 2
+
+
 def test_a_decompression_bomb_is_named(
     image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

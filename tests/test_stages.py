@@ -68,7 +68,11 @@ def test_everything_below_the_deepest_trainable_block_is_prefix(
 @pytest.mark.parametrize(
     ("schedule", "number", "message"),
     [
-        ("full", 2, "full has 1 stage, got stage 2: .*schedule=three_stage or two_stage or lp_ft$"),
+        (
+            "full",
+            2,
+            "full has 1 stage, got stage 2: .*schedule=three_stage or two_stage or lp_ft$",
+        ),
         ("two_stage", 3, "two_stage has 2 stages, got stage 3: .*schedule=three_stage$"),
         ("three_stage", 4, "three_stage has 3 stages, got stage 4: run an earlier stage"),
         ("head_only", 0, "head_only has 1 stage, got stage 0"),

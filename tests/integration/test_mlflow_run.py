@@ -1,0 +1,246 @@
+"""The real chain, started the way users start it: `mlflow run`, servers, signals, full disks."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import class_image
+from tests.integration.conftest import QUICK, Run, free_port
+
+pytestmark = pytest.mark.slow
+
+
+def stored_runs(uri: str) -> list[Any]:
+    import mlflow
+
+    return list(
+        mlflow.MlflowClient(uri).search_runs(["0"], order_by=["attributes.start_time ASC"])
+    )
+
+
+def wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        assert process.poll() is None, "the server has ended"
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.3)
+    raise AssertionError(f"{url} does not answer")
+
+
+def test_stage3_on_a_clean_clone_is_one_launched_run_and_its_parents(
+    mlflow_run: Run, clone: Path
+) -> None:
+    done = mlflow_run("stage3")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Best results: Train Loss") == 3
+    runs = stored_runs(f"sqlite:///{clone / 'mlflow.db'}")
+    assert sorted(r.data.tags["stage"] for r in runs) == ["1", "2", "3"]
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    launched = next(r for r in runs if r.data.tags["stage"] == "3")
+    assert launched.info.run_id in done.stderr
+    assert launched.data.tags["mlflow.project.entryPoint"] == "stage3"
+    assert "-dirty" not in launched.data.tags["git_commit"]
+    assert len(launched.data.tags["git_commit"]) == 40
+
+    again = mlflow_run("main")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("(reused)") == 3
+
+
+def test_a_fault_fails_the_launched_run_with_one_line(mlflow_run: Run, clone: Path) -> None:
+    done = mlflow_run("stage2", epohcs="3")
+    assert done.returncode != 0
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert errors == ["error: unknown setting epohcs (command line): did you mean epochs?"]
+    assert [r.info.status for r in stored_runs(f"sqlite:///{clone / 'mlflow.db'}")] == ["FAILED"]
+
+
+@pytest.mark.parametrize("manager", ["virtualenv", "uv"])
+def test_isolated_environments_work(mlflow_run: Run, manager: str) -> None:
+    tool = {"virtualenv": "pyenv", "uv": "uv"}[manager]
+    if shutil.which(tool) is None:
+        pytest.skip(f"{tool} is not installed")
+    done = mlflow_run("stage1", "--env-manager", manager)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Stage-1 Best results" in done.stdout
+
+
+@pytest.fixture
+def server(tmp_path: Path, environment: dict[str, str]) -> Iterator[str]:
+    """A real tracking server with a database and artifact store of its own."""
+    port = free_port()
+    words = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    words += ["--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}"]
+    words += ["--artifacts-destination", str(tmp_path / "artifacts")]
+    with (tmp_path / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            words, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            wait_for(f"http://127.0.0.1:{port}/health", process)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def test_a_tracking_server_works_the_same(mlflow_run: Run, server: str, clone: Path) -> None:
+    done = mlflow_run("stage2", env={"MLFLOW_TRACKING_URI": server})
+    assert done.returncode == 0, done.stderr
+    runs = stored_runs(server)
+    assert [r.info.status for r in runs] == ["FINISHED", "FINISHED"]
+    assert not (clone / "mlflow.db").exists()
+    again = mlflow_run("stage3", env={"MLFLOW_TRACKING_URI": server})
+    assert "stage 2: found run" in again.stdout
+
+
+def python_run(
+    clone: Path, environment: dict[str, str], *words: str, **more: Any
+) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline", *words],
+        cwd=clone,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **more,
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_is_marked_killed(
+    clone: Path, environment: dict[str, str], number: signal.Signals
+) -> None:
+    process = python_run(clone, environment, "stage1", "--epochs", "9999")
+    assert process.stdout is not None
+    while "epoch 3/" not in (line := process.stdout.readline()):
+        assert line, process.communicate()
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in error
+    assert [r.info.status for r in stored_runs(f"sqlite:///{clone / 'mlflow.db'}")] == ["KILLED"]
+
+
+def test_ctrl_c_under_mlflow_run_marks_the_launched_run_killed(
+    clone: Path, environment: dict[str, str]
+) -> None:
+    process = subprocess.Popen(
+        [*("mlflow", "run", ".", "-e", "stage1", "--env-manager", "local"), "-P", "epochs=9999"],
+        cwd=clone,
+        env={**environment, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    while "epoch 3/" not in (line := process.stdout.readline()):
+        assert line, process.communicate()
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does
+    process.communicate(timeout=60)
+    assert [r.info.status for r in stored_runs(f"sqlite:///{clone / 'mlflow.db'}")] == ["KILLED"]
+
+
+def limit_file_size() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8_000_000, 8_000_000))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+
+def test_a_full_disk_is_one_line_and_a_failed_run(
+    clone: Path, environment: dict[str, str]
+) -> None:
+    words = ["main", "--cache", "off", *(w for k, v in QUICK.items() for w in (f"--{k}", v))]
+    process = python_run(clone, environment, *words, preexec_fn=limit_file_size)
+    output, error = process.communicate(timeout=300)
+    assert process.returncode == 2, output + error
+    errors = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "free some space" in errors[0]
+    assert "Traceback" not in error
+    runs = stored_runs(f"sqlite:///{clone / 'mlflow.db'}")
+    assert "RUNNING" not in {r.info.status for r in runs}
+
+
+def test_the_logged_model_answers_with_class_names_and_probabilities(
+    mlflow_run: Run, clone: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    for label, name in enumerate(("apple", "berry", "cherry")):
+        (images / name).mkdir(parents=True)
+        for number in range(20):
+            class_image(label, number).save(images / name / f"{number:02}.png")
+    quick = {f"stage{n}.epochs": "4" for n in (1, 2, 3)}
+    done = mlflow_run("stage2", data=str(images), lr="0.003", **quick)
+    assert done.returncode == 0, done.stderr
+    runs = stored_runs(f"sqlite:///{clone / 'mlflow.db'}")
+    uri = next(r.data.tags["model_uri"] for r in runs if r.data.tags["stage"] == "2")
+    environment = {**environment, "MLFLOW_TRACKING_URI": f"sqlite:///{clone / 'mlflow.db'}"}
+
+    content = (images / "berry" / "00.png").read_bytes()
+    body = {
+        "dataframe_split": {"columns": ["image"], "data": [[base64.b64encode(content).decode()]]}
+    }
+    question = tmp_path / "question.json"
+    question.write_text(json.dumps(body))
+    words = ["mlflow", "models", "predict", "-m", uri, "-i", str(question), "-t", "json"]
+    predicted = subprocess.run(
+        [*words, "--env-manager", "local"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    row = json.loads(predicted.stdout.splitlines()[-1])["predictions"][0]
+    assert set(row) == {"label", "apple", "berry", "cherry"}
+    assert row["label"] == "berry"
+    assert sum(row[name] for name in ("apple", "berry", "cherry")) == pytest.approx(1)
+
+    port = free_port()
+    served = [
+        "mlflow",
+        "models",
+        "serve",
+        "-m",
+        uri,
+        "--port",
+        str(port),
+        "--env-manager",
+        "local",
+    ]
+    with (tmp_path / "serve.log").open("wb") as log:
+        process = subprocess.Popen(
+            served, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            wait_for(f"http://127.0.0.1:{port}/ping", process)
+            request = urllib.request.Request(
+                f"http://127.0.0.1:{port}/invocations",
+                json.dumps(body).encode(),
+                {"Content-Type": "application/json"},
+            )
+            with urllib.request.urlopen(request, timeout=60) as response:
+                answer = json.load(response)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    assert answer["predictions"][0] == pytest.approx(row)

@@ -1,0 +1,515 @@
+"""The prefix cache: the same values as without it, nothing stale, nothing damaged, any faults."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.backbones import Backbone, build_backbone
+from pipeline.data.augment import render_views
+from pipeline.data.images import ImageSet
+from pipeline.digests import digest_tensors
+from pipeline.prefix_cache import Features, LiveFeatures, PrefixCache, StoredFeatures
+from pipeline.settings import Augment, TrainSettings
+from pipeline.stages import Stage, get_stage
+from pipeline.training import Trainer
+from tests.helpers import CLASSES, CPU, calibrated_backbone, make_images
+
+ROOT = Path(__file__).resolve().parent.parent
+NAME = "mobilenet_v3_small"
+STAGE_1, STAGE_2, STAGE_3 = (get_stage("three_stage", n) for n in (1, 2, 3))
+PREFIX = STAGE_2.prefix
+ENOUGH = 1 << 30
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arguments of `PrefixCache.features`, to be varied one at a time."""
+
+    backbone: Backbone
+    images: ImageSet
+    prefix: tuple[str, ...] = PREFIX
+    augment: Augment = "strong"
+    views: int = 2
+    dtype: torch.dtype = torch.float32
+    also: Sequence[tuple[str, ...]] = ()
+
+    def ask(self, cache: PrefixCache) -> Features:
+        return cache.features(
+            self.backbone,
+            self.prefix,
+            self.images,
+            augment=self.augment,
+            views=self.views,
+            dtype=self.dtype,
+            device=CPU,
+            also=self.also,
+        )
+
+    def every_view(self, cache: PrefixCache) -> Tensor:
+        """The features of view 0 of all images, then view 1, ..."""
+        features, rows = self.ask(cache), np.arange(len(self.images))
+        numbers = [np.full_like(rows, view) for view in range(self.views)]
+        return torch.cat([features.batch(rows, views) for views in numbers])
+
+
+@pytest.fixture
+def request_() -> Request:
+    images = make_images(8)
+    return Request(calibrated_backbone(NAME, images), images)
+
+
+def keys(folder: Path) -> set[str]:
+    assert {p.stem for p in folder.glob("*.json")} == {p.stem for p in folder.glob("*.bin")}
+    return {path.stem for path in folder.glob("*.json")}
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Files that are neither an entry nor a lock."""
+    return [p.name for p in folder.iterdir() if p.suffix not in (".json", ".bin", ".lock")]
+
+
+# The same values, the same training
+
+
+@pytest.mark.parametrize("augment", ["none", "light", "strong"])
+@pytest.mark.parametrize("stage", [STAGE_1, STAGE_2, STAGE_3], ids=["1", "2", "3"])
+@pytest.mark.parametrize("name", ["resnet18", NAME])
+def test_cached_and_live_logits_agree(
+    name: str, stage: Stage, augment: Augment, tmp_path: Path
+) -> None:
+    images = make_images(6)
+    backbone = calibrated_backbone(name, images)
+    rows, views = np.array([4, 0, 5, 1, 1]), np.array([0, 2, 1, 1, 0])
+    logits = []
+    for folder in (tmp_path, None):
+        request = Request(backbone, images, stage.prefix, augment, views=3)
+        features = request.ask(PrefixCache(folder, ENOUGH))
+        assert isinstance(features, StoredFeatures if folder else LiveFeatures)
+        stored = 1 if augment == "none" else 2 if augment == "light" else 3
+        with torch.no_grad():
+            logits.append(backbone.run(features.batch(rows, views % stored), stage.suffix))
+    torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("augment", ["none", "light", "strong"])
+def test_stored_values_are_the_prefix_of_the_rendered_views(
+    augment: Augment, request_: Request, tmp_path: Path
+) -> None:
+    request = replace(request_, augment=augment, views=1)
+    rows = np.array([3, 1])
+    pixels = request.images.pixels[torch.from_numpy(rows)]
+    rendered = render_views(pixels, request.images.keys[rows], np.zeros_like(rows), augment)
+    with torch.no_grad():
+        expected = request.backbone.run(rendered, PREFIX)
+    stored = request.ask(PrefixCache(tmp_path, ENOUGH)).batch(rows, np.zeros_like(rows))
+    torch.testing.assert_close(stored, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("augment", ["none", "light"])
+@pytest.mark.parametrize("stage", [STAGE_1, STAGE_2], ids=["1", "2"])
+@pytest.mark.parametrize("name", ["resnet18", NAME])
+def test_training_takes_the_same_course_with_and_without_the_cache(
+    name: str, stage: Stage, augment: Augment, tmp_path: Path
+) -> None:
+    images, val = make_images(12), make_images(6, start=50)
+    backbone = calibrated_backbone(name, images)
+    losses, weights = [], []
+    for folder in (tmp_path, None):
+        cache = PrefixCache(folder, ENOUGH)
+        train_features = Request(backbone, images, stage.prefix, augment, views=10).ask(cache)
+        val_features = Request(backbone, val, stage.prefix, "none", views=1).ask(cache)
+        settings = TrainSettings(epochs=2, batch_size=6, augment=augment, optimizer="sgd", lr=0.01)
+        trainer = Trainer(backbone, stage, settings, 0, 10, CPU, torch.float32)
+        results = list(trainer.epochs(images, train_features, val, val_features))
+        losses.append([(result.train.loss, result.val.loss) for result in results])
+        weights.append(trainer.snapshot())
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+    for tensor_name, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][tensor_name], rtol=1e-4, atol=1e-5)
+
+
+def test_the_backbone_is_never_changed(request_: Request, tmp_path: Path) -> None:
+    before = digest_tensors(request_.backbone.model.state_dict())
+    request_.every_view(PrefixCache(tmp_path, ENOUGH))
+    request_.every_view(PrefixCache(None, 0))
+    assert digest_tensors(request_.backbone.model.state_dict()) == before
+
+
+# What an entry is kept under
+
+
+def _nudge(request: Request, tensor: str) -> Request:
+    twin = build_backbone(request.backbone.name, CLASSES, 0)
+    twin.model.load_state_dict(request.backbone.model.state_dict())
+    twin.model.state_dict()[tensor].view(-1)[:1] += 1
+    return replace(request, backbone=twin)
+
+
+def _one_pixel(request: Request) -> Request:
+    """As if one pixel of the last image were another: its digest tells."""
+    pixels, digests = request.images.pixels.clone(), request.images.digests.copy()
+    pixels[-1, 0, 0, 0] ^= 1
+    digests[-1, -1] ^= 1
+    return replace(request, images=ImageSet(pixels, request.images.labels, digests))
+
+
+def _reorder(request: Request) -> Request:
+    images = request.images
+    flipped = ImageSet(images.pixels.flip(0), images.labels.flip(0), images.digests[::-1].copy())
+    return replace(request, images=flipped)
+
+
+def _resize(request: Request) -> Request:
+    images = request.images
+    larger = ImageSet(images.pixels.repeat(1, 1, 2, 2), images.labels, images.digests)
+    return replace(request, images=larger)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda r: _nudge(r, "features.1.block.0.0.weight"), id="a prefix weight"),
+        pytest.param(lambda r: _nudge(r, "features.0.1.running_mean"), id="a prefix mean"),
+        pytest.param(lambda r: _nudge(r, "features.8.block.3.1.running_var"), id="its last layer"),
+        pytest.param(lambda r: _nudge(r, "features.0.1.bias"), id="a prefix bias"),
+        pytest.param(_one_pixel, id="one pixel"),
+        pytest.param(_reorder, id="order of images"),
+        pytest.param(_resize, id="resolution"),
+        pytest.param(lambda r: replace(r, augment="light"), id="augment"),
+        pytest.param(lambda r: replace(r, views=3), id="views"),
+        pytest.param(lambda r: replace(r, dtype=torch.bfloat16), id="dtype"),
+        pytest.param(lambda r: replace(r, prefix=STAGE_3.prefix), id="blocks"),
+    ],
+)
+def test_what_changes_the_outputs_changes_the_key(
+    change: Callable[[Request], Request], request_: Request, tmp_path: Path
+) -> None:
+    cache = PrefixCache(tmp_path, ENOUGH)
+    request_.ask(cache)
+    first = keys(tmp_path)
+    change(request_).ask(cache)
+    assert len(first) == 1
+    assert len(keys(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda r: _nudge(r, "features.12.0.weight"), id="a suffix weight"),
+        pytest.param(lambda r: _nudge(r, "features.9.block.0.1.running_mean"), id="a suffix mean"),
+        pytest.param(lambda r: _nudge(r, "classifier.3.weight"), id="the head"),
+        pytest.param(
+            lambda r: replace(r, images=replace(r.images, labels=r.images.labels.flip(0))),
+            id="labels",
+        ),
+        pytest.param(lambda r: r, id="nothing"),
+    ],
+)
+def test_what_does_not_reach_the_outputs_leaves_the_key(
+    change: Callable[[Request], Request], request_: Request, tmp_path: Path
+) -> None:
+    request_.ask(PrefixCache(tmp_path, ENOUGH))
+    first = keys(tmp_path)
+    change(request_).ask(PrefixCache(tmp_path, ENOUGH))
+    assert keys(tmp_path) == first
+
+
+@pytest.mark.parametrize(("augment", "distinct"), [("none", 1), ("light", 2)])
+def test_no_more_views_are_stored_than_differ(
+    augment: Augment, distinct: int, request_: Request, tmp_path: Path
+) -> None:
+    for views in (distinct, 5):
+        replace(request_, augment=augment, views=views).ask(PrefixCache(tmp_path, ENOUGH))
+    (key,) = keys(tmp_path)
+    shape = json.loads((tmp_path / f"{key}.json").read_text())["shape"]
+    assert shape[:2] == [distinct, len(request_.images)]
+
+
+# Sharing
+
+
+def test_a_second_cache_reads_what_the_first_wrote(request_: Request, tmp_path: Path) -> None:
+    first = request_.every_view(PrefixCache(tmp_path, ENOUGH))
+    (key,) = keys(tmp_path)
+    before = (tmp_path / f"{key}.bin").stat()
+    cache = PrefixCache(tmp_path, ENOUGH)
+    second = request_.every_view(cache)
+    after = (tmp_path / f"{key}.bin").stat()
+    assert (after.st_mtime_ns, after.st_ino) == (before.st_mtime_ns, before.st_ino)
+    assert torch.equal(first, second)
+    assert cache.notes == []
+
+
+def test_one_call_fills_the_cuts_of_later_stages(request_: Request, tmp_path: Path) -> None:
+    together, apart = tmp_path / "together", tmp_path / "apart"
+    also = [STAGE_2.prefix, STAGE_3.prefix]
+    replace(request_, prefix=STAGE_1.prefix, also=also).ask(PrefixCache(together, ENOUGH))
+    written = {path.name: path.stat().st_ino for path in together.glob("*.bin")}
+    assert len(written) == 3
+    for stage in (STAGE_1, STAGE_2, STAGE_3):
+        request = replace(request_, prefix=stage.prefix)
+        values = request.every_view(PrefixCache(together, ENOUGH))
+        assert torch.equal(values, request.every_view(PrefixCache(apart, ENOUGH)))
+    assert {path.name: path.stat().st_ino for path in together.glob("*.bin")} == written
+    assert keys(apart) == keys(together)
+
+
+def fill_in_a_process(
+    barrier: Any,  # noqa: ANN401 - multiprocessing does not export the type
+    folder: Path,
+    answer: Path,
+) -> None:
+    images = make_images(8)
+    backbone = calibrated_backbone(NAME, images)
+    cache = PrefixCache(folder, ENOUGH)
+    also = [STAGE_2.prefix, STAGE_3.prefix]
+    request = Request(backbone, images, STAGE_1.prefix, views=3, also=also)
+    barrier.wait(60)
+    values = request.every_view(cache)
+    answer.write_text(json.dumps({"values": values.tolist(), "notes": cache.notes}))
+
+
+@pytest.mark.slow
+def test_processes_that_fill_one_key_at_once_all_get_its_values(tmp_path: Path) -> None:
+    folder, answers = tmp_path / "cache", [tmp_path / f"{n}.answer" for n in range(3)]
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(3)
+    processes = [
+        context.Process(target=fill_in_a_process, args=(barrier, folder, answer))
+        for answer in answers
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    images = make_images(8)
+    request = Request(calibrated_backbone(NAME, images), images, STAGE_1.prefix, views=3)
+    expected = request.every_view(PrefixCache(None, 0))
+    for answer in answers:
+        content = json.loads(answer.read_text())
+        assert content["notes"] == []
+        torch.testing.assert_close(torch.tensor(content["values"]), expected, rtol=1e-5, atol=1e-5)
+    assert len(keys(folder)) == 3
+    assert leftovers(folder) == []
+
+
+# Damage
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def _flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _grow_shape(path: Path) -> None:
+    about = json.loads(path.read_text())
+    about["shape"][0] += 1
+    path.write_text(json.dumps(about))
+
+
+def _swap_shape(path: Path) -> None:
+    about = json.loads(path.read_text())
+    about["shape"][:2] = about["shape"][1::-1]
+    path.write_text(json.dumps(about))
+
+
+def _drop_shape(path: Path) -> None:
+    about = json.loads(path.read_text())
+    del about["shape"]
+    path.write_text(json.dumps(about))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "damage"),
+    [
+        pytest.param("bin", _truncate, id="values truncated"),
+        pytest.param("bin", _flip_a_bit, id="values with one bit flipped"),
+        pytest.param("bin", _empty, id="values empty"),
+        pytest.param("bin", Path.unlink, id="values missing"),
+        pytest.param("json", _truncate, id="description truncated"),
+        pytest.param("json", _empty, id="description empty"),
+        pytest.param("json", _grow_shape, id="description of a larger shape"),
+        pytest.param("json", _swap_shape, id="description of another shape of that size"),
+        pytest.param("json", _drop_shape, id="description without a shape"),
+    ],
+)
+def test_a_damaged_entry_is_noted_once_and_computed_anew(
+    suffix: str, damage: Callable[[Path], None], request_: Request, tmp_path: Path
+) -> None:
+    expected = request_.every_view(PrefixCache(tmp_path, ENOUGH))
+    (key,) = keys(tmp_path)
+    about = json.loads((tmp_path / f"{key}.json").read_text())
+    damage(tmp_path / f"{key}.{suffix}")
+
+    cache = PrefixCache(tmp_path, ENOUGH)
+    assert torch.equal(request_.every_view(cache), expected)
+    assert isinstance(request_.ask(cache), StoredFeatures)
+    assert cache.notes == [f"prefix cache entry {key[:12]} is damaged: computing it anew"]
+    assert json.loads((tmp_path / f"{key}.json").read_text()) == about
+
+    healed = PrefixCache(tmp_path, ENOUGH)
+    assert torch.equal(request_.every_view(healed), expected)
+    assert healed.notes == []
+
+
+def test_another_entry_that_lost_its_values_is_no_hindrance(
+    request_: Request, tmp_path: Path
+) -> None:
+    request_.ask(PrefixCache(tmp_path, ENOUGH))
+    (key,) = keys(tmp_path)
+    (tmp_path / f"{key}.bin").unlink()
+    cache = PrefixCache(tmp_path, ENOUGH)
+    assert isinstance(replace(request_, views=1).ask(cache), StoredFeatures)
+    assert cache.notes == []
+
+
+# Limits
+
+
+def test_a_cache_that_would_not_fit_is_noted_and_computed_live(
+    request_: Request, tmp_path: Path
+) -> None:
+    cache = PrefixCache(tmp_path, 1000)
+    live = request_.every_view(cache)
+    assert isinstance(request_.ask(cache), LiveFeatures)
+    assert "would need 0.0 GB, its limit is 0.0 GB: training without it" in cache.notes[0]
+    assert list(tmp_path.glob("*.bin")) == []
+    stored = request_.every_view(PrefixCache(tmp_path, ENOUGH))
+    torch.testing.assert_close(live, stored, rtol=1e-5, atol=1e-5)
+
+
+def test_later_cuts_are_left_out_where_only_the_first_fits(
+    request_: Request, tmp_path: Path
+) -> None:
+    request_.ask(PrefixCache(tmp_path / "sized", ENOUGH))
+    (values,) = (tmp_path / "sized").glob("*.bin")
+    cache = PrefixCache(tmp_path / "small", values.stat().st_size)
+    features = replace(request_, also=[STAGE_3.prefix]).ask(cache)
+    assert isinstance(features, StoredFeatures)
+    assert keys(tmp_path / "small") == {values.stem}
+
+
+def test_the_least_recently_used_entry_goes_first(request_: Request, tmp_path: Path) -> None:
+    requests = [replace(request_, images=make_images(8, start=start)) for start in (0, 100, 200)]
+    names: list[str] = []
+    for age, request in zip((300, 200), requests[:2], strict=True):
+        request.ask(PrefixCache(tmp_path, ENOUGH))
+        (new,) = keys(tmp_path) - set(names)
+        names.append(new)
+        os.utime(tmp_path / f"{new}.json", (age, age)[::-1])
+    size = (tmp_path / f"{names[0]}.bin").stat().st_size
+    os.utime(tmp_path / f"{names[0]}.json", (100, 100))  # older than the second ...
+    requests[0].ask(PrefixCache(tmp_path, ENOUGH))  # ... but used now
+    requests[2].ask(PrefixCache(tmp_path, 2 * size))
+    assert names[0] in keys(tmp_path)
+    assert names[1] not in keys(tmp_path)
+    assert len(keys(tmp_path)) == 2
+
+
+def test_a_folder_that_cannot_be_made_is_noted_and_computed_live(
+    request_: Request, tmp_path: Path
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    cache = PrefixCache(blocked / "cache", ENOUGH)
+    assert isinstance(request_.ask(cache), LiveFeatures)
+    assert len(cache.notes) == 1
+    assert (
+        f"prefix cache in {blocked / 'cache'} cannot be used (Not a directory)" in cache.notes[0]
+    )
+
+
+UNDER_FILE_SIZE_LIMITS = """
+import resource, sys
+from pathlib import Path
+from tests.test_prefix_cache import *
+for count, limit in ((8, 100), (8, 12_000), (4, 100), (1, 100)):
+    images = make_images(count)
+    request = Request(
+        build_backbone(NAME, CLASSES, 0), images, STAGE_1.prefix, "none", 1, also=[PREFIX]
+    )
+    folder = Path(sys.argv[1]) / f"{count}-{limit}"
+    cache = PrefixCache(folder, ENOUGH)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    features = request.ask(cache)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert isinstance(features, LiveFeatures)
+    assert len(cache.notes) == 1, cache.notes
+    assert "cannot be used (File too large): training without it" in cache.notes[0], cache.notes
+    assert leftovers(folder) == [], (count, limit, leftovers(folder))
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_noted_and_leaves_no_part_of_an_entry(tmp_path: Path) -> None:
+    """A limit on file sizes fails as a full disk does: while writing, or only at closing."""
+    command = [sys.executable, "-c", UNDER_FILE_SIZE_LIMITS, str(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+# Without a cache
+
+
+@pytest.mark.parametrize(
+    ("folder", "views", "prefix"),
+    [
+        pytest.param(None, 2, PREFIX, id="turned off"),
+        pytest.param("cache", 0, PREFIX, id="fresh views"),
+        pytest.param("cache", 2, (), id="nothing frozen"),
+    ],
+)
+def test_nothing_is_stored_where_nothing_can_be_shared(
+    folder: str | None, views: int, prefix: tuple[str, ...], request_: Request, tmp_path: Path
+) -> None:
+    cache = PrefixCache(tmp_path / folder if folder else None, ENOUGH)
+    features = replace(request_, views=views, prefix=prefix).ask(cache)
+    assert isinstance(features, LiveFeatures)
+    assert cache.notes == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fresh_views_differ_from_view_to_view(request_: Request, tmp_path: Path) -> None:
+    features = replace(request_, views=0).ask(PrefixCache(tmp_path, ENOUGH))
+    rows = np.arange(len(request_.images))
+    first, again, other = (features.batch(rows, np.full_like(rows, v)) for v in (7, 7, 10**9))
+    assert torch.equal(first, again)
+    assert not torch.isclose(first, other).flatten(1).all(1).any()
+
+
+@pytest.mark.parametrize(("views", "fresh"), [(0, True), (1, False)])
+def test_without_stored_views_every_epoch_trains_on_fresh_ones(
+    views: int, *, fresh: bool, request_: Request
+) -> None:
+    """Rates too small to move a weight: the training loss changes only where the views do."""
+    features = replace(request_, views=views, prefix=STAGE_1.prefix).ask(PrefixCache(None, 0))
+    settings = TrainSettings(epochs=3, batch_size=8, augment="strong", lr=1e-30, weight_decay=0)
+    backbone = request_.backbone
+    backbone.model.get_submodule("classifier.2").p = 0.0  # type: ignore[assignment]
+    trainer = Trainer(backbone, STAGE_1, settings, 0, views, CPU, torch.float32)
+    images = request_.images
+    losses = [r.train.loss for r in trainer.epochs(images, features, images, features)]
+    assert len({round(loss, 4) for loss in losses}) == (3 if fresh else 1)
