@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import get_args
 
 import numpy as np
@@ -99,16 +100,31 @@ def test_strong_changes_only_the_brightness_of_a_plain_grey_image() -> None:
     assert 1.2 < brightness.max() < 1.301
 
 
-def test_strong_moves_an_image_by_up_to_an_eighth() -> None:
+def test_strong_moves_an_image_by_up_to_an_eighth_both_ways() -> None:
     size = 32
-    pixels = torch.zeros((40, 3, size, size), dtype=torch.uint8)
-    pixels[..., size // 2 :] = 255
+    right = torch.zeros((40, 3, size, size), dtype=torch.uint8)
+    right[..., size // 2 :] = 255
+    down = right.transpose(2, 3)
     moves = set()
-    for view in range(0, 20, 2):
-        row = levels(rendered(pixels, view, "strong"))[:, 0, 0]
-        middle = (row.amax(1, keepdim=True) + row.amin(1, keepdim=True)) / 2
-        moves |= set(((row < middle).sum(1) - size // 2).tolist())
-    assert moves == set(range(-4, 5))
+    for view in range(0, 40, 2):
+        row = levels(rendered(right, view, "strong"))[:, 0, 0]
+        column = levels(rendered(down, view, "strong"))[:, 0, :, 0]
+        found = []
+        for line in (row, column):
+            middle = (line.amax(1, keepdim=True) + line.amin(1, keepdim=True)) / 2
+            found.append(((line < middle).sum(1) - size // 2).tolist())
+        moves |= set(zip(*found, strict=True))
+    assert moves == set(product(range(-4, 5), repeat=2))
+
+
+def test_strong_changes_move_and_brightness_independently() -> None:
+    pixels = torch.full((40, 3, 16, 16), 100, dtype=torch.uint8)
+    pixels[:, :, 8:] = 104
+    images = levels(torch.cat([rendered(pixels, view, "strong") for view in range(20)]))[:, 0]
+    brightness = images.mean((1, 2))
+    moved = images.sub(images.mean((1, 2), keepdim=True)).lt(0).sum((1, 2)).float()
+    assert moved.std() > 0
+    assert abs(torch.corrcoef(torch.stack([brightness, moved]))[0, 1].item()) < 0.1
 
 
 @pytest.fixture

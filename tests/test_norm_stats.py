@@ -24,7 +24,7 @@ def first_norm_inputs(backbone: Backbone, images: ImageSet) -> Tensor:
     first = next(m for m in backbone.model.modules() if isinstance(m, nn.Conv2d))
     weight = first.weight.detach().double()
     inputs = normalise(images.pixels).double()
-    return F.conv2d(inputs, weight, stride=first.stride, padding=first.padding)  # type: ignore[arg-type]
+    return F.conv2d(inputs, weight, stride=first.stride, padding=first.padding)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "efficientnet_b0"])

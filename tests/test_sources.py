@@ -84,11 +84,12 @@ def test_digits_pool_and_test_are_disjoint_and_complete(tmp_path: Path) -> None:
 
 
 def test_digits_are_the_same_every_time(tmp_path: Path) -> None:
-    first, second = (open_source("digits", tmp_path) for _ in range(2))
-    assert first.test is not None
-    assert second.test is not None
-    assert np.array_equal(first.pool.labels, second.pool.labels)
-    assert shown(first.test, [0, 1, 599]) == shown(second.test, [0, 1, 599])
+    """Another test split would change every number that was ever measured on it."""
+    for _ in range(2):
+        test = open_source("digits", tmp_path).test
+        assert test is not None
+        digest = hashlib.sha256(test.labels.tobytes() + b"".join(shown(test, [*range(600)])))
+        assert digest.hexdigest()[:16] == "41c418d1cca531eb"
 
 
 # --- image folders -------------------------------------------------------------------------------
@@ -528,7 +529,6 @@ def test_the_real_cifar_files_open(cifar_folder: Path, tmp_path: Path) -> None:
     assert len(source.class_names) == 10
     assert len(set(counts(source.pool))) == 1
     assert counts(source.test) == [1000] * 10
-    assert [image.size for image in source.pool.read([0, 1])] == [(32, 32)] * 2
 
 
 # --- CIFAR ---------------------------------------------------------------------------------------
@@ -637,18 +637,27 @@ def test_a_cifar_archive_put_where_the_message_says_is_used(cifar: Any, tmp_path
     assert len(open_source(name_of(cifar), tmp_path / "cache").class_names) == 3
 
 
+@pytest.fixture
+def users_timeout() -> Iterator[float]:
+    """A default timeout for sockets that somebody else has set."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(77.0)
+    yield 77.0
+    socket.setdefaulttimeout(before)
+
+
 def test_without_a_network_cifar_names_the_file_the_folder_and_the_way_out(
     cifar: Any,  # noqa: ANN401
+    users_timeout: float,
     tmp_path: Path,
 ) -> None:
     message = (
         f"cannot download {name_of(cifar)} from {CLOSED}/{cifar.filename} .*put {cifar.filename} "
         rf"\(MD5 {cifar.tgz_md5}\) into {tmp_path / 'cache' / 'data'}, or use -P preset=digits"
     )
-    before = socket.getdefaulttimeout()
     with pytest.raises(DownloadError, match=message):
         open_source(name_of(cifar), tmp_path / "cache")
-    assert socket.getdefaulttimeout() == before
+    assert socket.getdefaulttimeout() == users_timeout
 
 
 @pytest.mark.parametrize(

@@ -364,18 +364,30 @@ def test_imagenet_weights_are_downloaded_once(
     assert load_pretrained("imagenet", backbone).digest == first.digest
 
 
+@pytest.fixture
+def users_timeout() -> Iterator[float]:
+    """A default timeout for sockets that somebody else has set."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(77.0)
+    yield 77.0
+    socket.setdefaulttimeout(before)
+
+
 def test_imagenet_weights_put_where_the_message_says_are_used(
-    published: Path, checkpoints: Path, set_url: Callable[[str], None], backbone: Backbone
+    published: Path,
+    checkpoints: Path,
+    set_url: Callable[[str], None],
+    users_timeout: float,
+    backbone: Backbone,
 ) -> None:
     set_url(f"{CLOSED}/{published.name}")
     message = (
         f"cannot download the imagenet weights of {SMALL} from {CLOSED}/{published.name} .*"
         f"put {published.name} into {checkpoints}, or use -P preset=digits"
     )
-    before = socket.getdefaulttimeout()
     with pytest.raises(DownloadError, match=message):
         load_pretrained("imagenet", backbone)
-    assert socket.getdefaulttimeout() == before
+    assert socket.getdefaulttimeout() == users_timeout
     (checkpoints / published.name).write_bytes(published.read_bytes())
     assert len(load_pretrained("imagenet", backbone).tensors) == COUNT - 2
 

@@ -1,23 +1,17 @@
-"""MLflow: where runs are found, started, fed and ended. The only importer of MLflow's client.
+"""The tracking store: find runs, start runs, fetch what they hold.
 
-In: names and numbers. Out: runs that a person can browse. Every exception of MLflow and its
-transport becomes a TrackingError here. `mlflow run` starts a run before our code runs
-(MLFLOW_RUN_ID): the first run that we start adopts it, so that a launched entry point is one run
-and not two.
-
-Not covered: servers that need a login of their own; MLflow's environment variables take care of
-these.
+`mlflow run` starts a run before our code runs (MLFLOW_RUN_ID): the run that the user asked for
+adopts it, so that a launched entry point is one run and not two. Not covered: servers that need a
+login of their own; MLflow's environment variables take care of these.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,29 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import LineageError, PipelineError, TrackingError
 from pipeline.provenance import PROJECT_DIR, git_commit
+from pipeline.tracking.faults import translated
+from pipeline.tracking.launched import outlast_mlflow_run
+from pipeline.tracking.run import RunLog, to_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 CONTACT_TIMEOUT_S = 5.0
 NESTED_UNDER = "mlflow.parentRunId"
-
-
-@contextmanager
-def _translated(doing: str, uri: str) -> Iterator[None]:
-    import requests
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except (MlflowException, requests.RequestException, SQLAlchemyError) as err:
-        reason = str(err).strip().splitlines()[0][:200] if str(err).strip() else type(err).__name__
-        raise TrackingError(
-            f"MLflow could not {doing} at {uri} ({reason}): check the server and the disk, then "
-            "run the "
-            "same command again; finished stages are reused"
-        ) from None
 
 
 @dataclass(frozen=True)
@@ -90,7 +70,7 @@ class Tracking:
         import mlflow
 
         uri = mlflow.get_tracking_uri()
-        with _translated("connect", uri):
+        with translated("connect", uri):
             client = mlflow.MlflowClient(uri)
             launched = os.environ.pop("MLFLOW_RUN_ID", None)
             return cls(client, uri, _experiment_id(client, launched), launched)
@@ -110,7 +90,7 @@ class Tracking:
         """
         from mlflow.exceptions import MlflowException
 
-        with _translated("read a run", self.uri):
+        with translated("read a run", self.uri):
             try:
                 return _view(self._client.get_run(run_id))
             except MlflowException as err:
@@ -125,7 +105,7 @@ class Tracking:
         """Finished runs of this experiment that carry all these tags, oldest first."""
         wanted = [f"tags.`{key}` = '{value}'" for key, value in tags.items()]
         query = " and ".join(["attributes.status = 'FINISHED'", *wanted])
-        with _translated("search runs", self.uri):
+        with translated("search runs", self.uri):
             runs = self._client.search_runs(
                 [self.experiment_id],
                 query,
@@ -153,7 +133,7 @@ class Tracking:
 
     def add_metrics(self, run_id: str, values: Mapping[str, float]) -> None:
         """Add metrics to a run that has finished."""
-        with _translated("log metrics", self.uri):
+        with translated("log metrics", self.uri):
             for key, value in values.items():
                 self._client.log_metric(run_id, key, value)
 
@@ -170,6 +150,8 @@ class Tracking:
             yield log
         except KeyboardInterrupt:
             log.end("KILLED", "stopped by Ctrl-C or a signal")
+            if log.launched:
+                outlast_mlflow_run(log.run_id)
             raise
         except BaseException as err:
             reason = str(err) if isinstance(err, PipelineError) else f"{type(err).__name__}: {err}"
@@ -191,145 +173,17 @@ class Tracking:
             **({NESTED_UNDER: nested_under} if nested_under else {}),
             **tags,
         }
-        with _translated("start a run", self.uri):
-            if target and self._launched:
-                run_id, self._launched = self._launched, None
+        with translated("start a run", self.uri):
+            launched = bool(target and self._launched)
+            if launched:
+                run_id, self._launched = str(self._launched), None
                 del all_tags["mlflow.source.name"]  # `mlflow run` knows better
-                self._client.log_batch(run_id, tags=_tags(all_tags))
+                self._client.log_batch(run_id, tags=to_tags(all_tags))
                 known = set(self._client.get_run(run_id).data.params)
             else:
                 run_id = self._client.create_run(self.experiment_id, tags=all_tags).info.run_id
                 known = set()
-        return RunLog(self._client, self.uri, run_id, known)
-
-
-class RunLog:
-    """One run being written. Metrics go out in the background; `end` waits for them."""
-
-    def __init__(
-        self, client: MlflowClient, uri: str, run_id: str, known_params: set[str]
-    ) -> None:
-        self._client = client
-        self._uri = uri
-        self.run_id = run_id
-        self._known_params = known_params
-        self._pending: list[Any] = []
-
-    def params(self, values: Mapping[str, object]) -> None:
-        """Log parameters; those that `mlflow run` logged from the command line stay as typed."""
-        from mlflow.entities import Param
-
-        new = {key: value for key, value in values.items() if key not in self._known_params}
-        params = [Param(key, str(value)) for key, value in new.items()]
-        with _translated("log parameters", self._uri):
-            for start in range(0, len(params), 100):
-                self._client.log_batch(self.run_id, params=params[start : start + 100])
-
-    def tags(self, values: Mapping[str, str]) -> None:
-        """Set tags."""
-        with _translated("set tags", self._uri):
-            self._client.log_batch(self.run_id, tags=_tags(values))
-
-    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Log metrics without waiting for the store."""
-        from mlflow.entities import Metric
-
-        now_ms = int(time.time() * 1000)
-        batch = [Metric(key, float(value), now_ms, step) for key, value in values.items()]
-        with _translated("log metrics", self._uri):
-            self._pending.append(
-                self._client.log_batch(self.run_id, metrics=batch, synchronous=False)
-            )
-
-    def dataset(
-        self, name: str, fingerprint: str, context: str, about: Mapping[str, object]
-    ) -> None:
-        """Name an input data set by its SHA-256; `context` is training or validation."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        dataset = Dataset(
-            name=name,
-            digest=fingerprint[:32],  # MLflow keeps 36 characters
-            source_type="local",
-            source=json.dumps({"uri": str(about.get("data", name)), "sha256": fingerprint}),
-            profile=json.dumps(dict(about)),
-        )
-        tagged = DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
-        with _translated("log a dataset", self._uri):
-            self._client.log_inputs(self.run_id, [tagged])
-
-    def file(self, path: Path, folder: str | None = None) -> None:
-        """Upload a file."""
-        with _translated(f"store {path.name}", self._uri):
-            self._client.log_artifact(self.run_id, str(path), folder)
-
-    def text(self, content: str, path: str) -> None:
-        """Store text as an artifact."""
-        with _translated(f"store {path}", self._uri):
-            self._client.log_text(self.run_id, content, path)
-
-    def figure(self, figure: Any, path: str) -> None:  # noqa: ANN401 - matplotlib's, imported late
-        """Store a picture."""
-        with _translated(f"store {path}", self._uri):
-            self._client.log_figure(self.run_id, figure, path)
-
-    def model(
-        self,
-        *,
-        code: Path,
-        helpers: Sequence[Path],
-        artifacts: Mapping[str, Path],
-        example_image: bytes,
-        class_names: Sequence[str],
-        requirements: Sequence[str],
-    ) -> str:
-        """Log a servable model; nothing is inferred, all is stated. Returns the model's URI."""
-        import mlflow
-        import pandas as pd
-        from mlflow.models import ModelSignature
-        from mlflow.types import ColSpec, DataType, Schema, TensorSpec
-
-        logging.getLogger("mlflow.models.model").setLevel(logging.ERROR)
-        logging.getLogger("mlflow.pyfunc").setLevel(logging.ERROR)
-        outputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, "label")]
-        outputs += [ColSpec(DataType.double, name) for name in class_names]
-        signature = ModelSignature(Schema([ColSpec(DataType.binary, "image")]), Schema(outputs))
-        with _translated("store the model", self._uri):
-            mlflow.set_tracking_uri(self._uri)
-            mlflow.start_run(run_id=self.run_id)
-            try:
-                logged = mlflow.pyfunc.log_model(
-                    name="model",
-                    python_model=str(code),
-                    code_paths=[str(path) for path in helpers],
-                    artifacts={key: str(path) for key, path in artifacts.items()},
-                    signature=signature,
-                    input_example=pd.DataFrame({"image": [example_image]}),
-                    pip_requirements=list(requirements),
-                )
-            finally:
-                mlflow.end_run("RUNNING")  # leaves fluent's stack; `end` below decides the status
-        return str(logged.model_uri)
-
-    def end(self, status: str, reason: str = "") -> None:
-        """Wait for what is on its way, then set the final status.
-
-        Raises:
-            TrackingError: the store refused something.
-        """
-        with _translated("end the run", self._uri):
-            if reason:
-                self._client.set_tag(self.run_id, "failure", reason[:5000])
-            if status == "FINISHED":
-                for operation in self._pending:
-                    operation.wait()
-            self._client.set_terminated(self.run_id, status)
-
-
-def _tags(values: Mapping[str, str]) -> list[Any]:
-    from mlflow.entities import RunTag
-
-    return [RunTag(key, value) for key, value in values.items()]
+        return RunLog(self._client, self.uri, run_id, launched=launched, known_params=known)
 
 
 def _view(run: Any) -> RunView:  # noqa: ANN401 - MLflow's own type

@@ -1,0 +1,6 @@
+"""MLflow: where runs are found, started, fed and ended. The only importer of MLflow's client."""
+
+from pipeline.tracking.run import RunLog
+from pipeline.tracking.store import RunView, Tracking
+
+__all__ = ["RunLog", "RunView", "Tracking"]

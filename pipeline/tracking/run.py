@@ -1,0 +1,152 @@
+"""One run being written: parameters, tags, metrics, files, the servable model, its end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.tracking.faults import translated
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+class RunLog:
+    """One run being written. Metrics go out in the background; `end` waits for them."""
+
+    def __init__(
+        self,
+        client: MlflowClient,
+        uri: str,
+        run_id: str,
+        *,
+        launched: bool,
+        known_params: set[str],
+    ) -> None:
+        self._client = client
+        self._uri = uri
+        self.run_id = run_id
+        self.launched = launched
+        self._known_params = known_params
+        self._pending: list[Any] = []
+
+    def params(self, values: Mapping[str, object]) -> None:
+        """Log parameters; those that `mlflow run` logged from the command line stay as typed."""
+        from mlflow.entities import Param
+
+        new = {key: value for key, value in values.items() if key not in self._known_params}
+        params = [Param(key, str(value)) for key, value in new.items()]
+        with translated("log parameters", self._uri):
+            for start in range(0, len(params), 100):
+                self._client.log_batch(self.run_id, params=params[start : start + 100])
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Set tags."""
+        with translated("set tags", self._uri):
+            self._client.log_batch(self.run_id, tags=to_tags(values))
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Log metrics without waiting for the store."""
+        from mlflow.entities import Metric
+
+        now_ms = int(time.time() * 1000)
+        batch = [Metric(key, float(value), now_ms, step) for key, value in values.items()]
+        with translated("log metrics", self._uri):
+            self._pending.append(
+                self._client.log_batch(self.run_id, metrics=batch, synchronous=False)
+            )
+
+    def dataset(
+        self, name: str, fingerprint: str, context: str, about: Mapping[str, object]
+    ) -> None:
+        """Name an input data set by its SHA-256; `context` is training or validation."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(
+            name=name,
+            digest=fingerprint[:32],  # MLflow keeps 36 characters
+            source_type="local",
+            source=json.dumps({"uri": str(about.get("data", name)), "sha256": fingerprint}),
+            profile=json.dumps(dict(about)),
+        )
+        tagged = DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
+        with translated("log a dataset", self._uri):
+            self._client.log_inputs(self.run_id, [tagged])
+
+    def file(self, path: Path, folder: str | None = None) -> None:
+        """Upload a file."""
+        with translated(f"store {path.name}", self._uri):
+            self._client.log_artifact(self.run_id, str(path), folder)
+
+    def text(self, content: str, path: str) -> None:
+        """Store text as an artifact."""
+        with translated(f"store {path}", self._uri):
+            self._client.log_text(self.run_id, content, path)
+
+    def figure(self, figure: Any, path: str) -> None:  # noqa: ANN401 - matplotlib's, imported late
+        """Store a picture."""
+        with translated(f"store {path}", self._uri):
+            self._client.log_figure(self.run_id, figure, path)
+
+    def model(
+        self,
+        *,
+        code: Path,
+        helpers: Sequence[Path],
+        artifacts: Mapping[str, Path],
+        example_image: bytes,
+        class_names: Sequence[str],
+        requirements: Sequence[str],
+    ) -> str:
+        """Log a servable model; nothing is inferred, all is stated. Returns the model's URI."""
+        import mlflow
+        import pandas as pd
+        from mlflow.models import ModelSignature
+        from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+
+        logging.getLogger("mlflow.models.model").setLevel(logging.ERROR)
+        logging.getLogger("mlflow.pyfunc").setLevel(logging.ERROR)
+        outputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, "label")]
+        outputs += [ColSpec(DataType.double, name) for name in class_names]
+        signature = ModelSignature(Schema([ColSpec(DataType.binary, "image")]), Schema(outputs))
+        with translated("store the model", self._uri):
+            mlflow.set_tracking_uri(self._uri)
+            mlflow.start_run(run_id=self.run_id)
+            try:
+                logged = mlflow.pyfunc.log_model(
+                    name="model",
+                    python_model=str(code),
+                    code_paths=[str(path) for path in helpers],
+                    artifacts={key: str(path) for key, path in artifacts.items()},
+                    signature=signature,
+                    input_example=pd.DataFrame({"image": [example_image]}),
+                    pip_requirements=list(requirements),
+                )
+            finally:
+                mlflow.end_run("RUNNING")  # leaves fluent's stack; `end` below decides the status
+        return str(logged.model_uri)
+
+    def end(self, status: str, reason: str = "") -> None:
+        """Wait for what is on its way, then set the final status.
+
+        Raises:
+            TrackingError: the store refused something.
+        """
+        with translated("end the run", self._uri):
+            if reason:
+                self._client.set_tag(self.run_id, "failure", reason[:5000])
+            if status == "FINISHED":
+                for operation in self._pending:
+                    operation.wait()
+            self._client.set_terminated(self.run_id, status)
+
+
+def to_tags(values: Mapping[str, str]) -> list[Any]:
+    """Tags as MLflow's own objects."""
+    from mlflow.entities import RunTag
+
+    return [RunTag(key, value) for key, value in values.items()]

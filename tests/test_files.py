@@ -1,0 +1,138 @@
+"""Files appear whole or not at all; a disk that is full or closed is told in one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import StorageError
+from pipeline.files import storage_faults, write_atomically
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(script: str, *arguments: str) -> None:
+    """Run a script in a process whose limits and rights it may give away."""
+    command = [sys.executable, "-c", script, *arguments]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_file_is_written_with_the_folders_it_needs(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "file.bin"
+    write_atomically(path, b"content")
+    assert path.read_bytes() == b"content"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_file_is_replaced_and_who_has_it_open_keeps_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "file.bin"
+    write_atomically(path, b"old")
+    with path.open("rb") as reader:
+        write_atomically(path, b"newer")
+        assert reader.read() == b"old"
+    assert path.read_bytes() == b"newer"
+
+
+def test_content_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file.bin"
+    write_atomically(path, b"old")
+    with pytest.raises(TypeError, match="bytes-like"):
+        write_atomically(path, "text")  # type: ignore[arg-type]
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_part_of_the_new(tmp_path: Path) -> None:
+    """A limit on the size of files fails as a full disk does, in the middle of writing."""
+    path = tmp_path / "file.bin"
+    path.write_bytes(b"old")
+    script = """
+import resource, sys
+from pathlib import Path
+from pipeline.errors import StorageError
+from pipeline.files import write_atomically
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    write_atomically(Path(sys.argv[1]), bytes(100_000))
+except StorageError as err:
+    assert "cannot write file.bin to " in str(err), err
+    assert "(File too large): free some space" in str(err), err
+else:
+    raise AssertionError("no error")
+"""
+    run(script, str(path))
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_without_rights_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "closed"
+    folder.mkdir(mode=0o500)
+    script = """
+import os, sys
+from pathlib import Path
+from pipeline.errors import StorageError
+from pipeline.files import write_atomically
+if os.geteuid() == 0:  # root may write anywhere: become nobody
+    os.setgid(65534)
+    os.setuid(65534)
+try:
+    write_atomically(Path(sys.argv[1]) / "file.bin", b"content")
+except StorageError as err:
+    assert "(Permission denied): choose a folder you may write to" in str(err), err
+else:
+    raise AssertionError("no error")
+"""
+    run(script, str(folder))
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's own")
+def test_a_disk_without_space_is_told_with_what_and_where() -> None:
+    message = r"cannot write the cache to /dev \(No space left on device\): free some space"
+    with (
+        pytest.raises(StorageError, match=message),
+        storage_faults("the cache", "/dev"),
+        Path("/dev/full").open("wb", buffering=0) as file,
+    ):
+        file.write(b"x")
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        (errno.ENOSPC, "free some space, then run the same command again"),
+        (errno.EDQUOT, "free some space, then run the same command again"),
+        (errno.EFBIG, "free some space, then run the same command again"),
+        (errno.EACCES, "choose a folder you may write to"),
+        (errno.EPERM, "choose a folder you may write to"),
+        (errno.EROFS, "choose a folder you may write to"),
+    ],
+)
+def test_a_storage_fault_is_one_line_with_its_advice(code: int, advice: str) -> None:
+    with (
+        pytest.raises(StorageError, match=f"cannot write it to there .*{advice}") as caught,
+        storage_faults("it", "there"),
+    ):
+        raise OSError(code, os.strerror(code))
+    assert "\n" not in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "other"), ValueError("other")])
+def test_other_faults_pass_unchanged(error: Exception) -> None:
+    with pytest.raises(type(error), match="other") as caught, storage_faults("it", "there"):
+        raise error
+    assert caught.value is error
+
+
+def test_a_file_in_the_place_of_a_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(StorageError, match=r"cannot write file\.bin to .*taken"):
+        write_atomically(tmp_path / "taken" / "file.bin", b"content")

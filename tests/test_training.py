@@ -1,0 +1,508 @@
+"""The epoch loop: rates, batches and scores by hand, and what training a stage may not do."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from pipeline.backbones import FORWARD_ORDER, Backbone
+from pipeline.data.augment import normalise
+from pipeline.data.images import ImageSet
+from pipeline.settings import TrainSettings
+from pipeline.stages import Stage, get_stage
+from pipeline.training import (
+    EpochResult,
+    Scores,
+    Trainer,
+    learning_rates,
+    schedule_factor,
+    score_logits,
+    split_batches,
+)
+from tests.helpers import (
+    CLASSES,
+    CPU,
+    calibrated_backbone,
+    changed_names,
+    copy_state,
+    live_features,
+    make_images,
+)
+
+NAME = "mobilenet_v3_small"
+HEAD, BLOCK4, FULL = get_stage("three_stage", 1), get_stage("three_stage", 2), get_stage("full", 1)
+STILL = {"lr": 1e-30, "weight_decay": 0.0}  # a rate too small to move a float32 weight
+
+
+@dataclass
+class Run:
+    """A finished training: every epoch, and the trainer that did it."""
+
+    results: list[EpochResult]
+    trainer: Trainer
+    before: dict[str, Tensor]
+
+    @property
+    def last(self) -> dict[str, Tensor]:
+        return self.trainer.snapshot()
+
+    def distance(self, block: str) -> float:
+        """How far the block's weights went from where they started."""
+        squares = [
+            (w.master.detach() - self.before[w.name]).square().sum()
+            for w in self.trainer.weights
+            if w.block == block
+        ]
+        return math.sqrt(sum(float(square) for square in squares))
+
+
+def train(
+    stage: Stage = HEAD,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    images: ImageSet | None = None,
+    val: ImageSet | None = None,
+    backbone: Backbone | None = None,
+    **settings: Any,  # noqa: ANN401
+) -> Run:
+    """Train a small network on 12 images, validated on 6 others, for 2 epochs of 3 batches."""
+    images = images or make_images(12)
+    val = val or make_images(6, start=50)
+    backbone = backbone or calibrated_backbone(NAME, images)
+    chosen = TrainSettings(**{"epochs": 2, "batch_size": 4, "augment": "none", **settings})
+    before = copy_state(backbone)
+    trainer = Trainer(backbone, stage, chosen, seed, 1, CPU, dtype)
+    train_features = live_features(backbone, stage, images, dtype)
+    val_features = live_features(backbone, stage, val, dtype)
+    results = list(trainer.epochs(images, train_features, val, val_features))
+    assert changed_names(before, copy_state(backbone)) == set()  # whatever the settings
+    return Run(results, trainer, before)
+
+
+# Rates
+
+
+@pytest.mark.parametrize(
+    ("schedule", "number", "lr_decay", "rates"),
+    [
+        ("three_stage", 1, 0.1, {"head": 0.01}),
+        ("three_stage", 2, 1.0, {"head": 0.01, "block4": 0.01}),
+        ("three_stage", 3, 0.5, {"head": 0.01, "block4": 0.005, "block3": 0.0025}),
+        ("three_stage", 3, 2.0, {"head": 0.01, "block4": 0.02, "block3": 0.04}),
+        (
+            *("full", 1, 0.1),
+            {"head": 1e-2, "block4": 1e-3, "block3": 1e-4}
+            | {"block2": 1e-5, "block1": 1e-6, "stem": 1e-7},
+        ),
+    ],
+)
+def test_rates_fall_or_rise_with_depth(
+    schedule: str, number: int, lr_decay: float, rates: dict[str, float]
+) -> None:
+    settings = TrainSettings(lr=0.01, lr_decay=lr_decay)
+    assert learning_rates(settings, get_stage(schedule, number)) == pytest.approx(rates)
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup", "factors"),
+    [
+        (4, 0.0, [1.0, 0.5 + math.sqrt(2) / 4, 0.5, 0.5 - math.sqrt(2) / 4]),
+        (6, 1 / 3, [1 / 3, 2 / 3, 1.0, 0.5 + math.sqrt(2) / 4, 0.5, 0.5 - math.sqrt(2) / 4]),
+        (1, 0.0, [1.0]),
+        (1, 0.9, [1.0]),  # too short to warm up
+        (2, 0.5, [0.5, 1.0]),
+    ],
+)
+def test_the_rate_ramps_up_and_then_follows_a_cosine(
+    steps: int, warmup: float, factors: list[float]
+) -> None:
+    assert [schedule_factor(s, steps, warmup) for s in range(steps)] == pytest.approx(factors)
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5, 0.99])
+@pytest.mark.parametrize("steps", [1, 2, 7, 160])
+def test_the_rate_is_positive_and_peaks_once(steps: int, warmup: float) -> None:
+    factors = [schedule_factor(step, steps, warmup) for step in range(steps)]
+    assert min(factors) > 0
+    assert factors.count(1.0) == 1
+    peak = factors.index(1.0)
+    assert factors[: peak + 1] == sorted(factors[: peak + 1])
+    assert factors[peak:] == sorted(factors[peak:], reverse=True)
+
+
+def test_a_result_tells_the_rate_of_its_last_step() -> None:
+    run = train(BLOCK4, lr=0.01, lr_decay=0.5, warmup=0.0)
+    for result, last_step in zip(run.results, (2, 5), strict=True):
+        rate = 0.01 * schedule_factor(last_step, 6, 0.0)
+        assert result.lr == pytest.approx({"head": rate, "block4": rate / 2})
+
+
+# Batches and scores
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "sizes"),
+    [
+        (12, 4, [4, 4, 4]),
+        (10, 4, [4, 3, 3]),
+        (9, 8, [5, 4]),
+        (3, 8, [3]),
+        (1, 8, [1]),
+        (3, 2, [3]),
+        (5, 2, [3, 2]),
+        (7, 3, [3, 2, 2]),
+        (4, 3, [2, 2]),
+    ],
+)
+def test_batches_are_nearly_equal_and_none_is_of_one_image(
+    images: int, batch_size: int, sizes: list[int]
+) -> None:
+    assert [len(rows) for rows in split_batches(np.arange(images), batch_size)] == sizes
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 5, 64])
+def test_batches_hold_every_image_once_in_order(batch_size: int) -> None:
+    for count in range(2, 40):
+        order = np.random.default_rng(count).permutation(count)
+        batches = split_batches(order, batch_size)
+        sizes = [len(rows) for rows in batches]
+        assert np.array_equal(np.concatenate(batches), order)
+        assert min(sizes) >= 2
+        assert max(sizes) - min(sizes) <= 1
+        assert max(sizes) <= max(batch_size, 3)
+
+
+def test_scores_are_the_mean_cross_entropy_and_the_share_of_hits() -> None:
+    logits = torch.tensor([[0.0, math.log(3)], [0.0, math.log(3)], [2.0, 2.0], [0.0, 0.0]])
+    labels = torch.tensor([1, 0, 0, 1])  # ties go to the first class: a hit, then a miss
+    scores = score_logits(logits, labels)
+    expected = (math.log(4 / 3) + math.log(4) + 2 * math.log(2)) / 4
+    assert scores.loss == pytest.approx(expected)
+    assert scores.acc == 0.5
+
+
+# An independent reference
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize(("epochs", "batch_size"), [(1, 12), (2, 4)])
+def test_training_a_head_equals_a_plain_torch_loop_bit_for_bit(
+    optimizer: str, epochs: int, batch_size: int
+) -> None:
+    images = make_images(12)
+    backbone = calibrated_backbone("resnet18", images)
+    model = torchvision.models.resnet18(num_classes=CLASSES)
+    model.load_state_dict(backbone.model.state_dict())
+    model.eval()
+    groups = [
+        {"params": [model.fc.weight], "weight_decay": 0.1},
+        {"params": [model.fc.bias], "weight_decay": 0.0},
+    ]
+    plain: torch.optim.Optimizer
+    if optimizer == "adamw":
+        plain = torch.optim.AdamW(groups, lr=0.01, fused=True)
+    else:
+        plain = torch.optim.SGD(groups, lr=0.01, momentum=0.9, nesterov=True, fused=True)
+    rng, losses = np.random.default_rng([7, HEAD.number]), []
+    batches = 12 // batch_size
+    for epoch in range(epochs):
+        total = 0.0
+        for number, rows in enumerate(np.array_split(rng.permutation(12), batches)):
+            done = (epoch * batches + number) / (epochs * batches)
+            for group in plain.param_groups:
+                group["lr"] = 0.01 * 0.5 * (1 + math.cos(math.pi * done))
+            index = torch.from_numpy(rows)
+            logits = model(normalise(images.pixels[index]))
+            loss = F.cross_entropy(logits, images.labels[index], label_smoothing=0.1)
+            plain.zero_grad()
+            loss.backward()
+            plain.step()
+            total += F.cross_entropy(logits, images.labels[index], reduction="sum").item()
+        losses.append(total / 12)
+
+    run = train(
+        HEAD,
+        seed=7,
+        images=images,
+        backbone=backbone,
+        optimizer=optimizer,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=0.01,
+        warmup=0.0,
+        weight_decay=0.1,
+        label_smoothing=0.1,
+    )
+    assert torch.equal(run.last["fc.weight"], model.fc.weight)
+    assert torch.equal(run.last["fc.bias"], model.fc.bias)
+    assert [result.train.loss for result in run.results] == pytest.approx(losses, rel=1e-6)
+
+
+def test_validation_scores_are_those_of_the_whole_model_in_eval_mode() -> None:
+    val = make_images(6, start=50)
+    backbone = calibrated_backbone(NAME, make_images(12))
+    run = train(FULL, backbone=backbone, val=val, lr=1e-3)
+    backbone.model.load_state_dict(run.last)
+    with torch.no_grad():
+        logits = backbone.model.eval()(normalise(val.pixels))
+    result = run.results[-1]
+    torch.testing.assert_close(result.logits, logits, rtol=1e-5, atol=1e-5)
+    assert result.logits.dtype == torch.float32
+    assert result.val == score_logits(result.logits, val.labels)
+
+
+# Determinism
+
+
+@pytest.mark.parametrize("stage", [HEAD, FULL], ids=["head", "full"])
+@pytest.mark.parametrize("name", [NAME, "efficientnet_b0"])
+def test_the_same_seed_gives_the_same_bits(name: str, stage: Stage) -> None:
+    """Dropout and stochastic depth included, whatever the global random state was."""
+    runs = []
+    for global_seed in (1, 2):
+        backbone = calibrated_backbone(name, make_images(12))
+        torch.manual_seed(global_seed)
+        runs.append(train(stage, backbone=backbone, epochs=1, batch_size=6, augment="light"))
+    assert changed_names(runs[0].last, runs[1].last) == set()
+    assert torch.equal(runs[0].results[-1].logits, runs[1].results[-1].logits)
+
+
+def test_another_seed_gives_another_training() -> None:
+    first, second = train(seed=0), train(seed=1)
+    assert changed_names(first.before, second.before) == set()
+    assert changed_names(first.last, second.last) == {
+        w.name for w in first.trainer.weights if w.block == "head"
+    }
+
+
+# Settings
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_each_optimizer_learns_a_task_that_colour_decides(
+    optimizer: str, dtype: torch.dtype
+) -> None:
+    run = train(BLOCK4, optimizer=optimizer, dtype=dtype, epochs=8, lr=0.01)
+    assert run.results[-1].train.loss < 0.5 * run.results[0].train.loss
+    assert run.results[-1].train.acc > 0.9
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_l2_sp_holds_the_block_but_not_the_new_head(optimizer: str, dtype: torch.dtype) -> None:
+    settings = {"optimizer": optimizer, "dtype": dtype, "epochs": 4, "lr": 0.005}
+    free = train(BLOCK4, weight_decay=0.0, **settings)
+    held = train(BLOCK4, weight_decay=0.0, l2_sp=20.0, **settings)
+    assert held.distance("block4") < 0.5 * free.distance("block4")
+    assert held.distance("head") > 0.5 * free.distance("head")
+
+
+def test_the_first_step_of_l2_sp_is_that_without_it() -> None:
+    """There is no pull yet where the weights are still those that the stage started from."""
+    settings = {"epochs": 1, "batch_size": 12, "optimizer": "sgd"}
+    free, held = train(BLOCK4, **settings), train(BLOCK4, l2_sp=100.0, **settings)
+    assert changed_names(free.last, held.last) == set()
+
+
+def test_label_smoothing_trains_but_is_not_reported() -> None:
+    sharp, smooth = train(**STILL), train(**STILL, label_smoothing=0.5)
+    assert [r.train for r in sharp.results] == [r.train for r in smooth.results]
+    assert [r.val for r in sharp.results] == [r.val for r in smooth.results]
+    assert changed_names(train().last, train(label_smoothing=0.5).last)
+
+
+def test_weight_decay_shrinks_weights_but_neither_biases_nor_norms() -> None:
+    run = train(BLOCK4, epochs=1, batch_size=12, lr=0.01, weight_decay=10.0, norm="keep")
+    free = train(BLOCK4, epochs=1, batch_size=12, lr=0.01, weight_decay=0.0, norm="keep")
+    differ = changed_names(free.last, run.last)
+    assert differ == {w.name for w in run.trainer.weights if w.master.ndim > 1}
+    head = f"{run.trainer.backbone.head_layer()}.weight"
+    torch.testing.assert_close(run.last[head], free.last[head] - 0.1 * run.before[head])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_clip_norm_bounds_the_step(dtype: torch.dtype) -> None:
+    """SGD's first Nesterov step is 1 + momentum times the rate times the clipped gradient."""
+    settings = {"epochs": 1, "batch_size": 12, "optimizer": "sgd", "lr": 1.0, "weight_decay": 0.0}
+    clipped = train(BLOCK4, dtype=dtype, clip_norm=1e-2, **settings)
+    free = train(BLOCK4, dtype=dtype, **settings)
+
+    def length(run: Run) -> float:
+        return math.hypot(run.distance("head"), run.distance("block4"))
+
+    assert length(clipped) == pytest.approx(1.9e-2, rel=1e-3)
+    assert length(free) > 10 * length(clipped)
+
+
+def test_a_large_clip_norm_changes_nothing() -> None:
+    assert changed_names(train(BLOCK4).last, train(BLOCK4, clip_norm=1e6).last) == set()
+
+
+# Precision
+
+
+def test_reduced_precision_keeps_float32_masters() -> None:
+    run = train(BLOCK4, dtype=torch.bfloat16, optimizer="sgd", lr=1e-4, weight_decay=0.0, epochs=1)
+    convolution = "features.12.0.weight"
+    assert run.trainer.computed[convolution].dtype == torch.bfloat16
+    assert {w.master.dtype for w in run.trainer.weights} == {torch.float32}
+    assert {t.dtype for t in run.last.values()} == {torch.float32, torch.int64}
+    moved = (run.last[convolution] - run.before[convolution]).abs()
+    step = run.before[convolution].abs() * 2.0**-9  # half the distance to bfloat16's next value
+    assert (moved > 0).double().mean() > 0.9
+    assert (moved < step).double().mean() > 0.5  # in bfloat16 alone these would have stood still
+
+
+def test_a_computing_copy_is_its_master_rounded() -> None:
+    run = train(BLOCK4, dtype=torch.bfloat16, epochs=1)
+    for weight in run.trainer.weights:
+        assert torch.equal(weight.computed, weight.master.to(weight.computed.dtype))
+    assert all(weight.computed.grad is None for weight in run.trainer.weights)
+
+
+def test_precisions_agree_roughly() -> None:
+    settings = {"epochs": 1, "optimizer": "sgd", "lr": 0.01}
+    full, reduced = train(BLOCK4, **settings), train(BLOCK4, dtype=torch.bfloat16, **settings)
+    assert reduced.results[0].val.loss == pytest.approx(full.results[0].val.loss, rel=0.1)
+
+
+# Which epoch is selected, and when training ends
+
+
+def wrong_labels(images: ImageSet) -> ImageSet:
+    return ImageSet(images.pixels, (images.labels + 1) % CLASSES, images.digests)
+
+
+def test_the_selected_epoch_has_the_best_accuracy_then_loss_then_comes_first() -> None:
+    run = train(FULL, epochs=12, batch_size=2, lr=0.02, val=make_images(12, start=50))
+    ranks = [(r.val.acc, -r.val.loss, -r.epoch) for r in run.results]
+    assert len({rank[0] for rank in ranks}) > 2  # or the test would show nothing
+    assert run.trainer.best_epoch == -max(ranks)[2]
+    so_far = [rank == max(ranks[: number + 1]) for number, rank in enumerate(ranks)]
+    assert [result.is_best for result in run.results] == so_far
+
+
+def test_of_equal_accuracies_the_lower_loss_wins() -> None:
+    """Never a hit: each epoch fits the right labels better and these wrong ones worse."""
+    images = make_images(12)
+    falling = train(images=images, val=wrong_labels(images), epochs=6, lr=0.05)
+    losses = [result.val.loss for result in falling.results]
+    tail = [r for r in falling.results if r.val.acc == falling.results[-1].val.acc == 0.0]
+    assert len(tail) >= 2
+    assert tail[-1].val.loss > tail[0].val.loss
+    best = max(falling.results, key=lambda r: (r.val.acc, -r.val.loss))
+    assert falling.trainer.best_epoch == best.epoch
+    assert len(set(losses)) == len(losses)
+
+
+def test_of_equal_scores_the_first_epoch_wins() -> None:
+    run = train(**STILL, epochs=3)
+    assert len({(r.val.acc, r.val.loss) for r in run.results}) == 1
+    assert run.trainer.best_epoch == 1
+    assert [result.is_best for result in run.results] == [True, False, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_best_holds_the_weights_of_the_selected_epoch(dtype: torch.dtype) -> None:
+    val = make_images(12, start=50)
+    backbone = calibrated_backbone(NAME, make_images(12))
+    run = train(FULL, backbone=backbone, val=val, dtype=dtype, epochs=6, batch_size=2, lr=0.02)
+    assert run.trainer.best_epoch is not None
+    assert run.trainer.best_epoch < 6  # or best and last would be the same
+    assert set(run.trainer.best) == set(run.before)
+    selected = run.results[run.trainer.best_epoch - 1]
+    backbone.model.load_state_dict(run.trainer.best)
+    again = Trainer(backbone, FULL, TrainSettings(), 0, 1, CPU, dtype)
+    logits = again.predict(live_features(backbone, FULL, val, dtype), len(val))
+    torch.testing.assert_close(logits, selected.logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [(1, 2), (3, 4), (0, 6), (10, 6)])
+def test_training_ends_when_patience_does(patience: int, epochs: int) -> None:
+    """Weights that stand still never get better than in their first epoch."""
+    run = train(**STILL, epochs=6, patience=patience)
+    assert len(run.results) == epochs
+
+
+def test_patience_counts_from_the_last_better_epoch() -> None:
+    run = train(FULL, epochs=30, batch_size=2, lr=0.02, patience=3)
+    best = run.trainer.best_epoch
+    assert best is not None
+    assert best > 1
+    assert len(run.results) == best + 3
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_divergence_is_told_and_ends_the_training(optimizer: str) -> None:
+    settings = {"optimizer": optimizer, "epochs": 30, "batch_size": 2}
+    run = train(FULL, lr=100, weight_decay=10, warmup=0.0, **settings)
+    assert [result.diverged for result in run.results[:-1]] == [False] * (len(run.results) - 1)
+    assert run.results[-1].diverged
+    assert len(run.results) < 30
+    assert run.trainer.best  # an epoch is selected all the same
+
+
+def test_an_epoch_without_numbers_is_not_selected_over_one_with_them() -> None:
+    """Logits that are no numbers always name the first class: full marks where all are of it."""
+    val = make_images(6, start=50)
+    first_class = ImageSet(val.pixels, torch.zeros_like(val.labels), val.digests)
+    run = train(HEAD, val=first_class, epochs=20, lr=10, weight_decay=10, warmup=0.0)
+    finite = [result for result in run.results if math.isfinite(result.val.loss)]
+    assert max(result.val.acc for result in finite) < run.results[-1].val.acc == 1.0
+    assert run.trainer.best_epoch in [result.epoch for result in finite]
+
+
+@pytest.mark.parametrize(
+    ("loss", "diverged"), [(math.nan, True), (math.inf, True), (1e9, False), (0.0, False)]
+)
+def test_a_training_loss_that_is_no_number_is_divergence(loss: float, *, diverged: bool) -> None:
+    scores = Scores(1.0, 0.5)
+    result = EpochResult(1, Scores(loss, 0.5), scores, {}, torch.zeros(1, 2), True, 0.1, 0.1)
+    assert result.diverged == diverged
+
+
+# What a training leaves alone
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("stage", [HEAD, BLOCK4, FULL], ids=["head", "block4", "full"])
+def test_the_backbone_passed_in_is_never_changed(stage: Stage, dtype: torch.dtype) -> None:
+    backbone = calibrated_backbone(NAME, make_images(12))
+    before = copy_state(backbone)
+    needed = [parameter.requires_grad for parameter in backbone.model.parameters()]
+    run = train(stage, backbone=backbone, dtype=dtype, epochs=1)
+    assert changed_names(run.last, before)  # the training did something
+    assert changed_names(before, copy_state(backbone)) == set()
+    assert not any(module.training for module in backbone.model.modules())
+    assert [p.requires_grad for p in backbone.model.parameters()] == needed
+    assert all(parameter.grad is None for parameter in backbone.model.parameters())
+    assert {p.dtype for p in backbone.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("stage", [HEAD, BLOCK4, FULL], ids=["head", "block4", "full"])
+def test_a_snapshot_is_the_whole_suffix_and_a_copy(stage: Stage) -> None:
+    run = train(stage, epochs=1)
+    backbone, snapshot = run.trainer.backbone, run.last
+    assert set(snapshot) == set(backbone.tensor_names(stage.suffix))
+    for tensor in snapshot.values():
+        tensor.zero_()
+    assert changed_names(snapshot, run.last)
+
+
+def test_blocks_run_in_training_mode_again_after_validation() -> None:
+    run = train(BLOCK4, epochs=1, norm="adapt")
+    assert run.trainer.blocks["block4"].training
+    assert list(run.trainer.blocks) == list(FORWARD_ORDER[4:])
+    norms = [m for m in run.trainer.blocks["block4"].modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms
+    assert all(norm.training for norm in norms)
