@@ -50,3 +50,9 @@ class StorageError(PipelineError):
 
 class TrackingError(PipelineError):
     """The tracking store cannot be reached or refused a request."""
+
+
+def first_line(err: BaseException) -> str:
+    """What another library's error says, on one line: its type where it says nothing."""
+    lines = str(err).strip().splitlines()
+    return lines[0][:200] if lines else type(err).__name__

@@ -36,7 +36,7 @@ from pipeline.data.images import ImageSet
 from pipeline.digests import digest_file, digest_tensors, digest_values
 from pipeline.settings import Augment
 
-FORMAT = 1
+FORMAT = 2
 PIXELS_PER_BATCH = 128 * 64 * 64
 IntRows = NDArray[np.int64]
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from pipeline.data.draws import Draw, deal_rows, make_draw
 from pipeline.data.images import digest_image, fit_square
-from pipeline.data.sources import Source, Split, open_source
+from pipeline.data.source import Source, Split
+from pipeline.data.sources import open_source
 from pipeline.errors import DataError
 from tests.conftest import class_image
 

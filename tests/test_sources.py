@@ -24,7 +24,8 @@ import pytest
 from PIL import Image
 
 from pipeline.data.images import digest_image, to_rgb
-from pipeline.data.sources import Source, Split, open_source
+from pipeline.data.source import Source, Split
+from pipeline.data.sources import open_source
 from pipeline.errors import DataError, DownloadError
 from tests.conftest import class_image
 

@@ -52,12 +52,11 @@ def pick_views(
     `stored_views` views are cycled through the epochs from a start that depends on seed and image,
     so every view is met equally often; 0 draws a fresh one each time.
     """
-    count = distinct_views(augment) or stored_views
     salt = np.uint64((seed << 20) + 1)
     if stored_views == 0:
-        fresh = hash_uniform(keys ^ salt, epoch + 1) * 2**31
-        return fresh.astype(np.int64) % (distinct_views(augment) or 2**31)
-    count = min(count, stored_views)
+        fresh = (hash_uniform(keys ^ salt, epoch + 1) * 2**31).astype(np.int64)
+        return fresh % (distinct_views(augment) or 2**31)
+    count = min(distinct_views(augment) or stored_views, stored_views)
     start = (hash_uniform(keys ^ salt, 0) * count).astype(np.int64)
     return (start + epoch) % count
 
@@ -122,7 +121,9 @@ def _jitter(pixels: Tensor, factors: Tensor) -> Tensor:
     """Brightness, contrast and saturation by `factors` (3, N), in that order."""
     brightness, contrast, saturation = (factor.view(-1, 1, 1, 1) for factor in factors)
     images = (pixels.float() * brightness).clamp_(0, 255)
-    level = _grey(images).mean((2, 3), keepdim=True)
+    # summed as integers: a float mean depends on how threads share the batch
+    luma = _grey(images).round().long().sum((2, 3), keepdim=True)
+    level = luma.float() / (images.shape[-2] * images.shape[-1])
     images = (level + (images - level) * contrast).clamp_(0, 255)
     grey = _grey(images)
     saturated: Tensor = grey + (images - grey) * saturation

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from pipeline.data.images import ImageSet, IntArray, digest_image, fit_square, to_rgb
-from pipeline.data.sources import Source, Split
+from pipeline.data.source import Source, Split
 from pipeline.errors import DataError
 
 
@@ -82,8 +82,7 @@ def _slice(
         more = f" and {len(small) - 5} more" if len(small) > 5 else ""
         raise DataError(
             f"{source.name}: too few images in class {', '.join(small[:5])}{more} for {asked}: "
-            "lower "
-            "it or add images"
+            "lower it or add images"
         )
     smallest = int(counts.argmin())
     held = int(counts[smallest]) // size

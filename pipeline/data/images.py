@@ -26,11 +26,20 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
         top = values.max(initial=0.0)
-        scale = 255.0 if top <= 1.0 and image.mode == "F" else 1.0 if top <= 255 else 1 / 257
-        image = Image.fromarray(np.clip(np.rint(values * scale), 0, 255).astype(np.uint8))
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        if image.mode.startswith("I;16"):
+            scale = 1 / 257
+        else:  # the depth of I and F is not recorded
+            scale = 255.0 if top <= 1.0 and image.mode == "F" else 1.0 if top <= 255 else 1 / 257
+        grey = np.clip(np.rint(values * scale), 0, 255)
+        key = image.info.get("transparency")
+        if isinstance(key, int):
+            grey[values == key] = 255
+        image = Image.fromarray(grey.astype(np.uint8))
+    if image.mode == "La":  # premultiplied: Pillow converts it to LA alone
+        image = image.convert("LA")
+    if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pipeline.errors import TrackingError
+from pipeline.errors import TrackingError, first_line
 
 
 @contextmanager
@@ -18,9 +18,9 @@ def translated(doing: str, uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, requests.RequestException, SQLAlchemyError) as err:
-        reason = str(err).strip().splitlines()[0][:200] if str(err).strip() else type(err).__name__
         raise TrackingError(
-            f"MLflow could not {doing} at {uri} ({reason}): check the server and the disk, then "
+            f"MLflow could not {doing} at {uri} ({first_line(err)}): check the server and the "
+            "disk, then "
             "run the "
             "same command again; finished stages are reused"
         ) from None

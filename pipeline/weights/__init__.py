@@ -7,22 +7,22 @@ layer of another size is left out; any other mismatch is an error that names the
 
 from __future__ import annotations
 
-import pickle
 import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.backbones import Backbone
 from pipeline.digests import digest_file, digest_tensors
-from pipeline.errors import DownloadError, WeightsError
+from pipeline.errors import DownloadError, WeightsError, first_line
+from pipeline.files import storage_faults
 
 STARTER = Path(__file__).parent / "resnet18-tiny-imagenet-64px.safetensors"
 STARTER_BACKBONE = "resnet18"
@@ -117,10 +117,9 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             content = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as err:
-        reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
+    except Exception as err:  # noqa: BLE001 - what a damaged pickle raises is not bounded
         raise WeightsError(
-            f"weights={path}: not a readable state dict ({reason[:120]}): save one with "
+            f"weights={path}: not a readable state dict ({first_line(err)}): save one with "
             "torch.save(model.state_dict(), path) or as .safetensors"
         ) from None
     for key in ("state_dict", "model_state_dict", "model"):
@@ -157,18 +156,19 @@ def _fetch_imagenet(backbone: str) -> Path:
     match = re.search(r"-([0-9a-f]{8,})\.", path.name)
     assert match, f"torchvision's file name holds no digest: {path.name}"
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with storage_faults("weights", path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
         timeout = socket.getdefaulttimeout()
         socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
         try:
             torch.hub.download_url_to_file(
                 entry.url, str(path), hash_prefix=match[1], progress=False
             )
-        except (OSError, RuntimeError) as err:
+        except (OSError, RuntimeError, HTTPException) as err:
             raise DownloadError(
-                f"cannot download the imagenet weights of {backbone} from {entry.url} ({err}): "
-                f"put {path.name} into {path.parent}, or use -P preset=digits, which downloads "
-                "nothing"
+                f"cannot download the imagenet weights of {backbone} from {entry.url} "
+                f"({first_line(err)}): put {path.name} into {path.parent}, or use -P "
+                "preset=digits, which downloads nothing"
             ) from None
         finally:
             socket.setdefaulttimeout(timeout)
