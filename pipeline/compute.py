@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.backbones import Backbone
 from pipeline.errors import SettingsError
+from pipeline.small_conv import use_small_convolutions
 
 
 def pick_device(name: str) -> torch.device:
@@ -54,7 +55,10 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
 def compute_copy(
     backbone: Backbone, blocks: Iterable[str], dtype: torch.dtype, device: torch.device
 ) -> dict[str, nn.Sequential]:
-    """Independent copies of the named blocks in `dtype` on `device`, in eval mode."""
+    """Independent copies of the named blocks in `dtype` on `device`, in eval mode.
+
+    bfloat16 is computed channels-last, on a processor with matrix products for small maps.
+    """
     copies = copy.deepcopy({name: backbone.blocks[name] for name in blocks})
     for name, block in copies.items():
         block.to(device).eval().requires_grad_(False)
@@ -62,11 +66,17 @@ def compute_copy(
             for module in block.modules():
                 if isinstance(module, nn.Conv2d | nn.Linear):
                     module.to(dtype)
+        if dtype == torch.bfloat16:
+            block.to(memory_format=torch.channels_last)
+            if device.type == "cpu":
+                use_small_convolutions(block)
     return copies
 
 
 def run_blocks(blocks: dict[str, nn.Sequential], inputs: Tensor, dtype: torch.dtype) -> Tensor:
     """Pass `inputs` through blocks in forward order: `dtype` inside, float32 into the head."""
+    if dtype == torch.bfloat16 and inputs.ndim == 4:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
     for name, block in blocks.items():
         inputs = block(inputs.to(torch.float32 if name == "head" else dtype))
     return inputs

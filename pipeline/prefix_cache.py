@@ -36,7 +36,7 @@ from pipeline.data.images import ImageSet
 from pipeline.digests import digest_file, digest_tensors, digest_values
 from pipeline.settings import Augment
 
-FORMAT = 2
+FORMAT = 4
 PIXELS_PER_BATCH = 128 * 64 * 64
 IntRows = NDArray[np.int64]
 
@@ -51,7 +51,7 @@ class Features(Protocol):
 
 @dataclass(frozen=True)
 class StoredFeatures:
-    """Outputs that were computed before: `values` is (views, N, ...)."""
+    """Outputs that were computed before: `values` is (views, N, C) or (views, N, H, W, C)."""
 
     values: Tensor
     device: torch.device
@@ -60,7 +60,11 @@ class StoredFeatures:
         """See `Features.batch`."""
         flat = self.values.flatten(0, 1)
         index = torch.from_numpy(views * self.values.shape[1] + rows)
-        return flat.index_select(0, index.to(flat.device)).to(self.device)
+        outputs = flat.index_select(0, index).to(self.device)
+        if outputs.ndim < 4:
+            return outputs
+        outputs = outputs.permute(0, 3, 1, 2)
+        return outputs.contiguous() if outputs.dtype == torch.float32 else outputs
 
 
 @dataclass(frozen=True)
@@ -209,13 +213,8 @@ class PrefixCache:
                     for cut in cuts:
                         x = run_blocks({b: blocks[b] for b in cut[len(passed) :]}, x, recipe.dtype)
                         passed = cut
-                        raw = (
-                            x.to("cpu", recipe.dtype)
-                            .contiguous()
-                            .view(-1)
-                            .view(torch.uint8)
-                            .numpy()
-                        )
+                        stored = (x.permute(0, 2, 3, 1) if x.ndim == 4 else x).contiguous()
+                        raw = stored.to("cpu", recipe.dtype).view(-1).view(torch.uint8).numpy()
                         files[cut].write(raw.data)
                         hashers[cut].update(raw.data)
             for file in files.values():
@@ -285,10 +284,11 @@ class _Recipe:
         )
 
     def output_shape(self, cut: tuple[str, ...]) -> list[int]:
-        """Shape of one image's output, from a pass of zeros."""
+        """Shape of one image's output as it is stored, channels last, from a pass of zeros."""
         with torch.no_grad():
             blank = torch.zeros(1, *self.images.pixels.shape[1:])
-            return list(self.backbone.run(blank, cut).shape[1:])
+            out = self.backbone.run(blank, cut)
+            return list((out.permute(0, 2, 3, 1) if out.ndim == 4 else out).shape[1:])
 
     def size_bytes(self, cut: tuple[str, ...]) -> int:
         return (

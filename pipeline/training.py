@@ -250,24 +250,38 @@ class Trainer:
     def snapshot(self) -> dict[str, Tensor]:
         """Every tensor of the suffix as it is now: float32 masters, buffers, frozen blocks too."""
         tensors = {name: tensor.detach() for name, tensor in self.computed.items()}
-        tensors |= {weight.name: weight.master.detach() for weight in self.weights}
+        tensors |= {weight.name: weight.value for weight in self.weights}
         original = self.backbone.model.state_dict()
         return {name: t.to("cpu", original[name].dtype, copy=True) for name, t in tensors.items()}
 
 
 class _Weight:
-    """A trainable parameter: the copy that computes, and its float32 master, if they differ."""
+    """A trainable parameter: the copy that computes, and its float32 master, if they differ.
+
+    The master has its dimensions in the order of the copy's memory: the fused optimizer would
+    otherwise copy channels-last tensors back and forth at every step.
+    """
 
     def __init__(self, name: str, block: str, computed: nn.Parameter, start: Tensor) -> None:
         self.name = name
         self.block = block
         self.computed = computed
-        self.start = start
         self.decayed = computed.ndim > 1
-        same = computed.dtype == torch.float32
-        self.master = computed if same else nn.Parameter(start.clone())
-        if not same:
+        self._channels_last = computed.ndim == 4 and not computed.is_contiguous()
+        self.start = self._in_memory_order(start).contiguous()
+        self.master = computed
+        if computed.dtype != torch.float32:
+            self.master = nn.Parameter(self.start.clone())
             self.master.grad = torch.empty_like(self.master)
+
+    def _in_memory_order(self, tensor: Tensor) -> Tensor:
+        return tensor.permute(0, 2, 3, 1) if self._channels_last else tensor
+
+    @property
+    def value(self) -> Tensor:
+        """The float32 value in the parameter's own shape."""
+        value = self.master.detach()
+        return value.permute(0, 3, 1, 2) if self._channels_last else value
 
     @torch.no_grad()
     def pull_gradient(self, l2_sp: float) -> None:
@@ -275,7 +289,7 @@ class _Weight:
         if self.master is not self.computed:
             assert self.master.grad is not None
             assert self.computed.grad is not None
-            self.master.grad.copy_(self.computed.grad)
+            self.master.grad.copy_(self._in_memory_order(self.computed.grad))
         if l2_sp and self.block != "head":
             assert self.master.grad is not None
             self.master.grad.add_(self.master - self.start, alpha=l2_sp)
@@ -284,7 +298,7 @@ class _Weight:
     def push_value(self) -> None:
         """Move the master's value to the copy that computes, and drop the gradient."""
         if self.master is not self.computed:
-            self.computed.copy_(self.master)
+            self._in_memory_order(self.computed).copy_(self.master)
         self.computed.grad = None
 
 

@@ -29,6 +29,7 @@ ORDER = [
     "backbones",
     "weights",
     "norm_stats",
+    "small_conv",
     "compute",
     "freezing",
     "prefix_cache",

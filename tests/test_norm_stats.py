@@ -75,7 +75,9 @@ def test_what_the_statistics_were_before_does_not_matter() -> None:
     fresh, used = (build_backbone("mobilenet_v3_small", CLASSES, seed=0) for _ in range(2))
     for norm in used.batch_norms(FORWARD_ORDER):
         assert norm.running_mean is not None
+        assert norm.num_batches_tracked is not None
         norm.running_mean += 5.0
+        norm.num_batches_tracked += 1000
     calibrate_norm_stats(fresh, make_images(12))
     calibrate_norm_stats(used, make_images(12))
     assert changed_names(copy_state(fresh), copy_state(used)) == set()

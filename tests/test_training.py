@@ -56,11 +56,9 @@ class Run:
 
     def distance(self, block: str) -> float:
         """How far the block's weights went from where they started."""
-        squares = [
-            (w.master.detach() - self.before[w.name]).square().sum()
-            for w in self.trainer.weights
-            if w.block == block
-        ]
+        last, names = self.last, self.trainer.backbone.tensor_names([block])
+        trained = {weight.name for weight in self.trainer.weights}
+        squares = [(last[n] - self.before[n]).square().sum() for n in names if n in trained]
         return math.sqrt(sum(float(square) for square in squares))
 
 
@@ -359,15 +357,17 @@ def test_reduced_precision_keeps_float32_masters() -> None:
     assert {t.dtype for t in run.last.values()} == {torch.float32, torch.int64}
     moved = (run.last[convolution] - run.before[convolution]).abs()
     step = run.before[convolution].abs() * 2.0**-9  # half the distance to bfloat16's next value
+    assert (run.last[convolution] != run.last[convolution].bfloat16()).double().mean() > 0.9
     assert (moved > 0).double().mean() > 0.9
     assert (moved < step).double().mean() > 0.5  # in bfloat16 alone these would have stood still
 
 
-def test_a_computing_copy_is_its_master_rounded() -> None:
+def test_what_computes_is_the_snapshot_rounded() -> None:
     run = train(BLOCK4, dtype=torch.bfloat16, epochs=1)
-    for weight in run.trainer.weights:
-        assert torch.equal(weight.computed, weight.master.to(weight.computed.dtype))
-    assert all(weight.computed.grad is None for weight in run.trainer.weights)
+    for name, tensor in run.last.items():
+        computed = run.trainer.computed[name]
+        assert torch.equal(computed, tensor.to(computed.dtype))
+        assert computed.grad is None
 
 
 def test_precisions_agree_roughly() -> None:

@@ -1,0 +1,126 @@
+"""Convolutions over small feature maps as matrix products, for bfloat16 on a processor.
+
+At 64 px the last blocks of a ResNet see maps of 4x4 and 2x2. There oneDNN's convolution spends
+most of a training step on the gradient of the weights; laid out as a matrix product (im2col,
+Chellapilla, Puri & Simard 2006) the same step takes less than half the time. Which product pays
+at which size was measured (docs/LOG.md); larger maps keep the library's convolution.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MAX_POSITIONS = 16
+"""Largest map (height x width) whose weight gradient is a matrix product."""
+CHANNELS_PER_POSITION = 32
+"""With as many output channels for each position, the other two products pay as well."""
+
+
+def use_small_convolutions(block: nn.Module) -> None:
+    """Replace plain convolutions (no groups, dilation or bias) by `SmallConv2d`."""
+    for name, child in block.named_children():
+        if (
+            isinstance(child, nn.Conv2d)
+            and child.groups == 1
+            and child.dilation == (1, 1)
+            and child.bias is None
+            and child.stride[0] == child.stride[1]
+            and child.padding in ((0, 0), (1, 1))
+        ):
+            setattr(block, name, SmallConv2d(child))
+        else:
+            use_small_convolutions(child)
+
+
+class SmallConv2d(nn.Module):
+    """Matrix products where the map is small, else `conv2d`. Tensors are channels-last."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight = conv.weight
+        self.stride = conv.stride[0]
+        self.padding = int(conv.padding[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, O, H', W')."""
+        out: Tensor = _SmallConv.apply(x, self.weight, self.stride, self.padding)
+        return out
+
+
+class _SmallConv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:  # noqa: ANN401
+        height = (x.shape[2] + 2 * padding - weight.shape[2]) // stride + 1
+        width = (x.shape[3] + 2 * padding - weight.shape[3]) // stride + 1
+        positions = height * width
+        ctx.conv = stride, padding
+        ctx.as_product = positions * CHANNELS_PER_POSITION <= weight.shape[0]
+        ctx.weight_as_product = positions <= MAX_POSITIONS
+        ctx.save_for_backward(x, weight)
+        if not ctx.as_product:
+            return F.conv2d(x, weight, None, stride, padding)
+        columns = _columns(x, weight, stride, padding)
+        out = columns @ _matrix(weight).t()
+        return out.view(len(x), height, width, -1).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:  # noqa: ANN401
+        (grad,) = gradients
+        x, weight = ctx.saved_tensors
+        stride, padding = ctx.conv
+        grad_x = grad_weight = None
+        wants_x = ctx.needs_input_grad[0]
+        by_library = [wants_x and not ctx.as_product, not ctx.weight_as_product]
+        if any(by_library):
+            grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+                *(grad, x, weight, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1),
+                [*by_library, False],
+            )
+        rows = grad.permute(0, 2, 3, 1).reshape(-1, weight.shape[0])  # (N * H' * W', O)
+        if ctx.weight_as_product:
+            product = rows.t() @ _columns(x, weight, stride, padding)
+            o, c, kh, kw = weight.shape
+            grad_weight = product.view(o, kh, kw, c).permute(0, 3, 1, 2)
+        if wants_x and ctx.as_product:
+            grad_x = _fold(rows @ _matrix(weight), x, weight, grad, stride, padding)
+        return grad_x, grad_weight, None, None
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    """(O, C, kh, kw) as (O, kh * kw * C), a view of channels-last weights."""
+    return weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
+
+
+def _columns(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+    """The patch under each output position, (N * H' * W', kh * kw * C)."""
+    rows = x.permute(0, 2, 3, 1)
+    kh, kw = weight.shape[2:]
+    if padding:
+        rows = F.pad(rows, (0, 0, padding, padding, padding, padding))
+    n, h, w, c = rows.shape
+    height, width = (h - kh) // stride + 1, (w - kw) // stride + 1
+    rows = rows.contiguous()
+    step = rows.stride()
+    strides = (step[0], step[1] * stride, step[2] * stride, step[1], 1)
+    patches = rows.as_strided((n, height, width, kh, kw * c), strides)
+    return patches.reshape(n * height * width, kh * kw * c)
+
+
+def _fold(
+    columns: Tensor, x: Tensor, weight: Tensor, grad: Tensor, stride: int, padding: int
+) -> Tensor:
+    """The transpose of `_columns`: add every patch back where it came from, shaped like x."""
+    n, c, h, w = x.shape
+    kh, kw = weight.shape[2:]
+    height, width = grad.shape[2:]
+    patches = columns.view(n, height, width, kh, kw, c)
+    padded = columns.new_zeros(n, h + 2 * padding, w + 2 * padding, c)
+    for i in range(kh):
+        for j in range(kw):
+            rows = slice(i, i + stride * height, stride)
+            padded[:, rows, j : j + stride * width : stride] += patches[:, :, :, i, j]
+    return padded[:, padding : padding + h, padding : padding + w].permute(0, 3, 1, 2)
