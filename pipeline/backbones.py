@@ -78,18 +78,17 @@ def build_backbone(name: str, num_classes: int, seed: int) -> Backbone:
         model: nn.Module = torchvision.models.get_model(
             name, weights=None, num_classes=num_classes
         )
-    layers = dict(model.named_children())
+    parts = dict(model.named_children())
     if name.startswith("resnet"):
-        stem = [layers[part] for part in ("conv1", "bn1", "relu", "maxpool")]
-        runs = [stem, *([layers[f"layer{i}"]] for i in range(1, 5))]
-        head = [layers["fc"]]
+        stem = [parts[part] for part in ("conv1", "bn1", "relu", "maxpool")]
+        runs = [stem, *([parts[f"layer{i}"]] for i in range(1, 5))]
+        head = [parts["fc"]]
     else:
-        runs = _resolution_runs(layers["features"])
-        head = list(layers["classifier"].children())
+        runs = _resolution_runs(parts["features"])
+        head = list(parts["classifier"].children())
     runs[-1] += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    blocks = {
-        block: nn.Sequential(*run) for block, run in zip(FORWARD_ORDER, [*runs, head], strict=True)
-    }
+    groups = zip(FORWARD_ORDER, [*runs, head], strict=True)
+    blocks = {block: nn.Sequential(*layers).eval() for block, layers in groups}
     return Backbone(name, model.eval(), blocks)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -54,7 +55,8 @@ def save_checkpoint(
     changed = {
         name: tensor.contiguous()
         for name, tensor in state.items()
-        if name not in pretrained.tensors or not tensor.equal(pretrained.tensors[name])
+        if name not in pretrained.tensors
+        or digest_tensors(state, [name]) != digest_tensors(pretrained.tensors, [name])
     }
     info = CheckpointInfo(
         backbone.name,
@@ -83,23 +85,28 @@ def load_checkpoint(path: Path, sha256: str, backbone: Backbone, pretrained: Pre
         )
     try:
         with safe_open(path, framework="pt") as file:
-            info = json.loads(file.metadata()["checkpoint"])
+            info = CheckpointInfo(**_without_format(file.metadata()["checkpoint"]))
             changed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError, ValueError) as err:
         raise LineageError(f"{path.name} is not a checkpoint of this pipeline ({err})") from None
-    if info["backbone"] != backbone.name:
+    if info.backbone != backbone.name:
+        raise LineageError(f"the checkpoint is of {info.backbone}, got backbone {backbone.name}")
+    if info.weights_digest != pretrained.digest:
         raise LineageError(
-            f"the checkpoint is of {info['backbone']}, got backbone {backbone.name}"
-        )
-    if info["weights_digest"] != pretrained.digest:
-        raise LineageError(
-            f"the checkpoint was trained from weights {info['weights']} "
-            f"({info['weights_digest'][:12]}…), weights {pretrained.name} are now "
+            f"the checkpoint was trained from weights {info.weights} "
+            f"({info.weights_digest[:12]}…), weights {pretrained.name} are now "
             f"{pretrained.digest[:12]}…"
         )
     pretrained.apply(backbone)
     backbone.model.load_state_dict(changed, strict=False)
-    if digest_tensors(backbone.model.state_dict()) != info["model_digest"]:
+    if digest_tensors(backbone.model.state_dict()) != info.model_digest:
         raise LineageError(
             "the checkpoint and its weights do not add up to the model that was saved"
         )
+
+
+def _without_format(text: str) -> Any:  # noqa: ANN401 - CheckpointInfo checks its own fields
+    about = json.loads(text)
+    if about.pop("format") != FORMAT:
+        raise ValueError("another format")
+    return about

@@ -25,7 +25,7 @@ def storage_faults(what: str, where: Path | str) -> Iterator[None]:
                 "same "
                 "command again; finished stages are reused"
             ) from None
-        if err.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if err.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise StorageError(
                 f"cannot write {what} to {where} ({err.strerror}): choose a folder you may write "
                 "to"

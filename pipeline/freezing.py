@@ -39,30 +39,63 @@ def set_trainable(
 
 @dataclass(frozen=True)
 class FrozenProof:
-    """The digest of every tensor outside a stage's trainable blocks."""
+    """The digests of every tensor outside a stage's trainable blocks.
+
+    Blocks run as copies in the precision of the computation, so the proof covers both the model's
+    own tensors and the copies of the prefix that run for each batch. The suffix's frozen copies
+    come back into the model with the trained ones and are covered there.
+    """
 
     stage: Stage
     names: tuple[str, ...]
     digest: str
+    before: Mapping[str, Tensor]
+    running: Mapping[str, nn.Sequential]
+    running_before: Mapping[str, str]
 
     @classmethod
-    def take(cls, backbone: Backbone, stage: Stage) -> FrozenProof:
-        """Digest the frozen tensors as they are now."""
+    def take(
+        cls, backbone: Backbone, stage: Stage, running: Mapping[str, nn.Sequential] | None = None
+    ) -> FrozenProof:
+        """Digest the frozen tensors, and the copies of frozen blocks that will run."""
         names = tuple(backbone.tensor_names([b for b in BLOCKS if b not in stage.trainable]))
-        return cls(stage, names, digest_tensors(backbone.model.state_dict(), names))
+        state = backbone.model.state_dict()
+        copies = running or {}
+        return cls(
+            stage,
+            names,
+            digest_tensors(state, names),
+            {name: state[name].clone() for name in names},
+            copies,
+            _digests(copies),
+        )
 
-    def check(self, backbone: Backbone, before: Mapping[str, Tensor] | None = None) -> None:
-        """Compare with the frozen tensors as they are now; `before`, if given, finds the culprits.
+    def check(self, backbone: Backbone) -> None:
+        """Compare with the frozen tensors as they are now.
 
         Raises:
-            FreezingError: a frozen tensor changed.
+            FreezingError: a frozen tensor changed; names it.
         """
         state = backbone.model.state_dict()
-        if digest_tensors(state, self.names) == self.digest:
-            return
-        moved = [n for n in self.names if before is not None and not state[n].equal(before[n])]
-        raise FreezingError(
-            f"stage {self.stage.number} changed frozen tensors "
-            f"({', '.join(moved[:4]) or 'unnamed'}): "
-            f"only {', '.join(self.stage.trainable)} may train; the run's result is void"
-        )
+        moved: list[str] = []
+        if digest_tensors(state, self.names) != self.digest:
+            moved = [
+                name
+                for name in self.names
+                if digest_tensors(state, [name]) != digest_tensors(self.before, [name])
+            ]
+        now = _digests(self.running)
+        moved += [name for name, digest in self.running_before.items() if now[name] != digest]
+        if moved:
+            raise FreezingError(
+                f"stage {self.stage.number} changed frozen tensors ({', '.join(moved[:4])}): only "
+                f"{', '.join(self.stage.trainable)} may train; the run's result is void"
+            )
+
+
+def _digests(blocks: Mapping[str, nn.Sequential]) -> dict[str, str]:
+    return {
+        f"{block}.{name}": digest_tensors({name: tensor})
+        for block, module in blocks.items()
+        for name, tensor in module.state_dict().items()
+    }

@@ -45,7 +45,9 @@ def calibrate_norm_stats(backbone: Backbone, images: ImageSet) -> None:
     Batches are as equal in size as can be, so that the average over batches weighs images equally.
     """
     size = max(2, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
-    batches = np.array_split(np.arange(len(images)), -(-len(images) // size))
+    order = np.argsort(images.keys, kind="stable")  # mixes classes, whatever order they came in
+    count = max(1, min(-(-len(images) // size), len(images) // 2))  # no batch of one image
+    batches = np.array_split(order, count)
     with _cumulative_mode(backbone):
         for rows in batches:
             inputs = normalise(images.pixels[torch.from_numpy(rows)])

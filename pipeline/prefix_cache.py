@@ -8,80 +8,37 @@ changes: nothing stale can be used.
 On disk an entry is `KEY.bin`, raw values that are memory-mapped when read, and `KEY.json`, its
 shape and SHA-256, written last. Both appear by an atomic rename under a lock of their own, so any
 number of processes may share a folder. A damaged entry is computed anew; the least recently used
-entries go when the folder outgrows its limit. Views of an image are computed in float order of
-batches: batch borders do not change results beyond rounding.
+entries go when the folder outgrows its limit.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 from filelock import FileLock
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.backbones import Backbone
 from pipeline.compute import compute_copy, run_blocks
 from pipeline.data.augment import distinct_views, render_views
 from pipeline.data.images import ImageSet
 from pipeline.digests import digest_file, digest_tensors, digest_values
+from pipeline.features import Features, LiveFeatures, StoredFeatures
 from pipeline.settings import Augment
 
 FORMAT = 4
 PIXELS_PER_BATCH = 128 * 64 * 64
-IntRows = NDArray[np.int64]
-
-
-class Features(Protocol):
-    """The suffix's inputs: what the prefix makes of given views of given images."""
-
-    def batch(self, rows: IntRows, views: IntRows) -> Tensor:
-        """The outputs for view `views[i]` of image `rows[i]`, (B, ...)."""
-        ...
-
-
-@dataclass(frozen=True)
-class StoredFeatures:
-    """Outputs that were computed before: `values` is (views, N, C) or (views, N, H, W, C)."""
-
-    values: Tensor
-    device: torch.device
-
-    def batch(self, rows: IntRows, views: IntRows) -> Tensor:
-        """See `Features.batch`."""
-        flat = self.values.flatten(0, 1)
-        index = torch.from_numpy(views * self.values.shape[1] + rows)
-        outputs = flat.index_select(0, index).to(self.device)
-        if outputs.ndim < 4:
-            return outputs
-        outputs = outputs.permute(0, 3, 1, 2)
-        return outputs.contiguous() if outputs.dtype == torch.float32 else outputs
-
-
-@dataclass(frozen=True)
-class LiveFeatures:
-    """Outputs computed for each batch: for fresh views, or where the cache is off or too small."""
-
-    images: ImageSet
-    prefix: dict[str, nn.Sequential]
-    augment: Augment
-    dtype: torch.dtype
-
-    @torch.no_grad()
-    def batch(self, rows: IntRows, views: IntRows) -> Tensor:
-        """See `Features.batch`."""
-        pixels = self.images.pixels[torch.from_numpy(rows).to(self.images.pixels.device)]
-        rendered = render_views(pixels, self.images.keys[rows], views, self.augment)
-        return run_blocks(self.prefix, rendered, self.dtype)
+ABANDONED_AFTER_S = 3600
 
 
 @dataclass
@@ -150,13 +107,13 @@ class PrefixCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder / f"{key}.lock"):
-                values = self._read(key)
+                values = self._read(recipe, prefix)
                 if values is None:
-                    self._fill(
-                        recipe, [cut for cut in cuts if self._read(recipe.key(cut)) is None]
-                    )
+                    others = [cut for cut in cuts if cut != prefix]
+                    missing = [cut for cut in others if self._read(recipe, cut) is None]
+                    self._fill(recipe, sorted([prefix, *missing], key=len))
                     self._evict(keep={recipe.key(cut) for cut in cuts})
-                    values = self._read(key)
+                    values = self._read(recipe, prefix)
         except OSError as err:
             self.notes.append(
                 f"the prefix cache in {self.folder} cannot be used ({err.strerror or err}): "
@@ -166,8 +123,9 @@ class PrefixCache:
             return None
         return values
 
-    def _read(self, key: str) -> Tensor | None:
+    def _read(self, recipe: _Recipe, cut: tuple[str, ...]) -> Tensor | None:
         """The entry's values, memory-mapped, or None if it is not there or damaged."""
+        key = recipe.key(cut)
         if key in self._open:
             return self._open[key]
         assert self.folder is not None
@@ -176,8 +134,8 @@ class PrefixCache:
             return None
         try:
             about = json.loads(about_path.read_text(encoding="utf-8"))
-            dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[about["dtype"]]
-            intact = digest_file(values_path) == about["sha256"]
+            expected = recipe.about(cut, digest_file(values_path))
+            intact = about == expected
         except (OSError, ValueError, KeyError, TypeError):
             intact = False
         if not intact:
@@ -185,7 +143,7 @@ class PrefixCache:
             return None
         os.utime(about_path)  # the time of last use, for eviction
         count = math.prod(about["shape"])
-        values = torch.from_file(str(values_path), shared=False, size=count, dtype=dtype)
+        values = torch.from_file(str(values_path), shared=False, size=count, dtype=recipe.dtype)
         self._open[key] = values.view(about["shape"])
         return self._open[key]
 
@@ -223,29 +181,39 @@ class PrefixCache:
                 self._publish(recipe, cut, path, hashers[cut].hexdigest())
         finally:
             for cut, file in files.items():
-                file.close()
+                with contextlib.suppress(OSError):  # a full disk fails again when closing
+                    file.close()
                 paths[cut].unlink(missing_ok=True)
+                paths[cut].with_suffix(".about").unlink(missing_ok=True)
 
     def _publish(self, recipe: _Recipe, cut: tuple[str, ...], path: Path, sha256: str) -> None:
         assert self.folder is not None
         key = recipe.key(cut)
-        about = {
-            "shape": [recipe.views, len(recipe.images), *recipe.output_shape(cut)],
-            "dtype": str(recipe.dtype).removeprefix("torch."),
-            "sha256": sha256,
-        }
+        about = recipe.about(cut, sha256)
         about_path = path.with_suffix(".about")
         about_path.write_text(json.dumps(about), encoding="utf-8")
         path.replace(self.folder / f"{key}.bin")
         about_path.replace(self.folder / f"{key}.json")
 
     def _evict(self, keep: set[str]) -> None:
-        """Remove the least recently used entries until the folder fits its limit."""
+        """Remove the least recently used entries until the folder fits its limit.
+
+        What killed processes left behind goes too: parts, and values without a description.
+        """
         assert self.folder is not None
-        entries = sorted(self.folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
-        sizes = {path: path.with_suffix(".bin").stat().st_size for path in entries}
+        for path in [*self.folder.glob("*.tmp"), *self.folder.glob("*.bin")]:
+            with contextlib.suppress(FileNotFoundError):
+                old = time.time() - path.stat().st_mtime > ABANDONED_AFTER_S
+                if old and not path.with_suffix(".json").exists():
+                    path.unlink()
+        used: dict[Path, float] = {}
+        sizes: dict[Path, int] = {}
+        for path in self.folder.glob("*.json"):
+            with contextlib.suppress(FileNotFoundError):  # another process may be evicting too
+                sizes[path] = path.with_suffix(".bin").stat().st_size
+                used[path] = path.stat().st_mtime
         total = sum(sizes.values())
-        for path in entries:
+        for path in sorted(used, key=used.__getitem__):
             if total <= self.limit_bytes:
                 return
             if path.stem not in keep:
@@ -289,6 +257,14 @@ class _Recipe:
             blank = torch.zeros(1, *self.images.pixels.shape[1:])
             out = self.backbone.run(blank, cut)
             return list((out.permute(0, 2, 3, 1) if out.ndim == 4 else out).shape[1:])
+
+    def about(self, cut: tuple[str, ...], sha256: str) -> dict[str, object]:
+        """What an entry's description says."""
+        return {
+            "shape": [self.views, len(self.images), *self.output_shape(cut)],
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "sha256": sha256,
+        }
 
     def size_bytes(self, cut: tuple[str, ...]) -> int:
         return (

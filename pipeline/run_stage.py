@@ -47,9 +47,10 @@ def run_stage(
             log, settings, stage, session.draw, session.pretrained, session.key(number), parent
         )
         backbone = session.restore(parent) if parent else session.pretrained_backbone()
-        before = {name: t.clone() for name, t in backbone.model.state_dict().items()}
-        proof = FrozenProof.take(backbone, stage)
         train_features, val_features = session.prefix_features(backbone, stage)
+        running = {f"train.{name}": block for name, block in train_features.running.items()}
+        running |= {f"val.{name}": block for name, block in val_features.running.items()}
+        proof = FrozenProof.take(backbone, stage, running)
         prefix_s = time.perf_counter() - started
 
         trainer = Trainer(
@@ -75,7 +76,7 @@ def run_stage(
                 log.tags({"diverged": "true"})
 
         backbone.model.load_state_dict(trainer.best, strict=False)
-        proof.check(backbone, before)
+        proof.check(backbone)
         checkpoint = Path(folder) / Path(CHECKPOINT).name
         sha256 = save_checkpoint(
             checkpoint,

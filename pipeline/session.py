@@ -19,10 +19,11 @@ from pipeline.compute import pick_device, pick_precision
 from pipeline.data.draws import Draw, make_draw
 from pipeline.data.sources import open_source
 from pipeline.errors import LineageError
+from pipeline.features import Features
 from pipeline.files import storage_faults
 from pipeline.lineage import lineage_key
 from pipeline.norm_stats import calibrate_norm_stats
-from pipeline.prefix_cache import Features, PrefixCache
+from pipeline.prefix_cache import PrefixCache
 from pipeline.report import StageSummary
 from pipeline.settings import Settings
 from pipeline.stages import SCHEDULES, Stage

@@ -47,7 +47,9 @@ class TrainSettings(BaseModel):
         le=100,
         description="block rate = lr * lr_decay ** depth, the head's depth being 0",
     )
-    weight_decay: float = Field(0.01, ge=0, le=10, description="decoupled, on weights only")
+    weight_decay: float = Field(
+        0.01, ge=0, le=10, description="of weights, not of biases and norms"
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share spread over all classes")
     l2_sp: float = Field(0.0, ge=0, le=100, description="pull towards the weights it started from")
     augment: Augment = Field("light", description="light: flips; strong: flips, crops, colour")

@@ -27,8 +27,8 @@ from pipeline.backbones import Backbone
 from pipeline.compute import compute_copy, run_blocks
 from pipeline.data.augment import pick_views
 from pipeline.data.images import ImageSet
+from pipeline.features import Features
 from pipeline.freezing import set_trainable
-from pipeline.prefix_cache import Features
 from pipeline.settings import TrainSettings
 from pipeline.stages import BLOCKS, Stage
 
@@ -193,10 +193,8 @@ class Trainer:
             trained = time.perf_counter()
             val_logits = self.predict(val_features, len(val))
             val_scores = score_logits(val_logits, val_labels)
-            rank = (
-                val_scores.acc,
-                -val_scores.loss if math.isfinite(val_scores.loss) else -math.inf,
-            )
+            finite = math.isfinite(val_scores.loss)
+            rank = (val_scores.acc, -val_scores.loss) if finite else (-1.0, -math.inf)
             is_best = self.best_epoch is None or rank > best_score
             if is_best:
                 best_score, self.best_epoch = rank, epoch + 1

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+torch.set_num_threads(1)  # tiny tensors: on a busy machine more threads take six times as long
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -8,12 +8,11 @@ from torch import Tensor
 
 from pipeline.backbones import Backbone, build_backbone
 from pipeline.data.images import ImageSet, digest_image, fit_square
+from pipeline.features import Features
 from pipeline.norm_stats import calibrate_norm_stats
-from pipeline.prefix_cache import Features, PrefixCache
+from pipeline.prefix_cache import PrefixCache
 from pipeline.stages import SCHEDULES, Stage
 from tests.conftest import class_image
-
-torch.set_num_threads(1)  # tiny tensors: on a busy machine more threads take six times as long
 
 CPU = torch.device("cpu")
 CLASSES = 3

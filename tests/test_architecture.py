@@ -32,6 +32,7 @@ ORDER = [
     "small_conv",
     "compute",
     "freezing",
+    "features",
     "prefix_cache",
     "training",
     "checkpoints",

@@ -21,7 +21,8 @@ from pipeline.backbones import Backbone, build_backbone
 from pipeline.data.augment import render_views
 from pipeline.data.images import ImageSet
 from pipeline.digests import digest_tensors
-from pipeline.prefix_cache import Features, LiveFeatures, PrefixCache, StoredFeatures
+from pipeline.features import Features, LiveFeatures, StoredFeatures
+from pipeline.prefix_cache import PrefixCache
 from pipeline.settings import Augment, TrainSettings
 from pipeline.stages import Stage, get_stage
 from pipeline.training import Trainer
