@@ -40,7 +40,7 @@ def test_the_stages_tried_stand_for_those_of_every_schedule() -> None:
 @pytest.mark.parametrize("name", BACKBONES)
 def test_a_stage_changes_its_trainable_blocks_and_nothing_else(name: str, stage: Stage) -> None:
     backbone, images = build_backbone(name, CLASSES, seed=0), make_images(4)
-    proof = FrozenProof.take(backbone, stage)
+    before, proof = copy_state(backbone), FrozenProof.take(backbone, stage)
     features = live_features(backbone, stage, images)
     settings = TrainSettings(epochs=1, batch_size=4, augment="none", lr=0.01)
     trainer = Trainer(backbone, stage, settings, 0, 1, CPU, torch.float32)
@@ -93,7 +93,7 @@ def test_a_frozen_block_above_a_trainable_one_stays_frozen() -> None:
     """No schedule has such a gap, but a stage may be written down that has."""
     stage = Stage("example", 1, ("head", "block3"))
     backbone, images = build_backbone("mobilenet_v3_small", CLASSES, seed=0), make_images(4)
-    proof = FrozenProof.take(backbone, stage)
+    before, proof = copy_state(backbone), FrozenProof.take(backbone, stage)
     features = live_features(backbone, stage, images)
     settings = TrainSettings(epochs=1, batch_size=4, augment="none", lr=0.01)
     trainer = Trainer(backbone, stage, settings, 0, 1, CPU, torch.float32)
