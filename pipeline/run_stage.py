@@ -46,12 +46,13 @@ def run_stage(
         log_start(
             log, settings, stage, session.draw, session.pretrained, session.key(number), parent
         )
+        prepare_started = time.perf_counter()
         backbone = session.restore(parent) if parent else session.pretrained_backbone()
         train_features, val_features = session.prefix_features(backbone, stage)
         running = {f"train.{name}": block for name, block in train_features.running.items()}
         running |= {f"val.{name}": block for name, block in val_features.running.items()}
         proof = FrozenProof.take(backbone, stage, running)
-        prefix_s = time.perf_counter() - started
+        prefix_s = time.perf_counter() - prepare_started
 
         trainer = Trainer(
             backbone,
