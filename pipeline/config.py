@@ -161,7 +161,7 @@ def resolve(layers: Iterable[Layer]) -> Settings:
 
 def _stage_defaults(stage: Stage) -> dict[str, object]:
     """Training defaults that depend on what a stage trains: pretrained blocks want lower rates."""
-    return {"lr": 1e-3 if stage.deepest == "head" else 3e-4}
+    return {"lr": 3e-3 if stage.deepest == "head" else 3e-4}
 
 
 def read_yaml(path: Path, source: str) -> dict[str, object]:

@@ -40,7 +40,9 @@ class TrainSettings(BaseModel):
     optimizer: Literal["adamw", "sgd"] = Field(
         "adamw", description="sgd has Nesterov momentum 0.9"
     )
-    lr: float = Field(1e-3, gt=0, le=100, description="peak learning rate of the head")
+    lr: float = Field(
+        3e-4, gt=0, le=100, description="peak learning rate; 3e-3 where only the head trains"
+    )
     lr_decay: float = Field(
         1.0,
         gt=0,

@@ -147,7 +147,7 @@ def test_a_given_parent_hands_down_its_data_backbone_and_weights(
     [
         ({"backbone": "resnet18"}, "backbone is mobilenet_v3_small in the parent, got resnet18"),
         ({"draw": "1"}, "draw is 0 in the parent, got 1"),
-        ({"stage1.lr": "0.5"}, "stage1.lr is 0.001 in the parent, got 0.5"),
+        ({"stage1.lr": "0.5"}, "stage1.lr is 0.003 in the parent, got 0.5"),
     ],
 )
 def test_settings_that_contradict_the_given_parent_are_refused(
