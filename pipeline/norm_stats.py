@@ -7,16 +7,25 @@ is used and no weight changes. Afterwards frozen means frozen.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
 
 from pipeline.backbones import FORWARD_ORDER, Backbone
 from pipeline.data.augment import normalise
 from pipeline.data.images import ImageSet
+from pipeline.digests import digest_tensors, digest_values
+from pipeline.errors import StorageError
+from pipeline.files import write_atomically
 
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 PIXELS_PER_BATCH = 256 * 64 * 64  # 256 images at 64 px: about 0.5 GB of ResNet-18 activations
 
 
@@ -38,17 +47,55 @@ def _cumulative_mode(backbone: Backbone) -> Iterator[None]:
             norm.momentum = momentum
 
 
-@torch.no_grad()
-def calibrate_norm_stats(backbone: Backbone, images: ImageSet) -> None:
+def calibrate_norm_stats(
+    backbone: Backbone, images: ImageSet, cache_folder: Path | None = None
+) -> None:
     """Replace every BatchNorm's mean and variance by those of `images`, unaugmented, in float32.
 
     Batches are as equal in size as can be, so that the average over batches weighs images equally.
+    With `cache_folder` the result is kept there, under a digest of the weights and images, and read
+    back next time; a damaged file is computed anew.
     """
+    if cache_folder is None:
+        _calibrate(backbone, images)
+        return
+    state = backbone.model.state_dict()
+    names = [name for name in state if name.endswith(STATISTICS)]
+    key = digest_values(
+        {
+            "backbone": backbone.name,
+            "weights": digest_tensors(state, backbone.tensor_names(FORWARD_ORDER[:-1])),
+            "images": digest_tensors({"digests": torch.from_numpy(images.digests)}),
+            "pixels": list(images.pixels.shape),
+        }
+    )
+    path = cache_folder / f"{key}.safetensors"
+    kept = _read(path, names)
+    if kept is None:
+        _calibrate(backbone, images)
+        state = backbone.model.state_dict()
+        kept = {name: state[name] for name in names}
+        with contextlib.suppress(StorageError):  # a cache: not worth failing for
+            write_atomically(path, save(kept, {"sha256": digest_tensors(kept)}))
+    backbone.model.load_state_dict(kept, strict=False)
+
+
+def _read(path: Path, names: list[str]) -> dict[str, Tensor] | None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            kept = {name: file.get_tensor(name) for name in names}
+            intact = digest_tensors(kept) == file.metadata()["sha256"]
+    except (OSError, SafetensorError, KeyError, TypeError):
+        return None
+    return kept if intact else None
+
+
+@torch.no_grad()
+def _calibrate(backbone: Backbone, images: ImageSet) -> None:
     size = max(2, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
     order = np.argsort(images.keys, kind="stable")  # mixes classes, whatever order they came in
     count = max(1, min(-(-len(images) // size), len(images) // 2))  # no batch of one image
-    batches = np.array_split(order, count)
     with _cumulative_mode(backbone):
-        for rows in batches:
+        for rows in np.array_split(order, count):
             inputs = normalise(images.pixels[torch.from_numpy(rows)])
             backbone.run(inputs, FORWARD_ORDER[:-1])  # the head has no BatchNorm

@@ -126,7 +126,8 @@ class Session:
         )
         self.pretrained.apply(backbone)
         if self.settings.norm_stats == "target":
-            calibrate_norm_stats(backbone, self.draw.train)
+            folder = cache_folder(self.settings) / "norm_stats" if self.settings.cache else None
+            calibrate_norm_stats(backbone, self.draw.train, folder)
         return backbone
 
     def restore(self, run: RunView) -> Backbone:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from pipeline.backbones import FORWARD_ORDER, Backbone, build_backbone
 from pipeline.data.augment import normalise
 from pipeline.data.images import ImageSet
+from pipeline.digests import digest_tensors
 from pipeline.norm_stats import calibrate_norm_stats
 from tests.helpers import CLASSES, changed_names, copy_state, make_images
 
@@ -121,3 +124,43 @@ def test_other_images_give_other_statistics() -> None:
     calibrate_norm_stats(first, make_images(12))
     calibrate_norm_stats(second, make_images(12, start=100))
     assert changed_names(copy_state(first), copy_state(second))
+
+
+def test_kept_statistics_are_those_that_were_computed(tmp_path: Path) -> None:
+    images = make_images(8)
+    plain = build_backbone("resnet18", CLASSES, seed=0)
+    calibrate_norm_stats(plain, images)
+    for _ in range(2):
+        kept = build_backbone("resnet18", CLASSES, seed=0)
+        calibrate_norm_stats(kept, images, tmp_path)
+        assert digest_tensors(kept.model.state_dict()) == digest_tensors(plain.model.state_dict())
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
+
+
+def test_kept_statistics_are_really_read_and_damage_is_noticed(tmp_path: Path) -> None:
+    images = make_images(8)
+    first = build_backbone("resnet18", CLASSES, seed=0)
+    calibrate_norm_stats(first, images, tmp_path)
+    (path,) = tmp_path.glob("*.safetensors")
+    content = path.read_bytes()
+    written = path.stat().st_mtime_ns
+    calibrate_norm_stats(build_backbone("resnet18", CLASSES, seed=0), images, tmp_path)
+    assert path.stat().st_mtime_ns == written
+    for damaged in (content[:-3], content[:-1] + bytes([content[-1] ^ 1]), b""):
+        path.write_bytes(damaged)
+        again = build_backbone("resnet18", CLASSES, seed=0)
+        calibrate_norm_stats(again, images, tmp_path)
+        assert digest_tensors(again.model.state_dict()) == digest_tensors(first.model.state_dict())
+
+
+@pytest.mark.parametrize("other", ["images", "weights", "size"])
+def test_other_weights_or_images_have_statistics_of_their_own(tmp_path: Path, other: str) -> None:
+    calibrate_norm_stats(build_backbone("resnet18", CLASSES, seed=0), make_images(8), tmp_path)
+    images = {
+        "images": make_images(8, start=1),
+        "weights": make_images(8),
+        "size": make_images(8, 48),
+    }
+    seed = 1 if other == "weights" else 0
+    calibrate_norm_stats(build_backbone("resnet18", CLASSES, seed), images[other], tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
