@@ -53,8 +53,8 @@ def calibrate_norm_stats(
     """Replace every BatchNorm's mean and variance by those of `images`, unaugmented, in float32.
 
     Batches are as equal in size as can be, so that the average over batches weighs images equally.
-    With `cache_folder` the result is kept there, under a digest of the weights and images, and read
-    back next time; a damaged file is computed anew.
+    With `cache_folder` the result is kept there, under a digest of the weights and images, and
+    read back next time; a damaged file is computed anew.
     """
     if cache_folder is None:
         _calibrate(backbone, images)
