@@ -13,7 +13,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline.config import load_settings, preset_names
 from pipeline.errors import PipelineError, SettingsError
@@ -43,9 +43,16 @@ UNSET = {"", "auto", "none"}
 """What MLproject passes for a parameter that was not given."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse, its faults in this project's form."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(f"{message}: see `{self.prog} --help`")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser, its help made from the settings' own descriptions."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m pipeline",
         description="How far should a pretrained image classifier be unfrozen?",
     )

@@ -25,6 +25,7 @@ from pipeline.errors import SettingsError
 from pipeline.settings import (
     DEFAULT_PRESET,
     MAX_STAGES,
+    OWN_IMAGES_PRESET,
     RUN_KEYS,
     STAGE_KEYS,
     TRAIN_KEYS,
@@ -91,7 +92,12 @@ class _Collected:
                 key = str(fault["loc"][0])
                 choices = map(str, get_args(model.model_fields[key].annotation))
                 hint = _nearest(str(fault["input"]), choices)
-                message = fault["msg"].removeprefix("Input ").replace("should be", "must be")
+                message = (
+                    fault["msg"]
+                    .removeprefix("Input ")
+                    .removeprefix("String ")
+                    .replace("should be", "must be")
+                )
                 got = f"got {fault['input']!r} ({said[key].layer.source})"
                 self.faults.append(f"{said[key].key} {message}, {got}{hint}")
         return None
@@ -229,7 +235,9 @@ def load_settings(
     from_file = Layer(f"config {config}", file_values, numbers)
     preset = options.get("preset") or file_values.get("preset")
     if preset is None:
-        preset = (inherited or {}).get("preset", DEFAULT_PRESET)
+        data = options.get("data") or file_values.get("data") or "digits"
+        usual = DEFAULT_PRESET if data == "digits" else OWN_IMAGES_PRESET
+        preset = (inherited or {}).get("preset", usual)
     layers = [_preset_layer(str(preset)), Layer("default", {"preset": preset})]
     if inherited is not None:
         layers.append(Layer("parent run", inherited, said_by_user=False))

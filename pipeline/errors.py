@@ -6,6 +6,7 @@
     ├── WeightsError              pretrained weights: missing, damaged, made for another backbone
     ├── DownloadError             a file had to come from the network and did not
     ├── LineageError              a parent run: missing, of the wrong stage, damaged, contradicted
+    ├── TrainingError             no epoch came to a finite loss
     ├── FreezingError             a frozen tensor changed during training
     ├── StorageError              a disk that is full or cannot be written
     └── TrackingError             MLflow's store cannot be reached or refuses
@@ -38,6 +39,10 @@ class DownloadError(PipelineError):
 
 class LineageError(PipelineError):
     """A parent run that cannot be continued from."""
+
+
+class TrainingError(PipelineError):
+    """Training that came to nothing."""
 
 
 class FreezingError(PipelineError):

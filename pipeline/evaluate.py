@@ -31,27 +31,32 @@ def evaluate_entry(run_id: str, options: dict[str, str], say: Callable[[str], No
         DataError: the run's data has no test split.
     """
     tracking = Tracking.connect()
-    run = tracking.get(run_id)
-    if run.tags.get("kind") != "stage" or run.status != "FINISHED":
-        raise LineageError(
-            f"evaluate needs a finished stage run, run {run_id} is "
-            f"{run.tags.get('kind', 'no stage run')}, "
-            f"{run.status}: copy the id of a stage run from the MLflow UI"
-        )
-    settings = load_settings(options, inherited=inherit(run))
-    session = Session.open(settings, tracking, say)
-    backbone = session.restore(run)
-    source = open_source(settings.data, cache_folder(settings))
-    if source.test is None:
-        raise DataError(f"{settings.data} has no test split: add a folder `test` beside `train`")
-    rows = np.arange(len(source.test.labels))
-    images = read_images(source.test, rows, settings.image_size)
-    scores = score_logits(predict(backbone, images, session.dtype, session.device), images.labels)
+    with tracking.explained():
+        run = tracking.get(run_id)
+        if run.tags.get("kind") != "stage" or run.status != "FINISHED":
+            raise LineageError(
+                f"evaluate needs a finished stage run, run {run_id} is "
+                f"{run.tags.get('kind', 'no stage run')}, {run.status}: copy the id of a stage run "
+                "from the MLflow UI"
+            )
+        settings = load_settings(options, inherited=inherit(run))
+        test = open_source(settings.data, cache_folder(settings)).test
+        if test is None:
+            raise DataError(
+                f"{settings.data} has no test split: put folders `train` and `test` there, or "
+                "files named test-*.parquet"
+            )
+        session = Session.open(settings, tracking, say)
+        with tracking.run(f"evaluate · {run.name}", {"kind": "evaluate"}, target=True) as log:
+            backbone = session.restore(run)
+            images = read_images(test, np.arange(len(test.labels)), settings.image_size)
+            logits = predict(backbone, images, session.dtype, session.device)
+            scores = score_logits(logits, images.labels)
+            log.tags({"evaluated_run_id": run.run_id})
+            log.metrics({"test/acc": scores.acc, "test/loss": scores.loss})
     tracking.add_metrics(run.run_id, {"test/acc": scores.acc, "test/loss": scores.loss})
-    say(
-        f"{run.name}: test accuracy {scores.acc:.2%}, loss {scores.loss:.4f} on {len(images)} "
-        "images"
-    )
+    result = f"test accuracy {scores.acc:.2%}, loss {scores.loss:.4f} on {len(images)} images"
+    say(f"{run.name}: {result}")
     return scores
 
 

@@ -8,19 +8,20 @@ checkpoint, also within one process.
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 import time
 from pathlib import Path
 
 from pipeline.checkpoints import save_checkpoint
 from pipeline.config import load_settings
-from pipeline.errors import LineageError
+from pipeline.errors import LineageError, TrainingError
 from pipeline.freezing import FrozenProof
 from pipeline.lineage import check_agreement, check_parent, inherit
 from pipeline.report import StageSummary, table_markdown, table_text
 from pipeline.run_log import log_outcome, log_start
 from pipeline.session import CHECKPOINT, OnEpoch, Say, Session
-from pipeline.settings import Settings, plain_values
+from pipeline.settings import INHERITED_KEYS, Settings, plain_values
 from pipeline.stages import Stage
 from pipeline.tracking import RunView, Tracking
 from pipeline.training import EpochResult, Trainer
@@ -76,6 +77,11 @@ def run_stage(
                 )
                 log.tags({"diverged": "true"})
 
+        if not math.isfinite(results[(trainer.best_epoch or 1) - 1].val.loss):
+            raise TrainingError(
+                f"stage {number}: no epoch had a finite validation loss: lower stage{number}.lr "
+                f"({settings.training(number).lr}) or set clip_norm"
+            )
         backbone.model.load_state_dict(trainer.best, strict=False)
         proof.check(backbone)
         checkpoint = Path(folder) / Path(CHECKPOINT).name
@@ -95,6 +101,7 @@ def run_stage(
     for note in session.cache.notes:
         session.say(f"note: {note}")
     session.cache.notes.clear()
+    session.say(f"stage {number}: run {summary.run_id}")
     session.say(summary.best_line)
     return summary
 
@@ -197,6 +204,20 @@ def stage_entry(
     """Entry points stage1, stage2, stage3: the stage's parent is given, found or trained."""
     settings = load_settings(options, config=config, target=number)
     tracking = Tracking.connect()
+    with tracking.explained():
+        return _stage(tracking, settings, number, options, config, parent_run_id, say, on_epoch)
+
+
+def _stage(
+    tracking: Tracking,
+    settings: Settings,
+    number: int,
+    options: dict[str, str],
+    config: str | None,
+    parent_run_id: str | None,
+    say: Say,
+    on_epoch: OnEpoch,
+) -> StageSummary:
     parent: RunView | None = None
     if parent_run_id:
         parent = tracking.get(parent_run_id)
@@ -204,7 +225,7 @@ def stage_entry(
         inherited = inherit(parent)
         settings = load_settings(options, config=config, target=number, inherited=inherited)
         check_agreement(settings, inherited, parent)
-        taken = ", ".join(f"{key}={inherited[key]}" for key in _TOLD if key in inherited)
+        taken = ", ".join(f"{key}={inherited[key]}" for key in INHERITED_KEYS)
         say(f"inherited from run {parent.run_id} ({parent.name}): {taken}")
     session = Session.open(settings, tracking, say, on_epoch)
     if parent:
@@ -218,18 +239,6 @@ def stage_entry(
     elif number > 1:
         parent = tracking.get(find_or_run(session, number - 1).run_id)
     return run_stage(session, number, parent, target=True)
-
-
-_TOLD = (
-    "data",
-    "draw",
-    "train_per_class",
-    "backbone",
-    "weights",
-    "image_size",
-    "schedule",
-    "seed",
-)
 
 
 def main_entry(

@@ -81,6 +81,7 @@ class Session:
             draw=settings.draw,
             image_size=settings.image_size,
         )
+        say(f"preset {settings.preset}; every setting is in the run's settings.json")
         say(
             f"{settings.data}: {len(draw.train)} training and {len(draw.val)} validation images "
             "of "

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline.stages import SCHEDULES, Stage, get_stage
 
 DEFAULT_PRESET = "digits"
+OWN_IMAGES_PRESET = "images"
 MAX_STAGES = max(len(stages) for stages in SCHEDULES.values())
 
 BackboneName = Literal[
@@ -72,9 +73,11 @@ class Settings(BaseModel):
     model_config = _STRICT
 
     preset: str = Field(
-        DEFAULT_PRESET, description="recipe that gives every other setting a value"
+        DEFAULT_PRESET, description="recipe for all else; images, where data is not digits"
     )
-    data: str = Field("digits", description="digits, cifar10, cifar100, or a path to your images")
+    data: str = Field(
+        "digits", min_length=1, description="digits, cifar10, cifar100, or a path to your images"
+    )
     train_per_class: int = Field(100, ge=1, description="training images a class")
     val_per_class: int = Field(100, ge=1, description="validation images a class")
     data_seed: int = Field(0, ge=0, description="the shuffle that deals images to draws")
@@ -84,7 +87,9 @@ class Settings(BaseModel):
     )
     backbone: BackboneName = Field("resnet18", description="the pretrained classifier")
     weights: str = Field(
-        "imagenet", description="imagenet, tiny_imagenet, none, or a .pth/.safetensors file"
+        "imagenet",
+        min_length=1,
+        description="imagenet, tiny_imagenet, none, or a .pth/.safetensors file",
     )
     image_size: int = Field(224, ge=32, le=1024, description="pixels a side")
     schedule: Literal["three_stage", "two_stage", "full", "lp_ft", "head_only"] = Field(

@@ -39,6 +39,8 @@ def test_stray_words_are_refused() -> None:
         (["--device", "cuda"], "device=cuda is not available here"),
         (["--config", "nowhere.yaml"], "cannot read"),
         (["--parent_run_id", "abc"], "run abc does not exist"),
+        (["--epochs"], "argument --epochs: expected one argument"),
+        (["--data", ""], "data must have at least 1 character"),
     ],
 )
 def test_a_fault_is_one_line_exit_code_2_and_no_open_run(
@@ -61,6 +63,7 @@ def test_an_unreadable_image_is_named(
     for path in (image_folder / "apple").iterdir():
         path.write_bytes(path.read_bytes()[:60])
     words = ["--data", str(image_folder), "--train_per_class", "2", "--val_per_class", "2"]
+    words += ["--weights", "tiny_imagenet"]
     assert main(["stage1", *words, "--cache_dir", str(store / "cache")]) == 2
     error = capfd.readouterr().err
     assert "cannot read image" in error
@@ -84,4 +87,5 @@ def test_a_16_bit_image_folder_trains(store: Path, tmp_path: Path) -> None:
             Image.new("I;16", (40, 30), level).save(root / name / f"{number}.png")
     words = ["--data", str(root), "--train_per_class", "2", "--val_per_class", "2"]
     words += ["--image_size", "32", "--epochs", "1", "--log_model", "off"]
+    words += ["--weights", "tiny_imagenet"]
     assert main(["stage1", *words, "--cache_dir", str(store / "cache")]) == 0

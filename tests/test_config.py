@@ -17,6 +17,13 @@ def test_the_default_preset_needs_no_download() -> None:
     assert (settings.data, settings.weights) == ("digits", "tiny_imagenet")
 
 
+def test_images_of_ones_own_do_not_get_the_recipe_for_digits() -> None:
+    settings = load_settings({"data": "/some/photos"})
+    assert settings.preset == "images"
+    assert settings.training(1).augment == "light"
+    assert settings.image_size == 224
+
+
 def test_a_plain_training_setting_applies_to_the_target_stage_alone() -> None:
     usual = load_settings({})
     settings = load_settings({"epochs": "17"}, target=3)

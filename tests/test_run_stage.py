@@ -299,20 +299,23 @@ def test_a_checkpoint_holds_only_what_differs_from_the_pretrained_weights(
     words = ["--data", str(image_folder), "--cache_dir", str(store / "cache")]
     words += ["--train_per_class", "4", "--val_per_class", "4", "--image_size", "32"]
     words += ["--epochs", "1", "--norm_stats", "source", "--log_model", "off"]
+    words += ["--weights", "tiny_imagenet"]
     assert main(["stage1", *words]) == 0
     stored = load_file(artifact(runs()["run_id"][0], "checkpoint/checkpoint.safetensors"))
     assert set(stored) == {"fc.weight", "fc.bias"}
 
 
-def test_a_loss_that_is_not_a_number_stops_the_stage_and_is_said(
+def test_a_loss_that_is_never_a_number_fails_the_run_and_is_said(
     command: Command, capfd: pytest.CaptureFixture[str]
 ) -> None:
     words = {"schedule": "full", "lr": "100", "optimizer": "sgd", "stage1.epochs": "30"}
-    assert command("stage1", **words) == 0
-    assert "is not a number in epoch" in capfd.readouterr().out
+    assert command("stage1", **words) == 2
+    output = capfd.readouterr()
+    assert "is not a number in epoch" in output.out
+    assert "no epoch had a finite validation loss: lower stage1.lr" in output.err
     run = runs().iloc[0]
     assert run["tags.diverged"] == "true"
-    assert run["status"] == "FINISHED"
+    assert run["status"] == "FAILED"
 
 
 def test_evaluate_scores_a_run_on_the_test_split(
@@ -324,6 +327,16 @@ def test_evaluate_scores_a_run_on_the_test_split(
     assert main(["evaluate", "--run_id", run["run_id"]]) == 0
     assert "on 600 images" in capfd.readouterr().out
     assert 0 < runs()["metrics.test/acc"][0] < 1
+
+
+def test_a_deleted_parent_is_refused(command: Command, capfd: pytest.CaptureFixture[str]) -> None:
+    import mlflow
+
+    command("stage1")
+    parent = runs()["run_id"][0]
+    mlflow.delete_run(parent)
+    assert command("stage2", parent_run_id=parent) == 2
+    assert "or was deleted" in capfd.readouterr().err
 
 
 def test_evaluate_needs_a_test_split(command: Command, capfd: pytest.CaptureFixture[str]) -> None:

@@ -50,6 +50,10 @@ def open_source(data: str, cache_dir: Path) -> Source:
         )
     parquet = [path] if path.is_file() else visible_files(path, {".parquet"})
     source = open_parquet(path, parquet) if parquet else open_image_folder(path)
+    if "label" in source.class_names:
+        raise DataError(
+            f"data={data}: a class is named label, as is the answer of the served model: rename it"
+        )
     if len(source.class_names) < 2:
         raise DataError(
             f"data={data}: only one class ({source.class_names[0]}), a classifier needs two or "

@@ -92,13 +92,15 @@ class Tracking:
 
         with translated("read a run", self.uri):
             try:
-                return _view(self._client.get_run(run_id))
+                run = self._client.get_run(run_id)
+                if run.info.lifecycle_stage == "active":
+                    return _view(run)
             except MlflowException as err:
                 if err.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                     raise
         raise LineageError(
-            f"run {run_id} does not exist in {self.uri}: copy the id from the MLflow UI, or leave "
-            "parent_run_id out to have a parent found or trained"
+            f"run {run_id} does not exist in {self.uri}, or was deleted: copy the id of a stage "
+            "run from the MLflow UI"
         )
 
     def find(self, tags: Mapping[str, str]) -> list[RunView]:
@@ -126,9 +128,8 @@ class Tracking:
             return Path(self._client.download_artifacts(run.run_id, artifact, str(folder)))
         except (MlflowException, OSError):
             raise LineageError(
-                f"run {run.run_id} ({run.name}) has no artifact {artifact}: it was deleted or "
-                "never "
-                "logged; leave parent_run_id out to have it trained again"
+                f"run {run.run_id} ({run.name}) has no artifact {artifact}: it was deleted "
+                "or never logged: use another run, or leave parent_run_id out"
             ) from None
 
     def add_metrics(self, run_id: str, values: Mapping[str, float]) -> None:
@@ -161,6 +162,22 @@ class Tracking:
                 err.add_note(str(lost))
             raise
         log.end("FINISHED")
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Give a run that `mlflow run` started, and nothing adopted, the reason it failed."""
+        try:
+            yield
+        except (PipelineError, KeyboardInterrupt) as err:
+            if self._launched:
+                stopped = isinstance(err, KeyboardInterrupt)
+                run_id, self._launched = self._launched, None
+                log = RunLog(self._client, self.uri, run_id, launched=True, known_params=set())
+                reason = "stopped by Ctrl-C or a signal" if stopped else str(err)
+                log.end("KILLED" if stopped else "FAILED", reason)
+                if stopped:
+                    outlast_mlflow_run(run_id)
+            raise
 
     def _start(
         self, name: str, tags: Mapping[str, str], *, target: bool, nested_under: str | None

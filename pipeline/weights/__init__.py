@@ -7,6 +7,7 @@ layer of another size is left out; any other mismatch is an error that names the
 
 from __future__ import annotations
 
+import pickle
 import re
 import socket
 from collections.abc import Mapping
@@ -66,6 +67,10 @@ def load_pretrained(weights: str, backbone: Backbone) -> Pretrained:
         state = _read_starter(backbone.name)
     else:
         path = Path(weights).expanduser()
+        if path.is_dir():
+            raise WeightsError(
+                f"weights={weights} is a folder: pass the .pth or .safetensors file in it"
+            )
         if not path.is_file():
             raise WeightsError(
                 f"weights={weights}: neither imagenet, tiny_imagenet, none nor a file "
@@ -95,6 +100,12 @@ def _match(weights: str, state: Mapping[str, Tensor], backbone: Backbone) -> Pre
             wrong.append(f"{name} is missing")
     unknown = sorted(set(state) - set(expected))
     wrong += [f"{name} is not part of {backbone.name}" for name in unknown]
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        raise WeightsError(
+            f"weights={weights}: {', '.join(broken[:4])} hold values that are not finite numbers: "
+            "use other weights"
+        )
     if wrong:
         more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
         raise WeightsError(
@@ -118,8 +129,10 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as err:  # noqa: BLE001 - what a damaged pickle raises is not bounded
+        pickled = isinstance(err, pickle.UnpicklingError)
+        reason = "pickled code, which is not run" if pickled else first_line(err)
         raise WeightsError(
-            f"weights={path}: not a readable state dict ({first_line(err)}): save one with "
+            f"weights={path}: not a readable state dict ({reason}): save one with "
             "torch.save(model.state_dict(), path) or as .safetensors"
         ) from None
     for key in ("state_dict", "model_state_dict", "model"):

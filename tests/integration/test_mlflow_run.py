@@ -72,6 +72,13 @@ def test_a_fault_fails_the_launched_run_with_one_line(mlflow_run: Run, clone: Pa
     assert [r.info.status for r in stored_runs(f"sqlite:///{clone / 'mlflow.db'}")] == ["FAILED"]
 
 
+def test_a_launched_run_that_fails_early_carries_the_reason(mlflow_run: Run, clone: Path) -> None:
+    assert mlflow_run("stage2", data="nowhere").returncode != 0
+    (run,) = stored_runs(f"sqlite:///{clone / 'mlflow.db'}")
+    assert run.info.status == "FAILED"
+    assert "data=nowhere: neither digits" in run.data.tags["failure"]
+
+
 @pytest.mark.parametrize("manager", ["virtualenv", "uv"])
 def test_isolated_environments_work(mlflow_run: Run, manager: str) -> None:
     tool = {"virtualenv": "pyenv", "uv": "uv"}[manager]
@@ -195,7 +202,7 @@ def test_the_logged_model_answers_with_class_names_and_probabilities(
         for number in range(20):
             class_image(label, number).save(images / name / f"{number:02}.png")
     quick = {f"stage{n}.epochs": "4" for n in (1, 2, 3)}
-    done = mlflow_run("stage2", data=str(images), lr="0.003", **quick)
+    done = mlflow_run("stage2", data=str(images), weights="tiny_imagenet", lr="0.003", **quick)
     assert done.returncode == 0, done.stderr
     runs = stored_runs(f"sqlite:///{clone / 'mlflow.db'}")
     uri = next(r.data.tags["model_uri"] for r in runs if r.data.tags["stage"] == "2")
