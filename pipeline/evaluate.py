@@ -36,8 +36,8 @@ def evaluate_entry(run_id: str, options: dict[str, str], say: Callable[[str], No
         if run.tags.get("kind") != "stage" or run.status != "FINISHED":
             raise LineageError(
                 f"evaluate needs a finished stage run, run {run_id} is "
-                f"{run.tags.get('kind', 'no stage run')}, {run.status}: copy the id of a stage run "
-                "from the MLflow UI"
+                f"{run.tags.get('kind', 'no stage run')}, {run.status}: copy the id of a stage "
+                "run from the MLflow UI"
             )
         settings = load_settings(options, inherited=inherit(run))
         test = open_source(settings.data, cache_folder(settings)).test

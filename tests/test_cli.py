@@ -40,7 +40,7 @@ def test_stray_words_are_refused() -> None:
         (["--config", "nowhere.yaml"], "cannot read"),
         (["--parent_run_id", "abc"], "run abc does not exist"),
         (["--epochs"], "argument --epochs: expected one argument"),
-        (["--data", ""], "data must have at least 1 character"),
+        (["--data", ""], "data should have at least 1 character"),
     ],
 )
 def test_a_fault_is_one_line_exit_code_2_and_no_open_run(

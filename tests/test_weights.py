@@ -281,10 +281,23 @@ def test_a_whole_model_is_refused(tmp_path: Path, backbone: Backbone) -> None:
         load_pretrained(saved(backbone.model, tmp_path / "w.pth"), backbone)
 
 
-@pytest.mark.parametrize("name", ["nowhere.pth", "", "image_net"])
+@pytest.mark.parametrize("name", ["nowhere.pth", "image_net"])
 def test_a_path_that_is_no_file_is_named(name: str, tmp_path: Path, backbone: Backbone) -> None:
     with pytest.raises(WeightsError, match=r"weights=.*neither imagenet, tiny_imagenet, none nor"):
         load_pretrained(str(tmp_path / name), backbone)
+
+
+def test_a_folder_is_no_file(tmp_path: Path, backbone: Backbone) -> None:
+    with pytest.raises(WeightsError, match=r"is a folder: pass the \.pth or \.safetensors file"):
+        load_pretrained(str(tmp_path), backbone)
+
+
+def test_values_that_are_not_finite_are_refused(tmp_path: Path, backbone: Backbone) -> None:
+    state = {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
+    name = next(name for name in state if name.endswith("weight"))
+    state[name].view(-1)[0] = float("nan")
+    with pytest.raises(WeightsError, match="hold values that are not finite numbers"):
+        load_pretrained(saved(state, tmp_path / "w.pth"), backbone)
 
 
 # --- imagenet ------------------------------------------------------------------------------------
