@@ -9,7 +9,7 @@ process, so that a view's activations can be cached. Random numbers are counter-
     light   flips: odd views are mirrored, so there are two views and no more
     strong  flip, crop after reflection padding of an eighth, brightness, contrast and saturation
 
-Crops are left out of `light` on purpose: they cost accuracy in short trainings (docs/LOG.md).
+`light` has no crops: two views then cover all it can do, so that a cache of them is complete.
 """
 
 from __future__ import annotations
