@@ -12,8 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from pipeline.backbones import Backbone
 from pipeline.digests import digest_file, digest_tensors
@@ -55,8 +57,7 @@ def save_checkpoint(
     changed = {
         name: tensor.contiguous()
         for name, tensor in state.items()
-        if name not in pretrained.tensors
-        or digest_tensors(state, [name]) != digest_tensors(pretrained.tensors, [name])
+        if name not in pretrained.tensors or not _same_bytes(tensor, pretrained.tensors[name])
     }
     info = CheckpointInfo(
         backbone.name,
@@ -103,6 +104,11 @@ def load_checkpoint(path: Path, sha256: str, backbone: Backbone, pretrained: Pre
         raise LineageError(
             "the checkpoint and its weights do not add up to the model that was saved"
         )
+
+
+def _same_bytes(one: Tensor, other: Tensor) -> bool:
+    first, second = (t.contiguous().view(-1).view(torch.uint8) for t in (one, other))
+    return torch.equal(first, second)
 
 
 def _without_format(text: str) -> Any:  # noqa: ANN401 - CheckpointInfo checks its own fields

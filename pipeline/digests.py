@@ -12,12 +12,19 @@ from torch import Tensor
 
 
 def digest_tensors(tensors: Mapping[str, Tensor], names: Iterable[str] | None = None) -> str:
-    """SHA-256 over names, types, shapes and bytes, in the order of the names."""
-    hasher = hashlib.sha256()
-    for name in sorted(tensors if names is None else names):
-        tensor = tensors[name].detach().cpu().contiguous()
-        hasher.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        hasher.update(tensor.view(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+    """SHA-256 over the names of tensors and their digests, in the order of the names."""
+    return digest_values(digest_each(tensors, tensors if names is None else names))
+
+
+def digest_each(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, str]:
+    """Name -> SHA-256 of the tensor's type, shape and bytes."""
+    return {name: _digest_tensor(tensors[name]) for name in names}
+
+
+def _digest_tensor(tensor: Tensor) -> str:
+    tensor = tensor.detach().cpu().contiguous()
+    hasher = hashlib.sha256(f"{tensor.dtype}:{tuple(tensor.shape)}".encode())
+    hasher.update(tensor.view(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
     return hasher.hexdigest()
 
 

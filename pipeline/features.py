@@ -48,10 +48,7 @@ class StoredFeatures:
         flat = self.values.flatten(0, 1)
         index = torch.from_numpy(views * self.values.shape[1] + rows)
         outputs = flat.index_select(0, index).to(self.device)
-        if outputs.ndim < 4:
-            return outputs
-        outputs = outputs.permute(0, 3, 1, 2)
-        return outputs.contiguous() if outputs.dtype == torch.float32 else outputs
+        return outputs.permute(0, 3, 1, 2) if outputs.ndim == 4 else outputs
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ before and after and fails the run if they differ.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.backbones import Backbone
-from pipeline.digests import digest_tensors
+from pipeline.digests import digest_each, digest_values
 from pipeline.errors import FreezingError
 from pipeline.stages import BLOCKS, Stage
 
@@ -37,38 +37,37 @@ def set_trainable(
                     module.eval()
 
 
-@dataclass(frozen=True)
+@dataclass
 class FrozenProof:
     """The digests of every tensor outside a stage's trainable blocks.
 
     Blocks run as copies in the precision of the computation, so the proof covers both the model's
     own tensors and the copies of the prefix that run for each batch. The suffix's frozen copies
     come back into the model with the trained ones and are covered there.
+
+    Attributes:
+        digests: frozen tensor's name -> SHA-256, before the stage.
     """
 
     stage: Stage
-    names: tuple[str, ...]
-    digest: str
-    before: Mapping[str, Tensor]
-    running: Mapping[str, nn.Sequential]
-    running_before: Mapping[str, str]
+    digests: dict[str, str]
+    running: Mapping[str, nn.Sequential] = field(default_factory=dict)
+    running_digests: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def take(
-        cls, backbone: Backbone, stage: Stage, running: Mapping[str, nn.Sequential] | None = None
-    ) -> FrozenProof:
-        """Digest the frozen tensors, and the copies of frozen blocks that will run."""
-        names = tuple(backbone.tensor_names([b for b in BLOCKS if b not in stage.trainable]))
-        state = backbone.model.state_dict()
-        copies = running or {}
-        return cls(
-            stage,
-            names,
-            digest_tensors(state, names),
-            {name: state[name].clone() for name in names},
-            copies,
-            _digests(copies),
-        )
+    def take(cls, backbone: Backbone, stage: Stage) -> FrozenProof:
+        """Digest the frozen tensors."""
+        names = backbone.tensor_names([b for b in BLOCKS if b not in stage.trainable])
+        return cls(stage, digest_each(backbone.model.state_dict(), names))
+
+    def watch(self, running: Mapping[str, nn.Sequential]) -> None:
+        """Digest the copies of frozen blocks that will run, too."""
+        self.running, self.running_digests = running, _digests(running)
+
+    @property
+    def digest(self) -> str:
+        """One SHA-256 over all frozen tensors."""
+        return digest_values(self.digests)
 
     def check(self, backbone: Backbone) -> None:
         """Compare with the frozen tensors as they are now.
@@ -76,16 +75,9 @@ class FrozenProof:
         Raises:
             FreezingError: a frozen tensor changed; names it.
         """
-        state = backbone.model.state_dict()
-        moved: list[str] = []
-        if digest_tensors(state, self.names) != self.digest:
-            moved = [
-                name
-                for name in self.names
-                if digest_tensors(state, [name]) != digest_tensors(self.before, [name])
-            ]
-        now = _digests(self.running)
-        moved += [name for name, digest in self.running_before.items() if now[name] != digest]
+        now = digest_each(backbone.model.state_dict(), self.digests) | _digests(self.running)
+        before = self.digests | self.running_digests
+        moved = [name for name in before if now[name] != before[name]]
         if moved:
             raise FreezingError(
                 f"stage {self.stage.number} changed frozen tensors ({', '.join(moved[:4])}): only "
@@ -95,7 +87,7 @@ class FrozenProof:
 
 def _digests(blocks: Mapping[str, nn.Sequential]) -> dict[str, str]:
     return {
-        f"{block}.{name}": digest_tensors({name: tensor})
+        f"{block}.{name}": digest
         for block, module in blocks.items()
-        for name, tensor in module.state_dict().items()
+        for name, digest in digest_each(module.state_dict(), module.state_dict()).items()
     }

@@ -17,7 +17,7 @@ from pipeline.settings import INHERITED_KEYS, Settings
 from pipeline.stages import Stage
 from pipeline.tracking import RunView
 
-METHOD = 1
+METHOD = 2
 """Raised whenever the same settings would train to other weights than before."""
 
 

@@ -8,17 +8,16 @@ is used and no weight changes. Afterwards frozen means frozen.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.backbones import FORWARD_ORDER, Backbone
+from pipeline.compute import compute_copy, run_blocks
 from pipeline.data.augment import normalise
 from pipeline.data.images import ImageSet
 from pipeline.digests import digest_tensors, digest_values
@@ -29,35 +28,22 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 PIXELS_PER_BATCH = 256 * 64 * 64  # 256 images at 64 px: about 0.5 GB of ResNet-18 activations
 
 
-@contextmanager
-def _cumulative_mode(backbone: Backbone) -> Iterator[None]:
-    """Let BatchNorm average the statistics of all batches; all else is in eval mode."""
-    norms = list(backbone.batch_norms(FORWARD_ORDER))
-    momenta = [norm.momentum for norm in norms]
-    backbone.model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.train()
-        norm.momentum = None  # None: a plain average over the batches seen
-    try:
-        yield
-    finally:
-        backbone.model.eval()
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-
-
 def calibrate_norm_stats(
-    backbone: Backbone, images: ImageSet, cache_folder: Path | None = None
+    backbone: Backbone,
+    images: ImageSet,
+    dtype: torch.dtype,
+    device: torch.device,
+    cache_folder: Path | None = None,
 ) -> None:
-    """Replace every BatchNorm's mean and variance by those of `images`, unaugmented, in float32.
+    """Replace every BatchNorm's mean and variance by those of `images`, unaugmented.
 
-    Batches are as equal in size as can be, so that the average over batches weighs images equally.
-    With `cache_folder` the result is kept there, under a digest of the weights and images, and
-    read back next time; a damaged file is computed anew.
+    Activations are computed in `dtype`, as the frozen prefix will compute them; their statistics
+    are float32. Batches are as equal in size as can be, so that the average over batches weighs
+    images equally. With `cache_folder` the result is kept there, under a digest of the weights
+    and images, and read back next time; a damaged file is computed anew.
     """
     if cache_folder is None:
-        _calibrate(backbone, images)
+        _calibrate(backbone, images, dtype, device)
         return
     state = backbone.model.state_dict()
     names = [name for name in state if name.endswith(STATISTICS)]
@@ -67,12 +53,14 @@ def calibrate_norm_stats(
             "weights": digest_tensors(state, backbone.tensor_names(FORWARD_ORDER[:-1])),
             "images": digest_tensors({"digests": torch.from_numpy(images.digests)}),
             "pixels": list(images.pixels.shape),
+            "dtype": str(dtype),
+            "device": device.type,
         }
     )
     path = cache_folder / f"{key}.safetensors"
     kept = _read(path, names)
     if kept is None:
-        _calibrate(backbone, images)
+        _calibrate(backbone, images, dtype, device)
         state = backbone.model.state_dict()
         kept = {name: state[name] for name in names}
         with contextlib.suppress(StorageError):  # a cache: not worth failing for
@@ -91,11 +79,26 @@ def _read(path: Path, names: list[str]) -> dict[str, Tensor] | None:
 
 
 @torch.no_grad()
-def _calibrate(backbone: Backbone, images: ImageSet) -> None:
+def _calibrate(
+    backbone: Backbone, images: ImageSet, dtype: torch.dtype, device: torch.device
+) -> None:
+    blocks = compute_copy(backbone, FORWARD_ORDER[:-1], dtype, device)  # no BatchNorm in the head
+    for block in blocks.values():
+        for module in block.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.reset_running_stats()
+                module.train()
+                module.momentum = None  # None: a plain average over the batches seen
     size = max(2, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
     order = np.argsort(images.keys, kind="stable")  # mixes classes, whatever order they came in
     count = max(1, min(-(-len(images) // size), len(images) // 2))  # no batch of one image
-    with _cumulative_mode(backbone):
-        for rows in np.array_split(order, count):
-            inputs = normalise(images.pixels[torch.from_numpy(rows)])
-            backbone.run(inputs, FORWARD_ORDER[:-1])  # the head has no BatchNorm
+    for rows in np.array_split(order, count):
+        pixels = images.pixels[torch.from_numpy(rows)].to(device)
+        run_blocks(blocks, normalise(pixels), dtype)
+    for name, block in blocks.items():
+        statistics = {
+            inner: tensor
+            for inner, tensor in block.state_dict().items()
+            if inner.endswith(STATISTICS)
+        }
+        backbone.blocks[name].load_state_dict(statistics, strict=False)

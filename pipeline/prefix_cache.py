@@ -19,7 +19,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,11 +32,11 @@ from pipeline.backbones import Backbone
 from pipeline.compute import compute_copy, run_blocks
 from pipeline.data.augment import distinct_views, render_views
 from pipeline.data.images import ImageSet
-from pipeline.digests import digest_file, digest_tensors, digest_values
+from pipeline.digests import digest_each, digest_file, digest_values
 from pipeline.features import Features, LiveFeatures, StoredFeatures
 from pipeline.settings import Augment
 
-FORMAT = 4
+FORMAT = 5
 PIXELS_PER_BATCH = 128 * 64 * 64
 ABANDONED_AFTER_S = 3600
 
@@ -52,6 +52,7 @@ class PrefixCache:
     limit_bytes: int
     notes: list[str] = field(default_factory=list)
     _open: dict[str, Tensor] = field(default_factory=dict)
+    _shapes: dict[tuple[object, ...], list[int]] = field(default_factory=dict)
 
     def features(
         self,
@@ -64,6 +65,7 @@ class PrefixCache:
         dtype: torch.dtype,
         device: torch.device,
         also: Sequence[tuple[str, ...]] = (),
+        digests: Mapping[str, str] | None = None,
     ) -> Features:
         """What the suffix above `prefix` is fed with.
 
@@ -75,17 +77,41 @@ class PrefixCache:
             views: stored views an image; 0: compute fresh ones, store none.
             dtype: precision of the prefix and of its outputs.
             device: where to compute.
-            also: longer prefixes that later stages need, filled by the same forward pass.
+            also: shorter prefixes that later stages need, filled by the same forward pass.
+            digests: `digest_each` of these very weights, where the caller has it already.
         """
         stored = min(views, distinct_views(augment) or views)
         if self.folder is not None and stored and prefix:
             cuts = sorted({prefix, *also}, key=len)
-            recipe = _Recipe(backbone, images, augment, stored, dtype, device)
+            recipe = _Recipe(
+                backbone,
+                digests
+                or digest_each(backbone.model.state_dict(), backbone.tensor_names(cuts[-1])),
+                {cut: self._output_shape(backbone, images, cut) for cut in cuts},
+                hashlib.sha256(images.digests.tobytes()).hexdigest(),
+                images,
+                augment,
+                stored,
+                dtype,
+                device,
+            )
             values = self._load_or_fill(recipe, prefix, cuts)
             if values is not None:
                 return StoredFeatures(values, device)
         blocks = compute_copy(backbone, prefix, dtype, device)
         return LiveFeatures(images.to(device), blocks, augment, dtype)
+
+    def _output_shape(
+        self, backbone: Backbone, images: ImageSet, cut: tuple[str, ...]
+    ) -> list[int]:
+        """Shape of one image's output as it is stored, channels last, from a pass of zeros."""
+        architecture = (backbone.name, cut, *images.pixels.shape[1:])
+        if architecture not in self._shapes:
+            with torch.no_grad():
+                out = backbone.run(torch.zeros(1, *images.pixels.shape[1:]), cut)
+            out = out.permute(0, 2, 3, 1) if out.ndim == 4 else out
+            self._shapes[architecture] = list(out.shape[1:])
+        return self._shapes[architecture]
 
     def _load_or_fill(
         self, recipe: _Recipe, prefix: tuple[str, ...], cuts: list[tuple[str, ...]]
@@ -117,8 +143,7 @@ class PrefixCache:
         except OSError as err:
             self.notes.append(
                 f"the prefix cache in {self.folder} cannot be used ({err.strerror or err}): "
-                "training "
-                "without it"
+                "training without it"
             )
             return None
         return values
@@ -225,9 +250,15 @@ class PrefixCache:
 
 @dataclass(frozen=True)
 class _Recipe:
-    """Everything that a prefix's output depends on, beside which blocks it is made of."""
+    """Everything that a prefix's output depends on, beside which blocks it is made of.
+
+    `digests` are the tensors', `shapes` what each cut's output of one image looks like.
+    """
 
     backbone: Backbone
+    digests: Mapping[str, str]
+    shapes: dict[tuple[str, ...], list[int]]
+    images_digest: str
     images: ImageSet
     augment: Augment
     views: int
@@ -235,14 +266,14 @@ class _Recipe:
     device: torch.device
 
     def key(self, cut: tuple[str, ...]) -> str:
-        state = self.backbone.model.state_dict()
         return digest_values(
             {
                 "format": FORMAT,
                 "backbone": self.backbone.name,
-                "blocks": cut,
-                "weights": digest_tensors(state, self.backbone.tensor_names(cut)),
-                "images": hashlib.sha256(self.images.digests.tobytes()).hexdigest(),
+                "weights": [
+                    (name, self.digests[name]) for name in self.backbone.tensor_names(cut)
+                ],
+                "images": self.images_digest,
                 "pixels": list(self.images.pixels.shape),
                 "augment": self.augment,
                 "views": self.views,
@@ -251,22 +282,13 @@ class _Recipe:
             }
         )
 
-    def output_shape(self, cut: tuple[str, ...]) -> list[int]:
-        """Shape of one image's output as it is stored, channels last, from a pass of zeros."""
-        with torch.no_grad():
-            blank = torch.zeros(1, *self.images.pixels.shape[1:])
-            out = self.backbone.run(blank, cut)
-            return list((out.permute(0, 2, 3, 1) if out.ndim == 4 else out).shape[1:])
-
     def about(self, cut: tuple[str, ...], sha256: str) -> dict[str, object]:
         """What an entry's description says."""
         return {
-            "shape": [self.views, len(self.images), *self.output_shape(cut)],
+            "shape": [self.views, len(self.images), *self.shapes[cut]],
             "dtype": str(self.dtype).removeprefix("torch."),
             "sha256": sha256,
         }
 
     def size_bytes(self, cut: tuple[str, ...]) -> int:
-        return (
-            self.views * len(self.images) * math.prod(self.output_shape(cut)) * self.dtype.itemsize
-        )
+        return self.views * len(self.images) * math.prod(self.shapes[cut]) * self.dtype.itemsize

@@ -49,10 +49,11 @@ def run_stage(
         )
         prepare_started = time.perf_counter()
         backbone = session.restore(parent) if parent else session.pretrained_backbone()
-        train_features, val_features = session.prefix_features(backbone, stage)
+        proof = FrozenProof.take(backbone, stage)
+        train_features, val_features = session.prefix_features(backbone, stage, proof.digests)
         running = {f"train.{name}": block for name, block in train_features.running.items()}
         running |= {f"val.{name}": block for name, block in val_features.running.items()}
-        proof = FrozenProof.take(backbone, stage, running)
+        proof.watch(running)
         prefix_s = time.perf_counter() - prepare_started
 
         trainer = Trainer(
@@ -231,9 +232,8 @@ def _stage(
     if parent:
         if parent.tags["data_sha256"] != session.draw.fingerprint:
             raise LineageError(
-                f"the images of {settings.data} are not those that parent run {parent.run_id} was "
-                "trained "
-                "on (their SHA-256 differ): restore them, or leave parent_run_id out"
+                f"the images of {settings.data} are not those that parent run {parent.run_id} "
+                "was trained on (their SHA-256 differ): restore them, or leave parent_run_id out"
             )
         session.keys[number - 1] = parent.tags["lineage_key"]
     elif number > 1:

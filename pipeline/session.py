@@ -7,15 +7,16 @@ its suffix's inputs and its lineage key.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from pipeline.backbones import Backbone, build_backbone
 from pipeline.checkpoints import load_checkpoint
-from pipeline.compute import pick_device, pick_precision
+from pipeline.compute import keep_freed_memory, pick_device, pick_precision
 from pipeline.data.draws import Draw, make_draw
 from pipeline.data.sources import open_source
 from pipeline.errors import LineageError
@@ -46,11 +47,15 @@ def cache_folder(settings: Settings) -> Path:
 
 @dataclass
 class Session:
-    """What the stages of one command share: images, pretrained weights, the cache, the store."""
+    """What the stages of one command share: images, pretrained weights, the cache, the store.
+
+    `backbone` is one model for all stages: each sets all its weights before it begins.
+    """
 
     settings: Settings
     tracking: Tracking
     draw: Draw
+    backbone: Backbone
     pretrained: Pretrained
     device: torch.device
     dtype: torch.dtype
@@ -58,7 +63,13 @@ class Session:
     say: Say
     on_epoch: OnEpoch
     keys: dict[int, str] = field(default_factory=dict)
+    initial: dict[str, Tensor] = field(init=False)
     done: dict[int, StageSummary] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # what the seed drew and no pretrained tensor replaces: the new head, or everything
+        state = self.backbone.model.state_dict()
+        self.initial = {n: t.clone() for n, t in state.items() if n not in self.pretrained.tensors}
 
     @classmethod
     def open(
@@ -69,6 +80,7 @@ class Session:
         on_epoch: OnEpoch = lambda *_: None,
     ) -> Session:
         """Read the images and weights that the settings name."""
+        keep_freed_memory()
         device = pick_device(settings.device)
         cache_dir = cache_folder(settings)
         with storage_faults("the cache", cache_dir):
@@ -84,8 +96,7 @@ class Session:
         say(f"preset {settings.preset}; every setting is in the run's settings.json")
         say(
             f"{settings.data}: {len(draw.train)} training and {len(draw.val)} validation images "
-            "of "
-            f"{len(draw.class_names)} classes, draw {settings.draw}"
+            f"of {len(draw.class_names)} classes, draw {settings.draw}"
         )
         if draw.shared_images:
             say(
@@ -99,6 +110,7 @@ class Session:
             settings,
             tracking,
             draw,
+            backbone,
             pretrained,
             device,
             pick_precision(settings.precision, device),
@@ -121,39 +133,41 @@ class Session:
         return self.keys[number]
 
     def pretrained_backbone(self) -> Backbone:
-        """A fresh backbone with the pretrained weights, calibrated where the settings say so."""
-        backbone = build_backbone(
-            self.settings.backbone, len(self.draw.class_names), self.settings.seed
-        )
-        self.pretrained.apply(backbone)
+        """The backbone with the pretrained weights, calibrated where the settings say so."""
+        self.backbone.model.load_state_dict({**self.initial, **self.pretrained.tensors})
         if self.settings.norm_stats == "target":
             folder = cache_folder(self.settings) / "norm_stats" if self.settings.cache else None
-            calibrate_norm_stats(backbone, self.draw.train, folder)
-        return backbone
+            calibrate_norm_stats(
+                self.backbone, self.draw.train, self.dtype, self.device, cache_folder=folder
+            )
+        return self.backbone
 
     def restore(self, run: RunView) -> Backbone:
-        """The backbone of a finished stage run, its digests verified.
+        """The backbone with the weights of a finished stage run, their digests verified.
 
         Raises:
             LineageError: the checkpoint is missing or damaged, or does not fit; names the run.
         """
-        backbone = build_backbone(
-            self.settings.backbone, len(self.draw.class_names), self.settings.seed
-        )
         with tempfile.TemporaryDirectory() as folder:
             path = self.tracking.fetch(run, CHECKPOINT, Path(folder))
             try:
-                load_checkpoint(path, run.tags["checkpoint_sha256"], backbone, self.pretrained)
+                load_checkpoint(
+                    path, run.tags["checkpoint_sha256"], self.backbone, self.pretrained
+                )
             except LineageError as err:
                 raise LineageError(
                     f"run {run.run_id} ({run.name}): {err}: leave parent_run_id out to have the "
-                    "parent "
-                    "found or trained again"
+                    "parent found or trained again"
                 ) from None
-        return backbone
+        return self.backbone
 
-    def prefix_features(self, backbone: Backbone, stage: Stage) -> tuple[Features, Features]:
-        """The suffix's inputs for training and validation; fills the cache for later stages."""
+    def prefix_features(
+        self, backbone: Backbone, stage: Stage, digests: Mapping[str, str]
+    ) -> tuple[Features, Features]:
+        """The suffix's inputs for training and validation; fills the cache for later stages.
+
+        `digests`: those of the backbone's frozen tensors, name -> SHA-256.
+        """
         settings = self.settings
         augment = settings.training(stage.number).augment
         later = [
@@ -170,6 +184,7 @@ class Session:
             dtype=self.dtype,
             device=self.device,
             also=later,
+            digests=digests,
         )
         # validation images are never varied: one view, kept even where training views are fresh
         val = self.cache.features(
@@ -181,5 +196,6 @@ class Session:
             dtype=self.dtype,
             device=self.device,
             also=later,
+            digests=digests,
         )
         return train, val

@@ -1,9 +1,11 @@
-"""Convolutions over small feature maps as matrix products, for bfloat16 on a processor.
+"""Convolutions over small feature maps as matrix products, on a processor.
 
 At 64 px the last blocks of a ResNet see maps of 4x4 and 2x2. There oneDNN's convolution spends
 most of a training step on the gradient of the weights; laid out as a matrix product (im2col,
-Chellapilla, Puri & Simard 2006) the same step takes less than half the time. Which product pays
-at which size was measured (docs/LOG.md); larger maps keep the library's convolution.
+Chellapilla, Puri & Simard 2006) a bfloat16 step takes less than half the time. On 2x2 maps, where
+im2col would mostly multiply padding, the whole convolution is one dense matrix, in any precision.
+Which product pays at which size was measured (docs/LOG.md); larger maps keep the library's
+convolution.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from torch import Tensor, nn
 
 MAX_POSITIONS = 16
 """Largest map (height x width) whose weight gradient is a matrix product."""
+MAX_DENSE_SIDE = 2
+"""Largest map side on which a 3x3 convolution joins every position to every other."""
 CHANNELS_PER_POSITION = 32
 """With as many output channels for each position, the other two products pay as well."""
 
@@ -44,6 +48,7 @@ class SmallConv2d(nn.Module):
         self.weight = conv.weight
         self.stride = conv.stride[0]
         self.padding = int(conv.padding[0])
+        self.train(conv.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, O, H', W')."""
@@ -58,8 +63,18 @@ class _SmallConv(torch.autograd.Function):
         width = (x.shape[3] + 2 * padding - weight.shape[3]) // stride + 1
         positions = height * width
         ctx.conv = stride, padding
-        ctx.as_product = positions * CHANNELS_PER_POSITION <= weight.shape[0]
-        ctx.weight_as_product = positions <= MAX_POSITIONS
+        ctx.dense = (
+            max(x.shape[2:]) <= MAX_DENSE_SIDE
+            and tuple(weight.shape[2:]) == (3, 3)
+            and (stride, padding) == (1, 1)
+        )
+        if ctx.dense:
+            ctx.save_for_backward(x, weight, matrix := _dense_matrix(weight, height, width))
+            out = _rows(x) @ matrix.t()
+            return out.view(len(x), height, width, -1).permute(0, 3, 1, 2)
+        fast = x.dtype == torch.bfloat16
+        ctx.as_product = fast and positions * CHANNELS_PER_POSITION <= weight.shape[0]
+        ctx.weight_as_product = fast and positions <= MAX_POSITIONS
         ctx.save_for_backward(x, weight)
         if not ctx.as_product:
             return F.conv2d(x, weight, None, stride, padding)
@@ -70,6 +85,13 @@ class _SmallConv(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:  # noqa: ANN401
         (grad,) = gradients
+        if ctx.dense:
+            x, weight, matrix = ctx.saved_tensors
+            grad_x = None
+            if ctx.needs_input_grad[0]:
+                n, c, h, w = x.shape
+                grad_x = (_rows(grad) @ matrix).view(n, h, w, c).permute(0, 3, 1, 2)
+            return grad_x, _dense_weight_gradient(x, weight, grad), None, None
         x, weight = ctx.saved_tensors
         stride, padding = ctx.conv
         grad_x = grad_weight = None
@@ -88,6 +110,44 @@ class _SmallConv(torch.autograd.Function):
         if wants_x and ctx.as_product:
             grad_x = _fold(rows @ _matrix(weight), x, weight, grad, stride, padding)
         return grad_x, grad_weight, None, None
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(N, C, H, W) as (N, H * W * C), a view of channels-last tensors."""
+    return x.permute(0, 2, 3, 1).reshape(len(x), -1)
+
+
+def _dense_matrix(weight: Tensor, height: int, width: int) -> Tensor:
+    """A 3x3 convolution with padding 1 as one matrix, (H * W * O, H * W * C).
+
+    On maps of at most 2x2 every input position is under the kernel of every output position, so
+    the matrix has no zeros, while 20 of the 36 taps of im2col would multiply padding.
+    """
+    o, c = weight.shape[:2]
+    taps = weight.permute(0, 2, 3, 1)  # (O, 3, 3, C)
+    matrix = weight.new_empty(height, width, o, height, width, c)
+    for i in range(height):
+        for j in range(width):
+            matrix[i, j] = taps[:, 1 - i : 1 - i + height, 1 - j : 1 - j + width]
+    return matrix.view(height * width * o, height * width * c)
+
+
+def _dense_weight_gradient(x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
+    """The gradient of each tap from the positions that it joins, shaped like the weight."""
+    o, c = weight.shape[:2]
+    height, width = x.shape[2:]
+    inputs, outputs = x.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1)
+    taps = weight.new_zeros(o, 3, 3, c)
+    for i in range(max(0, 2 - height), min(3, height + 1)):
+        for j in range(max(0, 2 - width), min(3, width + 1)):
+            # output row r reads input row r + i - 1
+            rows = slice(max(0, 1 - i), min(height, height + 1 - i))
+            columns = slice(max(0, 1 - j), min(width, width + 1 - j))
+            under = inputs[:, rows.start + i - 1 : rows.stop + i - 1]
+            under = under[:, :, columns.start + j - 1 : columns.stop + j - 1]
+            over = outputs[:, rows, columns].reshape(-1, o)
+            torch.mm(over.t(), under.reshape(-1, c), out=taps[:, i, j])
+    return taps.permute(0, 3, 1, 2)
 
 
 def _matrix(weight: Tensor) -> Tensor:

@@ -254,10 +254,11 @@ class Trainer:
 
 
 class _Weight:
-    """A trainable parameter: the copy that computes, and its float32 master, if they differ.
+    """A trainable parameter: the copy that computes, and the float32 master that is optimized.
 
     The master has its dimensions in the order of the copy's memory: the fused optimizer would
-    otherwise copy channels-last tensors back and forth at every step.
+    otherwise copy channels-last tensors back and forth at every step. In float32 it is the copy
+    itself, seen in that order.
     """
 
     def __init__(self, name: str, block: str, computed: nn.Parameter, start: Tensor) -> None:
@@ -266,10 +267,11 @@ class _Weight:
         self.computed = computed
         self.decayed = computed.ndim > 1
         self._channels_last = computed.ndim == 4 and not computed.is_contiguous()
+        self._shared = computed.dtype == torch.float32
         self.start = self._in_memory_order(start).contiguous()
-        self.master = computed
-        if computed.dtype != torch.float32:
-            self.master = nn.Parameter(self.start.clone())
+        value = self._in_memory_order(computed.detach()) if self._shared else self.start.clone()
+        self.master = nn.Parameter(value)
+        if not self._shared:
             self.master.grad = torch.empty_like(self.master)
 
     def _in_memory_order(self, tensor: Tensor) -> Tensor:
@@ -284,10 +286,13 @@ class _Weight:
     @torch.no_grad()
     def pull_gradient(self, l2_sp: float) -> None:
         """Move the gradient to the master, with the pull of L2-SP (not on the new head)."""
-        if self.master is not self.computed:
+        assert self.computed.grad is not None
+        gradient = self._in_memory_order(self.computed.grad)
+        if self._shared:
+            self.master.grad = gradient
+        else:
             assert self.master.grad is not None
-            assert self.computed.grad is not None
-            self.master.grad.copy_(self._in_memory_order(self.computed.grad))
+            self.master.grad.copy_(gradient)
         if l2_sp and self.block != "head":
             assert self.master.grad is not None
             self.master.grad.add_(self.master - self.start, alpha=l2_sp)
@@ -295,7 +300,7 @@ class _Weight:
     @torch.no_grad()
     def push_value(self) -> None:
         """Move the master's value to the copy that computes, and drop the gradient."""
-        if self.master is not self.computed:
+        if not self._shared:
             self._in_memory_order(self.computed).copy_(self.master)
         self.computed.grad = None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -33,10 +35,15 @@ def make_images(count: int, size: int = 32, start: int = 0) -> ImageSet:
     )
 
 
+def calibrate(backbone: Backbone, images: ImageSet, cache_folder: Path | None = None) -> None:
+    """`calibrate_norm_stats` in float32."""
+    calibrate_norm_stats(backbone, images, torch.float32, CPU, cache_folder)
+
+
 def calibrated_backbone(name: str, images: ImageSet, seed: int = 0) -> Backbone:
     """Random weights whose BatchNorm statistics fit: outputs of a healthy size in every block."""
     backbone = build_backbone(name, CLASSES, seed)
-    calibrate_norm_stats(backbone, images)
+    calibrate(backbone, images)
     return backbone
 
 

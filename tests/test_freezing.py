@@ -190,14 +190,15 @@ def test_a_changed_trainable_tensor_is_no_fault() -> None:
 
 def test_the_proof_of_a_stage_that_trains_everything_covers_nothing() -> None:
     backbone = build_backbone("resnet18", CLASSES, seed=0)
-    assert FrozenProof.take(backbone, get_stage("full", 1)).names == ()
+    assert FrozenProof.take(backbone, get_stage("full", 1)).digests == {}
 
 
 def test_a_running_copy_of_the_prefix_in_training_mode_is_caught() -> None:
     stage = get_stage("three_stage", 2)
     backbone = build_backbone("resnet18", CLASSES, seed=0)
     copies = compute_copy(backbone, stage.prefix, torch.float32, torch.device("cpu"))
-    proof = FrozenProof.take(backbone, stage, copies)
+    proof = FrozenProof.take(backbone, stage)
+    proof.watch(copies)
     copies["block2"].train()
     with torch.no_grad():
         run_blocks(copies, torch.rand(4, 3, 32, 32), torch.float32)

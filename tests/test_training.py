@@ -191,33 +191,35 @@ def test_scores_are_the_mean_cross_entropy_and_the_share_of_hits() -> None:
 # An independent reference
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-@pytest.mark.parametrize(("epochs", "batch_size"), [(1, 12), (2, 4)])
-def test_training_a_head_equals_a_plain_torch_loop_bit_for_bit(
-    optimizer: str, epochs: int, batch_size: int
-) -> None:
-    images = make_images(12)
-    backbone = calibrated_backbone("resnet18", images)
+def plain_loop(
+    backbone: Backbone, images: ImageSet, stage: Stage, optimizer: str, epochs: int, batch: int
+) -> tuple[nn.Module, list[float]]:
+    """The model trained as a whole, and each epoch's training loss."""
     model = torchvision.models.resnet18(num_classes=CLASSES)
     model.load_state_dict(backbone.model.state_dict())
     model.eval()
-    groups = [
-        {"params": [model.fc.weight], "weight_decay": 0.1},
-        {"params": [model.fc.bias], "weight_decay": 0.0},
-    ]
+    trained = {"head": model.fc, "block4": model.layer4}
+    groups: list[dict[str, Any]] = []
+    for depth, block in enumerate(stage.trainable):
+        for decayed in (True, False):
+            members = [p for p in trained[block].parameters() if (p.ndim > 1) == decayed]
+            peak = 1e-3 * 0.5**depth
+            groups.append({"params": members, "weight_decay": 0.1 * decayed, "peak": peak})
     plain: torch.optim.Optimizer
     if optimizer == "adamw":
-        plain = torch.optim.AdamW(groups, lr=0.01, fused=True)
+        plain = torch.optim.AdamW(groups, lr=1.0)
     else:
-        plain = torch.optim.SGD(groups, lr=0.01, momentum=0.9, nesterov=True, fused=True)
-    rng, losses = np.random.default_rng([7, HEAD.number]), []
-    batches = 12 // batch_size
+        plain = torch.optim.SGD(groups, lr=1.0, momentum=0.9, nesterov=True)
+    rng, losses = np.random.default_rng([7, stage.number]), []
+    batches = 12 // batch
     for epoch in range(epochs):
         total = 0.0
         for number, rows in enumerate(np.array_split(rng.permutation(12), batches)):
             done = (epoch * batches + number) / (epochs * batches)
             for group in plain.param_groups:
-                group["lr"] = 0.01 * 0.5 * (1 + math.cos(math.pi * done))
+                group["lr"] = group["peak"] * 0.5 * (1 + math.cos(math.pi * done))
+            for block in stage.trainable:
+                trained[block].train()
             index = torch.from_numpy(rows)
             logits = model(normalise(images.pixels[index]))
             loss = F.cross_entropy(logits, images.labels[index], label_smoothing=0.1)
@@ -227,22 +229,39 @@ def test_training_a_head_equals_a_plain_torch_loop_bit_for_bit(
             total += F.cross_entropy(logits, images.labels[index], reduction="sum").item()
         losses.append(total / 12)
 
+    return model, losses
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize(("epochs", "batch_size"), [(1, 12), (2, 4)])
+@pytest.mark.parametrize("stage", [HEAD, BLOCK4], ids=["head", "block4"])
+def test_training_equals_a_plain_torch_loop_over_the_whole_model(
+    stage: Stage, optimizer: str, epochs: int, batch_size: int
+) -> None:
+    images = make_images(12)
+    backbone = calibrated_backbone("resnet18", images)
+    model, losses = plain_loop(backbone, images, stage, optimizer, epochs, batch_size)
     run = train(
-        HEAD,
+        stage,
         seed=7,
         images=images,
         backbone=backbone,
         optimizer=optimizer,
         epochs=epochs,
         batch_size=batch_size,
-        lr=0.01,
+        lr=1e-3,
+        lr_decay=0.5,
         warmup=0.0,
         weight_decay=0.1,
         label_smoothing=0.1,
     )
-    assert torch.equal(run.last["fc.weight"], model.fc.weight)
-    assert torch.equal(run.last["fc.bias"], model.fc.bias)
-    assert [result.train.loss for result in run.results] == pytest.approx(losses, rel=1e-6)
+    wanted = model.state_dict()
+    for block in stage.trainable:
+        for name in backbone.tensor_names([block]):
+            if wanted[name].ndim:
+                moved = (wanted[name] - run.before[name]).norm()
+                assert (run.last[name] - wanted[name]).norm() < 0.05 * moved
+    assert [result.train.loss for result in run.results] == pytest.approx(losses, rel=5e-3)
 
 
 def test_validation_scores_are_those_of_the_whole_model_in_eval_mode() -> None:
@@ -285,12 +304,12 @@ def test_another_seed_gives_another_training() -> None:
 # Settings
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize(("optimizer", "lr"), [("adamw", 0.003), ("sgd", 0.01)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_each_optimizer_learns_a_task_that_colour_decides(
-    optimizer: str, dtype: torch.dtype
+    optimizer: str, lr: float, dtype: torch.dtype
 ) -> None:
-    run = train(BLOCK4, optimizer=optimizer, dtype=dtype, epochs=8, lr=0.01)
+    run = train(BLOCK4, optimizer=optimizer, dtype=dtype, epochs=12, lr=lr)
     assert run.results[-1].train.loss < 0.5 * run.results[0].train.loss
     assert run.results[-1].train.acc > 0.9
 
