@@ -19,8 +19,6 @@ def translated(doing: str, uri: str) -> Iterator[None]:
         yield
     except (MlflowException, requests.RequestException, SQLAlchemyError) as err:
         raise TrackingError(
-            f"MLflow could not {doing} at {uri} ({first_line(err)}): check the server and the "
-            "disk, then "
-            "run the "
-            "same command again; finished stages are reused"
+            f"MLflow could not {doing} at {uri} ({first_line(err)}): check the server and "
+            "the disk, then run the same command again; finished stages are reused"
         ) from None

@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,8 @@ class RunLog:
         self.run_id = run_id
         self.launched = launched
         self._known_params = known_params
-        self._pending: list[Any] = []
+        self._background = ThreadPoolExecutor(1)
+        self._pending: list[Future[Any]] = []
 
     def params(self, values: Mapping[str, object]) -> None:
         """Log parameters; those that `mlflow run` logged from the command line stay as typed."""
@@ -55,10 +57,8 @@ class RunLog:
 
         now_ms = int(time.time() * 1000)
         batch = [Metric(key, float(value), now_ms, step) for key, value in values.items()]
-        with translated("log metrics", self._uri):
-            self._pending.append(
-                self._client.log_batch(self.run_id, metrics=batch, synchronous=False)
-            )
+        send = self._background.submit(self._client.log_batch, self.run_id, metrics=batch)
+        self._pending.append(send)
 
     def dataset(
         self, name: str, fingerprint: str, context: str, about: Mapping[str, object]
@@ -105,7 +105,7 @@ class RunLog:
         """Log a servable model; nothing is inferred, all is stated. Returns the model's URI."""
         import mlflow
         import pandas as pd
-        from mlflow.models import ModelSignature
+        from mlflow.models import Model, ModelSignature
         from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
         logging.getLogger("mlflow.models.model").setLevel(logging.ERROR)
@@ -115,19 +115,20 @@ class RunLog:
         signature = ModelSignature(Schema([ColSpec(DataType.binary, "image")]), Schema(outputs))
         with translated("store the model", self._uri):
             mlflow.set_tracking_uri(self._uri)
-            mlflow.start_run(run_id=self.run_id)
-            try:
-                logged = mlflow.pyfunc.log_model(
-                    name="model",
-                    python_model=str(code),
-                    code_paths=[str(path) for path in helpers],
-                    artifacts={key: str(path) for key, path in artifacts.items()},
-                    signature=signature,
-                    input_example=pd.DataFrame({"image": [example_image]}),
-                    pip_requirements=list(requirements),
-                )
-            finally:
-                mlflow.end_run("RUNNING")  # leaves fluent's stack; `end` below decides the status
+            logged = Model.log(
+                artifact_path=None,
+                flavor=_StatedPyfunc,
+                flavor_name="mlflow.pyfunc",
+                name="model",
+                run_id=self.run_id,
+                python_model=str(code),
+                code_paths=[str(path) for path in helpers],
+                artifacts={key: str(path) for key, path in artifacts.items()},
+                signature=signature,
+                input_example=pd.DataFrame({"image": [example_image]}),
+                pip_requirements=list(requirements),
+                validate_serving_input=False,
+            )
         return str(logged.model_uri)
 
     def end(self, status: str, reason: str = "") -> None:
@@ -140,9 +141,20 @@ class RunLog:
             if reason:
                 self._client.set_tag(self.run_id, "failure", reason[:5000])
             if status == "FINISHED":
-                for operation in self._pending:
-                    operation.wait()
+                for sent in self._pending:
+                    sent.result()
+            self._background.shutdown(wait=False, cancel_futures=True)
             self._client.set_terminated(self.run_id, status)
+
+
+class _StatedPyfunc:
+    """MLflow's pyfunc flavor without loading the model once more to try the example on it."""
+
+    @staticmethod
+    def save_model(*, validate_serving_input: bool, **stated: Any) -> None:  # noqa: ANN401
+        import mlflow
+
+        mlflow.pyfunc.save_model(**stated)
 
 
 def to_tags(values: Mapping[str, str]) -> list[Any]:
