@@ -22,6 +22,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -45,13 +46,14 @@ ABANDONED_AFTER_S = 3600
 class PrefixCache:
     """A folder of entries with a size limit; `folder=None` turns the cache off.
 
-    `notes` collects what a person should know: entries recomputed, caches that did not fit.
+    `notes` collects what a person should know: entries recomputed, caches that did not fit. An
+    entry stays mapped for as long as some features use it.
     """
 
     folder: Path | None
     limit_bytes: int
     notes: list[str] = field(default_factory=list)
-    _open: dict[str, Tensor] = field(default_factory=dict)
+    _open: WeakValueDictionary[str, Tensor] = field(default_factory=WeakValueDictionary)
     _shapes: dict[tuple[object, ...], list[int]] = field(default_factory=dict)
 
     def features(
@@ -118,8 +120,8 @@ class PrefixCache:
     ) -> Tensor | None:
         assert self.folder is not None
         key = recipe.key(prefix)
-        if key in self._open:
-            return self._open[key]
+        if (held := self._open.get(key)) is not None:
+            return held
         need = sum(recipe.size_bytes(cut) for cut in cuts)
         if need > self.limit_bytes:
             cuts = [prefix]
@@ -151,8 +153,8 @@ class PrefixCache:
     def _read(self, recipe: _Recipe, cut: tuple[str, ...]) -> Tensor | None:
         """The entry's values, memory-mapped, or None if it is not there or damaged."""
         key = recipe.key(cut)
-        if key in self._open:
-            return self._open[key]
+        if (held := self._open.get(key)) is not None:
+            return held
         assert self.folder is not None
         values_path, about_path = self.folder / f"{key}.bin", self.folder / f"{key}.json"
         if not about_path.exists():
@@ -169,8 +171,8 @@ class PrefixCache:
         os.utime(about_path)  # the time of last use, for eviction
         count = math.prod(about["shape"])
         values = torch.from_file(str(values_path), shared=False, size=count, dtype=recipe.dtype)
-        self._open[key] = values.view(about["shape"])
-        return self._open[key]
+        self._open[key] = values = values.view(about["shape"])
+        return values
 
     @torch.no_grad()
     def _fill(self, recipe: _Recipe, cuts: list[tuple[str, ...]]) -> None:

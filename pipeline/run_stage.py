@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pipeline.checkpoints import save_checkpoint
 from pipeline.config import load_settings
+from pipeline.data.augment import distinct_views
 from pipeline.errors import LineageError, TrainingError
 from pipeline.freezing import FrozenProof
 from pipeline.lineage import check_agreement, check_parent, inherit
@@ -47,6 +48,12 @@ def run_stage(
         log_start(
             log, settings, stage, session.draw, session.pretrained, session.key(number), parent
         )
+        training = settings.training(number)
+        if distinct_views(training.augment) is None and 0 < settings.views < training.epochs:
+            session.say(
+                f"note: {settings.views} stored views are met more than once in {training.epochs} "
+                f"epochs: -P views={training.epochs}, or 0 for fresh ones, would not repeat them"
+            )
         prepare_started = time.perf_counter()
         backbone = session.restore(parent) if parent else session.pretrained_backbone()
         proof = FrozenProof.take(backbone, stage)
@@ -59,7 +66,7 @@ def run_stage(
         trainer = Trainer(
             backbone,
             stage,
-            settings.training(number),
+            training,
             settings.seed,
             settings.views,
             session.device,
@@ -71,7 +78,7 @@ def run_stage(
         ):
             results.append(result)
             log.metrics(epoch_metrics(result), step=result.epoch)
-            session.on_epoch(stage, settings.training(number).epochs, result)
+            session.on_epoch(stage, training.epochs, result)
             if result.diverged:
                 session.say(
                     f"stage {number}: the loss is not a number in epoch {result.epoch}: stopping"
@@ -81,7 +88,7 @@ def run_stage(
         if not math.isfinite(results[(trainer.best_epoch or 1) - 1].val.loss):
             raise TrainingError(
                 f"stage {number}: no epoch had a finite validation loss: lower stage{number}.lr "
-                f"({settings.training(number).lr}) or set clip_norm"
+                f"({training.lr}) or set clip_norm"
             )
         backbone.model.load_state_dict(trainer.best, strict=False)
         proof.check(backbone)

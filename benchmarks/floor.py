@@ -1,0 +1,46 @@
+"""The least that three stages can cost here: their operations at the best rate measured."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.backbones import FORWARD_ORDER, build_backbone
+from pipeline.stages import SCHEDULES
+
+
+def convolution_rate() -> float:
+    """Floating-point operations a second of the fastest bfloat16 convolution seen here."""
+    best = 0.0
+    for channels, side in ((128, 16), (256, 8), (256, 16)):
+        x = torch.randn(64, channels, side, side).bfloat16().to(memory_format=torch.channels_last)
+        w = torch.randn(channels, channels, 3, 3).bfloat16()
+        for _ in range(12):
+            started = time.perf_counter()
+            y = torch.nn.functional.conv2d(x, w, padding=1)
+            seconds = time.perf_counter() - started
+            best = max(best, 2 * y.numel() * channels * 9 / seconds)
+    return best
+
+
+def floor_operations(size: int, epochs: int, train: int, val: int, views: int) -> float:
+    """Operations of three stages: suffix forward and backward, validation, one prefix pass.
+
+    Backward counts twice the forward. A matrix product over a 2x2 map needs fewer operations than
+    the convolution that is counted here, so the floor is not a bound for every program.
+    """
+    backbone = build_backbone("resnet18", 10, 0)
+    x = torch.zeros(1, 3, size, size)
+    cost = {}
+    for block in FORWARD_ORDER:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            x = backbone.run(x, [block])
+        cost[block] = counter.get_total_flops()
+    stages = SCHEDULES["three_stage"]
+    total = (train * views + val) * sum(cost[b] for b in stages[0].prefix)
+    for stage in stages:
+        forward = sum(cost[block] for block in stage.suffix)
+        total += epochs * (train * 3 + val) * forward
+    return float(total)
