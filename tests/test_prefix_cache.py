@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,10 +19,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.backbones import Backbone, build_backbone
+from pipeline.backbones import FORWARD_ORDER, Backbone, build_backbone
 from pipeline.data.augment import render_views
 from pipeline.data.images import ImageSet
-from pipeline.digests import digest_tensors
+from pipeline.digests import digest_each, digest_tensors
 from pipeline.features import Features, LiveFeatures, StoredFeatures
 from pipeline.prefix_cache import PrefixCache
 from pipeline.settings import Augment, TrainSettings
@@ -411,6 +413,41 @@ def test_later_cuts_are_left_out_where_only_the_first_fits(
     features = replace(request_, also=[STAGE_3.prefix]).ask(cache)
     assert isinstance(features, StoredFeatures)
     assert keys(tmp_path / "small") == {values.stem}
+
+
+def test_an_entry_stays_mapped_only_while_features_use_it(
+    request_: Request, tmp_path: Path
+) -> None:
+    cache = PrefixCache(tmp_path, ENOUGH)
+    features = request_.ask(cache)
+    again = request_.ask(cache)
+    assert isinstance(features, StoredFeatures)
+    assert isinstance(again, StoredFeatures)
+    assert again.values is features.values
+    values = weakref.ref(features.values)
+    del features, again
+    gc.collect()
+    assert values() is None
+
+
+def test_digests_that_the_caller_has_give_the_same_entry(
+    request_: Request, tmp_path: Path
+) -> None:
+    backbone = request_.backbone
+    request_.ask(PrefixCache(tmp_path, ENOUGH))
+    digests = digest_each(backbone.model.state_dict(), backbone.tensor_names(FORWARD_ORDER))
+    for given in (digests, {**digests, "conv1.weight": "0", "features.0.0.weight": "0"}):
+        PrefixCache(tmp_path, ENOUGH).features(
+            backbone,
+            request_.prefix,
+            request_.images,
+            augment=request_.augment,
+            views=request_.views,
+            dtype=request_.dtype,
+            device=CPU,
+            digests=given,
+        )
+        assert len(keys(tmp_path)) == (1 if given is digests else 2)
 
 
 def test_the_least_recently_used_entry_goes_first(request_: Request, tmp_path: Path) -> None:

@@ -318,6 +318,38 @@ def test_a_loss_that_is_never_a_number_fails_the_run_and_is_said(
     assert run["status"] == "FAILED"
 
 
+@pytest.mark.parametrize(
+    ("augment", "views", "noted"),
+    [("strong", "2", True), ("strong", "3", False), ("strong", "0", False), ("light", "2", False)],
+)
+def test_fewer_stored_views_than_epochs_are_noted(
+    command: Command, capfd: pytest.CaptureFixture[str], augment: str, views: str, noted: bool
+) -> None:
+    assert command("stage1", epochs="3", augment=augment, views=views) == 0
+    said = capfd.readouterr().out
+    assert ("note: 2 stored views are met more than once in 3 epochs" in said) == noted
+
+
+def test_a_store_that_refuses_metrics_fails_the_run(
+    command: Command, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Metrics go out in the background: a refusal must not be lost there."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    log_batch = mlflow.MlflowClient.log_batch
+
+    def refuse(client: mlflow.MlflowClient, run_id: str, **values: object) -> object:
+        if any(getattr(m, "key", "") == "val/acc" for m in values.get("metrics", ())):
+            raise MlflowException("the disk is gone")
+        return log_batch(client, run_id, **values)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", refuse)
+    assert command("stage1") == 2
+    assert "the disk is gone" in capfd.readouterr().err
+    assert list(runs()["status"]) == ["FAILED"]
+
+
 def test_evaluate_scores_a_run_on_the_test_split(
     store: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,68 @@
+"""Copies compute in the order and precision asked for, and freed memory is kept."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.backbones import FORWARD_ORDER, build_backbone
+from pipeline.compute import compute_copy, run_blocks
+from pipeline.data.augment import normalise
+from pipeline.small_conv import SmallConv2d
+from tests.helpers import CLASSES, CPU, calibrated_backbone, make_images
+
+FAULTS = """
+import resource, sys, torch
+from pipeline.compute import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(16 << 20, dtype=torch.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
+def test_freed_memory_is_not_faulted_in_again() -> None:
+    def faults(mode: str) -> int:
+        words = [sys.executable, "-c", FAULTS, mode]
+        return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+
+    assert faults("keep") < 0.1 * faults("leave")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "efficientnet_b0"])
+@pytest.mark.parametrize("size", [32, 64])
+def test_the_copy_that_computes_gives_the_models_own_logits(name: str, size: int) -> None:
+    """Channels-last copies with matrix products against torchvision's model as it is."""
+    images = make_images(6, size)
+    backbone = calibrated_backbone(name, images)
+    inputs = normalise(images.pixels)
+    with torch.no_grad():
+        wanted = backbone.model(inputs)
+        copies = compute_copy(backbone, FORWARD_ORDER, torch.float32, CPU)
+        got = run_blocks(copies, inputs, torch.float32)
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_copy_is_channels_last_and_shares_nothing() -> None:
+    backbone = build_backbone("resnet18", CLASSES, seed=0)
+    copies = compute_copy(backbone, FORWARD_ORDER, torch.bfloat16, CPU)
+    theirs = {p.data_ptr() for block in copies.values() for p in block.parameters()}
+    assert theirs.isdisjoint(p.data_ptr() for p in backbone.model.parameters())
+    for name, block in copies.items():
+        for module in block.modules():
+            assert not module.training
+            if isinstance(module, nn.Conv2d | SmallConv2d) and module.weight.shape[-1] > 1:
+                assert module.weight.is_contiguous(memory_format=torch.channels_last)
+                assert module.weight.dtype == torch.bfloat16
+            if isinstance(module, nn.BatchNorm2d | nn.Linear):
+                assert module.weight.dtype == torch.float32, name
