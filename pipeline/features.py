@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +18,8 @@ from pipeline.data.images import ImageSet
 from pipeline.settings import Augment
 
 IntRows = NDArray[np.int64]
+RESIDENT_BYTES = 128 << 20
+"""So much is read from a mapped file before its pages are let go: a large one need not fit."""
 
 
 class Features(Protocol):
@@ -31,12 +35,21 @@ class Features(Protocol):
         ...
 
 
-@dataclass(frozen=True)
 class StoredFeatures:
-    """Outputs that were computed before: `values` is (views, N, C) or (views, N, H, W, C)."""
+    """Outputs that were computed before, read from a memory-mapped file.
 
-    values: Tensor
-    device: torch.device
+    Attributes:
+        values: (views, N, C) or (views, N, H, W, C).
+    """
+
+    def __init__(
+        self, path: Path, shape: list[int], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        with path.open("rb") as file:
+            self._mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        self.values = torch.frombuffer(self._mapping, dtype=dtype).view(shape)
+        self._device = device
+        self._resident_bytes = 0
 
     @property
     def running(self) -> dict[str, nn.Sequential]:
@@ -47,7 +60,12 @@ class StoredFeatures:
         """See `Features.batch`."""
         flat = self.values.flatten(0, 1)
         index = torch.from_numpy(views * self.values.shape[1] + rows)
-        outputs = flat.index_select(0, index).to(self.device)
+        outputs = flat.index_select(0, index)
+        self._resident_bytes += outputs.nbytes
+        if self._resident_bytes > RESIDENT_BYTES and hasattr(mmap, "MADV_DONTNEED"):
+            self._mapping.madvise(mmap.MADV_DONTNEED)  # the system's own cache still has them
+            self._resident_bytes = 0
+        outputs = outputs.to(self._device)
         return outputs.permute(0, 3, 1, 2) if outputs.ndim == 4 else outputs
 
 

@@ -27,7 +27,6 @@ from weakref import WeakValueDictionary
 import numpy as np
 import torch
 from filelock import FileLock
-from torch import Tensor
 
 from pipeline.backbones import Backbone
 from pipeline.compute import compute_copy, run_blocks
@@ -53,7 +52,7 @@ class PrefixCache:
     folder: Path | None
     limit_bytes: int
     notes: list[str] = field(default_factory=list)
-    _open: WeakValueDictionary[str, Tensor] = field(default_factory=WeakValueDictionary)
+    _open: WeakValueDictionary[str, StoredFeatures] = field(default_factory=WeakValueDictionary)
     _shapes: dict[tuple[object, ...], list[int]] = field(default_factory=dict)
 
     def features(
@@ -97,9 +96,9 @@ class PrefixCache:
                 dtype,
                 device,
             )
-            values = self._load_or_fill(recipe, prefix, cuts)
-            if values is not None:
-                return StoredFeatures(values, device)
+            features = self._load_or_fill(recipe, prefix, cuts)
+            if features is not None:
+                return features
         blocks = compute_copy(backbone, prefix, dtype, device)
         return LiveFeatures(images.to(device), blocks, augment, dtype)
 
@@ -117,7 +116,7 @@ class PrefixCache:
 
     def _load_or_fill(
         self, recipe: _Recipe, prefix: tuple[str, ...], cuts: list[tuple[str, ...]]
-    ) -> Tensor | None:
+    ) -> StoredFeatures | None:
         assert self.folder is not None
         key = recipe.key(prefix)
         if (held := self._open.get(key)) is not None:
@@ -135,23 +134,23 @@ class PrefixCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder / f"{key}.lock"):
-                values = self._read(recipe, prefix)
-                if values is None:
+                features = self._read(recipe, prefix)
+                if features is None:
                     others = [cut for cut in cuts if cut != prefix]
                     missing = [cut for cut in others if self._read(recipe, cut) is None]
                     self._fill(recipe, sorted([prefix, *missing], key=len))
                     self._evict(keep={recipe.key(cut) for cut in cuts})
-                    values = self._read(recipe, prefix)
+                    features = self._read(recipe, prefix)
         except OSError as err:
             self.notes.append(
                 f"the prefix cache in {self.folder} cannot be used ({err.strerror or err}): "
                 "training without it"
             )
             return None
-        return values
+        return features
 
-    def _read(self, recipe: _Recipe, cut: tuple[str, ...]) -> Tensor | None:
-        """The entry's values, memory-mapped, or None if it is not there or damaged."""
+    def _read(self, recipe: _Recipe, cut: tuple[str, ...]) -> StoredFeatures | None:
+        """The entry, memory-mapped, or None if it is not there or damaged."""
         key = recipe.key(cut)
         if (held := self._open.get(key)) is not None:
             return held
@@ -169,10 +168,9 @@ class PrefixCache:
             self.notes.append(f"prefix cache entry {key[:12]} is damaged: computing it anew")
             return None
         os.utime(about_path)  # the time of last use, for eviction
-        count = math.prod(about["shape"])
-        values = torch.from_file(str(values_path), shared=False, size=count, dtype=recipe.dtype)
-        self._open[key] = values = values.view(about["shape"])
-        return values
+        features = StoredFeatures(values_path, about["shape"], recipe.dtype, recipe.device)
+        self._open[key] = features
+        return features
 
     @torch.no_grad()
     def _fill(self, recipe: _Recipe, cuts: list[tuple[str, ...]]) -> None:

@@ -421,13 +421,39 @@ def test_an_entry_stays_mapped_only_while_features_use_it(
     cache = PrefixCache(tmp_path, ENOUGH)
     features = request_.ask(cache)
     again = request_.ask(cache)
-    assert isinstance(features, StoredFeatures)
-    assert isinstance(again, StoredFeatures)
-    assert again.values is features.values
-    values = weakref.ref(features.values)
+    assert again is features
+    held = weakref.ref(features)
     del features, again
     gc.collect()
-    assert values() is None
+    assert held() is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+def test_a_large_entry_is_read_without_keeping_it_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, channels = 4000, 8192  # 64 MB
+    path = tmp_path / "values.bin"
+    torch.arange(count).repeat_interleave(channels).to(torch.int16).numpy().tofile(path)
+
+    def shared_mb() -> float:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[2])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    grown = []
+    for limit in (1 << 30, 1):
+        monkeypatch.setattr("pipeline.features.RESIDENT_BYTES", limit)
+        features = StoredFeatures(path, [1, count, channels], torch.int16, CPU)
+        before, most = shared_mb(), 0.0
+        for rows in np.array_split(np.random.default_rng(0).permutation(count), 40):
+            outputs = features.batch(rows, np.zeros_like(rows))
+            assert outputs[:, -1].tolist() == rows.tolist()
+            most = max(most, shared_mb() - before)
+        grown.append(most)
+        del features, outputs
+        gc.collect()
+    assert grown[0] > 50
+    assert grown[1] < 10
 
 
 def test_digests_that_the_caller_has_give_the_same_entry(
