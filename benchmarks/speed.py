@@ -172,14 +172,16 @@ def say(line: str) -> None:
 def main() -> None:
     """Measure the parts asked for and write them as they are done."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--weights", required=True)
-    parser.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--peers-python", default=sys.executable)
-    parser.add_argument("--tools", nargs="+", default=["plain", "fastai", "lightning"])
+    parser.add_argument("--data", required=True, help="folder of CIFAR-10 parquet files")
+    parser.add_argument("--weights", required=True, help="resnet18 .safetensors or .pth")
+    parser.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2], help="default 0 1 2")
+    interpreter = "interpreter with peers/requirements.txt (default: this one)"
+    parser.add_argument("--peers-python", default=sys.executable, help=interpreter)
+    tools = ["plain", "fastai", "lightning"]
+    parser.add_argument("--tools", nargs="+", default=tools, choices=tools, help="default all")
     names = ["peers", "trials", "images", "resolution", "startup"]
-    parser.add_argument("--parts", nargs="+", choices=names, default=names)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--parts", nargs="+", choices=names, default=names, help="default all")
+    parser.add_argument("--out", type=Path, required=True, help="Markdown file to write")
     args = parser.parse_args()
     task = Task(str(Path(args.data).resolve()), str(Path(args.weights).resolve()))
     python = args.peers_python

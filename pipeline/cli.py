@@ -101,7 +101,9 @@ def _help(key: str) -> str:
     shown = (
         {True: "on", False: "off"}.get(default, default) if isinstance(default, bool) else default
     )
-    return f"{describe_field(key)} (default {shown})".replace("%", "%%")
+    return f"{describe_field(key)} (default {'empty' if shown == '' else shown})".replace(
+        "%", "%%"
+    )
 
 
 def parse(argv: Sequence[str] | None) -> tuple[str, dict[str, str]]:

@@ -18,6 +18,7 @@ import hashlib
 import json
 import math
 import os
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -181,7 +182,8 @@ class PrefixCache:
         blocks = compute_copy(recipe.backbone, cuts[-1], recipe.dtype, recipe.device)
         images = recipe.images.to(recipe.device)
         keys = images.keys
-        paths = {cut: self.folder / f"{recipe.key(cut)}.{os.getpid()}.tmp" for cut in cuts}
+        writer = f"{socket.gethostname()}.{os.getpid()}"
+        paths = {cut: self.folder / f"{recipe.key(cut)}.{writer}.tmp" for cut in cuts}
         hashers = {cut: hashlib.sha256() for cut in cuts}
         batch = max(1, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
         files = {cut: path.open("wb") for cut, path in paths.items()}
@@ -229,7 +231,7 @@ class PrefixCache:
         for path in [*self.folder.glob("*.tmp"), *self.folder.glob("*.bin")]:
             with contextlib.suppress(FileNotFoundError):
                 old = time.time() - path.stat().st_mtime > ABANDONED_AFTER_S
-                if old and not path.with_suffix(".json").exists():
+                if (old or _writer_is_dead(path)) and not path.with_suffix(".json").exists():
                     path.unlink()
         used: dict[Path, float] = {}
         sizes: dict[Path, int] = {}
@@ -246,6 +248,20 @@ class PrefixCache:
                 path.with_suffix(".bin").unlink(missing_ok=True)
                 path.with_suffix(".lock").unlink(missing_ok=True)
                 total -= sizes[path]
+
+
+def _writer_is_dead(part: Path) -> bool:
+    """Whether `KEY.HOST.PID.tmp` was left by a process of this machine that is no more."""
+    words = part.name.split(".")
+    if part.suffix != ".tmp" or ".".join(words[1:-2]) != socket.gethostname():
+        return False
+    try:
+        os.kill(int(words[-2]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
 
 
 @dataclass(frozen=True)

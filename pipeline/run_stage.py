@@ -106,7 +106,7 @@ def run_stage(
         log.metrics({"time/prefix_s": prefix_s})
         log.file(checkpoint, str(Path(CHECKPOINT).parent))
         log_outcome(log, settings, stage, session.draw, backbone, summary, results, Path(folder))
-    for note in session.cache.notes:
+    for note in dict.fromkeys(session.cache.notes):
         session.say(f"note: {note}")
     session.cache.notes.clear()
     session.say(f"stage {number}: run {summary.run_id}")

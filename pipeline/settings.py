@@ -105,7 +105,7 @@ class Settings(BaseModel):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to compute")
     cache: bool = Field(True, description="keep the frozen prefix's outputs (on/off)")
     cache_dir: str = Field(
-        "", description="folder for downloads and caches; default ~/.cache/unfreeze"
+        "", description="folder for downloads and caches; empty: ~/.cache/unfreeze"
     )
     views: int = Field(
         10, ge=0, le=1000, description="stored augmented views an image; 0: fresh ones every epoch"

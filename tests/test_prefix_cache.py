@@ -6,6 +6,7 @@ import gc
 import json
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import weakref
@@ -491,6 +492,22 @@ def test_the_least_recently_used_entry_goes_first(request_: Request, tmp_path: P
     assert names[0] in keys(tmp_path)
     assert names[1] not in keys(tmp_path)
     assert len(keys(tmp_path)) == 2
+
+
+def test_parts_of_dead_processes_go_at_once_and_those_of_others_stay(
+    request_: Request, tmp_path: Path
+) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    here = socket.gethostname()
+    dead, alive, elsewhere = (
+        tmp_path / f"{'0' * 64}.{host}.{pid}.tmp"
+        for host, pid in ((here, process.pid), (here, os.getpid()), ("other", process.pid))
+    )
+    for path in (dead, alive, elsewhere):
+        path.write_bytes(b"part")
+    request_.ask(PrefixCache(tmp_path, ENOUGH))
+    assert [path.exists() for path in (dead, alive, elsewhere)] == [False, True, True]
 
 
 def test_a_folder_that_cannot_be_made_is_noted_and_computed_live(
