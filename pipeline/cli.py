@@ -21,6 +21,7 @@ from pipeline.settings import (
     MAX_STAGES,
     RUN_KEYS,
     STAGE_KEYS,
+    THRESHOLD_KEYS,
     TRAIN_KEYS,
     Settings,
     TrainSettings,
@@ -38,6 +39,7 @@ ENTRY_POINTS = {
         for n in range(1, MAX_STAGES + 1)
     },
     "evaluate": "accuracy of a finished stage run on the test split",
+    "gate": "has stage 3 been earned? read from finished stage-2 runs, or from result lines",
 }
 UNSET = {"", "auto", "none"}
 """What MLproject passes for a parameter that was not given."""
@@ -68,6 +70,12 @@ def build_parser() -> argparse.ArgumentParser:
         if name == "evaluate":
             command.add_argument("--run_id", required=True, help="the stage run to evaluate")
             for key in ("device", "precision", "cache_dir"):
+                command.add_argument(f"--{key}", help=_help(key))
+            continue
+        if name == "gate":
+            command.add_argument("--run_id", help="a finished stage-2 run; siblings are found")
+            command.add_argument("--lines", help="or a file with the lines `Stage-k Best results`")
+            for key in THRESHOLD_KEYS:
                 command.add_argument(f"--{key}", help=_help(key))
             continue
         command.add_argument("--config", help="a YAML file of settings, weaker than the options")
@@ -116,7 +124,7 @@ def parse(argv: Sequence[str] | None) -> tuple[str, dict[str, str]]:
     options = {key: value for key, value in vars(known).items() if key != "entry_point"}
     if unknown:
         extra = {word[2:].partition("=")[0]: "?" for word in unknown if word.startswith("--")}
-        if known.entry_point != "evaluate":
+        if known.entry_point not in ("evaluate", "gate"):
             load_settings(extra)  # says which setting is not known, and the nearest that is
         raise SettingsError(
             f"unexpected words on the command line: {' '.join(unknown)}: see --help"
@@ -157,7 +165,7 @@ class Progress:
 
 def run(entry_point: str, options: dict[str, str]) -> None:
     """Do what the entry point says; settings are checked before anything slow is imported."""
-    own = {key: options.pop(key, "") for key in ("config", "parent_run_id", "run_id")}
+    own = {key: options.pop(key, "") for key in ("config", "parent_run_id", "run_id", "lines")}
     given = {key: "" if value in UNSET else value for key, value in own.items()}
     if options.get("preset") in UNSET:
         del options["preset"]
@@ -173,15 +181,21 @@ def run(entry_point: str, options: dict[str, str]) -> None:
 
         evaluate_entry(given["run_id"], options, say)
         return
+    if entry_point == "gate":
+        from pipeline.gate_report import gate_entry
+
+        gate_entry(given["run_id"], given["lines"], options, say)
+        return
     target = None if entry_point == "main" else int(entry_point.removeprefix("stage"))
     load_settings(options, config=config, target=None if given["parent_run_id"] else target)
 
-    from pipeline.run_stage import main_entry, stage_entry
+    from pipeline.entry_points import Command, main_entry, stage_entry
 
+    command = Command(options, config, given["parent_run_id"] or None, say, progress)
     if target is None:
-        main_entry(options, config, say, progress)
+        main_entry(command)
     else:
-        stage_entry(target, options, config, given["parent_run_id"] or None, say, progress)
+        stage_entry(command, target)
 
 
 def _stop(number: int, frame: object) -> None:

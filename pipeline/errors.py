@@ -8,6 +8,7 @@
     ├── LineageError              a parent run: missing, of the wrong stage, damaged, contradicted
     ├── TrainingError             no epoch came to a finite loss
     ├── FreezingError             a frozen tensor changed during training
+    ├── GateError                 the gate was asked to stop stage 3, or cannot be read
     ├── StorageError              a disk that is full or cannot be written
     └── TrackingError             MLflow's store cannot be reached or refuses
 
@@ -47,6 +48,10 @@ class TrainingError(PipelineError):
 
 class FreezingError(PipelineError):
     """A tensor outside the trainable blocks changed: the run's result is void."""
+
+
+class GateError(PipelineError):
+    """The gate stops stage 3, or has too little to read."""
 
 
 class StorageError(PipelineError):

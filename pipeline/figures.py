@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from pipeline.signals import Signal
+
 TRAIN_COLOUR, VAL_COLOUR = "#5b8db8", "#c8553d"
+BLOCK_COLOURS = {
+    "head": "#4c4c4c",
+    "block4": "#c8553d",
+    "block3": "#5b8db8",
+    "block2": "#7aa974",
+    "block1": "#b08cc0",
+    "stem": "#d9a441",
+}
 MAX_LABELLED_CLASSES = 30
 MAX_NUMBERED_CLASSES = 15
 
@@ -39,6 +51,108 @@ def learning_curves(
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
     loss_axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+@dataclass(frozen=True)
+class ChainPart:
+    """One stage of a chain, by epoch: losses in nats, accuracies 0 to 1."""
+
+    number: int
+    train_loss: Sequence[float]
+    val_loss: Sequence[float]
+    train_acc: Sequence[float]
+    val_acc: Sequence[float]
+    selected: int
+
+
+def chain_curves(parts: Sequence[ChainPart]) -> Figure:
+    """Loss and accuracy of consecutive stages on one axis of epochs, stage boundaries marked."""
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    figure.suptitle("from stage to stage", fontsize=11)
+    loss_axes, acc_axes = figure.subplots(1, 2)
+    for axes, label in ((loss_axes, "cross-entropy (nats)"), (acc_axes, "accuracy (%)")):
+        axes.set_xlabel("epoch of the chain")
+        axes.set_ylabel(label)
+        axes.spines[["top", "right"]].set_visible(False)
+    start = 0
+    for part in parts:
+        epochs = start + np.arange(1, len(part.train_loss) + 1)
+        panels = [
+            (loss_axes, np.asarray(part.train_loss), np.asarray(part.val_loss)),
+            (acc_axes, np.asarray(part.train_acc) * 100, np.asarray(part.val_acc) * 100),
+        ]
+        for axes, train, val in panels:
+            named = {"training": train, "validation": val}
+            for (name, values), colour in zip(
+                named.items(), (TRAIN_COLOUR, VAL_COLOUR), strict=True
+            ):
+                axes.plot(epochs, values, "o-", ms=3, color=colour)
+                if part is parts[0]:
+                    axes.lines[-1].set_label(name)
+            marked = val[part.selected - 1]
+            axes.plot(start + part.selected, marked, "o", ms=9, mfc="none", color=VAL_COLOUR)
+            if start:
+                axes.axvline(start + 0.5, color="0.6", lw=1, ls="--")
+            axes.text(
+                start + len(epochs) / 2 + 0.5,
+                1.0,
+                f"stage {part.number}",
+                transform=axes.get_xaxis_transform(),
+                ha="center",
+                va="bottom",
+                fontsize=9,
+            )
+        start += len(epochs)
+    loss_axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def by_block(title: str, risks: Sequence[Mapping[str, float]]) -> Figure:
+    """Drift, CKA and relative gradient of each block, by epoch, from `RiskMeter.read`."""
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    panels = {
+        "drift": "relative weight drift",
+        "cka": "CKA with the start",
+        "grad_relative": "gradient norm / weight norm",
+    }
+    epochs = np.arange(1, len(risks) + 1)
+    for axes, (kind, label) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        for name in risks[0]:
+            measure, _, block = name.partition("/")
+            if measure == kind:
+                values = [risk[name] for risk in risks]
+                axes.plot(
+                    epochs, values, "o-", ms=3, label=block, color=BLOCK_COLOURS.get(block, "0.4")
+                )
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.spines[["top", "right"]].set_visible(False)
+        if kind == "grad_relative":
+            axes.set_yscale("log")
+    figure.axes[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def signal_table(signals: Sequence[Signal]) -> Figure:
+    """Each signal's name, state and sentence; good news blue, bad news red, unknown grey."""
+    figure = Figure(figsize=(11, 0.2 + 0.5 * len(signals)), layout="constrained")
+    axes = figure.subplots()
+    axes.axis("off")
+    axes.set_ylim(len(signals), 0)
+    axes.set_xlim(0, 1)
+    for row, signal in enumerate(signals):
+        wanted = "true" if signal.name.startswith("positive") else "false"
+        good = TRAIN_COLOUR if signal.state == wanted else VAL_COLOUR
+        colour = "0.5" if signal.state == "unknown" else good
+        middle = row + 0.5
+        axes.text(0.0, middle, signal.name, va="center", fontsize=9)
+        axes.text(0.27, middle, signal.state, va="center", fontsize=9, color=colour, weight="bold")
+        sentence = textwrap.fill(signal.sentence, 88)
+        axes.text(0.36, middle, sentence, va="center", fontsize=8, linespacing=1.2)
+        axes.axhline(row, color="0.85", lw=0.8)
     return figure
 
 

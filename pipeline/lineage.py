@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from pipeline.digests import digest_values
 from pipeline.errors import LineageError
-from pipeline.settings import INHERITED_KEYS, Settings
+from pipeline.settings import INHERITED_KEYS, THRESHOLD_KEYS, Settings
 from pipeline.stages import Stage
 from pipeline.tracking import RunView
 
@@ -50,6 +50,38 @@ def lineage_key(
     )
 
 
+def recipe_key(
+    settings: Settings,
+    stage: Stage,
+    *,
+    data: str,
+    class_names: tuple[str, ...],
+    weights_digest: str,
+    precision: str,
+) -> str:
+    """What sibling runs share: everything in the lineage but the draw, the seed and the images.
+
+    A parent that was trained by another recipe than this run's settings say makes another key.
+    """
+    return digest_values(
+        {
+            "method": METHOD,
+            "schedule": stage.schedule,
+            "stage": stage.number,
+            "backbone": settings.backbone,
+            "weights": weights_digest,
+            "data": [data, *class_names],
+            "per_class": [settings.train_per_class, settings.val_per_class],
+            "data_seed": settings.data_seed,
+            "image_size": settings.image_size,
+            "norm_stats": settings.norm_stats,
+            "views": settings.views,
+            "precision": precision,
+            "training": [settings.training(n).model_dump() for n in range(1, stage.number + 1)],
+        }
+    )
+
+
 def check_parent(run: RunView, stage_number: int) -> None:
     """Refuse a run that stage `stage_number` cannot continue from.
 
@@ -73,7 +105,7 @@ def inherit(run: RunView) -> dict[str, object]:
     raw = json.loads(run.tags["settings"])
     assert isinstance(raw, dict)
     # how and where to compute is each run's own business
-    own = ("device", "cache", "cache_dir", "reuse", "log_model", "precision")
+    own = ("device", "cache", "cache_dir", "reuse", "log_model", "precision", *THRESHOLD_KEYS)
     return {key: value for key, value in raw.items() if key not in own}
 
 
@@ -96,8 +128,7 @@ def check_agreement(settings: Settings, values: Mapping[str, object], run: RunVi
     if conflicts:
         raise LineageError(
             f"settings contradict parent run {run.run_id}: {'; '.join(conflicts)}: leave them "
-            "out, or "
-            "leave parent_run_id out to train a parent with them"
+            "out, or leave parent_run_id out to train a parent with them"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,13 @@ from pipeline.backbones import Backbone
 from pipeline.data.augment import MEAN, STD
 from pipeline.data.draws import Draw
 from pipeline.data.images import ImageSet
+from pipeline.evidence import sentences
 from pipeline.figures import confusion_matrix, learning_curves
 from pipeline.files import write_atomically
 from pipeline.provenance import requirements_of
 from pipeline.report import StageSummary
-from pipeline.settings import TRAIN_KEYS, Settings, plain_values
+from pipeline.settings import THRESHOLD_KEYS, TRAIN_KEYS, Settings, plain_values
+from pipeline.signals import Signal
 from pipeline.stages import Stage
 from pipeline.tracking import RunLog, RunView
 from pipeline.training import EpochResult
@@ -39,13 +42,14 @@ def log_start(
     stage: Stage,
     draw: Draw,
     pretrained: Pretrained,
-    key: str,
+    keys: Mapping[str, str],
     parent: RunView | None,
 ) -> None:
     """Everything that is known before the first step."""
     values = plain_values(settings, range(1, stage.number + 1))
     own = {name: getattr(settings.training(stage.number), name) for name in TRAIN_KEYS}
-    log.params({**{k: v for k, v in values.items() if "." not in k}, **own})
+    run = {k: v for k, v in values.items() if "." not in k and k not in THRESHOLD_KEYS}
+    log.params({**run, **own})
     log.tags(
         {
             "preset": settings.preset,
@@ -62,7 +66,7 @@ def log_start(
             "seed": str(settings.seed),
             "parent_run_id": parent.run_id if parent else "none",
             "parent_checkpoint_sha256": parent.tags["checkpoint_sha256"] if parent else "none",
-            "lineage_key": key,
+            **keys,
             "settings": json.dumps(values),
         }
     )
@@ -85,6 +89,7 @@ def log_outcome(
     backbone: Backbone,
     summary: StageSummary,
     results: list[EpochResult],
+    signals: list[Signal],
     folder: Path,
 ) -> None:
     """Everything that is known after the last step."""
@@ -116,12 +121,18 @@ def log_outcome(
     log.text(
         predictions_csv(best.logits, draw.val, draw.class_names), "evaluation/val_predictions.csv"
     )
-    log.tags({"mlflow.note.content": description(settings, stage, draw, summary)})
+    log.tags({"mlflow.note.content": description(settings, stage, draw, summary, signals)})
     if settings.log_model:
         log.tags({"model_uri": log_served_model(log, settings, draw, backbone, folder)})
 
 
-def description(settings: Settings, stage: Stage, draw: Draw, summary: StageSummary) -> str:
+def description(
+    settings: Settings,
+    stage: Stage,
+    draw: Draw,
+    summary: StageSummary,
+    signals: Sequence[Signal],
+) -> str:
     """The run's note in the MLflow UI, as Markdown."""
     lines = [
         f"**Stage {stage.number}** of `{stage.schedule}` trains {' + '.join(stage.trainable)} of "
@@ -129,6 +140,7 @@ def description(settings: Settings, stage: Stage, draw: Draw, summary: StageSumm
         f"{draw.source} (draw {settings.draw}, seed {settings.seed}). Epoch {summary.epoch} was "
         f"selected on {len(draw.val)} validation images.",
         f"    {summary.best_line}",
+        sentences(signals),
     ]
     if stage.number < len(settings.stages):
         lines.append(

@@ -7,24 +7,23 @@ checkpoint, also within one process.
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 import time
 from pathlib import Path
 
 from pipeline.checkpoints import save_checkpoint
-from pipeline.config import load_settings
 from pipeline.data.augment import distinct_views
 from pipeline.errors import LineageError, TrainingError
+from pipeline.evidence import Subject, log_evidence, refresh_siblings
 from pipeline.freezing import FrozenProof
-from pipeline.lineage import check_agreement, check_parent, inherit
-from pipeline.report import StageSummary, table_markdown, table_text
+from pipeline.gate_report import gate_of_run
+from pipeline.report import StageSummary
 from pipeline.run_log import log_outcome, log_start
-from pipeline.session import CHECKPOINT, OnEpoch, Say, Session
-from pipeline.settings import INHERITED_KEYS, Settings, plain_values
+from pipeline.session import CHECKPOINT, Session
+from pipeline.settings import Settings
 from pipeline.stages import Stage
-from pipeline.tracking import RunView, Tracking
+from pipeline.tracking import RunView
 from pipeline.training import EpochResult, Trainer
 
 
@@ -38,6 +37,9 @@ def run_stage(
 ) -> StageSummary:
     """Train one stage from its parent run (None: from pretrained weights) and log it."""
     settings, stage = session.settings, session.settings.stage(number)
+    if settings.enforce_gate and (stage.schedule, number) == ("three_stage", 3):
+        assert parent
+        gate_of_run(session.tracking, parent, settings)[0].enforce()
     started = time.perf_counter()
     with (
         session.tracking.run(
@@ -45,9 +47,8 @@ def run_stage(
         ) as log,
         tempfile.TemporaryDirectory() as folder,
     ):
-        log_start(
-            log, settings, stage, session.draw, session.pretrained, session.key(number), parent
-        )
+        keys = {"lineage_key": session.key(number), "recipe_key": session.recipe(number)}
+        log_start(log, settings, stage, session.draw, session.pretrained, keys, parent)
         training = settings.training(number)
         if distinct_views(training.augment) is None and 0 < settings.views < training.epochs:
             session.say(
@@ -105,10 +106,19 @@ def run_stage(
         log.tags({"checkpoint_sha256": sha256, "frozen_sha256": proof.digest})
         log.metrics({"time/prefix_s": prefix_s})
         log.file(checkpoint, str(Path(CHECKPOINT).parent))
-        log_outcome(log, settings, stage, session.draw, backbone, summary, results, Path(folder))
+        subject = Subject(stage, settings, results, summary.epoch, session.draw.val, parent)
+        signals = log_evidence(log, session.tracking, subject)
+        log_outcome(
+            log, settings, stage, session.draw, backbone, summary, results, signals, Path(folder)
+        )
+    if parent:
+        now = refresh_siblings(session.tracking, session.recipe(number), settings)
+        signals = [now if signal.name == now.name else signal for signal in signals]
     for note in dict.fromkeys(session.cache.notes):
         session.say(f"note: {note}")
     session.cache.notes.clear()
+    for signal in signals:
+        session.say(f"  {signal.name} {signal.state}: {signal.sentence}")
     session.say(f"stage {number}: run {summary.run_id}")
     session.say(summary.best_line)
     return summary
@@ -123,6 +133,10 @@ def epoch_metrics(result: EpochResult) -> dict[str, float]:
         "val/acc": result.val.acc,
         "time/train_s": result.train_s,
         "time/val_s": result.val_s,
+        "time/risks_s": result.risks_s,
+        "gap/acc": result.train.acc - result.val.acc,
+        "gap/loss": result.val.loss - result.train.loss,
+        **result.risks,
         **{f"lr/{block}": rate for block, rate in result.lr.items()},
     }
 
@@ -199,78 +213,3 @@ def run_name(settings: Settings, number: int) -> str:
     data = Path(settings.data).name
     what = f"stage{number} · {data} · {settings.backbone}"
     return f"{what} · draw {settings.draw} · seed {settings.seed}"
-
-
-def stage_entry(
-    number: int,
-    options: dict[str, str],
-    config: str | None,
-    parent_run_id: str | None,
-    say: Say,
-    on_epoch: OnEpoch,
-) -> StageSummary:
-    """Entry points stage1, stage2, stage3: the stage's parent is given, found or trained."""
-    settings = load_settings(options, config=config, target=number)
-    tracking = Tracking.connect()
-    with tracking.explained():
-        return _stage(tracking, settings, number, options, config, parent_run_id, say, on_epoch)
-
-
-def _stage(
-    tracking: Tracking,
-    settings: Settings,
-    number: int,
-    options: dict[str, str],
-    config: str | None,
-    parent_run_id: str | None,
-    say: Say,
-    on_epoch: OnEpoch,
-) -> StageSummary:
-    parent: RunView | None = None
-    if parent_run_id:
-        parent = tracking.get(parent_run_id)
-        check_parent(parent, number)
-        inherited = inherit(parent)
-        settings = load_settings(options, config=config, target=number, inherited=inherited)
-        check_agreement(settings, inherited, parent)
-        taken = ", ".join(f"{key}={inherited[key]}" for key in INHERITED_KEYS)
-        say(f"inherited from run {parent.run_id} ({parent.name}): {taken}")
-    session = Session.open(settings, tracking, say, on_epoch)
-    if parent:
-        if parent.tags["data_sha256"] != session.draw.fingerprint:
-            raise LineageError(
-                f"the images of {settings.data} are not those that parent run {parent.run_id} "
-                "was trained on (their SHA-256 differ): restore them, or leave parent_run_id out"
-            )
-        session.keys[number - 1] = parent.tags["lineage_key"]
-    elif number > 1:
-        parent = tracking.get(find_or_run(session, number - 1).run_id)
-    return run_stage(session, number, parent, target=True)
-
-
-def main_entry(
-    options: dict[str, str],
-    config: str | None,
-    say: Say,
-    on_epoch: OnEpoch,
-) -> list[StageSummary]:
-    """Entry point main: every stage of the schedule, and a run that sums them up."""
-    settings = load_settings(options, config=config)
-    tracking = Tracking.connect()
-    data = Path(settings.data).name
-    name = f"{settings.schedule} · {data} · {settings.backbone} · draw {settings.draw}"
-    with tracking.run(name, {"kind": "chain"}, target=True) as log:
-        session = Session.open(settings, tracking, say, on_epoch)
-        rows = [find_or_run(session, n, log.run_id) for n in range(1, len(settings.stages) + 1)]
-        log.params(plain_values(settings))
-        for row in rows:
-            prefix = f"stage{row.stage.number}"
-            log.metrics({f"{prefix}/val_acc": row.val_acc, f"{prefix}/val_loss": row.val_loss})
-            log.tags({f"{prefix}_run_id": row.run_id})
-        log.tags({"mlflow.note.content": f"{name}\n\n{table_markdown(rows)}\n"})
-        log.text(table_markdown(rows) + "\n", "summary.md")
-        log.text(json.dumps(plain_values(settings), indent=2) + "\n", "settings.json")
-    say("")
-    say(table_text(rows))
-    say(f"\nbrowse the runs: {tracking.ui_command}")
-    return rows

@@ -22,7 +22,7 @@ from pipeline.data.sources import open_source
 from pipeline.errors import LineageError
 from pipeline.features import Features
 from pipeline.files import storage_faults
-from pipeline.lineage import lineage_key
+from pipeline.lineage import lineage_key, recipe_key
 from pipeline.norm_stats import calibrate_norm_stats
 from pipeline.prefix_cache import PrefixCache
 from pipeline.report import StageSummary
@@ -131,6 +131,17 @@ class Session:
                 parent_key=self.key(number - 1) if number > 1 else None,
             )
         return self.keys[number]
+
+    def recipe(self, number: int) -> str:
+        """What runs of this stage that differ only in draw or seed have in common."""
+        return recipe_key(
+            self.settings,
+            self.settings.stage(number),
+            data=self.draw.source,
+            class_names=self.draw.class_names,
+            weights_digest=self.pretrained.digest,
+            precision=str(self.dtype).removeprefix("torch."),
+        )
 
     def pretrained_backbone(self) -> Backbone:
         """The backbone with the pretrained weights, calibrated where the settings say so."""

@@ -67,10 +67,51 @@ class TrainSettings(BaseModel):
     )
 
 
-class Settings(BaseModel):
-    """Everything one run depends on; `stages` holds the training settings of each stage."""
+class Thresholds(BaseModel):
+    """Where a signal or the gate changes its mind; they read a run, never change its weights."""
 
     model_config = _STRICT
+
+    signal_saturation_acc: float = Field(
+        0.99, gt=0, le=1, description="training accuracy that counts as saturated"
+    )
+    signal_early_share: float = Field(
+        0.25, gt=0, le=1, description="train_acc_saturates: within this share of the epochs"
+    )
+    signal_spike_share: float = Field(
+        0.5, gt=0, le=1, description="no_early_spike: saturated after this share of the epochs"
+    )
+    signal_confidence: float = Field(
+        0.9, gt=0.5, lt=1, description="val_acc_gain: one-sided confidence that there is a gain"
+    )
+    signal_loss_rise: float = Field(
+        0.05, ge=0, description="val_loss_rises: ends by this share above its own minimum"
+    )
+    signal_spread_p: float = Field(
+        0.1, gt=0, lt=1, description="unstable_across_runs: p of the paired variance test"
+    )
+    gate_flat: float = Field(
+        0.05, ge=0, description="loss is flat if its last fifth spans at most this share"
+    )
+    gate_ceiling: float = Field(
+        0.97, gt=0, le=1, description="validation accuracy beyond which there is no headroom"
+    )
+    gate_min_gain: float = Field(
+        0.005, ge=0, description="a smaller gain from stage 1 to 2 is flat: no headroom"
+    )
+    gate_memorising_acc: float = Field(
+        0.995, gt=0, le=1, description="training accuracy of a stage that memorises"
+    )
+    gate_memorising_gap: float = Field(
+        0.2, ge=0, description="nats by which its validation loss stays above its training loss"
+    )
+    enforce_gate: bool = Field(
+        False, description="refuse to start stage 3 unless the gate says promising (on/off)"
+    )
+
+
+class Settings(Thresholds):
+    """Everything one run depends on; `stages` holds the training settings of each stage."""
 
     preset: str = Field(
         DEFAULT_PRESET, description="recipe for all else; images, where data is not digits"
@@ -125,6 +166,7 @@ class Settings(BaseModel):
 
 TRAIN_KEYS = tuple(TrainSettings.model_fields)
 RUN_KEYS = tuple(key for key in Settings.model_fields if key != "stages")
+THRESHOLD_KEYS = tuple(Thresholds.model_fields)
 STAGE_KEYS = tuple(f"stage{n}.{key}" for n in range(1, MAX_STAGES + 1) for key in TRAIN_KEYS)
 INHERITED_KEYS = (
     *("data", "train_per_class", "val_per_class", "data_seed", "draw"),

@@ -5,9 +5,8 @@ validation images, and the stage's settings. Out: `EpochResult`s; the selected e
 in `Trainer.best`. The backbone itself is never changed. One fresh optimizer and one fresh schedule
 a stage. Not covered: logging, checkpoints, and which parent the weights came from.
 
-Reduced precision keeps float32 master weights beside the copies that compute (Micikevicius et al.
-2018, arXiv 1710.03740). L2-SP: Li, Grandvalet & Davoine 2018 (arXiv 1802.01483). Cosine schedule:
-Loshchilov & Hutter 2017 (arXiv 1608.03983).
+L2-SP: Li, Grandvalet & Davoine 2018 (arXiv 1802.01483). Cosine schedule: Loshchilov & Hutter 2017
+(arXiv 1608.03983).
 """
 
 from __future__ import annotations
@@ -29,6 +28,8 @@ from pipeline.data.augment import pick_views
 from pipeline.data.images import ImageSet
 from pipeline.features import Features
 from pipeline.freezing import set_trainable
+from pipeline.master_weights import MasterWeight
+from pipeline.risks import RiskMeter
 from pipeline.settings import TrainSettings
 from pipeline.stages import BLOCKS, Stage
 
@@ -55,6 +56,8 @@ class EpochResult:
         is_best: whether this epoch is the best so far.
         train_s: seconds spent on training.
         val_s: seconds spent on validation.
+        risks: `RiskMeter.read`, by metric name.
+        risks_s: seconds spent on measuring them.
     """
 
     epoch: int
@@ -65,6 +68,8 @@ class EpochResult:
     is_best: bool
     train_s: float
     val_s: float
+    risks: dict[str, float] = field(default_factory=dict)
+    risks_s: float = 0.0
 
     @property
     def diverged(self) -> bool:
@@ -121,7 +126,7 @@ class Trainer:
         set_trainable(self.blocks, self.stage.trainable, self.settings.norm)
         source = self.backbone.model.state_dict(keep_vars=True)
         names = {id(tensor): name for name, tensor in source.items()}
-        self.weights: list[_Weight] = []
+        self.weights: list[MasterWeight] = []
         self.computed: dict[str, Tensor] = {}  # every tensor of the suffix, as it computes
         for block in self.stage.suffix:
             origin = self.backbone.blocks[block].state_dict(keep_vars=True)
@@ -130,7 +135,7 @@ class Trainer:
                 self.computed[name] = tensor
                 if block in self.stage.trainable and isinstance(tensor, nn.Parameter):
                     start = origin[inner].detach().to(self.device)
-                    self.weights.append(_Weight(name, block, tensor, start))
+                    self.weights.append(MasterWeight(name, block, tensor, start))
         self.optimizer = self._make_optimizer()
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
@@ -169,6 +174,8 @@ class Trainer:
         labels = train.labels.to(self.device)
         val_labels = val.labels.to(self.device)
         best_score = (-1.0, -math.inf)
+        meter = RiskMeter(self.weights, len(val))
+        meter.start(self._outputs(val_features, meter.probes))
         for epoch in range(self.settings.epochs):
             started = time.perf_counter()
             views = pick_views(
@@ -186,13 +193,18 @@ class Trainer:
                     schedule_factor(epoch * steps_an_epoch + number, steps, self.settings.warmup)
                 )
                 target = labels[torch.from_numpy(rows).to(self.device)]
-                logits = self._step(train_features.batch(rows, views[rows]), target)
+                inputs = train_features.batch(rows, views[rows])
+                last = number == steps_an_epoch - 1
+                logits = self._step(inputs, target, meter if last else None)
                 loss_sum += F.cross_entropy(logits, target, reduction="sum")
                 hits += (logits.argmax(1) == target).sum()
             scores = Scores(loss_sum.item() / len(train), hits.item() / len(train))
             trained = time.perf_counter()
-            val_logits = self.predict(val_features, len(val))
+            val_logits, outputs = self._validate(val_features, len(val), meter.probes)
             val_scores = score_logits(val_logits, val_labels)
+            validated = time.perf_counter()
+            risks = meter.read(outputs)
+            measured = time.perf_counter()
             finite = math.isfinite(val_scores.loss)
             rank = (val_scores.acc, -val_scores.loss) if finite else (-1.0, -math.inf)
             is_best = self.best_epoch is None or rank > best_score
@@ -207,7 +219,9 @@ class Trainer:
                 val_logits.cpu(),
                 is_best,
                 trained - started,
-                time.perf_counter() - trained,
+                validated - trained,
+                risks,
+                measured - validated,
             )
             yield result
             waited = epoch + 1 - (self.best_epoch or 0)
@@ -218,13 +232,15 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
 
-    def _step(self, inputs: Tensor, target: Tensor) -> Tensor:
-        """One optimizer step; returns the batch's logits, detached."""
+    def _step(self, inputs: Tensor, target: Tensor, meter: RiskMeter | None = None) -> Tensor:
+        """One optimizer step; returns the batch's logits, detached. `meter` sees the gradients."""
         logits = run_blocks(self.blocks, inputs, self.dtype)
         loss = F.cross_entropy(logits, target, label_smoothing=self.settings.label_smoothing)
         torch.autograd.backward(loss)
         for weight in self.weights:
             weight.pull_gradient(self.settings.l2_sp)
+        if meter:
+            meter.see_gradients()
         if self.settings.clip_norm:
             nn.utils.clip_grad_norm_([w.master for w in self.weights], self.settings.clip_norm)
         self.optimizer.step()
@@ -232,18 +248,35 @@ class Trainer:
             weight.push_value()
         return logits.detach()
 
-    @torch.no_grad()
     def predict(self, features: Features, count: int) -> Tensor:
         """Logits of view 0 of every image, float32, (count, classes)."""
-        for block in self.blocks.values():
-            block.eval()
-        logits = []
+        return self._validate(features, count, np.arange(0))[0]
+
+    def _validate(
+        self, features: Features, count: int, probes: NDArray[np.int64]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits of every image, and what each trainable block makes of the probes among them."""
+        logits, seen = [], []
         for start in range(0, count, EVAL_BATCH):
             rows = np.arange(start, min(start + EVAL_BATCH, count))
-            inputs = features.batch(rows, np.zeros_like(rows))
-            logits.append(run_blocks(self.blocks, inputs, self.dtype).float())
+            outputs = self._outputs(features, rows)
+            logits.append(outputs["head"])
+            chosen = torch.from_numpy(probes[np.isin(probes, rows)] - start)
+            seen.append({block: x[chosen.to(x.device)] for block, x in outputs.items()})
+        return torch.cat(logits), {b: torch.cat([part[b] for part in seen]) for b in seen[0]}
+
+    @torch.no_grad()
+    def _outputs(self, features: Features, rows: NDArray[np.int64]) -> dict[str, Tensor]:
+        """What each trainable block makes of view 0 of these images, in eval mode."""
+        for block in self.blocks.values():
+            block.eval()
+        x, outputs = features.batch(rows, np.zeros_like(rows)), {}
+        for name, block in self.blocks.items():
+            x = run_blocks({name: block}, x, self.dtype)
+            if name in self.stage.trainable:
+                outputs[name] = x
         set_trainable(self.blocks, self.stage.trainable, self.settings.norm)
-        return torch.cat(logits)
+        return outputs | {"head": x.float()}
 
     def snapshot(self) -> dict[str, Tensor]:
         """Every tensor of the suffix as it is now: float32 masters, buffers, frozen blocks too."""
@@ -251,58 +284,6 @@ class Trainer:
         tensors |= {weight.name: weight.value for weight in self.weights}
         original = self.backbone.model.state_dict()
         return {name: t.to("cpu", original[name].dtype, copy=True) for name, t in tensors.items()}
-
-
-class _Weight:
-    """A trainable parameter: the copy that computes, and the float32 master that is optimized.
-
-    The master has its dimensions in the order of the copy's memory: the fused optimizer would
-    otherwise copy channels-last tensors back and forth at every step. In float32 it is the copy
-    itself, seen in that order.
-    """
-
-    def __init__(self, name: str, block: str, computed: nn.Parameter, start: Tensor) -> None:
-        self.name = name
-        self.block = block
-        self.computed = computed
-        self.decayed = computed.ndim > 1
-        self._channels_last = computed.ndim == 4 and not computed.is_contiguous()
-        self._shared = computed.dtype == torch.float32
-        self.start = self._in_memory_order(start).contiguous()
-        value = self._in_memory_order(computed.detach()) if self._shared else self.start.clone()
-        self.master = nn.Parameter(value)
-        if not self._shared:
-            self.master.grad = torch.empty_like(self.master)
-
-    def _in_memory_order(self, tensor: Tensor) -> Tensor:
-        return tensor.permute(0, 2, 3, 1) if self._channels_last else tensor
-
-    @property
-    def value(self) -> Tensor:
-        """The float32 value in the parameter's own shape."""
-        value = self.master.detach()
-        return value.permute(0, 3, 1, 2) if self._channels_last else value
-
-    @torch.no_grad()
-    def pull_gradient(self, l2_sp: float) -> None:
-        """Move the gradient to the master, with the pull of L2-SP (not on the new head)."""
-        assert self.computed.grad is not None
-        gradient = self._in_memory_order(self.computed.grad)
-        if self._shared:
-            self.master.grad = gradient
-        else:
-            assert self.master.grad is not None
-            self.master.grad.copy_(gradient)
-        if l2_sp and self.block != "head":
-            assert self.master.grad is not None
-            self.master.grad.add_(self.master - self.start, alpha=l2_sp)
-
-    @torch.no_grad()
-    def push_value(self) -> None:
-        """Move the master's value to the copy that computes, and drop the gradient."""
-        if not self._shared:
-            self._in_memory_order(self.computed).copy_(self.master)
-        self.computed.grad = None
 
 
 def score_logits(logits: Tensor, labels: Tensor) -> Scores:

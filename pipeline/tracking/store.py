@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -132,11 +133,35 @@ class Tracking:
                 "or never logged: use another run, or leave parent_run_id out"
             ) from None
 
+    def history(self, run_id: str, metric: str) -> list[float]:
+        """A metric's values in the order of their steps; empty if it was never logged."""
+        with translated("read a metric", self.uri):
+            found = self._client.get_metric_history(run_id, metric)
+        return [point.value for point in sorted(found, key=lambda point: point.step)]
+
+    def add_tags(self, run_id: str, values: Mapping[str, str]) -> None:
+        """Set tags of a run that has finished."""
+        with translated("set tags", self.uri):
+            self._client.log_batch(run_id, tags=to_tags(values))
+
+    def add_text(self, run_id: str, content: str, path: str) -> None:
+        """Store text as an artifact of a run that has finished."""
+        with translated(f"store {path}", self.uri):
+            self._client.log_text(run_id, content, path)
+
+    def add_figure(self, run_id: str, figure: Any, path: str) -> None:  # noqa: ANN401 - as in RunLog
+        """Store a picture of a run that has finished."""
+        with translated(f"store {path}", self.uri):
+            self._client.log_figure(run_id, figure, path)
+
     def add_metrics(self, run_id: str, values: Mapping[str, float]) -> None:
         """Add metrics to a run that has finished."""
+        from mlflow.entities import Metric
+
+        now_ms = int(time.time() * 1000)
+        batch = [Metric(key, float(value), now_ms, 0) for key, value in values.items()]
         with translated("log metrics", self.uri):
-            for key, value in values.items():
-                self._client.log_metric(run_id, key, value)
+            self._client.log_batch(run_id, metrics=batch)
 
     @contextmanager
     def run(

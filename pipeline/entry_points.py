@@ -1,0 +1,101 @@
+"""The entry points that train: which settings, which parent, which stages, in which order.
+
+In: what was typed. Out: finished runs. `gate_report.py` and `evaluate.py` hold those that only
+read finished runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.config import load_settings
+from pipeline.errors import LineageError
+from pipeline.lineage import check_agreement, check_parent, inherit
+from pipeline.report import StageSummary, table_markdown, table_text
+from pipeline.run_stage import find_or_run, run_stage
+from pipeline.session import OnEpoch, Say, Session
+from pipeline.settings import INHERITED_KEYS, Settings, plain_values
+from pipeline.tracking import RunView, Tracking
+
+
+@dataclass(frozen=True)
+class Command:
+    """What was typed, and where to report.
+
+    Attributes:
+        options: settings, key -> text.
+        config: a YAML file of settings.
+        parent_run_id: the run that a stage continues from.
+    """
+
+    options: Mapping[str, str]
+    config: str | None = None
+    parent_run_id: str | None = None
+    say: Say = print
+    on_epoch: OnEpoch = field(default=lambda *_: None)
+
+
+def stage_entry(command: Command, number: int) -> StageSummary:
+    """Entry points stage1, stage2, stage3: the stage's parent is given, found or trained."""
+    settings = load_settings(command.options, config=command.config, target=number)
+    tracking = Tracking.connect()
+    with tracking.explained():
+        parent: RunView | None = None
+        if command.parent_run_id:
+            parent = tracking.get(command.parent_run_id)
+            check_parent(parent, number)
+            settings = _inheriting(command, number, parent)
+        session = Session.open(settings, tracking, command.say, command.on_epoch)
+        if parent:
+            _adopt(session, number, parent)
+        elif number > 1:
+            parent = tracking.get(find_or_run(session, number - 1).run_id)
+        return run_stage(session, number, parent, target=True)
+
+
+def _inheriting(command: Command, number: int, parent: RunView) -> Settings:
+    """The settings, with all that a parent run hands down."""
+    inherited = inherit(parent)
+    settings = load_settings(
+        command.options, config=command.config, target=number, inherited=inherited
+    )
+    check_agreement(settings, inherited, parent)
+    taken = ", ".join(f"{key}={inherited[key]}" for key in INHERITED_KEYS)
+    command.say(f"inherited from run {parent.run_id} ({parent.name}): {taken}")
+    return settings
+
+
+def _adopt(session: Session, number: int, parent: RunView) -> None:
+    """Let a given run stand for the stage before, if it saw the same images."""
+    if parent.tags["data_sha256"] != session.draw.fingerprint:
+        raise LineageError(
+            f"the images of {session.settings.data} are not those that parent run {parent.run_id} "
+            "was trained on (their SHA-256 differ): restore them, or leave parent_run_id out"
+        )
+    session.keys[number - 1] = parent.tags["lineage_key"]
+
+
+def main_entry(command: Command) -> list[StageSummary]:
+    """Entry point main: every stage of the schedule, and a run that sums them up."""
+    settings = load_settings(command.options, config=command.config)
+    tracking = Tracking.connect()
+    data = Path(settings.data).name
+    name = f"{settings.schedule} · {data} · {settings.backbone} · draw {settings.draw}"
+    with tracking.run(name, {"kind": "chain"}, target=True) as log:
+        session = Session.open(settings, tracking, command.say, command.on_epoch)
+        rows = [find_or_run(session, n, log.run_id) for n in range(1, len(settings.stages) + 1)]
+        log.params(plain_values(settings))
+        for row in rows:
+            prefix = f"stage{row.stage.number}"
+            log.metrics({f"{prefix}/val_acc": row.val_acc, f"{prefix}/val_loss": row.val_loss})
+            log.tags({f"{prefix}_run_id": row.run_id})
+        log.tags({"mlflow.note.content": f"{name}\n\n{table_markdown(rows)}\n"})
+        log.text(table_markdown(rows) + "\n", "summary.md")
+        log.text(json.dumps(plain_values(settings), indent=2) + "\n", "settings.json")
+    command.say("")
+    command.say(table_text(rows))
+    command.say(f"\nbrowse the runs: {tracking.ui_command}")
+    return rows

@@ -1,0 +1,114 @@
+"""The gate's readings and its prior, from planted results; the reference user's own two lines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from pipeline.errors import GateError
+from pipeline.gate import Gate, Outcome, Pair, last_fifth_span, parse_best_lines, read_gate
+from pipeline.settings import Thresholds
+
+T = Thresholds()
+FLAT = [1.5, 1.2, 1.0, 0.95, 0.92, 0.91, 0.905, 0.902, 0.901, 0.9]
+FALLING = [1.5, 1.4, 1.3, 1.2, 1.1, 1.0, 0.9, 0.8, 0.7, 0.6]
+REFERENCE = """
+Stage-1 Best results: Train Loss: 1.1005 | Val Loss: 1.3094 | Train Acc: 85.70% | Val Acc: 72.50%
+Stage-2 Best results: Train Loss: 0.7060 | Val Loss: 1.0932 | Train Acc: 100.00% | Val Acc: 86.20%
+"""
+
+
+def pairs(count: int = 3, losses: Sequence[float] = FLAT, **second: float) -> list[Pair]:
+    first = Outcome(train_loss=1.0, val_loss=1.1, train_acc=0.7, val_acc=0.6)
+    better = replace(Outcome(train_loss=0.8, val_loss=0.9, train_acc=0.85, val_acc=0.7), **second)
+    return [Pair(str(draw), first, better, losses) for draw in range(count)]
+
+
+def states(gate: Gate) -> dict[str, str]:
+    return {reading.name: reading.state for reading in gate.readings}
+
+
+def test_the_reference_users_own_lines_are_memorising_and_confirmation_only() -> None:
+    gate = read_gate([parse_best_lines(REFERENCE)], T)
+    assert gate.tags["gate.memorising"] == "true"
+    assert gate.tags["gate.prior"] == "confirmation_only"
+    assert gate.tags["gate.optimization_stabilized"] == "unknown"
+    assert gate.tags["gate.consistent_gains"] == "unknown"
+    assert gate.tags["gate.headroom"] == "true"
+
+
+def test_a_healthy_stage_2_is_promising_and_not_stopped() -> None:
+    gate = read_gate(pairs(), T)
+    assert gate.prior == "promising"
+    assert states(gate) == {
+        "optimization_stabilized": "true",
+        "consistent_gains": "true",
+        "headroom": "true",
+        "memorising": "false",
+    }
+    gate.enforce()
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "state"),
+    [
+        (pairs(2), "consistent_gains", "unknown"),
+        (pairs(2, val_acc=0.5), "consistent_gains", "false"),
+        ([*pairs(2), *pairs(1, val_acc=0.6)], "consistent_gains", "false"),
+        (pairs(losses=FALLING), "optimization_stabilized", "false"),
+        (pairs(losses=[]), "optimization_stabilized", "unknown"),
+        (pairs(val_acc=0.98), "headroom", "false"),
+        (pairs(val_acc=0.604), "headroom", "false"),
+    ],
+)
+def test_one_unmet_condition_makes_it_not_yet_and_stops_stage_3(
+    given: list[Pair], name: str, state: str
+) -> None:
+    gate = read_gate(given, T)
+    assert states(gate)[name] == state
+    assert gate.prior == "not_yet"
+    with pytest.raises(GateError, match="not_yet"):
+        gate.enforce()
+
+
+@pytest.mark.parametrize(
+    ("second", "state"),
+    [
+        ({"train_acc": 0.995, "train_loss": 0.1, "val_loss": 0.9}, "true"),
+        ({"train_acc": 0.99, "train_loss": 0.1, "val_loss": 0.9}, "false"),
+        ({"train_acc": 1.0, "train_loss": 0.8, "val_loss": 0.9}, "false"),
+    ],
+)
+def test_memorising_needs_full_accuracy_and_a_loss_that_stays_high(
+    second: dict[str, float], state: str
+) -> None:
+    gate = read_gate(pairs(**second), T)
+    assert states(gate)["memorising"] == state
+    assert (gate.prior == "confirmation_only") == (state == "true")
+
+
+def test_memorising_is_what_most_draws_do() -> None:
+    memorises = {"train_acc": 1.0, "train_loss": 0.1}
+    assert read_gate([*pairs(2), *pairs(1, **memorises)], T).prior == "promising"
+    assert read_gate([*pairs(1), *pairs(2, **memorises)], T).prior == "confirmation_only"
+
+
+@pytest.mark.parametrize(
+    ("losses", "span"),
+    [
+        ([9.0, 1.0, 1.1], 0.1),  # at least two epochs
+        ([9.0] * 8 + [1.0, 1.2], 0.2),
+        ([9.0] * 12 + [1.0, 1.5, 1.2], 0.5),  # three of fifteen
+    ],
+)
+def test_the_last_fifth(losses: list[float], span: float) -> None:
+    assert last_fifth_span(losses) == pytest.approx(span)
+
+
+def test_lines_without_a_stage_are_refused_by_name() -> None:
+    with pytest.raises(GateError, match="Stage-2"):
+        parse_best_lines(REFERENCE.splitlines()[1])
+    with pytest.raises(GateError, match="Stage-1"):
+        parse_best_lines("nothing of the kind")

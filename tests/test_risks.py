@@ -1,0 +1,69 @@
+"""Drift, gradients and CKA against values worked out by hand, and over a real training."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.risks import PROBES, RiskMeter, gram, linear_cka, norm_of, relative_drift
+
+
+def cka(x: Tensor, y: Tensor) -> float:
+    return linear_cka(gram(x), gram(y))
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_norms_run_over_all_tensors_together() -> None:
+    assert norm_of([torch.tensor([3.0]), torch.tensor([[0.0, 4.0]])]) == pytest.approx(5.0)
+
+
+def test_drift_is_the_distance_over_the_size_at_the_start() -> None:
+    start = [torch.tensor([3.0, 0.0]), torch.tensor([4.0])]
+    now = [torch.tensor([3.0, 1.0]), torch.tensor([4.0])]
+    assert relative_drift(now, start) == pytest.approx(0.2)
+    assert relative_drift(start, start) == 0.0
+
+
+def test_drift_from_nothing() -> None:
+    zero = [torch.zeros(2)]
+    assert relative_drift(zero, zero) == 0.0
+    assert relative_drift([torch.ones(2)], zero) == math.inf
+
+
+def test_cka_is_blind_to_rotation_scale_and_shift() -> None:
+    x = random(40, 6)
+    rotation = torch.linalg.qr(random(6, 6, seed=1))[0]
+    assert cka(x, 3 * x @ rotation + 5) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_cka_by_hand() -> None:
+    """Kornblith et al., equation 3: ||Y'X||^2 / (||X'X|| ||Y'Y||) of centred columns."""
+    x, y = random(30, 5).double(), random(30, 7, seed=1).double()
+    x, y = x - x.mean(0), y - y.mean(0)
+    expected = (y.t() @ x).norm() ** 2 / ((x.t() @ x).norm() * (y.t() @ y).norm())
+    assert cka(x.float(), y.float()) == pytest.approx(float(expected), abs=1e-5)
+    assert 0 < float(expected) < 0.5
+
+
+def test_cka_of_maps_is_that_of_their_flattened_values() -> None:
+    x = random(20, 3, 2, 2)
+    assert cka(x, x.flatten(1)) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_constant_representation_has_no_similarity() -> None:
+    assert cka(torch.ones(5, 3), random(5, 3)) == 0.0
+
+
+@pytest.mark.parametrize("images", [1, 5, PROBES, PROBES + 1, 1000])
+def test_probes_are_few_and_spread(images: int) -> None:
+    probes = RiskMeter([], images).probes
+    assert len(probes) <= PROBES
+    assert len(probes) >= min(images, PROBES // 2)
+    assert probes[0] == 0
+    assert probes[-1] >= images - (images // PROBES + 1) - 1

@@ -1,0 +1,296 @@
+"""Every signal against numbers worked out by hand, and a planted case for each state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from pipeline.settings import Thresholds
+from pipeline.signals import (
+    Curves,
+    Scored,
+    Sibling,
+    Signal,
+    accuracy_gain,
+    early_spike,
+    instability,
+    loss_rise,
+    loss_stability,
+    paired,
+    read_signals,
+    saturation,
+    variance_test,
+)
+
+T = Thresholds()
+
+
+def scored(correct: Sequence[int], nll: Sequence[float] | None = None) -> Scored:
+    names = tuple(f"image{i}" for i in range(len(correct)))
+    values = [0.5] * len(correct) if nll is None else nll
+    return Scored(names, np.array(correct, dtype=bool), np.array(values, dtype=float))
+
+
+def curves(
+    train_acc: Sequence[float] = (0.5,) * 8,
+    val_loss: Sequence[float] = (1.0,) * 8,
+    planned: int | None = None,
+) -> Curves:
+    count = len(train_acc)
+    return Curves([0.5] * count, train_acc, val_loss, [0.7] * count, planned or count)
+
+
+# The accuracy gain
+
+
+def test_the_gain_its_error_and_its_bound_are_those_worked_out_by_hand() -> None:
+    # differences 1, 1, 1, 0, -1: mean 0.4, variance (3 * 0.36 + 0.16 + 1.96) / 4 = 0.8
+    run, parent = scored([1, 1, 1, 1, 0]), scored([0, 0, 0, 1, 1])
+    signal = accuracy_gain(run, parent, T)
+    error = math.sqrt(0.8 / 5)
+    assert signal.numbers["acc_gain"] == pytest.approx(0.4)
+    assert signal.numbers["acc_gain_se"] == pytest.approx(error)
+    assert signal.numbers["acc_gain_bound"] == pytest.approx(0.4 - 1.5332062740589439 * error)
+    assert signal.state == "false"  # 0.4 - 0.613
+
+
+@pytest.mark.parametrize(
+    ("gains", "losses", "still", "state"),
+    [(30, 10, 60, "true"), (12, 10, 78, "false"), (10, 30, 60, "false"), (5, 0, 95, "true")],
+)
+def test_a_gain_must_be_larger_than_chance(
+    gains: int, losses: int, still: int, state: str
+) -> None:
+    run = scored([1] * gains + [0] * losses + [1] * still)
+    parent = scored([0] * gains + [1] * losses + [1] * still)
+    assert accuracy_gain(run, parent, T).state == state
+
+
+def test_no_change_at_all_is_no_gain_and_a_stable_loss() -> None:
+    same = scored([1, 0, 1, 1], [0.1, 2.0, 0.3, 0.2])
+    assert accuracy_gain(same, same, T).state == "false"
+    assert loss_stability(same, same).state == "true"
+
+
+def test_scores_are_paired_by_image_whatever_their_order() -> None:
+    run = scored([1, 0, 1], [0.1, 0.9, 0.3])
+    turned = Scored(run.images[::-1], run.correct[::-1], run.nll[::-1])
+    accuracy, nll = paired(run, turned)
+    assert accuracy.tolist() == [0, 0, 0]
+    assert nll.tolist() == [0, 0, 0]
+
+
+def test_an_image_that_appears_twice_is_paired_in_order() -> None:
+    twice = Scored(("a", "a"), np.array([True, False]), np.array([0.1, 0.9]))
+    assert paired(twice, twice)[1].tolist() == [0, 0]
+
+
+def test_other_images_cannot_be_paired() -> None:
+    other = Scored(("x", "y", "z"), np.ones(3, dtype=bool), np.ones(3))
+    with pytest.raises(ValueError, match="not scored on the same images"):
+        paired(scored([1, 1, 1]), other)
+
+
+# The loss against the parent's
+
+
+@pytest.mark.parametrize(
+    ("shift", "stable", "rises"),
+    [(-0.5, "true", "false"), (0.2, "true", "false"), (0.3, "false", "true")],
+)
+def test_the_loss_may_rise_by_one_standard_error(shift: float, stable: str, rises: str) -> None:
+    # differences shift +- 0.5 in equal number: standard error 0.5 * sqrt(4 / 3) / 2 = 0.289
+    parent = scored([1] * 4, [1.0, 1.0, 1.0, 1.0])
+    run = scored([1] * 4, [1.5 + shift, 0.5 + shift, 1.5 + shift, 0.5 + shift])
+    assert loss_stability(run, parent).state == stable
+    assert loss_stability(run, parent).numbers["nll_change_se"] == pytest.approx(0.288675)
+    signal = loss_rise(curves(), run, parent, T, has_parent=True)
+    assert signal.state == rises
+
+
+@pytest.mark.parametrize(
+    ("losses", "rise", "state"),
+    [
+        ((2.0, 1.0, 1.04), 0.04, "false"),
+        ((2.0, 1.0, 1.06), 0.06, "true"),
+        ((3.0, 2.0, 1.0), 0.0, "false"),
+        ((1.0, 2.0, 1.0), 0.0, "false"),
+        ((1.0, 1.0, math.nan), math.nan, "true"),
+    ],
+)
+def test_the_loss_may_end_five_percent_above_its_minimum(
+    losses: tuple[float, ...], rise: float, state: str
+) -> None:
+    signal = loss_rise(curves((0.5,) * 3, losses), scored([1]), None, T, has_parent=False)
+    assert signal.state == state
+    assert signal.numbers["loss_rise"] == pytest.approx(rise, nan_ok=True)
+
+
+def test_without_the_parents_scores_a_rise_of_its_own_still_counts() -> None:
+    calm, risen = curves(), curves(val_loss=(1.0,) * 7 + (1.5,))
+    assert loss_rise(calm, scored([1, 1]), None, T, has_parent=True).state == "unknown"
+    assert loss_rise(risen, scored([1, 1]), None, T, has_parent=True).state == "true"
+
+
+# Saturation
+
+
+@pytest.mark.parametrize(
+    ("epoch", "saturates", "no_spike"),
+    [
+        (1, "true", "false"),
+        (2, "true", "false"),  # a quarter of eight
+        (3, "false", "false"),
+        (4, "false", "false"),  # half
+        (5, "false", "true"),
+        (None, "false", "true"),
+    ],
+)
+def test_when_training_accuracy_saturates(
+    epoch: int | None, saturates: str, no_spike: str
+) -> None:
+    accuracies = [0.99 if epoch and number >= epoch else 0.98 for number in range(1, 9)]
+    assert saturation(curves(accuracies), T).state == saturates
+    assert early_spike(curves(accuracies), T).state == no_spike
+
+
+def test_epochs_are_counted_against_the_plan_not_against_an_early_stop() -> None:
+    stopped = curves([0.5, 0.99], [1.0, 1.0], planned=8)
+    assert saturation(stopped, T).state == "true"
+    assert saturation(stopped, T).numbers["saturation_share"] == 0.25
+    assert saturation(curves([0.5, 0.99], [1.0, 1.0]), T).state == "false"
+
+
+def test_an_accuracy_that_falls_again_has_saturated_all_the_same() -> None:
+    assert saturation(curves([1.0, *[0.5] * 7]), T).state == "true"
+
+
+# Spread over siblings
+
+
+def sibling(number: int, own: float, parent: float) -> Sibling:
+    return Sibling(f"run{number}", str(number), "0", own, parent)
+
+
+def test_the_variance_test_is_pitmans() -> None:
+    x, y = [70.0, 74.0, 66.0, 71.0], [70.0, 71.0, 69.5, 70.2]
+    total, difference = np.add(x, y), np.subtract(x, y)
+    r, two_sided = stats.pearsonr(total, difference)
+    assert r > 0
+    assert variance_test(x, y) == pytest.approx(two_sided / 2)
+    assert variance_test(y, x) == pytest.approx(1 - two_sided / 2)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "p"),
+    [
+        ([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], 0.5),
+        ([5.0, 6.0, 7.0], [1.0, 2.0, 3.0], 0.5),  # the same spread, shifted
+        ([3.0, 2.0, 1.0], [1.0, 2.0, 3.0], 0.5),
+        ([2.0, 4.0, 6.0], [1.0, 2.0, 3.0], 0.0),
+        ([1.0, 2.0, 3.0], [2.0, 4.0, 6.0], 1.0),
+        ([2.0, 2.0, 2.0], [2.0, 2.0, 2.0], 0.5),
+    ],
+)
+def test_variances_without_noise(x: list[float], y: list[float], p: float) -> None:
+    assert variance_test(x, y) == p
+
+
+def test_the_variance_test_rejects_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=(2000, 5))
+    pairs = [(b + rng.normal(size=5), b + rng.normal(size=5)) for b in base]
+    rejected = np.mean([variance_test(x, y) < 0.1 for x, y in pairs])
+    assert 0.08 < rejected < 0.12
+
+
+def test_fewer_than_three_siblings_say_nothing() -> None:
+    for count in range(3):
+        signal = instability([sibling(i, 0.7, 0.6) for i in range(count)], T)
+        assert signal.state == "unknown"
+        assert signal.numbers == {"siblings": count}
+
+
+def test_siblings_that_spread_more_than_their_parents() -> None:
+    own, parents = [0.60, 0.75, 0.68, 0.80], [0.70, 0.71, 0.70, 0.71]
+    runs = [sibling(i, *pair) for i, pair in enumerate(zip(own, parents, strict=True))]
+    signal = instability(runs, T)
+    assert signal.state == "true"
+    assert signal.numbers["spread"] == pytest.approx(100 * np.std(own, ddof=1))
+    swapped = [sibling(i, p, o) for i, (o, p) in enumerate(zip(own, parents, strict=True))]
+    assert instability(swapped, T).state == "false"
+
+
+# All of them
+
+
+def states(signals: Sequence[Signal]) -> dict[str, str]:
+    return {signal.name: signal.state for signal in signals}
+
+
+def test_a_run_that_memorises_is_read_as_one() -> None:
+    run = scored([1] * 60 + [0] * 40, [3.0] * 100)
+    parent = scored([1] * 60 + [0] * 40, [1.0] * 100)
+    memorises = curves([0.9, 1.0, *[1.0] * 6], [1.0, 1.2, 1.5, 1.8, 2.0, 2.4, 2.8, 3.0])
+    assert states(read_signals(memorises, run, parent, [], T, has_parent=True)) == {
+        "positive.val_acc_gain": "false",
+        "positive.val_loss_stable": "false",
+        "positive.no_early_spike": "false",
+        "negative.train_acc_saturates": "true",
+        "negative.val_loss_rises": "true",
+        "negative.unstable_across_runs": "unknown",
+    }
+
+
+def test_a_run_that_learns_is_read_as_one() -> None:
+    run, parent = scored([1] * 90 + [0] * 10, [0.3] * 100), scored([1] * 60 + [0] * 40)
+    learns = curves(np.linspace(0.5, 0.95, 8).tolist(), np.linspace(1.0, 0.3, 8).tolist())
+    assert states(read_signals(learns, run, parent, [], T, has_parent=True)) == {
+        "positive.val_acc_gain": "true",
+        "positive.val_loss_stable": "true",
+        "positive.no_early_spike": "true",
+        "negative.train_acc_saturates": "false",
+        "negative.val_loss_rises": "false",
+        "negative.unstable_across_runs": "unknown",
+    }
+
+
+def test_a_first_stage_carries_what_makes_sense_without_a_parent() -> None:
+    names = set(states(read_signals(curves(), scored([1, 0]), None, [], T, has_parent=False)))
+    assert names == {
+        "positive.no_early_spike",
+        "negative.train_acc_saturates",
+        "negative.val_loss_rises",
+    }
+
+
+def test_lost_parent_scores_are_unknown_not_a_fault() -> None:
+    read = states(read_signals(curves(), scored([1, 0]), None, [], T, has_parent=True))
+    assert read["positive.val_acc_gain"] == "unknown"
+    assert read["positive.val_loss_stable"] == "unknown"
+    assert read["negative.val_loss_rises"] == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("threshold", "value", "name", "state"),
+    [
+        ("signal_saturation_acc", 0.4, "negative.train_acc_saturates", "true"),
+        ("signal_confidence", 0.999, "positive.val_acc_gain", "false"),
+        ("signal_loss_rise", 0.0, "negative.val_loss_rises", "true"),
+    ],
+)
+def test_a_threshold_can_be_moved(threshold: str, value: float, name: str, state: str) -> None:
+    run, parent = scored([1] * 6 + [0] * 94), scored([0] * 100)
+    line = curves(val_loss=(1.0,) * 7 + (1.01,))
+    before = states(read_signals(line, run, parent, [], T, has_parent=True))
+    moved = Thresholds(**{threshold: value})
+    after = states(read_signals(line, run, parent, [], moved, has_parent=True))
+    assert before[name] != state
+    assert after[name] == state
+    assert {k: v for k, v in after.items() if k != name and "spike" not in k} == {
+        k: v for k, v in before.items() if k != name and "spike" not in k
+    }
