@@ -205,11 +205,9 @@ class Trainer:
             validated = time.perf_counter()
             risks = meter.read(outputs)
             measured = time.perf_counter()
-            finite = math.isfinite(val_scores.loss)
-            rank = (val_scores.acc, -val_scores.loss) if finite else (-1.0, -math.inf)
-            is_best = self.best_epoch is None or rank > best_score
+            is_best = self.best_epoch is None or rank(val_scores) > best_score
             if is_best:
-                best_score, self.best_epoch = rank, epoch + 1
+                best_score, self.best_epoch = rank(val_scores), epoch + 1
                 self.best = self.snapshot()
             result = EpochResult(
                 epoch + 1,
@@ -284,6 +282,11 @@ class Trainer:
         tensors |= {weight.name: weight.value for weight in self.weights}
         original = self.backbone.model.state_dict()
         return {name: t.to("cpu", original[name].dtype, copy=True) for name, t in tensors.items()}
+
+
+def rank(val: Scores) -> tuple[float, float]:
+    """What epochs are selected by: accuracy, then loss; last if the loss is not a number."""
+    return (val.acc, -val.loss) if math.isfinite(val.loss) else (-1.0, -math.inf)
 
 
 def score_logits(logits: Tensor, labels: Tensor) -> Scores:

@@ -37,6 +37,7 @@ ORDER = [
     "master_weights",
     "risks",
     "training",
+    "head_batch",
     "checkpoints",
     "signals",
     "gate",
