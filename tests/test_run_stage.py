@@ -325,7 +325,8 @@ def test_a_loss_that_is_never_a_number_fails_the_run_and_is_said(
 def test_fewer_stored_views_than_epochs_are_noted(
     command: Command, capfd: pytest.CaptureFixture[str], augment: str, views: str, noted: bool
 ) -> None:
-    assert command("stage1", epochs="3", augment=augment, views=views) == 0
+    said_epochs = {"stage1.epochs": "3"}
+    assert command("stage1", augment=augment, views=views, **said_epochs) == 0
     said = capfd.readouterr().out
     assert ("note: 2 stored views are met more than once in 3 epochs" in said) == noted
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class RunLog:
-    """One run being written. Metrics go out in the background; `end` waits for them."""
+    """One run being written. Metrics go out in the background; `wait` waits for them."""
 
     def __init__(
         self,
@@ -131,18 +131,25 @@ class RunLog:
             )
         return str(logged.model_uri)
 
-    def end(self, status: str, reason: str = "") -> None:
-        """Wait for what is on its way, then set the final status.
+    def wait(self) -> None:
+        """Wait for the metrics that are on their way.
 
         Raises:
-            TrackingError: the store refused something.
+            TrackingError: the store refused some.
+        """
+        with translated("log metrics", self._uri):
+            for sent in self._pending:
+                sent.result()
+
+    def end(self, status: str, reason: str = "") -> None:
+        """Set the final status; metrics that are still waiting are dropped.
+
+        Raises:
+            TrackingError: the store refused it.
         """
         with translated("end the run", self._uri):
             if reason:
                 self._client.set_tag(self.run_id, "failure", reason[:5000])
-            if status == "FINISHED":
-                for sent in self._pending:
-                    sent.result()
             self._background.shutdown(wait=False, cancel_futures=True)
             self._client.set_terminated(self.run_id, status)
 

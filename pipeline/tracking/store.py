@@ -174,6 +174,7 @@ class Tracking:
         log = self._start(name, tags, target=target, nested_under=nested_under)
         try:
             yield log
+            log.wait()
         except KeyboardInterrupt:
             log.end("KILLED", "stopped by Ctrl-C or a signal")
             if log.launched:
