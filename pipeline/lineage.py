@@ -33,21 +33,30 @@ def lineage_key(
     """The key of stage `stage` under these settings (see the module's header)."""
     return digest_values(
         {
-            "method": METHOD,
-            "schedule": stage.schedule,
-            "stage": stage.number,
-            "backbone": settings.backbone,
-            "weights": weights_digest,
+            **_method(settings, stage, weights_digest, precision),
             "data": fingerprint,
-            "image_size": settings.image_size,
-            "norm_stats": settings.norm_stats,
             "seed": settings.seed,
-            "views": settings.views,
-            "precision": precision,
             "training": settings.training(stage.number).model_dump(),
             "parent": parent_key,
         }
     )
+
+
+def _method(
+    settings: Settings, stage: Stage, weights_digest: str, precision: str
+) -> dict[str, object]:
+    """What a stage's weights depend on beside images, seed, training settings and parent."""
+    return {
+        "method": METHOD,
+        "schedule": stage.schedule,
+        "stage": stage.number,
+        "backbone": settings.backbone,
+        "weights": weights_digest,
+        "image_size": settings.image_size,
+        "norm_stats": settings.norm_stats,
+        "views": settings.views,
+        "precision": precision,
+    }
 
 
 def recipe_key(
@@ -65,18 +74,10 @@ def recipe_key(
     """
     return digest_values(
         {
-            "method": METHOD,
-            "schedule": stage.schedule,
-            "stage": stage.number,
-            "backbone": settings.backbone,
-            "weights": weights_digest,
+            **_method(settings, stage, weights_digest, precision),
             "data": [data, *class_names],
             "per_class": [settings.train_per_class, settings.val_per_class],
             "data_seed": settings.data_seed,
-            "image_size": settings.image_size,
-            "norm_stats": settings.norm_stats,
-            "views": settings.views,
-            "precision": precision,
             "training": [settings.training(n).model_dump() for n in range(1, stage.number + 1)],
         }
     )
