@@ -167,13 +167,7 @@ def refresh_siblings(tracking: Tracking, recipe: str, settings: Settings) -> Sig
     runs = siblings_of(tracking, recipe)
     signal = instability(
         [
-            Sibling(
-                run.run_id,
-                run.tags["draw"],
-                run.tags["seed"],
-                run.metrics["best/val_acc"],
-                run.metrics["signal/parent_val_acc"],
-            )
+            Sibling(run.metrics["best/val_acc"], run.metrics["signal/parent_val_acc"])
             for run in runs.values()
         ],
         settings,

@@ -78,9 +78,6 @@ class Scored:
 class Sibling:
     """A run with the same everything but draw or seed: its accuracy and its parent's."""
 
-    run_id: str
-    draw: str
-    seed: str
     val_acc: float
     parent_val_acc: float
 

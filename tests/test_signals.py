@@ -172,10 +172,6 @@ def test_an_accuracy_that_falls_again_has_saturated_all_the_same() -> None:
 # Spread over siblings
 
 
-def sibling(number: int, own: float, parent: float) -> Sibling:
-    return Sibling(f"run{number}", str(number), "0", own, parent)
-
-
 def test_the_variance_test_is_pitmans() -> None:
     x, y = [70.0, 74.0, 66.0, 71.0], [70.0, 71.0, 69.5, 70.2]
     total, difference = np.add(x, y), np.subtract(x, y)
@@ -210,18 +206,18 @@ def test_the_variance_test_rejects_as_often_as_it_says() -> None:
 
 def test_fewer_than_three_siblings_say_nothing() -> None:
     for count in range(3):
-        signal = instability([sibling(i, 0.7, 0.6) for i in range(count)], T)
+        signal = instability([Sibling(0.7, 0.6)] * count, T)
         assert signal.state == "unknown"
         assert signal.numbers == {"siblings": count}
 
 
 def test_siblings_that_spread_more_than_their_parents() -> None:
     own, parents = [0.60, 0.75, 0.68, 0.80], [0.70, 0.71, 0.70, 0.71]
-    runs = [sibling(i, *pair) for i, pair in enumerate(zip(own, parents, strict=True))]
+    runs = [Sibling(*pair) for pair in zip(own, parents, strict=True)]
     signal = instability(runs, T)
     assert signal.state == "true"
     assert signal.numbers["spread"] == pytest.approx(100 * np.std(own, ddof=1))
-    swapped = [sibling(i, p, o) for i, (o, p) in enumerate(zip(own, parents, strict=True))]
+    swapped = [Sibling(*pair) for pair in zip(parents, own, strict=True)]
     assert instability(swapped, T).state == "false"
 
 
