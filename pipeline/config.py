@@ -29,8 +29,10 @@ from pipeline.settings import (
     RUN_KEYS,
     STAGE_KEYS,
     TRAIN_KEYS,
+    TUNE_KEYS,
     Settings,
     TrainSettings,
+    TuneSettings,
 )
 from pipeline.stages import SCHEDULES, Stage
 
@@ -84,23 +86,11 @@ class _Collected:
     ) -> _Model | None:
         """The model of these values, or None with its faults noted."""
         said = self.said.get(number, {})
-        values = {key: _as_text(model, key, one.value) for key, one in said.items()}
-        try:
-            return model.model_validate({**defaults, **values})
-        except ValidationError as err:
-            for fault in err.errors():
-                key = str(fault["loc"][0])
-                choices = map(str, get_args(model.model_fields[key].annotation))
-                hint = _nearest(str(fault["input"]), choices)
-                message = (
-                    fault["msg"]
-                    .removeprefix("Input ")
-                    .removeprefix("String ")
-                    .replace("should be", "must be")
-                )
-                got = f"got {fault['input']!r} ({said[key].layer.source})"
-                self.faults.append(f"{said[key].key} {message}, {got}{hint}")
-        return None
+        model_or_faults = _checked(model, said, defaults)
+        if isinstance(model_or_faults, list):
+            self.faults += model_or_faults
+            return None
+        return model_or_faults
 
     def refuse_stages_beyond(self, schedule: str) -> None:
         """Note settings that a person gave to a stage which the schedule does not have."""
@@ -112,6 +102,54 @@ class _Collected:
                 for one in self.said.get(number, {}).values()
                 if "." in one.key and one.layer.said_by_user
             ]
+
+
+def _checked(
+    model: type[_Model], said: Mapping[str, _Said], defaults: Mapping[str, object]
+) -> _Model | list[str]:
+    """The model of these values, or a line for each fault."""
+    values = {key: _as_text(model, key, one.value) for key, one in said.items()}
+    try:
+        return model.model_validate({**defaults, **values})
+    except ValidationError as err:
+        faults = []
+        for fault in err.errors():
+            key = str(fault["loc"][0])
+            choices = map(str, get_args(model.model_fields[key].annotation))
+            hint = nearest(str(fault["input"]), choices)
+            message = (
+                fault["msg"]
+                .removeprefix("Input ")
+                .removeprefix("String ")
+                .replace("should be", "must be")
+            )
+            got = f"got {fault['input']!r} ({said[key].layer.source})"
+            faults.append(f"{said[key].key} {message}, {got}{hint}")
+        return faults
+
+
+def load_tune(options: Mapping[str, str]) -> TuneSettings:
+    """What the command line says of a study; keys of other models are passed over.
+
+    Raises:
+        SettingsError: one line for each wrong value.
+    """
+    layer = Layer("command line", options)
+    said = {key: _Said(value, key, layer) for key, value in options.items() if key in TUNE_KEYS}
+    tune = _checked(TuneSettings, said, {})
+    if isinstance(tune, list):
+        raise SettingsError("\n".join(tune))
+    return tune
+
+
+def said_of_stage(
+    options: Mapping[str, str], config: str | None, target: int | None, number: int
+) -> set[str]:
+    """The training settings of a stage that a person has set, by options or in a file."""
+    values = {**(read_yaml(Path(config), f"config={config}") if config else {}), **options}
+    flat = _flatten(values)
+    plain = target in (None, number)
+    return {key for key in TRAIN_KEYS if f"stage{number}.{key}" in flat or (plain and key in flat)}
 
 
 def _as_text(model: type[BaseModel], key: str, value: object) -> object:
@@ -133,14 +171,15 @@ def _flatten(values: Mapping[str, object]) -> dict[str, object]:
     return flat
 
 
-def _nearest(word: str, candidates: Iterable[str]) -> str:
+def nearest(word: str, candidates: Iterable[str]) -> str:
+    """`: did you mean …?`, or nothing where no candidate is close."""
     close = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.5)
     return f": did you mean {close[0]}?" if close else ""
 
 
 def _unknown(key: str, source: str) -> str:
     known = STAGE_KEYS if key.startswith("stage") and "." in key else (*RUN_KEYS, *TRAIN_KEYS)
-    hint = _nearest(key, known) or ": --help lists every setting"
+    hint = nearest(key, known) or ": --help lists every setting"
     return f"unknown setting {key} ({source}){hint}"
 
 
@@ -204,7 +243,7 @@ def preset_names() -> list[str]:
 def _preset_layer(name: str) -> Layer:
     if name not in preset_names():
         raise SettingsError(
-            f"unknown preset {name}{_nearest(name, preset_names())} "
+            f"unknown preset {name}{nearest(name, preset_names())} "
             f"(there are {', '.join(preset_names())})"
         )
     values = read_yaml(PRESETS_DIR / f"{name}.yaml", "preset")

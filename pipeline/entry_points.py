@@ -86,7 +86,10 @@ def main_entry(command: Command) -> list[StageSummary]:
     name = f"{settings.schedule} · {data} · {settings.backbone} · draw {settings.draw}"
     with tracking.run(name, {"kind": "chain"}, target=True) as log:
         session = Session.open(settings, tracking, command.say, command.on_epoch)
-        rows = [find_or_run(session, n, log.run_id) for n in range(1, len(settings.stages) + 1)]
+        rows = [
+            find_or_run(session, n, log.run_id, whole=True)
+            for n in range(1, len(settings.stages) + 1)
+        ]
         log.params(plain_values(settings))
         for row in rows:
             prefix = f"stage{row.stage.number}"

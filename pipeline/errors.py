@@ -9,9 +9,11 @@
     ├── TrainingError             no epoch came to a finite loss
     ├── FreezingError             a frozen tensor changed during training
     ├── GateError                 the gate was asked to stop stage 3, or cannot be read
+    ├── StudyError                a study: none that matches, unfinished, its storage out of reach
     ├── StorageError              a disk that is full or cannot be written
     └── TrackingError             MLflow's store cannot be reached or refuses
 
+`RunStopped` is no fault: it ends a run early on purpose.
 Broken invariants of our own are asserts, not members of this tree.
 """
 
@@ -54,12 +56,20 @@ class GateError(PipelineError):
     """The gate stops stage 3, or has too little to read."""
 
 
+class StudyError(PipelineError):
+    """A study that is missing or unfinished, or whose storage cannot be reached."""
+
+
 class StorageError(PipelineError):
     """A disk that is full or cannot be written."""
 
 
 class TrackingError(PipelineError):
     """The tracking store cannot be reached or refused a request."""
+
+
+class RunStopped(Exception):
+    """A run that ends early on purpose: it is marked KILLED, the message says why."""
 
 
 def first_line(err: BaseException) -> str:

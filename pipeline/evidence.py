@@ -93,6 +93,13 @@ def log_evidence(log: RunLog, tracking: Tracking, subject: Subject) -> list[Sign
         },
     }
     log.text(_as_json(content), EVIDENCE)
+    return signals
+
+
+def log_evidence_pictures(
+    log: RunLog, tracking: Tracking, subject: Subject, signals: Sequence[Signal]
+) -> None:
+    """Drift and gradients by block, the signals as a table, the chain's curves on one axis."""
     name = f"stage {subject.stage.number} of {subject.stage.schedule}"
     risks = [result.risks for result in subject.results]
     log.figure(by_block(f"{name}: drift and gradients", risks), "figures/risks.png")
@@ -100,7 +107,6 @@ def log_evidence(log: RunLog, tracking: Tracking, subject: Subject) -> list[Sign
     parts = [*ancestors(tracking, subject.parent), _part(subject)]
     if len(parts) > 1:
         log.figure(chain_curves(parts), "figures/chain.png")
-    return signals
 
 
 def sentences(signals: Sequence[Signal]) -> str:
@@ -195,8 +201,9 @@ def _refresh_evidence(
     content["signals"][signal.name] = asdict(signal)
     content["inputs"]["siblings"] = list(run_ids)
     tracking.add_text(run.run_id, _as_json(content), EVIDENCE)
-    signals = [Signal(**values) for values in content["signals"].values()]
-    tracking.add_figure(run.run_id, signal_table(signals), SIGNALS_PICTURE)
+    if "is_trial" not in run.tags:
+        signals = [Signal(**values) for values in content["signals"].values()]
+        tracking.add_figure(run.run_id, signal_table(signals), SIGNALS_PICTURE)
 
 
 def _as_json(content: object) -> str:

@@ -63,6 +63,7 @@ def recipe_key(
     settings: Settings,
     stage: Stage,
     *,
+    trained: int,
     data: str,
     class_names: tuple[str, ...],
     weights_digest: str,
@@ -71,6 +72,7 @@ def recipe_key(
     """What sibling runs share: everything in the lineage but the draw, the seed and the images.
 
     A parent that was trained by another recipe than this run's settings say makes another key.
+    With `trained` below the stage's number it is what a study's trials share, too.
     """
     return digest_values(
         {
@@ -78,7 +80,7 @@ def recipe_key(
             "data": [data, *class_names],
             "per_class": [settings.train_per_class, settings.val_per_class],
             "data_seed": settings.data_seed,
-            "training": [settings.training(n).model_dump() for n in range(1, stage.number + 1)],
+            "training": [settings.training(n).model_dump() for n in range(1, trained + 1)],
         }
     )
 

@@ -86,13 +86,11 @@ def log_outcome(
     settings: Settings,
     stage: Stage,
     draw: Draw,
-    backbone: Backbone,
     summary: StageSummary,
     results: list[EpochResult],
     signals: list[Signal],
-    folder: Path,
 ) -> None:
-    """Everything that is known after the last step."""
+    """Everything that is known after the last step, but for pictures and the served model."""
     best = results[summary.epoch - 1]
     log.metrics(
         {
@@ -105,6 +103,17 @@ def log_outcome(
             "time/total_s": summary.wall_s,
         }
     )
+    log.text(
+        predictions_csv(best.logits, draw.val, draw.class_names), "evaluation/val_predictions.csv"
+    )
+    log.tags({"mlflow.note.content": description(settings, stage, draw, summary, signals)})
+
+
+def log_outcome_pictures(
+    log: RunLog, stage: Stage, draw: Draw, summary: StageSummary, results: list[EpochResult]
+) -> None:
+    """Learning curves, and which classes are taken for which."""
+    best = results[summary.epoch - 1]
     name = f"stage {stage.number} of {stage.schedule}: {' + '.join(stage.trainable)}"
     curves = learning_curves(
         name,
@@ -118,12 +127,6 @@ def log_outcome(
     matrix = confusion(best.logits, draw.val.labels, len(draw.class_names))
     title = f"validation images, epoch {summary.epoch}"
     log.figure(confusion_matrix(title, matrix, draw.class_names), "figures/confusion_matrix.png")
-    log.text(
-        predictions_csv(best.logits, draw.val, draw.class_names), "evaluation/val_predictions.csv"
-    )
-    log.tags({"mlflow.note.content": description(settings, stage, draw, summary, signals)})
-    if settings.log_model:
-        log.tags({"model_uri": log_served_model(log, settings, draw, backbone, folder)})
 
 
 def description(
@@ -172,8 +175,8 @@ def predictions_csv(logits: torch.Tensor, images: ImageSet, class_names: tuple[s
 
 def log_served_model(
     log: RunLog, settings: Settings, draw: Draw, backbone: Backbone, folder: Path
-) -> str:
-    """Log the whole model with its preprocessing; returns its URI."""
+) -> None:
+    """Log the whole model with its preprocessing; its URI becomes a tag."""
     weights, about = folder / "model.safetensors", folder / "about.json"
     state = {name: tensor.contiguous() for name, tensor in backbone.model.state_dict().items()}
     write_atomically(weights, save(state))
@@ -187,7 +190,7 @@ def log_served_model(
     write_atomically(about, json.dumps(content).encode())
     example = io.BytesIO()
     Image.fromarray(draw.val.pixels[0].permute(1, 2, 0).numpy()).save(example, "PNG")
-    return log.model(
+    uri = log.model(
         code=SERVED_MODEL,
         helpers=SERVED_HELPERS,
         artifacts={"weights": weights, "about": about},
@@ -195,3 +198,4 @@ def log_served_model(
         class_names=draw.class_names,
         requirements=requirements_of(SERVED_PACKAGES),
     )
+    log.tags({"model_uri": uri})

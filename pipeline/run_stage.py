@@ -15,15 +15,16 @@ from pathlib import Path
 from pipeline.checkpoints import save_checkpoint
 from pipeline.data.augment import distinct_views
 from pipeline.errors import LineageError, TrainingError
-from pipeline.evidence import Subject, log_evidence, refresh_siblings
+from pipeline.evidence import Subject, log_evidence, log_evidence_pictures, refresh_siblings
+from pipeline.features import Features
 from pipeline.freezing import FrozenProof
 from pipeline.gate_report import gate_of_run
 from pipeline.report import StageSummary
-from pipeline.run_log import log_outcome, log_start
+from pipeline.run_log import log_outcome, log_outcome_pictures, log_served_model, log_start
 from pipeline.session import CHECKPOINT, Session
 from pipeline.settings import Settings
 from pipeline.stages import Stage
-from pipeline.tracking import RunView
+from pipeline.tracking import RunLog, RunView
 from pipeline.training import EpochResult, Trainer
 
 
@@ -48,7 +49,10 @@ def run_stage(
         tempfile.TemporaryDirectory() as folder,
     ):
         keys = {"lineage_key": session.key(number), "recipe_key": session.recipe(number)}
-        log_start(log, settings, stage, session.draw, session.pretrained, keys, parent)
+        marks = {"is_trial": "true"} if session.is_trial else {}
+        if number in session.tuned_by:
+            marks["tuned_by"] = session.tuned_by[number]
+        log_start(log, settings, stage, session.draw, session.pretrained, keys | marks, parent)
         training = settings.training(number)
         if distinct_views(training.augment) is None and 0 < settings.views < training.epochs:
             session.say(
@@ -73,24 +77,7 @@ def run_stage(
             session.device,
             session.dtype,
         )
-        results = []
-        for result in trainer.epochs(
-            session.draw.train, train_features, session.draw.val, val_features
-        ):
-            results.append(result)
-            log.metrics(epoch_metrics(result), step=result.epoch)
-            session.on_epoch(stage, training.epochs, result)
-            if result.diverged:
-                session.say(
-                    f"stage {number}: the loss is not a number in epoch {result.epoch}: stopping"
-                )
-                log.tags({"diverged": "true"})
-
-        if not math.isfinite(results[(trainer.best_epoch or 1) - 1].val.loss):
-            raise TrainingError(
-                f"stage {number}: no epoch had a finite validation loss: lower stage{number}.lr "
-                f"({training.lr}) or set clip_norm"
-            )
+        results = _train(session, log, trainer, train_features, val_features)
         backbone.model.load_state_dict(trainer.best, strict=False)
         proof.check(backbone)
         checkpoint = Path(folder) / Path(CHECKPOINT).name
@@ -108,9 +95,12 @@ def run_stage(
         log.file(checkpoint, str(Path(CHECKPOINT).parent))
         subject = Subject(stage, settings, results, summary.epoch, session.draw.val, parent)
         signals = log_evidence(log, session.tracking, subject)
-        log_outcome(
-            log, settings, stage, session.draw, backbone, summary, results, signals, Path(folder)
-        )
+        log_outcome(log, settings, stage, session.draw, summary, results, signals)
+        if not session.is_trial:
+            log_evidence_pictures(log, session.tracking, subject, signals)
+            log_outcome_pictures(log, stage, session.draw, summary, results)
+        if settings.log_model and not session.is_trial:
+            log_served_model(log, settings, session.draw, backbone, Path(folder))
     if parent:
         now = refresh_siblings(session.tracking, session.recipe(number), settings)
         signals = [now if signal.name == now.name else signal for signal in signals]
@@ -122,6 +112,39 @@ def run_stage(
     session.say(f"stage {number}: run {summary.run_id}")
     session.say(summary.best_line)
     return summary
+
+
+def _train(
+    session: Session,
+    log: RunLog,
+    trainer: Trainer,
+    train_features: Features,
+    val_features: Features,
+) -> list[EpochResult]:
+    """Every epoch's result, logged as it comes.
+
+    Raises:
+        TrainingError: no epoch had a finite validation loss.
+    """
+    stage, training = trainer.stage, trainer.settings
+    results = []
+    for result in trainer.epochs(
+        session.draw.train, train_features, session.draw.val, val_features
+    ):
+        results.append(result)
+        log.metrics(epoch_metrics(result), step=result.epoch)
+        session.on_epoch(stage, training.epochs, result)
+        if result.diverged:
+            session.say(
+                f"stage {stage.number}: the loss is not a number in epoch {result.epoch}: stopping"
+            )
+            log.tags({"diverged": "true"})
+    if not math.isfinite(results[(trainer.best_epoch or 1) - 1].val.loss):
+        raise TrainingError(
+            f"stage {stage.number}: no epoch had a finite validation loss: lower "
+            f"stage{stage.number}.lr ({training.lr}) or set clip_norm"
+        )
+    return results
 
 
 def epoch_metrics(result: EpochResult) -> dict[str, float]:
@@ -176,14 +199,17 @@ def summary_of(run: RunView, stage: Stage) -> StageSummary:
     )
 
 
-def find_or_run(session: Session, number: int, nested_under: str | None = None) -> StageSummary:
+def find_or_run(
+    session: Session, number: int, nested_under: str | None = None, *, whole: bool = False
+) -> StageSummary:
     """A finished run of that stage with the same content, else a new one.
 
-    What this command has found or trained already is not looked for again.
+    What this command has found or trained already is not looked for again. `whole`: a trial's run,
+    which has neither pictures nor a served model, will not do.
     """
     if number in session.done:
         return session.done[number]
-    found = find_run(session, number) if session.settings.reuse else None
+    found = find_run(session, number, whole=whole) if session.settings.reuse else None
     if found:
         session.say(f"stage {number}: found run {found.run_id} with the same content, reusing it")
         session.done[number] = summary_of(found, session.settings.stage(number))
@@ -196,9 +222,11 @@ def find_or_run(session: Session, number: int, nested_under: str | None = None) 
     return session.done[number]
 
 
-def find_run(session: Session, number: int) -> RunView | None:
+def find_run(session: Session, number: int, *, whole: bool = False) -> RunView | None:
     """The oldest finished run of that stage with the same content and an intact checkpoint."""
     for run in session.tracking.find({"lineage_key": session.key(number)}):
+        if whole and "is_trial" in run.tags:
+            continue
         try:
             session.restore(run)
         except LineageError as err:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -50,6 +50,13 @@ class Session:
     """What the stages of one command share: images, pretrained weights, the cache, the store.
 
     `backbone` is one model for all stages: each sets all its weights before it begins.
+
+    Attributes:
+        initial: what the seed drew and no pretrained tensor replaces: the new head, or everything.
+        keys: lineage keys by stage number, an adopted parent's among them.
+        done: stages that this command has found or trained.
+        tuned_by: the study that a stage's training settings were taken from, by stage number.
+        is_trial: log what other stages and people need of a trial: no pictures, no served model.
     """
 
     settings: Settings
@@ -62,14 +69,11 @@ class Session:
     cache: PrefixCache
     say: Say
     on_epoch: OnEpoch
+    initial: Mapping[str, Tensor]
     keys: dict[int, str] = field(default_factory=dict)
-    initial: dict[str, Tensor] = field(init=False)
     done: dict[int, StageSummary] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        # what the seed drew and no pretrained tensor replaces: the new head, or everything
-        state = self.backbone.model.state_dict()
-        self.initial = {n: t.clone() for n, t in state.items() if n not in self.pretrained.tensors}
+    tuned_by: dict[int, str] = field(default_factory=dict)
+    is_trial: bool = False
 
     @classmethod
     def open(
@@ -105,6 +109,8 @@ class Session:
         backbone = build_backbone(settings.backbone, len(draw.class_names), settings.seed)
         pretrained = load_pretrained(settings.weights, backbone)
         say(pretrained.report)
+        state = backbone.model.state_dict()
+        initial = {n: t.clone() for n, t in state.items() if n not in pretrained.tensors}
         folder = cache_dir / "prefix" if settings.cache else None
         return cls(
             settings,
@@ -117,6 +123,20 @@ class Session:
             PrefixCache(folder, CACHE_LIMIT_BYTES),
             say,
             on_epoch,
+            initial,
+        )
+
+    def with_training(self, number: int, values: Mapping[str, object]) -> Session:
+        """The same with other training settings for one stage; what depends on it is forgotten."""
+        training = self.settings.training(number).model_copy(update=dict(values))
+        stages = list(self.settings.stages)
+        stages[number - 1] = training
+        return replace(
+            self,
+            settings=self.settings.model_copy(update={"stages": tuple(stages)}),
+            keys={n: key for n, key in self.keys.items() if n < number},
+            done={n: summary for n, summary in self.done.items() if n < number},
+            tuned_by=dict(self.tuned_by),
         )
 
     def key(self, number: int) -> str:
@@ -132,11 +152,15 @@ class Session:
             )
         return self.keys[number]
 
-    def recipe(self, number: int) -> str:
-        """What runs of this stage that differ only in draw or seed have in common."""
+    def recipe(self, number: int, trained: int | None = None) -> str:
+        """What runs of this stage that differ only in draw or seed have in common.
+
+        `trained`: count the training settings up to that stage only (None: this one's too).
+        """
         return recipe_key(
             self.settings,
             self.settings.stage(number),
+            trained=number if trained is None else trained,
             data=self.draw.source,
             class_names=self.draw.class_names,
             weights_digest=self.pretrained.digest,

@@ -67,6 +67,33 @@ class TrainSettings(BaseModel):
     )
 
 
+class TuneSettings(BaseModel):
+    """How long and how a study looks for better settings."""
+
+    model_config = _STRICT
+
+    stage: Literal["1", "2", "3", "all"] = Field(
+        "all", description="the stage to tune; all: each from the best of the one before"
+    )
+    n_trials: int = Field(20, ge=1, le=100_000, description="trials a study, whoever runs them")
+    timeout: float = Field(
+        0, ge=0, description="seconds after which this command ends, study or no; 0: never"
+    )
+    draws: int = Field(
+        1, ge=1, le=1000, description="draws that a trial is scored on, from `draw` on"
+    )
+    objective: Literal["val_acc", "val_loss"] = Field(
+        "val_acc", description="what a trial is judged by, as a mean over the draws"
+    )
+    space: str = Field(
+        "", description="your search space: a file, or a folder with stage1.yaml, stage2.yaml, ..."
+    )
+    workers: int = Field(1, ge=1, le=256, description="local processes that share the cores")
+    heartbeat: int = Field(
+        15, ge=1, le=3600, description="seconds; a worker silent for four times that is given up"
+    )
+
+
 class Thresholds(BaseModel):
     """Where a signal or the gate changes its mind; they read a run, never change its weights."""
 
@@ -166,6 +193,7 @@ class Settings(Thresholds):
 
 TRAIN_KEYS = tuple(TrainSettings.model_fields)
 RUN_KEYS = tuple(key for key in Settings.model_fields if key != "stages")
+TUNE_KEYS = tuple(TuneSettings.model_fields)
 THRESHOLD_KEYS = tuple(Thresholds.model_fields)
 STAGE_KEYS = tuple(f"stage{n}.{key}" for n in range(1, MAX_STAGES + 1) for key in TRAIN_KEYS)
 INHERITED_KEYS = (
@@ -175,9 +203,16 @@ INHERITED_KEYS = (
 """What a child stage takes from its parent run and may not contradict."""
 
 
+def model_of(key: str) -> type[BaseModel]:
+    """The model that a setting belongs to."""
+    if key in TUNE_KEYS:
+        return TuneSettings
+    return TrainSettings if key in TRAIN_KEYS else Settings
+
+
 def describe_field(key: str) -> str:
     """One line of help for a run or training setting: what it is, its choices, its default."""
-    info = (TrainSettings if key in TRAIN_KEYS else Settings).model_fields[key]
+    info = model_of(key).model_fields[key]
     choices = get_args(info.annotation)
     suffix = f" [{', '.join(map(str, choices))}]" if choices else ""
     return f"{info.description}{suffix}"

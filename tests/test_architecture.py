@@ -44,6 +44,8 @@ ORDER = [
     "figures",
     "report",
     "provenance",
+    "search_space",
+    "databases",
     "tracking.faults",
     "tracking.launched",
     "tracking.run",

@@ -241,3 +241,20 @@ def test_the_gate_refuses_another_stage(
     command("stage1")
     assert main(["gate", "--run_id", runs()["run_id"][0]]) == 2
     assert "stage 1 of three_stage" in capfd.readouterr().err
+
+
+def test_a_run_that_diverges_half_way_ends_and_says_so(command: Command) -> None:  # noqa: F811
+    words = {"optimizer": "sgd", "lr": "100", "warmup": "0.9", "epochs": "40", "lr_decay": "100"}
+    assert command("stage2", **words) == 0
+    run = runs().iloc[-1]
+    assert run["tags.diverged"] == "true"
+    assert run["status"] == "FINISHED"
+    evidence = json.loads(artifact(run["run_id"], "evidence.json").read_text())
+    losses = evidence["inputs"]["curves"]["train_loss"]
+    assert losses[0] is not None
+    assert losses[-1] is None  # JSON knows no NaN
+    assert len(losses) < 40
+    signals = signals_of(run)
+    assert signals["negative.val_loss_rises"] == "true"
+    assert signals["positive.val_acc_gain"] == "false"
+    assert artifact(run["run_id"], "figures/chain.png").stat().st_size > 5000

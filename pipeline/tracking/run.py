@@ -103,7 +103,6 @@ class RunLog:
         requirements: Sequence[str],
     ) -> str:
         """Log a servable model; nothing is inferred, all is stated. Returns the model's URI."""
-        import mlflow
         import pandas as pd
         from mlflow.models import Model, ModelSignature
         from mlflow.types import ColSpec, DataType, Schema, TensorSpec
@@ -114,7 +113,6 @@ class RunLog:
         outputs += [ColSpec(DataType.double, name) for name in class_names]
         signature = ModelSignature(Schema([ColSpec(DataType.binary, "image")]), Schema(outputs))
         with translated("store the model", self._uri):
-            mlflow.set_tracking_uri(self._uri)
             logged = Model.log(
                 artifact_path=None,
                 flavor=_StatedPyfunc,

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import LineageError, PipelineError, TrackingError
+from pipeline.databases import schema_lock, without_password
+from pipeline.errors import LineageError, PipelineError, RunStopped, TrackingError
 from pipeline.provenance import PROJECT_DIR, git_commit
 from pipeline.tracking.faults import translated
 from pipeline.tracking.launched import outlast_mlflow_run
@@ -71,10 +72,11 @@ class Tracking:
         import mlflow
 
         uri = mlflow.get_tracking_uri()
-        with translated("connect", uri):
+        shown = without_password(uri)
+        with translated("connect", shown), schema_lock(uri):
             client = mlflow.MlflowClient(uri)
             launched = os.environ.pop("MLFLOW_RUN_ID", None)
-            return cls(client, uri, _experiment_id(client, launched), launched)
+            return cls(client, shown, _experiment_id(client, launched), launched)
 
     @property
     def ui_command(self) -> str:
@@ -104,18 +106,27 @@ class Tracking:
             "run from the MLflow UI"
         )
 
-    def find(self, tags: Mapping[str, str]) -> list[RunView]:
-        """Finished runs of this experiment that carry all these tags, oldest first."""
+    def find(self, tags: Mapping[str, str], *, status: str | None = "FINISHED") -> list[RunView]:
+        """Runs of this experiment of a status (None: any) with all these tags, oldest first."""
         wanted = [f"tags.`{key}` = '{value}'" for key, value in tags.items()]
-        query = " and ".join(["attributes.status = 'FINISHED'", *wanted])
+        if status:
+            wanted.append(f"attributes.status = '{status}'")
+        found: list[Any] = []
+        token: str | None = None
         with translated("search runs", self.uri):
-            runs = self._client.search_runs(
-                [self.experiment_id],
-                query,
-                order_by=["attributes.start_time ASC"],
-                max_results=1000,
-            )
-        return [_view(run) for run in runs]
+            while True:
+                page = self._client.search_runs(
+                    [self.experiment_id],
+                    " and ".join(wanted),
+                    order_by=["attributes.start_time ASC"],
+                    max_results=1000,
+                    page_token=token,
+                )
+                found += page
+                token = page.token
+                if not token:
+                    break
+        return [_view(run) for run in found]
 
     def fetch(self, run: RunView, artifact: str, folder: Path) -> Path:
         """A local copy of a run's artifact.
@@ -154,14 +165,28 @@ class Tracking:
         with translated(f"store {path}", self.uri):
             self._client.log_figure(run_id, figure, path)
 
-    def add_metrics(self, run_id: str, values: Mapping[str, float]) -> None:
+    def add_metrics(self, run_id: str, values: Mapping[str, float], step: int = 0) -> None:
         """Add metrics to a run that has finished."""
         from mlflow.entities import Metric
 
         now_ms = int(time.time() * 1000)
-        batch = [Metric(key, float(value), now_ms, 0) for key, value in values.items()]
+        batch = [Metric(key, float(value), now_ms, step) for key, value in values.items()]
         with translated("log metrics", self.uri):
             self._client.log_batch(run_id, metrics=batch)
+
+    def start(self, name: str, tags: Mapping[str, str], *, nested_under: str | None = None) -> str:
+        """Start a run that outlives this process; returns its id."""
+        return self._start(name, tags, target=False, nested_under=nested_under).run_id
+
+    def set_status(self, run_id: str, status: str, reason: str = "") -> None:
+        """Change the status of a run that another process started; `reason` becomes a tag."""
+        with translated("set a run's status", self.uri):
+            if reason:
+                self._client.set_tag(run_id, "failure", reason[:5000])
+            if status == "RUNNING":
+                self._client.update_run(run_id, status=status)
+            else:
+                self._client.set_terminated(run_id, status)
 
     @contextmanager
     def run(
@@ -175,8 +200,8 @@ class Tracking:
         try:
             yield log
             log.wait()
-        except KeyboardInterrupt:
-            log.end("KILLED", "stopped by Ctrl-C or a signal")
+        except (KeyboardInterrupt, RunStopped) as stopped:
+            log.end("KILLED", _why(stopped))
             if log.launched:
                 outlast_mlflow_run(log.run_id)
             raise
@@ -199,8 +224,7 @@ class Tracking:
                 stopped = isinstance(err, KeyboardInterrupt)
                 run_id, self._launched = self._launched, None
                 log = RunLog(self._client, self.uri, run_id, launched=True, known_params=set())
-                reason = "stopped by Ctrl-C or a signal" if stopped else str(err)
-                log.end("KILLED" if stopped else "FAILED", reason)
+                log.end("KILLED" if stopped else "FAILED", _why(err))
                 if stopped:
                     outlast_mlflow_run(run_id)
             raise
@@ -227,6 +251,10 @@ class Tracking:
                 run_id = self._client.create_run(self.experiment_id, tags=all_tags).info.run_id
                 known = set()
         return RunLog(self._client, self.uri, run_id, launched=launched, known_params=known)
+
+
+def _why(err: BaseException) -> str:
+    return "stopped by Ctrl-C or a signal" if isinstance(err, KeyboardInterrupt) else str(err)
 
 
 def _view(run: Any) -> RunView:  # noqa: ANN401 - MLflow's own type

@@ -1,0 +1,215 @@
+"""What a study may try: `search_spaces/*.yaml` as typed ranges.
+
+In: a YAML mapping of training settings, each with a range or a list of choices. Out: a
+`SearchSpace`, or a `SettingsError` that lists every fault with its line. Not covered: how values
+are chosen; `tuning/` leaves that to Optuna.
+
+    lr: {low: 1.0e-4, high: 1.0e-2, log: true}
+    epochs: {low: 5, high: 20, step: 5}
+    augment: [none, light, strong]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.config import nearest
+from pipeline.errors import SettingsError
+from pipeline.provenance import PROJECT_DIR
+from pipeline.settings import TRAIN_KEYS, TrainSettings
+from pipeline.stages import Stage
+
+SPACES_DIR = PROJECT_DIR / "search_spaces"
+_RANGE_KEYS = ("low", "high", "step", "log")
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, both included; `log`: uniform in the logarithm."""
+
+    low: float
+    high: float
+    step: float | None = None
+    log: bool = False
+
+    def holds(self, value: object) -> bool:
+        """Whether the value lies in the range and on its grid."""
+        if not isinstance(value, int | float) or not self.low <= value <= self.high:
+            return False
+        return self.step is None or _on_grid(value - self.low, self.step)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """One of these values."""
+
+    values: tuple[str | int | float, ...]
+
+    def holds(self, value: object) -> bool:
+        """Whether the value is one of them."""
+        return value in self.values
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """Training setting -> what it may be. `source`: the file it was read from."""
+
+    source: str
+    dimensions: Mapping[str, Range | Choices]
+
+    def plain(self) -> dict[str, object]:
+        """As a mapping that JSON and digests take."""
+        return {key: asdict(dimension) for key, dimension in self.dimensions.items()}
+
+    def holds(self, settings: TrainSettings) -> bool:
+        """Whether these settings are a point of the space."""
+        return all(d.holds(getattr(settings, key)) for key, d in self.dimensions.items())
+
+
+def default_space(stage: Stage) -> Path:
+    """The file for a stage where the user gives none."""
+    folder = SPACES_DIR if stage.schedule == "three_stage" else SPACES_DIR / stage.schedule
+    return folder / f"stage{stage.number}.yaml"
+
+
+def read_space(path: Path) -> SearchSpace:
+    """The space in a YAML file.
+
+    Raises:
+        SettingsError: no such file, not YAML, or ranges that cannot be; a line for each fault,
+            with the file and the line in it.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        content = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as err:
+        raise SettingsError(
+            f"space={path}: cannot be read ({err}): pass a YAML file of ranges"
+        ) from None
+    except yaml.YAMLError as err:
+        mark = getattr(err, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise SettingsError(
+            f"{where}: not YAML ({getattr(err, 'problem', None) or err}): "
+            "write lines like `lr: {low: 1.0e-4, high: 1.0e-2, log: true}`"
+        ) from None
+    if not isinstance(node, yaml.MappingNode) or not content:
+        raise SettingsError(
+            f"{path}: holds no ranges: write lines like "
+            "`lr: {low: 1.0e-4, high: 1.0e-2, log: true}`"
+        )
+    faults: list[str] = []
+    dimensions: dict[str, Range | Choices] = {}
+    for key_node, _ in node.value:
+        key, where = str(key_node.value), f"{path}:{key_node.start_mark.line + 1}"
+        if key in dimensions:
+            faults.append(f"{where}: {key} stands here twice: keep one")
+            continue
+        try:
+            dimensions[key] = _dimension(key, content.get(key))
+        except ValueError as err:
+            faults.append(f"{where}: {err}")
+    if faults:
+        raise SettingsError("\n".join(faults))
+    return SearchSpace(str(path), dimensions)
+
+
+def _dimension(key: str, given: object) -> Range | Choices:
+    """What a setting may be.
+
+    Raises:
+        ValueError: the rest of the fault's line.
+    """
+    if key not in TRAIN_KEYS:
+        hint = nearest(key, TRAIN_KEYS) or f": a space may hold {', '.join(TRAIN_KEYS)}"
+        raise ValueError(f"unknown training setting {key}{hint}")
+    if isinstance(given, list):
+        return _choices(key, given)
+    words = get_args(TrainSettings.model_fields[key].annotation)
+    if words:
+        raise ValueError(f"{key} takes a list of {', '.join(words)}, got {given!r}")
+    if not isinstance(given, dict):
+        raise ValueError(
+            f"{key} must be a range like {{low: 1, high: 9}} or a list, got {given!r}"
+        )
+    return _range(key, given)
+
+
+def _choices(key: str, given: list[object]) -> Choices:
+    if not given:
+        raise ValueError(f"{key} has an empty list: give one value or more")
+    values = tuple(_value(key, one) for one in given)
+    if len(set(values)) < len(values):
+        raise ValueError(f"{key} names a value twice, got {given}: keep one")
+    return Choices(values)
+
+
+def _range(key: str, given: Mapping[Any, object]) -> Range:
+    unknown = [str(word) for word in given if word not in _RANGE_KEYS]
+    if unknown:
+        raise ValueError(
+            f"{key}: unknown word {unknown[0]}{nearest(unknown[0], _RANGE_KEYS)}: a range has "
+            "low, high and, if wanted, step or log"
+        )
+    missing = [word for word in ("low", "high") if word not in given]
+    if missing:
+        raise ValueError(f"{key}: the range has no {' and no '.join(missing)}, got {dict(given)}")
+    low, high = _value(key, given["low"]), _value(key, given["high"])
+    log = given.get("log", False)
+    assert isinstance(low, int | float)
+    assert isinstance(high, int | float)
+    if low >= high:
+        what = "reversed" if low > high else "empty"
+        raise ValueError(f"{key}: the range is {what}, got low {low} and high {high}: low < high")
+    if not isinstance(log, bool):
+        raise ValueError(f"{key}: log is true or false, got {log!r}")
+    if log and (low <= 0 or "step" in given):
+        raise ValueError(f"{key}: a log range needs low > 0 and no step, got {dict(given)}")
+    step = _step(key, given["step"], low, high) if "step" in given else None
+    return Range(low, high, step, log)
+
+
+def _step(key: str, given: object, low: float, high: float) -> float:
+    kind: type[int | float] = type(low)
+    try:
+        step = TypeAdapter(kind).validate_python(given)
+    except ValidationError as err:
+        raise ValueError(f"{key}: step {err.errors()[0]['msg']}, got {given!r}") from None
+    if not math.isfinite(step) or step <= 0 or not _on_grid(high - low, step):
+        raise ValueError(
+            f"{key}: steps of {step} do not lead from {low} to {high}: "
+            "high - low must be a multiple of step"
+        )
+    return step
+
+
+def _value(key: str, given: object) -> str | int | float:
+    """A value as the setting's own type, inside the setting's own limits."""
+    field = TrainSettings.model_fields[key]
+    kind: Any = (
+        Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+    )
+    check: Callable[[object], Any] = TypeAdapter(kind).validate_python
+    try:
+        if isinstance(given, bool):
+            raise ValueError(f"{key} is a number, got {given}")
+        value = check(given)
+    except ValidationError as err:
+        said = err.errors()[0]["msg"].removeprefix("Input ").replace("should be", "must be")
+        raise ValueError(f"{key} {said}, got {given!r}") from None
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{key} must be a finite number, got {given!r}")
+    assert isinstance(value, str | int | float)
+    return value
+
+
+def _on_grid(distance: float, step: float) -> bool:
+    return math.isclose(distance / step, round(distance / step), abs_tol=1e-9)
