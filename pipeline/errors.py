@@ -10,6 +10,7 @@
     ├── FreezingError             a frozen tensor changed during training
     ├── GateError                 the gate was asked to stop stage 3, or cannot be read
     ├── StudyError                a study: none that matches, unfinished, its storage out of reach
+    ├── DesignError               a decision's looks, ROPE or threshold, or gains it cannot judge
     ├── StorageError              a disk that is full or cannot be written
     └── TrackingError             MLflow's store cannot be reached or refuses
 
@@ -58,6 +59,8 @@ class GateError(PipelineError):
 
 class StudyError(PipelineError):
     """A study that is missing or unfinished, or whose storage cannot be reached."""
+class DesignError(PipelineError):
+    """A decision that cannot be made as designed, or from the gains at hand."""
 
 
 class StorageError(PipelineError):

@@ -13,6 +13,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "pipeline"
 ORDER = [
     "errors",
+    "design",
+    "posterior",
+    "verdict",
+    "operating",
     "files",
     "stages",
     "settings",

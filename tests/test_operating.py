@@ -1,0 +1,254 @@
+"""Simulated studies against the documented table, exact rates, and one study at a time."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from pipeline.design import Design
+from pipeline.errors import DesignError
+from pipeline.operating import (
+    Characteristic,
+    Shares,
+    characteristics_markdown,
+    characteristics_text,
+    operating_characteristics,
+    resampled_verdicts,
+    walk_studies,
+)
+from pipeline.verdict import verdict
+from tests.verdict_twin import walk
+
+D = Design()
+STUDIES = 20_000
+TABLE = [
+    # true gain, justified, not justified, inconclusive, mean pairs: 20,000 studies, SD 1 pp
+    (-1.0, 0.000, 1.000, 0.000, 6.9),
+    (0.0, 0.001, 0.574, 0.424, 16.5),
+    (0.5, 0.051, 0.050, 0.899, 19.1),
+    (1.0, 0.573, 0.002, 0.424, 16.5),
+    (1.5, 0.986, 0.000, 0.014, 10.4),
+    (2.0, 1.000, 0.000, 0.000, 6.9),
+]
+
+
+def near(share: float, documented: float, studies: int = STUDIES) -> bool:
+    """Within 4 standard errors of a difference of two simulations, and the table's rounding."""
+    pooled = max((share + documented) / 2, 1 / studies)
+    error = math.sqrt(2 * pooled * max(1 - pooled, 1 / studies) / studies)
+    return abs(share - documented) <= 4 * error + 0.0005
+
+
+@pytest.fixture(scope="module")
+def table() -> tuple[Characteristic, ...]:
+    return operating_characteristics(D, 1.0, [row[0] for row in TABLE])
+
+
+def test_the_documented_table_is_reproduced(table: tuple[Characteristic, ...]) -> None:
+    for row, (gain_pp, justified, not_justified, inconclusive, pairs) in zip(
+        table, TABLE, strict=True
+    ):
+        assert row.true_gain_pp == gain_pp
+        assert near(row.shares.justified, justified), row
+        assert near(row.shares.not_justified, not_justified), row
+        assert near(row.shares.inconclusive, inconclusive), row
+        # pairs are 5 to 20: a standard deviation of at most 7.5
+        assert row.shares.mean_pairs == pytest.approx(pairs, abs=0.05 + 4 * 7.5 / 100)
+
+
+@pytest.mark.parametrize("other", [Design(threshold=0.97), Design(rope_pp=0.6)])
+def test_a_slightly_different_design_does_not_reproduce_it(other: Design) -> None:
+    rows = operating_characteristics(other, 1.0, [row[0] for row in TABLE])
+    assert not all(
+        near(row.shares.justified, documented[1])
+        for row, documented in zip(rows, TABLE, strict=True)
+    )
+
+
+def test_shares_sum_to_one_and_a_larger_gain_is_justified_more_often(
+    table: tuple[Characteristic, ...],
+) -> None:
+    for row in table:
+        ends = (row.shares.justified, row.shares.not_justified, row.shares.inconclusive)
+        assert sum(ends) == pytest.approx(1)
+        assert row.shares.go_on == 0
+    rates = [row.shares.justified for row in table]
+    assert rates == sorted(rates)
+
+
+@pytest.mark.parametrize("correction", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("look", [2, 5, 20])
+def test_one_look_at_a_gain_on_the_edge_errs_exactly_as_often_as_the_threshold_allows(
+    correction: float, look: int
+) -> None:
+    design = Design(looks=(look,), threshold=0.95)
+    (row,) = operating_characteristics(design, 1.3, [0.5], correction=correction, seed=look)
+    error = math.sqrt(0.05 * 0.95 / STUDIES)
+    assert row.shares.justified == pytest.approx(0.05, abs=4 * error)
+    assert row.shares.not_justified == pytest.approx(0.05, abs=4 * error)
+
+
+def correlated(rho: float, pairs: int, studies: int, seed: int) -> np.ndarray:
+    """Normal gains of SD 1 of which any two correlate by `rho`: from the covariance matrix."""
+    covariance = np.full((pairs, pairs), rho) + (1 - rho) * np.eye(pairs)
+    return np.random.default_rng(seed).multivariate_normal(
+        np.zeros(pairs), covariance, studies, method="cholesky"
+    )
+
+
+@pytest.mark.parametrize("correction", [0.1, 1.0])
+def test_shared_images_are_gains_that_correlate_by_the_share_of_test_images(
+    correction: float,
+) -> None:
+    rho = correction / (1 + correction)
+    noise = correlated(rho, 20, STUDIES, seed=8)
+    for row in operating_characteristics(D, 1.0, [0.0, 1.0, 2.0], correction=correction):
+        ends, used = walk_studies(noise + row.true_gain_pp, D, correction)
+        assert near(row.shares.justified, float(np.mean(ends == "justified")))
+        assert near(row.shares.equivalent, float(np.mean(ends == "equivalent")))
+        assert row.shares.mean_pairs == pytest.approx(np.mean(used), abs=0.3)
+
+
+def test_shared_images_cost_power() -> None:
+    rates = [
+        operating_characteristics(D, 1.0, [1.5], correction=c)[0].shares.justified
+        for c in (0.0, 0.1, 0.5)
+    ]
+    assert rates[0] > 0.9 > rates[1] > 0.6 > rates[2]
+
+
+def test_leaving_out_the_correction_would_call_noise_a_gain() -> None:
+    noise = correlated(0.5, 20, 4000, seed=1) + 0.5
+    naive, _ = walk_studies(noise, D)
+    honest, _ = walk_studies(noise, D, 1.0)
+    assert np.mean(naive == "justified") > 0.2
+    assert np.mean(honest == "justified") < 0.05
+
+
+@pytest.mark.parametrize("correction", [0.0, 0.25])
+@pytest.mark.parametrize("pairs", [1, 2, 3, 5, 8, 9])
+def test_many_studies_end_as_each_does_alone(pairs: int, correction: float) -> None:
+    design = Design(rope_pp=0.5, looks=(2, 4, 8), threshold=0.9)
+    rng = np.random.default_rng(pairs)
+    gains = np.round(2 * rng.normal(0.25, 0.9, (150, pairs))) / 2  # halves: ties, edges
+    ends, used = walk_studies(gains, design, correction)
+    for row, study in enumerate(gains):
+        alone = verdict(study, design, correction)
+        assert (ends[row], used[row]) == (alone.kind or alone.state, alone.pairs)
+        assert (ends[row], used[row]) == walk(list(study), (2, 4, 8), 0.5, 0.9, correction)
+
+
+def test_gains_without_spread_end_at_the_first_look() -> None:
+    rows = operating_characteristics(D, 0.0, [0.6, 0.5, -0.6], studies=3)
+    assert [row.shares.justified for row in rows] == [1, 0, 0]
+    assert [row.shares.equivalent for row in rows] == [0, 1, 0]
+    assert [row.shares.harmful for row in rows] == [0, 0, 1]
+    assert [row.shares.mean_pairs for row in rows] == [5, 5, 5]
+
+
+def test_the_same_seed_gives_the_same_table() -> None:
+    def rates(seed: int) -> tuple[Characteristic, ...]:
+        return operating_characteristics(D, 1.0, [0.5, 1.0], studies=500, seed=seed)
+
+    assert rates(3) == rates(3)
+    assert rates(3) != rates(4)
+
+
+@pytest.mark.parametrize("sd_pp", [-1.0, math.nan, math.inf])
+def test_a_spread_that_is_none_is_refused(sd_pp: float) -> None:
+    with pytest.raises(DesignError, match="standard deviation of the gains is"):
+        operating_characteristics(D, sd_pp, [0.0])
+
+
+def test_no_studies_and_a_negative_correction_are_refused() -> None:
+    with pytest.raises(DesignError, match="0 studies say nothing"):
+        operating_characteristics(D, 1.0, [0.0], studies=0)
+    with pytest.raises(DesignError, match="n_test / n_train"):
+        operating_characteristics(D, 1.0, [0.0], correction=-1.0)
+
+
+# The A/A check
+
+
+def test_a_large_bank_of_noise_errs_as_rarely_as_fresh_noise() -> None:
+    bank = np.random.default_rng(2).normal(0.0, 1.0, 5000)
+    shares = resampled_verdicts(bank - bank.mean(), D, studies=4000)
+    (fresh,) = operating_characteristics(D, 1.0, [0.0], studies=4000)
+    assert shares.justified < 0.05
+    assert near(shares.not_justified, fresh.shares.not_justified, 4000)
+    assert near(shares.inconclusive, fresh.shares.inconclusive, 4000)
+
+
+def test_no_gain_is_drawn_twice_into_a_study_and_all_are_drawn() -> None:
+    # one gain of 50 among nine of 0: it is in each study of ten once, so each mean is 5, each
+    # scale 5, and P(T > -4.5 / 5) with 9 degrees 0.80
+    design = Design(rope_pp=0.5, looks=(10,), threshold=0.7)
+    bank = [50.0] + [0.0] * 9
+    assert resampled_verdicts(bank, design, studies=200).justified == 1
+    # it is in one study of two in five: mean and scale are 25 then, P(T > -24.5 / 25) 0.75
+    design = Design(rope_pp=0.5, looks=(2,), threshold=0.7)
+    shares = resampled_verdicts(bank, design, studies=4000)
+    assert shares.justified == pytest.approx(0.2, abs=4 * math.sqrt(0.16 / 4000))
+    assert shares.equivalent == pytest.approx(1 - shares.justified)
+
+
+def test_the_order_within_a_study_is_drawn_too() -> None:
+    # all six gains in each study, two of them seen at the first look: any of 15 pairs of them
+    design = Design(rope_pp=4.9, looks=(2, 6), threshold=0.99)
+    shares = resampled_verdicts([50.0, 50.0, 0.0, 0.0, 0.0, 0.0], design, studies=4000)
+    assert shares.justified == pytest.approx(1 / 15, abs=0.016)  # both are 50
+    assert shares.equivalent == pytest.approx(6 / 15, abs=0.031)  # both are 0
+
+
+def test_studies_too_short_for_the_last_look_go_on() -> None:
+    bank = np.random.default_rng(5).normal(0.5, 1.0, 40)
+    shares = resampled_verdicts(bank, D, studies=300, pairs=12)
+    assert shares.inconclusive == 0
+    assert shares.go_on > 0.5
+    assert shares.go_on + shares.justified + shares.not_justified == pytest.approx(1)
+    assert 5 <= shares.mean_pairs <= 10
+
+
+def test_the_seed_decides_the_draw() -> None:
+    bank = np.random.default_rng(6).normal(0.5, 1.0, 40)
+    assert resampled_verdicts(bank, D, 300, seed=1) == resampled_verdicts(bank, D, 300, seed=1)
+    assert resampled_verdicts(bank, D, 300, seed=1) != resampled_verdicts(bank, D, 300, seed=2)
+
+
+@pytest.mark.parametrize(("size", "pairs"), [(19, None), (30, 31), (30, 4)])
+def test_a_bank_and_a_study_that_do_not_fit_are_refused(size: int, pairs: int | None) -> None:
+    with pytest.raises(DesignError, match=rf"bank of {size} with looks after 5,10,20.*-P looks"):
+        resampled_verdicts([0.1] * size, D, pairs=pairs)
+
+
+def test_a_bank_with_a_failed_pair_is_refused() -> None:
+    with pytest.raises(DesignError, match="pair 20 of 20 is nan"):
+        resampled_verdicts([0.1] * 19 + [math.nan], D)
+    with pytest.raises(DesignError, match="0 studies"):
+        resampled_verdicts([0.1] * 20, D, studies=0)
+
+
+# Tables
+
+ROWS = (
+    Characteristic(-1.0, Shares(1000, 0.0, 0.8754, 0.1246, 0.0, 0.0, 6.94)),
+    Characteristic(0.5, Shares(1000, 0.051, 0.05, 0.0, 0.899, 0.0, 19.06)),
+)
+
+
+def test_the_markdown_table_has_a_row_for_each_gain() -> None:
+    assert characteristics_markdown(ROWS).splitlines() == [
+        "| true gain, pp | justified | not justified | of these harmful | inconclusive | "
+        "mean pairs used |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| -1 | 0.000 | 1.000 | 0.125 | 0.000 | 6.9 |",
+        "| 0.5 | 0.051 | 0.050 | 0.000 | 0.899 | 19.1 |",
+    ]
+
+
+def test_the_text_table_is_aligned() -> None:
+    lines = characteristics_text(ROWS).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert lines[1].split() == ["-1", "0.000", "1.000", "0.125", "0.000", "6.9"]
