@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline.config import load_settings, preset_names
 from pipeline.errors import PipelineError, SettingsError
+from pipeline.search_space import plan_of
 from pipeline.settings import (
     MAX_STAGES,
     RUN_KEYS,
     STAGE_KEYS,
     THRESHOLD_KEYS,
     TRAIN_KEYS,
-    Settings,
-    TrainSettings,
+    TUNE_KEYS,
     describe_field,
+    model_of,
 )
 
 if TYPE_CHECKING:
@@ -38,9 +39,14 @@ ENTRY_POINTS = {
         f"stage{n}": f"stage {n}; missing parent stages are trained first"
         for n in range(1, MAX_STAGES + 1)
     },
+    "tune": "Optuna studies of each stage's settings; any number of these commands share them",
     "evaluate": "accuracy of a finished stage run on the test split",
     "gate": "has stage 3 been earned? read from finished stage-2 runs, or from result lines",
 }
+STAGE_ENTRIES = tuple(f"stage{n}" for n in range(1, MAX_STAGES + 1))
+OWN_WORDS = ("config", "parent_run_id", "run_id", "lines", "tuned", "storage", "joins")
+"""What the command itself takes, beside settings."""
+STORAGE_HELP = "an Optuna URL such as postgresql://host/db (default: optuna.db beside MLflow's)"
 UNSET = {"", "auto", "none"}
 """What MLproject passes for a parameter that was not given."""
 
@@ -79,6 +85,13 @@ def build_parser() -> argparse.ArgumentParser:
                 command.add_argument(f"--{key}", help=_help(key))
             continue
         command.add_argument("--config", help="a YAML file of settings, weaker than the options")
+        command.add_argument("--storage", help=f"where studies are kept: {STORAGE_HELP}")
+        if name == "tune":
+            _add_tune(command)
+        else:
+            command.add_argument(
+                "--tuned", help="take the best settings of the finished study (on/off)"
+            )
         if name in ("stage2", "stage3"):
             command.add_argument(
                 "--parent_run_id",
@@ -88,12 +101,19 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_tune(command: argparse.ArgumentParser) -> None:
+    study = command.add_argument_group("the study")
+    for key in TUNE_KEYS:
+        study.add_argument(f"--{key}", help=_help(key))
+    command.add_argument("--joins", help=argparse.SUPPRESS)
+
+
 def _add_settings(command: argparse.ArgumentParser, entry_point: str) -> None:
     run = command.add_argument_group("what is run")
     for key in RUN_KEYS:
         extra = f" [{', '.join(preset_names())}]" if key == "preset" else ""
         run.add_argument(f"--{key}", help=_help(key) + extra)
-    target = "every stage" if entry_point == "main" else entry_point
+    target = "every stage" if entry_point in ("main", "tune") else entry_point
     train = command.add_argument_group(
         f"how {target} is trained", "the same for one stage: --stage1.lr, --stage2.epochs, ..."
     )
@@ -104,8 +124,7 @@ def _add_settings(command: argparse.ArgumentParser, entry_point: str) -> None:
 
 
 def _help(key: str) -> str:
-    model = TrainSettings if key in TRAIN_KEYS else Settings
-    default = model.model_fields[key].default
+    default = model_of(key).model_fields[key].default
     shown = (
         {True: "on", False: "off"}.get(default, default) if isinstance(default, bool) else default
     )
@@ -165,7 +184,7 @@ class Progress:
 
 def run(entry_point: str, options: dict[str, str]) -> None:
     """Do what the entry point says; settings are checked before anything slow is imported."""
-    own = {key: options.pop(key, "") for key in ("config", "parent_run_id", "run_id", "lines")}
+    own = {key: options.pop(key, "") for key in OWN_WORDS}
     given = {key: "" if value in UNSET else value for key, value in own.items()}
     if options.get("preset") in UNSET:
         del options["preset"]
@@ -186,16 +205,42 @@ def run(entry_point: str, options: dict[str, str]) -> None:
 
         gate_entry(given["run_id"], given["lines"], options, say)
         return
-    target = None if entry_point == "main" else int(entry_point.removeprefix("stage"))
-    load_settings(options, config=config, target=None if given["parent_run_id"] else target)
+    target = int(entry_point.removeprefix("stage")) if entry_point in STAGE_ENTRIES else None
+    tuned, joins = (_switch(key, own[key]) for key in ("tuned", "joins"))
+    if entry_point == "tune":
+        plan_of(options, config)
+    else:
+        load_settings(options, config=config, target=None if given["parent_run_id"] else target)
 
     from pipeline.entry_points import Command, main_entry, stage_entry
 
-    command = Command(options, config, given["parent_run_id"] or None, say, progress)
-    if target is None:
+    command = Command(
+        options,
+        config,
+        given["parent_run_id"] or None,
+        tuned,
+        given["storage"],
+        joins,
+        say,
+        progress,
+    )
+    if entry_point == "tune":
+        from pipeline.tuning.tune import tune_entry
+
+        tune_entry(command)
+    elif target is None:
         main_entry(command)
     else:
         stage_entry(command, target)
+
+
+def _switch(key: str, word: str) -> bool:
+    """What an on/off option says; off where it was not given."""
+    states = {"": False, "off": False, "false": False, "0": False, "none": False}
+    states |= {"on": True, "true": True, "1": True}
+    if word.lower() not in states:
+        raise SettingsError(f"{key} is on or off, got {word!r} (command line)")
+    return states[word.lower()]
 
 
 def _stop(number: int, frame: object) -> None:

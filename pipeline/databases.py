@@ -1,9 +1,9 @@
-"""Database URLs: which file, shown without a password, their tables made by one process at a time.
+"""Database URLs: which file, shown without a password, held by one process at a time.
 
 MLflow and Optuna both create their tables when they first meet an empty database, and both fail
-where another process is at it. In: a URL as SQLAlchemy writes them. Out: a lock to hold meanwhile.
-URLs of servers (http) need none. Not covered: databases other than SQLite and PostgreSQL, which
-are not locked.
+where another process is at it; workers ask for trials one after another. In: a URL as SQLAlchemy
+writes them. Out: a lock to hold meanwhile; URLs of servers (http) need none. Not covered: databases
+other than SQLite and PostgreSQL, which are not locked.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def beside(url: str, other: str) -> str:
 
 
 @contextmanager
-def schema_lock(url: str) -> Iterator[None]:
-    """Hold a database for oneself while its tables are looked for or made.
+def exclusively(url: str) -> Iterator[None]:
+    """Keep other processes of ours that ask for the same database waiting.
 
     Raises:
         sqlalchemy.exc.SQLAlchemyError: the database cannot be reached.

@@ -7,11 +7,11 @@ read finished runs.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.config import load_settings
+from pipeline.config import load_settings, said_of_stage
 from pipeline.errors import LineageError
 from pipeline.lineage import check_agreement, check_parent, inherit
 from pipeline.report import StageSummary, table_markdown, table_text
@@ -29,11 +29,17 @@ class Command:
         options: settings, key -> text.
         config: a YAML file of settings.
         parent_run_id: the run that a stage continues from.
+        tuned: take the settings of the finished studies that match.
+        storage: Optuna's URL for studies; empty: `optuna.db` beside MLflow's database.
+        joins: take part in the studies of another command, without a run of its own.
     """
 
     options: Mapping[str, str]
     config: str | None = None
     parent_run_id: str | None = None
+    tuned: bool = False
+    storage: str = ""
+    joins: bool = False
     say: Say = print
     on_epoch: OnEpoch = field(default=lambda *_: None)
 
@@ -51,7 +57,8 @@ def stage_entry(command: Command, number: int) -> StageSummary:
         session = Session.open(settings, tracking, command.say, command.on_epoch)
         if parent:
             _adopt(session, number, parent)
-        elif number > 1:
+        session = _tuned(command, session, [number] if parent else range(1, number + 1), number)
+        if not parent and number > 1:
             parent = tracking.get(find_or_run(session, number - 1).run_id)
         return run_stage(session, number, parent, target=True)
 
@@ -78,6 +85,20 @@ def _adopt(session: Session, number: int, parent: RunView) -> None:
     session.keys[number - 1] = parent.tags["lineage_key"]
 
 
+def _tuned(
+    command: Command, session: Session, numbers: Iterable[int], target: int | None
+) -> Session:
+    """The session with the settings of matching studies, where that was asked for."""
+    if not command.tuned:
+        return session
+    from pipeline.tuning.storage import storage_url
+    from pipeline.tuning.tuned import with_tuned
+
+    stages = list(numbers)
+    said = {n: said_of_stage(command.options, command.config, target, n) for n in stages}
+    return with_tuned(session, stages, said, storage_url(command.storage, session.tracking.uri))
+
+
 def main_entry(command: Command) -> list[StageSummary]:
     """Entry point main: every stage of the schedule, and a run that sums them up."""
     settings = load_settings(command.options, config=command.config)
@@ -86,6 +107,8 @@ def main_entry(command: Command) -> list[StageSummary]:
     name = f"{settings.schedule} · {data} · {settings.backbone} · draw {settings.draw}"
     with tracking.run(name, {"kind": "chain"}, target=True) as log:
         session = Session.open(settings, tracking, command.say, command.on_epoch)
+        session = _tuned(command, session, range(1, len(settings.stages) + 1), None)
+        settings = session.settings
         rows = [
             find_or_run(session, n, log.run_id, whole=True)
             for n in range(1, len(settings.stages) + 1)

@@ -59,6 +59,8 @@ class GateError(PipelineError):
 
 class StudyError(PipelineError):
     """A study that is missing or unfinished, or whose storage cannot be reached."""
+
+
 class DesignError(PipelineError):
     """A decision that cannot be made as designed, or from the gains at hand."""
 

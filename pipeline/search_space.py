@@ -20,10 +20,10 @@ from typing import Annotated, Any, get_args
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.config import nearest
+from pipeline.config import load_settings, load_tune, nearest, said_of_stage
 from pipeline.errors import SettingsError
 from pipeline.provenance import PROJECT_DIR
-from pipeline.settings import TRAIN_KEYS, TrainSettings
+from pipeline.settings import TRAIN_KEYS, TUNE_KEYS, Settings, TrainSettings, TuneSettings
 from pipeline.stages import Stage
 
 SPACES_DIR = PROJECT_DIR / "search_spaces"
@@ -77,6 +77,54 @@ def default_space(stage: Stage) -> Path:
     """The file for a stage where the user gives none."""
     folder = SPACES_DIR if stage.schedule == "three_stage" else SPACES_DIR / stage.schedule
     return folder / f"stage{stage.number}.yaml"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `tune` was asked for: the space of each stage to be tuned, in order."""
+
+    tune: TuneSettings
+    settings: Settings
+    spaces: Mapping[int, SearchSpace]
+
+
+def plan_of(options: Mapping[str, str], config: str | None) -> Plan:
+    """The plan behind what was typed; settings fixed by hand are taken out of the spaces.
+
+    Raises:
+        SettingsError: a wrong setting or space, or nothing is left to tune.
+    """
+    tune = load_tune(options)
+    others = {key: value for key, value in options.items() if key not in TUNE_KEYS}
+    target = None if tune.stage == "all" else int(tune.stage)
+    settings = load_settings(others, config=config, target=target)
+    numbers = [target] if target else range(1, len(settings.stages) + 1)
+    spaces = {}
+    for number in numbers:
+        space = read_space(_space_path(tune, settings, number))
+        said = said_of_stage(others, config, target, number)
+        left = {key: d for key, d in space.dimensions.items() if key not in said}
+        if not left:
+            raise SettingsError(
+                f"stage {number}: every setting of {space.source} is fixed by hand "
+                f"({', '.join(space.dimensions)}): leave one to be tuned"
+            )
+        spaces[number] = SearchSpace(space.source, left)
+    return Plan(tune, settings, spaces)
+
+
+def _space_path(tune: TuneSettings, settings: Settings, number: int) -> Path:
+    path = Path(tune.space)
+    if not tune.space:
+        return default_space(settings.stage(number))
+    if path.is_dir():
+        return path / f"stage{number}.yaml"
+    if tune.stage == "all" and len(settings.stages) > 1:
+        raise SettingsError(
+            f"space={path} is one file for {len(settings.stages)} stages: pass -P stage=<a "
+            "number>, or a folder with stage1.yaml, stage2.yaml, ..."
+        )
+    return path
 
 
 def read_space(path: Path) -> SearchSpace:

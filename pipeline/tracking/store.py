@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.databases import schema_lock, without_password
+from pipeline.databases import exclusively, without_password
 from pipeline.errors import LineageError, PipelineError, RunStopped, TrackingError
 from pipeline.provenance import PROJECT_DIR, git_commit
 from pipeline.tracking.faults import translated
@@ -73,10 +73,15 @@ class Tracking:
 
         uri = mlflow.get_tracking_uri()
         shown = without_password(uri)
-        with translated("connect", shown), schema_lock(uri):
-            client = mlflow.MlflowClient(uri)
-            launched = os.environ.pop("MLFLOW_RUN_ID", None)
-            return cls(client, shown, _experiment_id(client, launched), launched)
+        try:
+            with translated("connect", shown), exclusively(uri):
+                client = mlflow.MlflowClient(uri)
+                launched = os.environ.pop("MLFLOW_RUN_ID", None)
+                return cls(client, shown, _experiment_id(client, launched), launched)
+        except ModuleNotFoundError as err:
+            raise TrackingError(
+                f"MLFLOW_TRACKING_URI={shown}: its driver is not installed ({err}): pip install it"
+            ) from None
 
     @property
     def ui_command(self) -> str:
@@ -177,6 +182,11 @@ class Tracking:
     def start(self, name: str, tags: Mapping[str, str], *, nested_under: str | None = None) -> str:
         """Start a run that outlives this process; returns its id."""
         return self._start(name, tags, target=False, nested_under=nested_under).run_id
+
+    def add_params(self, run_id: str, values: Mapping[str, object]) -> None:
+        """Log parameters of a run that another process may have started."""
+        log = RunLog(self._client, self.uri, run_id, launched=False, known_params=set())
+        log.params(values)
 
     def set_status(self, run_id: str, status: str, reason: str = "") -> None:
         """Change the status of a run that another process started; `reason` becomes a tag."""

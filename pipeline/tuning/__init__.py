@@ -1,0 +1,1 @@
+"""Optuna: studies over a stage's settings. The only importer of Optuna."""

@@ -1,0 +1,164 @@
+"""What a study came to: pictures, a table of trials, the best settings as a file to use.
+
+In: a study. Out: artifacts, tags and a description on its MLflow run, and lines for the terminal.
+The pictures are Optuna's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import optuna
+import yaml
+from matplotlib.figure import Figure
+from optuna.trial import FrozenTrial, TrialState
+
+from pipeline.tracking import Tracking
+from pipeline.tuning.storage import experiments_known
+from pipeline.tuning.study import REASON, Study, progress_of, shown_settings
+
+NOTE = "mlflow.note.content"
+_PICTURES = {
+    "history": "plot_optimization_history",
+    "importances": "plot_param_importances",
+    "parallel_coordinate": "plot_parallel_coordinate",
+    "slice": "plot_slice",
+}
+
+
+def log_study(study: Study, tracking: Tracking, run_id: str, storage_shown: str) -> None:
+    """Log the study as it stands; safe to repeat, and to do from several processes."""
+    trials = study.optuna.get_trials(deepcopy=False)
+    best = study.best
+    tracking.add_text(run_id, trials_csv(study), "trials.csv")
+    if best is not None:
+        tracking.add_text(run_id, best_yaml(study, best), "best.yaml")
+        tracking.add_metrics(run_id, {"best/value": best.value or 0.0, "best/trial": best.number})
+        tracking.add_tags(
+            run_id, {f"best.{key}": str(value) for key, value in best.params.items()}
+        )
+        tracking.add_tags(run_id, {"best_trial_run_id": str(best.user_attrs.get("run_id", ""))})
+        for name, figure in pictures(study.optuna).items():
+            tracking.add_figure(run_id, figure, f"figures/{name}.png")
+    states = _counts(trials)
+    tracking.add_metrics(run_id, {f"trials/{state}": count for state, count in states.items()})
+    tracking.add_tags(run_id, {NOTE: description(study, storage_shown)})
+
+
+def log_trial(study: Study, tracking: Tracking, run_id: str, number: int) -> None:
+    """A trial's value, and the best so far, as curves of the study's run."""
+    trial, best = study.optuna.get_trials(deepcopy=False)[number], study.best
+    values = {"best/value": best.value} if best else {}
+    if trial.value is not None and trial.state == TrialState.COMPLETE:
+        values["trial/value"] = trial.value
+    known = {key: value for key, value in values.items() if value is not None}
+    if known:
+        tracking.add_metrics(run_id, known, step=trial.number)
+
+
+def _counts(trials: list[FrozenTrial]) -> dict[str, int]:
+    names = {
+        "complete": TrialState.COMPLETE,
+        "pruned": TrialState.PRUNED,
+        "failed": TrialState.FAIL,
+        "running": TrialState.RUNNING,
+    }
+    return {name: sum(t.state == state for t in trials) for name, state in names.items()}
+
+
+def trials_csv(study: Study) -> str:
+    """A row a trial: number, state, value, settings, seconds, reason."""
+    import pandas as pd
+
+    rows = [
+        {
+            "trial": trial.number,
+            "state": trial.state.name.lower(),
+            study.spec.objective: trial.value if trial.state == TrialState.COMPLETE else None,
+            **trial.params,
+            "wall_s": trial.duration.total_seconds() if trial.duration else None,
+            "reason": trial.user_attrs.get(REASON, ""),
+            "run_id": trial.user_attrs.get("run_id", ""),
+        }
+        for trial in study.optuna.get_trials(deepcopy=False)
+    ]
+    return pd.DataFrame(rows).to_csv(index=False)
+
+
+def best_yaml(study: Study, best: FrozenTrial) -> str:
+    """The best settings in the form that `-P config=best.yaml` reads."""
+    number = study.spec.stage.number
+    if not best.params:
+        return "# the settings as they were: no trial did better\n"
+    head = f"# {study.name}, trial {best.number}: {study.spec.objective} {best.value:.4f}\n"
+    values = {f"stage{number}.{key}": value for key, value in best.params.items()}
+    return head + yaml.safe_dump(values, sort_keys=False)
+
+
+def pictures(study: optuna.Study) -> dict[str, Figure]:
+    """Optuna's pictures of a study; without those that too few trials allow no picture of."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import optuna.visualization.matplotlib as drawn
+    from matplotlib import pyplot as plt
+
+    complete = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+    figures: dict[str, Figure] = {}
+    for name, function in _PICTURES.items():
+        if name != "history" and (len(complete) < 2 or not any(t.params for t in complete)):
+            continue
+        draw: Callable[[optuna.Study], Any] = getattr(drawn, function)
+        with experiments_known():
+            try:
+                made = draw(study)
+            except (ValueError, RuntimeError):
+                continue  # importances of trials that all have one value
+        axes = made.flat[0] if hasattr(made, "flat") else made
+        figure = axes.figure
+        figure.set_size_inches(max(8.0, figure.get_size_inches()[0]), 5.0)
+        figures[name] = figure
+        plt.close(figure)
+    return figures
+
+
+def description(study: Study, storage_shown: str) -> str:
+    """The study run's note in the MLflow UI, as Markdown."""
+    number = study.spec.stage.number
+    lines = [
+        f"**Study `{study.name}`**: stage {number} of `{study.spec.stage.schedule}`, judged by "
+        f"{study.spec.objective} on draws {', '.join(map(str, study.spec.draws))}.",
+        summary(study),
+        f"Use it: `mlflow run . -e stage{number} -P tuned=true`. Look at it: `optuna-dashboard "
+        f"{storage_shown}` or `optuna best-trial --storage {storage_shown} --study-name "
+        f"{study.name}`.",
+    ]
+    return "\n\n".join(lines)
+
+
+def summary(study: Study) -> str:
+    """One line: how many trials of what kind, the best and the defaults beside it."""
+    trials = study.optuna.get_trials(deepcopy=False)
+    progress, states, best = progress_of(trials), _counts(trials), study.best
+    told = (
+        f"stage {study.spec.stage.number}: {progress.finished} trials ({states['complete']} "
+        f"complete, {states['pruned']} pruned, {states['failed']} failed)"
+    )
+    if best is None:
+        return f"{told}: none has a value yet"
+    default = next(
+        (
+            t.value
+            for t in trials
+            if "defaults" in t.user_attrs
+            and t.value is not None
+            and t.state == TrialState.COMPLETE
+        ),
+        None,
+    )
+    against = f" (defaults {default:.4f})" if default is not None else ""
+    return (
+        f"{told}: best {study.spec.objective} {best.value:.4f}{against}, trial {best.number}: "
+        f"{shown_settings(best.params)}"
+    )

@@ -1,0 +1,239 @@
+"""Entry point tune: a study for each stage, by one process or many, here or on other machines.
+
+In: what was typed. Out: studies in Optuna's storage, runs in MLflow, a summary. Any number of
+processes may work on one study; each asks for the next trial until the study has enough, then
+waits for the trials of others, to take over those of workers that are lost.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from filelock import FileLock
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage
+from optuna.trial import Trial
+
+from pipeline.databases import exclusively, without_password
+from pipeline.entry_points import Command
+from pipeline.errors import TrackingError, first_line
+from pipeline.run_stage import find_or_run
+from pipeline.search_space import Plan, plan_of
+from pipeline.session import Session, cache_folder
+from pipeline.settings import plain_values
+from pipeline.tracking import Tracking
+from pipeline.tuning.mirror import reconcile, study_run
+from pipeline.tuning.report import log_study, log_trial, summary
+from pipeline.tuning.storage import (
+    STORAGE_FAULTS,
+    open_storage,
+    patiently,
+    storage_url,
+    translated,
+)
+from pipeline.tuning.study import Spec, Study
+from pipeline.tuning.trial import Objective, OutOfTime, TrialFailed
+from pipeline.tuning.workers import run_workers
+
+Say = Callable[[str], None]
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A study that was worked on, and the settings to go on with."""
+
+    study: Study
+    run_id: str
+    settings: Mapping[str, object]
+
+
+def tune_entry(command: Command) -> list[Tuned]:
+    """Entry point tune: work on the studies until they have their trials, or time is over."""
+    plan = plan_of(command.options, command.config)
+    tune, settings = plan.tune, plan.settings
+    tracking = Tracking.connect()
+    with tracking.explained():
+        url = storage_url(command.storage, tracking.uri)
+        if command.joins:
+            return _work(command, plan, tracking, url)
+        data = Path(settings.data).name
+        name = f"tune · {data} · {settings.backbone} · {settings.schedule} · stage {tune.stage}"
+        with tracking.run(name, {"kind": "tune"}, target=True) as log:
+            log.params({**plain_values(settings), **tune.model_dump()})
+            log.tags({"storage": without_password(url)})
+            if tune.workers > 1:
+                run_workers(tune.workers, command, url, tracking.experiment_id)
+            done = _work(command, plan, tracking, url, only_read=tune.workers > 1)
+            for one in done:
+                number, best = one.study.spec.stage.number, one.study.best
+                log.tags(
+                    {f"study.stage{number}": one.study.name, f"run.stage{number}": one.run_id}
+                )
+                if best:
+                    log.metrics({f"stage{number}/best_value": best.value or 0.0})
+            lines = [summary(one.study) for one in done]
+            log.tags({"mlflow.note.content": "\n".join(f"- {line}" for line in lines)})
+    command.say(f"use them: -P tuned=true; look at them: optuna-dashboard {without_password(url)}")
+    command.say(f"browse the runs: {tracking.ui_command}")
+    return done
+
+
+def _work(
+    command: Command, plan: Plan, tracking: Tracking, url: str, *, only_read: bool = False
+) -> list[Tuned]:
+    """Work on each stage's study in turn, each from the best of the one before."""
+    tune, settings = plan.tune, plan.settings
+    storage = open_storage(url, tune.heartbeat)
+    deadline = time.monotonic() + tune.timeout if tune.timeout else None
+    sessions = {
+        draw: Session.open(
+            settings.model_copy(update={"draw": draw}), tracking, command.say, command.on_epoch
+        )
+        for draw in range(settings.draw, settings.draw + tune.draws)
+    }
+    done: list[Tuned] = []
+    for number, space in plan.spaces.items():
+        spec = Spec.of(sessions, number, space, tune.objective)
+        worker = Worker(
+            spec, sessions, tracking, storage, url, tune.n_trials, deadline, command.say
+        )
+        with translated(url):
+            one = worker.read() if only_read else worker.work()
+        done.append(one)
+        if one.study.best is None or (deadline is not None and time.monotonic() > deadline):
+            break
+        sessions = {d: s.with_training(number, one.settings) for d, s in sessions.items()}
+        for session in sessions.values():
+            session.tuned_by[number] = one.study.name
+    return done
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One process at work on one study."""
+
+    spec: Spec
+    sessions: Mapping[int, Session]
+    tracking: Tracking
+    storage: BaseStorage
+    url: str
+    n_trials: int
+    deadline: float | None
+    say: Say
+
+    def read(self) -> Tuned:
+        """The study as it stands, worked on by others."""
+        study = Study.join(self.storage, self.spec, self._seed)
+        self.say(summary(study))
+        return self._tuned(study)
+
+    def work(self) -> Tuned:
+        """Run trials until the study has enough of them, or time is over."""
+        study = Study.join(self.storage, self.spec, self._seed)
+        first = next(iter(self.sessions.values()))
+        shown = without_password(self.url)
+        run_id = study_run(study, first, shown, self.say)
+        held = study.progress()
+        if held.finished >= self.n_trials:
+            self.say(f"study {study.name} has its {held.finished} trials: none is added")
+        else:
+            self.say(f"study {study.name}: {held.finished} of {self.n_trials} trials so far")
+            self.tracking.set_status(run_id, "RUNNING")
+            self._train_parents(run_id)
+        try:
+            self._loop(study, run_id)
+        except OutOfTime as err:
+            self.say(f"note: {err}: the study can be gone on with by the same command")
+        finally:
+            self._sum_up(study, run_id, shown)
+        return self._tuned(study, run_id)
+
+    @property
+    def _seed(self) -> int:
+        return next(iter(self.sessions.values())).settings.seed
+
+    def _tuned(self, study: Study, run_id: str | None = None) -> Tuned:
+        best = study.best
+        run_id = run_id or str(study.optuna.user_attrs.get("run_id", ""))
+        return Tuned(study, run_id, dict(best.params) if best else {})
+
+    def _train_parents(self, study_run_id: str) -> None:
+        """The checkpoints that trials start from: found, or trained by one process a machine."""
+        number = self.spec.stage.number
+        if number == 1:
+            return
+        for session in self.sessions.values():
+            folder = cache_folder(session.settings) / "parents"
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / f"{session.key(number - 1)}.lock"):
+                find_or_run(session, number - 1, study_run_id)
+
+    def _loop(self, study: Study, run_id: str) -> None:
+        objective = Objective(
+            self.spec, self.sessions, self.tracking, run_id, self.deadline, self.say
+        )
+        while self._patiently(study.progress).finished < self.n_trials:
+            if self.deadline is not None and time.monotonic() > self.deadline:
+                raise OutOfTime("the command's timeout is over")
+            if not self._run_one(study, objective, run_id):
+                # the last trials are running elsewhere: stay, to take over from lost workers
+                time.sleep(1.0)
+                self._patiently(study.give_up_silent_workers)
+
+    def _patiently(self, do: Callable[[], _Result]) -> _Result:
+        return patiently(do, STORAGE_FAULTS, self.say)
+
+    def _run_one(self, study: Study, objective: Objective, run_id: str) -> bool:
+        """One trial, if the study wants one more than those that run now.
+
+        Where the storage or MLflow is away the trial is given up, and later run again.
+        """
+        began: list[Trial] = []
+        try:
+            # one process at a time counts and asks, so that no trial is one too many
+            with ExitStack() as turn:
+                turn.enter_context(exclusively(self.url))
+                progress = study.progress()
+                if progress.finished + progress.running >= self.n_trials:
+                    return False
+
+                def begin(trial: Trial) -> float:
+                    turn.close()
+                    began.append(trial)
+                    return objective(trial)
+
+                study.optuna.optimize(begin, n_trials=1, catch=(TrialFailed,))
+            log_trial(study, self.tracking, run_id, began[0].number)
+        except UpdateFinishedTrialError:
+            self.say(f"note: trial {began[0].number} had been given up, its result is dropped")
+        except (OutOfTime, KeyboardInterrupt):
+            self._queue_again(study, began)
+            raise
+        except (*STORAGE_FAULTS, TrackingError) as err:
+            self.say(f"note: a trial was lost ({first_line(err)}): it will be run again")
+            self._queue_again(study, began)
+            patiently(lambda: self.tracking.get(run_id), (TrackingError,), self.say)
+        return True
+
+    def _queue_again(self, study: Study, began: list[Trial]) -> None:
+        for trial in began:
+            self._patiently(partial(study.queue_again, trial.number))
+
+    def _sum_up(self, study: Study, run_id: str, shown: str) -> None:
+        """Set right what lost workers left behind, and log the study as it stands."""
+        reconcile(study, self.tracking)
+        log_study(study, self.tracking, run_id, shown)
+        progress = study.progress()
+        if progress.finished >= self.n_trials:
+            study.optuna.set_user_attr("finished", progress.finished)
+            self.tracking.set_status(run_id, "FINISHED")
+        elif progress.running == 0:
+            self.tracking.set_status(run_id, "KILLED", "stopped before it had all its trials")
+        self.say(summary(study))
