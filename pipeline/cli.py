@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pipeline.config import load_settings, preset_names
+from pipeline.config import load_settings, nearest, preset_names
 from pipeline.errors import PipelineError, SettingsError
 from pipeline.search_space import plan_of
 from pipeline.settings import (
@@ -145,10 +145,17 @@ def parse(argv: Sequence[str] | None) -> tuple[str, dict[str, str]]:
         extra = {word[2:].partition("=")[0]: "?" for word in unknown if word.startswith("--")}
         if known.entry_point not in ("evaluate", "gate"):
             load_settings(extra)  # says which setting is not known, and the nearest that is
-        raise SettingsError(
-            f"unexpected words on the command line: {' '.join(unknown)}: see --help"
-        )
+        hint = nearest(next(iter(extra), ""), _words_of(known.entry_point)) or ": see --help"
+        raise SettingsError(f"unexpected words on the command line: {' '.join(unknown)}{hint}")
     return known.entry_point, options
+
+
+def _words_of(entry_point: str) -> set[str]:
+    commands = next(
+        a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction)
+    )
+    actions = commands.choices[entry_point]._actions
+    return {word.removeprefix("--") for action in actions for word in action.option_strings}
 
 
 class Progress:

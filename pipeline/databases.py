@@ -2,8 +2,8 @@
 
 MLflow and Optuna both create their tables when they first meet an empty database, and both fail
 where another process is at it; workers ask for trials one after another. In: a URL as SQLAlchemy
-writes them. Out: a lock to hold meanwhile; URLs of servers (http) need none. Not covered: databases
-other than SQLite and PostgreSQL, which are not locked.
+writes them. Out: a lock to hold meanwhile; URLs of servers (http) need none. Not covered: locks on
+databases other than SQLite and PostgreSQL.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ from pipeline.signals import State
 Prior = Literal["promising", "confirmation_only", "not_yet"]
 MIN_DRAWS = 3
 LINE = re.compile(
-    r"Stage-(\d+) Best results: Train Loss: ([\d.]+) \| Val Loss: ([\d.]+) \| "
-    r"Train Acc: ([\d.]+)% \| Val Acc: ([\d.]+)%"
+    r"Stage-(\d+) Best results: Train Loss: (\d+\.?\d*) \| Val Loss: (\d+\.?\d*) \| "
+    r"Train Acc: (\d+\.?\d*)% \| Val Acc: (\d+\.?\d*)%"
 )
 
 
@@ -74,28 +74,49 @@ class Gate:
         """
         if self.prior != "promising":
             raise GateError(
-                f"stage 3 is not started: the gate says {self.prior} ({self.reason}): improve "
-                "stage 2 first, or pass -P enforce_gate=false to run it all the same"
+                f"stage 3 is not started: the gate says {self.prior} ({self.reason}): "
+                f"{self.advice}, or pass -P enforce_gate=false to run it all the same"
             )
 
+    @property
+    def advice(self) -> str:
+        """What to do before stage 3."""
+        consistent = next(r for r in self.readings if r.name == "consistent_gains")
+        if self.prior == "not_yet" and consistent.state == "unknown":
+            return f"run stage 2 on {MIN_DRAWS} draws or more first"
+        return "improve stage 2 first"
 
-def parse_best_lines(text: str) -> Pair:
-    """Stage 1 and 2 from the lines that stage runs end with.
+
+def parse_best_lines(text: str) -> list[Pair]:
+    """Stages 1 and 2 of each draw, from the lines that stage runs end with, draw after draw.
 
     Raises:
-        GateError: the text holds no such line for one of them.
+        GateError: a stage has no line, or one of them has more than the other; an accuracy above
+            100%.
     """
-    found = {
-        int(stage): Outcome(float(tl), float(vl), float(ta) / 100, float(va) / 100)
-        for stage, tl, vl, ta, va in LINE.findall(text)
-    }
-    missing = [str(number) for number in (1, 2) if number not in found]
-    if missing:
+    found: dict[int, list[Outcome]] = {1: [], 2: []}
+    for stage, *numbers in LINE.findall(text):
+        train_loss, val_loss, train_acc, val_acc = map(float, numbers)
+        if max(train_acc, val_acc) > 100:
+            raise GateError(
+                f"Stage-{stage}: accuracy {max(train_acc, val_acc):g}% is above 100%: pass the "
+                "lines as the runs printed them"
+            )
+        outcome = Outcome(train_loss, val_loss, train_acc / 100, val_acc / 100)
+        found.setdefault(int(stage), []).append(outcome)
+    for number in (1, 2):
+        if not found[number]:
+            raise GateError(
+                f"no line `Stage-{number} Best results: Train Loss: … | Val Loss: … | Train Acc: "
+                "…% | Val Acc: …%` found: pass the lines of stages 1 and 2"
+            )
+    if len(found[1]) != len(found[2]):
         raise GateError(
-            f"no line `Stage-{missing[0]} Best results: Train Loss: … | Val Loss: … | Train Acc: "
-            "…% | Val Acc: …%` found: pass the lines of stages 1 and 2"
+            f"{len(found[1])} lines of stage 1 and {len(found[2])} of stage 2: pass one of each "
+            "for every draw"
         )
-    return Pair("?", found[1], found[2])
+    pairs = zip(found[1], found[2], strict=True)
+    return [Pair(str(draw), first, second) for draw, (first, second) in enumerate(pairs)]
 
 
 def read_gate(pairs: Sequence[Pair], thresholds: Thresholds) -> Gate:
@@ -116,9 +137,13 @@ def read_gate(pairs: Sequence[Pair], thresholds: Thresholds) -> Gate:
 
 
 def last_fifth_span(val_loss: Sequence[float]) -> float:
-    """Highest over lowest, minus 1, in the last fifth of the epochs, at least two."""
+    """Highest over lowest, minus 1, in the last fifth of the epochs, at least two.
+
+    Infinite where one of them is no number, or zero.
+    """
     tail = val_loss[-max(2, math.ceil(len(val_loss) / 5)) :]
-    return max(tail) / min(tail) - 1 if min(tail) > 0 else math.inf
+    readable = all(map(math.isfinite, tail)) and min(tail) > 0
+    return max(tail) / min(tail) - 1 if readable else math.inf
 
 
 def _stabilized(pairs: Sequence[Pair], thresholds: Thresholds) -> Reading:
@@ -127,6 +152,8 @@ def _stabilized(pairs: Sequence[Pair], thresholds: Thresholds) -> Reading:
     if len(spans) < len(pairs):
         return Reading(name, "unknown", "stage 2's loss by epoch is not known")
     worst = max(spans)
+    if not math.isfinite(worst):
+        return Reading(name, "false", "stage 2's validation loss ends as no number")
     flat = worst <= thresholds.gate_flat
     what = "flat" if flat else "not flat"
     sentence = f"stage 2's validation loss is {what} at the end (its last fifth spans {worst:.1%})"
@@ -151,9 +178,9 @@ def _headroom(pairs: Sequence[Pair], thresholds: Thresholds) -> Reading:
     below = second < thresholds.gate_ceiling
     rising = second - first >= thresholds.gate_min_gain
     sentence = (
-        f"validation accuracy {second:.1%} is {'below' if below else 'at'} the ceiling of "
-        f"{thresholds.gate_ceiling:.0%} and {'rose' if rising else 'hardly rose'} by "
-        f"{100 * (second - first):+.1f} pp from stage 1"
+        f"mean validation accuracy {second:.1%} is {'below' if below else 'not below'} the "
+        f"ceiling of {thresholds.gate_ceiling:.0%} and changed by {100 * (second - first):+.1f} "
+        f"pp from stage 1{'' if rising else ', no real rise'}"
     )
     return Reading("headroom", "true" if below and rising else "false", sentence)
 
@@ -165,10 +192,13 @@ def _memorising(pairs: Sequence[Pair], thresholds: Thresholds) -> Reading:
         return fits and gap >= thresholds.gate_memorising_gap
 
     count = sum(memorises(pair.second) for pair in pairs)
-    last = pairs[-1].second
+    train_acc, train_loss, val_loss = (
+        sum(getattr(pair.second, name) for pair in pairs) / len(pairs)
+        for name in ("train_acc", "train_loss", "val_loss")
+    )
     sentence = (
-        f"stage 2 memorises the training set on {count} of {len(pairs)} draws (training accuracy "
-        f"{last.train_acc:.1%}, loss {last.train_loss:.3f} against {last.val_loss:.3f} nats on "
+        f"stage 2 memorises the training set on {count} of {len(pairs)} draws (mean training "
+        f"accuracy {train_acc:.1%}, loss {train_loss:.3f} against {val_loss:.3f} nats on "
         "validation images)"
     )
     return Reading("memorising", "true" if 2 * count > len(pairs) else "false", sentence)

@@ -6,11 +6,12 @@ In: a stage-2 run (its siblings are found), or the result lines of stages 1 and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pipeline.config import load_settings
-from pipeline.errors import GateError
+from pipeline.errors import GateError, LineageError
 from pipeline.evidence import siblings_of
 from pipeline.gate import Gate, Outcome, Pair, parse_best_lines, read_gate
 from pipeline.lineage import inherit
@@ -29,6 +30,8 @@ def gate_entry(
         GateError: neither given, or not a finished stage-2 run of `three_stage`.
     """
     load_settings(options)  # a threshold out of range is said before anything is read
+    if lines and run_id:
+        raise GateError(f"gate takes run_id or lines, got both ({run_id}, {lines}): leave one out")
     if lines:
         return _gate_of_lines(Path(lines), options, say)
     if not run_id:
@@ -60,7 +63,7 @@ def _gate_of_lines(path: Path, options: Mapping[str, str], say: Callable[[str], 
             f"lines={path}: cannot be read ({err}): pass a text file that holds the lines "
             "`Stage-1 Best results: …` and `Stage-2 Best results: …`"
         ) from None
-    pairs = [parse_best_lines(text)]
+    pairs = parse_best_lines(text)
     gate = read_gate(pairs, load_settings(options))
     say(report_markdown(gate, pairs, str(path)))
     return gate
@@ -102,9 +105,15 @@ def siblings_of_run(tracking: Tracking, run: RunView) -> list[RunView]:
 
 
 def _pair(tracking: Tracking, run: RunView) -> Pair:
-    parent = tracking.get(run.tags["parent_run_id"])
     losses = tracking.history(run.run_id, "val/loss")
-    return Pair(run.tags["draw"], _outcome(parent), _outcome(run), losses)
+    try:
+        first = _outcome(tracking.get(run.tags["parent_run_id"]))
+    except (
+        LineageError
+    ):  # deleted since: its accuracy stands in the child, and is all that is read
+        nothing = math.nan
+        first = Outcome(nothing, nothing, nothing, run.metrics["signal/parent_val_acc"])
+    return Pair(run.tags["draw"], first, _outcome(run), losses)
 
 
 def _outcome(run: RunView) -> Outcome:

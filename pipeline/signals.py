@@ -143,7 +143,7 @@ def accuracy_gain(scored: Scored, parent: Scored | None, thresholds: Thresholds)
         name,
         _state(bound > 0),
         f"validation accuracy changed by {100 * mean:+.1f} pp against the parent (standard error "
-        f"{100 * error:.1f}); with {thresholds.signal_confidence:.0%} confidence by more than "
+        f"{100 * error:.1f}); with {thresholds.signal_confidence:.0%} confidence it is above "
         f"{100 * bound:+.1f} pp",
         {"acc_gain": mean, "acc_gain_se": error, "acc_gain_bound": bound},
     )
@@ -174,9 +174,10 @@ def early_spike(curves: Curves, thresholds: Thresholds) -> Signal:
     level, share = thresholds.signal_saturation_acc, thresholds.signal_spike_share
     epoch = first_epoch_at(curves.train_acc, level)
     late = epoch is None or epoch > share * curves.planned
-    return Signal(
-        "positive.no_early_spike", _state(late), _when(epoch, level, curves), _at(epoch, curves)
-    )
+    diverged = epoch is None and not math.isfinite(curves.train_loss[-1])
+    state: State = "unknown" if diverged else _state(late)
+    sentence = _when(epoch, level, curves) + (", and the loss diverged" if diverged else "")
+    return Signal("positive.no_early_spike", state, sentence, _at(epoch, curves))
 
 
 def saturation(curves: Curves, thresholds: Thresholds) -> Signal:
@@ -206,8 +207,10 @@ def loss_rise(
     lowest, last = min(finite, default=math.nan), curves.val_loss[-1]
     rise = 0.0 if lowest == 0 else last / lowest - 1
     own = not math.isfinite(last) or rise > thresholds.signal_loss_rise
-    sentence = f"validation loss ended {rise:.1%} above its minimum of {lowest:.3f} nats"
-    numbers = {"loss_rise": rise}
+    shown = f"{lowest:.3f}" if lowest < 1000 else f"{lowest:.2g}"
+    how = f"{rise:.1%} above" if math.isfinite(last) else "as no number, after"
+    sentence = f"validation loss ended {how} its minimum of {shown} nats"
+    numbers = {"loss_rise": rise} if math.isfinite(rise) else {}
     if not has_parent:
         return Signal(name, _state(own), sentence, numbers)
     if parent is None or len(scored.images) < 2:
@@ -240,7 +243,7 @@ def instability(siblings: Sequence[Sibling], thresholds: Thresholds) -> Signal:
     name = "negative.unstable_across_runs"
     count = len(siblings)
     if count < MIN_SIBLINGS:
-        found = f"{count} run{'' if count == 1 else 's'} that differ only in draw or seed"
+        found = f"{count} run{' differs' if count == 1 else 's differ'} only in draw or seed"
         return Signal(name, "unknown", f"{found}: {MIN_SIBLINGS} are needed", {"siblings": count})
     own = [100 * sibling.val_acc for sibling in siblings]
     parents = [100 * sibling.parent_val_acc for sibling in siblings]
@@ -260,12 +263,12 @@ def _state(holds: bool) -> State:
 
 
 def _unknown(name: str, missing: str) -> Signal:
-    return Signal(name, "unknown", f"unknown: {missing} are missing")
+    return Signal(name, "unknown", f"{missing} are missing")
 
 
 def _when(epoch: int | None, level: float, curves: Curves) -> str:
     reached = f"reached {level:.0%} in epoch {epoch}" if epoch else f"never reached {level:.0%}"
-    return f"training accuracy {reached} (of {curves.planned})"
+    return f"training accuracy {reached} (of {curves.planned} epochs)"
 
 
 def _at(epoch: int | None, curves: Curves) -> dict[str, float]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +14,7 @@ from pipeline.cli import main
 from tests.test_gate import REFERENCE
 from tests.test_run_stage import Command, artifact, command, runs  # noqa: F401 - a fixture
 
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 POSITIVE = ("val_acc_gain", "val_loss_stable", "no_early_spike")
 NEGATIVE = ("train_acc_saturates", "val_loss_rises", "unstable_across_runs")
 ALL = {f"positive.{name}" for name in POSITIVE} | {f"negative.{name}" for name in NEGATIVE}
@@ -190,6 +193,36 @@ def test_the_gate_tags_every_sibling_and_writes_a_report(
     assert artifact(gate["run_id"][0], "gate/report.md").exists()
 
 
+def test_the_gate_reads_on_where_a_siblings_parent_was_deleted(
+    command: Command,  # noqa: F811
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    import mlflow
+
+    for draw in ("0", "1"):
+        assert command("stage2", draw=draw, train_per_class="3", val_per_class="3") == 0
+    first = runs().query("`tags.stage` == '1' and `tags.draw` == '1'").iloc[0]
+    mlflow.delete_run(first["run_id"])
+    second = runs().query("`tags.stage` == '2' and `tags.draw` == '0'").iloc[0]
+    assert main(["gate", "--run_id", second["run_id"]]) == 0
+    said = capfd.readouterr().out
+    assert f"| 1 | {first['metrics.best/val_acc']:.2%} |" in said
+
+
+def test_searches_in_the_documents_run(store: Path) -> None:
+    import mlflow
+
+    text = (DOCS / "signals.md").read_text() + (DOCS.parent / "README.md").read_text()
+    queries = [
+        ast.literal_eval(found) for found in re.findall(r'filter_string=("(?:[^"\\]|\\.)*")', text)
+    ]
+    queries += re.findall(r"`(tags\.[^`]*'[^`]*)`", text)
+    queries += re.findall(r"``(metrics\.`[^`]*`[^`]*)``", text)
+    assert len(queries) > 6
+    for query in queries:
+        mlflow.search_runs(["0"], query)
+
+
 def test_an_enforced_gate_stops_stage_3_and_says_why(
     command: Command,  # noqa: F811
     capfd: pytest.CaptureFixture[str],
@@ -222,6 +255,8 @@ def test_the_gate_reads_the_reference_users_lines(
         (["--lines", "/nowhere/lines.txt"], "cannot be read"),
         (["--lines", __file__], "no line `Stage-1 Best results"),
         (["--gate_flat", "-1", "--lines", __file__], "gate_flat"),
+        (["--gate_flatt", "1", "--lines", __file__], "did you mean gate_flat?"),
+        (["--run_id", "1", "--lines", __file__], "gate takes run_id or lines, got both"),
     ],
 )
 def test_what_the_gate_cannot_read_is_one_line(
@@ -257,4 +292,6 @@ def test_a_run_that_diverges_half_way_ends_and_says_so(command: Command) -> None
     signals = signals_of(run)
     assert signals["negative.val_loss_rises"] == "true"
     assert signals["positive.val_acc_gain"] == "false"
+    assert signals["positive.no_early_spike"] == "unknown"
+    assert "nan" not in run["tags.mlflow.note.content"].split("signal")[-1]
     assert artifact(run["run_id"], "figures/chain.png").stat().st_size > 5000

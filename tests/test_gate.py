@@ -31,7 +31,7 @@ def states(gate: Gate) -> dict[str, str]:
 
 
 def test_the_reference_users_own_lines_are_memorising_and_confirmation_only() -> None:
-    gate = read_gate([parse_best_lines(REFERENCE)], T)
+    gate = read_gate(parse_best_lines(REFERENCE), T)
     assert gate.tags["gate.memorising"] == "true"
     assert gate.tags["gate.prior"] == "confirmation_only"
     assert gate.tags["gate.optimization_stabilized"] == "unknown"
@@ -101,10 +101,32 @@ def test_memorising_is_what_most_draws_do() -> None:
         ([9.0, 1.0, 1.1], 0.1),  # at least two epochs
         ([9.0] * 8 + [1.0, 1.2], 0.2),
         ([9.0] * 12 + [1.0, 1.5, 1.2], 0.5),  # three of fifteen
+        ([1.0, 1.0, float("nan")], float("inf")),
+        ([1.0, 0.0], float("inf")),
     ],
 )
 def test_the_last_fifth(losses: list[float], span: float) -> None:
     assert last_fifth_span(losses) == pytest.approx(span)
+
+
+def test_lines_of_several_draws_are_read_draw_after_draw() -> None:
+    read = parse_best_lines(REFERENCE + REFERENCE.replace("86.20", "70.00"))
+    assert [pair.second.val_acc for pair in read] == pytest.approx([0.862, 0.7])
+    assert states(read_gate(read, T))["consistent_gains"] == "false"
+
+
+def test_lines_that_cannot_be_paired_or_true_are_refused() -> None:
+    with pytest.raises(GateError, match="1 lines of stage 1 and 2 of stage 2"):
+        parse_best_lines(REFERENCE + REFERENCE.splitlines()[2])
+    with pytest.raises(GateError, match=r"Stage-2: accuracy 186\.2% is above 100%"):
+        parse_best_lines(REFERENCE.replace("86.20", "186.20"))
+
+
+def test_too_few_draws_are_told_from_a_stage_2_that_does_not_gain() -> None:
+    with pytest.raises(GateError, match="run stage 2 on 3 draws or more first"):
+        read_gate(pairs(2), T).enforce()
+    with pytest.raises(GateError, match="improve stage 2 first"):
+        read_gate(pairs(2, val_acc=0.5), T).enforce()
 
 
 def test_lines_without_a_stage_are_refused_by_name() -> None:

@@ -138,12 +138,14 @@ class Tracking:
 
         Raises:
             LineageError: the run has no such artifact.
+            TrackingError: the store does not answer.
         """
         from mlflow.exceptions import MlflowException
 
         try:
             return Path(self._client.download_artifacts(run.run_id, artifact, str(folder)))
         except (MlflowException, OSError):
+            self.get(run.run_id)  # says so if it is the store that is missing
             raise LineageError(
                 f"run {run.run_id} ({run.name}) has no artifact {artifact}: it was deleted "
                 "or never logged: use another run, or leave parent_run_id out"

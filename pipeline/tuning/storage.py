@@ -64,6 +64,18 @@ def translated(url: str) -> Iterator[None]:
         ) from None
 
 
+def is_storage_fault(err: BaseException | None) -> bool:
+    """Whether a fault of the storage is behind this one.
+
+    Optuna 5.0 hides one behind an UnboundLocalError where it cannot tell a trial's end either.
+    """
+    while err is not None:
+        if isinstance(err, STORAGE_FAULTS):
+            return True
+        err = err.__cause__ or err.__context__
+    return False
+
+
 def storage_url(given: str, tracking_uri: str) -> str:
     """The storage that is meant: `given`, or `optuna.db` beside MLflow's database.
 

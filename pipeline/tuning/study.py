@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import optuna
-from optuna.exceptions import DuplicatedStudyError
+from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.pruners import MedianPruner
 from optuna.samplers import TPESampler
 from optuna.storages import BaseStorage, RetryHeartbeatStaleTrialCallback
@@ -164,6 +164,11 @@ class Study:
     def best(self) -> FrozenTrial | None:
         """The completed trial with the best value, the earliest of equals; None before any."""
         return best_of(self.optuna.get_trials(deepcopy=False), maximised=self.spec.maximised)
+
+
+def is_finished_elsewhere(err: Exception) -> bool:
+    """Whether a trial of ours was ended by another process, which took us for lost."""
+    return isinstance(err, UpdateFinishedTrialError) or str(err).startswith("Cannot tell a ")
 
 
 def progress_of(trials: Sequence[FrozenTrial]) -> Progress:

@@ -7,6 +7,7 @@ waits for the trials of others, to take over those of workers that are lost.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from filelock import FileLock
-from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import Trial
 
@@ -32,12 +32,13 @@ from pipeline.tuning.mirror import reconcile, study_run
 from pipeline.tuning.report import log_study, log_trial, summary
 from pipeline.tuning.storage import (
     STORAGE_FAULTS,
+    is_storage_fault,
     open_storage,
     patiently,
     storage_url,
     translated,
 )
-from pipeline.tuning.study import Spec, Study
+from pipeline.tuning.study import Spec, Study, is_finished_elsewhere
 from pipeline.tuning.trial import Objective, OutOfTime, TrialFailed
 from pipeline.tuning.workers import run_workers
 
@@ -56,6 +57,8 @@ class Tuned:
 
 def tune_entry(command: Command) -> list[Tuned]:
     """Entry point tune: work on the studies until they have their trials, or time is over."""
+    # a server's client would print two lines for every run that ends
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     plan = plan_of(command.options, command.config)
     tune, settings = plan.tune, plan.settings
     tracking = Tracking.connect()
@@ -211,15 +214,18 @@ class Worker:
 
                 study.optuna.optimize(begin, n_trials=1, catch=(TrialFailed,))
             log_trial(study, self.tracking, run_id, began[0].number)
-        except UpdateFinishedTrialError:
-            self.say(f"note: trial {began[0].number} had been given up, its result is dropped")
-        except (OutOfTime, KeyboardInterrupt):
+        except Exception as err:
+            if is_finished_elsewhere(err):
+                self.say(f"note: trial {began[0].number} was given up meanwhile: result dropped")
+                return True
+            self._queue_again(study, began)
+            if not (isinstance(err, TrackingError) or is_storage_fault(err)):
+                raise
+            self.say(f"note: a trial was lost ({first_line(err)}): it will be run again")
+            patiently(lambda: self.tracking.get(run_id), (TrackingError,), self.say)
+        except BaseException:
             self._queue_again(study, began)
             raise
-        except (*STORAGE_FAULTS, TrackingError) as err:
-            self.say(f"note: a trial was lost ({first_line(err)}): it will be run again")
-            self._queue_again(study, began)
-            patiently(lambda: self.tracking.get(run_id), (TrackingError,), self.say)
         return True
 
     def _queue_again(self, study: Study, began: list[Trial]) -> None:

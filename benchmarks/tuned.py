@@ -1,0 +1,157 @@
+"""Is tuning worth it? Each stage tuned on some draws, then confirmed on draws no study has seen.
+
+    python benchmarks/tuned.py --data CIFAR_FOLDER --weights STARTER --trials 20 --out tuned
+
+`tune` runs all stages on draws 0 and 1; then the chain of three stages is trained with the preset's
+settings and with the tuned ones on fresh draws, and scored on the whole held-out test split. Out: a
+CSV with a row a draw, stage and arm, and a Markdown table: paired gains with 95% intervals, and the
+winner's curse, the best trial's score minus what the same settings reach on fresh draws' validation
+images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from pipeline.config import load_settings  # noqa: E402
+from pipeline.data.draws import read_images  # noqa: E402
+from pipeline.data.images import ImageSet  # noqa: E402
+from pipeline.data.sources import open_source  # noqa: E402
+from pipeline.entry_points import Command  # noqa: E402
+from pipeline.run_stage import find_or_run  # noqa: E402
+from pipeline.session import Session  # noqa: E402
+from pipeline.tracking import Tracking  # noqa: E402
+from pipeline.training import Trainer, score_logits  # noqa: E402
+from pipeline.tuning.tune import Tuned, tune_entry  # noqa: E402
+
+TUNING_DRAWS = 2
+
+
+def test_accuracy(session: Session, run_id: str, test: ImageSet) -> float:
+    """Accuracy of a finished stage run on the test split; the prefix is computed once a draw."""
+    stage = session.settings.stage(3)
+    backbone = session.restore(session.tracking.get(run_id))
+    features = session.cache.features(
+        backbone,
+        stage.prefix,
+        test,
+        augment="none",
+        views=1,
+        dtype=session.dtype,
+        device=session.device,
+    )
+    trainer = Trainer(
+        backbone, stage, session.settings.training(3), 0, 1, session.device, session.dtype
+    )
+    return score_logits(trainer.predict(features, len(test)), test.labels).acc
+
+
+def confirm(
+    options: dict[str, str], done: Sequence[Tuned], draws: Sequence[int], cache: Path
+) -> pd.DataFrame:
+    """Both arms on fresh draws: validation and test accuracy of each stage."""
+    source = open_source(options["data"], cache)
+    assert source.test is not None
+    tracking, rows, test = Tracking.connect(), [], None
+    for draw in draws:
+        settings = load_settings({**options, "draw": str(draw)})
+        first = Session.open(settings, tracking, lambda _: None)
+        if test is None:
+            test = read_images(
+                source.test, np.arange(len(source.test.labels)), settings.image_size
+            )
+        tuned = first
+        for one in done:
+            tuned = tuned.with_training(one.study.spec.stage.number, one.settings)
+        for arm, session in (("preset", first), ("tuned", tuned)):
+            quiet = replace(session, is_trial=True)
+            for number in (1, 2, 3):
+                summary = find_or_run(quiet, number)
+                acc = test_accuracy(quiet, summary.run_id, test)
+                rows.append(
+                    {"draw": draw, "arm": arm, "stage": number, "val_acc": summary.val_acc}
+                    | {"test_acc": acc}
+                )
+                sys.stderr.write(f"draw {draw} {arm} stage {number}: {acc:.4f}\n")
+    return pd.DataFrame(rows)
+
+
+def interval(gains: np.ndarray) -> tuple[float, float, float]:
+    """Mean and 95% t interval."""
+    mean, error = float(gains.mean()), float(stats.sem(gains))
+    half = error * float(stats.t.ppf(0.975, len(gains) - 1))
+    return mean, mean - half, mean + half
+
+
+def report(table: pd.DataFrame, done: Sequence[Tuned]) -> str:
+    """The Markdown table."""
+    lines = [
+        "| stage | preset, test | tuned, test | gain, pp (95%) | tuned beats preset on | "
+        "best trial, val | confirmed, val | winner's curse, pp |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for one in done:
+        number, best = one.study.spec.stage.number, one.study.best
+        assert best is not None
+        assert best.value is not None
+        part = table[table["stage"] == number].pivot(index="draw", columns="arm")
+        arms = {arm: 100 * part["test_acc"][arm].to_numpy() for arm in ("preset", "tuned")}
+        gains = arms["tuned"] - arms["preset"]
+        mean, low, high = interval(gains)
+        confirmed = float(part["val_acc"]["tuned"].mean())
+        lines.append(
+            f"| {number} | {arms['preset'].mean():.1f}% | {arms['tuned'].mean():.1f}% | "
+            f"{mean:+.2f} ({low:+.2f} to {high:+.2f}) | {(gains > 0).sum()} of {len(gains)} | "
+            f"{best.value:.1%} | {confirmed:.1%} | {100 * (best.value - confirmed):+.2f} |"
+        )
+    settings = [f"- stage {t.study.spec.stage.number}: `{dict(t.settings)}`" for t in done]
+    return "\n".join([*lines, "", *settings]) + "\n"
+
+
+def main() -> None:
+    """Tune, confirm, write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--draws", type=int, default=10, help="fresh draws for the confirmation")
+    parser.add_argument("--out", type=Path, required=True, help="path without suffix")
+    parser.add_argument("--work", type=Path, help="keeps the runs here and goes on from them")
+    args = parser.parse_args()
+    out = args.out.resolve()
+    data, weights = str(Path(args.data).resolve()), str(Path(args.weights).resolve())
+    with tempfile.TemporaryDirectory() as temporary:
+        work = (args.work or Path(temporary)).resolve()
+        work.mkdir(parents=True, exist_ok=True)
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{work / 'mlflow.db'}"
+        os.chdir(work)
+        options = {"preset": "cifar10_small", "data": data, "weights": weights}
+        options |= {"cache_dir": str(work / "cache"), "log_model": "off"}
+        study = {"stage": "all", "n_trials": str(args.trials), "draws": str(TUNING_DRAWS)}
+        started = time.perf_counter()
+        done = tune_entry(Command({**options, **study}, say=lambda s: print(s, file=sys.stderr)))
+        tuned_s = time.perf_counter() - started
+        draws = range(TUNING_DRAWS, TUNING_DRAWS + args.draws)
+        table = confirm(options, done, draws, work / "cache")
+        table.to_csv(out.with_suffix(".csv"), index=False)
+        text = f"{report(table, done)}\ntuning took {tuned_s:.0f} s\n"
+    out.with_suffix(".md").write_text(text)
+    sys.stdout.write(text)
+
+
+if __name__ == "__main__":
+    main()
