@@ -15,10 +15,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from pipeline.arms import comparison_of
 from pipeline.config import load_settings, nearest, preset_names
 from pipeline.errors import PipelineError, SettingsError
 from pipeline.search_space import plan_of
 from pipeline.settings import (
+    DECIDE_KEYS,
     MAX_STAGES,
     RUN_KEYS,
     STAGE_KEYS,
@@ -40,6 +42,7 @@ ENTRY_POINTS = {
         for n in range(1, MAX_STAGES + 1)
     },
     "tune": "Optuna studies of each stage's settings; any number of these commands share them",
+    "decide": "is stage 3 justified? paired runs, look by look, to a verdict and its report",
     "evaluate": "accuracy of a finished stage run on the test split",
     "gate": "has stage 3 been earned? read from finished stage-2 runs, or from result lines",
 }
@@ -86,8 +89,8 @@ def build_parser() -> argparse.ArgumentParser:
             continue
         command.add_argument("--config", help="a YAML file of settings, weaker than the options")
         command.add_argument("--storage", help=f"where studies are kept: {STORAGE_HELP}")
-        if name == "tune":
-            _add_tune(command)
+        if name in ("tune", "decide"):
+            _add_study(command, name)
         else:
             command.add_argument(
                 "--tuned", help="take the best settings of the finished study (on/off)"
@@ -101,10 +104,15 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_tune(command: argparse.ArgumentParser) -> None:
-    study = command.add_argument_group("the study")
+def _add_study(command: argparse.ArgumentParser, entry_point: str) -> None:
+    if entry_point == "decide":
+        decision = command.add_argument_group("the decision")
+        for key in DECIDE_KEYS:
+            decision.add_argument(f"--{key}", help=_help(key))
+    study = command.add_argument_group("the study, if there is one")
     for key in TUNE_KEYS:
-        study.add_argument(f"--{key}", help=_help(key))
+        if entry_point == "tune" or key not in ("stage", "space", "timeout"):
+            study.add_argument(f"--{key}", help=_help(key))
     command.add_argument("--joins", help=argparse.SUPPRESS)
 
 
@@ -113,7 +121,7 @@ def _add_settings(command: argparse.ArgumentParser, entry_point: str) -> None:
     for key in RUN_KEYS:
         extra = f" [{', '.join(preset_names())}]" if key == "preset" else ""
         run.add_argument(f"--{key}", help=_help(key) + extra)
-    target = "every stage" if entry_point in ("main", "tune") else entry_point
+    target = "every stage" if entry_point in ("main", "tune", "decide") else entry_point
     train = command.add_argument_group(
         f"how {target} is trained", "the same for one stage: --stage1.lr, --stage2.epochs, ..."
     )
@@ -216,6 +224,8 @@ def run(entry_point: str, options: dict[str, str]) -> None:
     tuned, joins = (_switch(key, own[key]) for key in ("tuned", "joins"))
     if entry_point == "tune":
         plan_of(options, config)
+    elif entry_point == "decide":
+        comparison_of(options, config)
     else:
         load_settings(options, config=config, target=None if given["parent_run_id"] else target)
 
@@ -235,6 +245,10 @@ def run(entry_point: str, options: dict[str, str]) -> None:
         from pipeline.tuning.tune import tune_entry
 
         tune_entry(command)
+    elif entry_point == "decide":
+        from pipeline.decide import decide_entry
+
+        decide_entry(command)
     elif target is None:
         main_entry(command)
     else:

@@ -29,10 +29,8 @@ from pipeline.settings import (
     RUN_KEYS,
     STAGE_KEYS,
     TRAIN_KEYS,
-    TUNE_KEYS,
     Settings,
     TrainSettings,
-    TuneSettings,
 )
 from pipeline.stages import SCHEDULES, Stage
 
@@ -128,18 +126,19 @@ def _checked(
         return faults
 
 
-def load_tune(options: Mapping[str, str]) -> TuneSettings:
-    """What the command line says of a study; keys of other models are passed over.
+def load_own(model: type[_Model], options: Mapping[str, str]) -> _Model:
+    """What the command line says of a study or a decision; keys of other models are passed over.
 
     Raises:
         SettingsError: one line for each wrong value.
     """
     layer = Layer("command line", options)
-    said = {key: _Said(value, key, layer) for key, value in options.items() if key in TUNE_KEYS}
-    tune = _checked(TuneSettings, said, {})
-    if isinstance(tune, list):
-        raise SettingsError("\n".join(tune))
-    return tune
+    keys = set(model.model_fields)
+    said = {key: _Said(value, key, layer) for key, value in options.items() if key in keys}
+    checked = _checked(model, said, {})
+    if isinstance(checked, list):
+        raise SettingsError("\n".join(checked))
+    return checked
 
 
 def said_of_stage(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -13,14 +14,15 @@ from pipeline.config import load_settings
 from pipeline.data.augment import normalise
 from pipeline.data.draws import read_images
 from pipeline.data.images import ImageSet
-from pipeline.data.sources import open_source
 from pipeline.errors import DataError, LineageError
 from pipeline.lineage import inherit
-from pipeline.session import Session, cache_folder
+from pipeline.session import Session, source_of
+from pipeline.settings import Settings
 from pipeline.tracking import Tracking
 from pipeline.training import Scores, score_logits
 
 PIXELS_PER_BATCH = 256 * 64 * 64
+SUFFIX_BATCH = 500
 
 
 def evaluate_entry(run_id: str, options: dict[str, str], say: Callable[[str], None]) -> Scores:
@@ -40,16 +42,10 @@ def evaluate_entry(run_id: str, options: dict[str, str], say: Callable[[str], No
                 "run from the MLflow UI"
             )
         settings = load_settings(options, inherited=inherit(run))
-        test = open_source(settings.data, cache_folder(settings)).test
-        if test is None:
-            raise DataError(
-                f"{settings.data} has no test split: put folders `train` and `test` there, or "
-                "files named test-*.parquet"
-            )
+        images = test_images(settings)
         session = Session.open(settings, tracking, say)
         with tracking.run(f"evaluate · {run.name}", {"kind": "evaluate"}, target=True) as log:
             backbone = session.restore(run)
-            images = read_images(test, np.arange(len(test.labels)), settings.image_size)
             logits = predict(backbone, images, session.dtype, session.device)
             scores = score_logits(logits, images.labels)
             log.tags({"evaluated_run_id": run.run_id})
@@ -60,14 +56,74 @@ def evaluate_entry(run_id: str, options: dict[str, str], say: Callable[[str], No
     return scores
 
 
+def test_images(settings: Settings) -> ImageSet:
+    """Every image of the test split.
+
+    Raises:
+        DataError: there is none.
+    """
+    test = source_of(settings).test
+    if test is None:
+        raise DataError(
+            f"{settings.data} has no test split: put folders `train` and `test` there, or files "
+            "named test-*.parquet, or set images aside with -P test_per_class=<how many>"
+        )
+    return read_images(test, np.arange(len(test.labels)), settings.image_size)
+
+
+@dataclass
+class Scorer:
+    """Scores models on the same images; those that share a frozen prefix share its outputs.
+
+    Attributes:
+        prefix: blocks that the models to come have in common, in forward order.
+    """
+
+    images: ImageSet
+    prefix: tuple[str, ...]
+    known: dict[str, torch.Tensor] = field(default_factory=dict)
+    outputs: torch.Tensor | None = None
+
+    @torch.no_grad()
+    def score(self, backbone: Backbone, dtype: torch.dtype, device: torch.device) -> Scores:
+        """Loss and accuracy of a model on all images."""
+        if not self.prefix:
+            return score_logits(predict(backbone, self.images, dtype, device), self.images.labels)
+        state = backbone.model.state_dict()
+        tensors = {name: state[name] for name in backbone.tensor_names(self.prefix)}
+        same = self.known.keys() == tensors.keys() and all(
+            torch.equal(tensor, self.known[name]) for name, tensor in tensors.items()
+        )
+        if self.outputs is None or not same:
+            blocks = compute_copy(backbone, self.prefix, dtype, device)
+            parts = [
+                run_blocks(blocks, normalise(part.to(device)), dtype)
+                for part in _batches(self.images)
+            ]
+            self.outputs = torch.cat(parts)
+            self.known = {name: tensor.clone() for name, tensor in tensors.items()}
+        suffix = tuple(block for block in FORWARD_ORDER if block not in self.prefix)
+        blocks = compute_copy(backbone, suffix, dtype, device)
+        logits = [
+            run_blocks(blocks, x, dtype).float().cpu()
+            for x in torch.split(self.outputs, SUFFIX_BATCH)
+        ]
+        return score_logits(torch.cat(logits), self.images.labels)
+
+
+def _batches(images: ImageSet) -> Sequence[torch.Tensor]:
+    size = max(1, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
+    return torch.split(images.pixels, size)
+
+
 @torch.no_grad()
 def predict(
     backbone: Backbone, images: ImageSet, dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor:
     """Logits of every image, float32, (N, classes)."""
     blocks = compute_copy(backbone, FORWARD_ORDER, dtype, device)
-    size = max(1, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
-    parts = torch.split(images.pixels, size)
-    return torch.cat(
-        [run_blocks(blocks, normalise(p.to(device)), dtype).float().cpu() for p in parts]
-    )
+    logits = [
+        run_blocks(blocks, normalise(part.to(device)), dtype).float().cpu()
+        for part in _batches(images)
+    ]
+    return torch.cat(logits)

@@ -177,3 +177,47 @@ def confusion_matrix(title: str, matrix: NDArray[np.int64], class_names: Sequenc
     axes.set_ylabel("true")
     axes.set_title(title, fontsize=11)
     return figure
+
+
+def gains_picture(
+    title: str,
+    gains_pp: Sequence[float],
+    mean_pp: float,
+    interval_pp: tuple[float, float],
+    rope_pp: float,
+    path: Sequence[tuple[int, float, float, float]],
+) -> Figure:
+    """Every pair's gain with mean, interval and ROPE; beside it the looks.
+
+    `path`: pairs, P(gain > ROPE), P(inside), P(gain < -ROPE) of each look.
+    """
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    gains, looks = figure.subplots(1, 2, width_ratios=[3, 2])
+    numbers = np.arange(1, len(gains_pp) + 1)
+    gains.axhspan(-rope_pp, rope_pp, color="0.9", label=f"not worth it (±{rope_pp:g} pp)")
+    gains.axhspan(*interval_pp, color=TRAIN_COLOUR, alpha=0.25, label="95% interval of the mean")
+    gains.axhline(mean_pp, color=TRAIN_COLOUR, lw=1.5, label=f"mean {mean_pp:+.2f} pp")
+    gains.axhline(0, color="0.3", lw=0.8)
+    gains.plot(numbers, gains_pp, "o", ms=5, color=VAL_COLOUR, label="a pair")
+    gains.set_xlabel("pair")
+    gains.set_ylabel("gain on test images (pp)")
+    gains.xaxis.get_major_locator().set_params(integer=True)
+    gains.legend(frameon=False, fontsize=8)
+    left = np.zeros(len(path))
+    labels = [str(pairs) for pairs, *_ in path]
+    parts = [
+        ("harm", VAL_COLOUR, [below for *_, below in path]),
+        ("equivalent", "0.8", [inside for _, _, inside, _ in path]),
+        ("gain", TRAIN_COLOUR, [above for _, above, _, _ in path]),
+    ]
+    for name, colour, shares in parts:
+        looks.barh(labels, shares, left=left, color=colour, label=name)
+        left += np.asarray(shares)
+    looks.set_xlim(0, 1)
+    looks.set_xlabel("posterior probability")
+    looks.set_ylabel("pairs at the look")
+    looks.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    for axes in (gains, looks):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure

@@ -1,6 +1,6 @@
 """Which run a stage continues from: found by what it is made of, never by when it ran.
 
-A stage run's *lineage key* is the SHA-256 of everything its weights depend on: schedule and stage,
+A stage run's *lineage key* is the SHA-256 of everything its weights depend on: trainable blocks,
 backbone, weights digest, data fingerprint, seed, resolved training settings, precision, and its
 parent's lineage key. Two runs with one key hold the same model; the key is a tag, so MLflow finds
 it.
@@ -48,7 +48,9 @@ def _method(
     """What a stage's weights depend on beside images, seed, training settings and parent."""
     return {
         "method": METHOD,
-        "schedule": stage.schedule,
+        "trains": list(
+            stage.trainable
+        ),  # not the schedule: stage 1 of several is one and the same
         "stage": stage.number,
         "backbone": settings.backbone,
         "weights": weights_digest,

@@ -20,11 +20,11 @@ from typing import Annotated, Any, get_args
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.config import load_settings, load_tune, nearest, said_of_stage
+from pipeline.config import load_own, load_settings, nearest, said_of_stage
 from pipeline.errors import SettingsError
 from pipeline.provenance import PROJECT_DIR
 from pipeline.settings import TRAIN_KEYS, TUNE_KEYS, Settings, TrainSettings, TuneSettings
-from pipeline.stages import Stage
+from pipeline.stages import SCHEDULES, Stage
 
 SPACES_DIR = PROJECT_DIR / "search_spaces"
 _RANGE_KEYS = ("low", "high", "step", "log")
@@ -74,8 +74,14 @@ class SearchSpace:
 
 
 def default_space(stage: Stage) -> Path:
-    """The file for a stage where the user gives none."""
-    folder = SPACES_DIR if stage.schedule == "three_stage" else SPACES_DIR / stage.schedule
+    """The file for a stage where the user gives none: the first schedule's that begins so."""
+    chain = [step.trainable for step in SCHEDULES[stage.schedule][: stage.number]]
+    first = next(
+        name
+        for name, steps in SCHEDULES.items()
+        if [step.trainable for step in steps[: stage.number]] == chain
+    )
+    folder = SPACES_DIR if first == "three_stage" else SPACES_DIR / first
     return folder / f"stage{stage.number}.yaml"
 
 
@@ -94,7 +100,7 @@ def plan_of(options: Mapping[str, str], config: str | None) -> Plan:
     Raises:
         SettingsError: a wrong setting or space, or nothing is left to tune.
     """
-    tune = load_tune(options)
+    tune = load_own(TuneSettings, options)
     others = {key: value for key, value in options.items() if key not in TUNE_KEYS}
     target = None if tune.stage == "all" else int(tune.stage)
     settings = load_settings(others, config=config, target=target)

@@ -17,7 +17,8 @@ from torch import Tensor
 from pipeline.backbones import Backbone, build_backbone
 from pipeline.checkpoints import load_checkpoint
 from pipeline.compute import keep_freed_memory, pick_device, pick_precision
-from pipeline.data.draws import Draw, make_draw
+from pipeline.data.draws import Draw, make_draw, set_aside
+from pipeline.data.source import Source
 from pipeline.data.sources import open_source
 from pipeline.errors import LineageError
 from pipeline.features import Features
@@ -43,6 +44,14 @@ OnEpoch = Callable[[Stage, int, EpochResult], None]
 def cache_folder(settings: Settings) -> Path:
     """Where downloads and prefix outputs are kept."""
     return Path(settings.cache_dir or DEFAULT_CACHE_DIR).expanduser()
+
+
+def source_of(settings: Settings) -> Source:
+    """The images that the settings name, their test split set aside where that is asked for."""
+    folder = cache_folder(settings)
+    with storage_faults("the cache", folder):
+        source = open_source(settings.data, folder)
+    return set_aside(source, settings.test_per_class, settings.data_seed)
 
 
 @dataclass
@@ -87,8 +96,7 @@ class Session:
         keep_freed_memory()
         device = pick_device(settings.device)
         cache_dir = cache_folder(settings)
-        with storage_faults("the cache", cache_dir):
-            source = open_source(settings.data, cache_dir)
+        source = source_of(settings)
         draw = make_draw(
             source,
             train_per_class=settings.train_per_class,

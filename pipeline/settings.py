@@ -26,6 +26,15 @@ BackboneName = Literal[
     "mobilenet_v3_large",
     "efficientnet_b0",
 ]
+ScheduleName = Literal[
+    "three_stage",
+    "two_stage",
+    "full",
+    "lp_ft",
+    "head_only",
+    "stage1_continued",
+    "stage2_continued",
+]
 Augment = Literal["none", "light", "strong"]
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
@@ -94,6 +103,39 @@ class TuneSettings(BaseModel):
     )
 
 
+class DecideSettings(BaseModel):
+    """What a decision compares, and when there is enough evidence."""
+
+    model_config = _STRICT
+
+    question: Literal["stage2", "stage3"] = Field(
+        "stage3", description="is that stage justified over going on with the one before?"
+    )
+    treatment: ScheduleName | Literal[""] = Field(
+        "", description="any schedule instead of the question's; its last stage is judged"
+    )
+    control: ScheduleName | Literal[""] = Field(
+        "", description="the schedule it is held against, at equal optimizer steps"
+    )
+    rope_pp: float = Field(
+        0.5, ge=0, lt=100, description="gains up to this many percentage points are not worth it"
+    )
+    looks: str = Field("5,10,20", description="numbers of pairs after which a verdict may fall")
+    threshold: float = Field(
+        0.98, gt=0.5, lt=1, description="posterior probability at which it falls"
+    )
+    sd_pp: float = Field(
+        1.0, gt=0, le=100, description="spread of gains assumed in what is printed beforehand"
+    )
+    beside: int = Field(
+        0, ge=0, le=1000, description="pairs on which full and lp_ft are run as well, for show"
+    )
+    tune: bool = Field(False, description="tune both arms on draws of their own first (on/off)")
+    register_as: str = Field(
+        "", description="name in the model registry; empty: from data and backbone; off: none"
+    )
+
+
 class Thresholds(BaseModel):
     """Where a signal or the gate changes its mind; they read a run, never change its weights."""
 
@@ -148,6 +190,9 @@ class Settings(Thresholds):
     )
     train_per_class: int = Field(100, ge=1, description="training images a class")
     val_per_class: int = Field(100, ge=1, description="validation images a class")
+    test_per_class: int = Field(
+        0, ge=0, description="images a class set aside as test split, where the data has none"
+    )
     data_seed: int = Field(0, ge=0, description="the shuffle that deals images to draws")
     draw: int = Field(0, ge=0, description="which disjoint sample of the images, from 0")
     seed: int = Field(
@@ -160,9 +205,7 @@ class Settings(Thresholds):
         description="imagenet, tiny_imagenet, none, or a .pth/.safetensors file",
     )
     image_size: int = Field(224, ge=32, le=1024, description="pixels a side")
-    schedule: Literal["three_stage", "two_stage", "full", "lp_ft", "head_only"] = Field(
-        "three_stage", description="which blocks each stage trains"
-    )
+    schedule: ScheduleName = Field("three_stage", description="which blocks each stage trains")
     norm_stats: Literal["target", "source"] = Field(
         "target",
         description="frozen BatchNorm statistics: re-estimated on the new images, or kept",
@@ -194,10 +237,11 @@ class Settings(Thresholds):
 TRAIN_KEYS = tuple(TrainSettings.model_fields)
 RUN_KEYS = tuple(key for key in Settings.model_fields if key != "stages")
 TUNE_KEYS = tuple(TuneSettings.model_fields)
+DECIDE_KEYS = tuple(DecideSettings.model_fields)
 THRESHOLD_KEYS = tuple(Thresholds.model_fields)
 STAGE_KEYS = tuple(f"stage{n}.{key}" for n in range(1, MAX_STAGES + 1) for key in TRAIN_KEYS)
 INHERITED_KEYS = (
-    *("data", "train_per_class", "val_per_class", "data_seed", "draw"),
+    *("data", "train_per_class", "val_per_class", "test_per_class", "data_seed", "draw"),
     *("backbone", "weights", "image_size", "schedule", "norm_stats"),
 )
 """What a child stage takes from its parent run and may not contradict."""
@@ -207,6 +251,8 @@ def model_of(key: str) -> type[BaseModel]:
     """The model that a setting belongs to."""
     if key in TUNE_KEYS:
         return TuneSettings
+    if key in DECIDE_KEYS:
+        return DecideSettings
     return TrainSettings if key in TRAIN_KEYS else Settings
 
 

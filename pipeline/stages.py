@@ -54,7 +54,15 @@ SCHEDULES: dict[str, tuple[Stage, ...]] = {
     "full": _schedule("full", BLOCKS),
     "lp_ft": _schedule("lp_ft", ("head",), BLOCKS),
     "head_only": _schedule("head_only", ("head",)),
+    # control arms: the stage before, gone on with instead of releasing another block
+    "stage1_continued": _schedule("stage1_continued", ("head",), ("head",)),
+    "stage2_continued": _schedule(
+        "stage2_continued", ("head",), ("head", "block4"), ("head", "block4")
+    ),
 }
+
+CONTROLS = ("stage1_continued", "stage2_continued")
+"""Schedules that only serve a comparison."""
 
 
 def get_stage(schedule: str, number: int) -> Stage:
@@ -65,7 +73,11 @@ def get_stage(schedule: str, number: int) -> Stage:
     """
     stages = SCHEDULES[schedule]
     if not 1 <= number <= len(stages):
-        fitting = [name for name, steps in SCHEDULES.items() if len(steps) >= number]
+        fitting = [
+            name
+            for name, steps in SCHEDULES.items()
+            if len(steps) >= number and name not in CONTROLS
+        ]
         raise SettingsError(
             f"schedule {schedule} has {len(stages)} stage{'s' if len(stages) > 1 else ''}, "
             f"got stage {number}: run an earlier stage, or pass -P schedule="

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ import torch
 from pipeline.data.images import ImageSet, IntArray, digest_image, fit_square, to_rgb
 from pipeline.data.source import Source, Split
 from pipeline.errors import DataError
+
+_TEST_STREAM = 0x7E57  # another permutation than that of the draws
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,47 @@ def deal_rows(
         source, source.val, data_seed, draw, val_per_class, f"val_per_class = {val_per_class}"
     )
     return train.reshape(-1), val.reshape(-1)
+
+
+def set_aside(source: Source, per_class: int, data_seed: int) -> Source:
+    """The source with a test split taken from its pool, where it has none of its own.
+
+    The same images whatever is drawn from the rest: the first `per_class` of each class in a
+    permutation by `data_seed`.
+
+    Raises:
+        DataError: a class has no more images than that.
+    """
+    if source.test is not None or per_class == 0:
+        return source
+    labels = source.pool.labels
+    is_test = np.zeros(len(labels), dtype=bool)
+    for label, name in enumerate(source.class_names):
+        rows = np.flatnonzero(labels == label)
+        if len(rows) <= per_class:
+            raise DataError(
+                f"{source.name}: test_per_class = {per_class} takes all {len(rows)} images of "
+                f"class {name}: lower it or add images"
+            )
+        order = np.random.default_rng([data_seed, label, _TEST_STREAM]).permutation(rows)
+        is_test[order[:per_class]] = True
+
+    def part(rows: IntArray) -> Split:
+        return Split(labels[rows], lambda wanted: source.pool.read([int(rows[i]) for i in wanted]))
+
+    return replace(source, pool=part(np.flatnonzero(~is_test)), test=part(np.flatnonzero(is_test)))
+
+
+def draws_held(source: Source, train_per_class: int, val_per_class: int) -> int:
+    """How many draws the pool holds that share no image; 0 if a class is too small for one."""
+
+    def held(split: Split, size: int) -> int:
+        counts = np.bincount(split.labels, minlength=len(source.class_names))
+        return int(counts.min()) // size
+
+    if source.val is None:
+        return held(source.pool, train_per_class + val_per_class)
+    return min(held(source.pool, train_per_class), held(source.val, val_per_class))
 
 
 def _slice(

@@ -1,6 +1,7 @@
 """MLflow: where runs are found, started, fed and ended. The only importer of MLflow's client."""
 
+from pipeline.tracking.registry import ModelVersion
 from pipeline.tracking.run import RunLog
 from pipeline.tracking.store import RunView, Tracking
 
-__all__ = ["RunLog", "RunView", "Tracking"]
+__all__ = ["ModelVersion", "RunLog", "RunView", "Tracking"]

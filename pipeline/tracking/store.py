@@ -23,6 +23,7 @@ from pipeline.errors import LineageError, PipelineError, RunStopped, TrackingErr
 from pipeline.provenance import PROJECT_DIR, git_commit
 from pipeline.tracking.faults import translated
 from pipeline.tracking.launched import outlast_mlflow_run
+from pipeline.tracking.registry import ModelVersion, register
 from pipeline.tracking.run import RunLog, to_tags
 
 if TYPE_CHECKING:
@@ -189,6 +190,11 @@ class Tracking:
         """Log parameters of a run that another process may have started."""
         log = RunLog(self._client, self.uri, run_id, launched=False, known_params=set())
         log.params(values)
+
+    def register(self, name: str, version: ModelVersion) -> str:
+        """Put a logged model into the registry; returns its version's number."""
+        with translated("register the model", self.uri):
+            return register(self._client, name, version)
 
     def set_status(self, run_id: str, status: str, reason: str = "") -> None:
         """Change the status of a run that another process started; `reason` becomes a tag."""

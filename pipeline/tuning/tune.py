@@ -40,7 +40,7 @@ from pipeline.tuning.storage import (
 )
 from pipeline.tuning.study import Spec, Study, is_finished_elsewhere
 from pipeline.tuning.trial import Objective, OutOfTime, TrialFailed
-from pipeline.tuning.workers import run_workers
+from pipeline.workers import run_workers
 
 Say = Callable[[str], None]
 _Result = TypeVar("_Result")
@@ -65,15 +65,15 @@ def tune_entry(command: Command) -> list[Tuned]:
     with tracking.explained():
         url = storage_url(command.storage, tracking.uri)
         if command.joins:
-            return _work(command, plan, tracking, url)
+            return work(command, plan, tracking, url)
         data = Path(settings.data).name
         name = f"tune · {data} · {settings.backbone} · {settings.schedule} · stage {tune.stage}"
         with tracking.run(name, {"kind": "tune"}, target=True) as log:
             log.params({**plain_values(settings), **tune.model_dump()})
             log.tags({"storage": without_password(url)})
             if tune.workers > 1:
-                run_workers(tune.workers, command, url, tracking.experiment_id)
-            done = _work(command, plan, tracking, url, only_read=tune.workers > 1)
+                run_workers(tune.workers, "tune", command, tracking.experiment_id)
+            done = work(command, plan, tracking, url, only_read=tune.workers > 1)
             for one in done:
                 number, best = one.study.spec.stage.number, one.study.best
                 log.tags(
@@ -88,7 +88,7 @@ def tune_entry(command: Command) -> list[Tuned]:
     return done
 
 
-def _work(
+def work(
     command: Command, plan: Plan, tracking: Tracking, url: str, *, only_read: bool = False
 ) -> list[Tuned]:
     """Work on each stage's study in turn, each from the best of the one before."""

@@ -1,4 +1,4 @@
-"""Local processes that share a machine's cores and work on the same studies.
+"""Local processes that share a machine's cores and work on the same studies or decisions.
 
 In: how many, and the command that was typed. Out: their lines on the terminal, as they come.
 Each has `cores / workers` threads, never more: on two cores two training processes of two threads
@@ -26,8 +26,8 @@ def threads_each(workers: int, cores: int) -> int:
     return max(1, cores // workers)
 
 
-def run_workers(count: int, command: Command, url: str, experiment_id: str) -> None:
-    """Start the workers and wait for them; lost ones are noted, the others go on.
+def run_workers(count: int, entry_point: str, command: Command, experiment_id: str) -> None:
+    """Start so many of an entry point and wait for them; lost ones are noted, others go on.
 
     Raises:
         StudyError: not one worker came to its end.
@@ -37,10 +37,10 @@ def run_workers(count: int, command: Command, url: str, experiment_id: str) -> N
     )
     threads = str(threads_each(count, cores))
     command.say(f"{count} workers with {threads} thread(s) each on {cores} cores")
-    options = {**command.options, "workers": "1", "storage": url, "joins": "on"}
+    options = {**command.options, "workers": "1", "storage": command.storage, "joins": "on"}
     if command.config:
         options["config"] = command.config
-    words = [sys.executable, "-m", "pipeline", "tune"]
+    words = [sys.executable, "-m", "pipeline", entry_point]
     words += [f"--{key}={value}" for key, value in options.items()]
     environment = {
         **os.environ,

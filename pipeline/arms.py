@@ -1,0 +1,185 @@
+"""The arms of a comparison: schedules that see the same images for the same number of steps.
+
+In: a resolved treatment, and the name of a schedule to hold against it. Out: that schedule's
+settings at equal optimizer steps. Pure functions.
+
+Stages that an arm has in common with the treatment keep its settings, so they are the same runs.
+The steps that are left go to the arm's other stages: to the first of them all that the treatment
+spent before the matching one. A stage that goes on with the one before keeps its settings, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipeline.config import load_own, load_settings, read_yaml
+from pipeline.design import Design, parse_looks
+from pipeline.errors import SettingsError
+from pipeline.settings import (
+    DECIDE_KEYS,
+    RUN_KEYS,
+    TUNE_KEYS,
+    DecideSettings,
+    Settings,
+    TrainSettings,
+    TuneSettings,
+)
+from pipeline.stages import SCHEDULES
+
+QUESTIONS: Mapping[Literal["stage2", "stage3"], tuple[int, str]] = {
+    "stage2": (2, "stage1_continued"),
+    "stage3": (3, "stage2_continued"),
+}
+"""The stage of `three_stage` that is judged, and the control it is held against."""
+
+BESIDE = ("full", "lp_ft")
+IN_WORDS = {
+    "three_stage": "stage 3",
+    "two_stage": "two stages",
+    "full": "unfreezing everything at once",
+    "lp_ft": "a linear probe, then everything",
+    "head_only": "the head alone",
+    "stage1_continued": "stage 1 continued",
+    "stage2_continued": "stage 2 continued",
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A schedule up to one of its stages, whose result counts."""
+
+    name: str
+    settings: Settings
+    last: int
+
+    @property
+    def words(self) -> str:
+        """Its name in a sentence."""
+        if self.name == "three_stage" and self.last < len(SCHEDULES[self.name]):
+            return f"stage {self.last}"
+        return IN_WORDS[self.name]
+
+    @property
+    def epochs(self) -> int:
+        """Planned epochs of all its stages together."""
+        return sum(self.settings.training(n).epochs for n in range(1, self.last + 1))
+
+
+@dataclass(frozen=True)
+class TunedArm:
+    """An arm after tuning.
+
+    Attributes:
+        value: the best trial's score on the tuning draws.
+        studies: name by stage number.
+        run_ids: the studies' MLflow runs.
+    """
+
+    arm: Arm
+    value: float
+    studies: Mapping[int, str]
+    run_ids: tuple[str, ...]
+
+
+def arms_of(
+    decide: DecideSettings, options: Mapping[str, str], config: str | None
+) -> tuple[Arm, Arm]:
+    """Treatment and control.
+
+    Raises:
+        SettingsError: wrong settings, or two arms that are one.
+    """
+    if bool(decide.treatment) != bool(decide.control):
+        raise SettingsError(
+            f"treatment={decide.treatment or '?'} control={decide.control or '?'}: give both, or "
+            "neither and a question"
+        )
+    name, (last, control) = "three_stage", QUESTIONS[decide.question]
+    if decide.treatment:
+        name, control = str(decide.treatment), str(decide.control)
+        last = len(SCHEDULES[name])
+    settings = load_settings({**options, "schedule": name}, config=config)
+    treatment = Arm(name, settings, last)
+    if control == name:
+        raise SettingsError(f"treatment and control are both {name}: choose two schedules")
+    return treatment, at_equal_steps(treatment, control, options, config)
+
+
+def at_equal_steps(
+    treatment: Arm, name: str, options: Mapping[str, str], config: str | None
+) -> Arm:
+    """Another schedule with as many optimizer steps as the treatment has up to its last stage."""
+    settings = treatment.settings
+    theirs = SCHEDULES[treatment.name][: treatment.last]
+    ours = SCHEDULES[name]
+    shared = 0
+    while (
+        shared < min(len(ours) - 1, len(theirs) - 1)
+        and ours[shared].trainable == theirs[shared].trainable
+    ):
+        shared += 1
+    stages = [settings.training(number) for number in range(1, shared + 1)]
+    left = [settings.training(number) for number in range(shared + 1, treatment.last + 1)]
+    groups = _split(left, len(ours) - shared)
+    given = {**(read_yaml(Path(config), f"config={config}") if config else {}), **options}
+    plain = {key: str(value) for key, value in given.items() if not key.startswith("stage")}
+    own = load_settings({**plain, "schedule": name})
+    for number, group in enumerate(groups, start=shared + 1):
+        goes_on = number > 1 and ours[number - 1].trainable == ours[number - 2].trainable
+        base = stages[-1] if goes_on else own.training(number)
+        stages.append(_with_steps(base, group))
+    run = {key: getattr(settings, key) for key in RUN_KEYS}
+    arm_settings = Settings(**{**run, "schedule": name}).model_copy(
+        update={"stages": tuple(stages)}
+    )
+    return Arm(name, arm_settings, len(ours))
+
+
+def _split(left: list[TrainSettings], parts: int) -> list[list[TrainSettings]]:
+    """The stages that are left, the surplus to the first part; matched from the end."""
+    surplus = len(left) - parts + 1
+    if surplus < 1:
+        raise SettingsError(
+            f"{parts} stages cannot share the steps of {len(left)}: choose a schedule with fewer "
+            "stages as the control, or swap treatment and control"
+        )
+    return [left[:surplus], *([stage] for stage in left[surplus:])]
+
+
+def _with_steps(base: TrainSettings, group: list[TrainSettings]) -> TrainSettings:
+    """`base` for as many steps as the stages of the group have together, to the nearest epoch."""
+    batch = group[-1].batch_size
+    epochs = round(sum(stage.epochs * batch / stage.batch_size for stage in group))
+    return base.model_copy(update={"epochs": max(1, epochs), "batch_size": batch})
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is to be decided, and how. `options`: what was typed, but for the decision itself."""
+
+    decide: DecideSettings
+    tune: TuneSettings
+    design: Design
+    treatment: Arm
+    control: Arm
+    beside: tuple[Arm, ...]
+    options: Mapping[str, str]
+
+
+def comparison_of(options: Mapping[str, str], config: str | None) -> Comparison:
+    """What was typed, understood; nothing slow is done.
+
+    Raises:
+        SettingsError, DesignError: what cannot be.
+    """
+    decide, tune = load_own(DecideSettings, options), load_own(TuneSettings, options)
+    design = Design(decide.rope_pp, parse_looks(decide.looks), decide.threshold)
+    own = {*DECIDE_KEYS, *TUNE_KEYS}
+    plain = {key: value for key, value in options.items() if key not in own}
+    treatment, control = arms_of(decide, plain, config)
+    others = [name for name in BESIDE if name not in (treatment.name, control.name)]
+    beside = tuple(at_equal_steps(treatment, name, plain, config) for name in others)
+    return Comparison(decide, tune, design, treatment, control, beside, plain)

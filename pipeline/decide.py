@@ -1,0 +1,246 @@
+"""Entry point decide: is more freedom justified? Pairs of runs, look by look, to a verdict.
+
+In: what was typed. Out: a `Decision`, its report on an MLflow run of its own, tags on the runs it
+rests on, and the recommended model in the registry. What was run before is found by content, so
+an interrupted decision goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline.arms import Arm, Comparison, TunedArm, at_equal_steps, comparison_of
+from pipeline.data.draws import draws_held
+from pipeline.data.images import ImageSet
+from pipeline.decision import Decision, Pool
+from pipeline.decision_report import log_decision, minutes
+from pipeline.design import Design
+from pipeline.entry_points import Command
+from pipeline.errors import DesignError
+from pipeline.estimate import seconds_a_pair
+from pipeline.evaluate import test_images
+from pipeline.operating import characteristics_text, operating_characteristics
+from pipeline.pairs import Pair, PairRunner, pair_keys
+from pipeline.session import source_of
+from pipeline.settings import plain_values
+from pipeline.tracking import ModelVersion, RunLog, Tracking
+from pipeline.verdict import verdict
+from pipeline.workers import run_workers
+
+TRUE_GAINS_PP = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0)
+CHAMPION = "champion"
+
+
+def pool_of(plan: Comparison, test_count: int, classes: int, held: int) -> Pool:
+    """Disjoint draws as far as they reach; where not even the first look has them, resampled ones.
+
+    Raises:
+        DesignError: no draw at all is left.
+    """
+    settings, looks = plan.treatment.settings, plan.design.looks
+    first = settings.draw + (plan.tune.draws if plan.decide.tune else 0)
+    left = held - first
+    if left >= looks[-1]:
+        return Pool(first, False, 0.0, looks, f"pairs are disjoint draws, {left} are left")
+    if left >= looks[0]:
+        kept = tuple(look for look in looks if look < left)
+        return Pool(
+            first,
+            False,
+            0.0,
+            (*kept, left),
+            f"the pool holds {left} disjoint draws beyond those used for tuning: the last look is "
+            f"after {left} pairs",
+        )
+    if held < 1:
+        raise DesignError(
+            f"{settings.data} holds no draw of {settings.train_per_class} + "
+            f"{settings.val_per_class} images a class: ask for fewer"
+        )
+    correction = test_count / (settings.train_per_class * classes)
+    return Pool(
+        0,
+        True,
+        correction,
+        looks,
+        f"the pool holds {max(left, 0)} disjoint draws, the first look needs {looks[0]}: pairs "
+        f"are resampled and share images (n_test / n_train = {correction:.2g}), which costs "
+        "power, as the table says: fewer images a class would give disjoint draws",
+    )
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What a decision works with: where it records, what it scores on, how pairs are dealt."""
+
+    command: Command
+    tracking: Tracking
+    test: ImageSet
+    pool: Pool
+    design: Design
+    storage: str
+
+
+def decide_entry(command: Command) -> Decision | None:
+    """Entry point decide; None where this process only took part in another's decision."""
+    plan = comparison_of(command.options, command.config)
+    started = time.perf_counter()
+    settings = plan.treatment.settings
+    tracking = Tracking.connect()
+    with tracking.explained():
+        source, test = source_of(settings), test_images(settings)
+        held = draws_held(source, settings.train_per_class, settings.val_per_class)
+        pool = pool_of(plan, len(test), len(source.class_names), held)
+        design = replace(plan.design, looks=pool.looks)
+        desk = Desk(command, tracking, test, pool, design, command.storage)
+        if command.joins:
+            plan, _ = _tuned(plan, desk)
+            _walk(plan, desk, None)
+            return None
+        _tell_beforehand(plan, desk)
+        name = f"decision · {source.name} · {plan.treatment.words} or {plan.control.words}"
+        with tracking.run(name, {"kind": "decision"}, target=True) as log:
+            log.params({**plain_values(settings), **plan.decide.model_dump()})
+            if plan.tune.workers > 1:
+                run_workers(plan.tune.workers, "decide", command, tracking.experiment_id)
+            plan, tuned = _tuned(plan, desk)
+            pairs, runner = _walk(plan, desk, log)
+            beside = _beside(plan, runner, pairs)
+            wall_s = time.perf_counter() - started
+            decision = Decision(
+                plan.treatment,
+                plan.control,
+                design,
+                pool,
+                tuple(pairs),
+                beside,
+                len(test),
+                tuned,
+                wall_s,
+            )
+            log_decision(decision, log, tracking, command.say)
+            _register(decision, plan, runner, log)
+    command.say(f"browse the runs: {tracking.ui_command}")
+    return decision
+
+
+def _tell_beforehand(plan: Comparison, desk: Desk) -> None:
+    """What the design can tell and what it costs, before anything is spent."""
+    say, design, pool = desk.command.say, desk.design, desk.pool
+    say(
+        f"{plan.treatment.words} against {plan.control.words}, {plan.treatment.epochs} epochs "
+        f"each; {pool.sentence}; scored on {len(desk.test)} test images"
+    )
+    rows = operating_characteristics(
+        design, plan.decide.sd_pp, TRUE_GAINS_PP, correction=pool.correction
+    )
+    say(
+        f"\nwhat this design can tell, if gains spread by {plan.decide.sd_pp:g} pp "
+        f"(share of decisions; a gain counts above {design.rope_pp:g} pp):"
+    )
+    say(characteristics_text(rows))
+    pair_s = seconds_a_pair(plan.treatment, plan.control, len(desk.test), desk.tracking)
+    times = ", ".join(f"{n} pairs {minutes(n * pair_s)}" for n in design.looks)
+    say(
+        f"\na pair takes about {pair_s:.0f} s here: {times}; what has been run before costs "
+        "nothing\n"
+    )
+
+
+def _tuned(plan: Comparison, desk: Desk) -> tuple[Comparison, tuple[TunedArm, ...]]:
+    """Both arms with the best settings of studies on their own draws, where that is asked for.
+
+    The control's last stage is tuned as long as the treatment's, with its number of epochs.
+    """
+    if not plan.decide.tune:
+        return plan, ()
+    from pipeline.tuning.arms import tune_arm
+
+    stages = range(1, plan.treatment.last + 1)
+    treatment = tune_arm(desk.command, desk.tracking, plan.tune, plan.treatment, stages)
+    control = at_equal_steps(treatment.arm, plan.control.name, plan.options, desk.command.config)
+    fixed = {control.last: {"epochs"}}
+    tuned = tune_arm(desk.command, desk.tracking, plan.tune, control, [control.last], fixed)
+    beside = tuple(
+        at_equal_steps(treatment.arm, arm.name, plan.options, desk.command.config)
+        for arm in plan.beside
+    )
+    plan = replace(plan, treatment=treatment.arm, control=tuned.arm, beside=beside)
+    return plan, (treatment, tuned)
+
+
+def _walk(plan: Comparison, desk: Desk, log: RunLog | None) -> tuple[list[Pair], PairRunner]:
+    """Pairs up to the look at which the verdict falls."""
+    settings, pool, design = plan.treatment.settings, desk.pool, desk.design
+    runner = PairRunner(
+        plan.treatment,
+        plan.control,
+        desk.test,
+        desk.tracking,
+        log.run_id if log else None,
+        desk.command.say,
+        lambda *_: None,
+    )
+    keys = pair_keys(
+        design.looks[-1],
+        first_draw=pool.first_draw,
+        data_seed=settings.data_seed,
+        seed=settings.seed,
+        resampled=pool.resampled,
+    )
+    pairs: list[Pair] = []
+    for look in design.looks:
+        pairs = runner.run_all(keys[:look])
+        found = verdict([pair.gain_pp for pair in pairs], design, pool.correction)
+        words = found.sentence(plan.treatment.words, plan.control.words)
+        desk.command.say(f"after {look} pairs: {words}")
+        known = found.posterior
+        assert known
+        if log:
+            numbers = {
+                "p_gain": known.p_above,
+                "p_inside": known.p_inside,
+                "p_harm": known.p_below,
+            }
+            log.metrics({f"look/{k}": v for k, v in numbers.items()}, step=look)
+            log.metrics({"look/mean_gain_pp": known.mean_pp}, step=look)
+        if found.state != "go_on":
+            break
+    return pairs, runner
+
+
+def _beside(
+    plan: Comparison, runner: PairRunner, pairs: list[Pair]
+) -> dict[str, tuple[Arm, list[float]]]:
+    """Gains over the control of arms that are reported and not judged, on the first pairs."""
+    gains: dict[str, tuple[Arm, list[float]]] = {}
+    for arm in plan.beside if plan.decide.beside else ():
+        found = []
+        for pair in pairs[: plan.decide.beside]:
+            result = runner.run_beside(pair.key, arm)
+            found.append(100 * (result.test_acc - pair.control.test_acc))
+            runner.say(f"pair {pair.key.number + 1}, beside: {arm.words} {result.test_acc:.2%}")
+        gains[arm.name] = (arm, found)
+    return gains
+
+
+def _register(decision: Decision, plan: Comparison, runner: PairRunner, log: RunLog) -> None:
+    """The recommended model, of the first pair, as a version of a registered model."""
+    if plan.decide.register_as == "off":
+        return
+    arm = decision.recommended
+    run = runner.whole_run(decision.pairs[0].key, arm)
+    settings = arm.settings
+    name = plan.decide.register_as or f"{Path(settings.data).name}-{settings.backbone}"
+    tags = {"verdict": decision.verdict.state, "decision_run_id": log.run_id}
+    text = f"{decision.sentence}\n\nRecommended: {arm.words}. Decision: run {log.run_id}."
+    version = runner.tracking.register(
+        name, ModelVersion(run.tags["model_uri"], CHAMPION, text, tags)
+    )
+    log.tags({"champion": f"models:/{name}@{CHAMPION}", "champion_run_id": run.run_id})
+    runner.say(
+        f"recommended: {arm.words}; models:/{name}@{CHAMPION} is version {version} "
+        f"(run {run.run_id})"
+    )

@@ -1,0 +1,131 @@
+"""What a decision came to: pairs, verdict, cost, optimism, what is recommended. Pure data.
+
+In: arms, a design and paired results. Out: everything that a report says, computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pipeline.arms import Arm, TunedArm
+from pipeline.design import Design
+from pipeline.pairs import ArmResult, Pair
+from pipeline.verdict import Verdict, verdict
+
+
+@dataclass(frozen=True)
+class Pool:
+    """How pairs are dealt.
+
+    Attributes:
+        first_draw: the first pair's draw; later pairs have the draws that follow.
+        resampled: pairs share images.
+        correction: Nadeau and Bengio's c; 0 where pairs share no image.
+        looks: the design's looks, as far as the pool reaches.
+        sentence: the same in words.
+    """
+
+    first_draw: int
+    resampled: bool
+    correction: float
+    looks: tuple[int, ...]
+    sentence: str
+
+
+@dataclass(frozen=True)
+class ArmCost:
+    """What an arm cost: means over pairs. `wall_s` is of its last stage."""
+
+    arm: Arm
+    wall_s: float
+    trainable: int
+    val_acc: float
+    test_acc: float
+
+    @property
+    def optimism_pp(self) -> float:
+        """Validation accuracy at the selected epoch minus test accuracy."""
+        return 100 * (self.val_acc - self.test_acc)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A finished decision.
+
+    Attributes:
+        beside: arms that were not judged, with their gains over the control on the first pairs.
+        tuned: what tuning came to, by arm; empty without tuning.
+    """
+
+    treatment: Arm
+    control: Arm
+    design: Design
+    pool: Pool
+    pairs: tuple[Pair, ...]
+    beside: Mapping[str, tuple[Arm, list[float]]]
+    test_images: int
+    tuned: tuple[TunedArm, ...]
+    wall_s: float
+
+    @property
+    def gains_pp(self) -> list[float]:
+        """Gains in the order in which the pairs were run."""
+        return [pair.gain_pp for pair in self.pairs]
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict over them."""
+        return verdict(self.gains_pp, self.design, self.pool.correction)
+
+    @property
+    def sentence(self) -> str:
+        """The verdict for those who will not read the rest."""
+        return self.verdict.sentence(self.treatment.words, self.control.words)
+
+    @property
+    def fallback(self) -> Arm:
+        """What is recommended if the treatment is not justified: the chain without its last stage.
+
+        Where arms share no stage it is the control.
+        """
+        if self.treatment.name == "three_stage" and self.control.name.endswith("_continued"):
+            return Arm(self.treatment.name, self.treatment.settings, self.treatment.last - 1)
+        return self.control
+
+    @property
+    def recommended(self) -> Arm:
+        """The treatment where it is justified, else the fallback."""
+        return self.treatment if self.verdict.state == "justified" else self.fallback
+
+    def cost(self, arm: Arm) -> ArmCost:
+        """What the treatment or the control cost."""
+        results: list[ArmResult] = [
+            pair.treatment if arm is self.treatment else pair.control for pair in self.pairs
+        ]
+        count = len(results)
+        return ArmCost(
+            arm,
+            sum(r.wall_s for r in results) / count,
+            results[0].trainable,
+            sum(r.val_acc for r in results) / count,
+            sum(r.test_acc for r in results) / count,
+        )
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What the decision's run, its studies and the treatment's runs carry."""
+        known = self.verdict.posterior
+        assert known
+        low, high = known.interval_pp
+        return {
+            "verdict": self.verdict.state,
+            "verdict.kind": self.verdict.kind or "none",
+            "verdict.p_gain": f"{known.p_above:.4f}",
+            "verdict.p_equivalent": f"{known.p_inside:.4f}",
+            "verdict.p_harm": f"{known.p_below:.4f}",
+            "verdict.mean_gain_pp": f"{known.mean_pp:.3f}",
+            "verdict.interval_pp": f"{low:.3f} to {high:.3f}",
+            "verdict.pairs": str(known.pairs),
+            "verdict.recommended": self.recommended.words,
+        }

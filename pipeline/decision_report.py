@@ -1,0 +1,308 @@
+"""A decision as people read it: one page, as HTML that needs no other file, and as Markdown.
+
+In: a `Decision`, and what its runs say of themselves. Out: the page, on the decision's MLflow run;
+tags on that run, on studies and on the treatment's runs.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from matplotlib.figure import Figure
+
+from pipeline.decision import ArmCost, Decision
+from pipeline.figures import gains_picture
+from pipeline.page import Page, Part, Table, to_html, to_markdown
+from pipeline.settings import RUN_KEYS
+from pipeline.tracking import RunLog, RunView, Tracking
+
+PICTURE = "figures/gains.png"
+
+
+def log_decision(
+    decision: Decision, log: RunLog, tracking: Tracking, say: Callable[[str], None]
+) -> None:
+    """The report, the tags and the numbers; says the verdict."""
+    runs = [tracking.get(pair.treatment.run_id) for pair in decision.pairs]
+    parents = [
+        tracking.get(run.tags["parent_run_id"])
+        for run in runs
+        if "parent_run_id" in run.tags and run.tags["parent_run_id"] != "none"
+    ]
+    page, figure = page_of(decision, runs, parents), picture_of(decision)
+    log.figure(figure, PICTURE)
+    markdown = to_markdown(page)
+    log.text(markdown, "report.md")
+    log.text(to_html(page, figure), "report.html")
+    log.tags({**decision.tags, "mlflow.note.content": decision.sentence})
+    known = decision.verdict.posterior
+    assert known
+    log.metrics(
+        {"gain/mean_pp": known.mean_pp, "gain/p_gain": known.p_above, "gain/pairs": known.pairs}
+    )
+    for number, gain in enumerate(decision.gains_pp, start=1):
+        log.metrics({"gain/pair_pp": gain}, step=number)
+    studies = [run_id for arm in decision.tuned for run_id in arm.run_ids]
+    for run_id in [*studies, *(run.run_id for run in runs)]:
+        tracking.add_tags(run_id, {**decision.tags, "decision_run_id": log.run_id})
+    say(f"\n{decision.sentence}")
+    say(f"report: report.html and report.md of run {log.run_id}")
+
+
+def picture_of(decision: Decision) -> Figure:
+    """Every pair, mean, interval, ROPE, and the looks."""
+    found = decision.verdict
+    known = found.posterior
+    assert known
+    path = [
+        (
+            look.posterior.pairs,
+            look.posterior.p_above,
+            look.posterior.p_inside,
+            look.posterior.p_below,
+        )
+        for look in found.looks
+    ]
+    title = f"{decision.treatment.words} against {decision.control.words}: {found.state}"
+    return gains_picture(
+        title, decision.gains_pp, known.mean_pp, known.interval_pp, known.rope_pp, path
+    )
+
+
+def page_of(decision: Decision, runs: Sequence[RunView], parents: Sequence[RunView]) -> Page:
+    """The page, whatever it is written as."""
+    found = decision.verdict
+    settings = decision.treatment.settings
+    page: Page = [
+        Part("title", f"Is {decision.treatment.words} justified? {found.state.replace('_', ' ')}"),
+        Part("lead", decision.sentence),
+        Part(
+            "text",
+            f"Recommended: {decision.recommended.words}. Both arms had "
+            f"{decision.treatment.epochs} epochs on the same images with the same seeds, and "
+            f"were scored on {decision.test_images} test images that no training, tuning or selection has seen. "
+            f"{found.reason}.",
+        ),
+        Part("picture", PICTURE),
+        Part("heading", "The way to the verdict"),
+        Table(
+            (
+                "pairs",
+                "mean gain, pp",
+                "95% interval",
+                "P(gain)",
+                "P(equivalent)",
+                "P(harm)",
+                "found",
+            ),
+            [
+                (
+                    str(look.posterior.pairs),
+                    f"{look.posterior.mean_pp:+.2f}",
+                    "{:+.2f} to {:+.2f}".format(*look.posterior.interval_pp),
+                    f"{look.posterior.p_above:.3f}",
+                    f"{look.posterior.p_inside:.3f}",
+                    f"{look.posterior.p_below:.3f}",
+                    look.state.replace("_", " "),
+                )
+                for look in found.looks
+            ],
+        ),
+        Part(
+            "text",
+            f"Gain: more than {decision.design.rope_pp:g} pp. Looks after "
+            f"{', '.join(map(str, decision.design.looks))} pairs; a verdict falls at "
+            f"{decision.design.threshold:g}. Of the images: {decision.pool.sentence}.",
+        ),
+        Part("heading", "Every pair"),
+        Table(
+            ("pair", "draw", "seed", decision.treatment.words, decision.control.words, "gain, pp"),
+            [
+                (
+                    str(pair.key.number + 1),
+                    str(pair.key.draw),
+                    str(pair.key.seed),
+                    f"{pair.treatment.test_acc:.2%}",
+                    f"{pair.control.test_acc:.2%}",
+                    f"{pair.gain_pp:+.2f}",
+                )
+                for pair in decision.pairs
+            ],
+        ),
+        *_costs(decision),
+        *_signals(runs, parents),
+    ]
+    if decision.beside:
+        page += [
+            Part("heading", "Beside them, not judged"),
+            Table(
+                ("arm", "pairs", "mean gain over the control, pp", "every pair"),
+                [
+                    (
+                        arm.words,
+                        str(len(gains)),
+                        f"{sum(gains) / len(gains):+.2f}",
+                        " ".join(f"{gain:+.2f}" for gain in gains),
+                    )
+                    for arm, gains in decision.beside.values()
+                ],
+            ),
+        ]
+    values = {
+        key: getattr(settings, key) for key in RUN_KEYS if not key.startswith(("gate_", "signal_"))
+    }
+    page += [
+        Part("heading", "What it rests on"),
+        Table(("setting", "value"), [(key, str(value)) for key, value in values.items()]),
+        Table(
+            ("stage", *(arm.words for arm in (decision.treatment, decision.control))),
+            _stage_rows(decision),
+        ),
+        Table(
+            ("pair", "images (SHA-256)", "treatment run", "control run"),
+            [
+                (
+                    str(p.key.number + 1),
+                    run.tags["data_sha256"][:16],
+                    p.treatment.run_id,
+                    p.control.run_id,
+                )
+                for p, run in zip(decision.pairs, runs, strict=True)
+            ],
+        ),
+        Part(
+            "text",
+            f"Weights (SHA-256): {runs[0].tags['weights_sha256']}; code: "
+            f"{runs[0].tags['git_commit']}.",
+        ),
+        Part("code", command_of(decision)),
+    ]
+    return page
+
+
+def _costs(decision: Decision) -> Page:
+    costs: list[ArmCost] = [decision.cost(arm) for arm in (decision.treatment, decision.control)]
+    known = decision.verdict.posterior
+    assert known
+    extra = costs[0].wall_s - costs[1].wall_s
+    released = costs[0].trainable - costs[1].trainable
+    if known.mean_pp > 0:
+        price = (
+            f"A point gained costs {extra / known.mean_pp:+.1f} s and "
+            f"{released / known.mean_pp:,.0f} parameters released."
+        )
+    else:
+        price = "Nothing was gained for it."
+    page: Page = [
+        Part("heading", "What it costs"),
+        Table(
+            ("arm", "last stage, s", "parameters trained", "validation", "test", "optimism, pp"),
+            [
+                (
+                    cost.arm.words,
+                    f"{cost.wall_s:.1f}",
+                    f"{cost.trainable:,}",
+                    f"{cost.val_acc:.2%}",
+                    f"{cost.test_acc:.2%}",
+                    f"{cost.optimism_pp:+.2f}",
+                )
+                for cost in costs
+            ],
+        ),
+        Part(
+            "text",
+            f"{price} Optimism: validation accuracy at the selected epoch minus test accuracy. "
+            f"The whole decision took {minutes(decision.wall_s)}.",
+        ),
+    ]
+    for tuned, cost in zip(decision.tuned, costs, strict=False):
+        page.append(
+            Part(
+                "text",
+                f"Tuning of {tuned.arm.words}: best trial {tuned.value:.2%} on its tuning draws, "
+                f"confirmed {cost.test_acc:.2%}: optimism gap "
+                f"{100 * (tuned.value - cost.test_acc):+.2f} pp "
+                f"(studies {', '.join(tuned.studies.values())}).",
+            )
+        )
+    return page
+
+
+def _signals(runs: Sequence[RunView], parents: Sequence[RunView]) -> Page:
+    names = sorted(
+        {key for run in runs for key in run.tags if key.startswith("signal.")}, reverse=True
+    )
+    rows = []
+    for name in names:
+        states = Counter(run.tags.get(name, "missing") for run in runs)
+        rows.append(
+            (name.removeprefix("signal."), *(str(states[s]) for s in ("true", "false", "unknown")))
+        )
+    priors = Counter(run.tags["gate.prior"] for run in parents if "gate.prior" in run.tags)
+    said = ", ".join(f"{prior} ({count})" for prior, count in priors.items()) or "not asked"
+    return [
+        Part("heading", "What the runs said beforehand"),
+        Table(("signal of the treatment's runs", "true", "false", "unknown"), rows),
+        Part(
+            "text", f"The gate on their parents: {said}. What signals are worth: docs/signals.md."
+        ),
+    ]
+
+
+def _stage_rows(decision: Decision) -> list[tuple[str, str, str]]:
+    def shown(arm_index: int, number: int) -> str:
+        arm = (decision.treatment, decision.control)[arm_index]
+        if number > arm.last:
+            return ""
+        training = arm.settings.training(number)
+        blocks = " + ".join(arm.settings.stage(number).trainable)
+        values = ", ".join(
+            f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}"
+            for k, v in training.model_dump().items()
+        )
+        return f"{blocks}: {values}"
+
+    last = max(decision.treatment.last, decision.control.last)
+    return [(str(n), shown(0, n), shown(1, n)) for n in range(1, last + 1)]
+
+
+def command_of(decision: Decision) -> str:
+    """A command line that makes the same decision."""
+    settings = decision.treatment.settings
+    keys = (
+        "preset",
+        "data",
+        "train_per_class",
+        "val_per_class",
+        "test_per_class",
+        "data_seed",
+        "draw",
+        "seed",
+        "backbone",
+        "weights",
+        "image_size",
+        "norm_stats",
+        "views",
+    )
+    said = {key: getattr(settings, key) for key in keys}
+    for arm_stage in range(1, decision.treatment.last + 1):
+        training = settings.training(arm_stage)
+        said |= {f"stage{arm_stage}.{key}": value for key, value in training.model_dump().items()}
+    said |= {
+        "rope_pp": decision.design.rope_pp,
+        "looks": ",".join(map(str, decision.design.looks)),
+        "threshold": decision.design.threshold,
+    }
+    if decision.treatment.name == "three_stage" and decision.control.name.endswith("_continued"):
+        said["question"] = f"stage{decision.treatment.last}"
+    else:
+        said |= {"treatment": decision.treatment.name, "control": decision.control.name}
+    words = " ".join(f"-P {key}={shlex.quote(str(value))}" for key, value in said.items())
+    return f"mlflow run . -e decide --env-manager local {words}"
+
+
+def minutes(seconds: float) -> str:
+    """A duration as people say it."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

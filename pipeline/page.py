@@ -1,0 +1,97 @@
+"""A page of text, tables and one picture, written as Markdown or as HTML that needs no other file.
+
+In: parts. Out: text.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from matplotlib.figure import Figure
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; color: #222 }
+body { padding: 0 1rem }
+table { border-collapse: collapse; margin: 1rem 0 }
+td, th { border-bottom: 1px solid #ddd; padding: .25rem .75rem; text-align: left }
+td, th { vertical-align: top }
+img { max-width: 100% }
+pre { background: #f4f4f4; padding: .75rem; overflow: auto; white-space: pre-wrap }
+.lead { font-size: 1.3rem }
+"""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of the page: a heading, a paragraph, the picture, or a block of code."""
+
+    kind: Literal["title", "heading", "lead", "text", "picture", "code"]
+    content: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a header."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+Page = list[Part | Table]
+
+
+def to_markdown(page: Page) -> str:
+    """The page as Markdown."""
+    lines = []
+    for part in page:
+        if isinstance(part, Table):
+            rows = [part.header, ["---"] * len(part.header), *part.rows]
+            lines.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
+            continue
+        form = {
+            "title": "# {}",
+            "heading": "## {}",
+            "lead": "**{}**",
+            "text": "{}",
+            "picture": "![gains]({})",
+            "code": "```bash\n{}\n```",
+        }[part.kind]
+        lines.append(form.format(part.content))
+    return "\n\n".join(lines) + "\n"
+
+
+def to_html(page: Page, figure: Figure) -> str:
+    """The page as HTML, the picture inside it."""
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=120)
+    source = f"data:image/png;base64,{base64.b64encode(image.getvalue()).decode()}"
+    body = []
+    for part in page:
+        if isinstance(part, Table):
+            rows = [_html_row("th", part.header), *(_html_row("td", row) for row in part.rows)]
+            body.append(f"<table>{''.join(rows)}</table>")
+            continue
+        text = html.escape(part.content)
+        form = {
+            "title": "<h1>{}</h1>",
+            "heading": "<h2>{}</h2>",
+            "lead": '<p class="lead">{}</p>',
+            "text": "<p>{}</p>",
+            "picture": f'<img alt="gains" src="{source}">',
+            "code": "<pre>{}</pre>",
+        }[part.kind]
+        body.append(form.format(text))
+    title = html.escape(next(p.content for p in page if isinstance(p, Part) and p.kind == "title"))
+    head = f'<meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
+    return (
+        f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(body)}</body></html>\n'
+    )
+
+
+def _html_row(tag: str, cells: Sequence[str]) -> str:
+    return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"

@@ -1,0 +1,185 @@
+"""Paired runs: both arms of a comparison on the same draw, with the same seed, on the same images.
+
+In: arms and the numbers of pairs. Out: each pair's runs and accuracies on the test split. A pair
+that has been run before, by any process, is found by content and costs nothing; several processes
+divide pairs among them by locks in the cache's folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from filelock import FileLock, Timeout
+
+from pipeline.arms import Arm
+from pipeline.data.images import ImageSet
+from pipeline.digests import digest_values
+from pipeline.evaluate import Scorer
+from pipeline.report import StageSummary
+from pipeline.run_stage import find_or_run
+from pipeline.session import OnEpoch, Session, cache_folder
+from pipeline.stages import SCHEDULES
+from pipeline.tracking import RunView, Tracking
+
+TEST_DIGEST = "test_sha256"
+
+
+@dataclass(frozen=True)
+class PairKey:
+    """Where a pair's images and randomness come from."""
+
+    number: int
+    draw: int
+    data_seed: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """One arm on one pair. `wall_s`: of its last stage; accuracies 0 to 1."""
+
+    run_id: str
+    val_acc: float
+    test_acc: float
+    wall_s: float
+    trainable: int
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Both arms on one draw."""
+
+    key: PairKey
+    treatment: ArmResult
+    control: ArmResult
+
+    @property
+    def gain_pp(self) -> float:
+        """Test accuracy of the treatment minus the control's, in percentage points."""
+        return 100 * (self.treatment.test_acc - self.control.test_acc)
+
+
+def pair_keys(
+    count: int, *, first_draw: int, data_seed: int, seed: int, resampled: bool
+) -> list[PairKey]:
+    """The first pairs of a comparison.
+
+    Disjoint: draw after draw of one shuffle. `resampled`: the first draw of a new shuffle for each
+    pair, so that pairs share images. The seed moves on with the pair: every source of chance does.
+    """
+    return [
+        PairKey(number, 0, data_seed + number, seed + number)
+        if resampled
+        else PairKey(number, first_draw + number, data_seed, seed + number)
+        for number in range(count)
+    ]
+
+
+def shared_prefix(arms: list[Arm]) -> tuple[str, ...]:
+    """The blocks that no stage of any of these arms trains, in forward order."""
+    prefixes = [stage.prefix for arm in arms for stage in SCHEDULES[arm.name][: arm.last]]
+    return min(prefixes, key=len)
+
+
+@dataclass
+class PairRunner:
+    """Runs pairs.
+
+    Attributes:
+        test: the images that accuracies are measured on.
+        nested_under: the run that new runs are nested in.
+    """
+
+    treatment: Arm
+    control: Arm
+    test: ImageSet
+    tracking: Tracking
+    nested_under: str | None
+    say: Callable[[str], None]
+    on_epoch: OnEpoch
+    done: dict[int, Pair] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.test_digest = self.test.fingerprint()
+
+    def run_all(self, keys: list[PairKey]) -> list[Pair]:
+        """Every pair, found or run; those that another process is at come last."""
+        later = [key for key in keys if key.number not in self.done and not self._try(key)]
+        for key in later:
+            self._try(key, wait=True)
+        return [self.done[key.number] for key in keys]
+
+    def _try(self, key: PairKey, *, wait: bool = False) -> bool:
+        """Run a pair unless another process is at it (`wait`: once it has finished)."""
+        folder = cache_folder(self.treatment.settings) / "pairs"
+        folder.mkdir(parents=True, exist_ok=True)
+        content = [
+            arm.settings.model_copy(update={"draw": key.draw}).model_dump() | {"pair": str(key)}
+            for arm in (self.treatment, self.control)
+        ]
+        lock = FileLock(folder / f"{digest_values(content)}.lock")
+        try:
+            with lock.acquire(timeout=-1 if wait else 0):
+                self.done[key.number] = self._run(key)
+        except Timeout:
+            return False
+        return True
+
+    def _run(self, key: PairKey) -> Pair:
+        session = self._session(key, self.treatment)
+        scorer = Scorer(self.test, shared_prefix([self.treatment, self.control]))
+        results = []
+        for arm in (self.treatment, self.control):
+            own = self._for_arm(session, key, arm)
+            summary = find_or_run(own, arm.last, self.nested_under)
+            results.append(self._scored(own, scorer, summary))
+        pair = Pair(key, *results)
+        self.say(
+            f"pair {key.number + 1} (draw {key.draw}, seed {key.seed}): "
+            f"{self.treatment.words} {pair.treatment.test_acc:.2%}, "
+            f"{self.control.words} {pair.control.test_acc:.2%}, gain {pair.gain_pp:+.2f} pp"
+        )
+        return pair
+
+    def whole_run(self, key: PairKey, arm: Arm) -> RunView:
+        """The run of an arm's last stage with pictures and a served model: found, or made."""
+        session = replace(self._session(key, arm), is_trial=False)
+        session.settings = session.settings.model_copy(update={"log_model": True})
+        summary = find_or_run(session, arm.last, self.nested_under, whole=True)
+        return self.tracking.get(summary.run_id)
+
+    def run_beside(self, key: PairKey, arm: Arm) -> ArmResult:
+        """Another arm on a pair's images, for show."""
+        own = self._session(key, arm)
+        summary = find_or_run(own, arm.last, self.nested_under)
+        return self._scored(own, Scorer(self.test, shared_prefix([arm])), summary)
+
+    def _session(self, key: PairKey, arm: Arm) -> Session:
+        changes = {"draw": key.draw, "data_seed": key.data_seed, "seed": key.seed}
+        session = Session.open(
+            arm.settings.model_copy(update=changes), self.tracking, lambda _: None, self.on_epoch
+        )
+        return replace(session, is_trial=True)
+
+    @staticmethod
+    def _for_arm(session: Session, key: PairKey, arm: Arm) -> Session:
+        changes = {"draw": key.draw, "data_seed": key.data_seed, "seed": key.seed}
+        settings = arm.settings.model_copy(update=changes)
+        return replace(session, settings=settings, keys={}, done={})
+
+    def _scored(self, session: Session, scorer: Scorer, summary: StageSummary) -> ArmResult:
+        """A run's accuracy on the test images: as it was measured before, or measured now."""
+        run = self.tracking.get(summary.run_id)
+        if run.tags.get(TEST_DIGEST) == self.test_digest:
+            test_acc = run.metrics["test/acc"]
+        else:
+            scores = scorer.score(session.restore(run), session.dtype, session.device)
+            test_acc = scores.acc
+            self.tracking.add_metrics(
+                run.run_id, {"test/acc": scores.acc, "test/loss": scores.loss}
+            )
+            self.tracking.add_tags(run.run_id, {TEST_DIGEST: self.test_digest})
+        return ArmResult(
+            summary.run_id, summary.val_acc, test_acc, summary.wall_s, summary.trainable
+        )

@@ -1,0 +1,42 @@
+"""MLflow's model registry: which logged model is recommended, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A logged model to be registered.
+
+    Attributes:
+        uri: the logged model's.
+        alias: moved to this version from whichever had it.
+        description: Markdown.
+    """
+
+    uri: str
+    alias: str
+    description: str
+    tags: Mapping[str, str]
+
+
+def register(client: MlflowClient, name: str, version: ModelVersion) -> str:
+    """Add a version to a registered model, which is created if need be; returns its number."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as err:
+        if err.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    made = client.create_model_version(
+        name, version.uri, tags=dict(version.tags), description=version.description
+    )
+    client.set_registered_model_alias(name, version.alias, str(made.version))
+    return str(made.version)

@@ -1,0 +1,48 @@
+"""Tuning an arm of a decision: its stages, one study each, on draws that the decision never uses.
+
+In: an arm. Out: the same arm with the best settings found, and what they were found to be worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from pipeline.arms import Arm, TunedArm
+from pipeline.entry_points import Command
+from pipeline.search_space import Plan, SearchSpace, default_space, read_space
+from pipeline.settings import TuneSettings
+from pipeline.tracking import Tracking
+from pipeline.tuning.storage import storage_url
+from pipeline.tuning.tune import work
+
+
+def tune_arm(
+    command: Command,
+    tracking: Tracking,
+    tune: TuneSettings,
+    arm: Arm,
+    numbers: Iterable[int],
+    fixed: Mapping[int, set[str]] | None = None,
+) -> TunedArm:
+    """Studies of these stages, each from the best of the one before.
+
+    `fixed`: settings that are not tuned, by stage.
+    """
+    spaces = {}
+    for number in numbers:
+        space = read_space(default_space(arm.settings.stage(number)))
+        kept = (fixed or {}).get(number, set())
+        left = {key: d for key, d in space.dimensions.items() if key not in kept}
+        spaces[number] = SearchSpace(space.source, left)
+    url = storage_url(command.storage, tracking.uri)
+    done = work(command, Plan(tune, arm.settings, spaces), tracking, url)
+    stages = list(arm.settings.stages)
+    for one in done:
+        number = one.study.spec.stage.number
+        stages[number - 1] = stages[number - 1].model_copy(update=dict(one.settings))
+    settings = arm.settings.model_copy(update={"stages": tuple(stages)})
+    best = done[-1].study.best
+    value = best.value if best and best.value is not None else float("nan")
+    studies = {one.study.spec.stage.number: one.study.name for one in done}
+    run_ids = tuple(one.run_id for one in done)
+    return TunedArm(Arm(arm.name, settings, arm.last), value, studies, run_ids)

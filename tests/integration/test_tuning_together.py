@@ -1,0 +1,192 @@
+"""Many processes on one study: started at once, killed, cut off; nothing is lost or left open."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from tests.integration.conftest import ROOT
+from tests.postgres import Postgres
+from tests.test_run_stage import TINY
+
+pytestmark = pytest.mark.slow
+
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+class Worker:
+    """`python -m pipeline tune` in a process of its own, its output in a file."""
+
+    def __init__(self, folder: Path, environment: dict[str, str], **options: str) -> None:
+        words = [f"--{key}={value}" for key, value in options.items()]
+        self.output = folder / f"output-{time.monotonic_ns()}.txt"
+        with self.output.open("w") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "pipeline", "tune", *words],
+                cwd=folder,
+                env=environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def said(self) -> str:
+        return self.output.read_text()
+
+    def wait_for(self, text: str, seconds: float = 120) -> None:
+        end = time.monotonic() + seconds
+        while text not in self.said():
+            assert time.monotonic() < end, self.said()
+            assert self.process.poll() is None, self.said()
+            time.sleep(0.1)
+
+    def wait(self) -> int:
+        return self.process.wait(timeout=300)
+
+
+Start = Callable[..., Worker]
+
+
+@pytest.fixture
+def start(tmp_path: Path, image_folder: Path, environment: dict[str, str]) -> Start:
+    """Start a worker in an empty folder, with a small space: `start(storage=…, n_trials="4")`."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    space = tmp_path / "space.yaml"
+    space.write_text("lr: {low: 1.0e-4, high: 1.0e-2, log: true}\nlabel_smoothing: [0.0, 0.1]\n")
+    common = {**TINY, "data": str(image_folder), "cache_dir": str(folder / "cache")}
+    common |= {"space": str(space), "stage": "1", "heartbeat": "1", "stage1.epochs": "2"}
+    where = {**environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def begin(tracking: str = "", **options: str) -> Worker:
+        store = {"MLFLOW_TRACKING_URI": tracking} if tracking else {}
+        return Worker(folder, {**where, **store}, **{**common, **options})
+
+    return begin
+
+
+def check_books(storage: str, tracking: str, wanted: int) -> optuna.Study:
+    """The only study has its trials, each once, and MLflow says the same of every one."""
+    (name,) = optuna.get_all_study_names(storage)
+    study = optuna.load_study(study_name=name, storage=storage)
+    trials = study.get_trials()
+    assert sum(trial.state in ENDED for trial in trials) == wanted
+    assert not any(t.state in (TrialState.RUNNING, TrialState.WAITING) for t in trials)
+    client = mlflow.MlflowClient(tracking)
+    runs = client.search_runs(["0"], f"tags.study = '{name}'", max_results=1000)
+    stages = client.search_runs(["0"], "tags.kind = 'stage'", max_results=1000)
+    assert [r for r in [*runs, *stages] if r.info.status == "RUNNING"] == []
+    studies = [run for run in runs if run.data.tags["kind"] == "study"]
+    assert [run.info.status for run in studies] == ["FINISHED"]
+    finished = {
+        int(run.data.tags["trial"]): run.data.metrics["value"]
+        for run in runs
+        if run.data.tags["kind"] == "trial" and run.info.status == "FINISHED"
+    }
+    complete = {t.number: t.value for t in trials if t.state == TrialState.COMPLETE}
+    assert finished == pytest.approx(complete)
+    assert study.best_value == max(finished.values())
+    return study
+
+
+def test_eight_processes_start_on_an_empty_folder(start: Start, tmp_path: Path) -> None:
+    workers = [start(n_trials="9") for _ in range(8)]
+    assert [worker.wait() for worker in workers] == [0] * 8, workers[0].said()
+    databases = (f"sqlite:///{tmp_path / 'work' / name}.db" for name in ("optuna", "mlflow"))
+    check_books(*databases, wanted=9)
+
+
+def test_eight_processes_start_on_an_empty_postgresql(start: Start, postgres: Postgres) -> None:
+    storage, tracking = postgres.url("optuna_eight"), postgres.url("mlflow_eight")
+    workers = [start(tracking, storage=storage, n_trials="9") for _ in range(8)]
+    assert [worker.wait() for worker in workers] == [0] * 8, workers[0].said()
+    check_books(storage, tracking, wanted=9)
+
+
+def test_a_killed_workers_trial_is_run_again(start: Start, postgres: Postgres) -> None:
+    storage, tracking = postgres.url("optuna_kill"), postgres.url("mlflow_kill")
+    first = start(tracking, storage=storage, n_trials="4", **{"stage1.epochs": "2000"})
+    first.wait_for("0 of 4 trials so far")
+    wait_for_trial(storage)
+    os.kill(first.process.pid, signal.SIGKILL)
+    first.wait()
+    second = start(tracking, storage=storage, n_trials="4", **{"stage1.epochs": "2000"})
+    second.wait_for("0 of 4 trials so far")
+    os.kill(second.process.pid, signal.SIGINT)
+    assert second.wait() == 130
+    assert "stage 1: 0 trials" in second.said()
+    (name,) = optuna.get_all_study_names(storage)
+    trials = optuna.load_study(study_name=name, storage=storage).get_trials()
+    assert not any(trial.state in ENDED for trial in trials)
+
+
+def wait_for_trial(storage: str) -> None:
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        (name,) = optuna.get_all_study_names(storage)
+        trials = optuna.load_study(study_name=name, storage=storage).get_trials()
+        if any("run_id" in trial.user_attrs for trial in trials):
+            return
+        time.sleep(0.2)
+    raise AssertionError("no trial began")
+
+
+def test_a_worker_lost_among_others_costs_only_its_trial(start: Start, postgres: Postgres) -> None:
+    storage, tracking = postgres.url("optuna_lost"), postgres.url("mlflow_lost")
+    options = {"storage": storage, "n_trials": "8", "stage1.epochs": "100"}
+    lost, other = start(tracking, **options), start(tracking, **options)
+    for worker in (lost, other):
+        worker.wait_for("of 8 trials so far")
+    wait_for_trial(storage)
+    os.kill(lost.process.pid, signal.SIGKILL)
+    assert other.wait() == 0, other.said()
+    check_books(storage, tracking, wanted=8)
+
+
+def test_postgresql_is_cut_off_and_comes_back(start: Start, postgres: Postgres) -> None:
+    storage, tracking = postgres.url("optuna_cut"), postgres.url("mlflow_cut")
+    options = {"storage": storage, "n_trials": "6", "stage1.epochs": "200"}
+    worker = start(tracking, **options)
+    worker.wait_for("trial 0: ")
+    postgres.stop()
+    worker.wait_for("note: ")
+    postgres.start()
+    assert worker.wait() == 0, worker.said()
+    check_books(storage, tracking, wanted=6)
+
+
+def test_local_workers_share_the_cores_and_the_study(start: Start, tmp_path: Path) -> None:
+    command = start(n_trials="5", workers="2")
+    assert command.wait() == 0, command.said()
+    said = command.said()
+    assert "2 workers with" in said
+    assert "worker 1: trial" in said
+    assert "worker 2: " in said
+    databases = (f"sqlite:///{tmp_path / 'work' / name}.db" for name in ("optuna", "mlflow"))
+    check_books(*databases, wanted=5)
+
+
+def test_ctrl_c_ends_local_workers_cleanly(start: Start, tmp_path: Path) -> None:
+    command = start(n_trials="50", workers="2", **{"stage1.epochs": "500"})
+    command.wait_for("worker 2: study")
+    storage = f"sqlite:///{tmp_path / 'work' / 'optuna.db'}"
+    wait_for_trial(storage)
+    os.killpg(command.process.pid, signal.SIGINT)
+    assert command.wait() == 130
+    (name,) = optuna.get_all_study_names(storage)
+    trials = optuna.load_study(study_name=name, storage=storage).get_trials()
+    assert not any(trial.state == TrialState.RUNNING for trial in trials)
+    assert any(trial.state == TrialState.WAITING for trial in trials)  # to be run again
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'work' / 'mlflow.db'}")
+    runs = client.search_runs(["0"], max_results=1000)
+    assert {run.info.status for run in runs} <= {"KILLED", "FINISHED", "FAILED"}
