@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 
 from pipeline.decision import ArmCost, Decision
 from pipeline.figures import gains_picture
+from pipeline.gate import Gate
+from pipeline.gate_report import gate_over
 from pipeline.page import Page, Part, Table, to_html, to_markdown
 from pipeline.settings import RUN_KEYS
 from pipeline.tracking import RunLog, RunView, Tracking
@@ -26,12 +28,8 @@ def log_decision(
 ) -> None:
     """The report, the tags and the numbers; says the verdict."""
     runs = [tracking.get(pair.treatment.run_id) for pair in decision.pairs]
-    parents = [
-        tracking.get(run.tags["parent_run_id"])
-        for run in runs
-        if "parent_run_id" in run.tags and run.tags["parent_run_id"] != "none"
-    ]
-    page, figure = page_of(decision, runs, parents), picture_of(decision)
+    gate = _gate(decision, tracking, runs)
+    page, figure = page_of(decision, runs, gate), picture_of(decision)
     log.figure(figure, PICTURE)
     markdown = to_markdown(page)
     log.text(markdown, "report.md")
@@ -71,7 +69,7 @@ def picture_of(decision: Decision) -> Figure:
     )
 
 
-def page_of(decision: Decision, runs: Sequence[RunView], parents: Sequence[RunView]) -> Page:
+def page_of(decision: Decision, runs: Sequence[RunView], gate: Gate | None) -> Page:
     """The page, whatever it is written as."""
     found = decision.verdict
     settings = decision.treatment.settings
@@ -82,7 +80,8 @@ def page_of(decision: Decision, runs: Sequence[RunView], parents: Sequence[RunVi
             "text",
             f"Recommended: {decision.recommended.words}. Both arms had "
             f"{decision.treatment.epochs} epochs on the same images with the same seeds, and "
-            f"were scored on {decision.test_images} test images that no training, tuning or selection has seen. "
+            f"were scored on {decision.test_images} test images that no training, tuning or "
+            "selection has seen. "
             f"{found.reason}.",
         ),
         Part("picture", PICTURE),
@@ -132,7 +131,7 @@ def page_of(decision: Decision, runs: Sequence[RunView], parents: Sequence[RunVi
             ],
         ),
         *_costs(decision),
-        *_signals(runs, parents),
+        *_signals(runs, gate),
     ]
     if decision.beside:
         page += [
@@ -230,7 +229,7 @@ def _costs(decision: Decision) -> Page:
     return page
 
 
-def _signals(runs: Sequence[RunView], parents: Sequence[RunView]) -> Page:
+def _signals(runs: Sequence[RunView], gate: Gate | None) -> Page:
     names = sorted(
         {key for run in runs for key in run.tags if key.startswith("signal.")}, reverse=True
     )
@@ -240,15 +239,25 @@ def _signals(runs: Sequence[RunView], parents: Sequence[RunView]) -> Page:
         rows.append(
             (name.removeprefix("signal."), *(str(states[s]) for s in ("true", "false", "unknown")))
         )
-    priors = Counter(run.tags["gate.prior"] for run in parents if "gate.prior" in run.tags)
-    said = ", ".join(f"{prior} ({count})" for prior, count in priors.items()) or "not asked"
-    return [
+    page: Page = [
         Part("heading", "What the runs said beforehand"),
         Table(("signal of the treatment's runs", "true", "false", "unknown"), rows),
-        Part(
-            "text", f"The gate on their parents: {said}. What signals are worth: docs/signals.md."
-        ),
     ]
+    if gate is not None:
+        page += [
+            Part("text", f"The gate, over the stage-2 runs of these pairs: {gate.prior}."),
+            Table(("gate", "", ""), [(r.name, r.state, r.sentence) for r in gate.readings]),
+        ]
+    return [*page, Part("text", "What signals are worth: docs/signals.md.")]
+
+
+def _gate(decision: Decision, tracking: Tracking, runs: Sequence[RunView]) -> Gate | None:
+    """The gate over the parents of stage 3, where stage 3 is what was judged."""
+    if (decision.treatment.name, decision.treatment.last) != ("three_stage", 3):
+        return None
+    parents = [tracking.get(run.tags["parent_run_id"]) for run in runs]
+    title = f"{len(parents)} pairs of a decision"
+    return gate_over(tracking, parents, decision.treatment.settings, title)[0]
 
 
 def _stage_rows(decision: Decision) -> list[tuple[str, str, str]]:

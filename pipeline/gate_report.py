@@ -89,12 +89,19 @@ def gate_of_run(
     by_draw = {sibling.tags["draw"]: sibling for sibling in siblings_of_run(tracking, run)}
     by_draw[run.tags["draw"]] = run
     runs = [by_draw[draw] for draw in sorted(by_draw, key=int)]
-    pairs = [_pair(tracking, sibling) for sibling in runs]
+    return gate_over(tracking, runs, thresholds, run.name)
+
+
+def gate_over(
+    tracking: Tracking, runs: Sequence[RunView], thresholds: Thresholds, title: str
+) -> tuple[Gate, list[Pair]]:
+    """The gate over these stage-2 runs; tags all of them."""
+    pairs = [_pair(tracking, run) for run in runs]
     gate = read_gate(pairs, thresholds)
-    report = report_markdown(gate, pairs, run.name)
-    for sibling in runs:
-        tracking.add_tags(sibling.run_id, gate.tags)
-        tracking.add_text(sibling.run_id, report, REPORT)
+    report = report_markdown(gate, pairs, title)
+    for run in runs:
+        tracking.add_tags(run.run_id, gate.tags)
+        tracking.add_text(run.run_id, report, REPORT)
     return gate, pairs
 
 
