@@ -4,9 +4,9 @@
 
 For each draw, stages 1 and 2 once, then stage 3 from that checkpoint with several seeds: any two
 of them are one procedure with different seeds. A study takes every draw, in random order, with
-two seeds at random as its arms, and goes through the looks. Out: the share of studies by verdict, the
-spread of the gains, and a CSV of the bank. The bank's size bounds what can be said: the standard
-error counts draws, not studies.
+two seeds at random as its arms, and goes through the looks. Out: the share of studies by verdict,
+the spread of the gains, and a CSV of the bank. The bank's size bounds what can be said: the
+standard error counts draws, not studies.
 """
 
 from __future__ import annotations

@@ -257,3 +257,29 @@ def test_the_logged_model_answers_with_class_names_and_probabilities(
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     assert answer["predictions"][0] == pytest.approx(row)
+
+
+def test_tune_and_decide_are_one_launched_run_each(mlflow_run: Run, clone: Path) -> None:
+    import optuna
+
+    tuned = mlflow_run("tune", stage="2", n_trials="2", **{"stage2.epochs": "1"})
+    assert tuned.returncode == 0, tuned.stderr
+    storage = f"sqlite:///{clone / 'optuna.db'}"  # beside MLflow's database
+    (name,) = optuna.get_all_study_names(storage)
+    used = mlflow_run("stage2", tuned="true", **{"stage2.epochs": "1"})
+    assert used.returncode == 0, used.stderr
+    assert f"tuned by study {name}" in used.stdout
+    decided = mlflow_run("decide", looks="2", register_as="digits-test")
+    assert decided.returncode == 0, decided.stderr
+    runs = stored_runs(f"sqlite:///{clone / 'mlflow.db'}")
+    launched = {
+        run.data.tags["kind"]: run for run in runs if "mlflow.project.entryPoint" in run.data.tags
+    }
+    assert set(launched) == {"tune", "stage", "decision"}
+    assert {run.info.status for run in runs} <= {"FINISHED", "KILLED"}
+    assert launched["stage"].data.tags["tuned_by"] == name
+    assert launched["decision"].data.tags["verdict"] in (
+        "justified",
+        "not_justified",
+        "inconclusive",
+    )
