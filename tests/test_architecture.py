@@ -72,6 +72,7 @@ ORDER = [
     "workers",
     "tuning.trial",
     "tuning.mirror",
+    "tuning.choice",
     "tuning.report",
     "tuning.tune",
     "tuning.arms",

@@ -41,7 +41,7 @@ def tune_arm(
         number = one.study.spec.stage.number
         stages[number - 1] = stages[number - 1].model_copy(update=dict(one.settings))
     settings = arm.settings.model_copy(update={"stages": tuple(stages)})
-    best = done[-1].study.best
+    best = done[-1].choice.trial if done[-1].choice else None
     value = best.value if best and best.value is not None else float("nan")
     studies = {one.study.spec.stage.number: one.study.name for one in done}
     run_ids = tuple(one.run_id for one in done)

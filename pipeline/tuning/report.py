@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.tracking import Tracking
 from pipeline.tuning.storage import experiments_known
-from pipeline.tuning.study import REASON, Study, progress_of, shown_settings
+from pipeline.tuning.study import CHOICE, REASON, Study, progress_of, shown_settings
 
 NOTE = "mlflow.note.content"
 _PICTURES = {
@@ -33,7 +33,7 @@ def log_study(study: Study, tracking: Tracking, run_id: str, storage_shown: str)
     best = study.best
     tracking.add_text(run_id, trials_csv(study), "trials.csv")
     if best is not None:
-        tracking.add_text(run_id, best_yaml(study, best), "best.yaml")
+        tracking.add_text(run_id, chosen_yaml(study), "best.yaml")
         tracking.add_metrics(run_id, {"best/value": best.value or 0.0, "best/trial": best.number})
         tracking.add_tags(
             run_id, {f"best.{key}": str(value) for key, value in best.params.items()}
@@ -86,13 +86,13 @@ def trials_csv(study: Study) -> str:
     return pd.DataFrame(rows).to_csv(index=False)
 
 
-def best_yaml(study: Study, best: FrozenTrial) -> str:
-    """The best settings in the form that `-P config=best.yaml` reads."""
-    number = study.spec.stage.number
-    if not best.params:
-        return "# the settings as they were: no trial did better\n"
-    head = f"# {study.name}, trial {best.number}: {study.spec.objective} {best.value:.4f}\n"
-    values = {f"stage{number}.{key}": value for key, value in best.params.items()}
+def chosen_yaml(study: Study) -> str:
+    """The settings to go on with, in the form that `-P config=best.yaml` reads."""
+    number, chosen = study.spec.stage.number, study.chosen
+    if chosen is None or not chosen.params:
+        return "# the settings as they were: no trial did better by more than noise\n"
+    head = f"# {study.name}, trial {chosen.number}: {study.spec.objective} {chosen.value:.4f}\n"
+    values = {f"stage{number}.{key}": value for key, value in chosen.params.items()}
     return head + yaml.safe_dump(values, sort_keys=False)
 
 
@@ -160,5 +160,10 @@ def summary(study: Study) -> str:
     against = f" (defaults {default:.4f})" if default is not None else ""
     return (
         f"{told}: best {study.spec.objective} {best.value:.4f}{against}, trial {best.number}: "
-        f"{shown_settings(best.params)}"
+        f"{shown_settings(best.params)}{_choice(study)}"
     )
+
+
+def _choice(study: Study) -> str:
+    said = study.optuna.user_attrs.get(CHOICE)
+    return f"; {said}" if said else ""

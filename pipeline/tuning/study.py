@@ -33,6 +33,9 @@ STEPS_A_DRAW = 10
 DEFAULTS = "defaults"
 """User attribute of the first trial, which has the settings that an untuned run would have."""
 
+CHOSEN, CHOICE = "chosen", "choice"
+"""User attributes of a study: the trial whose settings are used, and why it is that one."""
+
 REASON = "reason"
 """User attribute of trials that ended early: absent where a worker was lost."""
 
@@ -159,6 +162,12 @@ class Study:
         if trial.state == TrialState.FAIL and REASON not in trial.user_attrs:
             with experiments_known():
                 RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)(self.optuna, trial)
+
+    @property
+    def chosen(self) -> FrozenTrial | None:
+        """The trial whose settings are used (see `choice.py`); the best before that is settled."""
+        number = self.optuna.user_attrs.get(CHOSEN)
+        return self.best if number is None else self.optuna.get_trials(deepcopy=False)[number]
 
     @property
     def best(self) -> FrozenTrial | None:

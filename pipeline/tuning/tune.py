@@ -28,6 +28,7 @@ from pipeline.search_space import Plan, plan_of
 from pipeline.session import Session, cache_folder
 from pipeline.settings import plain_values
 from pipeline.tracking import Tracking
+from pipeline.tuning.choice import Choice, choose
 from pipeline.tuning.mirror import reconcile, study_run
 from pipeline.tuning.report import log_study, log_trial, summary
 from pipeline.tuning.storage import (
@@ -38,7 +39,7 @@ from pipeline.tuning.storage import (
     storage_url,
     translated,
 )
-from pipeline.tuning.study import Spec, Study, is_finished_elsewhere
+from pipeline.tuning.study import CHOICE, CHOSEN, Spec, Study, is_finished_elsewhere
 from pipeline.tuning.trial import Objective, OutOfTime, TrialFailed
 from pipeline.workers import run_workers
 
@@ -52,6 +53,7 @@ class Tuned:
 
     study: Study
     run_id: str
+    choice: Choice | None
     settings: Mapping[str, object]
 
 
@@ -163,9 +165,9 @@ class Worker:
         return next(iter(self.sessions.values())).settings.seed
 
     def _tuned(self, study: Study, run_id: str | None = None) -> Tuned:
-        best = study.best
         run_id = run_id or str(study.optuna.user_attrs.get("run_id", ""))
-        return Tuned(study, run_id, dict(best.params) if best else {})
+        choice = choose(study, self.tracking)
+        return Tuned(study, run_id, choice, dict(choice.trial.params) if choice else {})
 
     def _train_parents(self, study_run_id: str) -> None:
         """The checkpoints that trials start from: found, or trained by one process a machine."""
@@ -235,6 +237,10 @@ class Worker:
     def _sum_up(self, study: Study, run_id: str, shown: str) -> None:
         """Set right what lost workers left behind, and log the study as it stands."""
         reconcile(study, self.tracking)
+        choice = choose(study, self.tracking)
+        if choice:
+            study.optuna.set_user_attr(CHOSEN, choice.trial.number)
+            study.optuna.set_user_attr(CHOICE, choice.sentence)
         log_study(study, self.tracking, run_id, shown)
         progress = study.progress()
         if progress.finished >= self.n_trials:

@@ -15,7 +15,7 @@ from pipeline.databases import without_password
 from pipeline.errors import StudyError
 from pipeline.session import Session
 from pipeline.tuning.storage import open_storage, translated
-from pipeline.tuning.study import best_of, shown_settings
+from pipeline.tuning.study import CHOICE, CHOSEN, shown_settings
 
 
 def with_tuned(
@@ -55,13 +55,12 @@ def _matching(
         if summary.user_attrs.get("tuning_key") != tuning_key:
             continue
         study = optuna.load_study(study_name=summary.study_name, storage=storage)
-        maximised = study.direction == optuna.study.StudyDirection.MAXIMIZE
-        best = best_of(study.get_trials(deepcopy=False), maximised=maximised)
         finished = int(summary.user_attrs.get("finished", 0))
-        if not finished or best is None:
+        number = summary.user_attrs.get(CHOSEN)
+        if not finished or number is None:
             unfinished = summary.study_name
         elif chosen is None or finished > chosen[0]:
-            chosen = (finished, study, best)
+            chosen = (finished, study, study.get_trials(deepcopy=False)[number])
     return (chosen[1:] if chosen else None), unfinished
 
 
@@ -73,7 +72,8 @@ def _line(
 ) -> str:
     return (
         f"stage {number}: tuned by study {study.study_name}, trial {best.number} "
-        f"({study.user_attrs['objective']} {best.value:.4f}): {shown_settings(values)}"
+        f"({study.user_attrs['objective']} {best.value:.4f}): {shown_settings(values)}; "
+        f"{study.user_attrs[CHOICE]}"
     )
 
 
