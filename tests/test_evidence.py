@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from pipeline.cli import main
+from tests.conftest import class_image
 from tests.test_gate import REFERENCE
 from tests.test_run_stage import Command, artifact, command, runs  # noqa: F401 - a fixture
 
@@ -295,3 +296,25 @@ def test_a_run_that_diverges_half_way_ends_and_says_so(command: Command) -> None
     assert signals["positive.no_early_spike"] == "unknown"
     assert "nan" not in run["tags.mlflow.note.content"].split("signal")[-1]
     assert artifact(run["run_id"], "figures/chain.png").stat().st_size > 5000
+
+
+def test_a_run_made_to_memorise_is_found_by_its_signals(
+    store: Path,
+    tmp_path: Path,
+    command: Command,  # noqa: F811
+) -> None:
+    import mlflow
+
+    for number in range(36):  # colours that say nothing of the class
+        folder = tmp_path / "noise" / ("apple", "berry", "cherry")[number % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        class_image(number // 12, number).save(folder / f"{number}.png")
+    words = {"data": str(tmp_path / "noise"), "epochs": "80", "lr": "0.003", "lr_decay": "1"}
+    assert command("stage2", augment="none", **words) == 0
+    run = runs().iloc[-1]
+    signals = signals_of(run)
+    assert signals["negative.train_acc_saturates"] == "true"
+    assert signals["positive.no_early_spike"] == "false"
+    assert signals["negative.val_loss_rises"] == "true"
+    history = mlflow.MlflowClient().get_metric_history(run["run_id"], "train/acc")
+    assert history[-1].value == 1.0
