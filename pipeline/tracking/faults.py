@@ -1,4 +1,4 @@
-"""MLflow's exceptions, and those of its transport and database, as one of ours."""
+"""MLflow's exceptions, and those of its transport, database and disk, as one of ours."""
 
 from __future__ import annotations
 
@@ -6,17 +6,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipeline.errors import TrackingError, first_line
+from pipeline.files import storage_faults
 
 
 @contextmanager
 def translated(doing: str, uri: str) -> Iterator[None]:
-    """Raise TrackingError, naming what was being done and where, for any fault of MLflow."""
+    """Raise TrackingError, naming what was being done and where, for any fault of MLflow.
+
+    A full or read-only disk under its artifacts is a StorageError.
+    """
     import requests
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        yield
+        with storage_faults(f"MLflow's files ({doing})", uri):
+            yield
     except (MlflowException, requests.RequestException, SQLAlchemyError) as err:
         raise TrackingError(
             f"MLflow could not {doing} at {uri} ({first_line(err)}): check the server and "
