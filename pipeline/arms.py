@@ -21,6 +21,7 @@ from pipeline.errors import SettingsError
 from pipeline.settings import (
     DECIDE_KEYS,
     RUN_KEYS,
+    TRAIN_KEYS,
     TUNE_KEYS,
     DecideSettings,
     Settings,
@@ -124,9 +125,7 @@ def at_equal_steps(
     stages = [settings.training(number) for number in range(1, shared + 1)]
     left = [settings.training(number) for number in range(shared + 1, treatment.last + 1)]
     groups = _split(left, len(ours) - shared)
-    given = {**(read_yaml(Path(config), f"config={config}") if config else {}), **options}
-    plain = {key: str(value) for key, value in given.items() if not key.startswith("stage")}
-    own = load_settings({**plain, "schedule": name})
+    own = load_settings({**said_of_all(options, config), "schedule": name})
     for number, group in enumerate(groups, start=shared + 1):
         goes_on = number > 1 and ours[number - 1].trainable == ours[number - 2].trainable
         base = stages[-1] if goes_on else own.training(number)
@@ -136,6 +135,12 @@ def at_equal_steps(
         update={"stages": tuple(stages)}
     )
     return Arm(name, arm_settings, len(ours))
+
+
+def said_of_all(options: Mapping[str, str], config: str | None) -> dict[str, str]:
+    """What was typed or stands in the file, but for settings of a single stage."""
+    given = {**(read_yaml(Path(config), f"config={config}") if config else {}), **options}
+    return {key: str(value) for key, value in given.items() if not key.startswith("stage")}
 
 
 def _split(left: list[TrainSettings], parts: int) -> list[list[TrainSettings]]:
@@ -158,7 +163,12 @@ def _with_steps(base: TrainSettings, group: list[TrainSettings]) -> TrainSetting
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is to be decided, and how. `options`: what was typed, but for the decision itself."""
+    """What is to be decided, and how.
+
+    Attributes:
+        options: what was typed, but for the decision itself.
+        of_all: training settings that were said of no single stage; every arm has them.
+    """
 
     decide: DecideSettings
     tune: TuneSettings
@@ -167,6 +177,7 @@ class Comparison:
     control: Arm
     beside: tuple[Arm, ...]
     options: Mapping[str, str]
+    of_all: Mapping[str, str]
 
 
 def comparison_of(options: Mapping[str, str], config: str | None) -> Comparison:
@@ -180,6 +191,8 @@ def comparison_of(options: Mapping[str, str], config: str | None) -> Comparison:
     own = {*DECIDE_KEYS, *TUNE_KEYS}
     plain = {key: value for key, value in options.items() if key not in own}
     treatment, control = arms_of(decide, plain, config)
-    others = [name for name in BESIDE if name not in (treatment.name, control.name)]
+    judged = (treatment.name, control.name)
+    others = [n for n in BESIDE if n not in judged and len(SCHEDULES[n]) <= treatment.last]
     beside = tuple(at_equal_steps(treatment, name, plain, config) for name in others)
-    return Comparison(decide, tune, design, treatment, control, beside, plain)
+    of_all = {k: v for k, v in said_of_all(plain, config).items() if k in TRAIN_KEYS}
+    return Comparison(decide, tune, design, treatment, control, beside, plain, of_all)

@@ -85,7 +85,7 @@ class Desk:
 
 def decide_entry(command: Command) -> Decision | None:
     """Entry point decide; None where this process only took part in another's decision."""
-    plan = comparison_of(command.options, command.config)
+    plan = asked = comparison_of(command.options, command.config)
     started = time.perf_counter()
     settings = plan.treatment.settings
     tracking = Tracking.connect()
@@ -110,6 +110,7 @@ def decide_entry(command: Command) -> Decision | None:
             beside = _beside(plan, runner, pairs)
             wall_s = time.perf_counter() - started
             decision = Decision(
+                asked,
                 plan.treatment,
                 plan.control,
                 design,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.arms import Arm, TunedArm
+from pipeline.arms import Arm, Comparison, TunedArm
 from pipeline.design import Design
 from pipeline.pairs import ArmResult, Pair
 from pipeline.verdict import Verdict, verdict
@@ -54,10 +54,12 @@ class Decision:
     """A finished decision.
 
     Attributes:
+        asked: the comparison before tuning.
         beside: arms that were not judged, with their gains over the control on the first pairs.
         tuned: what tuning came to, by arm; empty without tuning.
     """
 
+    asked: Comparison
     treatment: Arm
     control: Arm
     design: Design

@@ -17,7 +17,7 @@ from pipeline.figures import gains_picture
 from pipeline.gate import Gate
 from pipeline.gate_report import gate_over
 from pipeline.page import Page, Part, Table, to_html, to_markdown
-from pipeline.settings import RUN_KEYS
+from pipeline.settings import INHERITED_KEYS, RUN_KEYS
 from pipeline.tracking import RunLog, RunView, Tracking
 
 PICTURE = "figures/gains.png"
@@ -278,24 +278,12 @@ def _stage_rows(decision: Decision) -> list[tuple[str, str, str]]:
 
 
 def command_of(decision: Decision) -> str:
-    """A command line that makes the same decision."""
-    settings = decision.treatment.settings
-    keys = (
-        "preset",
-        "data",
-        "train_per_class",
-        "val_per_class",
-        "test_per_class",
-        "data_seed",
-        "draw",
-        "seed",
-        "backbone",
-        "weights",
-        "image_size",
-        "norm_stats",
-        "views",
-    )
-    said = {key: getattr(settings, key) for key in keys}
+    """A command line that makes the same decision: what was asked, spelled out."""
+    asked = decision.asked
+    settings = asked.treatment.settings
+    keys = ["preset", *INHERITED_KEYS, "seed", "views", "precision"]
+    keys.remove("schedule")  # each arm has its own
+    said = {key: getattr(settings, key) for key in keys} | dict(asked.of_all)
     for arm_stage in range(1, decision.treatment.last + 1):
         training = settings.training(arm_stage)
         said |= {f"stage{arm_stage}.{key}": value for key, value in training.model_dump().items()}
@@ -304,6 +292,12 @@ def command_of(decision: Decision) -> str:
         "looks": ",".join(map(str, decision.design.looks)),
         "threshold": decision.design.threshold,
     }
+    if asked.decide.beside:
+        said["beside"] = asked.decide.beside
+    if asked.decide.tune:
+        tune = asked.tune
+        said |= {"tune": "on", "n_trials": tune.n_trials, "draws": tune.draws}
+        said["objective"] = tune.objective
     if decision.treatment.name == "three_stage" and decision.control.name.endswith("_continued"):
         said["question"] = f"stage{decision.treatment.last}"
     else:

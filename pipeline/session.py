@@ -51,7 +51,7 @@ def source_of(settings: Settings) -> Source:
     folder = cache_folder(settings)
     with storage_faults("the cache", folder):
         source = open_source(settings.data, folder)
-    return set_aside(source, settings.test_per_class, settings.data_seed)
+    return set_aside(source, settings.test_per_class)
 
 
 @dataclass

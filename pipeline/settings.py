@@ -111,10 +111,10 @@ class DecideSettings(BaseModel):
     question: Literal["stage2", "stage3"] = Field(
         "stage3", description="is that stage justified over going on with the one before?"
     )
-    treatment: ScheduleName | Literal[""] = Field(
+    treatment: Literal[ScheduleName, ""] = Field(
         "", description="any schedule instead of the question's; its last stage is judged"
     )
-    control: ScheduleName | Literal[""] = Field(
+    control: Literal[ScheduleName, ""] = Field(
         "", description="the schedule it is held against, at equal optimizer steps"
     )
     rope_pp: float = Field(
@@ -132,7 +132,9 @@ class DecideSettings(BaseModel):
     )
     tune: bool = Field(False, description="tune both arms on draws of their own first (on/off)")
     register_as: str = Field(
-        "", description="name in the model registry; empty: from data and backbone; off: none"
+        "",
+        pattern="^[^/:]*$",
+        description="name in the model registry; empty: from data and backbone; off: none",
     )
 
 
@@ -260,7 +262,7 @@ def describe_field(key: str) -> str:
     """One line of help for a run or training setting: what it is, its choices, its default."""
     info = model_of(key).model_fields[key]
     choices = get_args(info.annotation)
-    suffix = f" [{', '.join(map(str, choices))}]" if choices else ""
+    suffix = f" [{', '.join(filter(None, map(str, choices)))}]" if choices else ""
     return f"{info.description}{suffix}"
 
 

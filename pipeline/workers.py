@@ -87,8 +87,9 @@ def run_workers(count: int, entry_point: str, command: Command, experiment_id: s
 
 def _pass_on(worker: subprocess.Popen[str], number: int, say: Callable[[str], None]) -> None:
     assert worker.stdout
-    for line in worker.stdout:
-        say(f"worker {number}: {line.rstrip()}")
+    with worker.stdout as lines:
+        for line in lines:
+            say(f"worker {number}: {line.rstrip()}")
 
 
 def _stop(workers: list[subprocess.Popen[str]]) -> None:

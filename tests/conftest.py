@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,26 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline.cli import main
 from tests.postgres import Postgres, find_binaries
 
 torch.set_num_threads(1)  # tiny tensors: on a busy machine more threads take six times as long
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+TINY = {
+    "backbone": "mobilenet_v3_small",
+    "weights": "none",
+    "image_size": "32",
+    "train_per_class": "4",
+    "val_per_class": "4",
+    "epochs": "2",
+    "stage1.epochs": "1",
+    "stage1.batch_size": "8",
+    "precision": "float32",
+    "log_model": "off",
+}
+
+Command = Callable[..., int]
 
 
 @pytest.fixture(scope="session")
@@ -37,15 +52,18 @@ def class_image(label: int, number: int, size: int = 32) -> Image.Image:
     return Image.fromarray(pixels.astype(np.uint8))
 
 
-@pytest.fixture
-def image_folder(tmp_path: Path) -> Path:
+def write_image_folder(root: Path) -> Path:
     """Three classes of 12 images each, one folder a class."""
-    root = tmp_path / "images"
     for label, name in enumerate(("apple", "berry", "cherry")):
         (root / name).mkdir(parents=True)
         for number in range(12):
             class_image(label, number).save(root / name / f"{number:02}.png")
     return root
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    return write_image_folder(tmp_path / "images")
 
 
 @pytest.fixture
@@ -90,12 +108,10 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def store(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty MLflow store and cache in a working directory of their own."""
+def enter_store(folder: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty MLflow store in a new folder, which becomes the working directory."""
     import mlflow
 
-    folder = tmp_path / "work"
     folder.mkdir()
     shutil.copy(empty_database, folder / "mlflow.db")
     monkeypatch.chdir(folder)
@@ -105,6 +121,28 @@ def store(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     mlflow.set_tracking_uri(uri)
     return folder
+
+
+@pytest.fixture
+def store(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty MLflow store and cache in a working directory of their own."""
+    return enter_store(tmp_path / "work", empty_database, monkeypatch)
+
+
+def words_of(entry_point: str, options: Mapping[str, str]) -> list[str]:
+    """A command line."""
+    return [entry_point, *(word for k, v in options.items() for word in (f"--{k}", v))]
+
+
+@pytest.fixture
+def command(store: Path, image_folder: Path) -> Command:
+    """Run an entry point on the small image folder: `command("stage2", seed="1")`."""
+
+    def run(entry_point: str, **options: str) -> int:
+        own = {"data": str(image_folder), "cache_dir": str(store / "cache")}
+        return main(words_of(entry_point, {**own, **TINY, **options}))
+
+    return run
 
 
 @pytest.fixture(scope="session")

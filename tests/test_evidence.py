@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from pipeline.cli import main
-from tests.conftest import class_image
+from tests.conftest import Command, class_image
 from tests.test_gate import REFERENCE
-from tests.test_run_stage import Command, artifact, command, runs  # noqa: F401 - a fixture
+from tests.test_run_stage import artifact, runs
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 POSITIVE = ("val_acc_gain", "val_loss_stable", "no_early_spike")
@@ -39,7 +39,7 @@ def search(query: str) -> set[str]:
 
 
 def test_every_stage_carries_its_signals_numbers_sentences_and_pictures(
-    command: Command,  # noqa: F811
+    command: Command,
 ) -> None:
     import mlflow
 
@@ -69,7 +69,7 @@ def test_every_stage_carries_its_signals_numbers_sentences_and_pictures(
 
 
 def test_the_gain_is_that_of_the_two_runs_on_the_same_images(
-    command: Command,  # noqa: F811
+    command: Command,
 ) -> None:
     command("stage2")
     first, second = (row for _, row in runs().iterrows())
@@ -80,7 +80,7 @@ def test_the_gain_is_that_of_the_two_runs_on_the_same_images(
 
 
 def test_risks_are_logged_for_every_trainable_block_and_epoch(
-    command: Command,  # noqa: F811
+    command: Command,
 ) -> None:
     import mlflow
 
@@ -102,7 +102,7 @@ def test_risks_are_logged_for_every_trainable_block_and_epoch(
 
 
 def test_thresholds_change_the_reading_and_not_the_run(
-    command: Command,  # noqa: F811
+    command: Command,
 ) -> None:
     command("stage1", **FOUR)
     command("stage1", signal_saturation_acc="0.01", reuse="off", **FOUR)
@@ -114,7 +114,7 @@ def test_thresholds_change_the_reading_and_not_the_run(
     assert second["tags.signal.negative.train_acc_saturates"] == "true"
 
 
-def test_searches_find_runs_by_their_signals(command: Command) -> None:  # noqa: F811
+def test_searches_find_runs_by_their_signals(command: Command) -> None:
     command("stage1", **FOUR)
     command("stage1", signal_saturation_acc="0.01", reuse="off", **FOUR)
     calm, saturated = runs()["run_id"]
@@ -124,7 +124,7 @@ def test_searches_find_runs_by_their_signals(command: Command) -> None:  # noqa:
     assert search("metrics.`signal/saturation_share` <= 1") == {saturated}
 
 
-def test_the_third_sibling_brings_all_of_them_up_to_date(command: Command) -> None:  # noqa: F811
+def test_the_third_sibling_brings_all_of_them_up_to_date(command: Command) -> None:
     name = "negative.unstable_across_runs"
     for seed in ("0", "1"):
         command("stage2", seed=seed)
@@ -148,7 +148,7 @@ def test_the_third_sibling_brings_all_of_them_up_to_date(command: Command) -> No
         assert evidence["inputs"]["siblings"] == sorted(family["run_id"])
 
 
-def test_a_repeated_run_is_no_sibling_of_itself(command: Command) -> None:  # noqa: F811
+def test_a_repeated_run_is_no_sibling_of_itself(command: Command) -> None:
     for _ in range(3):
         command("stage2", reuse="off")
     second = runs().query("`tags.stage` == '2'")
@@ -156,7 +156,7 @@ def test_a_repeated_run_is_no_sibling_of_itself(command: Command) -> None:  # no
 
 
 def test_lost_parent_predictions_leave_the_comparison_unknown(
-    command: Command,  # noqa: F811
+    command: Command,
 ) -> None:
     command("stage1")
     parent = runs()["run_id"][0]
@@ -169,7 +169,7 @@ def test_lost_parent_predictions_leave_the_comparison_unknown(
 
 
 def test_the_gate_tags_every_sibling_and_writes_a_report(
-    command: Command,  # noqa: F811
+    command: Command,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     for draw in ("0", "1", "2"):
@@ -195,7 +195,7 @@ def test_the_gate_tags_every_sibling_and_writes_a_report(
 
 
 def test_the_gate_reads_on_where_a_siblings_parent_was_deleted(
-    command: Command,  # noqa: F811
+    command: Command,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     import mlflow
@@ -225,7 +225,7 @@ def test_searches_in_the_documents_run(store: Path) -> None:
 
 
 def test_an_enforced_gate_stops_stage_3_and_says_why(
-    command: Command,  # noqa: F811
+    command: Command,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     assert command("stage3", enforce_gate="true") == 2
@@ -271,7 +271,7 @@ def test_what_the_gate_cannot_read_is_one_line(
 
 
 def test_the_gate_refuses_another_stage(
-    command: Command,  # noqa: F811
+    command: Command,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     command("stage1")
@@ -279,7 +279,7 @@ def test_the_gate_refuses_another_stage(
     assert "stage 1 of three_stage" in capfd.readouterr().err
 
 
-def test_a_run_that_diverges_half_way_ends_and_says_so(command: Command) -> None:  # noqa: F811
+def test_a_run_that_diverges_half_way_ends_and_says_so(command: Command) -> None:
     words = {"optimizer": "sgd", "lr": "100", "warmup": "0.9", "epochs": "40", "lr_decay": "100"}
     assert command("stage2", **words) == 0
     run = runs().iloc[-1]
@@ -301,7 +301,7 @@ def test_a_run_that_diverges_half_way_ends_and_says_so(command: Command) -> None
 def test_a_run_made_to_memorise_is_found_by_its_signals(
     store: Path,
     tmp_path: Path,
-    command: Command,  # noqa: F811
+    command: Command,
 ) -> None:
     import mlflow
 

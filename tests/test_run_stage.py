@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -11,33 +10,8 @@ import pytest
 from safetensors.torch import load_file
 
 from pipeline.cli import main
-from tests.conftest import class_image
-
-TINY = {
-    "backbone": "mobilenet_v3_small",
-    "weights": "none",
-    "image_size": "32",
-    "train_per_class": "4",
-    "val_per_class": "4",
-    "epochs": "2",
-    "stage1.epochs": "1",
-    "stage1.batch_size": "8",
-    "precision": "float32",
-    "log_model": "off",
-}
-
-Command = Callable[..., int]
-
-
-@pytest.fixture
-def command(store: Path, image_folder: Path) -> Command:
-    """Run an entry point on the small image folder: `command("stage2", seed="1")`."""
-
-    def run(entry_point: str, **options: str) -> int:
-        words = {"data": str(image_folder), "cache_dir": str(store / "cache"), **TINY, **options}
-        return main([entry_point, *(w for k, v in words.items() for w in (f"--{k}", v))])
-
-    return run
+from pipeline.stages import SCHEDULES
+from tests.conftest import TINY, Command, class_image
 
 
 def runs(kind: str = "stage") -> pd.DataFrame:
@@ -108,7 +82,7 @@ def test_a_parent_is_found_by_content_and_never_by_time(
         {"data_seed": "1"},
         {"precision": "bfloat16"},
         {"backbone": "mobilenet_v2"},
-        {"schedule": "lp_ft"},
+        {"schedule": "two_stage"},
     ],
 )
 def test_any_other_content_needs_another_parent(command: Command, change: dict[str, str]) -> None:
@@ -117,6 +91,18 @@ def test_any_other_content_needs_another_parent(command: Command, change: dict[s
     stages = runs()
     assert list(stages["tags.stage"]) == ["1", "1", "2"]
     assert stages["tags.lineage_key"].nunique() == 3
+
+
+@pytest.mark.parametrize("schedule", ["lp_ft", "stage1_continued"])
+def test_a_stage_that_trains_the_same_blocks_is_shared_by_schedules(
+    command: Command, schedule: str
+) -> None:
+    command("stage1")
+    assert command("stage2", schedule=schedule, epochs="1") == 0
+    stages = runs()
+    assert list(stages["tags.stage"]) == ["1", "2"]
+    assert list(stages["tags.schedule"]) == ["three_stage", schedule]
+    assert stages["tags.parent_run_id"][1] == stages["run_id"][0]
 
 
 def test_where_and_how_it_is_computed_does_not_change_the_parent(command: Command) -> None:
@@ -250,7 +236,7 @@ def test_the_same_settings_give_bit_identical_weights(command: Command) -> None:
     assert list(digests) == [1, 1, 1]
 
 
-@pytest.mark.parametrize("schedule", ["two_stage", "full", "lp_ft", "head_only"])
+@pytest.mark.parametrize("schedule", [name for name in SCHEDULES if name != "three_stage"])
 def test_every_other_schedule_runs(store: Path, image_folder: Path, schedule: str) -> None:
     words = ["--data", str(image_folder), "--schedule", schedule, "--epochs", "1"]
     words += [w for k, v in TINY.items() if "epochs" not in k for w in (f"--{k}", v)]

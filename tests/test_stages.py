@@ -22,6 +22,8 @@ def test_the_schedules_are_those_of_the_method() -> None:
         "full": [set(FORWARD)],
         "lp_ft": [{"head"}, set(FORWARD)],
         "head_only": [{"head"}],
+        "stage1_continued": [{"head"}, {"head"}],
+        "stage2_continued": [{"head"}, {"block4", "head"}, {"block4", "head"}],
     }
     assert {
         name: [set(stage.trainable) for stage in stages] for name, stages in SCHEDULES.items()

@@ -70,11 +70,11 @@ def deal_rows(
     return train.reshape(-1), val.reshape(-1)
 
 
-def set_aside(source: Source, per_class: int, data_seed: int) -> Source:
+def set_aside(source: Source, per_class: int) -> Source:
     """The source with a test split taken from its pool, where it has none of its own.
 
-    The same images whatever is drawn from the rest: the first `per_class` of each class in a
-    permutation by `data_seed`.
+    The same images whatever is drawn from the rest, and however it is shuffled: resampled pairs
+    have shuffles of their own, and none may train on what all are scored on.
 
     Raises:
         DataError: a class has no more images than that.
@@ -90,7 +90,7 @@ def set_aside(source: Source, per_class: int, data_seed: int) -> Source:
                 f"{source.name}: test_per_class = {per_class} takes all {len(rows)} images of "
                 f"class {name}: lower it or add images"
             )
-        order = np.random.default_rng([data_seed, label, _TEST_STREAM]).permutation(rows)
+        order = np.random.default_rng([label, _TEST_STREAM]).permutation(rows)
         is_test[order[:per_class]] = True
 
     def part(rows: IntArray) -> Split:

@@ -69,10 +69,8 @@ def study_run(
     )
     study.optuna.set_user_attr("run_id", run_id)
     values = plain_values(settings, range(1, number + 1))
-    tracking.add_params(
-        run_id,
-        {k: v for k, v in values.items() if k.split(".")[-1] not in study.spec.space.dimensions},
-    )
+    tuned = {f"stage{number}.{key}" for key in study.spec.space.dimensions}
+    tracking.add_params(run_id, {key: v for key, v in values.items() if key not in tuned})
     say(f"study {study.name}: run {run_id}")
     return run_id
 

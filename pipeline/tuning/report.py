@@ -6,6 +6,7 @@ The pictures are Optuna's own.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -110,7 +111,8 @@ def pictures(study: optuna.Study) -> dict[str, Figure]:
         if name != "history" and (len(complete) < 2 or not any(t.params for t in complete)):
             continue
         draw: Callable[[optuna.Study], Any] = getattr(drawn, function)
-        with experiments_known():
+        with experiments_known(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of few trials, or of one value only
             try:
                 made = draw(study)
             except (ValueError, RuntimeError):

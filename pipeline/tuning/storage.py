@@ -15,7 +15,8 @@ from typing import TypeVar
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from pipeline.databases import beside, exclusively, sqlite_path, without_password
 from pipeline.errors import StudyError, first_line
@@ -80,9 +81,16 @@ def storage_url(given: str, tracking_uri: str) -> str:
     """The storage that is meant: `given`, or `optuna.db` beside MLflow's database.
 
     Raises:
-        StudyError: it is MLflow's own database; both keep a table `alembic_version`.
+        StudyError: it is no URL, or MLflow's own database; both keep a table `alembic_version`.
     """
     url = beside(given or DEFAULT_STORAGE, tracking_uri)
+    try:
+        make_url(url)
+    except (ArgumentError, ValueError):
+        raise StudyError(
+            f"storage={without_password(url)} is no database URL: write it like "
+            "sqlite:///optuna.db or postgresql://host/optuna"
+        ) from None
     if without_password(url) == tracking_uri:
         raise StudyError(f"storage={tracking_uri} is MLflow's own database: {_OWN_DATABASE}")
     return url

@@ -32,6 +32,8 @@ from pipeline.tuning.study import REASON, STEPS_A_DRAW, Spec, shown_settings, su
 SIGNAL_PREFIX = "signal."
 RUN_ID = "run_id"
 STATE = "trial_state"
+_OWN_FAULTS = (TrainingError, torch.OutOfMemoryError, MemoryError)
+"""What a trial's settings may be to blame for."""
 
 
 class Pruned(RunStopped):
@@ -85,17 +87,20 @@ class Objective:
                 name, tags, target=False, nested_under=self.study_run_id
             ) as log:
                 trial.set_user_attr(RUN_ID, log.run_id)
-                log.params(params)
+                log.params(self._defaults | params)
                 try:
                     value = self._over_draws(trial, params, log)
                 except Pruned:
                     log.tags({STATE: "pruned"})
                     raise
+                except _OWN_FAULTS:
+                    log.tags({STATE: "failed"})
+                    raise
         except Pruned as err:
             trial.set_user_attr(REASON, str(err))
             self.say(f"trial {trial.number} {err}")
             raise optuna.TrialPruned(str(err)) from None
-        except (TrainingError, torch.OutOfMemoryError, MemoryError) as err:
+        except _OWN_FAULTS as err:
             reason = str(err) or type(err).__name__
             trial.set_user_attr(REASON, reason)
             self.say(f"trial {trial.number} failed: {reason}")
@@ -105,6 +110,13 @@ class Objective:
             f"{shown_settings(params)}"
         )
         return value
+
+    @property
+    def _defaults(self) -> dict[str, object]:
+        """What an untuned run would have for each setting of the space."""
+        settings = next(iter(self.sessions.values())).settings
+        training = settings.training(self.spec.stage.number)
+        return {key: getattr(training, key) for key in self.spec.space.dimensions}
 
     def _over_draws(self, trial: Trial, params: Mapping[str, object], log: RunLog) -> float:
         summaries: list[StageSummary] = []

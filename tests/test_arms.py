@@ -1,0 +1,276 @@
+"""Arms: a control has the treatment's steps; stages in common are the same runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.arms import Arm, Comparison, arms_of, at_equal_steps, comparison_of
+from pipeline.errors import SettingsError
+from pipeline.session import Session
+from pipeline.settings import DecideSettings, TrainSettings
+from pipeline.stages import SCHEDULES
+from pipeline.tracking import Tracking
+from tests.conftest import TINY, Command
+
+PRESET = {"preset": "cifar10_small"}
+OWN_STAGES = {
+    "stage1.lr": "0.01",
+    "stage2.lr": "0.002",
+    "stage2.augment": "strong",
+    "stage3.lr": "0.0001",
+}
+
+
+def compare(config: Path | None = None, **options: str) -> Comparison:
+    """The comparison behind these words, ten epochs a stage."""
+    return comparison_of({**PRESET, **options}, str(config) if config else None)
+
+
+def epochs(arm: Arm) -> list[int]:
+    return [arm.settings.training(number).epochs for number in range(1, arm.last + 1)]
+
+
+def steps(arm: Arm, images: int = 1000) -> float:
+    """Optimizer steps on so many images, in exact fractions of an epoch."""
+    stages = [arm.settings.training(number) for number in range(1, arm.last + 1)]
+    return sum(stage.epochs * images / stage.batch_size for stage in stages)
+
+
+@pytest.mark.parametrize(
+    ("treatment", "control", "expected"),
+    [
+        ("three_stage", "stage2_continued", [10, 10, 10]),
+        ("three_stage", "stage1_continued", [10, 20]),
+        ("three_stage", "full", [30]),
+        ("three_stage", "head_only", [30]),
+        ("three_stage", "lp_ft", [10, 20]),
+        ("three_stage", "two_stage", [20, 10]),
+        ("stage2_continued", "three_stage", [10, 10, 10]),
+        ("two_stage", "full", [20]),
+        ("two_stage", "lp_ft", [10, 10]),
+        ("lp_ft", "two_stage", [10, 10]),
+        ("lp_ft", "stage1_continued", [10, 10]),
+        ("full", "head_only", [10]),
+    ],
+)
+def test_a_control_has_the_treatments_epochs(
+    treatment: str, control: str, expected: list[int]
+) -> None:
+    plan = compare(treatment=treatment, control=control)
+    assert epochs(plan.control) == expected
+    assert plan.control.epochs == plan.treatment.epochs == sum(expected)
+    assert (plan.control.name, plan.control.last) == (control, len(SCHEDULES[control]))
+
+
+@pytest.mark.parametrize(
+    ("control", "expected"),
+    [
+        ("stage2_continued", [4, 6, 9]),
+        ("stage1_continued", [4, 15]),
+        ("full", [19]),
+        ("lp_ft", [4, 15]),
+        ("two_stage", [10, 9]),
+    ],
+)
+def test_steps_that_stages_do_not_share_go_to_the_controls_own(
+    control: str, expected: list[int]
+) -> None:
+    own = {"stage1.epochs": "4", "stage2.epochs": "6", "stage3.epochs": "9"}
+    assert epochs(compare(treatment="three_stage", control=control, **own).control) == expected
+
+
+@pytest.mark.parametrize(
+    "control", [name for name in SCHEDULES if name not in ("three_stage", "stage2_continued")]
+)
+@pytest.mark.parametrize("batches", [(8, 64, 64), (64, 32, 16), (100, 7, 50), (16, 64, 128)])
+def test_other_batch_sizes_make_the_same_number_of_steps_to_the_nearest_epoch(
+    control: str, batches: tuple[int, int, int]
+) -> None:
+    sizes = {f"stage{n}.batch_size": str(size) for n, size in enumerate(batches, start=1)}
+    plan = compare(treatment="three_stage", control=control, **sizes)
+    of_an_epoch = [1000 / t.batch_size for t in plan.control.settings.stages]
+    off = abs(steps(plan.control) - steps(plan.treatment))
+    assert off <= sum(of_an_epoch) / 2
+    assert plan.control.settings.stages[-1].batch_size == batches[-1]
+
+
+def test_epochs_grow_and_shrink_with_the_batch() -> None:
+    sizes = {"stage1.batch_size": "10", "stage2.batch_size": "1000", "epochs": "1"}
+    assert epochs(compare(treatment="two_stage", control="full", **sizes).control) == [101]
+    sizes = {"stage1.batch_size": "1000", "stage2.batch_size": "10", "epochs": "1"}
+    assert epochs(compare(treatment="two_stage", control="full", **sizes).control) == [1]
+
+
+@pytest.mark.parametrize(
+    ("control", "shared"),
+    [
+        ("stage2_continued", 2),
+        ("stage1_continued", 1),
+        ("lp_ft", 1),
+        ("two_stage", 0),
+        ("full", 0),
+        ("head_only", 0),
+    ],
+)
+def test_stages_in_common_have_the_treatments_settings(control: str, shared: int) -> None:
+    plan = compare(treatment="three_stage", control=control, **OWN_STAGES)
+    ours, theirs = plan.control.settings.stages, plan.treatment.settings.stages
+    assert ours[:shared] == theirs[:shared]
+    assert ours[shared] != theirs[shared]
+
+
+def test_a_stage_that_goes_on_keeps_the_settings_of_the_one_before() -> None:
+    plan = compare(question="stage3", **OWN_STAGES, **{"stage3.epochs": "7"})
+    stages = plan.control.settings.stages
+    assert stages[2] == stages[1].model_copy(update={"epochs": 7})
+    assert stages[2].augment == "strong"
+    assert stages[2].lr == 0.002
+
+
+def test_a_stage_of_the_controls_own_has_its_defaults_and_what_was_said_of_every_stage() -> None:
+    plan = compare(treatment="three_stage", control="full", weight_decay="0.2", **OWN_STAGES)
+    expected = TrainSettings(epochs=30, lr=3e-4, weight_decay=0.2)
+    assert plan.control.settings.stages == (expected,)
+    assert plan.of_all == {"weight_decay": "0.2"}
+
+
+def test_a_settings_file_is_read_for_both_arms(tmp_path: Path) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text("epochs: 4\nseed: 3\nstage1: {lr: 0.5}\nstage2.lr: 0.25\n")
+    plan = compare(config, treatment="three_stage", control="full", seed="9")
+    assert plan.treatment.settings.training(1).lr == 0.5
+    assert plan.control.settings.training(1) == TrainSettings(epochs=12, lr=3e-4)
+    assert plan.treatment.settings.seed == plan.control.settings.seed == 9
+    assert plan.of_all == {"epochs": "4"}
+
+
+def test_arms_differ_in_nothing_but_schedule_and_stages() -> None:
+    plan = compare(treatment="three_stage", control="lp_ft", draw="2", image_size="40")
+    treatment, control = plan.treatment.settings, plan.control.settings
+    assert control.schedule == "lp_ft"
+    same = {"schedule": treatment.schedule, "stages": treatment.stages}
+    assert control.model_copy(update=same) == treatment
+
+
+@pytest.mark.parametrize(
+    ("question", "words", "control", "last", "control_epochs"),
+    [
+        ("stage3", "stage 3", "stage2_continued", 3, [10, 10, 10]),
+        ("stage2", "stage 2", "stage1_continued", 2, [10, 10]),
+    ],
+)
+def test_a_question_names_both_arms(
+    question: str, words: str, control: str, last: int, control_epochs: list[int]
+) -> None:
+    plan = compare(question=question)
+    assert (plan.treatment.name, plan.treatment.last) == ("three_stage", last)
+    assert plan.treatment.words == words
+    assert plan.treatment.epochs == 10 * last
+    assert plan.control.name == control
+    assert plan.control.words == f"stage {last - 1} continued"
+    assert epochs(plan.control) == control_epochs
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ({}, {"full": [30], "lp_ft": [10, 20]}),
+        ({"question": "stage2"}, {"full": [20], "lp_ft": [10, 10]}),
+        ({"treatment": "three_stage", "control": "full"}, {"lp_ft": [10, 20]}),
+        ({"treatment": "lp_ft", "control": "full"}, {}),
+        ({"treatment": "full", "control": "head_only"}, {}),  # one stage: lp_ft has no room
+        ({"treatment": "head_only", "control": "full"}, {}),
+    ],
+)
+def test_beside_the_arms_stand_full_and_lp_ft_at_the_same_steps(
+    words: dict[str, str], expected: dict[str, list[int]]
+) -> None:
+    assert {arm.name: epochs(arm) for arm in compare(**words).beside} == expected
+
+
+@pytest.mark.parametrize(
+    ("decide", "message"),
+    [
+        ({"treatment": "full"}, r"^treatment=full control=\?: give both, or neither"),
+        ({"control": "full"}, r"^treatment=\? control=full: give both, or neither"),
+        (
+            {"treatment": "full", "control": "full"},
+            "^treatment and control are both full: choose two schedules$",
+        ),
+        (
+            {"treatment": "full", "control": "three_stage"},
+            "^3 stages cannot share the steps of 1: .*or swap treatment and control$",
+        ),
+        (
+            {"treatment": "lp_ft", "control": "three_stage"},
+            "^2 stages cannot share the steps of 1: ",
+        ),
+        ({"treatment": "full", "control": "lp_ft"}, "^2 stages cannot share the steps of 1: "),
+    ],
+)
+def test_arms_that_cannot_be_compared_are_refused(decide: dict[str, str], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        arms_of(DecideSettings.model_validate(decide), PRESET, None)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"looks": "5,3"}, "looks are '5,3': they must be whole numbers of pairs"),
+        ({"looks": "five"}, "looks are 'five'"),
+        ({"looks": "1,2"}, "looks are '1,2'"),
+        ({"threshold": "0.5"}, "threshold must be greater than 0.5, got '0.5'"),
+        ({"threshold": "1"}, "threshold must be less than 1, got '1'"),
+        ({"rope_pp": "-1"}, "rope_pp must be greater than or equal to 0, got '-1'"),
+        ({"rope_pp": "nan"}, "rope_pp must be a finite number"),
+        ({"sd_pp": "0"}, "sd_pp must be greater than 0"),
+        ({"question": "stage4"}, "question must be 'stage2' or 'stage3', got 'stage4'"),
+        ({"treatment": "three_stages", "control": "full"}, "did you mean three_stage?"),
+        ({"treatment": "full"}, "treatment=full control=?: give both"),
+        ({"treatment": "full", "control": "lp_ft"}, "2 stages cannot share the steps of 1"),
+        ({"n_trials": "0"}, "n_trials must be greater than or equal to 1"),
+        ({"register_as": "a/b"}, "register_as should match pattern '^[^/:]*$', got 'a/b'"),
+        ({"treatment": "full", "control": "head_only", "stage2.lr": "1"}, "full has 1 stage"),
+        ({"rope": "1"}, "unknown setting rope"),
+    ],
+)
+def test_a_fault_is_one_line_exit_code_2_and_no_run(
+    command: Command, capfd: pytest.CaptureFixture[str], words: dict[str, str], message: str
+) -> None:
+    import mlflow
+
+    assert command("decide", **words) == 2
+    output = capfd.readouterr()
+    lines = [line for line in output.err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert output.out == ""
+    assert mlflow.search_runs(["0"], output_format="list") == []
+
+
+def keys_of(arm: Arm) -> list[str]:
+    session = Session.open(arm.settings, Tracking.connect(), lambda _: None)
+    return [session.key(number) for number in range(1, arm.last + 1)]
+
+
+@pytest.mark.parametrize(
+    ("control", "shared"),
+    [("stage2_continued", 2), ("lp_ft", 1), ("stage1_continued", 1), ("two_stage", 0)],
+)
+def test_stages_in_common_have_one_lineage_key(
+    store: Path, image_folder: Path, control: str, shared: int
+) -> None:
+    own = {**TINY, "data": str(image_folder), "cache_dir": str(store / "cache")}
+    plan = comparison_of({**own, "treatment": "three_stage", "control": control}, None)
+    ours, theirs = keys_of(plan.control), keys_of(plan.treatment)
+    assert ours[:shared] == theirs[:shared]
+    assert not set(ours[shared:]) & set(theirs[shared:])
+
+
+def test_an_arm_at_equal_steps_with_itself_is_itself() -> None:
+    treatment = compare(question="stage3", **OWN_STAGES).treatment
+    again = at_equal_steps(treatment, "three_stage", {**PRESET, "stage3.lr": "0.0001"}, None)
+    assert again.settings.stages[:2] == treatment.settings.stages[:2]
+    assert again.epochs == treatment.epochs

@@ -1,0 +1,774 @@
+"""Decisions end to end: real images, training and MLflow; numbers computed again by hand."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import shlex
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+from mlflow.entities import Run
+from PIL import Image
+from scipy import stats
+
+from pipeline.cli import main
+from pipeline.config import Layer, resolve
+from pipeline.data.draws import make_draw
+from pipeline.data.images import digest_image
+from pipeline.decide import decide_entry
+from pipeline.decision import Decision
+from pipeline.entry_points import Command
+from pipeline.evaluate import test_images as images_of_test_split
+from pipeline.session import source_of
+from pipeline.settings import Settings
+from tests.conftest import class_image, enter_store, words_of
+
+CLASSES = ("apple", "berry", "cherry")
+PER_CLASS = 28  # 10 to test on, and three draws of 4 + 2
+SMALL = {
+    "backbone": "mobilenet_v3_small",
+    "weights": "none",
+    "image_size": "32",
+    "train_per_class": "4",
+    "val_per_class": "2",
+    "test_per_class": "10",
+    "batch_size": "8",
+    "precision": "float32",
+    "lr": "0.01",
+    "epochs": "2",
+}
+STAGE3 = {
+    "stage2.epochs": "1",
+    "stage2.lr": "0.02",
+    "stage3.epochs": "3",
+    "looks": "2,3",
+}
+STAGE2 = {"question": "stage2", "looks": "2", "register_as": "off"}
+OFF = {"register_as": "off"}
+VERDICT_TAGS = ("verdict", "verdict.kind", "verdict.p_gain", "verdict.mean_gain_pp")
+
+
+@dataclass
+class Desk:
+    """A store of its own, and what was said there and when."""
+
+    folder: Path
+    images: Path
+    said: list[str]
+    runs_then: list[int]
+
+    @property
+    def own(self) -> dict[str, str]:
+        return {**SMALL, "data": str(self.images), "cache_dir": str(self.folder / "cache")}
+
+    def decide(self, stop_at: str | None = None, **options: str) -> Decision:
+        """Entry point decide; Ctrl-C at the line that begins with `stop_at`."""
+
+        def say(line: str) -> None:
+            self.said.append(line)
+            self.runs_then.append(len(mlflow.search_runs(["0"], output_format="list")))
+            if stop_at and line.startswith(stop_at):
+                raise KeyboardInterrupt("stopped by the test")
+
+        decision = decide_entry(Command({**self.own, **options}, say=say))
+        assert decision
+        return decision
+
+
+def runs(kind: str = "stage") -> list[Run]:
+    found = mlflow.search_runs(
+        ["0"], f"tags.kind = '{kind}'", output_format="list", order_by=["start_time ASC"]
+    )
+    assert isinstance(found, list)
+    return found
+
+
+def artifact(run: Run, path: str) -> Path:
+    return Path(run.info.artifact_uri) / path
+
+
+@contextmanager
+def inside(folder: Path) -> Iterator[None]:
+    """In that folder, with the MLflow store in it."""
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        mlflow.set_tracking_uri(uri)
+        yield
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("decide") / "images"
+    for label, name in enumerate(CLASSES):
+        (root / name).mkdir(parents=True)
+        for number in range(PER_CLASS):
+            class_image(label, number).save(root / name / f"{number:02}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def new_desk(
+    images: Path, empty_database: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[], Desk]:
+    def new() -> Desk:
+        folder = tmp_path_factory.mktemp("desk") / "work"
+        with pytest.MonkeyPatch.context() as patch:
+            enter_store(folder, empty_database, patch)
+        return Desk(folder, images, [], [])
+
+    return new
+
+
+@pytest.fixture
+def desk(new_desk: Callable[[], Desk]) -> Iterator[Desk]:
+    """An empty store."""
+    empty = new_desk()
+    with inside(empty.folder):
+        yield empty
+
+
+@dataclass
+class Decided:
+    """A decision on stage 3 that was made, and the runs that there were then."""
+
+    desk: Desk
+    decision: Decision
+    run: Run
+    stages: list[Run]
+    said: list[str]
+    runs_then: list[int]
+
+    def arms(self) -> list[tuple[Run, Run]]:
+        """Treatment and control, pair after pair, found by what runs say of themselves."""
+
+        def of(schedule: str) -> list[Run]:
+            found = [
+                run
+                for run in self.stages
+                if run.data.tags["schedule"] == schedule
+                and run.data.tags["stage"] == "3"
+                and "is_trial" in run.data.tags
+            ]
+            return sorted(found, key=lambda run: int(run.data.tags["draw"]))
+
+        return list(zip(of("three_stage"), of("stage2_continued"), strict=True))
+
+    def gains_pp(self) -> list[float]:
+        return [100 * (acc(treatment) - acc(control)) for treatment, control in self.arms()]
+
+
+@pytest.fixture(scope="module")
+def decided_once(new_desk: Callable[[], Desk]) -> Decided:
+    desk = new_desk()
+    with inside(desk.folder):
+        decision = desk.decide(**STAGE3, beside="1")
+        said, runs_then = list(desk.said), list(desk.runs_then)
+        return Decided(desk, decision, runs("decision")[0], runs(), said, runs_then)
+
+
+@pytest.fixture
+def decided(decided_once: Decided) -> Iterator[Decided]:
+    with inside(decided_once.desk.folder):
+        yield decided_once
+
+
+def acc(run: Run) -> float:
+    return float(run.data.metrics["test/acc"])
+
+
+def chain(run: Run, stages: Sequence[Run]) -> list[Run]:
+    """A run and those that it continues from."""
+    by_id = {one.info.run_id: one for one in stages}
+    found = [run]
+    while (parent := found[-1].data.tags["parent_run_id"]) != "none":
+        found.append(by_id[parent])
+    return found
+
+
+def epochs_of(run: Run) -> int:
+    """Epochs that were really trained."""
+    return len(mlflow.MlflowClient().get_metric_history(run.info.run_id, "val/acc"))
+
+
+@dataclass
+class ByHand:
+    state: str
+    kind: str
+    pairs: int
+    p_gain: float
+    p_harm: float
+
+
+def by_hand(
+    gains: Sequence[float],
+    looks: Sequence[int],
+    rope: float = 0.5,
+    threshold: float = 0.98,
+    correction: float = 0.0,
+) -> ByHand:
+    """The method's text, word by word."""
+    for n in looks:
+        mean, sd = statistics.mean(gains[:n]), statistics.stdev(gains[:n])
+        scale = sd * math.sqrt(1 / n + correction)
+        if scale > 1e-9:
+            above = float(stats.t.sf((rope - mean) / scale, n - 1))
+            below = float(stats.t.cdf((-rope - mean) / scale, n - 1))
+        else:
+            above, below = float(mean > rope), float(mean < -rope)
+        if above >= threshold:
+            return ByHand("justified", "none", n, above, below)
+        if 1 - above >= threshold:
+            kind = "harmful" if below >= threshold else "equivalent"
+            return ByHand("not_justified", kind, n, above, below)
+    return ByHand("inconclusive", "none", n, above, below)
+
+
+def check(tags: dict[str, str], expected: ByHand) -> None:
+    assert tags["verdict"] == expected.state
+    assert tags["verdict.kind"] == expected.kind
+    assert tags["verdict.pairs"] == str(expected.pairs)
+    assert float(tags["verdict.p_gain"]) == pytest.approx(expected.p_gain, abs=6e-5)
+    assert float(tags["verdict.p_harm"]) == pytest.approx(expected.p_harm, abs=6e-5)
+    inside_rope = 1 - expected.p_gain - expected.p_harm
+    assert float(tags["verdict.p_equivalent"]) == pytest.approx(inside_rope, abs=1.1e-4)
+
+
+def test_the_verdict_follows_from_the_accuracies_that_the_runs_carry(decided: Decided) -> None:
+    gains, tags = decided.gains_pp(), decided.run.data.tags
+    expected = by_hand(gains, (2, 3))
+    assert len(gains) == expected.pairs
+    assert len(set(gains)) > 1  # or the table below could not tell anything
+    check(tags, expected)
+    assert float(tags["verdict.mean_gain_pp"]) == pytest.approx(statistics.mean(gains), abs=6e-4)
+    assert decided.decision.gains_pp == pytest.approx(gains)
+    history = mlflow.MlflowClient().get_metric_history(decided.run.info.run_id, "gain/pair_pp")
+    assert [point.value for point in history] == pytest.approx(gains)
+
+
+@pytest.mark.parametrize(
+    "design",
+    [
+        {"threshold": "0.55"},
+        {"rope_pp": "30", "threshold": "0.8"},
+        {"looks": "2"},
+        {"rope_pp": "0", "threshold": "0.51"},
+    ],
+)
+def test_another_design_reads_the_same_runs_and_trains_nothing(
+    decided: Decided, design: dict[str, str]
+) -> None:
+    before = {run.info.run_id for run in runs()}
+    decided.desk.decide(**{**STAGE3, **OFF, **design})
+    looks = tuple(map(int, design.get("looks", STAGE3["looks"]).split(",")))
+    rope, threshold = float(design.get("rope_pp", 0.5)), float(design.get("threshold", 0.98))
+    check(runs("decision")[-1].data.tags, by_hand(decided.gains_pp(), looks, rope, threshold))
+    assert {run.info.run_id for run in runs()} == before
+
+
+def test_what_the_design_can_tell_is_said_before_anything_is_run(decided: Decided) -> None:
+    said, then = decided.said, decided.runs_then
+    table = next(n for n, line in enumerate(said) if "true gain, pp" in line)
+    cost = next(n for n, line in enumerate(said) if "a pair takes about" in line)
+    first_pair = next(n for n, line in enumerate(said) if line.startswith("pair 1 (draw 0"))
+    assert said[0].startswith("stage 3 against stage 2 continued, 6 epochs each; pairs are disj")
+    assert "scored on 30 test images" in said[0]
+    assert table < cost < first_pair
+    assert then[: cost + 1] == [0] * (cost + 1)
+    assert then[first_pair] == 1 + 4  # the decision, and stages 1, 2, 3 and 2 continued
+
+
+def test_the_verdict_is_said_at_every_look(decided: Decided) -> None:
+    looks = [line for line in decided.said if line.startswith("after ")]
+    assert [line.split(":")[0] for line in looks] == [
+        f"after {look.posterior.pairs} pairs" for look in decided.decision.verdict.looks
+    ]
+    assert looks[-1].endswith(decided.decision.sentence)
+
+
+def test_both_arms_of_a_pair_share_checkpoint_seed_draw_and_images(decided: Decided) -> None:
+    for number, (treatment, control) in enumerate(decided.arms()):
+        ours, theirs = treatment.data.tags, control.data.tags
+        for tag in ("parent_run_id", "parent_checkpoint_sha256", "seed", "draw", "data_sha256"):
+            assert ours[tag] == theirs[tag], tag
+        assert (ours["seed"], ours["draw"]) == (str(number), str(number))
+        assert ours["checkpoint_sha256"] != theirs["checkpoint_sha256"]
+        parent = chain(treatment, decided.stages)[1]
+        assert parent.data.tags["trains"] == "head block4"
+        inputs = [
+            {(i.dataset.name, i.dataset.digest) for i in run.inputs.dataset_inputs}
+            for run in (treatment, control)
+        ]
+        assert inputs[0] == inputs[1]
+        assert len(inputs[0]) == 2
+
+
+def test_pairs_share_no_image(decided: Decided) -> None:
+    treatments = [treatment for treatment, _ in decided.arms()]
+    seen: set[str] = set()
+    for run in treatments:
+        settings = settings_of(run)
+        drawn = digests_of_draw(settings, run.data.tags["data_sha256"])
+        assert not seen & drawn
+        seen |= drawn
+    assert len(seen) == len(treatments) * 18
+
+
+def test_both_arms_have_the_same_number_of_optimizer_steps(decided: Decided) -> None:
+    for treatment, control in decided.arms():
+        ours, theirs = (chain(run, decided.stages) for run in (treatment, control))
+        assert [epochs_of(run) for run in ours] == [3, 1, 2]
+        assert [epochs_of(run) for run in theirs] == [3, 1, 2]
+        assert {run.data.params["batch_size"] for run in (*ours, *theirs)} == {"8"}
+        assert (treatment.data.params["lr"], control.data.params["lr"]) == ("0.01", "0.02")
+
+
+def test_nothing_is_trained_twice_but_the_model_to_be_served(decided: Decided) -> None:
+    counts = Counter(run.data.tags["lineage_key"] for run in decided.stages)
+    whole = [run for run in decided.stages if "is_trial" not in run.data.tags]
+    assert len(whole) == 1
+    served = whole[0].data.tags["lineage_key"]
+    assert counts.pop(served) == 2
+    assert set(counts.values()) == {1}
+    assert len(decided.stages) == 4 * len(decided.arms()) + 2 + 1  # full, lp_ft's second stage
+
+
+def test_every_run_is_nested_under_the_decision(decided: Decided) -> None:
+    parents = {run.data.tags["mlflow.parentRunId"] for run in decided.stages}
+    assert parents == {decided.run.info.run_id}
+    assert decided.run.info.status == "FINISHED"
+
+
+def test_the_treatments_runs_carry_the_verdict(decided: Decided) -> None:
+    tags = {key: value for key, value in decided.run.data.tags.items() if "verdict" in key}
+    assert len(tags) == 9
+    for treatment, control in decided.arms():
+        theirs = treatment.data.tags
+        assert {key: value for key, value in theirs.items() if "verdict" in key} == tags
+        assert theirs["decision_run_id"] == decided.run.info.run_id
+        assert "verdict" not in control.data.tags
+
+
+def test_other_arms_stand_beside_at_the_same_epochs(decided: Decided) -> None:
+    control = decided.arms()[0][1]
+    for schedule, epochs in (("full", [6]), ("lp_ft", [4, 2])):
+        found = [run for run in decided.stages if run.data.tags["schedule"] == schedule]
+        assert len(found) == 1
+        assert [epochs_of(run) for run in chain(found[0], decided.stages)] == epochs
+        arm, gains = decided.decision.beside[schedule]
+        assert arm.name == schedule
+        assert gains == pytest.approx([100 * (acc(found[0]) - acc(control))])
+        row = f"| {arm.words} | 1 | {gains[0]:+.2f} | {gains[0]:+.2f} |"
+        assert row in artifact(decided.run, "report.md").read_text()
+
+
+def settings_of(run: Run) -> Settings:
+    return resolve([Layer("run", json.loads(run.data.tags["settings"]))])
+
+
+def digests_of_draw(settings: Settings, fingerprint: str) -> set[str]:
+    """The images that a run saw, proved by its tag."""
+    draw = make_draw(
+        source_of(settings),
+        train_per_class=settings.train_per_class,
+        val_per_class=settings.val_per_class,
+        data_seed=settings.data_seed,
+        draw=settings.draw,
+        image_size=settings.image_size,
+    )
+    assert draw.fingerprint == fingerprint
+    return {row.tobytes().hex() for part in (draw.train, draw.val) for row in part.digests}
+
+
+def check_test_images_unseen(stages: Sequence[Run], settings: Settings, count: int) -> None:
+    """No image that runs were scored on is among those that any run was trained or chosen on."""
+    scored_on = images_of_test_split(settings)
+    test = {row.tobytes().hex() for row in scored_on.digests}
+    assert len(test) == count
+    marks = {run.data.tags["test_sha256"] for run in stages if "test_sha256" in run.data.tags}
+    assert marks == {scored_on.fingerprint()}
+    for run in stages:
+        assert not test & digests_of_draw(settings_of(run), run.data.tags["data_sha256"])
+        validated = pd.read_csv(artifact(run, "evaluation/val_predictions.csv"))["image_sha256"]
+        assert not test & set(validated)
+
+
+def test_no_run_was_trained_or_chosen_on_an_image_that_it_was_scored_on(decided: Decided) -> None:
+    check_test_images_unseen(decided.stages, decided.decision.treatment.settings, 30)
+    everything = {
+        digest_image(Image.open(path)).hex() for path in decided.desk.images.rglob("*.png")
+    }
+    assert len(everything) == 3 * PER_CLASS  # no picture is there twice
+
+
+class Html(HTMLParser):
+    """Tags opened and closed, references, tables."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.references: list[tuple[str, str]] = []
+        self.open: list[str] = []
+        self.seen: Counter[str] = Counter()
+        self.tables: list[list[list[str]]] = []
+        self.text: dict[str, str] = {}
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen[tag] += 1
+        self.references += [
+            (key, value or "") for key, value in attrs if key in ("src", "href", "srcset", "data")
+        ]
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("td", "th"):
+            self.tables[-1][-1][-1] += data
+        elif self.open:
+            self.text[self.open[-1]] = self.text.get(self.open[-1], "") + data
+
+
+def tables_of_markdown(text: str) -> list[list[list[str]]]:
+    tables = []
+    for block in text.split("\n\n"):
+        if block.startswith("|"):
+            rows = [line.strip("|").split("|") for line in block.strip().splitlines()]
+            tables.append([[c.strip() for c in row] for row in (rows[0], *rows[2:])])
+    return tables
+
+
+def reports(run: Run) -> tuple[Html, str]:
+    page = Html(artifact(run, "report.html").read_text(encoding="utf-8"))
+    return page, artifact(run, "report.md").read_text(encoding="utf-8")
+
+
+def test_the_page_needs_no_other_file(decided: Decided) -> None:
+    page, _ = reports(decided.run)
+    assert page.open == []
+    assert [key for key, _ in page.references] == ["src"]
+    head, _, content = page.references[0][1].partition(",")
+    assert head == "data:image/png;base64"
+    with Image.open(io.BytesIO(base64.b64decode(content, validate=True))) as picture:
+        assert picture.format == "PNG"
+        assert min(picture.size) > 300
+    assert not {"script", "link", "iframe", "object"} & set(page.seen)
+    assert not any(word in page.text["style"] for word in ("url(", "@import"))
+    assert page.text["title"] == page.text["h1"]
+
+
+def test_page_and_markdown_hold_the_same_tables(decided: Decided) -> None:
+    page, markdown = reports(decided.run)
+    assert len(page.tables) >= 8
+    assert page.tables == tables_of_markdown(markdown)
+    assert artifact(decided.run, "figures/gains.png").is_file()
+    assert "![gains](figures/gains.png)" in markdown
+
+
+def test_the_report_shows_every_pair_and_the_way_to_the_verdict(decided: Decided) -> None:
+    tables = {table[0][0] + table[0][1]: table for table in reports(decided.run)[0].tables}
+    expected = [
+        [str(n + 1), str(n), str(n), f"{acc(t):.2%}", f"{acc(c):.2%}", f"{gain:+.2f}"]
+        for n, ((t, c), gain) in enumerate(zip(decided.arms(), decided.gains_pp(), strict=True))
+    ]
+    assert tables["pairdraw"][0][3:] == ["stage 3", "stage 2 continued", "gain, pp"]
+    assert tables["pairdraw"][1:] == expected
+    way = tables["pairsmean gain, pp"][1:]
+    assert [row[0] for row in way] == ["2", "3"][: len(way)]
+    last = by_hand(decided.gains_pp(), (2, 3))
+    assert way[-1][0] == str(last.pairs)
+    assert float(way[-1][3]) == pytest.approx(last.p_gain, abs=6e-4)
+    assert float(way[-1][5]) == pytest.approx(last.p_harm, abs=6e-4)
+
+
+def test_the_report_shows_cost_and_optimism_of_both_arms(decided: Decided) -> None:
+    tables = {table[0][0] + table[0][1]: table for table in reports(decided.run)[0].tables}
+    for row, arm in zip(
+        tables["armlast stage, s"][1:], zip(*decided.arms(), strict=True), strict=True
+    ):
+        validation = statistics.mean(run.data.metrics["best/val_acc"] for run in arm)
+        test = statistics.mean(acc(run) for run in arm)
+        trained = int(arm[0].data.metrics["parameters/trainable"])
+        assert row[2:5] == [f"{trained:,}", f"{validation:.2%}", f"{test:.2%}"]
+        assert float(row[5]) == pytest.approx(100 * (validation - test), abs=6e-3)
+
+
+def test_the_report_names_what_it_rests_on(decided: Decided) -> None:
+    page, markdown = reports(decided.run)
+    rows = {row[0]: row[1:] for row in page.tables[-1]}
+    for number, (treatment, control) in enumerate(decided.arms(), start=1):
+        digest = treatment.data.tags["data_sha256"][:16]
+        assert rows[str(number)] == [digest, treatment.info.run_id, control.info.run_id]
+    tags = decided.arms()[0][0].data.tags
+    assert tags["weights_sha256"] in markdown
+    assert tags["git_commit"] in markdown
+    assert "P(gain" in markdown
+
+
+def command_in(markdown: str) -> dict[str, str]:
+    """The options of the command line in a report."""
+    line = next(line for line in markdown.splitlines() if line.startswith("mlflow run "))
+    words = shlex.split(line)
+    assert words[:7] == ["mlflow", "run", ".", "-e", "decide", "--env-manager", "local"]
+    assert words[7::2] == ["-P"] * (len(words[7:]) // 2)
+    return dict(word.split("=", 1) for word in words[8::2])
+
+
+def run_again(run: Run, desk: Desk) -> None:
+    """The command in a run's report, given to the command line, with this store's cache."""
+    options = command_in(artifact(run, "report.md").read_text(encoding="utf-8"))
+    elsewhere = {"cache_dir": str(desk.folder / "cache"), "register_as": "off"}
+    assert main(words_of("decide", {**options, **elsewhere})) == 0
+
+
+def test_the_command_in_the_report_makes_the_same_decision_from_the_same_runs(
+    decided: Decided,
+) -> None:
+    before = {run.info.run_id for run in runs()}
+    run_again(decided.run, decided.desk)
+    assert {run.info.run_id for run in runs()} == before
+    again = runs("decision")[-1]
+    assert again.info.run_id != decided.run.info.run_id
+    for key, value in decided.run.data.tags.items():
+        if "verdict" in key:
+            assert again.data.tags[key] == value
+    old, new = (tables_of_markdown(reports(run)[1]) for run in (decided.run, again))
+    assert [table for table in old if table[0][0] in ("pair", "pairs", "arm", "stage")] == [
+        table for table in new if table[0][0] in ("pair", "pairs", "arm", "stage")
+    ]
+
+
+def test_swapped_arms_have_the_opposite_gains_and_the_better_one_is_registered(
+    decided: Decided,
+) -> None:
+    gains = decided.gains_pp()
+    first = next(total for n in (2, 3) if (total := sum(gains[:n])))
+    words = {**STAGE3, "rope_pp": "0", "threshold": "0.51", "register_as": "better"}
+    if first < 0:
+        words |= {"treatment": "stage2_continued", "control": "three_stage", "stage3.lr": "0.02"}
+    sign = 1 if first > 0 else -1
+    before = {run.info.run_id for run in runs()}
+    decision = decided.desk.decide(**words)
+    assert decision.gains_pp == pytest.approx(
+        [sign * gain for gain in gains[: len(decision.pairs)]]
+    )
+    assert decision.verdict.state == "justified"
+    new = [run for run in runs() if run.info.run_id not in before]
+    version = mlflow.MlflowClient().get_model_version_by_alias("better", "champion")
+    assert [run.info.run_id for run in new] == [version.run_id]  # the served one alone is made
+    assert new[0].data.tags["stage"] == "3"
+    judged = decided.arms()[0][0 if sign > 0 else 1]
+    assert new[0].data.tags["checkpoint_sha256"] == judged.data.tags["checkpoint_sha256"]
+
+
+def test_the_recommended_model_is_registered_with_its_verdict_and_answers(
+    decided: Decided,
+) -> None:
+    client = mlflow.MlflowClient()
+    name = "images-mobilenet_v3_small"
+    version = client.get_model_version_by_alias(name, "champion")
+    decision, tags = decided.decision, decided.run.data.tags
+    assert decision.sentence in str(version.description)
+    assert f"run {decided.run.info.run_id}" in str(version.description)
+    assert version.tags["verdict"] == decision.verdict.state
+    assert tags["champion"] == f"models:/{name}@champion"
+    assert tags["champion_run_id"] == version.run_id
+    run = client.get_run(version.run_id)
+    expected = "3" if decision.verdict.state == "justified" else "2"
+    assert (run.data.tags["stage"], run.data.tags["draw"]) == (expected, "0")
+    assert artifact(run, "figures/learning_curves.png").is_file()  # a whole run, not a trial's
+
+    rows = pd.read_csv(artifact(run, "evaluation/val_predictions.csv")).set_index("image_sha256")
+    files = {
+        digest_image(Image.open(path)).hex(): path.read_bytes()
+        for path in decided.desk.images.rglob("*.png")
+    }
+    model = mlflow.pyfunc.load_model(f"models:/{name}@champion")
+    answers = model.predict(pd.DataFrame({"image": [files[digest] for digest in rows.index]}))
+    assert list(answers["label"]) == list(rows["predicted"])
+    assert answers[list(CLASSES)].sum(axis=1).to_numpy() == pytest.approx([1.0] * len(rows))
+
+
+@dataclass
+class Interrupted:
+    """A decision on stage 2 that was stopped after its first pair, gone on with, and repeated."""
+
+    desk: Desk
+    after: list[list[Run]]
+    decisions: list[Run]
+
+
+@pytest.fixture(scope="module")
+def interrupted(new_desk: Callable[[], Desk]) -> Interrupted:
+    desk = new_desk()
+    after = []
+    with inside(desk.folder):
+        with pytest.raises(KeyboardInterrupt, match="stopped by the test"):
+            desk.decide("pair 1 (", **STAGE2)
+        after.append(runs())
+        for _ in range(2):
+            desk.decide(**STAGE2)
+            after.append(runs())
+        return Interrupted(desk, after, runs("decision"))
+
+
+def test_a_stopped_decision_goes_on_and_trains_nothing_twice(interrupted: Interrupted) -> None:
+    first, second, _ = interrupted.after
+    assert [run.data.tags["stage"] for run in first] == ["1", "2", "2"]
+    assert len(second) == 6
+    assert len({run.data.tags["lineage_key"] for run in second}) == 6
+    assert {run.info.status for run in second} == {"FINISHED"}
+    assert [run.info.status for run in interrupted.decisions] == ["KILLED", "FINISHED", "FINISHED"]
+
+
+def test_the_same_decision_again_trains_nothing_and_says_the_same(
+    interrupted: Interrupted,
+) -> None:
+    _, second, third = interrupted.after
+    assert [run.info.run_id for run in third] == [run.info.run_id for run in second]
+    _, one, two = interrupted.decisions
+    for tag in VERDICT_TAGS:
+        assert one.data.tags[tag] == two.data.tags[tag]
+
+
+def test_stage_2_is_held_against_stage_1_continued(interrupted: Interrupted) -> None:
+    second = interrupted.after[1]
+    last = [run for run in second if run.data.tags["stage"] == "2"]
+    by_draw = [[run for run in last if run.data.tags["draw"] == str(n)] for n in range(2)]
+    gains = []
+    for pair in by_draw:
+        found = {run.data.tags["trains"]: run for run in pair}
+        assert set(found) == {"head block4", "head"}
+        gains.append(100 * (acc(found["head block4"]) - acc(found["head"])))
+    check(interrupted.decisions[1].data.tags, by_hand(gains, (2,)))
+
+
+def test_no_model_is_registered_where_that_is_not_wanted(interrupted: Interrupted) -> None:
+    with inside(interrupted.desk.folder):
+        assert mlflow.MlflowClient().search_registered_models() == []
+    assert "champion" not in interrupted.decisions[1].data.tags
+    assert all("is_trial" in run.data.tags for run in interrupted.after[2])
+
+
+def test_a_pool_too_small_is_resampled_and_says_what_that_costs(desk: Desk) -> None:
+    decision = desk.decide(**{**STAGE2, "test_per_class": "18"})
+    correction = 54 / 12
+    said = (
+        "the pool holds 1 disjoint draws, the first look needs 2: pairs are resampled and share "
+        "images (n_test / n_train = 4.5), which costs power"
+    )
+    assert said in desk.said[0]
+    run = runs("decision")[0]
+    assert said in artifact(run, "report.md").read_text()
+    assert "pairs share images, n_test / n_train = 4.5" in decision.verdict.reason
+    check(run.data.tags, by_hand(decision.gains_pp, (2,), correction=correction))
+    stages = runs()
+    assert len({stage.data.tags["data_sha256"] for stage in stages}) == 2
+    check_test_images_unseen(stages, decision.treatment.settings, 54)
+
+
+def test_without_a_test_split_nothing_is_run_and_the_way_out_is_said(
+    desk: Desk, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words_of("decide", {**desk.own, **STAGE2, "test_per_class": "0"})) == 2
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert "has no test split" in lines[0]
+    assert "-P test_per_class=<how many>" in lines[0]
+    assert mlflow.search_runs(["0"], output_format="list") == []
+
+
+@pytest.mark.slow
+def test_two_workers_come_to_the_same_verdict_and_make_no_run_twice(
+    desk: Desk, interrupted: Interrupted
+) -> None:
+    with inside(desk.folder):
+        desk.decide(**STAGE2, workers="2")
+        stages, decision = runs(), runs("decision")
+    expected = interrupted.decisions[1].data.tags
+    assert len(decision) == 1  # workers have none of their own
+    for tag in VERDICT_TAGS:
+        assert decision[0].data.tags[tag] == expected[tag]
+    keys = Counter(run.data.tags["lineage_key"] for run in stages)
+    assert keys == Counter(run.data.tags["lineage_key"] for run in interrupted.after[1])
+    lines = [line for line in desk.said if line.startswith(("worker 1: pair", "worker 2: pair"))]
+    assert len(lines) >= 2
+
+
+@pytest.mark.slow
+def test_tuned_arms_are_confirmed_on_draws_that_no_study_has_seen(desk: Desk) -> None:
+    words = {**STAGE2, "tune": "on", "n_trials": "2"}
+    decision = desk.decide(**words)
+    assert [pair.key.draw for pair in decision.pairs] == [1, 2]
+    judged = {
+        run_id
+        for pair in decision.pairs
+        for run_id in (pair.treatment.run_id, pair.control.run_id)
+    }
+    tuned = [
+        run for run in runs() if run.info.run_id not in judged and run.data.tags["draw"] == "0"
+    ]
+    confirmed = [run for run in runs() if run.data.tags["draw"] != "0"]
+    assert len(runs()) == len(tuned) + len(confirmed)
+    seen, fresh = (
+        {
+            digest
+            for run in part
+            for digest in digests_of_draw(settings_of(run), run.data.tags["data_sha256"])
+        }
+        for part in (tuned, confirmed)
+    )
+    assert seen
+    assert len(fresh) == 36
+    assert not seen & fresh
+    check_test_images_unseen(runs(), decision.treatment.settings, 30)
+
+    treatment, control = decision.tuned
+    assert len(treatment.studies) == 2
+    assert list(control.studies) == [2]
+    assert control.arm.epochs == treatment.arm.epochs == decision.control.epochs
+    assert control.arm.settings.training(1) == treatment.arm.settings.training(1)
+    for pair in decision.pairs:
+        runs_of_pair = [mlflow.get_run(one.run_id) for one in (pair.treatment, pair.control)]
+        assert epochs_of(runs_of_pair[0]) == epochs_of(runs_of_pair[1])
+
+    decided = runs("decision")[0]
+    markdown = artifact(decided, "report.md").read_text()
+    for arm, results in zip(
+        decision.tuned,
+        ([p.treatment for p in decision.pairs], [p.control for p in decision.pairs]),
+        strict=True,
+    ):
+        gap = 100 * (arm.value - statistics.mean(result.test_acc for result in results))
+        assert f"optimism gap {gap:+.2f} pp" in markdown
+        for run_id in arm.run_ids:
+            study = mlflow.get_run(run_id)
+            assert study.data.tags["verdict"] == decision.verdict.state
+            assert study.data.metrics["best/value"] == pytest.approx(arm.value) or arm is treatment
+
+    before = {run.info.run_id for run in runs()}
+    run_again(decided, desk)
+    assert {run.info.run_id for run in runs()} == before
+    again = runs("decision")[-1].data.tags
+    assert [again[tag] for tag in VERDICT_TAGS] == [decided.data.tags[tag] for tag in VERDICT_TAGS]

@@ -1,0 +1,303 @@
+"""Pairs: where images and seeds come from, what they are scored on, how a small pool is dealt."""
+
+from __future__ import annotations
+
+import re
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.arms import Arm, comparison_of
+from pipeline.backbones import FORWARD_ORDER, Backbone
+from pipeline.config import load_settings
+from pipeline.data.draws import draws_held, make_draw, set_aside
+from pipeline.data.images import digest_image
+from pipeline.data.source import Source, Split
+from pipeline.decide import pool_of
+from pipeline.errors import DataError, DesignError
+from pipeline.evaluate import Scorer, predict
+from pipeline.pairs import PairKey, pair_keys, shared_prefix
+from pipeline.session import source_of
+from pipeline.stages import SCHEDULES
+from pipeline.training import score_logits
+from tests.conftest import write_image_folder
+from tests.helpers import CPU, calibrated_backbone, make_images
+from tests.test_draws import make_source, make_split
+
+
+def arm(name: str, last: int | None = None) -> Arm:
+    settings = load_settings({"preset": "cifar10_small", "schedule": name})
+    return Arm(name, settings, last or len(SCHEDULES[name]))
+
+
+def digests(split: Split | None) -> set[bytes]:
+    assert split
+    return {digest_image(image) for image in split.read(range(len(split.labels)))}
+
+
+def test_disjoint_pairs_take_draw_after_draw_of_one_shuffle() -> None:
+    keys = pair_keys(3, first_draw=2, data_seed=5, seed=40, resampled=False)
+    assert keys == [PairKey(0, 2, 5, 40), PairKey(1, 3, 5, 41), PairKey(2, 4, 5, 42)]
+
+
+def test_resampled_pairs_take_the_first_draw_of_a_shuffle_each() -> None:
+    keys = pair_keys(3, first_draw=2, data_seed=5, seed=40, resampled=True)
+    assert keys == [PairKey(0, 0, 5, 40), PairKey(1, 0, 6, 41), PairKey(2, 0, 7, 42)]
+
+
+@pytest.mark.parametrize("resampled", [False, True])
+def test_more_pairs_begin_with_the_same_ones(resampled: bool) -> None:
+    few, many = (
+        pair_keys(count, first_draw=1, data_seed=0, seed=0, resampled=resampled)
+        for count in (3, 8)
+    )
+    assert many[:3] == few
+    assert len(set(many)) == len({key.seed for key in many}) == 8
+
+
+@pytest.mark.parametrize(
+    ("arms", "prefix"),
+    [
+        ([("three_stage", 3), ("stage2_continued", 3)], ("stem", "block1", "block2")),
+        ([("three_stage", 2), ("stage1_continued", 2)], ("stem", "block1", "block2", "block3")),
+        ([("stage1_continued", 2)], ("stem", "block1", "block2", "block3", "block4")),
+        ([("head_only", 1), ("two_stage", 1)], ("stem", "block1", "block2", "block3")),
+        ([("three_stage", 3), ("full", 1)], ()),
+        ([("lp_ft", 1), ("head_only", 1)], ("stem", "block1", "block2", "block3", "block4")),
+        ([("lp_ft", 2), ("head_only", 1)], ()),
+    ],
+)
+def test_the_shared_prefix_is_what_no_stage_of_any_arm_trains(
+    arms: list[tuple[str, int]], prefix: tuple[str, ...]
+) -> None:
+    assert shared_prefix([arm(name, last) for name, last in arms]) == prefix
+    assert shared_prefix([arm(name, last) for name, last in reversed(arms)]) == prefix
+
+
+def vary(backbone: Backbone, blocks: tuple[str, ...], seed: int) -> None:
+    """Other weights and statistics in these blocks."""
+    generator = torch.Generator().manual_seed(seed)
+    state = backbone.model.state_dict()
+    with torch.no_grad():
+        for name in backbone.tensor_names(blocks):
+            if state[name].is_floating_point():
+                state[name] *= 1 + 0.2 * torch.rand(state[name].shape, generator=generator)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
+@pytest.mark.parametrize(
+    "prefix", [(), ("stem",), ("stem", "block1", "block2"), FORWARD_ORDER[:-1]]
+)
+def test_scoring_through_a_shared_prefix_is_scoring_the_whole_model(
+    name: str, prefix: tuple[str, ...]
+) -> None:
+    images = make_images(24)
+    backbone = calibrated_backbone(name, images)
+    scorer = Scorer(images, prefix)
+    suffix = tuple(block for block in FORWARD_ORDER if block not in prefix)
+    losses = set()
+    for seed in range(3):
+        vary(backbone, suffix, seed)
+        logits = predict(backbone, images, torch.float32, CPU)
+        expected = score_logits(logits, images.labels)
+        found = scorer.score(backbone, torch.float32, CPU)
+        assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+        assert found.acc == expected.acc
+        losses.add(found.loss)
+    assert len(losses) == 3
+
+
+def test_a_models_outputs_are_kept_while_its_prefix_stays_and_no_longer() -> None:
+    images = make_images(12)
+    backbone = calibrated_backbone("resnet18", images)
+    prefix = ("stem", "block1")
+    scorer = Scorer(images, prefix)
+    scorer.score(backbone, torch.float32, CPU)
+    first = scorer.outputs
+    vary(backbone, ("block2", "block3", "block4", "head"), 1)
+    scorer.score(backbone, torch.float32, CPU)
+    assert scorer.outputs is first
+    for blocks in (("stem",), ("block1",)):
+        vary(backbone, blocks, 2)
+        found = scorer.score(backbone, torch.float32, CPU)
+        logits = predict(backbone, images, torch.float32, CPU)
+        assert found.loss == pytest.approx(score_logits(logits, images.labels).loss, rel=1e-5)
+    assert scorer.outputs is not first
+
+
+def test_one_statistic_of_the_prefix_is_enough_to_compute_it_again() -> None:
+    images = make_images(12)
+    backbone = calibrated_backbone("mobilenet_v3_small", images)
+    scorer = Scorer(images, ("stem",))
+    before = scorer.score(backbone, torch.float32, CPU)
+    norm = next(backbone.batch_norms(["stem"]))
+    assert norm.running_mean is not None
+    norm.running_mean[0] += 3
+    after = scorer.score(backbone, torch.float32, CPU)
+    logits = predict(backbone, images, torch.float32, CPU)
+    assert after.loss == pytest.approx(score_logits(logits, images.labels).loss, rel=1e-5)
+    assert after.loss != before.loss
+
+
+def test_images_set_aside_are_in_no_draw_of_any_shuffle() -> None:
+    source = make_source(14, 14, 17)
+    split = set_aside(source, 2)
+    test = digests(split.test)
+    assert len(test) == 6
+    assert test | digests(split.pool) == digests(source.pool)
+    for data_seed in range(3):
+        for number in range(4):
+            draw = make_draw(
+                split,
+                train_per_class=2,
+                val_per_class=1,
+                data_seed=data_seed,
+                draw=number,
+                image_size=8,
+            )
+            drawn = {row.tobytes() for part in (draw.train, draw.val) for row in part.digests}
+            assert len(drawn) == 9
+            assert not test & drawn
+
+
+def test_the_same_images_are_set_aside_whatever_is_drawn_and_shuffled(
+    tmp_path: Path,
+) -> None:
+    folder = write_image_folder(tmp_path / "images")
+    own = {"data": str(folder), "test_per_class": "3", "cache_dir": str(tmp_path)}
+    own |= {"train_per_class": "2", "val_per_class": "1", "weights": "none"}
+    changes = [{}, {"draw": "2"}, {"data_seed": "1"}, {"seed": "4"}, {"train_per_class": "1"}]
+    found = [digests(source_of(load_settings(own | change)).test) for change in changes]
+    assert len(found[0]) == 9
+    assert all(one == found[0] for one in found)
+
+
+def test_each_class_has_the_asked_number_set_aside_and_they_are_not_its_first() -> None:
+    source = make_source(12, 20)
+    split = set_aside(source, 5)
+    assert split.test
+    assert np.bincount(split.test.labels).tolist() == [5, 5]
+    assert np.bincount(split.pool.labels).tolist() == [7, 15]
+    first = [int(row) for k in (0, 1) for row in np.flatnonzero(source.pool.labels == k)[:5]]
+    assert digests(split.test) != {digest_image(image) for image in source.pool.read(first)}
+
+
+def test_images_set_aside_keep_their_labels() -> None:
+    source = make_source(6, 6)
+    labels = {
+        digest_image(image): label
+        for image, label in zip(
+            source.pool.read(range(12)), source.pool.labels.tolist(), strict=True
+        )
+    }
+    split = set_aside(source, 2)
+    for part in (split.pool, split.test):
+        assert part
+        images = part.read(range(len(part.labels)))
+        assert [labels[digest_image(image)] for image in images] == part.labels.tolist()
+
+
+@pytest.mark.parametrize(("per_class", "refused"), [(4, False), (5, True), (6, True)])
+def test_a_class_that_would_be_left_empty_is_named(per_class: int, refused: bool) -> None:
+    source = make_source(9, 5)
+    if not refused:
+        assert np.bincount(set_aside(source, per_class).pool.labels).tolist() == [5, 1]
+        return
+    message = f"^farm: test_per_class = {per_class} takes all 5 images of class bee: lower it"
+    with pytest.raises(DataError, match=message):
+        set_aside(source, per_class)
+
+
+def test_a_source_with_a_test_split_is_left_as_it_is() -> None:
+    source = make_source(6, 6, test=make_split(2, 2, start=50))
+    assert set_aside(source, 3) is source
+    without = make_source(6, 6)
+    assert set_aside(without, 0) is without
+
+
+def test_a_validation_split_of_its_own_is_left_as_it_is() -> None:
+    source = make_source(6, 6, val=make_split(3, 3, start=50))
+    assert set_aside(source, 2).val is source.val
+
+
+@pytest.mark.parametrize(
+    ("source", "train", "val"),
+    [
+        (make_source(12, 12), 2, 1),
+        (make_source(12, 7), 2, 1),
+        (make_source(5, 5), 3, 2),
+        (make_source(4, 9), 3, 2),
+        (make_source(12, 12, val=make_split(4, 5, start=50)), 2, 2),
+        (make_source(7, 12, val=make_split(9, 9, start=50)), 2, 2),
+        (make_source(7, 12, val=make_split(1, 9, start=50)), 2, 2),
+        (set_aside(make_source(12, 12), 3), 2, 1),
+    ],
+)
+def test_as_many_draws_are_held_as_can_be_dealt(source: Source, train: int, val: int) -> None:
+    held = draws_held(source, train, val)
+
+    def deal(draw: int) -> set[bytes]:
+        dealt = make_draw(
+            source,
+            train_per_class=train,
+            val_per_class=val,
+            data_seed=0,
+            draw=draw,
+            image_size=4,
+        )
+        return {row.tobytes() for row in dealt.train.digests}
+
+    dealt = [deal(draw) for draw in range(held)]
+    assert not any(left & right for left, right in combinations(dealt, 2))
+    with pytest.raises(DataError, match=r"too few images in class|the pool holds"):
+        deal(held)
+
+
+@pytest.mark.parametrize(
+    ("held", "words", "first", "looks", "resampled", "sentence"),
+    [
+        (20, {}, 0, (5, 10, 20), False, "pairs are disjoint draws, 20 are left"),
+        (25, {"draw": "4"}, 4, (5, 10, 20), False, "disjoint draws, 21 are left"),
+        (19, {}, 0, (5, 10, 19), False, "holds 19 disjoint draws .* last look is after 19 pairs"),
+        (10, {}, 0, (5, 10), False, "last look is after 10 pairs"),
+        (7, {}, 0, (5, 7), False, "last look is after 7 pairs"),
+        (5, {}, 0, (5,), False, "last look is after 5 pairs"),
+        (20, {"tune": "on", "draws": "3"}, 3, (5, 10, 17), False, "beyond those used for tuning"),
+        (23, {"tune": "on", "draws": "3"}, 3, (5, 10, 20), False, "20 are left"),
+        (20, {"draws": "3"}, 0, (5, 10, 20), False, "20 are left"),  # nothing is tuned
+        (4, {}, 0, (5, 10, 20), True, "holds 4 disjoint draws, the first look needs 5: .*share"),
+        (1, {"draw": "3"}, 0, (5, 10, 20), True, "holds 0 disjoint draws, .*costs power"),
+    ],
+)
+def test_a_pool_is_dealt_as_disjoint_draws_as_far_as_it_reaches(
+    held: int,
+    words: dict[str, str],
+    first: int,
+    looks: tuple[int, ...],
+    resampled: bool,
+    sentence: str,
+) -> None:
+    plan = comparison_of({"preset": "cifar10_small", **words}, None)
+    pool = pool_of(plan, 500, 10, held)
+    assert (pool.first_draw, pool.looks, pool.resampled) == (first, looks, resampled)
+    assert re.search(sentence, pool.sentence)
+    assert pool.correction == (0.5 if resampled else 0)  # 500 test images, 100 x 10 to train on
+
+
+def test_every_pair_of_a_disjoint_pool_has_a_draw() -> None:
+    for held in range(5, 30):
+        for draw in range(4):
+            plan = comparison_of({"preset": "cifar10_small", "draw": str(draw)}, None)
+            pool = pool_of(plan, 500, 10, held)
+            if not pool.resampled:
+                assert pool.first_draw + pool.looks[-1] <= held
+                assert list(pool.looks) == sorted(set(pool.looks))
+
+
+def test_a_pool_without_a_draw_is_refused() -> None:
+    plan = comparison_of({"preset": "cifar10_small"}, None)
+    with pytest.raises(DesignError, match=r"cifar10 holds no draw of 100 \+ 100 images a class"):
+        pool_of(plan, 500, 10, 0)
