@@ -103,6 +103,10 @@ def arms_of(
         name, control = str(decide.treatment), str(decide.control)
         last = len(SCHEDULES[name])
     settings = load_settings({**options, "schedule": name}, config=config)
+    if not settings.reuse:
+        raise SettingsError(
+            "reuse=off: both arms start from one run, which is found by content: leave reuse out"
+        )
     treatment = Arm(name, settings, last)
     if control == name:
         raise SettingsError(f"treatment and control are both {name}: choose two schedules")
@@ -190,6 +194,11 @@ def comparison_of(options: Mapping[str, str], config: str | None) -> Comparison:
     design = Design(decide.rope_pp, parse_looks(decide.looks), decide.threshold)
     own = {*DECIDE_KEYS, *TUNE_KEYS}
     plain = {key: value for key, value in options.items() if key not in own}
+    if "schedule" in plain:
+        raise SettingsError(
+            f"schedule={plain['schedule']}: a decision is between two: pass -P "
+            "treatment=<schedule> -P control=<schedule>, or a question"
+        )
     treatment, control = arms_of(decide, plain, config)
     judged = (treatment.name, control.name)
     others = [n for n in BESIDE if n not in judged and len(SCHEDULES[n]) <= treatment.last]

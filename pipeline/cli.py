@@ -221,7 +221,7 @@ def run(entry_point: str, options: dict[str, str]) -> None:
         gate_entry(given["run_id"], given["lines"], options, say)
         return
     target = int(entry_point.removeprefix("stage")) if entry_point in STAGE_ENTRIES else None
-    tuned, joins = (_switch(key, own[key]) for key in ("tuned", "joins"))
+    tuned = _switch("tuned", own["tuned"])
     if entry_point == "tune":
         plan_of(options, config)
     elif entry_point == "decide":
@@ -237,7 +237,7 @@ def run(entry_point: str, options: dict[str, str]) -> None:
         given["parent_run_id"] or None,
         tuned,
         given["storage"],
-        joins,
+        given["joins"],
         say,
         progress,
     )

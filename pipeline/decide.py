@@ -104,7 +104,9 @@ def decide_entry(command: Command) -> Decision | None:
         with tracking.run(name, {"kind": "decision"}, target=True) as log:
             log.params({**plain_values(settings), **plan.decide.model_dump()})
             if plan.tune.workers > 1:
-                run_workers(plan.tune.workers, "decide", command, tracking.experiment_id)
+                run_workers(
+                    plan.tune.workers, "decide", command, tracking.experiment_id, log.run_id
+                )
             plan, tuned = _tuned(plan, desk)
             pairs, runner = _walk(plan, desk, log)
             beside = _beside(plan, runner, pairs)
@@ -180,7 +182,7 @@ def _walk(plan: Comparison, desk: Desk, log: RunLog | None) -> tuple[list[Pair],
         plan.control,
         desk.test,
         desk.tracking,
-        log.run_id if log else None,
+        log.run_id if log else desk.command.joins,
         desk.command.say,
         lambda *_: None,
     )

@@ -31,7 +31,7 @@ class Command:
         parent_run_id: the run that a stage continues from.
         tuned: take the settings of the finished studies that match.
         storage: Optuna's URL for studies; empty: `optuna.db` beside MLflow's database.
-        joins: take part in the studies of another command, without a run of its own.
+        joins: the run of another command, in whose studies or decision this one takes part.
     """
 
     options: Mapping[str, str]
@@ -39,7 +39,7 @@ class Command:
     parent_run_id: str | None = None
     tuned: bool = False
     storage: str = ""
-    joins: bool = False
+    joins: str = ""
     say: Say = print
     on_epoch: OnEpoch = field(default=lambda *_: None)
 

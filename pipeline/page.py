@@ -51,7 +51,8 @@ def to_markdown(page: Page) -> str:
     for part in page:
         if isinstance(part, Table):
             rows = [part.header, ["---"] * len(part.header), *part.rows]
-            lines.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
+            cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+            lines.append("\n".join(f"| {' | '.join(row)} |" for row in cells))
             continue
         form = {
             "title": "# {}",

@@ -66,10 +66,11 @@ def pair_keys(
     """The first pairs of a comparison.
 
     Disjoint: draw after draw of one shuffle. `resampled`: the first draw of a new shuffle for each
-    pair, so that pairs share images. The seed moves on with the pair: every source of chance does.
+    pair, so that pairs share images; the shuffle by `data_seed` itself is left to tuning. The seed
+    moves on with the pair: every source of chance does.
     """
     return [
-        PairKey(number, 0, data_seed + number, seed + number)
+        PairKey(number, 0, data_seed + 1 + number, seed + number)
         if resampled
         else PairKey(number, first_draw + number, data_seed, seed + number)
         for number in range(count)

@@ -26,8 +26,12 @@ def threads_each(workers: int, cores: int) -> int:
     return max(1, cores // workers)
 
 
-def run_workers(count: int, entry_point: str, command: Command, experiment_id: str) -> None:
+def run_workers(
+    count: int, entry_point: str, command: Command, experiment_id: str, run_id: str
+) -> None:
     """Start so many of an entry point and wait for them; lost ones are noted, others go on.
+
+    `run_id`: the run that they work for.
 
     Raises:
         StudyError: not one worker came to its end.
@@ -37,7 +41,7 @@ def run_workers(count: int, entry_point: str, command: Command, experiment_id: s
     )
     threads = str(threads_each(count, cores))
     command.say(f"{count} workers with {threads} thread(s) each on {cores} cores")
-    options = {**command.options, "workers": "1", "storage": command.storage, "joins": "on"}
+    options = {**command.options, "workers": "1", "storage": command.storage, "joins": run_id}
     if command.config:
         options["config"] = command.config
     words = [sys.executable, "-m", "pipeline", entry_point]

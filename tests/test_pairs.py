@@ -45,7 +45,7 @@ def test_disjoint_pairs_take_draw_after_draw_of_one_shuffle() -> None:
 
 def test_resampled_pairs_take_the_first_draw_of_a_shuffle_each() -> None:
     keys = pair_keys(3, first_draw=2, data_seed=5, seed=40, resampled=True)
-    assert keys == [PairKey(0, 0, 5, 40), PairKey(1, 0, 6, 41), PairKey(2, 0, 7, 42)]
+    assert keys == [PairKey(0, 0, 6, 40), PairKey(1, 0, 7, 41), PairKey(2, 0, 8, 42)]
 
 
 @pytest.mark.parametrize("resampled", [False, True])

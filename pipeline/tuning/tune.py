@@ -74,7 +74,7 @@ def tune_entry(command: Command) -> list[Tuned]:
             log.params({**plain_values(settings), **tune.model_dump()})
             log.tags({"storage": without_password(url)})
             if tune.workers > 1:
-                run_workers(tune.workers, "tune", command, tracking.experiment_id)
+                run_workers(tune.workers, "tune", command, tracking.experiment_id, log.run_id)
             done = work(command, plan, tracking, url, only_read=tune.workers > 1)
             for one in done:
                 number, best = one.study.spec.stage.number, one.study.best
