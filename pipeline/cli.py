@@ -9,10 +9,13 @@ imported only once the settings are known to be good.
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline.arms import comparison_of
@@ -270,6 +273,25 @@ def _stop(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
+@contextmanager
+def _ctrl_c_is_never_lost() -> Iterator[None]:
+    """Stop again where Python dropped a KeyboardInterrupt because it came inside a finaliser."""
+    before = sys.unraisablehook
+
+    def look(dropped: sys.UnraisableHookArgs) -> None:
+        if dropped.exc_type is KeyboardInterrupt:
+            signal.signal(signal.SIGINT, _stop)
+            threading.Timer(0.05, _thread.interrupt_main).start()
+        else:
+            before(dropped)
+
+    sys.unraisablehook = look
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
 def main(
     argv: Sequence[str] | None = None, *, handle_signals: Callable[..., Any] = signal.signal
 ) -> int:
@@ -277,7 +299,8 @@ def main(
     try:
         handle_signals(signal.SIGINT, _stop)
         handle_signals(signal.SIGTERM, _stop)
-        run(*parse(argv))
+        with _ctrl_c_is_never_lost():
+            run(*parse(argv))
     except PipelineError as err:
         notes = "".join(f" ({note})" for note in getattr(err, "__notes__", []))
         for line in str(err).splitlines():

@@ -19,11 +19,17 @@ from filelock import FileLock
 
 _SQLITE = "sqlite:///"
 _ADVISORY_KEY = 0x756E66726565  # any constant that all our processes agree on
+_PASSWORDS = (
+    r"(://[^:/]*:)[^@]*(@)",  # SQLAlchemy's own rule: a user may be `me@realm`
+    r"([?&][^=&]*passw(?:or)?d=)[^&]*()",
+)
 
 
 def without_password(url: str) -> str:
     """The URL with `***` for a password."""
-    return re.sub(r"(://[^:/@]*:)[^@]*@", r"\1***@", url)
+    for pattern in _PASSWORDS:
+        url = re.sub(pattern, r"\1***\2", url)
+    return url
 
 
 def sqlite_path(url: str) -> Path | None:

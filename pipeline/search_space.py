@@ -21,13 +21,14 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.config import load_own, load_settings, nearest, said_of_stage
-from pipeline.errors import SettingsError
+from pipeline.errors import SettingsError, first_line
 from pipeline.provenance import PROJECT_DIR
 from pipeline.settings import TRAIN_KEYS, TUNE_KEYS, Settings, TrainSettings, TuneSettings
 from pipeline.stages import SCHEDULES, Stage
 
 SPACES_DIR = PROJECT_DIR / "search_spaces"
 _RANGE_KEYS = ("low", "high", "step", "log")
+_EXAMPLE = "write lines like `lr: {low: 1.0e-4, high: 1.0e-2, log: true}`"
 
 
 @dataclass(frozen=True)
@@ -140,10 +141,40 @@ def read_space(path: Path) -> SearchSpace:
         SettingsError: no such file, not YAML, or ranges that cannot be; a line for each fault,
             with the file and the line in it.
     """
+    faults: list[str] = []
+    dimensions: dict[str, Range | Choices] = {}
+    for line, key, given, doubled in _entries(path):
+        where = f"{path}:{line}"
+        if key in dimensions:
+            faults.append(f"{where}: {key} stands here twice: keep one")
+            continue
+        try:
+            if doubled:
+                raise ValueError(f"{key} names {doubled} twice: keep one")
+            dimensions[key] = _dimension(key, given)
+        except ValueError as err:
+            faults.append(f"{where}: {err}")
+    if faults:
+        raise SettingsError("\n".join(faults))
+    return SearchSpace(str(path), dimensions)
+
+
+def _entries(path: Path) -> list[tuple[int, str, object, str]]:
+    """Each entry of a YAML mapping: its line, key, value, and a word that stands twice in it."""
     try:
         text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.safe_load(text)
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        entries = [
+            (
+                key.start_mark.line + 1,
+                str(loader.construct_object(key, deep=True)),
+                loader.construct_object(value, deep=True),
+                _doubled(value),
+            )
+            for key, value in pairs
+        ]
     except (OSError, UnicodeDecodeError) as err:
         raise SettingsError(
             f"space={path}: cannot be read ({err}): pass a YAML file of ranges"
@@ -152,28 +183,17 @@ def read_space(path: Path) -> SearchSpace:
         mark = getattr(err, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise SettingsError(
-            f"{where}: not YAML ({getattr(err, 'problem', None) or err}): "
-            "write lines like `lr: {low: 1.0e-4, high: 1.0e-2, log: true}`"
+            f"{where}: not YAML ({getattr(err, 'problem', None) or first_line(err)}): {_EXAMPLE}"
         ) from None
-    if not isinstance(node, yaml.MappingNode) or not content:
-        raise SettingsError(
-            f"{path}: holds no ranges: write lines like "
-            "`lr: {low: 1.0e-4, high: 1.0e-2, log: true}`"
-        )
-    faults: list[str] = []
-    dimensions: dict[str, Range | Choices] = {}
-    for key_node, _ in node.value:
-        key, where = str(key_node.value), f"{path}:{key_node.start_mark.line + 1}"
-        if key in dimensions:
-            faults.append(f"{where}: {key} stands here twice: keep one")
-            continue
-        try:
-            dimensions[key] = _dimension(key, content.get(key))
-        except ValueError as err:
-            faults.append(f"{where}: {err}")
-    if faults:
-        raise SettingsError("\n".join(faults))
-    return SearchSpace(str(path), dimensions)
+    if not entries:
+        raise SettingsError(f"{path}: holds no ranges: {_EXAMPLE}")
+    return entries
+
+
+def _doubled(node: yaml.Node) -> str:
+    """The first word that a mapping holds twice; YAML itself would keep the last."""
+    words = [str(key.value) for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+    return next((word for word in words if words.count(word) > 1), "")
 
 
 def _dimension(key: str, given: object) -> Range | Choices:
@@ -232,11 +252,13 @@ def _range(key: str, given: Mapping[Any, object]) -> Range:
 
 
 def _step(key: str, given: object, low: float, high: float) -> float:
+    if isinstance(given, bool):
+        raise ValueError(f"{key}: step is a number, got {given}")
     kind: type[int | float] = type(low)
     try:
         step = TypeAdapter(kind).validate_python(given)
     except ValidationError as err:
-        raise ValueError(f"{key}: step {err.errors()[0]['msg']}, got {given!r}") from None
+        raise ValueError(f"{key}: step {_said(err)}, got {given!r}") from None
     if not math.isfinite(step) or step <= 0 or not _on_grid(high - low, step):
         raise ValueError(
             f"{key}: steps of {step} do not lead from {low} to {high}: "
@@ -253,16 +275,19 @@ def _value(key: str, given: object) -> str | int | float:
     )
     check: Callable[[object], Any] = TypeAdapter(kind).validate_python
     try:
-        if isinstance(given, bool):
+        if isinstance(given, bool) and not get_args(field.annotation):
             raise ValueError(f"{key} is a number, got {given}")
         value = check(given)
     except ValidationError as err:
-        said = err.errors()[0]["msg"].removeprefix("Input ").replace("should be", "must be")
-        raise ValueError(f"{key} {said}, got {given!r}") from None
+        raise ValueError(f"{key} {_said(err)}, got {given!r}") from None
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{key} must be a finite number, got {given!r}")
     assert isinstance(value, str | int | float)
     return value
+
+
+def _said(err: ValidationError) -> str:
+    return err.errors()[0]["msg"].removeprefix("Input ").replace("should be", "must be")
 
 
 def _on_grid(distance: float, step: float) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from PIL import Image
 
 from pipeline.cli import main, parse
 from pipeline.errors import SettingsError
+from tests.conftest import Command
 
 
 def test_options_are_taken_as_words_or_with_an_equals_sign() -> None:
@@ -76,6 +80,41 @@ def test_an_unreachable_server_is_one_line_at_once(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert main(["stage1"]) == 2
     assert "no tracking server answers at MLFLOW_TRACKING_URI" in capfd.readouterr().err
+
+
+class _Trap:
+    """Its finaliser is interrupted: Python drops what a finaliser raises."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+class _Terminal(io.StringIO):
+    """Sets off a trap at the first word, then is slow."""
+
+    trapped = False
+
+    def write(self, text: str) -> int:
+        if not self.trapped:
+            self.trapped = True
+            _Trap()
+            time.sleep(1)
+        return super().write(text)
+
+
+def test_ctrl_c_that_comes_inside_a_finaliser_stops_the_command_all_the_same(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("sys.stdout", _Terminal())
+    try:
+        assert command("stage1") == 130
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])
+    assert mlflow.search_runs(["0"], output_format="list") == []
 
 
 def test_a_16_bit_image_folder_trains(store: Path, tmp_path: Path) -> None:

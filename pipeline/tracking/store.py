@@ -197,12 +197,17 @@ class Tracking:
             return register(self._client, name, version)
 
     def set_status(self, run_id: str, status: str, reason: str = "") -> None:
-        """Change the status of a run that another process started; `reason` becomes a tag."""
+        """Change the status of a run that another process started; `reason` becomes a tag.
+
+        A run that is RUNNING again has no reason to have failed any more.
+        """
         with translated("set a run's status", self.uri):
             if reason:
                 self._client.set_tag(run_id, "failure", reason[:5000])
             if status == "RUNNING":
                 self._client.update_run(run_id, status=status)
+                if "failure" in self._client.get_run(run_id).data.tags:
+                    self._client.delete_tag(run_id, "failure")
             else:
                 self._client.set_terminated(run_id, status)
 

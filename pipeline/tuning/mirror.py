@@ -96,7 +96,8 @@ def reconcile(study: Study, tracking: Tracking) -> int:
             continue
         owns = trial.user_attrs.get("run_id") == run.run_id
         wanted = _STATUS[trial.state] if owns else "FAILED"
-        if run.status == wanted:
+        stopped = run.status == "KILLED" and STATE not in run.tags  # by Ctrl-C, or out of time
+        if run.status == wanted or (wanted == "FAILED" and stopped):
             continue
         _end(tracking, run, wanted, _reason(trial))
         mended += 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -113,13 +114,15 @@ def open_storage(url: str, heartbeat_s: int = 15, *, must_exist: bool = False) -
         {"connect_args": {"timeout": 60}} if path is not None else {"pool_pre_ping": True}
     )
     with translated(url), experiments_known(), exclusively(url):
-        return RDBStorage(
+        storage = RDBStorage(
             url,
             engine_kwargs=engine,
             heartbeat_interval=heartbeat_s,
             grace_period=BEATS_UNTIL_GIVEN_UP * heartbeat_s,
             heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=RETRIES),
         )
+    weakref.finalize(storage, storage.engine.dispose)  # Optuna leaves connections open
+    return storage
 
 
 def patiently(

@@ -10,14 +10,16 @@ et al. 2017 (Vizier), from half of a trial's first draw on; see `trial.py` for w
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.pruners import MedianPruner
 from optuna.samplers import TPESampler
-from optuna.storages import BaseStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -103,14 +105,21 @@ class Progress:
 
 @dataclass
 class Study:
-    """A study in a storage. `created`: this process was the first."""
+    """A study in a storage. `created`: this process was the first.
+
+    Attributes:
+        seen_at: when this process first saw a trial run elsewhere, by number; infinity once the
+            trial has been given a heartbeat.
+    """
 
     spec: Spec
+    storage: RDBStorage
     optuna: optuna.Study
     created: bool
+    seen_at: dict[int, float] = field(default_factory=dict)
 
     @classmethod
-    def join(cls, storage: BaseStorage, spec: Spec, seed: int) -> Study:
+    def join(cls, storage: RDBStorage, spec: Spec, seed: int) -> Study:
         """Create the study, or load it if any process has: exactly one creates it."""
         direction = StudyDirection.MAXIMIZE if spec.maximised else StudyDirection.MINIMIZE
         # half of the first draw is never pruned; five trials first, four to compare with
@@ -128,7 +137,7 @@ class Study:
             study = optuna.load_study(
                 storage=storage, study_name=spec.name, sampler=TPESampler(), pruner=pruner
             )
-            return cls(spec, study, created=False)
+            return cls(spec, storage, study, created=False)
         study.set_user_attr("tuning_key", spec.tuning_key)
         study.set_user_attr("stage", spec.stage.number)
         study.set_user_attr("draws", list(spec.draws))
@@ -136,7 +145,7 @@ class Study:
         study.set_user_attr("space", spec.space.plain())
         where = "outside the space" if spec.defaults is None else "inside the space"
         study.enqueue_trial(dict(spec.defaults or {}), user_attrs={DEFAULTS: where})
-        return cls(spec, study, created=True)
+        return cls(spec, storage, study, created=True)
 
     @property
     def name(self) -> str:
@@ -148,9 +157,18 @@ class Study:
         return progress_of(self.optuna.get_trials(deepcopy=False))
 
     def give_up_silent_workers(self) -> None:
-        """Mark trials of workers that have fallen silent as failed, and queue them again."""
+        """Mark trials of workers that have fallen silent as failed, and queue them again.
+
+        Optuna does not see trials whose worker was lost before its first heartbeat: each that is
+        still running a grace period after it was first seen is given one, to fall silent after.
+        """
         with experiments_known():
             optuna.storages.fail_stale_trials(self.optuna)
+        now = time.monotonic()
+        for trial in self.optuna.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+            if now > self.seen_at.setdefault(trial.number, now) + (self.storage.grace_period or 0):
+                self.storage.record_heartbeat(trial._trial_id)
+                self.seen_at[trial.number] = math.inf
 
     def queue_again(self, number: int) -> None:
         """Queue a trial that was interrupted once more, with the same settings.

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from filelock import FileLock
-from optuna.storages import BaseStorage
+from optuna.storages import RDBStorage
 from optuna.trial import Trial
 
 from pipeline.databases import exclusively, without_password
@@ -127,7 +127,7 @@ class Worker:
     spec: Spec
     sessions: Mapping[int, Session]
     tracking: Tracking
-    storage: BaseStorage
+    storage: RDBStorage
     url: str
     n_trials: int
     deadline: float | None
@@ -151,8 +151,9 @@ class Worker:
         else:
             self.say(f"study {study.name}: {held.finished} of {self.n_trials} trials so far")
             self.tracking.set_status(run_id, "RUNNING")
-            self._train_parents(run_id)
         try:
+            if held.finished < self.n_trials:
+                self._train_parents(run_id)
             self._loop(study, run_id)
         except OutOfTime as err:
             self.say(f"note: {err}: the study can be gone on with by the same command")

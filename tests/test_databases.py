@@ -1,0 +1,175 @@
+"""Database URLs: shown without passwords, side by side, held by one process at a time."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from sqlalchemy.exc import SQLAlchemyError
+
+from pipeline.databases import beside, exclusively, sqlite_path, without_password
+from tests.postgres import Postgres
+
+ROOT = Path(__file__).resolve().parent.parent
+TURNS = 40
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://me:secret@host:5432/db", "postgresql://me:***@host:5432/db"),
+        ("postgresql+psycopg://me:s%40:e/c@host/db", "postgresql+psycopg://me:***@host/db"),
+        ("postgresql://me@realm:secret@host/db", "postgresql://me@realm:***@host/db"),
+        ("postgresql://:secret@host/db", "postgresql://:***@host/db"),
+        ("postgresql://me:@host/db", "postgresql://me:***@host/db"),
+        ("https://me:secret@host:5000", "https://me:***@host:5000"),
+        (
+            "postgresql://host/db?user=me&password=secret&sslmode=require",
+            "postgresql://host/db?user=me&password=***&sslmode=require",
+        ),
+        ("postgresql://host/db?sslpassword=secret", "postgresql://host/db?sslpassword=***"),
+        ("mysql://host/db?passwd=secret", "mysql://host/db?passwd=***"),
+        ("postgresql://me@host:5432/db", "postgresql://me@host:5432/db"),
+        ("postgresql://host:5432/db", "postgresql://host:5432/db"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("sqlite:////data/me:and@you.db", "sqlite:////data/me:and@you.db"),
+        ("sqlite:///optuna.db", "sqlite:///optuna.db"),
+    ],
+)
+def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
+    assert without_password(url) == shown
+    assert without_password(shown) == shown
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("sqlite:///optuna.db", Path("optuna.db")),
+        ("sqlite:////data/optuna.db", Path("/data/optuna.db")),
+        ("sqlite:///runs/my optuna.db", Path("runs/my optuna.db")),
+        ("postgresql://host/optuna.db", None),
+        ("http://host/sqlite:///optuna.db", None),
+        ("mlruns", None),
+    ],
+)
+def test_the_file_of_a_sqlite_url(url: str, path: Path | None) -> None:
+    assert sqlite_path(url) == path
+
+
+@pytest.mark.parametrize(
+    ("url", "other", "moved"),
+    [
+        ("sqlite:///optuna.db", "sqlite:////data/mlflow.db", "sqlite:////data/optuna.db"),
+        ("sqlite:///a/optuna.db", "sqlite:////data/mlflow.db", "sqlite:////data/a/optuna.db"),
+        ("sqlite:////own/optuna.db", "sqlite:////data/mlflow.db", "sqlite:////own/optuna.db"),
+        ("sqlite:///optuna.db", "sqlite:///mlflow.db", "sqlite:///optuna.db"),
+        ("sqlite:///optuna.db", "sqlite:///a/mlflow.db", "sqlite:///optuna.db"),
+        ("sqlite:///optuna.db", "http://host:5000", "sqlite:///optuna.db"),
+        ("sqlite:///optuna.db", "postgresql://host/mlflow", "sqlite:///optuna.db"),
+        ("postgresql://host/optuna", "sqlite:////data/mlflow.db", "postgresql://host/optuna"),
+    ],
+)
+def test_a_relative_file_moves_beside_an_absolute_one(url: str, other: str, moved: str) -> None:
+    assert beside(url, other) == moved
+
+
+TAKE_TURNS = f"""
+import sys, time
+from pathlib import Path
+from pipeline.databases import exclusively
+
+folder, name, url = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+(folder / f"{{name}}.ready").touch()
+while len(list(folder.glob("*.ready"))) < 2:
+    time.sleep(0.001)
+inside, overlaps = folder / "inside", 0
+for _ in range({TURNS}):
+    with exclusively(url):
+        try:
+            inside.touch(exist_ok=False)
+        except FileExistsError:
+            overlaps += 1
+        time.sleep(0.002)
+        inside.unlink(missing_ok=True)
+(folder / f"{{name}}.overlaps").write_text(str(overlaps))
+"""
+HOLD_AND_DIE = """
+import os, sys
+from pipeline.databases import exclusively
+
+with exclusively(sys.argv[1]):
+    os._exit(9)
+"""
+
+
+def start(code: str, *words: str, folder: Path) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "-c", code, *words], cwd=folder, env=environment)
+
+
+def exit_code(process: subprocess.Popen[bytes]) -> int:
+    """What it ends with; it is killed if it is kept waiting."""
+    try:
+        return process.wait(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+
+
+def overlaps(folder: Path, urls: Sequence[str]) -> int:
+    """How often two processes that take turns, one for each URL, were inside together."""
+    turns = [
+        start(TAKE_TURNS, str(folder), str(number), url, folder=folder)
+        for number, url in enumerate(urls)
+    ]
+    assert [exit_code(process) for process in turns] == [0, 0]
+    return sum(int((folder / f"{number}.overlaps").read_text()) for number in (0, 1))
+
+
+def test_processes_never_hold_one_file_together_however_they_name_it(tmp_path: Path) -> None:
+    assert overlaps(tmp_path, ["sqlite:///optuna.db", f"sqlite:///{tmp_path}/optuna.db"]) == 0
+
+
+def test_processes_never_hold_one_postgresql_database_together(
+    tmp_path: Path, postgres: Postgres
+) -> None:
+    assert overlaps(tmp_path, [postgres.url("turns")] * 2) == 0
+
+
+def test_a_web_server_needs_no_lock(tmp_path: Path) -> None:
+    """And so the two tests above can tell a lock from none."""
+    assert overlaps(tmp_path, ["http://127.0.0.1:9"] * 2) > 0
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_a_process_that_dies_inside_lets_the_next_one_in(
+    tmp_path: Path, kind: str, request: pytest.FixtureRequest
+) -> None:
+    url = f"sqlite:///{tmp_path}/optuna.db"
+    if kind == "postgresql":
+        url = request.getfixturevalue("postgres").url("dies")
+    for _ in range(2):
+        assert exit_code(start(HOLD_AND_DIE, url, folder=tmp_path)) == 9
+
+
+def test_another_database_is_not_kept_waiting(tmp_path: Path) -> None:
+    with exclusively(f"sqlite:///{tmp_path}/one.db"):
+        url = f"sqlite:///{tmp_path}/other.db"
+        assert exit_code(start(HOLD_AND_DIE, url, folder=tmp_path)) == 9
+
+
+def test_a_fault_inside_lets_go_and_is_passed_on(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/optuna.db"
+    with pytest.raises(ZeroDivisionError, match="division"), exclusively(url):
+        _ = 1 / 0
+    assert exit_code(start(HOLD_AND_DIE, url, folder=tmp_path)) == 9
+
+
+def test_a_postgresql_server_that_does_not_answer_is_said() -> None:
+    url = "postgresql://me@127.0.0.1:9/db"
+    with pytest.raises(SQLAlchemyError, match="connection failed"), exclusively(url):
+        pytest.fail("held a database that is not there")

@@ -1,0 +1,317 @@
+"""Studies: names by content, what counts as finished, which is best, the storage's faults."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.distributions import FloatDistribution
+from optuna.trial import FrozenTrial, TrialState
+from pipeline.tuning.workers import threads_each
+
+from pipeline.errors import StudyError
+from pipeline.search_space import Choices, Range, SearchSpace, plan_of
+from pipeline.session import Session
+from pipeline.tracking import Tracking
+from pipeline.tuning.storage import patiently, storage_url
+from pipeline.tuning.study import (
+    Progress,
+    Spec,
+    best_of,
+    progress_of,
+    shown_settings,
+    suggest,
+)
+from tests.conftest import TINY, Command
+from tests.postgres import Postgres
+from tests.test_run_stage import runs
+from tests.test_tuning import TUNE, space_file, studies
+
+COMPLETE, PRUNED, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
+RUNNING, WAITING = TrialState.RUNNING, TrialState.WAITING
+
+
+def study_name(options: dict[str, str]) -> str:
+    """The name of the study that a command works on."""
+    plan = plan_of(options, None)
+    tracking = Tracking.connect()
+    draws = range(plan.settings.draw, plan.settings.draw + plan.tune.draws)
+    sessions = {
+        draw: Session.open(
+            plan.settings.model_copy(update={"draw": draw}), tracking, lambda _: None
+        )
+        for draw in draws
+    }
+    [(number, space)] = plan.spaces.items()
+    return Spec.of(sessions, number, space, plan.tune.objective).name
+
+
+OTHER_STUDIES = [
+    {"draw": "1"},
+    {"draws": "2"},
+    {"seed": "1"},
+    {"data_seed": "1"},
+    {"objective": "val_loss"},
+    {"optimizer": "sgd"},
+    {"stage1.epochs": "3"},
+    {"stage1.lr": "0.004"},
+    {"image_size": "33"},
+    {"norm_stats": "source"},
+    {"schedule": "lp_ft"},
+    {"backbone": "mobilenet_v2"},
+    {"val_per_class": "2"},
+]
+SAME_STUDY = [
+    {"n_trials": "50"},
+    {"timeout": "9"},
+    {"workers": "3"},
+    {"heartbeat": "7"},
+    {"stage2.lr": "0.1"},
+    {"cache": "off"},
+    {"device": "cpu"},
+    {"log_model": "on"},
+    {"gate_flat": "0.1"},
+]
+
+
+def test_a_study_is_named_by_all_that_its_values_depend_on_and_by_nothing_else(
+    store: Path, image_folder: Path
+) -> None:
+    text = "lr: {low: 1.0e-3, high: 0.1, log: true}\nnorm: [keep, adapt]\n"
+    base = {"data": str(image_folder), "cache_dir": str(store / "cache"), **TINY, **TUNE}
+    base |= {"train_per_class": "3", "val_per_class": "3", "space": space_file(store, text)}
+    name = study_name(base)
+    assert name.startswith("stage1-three_stage-mobilenet_v3_small-")
+    others = [study_name({**base, **change}) for change in OTHER_STUDIES]
+    others += [
+        study_name({**base, "space": space_file(store, other, "other.yaml")})
+        for other in (
+            text.replace("0.1,", "0.2,"),
+            text.replace(", log: true", ""),
+            text.replace(", adapt", ""),
+            "norm: [keep, adapt]\n",
+        )
+    ]
+    assert len({name, *others}) == 1 + len(others)
+    same = [study_name({**base, **change}) for change in SAME_STUDY]
+    elsewhere = space_file(store, f"# words\n{text}", "elsewhere.yaml")
+    assert {*same, study_name({**base, "space": elsewhere})} == {name}
+
+
+def test_the_same_command_again_finds_its_study_and_adds_nothing(
+    command: Command, store: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = {**TUNE, "space": space_file(store, "lr: {low: 1.0e-3, high: 0.1, log: true}\n")}
+    assert command("tune", **{**options, "n_trials": "2"}) == 0
+    before = [len(runs(kind)) for kind in ("study", "trial", "stage")]
+    assert before == [1, 2, 2]
+    capfd.readouterr()
+    for fewer in ("2", "1"):
+        assert command("tune", **{**options, "n_trials": fewer}) == 0
+        assert "has its 2 trials: none is added" in capfd.readouterr().out
+    assert [len(runs(kind)) for kind in ("study", "trial", "stage")] == before
+    assert len(studies(store)) == 1
+    assert set(runs("study")["status"]) == {"FINISHED"}
+
+
+def trial(state: TrialState, value: float | None = None, *, reason: bool = False) -> FrozenTrial:
+    """A trial that has come to that state."""
+    attrs = {"reason": "said"} if reason else {}
+    return optuna.create_trial(state=state, value=value, user_attrs=attrs)
+
+
+@pytest.mark.parametrize(
+    ("trials", "finished", "running", "waiting"),
+    [
+        ([], 0, 0, 0),
+        ([trial(COMPLETE, 0.5), trial(COMPLETE, 0.0)], 2, 0, 0),
+        ([trial(PRUNED)], 1, 0, 0),
+        ([trial(FAIL, reason=True)], 1, 0, 0),
+        ([trial(FAIL)], 0, 0, 0),  # its worker was lost: the retry counts
+        ([trial(FAIL), trial(WAITING)], 0, 0, 1),
+        ([trial(FAIL), trial(RUNNING)], 0, 1, 0),
+        ([trial(FAIL), trial(COMPLETE, 0.5)], 1, 0, 0),
+        ([trial(COMPLETE, 0.5), trial(PRUNED), trial(RUNNING), trial(WAITING)], 2, 1, 1),
+    ],
+)
+def test_a_trial_counts_once_it_has_ended_by_itself(
+    trials: list[FrozenTrial], finished: int, running: int, waiting: int
+) -> None:
+    assert progress_of(trials) == Progress(finished, running, waiting)
+
+
+@pytest.mark.parametrize(
+    ("trials", "highest", "lowest"),
+    [
+        ([], None, None),
+        ([trial(PRUNED), trial(FAIL, reason=True), trial(RUNNING), trial(WAITING)], None, None),
+        ([trial(COMPLETE, 0.5)], 0, 0),
+        ([trial(COMPLETE, 0.5), trial(COMPLETE, 0.7), trial(COMPLETE, 0.2)], 1, 2),
+        ([trial(COMPLETE, 0.5), trial(COMPLETE, 0.5)], 0, 0),
+        ([trial(FAIL), trial(COMPLETE, 0.0), trial(COMPLETE, 0.0)], 1, 1),
+        ([trial(PRUNED, 0.9), trial(COMPLETE, 0.5), trial(PRUNED, 0.1)], 1, 1),
+        ([trial(COMPLETE, -0.5), trial(COMPLETE, 0.0)], 1, 0),
+    ],
+)
+def test_the_best_trial_is_a_completed_one_and_the_earliest_of_equals(
+    trials: list[FrozenTrial], highest: int | None, lowest: int | None
+) -> None:
+    study = optuna.create_study()
+    study.add_trials(trials)
+    for maximised, wanted in ((True, highest), (False, lowest)):
+        best = best_of(study.trials, maximised=maximised)
+        assert (best.number if best else None) == wanted
+
+
+def test_suggestions_are_of_the_settings_own_types_and_inside_the_space() -> None:
+    space = SearchSpace(
+        "",
+        {
+            "epochs": Range(5, 20, 5),
+            "lr": Range(1e-4, 1e-2, log=True),
+            "label_smoothing": Range(0.0, 0.2, 0.05),
+            "norm": Choices(("adapt", "keep")),
+        },
+    )
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(50):
+        values = suggest(study.ask(), space)
+        assert [type(value) for value in values.values()] == [int, float, float, str]
+        assert [k for k, d in space.dimensions.items() if not d.holds(values[k])] == []
+    assert {t.params["epochs"] for t in study.trials} == {5, 10, 15, 20}
+    assert study.trials[0].distributions["lr"] == FloatDistribution(1e-4, 1e-2, log=True)
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ({}, "the settings as they are"),
+        ({"lr": 0.00123456, "epochs": 5, "norm": "keep"}, "lr 0.00123, epochs 5, norm keep"),
+    ],
+)
+def test_settings_are_shown_on_one_line(values: dict[str, object], shown: str) -> None:
+    assert shown_settings(values) == shown
+
+
+@pytest.mark.parametrize(
+    ("workers", "cores", "threads"), [(1, 8, 8), (2, 8, 4), (3, 8, 2), (8, 8, 1), (9, 8, 1)]
+)
+def test_workers_share_the_cores(workers: int, cores: int, threads: int) -> None:
+    assert threads_each(workers, cores) == threads
+
+
+@pytest.mark.parametrize(
+    ("given", "tracking_uri", "url"),
+    [
+        ("", "sqlite:////data/mlflow.db", "sqlite:////data/optuna.db"),
+        ("", "http://host:5000", "sqlite:///optuna.db"),
+        ("sqlite:///mine.db", "sqlite:////data/mlflow.db", "sqlite:////data/mine.db"),
+        ("sqlite:////mine.db", "sqlite:////data/mlflow.db", "sqlite:////mine.db"),
+        ("postgresql://u:p@h/o", "postgresql://u:***@h/mlflow", "postgresql://u:p@h/o"),
+    ],
+)
+def test_the_storage_lies_beside_mlflows_unless_said_otherwise(
+    given: str, tracking_uri: str, url: str
+) -> None:
+    assert storage_url(given, tracking_uri) == url
+
+
+@pytest.mark.parametrize(
+    ("given", "tracking_uri"),
+    [
+        ("sqlite:///mlflow.db", "sqlite:////data/mlflow.db"),
+        ("postgresql://u:secret@h/mlflow", "postgresql://u:***@h/mlflow"),
+    ],
+)
+def test_mlflows_own_database_is_no_storage(given: str, tracking_uri: str) -> None:
+    with pytest.raises(StudyError, match="is MLflow's own database: give Optuna one") as caught:
+        storage_url(given, tracking_uri)
+    assert "secret" not in str(caught.value)
+
+
+STORAGES = [
+    ("sqlite:///mlflow.db", r"mlflow\.db is MLflow's own database: give Optuna one of its own"),
+    ("sqlite:///../work/mlflow.db", r"holds tables of another program, or of another version"),
+    ("sqlite:////nowhere/optuna.db", r"cannot be used \(.*unable to open database file\)"),
+    ("sqlite:///images.txt", r"cannot be used \(.*file is not a database\)"),
+    ("foo://me:secret@host/db", r"storage=foo://me:\*\*\*@host/db cannot be used \(.*foo\)"),
+    ("postgresql+foo://me:secret@host/db", r"cannot be used \(Can't load plugin"),
+    ("mysql://me:secret@host/db", r"me:\*\*\*@host/db: its driver is not installed \(.*pip"),
+    ("postgresql+asyncpg://me:secret@host/db", r"driver is not installed \(No module named"),
+    ("postgresql://me:secret@127.0.0.1:9/db", r"cannot be used \(.*Connection refused\)"),
+    ("postgresql://me@realm:secret@127.0.0.1:9/db", r"realm:\*\*\*@127\.0\.0\.1:9/db cannot be"),
+    ("postgresql://127.0.0.1:9/db?user=me&password=secret", r"password=\*\*\* cannot be used"),
+    ("postgresql://me:secret@host:port/db", r"me:\*\*\*@host:port/db is no database URL"),
+    ("/tmp/optuna.db", r"storage=/tmp/optuna\.db is no database URL: write it like sqlite:///"),
+]
+
+
+@pytest.mark.parametrize(("storage", "message"), STORAGES)
+def test_a_storage_that_cannot_be_is_one_line_without_a_password_and_no_open_run(
+    command: Command,
+    store: Path,
+    capfd: pytest.CaptureFixture[str],
+    storage: str,
+    message: str,
+) -> None:
+    (store / "images.txt").write_text("no database\n" * 100)
+    space = space_file(store, "lr: [0.01]\n")
+    assert command("tune", **TUNE, space=space, storage=storage) == 2
+    output = capfd.readouterr()
+    [line] = [line for line in output.err.splitlines() if line.startswith("error: ")]
+    assert re.search(message, line), line
+    assert "secret" not in output.out + output.err
+    assert "Traceback" not in output.err
+    tunes = runs("tune")
+    assert set(tunes["status"]) <= {"FAILED"} if len(tunes) else True
+    assert len(runs()) == len(runs("study")) == 0
+
+
+def test_a_password_is_shown_nowhere(
+    command: Command, store: Path, postgres: Postgres, capfd: pytest.CaptureFixture[str]
+) -> None:
+    url = postgres.url("studies").replace("postgres@", "postgres:xyzzy@")
+    space = space_file(store, "lr: [3.0e-3]\n")
+    assert command("tune", **TUNE, space=space, storage=url) == 0
+    assert command("stage1", tuned="on", storage=url) == 0
+    output = capfd.readouterr()
+    assert "postgres:***@127.0.0.1" in output.out
+    assert "xyzzy" not in output.out + output.err
+    # MLflow's database and artifacts
+    assert [p for p in store.rglob("*") if p.is_file() and b"xyzzy" in p.read_bytes()] == []
+
+
+def test_a_server_that_is_away_is_waited_for_and_said_once() -> None:
+    said: list[str] = []
+    answers: list[Exception | int] = [OSError("away"), OSError("still away"), 7]
+
+    def ask() -> int:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert patiently(ask, (OSError,), said.append, every_s=0) == 7
+    assert said == ["note: waiting for a server (away)"]
+
+
+def test_a_server_that_stays_away_is_a_fault_in_the_end() -> None:
+    def ask() -> int:
+        raise OSError("away")
+
+    with pytest.raises(OSError, match="away"):
+        patiently(ask, (OSError,), lambda _: None, for_s=-1, every_s=0)
+
+
+def test_a_bug_is_not_waited_for() -> None:
+    asked: list[int] = []
+
+    def ask() -> int:
+        asked.append(1)
+        raise KeyError("bug")
+
+    with pytest.raises(KeyError, match="bug"):
+        patiently(ask, (OSError,), lambda _: None, every_s=0)
+    assert len(asked) == 1

@@ -1,0 +1,226 @@
+"""`tuned=on`: which study a run takes its settings from, what it says, when it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import load_settings
+from pipeline.entry_points import Command as Asked
+from pipeline.errors import StudyError
+from pipeline.session import Session
+from pipeline.tracking import Tracking
+from pipeline.tuning.tune import tune_entry
+from pipeline.tuning.tuned import with_tuned
+from tests.conftest import TINY, Command
+from tests.test_run_stage import artifact, runs
+from tests.test_tuning import space_file, studies
+
+SPACE = "lr: [1.0e-7]\nnorm: [keep]\n"
+LOSS = {"objective": "val_loss", "stage1.epochs": "4"}
+"""The second trial beats the defaults: the first epoch's loss is low where nothing is learnt."""
+
+
+@pytest.fixture
+def space(store: Path) -> str:
+    return space_file(store, SPACE)
+
+
+def said_errors(capfd: pytest.CaptureFixture[str]) -> list[str]:
+    return [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+
+
+def test_a_tuned_stage_takes_the_best_settings_says_whose_and_reproduces_the_trial(
+    command: Command, space: str, store: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert command("tune", stage="2", n_trials="2", space=space, objective="val_loss") == 0
+    [study] = studies(store)
+    assert study.best_trial.number == 1
+    capfd.readouterr()
+    assert command("stage2", tuned="on") == 0
+    said = capfd.readouterr().out
+    assert "stage 1: no finished study matches, its settings stay" in said
+    assert (
+        f"stage 2: tuned by study {study.study_name}, trial 1 "
+        f"(val_loss {study.best_value:.4f}): lr 1e-07, norm keep"
+    ) in said
+    trial_run, run = runs().iloc[-2], runs().iloc[-1]
+    assert "tags.is_trial" not in run.dropna()
+    assert trial_run["tags.is_trial"] == "true"
+    assert run["tags.tuned_by"] == study.study_name
+    assert [run["params.lr"], run["params.norm"]] == ["1e-07", "keep"]
+    assert run["metrics.best/val_loss"] == study.best_value
+    assert run["metrics.best/val_acc"] == trial_run["metrics.best/val_acc"]
+    for tag in ("lineage_key", "checkpoint_sha256", "parent_run_id"):
+        assert run[f"tags.{tag}"] == trial_run[f"tags.{tag}"], tag
+
+
+def test_what_a_person_sets_wins_over_the_study(
+    command: Command, space: str, store: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert command("tune", stage="1", n_trials="2", space=space, **LOSS) == 0
+    assert command("stage1", tuned="on", lr="0.02") == 0
+    config = space_file(store, "stage1:\n  norm: adapt\n", "config.yaml")
+    assert command("stage1", tuned="on", config=config) == 0
+    by_option, by_file = runs().iloc[-2], runs().iloc[-1]
+    assert [by_option["params.lr"], by_option["params.norm"]] == ["0.02", "keep"]
+    assert [by_file["params.lr"], by_file["params.norm"]] == ["1e-07", "adapt"]
+
+
+def test_the_best_settings_can_be_used_as_a_file(command: Command, space: str) -> None:
+    assert command("tune", stage="1", n_trials="2", space=space, **LOSS) == 0
+    best = artifact(runs("study")["run_id"][0], "best.yaml")
+    assert command("stage1", config=str(best), **{"stage1.epochs": "4"}) == 0
+    trial_run, run = runs().iloc[-2], runs().iloc[-1]
+    assert run["params.lr"] == "1e-07"
+    assert run["tags.lineage_key"] == trial_run["tags.lineage_key"]
+    assert run["tags.checkpoint_sha256"] == trial_run["tags.checkpoint_sha256"]
+
+
+def test_without_tuned_nothing_is_taken(command: Command, space: str) -> None:
+    assert command("tune", stage="1", n_trials="2", space=space, **LOSS) == 0
+    assert command("stage1", tuned="off") == 0
+    assert runs()["params.lr"].iloc[-1] == "0.003"
+    assert "tags.tuned_by" not in runs().iloc[-1].dropna()
+
+
+@pytest.mark.parametrize("pair", [({}, {}), ({"stage": "2"}, {"stage1.epochs": "1"})])
+def test_a_study_matches_runs_that_differ_in_draw_seed_or_the_stages_own_settings(
+    command: Command,
+    space: str,
+    store: Path,
+    image_folder: Path,
+    pair: tuple[dict[str, str], dict[str, str]],
+) -> None:
+    tuned, own = pair
+    number = int(tuned.get("stage", "1"))
+    few = {**TINY, "train_per_class": "3", "val_per_class": "2", **own}
+    assert command("tune", **{"stage": "1", **few, **tuned, "n_trials": "1", "space": space}) == 0
+    few |= {"data": str(image_folder), "cache_dir": str(store / "cache")}
+    tracking, url = Tracking.connect(), f"sqlite:///{store}/optuna.db"
+
+    def taken(change: dict[str, str]) -> str:
+        settings = load_settings({**few, **change})
+        session = Session.open(settings, tracking, lambda _: None)
+        return with_tuned(session, [number], {}, url).tuned_by[number]
+
+    for change in (
+        {},
+        {"seed": "1"},
+        {"draw": "1"},
+        {"device": "cpu"},
+        {f"stage{number}.epochs": "7"},
+        {"stage3.lr": "0.1"},
+    ):
+        assert taken(change) == studies(store)[0].study_name, change
+    for change in (
+        {"image_size": "33"},
+        {"norm_stats": "source"},
+        {"val_per_class": "3"},
+        {"data_seed": "1"},
+        {"schedule": "lp_ft"},
+        {"backbone": "mobilenet_v2"},
+        *([{"stage1.epochs": "2"}, {"stage1.lr": "0.1"}] if number == 2 else []),
+    ):
+        with pytest.raises(StudyError, match=f"no study in .* matches stage {number} of "):
+            taken(change)
+
+
+def test_no_study_is_one_line_that_says_how_to_get_one(
+    command: Command, space: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert command("tune", stage="1", n_trials="1", space=space) == 0
+    trained = len(runs())
+    capfd.readouterr()
+    assert command("stage1", tuned="on", image_size="33") == 2
+    [line] = said_errors(capfd)
+    assert "tuned=true: no study in storage=sqlite:///" in line
+    assert "matches stage 1 of three_stage with mobilenet_v3_small on " in line
+    assert "run `mlflow run . -e tune -P stage=1` with the same settings first" in line
+    assert len(runs()) == trained
+
+
+def test_of_two_studies_that_match_the_one_with_more_trials_is_taken(
+    command: Command, space: str, store: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for seed, trials in (("0", "1"), ("1", "3"), ("2", "2")):
+        assert command("tune", stage="1", n_trials=trials, space=space, seed=seed) == 0
+    [largest] = [study for study in studies(store) if len(study.trials) == 3]
+    capfd.readouterr()
+    assert command("stage1", tuned="on") == 0
+    assert f"stage 1: tuned by study {largest.study_name}," in capfd.readouterr().out
+
+
+def test_an_unfinished_study_is_not_used(
+    command: Command, space: str, store: Path, image_folder: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def stop(line: str) -> None:
+        if line.startswith("trial 0:"):
+            raise KeyboardInterrupt
+
+    own = {"data": str(image_folder), "cache_dir": str(store / "cache"), **TINY}
+    with pytest.raises(KeyboardInterrupt):
+        tune_entry(Asked({**own, "stage": "1", "n_trials": "2", "space": space}, say=stop))
+    [study] = studies(store)
+    capfd.readouterr()
+    assert command("stage1", tuned="on") == 2
+    [line] = said_errors(capfd)
+    assert f"tuned=true: study {study.study_name} in storage=sqlite:///" in line
+    assert "matches stage 1, but is not finished: go on with the `tune` command" in line
+    assert command("tune", stage="1", n_trials="2", space=space) == 0
+    assert command("stage1", tuned="on") == 0
+
+
+def test_without_a_storage_file_nothing_is_created(
+    command: Command, store: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert command("stage2", tuned="on") == 2
+    [line] = said_errors(capfd)
+    assert f"storage=sqlite:///{store}/optuna.db: there is no such file: run" in line
+    assert not (store / "optuna.db").exists()
+    assert len(runs()) == 0
+
+
+@pytest.mark.parametrize("word", ["yes", "2", "studies"])
+def test_tuned_is_on_or_off(
+    command: Command, capfd: pytest.CaptureFixture[str], word: str
+) -> None:
+    assert command("stage1", tuned=word) == 2
+    assert said_errors(capfd) == [f"error: tuned is on or off, got '{word}' (command line)"]
+
+
+def test_main_takes_every_stages_study_but_no_trials_run_as_its_result(
+    command: Command, store: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = store / "spaces"
+    folder.mkdir()
+    space_file(folder, SPACE, "stage1.yaml")
+    space_file(folder, "norm: [keep]\n", "stage2.yaml")
+    options = {"schedule": "lp_ft", "stage1.epochs": "4"}
+    assert command("tune", **options, space=str(folder), n_trials="2", objective="val_loss") == 0
+    first, second = studies(store)
+    trials = runs()
+    assert list(trials["tags.stage"]) == ["1", "1", "2", "2"]
+    # a stage that is asked for by itself may start from a trial's run
+    capfd.readouterr()
+    assert command("stage2", **options, tuned="on") == 0
+    run = runs().iloc[-1]
+    assert len(runs()) == 5
+    assert run["tags.parent_run_id"] == trials["run_id"][1]
+    assert run["metrics.best/val_loss"] == second.best_value
+    # a chain is made of whole runs, with pictures
+    assert command("main", **options, tuned="on") == 0
+    said = capfd.readouterr().out
+    assert said.count(f"stage 1: tuned by study {first.study_name}, trial 1") == 2
+    assert said.count(f"stage 2: tuned by study {second.study_name}, trial") == 2
+    chain = runs("chain").iloc[0]
+    made = runs().iloc[-1]
+    assert len(runs()) == 6
+    assert made["tags.stage"] == "1"
+    assert chain["tags.stage1_run_id"] == made["run_id"]
+    assert chain["tags.stage2_run_id"] == run["run_id"]
+    assert (chain["params.stage1.lr"], chain["params.stage1.norm"]) == ("1e-07", "keep")
+    assert made["tags.checkpoint_sha256"] == trials["tags.checkpoint_sha256"][1]
+    assert artifact(made["run_id"], "figures/learning_curves.png").exists()

@@ -1,0 +1,343 @@
+"""Studies that are cut short: by time, Ctrl-C, lost workers, faults; what is left, who goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import mlflow
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from pipeline.databases import exclusively
+from pipeline.entry_points import Command as Asked
+from pipeline.errors import LineageError
+from pipeline.search_space import plan_of
+from pipeline.session import Session
+from pipeline.tracking import Tracking
+from pipeline.tuning.mirror import LOST, reconcile, study_run
+from pipeline.tuning.storage import open_storage, storage_url
+from pipeline.tuning.study import Spec, Study
+from pipeline.tuning.tune import Worker, tune_entry
+from tests.conftest import TINY, Command, words_of
+from tests.test_run_stage import artifact, runs
+from tests.test_tuning import space_file, studies
+
+ROOT = Path(__file__).resolve().parent.parent
+LONG = {"stage1.epochs": "300"}
+"""Some seconds: a trial that runs when a signal comes."""
+
+
+@pytest.fixture
+def options(store: Path, image_folder: Path) -> dict[str, str]:
+    """What `tune` is told: stage 1, a small space, one trial."""
+    own = {"data": str(image_folder), "cache_dir": str(store / "cache")}
+    space = space_file(store, "lr: [3.0e-3, 1.0e-2]\n")
+    return {**own, **TINY, "stage": "1", "n_trials": "1", "space": space}
+
+
+def opened(options: dict[str, str]) -> tuple[Tracking, Session, Spec]:
+    """What a worker on these options has before it begins."""
+    plan = plan_of(options, None)
+    tracking = Tracking.connect()
+    session = Session.open(plan.settings, tracking, lambda _: None)
+    [(number, space)] = plan.spaces.items()
+    return tracking, session, Spec.of({0: session}, number, space, plan.tune.objective)
+
+
+def begun(options: dict[str, str]) -> Study:
+    """The study that `tune` works on, begun by another worker that beats every second."""
+    tracking, session, spec = opened(options)
+    url = storage_url("", tracking.uri)
+    study = Study.join(open_storage(url, heartbeat_s=1), spec, seed=0)
+    study_run(study, session, url, lambda _: None)
+    return study
+
+
+def ends(kind: str) -> list[str]:
+    found = runs(kind)
+    return list(found["status"]) if len(found) else []
+
+
+def states(study: optuna.Study) -> list[str]:
+    return [trial.state.name for trial in study.trials]
+
+
+def start_tune(options: dict[str, str], *, until: str = "stage") -> subprocess.Popen[str]:
+    """`tune` in a process of its own, in the middle of a run of that kind."""
+    words = [sys.executable, "-m", "pipeline", *words_of("tune", options)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    while process.poll() is None and "RUNNING" not in ends(until):
+        time.sleep(0.1)
+    assert process.poll() is None
+    return process
+
+
+def test_a_command_without_time_begins_no_trial_and_the_next_one_goes_on(
+    command: Command, options: dict[str, str], capfd: pytest.CaptureFixture[str], store: Path
+) -> None:
+    assert command("tune", **options, timeout="0.001") == 0
+    assert "the command's timeout is over: the study can be gone on with" in capfd.readouterr().out
+    assert ends("trial") == []
+    assert ends("study") == ["KILLED"]
+    assert runs("study")["tags.failure"][0] == "stopped before it had all its trials"
+    assert command("tune", **options) == 0
+    assert ends("study") == ["FINISHED"]
+    assert "tags.failure" not in runs("study")
+    assert states(studies(store)[0]) == ["COMPLETE"]
+
+
+def test_a_trial_that_runs_out_of_time_is_queued_again(
+    command: Command, options: dict[str, str], store: Path
+) -> None:
+    tracking, session, spec = opened(options)
+    url = storage_url("", tracking.uri)
+    storage = open_storage(url)
+    said: list[str] = []
+    for seconds in (1, 4, 16, 64):  # once the machine is fast enough to get as far as the lock
+        deadline, held = time.monotonic() + seconds, threading.Event()
+
+        def hold(deadline: float = deadline, held: threading.Event = held) -> None:
+            with exclusively(url):
+                held.set()
+                while time.monotonic() <= deadline:
+                    time.sleep(0.01)
+
+        holder = threading.Thread(target=hold)
+        holder.start()
+        held.wait()
+        Worker(spec, {0: session}, tracking, storage, url, 1, deadline, said.append).work()
+        holder.join()
+        if ends("trial"):
+            break
+    [study] = studies(store)
+    assert states(study) == ["FAIL", "WAITING"]
+    assert study.trials[0].params == study.trials[1].params == {"lr": 3e-3}
+    assert "reason" not in study.trials[0].user_attrs
+    assert ends("trial") == ends("stage") == ends("study") == ["KILLED"]
+    assert runs("trial")["tags.failure"][0] == "the command's timeout is over"
+    client = mlflow.MlflowClient()
+    assert len(client.get_metric_history(runs()["run_id"][0], "val/acc")) == 1
+    assert "note: the command's timeout is over: the study can be gone on with" in " ".join(said)
+    assert command("tune", **options) == 0
+    [study] = studies(store)
+    assert states(study) == ["FAIL", "COMPLETE"]
+    assert study.trials[1].user_attrs["defaults"] == "inside the space"
+    assert ends("trial") == ends("stage") == ["KILLED", "FINISHED"]
+    assert ends("study") == ["FINISHED"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_marks_every_run_killed_and_the_same_command_goes_on(
+    command: Command, options: dict[str, str], store: Path
+) -> None:
+    process = start_tune({**options, **LONG})
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert "stopped: the run is marked KILLED" in said
+    assert "Traceback" not in said
+    for kind in ("tune", "study", "trial", "stage"):
+        assert ends(kind) == ["KILLED"], kind
+    for kind in ("tune", "trial", "stage"):
+        assert runs(kind)["tags.failure"][0] == "stopped by Ctrl-C or a signal"
+    [study] = studies(store)
+    assert states(study) == ["FAIL", "WAITING"]
+    assert command("tune", **{**options, **LONG}) == 0
+    [study] = studies(store)
+    assert states(study) == ["FAIL", "COMPLETE"]
+    assert study.trials[0].params == study.trials[1].params
+    assert ends("study") == ["FINISHED"]
+    assert ends("trial") == ["KILLED", "FINISHED"]
+
+
+@pytest.mark.slow
+def test_the_trial_of_a_killed_worker_is_taken_over_and_its_runs_end(
+    command: Command, options: dict[str, str], store: Path
+) -> None:
+    options |= {**LONG, "heartbeat": "1"}
+    process = start_tune(options)
+    process.kill()
+    process.communicate()
+    assert ends("trial") == ends("stage") == ["RUNNING"]
+    assert command("tune", **options) == 0
+    [study] = studies(store)
+    assert states(study) == ["FAIL", "COMPLETE"]
+    assert study.trials[1].params == study.trials[0].params
+    assert study.trials[1].user_attrs["defaults"] == "inside the space"
+    assert ends("trial") == ends("stage") == ["FAILED", "FINISHED"]
+    assert runs("trial")["tags.failure"][0] == runs()["tags.failure"][0] == LOST
+    assert list(runs("trial")["tags.trial_state"]) == ["failed", "complete"]
+    assert runs("study")["metrics.trials/failed"][0] == 1
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed:UserWarning")
+def test_a_trial_whose_worker_died_before_its_first_heartbeat_is_taken_over(
+    command: Command, options: dict[str, str], store: Path
+) -> None:
+    study = begun(options)
+    study.optuna.ask()
+    assert states(study.optuna) == ["RUNNING"]
+    assert command("tune", **options, heartbeat="1", timeout="90") == 0
+    assert states(studies(store)[0]) == ["FAIL", "COMPLETE"]
+    assert studies(store)[0].trials[1].params == {"lr": 3e-3}
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed:UserWarning")
+def test_a_worker_that_is_alive_is_waited_for(
+    command: Command, options: dict[str, str], store: Path
+) -> None:
+    study = begun(options)
+    trial, over = study.optuna.ask(), threading.Event()
+
+    def beat() -> None:
+        while not over.wait(0.5):
+            study.storage.record_heartbeat(trial._trial_id)
+
+    heart = threading.Thread(target=beat)
+    heart.start()
+    assert command("tune", **options, heartbeat="1", timeout="9") == 0
+    assert states(study.optuna) == ["RUNNING"]
+    assert ends("study") == ["RUNNING"]
+    over.set()
+    heart.join()
+
+
+def test_no_study_is_left_running_by_a_parent_that_cannot_be_trained(
+    command: Command, options: dict[str, str]
+) -> None:
+    hopeless = {"schedule": "lp_ft", "stage1.lr": "100", "stage1.optimizer": "sgd"}
+    hopeless |= {"stage1.weight_decay": "10", "stage1.batch_size": "2", "stage1.l2_sp": "100"}
+    assert command("tune", **{**options, **hopeless, "stage": "2"}) == 2
+    assert ends("stage") == ["FAILED"]
+    assert ends("tune") == ["FAILED"]
+    assert ends("study") == ["KILLED"]
+
+
+def test_no_study_is_left_running_by_ctrl_c_while_its_parents_train(
+    command: Command, options: dict[str, str], store: Path
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune_entry(Asked({**options, "stage": "2"}, on_epoch=stop))
+    for kind in ("stage", "tune", "study"):
+        assert ends(kind) == ["KILLED"], kind
+    assert command("tune", **{**options, "stage": "2"}) == 0
+    assert ends("study") == ["FINISHED"]
+    assert ends("stage") == ["KILLED", "FINISHED", "FINISHED"]
+
+
+def test_a_trial_that_a_fault_outside_it_ends_is_queued_again(
+    command: Command, options: dict[str, str], store: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options |= {"stage": "2", "n_trials": "2"}
+    parents: list[str] = []
+
+    def damage(line: str) -> None:
+        if line.startswith("trial 0:"):
+            parents.extend(runs()["run_id"][:1])
+            artifact(parents[0], "checkpoint/checkpoint.safetensors").write_bytes(b"")
+
+    with pytest.raises(LineageError, match="is damaged"):
+        tune_entry(Asked(options, say=damage))
+    [study] = studies(store)
+    assert states(study) == ["COMPLETE", "FAIL", "WAITING"]
+    assert study.trials[2].params == study.trials[1].params
+    assert ends("trial") == ["FINISHED", "FAILED"]
+    assert ends("study") == ["KILLED"]
+    assert command("tune", **options) == 0
+    assert states(studies(store)[0]) == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert ends("study") == ["FINISHED"]
+
+
+COMPLETE, PRUNED, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
+RECONCILED = [
+    # the trial's state, value, reason; whose run; its status and state; what becomes of it, why
+    ((COMPLETE, 0.5, None), "own", ("FINISHED", "complete"), "FINISHED", None),
+    ((COMPLETE, 0.5, None), "own", ("RUNNING", None), "FINISHED", None),
+    ((COMPLETE, 0.5, None), "other", ("FINISHED", "complete"), "FAILED", LOST),
+    ((PRUNED, None, "pruned at"), "own", ("RUNNING", None), "KILLED", "pruned at"),
+    ((PRUNED, None, "pruned at"), "own", ("KILLED", "pruned"), "KILLED", None),
+    ((FAIL, None, "diverged"), "own", ("RUNNING", None), "FAILED", "diverged"),
+    ((FAIL, None, "diverged"), "own", ("FAILED", "failed"), "FAILED", None),
+    ((FAIL, None, None), "own", ("RUNNING", None), "FAILED", LOST),
+    ((FAIL, None, None), "own", ("FINISHED", "complete"), "FAILED", LOST),
+    ((FAIL, None, None), "own", ("KILLED", "pruned"), "FAILED", LOST),
+    ((FAIL, None, None), "own", ("KILLED", None), "KILLED", None),  # Ctrl-C, or out of time
+    ((TrialState.RUNNING, None, None), "own", ("RUNNING", None), "RUNNING", None),
+]
+
+
+def test_runs_are_given_the_end_that_their_trial_came_to(
+    store: Path, options: dict[str, str]
+) -> None:
+    tracking, study = Tracking.connect(), begun(options)
+    made = []
+    for (state, value, why), whose, (status, mark), _, _ in RECONCILED:
+        number = len(study.optuna.trials)
+        tags = {"kind": "trial", "study": study.name, "trial": str(number)}
+        run_id = tracking.start("trial", tags | ({"trial_state": mark} if mark else {}))
+        inner = tracking.start("stage", {"kind": "stage"}, nested_under=run_id)
+        if status != "RUNNING":
+            tracking.set_status(run_id, status)
+            tracking.set_status(inner, status)
+        attrs = {"run_id": run_id if whose == "own" else "another's"}
+        attrs |= {"reason": why} if why else {}
+        trial = optuna.create_trial(state=state, value=value, user_attrs=attrs)
+        study.optuna.add_trial(trial)
+        made.append((run_id, inner))
+    mended = sum(run[0] != wanted for _, _, run, wanted, _ in RECONCILED)
+    assert reconcile(study, tracking) == mended
+    names = {"FINISHED": "complete", "KILLED": "pruned", "FAILED": "failed"}
+    for row, (run_id, inner) in zip(RECONCILED, made, strict=True):
+        _, _, (status, mark), wanted, reason = row
+        after = tracking.get(run_id)
+        assert after.status == wanted, row
+        assert after.tags.get("failure") == reason, row
+        assert after.tags.get("trial_state") == (mark if wanted == status else names[wanted]), row
+        ended = {"RUNNING"} if wanted == "RUNNING" else {"FAILED", "FINISHED", "KILLED"}
+        assert tracking.get(inner).status in ended, row
+    assert reconcile(study, tracking) == 0
+
+
+@pytest.mark.slow
+def test_local_workers_share_a_study_without_a_trial_too_many(
+    options: dict[str, str], command: Command, store: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    space = space_file(store, "lr: {low: 1.0e-4, high: 0.1, log: true}\n", "wide.yaml")
+    assert command("tune", **{**options, "n_trials": "4", "workers": "2", "space": space}) == 0
+    output = capfd.readouterr().out
+    assert "worker 1: " in output
+    assert "worker 2: " in output
+    [study] = studies(store)
+    assert states(study) == ["COMPLETE"] * 4
+    assert study.trials[0].params == {"lr": 3e-3}
+    assert len({trial.params["lr"] for trial in study.trials}) == 4
+    assert ends("tune") == ends("study") == ["FINISHED"]
+    assert ends("trial") == ["FINISHED"] * 4
+    assert set(runs("trial")["tags.mlflow.parentRunId"]) == set(runs("study")["run_id"])
+
+
+def test_workers_that_all_fail_are_one_line(
+    options: dict[str, str],
+    command: Command,
+    image_folder: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    many = {**options, "train_per_class": "400", "workers": "2"}
+    assert command("tune", **many) == 2
+    output = capfd.readouterr()
+    assert "none of 2 workers came to its end (exit codes 2, 2)" in output.err
+    assert "worker 1: error: " in output.out
+    assert ends("tune") == ["FAILED"]
