@@ -94,6 +94,12 @@ class TuneSettings(BaseModel):
     objective: Literal["val_acc", "val_loss"] = Field(
         "val_acc", description="what a trial is judged by, as a mean over the draws"
     )
+    margin: float = Field(
+        2.0,
+        ge=0,
+        le=100,
+        description="paired standard errors by which the best trial must beat the defaults",
+    )
     space: str = Field(
         "", description="your search space: a file, or a folder with stage1.yaml, stage2.yaml, ..."
     )

@@ -9,7 +9,6 @@ import optuna
 import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
-from pipeline.tuning.workers import threads_each
 
 from pipeline.errors import StudyError
 from pipeline.search_space import Choices, Range, SearchSpace, plan_of
@@ -24,6 +23,7 @@ from pipeline.tuning.study import (
     shown_settings,
     suggest,
 )
+from pipeline.workers import threads_each
 from tests.conftest import TINY, Command
 from tests.postgres import Postgres
 from tests.test_run_stage import runs

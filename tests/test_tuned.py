@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from pipeline.config import load_settings
@@ -18,7 +20,7 @@ from tests.test_run_stage import artifact, runs
 from tests.test_tuning import space_file, studies
 
 SPACE = "lr: [1.0e-7]\nnorm: [keep]\n"
-LOSS = {"objective": "val_loss", "stage1.epochs": "4"}
+LOSS = {"objective": "val_loss", "margin": "0", "stage1.epochs": "4"}
 """The second trial beats the defaults: the first epoch's loss is low where nothing is learnt."""
 
 
@@ -34,7 +36,10 @@ def said_errors(capfd: pytest.CaptureFixture[str]) -> list[str]:
 def test_a_tuned_stage_takes_the_best_settings_says_whose_and_reproduces_the_trial(
     command: Command, space: str, store: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert command("tune", stage="2", n_trials="2", space=space, objective="val_loss") == 0
+    assert (
+        command("tune", stage="2", n_trials="2", space=space, objective="val_loss", margin="0")
+        == 0
+    )
     [study] = studies(store)
     assert study.best_trial.number == 1
     capfd.readouterr()
@@ -199,7 +204,12 @@ def test_main_takes_every_stages_study_but_no_trials_run_as_its_result(
     space_file(folder, SPACE, "stage1.yaml")
     space_file(folder, "norm: [keep]\n", "stage2.yaml")
     options = {"schedule": "lp_ft", "stage1.epochs": "4"}
-    assert command("tune", **options, space=str(folder), n_trials="2", objective="val_loss") == 0
+    assert (
+        command(
+            "tune", **options, space=str(folder), n_trials="2", objective="val_loss", margin="0"
+        )
+        == 0
+    )
     first, second = studies(store)
     trials = runs()
     assert list(trials["tags.stage"]) == ["1", "1", "2", "2"]
@@ -224,3 +234,39 @@ def test_main_takes_every_stages_study_but_no_trials_run_as_its_result(
     assert (chain["params.stage1.lr"], chain["params.stage1.norm"]) == ("1e-07", "keep")
     assert made["tags.checkpoint_sha256"] == trials["tags.checkpoint_sha256"][1]
     assert artifact(made["run_id"], "figures/learning_curves.png").exists()
+
+
+def test_a_lead_within_noise_leaves_the_defaults(
+    command: Command, space: str, store: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = {**LOSS, "margin": "100"}
+    assert command("tune", stage="1", n_trials="2", space=space, **words) == 0
+    [study] = studies(store)
+    assert study.best_trial.number == 1
+    assert study.user_attrs["chosen"] == 0
+    assert "less than 100 s.e.: the defaults stay" in capfd.readouterr().out
+    assert command("stage1", tuned="on", **{"stage1.epochs": "4"}) == 0
+    run = runs().iloc[-1]
+    assert run["metrics.best/val_loss"] == study.trials[0].value
+    assert "the defaults stay" in capfd.readouterr().out
+    # the same study, asked again with another margin
+    assert command("tune", stage="1", n_trials="2", space=space, **LOSS) == 0
+    [study] = studies(store)
+    assert study.user_attrs["chosen"] == 1
+
+
+def test_the_lead_is_the_paired_difference_over_the_validation_images(
+    command: Command, space: str, store: Path
+) -> None:
+    assert command("tune", stage="1", n_trials="2", space=space, **LOSS) == 0
+    [study] = studies(store)
+    first, second = (
+        pd.read_csv(artifact(run_id, "evaluation/val_predictions.csv"))
+        for run_id in runs().sort_values("start_time")["run_id"]
+    )
+    assert list(first["image_sha256"]) == list(second["image_sha256"])
+    difference = first["nll"] - second["nll"]
+    mean, error = difference.mean(), difference.std(ddof=1) / len(difference) ** 0.5
+    found = re.search(r"by ([-\d.]+) \(s\.e\. ([\d.]+)\)", study.user_attrs["choice"])
+    assert found
+    assert [float(word) for word in found.groups()] == pytest.approx([mean, error], abs=1e-4)

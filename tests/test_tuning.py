@@ -290,7 +290,7 @@ def test_every_stage_is_tuned_from_the_best_of_the_one_before(
     folder.mkdir()
     space_file(folder, "lr: [1.0e-7]\n", "stage1.yaml")
     space_file(folder, "norm: [keep]\n", "stage2.yaml")
-    options = {"schedule": "lp_ft", "objective": "val_loss", "n_trials": "2"}
+    options = {"schedule": "lp_ft", "objective": "val_loss", "n_trials": "2", "margin": "0"}
     assert command("tune", **options, space=str(folder), **{"stage1.epochs": "4"}) == 0
     first, second = studies(store)
     assert [first.direction.name, second.direction.name] == ["MINIMIZE", "MINIMIZE"]

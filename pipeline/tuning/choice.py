@@ -1,7 +1,7 @@
 """Which trial to go on with: the best, but only if it beats the defaults by more than noise.
 
 The best of many noisy trials looks better than it is (the winner's curse). So the best trial must
-beat the first one, which has the defaults, by two standard errors of their paired difference,
+beat the first one, which has the defaults, by some (2) standard errors of their paired difference,
 image by image over the tuning draws; otherwise the defaults stay. Where the defaults did not
 finish, or the scores are lost, there is nothing to hold it against and the best is taken.
 
@@ -22,9 +22,6 @@ from pipeline.signals import Scored, paired
 from pipeline.tracking import Tracking
 from pipeline.tuning.study import DEFAULTS, Study
 
-MARGIN = 2.0
-"""Standard errors by which the best trial must beat the defaults."""
-
 
 @dataclass(frozen=True)
 class Choice:
@@ -33,12 +30,14 @@ class Choice:
     Attributes:
         gain: of the best trial over the defaults, positive where it is better; NaN if unknown.
         error: its paired standard error; NaN if unknown.
+        margin: standard errors that were asked for.
     """
 
     trial: FrozenTrial
     is_default: bool
     gain: float
     error: float
+    margin: float
 
     @property
     def sentence(self) -> str:
@@ -47,11 +46,11 @@ class Choice:
             return "the defaults are the best" if self.is_default else "the best trial is taken"
         size = f"the best trial beats the defaults by {self.gain:.4f} (s.e. {self.error:.4f})"
         if self.is_default:
-            return f"{size}, less than {MARGIN:g} s.e.: the defaults stay"
+            return f"{size}, less than {self.margin:g} s.e.: the defaults stay"
         return f"{size}: its settings are taken"
 
 
-def choose(study: Study, tracking: Tracking) -> Choice | None:
+def choose(study: Study, tracking: Tracking, margin: float) -> Choice | None:
     """The choice between the best trial and the defaults; None before any trial is complete."""
     best = study.best
     if best is None:
@@ -62,10 +61,10 @@ def choose(study: Study, tracking: Tracking) -> Choice | None:
         (t for t in trials if DEFAULTS in t.user_attrs and t.state == TrialState.COMPLETE), None
     )
     if default is None or default.number == best.number:
-        return Choice(best, default is not None, nothing, nothing)
+        return Choice(best, default is not None, nothing, nothing, margin)
     gain, error = _gain(study, tracking, best, default)
-    stays = gain <= MARGIN * error  # False where they are unknown
-    return Choice(default if stays else best, stays, gain, error)
+    stays = gain <= margin * error  # False where they are unknown
+    return Choice(default if stays else best, stays, gain, error, margin)
 
 
 def _gain(

@@ -26,7 +26,7 @@ from pipeline.errors import TrackingError, first_line
 from pipeline.run_stage import find_or_run
 from pipeline.search_space import Plan, plan_of
 from pipeline.session import Session, cache_folder
-from pipeline.settings import plain_values
+from pipeline.settings import TuneSettings, plain_values
 from pipeline.tracking import Tracking
 from pipeline.tuning.choice import Choice, choose
 from pipeline.tuning.mirror import reconcile, study_run
@@ -106,9 +106,7 @@ def work(
     done: list[Tuned] = []
     for number, space in plan.spaces.items():
         spec = Spec.of(sessions, number, space, tune.objective)
-        worker = Worker(
-            spec, sessions, tracking, storage, url, tune.n_trials, deadline, command.say
-        )
+        worker = Worker(spec, sessions, tracking, storage, url, tune, deadline, command.say)
         with translated(url):
             one = worker.read() if only_read else worker.work()
         done.append(one)
@@ -129,7 +127,7 @@ class Worker:
     tracking: Tracking
     storage: RDBStorage
     url: str
-    n_trials: int
+    tune: TuneSettings
     deadline: float | None
     say: Say
 
@@ -146,13 +144,13 @@ class Worker:
         shown = without_password(self.url)
         run_id = study_run(study, first, shown, self.say)
         held = study.progress()
-        if held.finished >= self.n_trials:
+        if held.finished >= self.tune.n_trials:
             self.say(f"study {study.name} has its {held.finished} trials: none is added")
         else:
-            self.say(f"study {study.name}: {held.finished} of {self.n_trials} trials so far")
+            self.say(f"study {study.name}: {held.finished} of {self.tune.n_trials} trials so far")
             self.tracking.set_status(run_id, "RUNNING")
         try:
-            if held.finished < self.n_trials:
+            if held.finished < self.tune.n_trials:
                 self._train_parents(run_id)
             self._loop(study, run_id)
         except OutOfTime as err:
@@ -167,7 +165,7 @@ class Worker:
 
     def _tuned(self, study: Study, run_id: str | None = None) -> Tuned:
         run_id = run_id or str(study.optuna.user_attrs.get("run_id", ""))
-        choice = choose(study, self.tracking)
+        choice = choose(study, self.tracking, self.tune.margin)
         return Tuned(study, run_id, choice, dict(choice.trial.params) if choice else {})
 
     def _train_parents(self, study_run_id: str) -> None:
@@ -185,7 +183,7 @@ class Worker:
         objective = Objective(
             self.spec, self.sessions, self.tracking, run_id, self.deadline, self.say
         )
-        while self._patiently(study.progress).finished < self.n_trials:
+        while self._patiently(study.progress).finished < self.tune.n_trials:
             if self.deadline is not None and time.monotonic() > self.deadline:
                 raise OutOfTime("the command's timeout is over")
             if not self._run_one(study, objective, run_id):
@@ -207,7 +205,7 @@ class Worker:
             with ExitStack() as turn:
                 turn.enter_context(exclusively(self.url))
                 progress = study.progress()
-                if progress.finished + progress.running >= self.n_trials:
+                if progress.finished + progress.running >= self.tune.n_trials:
                     return False
 
                 def begin(trial: Trial) -> float:
@@ -238,13 +236,13 @@ class Worker:
     def _sum_up(self, study: Study, run_id: str, shown: str) -> None:
         """Set right what lost workers left behind, and log the study as it stands."""
         reconcile(study, self.tracking)
-        choice = choose(study, self.tracking)
+        choice = choose(study, self.tracking, self.tune.margin)
         if choice:
             study.optuna.set_user_attr(CHOSEN, choice.trial.number)
             study.optuna.set_user_attr(CHOICE, choice.sentence)
         log_study(study, self.tracking, run_id, shown)
         progress = study.progress()
-        if progress.finished >= self.n_trials:
+        if progress.finished >= self.tune.n_trials:
             study.optuna.set_user_attr("finished", progress.finished)
             self.tracking.set_status(run_id, "FINISHED")
         elif progress.running == 0:
