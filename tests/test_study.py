@@ -13,11 +13,13 @@ from optuna.trial import FrozenTrial, TrialState
 from pipeline.errors import StudyError
 from pipeline.search_space import Choices, Range, SearchSpace, plan_of
 from pipeline.session import Session
+from pipeline.stages import get_stage
 from pipeline.tracking import Tracking
-from pipeline.tuning.storage import patiently, storage_url
+from pipeline.tuning.storage import open_storage, patiently, storage_url
 from pipeline.tuning.study import (
     Progress,
     Spec,
+    Study,
     best_of,
     progress_of,
     shown_settings,
@@ -182,6 +184,27 @@ def test_suggestions_are_of_the_settings_own_types_and_inside_the_space() -> Non
         assert [k for k, d in space.dimensions.items() if not d.holds(values[k])] == []
     assert {t.params["epochs"] for t in study.trials} == {5, 10, 15, 20}
     assert study.trials[0].distributions["lr"] == FloatDistribution(1e-4, 1e-2, log=True)
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed:UserWarning")
+def test_a_seed_gives_the_same_trials_but_not_to_those_who_join(tmp_path: Path) -> None:
+    space = SearchSpace("", {"lr": Range(1e-4, 1e-2, log=True)})
+    spec = Spec("a-study", get_stage("full", 1), (0,), "val_acc", space, "key", {"lr": 1e-3})
+
+    def rates(study: Study) -> list[object]:
+        return [suggest(study.optuna.ask(), space)["lr"] for _ in range(3)]
+
+    first, again, other = (
+        Study.join(open_storage(f"sqlite:///{tmp_path}/{name}.db"), spec, seed)
+        for name, seed in (("first", 0), ("again", 0), ("other", 1))
+    )
+    joined = Study.join(first.storage, spec, seed=0)
+    assert [first.created, joined.created] == [True, False]
+    wanted = rates(first)
+    assert wanted[0] == 1e-3
+    assert rates(again) == wanted
+    assert rates(other)[1:] != wanted[1:]
+    assert not {*rates(joined)} & {*wanted}
 
 
 @pytest.mark.parametrize(
