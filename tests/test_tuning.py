@@ -26,7 +26,7 @@ STATES = {
     TrialState.FAIL: ("FAILED", "failed"),
 }
 
-ENDS = ["complete", "complete", "fail", "complete", "complete", "complete", "pruned"]
+ENDS = ["complete", "complete", "fail", "complete", "complete", "complete", "pruned", "pruned"]
 
 
 def studies(folder: Path) -> list[optuna.Study]:
@@ -38,7 +38,7 @@ def studies(folder: Path) -> list[optuna.Study]:
 
 @dataclass(frozen=True)
 class Finished:
-    """Seven trials: defaults, a good one, one that diverges, three good ones, a hopeless one."""
+    """Eight trials: defaults, a good one, one that diverges, three good, two hopeless ones."""
 
     study: optuna.Study
     client: mlflow.MlflowClient
@@ -73,9 +73,9 @@ def finished(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         options |= {"cache_dir": str(folder / "cache"), "schedule": "full", "optimizer": "sgd"}
         options |= {"stage": "1", "stage1.epochs": "4"}
         assert main(words_of("tune", {**options, "n_trials": "1"})) == 0
-        for rate in (0.03, 100.0, 0.03, 0.03, 0.03, 1e-7):
+        for rate in (0.03, 100.0, 0.03, 0.03, 0.03, 1e-7, 1e-7):
             studies(folder)[0].enqueue_trial({"lr": rate})
-        assert main(words_of("tune", {**options, "n_trials": "7"})) == 0
+        assert main(words_of("tune", {**options, "n_trials": "8"})) == 0
         client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
         yield Finished(studies(folder)[0], client, said.getvalue())
 
@@ -83,8 +83,8 @@ def finished(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_a_study_ends_with_as_many_trials_as_were_asked_for(finished: Finished) -> None:
     states = [trial.state.name.lower() for trial in finished.trials]
     assert states == ENDS
-    assert "1 of 7 trials so far" in finished.said
-    assert "7 trials (5 complete, 1 pruned, 1 failed): best val_acc 0.4167" in finished.said
+    assert "1 of 8 trials so far" in finished.said
+    assert "8 trials (5 complete, 2 pruned, 1 failed): best val_acc 0.4167" in finished.said
 
 
 def test_the_first_trial_has_the_settings_of_an_untuned_run(finished: Finished) -> None:
@@ -98,12 +98,12 @@ def test_the_first_trial_has_the_settings_of_an_untuned_run(finished: Finished) 
 def test_trials_are_nested_in_the_study_and_stage_runs_in_trials(finished: Finished) -> None:
     [study_run] = finished.runs("study")
     trial_runs, stage_runs = finished.runs("trial"), finished.runs("stage")
-    assert [run.data.tags["trial"] for run in trial_runs] == list("0123456")
+    assert [run.data.tags["trial"] for run in trial_runs] == list("01234567")
     assert {r.data.tags["mlflow.parentRunId"] for r in trial_runs} == {study_run.info.run_id}
     assert "mlflow.parentRunId" not in study_run.data.tags
     # the good settings were trained once, three trials found that run again
     numbers = {run.info.run_id: run.data.tags["trial"] for run in trial_runs}
-    assert [numbers[r.data.tags["mlflow.parentRunId"]] for r in stage_runs] == list("0126")
+    assert [numbers[r.data.tags["mlflow.parentRunId"]] for r in stage_runs] == list("01267")
     assert len(finished.runs("tune")) == 2
 
 
@@ -184,7 +184,7 @@ def test_the_best_value_is_that_of_a_recount_in_mlflow(finished: Finished) -> No
     counts = {k: v for k, v in study_run.data.metrics.items() if k.startswith("trials/")}
     assert counts == {
         "trials/complete": 5,
-        "trials/pruned": 1,
+        "trials/pruned": 2,
         "trials/failed": 1,
         "trials/running": 0,
     }
@@ -211,7 +211,7 @@ def test_the_study_run_holds_a_table_of_trials_pictures_and_how_to_go_on(
     [study_run] = finished.runs("study")
     folder = Path(study_run.info.artifact_uri)
     table = pd.read_csv(folder / "trials.csv")
-    assert list(table["trial"]) == list(range(7))
+    assert list(table["trial"]) == list(range(8))
     assert list(table["state"]) == ENDS
     assert list(table["lr"]) == [trial.params["lr"] for trial in finished.trials]
     done = table["state"] == "complete"

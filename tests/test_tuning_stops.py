@@ -276,6 +276,7 @@ RECONCILED = [
     ((FAIL, None, None), "own", ("KILLED", "pruned"), "FAILED", LOST),
     ((FAIL, None, None), "own", ("KILLED", None), "KILLED", None),  # Ctrl-C, or out of time
     ((TrialState.RUNNING, None, None), "own", ("RUNNING", None), "RUNNING", None),
+    ((TrialState.RUNNING, None, None), "other", ("RUNNING", None), "RUNNING", None),  # a retry
 ]
 
 
