@@ -41,13 +41,12 @@ class Postgres:
         self.start()
 
     def _run(self, program: str, *words: str) -> None:
-        # PostgreSQL refuses to run as root
-        prefix = ["runuser", "-u", USER, "--"] if os.getuid() == 0 else []
         subprocess.run(
-            [*prefix, str(self.binaries / program), *words],
+            [str(self.binaries / program), *words],
             check=True,
             stdout=subprocess.DEVNULL,
             cwd=self.folder,
+            user=USER if os.getuid() == 0 else None,  # PostgreSQL refuses to run as root
         )
 
     def start(self) -> None:
