@@ -124,7 +124,7 @@ def test_a_study_matches_runs_that_differ_in_draw_seed_or_the_stages_own_setting
         {"norm_stats": "source"},
         {"val_per_class": "3"},
         {"data_seed": "1"},
-        {"schedule": "lp_ft"},
+        {"schedule": "two_stage"},
         {"backbone": "mobilenet_v2"},
         *([{"stage1.epochs": "2"}, {"stage1.lr": "0.1"}] if number == 2 else []),
     ):

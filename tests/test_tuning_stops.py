@@ -20,6 +20,7 @@ from pipeline.entry_points import Command as Asked
 from pipeline.errors import LineageError
 from pipeline.search_space import plan_of
 from pipeline.session import Session
+from pipeline.settings import TuneSettings
 from pipeline.tracking import Tracking
 from pipeline.tuning.mirror import LOST, reconcile, study_run
 from pipeline.tuning.storage import open_storage, storage_url
@@ -113,9 +114,10 @@ def test_a_trial_that_runs_out_of_time_is_queued_again(
                     time.sleep(0.01)
 
         holder = threading.Thread(target=hold)
+        one = TuneSettings(n_trials=1)
         holder.start()
         held.wait()
-        Worker(spec, {0: session}, tracking, storage, url, 1, deadline, said.append).work()
+        Worker(spec, {0: session}, tracking, storage, url, one, deadline, said.append).work()
         holder.join()
         if ends("trial"):
             break

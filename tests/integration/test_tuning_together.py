@@ -7,21 +7,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-import mlflow
-import optuna
 import pytest
-from optuna.trial import TrialState
 
+from tests.books import read_books
 from tests.integration.conftest import ROOT
 from tests.postgres import Postgres
 from tests.test_run_stage import TINY
 
 pytestmark = pytest.mark.slow
 
-ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+ENDED = ("COMPLETE", "PRUNED")
 
 
 class Worker:
@@ -58,7 +57,7 @@ Start = Callable[..., Worker]
 
 
 @pytest.fixture
-def start(tmp_path: Path, image_folder: Path, environment: dict[str, str]) -> Start:
+def start(tmp_path: Path, image_folder: Path, environment: dict[str, str]) -> Iterator[Start]:
     """Start a worker in an empty folder, with a small space: `start(storage=…, n_trials="4")`."""
     folder = tmp_path / "work"
     folder.mkdir()
@@ -70,33 +69,48 @@ def start(tmp_path: Path, image_folder: Path, environment: dict[str, str]) -> St
 
     def begin(tracking: str = "", **options: str) -> Worker:
         store = {"MLFLOW_TRACKING_URI": tracking} if tracking else {}
-        return Worker(folder, {**where, **store}, **{**common, **options})
+        workers.append(Worker(folder, {**where, **store}, **{**common, **options}))
+        return workers[-1]
 
-    return begin
+    workers: list[Worker] = []
+    yield begin
+    for worker in workers:
+        worker.process.kill()
+        worker.process.wait()
 
 
-def check_books(storage: str, tracking: str, wanted: int) -> optuna.Study:
+def check_books(storage: str, tracking: str, wanted: int) -> None:
     """The only study has its trials, each once, and MLflow says the same of every one."""
-    (name,) = optuna.get_all_study_names(storage)
-    study = optuna.load_study(study_name=name, storage=storage)
-    trials = study.get_trials()
-    assert sum(trial.state in ENDED for trial in trials) == wanted
-    assert not any(t.state in (TrialState.RUNNING, TrialState.WAITING) for t in trials)
-    client = mlflow.MlflowClient(tracking)
-    runs = client.search_runs(["0"], f"tags.study = '{name}'", max_results=1000)
-    stages = client.search_runs(["0"], "tags.kind = 'stage'", max_results=1000)
-    assert [r for r in [*runs, *stages] if r.info.status == "RUNNING"] == []
-    studies = [run for run in runs if run.data.tags["kind"] == "study"]
-    assert [run.info.status for run in studies] == ["FINISHED"]
+    books = read_books(storage, tracking)
+    ((name, trials),) = books["studies"].items()
+    states = [trial["state"] for trial in trials]
+    assert sum(state in ENDED for state in states) == wanted
+    assert not {"RUNNING", "WAITING"} & set(states)
+    # the command's own run of a killed worker is nobody's to close
+    left = [r for r in books["runs"] if r["status"] == "RUNNING" and r["tags"]["kind"] != "tune"]
+    assert left == []
+    own = [run for run in books["runs"] if run["tags"].get("study") == name]
+    assert [r["status"] for r in own if r["tags"]["kind"] == "study"] == ["FINISHED"]
     finished = {
-        int(run.data.tags["trial"]): run.data.metrics["value"]
-        for run in runs
-        if run.data.tags["kind"] == "trial" and run.info.status == "FINISHED"
+        int(run["tags"]["trial"]): run["value"]
+        for run in own
+        if run["tags"]["kind"] == "trial" and run["status"] == "FINISHED"
     }
-    complete = {t.number: t.value for t in trials if t.state == TrialState.COMPLETE}
+    complete = {t["number"]: t["value"] for t in trials if t["state"] == "COMPLETE"}
     assert finished == pytest.approx(complete)
-    assert study.best_value == max(finished.values())
-    return study
+
+
+def trials_of(storage: str, tracking: str) -> list[dict[str, Any]]:
+    """The trials of the only study; none before there is one."""
+    studies = list(read_books(storage, tracking)["studies"].values())
+    return studies[0] if studies else []
+
+
+def wait_for_trial(storage: str, tracking: str) -> None:
+    end = time.monotonic() + 60
+    while not any(trial["run_id"] for trial in trials_of(storage, tracking)):
+        assert time.monotonic() < end, "no trial began"
+        time.sleep(0.2)
 
 
 def test_eight_processes_start_on_an_empty_folder(start: Start, tmp_path: Path) -> None:
@@ -117,7 +131,7 @@ def test_a_killed_workers_trial_is_run_again(start: Start, postgres: Postgres) -
     storage, tracking = postgres.url("optuna_kill"), postgres.url("mlflow_kill")
     first = start(tracking, storage=storage, n_trials="4", **{"stage1.epochs": "2000"})
     first.wait_for("0 of 4 trials so far")
-    wait_for_trial(storage)
+    wait_for_trial(storage, tracking)
     os.kill(first.process.pid, signal.SIGKILL)
     first.wait()
     second = start(tracking, storage=storage, n_trials="4", **{"stage1.epochs": "2000"})
@@ -125,20 +139,7 @@ def test_a_killed_workers_trial_is_run_again(start: Start, postgres: Postgres) -
     os.kill(second.process.pid, signal.SIGINT)
     assert second.wait() == 130
     assert "stage 1: 0 trials" in second.said()
-    (name,) = optuna.get_all_study_names(storage)
-    trials = optuna.load_study(study_name=name, storage=storage).get_trials()
-    assert not any(trial.state in ENDED for trial in trials)
-
-
-def wait_for_trial(storage: str) -> None:
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        (name,) = optuna.get_all_study_names(storage)
-        trials = optuna.load_study(study_name=name, storage=storage).get_trials()
-        if any("run_id" in trial.user_attrs for trial in trials):
-            return
-        time.sleep(0.2)
-    raise AssertionError("no trial began")
+    assert not any(trial["state"] in ENDED for trial in trials_of(storage, tracking))
 
 
 def test_a_worker_lost_among_others_costs_only_its_trial(start: Start, postgres: Postgres) -> None:
@@ -147,7 +148,7 @@ def test_a_worker_lost_among_others_costs_only_its_trial(start: Start, postgres:
     lost, other = start(tracking, **options), start(tracking, **options)
     for worker in (lost, other):
         worker.wait_for("of 8 trials so far")
-    wait_for_trial(storage)
+    wait_for_trial(storage, tracking)
     os.kill(lost.process.pid, signal.SIGKILL)
     assert other.wait() == 0, other.said()
     check_books(storage, tracking, wanted=8)
@@ -179,14 +180,14 @@ def test_local_workers_share_the_cores_and_the_study(start: Start, tmp_path: Pat
 def test_ctrl_c_ends_local_workers_cleanly(start: Start, tmp_path: Path) -> None:
     command = start(n_trials="50", workers="2", **{"stage1.epochs": "500"})
     command.wait_for("worker 2: study")
-    storage = f"sqlite:///{tmp_path / 'work' / 'optuna.db'}"
-    wait_for_trial(storage)
+    storage, tracking = (
+        f"sqlite:///{tmp_path / 'work' / name}.db" for name in ("optuna", "mlflow")
+    )
+    wait_for_trial(storage, tracking)
     os.killpg(command.process.pid, signal.SIGINT)
     assert command.wait() == 130
-    (name,) = optuna.get_all_study_names(storage)
-    trials = optuna.load_study(study_name=name, storage=storage).get_trials()
-    assert not any(trial.state == TrialState.RUNNING for trial in trials)
-    assert any(trial.state == TrialState.WAITING for trial in trials)  # to be run again
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'work' / 'mlflow.db'}")
-    runs = client.search_runs(["0"], max_results=1000)
-    assert {run.info.status for run in runs} <= {"KILLED", "FINISHED", "FAILED"}
+    states = [trial["state"] for trial in trials_of(storage, tracking)]
+    assert "RUNNING" not in states
+    assert "WAITING" in states  # to be run again
+    runs = read_books(storage, tracking)["runs"]
+    assert {run["status"] for run in runs} <= {"KILLED", "FINISHED", "FAILED"}
