@@ -15,20 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipeline.config import load_own, load_settings, read_yaml
+from pipeline.config import load_own, load_settings, read_yaml, said_of_stage
 from pipeline.design import Design, parse_looks
+from pipeline.entry_settings import DECIDE_KEYS, TUNE_KEYS, DecideSettings, TuneSettings
 from pipeline.errors import SettingsError
-from pipeline.settings import (
-    DECIDE_KEYS,
-    RUN_KEYS,
-    TRAIN_KEYS,
-    TUNE_KEYS,
-    DecideSettings,
-    Settings,
-    TrainSettings,
-    TuneSettings,
-)
-from pipeline.stages import SCHEDULES
+from pipeline.settings import RUN_KEYS, TRAIN_KEYS, Settings, TrainSettings
+from pipeline.stages import RELEASES, SCHEDULES
 
 QUESTIONS: Mapping[Literal["stage2", "stage3"], tuple[int, str]] = {
     "stage2": (2, "stage1_continued"),
@@ -45,6 +37,7 @@ IN_WORDS = {
     "head_only": "the head alone",
     "stage1_continued": "stage 1 continued",
     "stage2_continued": "stage 2 continued",
+    **{name: f"{name.removeprefix('release_')} released" for name in RELEASES},
 }
 
 
@@ -172,6 +165,7 @@ class Comparison:
     Attributes:
         options: what was typed, but for the decision itself.
         of_all: training settings that were said of no single stage; every arm has them.
+        said: training settings of the treatment that were set by hand, by stage.
     """
 
     decide: DecideSettings
@@ -182,6 +176,7 @@ class Comparison:
     beside: tuple[Arm, ...]
     options: Mapping[str, str]
     of_all: Mapping[str, str]
+    said: Mapping[int, set[str]]
 
 
 def comparison_of(options: Mapping[str, str], config: str | None) -> Comparison:
@@ -204,4 +199,6 @@ def comparison_of(options: Mapping[str, str], config: str | None) -> Comparison:
     others = [n for n in BESIDE if n not in judged and len(SCHEDULES[n]) <= treatment.last]
     beside = tuple(at_equal_steps(treatment, name, plain, config) for name in others)
     of_all = {k: v for k, v in said_of_all(plain, config).items() if k in TRAIN_KEYS}
-    return Comparison(decide, tune, design, treatment, control, beside, plain, of_all)
+    stages = range(1, treatment.last + 1)
+    said = {number: said_of_stage(plain, config, None, number) for number in stages}
+    return Comparison(decide, tune, design, treatment, control, beside, plain, of_all, said)

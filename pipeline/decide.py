@@ -14,15 +14,15 @@ from pathlib import Path
 from pipeline.arms import Arm, Comparison, TunedArm, at_equal_steps, comparison_of
 from pipeline.data.draws import draws_held
 from pipeline.data.images import ImageSet
-from pipeline.decision import Decision, Pool
+from pipeline.decision import Decision
 from pipeline.decision_report import log_decision, minutes
 from pipeline.design import Design
 from pipeline.entry_points import Command
-from pipeline.errors import DesignError
-from pipeline.estimate import seconds_a_pair
+from pipeline.estimate import equal_steps, seconds_a_draw, shown_steps
 from pipeline.evaluate import test_images
 from pipeline.operating import characteristics_text, operating_characteristics
-from pipeline.pairs import Pair, PairRunner, pair_keys
+from pipeline.pairs import Pair, PairKey, PairRunner, Results, pair_keys
+from pipeline.pool import Pool, pool_of
 from pipeline.session import source_of
 from pipeline.settings import plain_values
 from pipeline.tracking import ModelVersion, RunLog, Tracking
@@ -33,54 +33,19 @@ TRUE_GAINS_PP = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0)
 CHAMPION = "champion"
 
 
-def pool_of(plan: Comparison, test_count: int, classes: int, held: int) -> Pool:
-    """Disjoint draws as far as they reach; where not even the first look has them, resampled ones.
-
-    Raises:
-        DesignError: no draw at all is left.
-    """
-    settings, looks = plan.treatment.settings, plan.design.looks
-    first = settings.draw + (plan.tune.draws if plan.decide.tune else 0)
-    left = held - first
-    if left >= looks[-1]:
-        return Pool(first, False, 0.0, looks, f"pairs are disjoint draws, {left} are left")
-    if left >= looks[0]:
-        kept = tuple(look for look in looks if look < left)
-        return Pool(
-            first,
-            False,
-            0.0,
-            (*kept, left),
-            f"the pool holds {left} disjoint draws beyond those used for tuning: the last look is "
-            f"after {left} pairs",
-        )
-    if held < 1:
-        raise DesignError(
-            f"{settings.data} holds no draw of {settings.train_per_class} + "
-            f"{settings.val_per_class} images a class: ask for fewer"
-        )
-    correction = test_count / (settings.train_per_class * classes)
-    return Pool(
-        0,
-        True,
-        correction,
-        looks,
-        f"the pool holds {max(left, 0)} disjoint draws, the first look needs {looks[0]}: pairs "
-        f"are resampled and share images (n_test / n_train = {correction:.2g}), which costs "
-        "power, as the table says: fewer images a class would give disjoint draws",
-    )
-
-
 @dataclass(frozen=True)
 class Desk:
-    """What a decision works with: where it records, what it scores on, how pairs are dealt."""
+    """What a decision works with: where it records, what it scores on, how pairs are dealt.
+
+    `images`: training images of a draw.
+    """
 
     command: Command
     tracking: Tracking
     test: ImageSet
+    images: int
     pool: Pool
     design: Design
-    storage: str
 
 
 def decide_entry(command: Command) -> Decision | None:
@@ -92,9 +57,17 @@ def decide_entry(command: Command) -> Decision | None:
     with tracking.explained():
         source, test = source_of(settings), test_images(settings)
         held = draws_held(source, settings.train_per_class, settings.val_per_class)
-        pool = pool_of(plan, len(test), len(source.class_names), held)
+        pool = pool_of(
+            settings,
+            plan.design.looks,
+            reserved=plan.tune.draws if plan.decide.tune else 0,
+            held=held,
+            test_count=len(test),
+            classes=len(source.class_names),
+        )
         design = replace(plan.design, looks=pool.looks)
-        desk = Desk(command, tracking, test, pool, design, command.storage)
+        images = settings.train_per_class * len(source.class_names)
+        desk = Desk(command, tracking, test, images, pool, design)
         if command.joins:
             plan, _ = _tuned(plan, desk)
             _walk(plan, desk, None)
@@ -132,9 +105,10 @@ def decide_entry(command: Command) -> Decision | None:
 def _tell_beforehand(plan: Comparison, desk: Desk) -> None:
     """What the design can tell and what it costs, before anything is spent."""
     say, design, pool = desk.command.say, desk.design, desk.pool
+    steps = equal_steps([plan.treatment, plan.control], desk.images)
     say(
-        f"{plan.treatment.words} against {plan.control.words}, {plan.treatment.epochs} epochs "
-        f"each; {pool.sentence}; scored on {len(desk.test)} test images"
+        f"{plan.treatment.words} against {plan.control.words}, {shown_steps(steps)} optimizer "
+        f"steps; {pool.sentence}; scored on {len(desk.test)} test images"
     )
     rows = operating_characteristics(
         design, plan.decide.sd_pp, TRUE_GAINS_PP, correction=pool.correction
@@ -144,7 +118,7 @@ def _tell_beforehand(plan: Comparison, desk: Desk) -> None:
         f"(share of decisions; a gain counts above {design.rope_pp:g} pp):"
     )
     say(characteristics_text(rows))
-    pair_s = seconds_a_pair(plan.treatment, plan.control, len(desk.test), desk.tracking)
+    pair_s = seconds_a_draw([plan.treatment, plan.control], len(desk.test), desk.tracking)
     times = ", ".join(f"{n} pairs {minutes(n * pair_s)}" for n in design.looks)
     say(
         f"\na pair takes about {pair_s:.0f} s here: {times}; what has been run before costs "
@@ -155,20 +129,21 @@ def _tell_beforehand(plan: Comparison, desk: Desk) -> None:
 def _tuned(plan: Comparison, desk: Desk) -> tuple[Comparison, tuple[TunedArm, ...]]:
     """Both arms with the best settings of studies on their own draws, where that is asked for.
 
-    The control's last stage is tuned as long as the treatment's, with its number of epochs.
+    The control's last stage is tuned as long as the treatment's, with its number of epochs. What
+    was set by hand stays.
     """
     if not plan.decide.tune:
         return plan, ()
     from pipeline.tuning.arms import tune_arm
 
     stages = range(1, plan.treatment.last + 1)
-    treatment = tune_arm(desk.command, desk.tracking, plan.tune, plan.treatment, stages)
-    control = at_equal_steps(treatment.arm, plan.control.name, plan.options, desk.command.config)
-    fixed = {control.last: {"epochs"}}
+    config = desk.command.config
+    treatment = tune_arm(desk.command, desk.tracking, plan.tune, plan.treatment, stages, plan.said)
+    control = at_equal_steps(treatment.arm, plan.control.name, plan.options, config)
+    fixed = {control.last: {"epochs", *plan.of_all}}
     tuned = tune_arm(desk.command, desk.tracking, plan.tune, control, [control.last], fixed)
     beside = tuple(
-        at_equal_steps(treatment.arm, arm.name, plan.options, desk.command.config)
-        for arm in plan.beside
+        at_equal_steps(treatment.arm, arm.name, plan.options, config) for arm in plan.beside
     )
     plan = replace(plan, treatment=treatment.arm, control=tuned.arm, beside=beside)
     return plan, (treatment, tuned)
@@ -177,14 +152,23 @@ def _tuned(plan: Comparison, desk: Desk) -> tuple[Comparison, tuple[TunedArm, ..
 def _walk(plan: Comparison, desk: Desk, log: RunLog | None) -> tuple[list[Pair], PairRunner]:
     """Pairs up to the look at which the verdict falls."""
     settings, pool, design = plan.treatment.settings, desk.pool, desk.design
+
+    def tell(key: PairKey, results: Results) -> str:
+        treatment, control = results
+        return (
+            f"pair {key.number + 1} (draw {key.draw}, seed {key.seed}): "
+            f"{plan.treatment.words} {treatment.test_acc:.2%}, "
+            f"{plan.control.words} {control.test_acc:.2%}, "
+            f"gain {Pair(key, treatment, control).gain_pp:+.2f} pp"
+        )
+
     runner = PairRunner(
-        plan.treatment,
-        plan.control,
+        (plan.treatment, plan.control),
         desk.test,
         desk.tracking,
         log.run_id if log else desk.command.joins,
         desk.command.say,
-        lambda *_: None,
+        tell,
     )
     keys = pair_keys(
         design.looks[-1],
@@ -195,7 +179,8 @@ def _walk(plan: Comparison, desk: Desk, log: RunLog | None) -> tuple[list[Pair],
     )
     pairs: list[Pair] = []
     for look in design.looks:
-        pairs = runner.run_all(keys[:look])
+        results = runner.run_all(keys[:look])
+        pairs = [Pair(key, *both) for key, both in zip(keys, results, strict=False)]
         found = verdict([pair.gain_pp for pair in pairs], design, pool.correction)
         words = found.sentence(plan.treatment.words, plan.control.words)
         desk.command.say(f"after {look} pairs: {words}")

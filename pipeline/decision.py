@@ -11,26 +11,8 @@ from dataclasses import dataclass
 from pipeline.arms import Arm, Comparison, TunedArm
 from pipeline.design import Design
 from pipeline.pairs import ArmResult, Pair
+from pipeline.pool import Pool
 from pipeline.verdict import Verdict, verdict
-
-
-@dataclass(frozen=True)
-class Pool:
-    """How pairs are dealt.
-
-    Attributes:
-        first_draw: the first pair's draw; later pairs have the draws that follow.
-        resampled: pairs share images.
-        correction: Nadeau and Bengio's c; 0 where pairs share no image.
-        looks: the design's looks, as far as the pool reaches.
-        sentence: the same in words.
-    """
-
-    first_draw: int
-    resampled: bool
-    correction: float
-    looks: tuple[int, ...]
-    sentence: str
 
 
 @dataclass(frozen=True)

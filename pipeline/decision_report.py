@@ -17,7 +17,7 @@ from pipeline.figures import gains_picture
 from pipeline.gate import Gate
 from pipeline.gate_report import gate_over
 from pipeline.page import Page, Part, Table, to_html, to_markdown
-from pipeline.settings import INHERITED_KEYS, RUN_KEYS
+from pipeline.settings import INHERITED_KEYS, RUN_KEYS, TrainSettings
 from pipeline.tracking import RunLog, RunView, Tracking
 
 PICTURE = "figures/gains.png"
@@ -267,14 +267,18 @@ def _stage_rows(decision: Decision) -> list[tuple[str, str, str]]:
             return ""
         training = arm.settings.training(number)
         blocks = " + ".join(arm.settings.stage(number).trainable)
-        values = ", ".join(
-            f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}"
-            for k, v in training.model_dump().items()
-        )
-        return f"{blocks}: {values}"
+        return f"{blocks}: {training_in_words(training)}"
 
     last = max(decision.treatment.last, decision.control.last)
     return [(str(n), shown(0, n), shown(1, n)) for n in range(1, last + 1)]
+
+
+def training_in_words(training: TrainSettings) -> str:
+    """Every training setting, short."""
+    return ", ".join(
+        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in training.model_dump().items()
+    )
 
 
 def command_of(decision: Decision) -> str:
@@ -285,8 +289,10 @@ def command_of(decision: Decision) -> str:
     keys.remove("schedule")  # each arm has its own
     said = {key: getattr(settings, key) for key in keys} | dict(asked.of_all)
     for arm_stage in range(1, decision.treatment.last + 1):
-        training = settings.training(arm_stage)
-        said |= {f"stage{arm_stage}.{key}": value for key, value in training.model_dump().items()}
+        training = settings.training(arm_stage).model_dump()
+        # what is tuned must stay open
+        kept = asked.said[arm_stage] if asked.decide.tune else training.keys()
+        said |= {f"stage{arm_stage}.{key}": training[key] for key in training if key in kept}
     said |= {
         "rope_pp": decision.design.rope_pp,
         "looks": ",".join(map(str, decision.design.looks)),
@@ -297,7 +303,7 @@ def command_of(decision: Decision) -> str:
     if asked.decide.tune:
         tune = asked.tune
         said |= {"tune": "on", "n_trials": tune.n_trials, "draws": tune.draws}
-        said["objective"] = tune.objective
+        said |= {"objective": tune.objective, "margin": tune.margin}
     if decision.treatment.name == "three_stage" and decision.control.name.endswith("_continued"):
         said["question"] = f"stage{decision.treatment.last}"
     else:

@@ -31,6 +31,7 @@ class Command:
         parent_run_id: the run that a stage continues from.
         tuned: take the settings of the finished studies that match.
         storage: Optuna's URL for studies; empty: `optuna.db` beside MLflow's database.
+        run_id: the run that blocks are ranked on.
         joins: the run of another command, in whose studies or decision this one takes part.
     """
 
@@ -40,6 +41,7 @@ class Command:
     tuned: bool = False
     storage: str = ""
     joins: str = ""
+    run_id: str = ""
     say: Say = print
     on_epoch: OnEpoch = field(default=lambda *_: None)
 

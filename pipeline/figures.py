@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -219,5 +220,76 @@ def gains_picture(
     looks.set_ylabel("pairs at the look")
     looks.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     for axes in (gains, looks):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+@dataclass(frozen=True)
+class ArmRow:
+    """One arm of a comparison, in per cent: its values by draw, (mean, low, high), difference.
+
+    `difference`: to the baseline, (mean, low, high) in percentage points; None for the baseline.
+    """
+
+    name: str
+    values: Sequence[float]
+    mean: tuple[float, float, float]
+    difference: tuple[float, float, float] | None
+
+
+def comparison_picture(rows: Sequence[ArmRow], baseline: str, rope_pp: float) -> Figure:
+    """Accuracy of every arm with its draws and interval; beside it differences to the baseline."""
+    figure = Figure(figsize=(10, 1.2 + 0.4 * len(rows)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    right.axvspan(-rope_pp, rope_pp, color="0.9", label=f"does not count (±{rope_pp:g} pp)")
+    right.axvline(0, color="0.3", lw=0.8)
+    for place, row in enumerate(rows):
+        left.plot(row.values, [place] * len(row.values), "o", ms=3, color="0.7")
+        _interval(left, place, row.mean, VAL_COLOUR)
+        if row.difference:
+            _interval(right, place, row.difference, TRAIN_COLOUR)
+    left.set_yticks(range(len(rows)), [row.name for row in rows])
+    left.invert_yaxis()
+    left.set_xlabel("accuracy on test images (%), draws and 95% interval")
+    right.set_xlabel(f"difference to {baseline} (pp), 95% interval")
+    right.legend(frameon=False, fontsize=8)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _interval(axes: Axes, place: int, value: tuple[float, float, float], colour: str) -> None:
+    mean, low, high = value
+    axes.plot([low, high], [place, place], "-", lw=2, color=colour)
+    axes.plot([mean], [place], "o", ms=6, color=colour)
+
+
+@dataclass(frozen=True)
+class RankRow:
+    """A block's relative gradient norm; what releasing it gains, (mean, low, high) in pp."""
+
+    block: str
+    relative: float
+    gain: tuple[float, float, float] | None
+
+
+def ranks_picture(rows: Sequence[RankRow]) -> Figure:
+    """Relative gradient norms of blocks; beside them gains, where they were measured."""
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    checked = any(row.gain for row in rows)
+    panels = figure.subplots(1, 2 if checked else 1, sharey=True, squeeze=False)[0]
+    places = range(len(rows))
+    colours = [BLOCK_COLOURS[row.block] for row in rows]
+    panels[0].barh(places, [row.relative for row in rows], color=colours)
+    panels[0].set_yticks(places, [row.block for row in rows])
+    panels[0].invert_yaxis()
+    panels[0].set_xlabel("relative gradient norm ||g|| / ||w||")
+    if checked:
+        for place, row in enumerate(rows):
+            if row.gain:
+                _interval(panels[1], place, row.gain, BLOCK_COLOURS[row.block])
+        panels[1].axvline(0, color="0.3", lw=0.8)
+        panels[1].set_xlabel("gain of releasing it alone (pp), 95% interval")
+    for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
     return figure

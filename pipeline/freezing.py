@@ -42,8 +42,7 @@ class FrozenProof:
     """The digests of every tensor outside a stage's trainable blocks.
 
     Blocks run as copies in the precision of the computation, so the proof covers both the model's
-    own tensors and the copies of the prefix that run for each batch. The suffix's frozen copies
-    come back into the model with the trained ones and are covered there.
+    own tensors and the copies that run for each batch.
 
     Attributes:
         digests: frozen tensor's name -> SHA-256, before the stage.

@@ -1,4 +1,4 @@
-"""Paired runs: both arms of a comparison on the same draw, with the same seed, on the same images.
+"""Paired runs: all arms of a comparison on the same draw, with the same seed, on the same images.
 
 In: arms and the numbers of pairs. Out: each pair's runs and accuracies on the test split. A pair
 that has been run before, by any process, is found by content and costs nothing; several processes
@@ -7,6 +7,7 @@ divide pairs among them by locks in the cache's folder.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -16,9 +17,10 @@ from pipeline.arms import Arm
 from pipeline.data.images import ImageSet
 from pipeline.digests import digest_values
 from pipeline.evaluate import Scorer
+from pipeline.peak_memory import PEAK_METRIC
 from pipeline.report import StageSummary
 from pipeline.run_stage import find_or_run
-from pipeline.session import OnEpoch, Session, cache_folder
+from pipeline.session import Session, cache_folder
 from pipeline.stages import SCHEDULES
 from pipeline.tracking import RunView, Tracking
 
@@ -36,14 +38,42 @@ class PairKey:
 
 
 @dataclass(frozen=True)
+class ChainCost:
+    """What an arm's stages cost together, as their runs say.
+
+    Attributes:
+        training_s: seconds without the frozen prefix.
+        prefix_s: seconds for the prefix, which the first arm to need it pays for all.
+        trained: parameters of the largest stage.
+        peak_mib: the largest stage's peak memory; NaN where it could not be measured.
+    """
+
+    training_s: float
+    prefix_s: float
+    trained: int
+    peak_mib: float
+
+
+@dataclass(frozen=True)
 class ArmResult:
-    """One arm on one pair. `wall_s`: of its last stage; accuracies 0 to 1."""
+    """One arm on one pair; accuracies 0 to 1.
+
+    Attributes:
+        wall_s: of its last stage.
+        trainable: parameters that its last stage trains.
+        chain: what all its stages cost together.
+    """
 
     run_id: str
     val_acc: float
     test_acc: float
     wall_s: float
     trainable: int
+    chain: ChainCost
+
+
+Results = tuple[ArmResult, ...]
+"""Of every arm on one draw, in the arms' order."""
 
 
 @dataclass(frozen=True)
@@ -85,26 +115,27 @@ def shared_prefix(arms: list[Arm]) -> tuple[str, ...]:
 
 @dataclass
 class PairRunner:
-    """Runs pairs.
+    """Runs the same arms on draw after draw.
 
     Attributes:
         test: the images that accuracies are measured on.
         nested_under: the run that new runs are nested in.
+        tell: a line about a finished pair.
+        done: results in the order of `arms`, by the number of the pair.
     """
 
-    treatment: Arm
-    control: Arm
+    arms: tuple[Arm, ...]
     test: ImageSet
     tracking: Tracking
     nested_under: str | None
     say: Callable[[str], None]
-    on_epoch: OnEpoch
-    done: dict[int, Pair] = field(default_factory=dict)
+    tell: Callable[[PairKey, Results], str]
+    done: dict[int, Results] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.test_digest = self.test.fingerprint()
 
-    def run_all(self, keys: list[PairKey]) -> list[Pair]:
+    def run_all(self, keys: list[PairKey]) -> list[Results]:
         """Every pair, found or run; those that another process is at come last."""
         later = [key for key in keys if key.number not in self.done and not self._try(key)]
         for key in later:
@@ -113,11 +144,11 @@ class PairRunner:
 
     def _try(self, key: PairKey, *, wait: bool = False) -> bool:
         """Run a pair unless another process is at it (`wait`: once it has finished)."""
-        folder = cache_folder(self.treatment.settings) / "pairs"
+        folder = cache_folder(self.arms[0].settings) / "pairs"
         folder.mkdir(parents=True, exist_ok=True)
         content = [
             arm.settings.model_copy(update={"draw": key.draw}).model_dump() | {"pair": str(key)}
-            for arm in (self.treatment, self.control)
+            for arm in self.arms
         ]
         lock = FileLock(folder / f"{digest_values(content)}.lock")
         try:
@@ -127,21 +158,16 @@ class PairRunner:
             return False
         return True
 
-    def _run(self, key: PairKey) -> Pair:
-        session = self._session(key, self.treatment)
-        scorer = Scorer(self.test, shared_prefix([self.treatment, self.control]))
+    def _run(self, key: PairKey) -> Results:
+        session = self._session(key, self.arms[0])
+        scorer = Scorer(self.test, shared_prefix(list(self.arms)))
         results = []
-        for arm in (self.treatment, self.control):
+        for arm in self.arms:
             own = self._for_arm(session, key, arm)
             summary = find_or_run(own, arm.last, self.nested_under)
             results.append(self._scored(own, scorer, summary))
-        pair = Pair(key, *results)
-        self.say(
-            f"pair {key.number + 1} (draw {key.draw}, seed {key.seed}): "
-            f"{self.treatment.words} {pair.treatment.test_acc:.2%}, "
-            f"{self.control.words} {pair.control.test_acc:.2%}, gain {pair.gain_pp:+.2f} pp"
-        )
-        return pair
+        self.say(self.tell(key, tuple(results)))
+        return tuple(results)
 
     def whole_run(self, key: PairKey, arm: Arm) -> RunView:
         """The run of an arm's last stage with pictures and a served model: found, or made."""
@@ -159,7 +185,7 @@ class PairRunner:
     def _session(self, key: PairKey, arm: Arm) -> Session:
         changes = {"draw": key.draw, "data_seed": key.data_seed, "seed": key.seed}
         session = Session.open(
-            arm.settings.model_copy(update=changes), self.tracking, lambda _: None, self.on_epoch
+            arm.settings.model_copy(update=changes), self.tracking, lambda _: None
         )
         return replace(session, is_trial=True)
 
@@ -182,5 +208,22 @@ class PairRunner:
             )
             self.tracking.add_tags(run.run_id, {TEST_DIGEST: self.test_digest})
         return ArmResult(
-            summary.run_id, summary.val_acc, test_acc, summary.wall_s, summary.trainable
+            summary.run_id,
+            summary.val_acc,
+            test_acc,
+            summary.wall_s,
+            summary.trainable,
+            self._chain_cost(run),
+        )
+
+    def _chain_cost(self, last: RunView) -> ChainCost:
+        chain = [last]
+        while (parent := chain[-1].tags["parent_run_id"]) != "none":
+            chain.append(self.tracking.get(parent))
+        prefix_s = sum(run.metrics["time/prefix_s"] for run in chain)
+        return ChainCost(
+            sum(run.metrics["time/total_s"] for run in chain) - prefix_s,
+            prefix_s,
+            max(int(run.metrics["parameters/trainable"]) for run in chain),
+            max(run.metrics.get(PEAK_METRIC, math.nan) for run in chain),
         )

@@ -62,6 +62,12 @@ class Posterior:
         """Whether all gains were equal: certain of their mean, on the word of the pairs alone."""
         return self.scale_pp == 0
 
+    @property
+    def p_positive(self) -> float:
+        """Probability of any gain at all; a mass on zero is no gain."""
+        mean, scale = np.asarray(self.mean_pp), np.asarray(self.scale_pp)
+        return float(tails(mean, scale, self.pairs - 1, 0.0)[0])
+
 
 def moments(gains_pp: Floats) -> tuple[Floats, Floats]:
     """Mean and standard deviation over the last axis, `(..., n)` to two of `(...)`.

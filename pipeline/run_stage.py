@@ -19,6 +19,7 @@ from pipeline.evidence import Subject, log_evidence, log_evidence_pictures, refr
 from pipeline.features import Features
 from pipeline.freezing import FrozenProof
 from pipeline.gate_report import gate_of_run
+from pipeline.peak_memory import PEAK_METRIC, PeakMemory
 from pipeline.report import StageSummary
 from pipeline.run_log import log_outcome, log_outcome_pictures, log_served_model, log_start
 from pipeline.session import CHECKPOINT, Session
@@ -59,13 +60,12 @@ def run_stage(
                 f"note: {settings.views} stored views are met more than once in {training.epochs} "
                 f"epochs: -P views={training.epochs}, or 0 for fresh ones, would not repeat them"
             )
-        prepare_started = time.perf_counter()
+        prepare_started, peak = time.perf_counter(), PeakMemory(session.device)
         backbone = session.restore(parent) if parent else session.pretrained_backbone()
         proof = FrozenProof.take(backbone, stage)
         train_features, val_features = session.prefix_features(backbone, stage, proof.digests)
         running = {f"train.{name}": block for name, block in train_features.running.items()}
         running |= {f"val.{name}": block for name, block in val_features.running.items()}
-        proof.watch(running)
         prefix_s = time.perf_counter() - prepare_started
 
         trainer = Trainer(
@@ -77,6 +77,7 @@ def run_stage(
             session.device,
             session.dtype,
         )
+        proof.watch(running | {f"suffix.{n}": block for n, block in trainer.frozen.items()})
         results = _train(session, log, trainer, train_features, val_features)
         backbone.model.load_state_dict(trainer.best, strict=False)
         proof.check(backbone)
@@ -92,6 +93,8 @@ def run_stage(
         summary = summarise(stage, log.run_id, trainer, results, time.perf_counter() - started)
         log.tags({"checkpoint_sha256": sha256, "frozen_sha256": proof.digest})
         log.metrics({"time/prefix_s": prefix_s})
+        if math.isfinite(peak_mib := peak.read_mib()):
+            log.metrics({PEAK_METRIC: peak_mib})
         log.file(checkpoint, str(Path(CHECKPOINT).parent))
         subject = Subject(stage, settings, results, summary.epoch, session.draw.val, parent)
         signals = log_evidence(log, session.tracking, subject)

@@ -21,10 +21,11 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.config import load_own, load_settings, nearest, said_of_stage
+from pipeline.entry_settings import TUNE_KEYS, TuneSettings
 from pipeline.errors import SettingsError, first_line
 from pipeline.provenance import PROJECT_DIR
-from pipeline.settings import TRAIN_KEYS, TUNE_KEYS, Settings, TrainSettings, TuneSettings
-from pipeline.stages import SCHEDULES, Stage
+from pipeline.settings import TRAIN_KEYS, Settings, TrainSettings
+from pipeline.stages import RELEASES, SCHEDULES, Stage
 
 SPACES_DIR = PROJECT_DIR / "search_spaces"
 _RANGE_KEYS = ("low", "high", "step", "log")
@@ -82,7 +83,8 @@ def default_space(stage: Stage) -> Path:
         for name, steps in SCHEDULES.items()
         if [step.trainable for step in steps[: stage.number]] == chain
     )
-    folder = SPACES_DIR if first == "three_stage" else SPACES_DIR / first
+    # a block released alone, whichever it is, has the ranges of block4
+    folder = SPACES_DIR if first in ("three_stage", *RELEASES) else SPACES_DIR / first
     return folder / f"stage{stage.number}.yaml"
 
 

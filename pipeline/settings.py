@@ -7,7 +7,7 @@ keys are refused. `config.py` fills them from presets, files and the command lin
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, get_args
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -34,16 +34,21 @@ ScheduleName = Literal[
     "head_only",
     "stage1_continued",
     "stage2_continued",
+    "release_block4",
+    "release_block3",
+    "release_block2",
+    "release_block1",
+    "release_stem",
 ]
 Augment = Literal["none", "light", "strong"]
 
-_STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
 
 class TrainSettings(BaseModel):
     """How one stage is trained."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     epochs: int = Field(10, ge=1, le=10_000, description="passes over the training images")
     batch_size: int = Field(64, ge=2, le=100_000, description="images per optimizer step")
@@ -76,78 +81,10 @@ class TrainSettings(BaseModel):
     )
 
 
-class TuneSettings(BaseModel):
-    """How long and how a study looks for better settings."""
-
-    model_config = _STRICT
-
-    stage: Literal["1", "2", "3", "all"] = Field(
-        "all", description="the stage to tune; all: each from the best of the one before"
-    )
-    n_trials: int = Field(20, ge=1, le=100_000, description="trials a study, whoever runs them")
-    timeout: float = Field(
-        0, ge=0, description="seconds after which this command ends, study or no; 0: never"
-    )
-    draws: int = Field(
-        1, ge=1, le=1000, description="draws that a trial is scored on, from `draw` on"
-    )
-    objective: Literal["val_acc", "val_loss"] = Field(
-        "val_acc", description="what a trial is judged by, as a mean over the draws"
-    )
-    margin: float = Field(
-        2.0,
-        ge=0,
-        le=100,
-        description="paired standard errors by which the best trial must beat the defaults",
-    )
-    space: str = Field(
-        "", description="your search space: a file, or a folder with stage1.yaml, stage2.yaml, ..."
-    )
-    workers: int = Field(1, ge=1, le=256, description="local processes that share the cores")
-    heartbeat: int = Field(
-        15, ge=1, le=3600, description="seconds; a worker silent for four times that is given up"
-    )
-
-
-class DecideSettings(BaseModel):
-    """What a decision compares, and when there is enough evidence."""
-
-    model_config = _STRICT
-
-    question: Literal["stage2", "stage3"] = Field(
-        "stage3", description="is that stage justified over going on with the one before?"
-    )
-    treatment: Literal[ScheduleName, ""] = Field(
-        "", description="any schedule instead of the question's; its last stage is judged"
-    )
-    control: Literal[ScheduleName, ""] = Field(
-        "", description="the schedule it is held against, at equal optimizer steps"
-    )
-    rope_pp: float = Field(
-        0.5, ge=0, lt=100, description="gains up to this many percentage points are not worth it"
-    )
-    looks: str = Field("5,10,20", description="numbers of pairs after which a verdict may fall")
-    threshold: float = Field(
-        0.98, gt=0.5, lt=1, description="posterior probability at which it falls"
-    )
-    sd_pp: float = Field(
-        1.0, gt=0, le=100, description="spread of gains assumed in what is printed beforehand"
-    )
-    beside: int = Field(
-        0, ge=0, le=1000, description="pairs on which full and lp_ft are run as well, for show"
-    )
-    tune: bool = Field(False, description="tune both arms on draws of their own first (on/off)")
-    register_as: str = Field(
-        "",
-        pattern="^[^/:]*$",
-        description="name in the model registry; empty: from data and backbone; off: none",
-    )
-
-
 class Thresholds(BaseModel):
     """Where a signal or the gate changes its mind; they read a run, never change its weights."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     signal_saturation_acc: float = Field(
         0.99, gt=0, le=1, description="training accuracy that counts as saturated"
@@ -244,8 +181,6 @@ class Settings(Thresholds):
 
 TRAIN_KEYS = tuple(TrainSettings.model_fields)
 RUN_KEYS = tuple(key for key in Settings.model_fields if key != "stages")
-TUNE_KEYS = tuple(TuneSettings.model_fields)
-DECIDE_KEYS = tuple(DecideSettings.model_fields)
 THRESHOLD_KEYS = tuple(Thresholds.model_fields)
 STAGE_KEYS = tuple(f"stage{n}.{key}" for n in range(1, MAX_STAGES + 1) for key in TRAIN_KEYS)
 INHERITED_KEYS = (
@@ -253,23 +188,6 @@ INHERITED_KEYS = (
     *("backbone", "weights", "image_size", "schedule", "norm_stats"),
 )
 """What a child stage takes from its parent run and may not contradict."""
-
-
-def model_of(key: str) -> type[BaseModel]:
-    """The model that a setting belongs to."""
-    if key in TUNE_KEYS:
-        return TuneSettings
-    if key in DECIDE_KEYS:
-        return DecideSettings
-    return TrainSettings if key in TRAIN_KEYS else Settings
-
-
-def describe_field(key: str) -> str:
-    """One line of help for a run or training setting: what it is, its choices, its default."""
-    info = model_of(key).model_fields[key]
-    choices = get_args(info.annotation)
-    suffix = f" [{', '.join(filter(None, map(str, choices)))}]" if choices else ""
-    return f"{info.description}{suffix}"
 
 
 def plain_values(settings: Settings, stages: Iterable[int] | None = None) -> dict[str, object]:

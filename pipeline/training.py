@@ -107,7 +107,7 @@ class Trainer:
     """One stage's training; iterate `epochs()`, then take `best`.
 
     Attributes:
-        best: state-dict name -> tensor of the selected epoch, for every block of the suffix.
+        best: state-dict name -> tensor of the selected epoch, for every trainable block.
         best_epoch: the selected epoch, or None before the first.
     """
 
@@ -127,13 +127,13 @@ class Trainer:
         source = self.backbone.model.state_dict(keep_vars=True)
         names = {id(tensor): name for name, tensor in source.items()}
         self.weights: list[MasterWeight] = []
-        self.computed: dict[str, Tensor] = {}  # every tensor of the suffix, as it computes
-        for block in self.stage.suffix:
+        self.computed: dict[str, Tensor] = {}  # every tensor that may move, as it computes
+        for block in (b for b in self.stage.suffix if b in self.stage.trainable):
             origin = self.backbone.blocks[block].state_dict(keep_vars=True)
             for inner, tensor in self.blocks[block].state_dict(keep_vars=True).items():
                 name = names[id(origin[inner])]
                 self.computed[name] = tensor
-                if block in self.stage.trainable and isinstance(tensor, nn.Parameter):
+                if isinstance(tensor, nn.Parameter):
                     start = origin[inner].detach().to(self.device)
                     self.weights.append(MasterWeight(name, block, tensor, start))
         self.optimizer = self._make_optimizer()
@@ -276,8 +276,13 @@ class Trainer:
         set_trainable(self.blocks, self.stage.trainable, self.settings.norm)
         return outputs | {"head": x.float()}
 
+    @property
+    def frozen(self) -> dict[str, nn.Sequential]:
+        """The copies of frozen blocks that run between trainable ones."""
+        return {n: block for n, block in self.blocks.items() if n not in self.stage.trainable}
+
     def snapshot(self) -> dict[str, Tensor]:
-        """Every tensor of the suffix as it is now: float32 masters, buffers, frozen blocks too."""
+        """Every tensor of the trainable blocks as it is now: float32 masters, and buffers."""
         tensors = {name: tensor.detach() for name, tensor in self.computed.items()}
         tensors |= {weight.name: weight.value for weight in self.weights}
         original = self.backbone.model.state_dict()

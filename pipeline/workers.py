@@ -44,6 +44,8 @@ def run_workers(
     options = {**command.options, "workers": "1", "storage": command.storage, "joins": run_id}
     if command.config:
         options["config"] = command.config
+    if command.tuned:
+        options["tuned"] = "on"
     words = [sys.executable, "-m", "pipeline", entry_point]
     words += [f"--{key}={value}" for key, value in options.items()]
     environment = {

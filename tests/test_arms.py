@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.arms import Arm, Comparison, arms_of, at_equal_steps, comparison_of
+from pipeline.entry_settings import DecideSettings
 from pipeline.errors import SettingsError
 from pipeline.session import Session
-from pipeline.settings import DecideSettings, TrainSettings
+from pipeline.settings import TrainSettings
 from pipeline.stages import SCHEDULES
 from pipeline.tracking import Tracking
 from tests.conftest import TINY, Command

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.cli import main, parse
+from pipeline.cli import main
 from pipeline.errors import SettingsError
+from pipeline.options import parse
 from tests.conftest import Command
 
 

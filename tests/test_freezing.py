@@ -89,16 +89,19 @@ def test_frozen_weights_get_no_gradient_and_no_optimizer_state(number: int) -> N
     assert all(parameter.grad is None for parameter in backbone.model.parameters())
 
 
-def test_a_frozen_block_above_a_trainable_one_stays_frozen() -> None:
-    """No schedule has such a gap, but a stage may be written down that has."""
-    stage = Stage("example", 1, ("head", "block3"))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_frozen_block_above_a_trainable_one_stays_frozen(dtype: torch.dtype) -> None:
+    """Also where its copy computes in fewer bits than the model holds."""
+    stage = get_stage("release_block3", 2)
     backbone, images = build_backbone("mobilenet_v3_small", CLASSES, seed=0), make_images(4)
     before, proof = copy_state(backbone), FrozenProof.take(backbone, stage)
-    features = live_features(backbone, stage, images)
+    features = live_features(backbone, stage, images, dtype)
     settings = TrainSettings(epochs=1, batch_size=4, augment="none", lr=0.01)
-    trainer = Trainer(backbone, stage, settings, 0, 1, CPU, torch.float32)
+    trainer = Trainer(backbone, stage, settings, 0, 1, CPU, dtype)
+    proof.watch(trainer.frozen)
     for _ in trainer.epochs(images, features, images, features):
         pass
+    assert set(trainer.frozen) == {"block4"}
     assert all(p.grad is None for p in trainer.blocks["block4"].parameters())
     backbone.model.load_state_dict(trainer.best, strict=False)
     proof.check(backbone)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.cli import ENTRY_POINTS, UNSET, build_parser
 from pipeline.config import Layer, load_settings, preset_names, resolve
+from pipeline.options import ENTRY_POINTS, UNSET, build_parser
 from pipeline.settings import RUN_KEYS, TRAIN_KEYS, plain_values
 
 ROOT = Path(__file__).resolve().parent.parent

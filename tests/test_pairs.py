@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.arms import Arm, comparison_of
+from pipeline.arms import Arm, Comparison, comparison_of
 from pipeline.backbones import FORWARD_ORDER, Backbone
 from pipeline.config import load_settings
 from pipeline.data.draws import draws_held, make_draw, set_aside
 from pipeline.data.images import digest_image
 from pipeline.data.source import Source, Split
-from pipeline.decide import pool_of
 from pipeline.errors import DataError, DesignError
 from pipeline.evaluate import Scorer, predict
 from pipeline.pairs import PairKey, pair_keys, shared_prefix
+from pipeline.pool import Pool, pool_of
 from pipeline.session import source_of
 from pipeline.stages import SCHEDULES
 from pipeline.training import score_logits
@@ -268,7 +268,7 @@ def test_as_many_draws_are_held_as_can_be_dealt(source: Source, train: int, val:
         (20, {"tune": "on", "draws": "3"}, 3, (5, 10, 17), False, "beyond those used for tuning"),
         (23, {"tune": "on", "draws": "3"}, 3, (5, 10, 20), False, "20 are left"),
         (20, {"draws": "3"}, 0, (5, 10, 20), False, "20 are left"),  # nothing is tuned
-        (4, {}, 0, (5, 10, 20), True, "holds 4 disjoint draws, the first look needs 5: .*share"),
+        (4, {}, 0, (5, 10, 20), True, "holds 4 disjoint draws, 5 are needed: .*share"),
         (1, {"draw": "3"}, 0, (5, 10, 20), True, "holds 0 disjoint draws, .*costs power"),
     ],
 )
@@ -281,17 +281,29 @@ def test_a_pool_is_dealt_as_disjoint_draws_as_far_as_it_reaches(
     sentence: str,
 ) -> None:
     plan = comparison_of({"preset": "cifar10_small", **words}, None)
-    pool = pool_of(plan, 500, 10, held)
+    pool = dealt(plan, held)
     assert (pool.first_draw, pool.looks, pool.resampled) == (first, looks, resampled)
     assert re.search(sentence, pool.sentence)
     assert pool.correction == (0.5 if resampled else 0)  # 500 test images, 100 x 10 to train on
+
+
+def dealt(plan: Comparison, held: int) -> Pool:
+    """The pool of a decision with 500 test images of 10 classes."""
+    return pool_of(
+        plan.treatment.settings,
+        plan.design.looks,
+        reserved=plan.tune.draws if plan.decide.tune else 0,
+        held=held,
+        test_count=500,
+        classes=10,
+    )
 
 
 def test_every_pair_of_a_disjoint_pool_has_a_draw() -> None:
     for held in range(5, 30):
         for draw in range(4):
             plan = comparison_of({"preset": "cifar10_small", "draw": str(draw)}, None)
-            pool = pool_of(plan, 500, 10, held)
+            pool = dealt(plan, held)
             if not pool.resampled:
                 assert pool.first_draw + pool.looks[-1] <= held
                 assert list(pool.looks) == sorted(set(pool.looks))
@@ -300,4 +312,4 @@ def test_every_pair_of_a_disjoint_pool_has_a_draw() -> None:
 def test_a_pool_without_a_draw_is_refused() -> None:
     plan = comparison_of({"preset": "cifar10_small"}, None)
     with pytest.raises(DesignError, match=r"cifar10 holds no draw of 100 \+ 100 images a class"):
-        pool_of(plan, 500, 10, 0)
+        dealt(plan, 0)

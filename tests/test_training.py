@@ -509,10 +509,10 @@ def test_the_backbone_passed_in_is_never_changed(stage: Stage, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("stage", [HEAD, BLOCK4, FULL], ids=["head", "block4", "full"])
-def test_a_snapshot_is_the_whole_suffix_and_a_copy(stage: Stage) -> None:
+def test_a_snapshot_is_every_trainable_tensor_and_a_copy(stage: Stage) -> None:
     run = train(stage, epochs=1)
     backbone, snapshot = run.trainer.backbone, run.last
-    assert set(snapshot) == set(backbone.tensor_names(stage.suffix))
+    assert set(snapshot) == set(backbone.tensor_names(stage.trainable))
     for tensor in snapshot.values():
         tensor.zero_()
     assert changed_names(snapshot, run.last)

@@ -17,10 +17,10 @@ from optuna.trial import TrialState
 
 from pipeline.databases import exclusively
 from pipeline.entry_points import Command as Asked
+from pipeline.entry_settings import TuneSettings
 from pipeline.errors import LineageError
 from pipeline.search_space import plan_of
 from pipeline.session import Session
-from pipeline.settings import TuneSettings
 from pipeline.tracking import Tracking
 from pipeline.tuning.mirror import LOST, reconcile, study_run
 from pipeline.tuning.storage import open_storage, storage_url

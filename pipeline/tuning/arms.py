@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping
 
 from pipeline.arms import Arm, TunedArm
 from pipeline.entry_points import Command
+from pipeline.entry_settings import TuneSettings
+from pipeline.errors import SettingsError
 from pipeline.search_space import Plan, SearchSpace, default_space, read_space
-from pipeline.settings import TuneSettings
 from pipeline.tracking import Tracking
 from pipeline.tuning.storage import storage_url
 from pipeline.tuning.tune import work
@@ -33,6 +34,11 @@ def tune_arm(
         space = read_space(default_space(arm.settings.stage(number)))
         kept = (fixed or {}).get(number, set())
         left = {key: d for key, d in space.dimensions.items() if key not in kept}
+        if not left:
+            raise SettingsError(
+                f"{arm.words}, stage {number}: every setting of {space.source} is fixed "
+                f"({', '.join(space.dimensions)}): leave one to be tuned"
+            )
         spaces[number] = SearchSpace(space.source, left)
     url = storage_url(command.storage, tracking.uri)
     done = work(command, Plan(tune, arm.settings, spaces), tracking, url)

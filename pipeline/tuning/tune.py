@@ -22,11 +22,12 @@ from optuna.trial import Trial
 
 from pipeline.databases import exclusively, without_password
 from pipeline.entry_points import Command
+from pipeline.entry_settings import TuneSettings
 from pipeline.errors import TrackingError, first_line
 from pipeline.run_stage import find_or_run
 from pipeline.search_space import Plan, plan_of
 from pipeline.session import Session, cache_folder
-from pipeline.settings import TuneSettings, plain_values
+from pipeline.settings import plain_values
 from pipeline.tracking import Tracking
 from pipeline.tuning.choice import Choice, choose
 from pipeline.tuning.mirror import reconcile, study_run

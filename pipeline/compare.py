@@ -1,0 +1,171 @@
+"""Entry point compare: which schedule, on which backbone? Paired draws, equal optimizer steps.
+
+In: what was typed. Out: a `Compared`, its report on an MLflow run of its own, the runs nested in
+it. What was run before is found by content: an interrupted comparison goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+
+from pipeline.arms import Arm
+from pipeline.compare_report import log_comparison
+from pipeline.compared import Compared
+from pipeline.data.draws import draws_held
+from pipeline.data.images import ImageSet
+from pipeline.decision_report import minutes
+from pipeline.entry_points import Command
+from pipeline.estimate import equal_steps, seconds_a_draw, shown_steps
+from pipeline.evaluate import test_images
+from pipeline.grid import Grid, grid_of
+from pipeline.pairs import PairKey, PairRunner, Results, pair_keys
+from pipeline.pool import Pool, pool_of
+from pipeline.session import source_of
+from pipeline.settings import plain_values
+from pipeline.tracking import Tracking
+from pipeline.workers import run_workers
+
+ENOUGH_DRAWS = 5
+"""With so many disjoint draws left, fewer than asked for are better than resampled ones."""
+
+
+def compare_entry(command: Command) -> Compared | None:
+    """Entry point compare; None where this process only took part in another's comparison."""
+    grid = grid_of(command.options, command.config)
+    started = time.perf_counter()
+    settings = next(iter(grid.arms.values()))[0].settings
+    tracking = Tracking.connect()
+    with tracking.explained():
+        source, test = source_of(settings), test_images(settings)
+        classes = len(source.class_names)
+        draws = grid.compare.draws
+        pool = pool_of(
+            settings,
+            tuple(sorted({min(draws, ENOUGH_DRAWS), draws})),
+            reserved=grid.tune.draws if command.tuned else 0,
+            held=draws_held(source, settings.train_per_class, settings.val_per_class),
+            test_count=len(test),
+            classes=classes,
+        )
+        keys = pair_keys(
+            pool.looks[-1],
+            first_draw=pool.first_draw,
+            data_seed=settings.data_seed,
+            seed=settings.seed,
+            resampled=pool.resampled,
+        )
+        if command.joins:
+            grid, _ = _tuned(grid, command, tracking)
+            _walk(grid, keys, test, command, tracking, command.joins)
+            return None
+        steps = _tell_beforehand(
+            grid, keys, pool, test, settings.train_per_class * classes, command, tracking
+        )
+        name = f"comparison · {source.name} · {', '.join(grid.arms)}"
+        with tracking.run(name, {"kind": "comparison"}, target=True) as log:
+            log.params({**plain_values(settings), **grid.compare.model_dump()})
+            if grid.tune.workers > 1:
+                run_workers(
+                    grid.tune.workers,
+                    "compare",
+                    command,
+                    tracking.experiment_id,
+                    log.run_id,
+                )
+            grid, studies = _tuned(grid, command, tracking)
+            results = _walk(grid, keys, test, command, tracking, log.run_id)
+            compared = Compared(
+                grid,
+                pool,
+                keys,
+                results,
+                studies,
+                len(test),
+                steps,
+                time.perf_counter() - started,
+            )
+            log_comparison(compared, log, command.say)
+    command.say(f"browse the runs: {tracking.ui_command}")
+    return compared
+
+
+def _tell_beforehand(
+    grid: Grid,
+    keys: list[PairKey],
+    pool: Pool,
+    test: ImageSet,
+    images: int,
+    command: Command,
+    tracking: Tracking,
+) -> list[int]:
+    """What is compared and what it costs, before anything is spent; returns steps an arm."""
+    steps = equal_steps([arm for arms in grid.arms.values() for arm in arms], images)
+    names = [arm.name for arm in next(iter(grid.arms.values()))]
+    command.say(
+        f"{', '.join(names)} on {', '.join(grid.arms)}: {shown_steps(steps)} optimizer steps, "
+        f"{len(keys)} draws; {pool.sentence}; scored on {len(test)} test images"
+    )
+    total = 0.0
+    for backbone, arms in grid.arms.items():
+        draw_s = seconds_a_draw(arms, len(test), tracking)
+        total += draw_s * len(keys)
+        command.say(f"{backbone}: a draw takes about {draw_s:.0f} s here")
+    tuning = ", tuning not counted" if command.tuned else ""
+    command.say(
+        f"all of it takes about {minutes(total)}{tuning}; what has been run before costs nothing\n"
+    )
+    return steps
+
+
+def _tuned(
+    grid: Grid, command: Command, tracking: Tracking
+) -> tuple[Grid, Mapping[tuple[str, str], tuple[str, ...]]]:
+    """The grid with each arm's tuned settings, where that is asked for.
+
+    Every arm has as many trials, shared out over its stages; epochs and batch size stay, so that
+    steps stay equal.
+    """
+    if not command.tuned:
+        return grid, {}
+    from pipeline.tuning.arms import tune_arm
+
+    studies: dict[tuple[str, str], tuple[str, ...]] = {}
+    arms: dict[str, tuple[Arm, ...]] = {}
+    for backbone, theirs in grid.arms.items():
+        tuned = []
+        for arm in theirs:
+            trials = max(1, grid.tune.n_trials // arm.last)
+            tune = grid.tune.model_copy(update={"n_trials": trials})
+            stages = range(1, arm.last + 1)
+            kept = {"epochs", "batch_size", *grid.said}
+            done = tune_arm(command, tracking, tune, arm, stages, dict.fromkeys(stages, kept))
+            tuned.append(done.arm)
+            studies[backbone, arm.name] = tuple(done.studies.values())
+        arms[backbone] = tuple(tuned)
+    return replace(grid, arms=arms), studies
+
+
+def _walk(
+    grid: Grid,
+    keys: list[PairKey],
+    test: ImageSet,
+    command: Command,
+    tracking: Tracking,
+    run_id: str,
+) -> dict[str, list[Results]]:
+    """Every draw of every backbone."""
+    found = {}
+    for backbone, arms in grid.arms.items():
+
+        def tell(key: PairKey, results: Results, name: str = backbone) -> str:
+            shown = ", ".join(
+                f"{arm.name} {result.test_acc:.2%}"
+                for arm, result in zip(grid.arms[name], results, strict=True)
+            )
+            return f"{name}, draw {key.draw}, seed {key.seed}: {shown}"
+
+        runner = PairRunner(arms, test, tracking, run_id, command.say, tell)
+        found[backbone] = runner.run_all(keys)
+    return found

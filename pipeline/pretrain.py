@@ -1,0 +1,109 @@
+"""Entry point pretrain: weights for those who have none, trained from scratch on labelled images.
+
+In: a labelled image set of the domain (medical, satellite, ...). Out: a safetensors file that
+`-P weights=<path>` reads, with where it came from in its metadata, and the MLflow run that trained
+it. The training is a stage like any other, of every block from random weights: logged, proved, and
+found again by content. Not covered: self-supervised pretraining.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors.torch import save
+
+from pipeline.digests import digest_tensors
+from pipeline.entry_points import Command
+from pipeline.errors import DataError
+from pipeline.files import write_atomically
+from pipeline.plans import PretrainPlan, pretrain_plan
+from pipeline.run_stage import find_or_run
+from pipeline.session import Session, source_of
+from pipeline.settings import Settings
+from pipeline.tracking import Tracking
+
+VAL_SHARE, VAL_AT_MOST = 0.1, 100
+"""Validation images a class where no number is given."""
+
+
+def pretrain_entry(command: Command) -> Path:
+    """Entry point pretrain: train, and write the weights beside where they came from.
+
+    Raises:
+        SettingsError, DataError: wrong settings or images.
+        StorageError: the file cannot be written.
+    """
+    plan = pretrain_plan(command.options, command.config)
+    path = Path(plan.out).expanduser()
+    tracking = Tracking.connect()
+    with tracking.explained():
+        settings = _sized(plan, command)
+        name = f"pretrain · {Path(settings.data).name} · {settings.backbone}"
+        with tracking.run(name, {"kind": "pretrain"}, target=True) as log:
+            session = Session.open(settings, tracking, command.say, command.on_epoch)
+            summary = find_or_run(session, 1, log.run_id)
+            run = tracking.get(summary.run_id)
+            backbone = session.restore(run)
+            head = f"{backbone.head_layer()}."
+            state = {
+                name: tensor.contiguous()
+                for name, tensor in backbone.model.state_dict().items()
+                if not name.startswith(head)
+            }
+            about = {
+                "backbone": backbone.name,
+                "data": session.draw.source,
+                "data_sha256": session.draw.fingerprint,
+                "class_names": list(session.draw.class_names),
+                "images": len(session.draw.train),
+                "image_size": settings.image_size,
+                "training": settings.training(1).model_dump(),
+                "seed": settings.seed,
+                "selected_epoch": summary.epoch,
+                "val_acc": summary.val_acc,
+                "weights_sha256": digest_tensors(state),
+                "left_out": f"{head}* (its classes are those of the pretraining)",
+                "run_id": run.run_id,
+                "git_commit": run.tags["git_commit"],
+            }
+            # one key only: safetensors writes several in random order
+            metadata = {"provenance": json.dumps(about, sort_keys=True)}
+            write_atomically(path, save(state, metadata))
+            log.params({"data": settings.data, "backbone": settings.backbone, "out": str(path)})
+            log.metrics({"val_acc": summary.val_acc})
+            log.text(json.dumps(about, indent=2) + "\n", "provenance.json")
+            log.tags({"stage_run_id": run.run_id, "weights_sha256": str(about["weights_sha256"])})
+    command.say(
+        f"{path}: {backbone.name} from scratch on {about['images']} images of {about['data']}, "
+        f"validation accuracy {summary.val_acc:.2%}; use it: -P weights={path.absolute()} "
+        f"-P backbone={backbone.name}"
+    )
+    return path
+
+
+def _sized(plan: PretrainPlan, command: Command) -> Settings:
+    """As many images a class as the smallest class has, where no number was given."""
+    settings = plan.settings
+    if plan.sized:
+        return settings
+    source = source_of(settings)
+    counts = np.bincount(source.pool.labels, minlength=len(source.class_names))
+    smallest = int(counts.min())
+    val = settings.val_per_class
+    if not plan.val_sized:
+        val = max(1, min(VAL_AT_MOST, int(VAL_SHARE * smallest)))
+    train = smallest - (val if source.val is None else 0)
+    if train < 1:
+        raise DataError(
+            f"{source.name}: class {source.class_names[int(counts.argmin())]} has {smallest} "
+            f"images, {val} of them to validate on: add images or lower val_per_class"
+        )
+    left = int(counts.sum()) - len(counts) * (smallest if source.val is None else train)
+    if left:
+        command.say(
+            f"note: every class counts the same: {train} images a class to train on, as the "
+            f"smallest class has; {left} images of larger classes are left out"
+        )
+    return settings.model_copy(update={"train_per_class": train, "val_per_class": val})
