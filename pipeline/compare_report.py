@@ -15,6 +15,7 @@ from pipeline.decision_report import minutes, training_in_words
 from pipeline.estimate import shown_steps
 from pipeline.figures import ArmRow, comparison_picture
 from pipeline.page import Page, Part, Table, to_html, to_markdown
+from pipeline.reproduce import command_line
 from pipeline.settings import RUN_KEYS
 from pipeline.tracking import RunLog
 
@@ -197,6 +198,8 @@ def _rests_on(compared: Compared) -> Page:
             f"{minutes(compared.wall_s)}.",
         ),
     ]
+    typed = {**compared.grid.options, **({"tuned": "on"} if compared.studies else {})}
+    page.append(Part("code", command_line("compare", typed)))
     if compared.studies:
         page.append(
             Table(

@@ -6,7 +6,6 @@ tags on that run, on studies and on the treatment's runs.
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -17,7 +16,8 @@ from pipeline.figures import gains_picture
 from pipeline.gate import Gate
 from pipeline.gate_report import gate_over
 from pipeline.page import Page, Part, Table, to_html, to_markdown
-from pipeline.settings import INHERITED_KEYS, RUN_KEYS, TrainSettings
+from pipeline.reproduce import command_of
+from pipeline.settings import RUN_KEYS, TrainSettings
 from pipeline.tracking import RunLog, RunView, Tracking
 
 PICTURE = "figures/gains.png"
@@ -279,37 +279,6 @@ def training_in_words(training: TrainSettings) -> str:
         f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
         for key, value in training.model_dump().items()
     )
-
-
-def command_of(decision: Decision) -> str:
-    """A command line that makes the same decision: what was asked, spelled out."""
-    asked = decision.asked
-    settings = asked.treatment.settings
-    keys = ["preset", *INHERITED_KEYS, "seed", "views", "precision"]
-    keys.remove("schedule")  # each arm has its own
-    said = {key: getattr(settings, key) for key in keys} | dict(asked.of_all)
-    for arm_stage in range(1, decision.treatment.last + 1):
-        training = settings.training(arm_stage).model_dump()
-        # what is tuned must stay open
-        kept = asked.said[arm_stage] if asked.decide.tune else training.keys()
-        said |= {f"stage{arm_stage}.{key}": training[key] for key in training if key in kept}
-    said |= {
-        "rope_pp": decision.design.rope_pp,
-        "looks": ",".join(map(str, decision.design.looks)),
-        "threshold": decision.design.threshold,
-    }
-    if asked.decide.beside:
-        said["beside"] = asked.decide.beside
-    if asked.decide.tune:
-        tune = asked.tune
-        said |= {"tune": "on", "n_trials": tune.n_trials, "draws": tune.draws}
-        said |= {"objective": tune.objective, "margin": tune.margin}
-    if decision.treatment.name == "three_stage" and decision.control.name.endswith("_continued"):
-        said["question"] = f"stage{decision.treatment.last}"
-    else:
-        said |= {"treatment": decision.treatment.name, "control": decision.control.name}
-    words = " ".join(f"-P {key}={shlex.quote(str(value))}" for key, value in said.items())
-    return f"mlflow run . -e decide --env-manager local {words}"
 
 
 def minutes(seconds: float) -> str:

@@ -29,12 +29,14 @@ class Grid:
     Attributes:
         arms: by backbone, in the order of the schedules, the baseline first.
         said: training settings given by hand for all stages; no study tunes them.
+        options: everything that was typed.
     """
 
     compare: CompareSettings
     tune: TuneSettings
     arms: Mapping[str, tuple[Arm, ...]]
     said: frozenset[str]
+    options: Mapping[str, str]
 
 
 def grid_of(options: Mapping[str, str], config: str | None) -> Grid:
@@ -69,7 +71,8 @@ def grid_of(options: Mapping[str, str], config: str | None) -> Grid:
         backbones = [load_settings(plain, config=config).backbone]
     said = frozenset(key for key in said_of_all(plain, config) if key in TRAIN_KEYS)
     arms = {name: _arms(name, schedules, plain, config) for name in backbones}
-    return Grid(compare, tune, arms, said)
+    typed = {**options, **({"config": config} if config else {})}
+    return Grid(compare, tune, arms, said, typed)
 
 
 def _arms(

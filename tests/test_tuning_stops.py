@@ -177,7 +177,9 @@ def test_the_trial_of_a_killed_worker_is_taken_over_and_its_runs_end(
     assert study.trials[1].params == study.trials[0].params
     assert study.trials[1].user_attrs["defaults"] == "inside the space"
     assert ends("trial") == ends("stage") == ["FAILED", "FINISHED"]
-    assert runs("trial")["tags.failure"][0] == runs()["tags.failure"][0] == LOST
+    assert runs("trial")["tags.failure"][0] == LOST
+    assert runs()["tags.failure"][0] == runs("tune")["tags.failure"][0] == "its process was killed"
+    assert ends("tune") == ["FAILED", "FINISHED"]
     assert list(runs("trial")["tags.trial_state"]) == ["failed", "complete"]
     assert runs("study")["metrics.trials/failed"][0] == 1
 

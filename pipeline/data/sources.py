@@ -23,6 +23,8 @@ from pipeline.data.parquet import open_parquet
 from pipeline.data.source import Source, Split, visible_files
 from pipeline.errors import DataError, DownloadError, first_line
 
+NAMES = ("digits", "cifar10", "cifar100")
+"""What `data` may be beside a path."""
 DIGITS_TEST_PER_CLASS = 60
 DOWNLOAD_TIMEOUT_S = 30.0
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipeline.errors import TrackingError, first_line
 from pipeline.files import storage_faults
+
+CONTACT_TIMEOUT_S = 5.0
 
 
 @contextmanager
@@ -26,4 +30,23 @@ def translated(doing: str, uri: str) -> Iterator[None]:
         raise TrackingError(
             f"MLflow could not {doing} at {uri} ({first_line(err)}): check the server and "
             "the disk, then run the same command again; finished stages are reused"
+        ) from None
+
+
+def contact(uri: str) -> None:
+    """See whether anything answers there.
+
+    Raises:
+        TrackingError: nothing does.
+    """
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=CONTACT_TIMEOUT_S):
+            return
+    except urllib.error.HTTPError:
+        return  # something answers
+    except (OSError, ValueError) as err:
+        reason = getattr(err, "reason", err)
+        raise TrackingError(
+            f"no tracking server answers at MLFLOW_TRACKING_URI={uri} ({reason}): start one with "
+            "`mlflow server`, or unset MLFLOW_TRACKING_URI to record in ./mlflow.db"
         ) from None

@@ -10,8 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.databases import exclusively, without_password
 from pipeline.errors import LineageError, PipelineError, RunStopped, TrackingError
+from pipeline.owners import KILLED_REASON, MACHINE, is_abandoned, owner_tags, this_machine
 from pipeline.provenance import PROJECT_DIR, git_commit
-from pipeline.tracking.faults import translated
+from pipeline.tracking.faults import contact, translated
 from pipeline.tracking.launched import outlast_mlflow_run
 from pipeline.tracking.registry import ModelVersion, register
 from pipeline.tracking.run import RunLog, to_tags
@@ -29,7 +28,6 @@ from pipeline.tracking.run import RunLog, to_tags
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-CONTACT_TIMEOUT_S = 5.0
 NESTED_UNDER = "mlflow.parentRunId"
 
 
@@ -69,7 +67,7 @@ class Tracking:
             logging.getLogger(noisy).setLevel(logging.WARNING)
         uri = os.environ.get("MLFLOW_TRACKING_URI", "")
         if uri.startswith(("http://", "https://")):
-            _contact(uri)  # before importing MLflow, which would try for minutes
+            contact(uri)  # before importing MLflow, which would try for minutes
         import mlflow
 
         uri = mlflow.get_tracking_uri()
@@ -219,6 +217,9 @@ class Tracking:
 
         `target`: the run that the user asked for; it adopts the one that `mlflow run` started.
         """
+        if target:
+            self._end_abandoned()
+        tags = {**tags, **owner_tags()}
         log = self._start(name, tags, target=target, nested_under=nested_under)
         try:
             yield log
@@ -251,6 +252,12 @@ class Tracking:
                 if stopped:
                     outlast_mlflow_run(run_id)
             raise
+
+    def _end_abandoned(self) -> None:
+        """End the runs that processes of this machine were writing when they were killed."""
+        for run in self.find({MACHINE: this_machine()}, status="RUNNING"):
+            if is_abandoned(run.tags):
+                self.set_status(run.run_id, "FAILED", KILLED_REASON)
 
     def _start(
         self, name: str, tags: Mapping[str, str], *, target: bool, nested_under: str | None
@@ -289,20 +296,6 @@ def _view(run: Any) -> RunView:  # noqa: ANN401 - MLflow's own type
         run.data.params,
         run.data.metrics,
     )
-
-
-def _contact(uri: str) -> None:
-    try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=CONTACT_TIMEOUT_S):
-            return
-    except urllib.error.HTTPError:
-        return  # something answers
-    except (OSError, ValueError) as err:
-        reason = getattr(err, "reason", err)
-        raise TrackingError(
-            f"no tracking server answers at MLFLOW_TRACKING_URI={uri} ({reason}): start one with "
-            "`mlflow server`, or unset MLFLOW_TRACKING_URI to record in ./mlflow.db"
-        ) from None
 
 
 def _experiment_id(client: MlflowClient, launched: str | None) -> str:

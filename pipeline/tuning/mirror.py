@@ -13,6 +13,7 @@ from collections.abc import Callable
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.errors import LineageError
+from pipeline.owners import KILLED_REASON
 from pipeline.session import Session
 from pipeline.settings import plain_values
 from pipeline.tracking import RunView, Tracking
@@ -97,7 +98,8 @@ def reconcile(study: Study, tracking: Tracking) -> int:
         owns = trial.user_attrs.get("run_id") == run.run_id
         wanted = _STATUS[trial.state] if owns else "FAILED"
         stopped = run.status == "KILLED" and STATE not in run.tags  # by Ctrl-C, or out of time
-        if run.status == wanted or (wanted == "FAILED" and stopped):
+        killed = run.status == "FAILED" and run.tags.get("failure") == KILLED_REASON
+        if (run.status == wanted and not killed) or (wanted == "FAILED" and stopped):
             continue
         _end(tracking, run, wanted, _reason(trial))
         mended += 1

@@ -29,6 +29,8 @@ AWAY_S = 300.0
 """How long a worker waits for a storage or a tracking server that is away."""
 STORAGE_FAULTS = (StorageInternalError, SQLAlchemyError)
 _OWN_DATABASE = "give Optuna one of its own on the same server, say postgresql://host/optuna"
+_DISK_FULL = "database or disk is full"
+"""SQLite's words."""
 _Result = TypeVar("_Result")
 
 
@@ -136,14 +138,15 @@ def patiently(
     """Do something with a server, again and again while it is away.
 
     Raises:
-        Exception: the fault, once the server has stayed away for `for_s` seconds.
+        Exception: the fault, once the server has stayed away for `for_s` seconds, or at once where
+            it is a full disk, which nobody restarts.
     """
     end, told = time.monotonic() + for_s, False
     while True:
         try:
             return do()
         except faults as err:
-            if time.monotonic() > end:
+            if time.monotonic() > end or _DISK_FULL in str(err.__cause__ or err):
                 raise
             if not told:
                 say(f"note: waiting for a server ({first_line(err)})")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -156,8 +156,11 @@ class Worker:
             self._loop(study, run_id)
         except OutOfTime as err:
             self.say(f"note: {err}: the study can be gone on with by the same command")
-        finally:
-            self._sum_up(study, run_id, shown)
+        except BaseException:  # what stopped it counts, not that the storage may be away as well
+            with suppress(*STORAGE_FAULTS, TrackingError):
+                self._sum_up(study, run_id, shown)
+            raise
+        self._sum_up(study, run_id, shown)
         return self._tuned(study, run_id)
 
     @property
@@ -225,8 +228,10 @@ class Worker:
                 raise
             self.say(f"note: a trial was lost ({first_line(err)}): it will be run again")
             patiently(lambda: self.tracking.get(run_id), (TrackingError,), self.say)
-        except BaseException:
-            self._queue_again(study, began)
+        except BaseException:  # stopped: whoever waits for the end should not wait for a storage
+            with suppress(*STORAGE_FAULTS):
+                for trial in began:
+                    study.queue_again(trial.number)
             raise
         return True
 

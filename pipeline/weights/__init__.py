@@ -25,6 +25,8 @@ from pipeline.digests import digest_file, digest_tensors
 from pipeline.errors import DownloadError, WeightsError, first_line
 from pipeline.files import storage_faults
 
+NAMES = ("imagenet", "tiny_imagenet", "none")
+"""What `weights` may be beside a file."""
 STARTER = Path(__file__).parent / "resnet18-tiny-imagenet-64px.safetensors"
 STARTER_BACKBONE = "resnet18"
 STARTER_SHA256 = "28c7281f45aaee0437d1b242cab83877735eb8924ffeadd8040beb853759cbc4"
