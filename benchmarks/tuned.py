@@ -3,7 +3,7 @@
     python benchmarks/tuned.py --data CIFAR_FOLDER --weights STARTER --trials 20 --out tuned
 
 `tune` runs all stages on draws 0 and 1; then the chain of three stages is trained on fresh draws
-with the preset's settings, with those of the best trials, and with those that `tuned=true` takes
+with the defaults (the preset's, and what `--set` says), with those of the best trials, and with those that `tuned=true` takes
 (the best only where it beats the preset by more than noise), and scored on the whole held-out test
 split. Out: a CSV with a row a draw, stage and arm, and a Markdown table: paired gains with 95%
 intervals, and the winner's curse, the best trial's score minus what the same settings reach on
@@ -133,6 +133,9 @@ def main() -> None:
     parser.add_argument("--weights", required=True)
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--draws", type=int, default=10, help="fresh draws for the confirmation")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="beside the preset"
+    )
     parser.add_argument("--out", type=Path, required=True, help="path without suffix")
     parser.add_argument("--work", type=Path, help="keeps the runs here and goes on from them")
     args = parser.parse_args()
@@ -145,6 +148,7 @@ def main() -> None:
         os.chdir(work)
         options = {"preset": "cifar10_small", "data": data, "weights": weights}
         options |= {"cache_dir": str(work / "cache"), "log_model": "off"}
+        options |= dict(one.split("=", 1) for one in args.set)
         study = {"stage": "all", "n_trials": str(args.trials), "draws": str(TUNING_DRAWS)}
         started = time.perf_counter()
         done = tune_entry(Command({**options, **study}, say=lambda s: print(s, file=sys.stderr)))
