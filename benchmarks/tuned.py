@@ -3,11 +3,11 @@
     python benchmarks/tuned.py --data CIFAR_FOLDER --weights STARTER --trials 20 --out tuned
 
 `tune` runs all stages on draws 0 and 1; then the chain of three stages is trained on fresh draws
-with the defaults (the preset's, and what `--set` says), with those of the best trials, and with those that `tuned=true` takes
-(the best only where it beats the preset by more than noise), and scored on the whole held-out test
-split. Out: a CSV with a row a draw, stage and arm, and a Markdown table: paired gains with 95%
-intervals, and the winner's curse, the best trial's score minus what the same settings reach on
-fresh draws' validation images.
+with the defaults (the preset's, and what `--set` says), with the settings of the best trials, and
+with those that `tuned=true` takes (the best only where it beats the defaults by more than noise),
+and scored on the whole held-out test split. Out: a CSV with a row a draw, stage and arm, and a
+Markdown table: paired gains with 95% intervals, and the winner's curse, the best trial's score
+minus what the same settings reach on fresh draws' validation images.
 """
 
 from __future__ import annotations

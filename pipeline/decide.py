@@ -93,6 +93,7 @@ def decide_entry(command: Command) -> Decision | None:
                 tuple(pairs),
                 beside,
                 len(test),
+                len(source.class_names),
                 tuned,
                 wall_s,
             )

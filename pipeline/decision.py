@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from pipeline.arms import Arm, Comparison, TunedArm
 from pipeline.design import Design
+from pipeline.operations import training_operations
 from pipeline.pairs import ArmResult, Pair
 from pipeline.pool import Pool
 from pipeline.verdict import Verdict, verdict
@@ -17,11 +18,18 @@ from pipeline.verdict import Verdict, verdict
 
 @dataclass(frozen=True)
 class ArmCost:
-    """What an arm cost: means over pairs. `wall_s` is of its last stage."""
+    """What an arm cost: means over pairs.
+
+    Attributes:
+        wall_s: of its last stage.
+        trainable: parameters that its last stage trains.
+        operations: floating-point operations of its last stage's training.
+    """
 
     arm: Arm
     wall_s: float
     trainable: int
+    operations: float
     val_acc: float
     test_acc: float
 
@@ -49,6 +57,7 @@ class Decision:
     pairs: tuple[Pair, ...]
     beside: Mapping[str, tuple[Arm, list[float]]]
     test_images: int
+    classes: int
     tuned: tuple[TunedArm, ...]
     wall_s: float
 
@@ -88,10 +97,15 @@ class Decision:
             pair.treatment if arm is self.treatment else pair.control for pair in self.pairs
         ]
         count = len(results)
+        settings, training = arm.settings, arm.settings.training(arm.last)
+        an_image = training_operations(
+            settings.backbone, self.classes, settings.image_size, settings.stage(arm.last)
+        )
         return ArmCost(
             arm,
             sum(r.wall_s for r in results) / count,
             results[0].trainable,
+            an_image * settings.train_per_class * self.classes * training.epochs,
             sum(r.val_acc for r in results) / count,
             sum(r.test_acc for r in results) / count,
         )

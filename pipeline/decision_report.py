@@ -186,23 +186,29 @@ def _costs(decision: Decision) -> Page:
     known = decision.verdict.posterior
     assert known
     extra = costs[0].wall_s - costs[1].wall_s
+    work = costs[0].operations - costs[1].operations
     released = costs[0].trainable - costs[1].trainable
     if known.mean_pp > 0:
         price = (
-            f"A point gained costs {extra / known.mean_pp:+.1f} s and "
-            f"{released / known.mean_pp:,.0f} parameters released."
+            f"A point gained costs {extra / known.mean_pp:+.1f} s, "
+            f"{released / known.mean_pp:,.0f} parameters released and "
+            f"{work / 1e9 / known.mean_pp:+,.1f} GFLOP of training."
         )
     else:
         price = "Nothing was gained for it."
     page: Page = [
         Part("heading", "What it costs"),
         Table(
-            ("arm", "last stage, s", "parameters trained", "validation", "test", "optimism, pp"),
+            (
+                *("arm", "last stage, s", "parameters trained", "training, GFLOP"),
+                *("validation", "test", "optimism, pp"),
+            ),
             [
                 (
                     cost.arm.words,
                     f"{cost.wall_s:.1f}",
                     f"{cost.trainable:,}",
+                    f"{cost.operations / 1e9:,.1f}",
                     f"{cost.val_acc:.2%}",
                     f"{cost.test_acc:.2%}",
                     f"{cost.optimism_pp:+.2f}",

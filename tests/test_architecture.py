@@ -38,6 +38,7 @@ ORDER = [
     "peak_memory",
     "norm_stats",
     "freezing",
+    "operations",
     "features",
     "prefix_cache",
     "master_weights",
