@@ -88,9 +88,10 @@ def rank_plan(options: Mapping[str, str], config: str | None) -> RankPlan:
         raise SettingsError(
             f"check={rank.check}: gains vary, give {FEWEST_CHECKS} draws or more, or 0 for none"
         )
-    if rank.check and "schedule" in plain:
+    schedule = said_of_all(plain, config).get("schedule")
+    if rank.check and schedule:
         raise SettingsError(
-            f"schedule={plain['schedule']}: the check releases blocks after a stage of the head "
+            f"schedule={schedule}: the check releases blocks after a stage of the head "
             "alone: leave schedule out, or check"
         )
     return RankPlan(rank.check, plain, load_settings(plain, config=config))
