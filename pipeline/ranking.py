@@ -8,6 +8,7 @@ and the order of the gains on the test split is held against the order of the gr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -45,7 +46,7 @@ class Ranking:
         ranks: of the run, the largest relative gradient first.
         gains: by block, over stage 1 continued; empty without a check.
         relative: relative gradient norms, means over the draws of the check.
-        tau: Kendall's tau-b between the two; None without a check.
+        tau: Kendall's tau-b between the two; None without a check, NaN where all gains are equal.
         pool: how the check's draws were dealt; None without a check.
     """
 
@@ -68,7 +69,7 @@ class Ranking:
         return (
             f"{line}. Released alone, {best} gains most ({_size(self.gains[best])}); the "
             f"ranking puts {first} first ({_size(self.gains[first])}); agreement of the two "
-            f"orders, Kendall's tau: {self.tau:+.2f}"
+            f"orders, Kendall's tau: {_shown(self.tau)}"
         )
 
 
@@ -254,12 +255,16 @@ def page_of(ranking: Ranking, settings: Settings) -> Page:
         ),
         Part(
             "text",
-            f"Kendall's tau between the two: {ranking.tau:+.2f}. Five blocks can be ordered in "
+            f"Kendall's tau between the two: {_shown(ranking.tau)}. Five blocks can be ordered in "
             "120 ways: only near agreement is unlikely by chance. Each block "
             f"has {settings.training(2).epochs} epochs beside the head, with stage 2's settings. "
             f"Of the images: {ranking.pool.sentence}.",
         ),
     ]
+
+
+def _shown(tau: float) -> str:
+    return "unknown, as all gains are the same" if math.isnan(tau) else f"{tau:+.2f}"
 
 
 def _size(known: Posterior) -> str:

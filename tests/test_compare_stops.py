@@ -13,7 +13,9 @@ import pandas as pd
 import pytest
 from mlflow.entities import Run
 
+from pipeline.arms import Arm
 from pipeline.cli import main
+from pipeline.compared import Compared
 from tests.comparisons import (
     NAME,
     OWN,
@@ -158,40 +160,86 @@ def test_two_workers_come_to_the_same_and_make_no_run_twice(
     assert {line.split(":")[0] for line in said} >= {"worker 1", "worker 2"}
 
 
+@dataclass
+class Tuned:
+    """A comparison of tuned arms, one setting of which was set by hand."""
+
+    desk: Desk
+    compared: Compared
+    stages: list[Run]
+    run: Run
+
+    @property
+    def arms(self) -> dict[str, Arm]:
+        return {arm.name: arm for arm in self.compared.grid.arms[NAME]}
+
+
+TUNED = {"tuned": "on", "n_trials": "6", "margin": "0", "lr": "0.02"}
+TUNED |= {"schedules": "full,three_stage,lp_ft"}
+
+
+@pytest.fixture(scope="module")
+def tuned_once(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Tuned:
+    desk = new_desk(tmp_path_factory, empty_database)
+    with inside(desk.folder):
+        return Tuned(desk, compare(desk, **TUNED), runs(), runs("comparison")[0])
+
+
+@pytest.fixture
+def tuned(tuned_once: Tuned) -> Iterator[Tuned]:
+    with inside(tuned_once.desk.folder):
+        yield tuned_once
+
+
 @pytest.mark.slow
-def test_tuned_arms_are_compared_on_draws_that_no_study_has_seen(desk: Desk) -> None:
-    words = {"tuned": "on", "n_trials": "4", "margin": "0", "schedules": "full,lp_ft"}
-    compared = compare(desk, **words, lr="0.02")
-    assert [key.draw for key in compared.keys] == [1, 2]
-    everything = runs()
-    drawn = {"0": set[str](), "1": set[str](), "2": set[str]()}
-    for run in everything:
+def test_tuned_arms_are_compared_on_draws_that_no_study_has_seen(tuned: Tuned) -> None:
+    assert [key.draw for key in tuned.compared.keys] == [1, 2]
+    drawn: dict[str, set[str]] = {"0": set(), "1": set(), "2": set()}
+    for run in tuned.stages:
         drawn[run.data.tags["draw"]] |= digests_of_draw(
             settings_of(run), run.data.tags["data_sha256"]
         )
     assert [len(images) for images in drawn.values()] == [18, 18, 18]
     assert len(drawn["0"] | drawn["1"] | drawn["2"]) == 54
-    check_test_images_unseen(everything, compared.grid.arms[NAME][0].settings, 30)
+    whole = [run for run in tuned.stages if run.info.status == "FINISHED"]  # others are pruned
+    assert len(whole) > 2 * (1 + 3 + 1)
+    check_test_images_unseen(whole, settings_of(tuned.stages[0]), 30)
 
-    arms = {arm.name: arm for arm in compared.grid.arms[NAME]}
+
+@pytest.mark.slow
+def test_tuning_changes_neither_steps_nor_what_was_set_by_hand(tuned: Tuned) -> None:
     epochs = {
         name: [arm.settings.training(n).epochs for n in range(1, arm.last + 1)]
-        for name, arm in arms.items()
+        for name, arm in tuned.arms.items()
     }
-    assert epochs == {"full": [3], "lp_ft": [1, 2]}
-    for arm in arms.values():  # what was set by hand stays, steps stay equal
+    assert epochs == {"full": [3], "three_stage": [1, 1, 1], "lp_ft": [1, 2]}
+    for arm in tuned.arms.values():
         for number in range(1, arm.last + 1):
             training = arm.settings.training(number)
             assert (training.lr, training.batch_size) == (0.02, 8)
-    studies = compared.studies
-    assert {key: len(names) for key, names in studies.items()} == {
-        (NAME, "full"): 1,
-        (NAME, "lp_ft"): 2,
+    for run in tuned.stages:
+        assert (run.data.params["lr"], run.data.params["batch_size"]) == ("0.02", "8")
+
+
+@pytest.mark.slow
+def test_trials_are_shared_out_over_an_arms_stages(tuned: Tuned) -> None:
+    studies = tuned.compared.studies
+    names = {schedule: found for (_, schedule), found in studies.items()}
+    assert len({name for found in names.values() for name in found}) == 1 + 3 + 2
+    url = f"sqlite:///{tuned.desk.folder}/optuna.db"
+    trials = {
+        schedule: [len(optuna.load_study(study_name=n, storage=url).trials) for n in found]
+        for schedule, found in names.items()
     }
-    url = f"sqlite:///{desk.folder}/optuna.db"
-    for (_, schedule), names in studies.items():
-        for name in names:
-            held = optuna.load_study(study_name=name, storage=url).trials
-            assert len(held) == {"full": 4, "lp_ft": 2}[schedule]
-    tuned_by = reports(runs("comparison")[0])[0].tables[-1]
-    assert tuned_by[1:] == [[NAME, s, ", ".join(names)] for (_, s), names in studies.items()]
+    assert trials == {"full": [6], "three_stage": [2, 2, 2], "lp_ft": [3, 3]}
+    shown = reports(tuned.run)[0].tables[-1][1:]
+    assert shown == [[NAME, schedule, ", ".join(found)] for schedule, found in names.items()]
+
+
+@pytest.mark.slow
+def test_the_same_tuned_comparison_again_trains_nothing(tuned: Tuned) -> None:
+    again = compare(tuned.desk, **TUNED)
+    assert len(runs()) == len(tuned.stages)
+    assert again.studies == tuned.compared.studies
+    assert again.grid == tuned.compared.grid
+    assert runs("comparison")[-1].data.metrics == pytest.approx(tuned.run.data.metrics)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -19,7 +20,9 @@ from pipeline.data.draws import make_draw
 from pipeline.data.images import ImageSet
 from pipeline.entry_points import Command
 from pipeline.errors import LineageError, SettingsError
-from pipeline.ranking import Ranking, rank_entry
+from pipeline.page import to_markdown
+from pipeline.posterior import posterior
+from pipeline.ranking import Ranking, page_of, rank_entry
 from pipeline.session import CHECKPOINT, source_of
 from pipeline.stages import BLOCKS
 from tests.conftest import class_image, enter_store, words_of
@@ -270,6 +273,14 @@ def test_the_same_check_by_words_finds_every_run(ranked: Ranked) -> None:
     assert again.tau == ranked.checked.tau
     assert again.gains == ranked.checked.gains
     assert again.ranks == ranked.checked.ranks
+
+
+def test_where_all_gains_are_the_same_there_is_no_order_to_agree_with(ranked: Ranked) -> None:
+    gains = dict.fromkeys(ranked.checked.gains, posterior([0.0, 0.0]))
+    same = replace(ranked.checked, gains=gains, tau=math.nan)
+    assert same.sentence.endswith("tau: unknown, as all gains are the same")
+    page = to_markdown(page_of(same, settings_of(ranked.firsts[1])))
+    assert "nan" not in page
 
 
 @pytest.mark.parametrize("kind", ["ranking", "none"])
