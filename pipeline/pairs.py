@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from pipeline.arms import Arm
@@ -225,5 +226,5 @@ class PairRunner:
             sum(run.metrics["time/total_s"] for run in chain) - prefix_s,
             prefix_s,
             max(int(run.metrics["parameters/trainable"]) for run in chain),
-            max(run.metrics.get(PEAK_METRIC, math.nan) for run in chain),
+            float(np.max([run.metrics.get(PEAK_METRIC, math.nan) for run in chain])),
         )

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.arms import said_of_all
-from pipeline.config import load_own, load_settings
+from pipeline.config import load_own, load_settings, said_of_stage
 from pipeline.entry_settings import PRETRAIN_KEYS, RANK_KEYS, PretrainSettings, RankSettings
 from pipeline.errors import SettingsError
 from pipeline.settings import Settings
@@ -60,18 +60,19 @@ def pretrain_plan(options: Mapping[str, str], config: str | None) -> PretrainPla
             f"out={own.out or '?'}: say where the weights go: pass -P out=<path>.safetensors"
         )
     plain = {key: value for key, value in options.items() if key not in PRETRAIN_KEYS}
-    for key, value in FROM_SCRATCH.items():
-        if plain.get(key, value) != value:
-            raise SettingsError(
-                f"{key}={plain[key]}: pretraining means {key}={value}: leave it out"
-            )
     said = said_of_all(plain, config)
+    for key, value in FROM_SCRATCH.items():
+        if said.get(key, value) != value:
+            raise SettingsError(
+                f"{key}={said[key]}: pretraining means {key}={value}: leave it out"
+            )
     if "data" not in said:
         raise SettingsError(
             "data is not given: pass -P data=<labelled images of your domain> to pretrain on"
         )
     defaults = {} if "preset" in said else PRETRAIN_DEFAULTS
-    left = {key: value for key, value in defaults.items() if key not in said}
+    set_by_hand = {*said, *said_of_stage(plain, config, None, 1)}
+    left = {key: value for key, value in defaults.items() if key not in set_by_hand}
     settings = load_settings({**left, **plain, **FROM_SCRATCH}, config=config)
     return PretrainPlan(own.out, settings, "train_per_class" in said, "val_per_class" in said)
 
@@ -88,9 +89,10 @@ def rank_plan(options: Mapping[str, str], config: str | None) -> RankPlan:
         raise SettingsError(
             f"check={rank.check}: gains vary, give {FEWEST_CHECKS} draws or more, or 0 for none"
         )
-    if rank.check and "schedule" in plain:
+    schedule = said_of_all(plain, config).get("schedule")
+    if rank.check and schedule:
         raise SettingsError(
-            f"schedule={plain['schedule']}: the check releases blocks after a stage of the head "
+            f"schedule={schedule}: the check releases blocks after a stage of the head "
             "alone: leave schedule out, or check"
         )
     return RankPlan(rank.check, plain, load_settings(plain, config=config))

@@ -9,6 +9,7 @@ found again by content. Not covered: self-supervised pretraining.
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,8 @@ from safetensors.torch import save
 
 from pipeline.digests import digest_tensors
 from pipeline.entry_points import Command
-from pipeline.errors import DataError
-from pipeline.files import write_atomically
+from pipeline.errors import DataError, SettingsError
+from pipeline.files import storage_faults, write_atomically
 from pipeline.plans import PretrainPlan, pretrain_plan
 from pipeline.run_stage import find_or_run
 from pipeline.session import Session, source_of
@@ -39,6 +40,7 @@ def pretrain_entry(command: Command) -> Path:
     path = Path(plan.out).expanduser()
     tracking = Tracking.connect()
     with tracking.explained():
+        _check_place(path)
         settings = _sized(plan, command)
         name = f"pretrain · {Path(settings.data).name} · {settings.backbone}"
         with tracking.run(name, {"kind": "pretrain"}, target=True) as log:
@@ -81,6 +83,16 @@ def pretrain_entry(command: Command) -> Path:
         f"-P backbone={backbone.name}"
     )
     return path
+
+
+def _check_place(path: Path) -> None:
+    """Refuse a place that cannot be written to before anything is spent on what goes there."""
+    if path.is_dir():
+        raise SettingsError(f"out={path} is a folder: pass the path of a file")
+    with storage_faults(path.name, path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
 
 
 def _sized(plan: PretrainPlan, command: Command) -> Settings:

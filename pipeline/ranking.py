@@ -8,6 +8,7 @@ and the order of the gains on the test split is held against the order of the gr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,7 @@ from pipeline.arms import Arm, at_equal_steps
 from pipeline.block_ranks import BlockRank, agreement, mean_relative, rank_blocks
 from pipeline.config import load_settings
 from pipeline.data.draws import draws_held
+from pipeline.data.images import ImageSet
 from pipeline.entry_points import Command
 from pipeline.errors import LineageError, SettingsError
 from pipeline.evaluate import test_images
@@ -31,7 +33,8 @@ from pipeline.settings import Settings, plain_values
 from pipeline.stages import RELEASES
 from pipeline.tracking import RunView, Tracking
 
-CONTROL = "stage1_continued"
+BEFORE, CONTROL = "three_stage", "stage1_continued"
+"""The schedule whose stage 1 comes before a release and whose stage 2 says how it is trained."""
 PICTURE = "figures/ranks.png"
 
 
@@ -43,7 +46,7 @@ class Ranking:
         ranks: of the run, the largest relative gradient first.
         gains: by block, over stage 1 continued; empty without a check.
         relative: relative gradient norms, means over the draws of the check.
-        tau: Kendall's tau-b between the two; None without a check.
+        tau: Kendall's tau-b between the two; None without a check, NaN where all gains are equal.
         pool: how the check's draws were dealt; None without a check.
     """
 
@@ -66,7 +69,7 @@ class Ranking:
         return (
             f"{line}. Released alone, {best} gains most ({_size(self.gains[best])}); the "
             f"ranking puts {first} first ({_size(self.gains[first])}); agreement of the two "
-            f"orders, Kendall's tau: {self.tau:+.2f}"
+            f"orders, Kendall's tau: {_shown(self.tau)}"
         )
 
 
@@ -76,20 +79,22 @@ def rank_entry(command: Command) -> Ranking:
     Raises:
         LineageError: not a finished stage run.
         SettingsError: a check on draws of a run that is not of stage 1.
+        DataError: a check without a test split.
     """
     plan = rank_plan(command.options, command.config)
     tracking = Tracking.connect()
     with tracking.explained():
         given = tracking.get(command.run_id) if command.run_id else None
         settings = _settings(plan, command, given) if given else plan.settings
+        test = test_images(settings) if plan.check else None
         session = Session.open(settings, tracking, command.say, command.on_epoch)
         name = f"rank_blocks · {session.draw.source} · {settings.backbone} · draw {settings.draw}"
         with tracking.run(name, {"kind": "ranking"}, target=True) as log:
             run = given or tracking.get(find_or_run(session, 1, log.run_id).run_id)
             ranks = rank_blocks(session.restore(run), session.draw.train, session.device)
             ranking = Ranking(run, ranks, {}, {}, None, None)
-            if plan.check:
-                ranking = _checked(ranking, settings, plan, command, tracking, log.run_id)
+            if test is not None:
+                ranking = _checked(ranking, settings, plan, test, command, tracking, log.run_id)
             log.params({**plain_values(settings), "check": plan.check})
             log.tags({"ranked_run_id": run.run_id, "mlflow.note.content": ranking.sentence})
             log.metrics({f"grad_relative/{r.block}": r.relative for r in ranks})
@@ -118,12 +123,15 @@ def _settings(plan: RankPlan, command: Command, given: RunView) -> Settings:
             f"{given.tags.get('kind', 'no stage run')}, {given.status}: copy the id of a stage "
             "run from the MLflow UI, or leave run_id out"
         )
-    if plan.check and given.tags["trains"] != "head":
+    stage, trains = given.tags["stage"], given.tags["trains"]
+    if plan.check and (stage, trains) != ("1", "head"):
         raise SettingsError(
-            f"check={plan.check}: run {given.run_id} trains {given.tags['trains']}, blocks "
-            "are released from a run of the head alone: give such a run, or check=0"
+            f"check={plan.check}: run {given.run_id} is stage {stage} and trains {trains}, blocks "
+            "are released from a stage 1 of the head alone: give such a run, or check=0"
         )
     inherited = inherit(given)
+    if plan.check:
+        inherited["schedule"] = BEFORE  # whichever the run was made for, the same stage 1
     settings = load_settings(plan.options, config=command.config, inherited=inherited)
     check_agreement(settings, inherited, given)
     return settings
@@ -133,16 +141,16 @@ def _checked(
     ranking: Ranking,
     settings: Settings,
     plan: RankPlan,
+    test: ImageSet,
     command: Command,
     tracking: Tracking,
     run_id: str,
 ) -> Ranking:
     """The ranking with what releasing each block alone gains, and whether the orders agree."""
-    source, test = source_of(settings), test_images(settings)
-    stage2 = Arm("three_stage", settings, 2)
-    arms = tuple(
-        at_equal_steps(stage2, name, plan.options, command.config) for name in (CONTROL, *RELEASES)
-    )
+    source = source_of(settings)
+    stage2 = Arm(BEFORE, settings, 2)
+    control = at_equal_steps(stage2, CONTROL, plan.options, command.config)
+    arms = (control, *(_released(name, settings) for name in RELEASES))
     pool = pool_of(
         settings,
         tuple(sorted({FEWEST_CHECKS, plan.check})),
@@ -179,6 +187,12 @@ def _checked(
     relative = mean_relative([_ranks_of_parent(arms[0], key, tracking) for key in keys])
     tau = agreement(relative, {block: known.mean_pp for block, known in gains.items()})
     return replace(ranking, gains=gains, relative=relative, tau=tau, pool=pool)
+
+
+def _released(name: str, settings: Settings) -> Arm:
+    """A block released alone, with the settings that stage 2 has for its own."""
+    changes = {"schedule": name, "stages": settings.stages[:2]}
+    return Arm(name, settings.model_copy(update=changes), 2)
 
 
 def _block(arm: Arm) -> str:
@@ -241,12 +255,16 @@ def page_of(ranking: Ranking, settings: Settings) -> Page:
         ),
         Part(
             "text",
-            f"Kendall's tau between the two: {ranking.tau:+.2f}. Five blocks can be ordered in "
+            f"Kendall's tau between the two: {_shown(ranking.tau)}. Five blocks can be ordered in "
             "120 ways: only near agreement is unlikely by chance. Each block "
             f"has {settings.training(2).epochs} epochs beside the head, with stage 2's settings. "
             f"Of the images: {ranking.pool.sentence}.",
         ),
     ]
+
+
+def _shown(tau: float) -> str:
+    return "unknown, as all gains are the same" if math.isnan(tau) else f"{tau:+.2f}"
 
 
 def _size(known: Posterior) -> str:

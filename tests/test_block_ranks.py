@@ -1,0 +1,158 @@
+"""Relative gradient norms are those of a plain loop; the model is left as it was."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.backbones import Backbone, build_backbone
+from pipeline.block_ranks import BATCH, BlockRank, agreement, mean_relative, rank_blocks
+from pipeline.data.images import ImageSet
+from pipeline.stages import BLOCKS
+from tests.helpers import CLASSES, CPU, calibrated_backbone, changed_names, copy_state, make_images
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+NAMES = ["mobilenet_v3_small", "resnet18"]
+
+
+def plain_norms(backbone: Backbone, images: ImageSet) -> dict[str, tuple[float, float]]:
+    """Gradient and weight norm of each block: one batch, one loss, one tensor after another."""
+    twin = build_backbone(backbone.name, backbone.model(torch.zeros(1, 3, 32, 32)).shape[1], 0)
+    twin.model.load_state_dict(backbone.model.state_dict())
+    twin.model.eval().requires_grad_(True)
+    shift, scale = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    pixels = (images.pixels.float() / 255 - shift) / scale  # (N, 3, S, S)
+    chances = twin.model(pixels).softmax(1)
+    rows = torch.arange(len(images))
+    loss = -chances[rows, images.labels].log().mean()
+    named = dict(twin.model.named_parameters())
+    gradients = dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
+
+    def norm(tensors: list[Tensor]) -> float:
+        return math.sqrt(sum(float((t.detach().double() ** 2).sum()) for t in tensors))
+
+    found = {}
+    for block in BLOCKS:
+        names = [name for name in twin.tensor_names([block]) if name in named]
+        found[block] = (norm([gradients[n] for n in names]), norm([named[n] for n in names]))
+    return found
+
+
+def set_to_zero(backbone: Backbone, *blocks: str) -> None:
+    with torch.no_grad():
+        for block in blocks:
+            for weight in backbone.blocks[block].parameters():
+                weight.zero_()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("count", [7, BATCH + 31])
+def test_norms_are_those_of_a_plain_loop_over_all_images_at_once(name: str, count: int) -> None:
+    images = make_images(count)
+    backbone = calibrated_backbone(name, images)
+    expected = plain_norms(backbone, images)
+    ranks = rank_blocks(backbone, images, CPU)
+    assert {rank.block for rank in ranks} == set(BLOCKS)
+    for rank in ranks:
+        gradient, size = expected[rank.block]
+        assert rank.gradient == pytest.approx(gradient, rel=1e-3)
+        assert rank.size == pytest.approx(size, rel=1e-4)
+        assert rank.relative == pytest.approx(gradient / size, rel=1e-3)
+    assert len({rank.gradient for rank in ranks}) == len(BLOCKS)
+
+
+def test_the_largest_comes_first() -> None:
+    images = make_images(12)
+    backbone = calibrated_backbone(NAMES[0], images)
+    relative = [rank.relative for rank in rank_blocks(backbone, images, CPU)]
+    assert relative == sorted(relative, reverse=True)
+    with torch.no_grad():  # larger weights before a BatchNorm: nothing changes but ||g|| / ||w||
+        backbone.blocks["stem"][0][0].weight *= 1e-3
+    assert rank_blocks(backbone, images, CPU)[0].block == "stem"
+
+
+def test_without_weights_a_block_is_infinitely_far_and_ties_go_from_head_to_stem() -> None:
+    images = make_images(12)
+    backbone = calibrated_backbone("resnet18", images)
+    set_to_zero(backbone, "stem", "block3", "block1")
+    ranks = rank_blocks(backbone, images, CPU)
+    assert [rank.block for rank in ranks[:3]] == ["block3", "block1", "stem"]
+    assert [rank.relative for rank in ranks[:3]] == [math.inf] * 3
+    assert all(math.isfinite(rank.relative) for rank in ranks[3:])
+
+
+def test_blocks_that_no_gradient_reaches_tie_at_zero() -> None:
+    images = make_images(12)
+    backbone = calibrated_backbone("resnet18", images)
+    set_to_zero(backbone, "head")
+    ranks = rank_blocks(backbone, images, CPU)
+    assert [rank.block for rank in ranks] == list(BLOCKS)
+    assert ranks[0].gradient > 0
+    assert [rank.relative for rank in ranks] == [math.inf, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_model_is_left_without_gradients_and_bit_for_bit_as_it_was(name: str) -> None:
+    images = make_images(12)
+    backbone = calibrated_backbone(name, images)
+    before = copy_state(backbone)
+    first = rank_blocks(backbone, images, CPU)
+    assert changed_names(before, copy_state(backbone)) == set()
+    for parameter in backbone.model.parameters():
+        assert parameter.grad is None
+        assert not parameter.requires_grad
+    assert not any(module.training for module in backbone.model.modules())
+    assert rank_blocks(backbone, images, CPU) == first
+
+
+def test_what_training_left_behind_does_not_count() -> None:
+    images = make_images(12)
+    backbone = calibrated_backbone("resnet18", images)
+    expected = rank_blocks(backbone, images, CPU)
+    backbone.model.train().requires_grad_(True)
+    for parameter in backbone.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    assert rank_blocks(backbone, images, CPU) == expected
+
+
+def test_a_fault_leaves_no_gradients_behind() -> None:
+    images = make_images(BATCH + 6)
+    backbone = calibrated_backbone("resnet18", images)
+    images.labels[-1] = CLASSES  # in the second batch: the first has left gradients
+    with pytest.raises(IndexError, match="out of bounds"):
+        rank_blocks(backbone, images, CPU)
+    assert all(p.grad is None and not p.requires_grad for p in backbone.model.parameters())
+
+
+def test_means_over_checkpoints_are_block_by_block() -> None:
+    first = [BlockRank("head", 3.0, 1.0), BlockRank("stem", 1.0, 2.0)]
+    other = [BlockRank("stem", 3.0, 2.0), BlockRank("head", 1.0, 1.0)]
+    found = mean_relative([first, other])
+    assert (found["head"], found["stem"]) == (2.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("relative", "gains", "tau"),
+    [
+        ([5, 4, 3, 2, 1], [0.5, 0.4, 0.3, 0.2, 0.1], 1),
+        ([5, 4, 3, 2, 1], [-5, -4, -3, -2, -1], -1),
+        ([5, 4, 3, 2, 1], [4, 5, 3, 2, 1], 0.8),  # 9 pairs agree, 1 does not: 8 / 10
+        ([5, 4, 3, 2, 1], [1, 5, 4, 3, 2], 0.2),  # 6 and 4
+        ([3, 2, 1], [2, 1, 1], 2 / math.sqrt(3 * 2)),  # a tie in the gains: 2 of 3 can be told
+        ([2, 2, 1], [3, 1, 2], 0),
+        ([math.inf, 2, 1], [3, 2, 1], 1),
+    ],
+)
+def test_agreement_is_kendalls_tau(relative: list[float], gains: list[float], tau: float) -> None:
+    blocks = BLOCKS[1:]
+    norms = dict(zip(blocks, relative, strict=False)) | {"head": 100.0}  # not released alone
+    pp = dict(reversed(list(zip(blocks, gains, strict=False))))
+    assert agreement(norms, pp) == pytest.approx(tau)
+
+
+def test_where_every_gain_is_the_same_nothing_agrees_or_disagrees() -> None:
+    norms = dict(zip(BLOCKS, range(6), strict=True))
+    assert math.isnan(agreement(norms, dict.fromkeys(BLOCKS[1:], 0.0)))

@@ -1,0 +1,229 @@
+"""A grid of arms: which names are taken, what all arms have in common, what is refused at once."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.arms import Arm
+from pipeline.errors import SettingsError
+from pipeline.grid import Grid, grid_of
+from pipeline.settings import RUN_KEYS, TrainSettings
+from pipeline.stages import SCHEDULES
+
+ROOT = Path(__file__).resolve().parent.parent
+PRESET = {"preset": "cifar10_small"}
+ONE = "resnet18"
+FAULTS = {
+    "unknown schedule": (
+        {"schedules": "full,tree_stage"},
+        "schedules names 'tree_stage', which is not known: did you mean three_stage?",
+    ),
+    "nothing like it": (
+        {"schedules": "full,zzz"},
+        "schedules names 'zzz', which is not known: choose from three_stage, two_stage, full",
+    ),
+    "a comma too many": (
+        {"schedules": "full,,lp_ft"},
+        "schedules names '', which is not known: choose from",
+    ),
+    "unknown backbone": (
+        {"backbones": "resnet18,resnet19"},
+        "backbones names 'resnet19', which is not known: did you mean resnet18?",
+    ),
+    "unknown baseline": ({"baseline": "ful"}, "got 'ful' (command line): did you mean full?"),
+    "schedule twice": (
+        {"schedules": "full, lp_ft,full"},
+        "schedules names full twice, got 'full, lp_ft,full': keep one",
+    ),
+    "backbone twice": (
+        {"backbones": "resnet18,resnet18 "},
+        "backbones names resnet18 twice",
+    ),
+    "both words": (
+        {"backbone": "resnet18", "backbones": "resnet18,resnet34"},
+        "backbone=resnet18 and backbones=resnet18,resnet34: give one of the two",
+    ),
+    "one schedule": (
+        {"schedules": "full"},
+        "schedules=full with baseline=full: two are needed to compare, add one",
+    ),
+    "schedule": (
+        {"schedule": "full"},
+        "schedule=full: pass -P schedules=<names with commas between them>",
+    ),
+    "reuse": ({"reuse": "off"}, "reuse=off: arms start from common runs"),
+    "one draw": ({"draws": "1"}, "draws must be greater than or equal to 2, got '1'"),
+    "no draw to tune on": ({"tune_draws": "0"}, "tune_draws must be greater than or equal to 1"),
+    "rope": ({"rope_pp": "-1"}, "rope_pp must be greater than or equal to 0"),
+    "trials": ({"n_trials": "0"}, "n_trials must be greater than or equal to 1"),
+    "a stage that no arm has": ({"stage4.lr": "1"}, "unknown setting stage4.lr"),
+    "training": ({"epochs": "0"}, "epochs must be greater than or equal to 1"),
+}
+
+
+def grid(config: Path | None = None, **options: str) -> Grid:
+    """The grid behind these words, ten epochs a stage."""
+    return grid_of({**PRESET, **options}, str(config) if config else None)
+
+
+def arms(config: Path | None = None, **options: str) -> dict[str, Arm]:
+    """The arms on the one backbone, by schedule."""
+    (found,) = grid(config, **options).arms.values()
+    return {arm.name: arm for arm in found}
+
+
+def epochs(arm: Arm) -> list[int]:
+    return [arm.settings.training(number).epochs for number in range(1, arm.last + 1)]
+
+
+def test_every_arm_has_the_epochs_of_the_reference() -> None:
+    found = arms(schedules="full,two_stage,three_stage,lp_ft,head_only,stage2_continued")
+    assert {name: epochs(arm) for name, arm in found.items()} == {
+        "full": [30],
+        "two_stage": [20, 10],
+        "three_stage": [10, 10, 10],
+        "lp_ft": [10, 20],
+        "head_only": [30],
+        "stage2_continued": [10, 10, 10],
+    }
+    assert all(arm.last == len(SCHEDULES[name]) for name, arm in found.items())
+
+
+def test_the_reference_says_how_many_steps_there_are_though_it_is_not_compared() -> None:
+    words = {"stage1.epochs": "4", "stage2.epochs": "5", "stage3.epochs": "7"}
+    found = arms(schedules="lp_ft,two_stage", **words)
+    assert "three_stage" not in found
+    assert {name: epochs(arm) for name, arm in found.items()} == {
+        "full": [16],
+        "lp_ft": [4, 12],
+        "two_stage": [9, 7],
+    }
+
+
+def test_arms_differ_in_nothing_but_schedule_and_stages() -> None:
+    found = list(arms(draw="2", image_size="40", data_seed="3", seed="5").values())
+    for key in RUN_KEYS:
+        if key != "schedule":
+            assert len({getattr(arm.settings, key) for arm in found}) == 1, key
+    assert [arm.settings.schedule for arm in found] == [arm.name for arm in found]
+    assert (found[0].settings.draw, found[0].settings.image_size) == (2, 40)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ({}, ["full", "two_stage", "three_stage", "lp_ft"]),
+        ({"schedules": "lp_ft,full"}, ["full", "lp_ft"]),
+        ({"schedules": " lp_ft , two_stage"}, ["full", "lp_ft", "two_stage"]),
+        ({"schedules": "full,lp_ft", "baseline": "three_stage"}, ["three_stage", "full", "lp_ft"]),
+        ({"schedules": "two_stage,lp_ft", "baseline": "lp_ft"}, ["lp_ft", "two_stage"]),
+        ({"schedules": "release_block2"}, ["full", "release_block2"]),
+    ],
+)
+def test_the_baseline_is_added_and_put_first(words: dict[str, str], expected: list[str]) -> None:
+    assert list(arms(**words)) == expected
+
+
+def test_backbones_come_in_the_order_they_were_named() -> None:
+    found = grid(backbones=" resnet34, mobilenet_v2,resnet18", weights="none").arms
+    assert list(found) == ["resnet34", "mobilenet_v2", "resnet18"]
+    for name, row in found.items():
+        assert {arm.settings.backbone for arm in row} == {name}
+    assert len({tuple(arm.name for arm in row) for row in found.values()}) == 1
+    assert len({tuple(map(str, map(epochs, row))) for row in found.values()}) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [({}, "resnet18"), ({"backbone": "mobilenet_v2", "weights": "none"}, "mobilenet_v2")],
+)
+def test_without_backbones_the_usual_one_is_taken(words: dict[str, str], expected: str) -> None:
+    assert list(grid(**words).arms) == [expected]
+
+
+def test_a_backbone_may_stand_in_a_file(tmp_path: Path) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text("backbone: resnet34\nweights: none\n")
+    assert list(grid(config).arms) == ["resnet34"]
+    assert list(grid(config, backbones="resnet18").arms) == ["resnet18"]
+
+
+def test_weights_may_name_a_file_for_each_backbone() -> None:
+    found = grid(backbones="resnet18,resnet34", weights="/w/{backbone}-{backbone}.safetensors")
+    weights = {name: {arm.settings.weights for arm in row} for name, row in found.arms.items()}
+    assert weights == {
+        "resnet18": {"/w/resnet18-resnet18.safetensors"},
+        "resnet34": {"/w/resnet34-resnet34.safetensors"},
+    }
+
+
+def test_weights_in_a_file_of_settings_name_a_file_for_each_backbone(tmp_path: Path) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text('weights: "~/{backbone}.pth"\n')
+    found = grid(config, backbones="resnet18,resnet34")
+    assert [row[-1].settings.weights for row in found.arms.values()] == [
+        "~/resnet18.pth",
+        "~/resnet34.pth",
+    ]
+
+
+def test_what_was_set_by_hand_is_noted_and_kept(tmp_path: Path) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text("lr: 0.5\naugment: strong\nseed: 3\nstage1: {clip_norm: 2}\n")
+    found = grid(config, weight_decay="0.2", lr="0.25", schedules="lp_ft,three_stage")
+    assert found.said == {"lr", "augment", "weight_decay"}
+    for arm in found.arms[ONE]:
+        for number in range(1, arm.last + 1):
+            training = arm.settings.training(number)
+            assert (training.lr, training.augment, training.weight_decay) == (0.25, "strong", 0.2)
+        assert arm.settings.seed == 3
+
+
+def test_nothing_is_set_by_hand_where_a_preset_says_it() -> None:
+    assert grid().said == set()
+    assert arms()["full"].settings.stages == (TrainSettings(epochs=30, lr=3e-4),)
+
+
+def test_a_study_has_the_words_that_were_given_for_it() -> None:
+    found = grid(n_trials="7", tune_draws="3", draws="4", workers="2", rope_pp="1")
+    assert (found.tune.n_trials, found.tune.draws, found.tune.workers) == (7, 3, 2)
+    assert (found.compare.draws, found.compare.rope_pp) == (4, 1.0)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_cannot_be_compared_is_refused(fault: str) -> None:
+    words, message = FAULTS[fault]
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        grid(**words)
+
+
+def test_every_fault_is_one_line_and_exit_code_2_before_torch_is_imported() -> None:
+    code = (
+        "import json, sys\n"
+        "from pipeline.cli import main\n"
+        "codes = [main(['compare', *words]) for words in json.loads(sys.argv[1])]\n"
+        "slow = [m for m in ('torch', 'mlflow', 'optuna') if m in sys.modules]\n"
+        "print(json.dumps([codes, slow]))\n"
+    )
+    typed = [[f"--{key}={value}" for key, value in words.items()] for words, _ in FAULTS.values()]
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(typed)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    codes, slow = json.loads(done.stdout)
+    assert codes == [2] * len(FAULTS)
+    assert slow == []
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(FAULTS)
+    for line, (_, message) in zip(lines, FAULTS.values(), strict=True):
+        assert line.startswith("error: ")
+        assert message in line

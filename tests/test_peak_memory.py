@@ -1,0 +1,103 @@
+"""Peak memory: what a piece of work held at most is seen; what was given back before is not."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import peak_memory
+from pipeline.compute import keep_freed_memory
+from pipeline.peak_memory import PeakMemory
+from tests.helpers import CPU
+
+BIG_MIB = 400
+ROOM_MIB = 80
+"""What else a process may do to its memory meanwhile."""
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+
+
+def fill(mib: int) -> torch.Tensor:
+    """So much memory, every page of it written."""
+    return torch.ones(mib << 18)
+
+
+def peak_of_nothing() -> float:
+    return PeakMemory(CPU).read_mib()
+
+
+@on_linux
+def test_memory_that_was_given_back_before_the_end_is_seen() -> None:
+    before = peak_of_nothing()
+    peak = PeakMemory(CPU)
+    held = fill(BIG_MIB)
+    del held
+    assert BIG_MIB - ROOM_MIB <= peak.read_mib() - before <= BIG_MIB + ROOM_MIB
+
+
+@on_linux
+def test_a_peak_is_no_longer_counted_once_the_next_work_begins() -> None:
+    keep_freed_memory()  # as every command does: the process would keep what it frees
+    before = peak_of_nothing()
+    peak = PeakMemory(CPU)
+    for _ in range(3):
+        held = fill(BIG_MIB)
+        del held
+    assert peak.read_mib() - before >= BIG_MIB - ROOM_MIB
+    assert peak_of_nothing() - before <= ROOM_MIB
+
+
+@on_linux
+def test_small_pieces_that_were_given_back_are_not_counted_either() -> None:
+    keep_freed_memory()
+    before = peak_of_nothing()
+    pieces = [torch.ones(1 << 14) for _ in range(BIG_MIB * 16)]
+    last = pieces[-1]  # the heap cannot shrink below it
+    assert peak_of_nothing() - before >= BIG_MIB - ROOM_MIB
+    del pieces
+    assert last.sum() == 1 << 14
+    assert peak_of_nothing() - before <= ROOM_MIB
+
+
+@on_linux
+def test_memory_still_held_is_part_of_the_next_works_peak() -> None:
+    before = peak_of_nothing()
+    held = fill(BIG_MIB)
+    assert peak_of_nothing() - before >= BIG_MIB - ROOM_MIB
+    assert held[-1] == 1
+
+
+@on_linux
+def test_reading_twice_says_the_same_and_more_only_for_more() -> None:
+    peak = PeakMemory(CPU)
+    first = peak.read_mib()
+    assert peak.read_mib() - first <= ROOM_MIB
+    held = fill(BIG_MIB)
+    assert peak.read_mib() - first >= BIG_MIB - ROOM_MIB
+    assert held[-1] == 1
+
+
+def test_where_the_peak_cannot_be_reset_it_is_not_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peak_memory, "_CLEAR", tmp_path / "nowhere" / "clear_refs")
+    assert math.isnan(peak_of_nothing())
+
+
+def test_what_another_kind_of_device_holds_is_not_known() -> None:
+    assert math.isnan(PeakMemory(torch.device("mps")).read_mib())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_what_was_allocated_there_counts() -> None:
+    device = torch.device("cuda")
+    peak = PeakMemory(device)
+    before = torch.cuda.memory_allocated(device) / 2**20
+    held = torch.ones(BIG_MIB << 18, device=device)
+    del held
+    assert peak.read_mib() - before >= BIG_MIB
+    assert PeakMemory(device).read_mib() <= before + 1
