@@ -19,7 +19,7 @@ from pipeline.decision_report import minutes
 from pipeline.entry_points import Command
 from pipeline.estimate import equal_steps, seconds_a_draw, shown_steps
 from pipeline.evaluate import test_images
-from pipeline.grid import Grid, grid_of
+from pipeline.grid import Grid, grid_of, said_of_arm
 from pipeline.pairs import PairKey, PairRunner, Results, pair_keys
 from pipeline.pool import Pool, pool_of
 from pipeline.session import source_of
@@ -139,8 +139,8 @@ def _tuned(
             trials = max(1, grid.tune.n_trials // arm.last)
             tune = grid.tune.model_copy(update={"n_trials": trials})
             stages = range(1, arm.last + 1)
-            kept = {"epochs", "batch_size", *grid.said}
-            done = tune_arm(command, tracking, tune, arm, stages, dict.fromkeys(stages, kept))
+            kept = {n: {"epochs", "batch_size", *said_of_arm(grid, arm, n)} for n in stages}
+            done = tune_arm(command, tracking, tune, arm, stages, kept)
             tuned.append(done.arm)
             studies[backbone, arm.name] = tuple(done.studies.values())
         arms[backbone] = tuple(tuned)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from pipeline.arms import Arm, at_equal_steps, said_of_all
-from pipeline.config import load_own, load_settings, nearest
+from pipeline.config import load_own, load_settings, nearest, said_of_stage
 from pipeline.entry_settings import COMPARE_KEYS, TUNE_KEYS, CompareSettings, TuneSettings
 from pipeline.errors import SettingsError
 from pipeline.settings import TRAIN_KEYS, BackboneName, ScheduleName
@@ -28,14 +28,15 @@ class Grid:
 
     Attributes:
         arms: by backbone, in the order of the schedules, the baseline first.
-        said: training settings given by hand for all stages; no study tunes them.
+        said: training settings given by hand, by stage of the reference schedule (0: for all
+            stages of all schedules); no study tunes them.
         options: everything that was typed.
     """
 
     compare: CompareSettings
     tune: TuneSettings
     arms: Mapping[str, tuple[Arm, ...]]
-    said: frozenset[str]
+    said: Mapping[int, set[str]]
     options: Mapping[str, str]
 
 
@@ -69,10 +70,22 @@ def grid_of(options: Mapping[str, str], config: str | None) -> Grid:
         backbones = _names("backbones", compare.backbones, get_args(BackboneName))
     else:
         backbones = [load_settings(plain, config=config).backbone]
-    said = frozenset(key for key in said_of_all(plain, config) if key in TRAIN_KEYS)
+    said = {0: {key for key in said_of_all(plain, config) if key in TRAIN_KEYS}}
+    for number in range(1, len(SCHEDULES[REFERENCE]) + 1):
+        said[number] = said_of_stage(plain, config, None, number)
     arms = {name: _arms(name, schedules, plain, config) for name in backbones}
     typed = {**options, **({"config": config} if config else {})}
     return Grid(compare, tune, arms, said, typed)
+
+
+def said_of_arm(grid: Grid, arm: Arm, number: int) -> set[str]:
+    """Training settings of an arm's stage that were given by hand.
+
+    `stage2.lr` speaks of the reference schedule's stage 2, and of every schedule that begins so.
+    """
+    ours = [step.trainable for step in SCHEDULES[arm.name][:number]]
+    theirs = [step.trainable for step in SCHEDULES[REFERENCE][:number]]
+    return grid.said[0] | (grid.said[number] if ours == theirs else set())
 
 
 def _arms(
