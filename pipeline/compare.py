@@ -27,6 +27,8 @@ from pipeline.settings import plain_values
 from pipeline.tracking import Tracking
 from pipeline.workers import run_workers
 
+OF_AN_ARM = ("schedule", "backbone", "weights", "draw", "seed")
+"""Settings in which arms, or their draws, differ."""
 ENOUGH_DRAWS = 5
 """With so many disjoint draws left, fewer than asked for are better than resampled ones."""
 
@@ -65,7 +67,8 @@ def compare_entry(command: Command) -> Compared | None:
         )
         name = f"comparison · {source.name} · {', '.join(grid.arms)}"
         with tracking.run(name, {"kind": "comparison"}, target=True) as log:
-            log.params({**plain_values(settings), **grid.compare.model_dump()})
+            common = {k: v for k, v in plain_values(settings, ()).items() if k not in OF_AN_ARM}
+            log.params({**common, **grid.compare.model_dump(), "backbones": ",".join(grid.arms)})
             if grid.tune.workers > 1:
                 run_workers(
                     grid.tune.workers,
