@@ -52,7 +52,9 @@ def test_stage_runs_are_nested_in_the_one_run_of_the_comparison(finished: Finish
     assert parents == {finished.run.info.run_id}
     assert {run.info.status for run in (finished.run, *finished.stages)} == {"FINISHED"}
     params = finished.run.data.params
-    assert (params["baseline"], params["draws"], params["stage1.epochs"]) == ("full", "2", "3")
+    assert (params["baseline"], params["draws"], params["backbones"]) == ("full", "2", NAME)
+    assert params["schedules"] == ",".join(SCHEDULES)
+    assert not {name for name in params if name.startswith("stage")}, "settings of one arm only"
 
 
 def test_every_arm_has_the_same_images_and_seed_on_a_draw(finished: Finished) -> None:
