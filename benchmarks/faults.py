@@ -3,7 +3,7 @@
     python benchmarks/faults.py --data IMAGES --weights STARTER --out faults.md
 
 Two workers share a study in PostgreSQL and a tracking server whose store is on the same PostgreSQL
-server. Ten times, at a random moment, one worker is killed with SIGKILL and another started;
+server. Ten times, at a random moment of a trial, its worker is killed and another started;
 once PostgreSQL is stopped as in a power cut and started again; once the tracking server is. At the
 end the study and its runs are counted anew. Out: a Markdown table.
 """
@@ -29,9 +29,13 @@ from optuna.trial import TrialState
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from pipeline.owners import PROCESS  # noqa: E402
+from pipeline.tuning.storage import RETRIES  # noqa: E402
 from tests.postgres import Postgres, find_binaries, free_port  # noqa: E402
 
 HEARTBEAT_S = 1
+LONGEST_WAIT_S = 4.0
+"""A trial takes about this long: a kill comes anywhere in it, or just after it."""
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -86,16 +90,30 @@ class Study:
             )
         )
 
-    def kill_one(self, rng: random.Random) -> None:
-        """SIGKILL a worker that runs, and start another."""
-        living = [worker for worker in self.workers if worker.poll() is None]
-        if living:
-            rng.choice(living).kill()
-        self.add_worker()
+    def kill_in_a_trial(self, tracking: str, rng: random.Random) -> None:
+        """SIGKILL a worker at a random moment of a trial, and start another; not once all end."""
+        while living := [worker for worker in self.workers if worker.poll() is None]:
+            busy = running_trials(tracking)
+            if victims := [worker for worker in living if worker.pid in busy]:
+                time.sleep(rng.uniform(0, LONGEST_WAIT_S))
+                victim = rng.choice(victims)
+                victim.kill()
+                victim.wait()
+                self.add_worker()
+                return
+            time.sleep(0.2)
 
     def wait(self) -> list[int]:
         """Exit codes of the workers that were not killed."""
         return [code for worker in self.workers if (code := worker.wait()) != -signal.SIGKILL]
+
+
+def running_trials(tracking: str) -> set[int]:
+    """Processes with a trial's run that is RUNNING."""
+    found = mlflow.MlflowClient(tracking).search_runs(
+        ["0"], "tags.kind = 'trial' and attributes.status = 'RUNNING'"
+    )
+    return {int(run.data.tags[PROCESS]) for run in found}
 
 
 def recount(storage: str, tracking: str, wanted: int) -> dict[str, object]:
@@ -121,6 +139,9 @@ def recount(storage: str, tracking: str, wanted: int) -> dict[str, object]:
         "trials finished": len(finished),
         "trials of killed workers": len(lost),
         "of these run again": sum(t.number in retried for t in lost),
+        f"of these given up after {RETRIES} retries": sum(
+            len(t.system_attrs.get("retry_history", [])) >= RETRIES for t in lost
+        ),
         "trials left running": sum(t.state == TrialState.RUNNING for t in trials),
         "runs left RUNNING": sum(r.info.status == "RUNNING" for r in [*runs, *stages]),
         "trial runs FINISHED / trials complete": f"{len(values)} / {complete}",
@@ -167,12 +188,10 @@ def experiment(
     return name, row
 
 
-def kill_workers(study: Study, _: Postgres, __: Server, rng: random.Random) -> None:
-    """Ten times a worker, at a random moment."""
-    time.sleep(15)
+def kill_workers(study: Study, _: Postgres, server: Server, rng: random.Random) -> None:
+    """Ten times a worker, at a random moment of a trial."""
     for _number in range(10):
-        time.sleep(rng.uniform(5, 20))
-        study.kill_one(rng)
+        study.kill_in_a_trial(server.url, rng)
 
 
 def cut_postgres(_: Study, postgres: Postgres, __: Server, rng: random.Random) -> None:
@@ -196,7 +215,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", required=True)
     parser.add_argument("--weights", required=True)
-    parser.add_argument("--trials", type=int, default=16)
+    parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="one of: workers, postgres, server")
     parser.add_argument("--out", type=Path)
