@@ -9,12 +9,9 @@ import pickle
 import shutil
 import socket
 import tarfile
-import threading
 from collections.abc import Callable, Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from socketserver import BaseRequestHandler
 from typing import Any
 
 import numpy as np
@@ -28,6 +25,7 @@ from pipeline.data.source import Source, Split
 from pipeline.data.sources import open_source
 from pipeline.errors import DataError, DownloadError
 from tests.conftest import class_image
+from tests.served import NotHttp, Quiet
 
 WriteParquet = Callable[..., Path]
 CLOSED = "http://127.0.0.1:1"
@@ -533,37 +531,6 @@ def test_the_real_cifar_files_open(cifar_folder: Path, tmp_path: Path) -> None:
 
 
 # --- CIFAR ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[type | partial[Any]], str]]:
-    """Start a local server with this handler and give its address."""
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    servers = []
-
-    def start(handler: Any) -> str:  # noqa: ANN401 - a handler class or a partial of one
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        thread = threading.Thread(target=partial(server.serve_forever, poll_interval=0.01))
-        thread.start()
-        servers.append((server, thread))
-        return f"http://127.0.0.1:{server.server_port}"
-
-    yield start
-    for server, thread in servers:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-class NotHttp(BaseRequestHandler):
-    def handle(self) -> None:
-        self.request.recv(4096)
-        self.request.sendall(b"220 mail.example ready\r\n")
 
 
 def cifar_cell(label: int, number: int) -> np.ndarray:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import pickle
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from socketserver import BaseRequestHandler
 from typing import Any
 
 import pytest
@@ -23,6 +19,7 @@ from torch import Tensor
 from pipeline.backbones import Backbone, build_backbone
 from pipeline.errors import DownloadError, WeightsError
 from pipeline.weights import STARTER_SHA256, load_pretrained
+from tests.served import NotHttp, Quiet, publish
 
 SMALL = "mobilenet_v3_small"
 HEAD = ("classifier.3.weight", "classifier.3.bias")
@@ -305,19 +302,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path, backbone: Backbo
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file for 1000 classes in a folder of its own, named by its digest as torchvision's are."""
-    folder = tmp_path_factory.mktemp("published")
-    saved(build_backbone(SMALL, 1000, seed=2).model.state_dict(), folder / "w.pth")
-    digest = hashlib.sha256((folder / "w.pth").read_bytes()).hexdigest()
-    return (folder / "w.pth").rename(folder / f"{SMALL}-{digest[:8]}.pth")
-
-
-@pytest.fixture
-def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Torch's download folder, empty."""
-    monkeypatch.setattr(torch.hub, "_hub_dir", None)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    return tmp_path / "torch" / "hub" / "checkpoints"
+    return publish(SMALL, tmp_path_factory.mktemp("published"))
 
 
 @pytest.fixture
@@ -325,39 +310,8 @@ def set_url(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Let torchvision look for the weights of the small backbone at another address."""
     import torchvision
 
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
     entry: Any = torchvision.models.get_model_weights(SMALL).DEFAULT
     return lambda url: monkeypatch.setattr(entry.value, "url", url)
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-class NotHttp(BaseRequestHandler):
-    def handle(self) -> None:
-        self.request.recv(4096)
-        self.request.sendall(b"220 mail.example ready\r\n")
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[..., str]]:
-    """Start a local server with this handler and give its address."""
-    servers = []
-
-    def start(handler: Any) -> str:  # noqa: ANN401 - a handler class or a partial of one
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        thread = threading.Thread(target=partial(server.serve_forever, poll_interval=0.01))
-        thread.start()
-        servers.append((server, thread))
-        return f"http://127.0.0.1:{server.server_port}"
-
-    yield start
-    for server, thread in servers:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def test_imagenet_weights_are_downloaded_once(
