@@ -63,9 +63,13 @@ def mlflow_run(clone: Path, environment: dict[str, str], tmp_path: Path) -> Run:
     """`mlflow run . -e ENTRY_POINT -P key=value ...` in the clone."""
 
     def run(
-        entry_point: str, *words: str, env: dict[str, str] | None = None, **options: str
+        entry_point: str,
+        *words: str,
+        env: dict[str, str] | None = None,
+        quick: dict[str, str] = QUICK,
+        **options: str,
     ) -> subprocess.CompletedProcess[str]:
-        settings = {**QUICK, "cache_dir": str(tmp_path / "cache"), **options}
+        settings = {**quick, "cache_dir": str(tmp_path / "cache"), **options}
         pairs = [w for k, v in settings.items() for w in ("-P", f"{k}={v}")]
         manager = () if "--env-manager" in words else ("--env-manager", "local")
         return subprocess.run(
