@@ -51,13 +51,7 @@ def compare_entry(command: Command) -> Compared | None:
             test_count=len(test),
             classes=classes,
         )
-        keys = pair_keys(
-            pool.looks[-1],
-            first_draw=pool.first_draw,
-            data_seed=settings.data_seed,
-            seed=settings.seed,
-            resampled=pool.resampled,
-        )
+        keys = pair_keys(pool, settings)
         if command.joins:
             grid, _ = _tuned(grid, command, tracking)
             _walk(grid, keys, test, command, tracking, command.joins)

@@ -171,13 +171,7 @@ def _walk(plan: Comparison, desk: Desk, log: RunLog | None) -> tuple[list[Pair],
         desk.command.say,
         tell,
     )
-    keys = pair_keys(
-        design.looks[-1],
-        first_draw=pool.first_draw,
-        data_seed=settings.data_seed,
-        seed=settings.seed,
-        resampled=pool.resampled,
-    )
+    keys = pair_keys(pool, settings)
     pairs: list[Pair] = []
     for look in design.looks:
         results = runner.run_all(keys[:look])

@@ -19,9 +19,11 @@ from pipeline.data.images import ImageSet
 from pipeline.digests import digest_values
 from pipeline.evaluate import Scorer
 from pipeline.peak_memory import PEAK_METRIC
+from pipeline.pool import Pool
 from pipeline.report import StageSummary
 from pipeline.run_stage import find_or_run
 from pipeline.session import Session, cache_folder
+from pipeline.settings import Settings
 from pipeline.stages import SCHEDULES
 from pipeline.tracking import RunView, Tracking
 
@@ -91,20 +93,19 @@ class Pair:
         return 100 * (self.treatment.test_acc - self.control.test_acc)
 
 
-def pair_keys(
-    count: int, *, first_draw: int, data_seed: int, seed: int, resampled: bool
-) -> list[PairKey]:
-    """The first pairs of a comparison.
+def pair_keys(pool: Pool, settings: Settings) -> list[PairKey]:
+    """The pairs of a comparison, up to the pool's last look.
 
-    Disjoint: draw after draw of one shuffle. `resampled`: the first draw of a new shuffle for each
+    Disjoint: draw after draw of one shuffle. Resampled: the first draw of a new shuffle for each
     pair, so that pairs share images; the shuffle by `data_seed` itself is left to tuning. The seed
     moves on with the pair: every source of chance does.
     """
+    data_seed, seed = settings.data_seed, settings.seed
     return [
         PairKey(number, 0, data_seed + 1 + number, seed + number)
-        if resampled
-        else PairKey(number, first_draw + number, data_seed, seed + number)
-        for number in range(count)
+        if pool.resampled
+        else PairKey(number, pool.first_draw + number, data_seed, seed + number)
+        for number in range(pool.looks[-1])
     ]
 
 

@@ -159,13 +159,7 @@ def _checked(
         test_count=len(test),
         classes=len(source.class_names),
     )
-    keys = pair_keys(
-        pool.looks[-1],
-        first_draw=pool.first_draw,
-        data_seed=settings.data_seed,
-        seed=settings.seed,
-        resampled=pool.resampled,
-    )
+    keys = pair_keys(pool, settings)
 
     def tell(key: PairKey, results: Results) -> str:
         control = results[0].test_acc

@@ -33,26 +33,29 @@ def arm(name: str, last: int | None = None) -> Arm:
     return Arm(name, settings, last or len(SCHEDULES[name]))
 
 
+def pool(count: int, *, resampled: bool = False) -> Pool:
+    return Pool(2, resampled, 0.0, (2, count), "")
+
+
 def digests(split: Split | None) -> set[bytes]:
     assert split
     return {digest_image(image) for image in split.read(range(len(split.labels)))}
 
 
 def test_disjoint_pairs_take_draw_after_draw_of_one_shuffle() -> None:
-    keys = pair_keys(3, first_draw=2, data_seed=5, seed=40, resampled=False)
+    keys = pair_keys(pool(3), load_settings({"data_seed": "5", "seed": "40"}))
     assert keys == [PairKey(0, 2, 5, 40), PairKey(1, 3, 5, 41), PairKey(2, 4, 5, 42)]
 
 
 def test_resampled_pairs_take_the_first_draw_of_a_shuffle_each() -> None:
-    keys = pair_keys(3, first_draw=2, data_seed=5, seed=40, resampled=True)
+    keys = pair_keys(pool(3, resampled=True), load_settings({"data_seed": "5", "seed": "40"}))
     assert keys == [PairKey(0, 0, 6, 40), PairKey(1, 0, 7, 41), PairKey(2, 0, 8, 42)]
 
 
 @pytest.mark.parametrize("resampled", [False, True])
 def test_more_pairs_begin_with_the_same_ones(resampled: bool) -> None:
     few, many = (
-        pair_keys(count, first_draw=1, data_seed=0, seed=0, resampled=resampled)
-        for count in (3, 8)
+        pair_keys(pool(count, resampled=resampled), load_settings({})) for count in (3, 8)
     )
     assert many[:3] == few
     assert len(set(many)) == len({key.seed for key in many}) == 8
