@@ -98,15 +98,14 @@ def pair_keys(pool: Pool, settings: Settings) -> list[PairKey]:
 
     Disjoint: draw after draw of one shuffle. Resampled: the first draw of a new shuffle for each
     pair, so that pairs share images; the shuffle by `data_seed` itself is left to tuning. The seed
-    moves on with the pair: every source of chance does.
+    moves on with the images: every source of chance does, and a draw has the same seed however
+    many draws tuning has used before it, so that its runs can be reused.
     """
-    data_seed, seed = settings.data_seed, settings.seed
-    return [
-        PairKey(number, 0, data_seed + 1 + number, seed + number)
-        if pool.resampled
-        else PairKey(number, pool.first_draw + number, data_seed, seed + number)
-        for number in range(pool.looks[-1])
-    ]
+    data_seed, seed, numbers = settings.data_seed, settings.seed, range(pool.looks[-1])
+    if pool.resampled:
+        return [PairKey(n, 0, data_seed + 1 + n, seed + n) for n in numbers]
+    used = pool.first_draw - settings.draw
+    return [PairKey(n, pool.first_draw + n, data_seed, seed + used + n) for n in numbers]
 
 
 def shared_prefix(arms: list[Arm]) -> tuple[str, ...]:

@@ -44,7 +44,9 @@ def digests(split: Split | None) -> set[bytes]:
 
 def test_disjoint_pairs_take_draw_after_draw_of_one_shuffle() -> None:
     keys = pair_keys(pool(3), load_settings({"data_seed": "5", "seed": "40"}))
-    assert keys == [PairKey(0, 2, 5, 40), PairKey(1, 3, 5, 41), PairKey(2, 4, 5, 42)]
+    assert keys == [PairKey(0, 2, 5, 42), PairKey(1, 3, 5, 43), PairKey(2, 4, 5, 44)]
+    moved = pair_keys(pool(3), load_settings({"data_seed": "5", "seed": "40", "draw": "2"}))
+    assert moved == [PairKey(0, 2, 5, 40), PairKey(1, 3, 5, 41), PairKey(2, 4, 5, 42)]
 
 
 def test_resampled_pairs_take_the_first_draw_of_a_shuffle_each() -> None:
