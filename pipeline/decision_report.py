@@ -19,6 +19,7 @@ from pipeline.page import Page, Part, Table, to_html, to_markdown
 from pipeline.reproduce import command_of
 from pipeline.settings import RUN_KEYS, TrainSettings
 from pipeline.tracking import RunLog, RunView, Tracking
+from pipeline.verdict import shown_probability
 
 PICTURE = "figures/gains.png"
 
@@ -82,7 +83,7 @@ def page_of(decision: Decision, runs: Sequence[RunView], gate: Gate | None) -> P
             f"{decision.treatment.epochs} epochs on the same images with the same seeds, and "
             f"were scored on {decision.test_images} test images that no training, tuning or "
             "selection has seen. "
-            f"{found.reason}.",
+            f"{found.reason[:1].upper()}{found.reason[1:]}.",
         ),
         Part("picture", PICTURE),
         Part("heading", "The way to the verdict"),
@@ -101,9 +102,14 @@ def page_of(decision: Decision, runs: Sequence[RunView], gate: Gate | None) -> P
                     str(look.posterior.pairs),
                     f"{look.posterior.mean_pp:+.2f}",
                     "{:+.2f} to {:+.2f}".format(*look.posterior.interval_pp),
-                    f"{look.posterior.p_above:.3f}",
-                    f"{look.posterior.p_inside:.3f}",
-                    f"{look.posterior.p_below:.3f}",
+                    *(
+                        shown_probability(p, decision.design.threshold)
+                        for p in (
+                            look.posterior.p_above,
+                            look.posterior.p_inside,
+                            look.posterior.p_below,
+                        )
+                    ),
                     look.state.replace("_", " "),
                 )
                 for look in found.looks

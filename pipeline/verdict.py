@@ -86,6 +86,8 @@ class Verdict:
             return "not justified, harmful"
         if self.kind == "equivalent":
             return f"not justified, a gain above {rope_pp:g} pp is ruled out"
+        if self.state == "inconclusive":
+            return f"inconclusive, whether it gains more than {rope_pp:g} pp stays open"
         return self.state
 
 
@@ -154,12 +156,18 @@ def verdict(gains_pp: Gains, design: Design, correction: float = 0.0) -> Verdict
     return Verdict("go_on", None, reason, tuple(taken), needed)
 
 
-def _reason(known: Posterior, state: VerdictState, kind: Kind | None, threshold: float) -> str:
+def shown_probability(probability: float, threshold: float) -> str:
+    """Three digits, or as many as the threshold has; never rounded up to a verdict."""
     digits = max(3, len(f"{threshold}") - 2)
+    rounded = f"{probability:.{digits}f}"
+    if probability < threshold <= float(rounded):
+        return f"{math.floor(probability * 10**digits) / 10**digits:.{digits}f}"
+    return rounded
 
+
+def _reason(known: Posterior, state: VerdictState, kind: Kind | None, threshold: float) -> str:
     def odds(edge: str, probability: float) -> str:
-        floor = math.floor(probability * 10**digits) / 10**digits  # never rounded up to a verdict
-        return f"P(gain {edge} pp) = {floor:.{digits}f}"
+        return f"P(gain {edge} pp) = {shown_probability(probability, threshold)}"
 
     above = odds(f"> {known.rope_pp:g}", known.p_above)
     at_most = odds(f"<= {known.rope_pp:g}", 1 - known.p_above)

@@ -194,7 +194,8 @@ def test_swapping_the_arms_turns_justified_into_not_justified(gains: list[float]
         # 20 times +-1: s^2 = 20 / 19, scale 0.229416; 2.093024 * 0.229416 = 0.480173
         (
             [g + 0.5 for g in NOISE],
-            "Stage 3 gains +0.5 pp (95% interval +0.0 to +1.0, 20 pairs): inconclusive.",
+            "Stage 3 gains +0.5 pp (95% interval +0.0 to +1.0, 20 pairs): inconclusive, whether "
+            "it gains more than 0.5 pp stays open.",
         ),
         # mean -0.2, s^2 = 4.8 / 4, scale 0.489898; 2.776445 * 0.489898 = 1.360175
         (
@@ -218,10 +219,10 @@ def test_the_sentence_names_the_arms_as_they_are_given() -> None:
 
 def test_reasons_hold_the_odds_and_the_threshold() -> None:
     # P(gain > 0.5) at t = 2.5 / 0.707107 = 3.535534, 4 degrees: u = 1.740777, 0.987948
-    assert verdict(around(3.0), D).reason == "P(gain > 0.5 pp) = 0.987 is at least 0.98"
-    assert verdict(around(-3.0), D).reason == "P(gain < -0.5 pp) = 0.987 is at least 0.98"
+    assert verdict(around(3.0), D).reason == "P(gain > 0.5 pp) = 0.988 is at least 0.98"
+    assert verdict(around(-3.0), D).reason == "P(gain < -0.5 pp) = 0.988 is at least 0.98"
     assert verdict(around(-2.0), D).reason == (
-        "P(gain <= 0.5 pp) = 0.987 is at least 0.98, P(gain < -0.5 pp) = 0.949 is not"
+        "P(gain <= 0.5 pp) = 0.988 is at least 0.98, P(gain < -0.5 pp) = 0.949 is not"
     )
     assert verdict([g + 0.5 for g in NOISE], D, 0.25).reason == (
         "after the last look, 20 pairs, P(gain > 0.5 pp) = 0.500 and P(gain <= 0.5 pp) = 0.500 "
