@@ -9,12 +9,9 @@ imported only once the settings are known to be good.
 
 from __future__ import annotations
 
-import _thread
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +19,7 @@ from pipeline.arms import comparison_of
 from pipeline.config import load_settings
 from pipeline.errors import PipelineError, SettingsError
 from pipeline.grid import grid_of
+from pipeline.interrupts import stopped_by_signals
 from pipeline.options import OWN_WORDS, STAGE_ENTRIES, UNSET, parse
 from pipeline.plans import pretrain_plan, rank_plan
 from pipeline.search_space import plan_of
@@ -140,29 +138,8 @@ def _switch(key: str, word: str) -> bool:
     return states[word.lower()]
 
 
-def _stop(number: int, frame: object) -> None:
-    for later in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(later, signal.SIG_IGN)  # the run is being marked KILLED: let it finish
-    raise KeyboardInterrupt
-
-
-@contextmanager
-def _ctrl_c_is_never_lost() -> Iterator[None]:
-    """Stop again where Python dropped a KeyboardInterrupt because it came inside a finaliser."""
-    before = sys.unraisablehook
-
-    def look(dropped: sys.UnraisableHookArgs) -> None:
-        if dropped.exc_type is KeyboardInterrupt:
-            signal.signal(signal.SIGINT, _stop)
-            threading.Timer(0.05, _thread.interrupt_main).start()
-        else:
-            before(dropped)
-
-    sys.unraisablehook = look
-    try:
-        yield
-    finally:
-        sys.unraisablehook = before
+def _notes(err: BaseException) -> str:
+    return "".join(f" ({note})" for note in getattr(err, "__notes__", []))
 
 
 def main(
@@ -170,17 +147,15 @@ def main(
 ) -> int:
     """Run the command line; returns the exit code."""
     try:
-        handle_signals(signal.SIGINT, _stop)
-        handle_signals(signal.SIGTERM, _stop)
-        with _ctrl_c_is_never_lost():
+        with stopped_by_signals(handle_signals):
             run(*parse(argv))
     except PipelineError as err:
-        notes = "".join(f" ({note})" for note in getattr(err, "__notes__", []))
         for line in str(err).splitlines():
-            print(f"error: {line}{notes}", file=sys.stderr)
+            print(f"error: {line}{_notes(err)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("stopped: the run is marked KILLED, finished stages will be reused", file=sys.stderr)
+    except KeyboardInterrupt as err:
+        said = _notes(err) or ": the run is marked KILLED, finished stages will be reused"
+        print(f"stopped{said}", file=sys.stderr)
         return 130
     return 0
 

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "pipeline"
 ORDER = [
     "errors",
+    "interrupts",
     "design",
     "posterior",
     "verdict",

@@ -63,8 +63,10 @@ class Tracking:
             TrackingError: nothing answers there.
         """
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        for noisy in ("alembic", "mlflow.store.db", "mlflow.tracking.fluent"):
+        for noisy in ("alembic", "mlflow.tracking.fluent"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
+        # it logs the tracebacks of faults that `translated` says in one line
+        logging.getLogger("mlflow.store.db").setLevel(logging.CRITICAL)
         uri = os.environ.get("MLFLOW_TRACKING_URI", "")
         if uri.startswith(("http://", "https://")):
             contact(uri)  # before importing MLflow, which would try for minutes
@@ -224,17 +226,19 @@ class Tracking:
         try:
             yield log
             log.wait()
-        except (KeyboardInterrupt, RunStopped) as stopped:
-            log.end("KILLED", _why(stopped))
+        except RunStopped as stopped:
+            log.end("KILLED", str(stopped))
             if log.launched:
                 outlast_mlflow_run(log.run_id)
             raise
         except BaseException as err:
-            reason = str(err) if isinstance(err, PipelineError) else f"{type(err).__name__}: {err}"
+            killed = isinstance(err, KeyboardInterrupt)
             try:
-                log.end("FAILED", reason)
+                log.end("KILLED" if killed else "FAILED", _why(err))
+                if killed and log.launched:
+                    outlast_mlflow_run(log.run_id)
             except TrackingError as lost:
-                err.add_note(str(lost))
+                err.add_note(str(lost))  # what ended the run counts, not that it cannot be said
             raise
         log.end("FINISHED")
 
@@ -284,7 +288,9 @@ class Tracking:
 
 
 def _why(err: BaseException) -> str:
-    return "stopped by Ctrl-C or a signal" if isinstance(err, KeyboardInterrupt) else str(err)
+    if isinstance(err, KeyboardInterrupt):
+        return "stopped by Ctrl-C or a signal"
+    return str(err) if isinstance(err, PipelineError) else f"{type(err).__name__}: {err}"
 
 
 def _view(run: Any) -> RunView:  # noqa: ANN401 - MLflow's own type

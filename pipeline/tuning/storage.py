@@ -11,6 +11,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
 import optuna
@@ -125,6 +126,28 @@ def open_storage(url: str, heartbeat_s: int = 15, *, must_exist: bool = False) -
         )
     weakref.finalize(storage, storage.engine.dispose)  # Optuna leaves connections open
     return storage
+
+
+@dataclass
+class Losses:
+    """Trials lost one after another, to a store that can be read and not written."""
+
+    since: float | None = None
+
+    def add(self, err: Exception) -> None:
+        """One more.
+
+        Raises:
+            Exception: `err`, once nothing but losses has come for `AWAY_S` seconds.
+        """
+        now = time.monotonic()
+        self.since = now if self.since is None else self.since
+        if now - self.since > AWAY_S:
+            raise err
+
+    def end(self) -> None:
+        """A trial has come to its end."""
+        self.since = None
 
 
 def patiently(

@@ -34,6 +34,7 @@ from pipeline.tuning.mirror import reconcile, study_run
 from pipeline.tuning.report import log_study, log_trial, summary
 from pipeline.tuning.storage import (
     STORAGE_FAULTS,
+    Losses,
     is_storage_fault,
     open_storage,
     patiently,
@@ -187,10 +188,11 @@ class Worker:
         objective = Objective(
             self.spec, self.sessions, self.tracking, run_id, self.deadline, self.say
         )
+        losses = Losses()
         while self._patiently(study.progress).finished < self.tune.n_trials:
             if self.deadline is not None and time.monotonic() > self.deadline:
                 raise OutOfTime("the command's timeout is over")
-            if not self._run_one(study, objective, run_id):
+            if not self._run_one(study, objective, run_id, losses):
                 # the last trials are running elsewhere: stay, to take over from lost workers
                 time.sleep(1.0)
                 self._patiently(study.give_up_silent_workers)
@@ -198,7 +200,7 @@ class Worker:
     def _patiently(self, do: Callable[[], _Result]) -> _Result:
         return patiently(do, STORAGE_FAULTS, self.say)
 
-    def _run_one(self, study: Study, objective: Objective, run_id: str) -> bool:
+    def _run_one(self, study: Study, objective: Objective, run_id: str, losses: Losses) -> bool:
         """One trial, if the study wants one more than those that run now.
 
         Where the storage or MLflow is away the trial is given up, and later run again.
@@ -219,6 +221,7 @@ class Worker:
 
                 study.optuna.optimize(begin, n_trials=1, catch=(TrialFailed,))
             log_trial(study, self.tracking, run_id, began[0].number)
+            losses.end()
         except Exception as err:
             if is_finished_elsewhere(err):
                 self.say(f"note: trial {began[0].number} was given up meanwhile: result dropped")
@@ -226,6 +229,7 @@ class Worker:
             self._queue_again(study, began)
             if not (isinstance(err, TrackingError) or is_storage_fault(err)):
                 raise
+            losses.add(err)
             self.say(f"note: a trial was lost ({first_line(err)}): it will be run again")
             patiently(lambda: self.tracking.get(run_id), (TrackingError,), self.say)
         except BaseException:  # stopped: whoever waits for the end should not wait for a storage

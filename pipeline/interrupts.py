@@ -1,0 +1,75 @@
+"""Ctrl-C and SIGTERM: a command stops once, and never in the middle of a database's transaction.
+
+An exception that comes inside SQLAlchemy can leave a transaction open, and with it a lock that
+keeps this very process from marking its runs. So a signal that finds one at work comes again a
+moment later, until it finds none.
+"""
+
+from __future__ import annotations
+
+import _thread
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+AGAIN_S = 0.02
+_DATABASES = (
+    "sqlalchemy",
+    "mlflow.store.db",
+    "mlflow.store.model_registry.sqlalchemy_store",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "optuna.storages._rdb",
+)
+
+
+def stop(_number: int, frame: FrameType | None) -> None:
+    """A handler of signals: raise KeyboardInterrupt, once.
+
+    Raises:
+        KeyboardInterrupt: always, but where a database is at work: there, later.
+    """
+    if is_in_a_database(frame):
+        signal.signal(signal.SIGALRM, stop)
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
+        return
+    for later in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(later, signal.SIG_IGN)  # the run is being marked KILLED: let it finish
+    raise KeyboardInterrupt
+
+
+def is_in_a_database(frame: FrameType | None) -> bool:
+    """Whether this frame, or one that called it, is a database's: its transaction may be open."""
+    while frame is not None:
+        module = f"{frame.f_globals.get('__name__', '')}."
+        if any(module.startswith(f"{name}.") for name in _DATABASES):
+            return True
+        frame = frame.f_back
+    return False
+
+
+@contextmanager
+def stopped_by_signals(handle: Callable[..., Any]) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM stop what runs here; `handle` is `signal.signal`, or does nothing.
+
+    Python drops a KeyboardInterrupt that comes inside a finaliser: then it is raised again.
+    """
+    before = sys.unraisablehook
+
+    def look(dropped: sys.UnraisableHookArgs) -> None:
+        if dropped.exc_type is KeyboardInterrupt:
+            signal.signal(signal.SIGINT, stop)
+            threading.Timer(0.05, _thread.interrupt_main).start()
+        else:
+            before(dropped)
+
+    handle(signal.SIGINT, stop)
+    handle(signal.SIGTERM, stop)
+    sys.unraisablehook = look
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
