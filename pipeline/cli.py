@@ -19,7 +19,7 @@ from pipeline.arms import comparison_of
 from pipeline.config import load_settings
 from pipeline.errors import PipelineError, SettingsError
 from pipeline.grid import grid_of
-from pipeline.interrupts import stopped_by_signals
+from pipeline.interrupts import end_with_parent, stopped_by_signals
 from pipeline.options import OWN_WORDS, STAGE_ENTRIES, UNSET, parse
 from pipeline.plans import pretrain_plan, rank_plan
 from pipeline.search_space import plan_of
@@ -120,6 +120,8 @@ def run(entry_point: str, options: dict[str, str]) -> None:
         say,
         progress,
     )
+    if command.joins:
+        end_with_parent()
     if entry_point in ENTRIES:
         module, name = ENTRIES[entry_point]
         getattr(import_module(module), name)(command)
@@ -154,8 +156,8 @@ def main(
             print(f"error: {line}{_notes(err)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as err:
-        said = _notes(err) or ": the run is marked KILLED, finished stages will be reused"
-        print(f"stopped{said}", file=sys.stderr)
+        said = _notes(err) or ": what ran is marked KILLED"
+        print(f"stopped{said}; the same command reuses what is finished", file=sys.stderr)
         return 130
     return 0
 

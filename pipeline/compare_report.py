@@ -15,9 +15,9 @@ from pipeline.decision_report import minutes, training_in_words
 from pipeline.estimate import shown_steps
 from pipeline.figures import ArmRow, comparison_picture
 from pipeline.page import Page, Part, Table, to_html, to_markdown
-from pipeline.reproduce import command_line
 from pipeline.settings import RUN_KEYS
 from pipeline.tracking import RunLog
+from pipeline.typed import command_line
 
 PICTURE = "figures/comparison.png"
 

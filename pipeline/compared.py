@@ -13,7 +13,7 @@ import pandas as pd
 
 from pipeline.arms import Arm
 from pipeline.grid import Grid
-from pipeline.pairs import ArmResult, PairKey, Results
+from pipeline.pairs import ArmResult, PairKey, Results, resolution_pp
 from pipeline.pool import Pool
 from pipeline.posterior import Floats, Posterior, posterior
 
@@ -58,11 +58,16 @@ class Compared:
             one.test_pp - other.test_pp,
             rope_pp=self.grid.compare.rope_pp,
             correction=self.pool.correction,
+            resolution_pp=resolution_pp(self.test_images),
         )
 
     def mean(self, cell: Cell) -> Posterior:
         """What is believed about a cell's accuracy, in per cent."""
-        return posterior(cell.test_pp, correction=self.pool.correction)
+        return posterior(
+            cell.test_pp,
+            correction=self.pool.correction,
+            resolution_pp=resolution_pp(self.test_images),
+        )
 
     def frame(self) -> pd.DataFrame:
         """A row for each run."""

@@ -21,7 +21,7 @@ from pipeline.entry_points import Command
 from pipeline.estimate import equal_steps, seconds_a_draw, shown_steps
 from pipeline.evaluate import test_images
 from pipeline.operating import characteristics_text, operating_characteristics
-from pipeline.pairs import Pair, PairKey, PairRunner, Results, pair_keys
+from pipeline.pairs import Pair, PairKey, PairRunner, Results, pair_keys, resolution_pp
 from pipeline.pool import Pool, pool_of
 from pipeline.session import source_of
 from pipeline.settings import plain_values
@@ -114,16 +114,22 @@ def _tell_beforehand(plan: Comparison, desk: Desk) -> None:
     rows = operating_characteristics(
         design, plan.decide.sd_pp, TRUE_GAINS_PP, correction=pool.correction
     )
+    if (worth := resolution_pp(len(desk.test))) > design.rope_pp:
+        say(
+            f"note: one test image is worth {worth:.2g} pp, more than the {design.rope_pp:g} pp "
+            "that count as a gain: more test images, or a larger rope_pp, would be better"
+        )
     say(
-        f"\nwhat this design can tell, if gains spread by {plan.decide.sd_pp:g} pp "
+        f"\nwhat this design can tell, if gains spread by sd_pp={plan.decide.sd_pp:g} "
         f"(share of decisions; a gain counts above {design.rope_pp:g} pp):"
     )
     say(characteristics_text(rows))
     pair_s = seconds_a_draw([plan.treatment, plan.control], len(desk.test), desk.tracking)
     times = ", ".join(f"{n} pairs {minutes(n * pair_s)}" for n in design.looks)
+    tuning = "; tuning is not counted" if plan.decide.tune else ""
     say(
-        f"\na pair takes about {pair_s:.0f} s here: {times}; what has been run before costs "
-        "nothing\n"
+        f"\na pair takes about {pair_s:.0f} s here: {times}{tuning}; what has been run before "
+        "costs nothing\n"
     )
 
 
@@ -176,7 +182,12 @@ def _walk(plan: Comparison, desk: Desk, log: RunLog | None) -> tuple[list[Pair],
     for look in design.looks:
         results = runner.run_all(keys[:look])
         pairs = [Pair(key, *both) for key, both in zip(keys, results, strict=False)]
-        found = verdict([pair.gain_pp for pair in pairs], design, pool.correction)
+        found = verdict(
+            [pair.gain_pp for pair in pairs],
+            design,
+            pool.correction,
+            resolution_pp(len(desk.test)),
+        )
         words = found.sentence(plan.treatment.words, plan.control.words)
         desk.command.say(f"after {look} pairs: {words}")
         known = found.posterior
@@ -218,10 +229,15 @@ def _register(decision: Decision, plan: Comparison, runner: PairRunner, log: Run
     settings = arm.settings
     name = plan.decide.register_as or f"{Path(settings.data).name}-{settings.backbone}"
     tags = {"verdict": decision.verdict.state, "decision_run_id": log.run_id}
-    text = f"{decision.sentence}\n\nRecommended: {arm.words}. Decision: run {log.run_id}."
+    text = (
+        f"{decision.sentence}\n\nRecommended: {arm.words}; this model, of the first pair, "
+        f"reached {decision.recommended_result.test_acc:.2%} on the test images. Decision: run "
+        f"{log.run_id}."
+    )
     version = runner.tracking.register(
         name, ModelVersion(run.tags["model_uri"], CHAMPION, text, tags)
     )
+    runner.tracking.add_tags(run.run_id, decision.tags)
     log.tags({"champion": f"models:/{name}@{CHAMPION}", "champion_run_id": run.run_id})
     runner.say(
         f"recommended: {arm.words}; models:/{name}@{CHAMPION} is version {version} "

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pipeline.arms import Arm, Comparison, TunedArm
 from pipeline.design import Design
 from pipeline.operations import training_operations
-from pipeline.pairs import ArmResult, Pair
+from pipeline.pairs import ArmResult, Pair, resolution_pp
 from pipeline.pool import Pool
 from pipeline.verdict import Verdict, verdict
 
@@ -69,7 +69,9 @@ class Decision:
     @property
     def verdict(self) -> Verdict:
         """The verdict over them."""
-        return verdict(self.gains_pp, self.design, self.pool.correction)
+        return verdict(
+            self.gains_pp, self.design, self.pool.correction, resolution_pp(self.test_images)
+        )
 
     @property
     def sentence(self) -> str:
@@ -77,19 +79,15 @@ class Decision:
         return self.verdict.sentence(self.treatment.words, self.control.words)
 
     @property
-    def fallback(self) -> Arm:
-        """What is recommended if the treatment is not justified: the chain without its last stage.
-
-        Where arms share no stage it is the control.
-        """
-        if self.treatment.name == "three_stage" and self.control.name.endswith("_continued"):
-            return Arm(self.treatment.name, self.treatment.settings, self.treatment.last - 1)
-        return self.control
+    def recommended(self) -> Arm:
+        """The treatment where it is justified, else the control: both have been scored."""
+        return self.treatment if self.verdict.state == "justified" else self.control
 
     @property
-    def recommended(self) -> Arm:
-        """The treatment where it is justified, else the fallback."""
-        return self.treatment if self.verdict.state == "justified" else self.fallback
+    def recommended_result(self) -> ArmResult:
+        """What the recommended arm came to on the first pair."""
+        first = self.pairs[0]
+        return first.treatment if self.recommended is self.treatment else first.control
 
     def cost(self, arm: Arm) -> ArmCost:
         """What the treatment or the control cost."""

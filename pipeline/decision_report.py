@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from matplotlib.figure import Figure
 
@@ -79,10 +80,12 @@ def page_of(decision: Decision, runs: Sequence[RunView], gate: Gate | None) -> P
         Part("lead", decision.sentence),
         Part(
             "text",
-            f"Recommended: {decision.recommended.words}. Both arms had "
-            f"{decision.treatment.epochs} epochs on the same images with the same seeds, and "
+            f"{settings.backbone} with {Path(settings.weights).name} weights on "
+            f"{Path(settings.data).name}, {settings.train_per_class} training images of each of "
+            f"{decision.classes} classes. Recommended: {decision.recommended.words}. Both arms "
+            f"had {decision.treatment.epochs} epochs on the same images with the same seeds, and "
             f"were scored on {decision.test_images} test images that no training, tuning or "
-            "selection has seen. "
+            "selection has seen; all pairs share them: the interval holds for these test images. "
             f"{found.reason[:1].upper()}{found.reason[1:]}.",
         ),
         Part("picture", PICTURE),
@@ -123,10 +126,14 @@ def page_of(decision: Decision, runs: Sequence[RunView], gate: Gate | None) -> P
         ),
         Part("heading", "Every pair"),
         Table(
-            ("pair", "draw", "seed", decision.treatment.words, decision.control.words, "gain, pp"),
+            (
+                *("pair", "data_seed", "draw", "seed"),
+                *(decision.treatment.words, decision.control.words, "gain, pp"),
+            ),
             [
                 (
                     str(pair.key.number + 1),
+                    str(pair.key.data_seed),
                     str(pair.key.draw),
                     str(pair.key.seed),
                     f"{pair.treatment.test_acc:.2%}",
@@ -194,12 +201,14 @@ def _costs(decision: Decision) -> Page:
     extra = costs[0].wall_s - costs[1].wall_s
     work = costs[0].operations - costs[1].operations
     released = costs[0].trainable - costs[1].trainable
-    if known.mean_pp > 0:
+    if known.mean_pp > 0 and min(extra, released) > 0:
         price = (
             f"A point gained costs {extra / known.mean_pp:+.1f} s, "
             f"{released / known.mean_pp:,.0f} parameters released and "
             f"{work / 1e9 / known.mean_pp:+,.1f} GFLOP of training."
         )
+    elif known.mean_pp > 0:
+        price = "What was gained costs nothing more."
     else:
         price = "Nothing was gained for it."
     page: Page = [

@@ -8,31 +8,47 @@ moment later, until it finds none.
 from __future__ import annotations
 
 import _thread
+import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 AGAIN_S = 0.02
+LOOK_S = 1.0
 _DATABASES = (
     "sqlalchemy",
     "mlflow.store.db",
     "mlflow.store.model_registry.sqlalchemy_store",
     "mlflow.store.tracking.sqlalchemy_store",
-    "optuna.storages._rdb",
+    "optuna.storages",
+    "optuna.study._tell",
 )
+_holders = 0
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Let a signal wait until this is over: for steps that must be done together."""
+    global _holders
+    _holders += 1
+    try:
+        yield
+    finally:
+        _holders -= 1
 
 
 def stop(_number: int, frame: FrameType | None) -> None:
     """A handler of signals: raise KeyboardInterrupt, once.
 
     Raises:
-        KeyboardInterrupt: always, but where a database is at work: there, later.
+        KeyboardInterrupt: always, but where it is held or a database is at work: there, later.
     """
-    if is_in_a_database(frame):
+    if _holders or is_in_a_database(frame):
         signal.signal(signal.SIGALRM, stop)
         signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
         return
@@ -49,6 +65,18 @@ def is_in_a_database(frame: FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def end_with_parent() -> None:
+    """Stop this process, as by SIGTERM, once the one that started it is gone."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager

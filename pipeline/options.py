@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from pydantic import BaseModel
 
-from pipeline.config import load_settings, nearest, preset_names
+from pipeline.config import nearest, preset_names
 from pipeline.entry_settings import (
     TUNE_KEYS,
     CompareSettings,
@@ -171,12 +171,22 @@ def parse(argv: Sequence[str] | None) -> tuple[str, dict[str, str]]:
     known, unknown = build_parser().parse_known_args(argv)
     options = {key: value for key, value in vars(known).items() if key != "entry_point"}
     if unknown:
-        extra = {word[2:].partition("=")[0]: "?" for word in unknown if word.startswith("--")}
-        if known.entry_point not in ("evaluate", "gate"):
-            load_settings(extra)  # says which setting is not known, and the nearest that is
-        hint = nearest(next(iter(extra), ""), _words_of(known.entry_point)) or ": see --help"
-        raise SettingsError(f"unexpected words on the command line: {' '.join(unknown)}{hint}")
+        extra = [word[2:].partition("=")[0] for word in unknown if word.startswith("--")]
+        lines = [_unknown(key, known.entry_point) for key in dict.fromkeys(extra)]
+        raise SettingsError(
+            "\n".join(lines)
+            or f"unexpected words on the command line: {' '.join(unknown)}: see --help"
+        )
     return known.entry_point, options
+
+
+def _unknown(key: str, entry_point: str) -> str:
+    """Why a setting is refused, and what was probably meant."""
+    others = [name for name in ENTRY_POINTS if key in _words_of(name)]
+    if others:
+        return f"setting {key} (command line) is one of {', '.join(others)}, not of {entry_point}"
+    hint = nearest(key, _words_of(entry_point)) or ": --help lists every setting"
+    return f"unknown setting {key} (command line){hint}"
 
 
 def _words_of(entry_point: str) -> set[str]:

@@ -93,6 +93,11 @@ class Pair:
         return 100 * (self.treatment.test_acc - self.control.test_acc)
 
 
+def resolution_pp(test_images: int) -> float:
+    """What one test image is worth: gains are multiples of it."""
+    return 100 / test_images
+
+
 def pair_keys(pool: Pool, settings: Settings) -> list[PairKey]:
     """The pairs of a comparison, up to the pool's last look.
 

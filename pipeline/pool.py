@@ -56,6 +56,7 @@ def pool_of(
     """
     first = settings.draw + reserved
     left = held - first
+    beyond = " beyond those used for tuning" if reserved else ""
     if left >= looks[-1]:
         return Pool(first, False, 0.0, looks, f"pairs are disjoint draws, {left} are left")
     if left >= looks[0]:
@@ -65,13 +66,16 @@ def pool_of(
             False,
             0.0,
             (*kept, left),
-            f"the pool holds {left} disjoint draws beyond those used for tuning: the last look is "
-            f"after {left} pairs",
+            f"the pool holds {left} disjoint draws{beyond}: the last look is after {left} pairs",
         )
+    size = f"{settings.train_per_class} + {settings.val_per_class} images a class"
     if held < 1:
+        raise DesignError(f"{settings.data} holds no draw of {size}: ask for fewer")
+    if settings.draw:
         raise DesignError(
-            f"{settings.data} holds no draw of {settings.train_per_class} + "
-            f"{settings.val_per_class} images a class: ask for fewer"
+            f"draw={settings.draw}: {max(left, 0)} of the {held} draws of {size} are left, "
+            f"{looks[0]} are needed, and resampled pairs would take images of the draws before "
+            "it: leave draw out, or ask for fewer images a class"
         )
     correction = test_count / (settings.train_per_class * classes)
     return Pool(
@@ -79,7 +83,8 @@ def pool_of(
         True,
         correction,
         looks,
-        f"the pool holds {max(left, 0)} disjoint draws, {looks[0]} are needed: pairs "
-        f"are resampled and share images (n_test / n_train = {correction:.2g}), which costs "
-        "power: fewer images a class would give disjoint draws",
+        f"the pool holds {max(left, 0)} disjoint draws{beyond}, {looks[0]} are needed: pairs are "
+        f"resampled and share images (n_test / n_train = {correction:.2g}), which costs power"
+        f"{', and tuning uses images of theirs' if reserved else ''}: fewer images a class"
+        f"{f', or looks={left},' if left > 1 else ''} would give disjoint draws",
     )

@@ -38,6 +38,7 @@ class Posterior:
         mean_pp: their mean, the posterior's location.
         sd_pp: their standard deviation, with `pairs - 1` in the denominator.
         scale_pp: the posterior's scale, `sd_pp * sqrt(1 / pairs + correction)`; 0: a point mass.
+            Where gains are known to a resolution, `sd_pp` counts as at least that of rounding.
         correction: n_test / n_train of resampled pairs; 0: disjoint draws.
         rope_pp: the region of practical equivalence is -rope_pp to rope_pp, edges included.
         p_above: probability of a gain above the region.
@@ -58,9 +59,9 @@ class Posterior:
     interval_pp: tuple[float, float]
 
     @property
-    def is_point_mass(self) -> bool:
-        """Whether all gains were equal: certain of their mean, on the word of the pairs alone."""
-        return self.scale_pp == 0
+    def is_tie(self) -> bool:
+        """Whether all gains were equal."""
+        return self.sd_pp == 0
 
     @property
     def p_positive(self) -> float:
@@ -95,18 +96,28 @@ def tails(
     return np.where(is_mass, mean_pp > edge, above), np.where(is_mass, -mean_pp > edge, below)
 
 
-def posterior(gains_pp: Gains, *, rope_pp: float = ROPE_PP, correction: float = 0.0) -> Posterior:
+def posterior(
+    gains_pp: Gains,
+    *,
+    rope_pp: float = ROPE_PP,
+    correction: float = 0.0,
+    resolution_pp: float = 0.0,
+) -> Posterior:
     """The posterior of the true gain given all of `gains_pp`; their order does not matter.
 
     Student-t with n - 1 degrees of freedom, location m, scale s * sqrt(1 / n + correction). If
-    all gains are equal it is a point mass at m: one of the three probabilities is 1, the interval
-    has no width, and a mass on an edge of the ROPE counts as inside. With n = 2 it is a Cauchy.
+    all gains are equal, and no resolution is given, it is a point mass at m: one of the three
+    probabilities is 1, the interval has no width, and a mass on an edge of the ROPE counts as
+    inside. With n = 2 it is a Cauchy.
 
     Args:
         gains_pp: two or more, -100 to 100.
         rope_pp: half-width of the region of practical equivalence.
         correction: 0 for disjoint draws; n_test / n_train where the pairs are resampled from one
             pool and therefore share images.
+        resolution_pp: what one test image is worth. Gains are not known better than that: their
+            standard deviation counts as at least that of rounding, resolution / sqrt(12), so that
+            gains that happen to tie are no certainty.
 
     Raises:
         DesignError: fewer than two gains; one that is NaN, infinite or beyond 100 pp; a negative
@@ -116,14 +127,14 @@ def posterior(gains_pp: Gains, *, rope_pp: float = ROPE_PP, correction: float = 
     gains = _usable(gains_pp, correction)
     count = len(gains)
     mean, sd = moments(gains)
-    scale = sd * math.sqrt(1 / count + correction)
-    above, below = (float(p) for p in tails(mean, scale, count - 1, rope_pp))
+    scale = max(float(sd), resolution_pp / math.sqrt(12)) * math.sqrt(1 / count + correction)
+    above, below = (float(p) for p in tails(mean, np.asarray(scale), count - 1, rope_pp))
     half = float(special.stdtrit(count - 1, (1 + INTERVAL) / 2) * scale)
     return Posterior(
         pairs=count,
         mean_pp=float(mean),
         sd_pp=float(sd),
-        scale_pp=float(scale),
+        scale_pp=scale,
         correction=correction,
         rope_pp=rope_pp,
         p_above=above,

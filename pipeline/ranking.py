@@ -23,7 +23,7 @@ from pipeline.evaluate import test_images
 from pipeline.figures import RankRow, ranks_picture
 from pipeline.lineage import check_agreement, inherit
 from pipeline.page import Page, Part, Table, to_html, to_markdown
-from pipeline.pairs import PairKey, PairRunner, Results, pair_keys
+from pipeline.pairs import PairKey, PairRunner, Results, pair_keys, resolution_pp
 from pipeline.plans import FEWEST_CHECKS, RankPlan, rank_plan
 from pipeline.pool import Pool, pool_of
 from pipeline.posterior import Posterior, posterior
@@ -175,6 +175,7 @@ def _checked(
         _block(arm): posterior(
             [100 * (row[number].test_acc - row[0].test_acc) for row in results],
             correction=pool.correction,
+            resolution_pp=resolution_pp(len(test)),
         )
         for number, arm in enumerate(arms[1:], start=1)
     }

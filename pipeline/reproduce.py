@@ -1,25 +1,10 @@
-"""Command lines that make a result again."""
+"""The command line that makes a decision again."""
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping
-from pathlib import Path
-
-from pipeline.data.sources import NAMES
 from pipeline.decision import Decision
 from pipeline.settings import INHERITED_KEYS
-from pipeline.weights import NAMES as WEIGHTS
-
-
-def command_line(entry_point: str, said: Mapping[str, object]) -> str:
-    """What to type; paths are absolute, since `mlflow run` starts in the project's folder."""
-    values = {key: str(value) for key, value in said.items()}
-    for key, known in (("data", NAMES), ("weights", WEIGHTS), ("config", ())):
-        if values.get(key) and values[key] not in known:
-            values[key] = str(Path(values[key]).expanduser().absolute())
-    words = " ".join(f"-P {key}={shlex.quote(value)}" for key, value in values.items())
-    return f"mlflow run . -e {entry_point} --env-manager local {words}"
+from pipeline.typed import command_line
 
 
 def command_of(decision: Decision) -> str:

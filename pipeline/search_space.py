@@ -70,9 +70,9 @@ class SearchSpace:
         """As a mapping that JSON and digests take."""
         return {key: asdict(dimension) for key, dimension in self.dimensions.items()}
 
-    def holds(self, settings: TrainSettings) -> bool:
+    def holds(self, values: Mapping[str, object]) -> bool:
         """Whether these settings are a point of the space."""
-        return all(d.holds(getattr(settings, key)) for key, d in self.dimensions.items())
+        return all(d.holds(values[key]) for key, d in self.dimensions.items())
 
 
 def default_space(stage: Stage) -> Path:

@@ -101,7 +101,9 @@ def rule(above: Floats, below: Floats, threshold: float) -> NDArray[np.str_]:
     return np.select(found, ["justified", "harmful", "equivalent"], "open")
 
 
-def decide_at_look(gains_pp: Gains, design: Design, correction: float = 0.0) -> Look:
+def decide_at_look(
+    gains_pp: Gains, design: Design, correction: float = 0.0, resolution_pp: float = 0.0
+) -> Look:
     """One look at all of `gains_pp`; what earlier looks found plays no part.
 
     `justified` at P(gain > ROPE) >= threshold. `not_justified` at P(gain < ROPE) >= threshold:
@@ -119,7 +121,9 @@ def decide_at_look(gains_pp: Gains, design: Design, correction: float = 0.0) -> 
             "verdicts more frequent: add pairs up to a look, or choose -P looks before the first "
             "pair is run"
         )
-    known = posterior(gains_pp, rope_pp=design.rope_pp, correction=correction)
+    known = posterior(
+        gains_pp, rope_pp=design.rope_pp, correction=correction, resolution_pp=resolution_pp
+    )
     found = str(rule(np.asarray(known.p_above), np.asarray(known.p_below), design.threshold))
     needed = design.pairs_to_next_look(count) if found == "open" else 0
     state: VerdictState = "go_on" if needed else "inconclusive"
@@ -131,7 +135,9 @@ def decide_at_look(gains_pp: Gains, design: Design, correction: float = 0.0) -> 
     return Look(known, state, kind, needed, _reason(known, state, kind, design.threshold))
 
 
-def verdict(gains_pp: Gains, design: Design, correction: float = 0.0) -> Verdict:
+def verdict(
+    gains_pp: Gains, design: Design, correction: float = 0.0, resolution_pp: float = 0.0
+) -> Verdict:
     """Walk through the looks until a verdict falls, over gains in the order they were run.
 
     Gains beyond the look at which it falls are not used, nor are those beyond the last look taken:
@@ -146,7 +152,7 @@ def verdict(gains_pp: Gains, design: Design, correction: float = 0.0) -> Verdict
     for pairs in design.looks:
         if pairs > len(gains_pp):
             break
-        look = decide_at_look(gains_pp[:pairs], design, correction)
+        look = decide_at_look(gains_pp[:pairs], design, correction, resolution_pp)
         taken.append(look)
         if look.state != "go_on":
             return Verdict(look.state, look.kind, look.reason, tuple(taken), 0)
@@ -181,7 +187,7 @@ def _reason(known: Posterior, state: VerdictState, kind: Kind | None, threshold:
     else:
         last = "the last look, " if state == "inconclusive" else ""
         words = f"after {last}{known.pairs} pairs, {above} and {at_most} are below {threshold}"
-    equal = "; all gains are equal" if known.is_point_mass else ""
+    equal = "; all gains are equal" if known.is_tie else ""
     shared = f"; pairs share images, n_test / n_train = {known.correction:g}"
     return words + equal + (shared if known.correction else "")
 

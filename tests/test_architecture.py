@@ -34,6 +34,7 @@ ORDER = [
     "data.augment",
     "backbones",
     "weights",
+    "typed",
     "small_conv",
     "compute",
     "peak_memory",

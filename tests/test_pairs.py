@@ -218,7 +218,9 @@ def test_a_class_that_would_be_left_empty_is_named(per_class: int, refused: bool
 
 def test_a_source_with_a_test_split_is_left_as_it_is() -> None:
     source = make_source(6, 6, test=make_split(2, 2, start=50))
-    assert set_aside(source, 3) is source
+    assert set_aside(source, 0) is source
+    with pytest.raises(DataError, match=r"test_per_class = 3: .* of its own \(4 images\): leave"):
+        set_aside(source, 3)
     without = make_source(6, 6)
     assert set_aside(without, 0) is without
 
@@ -266,7 +268,14 @@ def test_as_many_draws_are_held_as_can_be_dealt(source: Source, train: int, val:
     [
         (20, {}, 0, (5, 10, 20), False, "pairs are disjoint draws, 20 are left"),
         (25, {"draw": "4"}, 4, (5, 10, 20), False, "disjoint draws, 21 are left"),
-        (19, {}, 0, (5, 10, 19), False, "holds 19 disjoint draws .* last look is after 19 pairs"),
+        (
+            19,
+            {},
+            0,
+            (5, 10, 19),
+            False,
+            "holds 19 disjoint draws: the last look",
+        ),
         (10, {}, 0, (5, 10), False, "last look is after 10 pairs"),
         (7, {}, 0, (5, 7), False, "last look is after 7 pairs"),
         (5, {}, 0, (5,), False, "last look is after 5 pairs"),
@@ -274,7 +283,7 @@ def test_as_many_draws_are_held_as_can_be_dealt(source: Source, train: int, val:
         (23, {"tune": "on", "draws": "3"}, 3, (5, 10, 20), False, "20 are left"),
         (20, {"draws": "3"}, 0, (5, 10, 20), False, "20 are left"),  # nothing is tuned
         (4, {}, 0, (5, 10, 20), True, "holds 4 disjoint draws, 5 are needed: .*share"),
-        (1, {"draw": "3"}, 0, (5, 10, 20), True, "holds 0 disjoint draws, .*costs power"),
+        (3, {"tune": "on"}, 0, (5, 10, 20), True, "costs power, and tuning uses .*, or looks=2,"),
     ],
 )
 def test_a_pool_is_dealt_as_disjoint_draws_as_far_as_it_reaches(
@@ -308,6 +317,10 @@ def test_every_pair_of_a_disjoint_pool_has_a_draw() -> None:
     for held in range(5, 30):
         for draw in range(4):
             plan = comparison_of({"preset": "cifar10_small", "draw": str(draw)}, None)
+            if draw and held - draw < 5:
+                with pytest.raises(DesignError, match=f"{held - draw} of the {held} draws of 100"):
+                    dealt(plan, held)
+                continue
             pool = dealt(plan, held)
             if not pool.resampled:
                 assert pool.first_draw + pool.looks[-1] <= held

@@ -71,7 +71,7 @@ def test_location_scale_and_interval_are_those_worked_out_by_hand() -> None:
     assert known.scale_pp == pytest.approx(1.118034, abs=1e-6)
     # the 0.975 quantile of 4 degrees is 2.776445: 2 -+ 3.104160
     assert known.interval_pp == pytest.approx((-1.104160, 5.104160), abs=1e-5)
-    assert not known.is_point_mass
+    assert not known.is_tie
 
 
 def test_two_pairs_have_an_interval_of_a_cauchy() -> None:
@@ -102,7 +102,7 @@ def test_equal_gains_are_a_point_mass_and_an_edge_is_inside(
 ) -> None:
     known = posterior([value] * pairs, rope_pp=rope, correction=correction)
     assert (known.p_above, known.p_inside, known.p_below) == probabilities
-    assert known.is_point_mass
+    assert known.is_tie
     assert known.sd_pp == 0
     assert known.interval_pp == (known.mean_pp, known.mean_pp)
 
@@ -116,7 +116,7 @@ def test_gains_that_differ_by_rounding_are_equal() -> None:
 
 def test_the_smallest_real_difference_is_not_rounding() -> None:
     one_image_of_a_million = 1e-4
-    assert not posterior([1.0, 1.0, 1.0 + one_image_of_a_million]).is_point_mass
+    assert not posterior([1.0, 1.0, 1.0 + one_image_of_a_million]).is_tie
 
 
 # Twins
@@ -130,7 +130,7 @@ def test_it_agrees_with_the_slow_twin(gains: list[float], rope: float, correctio
         probabilities(gains, rope, correction), abs=1e-8
     )
     low, high = known.interval_pp
-    if not known.is_point_mass:
+    if not known.is_tie:
         reach = (high - known.mean_pp) / known.scale_pp
         assert student_cdf(reach, len(gains) - 1) == pytest.approx(0.975, abs=1e-8)
         assert high - known.mean_pp == pytest.approx(known.mean_pp - low)
@@ -240,7 +240,7 @@ def test_probabilities_sum_to_one_and_the_interval_holds_95_percent(
 def test_sharing_images_makes_it_less_sure(gains: list[float], rope: float) -> None:
     disjoint = posterior(gains, rope_pp=rope)
     shared = posterior(gains, rope_pp=rope, correction=0.25)
-    assume(not disjoint.is_point_mass)
+    assume(not disjoint.is_tie)
     assert shared.scale_pp == pytest.approx(disjoint.scale_pp * math.sqrt(1 + 0.25 * len(gains)))
     if disjoint.mean_pp > rope:
         assert shared.p_above <= disjoint.p_above
@@ -282,3 +282,19 @@ def test_a_correction_that_is_no_ratio_is_refused(correction: float) -> None:
 @pytest.mark.parametrize("gains", [(100.0, -100.0), np.array([1, 2]), [np.float32(1), 2]])
 def test_tuples_arrays_and_the_limits_are_accepted(gains: Sequence[float]) -> None:
     assert math.isfinite(posterior(gains).scale_pp)
+
+
+def test_ties_are_known_no_better_than_to_one_test_image() -> None:
+    # two gains of 2.5 on 120 images: an image is worth 0.8333 pp, rounding's s.d. 0.240563, the
+    # scale 0.170104; P(gain > 0.5) = 1/2 + atan(2 / 0.170104) / pi
+    known = posterior([2.5, 2.5], resolution_pp=100 / 120)
+    assert known.sd_pp == 0
+    assert known.is_tie
+    assert known.scale_pp == pytest.approx(0.170104, abs=1e-6)
+    assert known.p_above == pytest.approx(0.5 + math.atan(2 / 0.170104) / math.pi, abs=1e-6)
+    assert known.p_above < 0.98
+
+
+def test_gains_that_spread_more_than_rounding_keep_their_own_spread() -> None:
+    gains = [0.3, 0.9, 1.4, -0.2]
+    assert posterior(gains, resolution_pp=0.01) == posterior(gains)

@@ -88,7 +88,7 @@ def test_a_shipped_space_holds_the_defaults_of_every_preset(preset: str, stage: 
         if not dimension.holds(getattr(training, key))
     }
     assert outside == {}
-    assert space.holds(training)
+    assert space.holds(training.model_dump())
 
 
 def test_values_are_read_as_the_settings_own_types(tmp_path: Path) -> None:
@@ -130,9 +130,9 @@ def test_a_dimension_holds_its_ends_and_its_grid(
 
 def test_a_space_holds_settings_only_if_every_dimension_does() -> None:
     space = SearchSpace("", {"lr": Range(0.1, 1.0), "norm": Choices(("keep",))})
-    assert space.holds(TrainSettings(lr=0.5, norm="keep"))
-    assert not space.holds(TrainSettings(lr=0.5, norm="adapt"))
-    assert not space.holds(TrainSettings(lr=2.0, norm="keep"))
+    assert space.holds(TrainSettings(lr=0.5, norm="keep").model_dump())
+    assert not space.holds(TrainSettings(lr=0.5, norm="adapt").model_dump())
+    assert not space.holds(TrainSettings(lr=2.0, norm="keep").model_dump())
 
 
 FAULTS = [

@@ -189,7 +189,7 @@ def test_suggestions_are_of_the_settings_own_types_and_inside_the_space() -> Non
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed:UserWarning")
 def test_a_seed_gives_the_same_trials_but_not_to_those_who_join(tmp_path: Path) -> None:
     space = SearchSpace("", {"lr": Range(1e-4, 1e-2, log=True)})
-    spec = Spec("a-study", get_stage("full", 1), (0,), "val_acc", space, "key", {"lr": 1e-3})
+    spec = Spec("a-study", get_stage("full", 1), (0,), "val_acc", space, "key", {}, {"lr": 1e-3})
 
     def rates(study: Study) -> list[object]:
         return [suggest(study.optuna.ask(), space)["lr"] for _ in range(3)]
@@ -298,7 +298,7 @@ def test_a_password_is_shown_nowhere(
     url = postgres.url("studies").replace("postgres@", "postgres:xyzzy@")
     space = space_file(store, "lr: [3.0e-3]\n")
     assert command("tune", **TUNE, space=space, storage=url) == 0
-    assert command("stage1", tuned="on", storage=url) == 0
+    assert command("stage1", tuned="on", storage=url, **{"stage1.epochs": "2"}) == 0
     output = capfd.readouterr()
     assert "postgres:***@127.0.0.1" in output.out
     assert "xyzzy" not in output.out + output.err

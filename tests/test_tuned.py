@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from pipeline.config import load_settings
 from pipeline.entry_points import Command as Asked
@@ -65,9 +66,10 @@ def test_what_a_person_sets_wins_over_the_study(
     command: Command, space: str, store: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert command("tune", stage="1", n_trials="2", space=space, **LOSS) == 0
-    assert command("stage1", tuned="on", lr="0.02") == 0
+    epochs = {"stage1.epochs": "4"}
+    assert command("stage1", tuned="on", lr="0.02", **epochs) == 0
     config = space_file(store, "stage1:\n  norm: adapt\n", "config.yaml")
-    assert command("stage1", tuned="on", config=config) == 0
+    assert command("stage1", tuned="on", config=config, **epochs) == 0
     by_option, by_file = runs().iloc[-2], runs().iloc[-1]
     assert [by_option["params.lr"], by_option["params.norm"]] == ["0.02", "keep"]
     assert [by_file["params.lr"], by_file["params.norm"]] == ["1e-07", "adapt"]
@@ -76,6 +78,9 @@ def test_what_a_person_sets_wins_over_the_study(
 def test_the_best_settings_can_be_used_as_a_file(command: Command, space: str) -> None:
     assert command("tune", stage="1", n_trials="2", space=space, **LOSS) == 0
     best = artifact(runs("study")["run_id"][0], "best.yaml")
+    # all that the study held fixed stands in it, too
+    values = yaml.safe_load(best.read_text())
+    assert [values["stage1.epochs"], values["stage1.lr"]] == [4, 1e-07]
     assert command("stage1", config=str(best), **{"stage1.epochs": "4"}) == 0
     trial_run, run = runs().iloc[-2], runs().iloc[-1]
     assert run["params.lr"] == "1e-07"
@@ -91,7 +96,7 @@ def test_without_tuned_nothing_is_taken(command: Command, space: str) -> None:
 
 
 @pytest.mark.parametrize("pair", [({}, {}), ({"stage": "2"}, {"stage1.epochs": "1"})])
-def test_a_study_matches_runs_that_differ_in_draw_seed_or_the_stages_own_settings(
+def test_a_study_matches_runs_that_differ_in_draw_seed_or_what_it_tuned(
     command: Command,
     space: str,
     store: Path,
@@ -115,7 +120,7 @@ def test_a_study_matches_runs_that_differ_in_draw_seed_or_the_stages_own_setting
         {"seed": "1"},
         {"draw": "1"},
         {"device": "cpu"},
-        {f"stage{number}.epochs": "7"},
+        {f"stage{number}.lr": "0.2", f"stage{number}.norm": "keep"},
         {"stage3.lr": "0.1"},
     ):
         assert taken(change) == studies(store)[0].study_name, change
@@ -126,9 +131,13 @@ def test_a_study_matches_runs_that_differ_in_draw_seed_or_the_stages_own_setting
         {"data_seed": "1"},
         {"schedule": "two_stage"},
         {"backbone": "mobilenet_v2"},
+        {f"stage{number}.epochs": "7"},
+        {f"stage{number}.optimizer": "sgd"},
         *([{"stage1.epochs": "2"}, {"stage1.lr": "0.1"}] if number == 2 else []),
     ):
-        with pytest.raises(StudyError, match=f"no study in .* matches stage {number} of "):
+        with pytest.raises(
+            StudyError, match=f"no finished study in .* matches stage {number} of "
+        ):
             taken(change)
 
 
@@ -140,9 +149,9 @@ def test_no_study_is_one_line_that_says_how_to_get_one(
     capfd.readouterr()
     assert command("stage1", tuned="on", image_size="33") == 2
     [line] = said_errors(capfd)
-    assert "tuned=true: no study in storage=sqlite:///" in line
+    assert "tuned=true: no finished study in storage=sqlite:///" in line
     assert "matches stage 1 of three_stage with mobilenet_v3_small on " in line
-    assert "run `mlflow run . -e tune -P stage=1` with the same settings first" in line
+    assert "has image_size=32 (here 33)): run `mlflow run . -e tune`" in line
     assert len(runs()) == trained
 
 

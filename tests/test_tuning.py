@@ -17,6 +17,7 @@ from mlflow.entities import Run
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.cli import main
+from pipeline.settings import TRAIN_KEYS
 from tests.conftest import TINY, Command, enter_store, words_of, write_image_folder
 from tests.test_run_stage import artifact, runs
 
@@ -180,13 +181,17 @@ def test_the_best_value_is_that_of_a_recount_in_mlflow(finished: Finished) -> No
     assert study_run.data.metrics["best/value"] == values[best_run_id] == finished.study.best_value
     assert study_run.data.metrics["best/trial"] == 1
     assert study_run.data.tags["best_trial_run_id"] == best_run_id
-    assert study_run.data.tags["best.lr"] == "0.03"
+    # nothing says that the best is noise: it is the one that is taken
+    assert study_run.data.metrics["chosen/trial"] == 1
+    assert study_run.data.tags["chosen_trial_run_id"] == best_run_id
+    assert study_run.data.tags["chosen.lr"] == "0.03"
     counts = {k: v for k, v in study_run.data.metrics.items() if k.startswith("trials/")}
     assert counts == {
         "trials/complete": 5,
         "trials/pruned": 2,
         "trials/failed": 1,
         "trials/running": 0,
+        "trials/interrupted": 0,
     }
     tune_run = finished.runs("tune")[-1]
     assert tune_run.data.metrics["stage1/best_value"] == values[best_run_id]
@@ -222,7 +227,9 @@ def test_the_study_run_holds_a_table_of_trials_pictures_and_how_to_go_on(
     pictures = {path.stem: path.stat().st_size for path in (folder / "figures").iterdir()}
     assert set(pictures) == {"history", "importances", "parallel_coordinate", "slice"}
     assert min(pictures.values()) > 5000
-    assert yaml.safe_load((folder / "best.yaml").read_text()) == {"stage1.lr": 0.03}
+    values = yaml.safe_load((folder / "best.yaml").read_text())
+    assert values["stage1.lr"] == 0.03
+    assert set(values) == {f"stage1.{key}" for key in TRAIN_KEYS}
     note = study_run.data.tags["mlflow.note.content"]
     assert (
         f"`{finished.study.study_name}`**: stage 1 of `full`, judged by val_acc on draws 0" in note
@@ -260,7 +267,8 @@ def test_defaults_from_outside_the_space_are_the_first_trial_all_the_same(
     assert runs("trial")["params.lr"][0] == runs()["params.lr"][0] == "0.003"
     assert first.value == runs()["metrics.best/val_acc"][0]
     [study_run] = runs("study")["run_id"]
-    assert yaml.safe_load(artifact(study_run, "best.yaml").read_text()) is None
+    values = yaml.safe_load(artifact(study_run, "best.yaml").read_text())
+    assert [values["stage1.lr"], values["stage1.epochs"]] == [0.003, 2]
 
 
 def test_a_trial_on_two_draws_has_their_mean(command: Command, store: Path) -> None:

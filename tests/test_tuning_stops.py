@@ -146,7 +146,7 @@ def test_ctrl_c_marks_every_run_killed_and_the_same_command_goes_on(
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 130, said
-    assert "stopped: the run is marked KILLED" in said
+    assert "stopped: what ran is marked KILLED" in said
     assert "Traceback" not in said
     for kind in ("tune", "study", "trial", "stage"):
         assert ends(kind) == ["KILLED"], kind

@@ -77,10 +77,15 @@ def set_aside(source: Source, per_class: int) -> Source:
     have shuffles of their own, and none may train on what all are scored on.
 
     Raises:
-        DataError: a class has no more images than that.
+        DataError: there is one already, or a class has no more images than that.
     """
-    if source.test is not None or per_class == 0:
+    if per_class == 0:
         return source
+    if source.test is not None:
+        raise DataError(
+            f"test_per_class = {per_class}: {source.name} has a test split of its own "
+            f"({len(source.test.labels)} images): leave test_per_class out"
+        )
     labels = source.pool.labels
     is_test = np.zeros(len(labels), dtype=bool)
     for label, name in enumerate(source.class_names):
@@ -135,7 +140,8 @@ def _slice(
             f"draw{'s' if held > 1 else ''} "
             f"(0 to {held - 1}) of {asked} a class (smallest class: "
             f"{source.class_names[smallest]}, "
-            f"{counts[smallest]} images): ask for a lower draw or fewer images a class"
+            f"{counts[smallest]} images): ask for a lower draw, fewer draws, or fewer "
+            "images a class"
         )
     return np.stack(
         [

@@ -27,7 +27,10 @@ class ModelVersion:
 
 
 def register(client: MlflowClient, name: str, version: ModelVersion) -> str:
-    """Add a version to a registered model, which is created if need be; returns its number."""
+    """Add a version to a registered model, which is created if need be; returns its number.
+
+    A logged model that has a version already keeps it, with the new description and tags.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
@@ -35,8 +38,12 @@ def register(client: MlflowClient, name: str, version: ModelVersion) -> str:
     except MlflowException as err:
         if err.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    made = client.create_model_version(
-        name, version.uri, tags=dict(version.tags), description=version.description
-    )
-    client.set_registered_model_alias(name, version.alias, str(made.version))
-    return str(made.version)
+    known = client.search_model_versions(f"name = '{name}'")
+    number = next((str(one.version) for one in known if one.source == version.uri), None)
+    if number is None:
+        number = str(client.create_model_version(name, version.uri).version)
+    client.update_model_version(name, number, description=version.description)
+    for key, value in version.tags.items():
+        client.set_model_version_tag(name, number, key, value)
+    client.set_registered_model_alias(name, version.alias, number)
+    return number

@@ -19,7 +19,7 @@ from pipeline.settings import plain_values
 from pipeline.tracking import RunView, Tracking
 from pipeline.tracking.store import NESTED_UNDER
 from pipeline.tuning.study import REASON, Study
-from pipeline.tuning.trial import STATE
+from pipeline.tuning.trial import INTERRUPTED, STATE
 
 WAIT_FOR_CREATOR_S = 60.0
 LOST = "its worker stopped answering; the trial was queued again"
@@ -54,7 +54,8 @@ def study_run(
             break
         time.sleep(0.5)
     number, settings = study.spec.stage.number, session.settings
-    name = f"study · stage {number} · {session.draw.source} · {settings.backbone}"
+    digest = study.name.rpartition("-")[2]
+    name = f"study · stage {number} · {session.draw.source} · {settings.backbone} · {digest}"
     run_id = tracking.start(
         name,
         {
@@ -97,7 +98,7 @@ def reconcile(study: Study, tracking: Tracking) -> int:
             continue
         owns = trial.user_attrs.get("run_id") == run.run_id
         wanted = _STATUS[trial.state] if owns else "FAILED"
-        stopped = run.status == "KILLED" and STATE not in run.tags  # by Ctrl-C, or out of time
+        stopped = run.status == "KILLED" and run.tags.get(STATE) == INTERRUPTED
         killed = run.status == "FAILED" and run.tags.get("failure") == KILLED_REASON
         if (run.status == wanted and not killed) or (wanted == "FAILED" and stopped):
             continue

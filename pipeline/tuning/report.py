@@ -31,15 +31,17 @@ _PICTURES = {
 def log_study(study: Study, tracking: Tracking, run_id: str, storage_shown: str) -> None:
     """Log the study as it stands; safe to repeat, and to do from several processes."""
     trials = study.optuna.get_trials(deepcopy=False)
-    best = study.best
+    best, chosen = study.best, study.chosen
     tracking.add_text(run_id, trials_csv(study), "trials.csv")
-    if best is not None:
-        tracking.add_text(run_id, chosen_yaml(study), "best.yaml")
-        tracking.add_metrics(run_id, {"best/value": best.value or 0.0, "best/trial": best.number})
-        tracking.add_tags(
-            run_id, {f"best.{key}": str(value) for key, value in best.params.items()}
-        )
-        tracking.add_tags(run_id, {"best_trial_run_id": str(best.user_attrs.get("run_id", ""))})
+    if best is not None and chosen is not None:
+        tracking.add_text(run_id, chosen_yaml(study, chosen), "best.yaml")
+        taken = {f"chosen.{key}": str(value) for key, value in _settings(study, chosen).items()}
+        tracking.add_tags(run_id, {**taken, "choice": study.optuna.user_attrs.get(CHOICE, "")})
+        for name, trial in (("best", best), ("chosen", chosen)):
+            numbers = {f"{name}/value": trial.value or 0.0, f"{name}/trial": trial.number}
+            tracking.add_metrics(run_id, numbers)
+            trial_run_id = str(trial.user_attrs.get("run_id", ""))
+            tracking.add_tags(run_id, {f"{name}_trial_run_id": trial_run_id})
         for name, figure in pictures(study.optuna).items():
             tracking.add_figure(run_id, figure, f"figures/{name}.png")
     states = _counts(trials)
@@ -65,7 +67,9 @@ def _counts(trials: list[FrozenTrial]) -> dict[str, int]:
         "failed": TrialState.FAIL,
         "running": TrialState.RUNNING,
     }
-    return {name: sum(t.state == state for t in trials) for name, state in names.items()}
+    counts = {name: sum(t.state == state for t in trials) for name, state in names.items()}
+    stopped = sum(t.state == TrialState.FAIL and REASON not in t.user_attrs for t in trials)
+    return {**counts, "failed": counts["failed"] - stopped, "interrupted": stopped}
 
 
 def trials_csv(study: Study) -> str:
@@ -87,14 +91,18 @@ def trials_csv(study: Study) -> str:
     return pd.DataFrame(rows).to_csv(index=False)
 
 
-def chosen_yaml(study: Study) -> str:
-    """The settings to go on with, in the form that `-P config=best.yaml` reads."""
-    number, chosen = study.spec.stage.number, study.chosen
-    if chosen is None or not chosen.params:
-        return "# the settings as they were: no trial did better by more than noise\n"
+def _settings(study: Study, trial: FrozenTrial) -> dict[str, object]:
+    """A trial's settings by key of the space; one from outside it has the defaults."""
+    return {**study.spec.defaults, **trial.params}
+
+
+def chosen_yaml(study: Study, chosen: FrozenTrial) -> str:
+    """All stages' settings up to the tuned one, in the form that `-P config=best.yaml` reads."""
+    number = study.spec.stage.number
     head = f"# {study.name}, trial {chosen.number}: {study.spec.objective} {chosen.value:.4f}\n"
-    values = {f"stage{number}.{key}": value for key, value in chosen.params.items()}
-    return head + yaml.safe_dump(values, sort_keys=False)
+    values = {key: value for key, value in study.spec.fixed.items() if "." in key}
+    values |= {f"stage{number}.{key}": v for key, v in _settings(study, chosen).items()}
+    return head + yaml.safe_dump(dict(sorted(values.items())), sort_keys=False)
 
 
 def pictures(study: optuna.Study) -> dict[str, Figure]:
@@ -132,7 +140,8 @@ def description(study: Study, storage_shown: str) -> str:
         f"**Study `{study.name}`**: stage {number} of `{study.spec.stage.schedule}`, judged by "
         f"{study.spec.objective} on draws {', '.join(map(str, study.spec.draws))}.",
         summary(study),
-        f"Use it: `mlflow run . -e stage{number} -P tuned=true`. Look at it: `optuna-dashboard "
+        f"Use it: `mlflow run . -e stage{number} -P tuned=true` with the settings that are this "
+        f"run's parameters, or `-P config=best.yaml`. Look at it: `optuna-dashboard "
         f"{storage_shown}` or `optuna best-trial --storage {storage_shown} --study-name "
         f"{study.name}`.",
     ]
@@ -143,9 +152,11 @@ def summary(study: Study) -> str:
     """One line: how many trials of what kind, the best and the defaults beside it."""
     trials = study.optuna.get_trials(deepcopy=False)
     progress, states, best = progress_of(trials), _counts(trials), study.best
+    stopped = states["interrupted"]
     told = (
         f"stage {study.spec.stage.number}: {progress.finished} trials ({states['complete']} "
-        f"complete, {states['pruned']} pruned, {states['failed']} failed)"
+        f"complete, {states['pruned']} pruned, {states['failed']} failed"
+        f"{f'; {stopped} interrupted and queued again' if stopped else ''})"
     )
     if best is None:
         return f"{told}: none has a value yet"

@@ -87,6 +87,11 @@ def storage_url(given: str, tracking_uri: str) -> str:
     Raises:
         StudyError: it is no URL, or MLflow's own database; both keep a table `alembic_version`.
     """
+    if given.startswith("postgres://"):
+        raise StudyError(
+            f"storage={without_password(given)}: SQLAlchemy knows no postgres://: write "
+            "postgresql://"
+        )
     url = beside(given or DEFAULT_STORAGE, tracking_uri)
     try:
         make_url(url)

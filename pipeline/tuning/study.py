@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import optuna
@@ -26,6 +26,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from pipeline.digests import digest_values
 from pipeline.search_space import Choices, Range, SearchSpace
 from pipeline.session import Session
+from pipeline.settings import INHERITED_KEYS, Settings, plain_values
 from pipeline.stages import Stage
 from pipeline.tuning.storage import RETRIES, experiments_known
 
@@ -38,6 +39,9 @@ DEFAULTS = "defaults"
 CHOSEN, CHOICE = "chosen", "choice"
 """User attributes of a study: the trial whose settings are used, and why it is that one."""
 
+FIXED = "fixed"
+"""User attribute of a study: the settings that it does not tune, by key."""
+
 REASON = "reason"
 """User attribute of trials that ended early: absent where a worker was lost."""
 
@@ -47,9 +51,10 @@ class Spec:
     """What a study is made of.
 
     Attributes:
-        tuning_key: what a run must share with the trials to take over their settings.
-        defaults: the settings that the first trial has, by key of the space; None if they lie
-            outside it, then that trial is run with them all the same.
+        tuning_key: what a run must share with the trials to take over their settings,
+        fixed: beside the settings of the stage that are not tuned, which are among these.
+        defaults: the settings that the first trial has, by key of the space; they may lie outside
+            it.
     """
 
     name: str
@@ -58,7 +63,8 @@ class Spec:
     objective: str
     space: SearchSpace
     tuning_key: str
-    defaults: Mapping[str, object] | None
+    fixed: Mapping[str, object]
+    defaults: Mapping[str, object]
 
     @classmethod
     def of(
@@ -77,7 +83,6 @@ class Spec:
             "space": space.plain(),
             "objective": objective,
         }
-        inside = space.holds(training)
         return cls(
             f"stage{number}-{stage.schedule}-{first.backbone.name}-{digest_values(content)[:12]}",
             stage,
@@ -85,7 +90,8 @@ class Spec:
             objective,
             space,
             tuning_key,
-            {key: values[key] for key in space.dimensions} if inside else None,
+            fixed_settings(first.settings, number, space.dimensions),
+            {key: values[key] for key in space.dimensions},
         )
 
     @property
@@ -139,12 +145,17 @@ class Study:
             )
             return cls(spec, storage, study, created=False)
         study.set_user_attr("tuning_key", spec.tuning_key)
+        study.set_user_attr(FIXED, dict(spec.fixed))
+        study.set_user_attr(FIXED, dict(spec.fixed))
         study.set_user_attr("stage", spec.stage.number)
         study.set_user_attr("draws", list(spec.draws))
         study.set_user_attr("objective", spec.objective)
         study.set_user_attr("space", spec.space.plain())
-        where = "outside the space" if spec.defaults is None else "inside the space"
-        study.enqueue_trial(dict(spec.defaults or {}), user_attrs={DEFAULTS: where})
+        inside = spec.space.holds(spec.defaults)
+        study.enqueue_trial(
+            dict(spec.defaults) if inside else {},
+            user_attrs={DEFAULTS: "inside the space" if inside else "outside the space"},
+        )
         return cls(spec, storage, study, created=True)
 
     @property
@@ -191,6 +202,15 @@ class Study:
     def best(self) -> FrozenTrial | None:
         """The completed trial with the best value, the earliest of equals; None before any."""
         return best_of(self.optuna.get_trials(deepcopy=False), maximised=self.spec.maximised)
+
+
+def fixed_settings(settings: Settings, number: int, tuned: Collection[str]) -> dict[str, object]:
+    """What a study of this stage holds fixed: its images, its backbone, all it does not tune."""
+    values = plain_values(settings, range(1, number + 1))
+    stages = {key: value for key, value in values.items() if "." in key}
+    for key in tuned:
+        del stages[f"stage{number}.{key}"]
+    return {key: values[key] for key in INHERITED_KEYS if key != "draw"} | stages
 
 
 def is_finished_elsewhere(err: Exception) -> bool:

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import optuna
 import torch
 from optuna.trial import Trial
 
-from pipeline.errors import RunStopped, TrainingError
+from pipeline.errors import RunStopped, TrackingError, TrainingError
 from pipeline.report import StageSummary
 from pipeline.run_stage import find_or_run
 from pipeline.session import Session
@@ -31,7 +32,7 @@ from pipeline.tuning.study import REASON, STEPS_A_DRAW, Spec, shown_settings, su
 
 SIGNAL_PREFIX = "signal."
 RUN_ID = "run_id"
-STATE = "trial_state"
+STATE, INTERRUPTED = "trial_state", "interrupted"
 _OWN_FAULTS = (TrainingError, torch.OutOfMemoryError, MemoryError)
 """What a trial's settings may be to blame for."""
 
@@ -87,7 +88,7 @@ class Objective:
                 name, tags, target=False, nested_under=self.study_run_id
             ) as log:
                 trial.set_user_attr(RUN_ID, log.run_id)
-                log.params(self._defaults | params)
+                log.params(dict(self.spec.defaults) | params)
                 try:
                     value = self._over_draws(trial, params, log)
                 except Pruned:
@@ -95,6 +96,10 @@ class Objective:
                     raise
                 except _OWN_FAULTS:
                     log.tags({STATE: "failed"})
+                    raise
+                except (KeyboardInterrupt, OutOfTime):
+                    with suppress(TrackingError):  # what stopped it counts
+                        log.tags({STATE: INTERRUPTED})
                     raise
         except Pruned as err:
             trial.set_user_attr(REASON, str(err))
@@ -110,13 +115,6 @@ class Objective:
             f"{shown_settings(params)}"
         )
         return value
-
-    @property
-    def _defaults(self) -> dict[str, object]:
-        """What an untuned run would have for each setting of the space."""
-        settings = next(iter(self.sessions.values())).settings
-        training = settings.training(self.spec.stage.number)
-        return {key: getattr(training, key) for key in self.spec.space.dimensions}
 
     def _over_draws(self, trial: Trial, params: Mapping[str, object], log: RunLog) -> float:
         summaries: list[StageSummary] = []

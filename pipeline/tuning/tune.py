@@ -22,8 +22,9 @@ from optuna.trial import Trial
 
 from pipeline.databases import exclusively, without_password
 from pipeline.entry_points import Command
-from pipeline.entry_settings import TuneSettings
+from pipeline.entry_settings import TUNE_KEYS, TuneSettings
 from pipeline.errors import TrackingError, first_line
+from pipeline.interrupts import held
 from pipeline.run_stage import find_or_run
 from pipeline.search_space import Plan, plan_of
 from pipeline.session import Session, cache_folder
@@ -43,6 +44,7 @@ from pipeline.tuning.storage import (
 )
 from pipeline.tuning.study import CHOICE, CHOSEN, Spec, Study, is_finished_elsewhere
 from pipeline.tuning.trial import Objective, OutOfTime, TrialFailed
+from pipeline.typed import command_line
 from pipeline.workers import run_workers
 
 Say = Callable[[str], None]
@@ -87,7 +89,12 @@ def tune_entry(command: Command) -> list[Tuned]:
                     log.metrics({f"stage{number}/best_value": best.value or 0.0})
             lines = [summary(one.study) for one in done]
             log.tags({"mlflow.note.content": "\n".join(f"- {line}" for line in lines)})
-    command.say(f"use them: -P tuned=true; look at them: optuna-dashboard {without_password(url)}")
+    entry_point = "main" if tune.stage == "all" else f"stage{tune.stage}"
+    said = {key: value for key, value in command.options.items() if key not in TUNE_KEYS}
+    said |= {"config": command.config} if command.config else {}
+    said |= {"storage": without_password(command.storage)} if command.storage else {}
+    command.say(f"use them: {command_line(entry_point, {**said, 'tuned': 'true'})}")
+    command.say(f"look at them: optuna-dashboard {without_password(url)}")
     command.say(f"browse the runs: {tracking.ui_command}")
     return done
 
@@ -210,13 +217,14 @@ class Worker:
             # one process at a time counts and asks, so that no trial is one too many
             with ExitStack() as turn:
                 turn.enter_context(exclusively(self.url))
+                turn.enter_context(held())  # a trial that is asked for is one we know of
                 progress = study.progress()
                 if progress.finished + progress.running >= self.tune.n_trials:
                     return False
 
                 def begin(trial: Trial) -> float:
-                    turn.close()
                     began.append(trial)
+                    turn.close()
                     return objective(trial)
 
                 study.optuna.optimize(begin, n_trials=1, catch=(TrialFailed,))

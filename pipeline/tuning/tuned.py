@@ -1,21 +1,75 @@
 """`tuned=true`: the best settings of the finished study that matches a run.
 
-A study matches where everything but the stage's own training settings and the draws agrees:
-images' source and classes, backbone, weights, schedule, earlier stages. In: a session. Out: the
-same session with the study's settings, except where a person has said otherwise.
+A study matches where everything that it did not tune agrees, but for draws: images' source and
+classes, backbone, weights, earlier stages, and the stage's other training settings. In: a session.
+Out: the same session with the study's settings, except where a person has said otherwise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass, replace
+from typing import Any
 
 import optuna
+from optuna.storages import BaseStorage
+from optuna.study import StudySummary
+from optuna.trial import FrozenTrial
 
 from pipeline.databases import without_password
 from pipeline.errors import StudyError
 from pipeline.session import Session
 from pipeline.tuning.storage import open_storage, translated
-from pipeline.tuning.study import CHOICE, CHOSEN, shown_settings
+from pipeline.tuning.study import CHOICE, CHOSEN, FIXED, fixed_settings, shown_settings
+
+_SHOWN_DIFFERENCES = 4
+
+
+@dataclass(frozen=True)
+class _Match:
+    """A finished study with settings for a stage.
+
+    Attributes:
+        finished: trials that it has.
+        overruled: settings that it tuned and a person has fixed.
+        others: more finished studies that match.
+        unfinished: studies that match and lack trials.
+    """
+
+    study: optuna.Study
+    chosen: FrozenTrial
+    finished: int
+    overruled: Set[str]
+    others: int = 0
+    unfinished: int = 0
+
+
+@dataclass(frozen=True)
+class _Nothing:
+    """No finished study; one that would match, unfinished; how the nearest differs."""
+
+    unfinished: str
+    nearest: str
+
+    @property
+    def hint(self) -> str:
+        if self.unfinished:
+            return f" ({self.unfinished} does, unfinished)"
+        return f" ({self.nearest})" if self.nearest else ""
+
+    def fault(self, session: Session, number: int, storage: str) -> str:
+        if self.unfinished:
+            return (
+                f"tuned=true: study {self.unfinished} in storage={storage} matches stage "
+                f"{number}, but is not finished: go on with the `tune` command that began it"
+            )
+        return (
+            f"tuned=true: no finished study in storage={storage} matches stage {number} of "
+            f"{session.settings.schedule} with {session.settings.backbone} on "
+            f"{session.draw.source}{self.hint}: run `mlflow run . -e tune` with the same settings "
+            "first; its last lines say how to use it"
+        )
 
 
 def with_tuned(
@@ -30,62 +84,90 @@ def with_tuned(
     """
     storage = open_storage(url, must_exist=True)
     for number in numbers:
+        fixed_by_hand = said.get(number, set())
         with translated(url):
-            found, unfinished = _matching(storage, session.recipe(number, trained=number - 1))
-        if found is None:
-            if number < numbers[-1]:
-                session.say(f"stage {number}: no finished study matches, its settings stay")
-                continue
-            raise StudyError(_nothing(session, number, url, unfinished))
-        study, best = found
-        values = {k: v for k, v in best.params.items() if k not in said.get(number, set())}
+            found = _matching(storage, session, number, fixed_by_hand)
+        if isinstance(found, _Nothing):
+            if number == numbers[-1]:
+                raise StudyError(found.fault(session, number, without_password(url)))
+            session.say(
+                f"stage {number}: no finished study matches{found.hint}, its settings stay"
+            )
+            continue
+        values = {k: v for k, v in found.chosen.params.items() if k not in fixed_by_hand}
         session = session.with_training(number, values)
-        session.tuned_by[number] = study.study_name
-        session.say(_line(number, study, best, values))
+        session.tuned_by[number] = found.study.study_name
+        session.say(_line(number, found, values))
     return session
 
 
 def _matching(
-    storage: optuna.storages.BaseStorage, tuning_key: str
-) -> tuple[tuple[optuna.Study, optuna.trial.FrozenTrial] | None, str]:
-    """The finished study with that key and most trials; else the name of one unfinished."""
-    chosen: tuple[int, optuna.Study, optuna.trial.FrozenTrial] | None = None
-    unfinished = ""
+    storage: BaseStorage, session: Session, number: int, said: Set[str]
+) -> _Match | _Nothing:
+    """The study to take, or what there is instead.
+
+    Of several: one that tuned nothing of what was said by hand, the one with most trials, the
+    latest.
+    """
+    matches: list[_Match] = []
+    unfinished: list[str] = []
+    nearest = (math.inf, "")
+    for summary in _of_stage(storage, session, number):
+        attrs = summary.user_attrs
+        if differs := _differences(session, number, attrs):
+            nearest = min(nearest, (len(differs), _shown(summary.study_name, differs)))
+        elif not attrs.get("finished") or CHOSEN not in attrs:
+            unfinished.append(summary.study_name)
+        else:
+            study = optuna.load_study(study_name=summary.study_name, storage=storage)
+            chosen = study.get_trials(deepcopy=False)[attrs[CHOSEN]]
+            overruled = frozenset(said & attrs["space"].keys())
+            matches.append(_Match(study, chosen, attrs["finished"], overruled))
+    if not matches:
+        return _Nothing(unfinished[-1] if unfinished else "", nearest[1])
+    best = max(reversed(matches), key=lambda match: (-len(match.overruled), match.finished))
+    return replace(best, others=len(matches) - 1, unfinished=len(unfinished))
+
+
+def _of_stage(storage: BaseStorage, session: Session, number: int) -> Iterator[StudySummary]:
+    """Studies of this stage with this backbone, oldest first."""
     for summary in optuna.get_all_study_summaries(storage, include_best_trial=False):
-        if summary.user_attrs.get("tuning_key") != tuning_key:
-            continue
-        study = optuna.load_study(study_name=summary.study_name, storage=storage)
-        finished = int(summary.user_attrs.get("finished", 0))
-        number = summary.user_attrs.get(CHOSEN)
-        if not finished or number is None:
-            unfinished = summary.study_name
-        elif chosen is None or finished > chosen[0]:
-            chosen = (finished, study, study.get_trials(deepcopy=False)[number])
-    return (chosen[1:] if chosen else None), unfinished
+        fixed = summary.user_attrs.get(FIXED, {})
+        of_it = fixed.get("backbone") == session.settings.backbone
+        if of_it and summary.user_attrs.get("stage") == number:
+            yield summary
 
 
-def _line(
-    number: int,
-    study: optuna.Study,
-    best: optuna.trial.FrozenTrial,
-    values: Mapping[str, object],
-) -> str:
+def _differences(session: Session, number: int, attrs: Mapping[str, Any]) -> list[str]:
+    """What the study held fixed and is otherwise here; nothing: it matches."""
+    theirs, ours = attrs[FIXED], fixed_settings(session.settings, number, attrs["space"])
+    differs = {
+        key: f"{key}={theirs.get(key)} (here {value})"
+        for key, value in ours.items()
+        if theirs.get(key) != value
+    }
+    if attrs["tuning_key"] == session.recipe(number, trained=number - 1):
+        return [words for key, words in differs.items() if key.startswith(f"stage{number}.")]
+    return list(differs.values()) or ["other images, weights or precision"]
+
+
+def _shown(name: str, differs: list[str]) -> str:
+    rest = len(differs) - _SHOWN_DIFFERENCES
+    more = f" and {rest} more" if rest > 0 else ""
+    return f"the nearest, {name}, has {', '.join(differs[:_SHOWN_DIFFERENCES])}{more}"
+
+
+def _line(number: int, match: _Match, values: Mapping[str, object]) -> str:
+    study, chosen = match.study, match.chosen
+    notes = [str(study.user_attrs[CHOICE])]
+    if match.overruled:
+        notes.append(f"set by hand, not as tuned: {', '.join(sorted(match.overruled))}")
+    if match.others:
+        notes.append(f"{match.others} more finished studies match, this one has most trials")
+    if match.unfinished:
+        notes.append(f"{match.unfinished} more match and are unfinished")
     return (
-        f"stage {number}: tuned by study {study.study_name}, trial {best.number} "
-        f"({study.user_attrs['objective']} {best.value:.4f}): {shown_settings(values)}; "
-        f"{study.user_attrs[CHOICE]}"
-    )
-
-
-def _nothing(session: Session, number: int, url: str, unfinished: str) -> str:
-    where = f"in storage={without_password(url)}"
-    if unfinished:
-        return (
-            f"tuned=true: study {unfinished} {where} matches stage {number}, but is not finished: "
-            "go on with the `tune` command that began it"
-        )
-    return (
-        f"tuned=true: no study {where} matches stage {number} of {session.settings.schedule} with "
-        f"{session.settings.backbone} on {session.draw.source} with these settings: run "
-        f"`mlflow run . -e tune -P stage={number}` with the same settings first"
+        f"stage {number}: tuned by study {study.study_name}, trial {chosen.number} "
+        f"({study.user_attrs['objective']} {chosen.value:.4f}): {shown_settings(values)}; "
+        f"{'; '.join(notes)}"
     )

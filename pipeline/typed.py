@@ -1,0 +1,20 @@
+"""Command lines to be typed: what made a result, or what to do next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from pipeline.data.sources import NAMES
+from pipeline.weights import NAMES as WEIGHTS
+
+
+def command_line(entry_point: str, said: Mapping[str, object]) -> str:
+    """What to type; paths are absolute, since `mlflow run` starts in the project's folder."""
+    values = {key: str(value) for key, value in said.items()}
+    for key, known in (("data", NAMES), ("weights", WEIGHTS), ("config", ())):
+        if values.get(key) and values[key] not in known:
+            values[key] = str(Path(values[key]).expanduser().absolute())
+    words = " ".join(f"-P {key}={shlex.quote(value)}" for key, value in values.items())
+    return f"mlflow run . -e {entry_point} --env-manager local {words}"
