@@ -490,11 +490,11 @@ def test_page_and_markdown_hold_the_same_tables(decided: Decided) -> None:
 def test_the_report_shows_every_pair_and_the_way_to_the_verdict(decided: Decided) -> None:
     tables = {table[0][0] + table[0][1]: table for table in reports(decided.run)[0].tables}
     expected = [
-        [str(n + 1), str(n), str(n), f"{acc(t):.2%}", f"{acc(c):.2%}", f"{gain:+.2f}"]
+        [str(n + 1), "0", str(n), str(n), f"{acc(t):.2%}", f"{acc(c):.2%}", f"{gain:+.2f}"]
         for n, ((t, c), gain) in enumerate(zip(decided.arms(), decided.gains_pp(), strict=True))
     ]
-    assert tables["pairdraw"][0][3:] == ["stage 3", "stage 2 continued", "gain, pp"]
-    assert tables["pairdraw"][1:] == expected
+    assert tables["pairdata_seed"][0][4:] == ["stage 3", "stage 2 continued", "gain, pp"]
+    assert tables["pairdata_seed"][1:] == expected
     way = tables["pairsmean gain, pp"][1:]
     assert [row[0] for row in way] == ["2", "3"][: len(way)]
     last = by_hand(decided.gains_pp(), (2, 3))

@@ -181,7 +181,8 @@ def test_the_trial_of_a_killed_worker_is_taken_over_and_its_runs_end(
     assert runs()["tags.failure"][0] == runs("tune")["tags.failure"][0] == "its process was killed"
     assert ends("tune") == ["FAILED", "FINISHED"]
     assert list(runs("trial")["tags.trial_state"]) == ["failed", "complete"]
-    assert runs("study")["metrics.trials/failed"][0] == 1
+    assert runs("study")["metrics.trials/failed"][0] == 0
+    assert runs("study")["metrics.trials/interrupted"][0] == 1
 
 
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed:UserWarning")

@@ -98,7 +98,7 @@ def reconcile(study: Study, tracking: Tracking) -> int:
             continue
         owns = trial.user_attrs.get("run_id") == run.run_id
         wanted = _STATUS[trial.state] if owns else "FAILED"
-        stopped = run.status == "KILLED" and run.tags.get(STATE) == INTERRUPTED
+        stopped = run.status == "KILLED" and run.tags.get(STATE, INTERRUPTED) == INTERRUPTED
         killed = run.status == "FAILED" and run.tags.get("failure") == KILLED_REASON
         if (run.status == wanted and not killed) or (wanted == "FAILED" and stopped):
             continue
