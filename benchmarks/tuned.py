@@ -64,7 +64,7 @@ def test_accuracy(session: Session, run_id: str, test: ImageSet) -> float:
 def confirm(
     options: dict[str, str], done: Sequence[Tuned], draws: Sequence[int], cache: Path
 ) -> pd.DataFrame:
-    """Both arms on fresh draws: validation and test accuracy of each stage."""
+    """Both arms on fresh draws: validation and test accuracy of each tuned stage."""
     source = open_source(options["data"], cache)
     assert source.test is not None
     tracking, rows, test = Tracking.connect(), [], None
@@ -83,7 +83,7 @@ def confirm(
             tuned = tuned.with_training(number, one.settings)
         for arm, session in (("preset", first), ("best", best), ("tuned", tuned)):
             quiet = replace(session, is_trial=True)
-            for number in (1, 2, 3):
+            for number in (one.study.spec.stage.number for one in done):
                 summary = find_or_run(quiet, number)
                 acc = test_accuracy(quiet, summary.run_id, test)
                 rows.append(
@@ -133,6 +133,7 @@ def main() -> None:
     parser.add_argument("--weights", required=True)
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--draws", type=int, default=10, help="fresh draws for the confirmation")
+    parser.add_argument("--stage", default="all", help="one stage, or all of them")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="beside the preset"
     )
@@ -149,7 +150,7 @@ def main() -> None:
         options = {"preset": "cifar10_small", "data": data, "weights": weights}
         options |= {"cache_dir": str(work / "cache"), "log_model": "off"}
         options |= dict(one.split("=", 1) for one in args.set)
-        study = {"stage": "all", "n_trials": str(args.trials), "draws": str(TUNING_DRAWS)}
+        study = {"stage": args.stage, "n_trials": str(args.trials), "draws": str(TUNING_DRAWS)}
         started = time.perf_counter()
         done = tune_entry(Command({**options, **study}, say=lambda s: print(s, file=sys.stderr)))
         tuned_s = time.perf_counter() - started
