@@ -6,6 +6,8 @@ import os
 import random
 import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ from sqlalchemy import create_engine, event, text
 from pipeline.interrupts import stopped_by_signals
 from pipeline.tuning.storage import open_storage
 
+ROOT = Path(__file__).resolve().parents[1]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
 
 
@@ -100,3 +103,35 @@ def test_signals_at_any_moment_leave_no_lock_behind(store: Path) -> None:
         check_unlocked(store / "mlflow.db")
         check_unlocked(store / "optuna.db")
     assert len(written) > 25
+
+
+def test_a_worker_stops_once_the_command_that_started_it_is_gone(tmp_path: Path) -> None:
+    ended = tmp_path / "ended"
+    worker = (
+        "import pathlib, signal, time\n"
+        "from pipeline.interrupts import end_with_parent, stopped_by_signals\n"
+        "try:\n"
+        "    with stopped_by_signals(signal.signal):\n"
+        "        end_with_parent()\n"
+        "        print('started', flush=True)\n"
+        "        time.sleep(60)\n"
+        "except KeyboardInterrupt:\n"
+        f"    pathlib.Path({str(ended)!r}).write_text('stopped')\n"
+    )
+    starter = (
+        "import subprocess, sys\n"
+        f"worker = subprocess.Popen([sys.executable, '-c', {worker!r}])\n"
+        "worker.wait()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", starter], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    process.kill()
+    process.wait()
+    end = time.monotonic() + 30
+    while not ended.exists():
+        assert time.monotonic() < end, "the worker goes on"
+        time.sleep(0.1)
+    process.stdout.close()
