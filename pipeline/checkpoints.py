@@ -21,6 +21,7 @@ from pipeline.backbones import Backbone
 from pipeline.digests import digest_file, digest_tensors
 from pipeline.errors import LineageError
 from pipeline.files import write_atomically
+from pipeline.interrupts import held
 from pipeline.weights import Pretrained
 
 FORMAT = 1
@@ -85,7 +86,8 @@ def load_checkpoint(path: Path, sha256: str, backbone: Backbone, pretrained: Pre
             f"the checkpoint {path.name} is damaged: its SHA-256 is not {sha256[:12]}…"
         )
     try:
-        with safe_open(path, framework="pt") as file:
+        # an interrupt inside safetensors would look like a damaged file
+        with held(), safe_open(path, framework="pt") as file:
             info = CheckpointInfo(**_without_format(file.metadata()["checkpoint"]))
             changed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError, ValueError) as err:

@@ -9,6 +9,7 @@ imported only once the settings are known to be good.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -155,6 +156,9 @@ def main(
         for line in str(err).splitlines():
             print(f"error: {line}{_notes(err)}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read our lines has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt as err:
         said = _notes(err) or ": what ran is marked KILLED"
         print(f"stopped{said}; the same command reuses what is finished", file=sys.stderr)

@@ -50,6 +50,7 @@ def compare_entry(command: Command) -> Compared | None:
             held=draws_held(source, settings.train_per_class, settings.val_per_class),
             test_count=len(test),
             classes=classes,
+            asked="draws",
         )
         keys = pair_keys(pool, settings)
         if command.joins:

@@ -85,7 +85,8 @@ def page_of(compared: Compared) -> Page:
             f"Accuracy on {compared.test_images} test images that no training, tuning or "
             f"selection has seen, over {len(compared.keys)} draws; every arm has "
             f"{shown_steps(compared.steps)} optimizer steps on the same images with the same "
-            f"seeds. Of the images: {compared.pool.sentence}.",
+            f"seeds. Of the images: {compared.pool.sentence}. All draws share the test images: "
+            "intervals hold for these; accuracies count as known to one test image at best.",
         ),
         Part("picture", PICTURE),
         Part("heading", "Every schedule"),

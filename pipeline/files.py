@@ -11,6 +11,10 @@ from pathlib import Path
 from pipeline.errors import StorageError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_REFUSED = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST),
+    *(errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO),
+}
 
 
 @contextmanager
@@ -25,7 +29,7 @@ def storage_faults(what: str, where: Path | str) -> Iterator[None]:
                 "same "
                 "command again; finished stages are reused"
             ) from None
-        if err.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if err.errno in _REFUSED:
             raise StorageError(
                 f"cannot write {what} to {where} ({err.strerror}): choose a folder you may write "
                 "to"

@@ -6,6 +6,7 @@ same settings; how another schedule shares them out is told in `arms.py`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import get_args
@@ -95,6 +96,10 @@ def _arms(
     plain = {**options, "backbone": backbone, "schedule": REFERENCE}
     settings = load_settings(plain, config=config)
     plain["weights"] = settings.weights.replace(BACKBONE_WORD, backbone)
+    if other := re.search(r"\{\w+\}", plain["weights"]):
+        raise SettingsError(
+            f"weights={settings.weights}: {other[0]} is not known: write {BACKBONE_WORD}"
+        )
     settings = load_settings(plain, config=config)
     if not settings.reuse:
         raise SettingsError(

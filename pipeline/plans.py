@@ -56,9 +56,8 @@ def pretrain_plan(options: Mapping[str, str], config: str | None) -> PretrainPla
     """
     own = load_own(PretrainSettings, options)
     if not own.out.endswith(".safetensors"):
-        raise SettingsError(
-            f"out={own.out or '?'}: say where the weights go: pass -P out=<path>.safetensors"
-        )
+        fault = f"out={own.out} does not end in .safetensors" if own.out else "out is not given"
+        raise SettingsError(f"{fault}: say where the weights go: pass -P out=<path>.safetensors")
     plain = {key: value for key, value in options.items() if key not in PRETRAIN_KEYS}
     said = said_of_all(plain, config)
     for key, value in FROM_SCRATCH.items():

@@ -40,6 +40,7 @@ def pool_of(
     held: int,
     test_count: int,
     classes: int,
+    asked: str = "looks",
 ) -> Pool:
     """The pool for pairs at these looks.
 
@@ -50,6 +51,7 @@ def pool_of(
         held: draws that the images make.
         test_count: test images.
         classes: how many there are.
+        asked: the setting that says how many pairs there are.
 
     Raises:
         DesignError: no draw at all is left.
@@ -58,7 +60,8 @@ def pool_of(
     left = held - first
     beyond = " beyond those used for tuning" if reserved else ""
     if left >= looks[-1]:
-        return Pool(first, False, 0.0, looks, f"pairs are disjoint draws, {left} are left")
+        told = f"pairs are disjoint draws, of {left} that the pool holds{beyond}"
+        return Pool(first, False, 0.0, looks, told)
     if left >= looks[0]:
         kept = tuple(look for look in looks if look < left)
         return Pool(
@@ -66,7 +69,8 @@ def pool_of(
             False,
             0.0,
             (*kept, left),
-            f"the pool holds {left} disjoint draws{beyond}: the last look is after {left} pairs",
+            f"the pool holds {left} disjoint draws{beyond}, {looks[-1]} were asked for: it ends "
+            f"after {left} pairs",
         )
     size = f"{settings.train_per_class} + {settings.val_per_class} images a class"
     if held < 1:
@@ -86,5 +90,5 @@ def pool_of(
         f"the pool holds {max(left, 0)} disjoint draws{beyond}, {looks[0]} are needed: pairs are "
         f"resampled and share images (n_test / n_train = {correction:.2g}), which costs power"
         f"{', and tuning uses images of theirs' if reserved else ''}: fewer images a class"
-        f"{f', or looks={left},' if left > 1 else ''} would give disjoint draws",
+        f"{f', or {asked}={left},' if left > 1 else ''} would give disjoint draws",
     )

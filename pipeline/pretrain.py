@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from pipeline.digests import digest_tensors
@@ -25,6 +26,7 @@ from pipeline.session import Session, source_of
 from pipeline.settings import Settings
 from pipeline.tracking import Tracking
 
+PROVENANCE = "provenance"
 VAL_SHARE, VAL_AT_MOST = 0.1, 100
 """Validation images a class where no number is given."""
 
@@ -71,7 +73,7 @@ def pretrain_entry(command: Command) -> Path:
                 "git_commit": run.tags["git_commit"],
             }
             # one key only: safetensors writes several in random order
-            metadata = {"provenance": json.dumps(about, sort_keys=True)}
+            metadata = {PROVENANCE: json.dumps(about, sort_keys=True)}
             write_atomically(path, save(state, metadata))
             log.params({"data": settings.data, "backbone": settings.backbone, "out": str(path)})
             log.metrics({"val_acc": summary.val_acc})
@@ -86,13 +88,33 @@ def pretrain_entry(command: Command) -> Path:
 
 
 def _check_place(path: Path) -> None:
-    """Refuse a place that cannot be written to before anything is spent on what goes there."""
+    """Refuse a place that cannot be written to before anything is spent on what goes there.
+
+    A file that `pretrain` did not write stays.
+    """
     if path.is_dir():
         raise SettingsError(f"out={path} is a folder: pass the path of a file")
-    with storage_faults(path.name, path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+    if path.exists() and not _is_ours(path):
+        raise SettingsError(
+            f"out={path} exists and was not written by pretrain: choose another name, or remove it"
+        )
+    try:
+        with storage_faults(path.name, path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+    except OSError as err:
+        raise SettingsError(
+            f"out={path} cannot be written ({err.strerror}): choose another folder"
+        ) from None
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return PROVENANCE in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
 
 
 def _sized(plan: PretrainPlan, command: Command) -> Settings:

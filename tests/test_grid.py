@@ -62,6 +62,10 @@ FAULTS = {
     "no draw to tune on": ({"tune_draws": "0"}, "tune_draws must be greater than or equal to 1"),
     "rope": ({"rope_pp": "-1"}, "rope_pp must be greater than or equal to 0"),
     "trials": ({"n_trials": "0"}, "n_trials must be greater than or equal to 1"),
+    "weights for a word that is none": (
+        {"weights": "/w/{bakbone}.pth"},
+        "weights=/w/{bakbone}.pth: {bakbone} is not known: write {backbone}",
+    ),
     "a stage that no arm has": ({"stage4.lr": "1"}, "unknown setting stage4.lr"),
     "training": ({"epochs": "0"}, "epochs must be greater than or equal to 1"),
 }

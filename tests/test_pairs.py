@@ -266,22 +266,29 @@ def test_as_many_draws_are_held_as_can_be_dealt(source: Source, train: int, val:
 @pytest.mark.parametrize(
     ("held", "words", "first", "looks", "resampled", "sentence"),
     [
-        (20, {}, 0, (5, 10, 20), False, "pairs are disjoint draws, 20 are left"),
-        (25, {"draw": "4"}, 4, (5, 10, 20), False, "disjoint draws, 21 are left"),
+        (20, {}, 0, (5, 10, 20), False, "pairs are disjoint draws, of 20 that the pool holds"),
+        (25, {"draw": "4"}, 4, (5, 10, 20), False, "disjoint draws, of 21 that the pool"),
         (
             19,
             {},
             0,
             (5, 10, 19),
             False,
-            "holds 19 disjoint draws: the last look",
+            "holds 19 disjoint draws, 20 were",
         ),
-        (10, {}, 0, (5, 10), False, "last look is after 10 pairs"),
-        (7, {}, 0, (5, 7), False, "last look is after 7 pairs"),
-        (5, {}, 0, (5,), False, "last look is after 5 pairs"),
+        (10, {}, 0, (5, 10), False, "20 were asked for: it ends after 10 pairs"),
+        (7, {}, 0, (5, 7), False, "ends after 7 pairs"),
+        (5, {}, 0, (5,), False, "ends after 5 pairs"),
         (20, {"tune": "on", "draws": "3"}, 3, (5, 10, 17), False, "beyond those used for tuning"),
-        (23, {"tune": "on", "draws": "3"}, 3, (5, 10, 20), False, "20 are left"),
-        (20, {"draws": "3"}, 0, (5, 10, 20), False, "20 are left"),  # nothing is tuned
+        (23, {"tune": "on", "draws": "3"}, 3, (5, 10, 20), False, "of 20 that the pool holds"),
+        (
+            20,
+            {"draws": "3"},
+            0,
+            (5, 10, 20),
+            False,
+            "of 20 that the pool holds",
+        ),  # nothing is tuned
         (4, {}, 0, (5, 10, 20), True, "holds 4 disjoint draws, 5 are needed: .*share"),
         (3, {"tune": "on"}, 0, (5, 10, 20), True, "costs power, and tuning uses .*, or looks=2,"),
     ],

@@ -16,7 +16,7 @@ import pytest
 import torch
 from mlflow.entities import Run
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from pipeline.backbones import build_backbone
 from pipeline.cli import main
@@ -219,8 +219,11 @@ def test_the_same_command_trains_nothing_and_writes_the_same_bytes(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"out": ""}, "out=?: say where the weights go: pass -P out=<path>.safetensors"),
-        ({"out": "w.pth"}, "out=w.pth: say where the weights go"),
+        (
+            {"out": ""},
+            "out is not given: say where the weights go: pass -P out=<path>.safetensors",
+        ),
+        ({"out": "w.pth"}, "out=w.pth does not end in .safetensors: say where the weights go"),
         ({"data": None}, "data is not given: pass -P data=<labelled images of your domain>"),
         ({"weights": "imagenet"}, "weights=imagenet: pretraining means weights=none: leave it"),
         ({"schedule": "three_stage"}, "schedule=three_stage: pretraining means schedule=full"),
@@ -261,6 +264,22 @@ def test_a_place_that_cannot_be_written_is_one_line_before_anything_is_trained(
     assert str(tmp_path) in error[0]
     assert len(runs()) == before
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_file_that_it_did_not_write_is_kept(
+    lab: Lab, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    precious = tmp_path / "imagenet.safetensors"
+    save_file({"weight": torch.ones(2)}, precious)
+    before, content = len(runs()), precious.read_bytes()
+    assert lab.pretrain(precious, seed="7") == 2
+    [line] = capfd.readouterr().err.splitlines()
+    assert line == (
+        f"error: out={precious} exists and was not written by pretrain: choose another name, or "
+        "remove it"
+    )
+    assert precious.read_bytes() == content
+    assert len(runs()) == before
 
 
 def plan_settings(config: Path | None = None, **options: str) -> TrainSettings:
