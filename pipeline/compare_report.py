@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from matplotlib.figure import Figure
 
+from pipeline.command_line import command_line
 from pipeline.compared import Cell, Compared
 from pipeline.decision_report import minutes, training_in_words
 from pipeline.estimate import shown_steps
@@ -17,7 +18,6 @@ from pipeline.figures import ArmRow, comparison_picture
 from pipeline.page import Page, Part, Table, to_html, to_markdown
 from pipeline.settings import RUN_KEYS
 from pipeline.tracking import RunLog
-from pipeline.typed import command_line
 
 PICTURE = "figures/comparison.png"
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from pipeline.command_line import command_line
 from pipeline.decision import Decision
 from pipeline.settings import INHERITED_KEYS
-from pipeline.typed import command_line
 
 
 def command_of(decision: Decision) -> str:

@@ -34,7 +34,7 @@ ORDER = [
     "data.augment",
     "backbones",
     "weights",
-    "typed",
+    "command_line",
     "small_conv",
     "compute",
     "peak_memory",

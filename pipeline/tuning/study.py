@@ -51,8 +51,9 @@ class Spec:
     """What a study is made of.
 
     Attributes:
-        tuning_key: what a run must share with the trials to take over their settings,
-        fixed: beside the settings of the stage that are not tuned, which are among these.
+        tuning_key: digest of images, weights and earlier stages: what a run must share with the
+            trials to take over their settings.
+        fixed: the settings that are not tuned, by key; the stage's own must agree as well.
         defaults: the settings that the first trial has, by key of the space; they may lie outside
             it.
     """
@@ -145,7 +146,6 @@ class Study:
             )
             return cls(spec, storage, study, created=False)
         study.set_user_attr("tuning_key", spec.tuning_key)
-        study.set_user_attr(FIXED, dict(spec.fixed))
         study.set_user_attr(FIXED, dict(spec.fixed))
         study.set_user_attr("stage", spec.stage.number)
         study.set_user_attr("draws", list(spec.draws))

@@ -20,6 +20,7 @@ from filelock import FileLock
 from optuna.storages import RDBStorage
 from optuna.trial import Trial
 
+from pipeline.command_line import command_line
 from pipeline.databases import exclusively, without_password
 from pipeline.entry_points import Command
 from pipeline.entry_settings import TUNE_KEYS, TuneSettings
@@ -44,7 +45,6 @@ from pipeline.tuning.storage import (
 )
 from pipeline.tuning.study import CHOICE, CHOSEN, Spec, Study, is_finished_elsewhere
 from pipeline.tuning.trial import Objective, OutOfTime, TrialFailed
-from pipeline.typed import command_line
 from pipeline.workers import run_workers
 
 Say = Callable[[str], None]
