@@ -158,6 +158,7 @@ def _checked(
         held=draws_held(source, settings.train_per_class, settings.val_per_class),
         test_count=len(test),
         classes=len(source.class_names),
+        asked="check",
     )
     keys = pair_keys(pool, settings)
 
