@@ -164,6 +164,8 @@ def _walk(
             )
             return f"{name}, draw {key.draw}, seed {key.seed}: {shown}"
 
-        runner = PairRunner(arms, test, tracking, run_id, command.say, tell)
+        runner = PairRunner(
+            arms, test, tracking, run_id, command.say, tell, only_new=bool(command.joins)
+        )
         found[backbone] = runner.run_all(keys)
     return found

@@ -176,6 +176,7 @@ def _walk(plan: Comparison, desk: Desk, log: RunLog | None) -> tuple[list[Pair],
         log.run_id if log else desk.command.joins,
         desk.command.say,
         tell,
+        only_new=log is None,
     )
     keys = pair_keys(pool, settings)
     pairs: list[Pair] = []
@@ -189,10 +190,10 @@ def _walk(plan: Comparison, desk: Desk, log: RunLog | None) -> tuple[list[Pair],
             resolution_pp(len(desk.test)),
         )
         words = found.sentence(plan.treatment.words, plan.control.words)
-        desk.command.say(f"after {look} pairs: {words}")
         known = found.posterior
         assert known
         if log:
+            desk.command.say(f"after {look} pairs: {words}")
             numbers = {
                 "p_gain": known.p_above,
                 "p_inside": known.p_inside,

@@ -127,6 +127,8 @@ class PairRunner:
         test: the images that accuracies are measured on.
         nested_under: the run that new runs are nested in.
         tell: a line about a finished pair.
+        only_new: nothing is said of pairs that were there already; whoever started this process
+            says it.
         done: results in the order of `arms`, by the number of the pair.
     """
 
@@ -136,6 +138,7 @@ class PairRunner:
     nested_under: str | None
     say: Callable[[str], None]
     tell: Callable[[PairKey, Results], str]
+    only_new: bool = False
     done: dict[int, Results] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -167,12 +170,14 @@ class PairRunner:
     def _run(self, key: PairKey) -> Results:
         session = self._session(key, self.arms[0])
         scorer = Scorer(self.test, shared_prefix(list(self.arms)))
-        results = []
+        results, new = [], False
         for arm in self.arms:
             own = self._for_arm(session, key, arm)
             summary = find_or_run(own, arm.last, self.nested_under)
             results.append(self._scored(own, scorer, summary))
-        self.say(self.tell(key, tuple(results)))
+            new = new or not summary.reused
+        if new or not self.only_new:
+            self.say(f"{self.tell(key, tuple(results))}{'' if new else ' (reused)'}")
         return tuple(results)
 
     def whole_run(self, key: PairKey, arm: Arm) -> RunView:

@@ -22,6 +22,7 @@ from tests.conftest import class_image
 from tests.integration.conftest import QUICK, Run, free_port
 
 pytestmark = pytest.mark.slow
+ENVIRONMENT_GIB = 16  # the standard build of torch with CUDA, and its packages on the way
 
 
 def stored_runs(uri: str) -> list[Any]:
@@ -79,12 +80,25 @@ def test_a_launched_run_that_fails_early_carries_the_reason(mlflow_run: Run, clo
     assert "data=nowhere: neither digits" in run.data.tags["failure"]
 
 
+@pytest.fixture
+def environments(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A folder of the test's own for MLflow's environments and uv's cache, gone afterwards."""
+    folder = tmp_path / "environments"
+    free = shutil.disk_usage(tmp_path).free / 2**30
+    if free < ENVIRONMENT_GIB:
+        pytest.skip(f"an environment takes {ENVIRONMENT_GIB} GiB of disk, {free:.0f} are free")
+    yield {"MLFLOW_ENV_ROOT": str(folder / "mlflow"), "UV_CACHE_DIR": str(folder / "uv")}
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.mark.parametrize("manager", ["virtualenv", "uv"])
-def test_isolated_environments_work(mlflow_run: Run, manager: str) -> None:
+def test_isolated_environments_work(
+    mlflow_run: Run, environments: dict[str, str], manager: str
+) -> None:
     tool = {"virtualenv": "pyenv", "uv": "uv"}[manager]
     if shutil.which(tool) is None:
         pytest.skip(f"{tool} is not installed")
-    done = mlflow_run("stage1", "--env-manager", manager)
+    done = mlflow_run("stage1", "--env-manager", manager, env=environments)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Stage-1 Best results" in done.stdout
 
