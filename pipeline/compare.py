@@ -13,7 +13,7 @@ from dataclasses import replace
 from pipeline.arms import Arm
 from pipeline.compare_report import log_comparison
 from pipeline.compared import Compared
-from pipeline.data.draws import draws_held
+from pipeline.data.draws import draws_held, share_in_common
 from pipeline.data.images import ImageSet
 from pipeline.decision_report import minutes
 from pipeline.entry_points import Command
@@ -41,15 +41,14 @@ def compare_entry(command: Command) -> Compared | None:
     tracking = Tracking.connect()
     with tracking.explained():
         source, test = source_of(settings), test_images(settings)
-        classes = len(source.class_names)
         draws = grid.compare.draws
+        per_class = settings.train_per_class, settings.val_per_class
         pool = pool_of(
             settings,
             tuple(sorted({min(draws, ENOUGH_DRAWS), draws})),
             reserved=grid.tune.draws if command.tuned else 0,
-            held=draws_held(source, settings.train_per_class, settings.val_per_class),
-            test_count=len(test),
-            classes=classes,
+            held=draws_held(source, *per_class),
+            share=share_in_common(source, *per_class),
             asked="draws",
         )
         keys = pair_keys(pool, settings)
@@ -57,9 +56,8 @@ def compare_entry(command: Command) -> Compared | None:
             grid, _ = _tuned(grid, command, tracking)
             _walk(grid, keys, test, command, tracking, command.joins)
             return None
-        steps = _tell_beforehand(
-            grid, keys, pool, test, settings.train_per_class * classes, command, tracking
-        )
+        images = settings.train_per_class * len(source.class_names)
+        steps = _tell_beforehand(grid, keys, pool, test, images, command, tracking)
         name = f"comparison · {source.name} · {', '.join(grid.arms)}"
         with tracking.run(name, {"kind": "comparison"}, target=True) as log:
             common = {k: v for k, v in plain_values(settings, ()).items() if k not in OF_AN_ARM}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.arms import Arm, Comparison, TunedArm, at_equal_steps, comparison_of
-from pipeline.data.draws import draws_held
+from pipeline.data.draws import draws_held, share_in_common
 from pipeline.data.images import ImageSet
 from pipeline.decision import Decision
 from pipeline.decision_report import log_decision, minutes
@@ -56,14 +56,13 @@ def decide_entry(command: Command) -> Decision | None:
     tracking = Tracking.connect()
     with tracking.explained():
         source, test = source_of(settings), test_images(settings)
-        held = draws_held(source, settings.train_per_class, settings.val_per_class)
+        per_class = settings.train_per_class, settings.val_per_class
         pool = pool_of(
             settings,
             plan.design.looks,
             reserved=plan.tune.draws if plan.decide.tune else 0,
-            held=held,
-            test_count=len(test),
-            classes=len(source.class_names),
+            held=draws_held(source, *per_class),
+            share=share_in_common(source, *per_class),
         )
         design = replace(plan.design, looks=pool.looks)
         images = settings.train_per_class * len(source.class_names)

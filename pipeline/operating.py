@@ -90,13 +90,12 @@ def operating_characteristics(
 ) -> tuple[Characteristic, ...]:
     """How often each verdict falls, by true gain, in simulated studies with normal gains.
 
-    With `correction` = 0 the gains of a study are independent. With `correction` c = n_test /
-    n_train > 0 its pairs are resampled from one pool and share images: any two gains correlate by
-    rho = n_test / (n_train + n_test) = c / (1 + c), the assumption from which Nadeau & Bengio
-    derive the correction. Part of a study's error is then common to all its pairs and never
-    averages out: more pairs cannot bring the scale below `sd_pp * sqrt(rho)`. That is the loss of
-    power shown here. Under this assumption the posterior of a single look is calibrated exactly,
-    for every c.
+    With `correction` = 0 the gains of a study are independent. With `correction` c > 0 its pairs
+    are resampled from one pool and share images: any two gains correlate by rho = c / (1 + c), the
+    assumption from which Nadeau & Bengio derive the form of the correction. Part of a study's
+    error is then common to all its pairs and never averages out: more pairs cannot bring the scale
+    below `sd_pp * sqrt(rho)`. That is the loss of power shown here. Under this assumption the
+    posterior of a single look is calibrated exactly, for every c.
 
     All true gains are tried on the same noise, so rows differ less by chance than their standard
     errors, `sqrt(p * (1 - p) / studies)`, suggest.
@@ -108,7 +107,7 @@ def operating_characteristics(
         true_gains: in percentage points, in the order of the rows.
         studies: simulated studies for each true gain.
         seed: of the noise; the same seed gives the same table.
-        correction: n_test / n_train of resampled pairs; 0: disjoint draws.
+        correction: as for `posterior.posterior`.
 
     Raises:
         DesignError: a standard deviation or a number of studies that cannot be used.

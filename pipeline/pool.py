@@ -1,8 +1,14 @@
 """How many draws a pool of images holds for a comparison, and what to do where they are too few.
 
 In: settings, how many pairs are wanted, how many draws there are. Out: a `Pool`: disjoint draws as
-far as they reach; where not even the first look has them, resampled ones with Nadeau and Bengio's
-correction (2003, Machine Learning 52, 239-281).
+far as they reach; where not even the first look has them, resampled ones, which share images.
+
+Gains of resampled pairs are correlated, and the scale of their posterior is Nadeau and Bengio's
+(2003, Machine Learning 52, 239-281), s * sqrt(1 / n + rho / (1 - rho)). Their rho, which is
+n_test / (n_train + n_test), is meant for test images that are resampled, too. Here all pairs have
+the same ones, and rho is at most the share of its images that a draw has in common with another
+(Hoeffding 1948, Annals of Mathematical Statistics 19, 293-325: what a function of n images owes to
+c of them is at most c / n of its variance). Seeds are never in common: the truth lies below it.
 """
 
 from __future__ import annotations
@@ -20,7 +26,7 @@ class Pool:
     Attributes:
         first_draw: the first pair's draw; later pairs have the draws that follow.
         resampled: pairs share images.
-        correction: Nadeau and Bengio's c; 0 where pairs share no image.
+        correction: rho / (1 - rho); 0 where pairs share no image.
         looks: the design's looks, as far as the pool reaches.
         sentence: the same in words.
     """
@@ -38,8 +44,7 @@ def pool_of(
     *,
     reserved: int,
     held: int,
-    test_count: int,
-    classes: int,
+    share: float,
     asked: str = "looks",
 ) -> Pool:
     """The pool for pairs at these looks.
@@ -49,12 +54,11 @@ def pool_of(
         looks: numbers of pairs at which a verdict may fall.
         reserved: draws that tuning uses, from `settings.draw` on.
         held: draws that the images make.
-        test_count: test images.
-        classes: how many there are.
+        share: of its images that a draw has in common with one of another shuffle.
         asked: the setting that says how many pairs there are.
 
     Raises:
-        DesignError: no draw at all is left.
+        DesignError: no draw at all is left, or all pairs would have the same images.
     """
     first = settings.draw + reserved
     left = held - first
@@ -81,14 +85,19 @@ def pool_of(
             f"{looks[0]} are needed, and resampled pairs would take images of the draws before "
             "it: leave draw out, or ask for fewer images a class"
         )
-    correction = test_count / (settings.train_per_class * classes)
+    if share >= 1:
+        raise DesignError(
+            f"train_per_class={settings.train_per_class} takes all images of the smallest class, "
+            f"so that all {looks[0]} pairs would train on the same ones: ask for fewer, at best "
+            f"for {max(1, settings.train_per_class // looks[0])}"
+        )
     return Pool(
         0,
         True,
-        correction,
+        share / (1 - share),
         looks,
         f"the pool holds {max(left, 0)} disjoint draws{beyond}, {looks[0]} are needed: pairs are "
-        f"resampled and share images (n_test / n_train = {correction:.2g}), which costs power"
+        f"resampled and share images ({share:.0%} of two draws, on average), which costs power"
         f"{', and tuning uses images of theirs' if reserved else ''}: fewer images a class"
         f"{f', or {asked}={left},' if left > 1 else ''} would give disjoint draws",
     )

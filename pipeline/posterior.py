@@ -39,7 +39,7 @@ class Posterior:
         sd_pp: their standard deviation, with `pairs - 1` in the denominator.
         scale_pp: the posterior's scale, `sd_pp * sqrt(1 / pairs + correction)`; 0: a point mass.
             Where gains are known to a resolution, `sd_pp` counts as at least that of rounding.
-        correction: n_test / n_train of resampled pairs; 0: disjoint draws.
+        correction: of resampled pairs; 0: disjoint draws.
         rope_pp: the region of practical equivalence is -rope_pp to rope_pp, edges included.
         p_above: probability of a gain above the region.
         p_inside: probability of a gain inside it.
@@ -113,8 +113,8 @@ def posterior(
     Args:
         gains_pp: two or more, -100 to 100.
         rope_pp: half-width of the region of practical equivalence.
-        correction: 0 for disjoint draws; n_test / n_train where the pairs are resampled from one
-            pool and therefore share images.
+        correction: 0 for disjoint draws; rho / (1 - rho) where the pairs are resampled from one
+            pool, share images, and any two gains therefore correlate by rho (`pool.py`).
         resolution_pp: what one test image is worth. Gains are not known better than that: their
             standard deviation counts as at least that of rounding, resolution / sqrt(12), so that
             gains that happen to tie are no certainty.
@@ -145,15 +145,15 @@ def posterior(
 
 
 def check_correction(correction: float) -> None:
-    """Refuse anything but a finite n_test / n_train.
+    """Refuse anything but a finite rho / (1 - rho).
 
     Raises:
         DesignError: says what it must be.
     """
     if not (math.isfinite(correction) and correction >= 0):
         raise DesignError(
-            f"the correction for resampled pairs is {correction}: it must be n_test / n_train, "
-            "the test images over the training images of a pair, and 0 for disjoint draws"
+            f"the correction for resampled pairs is {correction}: it must be rho / (1 - rho), "
+            "where rho is how far any two gains correlate, and 0 for disjoint draws"
         )
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pipeline.arms import Arm, at_equal_steps
 from pipeline.block_ranks import BlockRank, agreement, mean_relative, rank_blocks
 from pipeline.config import load_settings
-from pipeline.data.draws import draws_held
+from pipeline.data.draws import draws_held, share_in_common
 from pipeline.data.images import ImageSet
 from pipeline.entry_points import Command
 from pipeline.errors import LineageError, SettingsError
@@ -151,13 +151,13 @@ def _checked(
     stage2 = Arm(BEFORE, settings, 2)
     control = at_equal_steps(stage2, CONTROL, plan.options, command.config)
     arms = (control, *(_released(name, settings) for name in RELEASES))
+    per_class = settings.train_per_class, settings.val_per_class
     pool = pool_of(
         settings,
         tuple(sorted({FEWEST_CHECKS, plan.check})),
         reserved=0,
-        held=draws_held(source, settings.train_per_class, settings.val_per_class),
-        test_count=len(test),
-        classes=len(source.class_names),
+        held=draws_held(source, *per_class),
+        share=share_in_common(source, *per_class),
         asked="check",
     )
     keys = pair_keys(pool, settings)

@@ -188,7 +188,7 @@ def _reason(known: Posterior, state: VerdictState, kind: Kind | None, threshold:
         last = "the last look, " if state == "inconclusive" else ""
         words = f"after {last}{known.pairs} pairs, {above} and {at_most} are below {threshold}"
     equal = "; all gains are equal" if known.is_tie else ""
-    shared = f"; pairs share images, n_test / n_train = {known.correction:g}"
+    shared = f"; pairs share images (correction {known.correction:.2g})"
     return words + equal + (shared if known.correction else "")
 
 

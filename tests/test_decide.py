@@ -697,15 +697,15 @@ def test_no_model_is_registered_where_that_is_not_wanted(interrupted: Interrupte
 
 def test_a_pool_too_small_is_resampled_and_says_what_that_costs(desk: Desk) -> None:
     decision = desk.decide(**{**STAGE2, "test_per_class": "18"})
-    correction = 54 / 12
+    correction = 0.4 / 0.6  # 4 of the 10 images that are left of each class
     said = (
         "the pool holds 1 disjoint draws, 2 are needed: pairs are resampled and share "
-        "images (n_test / n_train = 4.5), which costs power"
+        "images (40% of two draws, on average), which costs power"
     )
     assert said in desk.said[0]
     run = runs("decision")[0]
     assert said in artifact(run, "report.md").read_text()
-    assert "pairs share images, n_test / n_train = 4.5" in decision.verdict.reason
+    assert "pairs share images (correction 0.67)" in decision.verdict.reason
     check(run.data.tags, by_hand(decision.gains_pp, (2,), correction=correction))
     stages = runs()
     assert len({stage.data.tags["data_sha256"] for stage in stages}) == 2

@@ -165,7 +165,7 @@ def test_a_spread_that_is_none_is_refused(sd_pp: float) -> None:
 def test_no_studies_and_a_negative_correction_are_refused() -> None:
     with pytest.raises(DesignError, match="0 studies say nothing"):
         operating_characteristics(D, 1.0, [0.0], studies=0)
-    with pytest.raises(DesignError, match="n_test / n_train"):
+    with pytest.raises(DesignError, match=r"rho / \(1 - rho\)"):
         operating_characteristics(D, 1.0, [0.0], correction=-1.0)
 
 

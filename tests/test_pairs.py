@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from itertools import combinations
+from collections.abc import Callable
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from pipeline.arms import Arm, Comparison, comparison_of
 from pipeline.backbones import FORWARD_ORDER, Backbone
 from pipeline.config import load_settings
-from pipeline.data.draws import draws_held, make_draw, set_aside
+from pipeline.data.draws import deal_rows, draws_held, make_draw, set_aside, share_in_common
 from pipeline.data.images import digest_image
 from pipeline.data.source import Source, Split
 from pipeline.errors import DataError, DesignError
@@ -305,18 +307,17 @@ def test_a_pool_is_dealt_as_disjoint_draws_as_far_as_it_reaches(
     pool = dealt(plan, held)
     assert (pool.first_draw, pool.looks, pool.resampled) == (first, looks, resampled)
     assert re.search(sentence, pool.sentence)
-    assert pool.correction == (0.5 if resampled else 0)  # 500 test images, 100 x 10 to train on
+    assert pool.correction == pytest.approx(0.25 / 0.75 if resampled else 0)
 
 
-def dealt(plan: Comparison, held: int) -> Pool:
-    """The pool of a decision with 500 test images of 10 classes."""
+def dealt(plan: Comparison, held: int, share: float = 0.25) -> Pool:
+    """The pool of a decision; two draws of different shuffles have a quarter in common."""
     return pool_of(
         plan.treatment.settings,
         plan.design.looks,
         reserved=plan.tune.draws if plan.decide.tune else 0,
         held=held,
-        test_count=500,
-        classes=10,
+        share=share,
     )
 
 
@@ -332,6 +333,64 @@ def test_every_pair_of_a_disjoint_pool_has_a_draw() -> None:
             if not pool.resampled:
                 assert pool.first_draw + pool.looks[-1] <= held
                 assert list(pool.looks) == sorted(set(pool.looks))
+
+
+def test_pairs_that_would_all_train_on_the_same_images_are_refused() -> None:
+    plan = comparison_of({"preset": "cifar10_small"}, None)
+    with pytest.raises(DesignError, match=r"train_per_class=100 takes all .* at best for 20$"):
+        dealt(plan, 1, share=1.0)
+    assert dealt(plan, 5, share=1.0).correction == 0  # disjoint draws share nothing
+
+
+@pytest.mark.parametrize(
+    ("source", "train", "val"),
+    [
+        (make_source(12, 12), 4, 2),
+        (make_source(12, 20), 3, 6),
+        (make_source(9, 6, val=make_split(5, 5, start=50)), 4, 3),
+        (make_source(6, 6, val=make_split(3, 3, start=50)), 6, 3),
+    ],
+)
+def test_the_share_in_common_is_what_shuffles_give(source: Source, train: int, val: int) -> None:
+    """Counted on many pairs of shuffles, of the class and the part where it is largest."""
+
+    def dealt(data_seed: int) -> list[set[int]]:
+        rows = deal_rows(source, train, val, data_seed, 0)
+        parts = rows if source.val is None else rows[:1]
+        sizes = (train, val)
+        return [
+            set(per_class.tolist())
+            for part, size in zip(parts, sizes, strict=False)
+            for per_class in part.reshape(-1, size)
+        ]
+
+    many = [dealt(seed) for seed in range(400)]
+    common = np.mean(
+        [
+            [len(one & other) / len(one) for one, other in zip(left, right, strict=True)]
+            for left, right in pairwise(many)
+        ],
+        axis=0,
+    )
+    assert common.max() == pytest.approx(share_in_common(source, train, val), abs=0.04)
+
+
+def test_the_share_in_common_bounds_how_far_gains_correlate() -> None:
+    """Linear gains reach the bound; gains that owe something to chance, or to pairs, lie below."""
+    rng = np.random.default_rng(0)
+    worth = rng.standard_normal((4000, 20))  # studies, images of a pool
+    first = rng.permuted(np.tile(np.arange(20), (4000, 1)), axis=1)[:, :8]
+    second = rng.permuted(np.tile(np.arange(20), (4000, 1)), axis=1)[:, :8]
+
+    def correlation(gain: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> float:
+        left, right = (gain(np.take_along_axis(worth, rows, 1)) for rows in (first, second))
+        return float(np.corrcoef(left, right)[0, 1])
+
+    share = share_in_common(make_source(20, 20), 8, 4)
+    assert share == 0.4
+    assert correlation(lambda x: x.sum(1)) == pytest.approx(share, abs=0.04)
+    assert correlation(lambda x: x.sum(1) + 3 * rng.standard_normal(4000)) < share - 0.1
+    assert correlation(lambda x: x.sum(1) ** 2 - (x**2).sum(1)) < share - 0.1
 
 
 def test_a_pool_without_a_draw_is_refused() -> None:

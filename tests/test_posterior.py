@@ -275,7 +275,7 @@ def test_a_gain_that_no_pair_can_have_is_refused_by_its_number(bad: float) -> No
 
 @pytest.mark.parametrize("correction", [-0.1, math.nan, math.inf])
 def test_a_correction_that_is_no_ratio_is_refused(correction: float) -> None:
-    with pytest.raises(DesignError, match=r"correction .* n_test / n_train"):
+    with pytest.raises(DesignError, match=r"correction .* rho / \(1 - rho\)"):
         posterior([1.0, 2.0], correction=correction)
 
 

@@ -226,7 +226,7 @@ def test_reasons_hold_the_odds_and_the_threshold() -> None:
     )
     assert verdict([g + 0.5 for g in NOISE], D, 0.25).reason == (
         "after the last look, 20 pairs, P(gain > 0.5 pp) = 0.500 and P(gain <= 0.5 pp) = 0.500 "
-        "are below 0.98; pairs share images, n_test / n_train = 0.25"
+        "are below 0.98; pairs share images (correction 0.25)"
     )
     nothing = Design(rope_pp=0)
     assert "P(gain < 0 pp)" in verdict(around(-3.0), nothing).reason

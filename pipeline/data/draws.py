@@ -116,6 +116,18 @@ def draws_held(source: Source, train_per_class: int, val_per_class: int) -> int:
     return min(held(source.pool, train_per_class), held(source.val, val_per_class))
 
 
+def share_in_common(source: Source, train_per_class: int, val_per_class: int) -> float:
+    """Share of its images that a draw has in common with that of another shuffle, on average.
+
+    Of the smallest class, where it is largest, and of training or validation images, of which
+    there are more. A validation split of its own is left out: what is found holds for it, as it
+    does for the test split.
+    """
+    larger = train_per_class if source.val else max(train_per_class, val_per_class)
+    counts = np.bincount(source.pool.labels, minlength=len(source.class_names))
+    return larger / int(counts.min())
+
+
 def _slice(
     source: Source, split: Split, data_seed: int, draw: int, size: int, asked: str
 ) -> IntArray:
