@@ -29,52 +29,24 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from pipeline.config import load_settings  # noqa: E402
-from pipeline.data.draws import read_images  # noqa: E402
-from pipeline.data.images import ImageSet  # noqa: E402
-from pipeline.data.sources import open_source  # noqa: E402
 from pipeline.entry_points import Command  # noqa: E402
+from pipeline.evaluate import Scorer, test_images  # noqa: E402
 from pipeline.run_stage import find_or_run  # noqa: E402
 from pipeline.session import Session  # noqa: E402
 from pipeline.tracking import Tracking  # noqa: E402
-from pipeline.training import Trainer, score_logits  # noqa: E402
 from pipeline.tuning.tune import Tuned, tune_entry  # noqa: E402
 
 TUNING_DRAWS = 2
 
 
-def test_accuracy(session: Session, run_id: str, test: ImageSet) -> float:
-    """Accuracy of a finished stage run on the test split; the prefix is computed once a draw."""
-    stage = session.settings.stage(3)
-    backbone = session.restore(session.tracking.get(run_id))
-    features = session.cache.features(
-        backbone,
-        stage.prefix,
-        test,
-        augment="none",
-        views=1,
-        dtype=session.dtype,
-        device=session.device,
-    )
-    trainer = Trainer(
-        backbone, stage, session.settings.training(3), 0, 1, session.device, session.dtype
-    )
-    return score_logits(trainer.predict(features, len(test)), test.labels).acc
-
-
-def confirm(
-    options: dict[str, str], done: Sequence[Tuned], draws: Sequence[int], cache: Path
-) -> pd.DataFrame:
+def confirm(options: dict[str, str], done: Sequence[Tuned], draws: Sequence[int]) -> pd.DataFrame:
     """Both arms on fresh draws: validation and test accuracy of each tuned stage."""
-    source = open_source(options["data"], cache)
-    assert source.test is not None
-    tracking, rows, test = Tracking.connect(), [], None
+    tracking, rows, scorer = Tracking.connect(), [], None
     for draw in draws:
         settings = load_settings({**options, "draw": str(draw)})
         first = Session.open(settings, tracking, lambda _: None)
-        if test is None:
-            test = read_images(
-                source.test, np.arange(len(source.test.labels)), settings.image_size
-            )
+        if scorer is None:
+            scorer = Scorer(test_images(settings), settings.stage(3).prefix)
         best = tuned = first
         for one in done:
             number = one.study.spec.stage.number
@@ -85,7 +57,8 @@ def confirm(
             quiet = replace(session, is_trial=True)
             for number in (one.study.spec.stage.number for one in done):
                 summary = find_or_run(quiet, number)
-                acc = test_accuracy(quiet, summary.run_id, test)
+                backbone = quiet.restore(tracking.get(summary.run_id))
+                acc = scorer.score(backbone, quiet.dtype, quiet.device).acc
                 rows.append(
                     {"draw": draw, "arm": arm, "stage": number, "val_acc": summary.val_acc}
                     | {"test_acc": acc}
@@ -155,7 +128,7 @@ def main() -> None:
         done = tune_entry(Command({**options, **study}, say=lambda s: print(s, file=sys.stderr)))
         tuned_s = time.perf_counter() - started
         draws = range(TUNING_DRAWS, TUNING_DRAWS + args.draws)
-        table = confirm(options, done, draws, work / "cache")
+        table = confirm(options, done, draws)
         table.to_csv(out.with_suffix(".csv"), index=False)
         text = f"{report(table, done)}\ntuning took {tuned_s:.0f} s\n"
     out.with_suffix(".md").write_text(text)

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pipeline.arms import Arm
 from pipeline.compare_report import log_comparison
 from pipeline.compared import Compared
-from pipeline.data.draws import draws_held, share_in_common
 from pipeline.data.images import ImageSet
 from pipeline.decision_report import minutes
 from pipeline.entry_points import Command
@@ -21,7 +20,7 @@ from pipeline.estimate import equal_steps, seconds_a_draw, shown_steps
 from pipeline.evaluate import test_images
 from pipeline.grid import Grid, grid_of, said_of_arm
 from pipeline.pairs import PairKey, PairRunner, Results, pair_keys
-from pipeline.pool import Pool, pool_of
+from pipeline.pool import Pool, pool_in
 from pipeline.session import source_of
 from pipeline.settings import plain_values
 from pipeline.tracking import Tracking
@@ -42,13 +41,11 @@ def compare_entry(command: Command) -> Compared | None:
     with tracking.explained():
         source, test = source_of(settings), test_images(settings)
         draws = grid.compare.draws
-        per_class = settings.train_per_class, settings.val_per_class
-        pool = pool_of(
+        pool = pool_in(
+            source,
             settings,
             tuple(sorted({min(draws, ENOUGH_DRAWS), draws})),
             reserved=grid.tune.draws if command.tuned else 0,
-            held=draws_held(source, *per_class),
-            share=share_in_common(source, *per_class),
             asked="draws",
         )
         keys = pair_keys(pool, settings)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.arms import Arm, Comparison, TunedArm, at_equal_steps, comparison_of
-from pipeline.data.draws import draws_held, share_in_common
 from pipeline.data.images import ImageSet
 from pipeline.decision import Decision
 from pipeline.decision_report import log_decision, minutes
@@ -22,7 +21,7 @@ from pipeline.estimate import equal_steps, seconds_a_draw, shown_steps
 from pipeline.evaluate import test_images
 from pipeline.operating import characteristics_text, operating_characteristics
 from pipeline.pairs import Pair, PairKey, PairRunner, Results, pair_keys, resolution_pp
-from pipeline.pool import Pool, pool_of
+from pipeline.pool import Pool, pool_in
 from pipeline.session import source_of
 from pipeline.settings import plain_values
 from pipeline.tracking import ModelVersion, RunLog, Tracking
@@ -56,13 +55,11 @@ def decide_entry(command: Command) -> Decision | None:
     tracking = Tracking.connect()
     with tracking.explained():
         source, test = source_of(settings), test_images(settings)
-        per_class = settings.train_per_class, settings.val_per_class
-        pool = pool_of(
+        pool = pool_in(
+            source,
             settings,
             plan.design.looks,
             reserved=plan.tune.draws if plan.decide.tune else 0,
-            held=draws_held(source, *per_class),
-            share=share_in_common(source, *per_class),
         )
         design = replace(plan.design, looks=pool.looks)
         images = settings.train_per_class * len(source.class_names)

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.data.draws import draws_held, share_in_common
+from pipeline.data.source import Source
 from pipeline.errors import DesignError
 from pipeline.settings import Settings
 
@@ -36,6 +38,26 @@ class Pool:
     correction: float
     looks: tuple[int, ...]
     sentence: str
+
+
+def pool_in(
+    source: Source,
+    settings: Settings,
+    looks: tuple[int, ...],
+    *,
+    reserved: int = 0,
+    asked: str = "looks",
+) -> Pool:
+    """The pool that the images of a source make; see `pool_of`."""
+    per_class = settings.train_per_class, settings.val_per_class
+    return pool_of(
+        settings,
+        looks,
+        reserved=reserved,
+        held=draws_held(source, *per_class),
+        share=share_in_common(source, *per_class),
+        asked=asked,
+    )
 
 
 def pool_of(

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pipeline.arms import Arm, at_equal_steps
 from pipeline.block_ranks import BlockRank, agreement, mean_relative, rank_blocks
 from pipeline.config import load_settings
-from pipeline.data.draws import draws_held, share_in_common
 from pipeline.data.images import ImageSet
 from pipeline.entry_points import Command
 from pipeline.errors import LineageError, SettingsError
@@ -25,7 +24,7 @@ from pipeline.lineage import check_agreement, inherit
 from pipeline.page import Page, Part, Table, to_html, to_markdown
 from pipeline.pairs import PairKey, PairRunner, Results, pair_keys, resolution_pp
 from pipeline.plans import FEWEST_CHECKS, RankPlan, rank_plan
-from pipeline.pool import Pool, pool_of
+from pipeline.pool import Pool, pool_in
 from pipeline.posterior import Posterior, posterior
 from pipeline.run_stage import find_or_run
 from pipeline.session import Session, source_of
@@ -151,15 +150,8 @@ def _checked(
     stage2 = Arm(BEFORE, settings, 2)
     control = at_equal_steps(stage2, CONTROL, plan.options, command.config)
     arms = (control, *(_released(name, settings) for name in RELEASES))
-    per_class = settings.train_per_class, settings.val_per_class
-    pool = pool_of(
-        settings,
-        tuple(sorted({FEWEST_CHECKS, plan.check})),
-        reserved=0,
-        held=draws_held(source, *per_class),
-        share=share_in_common(source, *per_class),
-        asked="check",
-    )
+    looks = tuple(sorted({FEWEST_CHECKS, plan.check}))
+    pool = pool_in(source, settings, looks, asked="check")
     keys = pair_keys(pool, settings)
 
     def tell(key: PairKey, results: Results) -> str:
