@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-_SQLITE = "sqlite:///"
+_SQLITE = re.compile(r"(sqlite(?:\+\w+)?:///)([^?]*)(.*)")
 _ADVISORY_KEY = 0x756E66726565  # any constant that all our processes agree on
 _PASSWORDS = (
     r"(://[^:/]*:)[^@]*(@)",  # SQLAlchemy's own rule: a user may be `me@realm`
@@ -34,7 +34,16 @@ def without_password(url: str) -> str:
 
 def sqlite_path(url: str) -> Path | None:
     """The file of a SQLite URL, as it stands there; None for any other URL."""
-    return Path(url.removeprefix(_SQLITE)) if url.startswith(_SQLITE) else None
+    found = _SQLITE.fullmatch(url)
+    return Path(found[2]) if found else None
+
+
+def is_same_database(one: str, other: str) -> bool:
+    """Whether two URLs name one database, by whatever path."""
+    first, second = sqlite_path(one), sqlite_path(other)
+    if first and second:
+        return first.resolve() == second.resolve()
+    return without_password(one) == without_password(other)
 
 
 def beside(url: str, other: str) -> str:
@@ -45,7 +54,7 @@ def beside(url: str, other: str) -> str:
     path, anchor = sqlite_path(url), sqlite_path(other)
     if path is None or path.is_absolute() or anchor is None or not anchor.is_absolute():
         return url
-    return f"{_SQLITE}{anchor.parent / path}"
+    return _SQLITE.sub(rf"\g<1>{anchor.parent / path}\g<3>", url)
 
 
 @contextmanager

@@ -20,6 +20,8 @@ from typing import Any
 
 AGAIN_S = 0.02
 LOOK_S = 1.0
+PARENT = "UNFREEZE_PARENT"
+"""Environment variable: the process id of the command that a worker works for."""
 _DATABASES = (
     "sqlalchemy",
     "mlflow.store.db",
@@ -68,8 +70,11 @@ def is_in_a_database(frame: FrameType | None) -> bool:
 
 
 def end_with_parent() -> None:
-    """Stop this process, as by SIGTERM, once the one that started it is gone."""
-    parent = os.getppid()
+    """Stop this process, as by SIGTERM, once the one that started it is gone, or if it is already.
+
+    That one has left its process id in the environment: it may be gone before this is called.
+    """
+    parent = int(os.environ.get(PARENT, os.getppid()))
 
     def watch() -> None:
         while os.getppid() == parent:

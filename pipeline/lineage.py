@@ -76,11 +76,12 @@ def recipe_key(
     A parent that was trained by another recipe than this run's settings say makes another key.
     With `trained` below the stage's number it is what a study's trials share, too.
     """
+    apart = [settings.test_per_class] if settings.test_per_class else []
     return digest_values(
         {
             **_method(settings, stage, weights_digest, precision),
             "data": [data, *class_names],
-            "per_class": [settings.train_per_class, settings.val_per_class],
+            "per_class": [settings.train_per_class, settings.val_per_class, *apart],
             "data_seed": settings.data_seed,
             "training": [settings.training(n).model_dump() for n in range(1, trained + 1)],
         }

@@ -128,7 +128,7 @@ def _space_path(tune: TuneSettings, settings: Settings, number: int) -> Path:
         return default_space(settings.stage(number))
     if path.is_dir():
         return path / f"stage{number}.yaml"
-    if tune.stage == "all" and len(settings.stages) > 1:
+    if tune.stage == "all" and len(settings.stages) > 1 and path.exists():
         raise SettingsError(
             f"space={path} is one file for {len(settings.stages)} stages: pass -P stage=<a "
             "number>, or a folder with stage1.yaml, stage2.yaml, ..."

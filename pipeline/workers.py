@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from pipeline.entry_points import Command
 from pipeline.errors import StudyError
+from pipeline.interrupts import PARENT
 from pipeline.provenance import PROJECT_DIR
 
 GRACE_S = 60.0
@@ -54,6 +55,7 @@ def run_workers(
         "MLFLOW_EXPERIMENT_ID": experiment_id,
         "PYTHONPATH": os.pathsep.join([str(PROJECT_DIR), os.environ.get("PYTHONPATH", "")]),
         "PYTHONUNBUFFERED": "1",
+        PARENT: str(os.getpid()),
     }
     environment.pop("MLFLOW_RUN_ID", None)
     workers = [

@@ -76,6 +76,7 @@ ORDER = [
     "run_stage",
     "tuning",
     "tuning.storage",
+    "tuning.trials",
     "tuning.study",
     "tuning.tuned",
     "entry_points",

@@ -16,15 +16,8 @@ from pipeline.session import Session
 from pipeline.stages import get_stage
 from pipeline.tracking import Tracking
 from pipeline.tuning.storage import AWAY_S, Losses, open_storage, patiently, storage_url
-from pipeline.tuning.study import (
-    Progress,
-    Spec,
-    Study,
-    best_of,
-    progress_of,
-    shown_settings,
-    suggest,
-)
+from pipeline.tuning.study import Spec, Study, shown_settings, suggest
+from pipeline.tuning.trials import Progress, best_of, progress_of
 from pipeline.workers import threads_each
 from tests.conftest import TINY, Command
 from tests.postgres import Postgres
@@ -125,23 +118,23 @@ def trial(state: TrialState, value: float | None = None, *, reason: bool = False
 
 
 @pytest.mark.parametrize(
-    ("trials", "finished", "running", "waiting"),
+    ("trials", "finished", "running"),
     [
-        ([], 0, 0, 0),
-        ([trial(COMPLETE, 0.5), trial(COMPLETE, 0.0)], 2, 0, 0),
-        ([trial(PRUNED)], 1, 0, 0),
-        ([trial(FAIL, reason=True)], 1, 0, 0),
-        ([trial(FAIL)], 0, 0, 0),  # its worker was lost: the retry counts
-        ([trial(FAIL), trial(WAITING)], 0, 0, 1),
-        ([trial(FAIL), trial(RUNNING)], 0, 1, 0),
-        ([trial(FAIL), trial(COMPLETE, 0.5)], 1, 0, 0),
-        ([trial(COMPLETE, 0.5), trial(PRUNED), trial(RUNNING), trial(WAITING)], 2, 1, 1),
+        ([], 0, 0),
+        ([trial(COMPLETE, 0.5), trial(COMPLETE, 0.0)], 2, 0),
+        ([trial(PRUNED)], 1, 0),
+        ([trial(FAIL, reason=True)], 1, 0),
+        ([trial(FAIL)], 0, 0),  # its worker was lost: the retry counts
+        ([trial(FAIL), trial(WAITING)], 0, 0),
+        ([trial(FAIL), trial(RUNNING)], 0, 1),
+        ([trial(FAIL), trial(COMPLETE, 0.5)], 1, 0),
+        ([trial(COMPLETE, 0.5), trial(PRUNED), trial(RUNNING), trial(WAITING)], 2, 1),
     ],
 )
 def test_a_trial_counts_once_it_has_ended_by_itself(
-    trials: list[FrozenTrial], finished: int, running: int, waiting: int
+    trials: list[FrozenTrial], finished: int, running: int
 ) -> None:
-    assert progress_of(trials) == Progress(finished, running, waiting)
+    assert progress_of(trials) == Progress(finished, running)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +249,9 @@ def test_mlflows_own_database_is_no_storage(given: str, tracking_uri: str) -> No
 
 STORAGES = [
     ("sqlite:///mlflow.db", r"mlflow\.db is MLflow's own database: give Optuna one of its own"),
-    ("sqlite:///../work/mlflow.db", r"holds tables of another program, or of another version"),
+    ("sqlite:///../work/mlflow.db", r"mlflow\.db is MLflow's own database"),
+    ("sqlite+pysqlite:///mlflow.db", r"mlflow\.db is MLflow's own database"),
+    ("sqlite:///other.db", r"holds tables of another program, or of another version"),
     ("sqlite:////nowhere/optuna.db", r"cannot be used \(.*unable to open database file\)"),
     ("sqlite:///images.txt", r"cannot be used \(.*file is not a database\)"),
     ("foo://me:secret@host/db", r"storage=foo://me:\*\*\*@host/db cannot be used \(.*foo\)"),

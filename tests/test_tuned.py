@@ -128,6 +128,7 @@ def test_a_study_matches_runs_that_differ_in_draw_seed_or_what_it_tuned(
         {"image_size": "33"},
         {"norm_stats": "source"},
         {"val_per_class": "3"},
+        {"test_per_class": "2"},
         {"data_seed": "1"},
         {"schedule": "two_stage"},
         {"backbone": "mobilenet_v2"},
@@ -164,6 +165,21 @@ def test_of_two_studies_that_match_the_one_with_more_trials_is_taken(
     capfd.readouterr()
     assert command("stage1", tuned="on") == 0
     assert f"stage 1: tuned by study {largest.study_name}," in capfd.readouterr().out
+
+
+def test_a_later_study_is_found_from_the_settings_that_it_was_made_from(
+    command: Command, space: str, store: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Stage 2 was tuned from stage 1 as it is, although a better one had been found."""
+    assert command("tune", **LOSS, stage="1", n_trials="2", space=space) == 0
+    second = {"stage1.epochs": "4", "stage": "2", "n_trials": "1", "space": space}
+    assert command("tune", **second) == 0
+    [study] = [one for one in studies(store) if one.study_name.startswith("stage2-")]
+    capfd.readouterr()
+    assert command("stage2", **{"stage1.epochs": "4", "tuned": "on"}) == 0
+    assert f"stage 2: tuned by study {study.study_name}," in capfd.readouterr().out
+    assert command("stage1", **{"stage1.epochs": "4", "tuned": "on"}) == 0
+    assert "stage 1: tuned by study stage1-" in capfd.readouterr().out
 
 
 def test_an_unfinished_study_is_not_used(

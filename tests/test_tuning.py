@@ -192,6 +192,7 @@ def test_the_best_value_is_that_of_a_recount_in_mlflow(finished: Finished) -> No
         "trials/failed": 1,
         "trials/running": 0,
         "trials/interrupted": 0,
+        "trials/waiting": 0,
     }
     tune_run = finished.runs("tune")[-1]
     assert tune_run.data.metrics["stage1/best_value"] == values[best_run_id]
@@ -208,6 +209,8 @@ def test_the_study_run_draws_values_and_the_best_so_far(finished: Finished) -> N
     assert [p.value for p in sorted(points, key=lambda p: p.step)] == sorted(
         p.value for p in points
     )
+    assert {p.step for p in points} <= set(range(1, 9))
+    assert study_run.data.metrics["best/value"] == max(t.value or 0.0 for t in complete)
 
 
 def test_the_study_run_holds_a_table_of_trials_pictures_and_how_to_go_on(

@@ -21,7 +21,7 @@ from pipeline.errors import LineageError, PipelineError, RunStopped, TrackingErr
 from pipeline.owners import KILLED_REASON, MACHINE, is_abandoned, owner_tags, this_machine
 from pipeline.provenance import PROJECT_DIR, git_commit
 from pipeline.tracking.faults import contact, translated
-from pipeline.tracking.launched import outlast_mlflow_run
+from pipeline.tracking.launched import experiment_id, outlast_mlflow_run
 from pipeline.tracking.registry import ModelVersion, register
 from pipeline.tracking.run import RunLog, to_tags
 
@@ -78,7 +78,7 @@ class Tracking:
             with translated("connect", shown), exclusively(uri):
                 client = mlflow.MlflowClient(uri)
                 launched = os.environ.pop("MLFLOW_RUN_ID", None)
-                return cls(client, shown, _experiment_id(client, launched), launched)
+                return cls(client, shown, experiment_id(client, launched), launched)
         except ModuleNotFoundError as err:
             raise TrackingError(
                 f"MLFLOW_TRACKING_URI={shown}: its driver is not installed ({err}): pip install it"
@@ -146,11 +146,20 @@ class Tracking:
         try:
             return Path(self._client.download_artifacts(run.run_id, artifact, str(folder)))
         except (MlflowException, OSError):
-            self.get(run.run_id)  # says so if it is the store that is missing
+            if self._holds(run, artifact):  # the disk is full, or the server is away
+                with translated(f"read {artifact}", self.uri):
+                    raise
             raise LineageError(
                 f"run {run.run_id} ({run.name}) has no artifact {artifact}: it was deleted "
                 "or never logged: use another run, or leave parent_run_id out"
             ) from None
+
+    def _holds(self, run: RunView, artifact: str) -> bool:
+        with translated(f"list artifacts of run {run.run_id}", self.uri):
+            folder = artifact.rpartition("/")[0] or None
+            return artifact in {
+                file.path for file in self._client.list_artifacts(run.run_id, folder)
+            }
 
     def history(self, run_id: str, metric: str) -> list[float]:
         """A metric's values in the order of their steps; empty if it was never logged."""
@@ -159,22 +168,22 @@ class Tracking:
         return [point.value for point in sorted(found, key=lambda point: point.step)]
 
     def add_tags(self, run_id: str, values: Mapping[str, str]) -> None:
-        """Set tags of a run that has finished."""
+        """Set tags of a run, whoever writes it."""
         with translated("set tags", self.uri):
             self._client.log_batch(run_id, tags=to_tags(values))
 
     def add_text(self, run_id: str, content: str, path: str) -> None:
-        """Store text as an artifact of a run that has finished."""
+        """Store text as an artifact of a run, whoever writes it."""
         with translated(f"store {path}", self.uri):
             self._client.log_text(run_id, content, path)
 
     def add_figure(self, run_id: str, figure: Any, path: str) -> None:  # noqa: ANN401 - as in RunLog
-        """Store a picture of a run that has finished."""
+        """Store a picture of a run, whoever writes it."""
         with translated(f"store {path}", self.uri):
             self._client.log_figure(run_id, figure, path)
 
     def add_metrics(self, run_id: str, values: Mapping[str, float], step: int = 0) -> None:
-        """Add metrics to a run that has finished."""
+        """Add metrics to a run, whoever writes it."""
         from mlflow.entities import Metric
 
         now_ms = int(time.time() * 1000)
@@ -199,15 +208,15 @@ class Tracking:
     def set_status(self, run_id: str, status: str, reason: str = "") -> None:
         """Change the status of a run that another process started; `reason` becomes a tag.
 
-        A run that is RUNNING again has no reason to have failed any more.
+        Without one, a reason that the run had before is taken away.
         """
         with translated("set a run's status", self.uri):
             if reason:
                 self._client.set_tag(run_id, "failure", reason[:5000])
+            elif "failure" in self._client.get_run(run_id).data.tags:
+                self._client.delete_tag(run_id, "failure")
             if status == "RUNNING":
                 self._client.update_run(run_id, status=status)
-                if "failure" in self._client.get_run(run_id).data.tags:
-                    self._client.delete_tag(run_id, "failure")
             else:
                 self._client.set_terminated(run_id, status)
 
@@ -302,14 +311,3 @@ def _view(run: Any) -> RunView:  # noqa: ANN401 - MLflow's own type
         run.data.params,
         run.data.metrics,
     )
-
-
-def _experiment_id(client: MlflowClient, launched: str | None) -> str:
-    if launched:
-        return str(client.get_run(launched).info.experiment_id)
-    if experiment_id := os.environ.get("MLFLOW_EXPERIMENT_ID"):
-        return experiment_id
-    if name := os.environ.get("MLFLOW_EXPERIMENT_NAME"):
-        found = client.get_experiment_by_name(name)
-        return str(found.experiment_id) if found else str(client.create_experiment(name))
-    return "0"

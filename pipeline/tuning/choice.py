@@ -14,13 +14,14 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from pipeline.errors import LineageError
 from pipeline.evidence import scores_of
 from pipeline.signals import Scored, paired
 from pipeline.tracking import Tracking
-from pipeline.tuning.study import DEFAULTS, Study
+from pipeline.tuning.study import Study
+from pipeline.tuning.trials import RUN_ID, default_of
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ class Choice:
     def sentence(self) -> str:
         """What was chosen and why."""
         if math.isnan(self.gain):
-            return "the defaults are the best" if self.is_default else "the best trial is taken"
+            if self.is_default:
+                return "the defaults are the best"
+            return "the best trial is taken: there is no trial of the defaults to hold it against"
         size = f"the best trial beats the defaults by {self.gain:.4f} (s.e. {self.error:.4f})"
         if self.is_default:
             return f"{size}, less than {self.margin:g} s.e.: the defaults stay"
@@ -56,10 +59,7 @@ def choose(study: Study, tracking: Tracking, margin: float) -> Choice | None:
     if best is None:
         return None
     nothing = float("nan")
-    trials = study.optuna.get_trials(deepcopy=False)
-    default = next(
-        (t for t in trials if DEFAULTS in t.user_attrs and t.state == TrialState.COMPLETE), None
-    )
+    default = default_of(study.optuna.get_trials(deepcopy=False))
     if default is None or default.number == best.number:
         return Choice(best, default is not None, nothing, nothing, margin)
     gain, error = _gain(study, tracking, best, default)
@@ -84,7 +84,7 @@ def _gain(
 
 def _scored(tracking: Tracking, trial: FrozenTrial, draw: int) -> Scored | None:
     try:
-        run = tracking.get(str(trial.user_attrs.get("run_id", "")))
+        run = tracking.get(str(trial.user_attrs.get(RUN_ID, "")))
         return scores_of(tracking, tracking.get(run.tags[f"draw{draw}_run_id"]))
     except (LineageError, KeyError):
         return None

@@ -18,8 +18,9 @@ from pipeline.session import Session
 from pipeline.settings import plain_values
 from pipeline.tracking import RunView, Tracking
 from pipeline.tracking.store import NESTED_UNDER
-from pipeline.tuning.study import REASON, Study
+from pipeline.tuning.study import Study
 from pipeline.tuning.trial import INTERRUPTED, STATE
+from pipeline.tuning.trials import REASON, RUN_ID
 
 WAIT_FOR_CREATOR_S = 60.0
 LOST = "its worker stopped answering; the trial was queued again"
@@ -47,7 +48,7 @@ def study_run(
     tracking = session.tracking
     end = time.monotonic() + (0.0 if study.created else wait_s)
     while True:
-        run_id = study.optuna.user_attrs.get("run_id")
+        run_id = study.optuna.user_attrs.get(RUN_ID)
         if run_id and _exists(tracking, run_id):
             return str(run_id)
         if run_id or time.monotonic() >= end:
@@ -69,7 +70,7 @@ def study_run(
             "space": study.spec.space.source,
         },
     )
-    study.optuna.set_user_attr("run_id", run_id)
+    study.optuna.set_user_attr(RUN_ID, run_id)
     values = plain_values(settings, range(1, number + 1))
     tuned = {f"stage{number}.{key}" for key in study.spec.space.dimensions}
     tracking.add_params(run_id, {key: v for key, v in values.items() if key not in tuned})
@@ -96,7 +97,7 @@ def reconcile(study: Study, tracking: Tracking) -> int:
         trial = trials.get(int(run.tags["trial"]))
         if trial is None or not trial.state.is_finished():
             continue
-        owns = trial.user_attrs.get("run_id") == run.run_id
+        owns = trial.user_attrs.get(RUN_ID) == run.run_id
         wanted = _STATUS[trial.state] if owns else "FAILED"
         stopped = run.status == "KILLED" and run.tags.get(STATE, INTERRUPTED) == INTERRUPTED
         killed = run.status == "FAILED" and run.tags.get("failure") == KILLED_REASON

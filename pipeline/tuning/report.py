@@ -17,7 +17,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.tracking import Tracking
 from pipeline.tuning.storage import experiments_known
-from pipeline.tuning.study import CHOICE, REASON, Study, progress_of, shown_settings
+from pipeline.tuning.study import CHOICE, Study, shown_settings
+from pipeline.tuning.trials import REASON, RUN_ID, default_of, outcomes, queued_again
 
 NOTE = "mlflow.note.content"
 _PICTURES = {
@@ -39,37 +40,23 @@ def log_study(study: Study, tracking: Tracking, run_id: str, storage_shown: str)
         tracking.add_tags(run_id, {**taken, "choice": study.optuna.user_attrs.get(CHOICE, "")})
         for name, trial in (("best", best), ("chosen", chosen)):
             numbers = {f"{name}/value": trial.value or 0.0, f"{name}/trial": trial.number}
-            tracking.add_metrics(run_id, numbers)
-            trial_run_id = str(trial.user_attrs.get("run_id", ""))
+            tracking.add_metrics(run_id, numbers, step=study.progress().finished)
+            trial_run_id = str(trial.user_attrs.get(RUN_ID, ""))
             tracking.add_tags(run_id, {f"{name}_trial_run_id": trial_run_id})
         for name, figure in pictures(study.optuna).items():
             tracking.add_figure(run_id, figure, f"figures/{name}.png")
-    states = _counts(trials)
-    tracking.add_metrics(run_id, {f"trials/{state}": count for state, count in states.items()})
+    counts = outcomes(trials)
+    tracking.add_metrics(run_id, {f"trials/{name}": count for name, count in counts.items()})
     tracking.add_tags(run_id, {NOTE: description(study, storage_shown)})
 
 
 def log_trial(study: Study, tracking: Tracking, run_id: str, number: int) -> None:
     """A trial's value, and the best so far, as curves of the study's run."""
     trial, best = study.optuna.get_trials(deepcopy=False)[number], study.best
-    values = {"best/value": best.value} if best else {}
+    if best and best.value is not None:  # trials end in another order than that of their numbers
+        tracking.add_metrics(run_id, {"best/value": best.value}, step=study.progress().finished)
     if trial.value is not None and trial.state == TrialState.COMPLETE:
-        values["trial/value"] = trial.value
-    known = {key: value for key, value in values.items() if value is not None}
-    if known:
-        tracking.add_metrics(run_id, known, step=trial.number)
-
-
-def _counts(trials: list[FrozenTrial]) -> dict[str, int]:
-    names = {
-        "complete": TrialState.COMPLETE,
-        "pruned": TrialState.PRUNED,
-        "failed": TrialState.FAIL,
-        "running": TrialState.RUNNING,
-    }
-    counts = {name: sum(t.state == state for t in trials) for name, state in names.items()}
-    stopped = sum(t.state == TrialState.FAIL and REASON not in t.user_attrs for t in trials)
-    return {**counts, "failed": counts["failed"] - stopped, "interrupted": stopped}
+        tracking.add_metrics(run_id, {"trial/value": trial.value}, step=trial.number)
 
 
 def trials_csv(study: Study) -> str:
@@ -84,7 +71,7 @@ def trials_csv(study: Study) -> str:
             **trial.params,
             "wall_s": trial.duration.total_seconds() if trial.duration else None,
             "reason": trial.user_attrs.get(REASON, ""),
-            "run_id": trial.user_attrs.get("run_id", ""),
+            "run_id": trial.user_attrs.get(RUN_ID, ""),
         }
         for trial in study.optuna.get_trials(deepcopy=False)
     ]
@@ -151,26 +138,21 @@ def description(study: Study, storage_shown: str) -> str:
 def summary(study: Study) -> str:
     """One line: how many trials of what kind, the best and the defaults beside it."""
     trials = study.optuna.get_trials(deepcopy=False)
-    progress, states, best = progress_of(trials), _counts(trials), study.best
-    stopped = states["interrupted"]
+    counts, best, again = outcomes(trials), study.best, len(queued_again(trials))
+    stopped = (
+        f"; {counts['interrupted']} interrupted, {again} of them queued again"
+        if counts["interrupted"]
+        else ""
+    )
     told = (
-        f"stage {study.spec.stage.number}: {progress.finished} trials ({states['complete']} "
-        f"complete, {states['pruned']} pruned, {states['failed']} failed"
-        f"{f'; {stopped} interrupted and queued again' if stopped else ''})"
+        f"stage {study.spec.stage.number}: {study.progress().finished} trials "
+        f"({counts['complete']} complete, {counts['pruned']} pruned, {counts['failed']} failed"
+        f"{stopped})"
     )
     if best is None:
         return f"{told}: none has a value yet"
-    default = next(
-        (
-            t.value
-            for t in trials
-            if "defaults" in t.user_attrs
-            and t.value is not None
-            and t.state == TrialState.COMPLETE
-        ),
-        None,
-    )
-    against = f" (defaults {default:.4f})" if default is not None else ""
+    default = default_of(trials)
+    against = f" (defaults {default.value:.4f})" if default else ""
     return (
         f"{told}: best {study.spec.objective} {best.value:.4f}{against}, trial {best.number}: "
         f"{shown_settings(best.params)}{_choice(study)}"

@@ -1,7 +1,7 @@
 """Optuna's storage: opened by many processes at once, its faults as one of ours.
 
 In: a storage URL (SQLite on one machine, PostgreSQL for many). Out: a storage with a heartbeat: a
-worker that falls silent is given up, its trial marked failed and queued again.
+worker that falls silent is given up.
 """
 
 from __future__ import annotations
@@ -16,16 +16,21 @@ from typing import TypeVar
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages import RDBStorage
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from pipeline.databases import beside, exclusively, sqlite_path, without_password
+from pipeline.databases import (
+    beside,
+    exclusively,
+    is_same_database,
+    sqlite_path,
+    without_password,
+)
 from pipeline.errors import StudyError, first_line
 
 DEFAULT_STORAGE = "sqlite:///optuna.db"
 BEATS_UNTIL_GIVEN_UP = 4
-RETRIES = 3
 AWAY_S = 300.0
 """How long a worker waits for a storage or a tracking server that is away."""
 STORAGE_FAULTS = (StorageInternalError, SQLAlchemyError)
@@ -69,18 +74,6 @@ def translated(url: str) -> Iterator[None]:
         ) from None
 
 
-def is_storage_fault(err: BaseException | None) -> bool:
-    """Whether a fault of the storage is behind this one.
-
-    Optuna 5.0 hides one behind an UnboundLocalError where it cannot tell a trial's end either.
-    """
-    while err is not None:
-        if isinstance(err, STORAGE_FAULTS):
-            return True
-        err = err.__cause__ or err.__context__
-    return False
-
-
 def storage_url(given: str, tracking_uri: str) -> str:
     """The storage that is meant: `given`, or `optuna.db` beside MLflow's database.
 
@@ -100,7 +93,7 @@ def storage_url(given: str, tracking_uri: str) -> str:
             f"storage={without_password(url)} is no database URL: write it like "
             "sqlite:///optuna.db or postgresql://host/optuna"
         ) from None
-    if without_password(url) == tracking_uri:
+    if is_same_database(url, tracking_uri):
         raise StudyError(f"storage={tracking_uri} is MLflow's own database: {_OWN_DATABASE}")
     return url
 
@@ -127,7 +120,6 @@ def open_storage(url: str, heartbeat_s: int = 15, *, must_exist: bool = False) -
             engine_kwargs=engine,
             heartbeat_interval=heartbeat_s,
             grace_period=BEATS_UNTIL_GIVEN_UP * heartbeat_s,
-            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=RETRIES),
         )
     weakref.finalize(storage, storage.engine.dispose)  # Optuna leaves connections open
     return storage

@@ -12,38 +12,46 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import optuna
-from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.pruners import MedianPruner
 from optuna.samplers import TPESampler
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from pipeline.databases import exclusively
 from pipeline.digests import digest_values
+from pipeline.interrupts import held
 from pipeline.search_space import Choices, Range, SearchSpace
 from pipeline.session import Session
 from pipeline.settings import INHERITED_KEYS, Settings, plain_values
 from pipeline.stages import Stage
-from pipeline.tuning.storage import RETRIES, experiments_known
+from pipeline.tuning.storage import BEATS_UNTIL_GIVEN_UP, experiments_known
+from pipeline.tuning.trials import (
+    DEFAULTS,
+    Progress,
+    ask,
+    best_of,
+    interrupt,
+    progress_of,
+    queue_interrupted,
+)
 
 STEPS_A_DRAW = 10
 """A trial reports its progress through a draw in tenths, however many epochs it has."""
 
-DEFAULTS = "defaults"
-"""User attribute of the first trial, which has the settings that an untuned run would have."""
+CHOSEN, CHOICE, FINISHED = "chosen", "choice", "finished"
+"""User attributes of a study: the trial whose settings are used, why it is that one, and how many
+trials there were when it last had all that were wanted."""
 
-CHOSEN, CHOICE = "chosen", "choice"
-"""User attributes of a study: the trial whose settings are used, and why it is that one."""
+FIXED, TUNING_KEY, HEARTBEAT = "fixed", "tuning_key", "heartbeat"
+"""User attributes of a study: the settings that it does not tune, by key; see `Spec`; seconds."""
 
-FIXED = "fixed"
-"""User attribute of a study: the settings that it does not tune, by key."""
-
-REASON = "reason"
-"""User attribute of trials that ended early: absent where a worker was lost."""
+SPACE = "space"
+"""User attribute of a study: what it tunes. A study without it is not complete yet."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ class Spec:
         values = training.model_dump()
         tuning_key = first.recipe(number, trained=number - 1)
         content = {
-            "tuning_key": tuning_key,
+            TUNING_KEY: tuning_key,
             "images": [session.draw.fingerprint for session in sessions.values()],
             "seed": first.settings.seed,
             "fixed": {key: v for key, v in values.items() if key not in space.dimensions},
@@ -101,15 +109,6 @@ class Spec:
         return self.objective == "val_acc"
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How many trials have come to an end that counts, run now, or wait to be run again."""
-
-    finished: int
-    running: int
-    waiting: int
-
-
 @dataclass
 class Study:
     """A study in a storage. `created`: this process was the first.
@@ -127,36 +126,41 @@ class Study:
 
     @classmethod
     def join(cls, storage: RDBStorage, spec: Spec, seed: int) -> Study:
-        """Create the study, or load it if any process has: exactly one creates it."""
+        """Create the study, or load it if any process has: exactly one creates it.
+
+        One that was left half made, by a process that was killed over it, is completed.
+        """
         direction = StudyDirection.MAXIMIZE if spec.maximised else StudyDirection.MINIMIZE
-        # half of the first draw is never pruned; five trials first, four to compare with
-        pruner = MedianPruner(n_startup_trials=5, n_warmup_steps=STEPS_A_DRAW // 2, n_min_trials=4)
-        try:
+        with exclusively(storage.url), held():
             study = optuna.create_study(
                 storage=storage,
                 study_name=spec.name,
                 direction=direction,
                 sampler=TPESampler(seed=seed),
-                pruner=pruner,
+                pruner=_pruner(),
+                load_if_exists=True,
             )
-        except DuplicatedStudyError:
-            # workers with one seed would all begin with the same random trials
-            study = optuna.load_study(
-                storage=storage, study_name=spec.name, sampler=TPESampler(), pruner=pruner
-            )
-            return cls(spec, storage, study, created=False)
-        study.set_user_attr("tuning_key", spec.tuning_key)
-        study.set_user_attr(FIXED, dict(spec.fixed))
-        study.set_user_attr("stage", spec.stage.number)
-        study.set_user_attr("draws", list(spec.draws))
-        study.set_user_attr("objective", spec.objective)
-        study.set_user_attr("space", spec.space.plain())
-        inside = spec.space.holds(spec.defaults)
-        study.enqueue_trial(
-            dict(spec.defaults) if inside else {},
-            user_attrs={DEFAULTS: "inside the space" if inside else "outside the space"},
-        )
-        return cls(spec, storage, study, created=True)
+            if created := SPACE not in study.user_attrs:
+                _begin(study, spec, storage)
+        if not created:  # workers with one seed would all begin with the same random trials
+            study.sampler = TPESampler()
+        return cls(spec, storage, study, created)._at_its_pace()
+
+    @classmethod
+    def find(cls, storage: RDBStorage, spec: Spec) -> Study | None:
+        """The study, if any process has created it."""
+        try:
+            study = optuna.load_study(storage=storage, study_name=spec.name, pruner=_pruner())
+        except KeyError:
+            return None
+        return cls(spec, storage, study, created=False)._at_its_pace()
+
+    def _at_its_pace(self) -> Study:
+        """Whoever began the study has said how long a worker may be silent."""
+        pace = int(self.optuna.user_attrs.get(HEARTBEAT, self.storage.heartbeat_interval or 1))
+        self.storage.heartbeat_interval = pace
+        self.storage.grace_period = BEATS_UNTIL_GIVEN_UP * pace
+        return self
 
     @property
     def name(self) -> str:
@@ -167,8 +171,30 @@ class Study:
         """Where the study stands, whoever runs its trials."""
         return progress_of(self.optuna.get_trials(deepcopy=False))
 
-    def give_up_silent_workers(self) -> None:
-        """Mark trials of workers that have fallen silent as failed, and queue them again.
+    def ask(self, wanted: int) -> Trial | None:
+        """The next trial, if this many are wanted and fewer have finished or run now.
+
+        One process at a time counts and asks, so that no trial is one too many; and a trial that
+        is asked for is one that its worker knows of.
+        """
+        with exclusively(self.storage.url), held():
+            self._give_up_silent_workers()
+            queue_interrupted(self.optuna)
+            progress = self.progress()
+            if progress.finished + progress.running >= wanted:
+                return None
+            return ask(self.optuna, self.storage)
+
+    def interrupt(self, trial: Trial) -> bool:
+        """Queue a trial again that cannot go on; False if it had come to its end already."""
+        if not interrupt(self.optuna, trial):
+            return False
+        with exclusively(self.storage.url):
+            queue_interrupted(self.optuna)
+        return True
+
+    def _give_up_silent_workers(self) -> None:
+        """Mark trials of workers that have fallen silent as failed.
 
         Optuna does not see trials whose worker was lost before its first heartbeat: each that is
         still running a grace period after it was first seen is given one, to fall silent after.
@@ -180,17 +206,6 @@ class Study:
             if now > self.seen_at.setdefault(trial.number, now) + (self.storage.grace_period or 0):
                 self.storage.record_heartbeat(trial._trial_id)
                 self.seen_at[trial.number] = math.inf
-
-    def queue_again(self, number: int) -> None:
-        """Queue a trial that was interrupted once more, with the same settings.
-
-        One that has come to an end is left alone, and so is one that still counts as running: it
-        will be found silent.
-        """
-        trial = self.optuna.get_trials()[number]
-        if trial.state == TrialState.FAIL and REASON not in trial.user_attrs:
-            with experiments_known():
-                RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)(self.optuna, trial)
 
     @property
     def chosen(self) -> FrozenTrial | None:
@@ -204,6 +219,28 @@ class Study:
         return best_of(self.optuna.get_trials(deepcopy=False), maximised=self.spec.maximised)
 
 
+def _pruner() -> MedianPruner:
+    """Half of the first draw is never pruned; five trials first, four to compare with."""
+    return MedianPruner(n_startup_trials=5, n_warmup_steps=STEPS_A_DRAW // 2, n_min_trials=4)
+
+
+def _begin(study: optuna.Study, spec: Spec, storage: RDBStorage) -> None:
+    """Say what a new study is made of, and queue its first trial; `SPACE` comes last."""
+    study.set_user_attr(TUNING_KEY, spec.tuning_key)
+    study.set_user_attr(FIXED, dict(spec.fixed))
+    study.set_user_attr("stage", spec.stage.number)
+    study.set_user_attr("draws", list(spec.draws))
+    study.set_user_attr("objective", spec.objective)
+    study.set_user_attr(HEARTBEAT, storage.heartbeat_interval)
+    inside = spec.space.holds(spec.defaults)
+    if not study.get_trials(deepcopy=False):
+        study.enqueue_trial(
+            dict(spec.defaults) if inside else {},
+            user_attrs={DEFAULTS: "inside the space" if inside else "outside the space"},
+        )
+    study.set_user_attr(SPACE, spec.space.plain())
+
+
 def fixed_settings(settings: Settings, number: int, tuned: Collection[str]) -> dict[str, object]:
     """What a study of this stage holds fixed: its images, its backbone, all it does not tune."""
     values = plain_values(settings, range(1, number + 1))
@@ -211,33 +248,6 @@ def fixed_settings(settings: Settings, number: int, tuned: Collection[str]) -> d
     for key in tuned:
         del stages[f"stage{number}.{key}"]
     return {key: values[key] for key in INHERITED_KEYS if key != "draw"} | stages
-
-
-def is_finished_elsewhere(err: Exception) -> bool:
-    """Whether a trial of ours was ended by another process, which took us for lost."""
-    return isinstance(err, UpdateFinishedTrialError) or str(err).startswith("Cannot tell a ")
-
-
-def progress_of(trials: Sequence[FrozenTrial]) -> Progress:
-    """Count trials: those that a lost worker left behind do not count, their retries do."""
-    ended = [
-        trial
-        for trial in trials
-        if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
-        or (trial.state == TrialState.FAIL and REASON in trial.user_attrs)
-    ]
-    return Progress(
-        len(ended),
-        sum(trial.state == TrialState.RUNNING for trial in trials),
-        sum(trial.state == TrialState.WAITING for trial in trials),
-    )
-
-
-def best_of(trials: Sequence[FrozenTrial], *, maximised: bool) -> FrozenTrial | None:
-    """The completed trial with the best value, the earliest of equals; None without any."""
-    done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    sign = -1.0 if maximised else 1.0
-    return min(done, key=lambda trial: (sign * (trial.value or 0.0), trial.number), default=None)
 
 
 def suggest(trial: Trial, space: SearchSpace) -> dict[str, object]:

@@ -17,9 +17,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-import optuna
 import torch
-from optuna.trial import Trial
+from optuna.trial import Trial, TrialState
 
 from pipeline.errors import RunStopped, TrackingError, TrainingError
 from pipeline.report import StageSummary
@@ -28,10 +27,10 @@ from pipeline.session import Session
 from pipeline.stages import Stage
 from pipeline.tracking import RunLog, Tracking
 from pipeline.training import EpochResult
-from pipeline.tuning.study import REASON, STEPS_A_DRAW, Spec, shown_settings, suggest
+from pipeline.tuning.study import STEPS_A_DRAW, Spec, shown_settings, suggest
+from pipeline.tuning.trials import DEFAULTS, REASON, RUN_ID
 
 SIGNAL_PREFIX = "signal."
-RUN_ID = "run_id"
 STATE, INTERRUPTED = "trial_state", "interrupted"
 _OWN_FAULTS = (TrainingError, torch.OutOfMemoryError, MemoryError)
 """What a trial's settings may be to blame for."""
@@ -45,8 +44,12 @@ class OutOfTime(RunStopped):
     """The command's time is over."""
 
 
-class TrialFailed(Exception):
-    """A trial whose own settings came to nothing: others may do better."""
+@dataclass(frozen=True)
+class Ending:
+    """How a trial came to its end, and its value if it is complete."""
+
+    state: TrialState
+    value: float | None = None
 
 
 @dataclass(frozen=True)
@@ -65,13 +68,11 @@ class Objective:
     deadline: float | None
     say: Callable[[str], None]
 
-    def __call__(self, trial: Trial) -> float:
-        """Run the trial.
+    def __call__(self, trial: Trial) -> Ending:
+        """Run the trial: complete, pruned, or failed, where its own settings came to nothing.
 
         Raises:
-            optuna.TrialPruned: it was pruned.
-            TrialFailed: its settings do not train.
-            OutOfTime: the deadline passed; the trial is to be queued again.
+            OutOfTime: the deadline passed; the trial is to be run again.
         """
         params = suggest(trial, self.spec.space)
         tags = {
@@ -104,17 +105,17 @@ class Objective:
         except Pruned as err:
             trial.set_user_attr(REASON, str(err))
             self.say(f"trial {trial.number} {err}")
-            raise optuna.TrialPruned(str(err)) from None
+            return Ending(TrialState.PRUNED)
         except _OWN_FAULTS as err:
             reason = str(err) or type(err).__name__
             trial.set_user_attr(REASON, reason)
             self.say(f"trial {trial.number} failed: {reason}")
-            raise TrialFailed(reason) from None
+            return Ending(TrialState.FAIL)
         self.say(
             f"trial {trial.number}: {self.spec.objective} {value:.4f} with "
             f"{shown_settings(params)}"
         )
-        return value
+        return Ending(TrialState.COMPLETE, value)
 
     def _over_draws(self, trial: Trial, params: Mapping[str, object], log: RunLog) -> float:
         summaries: list[StageSummary] = []
@@ -203,6 +204,7 @@ class Reporter:
         for step in range(self.told + 1, tenths + 1):
             self.trial.report(mean, len(self.earlier) * STEPS_A_DRAW + step)
         news, self.told = tenths > self.told, max(tenths, self.told)
+        may_prune = may_prune and DEFAULTS not in self.trial.user_attrs  # others are held to them
         if news and may_prune and self.trial.should_prune():
             raise Pruned(f"pruned {where}: {self.spec.objective} {mean:.4f} is on the worse half")
 

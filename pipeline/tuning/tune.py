@@ -10,22 +10,20 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from filelock import FileLock
 from optuna.storages import RDBStorage
-from optuna.trial import Trial
 
 from pipeline.command_line import command_line
-from pipeline.databases import exclusively, without_password
+from pipeline.databases import without_password
 from pipeline.entry_points import Command
 from pipeline.entry_settings import TUNE_KEYS, TuneSettings
 from pipeline.errors import TrackingError, first_line
-from pipeline.interrupts import held
+from pipeline.files import locked
 from pipeline.run_stage import find_or_run
 from pipeline.search_space import Plan, plan_of
 from pipeline.session import Session, cache_folder
@@ -37,14 +35,14 @@ from pipeline.tuning.report import log_study, log_trial, summary
 from pipeline.tuning.storage import (
     STORAGE_FAULTS,
     Losses,
-    is_storage_fault,
     open_storage,
     patiently,
     storage_url,
     translated,
 )
-from pipeline.tuning.study import CHOICE, CHOSEN, Spec, Study, is_finished_elsewhere
-from pipeline.tuning.trial import Objective, OutOfTime, TrialFailed
+from pipeline.tuning.study import CHOICE, CHOSEN, FINISHED, Spec, Study
+from pipeline.tuning.trial import Objective, OutOfTime
+from pipeline.tuning.trials import RUN_ID, beating, is_given_up
 from pipeline.workers import run_workers
 
 Say = Callable[[str], None]
@@ -53,12 +51,13 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Tuned:
-    """A study that was worked on, and the settings to go on with."""
+    """A study that was worked on, settings to go on with, whether it has all its trials."""
 
     study: Study
     run_id: str
     choice: Choice | None
     settings: Mapping[str, object]
+    finished: bool
 
 
 def tune_entry(command: Command) -> list[Tuned]:
@@ -89,11 +88,12 @@ def tune_entry(command: Command) -> list[Tuned]:
                     log.metrics({f"stage{number}/best_value": best.value or 0.0})
             lines = [summary(one.study) for one in done]
             log.tags({"mlflow.note.content": "\n".join(f"- {line}" for line in lines)})
-    entry_point = "main" if tune.stage == "all" else f"stage{tune.stage}"
-    said = {key: value for key, value in command.options.items() if key not in TUNE_KEYS}
-    said |= {"config": command.config} if command.config else {}
-    said |= {"storage": without_password(command.storage)} if command.storage else {}
-    command.say(f"use them: {command_line(entry_point, {**said, 'tuned': 'true'})}")
+    if len(done) == len(plan.spaces) and all(one.finished for one in done):
+        entry_point = "main" if tune.stage == "all" else f"stage{tune.stage}"
+        said = {key: value for key, value in command.options.items() if key not in TUNE_KEYS}
+        said |= {"config": command.config} if command.config else {}
+        said |= {"storage": without_password(command.storage)} if command.storage else {}
+        command.say(f"use them: {command_line(entry_point, {**said, 'tuned': 'true'})}")
     command.say(f"look at them: optuna-dashboard {without_password(url)}")
     command.say(f"browse the runs: {tracking.ui_command}")
     return done
@@ -118,8 +118,10 @@ def work(
         worker = Worker(spec, sessions, tracking, storage, url, tune, deadline, command.say)
         with translated(url):
             one = worker.read() if only_read else worker.work()
+        if one is None:
+            break
         done.append(one)
-        if one.study.best is None or (deadline is not None and time.monotonic() > deadline):
+        if one.study.best is None or not one.finished:
             break
         sessions = {d: s.with_training(number, one.settings) for d, s in sessions.items()}
         for session in sessions.values():
@@ -140,9 +142,11 @@ class Worker:
     deadline: float | None
     say: Say
 
-    def read(self) -> Tuned:
-        """The study as it stands, worked on by others."""
-        study = Study.join(self.storage, self.spec, self._seed)
+    def read(self) -> Tuned | None:
+        """The study as it stands, worked on by others; None if they never came to it."""
+        study = Study.find(self.storage, self.spec)
+        if study is None:
+            return None
         self.say(summary(study))
         return self._tuned(study)
 
@@ -152,14 +156,14 @@ class Worker:
         first = next(iter(self.sessions.values()))
         shown = without_password(self.url)
         run_id = study_run(study, first, shown, self.say)
-        held = study.progress()
-        if held.finished >= self.tune.n_trials:
-            self.say(f"study {study.name} has its {held.finished} trials: none is added")
+        finished = study.progress().finished
+        if finished >= self.tune.n_trials:
+            self.say(f"study {study.name} has its {finished} trials: none is added")
         else:
-            self.say(f"study {study.name}: {held.finished} of {self.tune.n_trials} trials so far")
+            self.say(f"study {study.name}: {finished} of {self.tune.n_trials} trials so far")
             self.tracking.set_status(run_id, "RUNNING")
         try:
-            if held.finished < self.tune.n_trials:
+            if finished < self.tune.n_trials:
                 self._train_parents(run_id)
             self._loop(study, run_id)
         except OutOfTime as err:
@@ -176,9 +180,10 @@ class Worker:
         return next(iter(self.sessions.values())).settings.seed
 
     def _tuned(self, study: Study, run_id: str | None = None) -> Tuned:
-        run_id = run_id or str(study.optuna.user_attrs.get("run_id", ""))
+        run_id = run_id or str(study.optuna.user_attrs.get(RUN_ID, ""))
         choice = choose(study, self.tracking, self.tune.margin)
-        return Tuned(study, run_id, choice, dict(choice.trial.params) if choice else {})
+        finished = study.progress().finished >= self.tune.n_trials
+        return Tuned(study, run_id, choice, dict(choice.trial.params) if choice else {}, finished)
 
     def _train_parents(self, study_run_id: str) -> None:
         """The checkpoints that trials start from: found, or trained by one process a machine."""
@@ -187,8 +192,7 @@ class Worker:
             return
         for session in self.sessions.values():
             folder = cache_folder(session.settings) / "parents"
-            folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / f"{session.key(number - 1)}.lock"):
+            with locked(folder / f"{session.key(number - 1)}.lock"):
                 find_or_run(session, number - 1, study_run_id)
 
     def _loop(self, study: Study, run_id: str) -> None:
@@ -202,7 +206,6 @@ class Worker:
             if not self._run_one(study, objective, run_id, losses):
                 # the last trials are running elsewhere: stay, to take over from lost workers
                 time.sleep(1.0)
-                self._patiently(study.give_up_silent_workers)
 
     def _patiently(self, do: Callable[[], _Result]) -> _Result:
         return patiently(do, STORAGE_FAULTS, self.say)
@@ -212,44 +215,30 @@ class Worker:
 
         Where the storage or MLflow is away the trial is given up, and later run again.
         """
-        began: list[Trial] = []
+        trial = self._patiently(partial(study.ask, self.tune.n_trials))
+        if trial is None:
+            return False
         try:
-            # one process at a time counts and asks, so that no trial is one too many
-            with ExitStack() as turn:
-                turn.enter_context(exclusively(self.url))
-                turn.enter_context(held())  # a trial that is asked for is one we know of
-                progress = study.progress()
-                if progress.finished + progress.running >= self.tune.n_trials:
-                    return False
-
-                def begin(trial: Trial) -> float:
-                    began.append(trial)
-                    turn.close()
-                    return objective(trial)
-
-                study.optuna.optimize(begin, n_trials=1, catch=(TrialFailed,))
-            log_trial(study, self.tracking, run_id, began[0].number)
-            losses.end()
-        except Exception as err:
-            if is_finished_elsewhere(err):
-                self.say(f"note: trial {began[0].number} was given up meanwhile: result dropped")
-                return True
-            self._queue_again(study, began)
-            if not (isinstance(err, TrackingError) or is_storage_fault(err)):
-                raise
+            with beating(self.storage, trial):
+                ending = objective(trial)
+            study.optuna.tell(trial, ending.value, ending.state)
+        except (TrackingError, *STORAGE_FAULTS) as err:
+            if self._patiently(partial(study.interrupt, trial)):
+                self.say(f"note: a trial was lost ({first_line(err)}): it will be run again")
             losses.add(err)
-            self.say(f"note: a trial was lost ({first_line(err)}): it will be run again")
             patiently(lambda: self.tracking.get(run_id), (TrackingError,), self.say)
-        except BaseException:  # stopped: whoever waits for the end should not wait for a storage
-            with suppress(*STORAGE_FAULTS):
-                for trial in began:
-                    study.queue_again(trial.number)
+            return True
+        except BaseException as err:
+            if is_given_up(err):
+                self.say(f"note: trial {trial.number} was given up meanwhile: result dropped")
+                return True
+            with suppress(*STORAGE_FAULTS):  # what stopped it counts
+                study.interrupt(trial)
             raise
+        losses.end()
+        log = partial(log_trial, study, self.tracking, run_id, trial.number)
+        patiently(log, (TrackingError,), self.say)
         return True
-
-    def _queue_again(self, study: Study, began: list[Trial]) -> None:
-        for trial in began:
-            self._patiently(partial(study.queue_again, trial.number))
 
     def _sum_up(self, study: Study, run_id: str, shown: str) -> None:
         """Set right what lost workers left behind, and log the study as it stands."""
@@ -261,7 +250,7 @@ class Worker:
         log_study(study, self.tracking, run_id, shown)
         progress = study.progress()
         if progress.finished >= self.tune.n_trials:
-            study.optuna.set_user_attr("finished", progress.finished)
+            study.optuna.set_user_attr(FINISHED, progress.finished)
             self.tracking.set_status(run_id, "FINISHED")
         elif progress.running == 0:
             self.tracking.set_status(run_id, "KILLED", "stopped before it had all its trials")

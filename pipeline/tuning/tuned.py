@@ -21,7 +21,16 @@ from pipeline.databases import without_password
 from pipeline.errors import StudyError
 from pipeline.session import Session
 from pipeline.tuning.storage import open_storage, translated
-from pipeline.tuning.study import CHOICE, CHOSEN, FIXED, fixed_settings, shown_settings
+from pipeline.tuning.study import (
+    CHOICE,
+    CHOSEN,
+    FINISHED,
+    FIXED,
+    SPACE,
+    TUNING_KEY,
+    fixed_settings,
+    shown_settings,
+)
 
 _SHOWN_DIFFERENCES = 4
 
@@ -32,7 +41,7 @@ class _Match:
 
     Attributes:
         finished: trials that it has.
-        overruled: settings that it tuned and a person has fixed.
+        said: settings of the stage that a person has fixed.
         others: more finished studies that match.
         unfinished: studies that match and lack trials.
     """
@@ -40,9 +49,34 @@ class _Match:
     study: optuna.Study
     chosen: FrozenTrial
     finished: int
-    overruled: Set[str]
+    said: Set[str]
     others: int = 0
     unfinished: int = 0
+
+    @property
+    def overruled(self) -> list[str]:
+        """Settings that it tuned and a person has fixed."""
+        return sorted(self.said & self.study.user_attrs[SPACE].keys())
+
+    @property
+    def values(self) -> dict[str, object]:
+        """The settings to take."""
+        return {k: v for k, v in self.chosen.params.items() if k not in self.said}
+
+    def line(self, number: int) -> str:
+        """What is taken for this stage, and from where."""
+        notes = [str(self.study.user_attrs[CHOICE])]
+        if self.overruled:
+            notes.append(f"set by hand, not as tuned: {', '.join(self.overruled)}")
+        if self.others:
+            notes.append(f"{self.others} more finished studies match")
+        if self.unfinished:
+            notes.append(f"{self.unfinished} more match and are unfinished")
+        return (
+            f"stage {number}: tuned by study {self.study.study_name}, trial {self.chosen.number} "
+            f"({self.study.user_attrs['objective']} {self.chosen.value:.4f}): "
+            f"{shown_settings(self.values)}; {'; '.join(notes)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -77,16 +111,19 @@ def with_tuned(
 ) -> Session:
     """The session with the best settings of each stage's study; the last stage must have one.
 
+    A study of a later stage was made from certain settings of the stages before. Of several ways
+    to take studies for these, one is taken that leads to a study of the last stage.
+
     `numbers`: the stages, in order. `said`: settings that a person has fixed, by stage.
 
     Raises:
         StudyError: no finished study matches the last stage.
     """
     storage = open_storage(url, must_exist=True)
-    for number in numbers:
-        fixed_by_hand = said.get(number, set())
-        with translated(url):
-            found = _matching(storage, session, number, fixed_by_hand)
+    with translated(url):
+        first, *rest = list(_chains(storage, session, numbers, said))
+    chain = next((c for c in (first, *rest) if isinstance(c[-1], _Match)), first)
+    for number, found in zip(numbers, chain, strict=True):
         if isinstance(found, _Nothing):
             if number == numbers[-1]:
                 raise StudyError(found.fault(session, number, without_password(url)))
@@ -94,19 +131,34 @@ def with_tuned(
                 f"stage {number}: no finished study matches{found.hint}, its settings stay"
             )
             continue
-        values = {k: v for k, v in found.chosen.params.items() if k not in fixed_by_hand}
-        session = session.with_training(number, values)
+        session = session.with_training(number, found.values)
         session.tuned_by[number] = found.study.study_name
-        session.say(_line(number, found, values))
+        session.say(found.line(number))
     return session
+
+
+def _chains(
+    storage: BaseStorage, session: Session, numbers: list[int], said: Mapping[int, set[str]]
+) -> Iterator[list[_Match | _Nothing]]:
+    """Every way to take a study, or none, for each of these stages; the best ones first."""
+    if not numbers:
+        yield []
+        return
+    number, *later = numbers
+    for found in _matching(storage, session, number, said.get(number, set())):
+        after = session
+        if isinstance(found, _Match):
+            after = session.with_training(number, found.values)
+        for chain in _chains(storage, after, later, said):
+            yield [found, *chain]
 
 
 def _matching(
     storage: BaseStorage, session: Session, number: int, said: Set[str]
-) -> _Match | _Nothing:
-    """The study to take, or what there is instead.
+) -> list[_Match | _Nothing]:
+    """Studies that may be taken, best first, and at last none of them.
 
-    Of several: one that tuned nothing of what was said by hand, the one with most trials, the
+    First those that tuned nothing of what was said by hand, then those with most trials, then the
     latest.
     """
     matches: list[_Match] = []
@@ -116,17 +168,16 @@ def _matching(
         attrs = summary.user_attrs
         if differs := _differences(session, number, attrs):
             nearest = min(nearest, (len(differs), _shown(summary.study_name, differs)))
-        elif not attrs.get("finished") or CHOSEN not in attrs:
+        elif not attrs.get(FINISHED) or CHOSEN not in attrs:
             unfinished.append(summary.study_name)
         else:
             study = optuna.load_study(study_name=summary.study_name, storage=storage)
             chosen = study.get_trials(deepcopy=False)[attrs[CHOSEN]]
-            overruled = frozenset(said & attrs["space"].keys())
-            matches.append(_Match(study, chosen, attrs["finished"], overruled))
-    if not matches:
-        return _Nothing(unfinished[-1] if unfinished else "", nearest[1])
-    best = max(reversed(matches), key=lambda match: (-len(match.overruled), match.finished))
-    return replace(best, others=len(matches) - 1, unfinished=len(unfinished))
+            matches.append(_Match(study, chosen, attrs[FINISHED], said))
+    matches.reverse()
+    matches.sort(key=lambda match: (len(match.overruled), -match.finished))
+    counted = [replace(m, others=len(matches) - 1, unfinished=len(unfinished)) for m in matches]
+    return [*counted, _Nothing(unfinished[-1] if unfinished else "", nearest[1])]
 
 
 def _of_stage(storage: BaseStorage, session: Session, number: int) -> Iterator[StudySummary]:
@@ -134,40 +185,24 @@ def _of_stage(storage: BaseStorage, session: Session, number: int) -> Iterator[S
     for summary in optuna.get_all_study_summaries(storage, include_best_trial=False):
         fixed = summary.user_attrs.get(FIXED, {})
         of_it = fixed.get("backbone") == session.settings.backbone
-        if of_it and summary.user_attrs.get("stage") == number:
+        if of_it and summary.user_attrs.get("stage") == number and SPACE in summary.user_attrs:
             yield summary
 
 
 def _differences(session: Session, number: int, attrs: Mapping[str, Any]) -> list[str]:
     """What the study held fixed and is otherwise here; nothing: it matches."""
-    theirs, ours = attrs[FIXED], fixed_settings(session.settings, number, attrs["space"])
+    theirs, ours = attrs[FIXED], fixed_settings(session.settings, number, attrs[SPACE])
     differs = {
         key: f"{key}={theirs.get(key)} (here {value})"
         for key, value in ours.items()
         if theirs.get(key) != value
     }
-    if attrs["tuning_key"] == session.recipe(number, trained=number - 1):
+    if attrs[TUNING_KEY] == session.recipe(number, trained=number - 1):
         return [words for key, words in differs.items() if key.startswith(f"stage{number}.")]
-    return list(differs.values()) or ["other images, weights or precision"]
+    return list(differs.values()) or ["other images, weights, views or precision"]
 
 
 def _shown(name: str, differs: list[str]) -> str:
     rest = len(differs) - _SHOWN_DIFFERENCES
     more = f" and {rest} more" if rest > 0 else ""
     return f"the nearest, {name}, has {', '.join(differs[:_SHOWN_DIFFERENCES])}{more}"
-
-
-def _line(number: int, match: _Match, values: Mapping[str, object]) -> str:
-    study, chosen = match.study, match.chosen
-    notes = [str(study.user_attrs[CHOICE])]
-    if match.overruled:
-        notes.append(f"set by hand, not as tuned: {', '.join(sorted(match.overruled))}")
-    if match.others:
-        notes.append(f"{match.others} more finished studies match, this one has most trials")
-    if match.unfinished:
-        notes.append(f"{match.unfinished} more match and are unfinished")
-    return (
-        f"stage {number}: tuned by study {study.study_name}, trial {chosen.number} "
-        f"({study.user_attrs['objective']} {chosen.value:.4f}): {shown_settings(values)}; "
-        f"{'; '.join(notes)}"
-    )

@@ -1,0 +1,141 @@
+"""The life of a trial in Optuna's storage: its heartbeat, its end, and whether it is run again.
+
+A trial whose worker was lost or interrupted is queued again with the same settings, and does not
+count; its retry does. In: trials. Out: their outcomes, counts, the best of them.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Literal
+
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from pipeline.tuning.storage import STORAGE_FAULTS, experiments_known
+
+DEFAULTS = "defaults"
+"""User attribute of the first trial, which has the settings that an untuned run would have."""
+
+REASON = "reason"
+"""User attribute of trials that ended early: absent where a worker was lost."""
+
+RUN_ID = "run_id"
+"""User attribute of a trial, and of a study: its run in MLflow."""
+
+RETRIES = 3
+"""How often a trial is queued again; the defaults, which all are held against, always."""
+
+Outcome = Literal["complete", "pruned", "failed", "interrupted", "running", "waiting"]
+_OUTCOMES: dict[TrialState, Outcome] = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+}
+
+
+def outcome(trial: FrozenTrial) -> Outcome:
+    """What became of a trial; `failed`: by its own settings, `interrupted`: by anything else."""
+    if trial.state == TrialState.FAIL:
+        return "failed" if REASON in trial.user_attrs else "interrupted"
+    return _OUTCOMES[trial.state]
+
+
+def outcomes(trials: Sequence[FrozenTrial]) -> dict[Outcome, int]:
+    """How many trials came to what."""
+    found = [outcome(trial) for trial in trials]
+    names: tuple[Outcome, ...] = (*_OUTCOMES.values(), "failed", "interrupted")
+    return {name: found.count(name) for name in names}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How many trials have come to an end that counts, and how many run now."""
+
+    finished: int
+    running: int
+
+
+def progress_of(trials: Sequence[FrozenTrial]) -> Progress:
+    """Count trials: those that were interrupted do not count, their retries do."""
+    counts = outcomes(trials)
+    finished = counts["complete"] + counts["pruned"] + counts["failed"]
+    return Progress(finished, counts["running"])
+
+
+def queued_again(trials: Sequence[FrozenTrial]) -> set[int]:
+    """Numbers of the trials that others repeat."""
+    return {number for trial in trials for number in trial.system_attrs.get("retry_history", [])}
+
+
+def queue_interrupted(study: optuna.Study) -> None:
+    """Queue every interrupted trial once more, unless it has been; one process at a time."""
+    trials = study.get_trials(deepcopy=True)
+    done = queued_again(trials)
+    for trial in trials:
+        if outcome(trial) == "interrupted" and trial.number not in done:
+            limit = None if DEFAULTS in trial.user_attrs else RETRIES
+            with experiments_known():
+                RetryHeartbeatStaleTrialCallback(max_retry=limit)(study, trial)
+
+
+def best_of(trials: Sequence[FrozenTrial], *, maximised: bool) -> FrozenTrial | None:
+    """The completed trial with the best value, the earliest of equals; None without any."""
+    done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    sign = -1.0 if maximised else 1.0
+    return min(done, key=lambda trial: (sign * (trial.value or 0.0), trial.number), default=None)
+
+
+def default_of(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
+    """The completed trial with the defaults; None without one."""
+    done = (t for t in trials if DEFAULTS in t.user_attrs and t.state == TrialState.COMPLETE)
+    return next(done, None)
+
+
+def ask(study: optuna.Study, storage: RDBStorage) -> Trial:
+    """The next trial: one that waits, or a new one; with its first heartbeat."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Heartbeat of storage")  # ours is `beating`
+        trial = study.ask()
+    storage.record_heartbeat(trial._trial_id)
+    return trial
+
+
+@contextmanager
+def beating(storage: RDBStorage, trial: Trial) -> Iterator[None]:
+    """Say every few seconds that this trial's worker is alive.
+
+    A beat that a storage misses is not the last one, as it would be in `Study.optimize`.
+    """
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(storage.heartbeat_interval):
+            with suppress(*STORAGE_FAULTS):
+                storage.record_heartbeat(trial._trial_id)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def interrupt(study: optuna.Study, trial: Trial) -> bool:
+    """Mark a trial as interrupted; False if it had come to its end already."""
+    ended = study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+    return outcome(ended) == "interrupted"
+
+
+def is_given_up(err: BaseException) -> bool:
+    """Whether a trial of ours was ended by another process, which took us for lost."""
+    return isinstance(err, UpdateFinishedTrialError) or str(err).startswith("Cannot tell a ")

@@ -1,0 +1,257 @@
+"""The life of a trial: who ends it, when it is run again, what is never pruned or lost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+import pytest
+from optuna.exceptions import StorageInternalError
+from optuna.trial import Trial, TrialState
+
+from pipeline.entry_settings import TuneSettings
+from pipeline.search_space import Range, SearchSpace
+from pipeline.stages import get_stage
+from pipeline.tuning.storage import Losses, open_storage
+from pipeline.tuning.study import SPACE, Spec, Study, suggest
+from pipeline.tuning.trial import Ending, Pruned, Reporter
+from pipeline.tuning.trials import RETRIES, beating, outcome
+from pipeline.tuning.tune import Worker
+
+LR = SearchSpace("", {"lr": Range(1e-4, 1e-2, log=True)})
+SPEC = Spec("a-study", get_stage("full", 1), (0, 1), "val_acc", LR, "key", {}, {"lr": 1e-3})
+MANY = 100
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    return Study.join(open_storage(f"sqlite:///{tmp_path}/optuna.db"), SPEC, seed=0)
+
+
+def asked(study: Study, wanted: int = MANY) -> Trial:
+    trial = study.ask(wanted)
+    assert trial
+    return trial
+
+
+def outcomes(study: Study) -> list[str]:
+    return [outcome(trial) for trial in study.optuna.trials]
+
+
+class Store:
+    """A tracking store that takes everything."""
+
+    def get(self, run_id: str) -> str:
+        return run_id
+
+    def add_metrics(self, run_id: str, values: dict[str, float], step: int = 0) -> None:
+        pass
+
+
+def worker(study: Study, said: list[str] | None = None) -> Worker:
+    say = (said if said is not None else []).append
+    tune = TuneSettings(n_trials=MANY)
+    tracking: Any = Store()
+    return Worker(SPEC, {}, tracking, study.storage, study.storage.url, tune, None, say)
+
+
+def run_one(study: Study, objective: Any, said: list[str] | None = None) -> bool:  # noqa: ANN401
+    return worker(study, said)._run_one(study, objective, "run", Losses())
+
+
+def give_up(study: Study, trial: Trial) -> None:
+    """What another process does that takes this one for lost."""
+    study.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+
+
+def test_ctrl_c_stops_the_worker_whatever_became_of_its_trial(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def as_it_is(_: Trial) -> None:
+        pass
+
+    def with_the_storage_away(_: Trial) -> None:
+        def away(*_: object, **__: object) -> None:
+            raise StorageInternalError("away")
+
+        monkeypatch.setattr(study.storage, "set_trial_state_values", away)
+
+    def given_up(trial: Trial) -> None:
+        give_up(study, trial)
+
+    meanwhiles: list[Callable[[Trial], None]] = [as_it_is, given_up, with_the_storage_away]
+    for meanwhile in meanwhiles:
+
+        def objective(trial: Trial, meanwhile: Callable[[Trial], None] = meanwhile) -> Ending:
+            meanwhile(trial)
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run_one(study, objective)
+    monkeypatch.undo()
+    assert outcomes(study) == ["interrupted", "interrupted", "running"]
+
+
+def test_a_result_that_comes_too_late_is_dropped_and_the_worker_goes_on(study: Study) -> None:
+    said: list[str] = []
+
+    def objective(trial: Trial) -> Ending:
+        give_up(study, trial)
+        return Ending(TrialState.COMPLETE, 0.9)
+
+    assert run_one(study, objective, said)
+    assert said == ["note: trial 0 was given up meanwhile: result dropped"]
+    assert run_one(study, lambda _: Ending(TrialState.COMPLETE, 0.5))
+    assert outcomes(study) == ["interrupted", "complete"]
+    assert study.optuna.trials[1].user_attrs["defaults"] == "inside the space"
+    assert study.best
+    assert study.best.value == 0.5
+
+
+def test_a_trial_that_loses_its_storage_is_run_again(study: Study) -> None:
+    said: list[str] = []
+
+    def objective(_: Trial) -> Ending:
+        raise StorageInternalError("away")
+
+    assert run_one(study, objective, said)
+    assert said == ["note: a trial was lost (away): it will be run again"]
+    assert outcomes(study) == ["interrupted", "waiting"]
+
+
+def test_a_fault_of_the_program_is_not_kept_quiet(study: Study) -> None:
+    def objective(_: Trial) -> Ending:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_one(study, objective)
+    assert outcomes(study) == ["interrupted", "waiting"]
+
+
+def test_the_defaults_are_queued_however_often_they_are_interrupted(study: Study) -> None:
+    for number in range(RETRIES + 4):
+        trial = asked(study)
+        assert "defaults" in trial.user_attrs, number
+        assert study.interrupt(trial)
+
+
+def test_another_trial_is_queued_a_few_times(study: Study) -> None:
+    study.optuna.tell(asked(study), 0.5)
+    first = asked(study)
+    rate = suggest(first, LR)["lr"]
+    study.interrupt(first)
+    for _ in range(RETRIES):
+        trial = asked(study)
+        assert suggest(trial, LR)["lr"] == rate
+        study.interrupt(trial)
+    assert suggest(asked(study), LR)["lr"] != rate
+
+
+def test_whoever_asks_next_queues_what_a_lost_process_left_behind(study: Study) -> None:
+    give_up(study, asked(study))  # and is lost before it has queued it again
+    assert outcomes(study) == ["interrupted"]
+    assert "defaults" in asked(study).user_attrs
+    assert outcomes(study) == ["interrupted", "running"]
+
+
+def test_a_trial_that_came_to_nothing_by_itself_is_not_repeated(study: Study) -> None:
+    trial = asked(study)
+    trial.set_user_attr("reason", "pruned after draw 0")
+    give_up(study, trial)  # before its worker, which is lost, could say so
+    assert "defaults" not in asked(study).user_attrs
+    assert outcomes(study) == ["failed", "running"]
+    assert study.progress().finished == 1
+
+
+def test_the_defaults_are_never_pruned(study: Study) -> None:
+    first = asked(study)
+    for _ in range(5):
+        trial = asked(study)
+        for step in range(1, 11):
+            trial.report(0.9, step)
+        study.optuna.tell(trial, 0.9)
+    other = asked(study)
+    with pytest.raises(Pruned):
+        Reporter(other, SPEC, [], None).finish(0.1)
+    Reporter(first, SPEC, [], None).finish(0.1)
+    assert first.should_prune()  # if Optuna were asked
+
+
+def test_no_trial_is_one_too_many(study: Study) -> None:
+    trial = asked(study, wanted=1)
+    assert study.ask(1) is None
+    study.optuna.tell(trial, 0.5)
+    assert study.ask(1) is None
+    assert study.ask(2)
+
+
+def test_a_beat_that_is_missed_is_not_the_last_one(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial, beats = asked(study), []
+
+    def record(trial_id: int) -> None:
+        beats.append(trial_id)
+        if len(beats) < 3:
+            raise StorageInternalError("away")
+
+    monkeypatch.setattr(study.storage, "record_heartbeat", record)
+    monkeypatch.setattr(study.storage, "heartbeat_interval", 0.01)
+    with beating(study.storage, trial):
+        end = time.monotonic() + 30
+        while len(beats) < 5 and time.monotonic() < end:
+            time.sleep(0.01)
+    assert len(beats) >= 5
+    assert set(beats) == {trial._trial_id}
+
+
+def test_a_study_has_one_pace_whoever_joins(study: Study) -> None:
+    impatient = open_storage(study.storage.url, heartbeat_s=1)
+    assert impatient.grace_period == 4
+    Study.join(impatient, SPEC, seed=0)
+    assert impatient.heartbeat_interval == 15
+    assert impatient.grace_period == 60
+
+
+def test_looking_for_a_study_does_not_begin_it(tmp_path: Path) -> None:
+    storage = open_storage(f"sqlite:///{tmp_path}/optuna.db")
+    assert Study.find(storage, SPEC) is None
+    assert optuna.get_all_study_names(storage) == []
+    joined = Study.join(storage, SPEC, seed=0)
+    found = Study.find(storage, SPEC)
+    assert found
+    assert found.optuna.user_attrs == joined.optuna.user_attrs
+
+
+@pytest.mark.parametrize("steps", range(8))
+def test_a_study_that_was_left_half_made_is_completed_by_whoever_joins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    storage = open_storage(f"sqlite:///{tmp_path}/optuna.db")
+    written = SimpleNamespace(count=0)
+
+    def until_killed(write: Any) -> Any:  # noqa: ANN401
+        def counted(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            if written.count == steps:
+                raise SystemExit
+            written.count += 1
+            return write(*args, **kwargs)
+
+        return counted
+
+    with monkeypatch.context() as patch:
+        for name in ("create_new_study", "set_study_user_attr", "create_new_trial"):
+            patch.setattr(storage, name, until_killed(getattr(storage, name)))
+        with pytest.raises(SystemExit):
+            Study.join(storage, SPEC, seed=0)
+    joined = Study.join(storage, SPEC, seed=0)
+    assert joined.created
+    assert joined.optuna.user_attrs[SPACE] == LR.plain()
+    assert [trial.user_attrs for trial in joined.optuna.trials] == [
+        {"defaults": "inside the space"}
+    ]
+    assert not Study.join(storage, SPEC, seed=0).created
