@@ -115,9 +115,16 @@ def test_a_trial_that_runs_out_of_time_is_queued_again(
 
         holder = threading.Thread(target=hold)
         one = TuneSettings(n_trials=1)
-        holder.start()
-        held.wait()
-        Worker(spec, {0: session}, tracking, storage, url, one, deadline, said.append).work()
+
+        def say(
+            line: str, holder: threading.Thread = holder, held: threading.Event = held
+        ) -> None:
+            said.append(line)
+            if "0 of 1 trials so far" in line:  # it is about to ask for one
+                holder.start()
+                held.wait()
+
+        Worker(spec, {0: session}, tracking, storage, url, one, deadline, say).work()
         holder.join()
         if ends("trial"):
             break
