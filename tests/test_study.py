@@ -275,6 +275,7 @@ def test_a_storage_that_cannot_be_is_one_line_without_a_password_and_no_open_run
     message: str,
 ) -> None:
     (store / "images.txt").write_text("no database\n" * 100)
+    (store / "other.db").write_bytes((store / "mlflow.db").read_bytes())
     space = space_file(store, "lr: [0.01]\n")
     assert command("tune", **TUNE, space=space, storage=storage) == 2
     output = capfd.readouterr()
