@@ -2,10 +2,10 @@
 
     python benchmarks/tuned.py --data CIFAR_FOLDER --weights STARTER --trials 20 --out tuned
 
-`tune` runs all stages on draws 0 and 1; then the chain of three stages is trained on fresh draws
-with the defaults (the preset's, and what `--set` says), with the settings of the best trials, and
-with those that `tuned=true` takes (the best only where it beats the defaults by more than noise),
-and scored on the whole held-out test split. Out: a CSV with a row a draw, stage and arm, and a
+`tune` runs all stages on draws 0 and 1; then each stage is trained on fresh draws with the
+defaults (the preset's, and what `--set` says), with the settings of its best trial, and with those
+that `tuned=true` takes (the best only where it beats the defaults by more than noise), the two
+latter from the stages before as `tuned=true` has them, and scored on the whole held-out test split. Out: a CSV with a row a draw, stage and arm, and a
 Markdown table: paired gains with 95% intervals, and the winner's curse, the best trial's score
 minus what the same settings reach on fresh draws' validation images.
 """
@@ -47,15 +47,17 @@ def confirm(options: dict[str, str], done: Sequence[Tuned], draws: Sequence[int]
         first = Session.open(settings, tracking, lambda _: None)
         if scorer is None:
             scorer = Scorer(test_images(settings), settings.stage(3).prefix)
-        best = tuned = first
-        for one in done:
-            number = one.study.spec.stage.number
-            assert one.study.best is not None
-            best = best.with_training(number, one.study.best.params)
-            tuned = tuned.with_training(number, one.settings)
-        for arm, session in (("preset", first), ("best", best), ("tuned", tuned)):
-            quiet = replace(session, is_trial=True)
-            for number in (one.study.spec.stage.number for one in done):
+        chosen = first
+        for one in done:  # a study's trials start from what was chosen for the stages before
+            number, best = one.study.spec.stage.number, one.study.best
+            assert best is not None
+            arms = {
+                "preset": first,
+                "best": chosen.with_training(number, best.params),
+                "tuned": chosen.with_training(number, one.settings),
+            }
+            for arm, session in arms.items():
+                quiet = replace(session, is_trial=True)
                 summary = find_or_run(quiet, number)
                 backbone = quiet.restore(tracking.get(summary.run_id))
                 acc = scorer.score(backbone, quiet.dtype, quiet.device).acc
@@ -64,6 +66,7 @@ def confirm(options: dict[str, str], done: Sequence[Tuned], draws: Sequence[int]
                     | {"test_acc": acc}
                 )
                 sys.stderr.write(f"draw {draw} {arm} stage {number}: {acc:.4f}\n")
+            chosen = arms["tuned"]
     return pd.DataFrame(rows)
 
 
