@@ -5,7 +5,7 @@
 `tune` runs all stages on draws 0 and 1; then each stage is trained on fresh draws with the
 defaults (the preset's, and what `--set` says), with the settings of its best trial, and with those
 that `tuned=true` takes (the best only where it beats the defaults by more than noise), the two
-latter from the stages before as `tuned=true` has them, and scored on the whole held-out test split.
+latter from the stages before as `tuned=true` has them, and scored on the held-out test split.
 Out: a CSV with a row a draw, stage and arm, and a Markdown table: paired gains with 95% intervals,
 and the winner's curse, the best trial's score minus what the same settings reach on fresh draws'
 validation images.
