@@ -15,7 +15,7 @@ from pipeline.errors import StorageError
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST),
-    *(errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO),
+    *(errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ENOENT),
 }
 
 

@@ -19,7 +19,7 @@ import optuna
 import pytest
 from sqlalchemy import create_engine, event, text
 
-from pipeline.interrupts import stopped_by_signals
+from pipeline.interrupts import PARENT, end_with_parent, stopped_by_signals
 from pipeline.tuning.storage import open_storage
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -135,3 +135,18 @@ def test_a_worker_stops_once_the_command_that_started_it_is_gone(tmp_path: Path)
         assert time.monotonic() < end, "the worker goes on"
         time.sleep(0.1)
     process.stdout.close()
+
+
+def test_a_worker_whose_command_is_gone_before_it_looks_stops_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    monkeypatch.setenv(PARENT, str(gone.pid))
+
+    def work() -> None:
+        end_with_parent()
+        time.sleep(30)
+
+    with stopped_by_signals(signal.signal), pytest.raises(KeyboardInterrupt):
+        work()

@@ -249,6 +249,11 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         assert str(caught.value).startswith(f"space={path}: ")
 
 
+def test_a_folder_of_spaces_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"space=.*nowhere: cannot be read \(.*No such file"):
+        plan_of({"space": str(tmp_path / "nowhere")}, None)
+
+
 LR, BOTH = "lr: [0.1, 0.2]\n", "lr: [0.1, 0.2]\nnorm: [keep, adapt]\n"
 
 

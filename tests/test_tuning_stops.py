@@ -235,6 +235,17 @@ def test_no_study_is_left_running_by_a_parent_that_cannot_be_trained(
     assert ends("study") == ["KILLED"]
 
 
+def test_a_cache_that_cannot_be_written_is_one_line(
+    command: Command, options: dict[str, str], store: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (store / "file").touch()
+    for folder, why in ((store / "file" / "cache", "Not a directory"), ("/proc/no", "No such")):
+        assert command("tune", **{**options, "stage": "2", "cache_dir": str(folder)}) == 2
+        faults = [line for line in capfd.readouterr().err.splitlines() if "error: " in line]
+        assert len(faults) == 1
+        assert f"cannot write a lock to {folder}/parents ({why}" in faults[0]
+
+
 def test_no_study_is_left_running_by_ctrl_c_while_its_parents_train(
     command: Command, options: dict[str, str], store: Path
 ) -> None:
