@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipeline.arms import QUESTIONS
 from pipeline.command_line import command_line
 from pipeline.decision import Decision
 from pipeline.settings import INHERITED_KEYS
@@ -24,13 +25,15 @@ def command_of(decision: Decision) -> str:
         "looks": ",".join(map(str, decision.design.looks)),
         "threshold": decision.design.threshold,
     }
-    if asked.decide.beside:
-        said["beside"] = asked.decide.beside
+    for key in ("beside", "register_as"):
+        if given := getattr(asked.decide, key):
+            said[key] = given
     if asked.decide.tune:
         tune = asked.tune
         said |= {"tune": "on", "n_trials": tune.n_trials, "draws": tune.draws}
         said |= {"objective": tune.objective, "margin": tune.margin}
-    if decision.treatment.name == "three_stage" and decision.control.name.endswith("_continued"):
+    asks = (decision.treatment.last, decision.control.name) in QUESTIONS.values()
+    if decision.treatment.name == "three_stage" and asks:
         said["question"] = f"stage{decision.treatment.last}"
     else:
         said |= {"treatment": decision.treatment.name, "control": decision.control.name}
