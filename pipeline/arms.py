@@ -67,13 +67,13 @@ class TunedArm:
     """An arm after tuning.
 
     Attributes:
-        value: the best trial's score on the tuning draws.
+        val_acc: the chosen trial's, mean over the tuning draws; None where its run is gone.
         studies: name by stage number.
         run_ids: the studies' MLflow runs.
     """
 
     arm: Arm
-    value: float
+    val_acc: float | None
     studies: Mapping[int, str]
     run_ids: tuple[str, ...]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from pipeline.arms import TunedArm
 from pipeline.decision import ArmCost, Decision
 from pipeline.figures import gains_picture
 from pipeline.gate import Gate
@@ -238,16 +239,20 @@ def _costs(decision: Decision) -> Page:
         ),
     ]
     for tuned, cost in zip(decision.tuned, costs, strict=False):
-        page.append(
-            Part(
-                "text",
-                f"Tuning of {tuned.arm.words}: best trial {tuned.value:.2%} on its tuning draws, "
-                f"confirmed {cost.test_acc:.2%}: optimism gap "
-                f"{100 * (tuned.value - cost.test_acc):+.2f} pp "
-                f"(studies {', '.join(tuned.studies.values())}).",
-            )
-        )
+        page.append(Part("text", _tuning(tuned, cost)))
     return page
+
+
+def _tuning(tuned: TunedArm, cost: ArmCost) -> str:
+    """What the chosen trial promised, and what came of it."""
+    chosen, gap = "the chosen trial's run is gone", ""
+    if tuned.val_acc is not None:
+        chosen = f"chosen trial {tuned.val_acc:.2%} on its tuning draws"
+        gap = f": optimism gap {100 * (tuned.val_acc - cost.test_acc):+.2f} pp"
+    return (
+        f"Tuning of {tuned.arm.words}: {chosen}, confirmed {cost.test_acc:.2%}{gap} "
+        f"(studies {', '.join(tuned.studies.values())})."
+    )
 
 
 def _signals(runs: Sequence[RunView], gate: Gate | None) -> Page:

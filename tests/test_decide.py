@@ -788,13 +788,14 @@ def test_tuned_arms_are_confirmed_on_draws_that_no_study_has_seen(desk: Desk) ->
         ([p.treatment for p in decision.pairs], [p.control for p in decision.pairs]),
         strict=True,
     ):
-        gap = 100 * (arm.value - statistics.mean(result.test_acc for result in results))
+        assert arm.val_acc
+        gap = 100 * (arm.val_acc - statistics.mean(result.test_acc for result in results))
         assert f"optimism gap {gap:+.2f} pp" in markdown
         for run_id in arm.run_ids:
             study = mlflow.get_run(run_id)
             assert study.data.tags["verdict"] == decision.verdict.state
         last = mlflow.get_run(arm.run_ids[-1])  # without a margin the best trial is taken
-        assert last.data.metrics["best/value"] == pytest.approx(arm.value)
+        assert last.data.metrics["best/value"] == pytest.approx(arm.val_acc)
         assert last.data.tags["kind"] == "study"
 
     before = {run.info.run_id for run in runs()}

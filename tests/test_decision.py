@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 
 import pytest
 
-from pipeline.arms import comparison_of
+from pipeline.arms import TunedArm, comparison_of
 from pipeline.decision import Decision
+from pipeline.decision_report import page_of
+from pipeline.page import to_markdown
 from pipeline.pairs import ArmResult, ChainCost, Pair, pair_keys
 from pipeline.pool import Pool
 from pipeline.reproduce import command_of
+from pipeline.tracking import RunView
 
 PRESET = {"preset": "cifar10_small", "looks": "2", "train_per_class": "10"}
 
@@ -56,3 +60,29 @@ def test_the_command_names_the_same_two_arms(words: dict[str, str]) -> None:
 def test_the_command_says_what_is_registered(name: str) -> None:
     assert said_again(decision(register_as=name))["register_as"] == name
     assert "register_as" not in said_again(decision())
+
+
+def runs_of(made: Decision, commits: tuple[str, str] = ("one", "one")) -> list[RunView]:
+    """The treatment's runs, as the store has them."""
+    marks = {"data_sha256": "d" * 64, "weights_sha256": "w" * 64}
+    return [
+        RunView("a-run", "stage", "FINISHED", {**marks, "git_commit": commit}, {}, {})
+        for _, commit in zip(made.pairs, commits, strict=True)
+    ]
+
+
+def report(made: Decision) -> str:
+    return to_markdown(page_of(made, runs_of(made), None))
+
+
+@pytest.mark.parametrize(
+    ("val_acc", "shown"),
+    [
+        (0.85, "chosen trial 85.00% on its tuning draws, confirmed 80.00%: optimism gap +5.00 pp"),
+        (None, "the chosen trial's run is gone, confirmed 80.00% (studies a-study)"),
+    ],
+)
+def test_the_report_says_what_the_chosen_trial_promised(val_acc: float | None, shown: str) -> None:
+    made = decision(question="stage2")
+    tuned = TunedArm(made.treatment, val_acc, {2: "a-study"}, ("a-run",))
+    assert f"Tuning of stage 2: {shown}" in report(replace(made, tuned=(tuned,)))

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from optuna.trial import FrozenTrial
+
 from pipeline.arms import Arm, TunedArm
 from pipeline.entry_points import Command
 from pipeline.entry_settings import TuneSettings
-from pipeline.errors import SettingsError
+from pipeline.errors import LineageError, SettingsError, StudyError
 from pipeline.search_space import Plan, SearchSpace, default_space, read_space
 from pipeline.tracking import Tracking
 from pipeline.tuning.storage import storage_url
+from pipeline.tuning.trial import RUN_ID
 from pipeline.tuning.tune import work
 
 
@@ -28,6 +31,10 @@ def tune_arm(
     """Studies of these stages, each from the best of the one before.
 
     `fixed`: settings that are not tuned, by stage.
+
+    Raises:
+        SettingsError: nothing is left to tune.
+        StudyError: a study without a completed trial.
     """
     spaces = {}
     for number in numbers:
@@ -45,10 +52,22 @@ def tune_arm(
     stages = list(arm.settings.stages)
     for one in done:
         number = one.study.spec.stage.number
+        if one.choice is None:
+            raise StudyError(
+                f"{arm.words}, stage {number}: no trial of study {one.study.name} was completed: "
+                "see why above, and give more n_trials or other settings"
+            )
         stages[number - 1] = stages[number - 1].model_copy(update=dict(one.settings))
+        chosen = one.choice.trial
     settings = arm.settings.model_copy(update={"stages": tuple(stages)})
-    best = done[-1].choice.trial if done[-1].choice else None
-    value = best.value if best and best.value is not None else float("nan")
     studies = {one.study.spec.stage.number: one.study.name for one in done}
     run_ids = tuple(one.run_id for one in done)
-    return TunedArm(Arm(arm.name, settings, arm.last), value, studies, run_ids)
+    tuned = Arm(arm.name, settings, arm.last)
+    return TunedArm(tuned, _val_acc(tracking, chosen), studies, run_ids)
+
+
+def _val_acc(tracking: Tracking, trial: FrozenTrial) -> float | None:
+    try:
+        return tracking.get(str(trial.user_attrs.get(RUN_ID, ""))).metrics.get("val_acc")
+    except LineageError:
+        return None

@@ -1,0 +1,69 @@
+"""Tuning an arm of a decision: what its chosen trial was worth, and where there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from pipeline.arms import Arm
+from pipeline.config import load_settings
+from pipeline.entry_points import Command
+from pipeline.entry_settings import TuneSettings
+from pipeline.errors import StudyError
+from pipeline.tracking import Tracking
+from pipeline.tuning.arms import tune_arm
+from tests.conftest import TINY
+
+
+@pytest.fixture
+def options(store: Path, image_folder: Path) -> dict[str, str]:
+    return {
+        **TINY,
+        "val_per_class": "2",
+        "data": str(image_folder),
+        "cache_dir": str(store / "cache"),
+    }
+
+
+def head(options: dict[str, str]) -> Arm:
+    return Arm("head_only", load_settings({**options, "schedule": "head_only"}), 1)
+
+
+@pytest.mark.parametrize("objective", ["val_acc", "val_loss"])
+def test_a_tuned_arm_has_its_chosen_trials_validation_accuracy_over_the_draws(
+    options: dict[str, str], objective: str
+) -> None:
+    words = {"n_trials": 2, "draws": 2, "objective": objective, "margin": 0}
+    tune = TuneSettings.model_validate(words)
+    command = Command(options, say=lambda _: None)
+    tuned = tune_arm(command, Tracking.connect(), tune, head(options), [1])
+    stages = mlflow.search_runs(["0"], "tags.kind = 'stage'", output_format="list")
+    chosen = {
+        run.data.tags["draw"]: run.data.metrics["best/val_acc"]
+        for run in stages
+        if run.data.params["lr"] == str(tuned.arm.settings.training(1).lr)
+    }
+    assert len(chosen) == 2
+    assert tuned.val_acc == pytest.approx(sum(chosen.values()) / 2)
+
+
+def test_the_accuracy_is_unknown_where_the_trials_run_is_gone(options: dict[str, str]) -> None:
+    tune = TuneSettings(n_trials=1)
+    command, tracking = Command(options, say=lambda _: None), Tracking.connect()
+    tune_arm(command, tracking, tune, head(options), [1])
+    (trial,) = mlflow.search_runs(["0"], "tags.kind = 'trial'", output_format="list")
+    mlflow.delete_run(trial.info.run_id)
+    assert tune_arm(command, tracking, tune, head(options), [1]).val_acc is None
+
+
+def test_a_study_without_a_completed_trial_is_one_line(options: dict[str, str]) -> None:
+    options |= {"schedule": "full", "optimizer": "sgd", "lr": "100", "stage1.epochs": "4"}
+    arm = Arm("full", load_settings(options), 1)
+    command = Command(options, say=lambda _: None)
+    with pytest.raises(
+        StudyError, match=r"^unfreezing everything at once, stage 1: no trial of study "
+    ) as err:
+        tune_arm(command, Tracking.connect(), TuneSettings(n_trials=1), arm, [1])
+    assert len(str(err.value).splitlines()) == 1
