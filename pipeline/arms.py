@@ -10,7 +10,7 @@ spent before the matching one. A stage that goes on with the one before keeps it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -109,7 +109,11 @@ def arms_of(
 def at_equal_steps(
     treatment: Arm, name: str, options: Mapping[str, str], config: str | None
 ) -> Arm:
-    """Another schedule with as many optimizer steps as the treatment has up to its last stage."""
+    """Another schedule with as many optimizer steps as the treatment has up to its last stage.
+
+    Raises:
+        SettingsError: more stages than the treatment has steps for, or one that may stop early.
+    """
     settings = treatment.settings
     theirs = SCHEDULES[treatment.name][: treatment.last]
     ours = SCHEDULES[name]
@@ -127,11 +131,26 @@ def at_equal_steps(
         goes_on = number > 1 and ours[number - 1].trainable == ours[number - 2].trainable
         base = stages[-1] if goes_on else own.training(number)
         stages.append(_with_steps(base, group))
+    refuse_patience([*settings.stages[: treatment.last], *stages])
     run = {key: getattr(settings, key) for key in RUN_KEYS}
     arm_settings = Settings(**{**run, "schedule": name}).model_copy(
         update={"stages": tuple(stages)}
     )
     return Arm(name, arm_settings, len(ours))
+
+
+def refuse_patience(stages: Iterable[TrainSettings]) -> None:
+    """Nobody knows beforehand how many steps a stage has that may stop early.
+
+    Raises:
+        SettingsError: one of them may.
+    """
+    for training in stages:
+        if training.patience:
+            raise SettingsError(
+                f"patience={training.patience}: arms have equal optimizer steps, which those that "
+                "stop early would not have: leave patience out (0)"
+            )
 
 
 def said_of_all(options: Mapping[str, str], config: str | None) -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.arms import said_of_all
+from pipeline.arms import refuse_patience, said_of_all
 from pipeline.config import load_own, load_settings, said_of_stage
 from pipeline.entry_settings import PRETRAIN_KEYS, RANK_KEYS, PretrainSettings, RankSettings
 from pipeline.errors import SettingsError
@@ -94,4 +94,7 @@ def rank_plan(options: Mapping[str, str], config: str | None) -> RankPlan:
             f"schedule={schedule}: the check releases blocks after a stage of the head "
             "alone: leave schedule out, or check"
         )
-    return RankPlan(rank.check, plain, load_settings(plain, config=config))
+    settings = load_settings(plain, config=config)
+    if rank.check:
+        refuse_patience(settings.stages[:2])
+    return RankPlan(rank.check, plain, settings)

@@ -9,6 +9,7 @@ import pytest
 from pipeline.arms import Arm, Comparison, arms_of, at_equal_steps, comparison_of
 from pipeline.entry_settings import DecideSettings
 from pipeline.errors import SettingsError
+from pipeline.plans import rank_plan
 from pipeline.session import Session
 from pipeline.settings import TrainSettings
 from pipeline.stages import SCHEDULES
@@ -235,6 +236,7 @@ def test_arms_that_cannot_be_compared_are_refused(decide: dict[str, str], messag
         ({"register_as": "a/b"}, "register_as should match pattern '^[^/:]*$', got 'a/b'"),
         ({"treatment": "full", "control": "head_only", "stage2.lr": "1"}, "full has 1 stage"),
         ({"rope": "1"}, "unknown setting rope"),
+        ({"stage2.patience": "3"}, "patience=3: arms have equal optimizer steps"),
     ],
 )
 def test_a_fault_is_one_line_exit_code_2_and_no_run(
@@ -275,3 +277,26 @@ def test_an_arm_at_equal_steps_with_itself_is_itself() -> None:
     again = at_equal_steps(treatment, "three_stage", {**PRESET, "stage3.lr": "0.0001"}, None)
     assert again.settings.stages[:2] == treatment.settings.stages[:2]
     assert again.epochs == treatment.epochs
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"patience": "3"},
+        {"stage1.patience": "3", "treatment": "two_stage", "control": "full"},
+        {**dict.fromkeys(("stage1.patience", "stage2.patience"), "0"), "patience": "3"},
+    ],
+)
+def test_an_arm_that_may_stop_early_is_refused(words: dict[str, str]) -> None:
+    with pytest.raises(SettingsError, match=r"^patience=3: .*leave patience out \(0\)$"):
+        compare(**words)
+
+
+def test_patience_in_a_stage_that_is_not_compared_does_no_harm() -> None:
+    assert compare(question="stage2", **{"stage3.patience": "3"}).control.epochs == 20
+
+
+def test_blocks_are_not_released_by_stages_that_may_stop_early() -> None:
+    assert rank_plan({**PRESET, "patience": "3"}, None).settings.training(2).patience == 3
+    with pytest.raises(SettingsError, match=r"^patience=3: .*leave patience out \(0\)$"):
+        rank_plan({**PRESET, "patience": "3", "check": "2"}, None)

@@ -67,6 +67,7 @@ FAULTS = {
         "weights=/w/{bakbone}.pth: {bakbone} is not known: write {backbone}",
     ),
     "a stage that no arm has": ({"stage4.lr": "1"}, "unknown setting stage4.lr"),
+    "early stopping": ({"stage2.patience": "2"}, "patience=2: arms have equal optimizer steps"),
     "training": ({"epochs": "0"}, "epochs must be greater than or equal to 1"),
 }
 

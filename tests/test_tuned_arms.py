@@ -11,7 +11,7 @@ from pipeline.arms import Arm
 from pipeline.config import load_settings
 from pipeline.entry_points import Command
 from pipeline.entry_settings import TuneSettings
-from pipeline.errors import StudyError
+from pipeline.errors import SettingsError, StudyError
 from pipeline.tracking import Tracking
 from pipeline.tuning.arms import tune_arm
 from tests.conftest import TINY
@@ -67,3 +67,14 @@ def test_a_study_without_a_completed_trial_is_one_line(options: dict[str, str]) 
     ) as err:
         tune_arm(command, Tracking.connect(), TuneSettings(n_trials=1), arm, [1])
     assert len(str(err.value).splitlines()) == 1
+
+
+def test_a_space_with_patience_is_refused(
+    options: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stage1.yaml").write_text("lr: [0.1, 0.2]\npatience: [0, 3]\n")
+    monkeypatch.setattr("pipeline.search_space.SPACES_DIR", tmp_path)
+    command = Command(options, say=lambda _: None)
+    with pytest.raises(SettingsError, match=r"stage1\.yaml: patience .* take it out$"):
+        tune_arm(command, Tracking.connect(), TuneSettings(), head(options), [1])
+    assert mlflow.search_runs(["0"], output_format="list") == []

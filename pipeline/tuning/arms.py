@@ -33,12 +33,17 @@ def tune_arm(
     `fixed`: settings that are not tuned, by stage.
 
     Raises:
-        SettingsError: nothing is left to tune.
+        SettingsError: nothing is left to tune, or patience.
         StudyError: a study without a completed trial.
     """
     spaces = {}
     for number in numbers:
         space = read_space(default_space(arm.settings.stage(number)))
+        if "patience" in space.dimensions:
+            raise SettingsError(
+                f"{space.source}: patience cannot be tuned here, arms have equal optimizer steps "
+                "and may not stop early: take it out"
+            )
         kept = (fixed or {}).get(number, set())
         left = {key: d for key, d in space.dimensions.items() if key not in kept}
         if not left:
