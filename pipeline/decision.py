@@ -21,14 +21,14 @@ class ArmCost:
     """What an arm cost: means over pairs.
 
     Attributes:
-        wall_s: of its last stage.
-        trainable: parameters that its last stage trains.
-        operations: floating-point operations of its last stage's training.
+        training_s: of all its stages, without the frozen prefix.
+        trained: parameters of its largest stage.
+        operations: floating-point operations of all its stages' training.
     """
 
     arm: Arm
-    wall_s: float
-    trainable: int
+    training_s: float
+    trained: int
     operations: float
     val_acc: float
     test_acc: float
@@ -95,15 +95,21 @@ class Decision:
             pair.treatment if arm is self.treatment else pair.control for pair in self.pairs
         ]
         count = len(results)
-        settings, training = arm.settings, arm.settings.training(arm.last)
-        an_image = training_operations(
-            settings.backbone, self.classes, settings.image_size, settings.stage(arm.last)
-        )
+        settings = arm.settings
+        an_epoch = settings.train_per_class * self.classes
+        operations = [
+            settings.training(number).epochs
+            * an_epoch
+            * training_operations(
+                settings.backbone, self.classes, settings.image_size, settings.stage(number)
+            )
+            for number in range(1, arm.last + 1)
+        ]
         return ArmCost(
             arm,
-            sum(r.wall_s for r in results) / count,
-            results[0].trainable,
-            an_image * settings.train_per_class * self.classes * training.epochs,
+            sum(r.chain.training_s for r in results) / count,
+            results[0].chain.trained,
+            sum(operations),
             sum(r.val_acc for r in results) / count,
             sum(r.test_acc for r in results) / count,
         )

@@ -199,13 +199,13 @@ def _costs(decision: Decision) -> Page:
     costs: list[ArmCost] = [decision.cost(arm) for arm in (decision.treatment, decision.control)]
     known = decision.verdict.posterior
     assert known
-    extra = costs[0].wall_s - costs[1].wall_s
+    extra = costs[0].training_s - costs[1].training_s
     work = costs[0].operations - costs[1].operations
-    released = costs[0].trainable - costs[1].trainable
-    if known.mean_pp > 0 and min(extra, released) > 0:
+    released = costs[0].trained - costs[1].trained
+    if known.mean_pp > 0 and max(extra, work, released) > 0:
         price = (
             f"A point gained costs {extra / known.mean_pp:+.1f} s, "
-            f"{released / known.mean_pp:,.0f} parameters released and "
+            f"{released / known.mean_pp:+,.0f} parameters released and "
             f"{work / 1e9 / known.mean_pp:+,.1f} GFLOP of training."
         )
     elif known.mean_pp > 0:
@@ -216,14 +216,14 @@ def _costs(decision: Decision) -> Page:
         Part("heading", "What it costs"),
         Table(
             (
-                *("arm", "last stage, s", "parameters trained", "training, GFLOP"),
+                *("arm", "training, s", "parameters trained", "training, GFLOP"),
                 *("validation", "test", "optimism, pp"),
             ),
             [
                 (
                     cost.arm.words,
-                    f"{cost.wall_s:.1f}",
-                    f"{cost.trainable:,}",
+                    f"{cost.training_s:.1f}",
+                    f"{cost.trained:,}",
                     f"{cost.operations / 1e9:,.1f}",
                     f"{cost.val_acc:.2%}",
                     f"{cost.test_acc:.2%}",
@@ -234,7 +234,9 @@ def _costs(decision: Decision) -> Page:
         ),
         Part(
             "text",
-            f"{price} Optimism: validation accuracy at the selected epoch minus test accuracy. "
+            f"{price} Seconds and operations: of all stages, without the frozen prefix, which is "
+            "computed once and shared; parameters: of the largest stage. Optimism: validation "
+            "accuracy at the selected epoch minus test accuracy. "
             f"The whole decision took {minutes(decision.wall_s)}.",
         ),
     ]

@@ -10,6 +10,7 @@ import pytest
 from pipeline.arms import TunedArm, comparison_of
 from pipeline.decision import Decision
 from pipeline.decision_report import page_of
+from pipeline.operations import training_operations
 from pipeline.page import to_markdown
 from pipeline.pairs import ArmResult, ChainCost, Pair, pair_keys
 from pipeline.pool import Pool
@@ -17,6 +18,7 @@ from pipeline.reproduce import command_of
 from pipeline.tracking import RunView
 
 PRESET = {"preset": "cifar10_small", "looks": "2", "train_per_class": "10"}
+UP_SIDE_DOWN = {"treatment": "stage2_continued", "control": "three_stage"}
 
 
 def result(acc: float, seconds: float = 3.0, trained: int = 1000) -> ArmResult:
@@ -86,3 +88,30 @@ def test_the_report_says_what_the_chosen_trial_promised(val_acc: float | None, s
     made = decision(question="stage2")
     tuned = TunedArm(made.treatment, val_acc, {2: "a-study"}, ("a-run",))
     assert f"Tuning of stage 2: {shown}" in report(replace(made, tuned=(tuned,)))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "trained", "words", "shown"),
+    [
+        ((4.0, 3.0), (2000, 1000), {}, "costs +0.1 s, +100 parameters released and +"),
+        # the blocks that are not released cost operations even where the clock saw none
+        ((3.0, 3.0), (1000, 1000), {}, "costs +0.0 s, +0 parameters released and +"),
+        ((3.0, 4.0), (1000, 2000), UP_SIDE_DOWN, "What was gained costs nothing more."),
+        ((3.1, 3.0), (1000, 2000), UP_SIDE_DOWN, "costs +0.0 s, -100 parameters released and -"),
+    ],
+)
+def test_a_gain_costs_nothing_only_where_nothing_at_all_costs_more(
+    seconds: tuple[float, float], trained: tuple[int, int], words: dict[str, str], shown: str
+) -> None:
+    both = result(0.8, seconds[0], trained[0]), result(0.7, seconds[1], trained[1])
+    assert shown in report(decision(both, **words))
+
+
+def test_an_arms_cost_is_that_of_all_its_stages() -> None:
+    made = decision(treatment="three_stage", control="stage1_continued")
+    settings = made.treatment.settings
+    an_image = [training_operations("resnet18", 10, 64, settings.stage(n)) for n in (1, 2, 3)]
+    ours, theirs = made.cost(made.treatment), made.cost(made.control)
+    assert (ours.training_s, ours.trained) == (3.0, 1000)
+    assert ours.operations == pytest.approx(100 * 10 * sum(an_image))
+    assert theirs.operations == pytest.approx(100 * 30 * an_image[0])
