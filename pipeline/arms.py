@@ -30,8 +30,8 @@ QUESTIONS: Mapping[Literal["stage2", "stage3"], tuple[int, str]] = {
 
 BESIDE = ("full", "lp_ft")
 IN_WORDS = {
-    "three_stage": "stage 3",
-    "two_stage": "two stages",
+    "three_stage": "training in three stages",
+    "two_stage": "training in two stages",
     "full": "unfreezing everything at once",
     "lp_ft": "a linear probe, then everything",
     "head_only": "the head alone",
@@ -43,18 +43,21 @@ IN_WORDS = {
 
 @dataclass(frozen=True)
 class Arm:
-    """A schedule up to one of its stages, whose result counts."""
+    """A schedule up to one of its stages, whose result counts.
+
+    Attributes:
+        is_stage: what is judged is its last stage alone, against going on with the one before.
+    """
 
     name: str
     settings: Settings
     last: int
+    is_stage: bool = False
 
     @property
     def words(self) -> str:
         """Its name in a sentence."""
-        if self.name == "three_stage" and self.last < len(SCHEDULES[self.name]):
-            return f"stage {self.last}"
-        return IN_WORDS[self.name]
+        return f"stage {self.last}" if self.is_stage else IN_WORDS[self.name]
 
     @property
     def epochs(self) -> int:
@@ -100,7 +103,8 @@ def arms_of(
         raise SettingsError(
             "reuse=off: both arms start from one run, which is found by content: leave reuse out"
         )
-    treatment = Arm(name, settings, last)
+    is_stage = name == "three_stage" and (last, control) in QUESTIONS.values()
+    treatment = Arm(name, settings, last, is_stage)
     if control == name:
         raise SettingsError(f"treatment and control are both {name}: choose two schedules")
     return treatment, at_equal_steps(treatment, control, options, config)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from pipeline.arms import Arm, Comparison, TunedArm
 from pipeline.design import Design
+from pipeline.estimate import equal_steps
 from pipeline.operations import training_operations
 from pipeline.pairs import ArmResult, Pair, resolution_pp
 from pipeline.pool import Pool
@@ -88,6 +89,12 @@ class Decision:
         """What the recommended arm came to on the first pair."""
         first = self.pairs[0]
         return first.treatment if self.recommended is self.treatment else first.control
+
+    @property
+    def steps(self) -> list[int]:
+        """Optimizer steps of each arm."""
+        images = self.treatment.settings.train_per_class * self.classes
+        return equal_steps([self.treatment, self.control], images)
 
     def cost(self, arm: Arm) -> ArmCost:
         """What the treatment or the control cost."""

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from pipeline.arms import TunedArm
 from pipeline.decision import ArmCost, Decision
+from pipeline.estimate import shown_steps
 from pipeline.figures import gains_picture
 from pipeline.gate import Gate
 from pipeline.gate_report import gate_over
@@ -84,9 +85,10 @@ def page_of(decision: Decision, runs: Sequence[RunView], gate: Gate | None) -> P
             f"{settings.backbone} with {Path(settings.weights).name} weights on "
             f"{Path(settings.data).name}, {settings.train_per_class} training images of each of "
             f"{decision.classes} classes. Recommended: {decision.recommended.words}. Both arms "
-            f"had {decision.treatment.epochs} epochs on the same images with the same seeds, and "
-            f"were scored on {decision.test_images} test images that no training, tuning or "
-            "selection has seen; all pairs share them: the interval holds for these test images. "
+            f"had {shown_steps(decision.steps)} optimizer steps on the same images with the same "
+            f"seeds, and were scored on {decision.test_images} test images that no training, "
+            "tuning or selection has seen; all pairs share them: the interval holds for these "
+            "test images. "
             f"{found.reason[:1].upper()}{found.reason[1:]}.",
         ),
         Part("picture", PICTURE),

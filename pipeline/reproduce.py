@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pipeline.arms import QUESTIONS
 from pipeline.command_line import command_line
 from pipeline.decision import Decision
 from pipeline.settings import INHERITED_KEYS
@@ -32,8 +31,7 @@ def command_of(decision: Decision) -> str:
         tune = asked.tune
         said |= {"tune": "on", "n_trials": tune.n_trials, "draws": tune.draws}
         said |= {"objective": tune.objective, "margin": tune.margin}
-    asks = (decision.treatment.last, decision.control.name) in QUESTIONS.values()
-    if decision.treatment.name == "three_stage" and asks:
+    if decision.treatment.is_stage:
         said["question"] = f"stage{decision.treatment.last}"
     else:
         said |= {"treatment": decision.treatment.name, "control": decision.control.name}

@@ -115,3 +115,35 @@ def test_an_arms_cost_is_that_of_all_its_stages() -> None:
     assert (ours.training_s, ours.trained) == (3.0, 1000)
     assert ours.operations == pytest.approx(100 * 10 * sum(an_image))
     assert theirs.operations == pytest.approx(100 * 30 * an_image[0])
+
+
+@pytest.mark.parametrize(
+    ("words", "treatment", "control"),
+    [
+        ({"question": "stage3"}, "stage 3", "stage 2 continued"),
+        ({"question": "stage2"}, "stage 2", "stage 1 continued"),
+        ({"treatment": "three_stage", "control": "stage2_continued"}, "stage 3", ""),
+        (
+            {"treatment": "three_stage", "control": "stage1_continued"},
+            "training in three stages",
+            "",
+        ),
+        ({"treatment": "three_stage", "control": "full"}, "training in three stages", ""),
+        ({"treatment": "two_stage", "control": "full"}, "training in two stages", ""),
+        (UP_SIDE_DOWN, "stage 2 continued", "training in three stages"),
+    ],
+)
+def test_a_stage_is_what_is_judged_only_against_the_one_before_continued(
+    words: dict[str, str], treatment: str, control: str
+) -> None:
+    made = decision(**words)
+    shown = report(made)
+    assert shown.startswith(f"# Is {treatment} justified?")
+    assert f"{treatment[:1].upper()}{treatment[1:]} gains +10.0 pp against {control}" in shown
+
+
+def test_the_report_says_how_many_optimizer_steps_both_arms_had() -> None:
+    words = {"treatment": "three_stage", "control": "full", "epochs": "5"}
+    made = decision(**words, **{"stage1.batch_size": "20", "stage3.batch_size": "20"})
+    assert (made.treatment.epochs, made.control.epochs) != (15, 15)
+    assert "Both arms had 60 optimizer steps on the same images" in report(made)

@@ -6,6 +6,7 @@ In: an arm. Out: the same arm with the best settings found, and what they were f
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from optuna.trial import FrozenTrial
 
@@ -67,8 +68,7 @@ def tune_arm(
     settings = arm.settings.model_copy(update={"stages": tuple(stages)})
     studies = {one.study.spec.stage.number: one.study.name for one in done}
     run_ids = tuple(one.run_id for one in done)
-    tuned = Arm(arm.name, settings, arm.last)
-    return TunedArm(tuned, _val_acc(tracking, chosen), studies, run_ids)
+    return TunedArm(replace(arm, settings=settings), _val_acc(tracking, chosen), studies, run_ids)
 
 
 def _val_acc(tracking: Tracking, trial: FrozenTrial) -> float | None:
