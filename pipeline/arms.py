@@ -5,13 +5,15 @@ settings at equal optimizer steps. Pure functions.
 
 Stages that an arm has in common with the treatment keep its settings, so they are the same runs.
 The steps that are left go to the arm's other stages: to the first of them all that the treatment
-spent before the matching one. A stage that goes on with the one before keeps its settings, too.
+spent before the matching one. A stage that begins as the treatment does, or that goes on with the
+one before, keeps its settings, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -118,29 +120,44 @@ def at_equal_steps(
     Raises:
         SettingsError: more stages than the treatment has steps for, or one that may stop early.
     """
-    settings = treatment.settings
-    theirs = SCHEDULES[treatment.name][: treatment.last]
-    ours = SCHEDULES[name]
-    shared = 0
-    while (
-        shared < min(len(ours) - 1, len(theirs) - 1)
-        and ours[shared].trainable == theirs[shared].trainable
-    ):
-        shared += 1
-    stages = [settings.training(number) for number in range(1, shared + 1)]
-    left = [settings.training(number) for number in range(shared + 1, treatment.last + 1)]
-    groups = _split(left, len(ours) - shared)
+    settings, ours = treatment.settings, SCHEDULES[name]
+    shared, surplus = shared_stages(treatment, name), treatment.last - len(ours)
+    if surplus < 0:
+        raise SettingsError(
+            f"{len(ours) - shared} stages cannot share the steps of {treatment.last - shared}: "
+            "choose a schedule with fewer stages as the control, or swap treatment and control"
+        )
     own = load_settings({**said_of_all(options, config), "schedule": name})
-    for number, group in enumerate(groups, start=shared + 1):
-        goes_on = number > 1 and ours[number - 1].trainable == ours[number - 2].trainable
-        base = stages[-1] if goes_on else own.training(number)
-        stages.append(_with_steps(base, group))
+    takes: list[tuple[TrainSettings, slice]] = []  # whose settings, which stages' steps
+    for n, stage in enumerate(ours):
+        if n < stages_alike(treatment, name):
+            base = settings.stages[n]
+        elif n and stage.trainable == ours[n - 1].trainable:
+            base = takes[-1][0]
+        else:
+            base = own.stages[n]
+        start, end = n + surplus * (n > shared), n + 1 + surplus * (n >= shared)
+        takes.append((base, slice(start, end)))
+    stages = tuple(_with_steps(base, settings.stages[steps_of]) for base, steps_of in takes)
     refuse_patience([*settings.stages[: treatment.last], *stages])
     run = {key: getattr(settings, key) for key in RUN_KEYS}
-    arm_settings = Settings(**{**run, "schedule": name}).model_copy(
-        update={"stages": tuple(stages)}
-    )
+    arm_settings = Settings(**{**run, "schedule": name}).model_copy(update={"stages": stages})
     return Arm(name, arm_settings, len(ours))
+
+
+def stages_alike(treatment: Arm, name: str) -> int:
+    """How many stages of a schedule, from the first on, train what the treatment's train."""
+    theirs = SCHEDULES[treatment.name][: treatment.last]
+    both = zip(SCHEDULES[name], theirs, strict=False)
+    return sum(1 for _ in takewhile(lambda two: two[0].trainable == two[1].trainable, both))
+
+
+def shared_stages(treatment: Arm, name: str) -> int:
+    """How many stages a schedule at equal steps has in common with the treatment: the same runs.
+
+    The last stage of either is never one: it has the steps that are left.
+    """
+    return min(stages_alike(treatment, name), treatment.last - 1, len(SCHEDULES[name]) - 1)
 
 
 def refuse_patience(stages: Iterable[TrainSettings]) -> None:
@@ -163,18 +180,7 @@ def said_of_all(options: Mapping[str, str], config: str | None) -> dict[str, str
     return {key: str(value) for key, value in given.items() if not key.startswith("stage")}
 
 
-def _split(left: list[TrainSettings], parts: int) -> list[list[TrainSettings]]:
-    """The stages that are left, the surplus to the first part; matched from the end."""
-    surplus = len(left) - parts + 1
-    if surplus < 1:
-        raise SettingsError(
-            f"{parts} stages cannot share the steps of {len(left)}: choose a schedule with fewer "
-            "stages as the control, or swap treatment and control"
-        )
-    return [left[:surplus], *([stage] for stage in left[surplus:])]
-
-
-def _with_steps(base: TrainSettings, group: list[TrainSettings]) -> TrainSettings:
+def _with_steps(base: TrainSettings, group: Sequence[TrainSettings]) -> TrainSettings:
     """`base` for as many steps as the stages of the group have together, to the nearest epoch."""
     batch = group[-1].batch_size
     epochs = round(sum(stage.epochs * batch / stage.batch_size for stage in group))
@@ -225,3 +231,20 @@ def comparison_of(options: Mapping[str, str], config: str | None) -> Comparison:
     stages = range(1, treatment.last + 1)
     said = {number: said_of_stage(plain, config, None, number) for number in stages}
     return Comparison(decide, tune, design, treatment, control, beside, plain, of_all, said)
+
+
+def own_stages(plan: Comparison) -> dict[int, set[str]]:
+    """The control's stages that are no runs of the treatment's, and what no study of them tunes.
+
+    Steps stay equal, and what was set by hand stays: for all stages, or for one that begins alike.
+    """
+    control, alike = plan.control, stages_alike(plan.treatment, plan.control.name)
+    return {
+        number: {
+            "epochs",
+            "batch_size",
+            *plan.of_all,
+            *(plan.said[number] if number <= alike else ()),
+        }
+        for number in range(shared_stages(plan.treatment, control.name) + 1, control.last + 1)
+    }

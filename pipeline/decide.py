@@ -7,11 +7,12 @@ an interrupted decision goes on where it stopped.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.arms import Arm, Comparison, TunedArm, at_equal_steps, comparison_of
+from pipeline.arms import Arm, Comparison, TunedArm, at_equal_steps, comparison_of, own_stages
 from pipeline.data.images import ImageSet
 from pipeline.decision import Decision
 from pipeline.decision_report import log_decision, minutes
@@ -132,19 +133,22 @@ def _tell_beforehand(plan: Comparison, desk: Desk) -> None:
 def _tuned(plan: Comparison, desk: Desk) -> tuple[Comparison, tuple[TunedArm, ...]]:
     """Both arms with the best settings of studies on their own draws, where that is asked for.
 
-    The control's last stage is tuned as long as the treatment's, with its number of epochs. What
-    was set by hand stays.
+    The stages that the arms do not share have as many trials in all on either side, rounded up
+    for the control. Its steps follow the treatment's; what was set by hand stays.
     """
     if not plan.decide.tune:
         return plan, ()
     from pipeline.tuning.arms import tune_arm
 
-    stages = range(1, plan.treatment.last + 1)
-    config = desk.command.config
+    last, config = plan.treatment.last, desk.command.config
+    stages = range(1, last + 1)
     treatment = tune_arm(desk.command, desk.tracking, plan.tune, plan.treatment, stages, plan.said)
     control = at_equal_steps(treatment.arm, plan.control.name, plan.options, config)
-    fixed = {control.last: {"epochs", *plan.of_all}}
-    tuned = tune_arm(desk.command, desk.tracking, plan.tune, control, [control.last], fixed)
+    equal_steps([treatment.arm, control], desk.images)
+    fixed = own_stages(plan)
+    trials = plan.tune.n_trials * (last - control.last + len(fixed))
+    tune = plan.tune.model_copy(update={"n_trials": math.ceil(trials / len(fixed))})
+    tuned = tune_arm(desk.command, desk.tracking, tune, control, fixed, fixed)
     beside = tuple(
         at_equal_steps(treatment.arm, arm.name, plan.options, config) for arm in plan.beside
     )

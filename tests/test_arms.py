@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.arms import Arm, Comparison, arms_of, at_equal_steps, comparison_of
+from pipeline.arms import Arm, Comparison, arms_of, at_equal_steps, comparison_of, own_stages
 from pipeline.entry_settings import DecideSettings
 from pipeline.errors import SettingsError
 from pipeline.plans import rank_plan
@@ -300,3 +300,28 @@ def test_blocks_are_not_released_by_stages_that_may_stop_early() -> None:
     assert rank_plan({**PRESET, "patience": "3"}, None).settings.training(2).patience == 3
     with pytest.raises(SettingsError, match=r"^patience=3: .*leave patience out \(0\)$"):
         rank_plan({**PRESET, "patience": "3", "check": "2"}, None)
+
+
+@pytest.mark.parametrize(
+    ("treatment", "control", "expected"),
+    [
+        ("three_stage", "stage2_continued", {3: {"augment"}}),
+        ("three_stage", "stage1_continued", {2: {"augment"}}),
+        ("three_stage", "two_stage", {1: {"augment"}, 2: {"augment"}}),
+        ("three_stage", "lp_ft", {2: {"augment"}}),
+        ("three_stage", "full", {1: {"augment"}}),
+        ("three_stage", "head_only", {1: {"augment", "lr"}}),
+        ("two_stage", "full", {1: {"augment"}}),
+    ],
+)
+def test_a_control_is_tuned_in_the_stages_it_does_not_share_but_for_what_was_set_by_hand(
+    treatment: str, control: str, expected: dict[int, set[str]]
+) -> None:
+    plan = compare(treatment=treatment, control=control, **{"augment": "none", "stage1.lr": "0.1"})
+    fixed = {number: {"epochs", "batch_size", *said} for number, said in expected.items()}
+    assert own_stages(plan) == fixed
+
+
+def test_a_stage_that_begins_as_the_treatment_does_has_what_was_set_by_hand_for_it() -> None:
+    plan = compare(treatment="three_stage", control="head_only", **OWN_STAGES)
+    assert plan.control.settings.stages == (TrainSettings(epochs=30, lr=0.01),)

@@ -813,3 +813,17 @@ def test_tuned_arms_are_confirmed_on_draws_that_no_study_has_seen(desk: Desk) ->
     assert {run.info.run_id for run in runs()} == before
     again = runs("decision")[-1].data.tags
     assert [again[tag] for tag in VERDICT_TAGS] == [decided.data.tags[tag] for tag in VERDICT_TAGS]
+
+
+@pytest.mark.slow
+def test_a_control_with_stages_of_its_own_has_as_many_trials_in_all_as_the_treatment(
+    desk: Desk,
+) -> None:
+    words = {"treatment": "three_stage", "control": "two_stage", "tune": "on", "n_trials": "1"}
+    decision = desk.decide(**words, **OFF, looks="2")
+    treatment, control = decision.tuned
+    assert (list(treatment.studies), list(control.studies)) == ([1, 2, 3], [1, 2])
+    trials = Counter(run.data.tags["study"] for run in runs("trial"))
+    assert [trials[name] for name in treatment.studies.values()] == [1, 1, 1]
+    assert [trials[name] for name in control.studies.values()] == [2, 2]  # 3 in all, rounded up
+    assert decision.steps == [12, 12]
