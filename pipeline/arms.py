@@ -121,25 +121,25 @@ def at_equal_steps(
         SettingsError: more stages than the treatment has steps for, or one that may stop early.
     """
     settings, ours = treatment.settings, SCHEDULES[name]
-    shared, surplus = shared_stages(treatment, name), treatment.last - len(ours)
-    if surplus < 0:
+    theirs, shared = settings.stages[: treatment.last], shared_stages(treatment, name)
+    if len(ours) > len(theirs):
         raise SettingsError(
-            f"{len(ours) - shared} stages cannot share the steps of {treatment.last - shared}: "
+            f"{len(ours) - shared} stages cannot share the steps of {len(theirs) - shared}: "
             "choose a schedule with fewer stages as the control, or swap treatment and control"
         )
+    first = shared + 1 + len(theirs) - len(ours)  # what is left over goes to the first of its own
+    steps_of = [*zip(theirs[:shared]), theirs[shared:first], *zip(theirs[first:])]
     own = load_settings({**said_of_all(options, config), "schedule": name})
-    takes: list[tuple[TrainSettings, slice]] = []  # whose settings, which stages' steps
+    bases: list[TrainSettings] = []
     for n, stage in enumerate(ours):
         if n < stages_alike(treatment, name):
-            base = settings.stages[n]
+            bases.append(theirs[n])
         elif n and stage.trainable == ours[n - 1].trainable:
-            base = takes[-1][0]
+            bases.append(bases[-1])
         else:
-            base = own.stages[n]
-        start, end = n + surplus * (n > shared), n + 1 + surplus * (n >= shared)
-        takes.append((base, slice(start, end)))
-    stages = tuple(_with_steps(base, settings.stages[steps_of]) for base, steps_of in takes)
-    refuse_patience([*settings.stages[: treatment.last], *stages])
+            bases.append(own.stages[n])
+    stages = tuple(_with_steps(*both) for both in zip(bases, steps_of, strict=True))
+    refuse_patience([*theirs, *stages])
     run = {key: getattr(settings, key) for key in RUN_KEYS}
     arm_settings = Settings(**{**run, "schedule": name}).model_copy(update={"stages": stages})
     return Arm(name, arm_settings, len(ours))
