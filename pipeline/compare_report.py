@@ -172,7 +172,13 @@ def _rests_on(compared: Compared) -> Page:
         for key in RUN_KEYS
         if not key.startswith(("gate_", "signal_"))
         and key not in ("schedule", "backbone", "weights", "draw", "seed", "enforce_gate")
+        and not (key == "data_seed" and compared.pool.resampled)
     ]
+    first, last = compared.keys[0], compared.keys[-1]
+    drawn = f"Draws {first.draw} to {last.draw} of the shuffle data_seed {first.data_seed}"
+    if compared.pool.resampled:
+        drawn = f"First draws of the shuffles data_seed {first.data_seed} to {last.data_seed}"
+    drawn += f", seeds {first.seed} to {last.seed}"
     stages = [
         (
             arm.settings.backbone,
@@ -192,12 +198,7 @@ def _rests_on(compared: Compared) -> Page:
             [(name, arms[0].settings.weights) for name, arms in compared.grid.arms.items()],
         ),
         Table(("setting", "value"), [(key, str(getattr(values, key))) for key in keys]),
-        Part(
-            "text",
-            f"Draws {compared.keys[0].draw} to {compared.keys[-1].draw}, seeds "
-            f"{compared.keys[0].seed} to {compared.keys[-1].seed}. The whole comparison took "
-            f"{minutes(compared.wall_s)}.",
-        ),
+        Part("text", f"{drawn}. The whole comparison took {minutes(compared.wall_s)}."),
     ]
     typed = {**compared.grid.options, **({"tuned": "on"} if compared.studies else {})}
     page.append(Part("code", command_line("compare", typed)))

@@ -166,7 +166,10 @@ def page_of(decision: Decision, runs: Sequence[RunView], gate: Gate | None) -> P
             ),
         ]
     values = {
-        key: getattr(settings, key) for key in RUN_KEYS if not key.startswith(("gate_", "signal_"))
+        key: getattr(settings, key)
+        for key in RUN_KEYS
+        if not key.startswith(("gate_", "signal_"))
+        and key not in ("draw", "data_seed", "seed")  # every pair has its own, above
     }
     page += [
         Part("heading", "What it rests on"),

@@ -10,6 +10,7 @@ import html
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from matplotlib.figure import Figure
@@ -59,10 +60,10 @@ def to_markdown(page: Page) -> str:
             "heading": "## {}",
             "lead": "**{}**",
             "text": "{}",
-            "picture": "![gains]({})",
+            "picture": "![{1}]({0})",
             "code": "```bash\n{}\n```",
         }[part.kind]
-        lines.append(form.format(part.content))
+        lines.append(form.format(part.content, _shown(part, page)))
     return "\n\n".join(lines) + "\n"
 
 
@@ -77,21 +78,30 @@ def to_html(page: Page, figure: Figure) -> str:
             rows = [_html_row("th", part.header), *(_html_row("td", row) for row in part.rows)]
             body.append(f"<table>{''.join(rows)}</table>")
             continue
-        text = html.escape(part.content)
+        text, shown = html.escape(part.content), html.escape(_shown(part, page))
         form = {
             "title": "<h1>{}</h1>",
             "heading": "<h2>{}</h2>",
             "lead": '<p class="lead">{}</p>',
             "text": "<p>{}</p>",
-            "picture": f'<img alt="gains" src="{source}">',
+            "picture": f'<img alt="{{1}}" src="{source}">',
             "code": "<pre>{}</pre>",
         }[part.kind]
-        body.append(form.format(text))
-    title = html.escape(next(p.content for p in page if isinstance(p, Part) and p.kind == "title"))
+        body.append(form.format(text, shown))
+    title = html.escape(_title(page))
     head = f'<meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
     return (
         f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(body)}</body></html>\n'
     )
+
+
+def _title(page: Page) -> str:
+    return next(part.content for part in page if isinstance(part, Part) and part.kind == "title")
+
+
+def _shown(part: Part, page: Page) -> str:
+    """What a picture shows, for those who do not see it."""
+    return f"{Path(part.content).stem}: {_title(page)}" if part.kind == "picture" else ""
 
 
 def _html_row(tag: str, cells: Sequence[str]) -> str:

@@ -118,8 +118,9 @@ def pool_of(
         True,
         share / (1 - share),
         looks,
-        f"the pool holds {max(left, 0)} disjoint draws{beyond}, {looks[0]} are needed: pairs are "
-        f"resampled and share images ({share:.0%} of two draws, on average), which costs power"
+        f"the pool holds {max(left, 0)} disjoint draw{'' if left == 1 else 's'}{beyond}, "
+        f"{looks[0]} are needed: pairs are resampled and share images ({share:.0%} of two draws, "
+        "on average), which costs power"
         f"{', and tuning uses images of theirs' if reserved else ''}: fewer images a class"
         f"{f', or {asked}={left},' if left > 1 else ''} would give disjoint draws",
     )

@@ -108,7 +108,7 @@ def test_each_backbone_has_its_own_rows_and_a_place_in_the_summary(
 def test_a_pool_too_small_is_resampled_and_says_what_that_costs(desk: Desk) -> None:
     compared = compare(desk, schedules="full,head_only", test_per_class="18")
     said = (
-        "the pool holds 1 disjoint draws, 2 are needed: pairs are resampled and share images "
+        "the pool holds 1 disjoint draw, 2 are needed: pairs are resampled and share images "
         "(40% of two draws, on average), which costs power"
     )
     run, stages = runs("comparison")[0], runs()

@@ -493,7 +493,8 @@ def test_page_and_markdown_hold_the_same_tables(decided: Decided) -> None:
     assert len(page.tables) >= 8
     assert page.tables == tables_of_markdown(markdown)
     assert artifact(decided.run, "figures/gains.png").is_file()
-    assert "![gains](figures/gains.png)" in markdown
+    described = f"gains: {page.text['h1']}"
+    assert f"![{described}](figures/gains.png)" in markdown
 
 
 def test_the_report_shows_every_pair_and_the_way_to_the_verdict(decided: Decided) -> None:
@@ -709,7 +710,7 @@ def test_a_pool_too_small_is_resampled_and_says_what_that_costs(desk: Desk) -> N
     decision = desk.decide(**{**STAGE2, "test_per_class": "18"})
     correction = 0.4 / 0.6  # 4 of the 10 images that are left of each class
     said = (
-        "the pool holds 1 disjoint draws, 2 are needed: pairs are resampled and share "
+        "the pool holds 1 disjoint draw, 2 are needed: pairs are resampled and share "
         "images (40% of two draws, on average), which costs power"
     )
     assert said in desk.said[0]

@@ -147,3 +147,17 @@ def test_the_report_says_how_many_optimizer_steps_both_arms_had() -> None:
     made = decision(**words, **{"stage1.batch_size": "20", "stage3.batch_size": "20"})
     assert (made.treatment.epochs, made.control.epochs) != (15, 15)
     assert "Both arms had 60 optimizer steps on the same images" in report(made)
+
+
+def test_images_and_seeds_are_said_pair_by_pair_and_nowhere_else() -> None:
+    made = decision()
+    pairs = pair_keys(replace(made.pool, resampled=True), made.treatment.settings)
+    shown = report(
+        replace(
+            made, pairs=tuple(replace(p, key=k) for p, k in zip(made.pairs, pairs, strict=True))
+        )
+    )
+    assert "| 1 | 1 | 0 | 0 | 80.00% |" in shown
+    assert "| 2 | 2 | 0 | 1 | 80.00% |" in shown
+    assert "\n| data_seed | " not in shown
+    assert "\n| draw | " not in shown
