@@ -12,7 +12,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from pipeline.arms import TunedArm
+from pipeline.arms import Arm, TunedArm
 from pipeline.decision import ArmCost, Decision
 from pipeline.estimate import shown_steps
 from pipeline.figures import gains_picture
@@ -22,7 +22,7 @@ from pipeline.page import Page, Part, Table, to_html, to_markdown
 from pipeline.reproduce import command_of
 from pipeline.settings import RUN_KEYS, TrainSettings
 from pipeline.tracking import RunLog, RunView, Tracking
-from pipeline.verdict import shown_probability
+from pipeline.verdict import Verdict, shown_probability
 
 PICTURE = "figures/gains.png"
 
@@ -33,7 +33,7 @@ def log_decision(
     """The report, the tags and the numbers; says the verdict."""
     runs = [tracking.get(pair.treatment.run_id) for pair in decision.pairs]
     gate = _gate(decision, tracking, runs)
-    page, figure = page_of(decision, runs, gate), picture_of(decision)
+    page, figure = page_of(decision, runs, gate, _code(decision, tracking)), picture_of(decision)
     log.figure(figure, PICTURE)
     markdown = to_markdown(page)
     log.text(markdown, "report.md")
@@ -58,23 +58,22 @@ def picture_of(decision: Decision) -> Figure:
     found = decision.verdict
     known = found.posterior
     assert known
-    path = [
-        (
-            look.posterior.pairs,
-            look.posterior.p_above,
-            look.posterior.p_inside,
-            look.posterior.p_below,
-        )
-        for look in found.looks
-    ]
     title = f"{decision.treatment.words} against {decision.control.words}: {found.state}"
     return gains_picture(
-        title, decision.gains_pp, known.mean_pp, known.interval_pp, known.rope_pp, path
+        title, decision.gains_pp, known.mean_pp, known.interval_pp, known.rope_pp, _path(found)
     )
 
 
-def page_of(decision: Decision, runs: Sequence[RunView], gate: Gate | None) -> Page:
-    """The page, whatever it is written as."""
+def _path(found: Verdict) -> list[tuple[int, float, float, float]]:
+    """Pairs, P(gain), P(equivalent) and P(harm) at every look."""
+    looks = [look.posterior for look in found.looks]
+    return [(look.pairs, look.p_above, look.p_inside, look.p_below) for look in looks]
+
+
+def page_of(
+    decision: Decision, runs: Sequence[RunView], gate: Gate | None, code: Sequence[str]
+) -> Page:
+    """The page, whatever it is written as; `code`: commits that its runs were made by."""
     found = decision.verdict
     settings = decision.treatment.settings
     page: Page = [
@@ -105,20 +104,13 @@ def page_of(decision: Decision, runs: Sequence[RunView], gate: Gate | None) -> P
             ),
             [
                 (
-                    str(look.posterior.pairs),
+                    str(pairs),
                     f"{look.posterior.mean_pp:+.2f}",
                     "{:+.2f} to {:+.2f}".format(*look.posterior.interval_pp),
-                    *(
-                        shown_probability(p, decision.design.threshold)
-                        for p in (
-                            look.posterior.p_above,
-                            look.posterior.p_inside,
-                            look.posterior.p_below,
-                        )
-                    ),
+                    *(shown_probability(p, decision.design.threshold) for p in odds),
                     look.state.replace("_", " "),
                 )
-                for look in found.looks
+                for look, (pairs, *odds) in zip(found.looks, _path(found), strict=True)
             ],
         ),
         Part(
@@ -192,8 +184,7 @@ def page_of(decision: Decision, runs: Sequence[RunView], gate: Gate | None) -> P
         ),
         Part(
             "text",
-            f"Weights (SHA-256): {runs[0].tags['weights_sha256']}; code: "
-            f"{runs[0].tags['git_commit']}.",
+            f"Weights (SHA-256): {runs[0].tags['weights_sha256']}; code: {', '.join(code)}.",
         ),
         Part("code", command_of(decision)),
     ]
@@ -284,6 +275,17 @@ def _signals(runs: Sequence[RunView], gate: Gate | None) -> Page:
     return [*page, Part("text", "What signals are worth: docs/signals.md.")]
 
 
+def _code(decision: Decision, tracking: Tracking) -> list[str]:
+    """The commits of all runs of both arms, parents included: some may have been found."""
+    left = [arm.run_id for pair in decision.pairs for arm in (pair.treatment, pair.control)]
+    found: dict[str, str] = {"none": ""}
+    for run_id in left:
+        while run_id not in found:
+            run = tracking.get(run_id)
+            found[run_id], run_id = run.tags["git_commit"], run.tags["parent_run_id"]
+    return sorted({*found.values()} - {""})
+
+
 def _gate(decision: Decision, tracking: Tracking, runs: Sequence[RunView]) -> Gate | None:
     """The gate over the parents of stage 3, where stage 3 is what was judged."""
     if (decision.treatment.name, decision.treatment.last) != ("three_stage", 3):
@@ -293,17 +295,16 @@ def _gate(decision: Decision, tracking: Tracking, runs: Sequence[RunView]) -> Ga
     return gate_over(tracking, parents, decision.treatment.settings, title)[0]
 
 
-def _stage_rows(decision: Decision) -> list[tuple[str, str, str]]:
-    def shown(arm_index: int, number: int) -> str:
-        arm = (decision.treatment, decision.control)[arm_index]
+def _stage_rows(decision: Decision) -> list[tuple[str, ...]]:
+    def shown(arm: Arm, number: int) -> str:
         if number > arm.last:
             return ""
-        training = arm.settings.training(number)
         blocks = " + ".join(arm.settings.stage(number).trainable)
-        return f"{blocks}: {training_in_words(training)}"
+        return f"{blocks}: {training_in_words(arm.settings.training(number))}"
 
-    last = max(decision.treatment.last, decision.control.last)
-    return [(str(n), shown(0, n), shown(1, n)) for n in range(1, last + 1)]
+    arms = decision.treatment, decision.control
+    last = max(arm.last for arm in arms)
+    return [(str(n), *(shown(arm, n) for arm in arms)) for n in range(1, last + 1)]
 
 
 def training_in_words(training: TrainSettings) -> str:

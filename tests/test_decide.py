@@ -550,7 +550,7 @@ def test_the_report_names_what_it_rests_on(decided: Decided) -> None:
         assert rows[str(number)] == [digest, treatment.info.run_id, control.info.run_id]
     tags = decided.arms()[0][0].data.tags
     assert tags["weights_sha256"] in markdown
-    assert tags["git_commit"] in markdown
+    assert f"code: {tags['git_commit']}." in markdown
     assert "P(gain" in markdown
 
 
@@ -585,6 +585,20 @@ def test_the_command_in_the_report_makes_the_same_decision_from_the_same_runs(
     assert [table for table in old if table[0][0] in ("pair", "pairs", "arm", "stage")] == [
         table for table in new if table[0][0] in ("pair", "pairs", "arm", "stage")
     ]
+
+
+def test_a_report_lists_every_commit_that_its_runs_were_made_by(decided: Decided) -> None:
+    commit = decided.stages[0].data.tags["git_commit"]
+    control = decided.arms()[-1][1]
+    parent = chain(control, decided.stages)[-1]
+    client = mlflow.MlflowClient()
+    for run, other in ((control, "0"), (parent, "zzzz")):
+        client.set_tag(run.info.run_id, "git_commit", other)
+    decided.desk.decide(**STAGE3, **OFF)
+    report = artifact(runs("decision")[-1], "report.md").read_text()
+    for run in (control, parent):
+        client.set_tag(run.info.run_id, "git_commit", commit)
+    assert f"code: 0, {commit}, zzzz." in report
 
 
 def test_swapped_arms_have_the_opposite_gains_and_the_better_one_is_registered(
