@@ -78,3 +78,10 @@ def test_a_space_with_patience_is_refused(
     with pytest.raises(SettingsError, match=r"stage1\.yaml: patience .* take it out$"):
         tune_arm(command, Tracking.connect(), TuneSettings(), head(options), [1])
     assert mlflow.search_runs(["0"], output_format="list") == []
+
+
+def test_an_arm_that_ran_out_of_time_is_not_taken_for_tuned(options: dict[str, str]) -> None:
+    tune = TuneSettings(n_trials=100_000, timeout=4)
+    command = Command(options, say=lambda _: None)
+    with pytest.raises(StudyError, match=r"timeout=4 s was over before the studies had their tri"):
+        tune_arm(command, Tracking.connect(), tune, head(options), [1])

@@ -17,7 +17,7 @@ from pipeline.errors import LineageError, SettingsError, StudyError
 from pipeline.search_space import Plan, SearchSpace, default_space, read_space
 from pipeline.tracking import Tracking
 from pipeline.tuning.storage import storage_url
-from pipeline.tuning.trial import RUN_ID
+from pipeline.tuning.trials import RUN_ID
 from pipeline.tuning.tune import work
 
 
@@ -35,7 +35,7 @@ def tune_arm(
 
     Raises:
         SettingsError: nothing is left to tune, or patience.
-        StudyError: a study without a completed trial.
+        StudyError: a study without a completed trial, or without all of its trials.
     """
     spaces = {}
     for number in numbers:
@@ -65,6 +65,11 @@ def tune_arm(
             )
         stages[number - 1] = stages[number - 1].model_copy(update=dict(one.settings))
         chosen = one.choice.trial
+    if not all(one.finished for one in done) or len(done) < len(spaces):
+        raise StudyError(
+            f"{arm.words}: timeout={tune.timeout:g} s was over before the studies had their "
+            "trials: the same command goes on with them"
+        )
     settings = arm.settings.model_copy(update={"stages": tuple(stages)})
     studies = {one.study.spec.stage.number: one.study.name for one in done}
     run_ids = tuple(one.run_id for one in done)
