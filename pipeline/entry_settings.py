@@ -54,7 +54,7 @@ class DecideSettings(BaseModel):
         "stage3", description="is that stage justified over going on with the one before?"
     )
     treatment: Literal[ScheduleName, ""] = Field(
-        "", description="any schedule instead of the question's; its last stage is judged"
+        "", description="any schedule instead of the question's"
     )
     control: Literal[ScheduleName, ""] = Field(
         "", description="the schedule it is held against, at equal optimizer steps"

@@ -50,6 +50,7 @@ def said_again(made: Decision) -> dict[str, str]:
         {"treatment": "three_stage", "control": "stage1_continued"},
         {"treatment": "three_stage", "control": "full"},
         {"treatment": "two_stage", "control": "full"},
+        {"treatment": "three_stage", "control": "head_only", "stage1.lr": "0.01"},
     ],
 )
 def test_the_command_names_the_same_two_arms(words: dict[str, str]) -> None:
