@@ -297,4 +297,4 @@ def rank(val: Scores) -> tuple[float, float]:
 def score_logits(logits: Tensor, labels: Tensor) -> Scores:
     """Loss and accuracy of logits (N, classes) against labels (N,)."""
     loss = F.cross_entropy(logits, labels).item()
-    return Scores(loss, (logits.argmax(1) == labels).float().mean().item())
+    return Scores(loss, (logits.argmax(1) == labels).sum().item() / len(labels))

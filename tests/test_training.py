@@ -188,6 +188,13 @@ def test_scores_are_the_mean_cross_entropy_and_the_share_of_hits() -> None:
     assert scores.acc == 0.5
 
 
+def test_an_accuracy_is_the_exact_share_so_that_equal_gains_are_equal() -> None:
+    labels = torch.zeros(600, dtype=torch.int64)
+    for hits in (1, 200, 419, 599, 600):
+        logits = torch.tensor([[1.0, 0.0]] * hits + [[0.0, 1.0]] * (600 - hits))
+        assert score_logits(logits, labels).acc == hits / 600
+
+
 # An independent reference
 
 
