@@ -108,10 +108,15 @@ def _tell_beforehand(plan: Comparison, desk: Desk) -> None:
         f"{plan.treatment.words} against {plan.control.words}, {shown_steps(steps)} optimizer "
         f"steps; {pool.sentence}; scored on {len(desk.test)} test images"
     )
+    worth = resolution_pp(len(desk.test))
     rows = operating_characteristics(
-        design, plan.decide.sd_pp, TRUE_GAINS_PP, correction=pool.correction
+        design,
+        plan.decide.sd_pp,
+        TRUE_GAINS_PP,
+        correction=pool.correction,
+        resolution_pp=worth,
     )
-    if (worth := resolution_pp(len(desk.test))) > design.rope_pp:
+    if worth > design.rope_pp:
         say(
             f"note: one test image is worth {worth:.2g} pp, more than the {design.rope_pp:g} pp "
             "that count as a gain: more test images, or a larger rope_pp, would be better"

@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 
 from pipeline.design import Design
 from pipeline.errors import DesignError
-from pipeline.posterior import Floats, Gains, check_correction, check_gains, moments, tails
+from pipeline.posterior import (
+    Floats,
+    Gains,
+    check_correction,
+    check_gains,
+    moments,
+    scale_of,
+    tails,
+)
 from pipeline.verdict import rule
 
 
@@ -54,7 +62,7 @@ class Characteristic:
 
 
 def walk_studies(
-    gains_pp: Floats, design: Design, correction: float = 0.0
+    gains_pp: Floats, design: Design, correction: float = 0.0, resolution_pp: float = 0.0
 ) -> tuple[NDArray[np.str_], NDArray[np.int64]]:
     """`verdict.verdict` for many studies at once, one a row.
 
@@ -62,6 +70,7 @@ def walk_studies(
         gains_pp: `(studies, pairs)`, finite; pairs beyond a study's verdict are not used.
         design: the looks, ROPE and threshold.
         correction: as for `posterior.posterior`.
+        resolution_pp: as for `posterior.posterior`.
 
     Returns:
         How each study ends (`justified`, `equivalent`, `harmful`, `inconclusive` or `go_on`), and
@@ -73,7 +82,7 @@ def walk_studies(
     for look in (look for look in design.looks if look <= pairs):
         still = np.flatnonzero(ends == "open")
         mean, sd = moments(gains_pp[still, :look])
-        scale = sd * math.sqrt(1 / look + correction)
+        scale = scale_of(sd, look, correction, resolution_pp)
         ends[still] = rule(*tails(mean, scale, look - 1, design.rope_pp), design.threshold)
         used[still] = look
     ends[ends == "open"] = "inconclusive" if pairs >= design.looks[-1] else "go_on"
@@ -87,6 +96,7 @@ def operating_characteristics(
     studies: int = 20_000,
     seed: int = 0,
     correction: float = 0.0,
+    resolution_pp: float = 0.0,
 ) -> tuple[Characteristic, ...]:
     """How often each verdict falls, by true gain, in simulated studies with normal gains.
 
@@ -108,6 +118,7 @@ def operating_characteristics(
         studies: simulated studies for each true gain.
         seed: of the noise; the same seed gives the same table.
         correction: as for `posterior.posterior`.
+        resolution_pp: as for `posterior.posterior`; the gains themselves are not rounded to it.
 
     Raises:
         DesignError: a standard deviation or a number of studies that cannot be used.
@@ -125,7 +136,9 @@ def operating_characteristics(
     common = rng.standard_normal((studies, 1))
     noise = sd_pp * (math.sqrt(1 - rho) * own + math.sqrt(rho) * common)
     return tuple(
-        Characteristic(gain, _shares(*walk_studies(noise + gain, design, correction)))
+        Characteristic(
+            gain, _shares(*walk_studies(noise + gain, design, correction, resolution_pp))
+        )
         for gain in true_gains
     )
 

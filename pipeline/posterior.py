@@ -80,6 +80,12 @@ def moments(gains_pp: Floats) -> tuple[Floats, Floats]:
     return gains_pp.mean(axis=-1), sd
 
 
+def scale_of(sd_pp: Floats, pairs: int, correction: float, resolution_pp: float) -> Floats:
+    """The posterior's scale, any shape; a spread counts as at least that of rounding."""
+    spread = np.maximum(sd_pp, resolution_pp / math.sqrt(12))
+    return np.asarray(spread * math.sqrt(1 / pairs + correction))
+
+
 def tails(
     mean_pp: Floats, scale_pp: Floats, degrees: int, rope_pp: float
 ) -> tuple[Floats, Floats]:
@@ -127,14 +133,14 @@ def posterior(
     gains = _usable(gains_pp, correction)
     count = len(gains)
     mean, sd = moments(gains)
-    scale = max(float(sd), resolution_pp / math.sqrt(12)) * math.sqrt(1 / count + correction)
-    above, below = (float(p) for p in tails(mean, np.asarray(scale), count - 1, rope_pp))
+    scale = scale_of(sd, count, correction, resolution_pp)
+    above, below = (float(p) for p in tails(mean, scale, count - 1, rope_pp))
     half = float(special.stdtrit(count - 1, (1 + INTERVAL) / 2) * scale)
     return Posterior(
         pairs=count,
         mean_pp=float(mean),
         sd_pp=float(sd),
-        scale_pp=scale,
+        scale_pp=float(scale),
         correction=correction,
         rope_pp=rope_pp,
         p_above=above,

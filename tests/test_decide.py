@@ -26,10 +26,11 @@ from pipeline.cli import main
 from pipeline.config import Layer, resolve
 from pipeline.data.draws import make_draw
 from pipeline.data.images import digest_image
-from pipeline.decide import decide_entry
+from pipeline.decide import TRUE_GAINS_PP, decide_entry
 from pipeline.decision import Decision
 from pipeline.entry_points import Command
 from pipeline.evaluate import test_images as images_of_test_split
+from pipeline.operating import characteristics_text, operating_characteristics
 from pipeline.operations import training_operations
 from pipeline.session import source_of
 from pipeline.settings import Settings
@@ -295,6 +296,10 @@ def test_what_the_design_can_tell_is_said_before_anything_is_run(decided: Decide
         "stage 3 against stage 2 continued, 12 optimizer steps; pairs are disj"
     )
     assert "scored on 30 test images" in said[0]
+    known = operating_characteristics(
+        decided.decision.design, 1.0, TRUE_GAINS_PP, resolution_pp=100 / 30
+    )
+    assert said[table] == characteristics_text(known)
     assert table < cost < first_pair
     assert then[: cost + 1] == [0] * (cost + 1)
     assert then[first_pair] == 1 + 4  # the decision, and stages 1, 2, 3 and 2 continued

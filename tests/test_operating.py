@@ -127,17 +127,28 @@ def test_leaving_out_the_correction_would_call_noise_a_gain() -> None:
     assert np.mean(honest == "justified") < 0.05
 
 
+@pytest.mark.parametrize("resolution_pp", [0.0, 0.5, 4.0])
 @pytest.mark.parametrize("correction", [0.0, 0.25])
 @pytest.mark.parametrize("pairs", [1, 2, 3, 5, 8, 9])
-def test_many_studies_end_as_each_does_alone(pairs: int, correction: float) -> None:
+def test_many_studies_end_as_each_does_alone(
+    pairs: int, correction: float, resolution_pp: float
+) -> None:
     design = Design(rope_pp=0.5, looks=(2, 4, 8), threshold=0.9)
     rng = np.random.default_rng(pairs)
     gains = np.round(2 * rng.normal(0.25, 0.9, (150, pairs))) / 2  # halves: ties, edges
-    ends, used = walk_studies(gains, design, correction)
+    ends, used = walk_studies(gains, design, correction, resolution_pp)
     for row, study in enumerate(gains):
-        alone = verdict(study, design, correction)
+        alone = verdict(study, design, correction, resolution_pp)
         assert (ends[row], used[row]) == (alone.kind or alone.state, alone.pairs)
-        assert (ends[row], used[row]) == walk(list(study), (2, 4, 8), 0.5, 0.9, correction)
+        if not resolution_pp:
+            assert (ends[row], used[row]) == walk(list(study), (2, 4, 8), 0.5, 0.9, correction)
+
+
+def test_a_table_knows_what_one_test_image_is_worth() -> None:
+    """Gains that all round to 0.6 pp are no certainty where an image is worth 5 pp."""
+    [sharp] = operating_characteristics(D, 0.0, [0.6], studies=3)
+    [coarse] = operating_characteristics(D, 0.0, [0.6], studies=3, resolution_pp=5.0)
+    assert (sharp.shares.justified, coarse.shares.inconclusive) == (1, 1)
 
 
 def test_gains_without_spread_end_at_the_first_look() -> None:
