@@ -12,7 +12,6 @@ import json
 import tempfile
 from pathlib import Path
 
-import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
@@ -123,11 +122,12 @@ def _sized(plan: PretrainPlan, command: Command) -> Settings:
     if plan.sized:
         return settings
     source = source_of(settings)
-    counts = np.bincount(source.pool.labels, minlength=len(source.class_names))
+    counts = source.class_sizes(source.pool)
     smallest = int(counts.min())
     val = settings.val_per_class
     if not plan.val_sized:
-        val = max(1, min(VAL_AT_MOST, int(VAL_SHARE * smallest)))
+        held = int(source.class_sizes(source.val).min()) if source.val else VAL_AT_MOST
+        val = max(1, min(VAL_AT_MOST, int(VAL_SHARE * smallest), held))
     train = smallest - (val if source.val is None else 0)
     if train < 1:
         raise DataError(

@@ -312,11 +312,18 @@ def test_a_preset_is_taken_at_its_word() -> None:
         plan_settings(preset="imags")
 
 
+@pytest.mark.parametrize(
+    ("train", "val", "images"),
+    [
+        ({"a": 6, "b": 4}, {"a": 3, "b": 2}, 8),
+        ({"a": 24, "b": 20}, {"a": 3, "b": 1}, 40),  # a tenth would be more than there are
+    ],
+)
 def test_a_validation_split_of_its_own_takes_nothing_from_the_training_images(
-    lab: Lab, tmp_path: Path
+    lab: Lab, tmp_path: Path, train: dict[str, int], val: dict[str, int], images: int
 ) -> None:
-    for part, counts in (("train", {"a": 6, "b": 4}), ("val", {"a": 3, "b": 2})):
+    for part, counts in (("train", train), ("val", val)):
         write_folder(tmp_path / "split" / part, counts, 900 if part == "val" else 800)
     assert lab.pretrain(tmp_path / "w.safetensors", data=str(tmp_path / "split"), epochs="1") == 0
-    assert provenance(tmp_path / "w.safetensors")["images"] == 8
+    assert provenance(tmp_path / "w.safetensors")["images"] == images
     shutil.rmtree(tmp_path / "split")

@@ -108,8 +108,7 @@ def draws_held(source: Source, train_per_class: int, val_per_class: int) -> int:
     """How many draws the pool holds that share no image; 0 if a class is too small for one."""
 
     def held(split: Split, size: int) -> int:
-        counts = np.bincount(split.labels, minlength=len(source.class_names))
-        return int(counts.min()) // size
+        return int(source.class_sizes(split).min()) // size
 
     if source.val is None:
         return held(source.pool, train_per_class + val_per_class)
@@ -124,15 +123,14 @@ def share_in_common(source: Source, train_per_class: int, val_per_class: int) ->
     does for the test split.
     """
     larger = train_per_class if source.val else max(train_per_class, val_per_class)
-    counts = np.bincount(source.pool.labels, minlength=len(source.class_names))
-    return larger / int(counts.min())
+    return larger / int(source.class_sizes(source.pool).min())
 
 
 def _slice(
     source: Source, split: Split, data_seed: int, draw: int, size: int, asked: str
 ) -> IntArray:
     """Rows of slice `draw` of every class, (classes, size)."""
-    counts = np.bincount(split.labels, minlength=len(source.class_names))
+    counts = source.class_sizes(split)
     small = [
         f"{name} ({count})"
         for name, count in zip(source.class_names, counts, strict=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from pipeline.data.images import IntArray
@@ -40,6 +41,10 @@ class Source:
     pool: Split
     val: Split | None = None
     test: Split | None = None
+
+    def class_sizes(self, split: Split) -> IntArray:
+        """How many images each class has in a split of this source, (classes,)."""
+        return np.bincount(split.labels, minlength=len(self.class_names))
 
 
 def decode_image(content: bytes | Path, where: str) -> Image.Image:
