@@ -18,6 +18,7 @@ from pipeline.decision import Decision
 from pipeline.decision_report import log_decision, minutes
 from pipeline.design import Design
 from pipeline.entry_points import Command
+from pipeline.entry_settings import usable_name
 from pipeline.estimate import equal_steps, seconds_a_draw, shown_steps
 from pipeline.evaluate import test_images
 from pipeline.operating import characteristics_text, operating_characteristics
@@ -233,7 +234,9 @@ def _register(decision: Decision, plan: Comparison, runner: PairRunner, log: Run
     arm = decision.recommended
     run = runner.whole_run(decision.pairs[0].key, arm)
     settings = arm.settings
-    name = plan.decide.register_as or f"{Path(settings.data).name}-{settings.backbone}"
+    name = plan.decide.register_as or usable_name(
+        f"{Path(settings.data).name}-{settings.backbone}"
+    )
     tags = {"verdict": decision.verdict.state, "decision_run_id": log.run_id}
     text = (
         f"{decision.sentence}\n\nRecommended: {arm.words}; this model, of the first pair, "

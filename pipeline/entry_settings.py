@@ -5,9 +5,11 @@ Unknown keys are refused, as in `settings.py`.
 
 from __future__ import annotations
 
+import re
 from typing import Literal, get_args
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from pipeline.settings import STRICT, TRAIN_KEYS, ScheduleName, Settings, TrainSettings
 
@@ -45,6 +47,11 @@ class TuneSettings(BaseModel):
     )
 
 
+def usable_name(text: str) -> str:
+    """The text as a name that the model registry takes and finds again: `im:ages` is `im-ages`."""
+    return re.sub(r"^\W+", "", re.sub(r"[/:'?\t\n]", "-", text))
+
+
 class DecideSettings(BaseModel):
     """What a decision compares, and when there is enough evidence."""
 
@@ -74,10 +81,17 @@ class DecideSettings(BaseModel):
     )
     tune: bool = Field(False, description="tune both arms on draws of their own first (on/off)")
     register_as: str = Field(
-        "",
-        pattern="^[^/:]*$",
-        description="name in the model registry; empty: from data and backbone; off: none",
+        "", description="name in the model registry; empty: from data and backbone; off: none"
     )
+
+    @field_validator("register_as")
+    @classmethod
+    def _is_usable(cls, name: str) -> str:
+        if name != usable_name(name):
+            raise PydanticCustomError(
+                "name", "must begin with a letter or digit and hold none of / : ' ?"
+            )
+        return name
 
 
 class CompareSettings(BaseModel):

@@ -233,7 +233,15 @@ def test_arms_that_cannot_be_compared_are_refused(decide: dict[str, str], messag
         ({"treatment": "full"}, "treatment=full control=?: give both"),
         ({"treatment": "full", "control": "lp_ft"}, "2 stages cannot share the steps of 1"),
         ({"n_trials": "0"}, "n_trials must be greater than or equal to 1"),
-        ({"register_as": "a/b"}, "register_as should match pattern '^[^/:]*$', got 'a/b'"),
+        *(
+            ({"register_as": n}, f"register_as must begin with a letter or digit and hold {rest}")
+            for n, rest in (
+                ("a/b", "none of / : ' ?, got 'a/b' (command line)"),
+                ("a:b", "none of / : ' ?, got 'a:b' (command line)"),
+                ("Ann's", "none of / : ' ?, got \"Ann's\" (command line)"),
+                ("..", "none of / : ' ?, got '..' (command line)"),
+            )
+        ),
         ({"treatment": "full", "control": "head_only", "stage2.lr": "1"}, "full has 1 stage"),
         ({"rope": "1"}, "unknown setting rope"),
         ({"stage2.patience": "3"}, "patience=3: arms have equal optimizer steps"),

@@ -122,7 +122,7 @@ def inside(folder: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("decide") / "images"
+    root = tmp_path_factory.mktemp("decide") / "Ann's images"
     for label, name in enumerate(CLASSES):
         (root / name).mkdir(parents=True)
         for number in range(PER_CLASS):
@@ -633,7 +633,7 @@ def test_the_recommended_model_is_registered_with_its_verdict_and_answers(
     decided: Decided,
 ) -> None:
     client = mlflow.MlflowClient()
-    name = "images-mobilenet_v3_small"
+    name = "Ann-s images-mobilenet_v3_small"
     version = client.get_model_version_by_alias(name, "champion")
     decision, tags = decided.decision, decided.run.data.tags
     assert decision.sentence in str(version.description)
