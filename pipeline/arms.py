@@ -101,15 +101,29 @@ def arms_of(
         name, control = str(decide.treatment), str(decide.control)
         last = len(SCHEDULES[name])
     settings = load_settings({**options, "schedule": name}, config=config)
-    if not settings.reuse:
-        raise SettingsError(
-            "reuse=off: both arms start from one run, which is found by content: leave reuse out"
-        )
+    check_comparable(settings)
     is_stage = name == "three_stage" and (last, control) in QUESTIONS.values()
     treatment = Arm(name, settings, last, is_stage)
     if control == name:
         raise SettingsError(f"treatment and control are both {name}: choose two schedules")
     return treatment, at_equal_steps(treatment, control, options, config)
+
+
+def check_comparable(settings: Settings) -> None:
+    """Refuse what runs that are to be compared cannot have.
+
+    Raises:
+        SettingsError: says which setting.
+    """
+    if not settings.reuse:
+        raise SettingsError(
+            "reuse=off: arms start from common runs, which are found by content: leave reuse out"
+        )
+    if settings.enforce_gate:
+        raise SettingsError(
+            "enforce_gate=on: the gate reads finished draws, which are only made here: leave "
+            "enforce_gate out"
+        )
 
 
 def at_equal_steps(
@@ -218,9 +232,9 @@ def comparison_of(options: Mapping[str, str], config: str | None) -> Comparison:
     design = Design(decide.rope_pp, parse_looks(decide.looks), decide.threshold)
     own = {*DECIDE_KEYS, *TUNE_KEYS}
     plain = {key: value for key, value in options.items() if key not in own}
-    if "schedule" in plain:
+    if schedule := said_of_all(plain, config).get("schedule"):
         raise SettingsError(
-            f"schedule={plain['schedule']}: a decision is between two: pass -P "
+            f"schedule={schedule}: a decision is between two: pass -P "
             "treatment=<schedule> -P control=<schedule>, or a question"
         )
     treatment, control = arms_of(decide, plain, config)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import get_args
 
-from pipeline.arms import Arm, at_equal_steps, said_of_all
+from pipeline.arms import Arm, at_equal_steps, check_comparable, said_of_all
 from pipeline.config import load_own, load_settings, nearest, said_of_stage
 from pipeline.entry_settings import COMPARE_KEYS, TUNE_KEYS, CompareSettings, TuneSettings
 from pipeline.errors import SettingsError
@@ -52,9 +52,9 @@ def grid_of(options: Mapping[str, str], config: str | None) -> Grid:
     tune = load_own(TuneSettings, {**words, "draws": str(compare.tune_draws)})
     own = {*COMPARE_KEYS, *TUNE_KEYS}
     plain = {key: value for key, value in options.items() if key not in own}
-    if "schedule" in plain:
+    if schedule := said_of_all(plain, config).get("schedule"):
         raise SettingsError(
-            f"schedule={plain['schedule']}: pass -P schedules=<names with commas between them>"
+            f"schedule={schedule}: pass -P schedules=<names with commas between them>"
         )
     if compare.backbones and "backbone" in plain:
         raise SettingsError(
@@ -101,10 +101,7 @@ def _arms(
             f"weights={settings.weights}: {other[0]} is not known: write {BACKBONE_WORD}"
         )
     settings = load_settings(plain, config=config)
-    if not settings.reuse:
-        raise SettingsError(
-            "reuse=off: arms start from common runs, which are found by content: leave reuse out"
-        )
+    check_comparable(settings)
     reference = Arm(REFERENCE, settings, len(SCHEDULES[REFERENCE]))
     del plain["schedule"]
     return tuple(

@@ -243,6 +243,10 @@ def test_arms_that_cannot_be_compared_are_refused(decide: dict[str, str], messag
             )
         ),
         ({"treatment": "full", "control": "head_only", "stage2.lr": "1"}, "full has 1 stage"),
+        ({"schedule": "full"}, "schedule=full: a decision is between two"),
+        ({"config": "schedule.yaml"}, "schedule=full: a decision is between two"),
+        ({"enforce_gate": "on"}, "enforce_gate=on: the gate reads finished draws"),
+        ({"config": "gate.yaml"}, "enforce_gate=on: the gate reads finished draws"),
         ({"rope": "1"}, "unknown setting rope"),
         ({"stage2.patience": "3"}, "patience=3: arms have equal optimizer steps"),
     ],
@@ -252,6 +256,8 @@ def test_a_fault_is_one_line_exit_code_2_and_no_run(
 ) -> None:
     import mlflow
 
+    Path("schedule.yaml").write_text("schedule: full\n")
+    Path("gate.yaml").write_text("enforce_gate: true\n")
     assert command("decide", **words) == 2
     output = capfd.readouterr()
     lines = [line for line in output.err.splitlines() if line.startswith("error: ")]

@@ -58,6 +58,7 @@ FAULTS = {
         "schedule=full: pass -P schedules=<names with commas between them>",
     ),
     "reuse": ({"reuse": "off"}, "reuse=off: arms start from common runs"),
+    "gate": ({"enforce_gate": "on"}, "enforce_gate=on: the gate reads finished draws"),
     "one draw": ({"draws": "1"}, "draws must be greater than or equal to 2, got '1'"),
     "no draw to tune on": ({"tune_draws": "0"}, "tune_draws must be greater than or equal to 1"),
     "rope": ({"rope_pp": "-1"}, "rope_pp must be greater than or equal to 0"),
@@ -157,6 +158,13 @@ def test_a_backbone_may_stand_in_a_file(tmp_path: Path) -> None:
     config.write_text("backbone: resnet34\nweights: none\n")
     assert list(grid(config).arms) == ["resnet34"]
     assert list(grid(config, backbones="resnet18").arms) == ["resnet18"]
+
+
+def test_a_schedule_in_a_file_is_refused_as_a_typed_one_is(tmp_path: Path) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text("schedule: full\n")
+    with pytest.raises(SettingsError, match=r"^schedule=full: pass -P schedules=<names with"):
+        grid(config)
 
 
 def test_weights_may_name_a_file_for_each_backbone() -> None:
