@@ -18,6 +18,7 @@ from pipeline.arms import Arm
 from pipeline.data.images import ImageSet
 from pipeline.digests import digest_values
 from pipeline.evaluate import Scorer
+from pipeline.files import storage_faults
 from pipeline.peak_memory import PEAK_METRIC
 from pipeline.pool import Pool
 from pipeline.report import StageSummary
@@ -154,17 +155,19 @@ class PairRunner:
     def _try(self, key: PairKey, *, wait: bool = False) -> bool:
         """Run a pair unless another process is at it (`wait`: once it has finished)."""
         folder = cache_folder(self.arms[0].settings) / "pairs"
-        folder.mkdir(parents=True, exist_ok=True)
         content = [
             arm.settings.model_copy(update={"draw": key.draw}).model_dump() | {"pair": str(key)}
             for arm in self.arms
         ]
         lock = FileLock(folder / f"{digest_values(content)}.lock")
         try:
-            with lock.acquire(timeout=-1 if wait else 0):
-                self.done[key.number] = self._run(key)
+            with storage_faults("the cache", folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                held = lock.acquire(timeout=-1 if wait else 0)
         except Timeout:
             return False
+        with held:
+            self.done[key.number] = self._run(key)
         return True
 
     def _run(self, key: PairKey) -> Results:

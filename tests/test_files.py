@@ -113,6 +113,7 @@ def test_a_disk_without_space_is_told_with_what_and_where() -> None:
         (errno.EACCES, "choose a folder you may write to"),
         (errno.EPERM, "choose a folder you may write to"),
         (errno.EROFS, "choose a folder you may write to"),
+        (errno.ENOENT, "choose a folder you may write to"),
     ],
 )
 def test_a_storage_fault_is_one_line_with_its_advice(code: int, advice: str) -> None:
@@ -125,7 +126,7 @@ def test_a_storage_fault_is_one_line_with_its_advice(code: int, advice: str) -> 
     assert caught.value.__suppress_context__
 
 
-@pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "other"), ValueError("other")])
+@pytest.mark.parametrize("error", [BrokenPipeError(errno.EPIPE, "other"), ValueError("other")])
 def test_other_faults_pass_unchanged(error: Exception) -> None:
     with pytest.raises(type(error), match="other") as caught, storage_faults("it", "there"):
         raise error

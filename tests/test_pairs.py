@@ -18,12 +18,13 @@ from pipeline.config import load_settings
 from pipeline.data.draws import deal_rows, draws_held, make_draw, set_aside, share_in_common
 from pipeline.data.images import digest_image
 from pipeline.data.source import Source, Split
-from pipeline.errors import DataError, DesignError
+from pipeline.errors import DataError, DesignError, StorageError
 from pipeline.evaluate import Scorer, predict
-from pipeline.pairs import PairKey, pair_keys, shared_prefix
+from pipeline.pairs import PairKey, PairRunner, pair_keys, shared_prefix
 from pipeline.pool import Pool, pool_of
 from pipeline.session import source_of
 from pipeline.stages import SCHEDULES
+from pipeline.tracking import Tracking
 from pipeline.training import score_logits
 from tests.conftest import write_image_folder
 from tests.helpers import CPU, calibrated_backbone, make_images
@@ -63,6 +64,21 @@ def test_more_pairs_begin_with_the_same_ones(resampled: bool) -> None:
     )
     assert many[:3] == few
     assert len(set(many)) == len({key.seed for key in many}) == 8
+
+
+@pytest.mark.parametrize("place", ["/proc/nope", "file", "folder/pairs"])
+@pytest.mark.parametrize("cache", ["on", "off"])
+def test_a_cache_folder_that_cannot_be_used_is_told(store: Path, place: str, cache: str) -> None:
+    (store / "folder").mkdir()
+    for name in ("file", "folder/pairs"):
+        (store / name).touch()
+    where = {"cache_dir": place.removesuffix("/pairs"), "cache": cache}
+    treatment = Arm("full", load_settings({"schedule": "full", **where}), 1)
+    runner = PairRunner(
+        (treatment,), make_images(2), Tracking.connect(), None, print, lambda *_: ""
+    )
+    with pytest.raises(StorageError, match=r"^cannot write the cache to .*: choose a folder"):
+        runner.run_all([PairKey(0, 0, 0, 0)])
 
 
 @pytest.mark.parametrize(
