@@ -207,8 +207,8 @@ def find_or_run(
 ) -> StageSummary:
     """A finished run of that stage with the same content, else a new one.
 
-    What this command has found or trained already is not looked for again. `whole`: a trial's run,
-    which has neither pictures nor a served model, will not do.
+    What this command has found or trained already is not looked for again. `whole`: a run that
+    is not, by `is_whole`, will not do.
     """
     if number in session.done:
         return session.done[number]
@@ -228,7 +228,7 @@ def find_or_run(
 def find_run(session: Session, number: int, *, whole: bool = False) -> RunView | None:
     """The oldest finished run of that stage with the same content and an intact checkpoint."""
     for run in session.tracking.find({"lineage_key": session.key(number)}):
-        if whole and "is_trial" in run.tags:
+        if whole and not is_whole(run, session.settings):
             continue
         try:
             session.restore(run)
@@ -237,6 +237,11 @@ def find_run(session: Session, number: int, *, whole: bool = False) -> RunView |
         else:
             return run
     return None
+
+
+def is_whole(run: RunView, settings: Settings) -> bool:
+    """Whether it has pictures, as a trial's has not, and the served model if one is asked for."""
+    return "is_trial" not in run.tags and not (settings.log_model and "model_uri" not in run.tags)
 
 
 def run_name(settings: Settings, number: int) -> str:

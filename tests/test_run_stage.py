@@ -229,6 +229,16 @@ def test_main_again_reuses_every_stage(
     assert len(runs()) == 6
 
 
+def test_a_run_without_a_served_model_is_not_whole_where_one_is_asked_for(
+    command: Command,
+) -> None:
+    words = {"schedule": "head_only", "stage1.epochs": "1"}
+    for log_model, count in (("off", 1), ("on", 2), ("off", 2), ("on", 2)):
+        assert command("main", log_model=log_model, **words) == 0
+        assert len(runs()) == count
+    assert [isinstance(uri, str) for uri in runs()["tags.model_uri"]] == [False, True]
+
+
 def test_the_same_settings_give_bit_identical_weights(command: Command) -> None:
     for _ in range(2):
         assert command("main", reuse="off", augment="strong", backbone="mobilenet_v2") == 0
