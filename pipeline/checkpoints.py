@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +76,18 @@ def save_checkpoint(
     return digest_file(path)
 
 
-def load_checkpoint(path: Path, sha256: str, backbone: Backbone, pretrained: Pretrained) -> None:
+def load_checkpoint(
+    path: Path,
+    sha256: str,
+    backbone: Backbone,
+    pretrained: Pretrained,
+    class_names: tuple[str, ...],
+) -> None:
     """Put the checkpoint's model into `backbone`, which has the classes it was saved with.
 
     Raises:
-        LineageError: the file is damaged, or was saved over other weights or another backbone.
+        LineageError: the file is damaged, or was saved over other weights, another backbone, or
+            for other classes than `class_names`.
     """
     if digest_file(path) != sha256:
         raise LineageError(
@@ -94,6 +102,13 @@ def load_checkpoint(path: Path, sha256: str, backbone: Backbone, pretrained: Pre
         raise LineageError(f"{path.name} is not a checkpoint of this pipeline ({err})") from None
     if info.backbone != backbone.name:
         raise LineageError(f"the checkpoint is of {info.backbone}, got backbone {backbone.name}")
+    both = zip_longest(info.class_names, class_names, fillvalue="missing")
+    for number, (there, here) in enumerate(both, start=1):
+        if there != here:
+            raise LineageError(
+                f"the checkpoint has {len(info.class_names)} classes, the images "
+                f"{len(class_names)}: class {number} is {there} there and {here} here"
+            )
     if info.weights_digest != pretrained.digest:
         raise LineageError(
             f"the checkpoint was trained from weights {info.weights} "

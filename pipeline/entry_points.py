@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.config import load_settings, said_of_stage
-from pipeline.errors import LineageError
 from pipeline.lineage import check_agreement, check_parent, inherit
 from pipeline.report import StageSummary, table_markdown, table_text
 from pipeline.run_stage import find_or_run, run_stage
@@ -79,11 +78,7 @@ def _inheriting(command: Command, number: int, parent: RunView) -> Settings:
 
 def _adopt(session: Session, number: int, parent: RunView) -> None:
     """Let a given run stand for the stage before, if it saw the same images."""
-    if parent.tags["data_sha256"] != session.draw.fingerprint:
-        raise LineageError(
-            f"the images of {session.settings.data} are not those that parent run {parent.run_id} "
-            "was trained on (their SHA-256 differ): restore them, or leave parent_run_id out"
-        )
+    session.check_images(parent, ", or leave parent_run_id out")
     session.keys[number - 1] = parent.tags["lineage_key"]
 
 

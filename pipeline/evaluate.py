@@ -44,6 +44,7 @@ def evaluate_entry(run_id: str, options: dict[str, str], say: Callable[[str], No
         settings = load_settings(options, inherited=inherit(run))
         images = test_images(settings)
         session = Session.open(settings, tracking, say)
+        session.check_images(run)
         with tracking.run(f"evaluate · {run.name}", {"kind": "evaluate"}, target=True) as log:
             backbone = session.restore(run)
             logits = predict(backbone, images, session.dtype, session.device)

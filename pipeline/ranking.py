@@ -87,6 +87,8 @@ def rank_entry(command: Command) -> Ranking:
         settings = _settings(plan, command, given) if given else plan.settings
         test = test_images(settings) if plan.check else None
         session = Session.open(settings, tracking, command.say, command.on_epoch)
+        if given:
+            session.check_images(given, ", or leave run_id out")
         name = f"rank_blocks · {session.draw.source} · {settings.backbone} · draw {settings.draw}"
         with tracking.run(name, {"kind": "ranking"}, target=True) as log:
             run = given or tracking.get(find_or_run(session, 1, log.run_id).run_id)

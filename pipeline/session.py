@@ -147,6 +147,20 @@ class Session:
             tuned_by=dict(self.tuned_by),
         )
 
+    def check_images(self, run: RunView, otherwise: str = "") -> None:
+        """Refuse a run that was trained on other images, or on other classes.
+
+        `otherwise`: what to do where they cannot be restored.
+
+        Raises:
+            LineageError: they are others.
+        """
+        if run.tags["data_sha256"] != self.draw.fingerprint:
+            raise LineageError(
+                f"the images of {self.settings.data} are not those that run {run.run_id} was "
+                f"trained on (their SHA-256 differ): restore them{otherwise}"
+            )
+
     def key(self, number: int) -> str:
         """The lineage key of a stage; an adopted parent's key is put into `keys` beforehand."""
         if number not in self.keys:
@@ -195,7 +209,11 @@ class Session:
             path = self.tracking.fetch(run, CHECKPOINT, Path(folder))
             try:
                 load_checkpoint(
-                    path, run.tags["checkpoint_sha256"], self.backbone, self.pretrained
+                    path,
+                    run.tags["checkpoint_sha256"],
+                    self.backbone,
+                    self.pretrained,
+                    self.draw.class_names,
                 )
             except LineageError as err:
                 raise LineageError(

@@ -102,7 +102,7 @@ def test_every_stage_of_a_chain_comes_back_bit_for_bit(
         sha256 = save(path, backbone, pretrained, stage=number)
         assert sha256 == digest_file(path)
         restored = fresh()
-        load_checkpoint(path, sha256, restored, pretrained)
+        load_checkpoint(path, sha256, restored, pretrained, CLASS_NAMES)
         assert changed_names(copy_state(backbone), copy_state(restored)) == set()
         backbone = restored  # the next stage starts from what was read
 
@@ -124,7 +124,7 @@ def test_random_weights_are_stored_whole(tmp_path: Path, fresh: Callable[[], Bac
     sha256 = save(path, backbone, nothing)
     assert set(load_file(path)) == set(backbone.model.state_dict())
     restored = fresh()
-    load_checkpoint(path, sha256, restored, nothing)
+    load_checkpoint(path, sha256, restored, nothing, CLASS_NAMES)
     assert changed_names(copy_state(backbone), copy_state(restored)) == set()
 
 
@@ -140,7 +140,7 @@ def test_unusual_numbers_come_back_bit_for_bit(
     path = tmp_path / "checkpoint.safetensors"
     sha256 = save(path, backbone, pretrained)
     restored = fresh()
-    load_checkpoint(path, sha256, restored, pretrained)
+    load_checkpoint(path, sha256, restored, pretrained, CLASS_NAMES)
     assert changed_names(copy_state(backbone), copy_state(restored)) == set()
 
 
@@ -172,7 +172,7 @@ def test_a_truncated_file_is_refused(
     path, sha256, _, pretrained = saved
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(LineageError, match=f"is damaged: its SHA-256 is not {sha256[:12]}"):
-        load_checkpoint(path, sha256, fresh(), pretrained)
+        load_checkpoint(path, sha256, fresh(), pretrained, CLASS_NAMES)
 
 
 @pytest.mark.parametrize("position", [20, -1])
@@ -186,7 +186,7 @@ def test_one_flipped_bit_is_refused(
     content[position] ^= 1
     path.write_bytes(content)
     with pytest.raises(LineageError, match="is damaged"):
-        load_checkpoint(path, sha256, fresh(), pretrained)
+        load_checkpoint(path, sha256, fresh(), pretrained, CLASS_NAMES)
 
 
 def test_a_digest_of_another_file_is_refused(
@@ -194,7 +194,7 @@ def test_a_digest_of_another_file_is_refused(
 ) -> None:
     path, _, _, pretrained = saved
     with pytest.raises(LineageError, match="its SHA-256 is not 000000000000…"):
-        load_checkpoint(path, "0" * 64, fresh(), pretrained)
+        load_checkpoint(path, "0" * 64, fresh(), pretrained, CLASS_NAMES)
 
 
 def test_other_pretrained_weights_are_refused(
@@ -206,14 +206,36 @@ def test_other_pretrained_weights_are_refused(
         f"from weights example .{pretrained.digest[:12]}.*weights others .* {other.digest[:12]}"
     )
     with pytest.raises(LineageError, match=message):
-        load_checkpoint(path, sha256, fresh(), other)
+        load_checkpoint(path, sha256, fresh(), other, CLASS_NAMES)
 
 
 def test_another_backbone_is_refused(saved: tuple[Path, str, Backbone, Pretrained]) -> None:
     path, sha256, _, pretrained = saved
     other = build_backbone("mobilenet_v2", CLASSES, seed=0)
     with pytest.raises(LineageError, match=f"is of {NAME}, got backbone mobilenet_v2"):
-        load_checkpoint(path, sha256, other, pretrained)
+        load_checkpoint(path, sha256, other, pretrained, CLASS_NAMES)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ("apple", "zebra", "cherry"),
+            "has 3 classes, the images 3: class 2 is berry there and z",
+        ),
+        (
+            (*CLASS_NAMES, "kiwi"),
+            "3 classes, the images 4: class 4 is missing there and kiwi here",
+        ),
+        (CLASS_NAMES[:2], "3 classes, the images 2: class 3 is cherry there and missing here"),
+    ],
+)
+def test_other_classes_are_refused(
+    saved: tuple[Path, str, Backbone, Pretrained], names: tuple[str, ...], message: str
+) -> None:
+    path, sha256, _, pretrained = saved
+    with pytest.raises(LineageError, match=message):
+        load_checkpoint(path, sha256, build_backbone(NAME, len(names), 0), pretrained, names)
 
 
 def test_a_model_that_does_not_add_up_is_refused(
@@ -227,7 +249,7 @@ def test_a_model_that_does_not_add_up_is_refused(
     for content in (missing, changed):
         sha256 = rewrite(path, content, about)
         with pytest.raises(LineageError, match="do not add up to the model that was saved"):
-            load_checkpoint(path, sha256, fresh(), pretrained)
+            load_checkpoint(path, sha256, fresh(), pretrained, CLASS_NAMES)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +263,7 @@ def test_a_safetensors_file_of_something_else_is_refused(
     path, _, _, pretrained = saved
     sha256 = rewrite(path, load_file(path), about)
     with pytest.raises(LineageError, match="is not a checkpoint of this pipeline"):
-        load_checkpoint(path, sha256, fresh(), pretrained)
+        load_checkpoint(path, sha256, fresh(), pretrained, CLASS_NAMES)
 
 
 def test_a_file_that_is_no_safetensors_is_refused(
@@ -250,4 +272,4 @@ def test_a_file_that_is_no_safetensors_is_refused(
     path, _, _, pretrained = saved
     path.write_bytes(b"not safetensors")
     with pytest.raises(LineageError, match="is not a checkpoint of this pipeline"):
-        load_checkpoint(path, digest_file(path), fresh(), pretrained)
+        load_checkpoint(path, digest_file(path), fresh(), pretrained, CLASS_NAMES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -201,7 +202,7 @@ def test_images_that_changed_under_a_given_parent_are_noticed(
     for path in (image_folder / "apple").iterdir():
         class_image(1, 99).save(path)
     assert command("stage2", parent_run_id=runs()["run_id"][0]) == 2
-    assert "are not those that parent run" in capfd.readouterr().err
+    assert "are not those that run" in capfd.readouterr().err
 
 
 def test_main_runs_every_stage_nested_under_one_run_and_ends_with_a_table(
@@ -356,6 +357,29 @@ def test_evaluate_scores_a_run_on_the_test_split(
     assert main(["evaluate", "--run_id", run["run_id"]]) == 0
     assert "on 600 images" in capfd.readouterr().out
     assert 0 < runs()["metrics.test/acc"][0] < 1
+
+
+@pytest.mark.parametrize("change", ["a class renamed", "a class more", "images more"])
+def test_a_run_is_not_scored_or_ranked_on_other_images_than_its_own(
+    command: Command, capfd: pytest.CaptureFixture[str], image_folder: Path, change: str
+) -> None:
+    import mlflow
+
+    command("stage1", test_per_class="2")
+    run_id = runs()["run_id"][0]
+    if change == "a class renamed":
+        (image_folder / "apple").rename(image_folder / "zebra")
+    elif change == "a class more":
+        shutil.copytree(image_folder / "apple", image_folder / "kiwi")
+    else:
+        for number in range(50, 70):
+            class_image(0, number).save(image_folder / "apple" / f"{number}.png")
+    for entry_point in ("evaluate", "rank_blocks"):
+        capfd.readouterr()
+        assert main([entry_point, "--run_id", run_id, "--cache_dir", "cache"]) == 2
+        [line] = capfd.readouterr().err.splitlines()
+        assert f"are not those that run {run_id} was trained on" in line
+    assert len(mlflow.search_runs(["0"], output_format="list")) == 1
 
 
 def test_a_deleted_parent_is_refused(command: Command, capfd: pytest.CaptureFixture[str]) -> None:
