@@ -232,7 +232,8 @@ def _register(decision: Decision, plan: Comparison, runner: PairRunner, log: Run
     if plan.decide.register_as == "off":
         return
     arm = decision.recommended
-    run = runner.whole_run(decision.pairs[0].key, arm)
+    result = runner.whole_run(decision.pairs[0].key, arm)
+    run = runner.tracking.get(result.run_id)
     settings = arm.settings
     name = plan.decide.register_as or usable_name(
         f"{Path(settings.data).name}-{settings.backbone}"
@@ -240,7 +241,7 @@ def _register(decision: Decision, plan: Comparison, runner: PairRunner, log: Run
     tags = {"verdict": decision.verdict.state, "decision_run_id": log.run_id}
     text = (
         f"{decision.sentence}\n\nRecommended: {arm.words}; this model, of the first pair, "
-        f"reached {decision.recommended_result.test_acc:.2%} on the test images. Decision: run "
+        f"reached {result.test_acc:.2%} on the test images. Decision: run "
         f"{log.run_id}."
     )
     version = runner.tracking.register(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +18,7 @@ from pipeline.errors import DataError, LineageError
 from pipeline.lineage import inherit
 from pipeline.session import Session, source_of
 from pipeline.settings import Settings
-from pipeline.tracking import Tracking
+from pipeline.tracking import RunView, Tracking
 from pipeline.training import Scores, score_logits
 
 PIXELS_PER_BATCH = 256 * 64 * 64
@@ -41,7 +41,8 @@ def evaluate_entry(run_id: str, options: dict[str, str], say: Callable[[str], No
                 f"{run.tags.get('kind', 'no stage run')}, {run.status}: copy the id of a stage "
                 "run from the MLflow UI"
             )
-        settings = load_settings(options, inherited=inherit(run))
+        own = {**inherit(run), "precision": run.params["precision"]}
+        settings = load_settings(options, inherited=own)
         images = test_images(settings)
         session = Session.open(settings, tracking, say)
         session.check_images(run)
@@ -51,10 +52,25 @@ def evaluate_entry(run_id: str, options: dict[str, str], say: Callable[[str], No
             scores = score_logits(logits, images.labels)
             log.tags({"evaluated_run_id": run.run_id})
             log.metrics({"test/acc": scores.acc, "test/loss": scores.loss})
-    tracking.add_metrics(run.run_id, {"test/acc": scores.acc, "test/loss": scores.loss})
+    keep_scores(tracking, run, scores, scored_on(images.fingerprint(), session.precision))
     result = f"test accuracy {scores.acc:.2%}, loss {scores.loss:.4f} on {len(images)} images"
     say(f"{run.name}: {result}")
     return scores
+
+
+def scored_on(test_digest: str, precision: str) -> dict[str, str]:
+    """The tags that say what a run's `test/acc` was measured on, and how."""
+    return {"test_sha256": test_digest, "test_precision": precision}
+
+
+def keep_scores(
+    tracking: Tracking, run: RunView, scores: Scores, measured: Mapping[str, str]
+) -> None:
+    """Add a run's scores to it; its tags speak of no others at any time, even if this stops."""
+    if measured.keys() & run.tags.keys():
+        tracking.add_tags(run.run_id, dict.fromkeys(measured, "unknown"))
+    tracking.add_metrics(run.run_id, {"test/acc": scores.acc, "test/loss": scores.loss})
+    tracking.add_tags(run.run_id, measured)
 
 
 def test_images(settings: Settings) -> ImageSet:

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from pipeline.arms import Arm
 from pipeline.data.images import ImageSet
 from pipeline.digests import digest_values
-from pipeline.evaluate import Scorer
+from pipeline.evaluate import Scorer, keep_scores, scored_on
 from pipeline.files import storage_faults
 from pipeline.peak_memory import PEAK_METRIC
 from pipeline.pool import Pool
@@ -28,8 +28,6 @@ from pipeline.settings import Settings
 from pipeline.stages import SCHEDULES
 from pipeline.tracking import RunView, Tracking
 
-TEST_DIGEST = "test_sha256"
-
 
 @dataclass(frozen=True)
 class PairKey:
@@ -39,6 +37,11 @@ class PairKey:
     draw: int
     data_seed: int
     seed: int
+
+    def apply(self, settings: Settings) -> Settings:
+        """The same settings on this pair's images, with its seed."""
+        own = {"draw": self.draw, "data_seed": self.data_seed, "seed": self.seed}
+        return settings.model_copy(update=own)
 
 
 @dataclass(frozen=True)
@@ -183,12 +186,12 @@ class PairRunner:
             self.say(f"{self.tell(key, tuple(results))}{'' if new else ' (reused)'}")
         return tuple(results)
 
-    def whole_run(self, key: PairKey, arm: Arm) -> RunView:
-        """The run of an arm's last stage with pictures and a served model: found, or made."""
+    def whole_run(self, key: PairKey, arm: Arm) -> ArmResult:
+        """An arm's last stage with pictures and a served model: found or made, and scored."""
         session = replace(self._session(key, arm), is_trial=False)
         session.settings = session.settings.model_copy(update={"log_model": True})
         summary = find_or_run(session, arm.last, self.nested_under, whole=True)
-        return self.tracking.get(summary.run_id)
+        return self._scored(session, Scorer(self.test, shared_prefix([arm])), summary)
 
     def run_beside(self, key: PairKey, arm: Arm) -> ArmResult:
         """Another arm on a pair's images, for show."""
@@ -197,30 +200,23 @@ class PairRunner:
         return self._scored(own, Scorer(self.test, shared_prefix([arm])), summary)
 
     def _session(self, key: PairKey, arm: Arm) -> Session:
-        changes = {"draw": key.draw, "data_seed": key.data_seed, "seed": key.seed}
-        session = Session.open(
-            arm.settings.model_copy(update=changes), self.tracking, lambda _: None
-        )
+        session = Session.open(key.apply(arm.settings), self.tracking, lambda _: None)
         return replace(session, is_trial=True)
 
     @staticmethod
     def _for_arm(session: Session, key: PairKey, arm: Arm) -> Session:
-        changes = {"draw": key.draw, "data_seed": key.data_seed, "seed": key.seed}
-        settings = arm.settings.model_copy(update=changes)
-        return replace(session, settings=settings, keys={}, done={})
+        return replace(session, settings=key.apply(arm.settings), keys={}, done={})
 
     def _scored(self, session: Session, scorer: Scorer, summary: StageSummary) -> ArmResult:
         """A run's accuracy on the test images: as it was measured before, or measured now."""
         run = self.tracking.get(summary.run_id)
-        if run.tags.get(TEST_DIGEST) == self.test_digest:
+        measured = scored_on(self.test_digest, session.precision)
+        if measured.items() <= run.tags.items():
             test_acc = run.metrics["test/acc"]
         else:
             scores = scorer.score(session.restore(run), session.dtype, session.device)
             test_acc = scores.acc
-            self.tracking.add_metrics(
-                run.run_id, {"test/acc": scores.acc, "test/loss": scores.loss}
-            )
-            self.tracking.add_tags(run.run_id, {TEST_DIGEST: self.test_digest})
+            keep_scores(self.tracking, run, scores, measured)
         return ArmResult(
             summary.run_id,
             summary.val_acc,

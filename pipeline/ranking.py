@@ -191,8 +191,7 @@ def _block(arm: Arm) -> str:
 
 def _ranks_of_parent(arm: Arm, key: PairKey, tracking: Tracking) -> list[BlockRank]:
     """The ranking on a pair's own stage-1 checkpoint."""
-    changes = {"draw": key.draw, "data_seed": key.data_seed, "seed": key.seed}
-    session = Session.open(arm.settings.model_copy(update=changes), tracking, lambda _: None)
+    session = Session.open(key.apply(arm.settings), tracking, lambda _: None)
     run = tracking.get(find_or_run(session, 1).run_id)
     return rank_blocks(session.restore(run), session.draw.train, session.device)
 

@@ -161,6 +161,11 @@ class Session:
                 f"trained on (their SHA-256 differ): restore them{otherwise}"
             )
 
+    @property
+    def precision(self) -> str:
+        """What blocks are computed in: `float32` or `bfloat16`."""
+        return str(self.dtype).removeprefix("torch.")
+
     def key(self, number: int) -> str:
         """The lineage key of a stage; an adopted parent's key is put into `keys` beforehand."""
         if number not in self.keys:
@@ -169,7 +174,7 @@ class Session:
                 self.settings.stage(number),
                 fingerprint=self.draw.fingerprint,
                 weights_digest=self.pretrained.digest,
-                precision=str(self.dtype).removeprefix("torch."),
+                precision=self.precision,
                 parent_key=self.key(number - 1) if number > 1 else None,
             )
         return self.keys[number]
@@ -186,7 +191,7 @@ class Session:
             data=self.draw.source,
             class_names=self.draw.class_names,
             weights_digest=self.pretrained.digest,
-            precision=str(self.dtype).removeprefix("torch."),
+            precision=self.precision,
         )
 
     def pretrained_backbone(self) -> Backbone:

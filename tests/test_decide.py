@@ -287,6 +287,25 @@ def test_another_design_reads_the_same_runs_and_trains_nothing(
     assert {run.info.run_id for run in runs()} == before
 
 
+def test_evaluating_a_run_changes_no_gain_of_a_later_decision(decided: Decided) -> None:
+    run = decided.arms()[0][0]
+    run_id, before = run.info.run_id, decided.gains_pp()
+    place = str(decided.desk.folder / "cache")
+
+    def marks() -> tuple[float, str]:
+        now = mlflow.get_run(run_id)
+        return acc(now), now.data.tags["test_precision"]
+
+    assert main(["evaluate", "--run_id", run_id, "--cache_dir", place]) == 0
+    assert marks() == (acc(run), "float32")
+    other = ["--precision", "bfloat16"]
+    assert main(["evaluate", "--run_id", run_id, "--cache_dir", place, *other]) == 0
+    assert marks()[1] == "bfloat16"
+    mlflow.MlflowClient().log_metric(run_id, "test/acc", 0.125)  # as that precision might have it
+    assert decided.desk.decide(**STAGE3, **OFF).gains_pp == pytest.approx(before)
+    assert marks() == (acc(run), "float32")
+
+
 def test_what_the_design_can_tell_is_said_before_anything_is_run(decided: Decided) -> None:
     said, then = decided.said, decided.runs_then
     table = next(n for n, line in enumerate(said) if "true gain, pp" in line)
@@ -649,7 +668,8 @@ def test_the_recommended_model_is_registered_with_its_verdict_and_answers(
     scored = client.get_run(judged.run_id)
     for tag in ("checkpoint_sha256", "stage"):
         assert run.data.tags[tag] == scored.data.tags[tag]
-    assert f"reached {judged.test_acc:.2%} on the test images" in str(version.description)
+    assert judged.test_acc == acc(run)  # one and the same model, and scored by itself
+    assert f"reached {acc(run):.2%} on the test images" in str(version.description)
     assert run.data.tags["verdict"] == decision.verdict.state
     assert artifact(run, "figures/learning_curves.png").is_file()  # a whole run, not a trial's
 

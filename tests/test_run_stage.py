@@ -359,6 +359,16 @@ def test_evaluate_scores_a_run_on_the_test_split(
     assert 0 < runs()["metrics.test/acc"][0] < 1
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_evaluate_computes_in_the_runs_own_precision_and_says_so(
+    command: Command, precision: str
+) -> None:
+    assert command("stage1", test_per_class="2", precision=precision) == 0
+    for words in ([], ["--precision", "bfloat16"]):
+        assert main(["evaluate", "--run_id", runs()["run_id"][0], *words]) == 0
+        assert runs()["tags.test_precision"][0] == (words[-1] if words else precision)
+
+
 @pytest.mark.parametrize("change", ["a class renamed", "a class more", "images more"])
 def test_a_run_is_not_scored_or_ranked_on_other_images_than_its_own(
     command: Command, capfd: pytest.CaptureFixture[str], image_folder: Path, change: str
