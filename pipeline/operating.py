@@ -1,8 +1,8 @@
-"""How often a design's verdicts are right: operating characteristics, and the A/A check.
+"""How often a design's verdicts are right: operating characteristics.
 
-In: a `Design` and how much gains vary, or a bank of measured gains. Out: the share of studies that
-end in each verdict, and the pairs they use; tables of it. All studies are judged at once, by the
-functions that judge one. Not covered: gains that are not normal, except through a bank.
+In: a `Design` and how much gains vary. Out: the share of studies that end in each verdict, and the
+pairs they use; a table of it. All studies are judged at once, by the functions that judge one. Not
+covered: gains that are not normal.
 
 Gains of resampled pools: Nadeau & Bengio 2003 (Machine Learning 52, 239-281).
 """
@@ -18,15 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.design import Design
 from pipeline.errors import DesignError
-from pipeline.posterior import (
-    Floats,
-    Gains,
-    check_correction,
-    check_gains,
-    moments,
-    scale_of,
-    tails,
-)
+from pipeline.posterior import Floats, check_correction, moments, scale_of, tails
 from pipeline.verdict import rule
 
 
@@ -35,7 +27,6 @@ class Shares:
     """How studies end, as shares of all `studies`; they sum to 1.
 
     Attributes:
-        go_on: studies that ran out of pairs between looks; 0 if they reach the last look.
         mean_pairs: pairs that a study rests on, on average.
     """
 
@@ -44,7 +35,6 @@ class Shares:
     equivalent: float
     harmful: float
     inconclusive: float
-    go_on: float
     mean_pairs: float
 
     @property
@@ -143,53 +133,6 @@ def operating_characteristics(
     )
 
 
-def resampled_verdicts(
-    bank_pp: Gains,
-    design: Design,
-    studies: int = 20_000,
-    pairs: int | None = None,
-    seed: int = 0,
-    correction: float = 0.0,
-) -> Shares:
-    """How often each verdict falls in studies drawn from a bank of measured gains.
-
-    For the A/A check the bank holds gains between two arms that are the same procedure. A study
-    takes `pairs` gains at random, none twice. Drawing without replacement makes a study's mean
-    vary less than fresh pairs would, by `sqrt(1 - pairs / len(bank))`, and centres it on the
-    bank's mean: a bank hardly larger than a study understates how often verdicts are false, one
-    of exactly its size is a single study in different orders. Studies share gains, so the
-    standard error of a share is that of the bank, not of `studies`.
-
-    Args:
-        bank_pp: gains to draw from.
-        design: the looks, ROPE and threshold.
-        studies: studies to draw.
-        pairs: pairs in a study; by default as many as the last look. Looks beyond are not taken:
-            studies still open then count as `go_on`.
-        seed: of the draw.
-        correction: as for `posterior.posterior`.
-
-    Raises:
-        DesignError: a bank smaller than a study, a study that ends before the first look, or
-            gains that cannot be used.
-    """
-    bank = np.asarray(bank_pp, dtype=float)
-    size = design.looks[-1] if pairs is None else pairs
-    check_correction(correction)
-    check_gains(bank)
-    _check_studies(studies)
-    if not design.looks[0] <= size <= len(bank):
-        looks = ",".join(map(str, design.looks))
-        raise DesignError(
-            f"studies of {size} pairs cannot be drawn from a bank of {len(bank)} with looks after "
-            f"{looks}: they need at least the first look's pairs and at most the bank's: add "
-            "pairs to the bank, or pass -P looks with smaller ones"
-        )
-    rng = np.random.default_rng(seed)
-    drawn = np.stack([rng.choice(bank, size, replace=False) for _ in range(studies)])
-    return _shares(*walk_studies(drawn, design, correction))
-
-
 _COLUMNS = (
     "true gain, pp",
     "justified",
@@ -210,12 +153,6 @@ def characteristics_text(rows: Sequence[Characteristic]) -> str:
     )
 
 
-def characteristics_markdown(rows: Sequence[Characteristic]) -> str:
-    """The same as a Markdown table."""
-    lines = [_COLUMNS, ("---:",) * len(_COLUMNS), *map(_cells, rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _cells(row: Characteristic) -> tuple[str, ...]:
     shares = row.shares
     ends = (shares.justified, shares.not_justified, shares.harmful, shares.inconclusive)
@@ -229,7 +166,6 @@ def _shares(ends: NDArray[np.str_], used: NDArray[np.int64]) -> Shares:
         equivalent=float(np.mean(ends == "equivalent")),
         harmful=float(np.mean(ends == "harmful")),
         inconclusive=float(np.mean(ends == "inconclusive")),
-        go_on=float(np.mean(ends == "go_on")),
         mean_pairs=float(np.mean(used)),
     )
 

@@ -47,7 +47,6 @@ ORDER = [
     "risks",
     "block_ranks",
     "training",
-    "head_batch",
     "checkpoints",
     "signals",
     "gate",
