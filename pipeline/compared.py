@@ -105,7 +105,7 @@ class Compared:
             rope = self.grid.compare.rope_pp
             better = [b for b, p in known.items() if p.p_above >= SURE]
             worse = [b for b, p in known.items() if p.p_below >= SURE]
-            sizes = ", ".join(f"{b} {_size(p)}" for b, p in known.items())
+            sizes = ", ".join(f"{b} {p.size}" for b, p in known.items())
             lines.append(
                 f"{name} against {base}: {sizes}; better by more than {rope:g} pp on "
                 f"{len(better)} of {len(known)} backbones, worse on {len(worse)} "
@@ -136,8 +136,3 @@ class Cell:
     def peak_mib(self) -> float:
         """Peak memory, the largest of all draws; NaN where unknown."""
         return float(np.max([result.chain.peak_mib for result in self.results]))
-
-
-def _size(known: Posterior) -> str:
-    low, high = known.interval_pp
-    return f"{known.mean_pp:+.2f} pp ({low:+.2f} to {high:+.2f})"

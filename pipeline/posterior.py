@@ -64,6 +64,12 @@ class Posterior:
         return self.sd_pp == 0
 
     @property
+    def size(self) -> str:
+        """The gain and its interval in figures."""
+        low, high = self.interval_pp
+        return f"{self.mean_pp:+.2f} pp ({low:+.2f} to {high:+.2f})"
+
+    @property
     def p_positive(self) -> float:
         """Probability of any gain at all; a mass on zero is no gain."""
         mean, scale = np.asarray(self.mean_pp), np.asarray(self.scale_pp)

@@ -66,8 +66,8 @@ class Ranking:
         best = max(self.gains, key=lambda block: self.gains[block].mean_pp)
         first = max(self.gains, key=lambda block: self.relative[block])
         return (
-            f"{line}. Released alone, {best} gains most ({_size(self.gains[best])}); the "
-            f"ranking puts {first} first ({_size(self.gains[first])}); agreement of the two "
+            f"{line}. Released alone, {best} gains most ({self.gains[best].size}); the "
+            f"ranking puts {first} first ({self.gains[first].size}); agreement of the two "
             f"orders, Kendall's tau: {_shown(self.tau)}"
         )
 
@@ -238,7 +238,7 @@ def page_of(ranking: Ranking, settings: Settings) -> Page:
                 "gain over stage 1 continued, pp (95%)",
             ),
             [
-                (block, f"{ranking.relative[block]:.4g}", _size(ranking.gains[block]))
+                (block, f"{ranking.relative[block]:.4g}", ranking.gains[block].size)
                 for block in sorted(ranking.gains, key=lambda b: -ranking.relative[b])
             ],
         ),
@@ -254,8 +254,3 @@ def page_of(ranking: Ranking, settings: Settings) -> Page:
 
 def _shown(tau: float) -> str:
     return "unknown, as all gains are the same" if math.isnan(tau) else f"{tau:+.2f}"
-
-
-def _size(known: Posterior) -> str:
-    low, high = known.interval_pp
-    return f"{known.mean_pp:+.2f} pp ({low:+.2f} to {high:+.2f})"
