@@ -85,12 +85,6 @@ class Decision:
         return self.treatment if self.verdict.state == "justified" else self.control
 
     @property
-    def recommended_result(self) -> ArmResult:
-        """What the recommended arm came to on the first pair."""
-        first = self.pairs[0]
-        return first.treatment if self.recommended is self.treatment else first.control
-
-    @property
     def steps(self) -> list[int]:
         """Optimizer steps of each arm."""
         images = self.treatment.settings.train_per_class * self.classes

@@ -66,16 +66,12 @@ class ArmResult:
     """One arm on one pair; accuracies 0 to 1.
 
     Attributes:
-        wall_s: of its last stage.
-        trainable: parameters that its last stage trains.
         chain: what all its stages cost together.
     """
 
     run_id: str
     val_acc: float
     test_acc: float
-    wall_s: float
-    trainable: int
     chain: ChainCost
 
 
@@ -221,8 +217,6 @@ class PairRunner:
             summary.run_id,
             summary.val_acc,
             test_acc,
-            summary.wall_s,
-            summary.trainable,
             self._chain_cost(run),
         )
 

@@ -21,7 +21,7 @@ def compared(*, resampled: bool) -> Compared:
     keys = pair_keys(pool, arms[0].settings)
     cost = ChainCost(training_s=3.0, prefix_s=1.0, trained=1000, peak_mib=10.0)
     accs = 0.7, 0.8
-    row = tuple(ArmResult("a-run", acc, acc, 1.0, 1000, cost) for acc in accs)
+    row = tuple(ArmResult("a-run", acc, acc, cost) for acc in accs)
     results = {arms[0].settings.backbone: [row] * 3}
     return Compared(grid, pool, keys, results, {}, 100, [60, 60], 60.0)
 

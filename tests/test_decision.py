@@ -23,7 +23,7 @@ UP_SIDE_DOWN = {"treatment": "stage2_continued", "control": "three_stage"}
 
 def result(acc: float, seconds: float = 3.0, trained: int = 1000) -> ArmResult:
     cost = ChainCost(training_s=seconds, prefix_s=1.0, trained=trained, peak_mib=10.0)
-    return ArmResult("a-run", acc + 0.02, acc, wall_s=0.5, trainable=100, chain=cost)
+    return ArmResult("a-run", acc + 0.02, acc, cost)
 
 
 def decision(both: tuple[ArmResult, ArmResult] | None = None, **options: str) -> Decision:
