@@ -35,7 +35,7 @@ IN_WORDS = {
     "three_stage": "training in three stages",
     "two_stage": "training in two stages",
     "full": "unfreezing everything at once",
-    "lp_ft": "a linear probe, then everything",
+    "lp_ft": "a linear probe and then everything",
     "head_only": "the head alone",
     "stage1_continued": "stage 1 continued",
     "stage2_continued": "stage 2 continued",

@@ -149,6 +149,7 @@ def _walk(
     run_id: str,
 ) -> dict[str, list[Results]]:
     """Every draw of every backbone."""
+    resampled = len({key.data_seed for key in keys}) > 1
     found = {}
     for backbone, arms in grid.arms.items():
 
@@ -157,7 +158,8 @@ def _walk(
                 f"{arm.name} {result.test_acc:.2%}"
                 for arm, result in zip(grid.arms[name], results, strict=True)
             )
-            return f"{name}, draw {key.draw}, seed {key.seed}: {shown}"
+            images = f"data_seed {key.data_seed}" if resampled else f"draw {key.draw}"
+            return f"{name}, {images}, seed {key.seed}: {shown}"
 
         runner = PairRunner(
             arms, test, tracking, run_id, command.say, tell, only_new=bool(command.joins)

@@ -198,7 +198,11 @@ def _rests_on(compared: Compared) -> Page:
             [(name, arms[0].settings.weights) for name, arms in compared.grid.arms.items()],
         ),
         Table(("setting", "value"), [(key, str(getattr(values, key))) for key in keys]),
-        Part("text", f"{drawn}. The whole comparison took {minutes(compared.wall_s)}."),
+        Part(
+            "text",
+            f"{drawn}. This command took {minutes(compared.wall_s)}, without the runs that it "
+            "found.",
+        ),
     ]
     typed = {**compared.grid.options, **({"tuned": "on"} if compared.studies else {})}
     page.append(Part("code", command_line("compare", typed)))

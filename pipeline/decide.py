@@ -168,8 +168,9 @@ def _walk(plan: Comparison, desk: Desk, log: RunLog | None) -> tuple[list[Pair],
 
     def tell(key: PairKey, results: Results) -> str:
         treatment, control = results
+        images = f"data_seed {key.data_seed}" if pool.resampled else f"draw {key.draw}"
         return (
-            f"pair {key.number + 1} (draw {key.draw}, seed {key.seed}): "
+            f"pair {key.number + 1} ({images}, seed {key.seed}): "
             f"{plan.treatment.words} {treatment.test_acc:.2%}, "
             f"{plan.control.words} {control.test_acc:.2%}, "
             f"gain {Pair(key, treatment, control).gain_pp:+.2f} pp"
@@ -244,12 +245,18 @@ def _register(decision: Decision, plan: Comparison, runner: PairRunner, log: Run
         f"reached {result.test_acc:.2%} on the test images. Decision: run "
         f"{log.run_id}."
     )
-    version = runner.tracking.register(
+    registered = runner.tracking.register(
         name, ModelVersion(run.tags["model_uri"], CHAMPION, text, tags)
     )
     runner.tracking.add_tags(run.run_id, decision.tags)
     log.tags({"champion": f"models:/{name}@{CHAMPION}", "champion_run_id": run.run_id})
     runner.say(
-        f"recommended: {arm.words}; models:/{name}@{CHAMPION} is version {version} "
-        f"(run {run.run_id})"
+        f"recommended: {arm.words}; models:/{name}@{CHAMPION} is version "
+        f"{registered.number} (run {run.run_id})"
     )
+    if registered.replaced:
+        number, marks = registered.replaced
+        runner.say(
+            f"note: until now it was version {number}, of decision "
+            f"{marks.get('decision_run_id', 'unknown')}; register_as= gives a name of its own"
+        )

@@ -233,7 +233,7 @@ def _costs(decision: Decision) -> Page:
             f"{price} Seconds and operations: of all stages, without the frozen prefix, which is "
             "computed once and shared; parameters: of the largest stage. Optimism: validation "
             "accuracy at the selected epoch minus test accuracy. "
-            f"The whole decision took {minutes(decision.wall_s)}.",
+            f"This command took {minutes(decision.wall_s)}, without the runs that it found.",
         ),
     ]
     for tuned, cost in zip(decision.tuned, costs, strict=False):

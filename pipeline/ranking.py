@@ -65,8 +65,9 @@ class Ranking:
             return line
         best = max(self.gains, key=lambda block: self.gains[block].mean_pp)
         first = max(self.gains, key=lambda block: self.relative[block])
+        verb = "gains most" if self.gains[best].mean_pp > 0 else "loses least"
         return (
-            f"{line}. Released alone, {best} gains most ({self.gains[best].size}); the "
+            f"{line}. Released alone, {best} {verb} ({self.gains[best].size}); the "
             f"ranking puts {first} first ({self.gains[first].size}); agreement of the two "
             f"orders, Kendall's tau: {_shown(self.tau)}"
         )
@@ -108,6 +109,7 @@ def rank_entry(command: Command) -> Ranking:
             log.text(to_markdown(page), "report.md")
             log.text(to_html(page, figure), "report.html")
     command.say(ranking.sentence)
+    command.say(f"report: report.html and report.md of run {log.run_id}")
     command.say(f"browse the runs: {tracking.ui_command}")
     return ranking
 

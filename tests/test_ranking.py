@@ -243,7 +243,7 @@ def test_agreement_is_counted_from_the_mean_norms_of_the_draws_own_checkpoints(
     tau = score / (len(told) * apart) ** 0.5
     assert ranked.checked.tau == pytest.approx(tau)
     assert ranked.rankings[2].data.metrics["kendall_tau"] == pytest.approx(tau)
-    assert f"Kendall's tau: {tau:+.2f}" in ranked.said[-2]
+    assert f"Kendall's tau: {tau:+.2f}" in ranked.said[-3]
 
 
 def test_no_released_block_saw_an_image_that_it_was_scored_on(ranked: Ranked) -> None:

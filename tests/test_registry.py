@@ -33,6 +33,22 @@ def test_a_made_up_name_is_one_that_can_be_given_and_found(
         uri = mlflow.get_artifact_uri("model")
     tracking = Tracking.connect()
     for _ in range(2):  # registering again finds the version that there is
-        assert tracking.register(name, ModelVersion(uri, "best", "why", {"mark": "1"})) == "1"
+        registered = tracking.register(name, ModelVersion(uri, "best", "why", {"mark": "1"}))
+        assert (registered.number, registered.replaced) == ("1", None)
     found = Path(mlflow.artifacts.download_artifacts(f"models:/{name}@best"))
     assert [file.name for file in found.iterdir() if file.suffix == ".txt"] == ["model.txt"]
+
+
+def test_the_version_that_had_the_alias_before_is_named(store: Path) -> None:
+    import mlflow
+
+    tracking, uris = Tracking.connect(), []
+    for _ in range(2):
+        with mlflow.start_run():
+            mlflow.log_text("x", "model/model.txt")
+            uris.append(mlflow.get_artifact_uri("model"))
+    tracking.register("name", ModelVersion(uris[0], "best", "", {"decision": "one"}))
+    second = tracking.register("name", ModelVersion(uris[1], "best", "", {"decision": "two"}))
+    assert (second.number, second.replaced) == ("2", ("1", {"decision": "one"}))
+    back = tracking.register("name", ModelVersion(uris[0], "best", "", {"decision": "one"}))
+    assert (back.number, back.replaced) == ("1", ("2", {"decision": "two"}))

@@ -156,15 +156,35 @@ def test_no_study_is_one_line_that_says_how_to_get_one(
     assert len(runs()) == trained
 
 
-def test_of_two_studies_that_match_the_one_with_more_trials_is_taken(
+def test_of_studies_that_match_that_of_the_seed_is_taken_or_the_one_with_most_trials(
     command: Command, space: str, store: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for seed, trials in (("0", "1"), ("1", "3"), ("2", "2")):
         assert command("tune", stage="1", n_trials=trials, space=space, seed=seed) == 0
-    [largest] = [study for study in studies(store) if len(study.trials) == 3]
-    capfd.readouterr()
-    assert command("stage1", tuned="on") == 0
-    assert f"stage 1: tuned by study {largest.study_name}," in capfd.readouterr().out
+    by_size = sorted(studies(store), key=lambda study: len(study.trials))
+    for seed, study, why in (
+        ("0", by_size[0], "this one has the same seed"),
+        ("2", by_size[1], "this one has the same seed"),
+        ("7", by_size[2], "this one has most trials"),
+    ):
+        capfd.readouterr()
+        assert command("stage1", tuned="on", seed=seed) == 0
+        [line] = [x for x in capfd.readouterr().out.splitlines() if "tuned by study" in x]
+        assert line.startswith(f"stage 1: tuned by study {study.study_name},")
+        assert line.endswith(f" would match, too: {why}")
+        assert all(other.study_name in line for other in by_size)
+
+
+def test_another_margin_that_changes_the_choice_is_announced(
+    command: Command, space: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = {**LOSS, "stage": "1", "n_trials": "2", "space": space}
+    assert command("tune", **words) == 0
+    assert "note: from now on" not in capfd.readouterr().out
+    assert command("tune", **{**words, "margin": "100"}) == 0
+    said = capfd.readouterr().out
+    assert "note: from now on tuned=true takes trial 0 of study stage1-" in said
+    assert "(margin=100), it was trial 1" in said
 
 
 def test_a_later_study_is_found_from_the_settings_that_it_was_made_from(

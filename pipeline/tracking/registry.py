@@ -26,8 +26,16 @@ class ModelVersion:
     tags: Mapping[str, str]
 
 
-def register(client: MlflowClient, name: str, version: ModelVersion) -> str:
-    """Add a version to a registered model, which is created if need be; returns its number.
+@dataclass(frozen=True)
+class Registered:
+    """A version's number; number and tags of the one that had the alias before it, if any."""
+
+    number: str
+    replaced: tuple[str, Mapping[str, str]] | None
+
+
+def register(client: MlflowClient, name: str, version: ModelVersion) -> Registered:
+    """Add a version to a registered model, which is created if need be.
 
     A logged model that has a version already keeps it, with the new description and tags.
     """
@@ -45,5 +53,8 @@ def register(client: MlflowClient, name: str, version: ModelVersion) -> str:
     client.update_model_version(name, number, description=version.description)
     for key, value in version.tags.items():
         client.set_model_version_tag(name, number, key, value)
+    before = client.get_registered_model(name).aliases.get(version.alias)
     client.set_registered_model_alias(name, version.alias, number)
-    return number
+    if before is None or str(before) == number:
+        return Registered(number, None)
+    return Registered(number, (str(before), client.get_model_version(name, before).tags))

@@ -22,7 +22,7 @@ from pipeline.owners import KILLED_REASON, MACHINE, is_abandoned, owner_tags, th
 from pipeline.provenance import PROJECT_DIR, git_commit
 from pipeline.tracking.faults import contact, translated
 from pipeline.tracking.launched import experiment_id, outlast_mlflow_run
-from pipeline.tracking.registry import ModelVersion, register
+from pipeline.tracking.registry import ModelVersion, Registered, register
 from pipeline.tracking.run import RunLog, to_tags
 
 if TYPE_CHECKING:
@@ -200,8 +200,8 @@ class Tracking:
         log = RunLog(self._client, self.uri, run_id, launched=False, known_params=set())
         log.params(values)
 
-    def register(self, name: str, version: ModelVersion) -> str:
-        """Put a logged model into the registry; returns its version's number."""
+    def register(self, name: str, version: ModelVersion) -> Registered:
+        """Put a logged model into the registry."""
         with translated("register the model", self.uri):
             return register(self._client, name, version)
 

@@ -47,8 +47,9 @@ CHOSEN, CHOICE, FINISHED = "chosen", "choice", "finished"
 """User attributes of a study: the trial whose settings are used, why it is that one, and how many
 trials there were when it last had all that were wanted."""
 
-FIXED, TUNING_KEY, HEARTBEAT = "fixed", "tuning_key", "heartbeat"
-"""User attributes of a study: the settings that it does not tune, by key; see `Spec`; seconds."""
+FIXED, TUNING_KEY, SEED, HEARTBEAT = "fixed", "tuning_key", "seed", "heartbeat"
+"""User attributes of a study: settings that it does not tune, by key; see `Spec`; its runs' seed;
+seconds."""
 
 SPACE = "space"
 """User attribute of a study: what it tunes. A study without it is not complete yet."""
@@ -141,7 +142,7 @@ class Study:
                 load_if_exists=True,
             )
             if created := SPACE not in study.user_attrs:
-                _begin(study, spec, storage)
+                _begin(study, spec, seed, storage)
         if not created:  # workers with one seed would all begin with the same random trials
             study.sampler = TPESampler()
         return cls(spec, storage, study, created)._at_its_pace()
@@ -224,13 +225,14 @@ def _pruner() -> MedianPruner:
     return MedianPruner(n_startup_trials=5, n_warmup_steps=STEPS_A_DRAW // 2, n_min_trials=4)
 
 
-def _begin(study: optuna.Study, spec: Spec, storage: RDBStorage) -> None:
+def _begin(study: optuna.Study, spec: Spec, seed: int, storage: RDBStorage) -> None:
     """Say what a new study is made of, and queue its first trial; `SPACE` comes last."""
     study.set_user_attr(TUNING_KEY, spec.tuning_key)
     study.set_user_attr(FIXED, dict(spec.fixed))
     study.set_user_attr("stage", spec.stage.number)
     study.set_user_attr("draws", list(spec.draws))
     study.set_user_attr("objective", spec.objective)
+    study.set_user_attr(SEED, seed)
     study.set_user_attr(HEARTBEAT, storage.heartbeat_interval)
     inside = spec.space.holds(spec.defaults)
     if not study.get_trials(deepcopy=False):

@@ -244,6 +244,12 @@ class Worker:
         """Set right what lost workers left behind, and log the study as it stands."""
         reconcile(study, self.tracking)
         choice = choose(study, self.tracking, self.tune.margin)
+        before = study.optuna.user_attrs.get(CHOSEN)
+        if choice and before not in (None, choice.trial.number):
+            self.say(
+                f"note: from now on tuned=true takes trial {choice.trial.number} of study "
+                f"{study.name} (margin={self.tune.margin:g}), it was trial {before}"
+            )
         if choice:
             study.optuna.set_user_attr(CHOSEN, choice.trial.number)
             study.optuna.set_user_attr(CHOICE, choice.sentence)

@@ -26,6 +26,7 @@ from pipeline.tuning.study import (
     CHOSEN,
     FINISHED,
     FIXED,
+    SEED,
     SPACE,
     TUNING_KEY,
     fixed_settings,
@@ -42,7 +43,8 @@ class _Match:
     Attributes:
         finished: trials that it has.
         said: settings of the stage that a person has fixed.
-        others: more finished studies that match.
+        own_seed: its runs have the seed that is asked for.
+        others: names of more finished studies that match.
         unfinished: studies that match and lack trials.
     """
 
@@ -50,7 +52,8 @@ class _Match:
     chosen: FrozenTrial
     finished: int
     said: Set[str]
-    others: int = 0
+    own_seed: bool
+    others: tuple[str, ...] = ()
     unfinished: int = 0
 
     @property
@@ -69,7 +72,8 @@ class _Match:
         if self.overruled:
             notes.append(f"set by hand, not as tuned: {', '.join(self.overruled)}")
         if self.others:
-            notes.append(f"{self.others} more finished studies match")
+            why = "this one has the same seed" if self.own_seed else "this one has most trials"
+            notes.append(f"{', '.join(self.others)} would match, too: {why}")
         if self.unfinished:
             notes.append(f"{self.unfinished} more match and are unfinished")
         return (
@@ -158,8 +162,8 @@ def _matching(
 ) -> list[_Match | _Nothing]:
     """Studies that may be taken, best first, and at last none of them.
 
-    First those that tuned nothing of what was said by hand, then those with most trials, then the
-    latest.
+    First those that tuned nothing of what was said by hand, then those with the same seed, then
+    those with most trials, then the latest.
     """
     matches: list[_Match] = []
     unfinished: list[str] = []
@@ -173,10 +177,15 @@ def _matching(
         else:
             study = optuna.load_study(study_name=summary.study_name, storage=storage)
             chosen = study.get_trials(deepcopy=False)[attrs[CHOSEN]]
-            matches.append(_Match(study, chosen, attrs[FINISHED], said))
+            own_seed = attrs.get(SEED) == session.settings.seed
+            matches.append(_Match(study, chosen, attrs[FINISHED], said, own_seed))
     matches.reverse()
-    matches.sort(key=lambda match: (len(match.overruled), -match.finished))
-    counted = [replace(m, others=len(matches) - 1, unfinished=len(unfinished)) for m in matches]
+    matches.sort(key=lambda m: (len(m.overruled), not m.own_seed, -m.finished))
+    names = [match.study.study_name for match in matches]
+    counted = [
+        replace(m, others=tuple(set(names) - {m.study.study_name}), unfinished=len(unfinished))
+        for m in matches
+    ]
     return [*counted, _Nothing(unfinished[-1] if unfinished else "", nearest[1])]
 
 
