@@ -87,7 +87,11 @@ def environments(tmp_path: Path) -> Iterator[dict[str, str]]:
     free = shutil.disk_usage(tmp_path).free / 2**30
     if free < ENVIRONMENT_GIB:
         pytest.skip(f"an environment takes {ENVIRONMENT_GIB} GiB of disk, {free:.0f} are free")
-    yield {"MLFLOW_ENV_ROOT": str(folder / "mlflow"), "UV_CACHE_DIR": str(folder / "uv")}
+    yield {
+        "MLFLOW_ENV_ROOT": str(folder / "mlflow"),
+        "UV_CACHE_DIR": str(folder / "uv"),
+        "UV_SYSTEM_CERTS": "1",  # as pip does; a proxy's certificate is known to the system alone
+    }
     shutil.rmtree(folder, ignore_errors=True)
 
 
