@@ -54,7 +54,7 @@ def beside(url: str, other: str) -> str:
     path, anchor = sqlite_path(url), sqlite_path(other)
     if path is None or path.is_absolute() or anchor is None or not anchor.is_absolute():
         return url
-    return _SQLITE.sub(rf"\g<1>{anchor.parent / path}\g<3>", url)
+    return _SQLITE.sub(lambda found: f"{found[1]}{anchor.parent / path}{found[3]}", url)
 
 
 @contextmanager

@@ -225,6 +225,12 @@ def test_workers_share_the_cores(workers: int, cores: int, threads: int) -> None
         ("", "http://host:5000", "sqlite:///optuna.db"),
         ("sqlite:///mine.db", "sqlite:////data/mlflow.db", "sqlite:////data/mine.db"),
         ("sqlite:////mine.db", "sqlite:////data/mlflow.db", "sqlite:////mine.db"),
+        ("", r"sqlite:////da\g<2>ta\1/mlflow.db", r"sqlite:////da\g<2>ta\1/optuna.db"),
+        (
+            "sqlite+pysqlite:///mine.db?timeout=5",
+            "sqlite:////data/mlflow.db",
+            "sqlite+pysqlite:////data/mine.db?timeout=5",
+        ),
         ("postgresql://u:p@h/o", "postgresql://u:***@h/mlflow", "postgresql://u:p@h/o"),
     ],
 )
