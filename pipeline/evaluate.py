@@ -41,7 +41,8 @@ def evaluate_entry(run_id: str, options: dict[str, str], say: Callable[[str], No
                 f"{run.tags.get('kind', 'no stage run')}, {run.status}: copy the id of a stage "
                 "run from the MLflow UI"
             )
-        own = {**inherit(run), "precision": run.params["precision"]}
+        precision = run.tags.get("precision", run.params["precision"])  # older runs: as typed
+        own = {**inherit(run), "precision": precision}
         settings = load_settings(options, inherited=own)
         images = test_images(settings)
         session = Session.open(settings, tracking, say)

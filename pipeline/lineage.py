@@ -88,6 +88,10 @@ def recipe_key(
     )
 
 
+_OPEN = {"norm_stats": "auto"}
+"""Settings that leave it to the parent run, whatever it came to."""
+
+
 def check_parent(run: RunView, stage_number: int) -> None:
     """Refuse a run that stage `stage_number` cannot continue from.
 
@@ -129,7 +133,7 @@ def check_agreement(settings: Settings, values: Mapping[str, object], run: RunVi
             key in INHERITED_KEYS
             or key.startswith(tuple(f"stage{n}." for n in range(1, stage + 1)))
         )
-        and _current(settings, key) != value
+        and _current(settings, key) not in (value, _OPEN.get(key))
     ]
     if conflicts:
         raise LineageError(

@@ -201,7 +201,8 @@ class PairRunner:
 
     @staticmethod
     def _for_arm(session: Session, key: PairKey, arm: Arm) -> Session:
-        return replace(session, settings=key.apply(arm.settings), keys={}, done={})
+        settings = session.resolved(key.apply(arm.settings))
+        return replace(session, settings=settings, keys={}, done={})
 
     def _scored(self, session: Session, scorer: Scorer, summary: StageSummary) -> ArmResult:
         """A run's accuracy on the test images: as it was measured before, or measured now."""

@@ -39,6 +39,7 @@ ORDER = [
     "compute",
     "peak_memory",
     "norm_stats",
+    "norm_choice",
     "freezing",
     "operations",
     "features",
