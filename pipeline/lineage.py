@@ -115,7 +115,16 @@ def inherit(run: RunView) -> dict[str, object]:
     raw = json.loads(run.tags["settings"])
     assert isinstance(raw, dict)
     # how and where to compute is each run's own business
-    own = ("device", "cache", "cache_dir", "reuse", "log_model", "precision", *THRESHOLD_KEYS)
+    own = (
+        "device",
+        "cache",
+        "cache_dir",
+        "cache_limit",
+        "reuse",
+        "log_model",
+        "precision",
+        *THRESHOLD_KEYS,
+    )
     return {key: value for key, value in raw.items() if key not in own}
 
 

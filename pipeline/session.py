@@ -34,7 +34,6 @@ from pipeline.tracking import RunView, Tracking
 from pipeline.training import EpochResult
 from pipeline.weights import Pretrained, load_pretrained
 
-CACHE_LIMIT_BYTES = 4 << 30
 DEFAULT_CACHE_DIR = "~/.cache/unfreeze"
 CHECKPOINT = "checkpoint/checkpoint.safetensors"
 
@@ -131,7 +130,7 @@ class Session:
             pretrained,
             device,
             pick_precision(settings.precision, device),
-            PrefixCache(folder, CACHE_LIMIT_BYTES),
+            PrefixCache(folder, int(settings.cache_limit * 1e9)),
             say,
             on_epoch,
             initial,

@@ -164,6 +164,9 @@ class Settings(Thresholds):
     cache_dir: str = Field(
         "", description="folder for downloads and caches; empty: ~/.cache/unfreeze"
     )
+    cache_limit: float = Field(
+        20.0, gt=0, description="gigabytes of disk for the frozen prefix's outputs"
+    )
     views: int = Field(
         10, ge=0, le=1000, description="stored augmented views an image; 0: fresh ones every epoch"
     )
