@@ -27,10 +27,11 @@ sys.path.insert(0, str(ROOT))
 
 from pipeline.config import load_settings  # noqa: E402
 from pipeline.design import Design  # noqa: E402
-from pipeline.evaluate import Scorer, test_images  # noqa: E402
+from pipeline.evaluate import predict, test_images  # noqa: E402
 from pipeline.run_stage import find_or_run  # noqa: E402
 from pipeline.session import Session  # noqa: E402
 from pipeline.tracking import Tracking  # noqa: E402
+from pipeline.training import score_logits  # noqa: E402
 from pipeline.verdict import verdict  # noqa: E402
 
 STUDIES = 2000
@@ -44,7 +45,6 @@ def fill_bank(options: dict[str, str], draws: int, seeds: int) -> pd.DataFrame:
         settings = load_settings({**options, "draw": str(draw), "seed": str(draw)})
         session = replace(Session.open(settings, tracking, lambda _: None), is_trial=True)
         parent = find_or_run(session, 2)
-        scorer = Scorer(test, settings.stage(3).prefix)
         for number in range(seeds):
             seed = draw if number == 0 else 1000 * number + draw
             own = replace(
@@ -54,7 +54,11 @@ def fill_bank(options: dict[str, str], draws: int, seeds: int) -> pd.DataFrame:
                 done={2: parent},
             )
             run = tracking.get(find_or_run(own, 3).run_id)
-            acc = scorer.score(own.restore(run), own.dtype, own.device).acc
+            prefix = settings.stage(3).prefix
+            logits = predict(
+                own.restore(run), test, own.dtype, own.device, cache=own.cache, prefix=prefix
+            )
+            acc = score_logits(logits, test.labels).acc
             rows.append({"draw": draw, "seed": number, "test_acc": acc})
             sys.stderr.write(f"draw {draw} seed {seed}: {acc:.4f}\n")
     return pd.DataFrame(rows).pivot(index="draw", columns="seed", values="test_acc")

@@ -31,10 +31,11 @@ sys.path.insert(0, str(ROOT))
 
 from pipeline.config import load_settings  # noqa: E402
 from pipeline.entry_points import Command  # noqa: E402
-from pipeline.evaluate import Scorer, test_images  # noqa: E402
+from pipeline.evaluate import predict, test_images  # noqa: E402
 from pipeline.run_stage import find_or_run  # noqa: E402
 from pipeline.session import Session  # noqa: E402
 from pipeline.tracking import Tracking  # noqa: E402
+from pipeline.training import score_logits  # noqa: E402
 from pipeline.tuning.tune import Tuned, tune_entry  # noqa: E402
 
 TUNING_DRAWS = 2
@@ -42,12 +43,12 @@ TUNING_DRAWS = 2
 
 def confirm(options: dict[str, str], done: Sequence[Tuned], draws: Sequence[int]) -> pd.DataFrame:
     """Both arms on fresh draws: validation and test accuracy of each tuned stage."""
-    tracking, rows, scorer = Tracking.connect(), [], None
+    tracking, rows, test = Tracking.connect(), [], None
     for draw in draws:
         settings = load_settings({**options, "draw": str(draw)})
         first = Session.open(settings, tracking, lambda _: None)
-        if scorer is None:
-            scorer = Scorer(test_images(settings), settings.stage(3).prefix)
+        if test is None:
+            test = test_images(settings)
         chosen = first
         for one in done:  # a study's trials start from what was chosen for the stages before
             number, best = one.study.spec.stage.number, one.study.best
@@ -61,7 +62,15 @@ def confirm(options: dict[str, str], done: Sequence[Tuned], draws: Sequence[int]
                 quiet = replace(session, is_trial=True)
                 summary = find_or_run(quiet, number)
                 backbone = quiet.restore(tracking.get(summary.run_id))
-                acc = scorer.score(backbone, quiet.dtype, quiet.device).acc
+                logits = predict(
+                    backbone,
+                    test,
+                    quiet.dtype,
+                    quiet.device,
+                    cache=quiet.cache,
+                    prefix=settings.stage(3).prefix,
+                )
+                acc = score_logits(logits, test.labels).acc
                 rows.append(
                     {"draw": draw, "arm": arm, "stage": number, "val_acc": summary.val_acc}
                     | {"test_acc": acc}

@@ -71,6 +71,7 @@ def _inheriting(command: Command, number: int, parent: RunView) -> Settings:
         command.options, config=command.config, target=number, inherited=inherited
     )
     check_agreement(settings, inherited, parent)
+    settings = settings.model_copy(update={"norm_stats": inherited["norm_stats"]})
     taken = ", ".join(f"{key}={inherited[key]}" for key in INHERITED_KEYS)
     command.say(f"inherited from run {parent.run_id} ({parent.name}): {taken}")
     return settings

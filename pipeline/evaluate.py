@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -11,18 +11,17 @@ import torch
 from pipeline.backbones import FORWARD_ORDER, Backbone
 from pipeline.compute import compute_copy, run_blocks
 from pipeline.config import load_settings
-from pipeline.data.augment import normalise
 from pipeline.data.draws import read_images
 from pipeline.data.images import ImageSet
 from pipeline.errors import DataError, LineageError
 from pipeline.lineage import inherit
+from pipeline.prefix_cache import PrefixCache
 from pipeline.session import Session, source_and_weights, source_of
 from pipeline.settings import Settings
 from pipeline.tracking import RunView, Tracking
 from pipeline.training import Scores, score_logits
 
 PIXELS_PER_BATCH = 256 * 64 * 64
-SUFFIX_BATCH = 500
 
 
 def evaluate_entry(run_id: str, options: dict[str, str], say: Callable[[str], None]) -> Scores:
@@ -41,7 +40,8 @@ def evaluate_entry(run_id: str, options: dict[str, str], say: Callable[[str], No
                 f"{run.tags.get('kind', 'no stage run')}, {run.status}: copy the id of a stage "
                 "run from the MLflow UI"
             )
-        own = {**inherit(run), "precision": run.params["precision"]}
+        precision = run.tags.get("precision", run.params["precision"])  # older runs: as typed
+        own = {**inherit(run), "precision": precision}
         settings = load_settings(options, inherited=own)
         source_and_weights(settings)  # their faults, before images are read
         images = test_images(settings)
@@ -49,7 +49,15 @@ def evaluate_entry(run_id: str, options: dict[str, str], say: Callable[[str], No
         session.check_images(run)
         with tracking.run(f"evaluate · {run.name}", {"kind": "evaluate"}, target=True) as log:
             backbone = session.restore(run)
-            logits = predict(backbone, images, session.dtype, session.device)
+            prefix = settings.stage(int(run.tags["stage"])).prefix
+            logits = predict(
+                backbone,
+                images,
+                session.dtype,
+                session.device,
+                cache=session.cache,
+                prefix=prefix,
+            )
             scores = score_logits(logits, images.labels)
             log.tags({"evaluated_run_id": run.run_id})
             log.metrics({"test/acc": scores.acc, "test/loss": scores.loss})
@@ -89,59 +97,36 @@ def test_images(settings: Settings) -> ImageSet:
     return read_images(test, np.arange(len(test.labels)), settings.image_size)
 
 
-@dataclass
-class Scorer:
-    """Scores models on the same images; those that share a frozen prefix share its outputs.
-
-    Attributes:
-        prefix: blocks that the models to come have in common, in forward order.
-    """
-
-    images: ImageSet
-    prefix: tuple[str, ...]
-    known: dict[str, torch.Tensor] = field(default_factory=dict)
-    outputs: torch.Tensor | None = None
-
-    @torch.no_grad()
-    def score(self, backbone: Backbone, dtype: torch.dtype, device: torch.device) -> Scores:
-        """Loss and accuracy of a model on all images."""
-        if not self.prefix:
-            return score_logits(predict(backbone, self.images, dtype, device), self.images.labels)
-        state = backbone.model.state_dict()
-        tensors = {name: state[name] for name in backbone.tensor_names(self.prefix)}
-        same = self.known.keys() == tensors.keys() and all(
-            torch.equal(tensor, self.known[name]) for name, tensor in tensors.items()
-        )
-        if self.outputs is None or not same:
-            blocks = compute_copy(backbone, self.prefix, dtype, device)
-            parts = [
-                run_blocks(blocks, normalise(part.to(device)), dtype)
-                for part in _batches(self.images)
-            ]
-            self.outputs = torch.cat(parts)
-            self.known = {name: tensor.clone() for name, tensor in tensors.items()}
-        suffix = tuple(block for block in FORWARD_ORDER if block not in self.prefix)
-        blocks = compute_copy(backbone, suffix, dtype, device)
-        logits = [
-            run_blocks(blocks, x, dtype).float().cpu()
-            for x in torch.split(self.outputs, SUFFIX_BATCH)
-        ]
-        return score_logits(torch.cat(logits), self.images.labels)
-
-
-def _batches(images: ImageSet) -> Sequence[torch.Tensor]:
-    size = max(1, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
-    return torch.split(images.pixels, size)
-
-
 @torch.no_grad()
 def predict(
-    backbone: Backbone, images: ImageSet, dtype: torch.dtype, device: torch.device
+    backbone: Backbone,
+    images: ImageSet,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    cache: PrefixCache | None = None,
+    prefix: tuple[str, ...] = (),
 ) -> torch.Tensor:
-    """Logits of every image, float32, (N, classes)."""
-    blocks = compute_copy(backbone, FORWARD_ORDER, dtype, device)
+    """Logits of every image, float32, (N, classes); memory for one batch beside the images.
+
+    Args:
+        backbone: the model.
+        images: what to predict.
+        dtype: precision of the computation; the head computes in float32.
+        device: where to compute.
+        cache: keeps the outputs of `prefix`, so that models with the same prefix, in this command
+            or in any other, compute them once.
+        prefix: the blocks, in forward order, that such models have in common.
+    """
+    features = (cache or PrefixCache(None, 0)).features(
+        backbone, prefix, images, augment="none", views=1, dtype=dtype, device=device
+    )
+    suffix = FORWARD_ORDER[len(prefix) :]
+    blocks = compute_copy(backbone, suffix, dtype, device)
+    size = max(1, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
+    batches = np.array_split(np.arange(len(images)), math.ceil(len(images) / size))
     logits = [
-        run_blocks(blocks, normalise(part.to(device)), dtype).float().cpu()
-        for part in _batches(images)
+        run_blocks(blocks, features.batch(rows, np.zeros_like(rows)), dtype).float().cpu()
+        for rows in batches
     ]
     return torch.cat(logits)

@@ -88,6 +88,10 @@ def recipe_key(
     )
 
 
+_OPEN = {"norm_stats": "auto"}
+"""Settings that leave it to the parent run, whatever it came to."""
+
+
 def check_parent(run: RunView, stage_number: int) -> None:
     """Refuse a run that stage `stage_number` cannot continue from.
 
@@ -111,7 +115,16 @@ def inherit(run: RunView) -> dict[str, object]:
     raw = json.loads(run.tags["settings"])
     assert isinstance(raw, dict)
     # how and where to compute is each run's own business
-    own = ("device", "cache", "cache_dir", "reuse", "log_model", "precision", *THRESHOLD_KEYS)
+    own = (
+        "device",
+        "cache",
+        "cache_dir",
+        "cache_limit",
+        "reuse",
+        "log_model",
+        "precision",
+        *THRESHOLD_KEYS,
+    )
     return {key: value for key, value in raw.items() if key not in own}
 
 
@@ -129,7 +142,7 @@ def check_agreement(settings: Settings, values: Mapping[str, object], run: RunVi
             key in INHERITED_KEYS
             or key.startswith(tuple(f"stage{n}." for n in range(1, stage + 1)))
         )
-        and _current(settings, key) != value
+        and _current(settings, key) not in (value, _OPEN.get(key))
     ]
     if conflicts:
         raise LineageError(

@@ -2,7 +2,8 @@
 
 Adaptive batch normalisation (Li et al. 2016, arXiv 1603.04779): means and variances that were
 estimated on the pretraining images are replaced by those of the draw's training images; no label
-is used and no weight changes. Afterwards frozen means frozen.
+is used and no weight changes. Afterwards frozen means frozen. Whether the new statistics are
+better is another question: `norm_choice.py` answers it.
 """
 
 from __future__ import annotations
@@ -43,10 +44,26 @@ def calibrate_norm_stats(
     and images, and read back next time; a damaged file is computed anew.
     """
     if cache_folder is None:
-        _calibrate(backbone, images, dtype, device)
+        recalibrate(backbone, images, dtype, device)
         return
+    path = kept_at(cache_folder, backbone, images, dtype, device)
+    names = [name for name in backbone.model.state_dict() if name.endswith(STATISTICS)]
+    kept = _read(path, names)
+    if kept is None:
+        recalibrate(backbone, images, dtype, device)
+        keep_norm_stats(path, backbone)
+    else:
+        backbone.model.load_state_dict(kept, strict=False)
+
+
+def kept_at(
+    folder: Path, backbone: Backbone, images: ImageSet, dtype: torch.dtype, device: torch.device
+) -> Path:
+    """The file in which statistics are kept: named after all that they depend on.
+
+    `backbone` holds the weights and statistics that a calibration would begin with.
+    """
     state = backbone.model.state_dict()
-    names = [name for name in state if name.endswith(STATISTICS)]
     key = digest_values(
         {
             "backbone": backbone.name,
@@ -57,15 +74,15 @@ def calibrate_norm_stats(
             "device": device.type,
         }
     )
-    path = cache_folder / f"{key}.safetensors"
-    kept = _read(path, names)
-    if kept is None:
-        _calibrate(backbone, images, dtype, device)
-        state = backbone.model.state_dict()
-        kept = {name: state[name] for name in names}
-        with contextlib.suppress(StorageError):  # a cache: not worth failing for
-            write_atomically(path, save(kept, {"sha256": digest_tensors(kept)}))
-    backbone.model.load_state_dict(kept, strict=False)
+    return folder / f"{key}.safetensors"
+
+
+def keep_norm_stats(path: Path, backbone: Backbone) -> None:
+    """Write the backbone's statistics; a folder that cannot be written is no fault."""
+    state = backbone.model.state_dict()
+    kept = {name: tensor for name, tensor in state.items() if name.endswith(STATISTICS)}
+    with contextlib.suppress(StorageError):  # a cache: not worth failing for
+        write_atomically(path, save(kept, {"sha256": digest_tensors(kept)}))
 
 
 def _read(path: Path, names: list[str]) -> dict[str, Tensor] | None:
@@ -79,9 +96,15 @@ def _read(path: Path, names: list[str]) -> dict[str, Tensor] | None:
 
 
 @torch.no_grad()
-def _calibrate(
+def recalibrate(
     backbone: Backbone, images: ImageSet, dtype: torch.dtype, device: torch.device
-) -> None:
+) -> Tensor:
+    """Compute the statistics of `images` and put them into the backbone, whatever is kept.
+
+    Returns:
+        What entered the head meanwhile, float32, (N, C), in the order of `images`: features under
+        the statistics of each image's batch, a close estimate of those under the new statistics.
+    """
     blocks = compute_copy(backbone, FORWARD_ORDER[:-1], dtype, device)  # no BatchNorm in the head
     for block in blocks.values():
         for module in block.modules():
@@ -92,9 +115,10 @@ def _calibrate(
     size = max(2, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
     order = np.argsort(images.keys, kind="stable")  # mixes classes, whatever order they came in
     count = max(1, min(-(-len(images) // size), len(images) // 2))  # no batch of one image
+    parts = []
     for rows in np.array_split(order, count):
         pixels = images.pixels[torch.from_numpy(rows)].to(device)
-        run_blocks(blocks, normalise(pixels), dtype)
+        parts.append(run_blocks(blocks, normalise(pixels), dtype).float().cpu())
     for name, block in blocks.items():
         statistics = {
             inner: tensor
@@ -102,3 +126,7 @@ def _calibrate(
             if inner.endswith(STATISTICS)
         }
         backbone.blocks[name].load_state_dict(statistics, strict=False)
+    features = torch.cat(parts)
+    in_order = torch.empty_like(features)
+    in_order[torch.from_numpy(order)] = features
+    return in_order

@@ -8,7 +8,7 @@ divide pairs among them by locks in the cache's folder.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from pipeline.arms import Arm
 from pipeline.data.images import ImageSet
 from pipeline.digests import digest_values
-from pipeline.evaluate import Scorer, keep_scores, scored_on
+from pipeline.evaluate import keep_scores, predict, scored_on
 from pipeline.files import storage_faults
 from pipeline.peak_memory import PEAK_METRIC
 from pipeline.pool import Pool
@@ -27,6 +27,7 @@ from pipeline.session import Session, cache_folder
 from pipeline.settings import Settings
 from pipeline.stages import SCHEDULES
 from pipeline.tracking import RunView, Tracking
+from pipeline.training import score_logits
 
 
 @dataclass(frozen=True)
@@ -113,10 +114,15 @@ def pair_keys(pool: Pool, settings: Settings) -> list[PairKey]:
     return [PairKey(n, pool.first_draw + n, data_seed, seed + used + n) for n in numbers]
 
 
-def shared_prefix(arms: list[Arm]) -> tuple[str, ...]:
-    """The blocks that no stage of any of these arms trains, in forward order."""
-    prefixes = [stage.prefix for arm in arms for stage in SCHEDULES[arm.name][: arm.last]]
-    return min(prefixes, key=len)
+def scored_prefix(arm: Arm, arms: Sequence[Arm]) -> tuple[str, ...]:
+    """The blocks whose outputs an arm's scoring shares with the other arms', in forward order.
+
+    No stage of the arm trains them; they are the shortest such blocks of any arm that trains not
+    everything, so that one entry of the prefix cache serves as many arms as can be.
+    """
+    frozen = [min((s.prefix for s in SCHEDULES[a.name][: a.last]), key=len) for a in (arm, *arms)]
+    own = frozen[0]
+    return min((p for p in frozen if p and p == own[: len(p)]), key=len, default=())
 
 
 @dataclass
@@ -171,12 +177,11 @@ class PairRunner:
 
     def _run(self, key: PairKey) -> Results:
         session = self._session(key, self.arms[0])
-        scorer = Scorer(self.test, shared_prefix(list(self.arms)))
         results, new = [], False
         for arm in self.arms:
             own = self._for_arm(session, key, arm)
             summary = find_or_run(own, arm.last, self.nested_under)
-            results.append(self._scored(own, scorer, summary))
+            results.append(self._scored(own, arm, summary))
             new = new or not summary.reused
         if new or not self.only_new:
             self.say(f"{self.tell(key, tuple(results))}{'' if new else ' (reused)'}")
@@ -187,13 +192,13 @@ class PairRunner:
         session = replace(self._session(key, arm), is_trial=False)
         session.settings = session.settings.model_copy(update={"log_model": True})
         summary = find_or_run(session, arm.last, self.nested_under, whole=True)
-        return self._scored(session, Scorer(self.test, shared_prefix([arm])), summary)
+        return self._scored(session, arm, summary)
 
     def run_beside(self, key: PairKey, arm: Arm) -> ArmResult:
         """Another arm on a pair's images, for show."""
         own = self._session(key, arm)
         summary = find_or_run(own, arm.last, self.nested_under)
-        return self._scored(own, Scorer(self.test, shared_prefix([arm])), summary)
+        return self._scored(own, arm, summary)
 
     def _session(self, key: PairKey, arm: Arm) -> Session:
         session = Session.open(key.apply(arm.settings), self.tracking, lambda _: None)
@@ -201,16 +206,25 @@ class PairRunner:
 
     @staticmethod
     def _for_arm(session: Session, key: PairKey, arm: Arm) -> Session:
-        return replace(session, settings=key.apply(arm.settings), keys={}, done={})
+        settings = session.resolved(key.apply(arm.settings))
+        return replace(session, settings=settings, keys={}, done={})
 
-    def _scored(self, session: Session, scorer: Scorer, summary: StageSummary) -> ArmResult:
+    def _scored(self, session: Session, arm: Arm, summary: StageSummary) -> ArmResult:
         """A run's accuracy on the test images: as it was measured before, or measured now."""
         run = self.tracking.get(summary.run_id)
         measured = scored_on(self.test_digest, session.precision)
         if measured.items() <= run.tags.items():
             test_acc = run.metrics["test/acc"]
         else:
-            scores = scorer.score(session.restore(run), session.dtype, session.device)
+            logits = predict(
+                session.restore(run),
+                self.test,
+                session.dtype,
+                session.device,
+                cache=session.cache,
+                prefix=scored_prefix(arm, self.arms),
+            )
+            scores = score_logits(logits, self.test.labels)
             test_acc = scores.acc
             keep_scores(self.tracking, run, scores, measured)
         return ArmResult(

@@ -49,7 +49,7 @@ def log_start(
     values = plain_values(settings, range(1, stage.number + 1))
     own = {name: getattr(settings.training(stage.number), name) for name in TRAIN_KEYS}
     run = {k: v for k, v in values.items() if "." not in k and k not in THRESHOLD_KEYS}
-    log.params({**run, **own})
+    log.params({**run, **own, "precision": keys["precision"]})  # in which it was really computed
     log.tags(
         {
             "preset": settings.preset,

@@ -49,11 +49,11 @@ def run_stage(
         ) as log,
         tempfile.TemporaryDirectory() as folder,
     ):
-        keys = {"lineage_key": session.key(number), "recipe_key": session.recipe(number)}
-        marks = {"is_trial": "true"} if session.is_trial else {}
-        if number in session.tuned_by:
-            marks["tuned_by"] = session.tuned_by[number]
-        log_start(log, settings, stage, session.draw, session.pretrained, keys | marks, parent)
+        keys = _keys_of(session, number)
+        log_start(log, settings, stage, session.draw, session.pretrained, keys, parent)
+        if session.norm_choice:
+            scores = session.norm_choice.scores.items()
+            log.metrics({f"norm_stats/{name}": score for name, score in scores})
         training = settings.training(number)
         if distinct_views(training.augment) is None and 0 < settings.views < training.epochs:
             session.say(
@@ -115,6 +115,23 @@ def run_stage(
     session.say(f"stage {number}: run {summary.run_id}")
     session.say(summary.best_line)
     return summary
+
+
+def _keys_of(session: Session, number: int) -> dict[str, str]:
+    """Tags by which a run is found, and those that say how its command came to its settings."""
+    keys = {
+        "lineage_key": session.key(number),
+        "recipe_key": session.recipe(number),
+        "norm_stats": session.settings.norm_stats,
+        "precision": session.precision,
+    }
+    if session.norm_choice:
+        keys["norm_stats_reason"] = session.norm_choice.reason
+    if session.is_trial:
+        keys["is_trial"] = "true"
+    if number in session.tuned_by:
+        keys["tuned_by"] = session.tuned_by[number]
+    return keys
 
 
 def _train(

@@ -24,6 +24,7 @@ from pipeline.errors import LineageError
 from pipeline.features import Features
 from pipeline.files import storage_faults
 from pipeline.lineage import lineage_key, recipe_key
+from pipeline.norm_choice import NormStatsChoice, choose_norm_stats
 from pipeline.norm_stats import calibrate_norm_stats
 from pipeline.prefix_cache import PrefixCache
 from pipeline.report import StageSummary
@@ -33,7 +34,6 @@ from pipeline.tracking import RunView, Tracking
 from pipeline.training import EpochResult
 from pipeline.weights import Pretrained, Weights, is_here, read_weights
 
-CACHE_LIMIT_BYTES = 4 << 30
 DEFAULT_CACHE_DIR = "~/.cache/unfreeze"
 CHECKPOINT = "checkpoint/checkpoint.safetensors"
 
@@ -77,6 +77,7 @@ class Session:
         done: stages that this command has found or trained.
         tuned_by: the study that a stage's training settings were taken from, by stage number.
         is_trial: log what other stages and people need of a trial: no pictures, no served model.
+        norm_choice: what `norm_stats=auto` came to; None where nobody asked.
     """
 
     settings: Settings
@@ -94,6 +95,7 @@ class Session:
     done: dict[int, StageSummary] = field(default_factory=dict)
     tuned_by: dict[int, str] = field(default_factory=dict)
     is_trial: bool = False
+    norm_choice: NormStatsChoice | None = None
 
     @classmethod
     def open(
@@ -131,7 +133,7 @@ class Session:
         state = backbone.model.state_dict()
         initial = {n: t.clone() for n, t in state.items() if n not in pretrained.tensors}
         folder = cache_dir / "prefix" if settings.cache else None
-        return cls(
+        session = cls(
             settings,
             tracking,
             draw,
@@ -139,11 +141,33 @@ class Session:
             pretrained,
             device,
             pick_precision(settings.precision, device),
-            PrefixCache(folder, CACHE_LIMIT_BYTES),
+            PrefixCache(folder, int(settings.cache_limit * 1e9)),
             say,
             on_epoch,
             initial,
         )
+        session.settings = session.resolved(settings)
+        return session
+
+    def resolved(self, settings: Settings) -> Settings:
+        """The settings with `norm_stats=auto` replaced by what these images and weights call for.
+
+        Raises:
+            WeightsError: the weights give no finite features under either choice.
+        """
+        if settings.norm_stats != "auto":
+            return settings
+        if self.norm_choice is None:
+            self.backbone.model.load_state_dict({**self.initial, **self.pretrained.tensors})
+            self.norm_choice = choose_norm_stats(
+                self.backbone, self.draw.train, self.dtype, self.device, self._norm_stats_folder
+            )
+            self.say(self.norm_choice.line)
+        return settings.model_copy(update={"norm_stats": self.norm_choice.value})
+
+    @property
+    def _norm_stats_folder(self) -> Path | None:
+        return cache_folder(self.settings) / "norm_stats" if self.settings.cache else None
 
     def with_training(self, number: int, values: Mapping[str, object]) -> Session:
         """The same with other training settings for one stage; what depends on it is forgotten."""
@@ -208,10 +232,10 @@ class Session:
     def pretrained_backbone(self) -> Backbone:
         """The backbone with the pretrained weights, calibrated where the settings say so."""
         self.backbone.model.load_state_dict({**self.initial, **self.pretrained.tensors})
+        assert self.settings.norm_stats != "auto", "`resolved` comes first"
         if self.settings.norm_stats == "target":
-            folder = cache_folder(self.settings) / "norm_stats" if self.settings.cache else None
             calibrate_norm_stats(
-                self.backbone, self.draw.train, self.dtype, self.device, cache_folder=folder
+                self.backbone, self.draw.train, self.dtype, self.device, self._norm_stats_folder
             )
         return self.backbone
 

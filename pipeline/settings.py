@@ -151,9 +151,10 @@ class Settings(Thresholds):
     )
     image_size: int = Field(224, ge=32, le=1024, description="pixels a side")
     schedule: ScheduleName = Field("three_stage", description="which blocks each stage trains")
-    norm_stats: Literal["target", "source"] = Field(
-        "target",
-        description="frozen BatchNorm statistics: re-estimated on the new images, or kept",
+    norm_stats: Literal["auto", "source", "target"] = Field(
+        "auto",
+        description="BatchNorm statistics to start from: the weights' own (source), those of the "
+        "training images (target), or whichever a probe on the training images finds better",
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where the processor is fast at it"
@@ -162,6 +163,9 @@ class Settings(Thresholds):
     cache: bool = Field(True, description="keep the frozen prefix's outputs (on/off)")
     cache_dir: str = Field(
         "", description="folder for downloads and caches; empty: ~/.cache/unfreeze"
+    )
+    cache_limit: float = Field(
+        20.0, gt=0, description="gigabytes of disk for the frozen prefix's outputs"
     )
     views: int = Field(
         10, ge=0, le=1000, description="stored augmented views an image; 0: fresh ones every epoch"

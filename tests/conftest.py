@@ -39,6 +39,13 @@ TINY = {
 Command = Callable[..., int]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark whatever runs through a real store."""
+    for item in items:
+        if "empty_database" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.e2e)
+
+
 @pytest.fixture(scope="session")
 def cifar_folder() -> Path:
     """Real CIFAR-10 images as parquet files, beside the project; skipped where they are absent."""

@@ -42,6 +42,7 @@ ORDER = [
     "compute",
     "peak_memory",
     "norm_stats",
+    "norm_choice",
     "freezing",
     "operations",
     "features",

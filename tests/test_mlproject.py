@@ -19,7 +19,7 @@ PROJECT = yaml.safe_load((ROOT / "MLproject").read_text(encoding="utf-8"))
 PUBLIC_NAMES = """
 preset config data train_per_class val_per_class data_seed draw seed backbone weights image_size
 schedule parent_run_id epochs batch_size optimizer lr lr_decay weight_decay label_smoothing l2_sp
-augment norm norm_stats precision device cache cache_dir views
+augment norm norm_stats precision device cache cache_dir cache_limit views
 """
 
 

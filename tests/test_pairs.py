@@ -19,15 +19,15 @@ from pipeline.data.draws import deal_rows, draws_held, make_draw, set_aside, sha
 from pipeline.data.images import digest_image
 from pipeline.data.source import Source, Split
 from pipeline.errors import DataError, DesignError, StorageError
-from pipeline.evaluate import Scorer, predict
-from pipeline.pairs import PairKey, PairRunner, pair_keys, shared_prefix
+from pipeline.evaluate import predict
+from pipeline.pairs import PairKey, PairRunner, pair_keys, scored_prefix
 from pipeline.pool import Pool, pool_of
+from pipeline.prefix_cache import PrefixCache
 from pipeline.session import source_of
 from pipeline.stages import SCHEDULES
 from pipeline.tracking import Tracking
-from pipeline.training import score_logits
 from tests.conftest import write_image_folder
-from tests.helpers import CPU, calibrated_backbone, make_images
+from tests.helpers import CLASSES, CPU, calibrated_backbone, make_images
 from tests.test_draws import make_source, make_split
 
 
@@ -82,22 +82,30 @@ def test_a_cache_folder_that_cannot_be_used_is_told(store: Path, place: str, cac
 
 
 @pytest.mark.parametrize(
-    ("arms", "prefix"),
+    ("arms", "prefixes"),
     [
-        ([("three_stage", 3), ("stage2_continued", 3)], ("stem", "block1", "block2")),
-        ([("three_stage", 2), ("stage1_continued", 2)], ("stem", "block1", "block2", "block3")),
-        ([("stage1_continued", 2)], ("stem", "block1", "block2", "block3", "block4")),
-        ([("head_only", 1), ("two_stage", 1)], ("stem", "block1", "block2", "block3")),
-        ([("three_stage", 3), ("full", 1)], ()),
-        ([("lp_ft", 1), ("head_only", 1)], ("stem", "block1", "block2", "block3", "block4")),
-        ([("lp_ft", 2), ("head_only", 1)], ()),
+        ([("three_stage", 3), ("stage2_continued", 3)], [("stem", "block1", "block2")] * 2),
+        (
+            [("three_stage", 2), ("stage1_continued", 2)],
+            [("stem", "block1", "block2", "block3")] * 2,
+        ),
+        ([("stage1_continued", 2)], [("stem", "block1", "block2", "block3", "block4")]),
+        ([("three_stage", 3), ("full", 1)], [("stem", "block1", "block2"), ()]),
+        (
+            [("full", 1), ("two_stage", 2), ("head_only", 1), ("lp_ft", 2)],
+            [(), ("stem", "block1", "block2"), ("stem", "block1", "block2"), ()],
+        ),
+        (
+            [("lp_ft", 1), ("lp_ft", 2)],
+            [("stem", "block1", "block2", "block3", "block4"), ()],
+        ),
     ],
 )
-def test_the_shared_prefix_is_what_no_stage_of_any_arm_trains(
-    arms: list[tuple[str, int]], prefix: tuple[str, ...]
+def test_arms_are_scored_through_the_frozen_blocks_that_they_have_in_common(
+    arms: list[tuple[str, int]], prefixes: list[tuple[str, ...]]
 ) -> None:
-    assert shared_prefix([arm(name, last) for name, last in arms]) == prefix
-    assert shared_prefix([arm(name, last) for name, last in reversed(arms)]) == prefix
+    given = [arm(name, last) for name, last in arms]
+    assert [scored_prefix(one, given) for one in given] == prefixes
 
 
 def vary(backbone: Backbone, blocks: tuple[str, ...], seed: int) -> None:
@@ -114,55 +122,62 @@ def vary(backbone: Backbone, blocks: tuple[str, ...], seed: int) -> None:
 @pytest.mark.parametrize(
     "prefix", [(), ("stem",), ("stem", "block1", "block2"), FORWARD_ORDER[:-1]]
 )
-def test_scoring_through_a_shared_prefix_is_scoring_the_whole_model(
-    name: str, prefix: tuple[str, ...]
+def test_logits_through_a_kept_prefix_are_those_of_the_whole_model(
+    name: str, prefix: tuple[str, ...], tmp_path: Path
 ) -> None:
     images = make_images(24)
     backbone = calibrated_backbone(name, images)
-    scorer = Scorer(images, prefix)
     suffix = tuple(block for block in FORWARD_ORDER if block not in prefix)
-    losses = set()
     for seed in range(3):
         vary(backbone, suffix, seed)
-        logits = predict(backbone, images, torch.float32, CPU)
-        expected = score_logits(logits, images.labels)
-        found = scorer.score(backbone, torch.float32, CPU)
-        assert found.loss == pytest.approx(expected.loss, rel=1e-5)
-        assert found.acc == expected.acc
-        losses.add(found.loss)
-    assert len(losses) == 3
+        cache = PrefixCache(tmp_path, 1 << 30)
+        found = predict(backbone, images, torch.float32, CPU, cache=cache, prefix=prefix)
+        expected = predict(backbone, images, torch.float32, CPU)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert len(list(tmp_path.glob("*.bin"))) == (1 if prefix else 0)  # computed once
 
 
-def test_a_models_outputs_are_kept_while_its_prefix_stays_and_no_longer() -> None:
+@pytest.mark.parametrize("blocks", [("stem",), ("block1",)])
+def test_a_prefix_that_changed_is_computed_again(tmp_path: Path, blocks: tuple[str, ...]) -> None:
     images = make_images(12)
     backbone = calibrated_backbone("resnet18", images)
-    prefix = ("stem", "block1")
-    scorer = Scorer(images, prefix)
-    scorer.score(backbone, torch.float32, CPU)
-    first = scorer.outputs
-    vary(backbone, ("block2", "block3", "block4", "head"), 1)
-    scorer.score(backbone, torch.float32, CPU)
-    assert scorer.outputs is first
-    for blocks in (("stem",), ("block1",)):
-        vary(backbone, blocks, 2)
-        found = scorer.score(backbone, torch.float32, CPU)
-        logits = predict(backbone, images, torch.float32, CPU)
-        assert found.loss == pytest.approx(score_logits(logits, images.labels).loss, rel=1e-5)
-    assert scorer.outputs is not first
+    cache, prefix = PrefixCache(tmp_path, 1 << 30), ("stem", "block1")
+    before = predict(backbone, images, torch.float32, CPU, cache=cache, prefix=prefix)
+    vary(backbone, blocks, 2)
+    after = predict(backbone, images, torch.float32, CPU, cache=cache, prefix=prefix)
+    torch.testing.assert_close(after, predict(backbone, images, torch.float32, CPU))
+    assert not torch.allclose(after, before)
 
 
-def test_one_statistic_of_the_prefix_is_enough_to_compute_it_again() -> None:
+def test_one_statistic_of_the_prefix_is_enough_to_compute_it_again(tmp_path: Path) -> None:
     images = make_images(12)
     backbone = calibrated_backbone("mobilenet_v3_small", images)
-    scorer = Scorer(images, ("stem",))
-    before = scorer.score(backbone, torch.float32, CPU)
+    cache = PrefixCache(tmp_path, 1 << 30)
+    before = predict(backbone, images, torch.float32, CPU, cache=cache, prefix=("stem",))
     norm = next(backbone.batch_norms(["stem"]))
     assert norm.running_mean is not None
     norm.running_mean[0] += 3
-    after = scorer.score(backbone, torch.float32, CPU)
-    logits = predict(backbone, images, torch.float32, CPU)
-    assert after.loss == pytest.approx(score_logits(logits, images.labels).loss, rel=1e-5)
-    assert after.loss != before.loss
+    after = predict(backbone, images, torch.float32, CPU, cache=cache, prefix=("stem",))
+    torch.testing.assert_close(after, predict(backbone, images, torch.float32, CPU))
+    assert not torch.allclose(after, before)
+
+
+def test_scoring_holds_one_batch_of_outputs_however_many_images_there_are(tmp_path: Path) -> None:
+    """Outputs of all images at once would take gigabytes at 224 px."""
+    backbone = calibrated_backbone("mobilenet_v3_small", make_images(12))
+    largest: list[int] = []
+    hook = torch.nn.modules.module.register_module_forward_hook(
+        lambda _module, _inputs, output: largest.append(len(output))
+    )
+    try:
+        for prefix in ((), ("stem", "block1")):
+            cache = PrefixCache(tmp_path, 1 << 30)
+            images = make_images(12, size=512)
+            logits = predict(backbone, images, torch.float32, CPU, cache=cache, prefix=prefix)
+            assert logits.shape == (12, CLASSES)
+    finally:
+        hook.remove()
+    assert 0 < max(largest) <= 4
 
 
 def test_images_set_aside_are_in_no_draw_of_any_shuffle() -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from pipeline.backbones import build_backbone
 from pipeline.cli import main
 from pipeline.stages import SCHEDULES
 from tests.conftest import TINY, Command, class_image
@@ -79,7 +80,7 @@ def test_a_parent_is_found_by_content_and_never_by_time(
         {"stage1.lr": "0.002"},
         {"stage1.epochs": "2"},
         {"image_size": "33"},
-        {"norm_stats": "source"},
+        {"norm_stats": "target"},
         {"data_seed": "1"},
         {"precision": "bfloat16"},
         {"backbone": "mobilenet_v2"},
@@ -110,6 +111,67 @@ def test_where_and_how_it_is_computed_does_not_change_the_parent(command: Comman
     command("stage1")
     assert command("stage2", cache="off", device="cpu") == 0
     assert list(runs()["tags.stage"]) == ["1", "2"]
+
+
+def test_auto_statistics_are_chosen_before_stage_1_and_told_logged_and_handed_down(
+    command: Command, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert command("stage1") == 0
+    [line] = [line for line in capfd.readouterr().out.splitlines() if "norm_stats=auto" in line]
+    first = runs().iloc[0]
+    chosen, reason = first["tags.norm_stats"], first["tags.norm_stats_reason"]
+    assert line == f"norm_stats=auto: {chosen} ({reason})"
+    assert json.loads(first["tags.settings"])["norm_stats"] == chosen
+    assert f"source {first['metrics.norm_stats/source_acc']:.1%}" in reason
+    assert f"target {first['metrics.norm_stats/target_acc']:.1%}" in reason
+    other = {"source": "target", "target": "source"}[chosen]
+    parent = first["run_id"]
+    assert command("stage2", parent_run_id=parent, norm_stats="auto", epochs="1") == 0
+    assert runs().iloc[-1]["tags.norm_stats"] == chosen
+    capfd.readouterr()
+    assert command("stage2", parent_run_id=parent, norm_stats=other) == 2
+    assert f"norm_stats is {chosen} in the parent, got {other}" in capfd.readouterr().err
+
+
+def test_statistics_that_were_chosen_are_those_that_can_be_asked_for(command: Command) -> None:
+    command("stage1")
+    chosen = runs()["tags.norm_stats"][0]
+    assert command("stage2", norm_stats=chosen, epochs="1") == 0
+    assert list(runs()["tags.stage"]) == ["1", "2"]  # stage 1 is reused
+    assert "norm_stats_reason" not in runs().filter(like="tags.norm_stats_").iloc[1].dropna()
+
+
+def test_one_image_a_class_trains_on_with_the_statistics_of_the_weights(
+    command: Command, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert command("stage1", train_per_class="1") == 0
+    assert "norm_stats=auto: source (a class has 1 training image" in capfd.readouterr().out
+
+
+def test_weights_without_finite_features_are_one_line_and_leave_no_run(
+    command: Command, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    state = build_backbone("mobilenet_v3_small", 3, seed=0).model.state_dict()
+    state["features.0.0.weight"].fill_(3e38)
+    path = tmp_path / "broken.safetensors"
+    save_file(state, path)
+    assert command("stage1", weights=str(path)) == 2
+    [line] = capfd.readouterr().err.splitlines()
+    assert "not finite numbers" in line
+    assert runs().empty
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_run_says_in_which_precision_it_was_computed(command: Command, precision: str) -> None:
+    assert command("stage1", precision=precision) == 0
+    assert runs()["params.precision"][0] == runs()["tags.precision"][0] == precision
+
+
+def test_auto_precision_is_logged_as_what_it_came_to(command: Command) -> None:
+    assert command("stage1", precision="auto") == 0
+    run = runs().iloc[0]
+    assert run["tags.precision"] in ("float32", "bfloat16")
+    assert run["params.precision"] == run["tags.precision"]
 
 
 def test_a_given_parent_hands_down_its_data_backbone_and_weights(

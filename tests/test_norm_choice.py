@@ -1,0 +1,226 @@
+"""`norm_stats=auto`: the better statistics are taken, for a reason that people can check."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pipeline.backbones import FORWARD_ORDER, Backbone, build_backbone
+from pipeline.data.draws import make_draw
+from pipeline.data.images import ImageSet
+from pipeline.data.sources import open_source
+from pipeline.errors import WeightsError
+from pipeline.norm_choice import NormStatsChoice, choose_norm_stats, decide_by_hits
+from pipeline.weights import load_pretrained
+from tests.conftest import SHARED
+from tests.helpers import (
+    CLASSES,
+    CPU,
+    calibrate,
+    calibrated_backbone,
+    changed_names,
+    copy_state,
+    make_images,
+)
+
+COUNT = 36
+
+
+def choose(
+    backbone: Backbone, images: ImageSet, cache_folder: Path | None = None
+) -> NormStatsChoice:
+    return choose_norm_stats(backbone, images, torch.float32, CPU, cache_folder)
+
+
+def spoil_statistics(backbone: Backbone) -> None:
+    """Statistics of a far domain: every channel saturates, all images look alike."""
+    for norm in backbone.batch_norms(FORWARD_ORDER):
+        assert norm.running_mean is not None
+        norm.running_mean += 100.0
+
+
+def hits(*values: int) -> np.ndarray:
+    return np.array(values, dtype=np.float64)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "value", "words"),
+    [
+        # lead 0.4, differences 1 1 0 0 0: s.e. sqrt(0.3 / 5) = 0.245
+        (hits(0, 0, 1, 1, 1), hits(1, 1, 1, 1, 1), "target", "target leads by 40.0 pp, s.e. 24.5"),
+        # lead 0.2, differences 1 0 0 0 0: s.e. sqrt(0.2 / 5) = 0.2: no more than noise
+        (hits(0, 1, 1, 1, 1), hits(1, 1, 1, 1, 1), "source", "lead of 20.0 pp is within noise"),
+        (hits(1, 1, 0, 0), hits(0, 0, 1, 1), "source", "both score alike"),
+        (hits(1, 1, 1, 1), hits(1, 1, 1, 1), "source", "both score alike, s.e. 0.0"),
+        (hits(1, 1, 1, 0), hits(0, 1, 1, 0), "source", "source leads by 25.0 pp"),
+    ],
+)
+def test_target_has_to_lead_by_more_than_its_standard_error(
+    source: np.ndarray, target: np.ndarray, value: str, words: str
+) -> None:
+    choice = decide_by_hits(source, target)
+    assert choice.value == value
+    assert words in choice.reason
+    assert choice.scores["source_acc"] == source.mean()
+    assert choice.scores["target_acc"] == target.mean()
+    assert choice.scores["lead"] == pytest.approx(target.mean() - source.mean())
+
+
+def test_statistics_that_fit_are_kept_and_wrong_ones_replaced() -> None:
+    images = make_images(COUNT)
+    fitting = calibrated_backbone("mobilenet_v3_small", images)
+    assert choose(fitting, images).value == "source"
+    spoil_statistics(fitting)
+    choice = choose(fitting, images)
+    assert choice.value == "target"
+    assert choice.scores["target_acc"] > choice.scores["source_acc"] + 0.2
+    assert "target leads by" in choice.line
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
+def test_the_backbone_is_as_it_was_before(name: str) -> None:
+    backbone = build_backbone(name, CLASSES, seed=0)
+    before = copy_state(backbone)
+    choose(backbone, make_images(COUNT))
+    assert changed_names(before, copy_state(backbone)) == set()
+    assert not any(module.training for module in backbone.model.modules())
+
+
+def test_a_choice_does_not_depend_on_the_order_of_the_images() -> None:
+    images = make_images(COUNT)
+    order = np.random.default_rng(0).permutation(COUNT)
+    rows = torch.from_numpy(order)
+    mixed = ImageSet(images.pixels[rows], images.labels[rows], images.digests[order])
+    backbone = calibrated_backbone("mobilenet_v3_small", make_images(COUNT, start=50))
+    assert choose(backbone, images).scores == pytest.approx(choose(backbone, mixed).scores)
+
+
+def test_a_choice_is_kept_under_its_content_and_really_read(tmp_path: Path) -> None:
+    images = make_images(COUNT)
+    backbone = calibrated_backbone("mobilenet_v3_small", images)
+    first = choose(backbone, images, tmp_path)
+    (path,) = tmp_path.glob("*.choice.json")
+    kept = path.read_text()
+    path.write_text(kept.replace('"source"', '"target"'))
+    assert choose(backbone, images, tmp_path).value == "target"  # read, not computed
+    for damaged in ("{", '{"value": "both", "reason": "", "scores": {}}', "[]"):
+        path.write_text(damaged)
+        assert choose(backbone, images, tmp_path) == first
+        assert path.read_text() == kept
+
+
+@pytest.mark.parametrize("change", ["labels", "images", "weights"])
+def test_other_content_is_another_choice(tmp_path: Path, change: str) -> None:
+    images = make_images(COUNT)
+    backbone = calibrated_backbone("mobilenet_v3_small", images)
+    choose(backbone, images, tmp_path)
+    if change == "labels":
+        images = ImageSet(images.pixels, images.labels.flip(0), images.digests)
+    elif change == "images":
+        images = make_images(COUNT, start=7)
+    else:
+        backbone = calibrated_backbone("mobilenet_v3_small", images, seed=1)
+    choose(backbone, images, tmp_path)
+    assert len(list(tmp_path.glob("*.choice.json"))) == 2
+
+
+def test_the_statistics_found_on_the_way_are_those_of_target(tmp_path: Path) -> None:
+    images = make_images(COUNT)
+    chosen, plain = (build_backbone("mobilenet_v3_small", CLASSES, seed=0) for _ in range(2))
+    choose(chosen, images, tmp_path)
+    (path,) = tmp_path.glob("*.safetensors")
+    written = path.stat().st_mtime_ns
+    calibrate(chosen, images, tmp_path)  # reads them
+    calibrate(plain, images)
+    assert changed_names(copy_state(chosen), copy_state(plain)) == set()
+    assert path.stat().st_mtime_ns == written
+
+
+def test_a_cache_that_cannot_be_written_costs_the_cache_alone(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    images = make_images(COUNT)
+    backbone = calibrated_backbone("mobilenet_v3_small", images)
+    assert choose(backbone, images, tmp_path / "file") == choose(backbone, images)
+
+
+def test_one_image_a_class_cannot_be_probed_and_keeps_source() -> None:
+    choice = choose(build_backbone("mobilenet_v3_small", CLASSES, seed=0), make_images(CLASSES))
+    assert choice.value == "source"
+    assert "1 training image" in choice.line
+    assert choice.scores == {}
+
+
+def test_two_images_a_class_are_probed_with_two_folds() -> None:
+    choice = choose(
+        build_backbone("mobilenet_v3_small", CLASSES, seed=0), make_images(2 * CLASSES)
+    )
+    assert set(choice.scores) == {"source_acc", "target_acc", "lead", "lead_se"}
+
+
+def test_a_backbone_without_batch_norm_has_nothing_to_choose() -> None:
+    layers = OrderedDict(
+        (name, nn.Sequential(nn.Conv2d(3, 3, 1), nn.GroupNorm(1, 3))) for name in FORWARD_ORDER
+    )
+    layers["head"] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, CLASSES))
+    choice = choose(Backbone("plain_net", nn.Sequential(layers), dict(layers)), make_images(COUNT))
+    assert (choice.value, choice.scores) == ("source", {})
+    assert "plain_net has no BatchNorm" in choice.line
+
+
+def test_features_that_are_no_numbers_lose_to_those_that_are() -> None:
+    images = make_images(COUNT)
+    backbone = calibrated_backbone("mobilenet_v3_small", images)
+    norm = next(backbone.batch_norms(FORWARD_ORDER))
+    assert norm.running_var is not None
+    norm.running_var -= 1e6  # the root of a negative number, under source alone
+    choice = choose(backbone, images)
+    assert choice.value == "target"
+    assert "source statistics are not finite" in choice.line
+
+
+def test_weights_that_give_no_numbers_at_all_are_refused() -> None:
+    backbone = build_backbone("mobilenet_v3_small", CLASSES, seed=0)
+    with torch.no_grad():
+        next(m for m in backbone.model.modules() if isinstance(m, nn.Conv2d)).weight.fill_(3e38)
+    with pytest.raises(WeightsError, match="not finite numbers"):
+        choose(backbone, make_images(COUNT))
+
+
+def weights_file(name: str) -> str:
+    path = SHARED / "weights" / name
+    if not path.is_file():
+        pytest.skip(f"real weights are not at {path}")
+    return str(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backbone", "weights", "size", "per_class", "expected"),
+    [
+        ("resnet18", "tiny_imagenet", 64, 100, "target"),
+        ("mobilenet_v2", "mobilenet_v2-b0353104.pth", 64, 50, "source"),
+        ("mobilenet_v2", "mobilenet_v2-b0353104.pth", 128, 50, "source"),
+        ("mobilenet_v2", "mobilenet_v2-b0353104.pth", 224, 20, "source"),
+        ("resnet18", "resnet18-imagenet-mlnet.safetensors", 224, 20, "source"),
+    ],
+)
+def test_real_weights_get_the_statistics_that_were_measured_to_be_better(
+    cifar_folder: Path, backbone: str, weights: str, size: int, per_class: int, expected: str
+) -> None:
+    """The rows of the measurement in docs/reference.md; fewer images where they are large."""
+    draw = make_draw(
+        open_source(str(cifar_folder), cifar_folder),
+        train_per_class=per_class,
+        val_per_class=1,
+        data_seed=0,
+        draw=0,
+        image_size=size,
+    )
+    model = build_backbone(backbone, len(draw.class_names), seed=0)
+    load_pretrained(weights if "." not in weights else weights_file(weights), model).apply(model)
+    assert choose(model, draw.train).value == expected
