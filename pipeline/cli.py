@@ -97,7 +97,7 @@ def run(entry_point: str, options: dict[str, str]) -> None:
         evaluate_entry(given["run_id"], options, say)
         return
     if entry_point == "gate":
-        from pipeline.gate_report import gate_entry
+        from pipeline.gate_entry import gate_entry
 
         gate_entry(given["run_id"], given["lines"], options, say)
         return

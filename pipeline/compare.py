@@ -13,7 +13,8 @@ from dataclasses import replace
 from pipeline.arms import Arm
 from pipeline.compare_report import log_comparison
 from pipeline.compared import Compared
-from pipeline.data.images import ImageSet
+from pipeline.data.draws import tuning_draws
+from pipeline.data.overlap import Overlap
 from pipeline.decision_report import minutes
 from pipeline.entry_points import Command
 from pipeline.estimate import equal_steps, seconds_a_draw, shown_steps
@@ -41,22 +42,24 @@ def compare_entry(command: Command) -> Compared | None:
     with tracking.explained():
         for arms in grid.arms.values():
             source, _ = source_and_weights(arms[0].settings)
-        test = test_images(settings)
         draws = grid.compare.draws
+        reserved = grid.tune.draws if command.tuned else 0
         pool = pool_in(
             source,
             settings,
             tuple(sorted({min(draws, ENOUGH_DRAWS), draws})),
-            reserved=grid.tune.draws if command.tuned else 0,
+            reserved=reserved,
             asked="draws",
         )
+        overlap = Overlap.of(test_images(settings), source)
+        overlap = overlap.after(tuning_draws(source, settings, reserved))
         keys = pair_keys(pool, settings)
         if command.joins:
             grid, _ = _tuned(grid, command, tracking)
-            _walk(grid, keys, test, command, tracking, command.joins)
+            _walk(grid, keys, overlap, command, tracking, command.joins)
             return None
         images = settings.train_per_class * len(source.class_names)
-        steps = _tell_beforehand(grid, keys, pool, test, images, command, tracking)
+        steps = _tell_beforehand(grid, keys, pool, overlap, images, command, tracking)
         name = f"comparison · {source.name} · {', '.join(grid.arms)}"
         with tracking.run(name, {"kind": "comparison"}, target=True) as log:
             common = {k: v for k, v in plain_values(settings, ()).items() if k not in OF_AN_ARM}
@@ -70,14 +73,14 @@ def compare_entry(command: Command) -> Compared | None:
                     log.run_id,
                 )
             grid, studies = _tuned(grid, command, tracking)
-            results = _walk(grid, keys, test, command, tracking, log.run_id)
+            results, overlap = _walk(grid, keys, overlap, command, tracking, log.run_id)
             compared = Compared(
                 grid,
                 pool,
                 keys,
                 results,
                 studies,
-                len(test),
+                overlap.counts,
                 steps,
                 time.perf_counter() - started,
             )
@@ -90,7 +93,7 @@ def _tell_beforehand(
     grid: Grid,
     keys: list[PairKey],
     pool: Pool,
-    test: ImageSet,
+    overlap: Overlap,
     images: int,
     command: Command,
     tracking: Tracking,
@@ -98,10 +101,13 @@ def _tell_beforehand(
     """What is compared and what it costs, before anything is spent; returns steps an arm."""
     steps = equal_steps([arm for arms in grid.arms.values() for arm in arms], images)
     names = [arm.name for arm in next(iter(grid.arms.values()))]
+    test = overlap.test
     command.say(
         f"{', '.join(names)} on {', '.join(grid.arms)}: {shown_steps(steps)} optimizer steps, "
         f"{len(keys)} draws; {pool.sentence}; scored on {len(test)} test images"
     )
+    if note := overlap.counts.note:
+        command.say(note)
     total = 0.0
     for backbone, arms in grid.arms.items():
         draw_s = seconds_a_draw(arms, len(test), tracking)
@@ -145,12 +151,12 @@ def _tuned(
 def _walk(
     grid: Grid,
     keys: list[PairKey],
-    test: ImageSet,
+    overlap: Overlap,
     command: Command,
     tracking: Tracking,
     run_id: str,
-) -> dict[str, list[Results]]:
-    """Every draw of every backbone."""
+) -> tuple[dict[str, list[Results]], Overlap]:
+    """Every draw of every backbone, and what these draws had of the test images."""
     resampled = len({key.data_seed for key in keys}) > 1
     found = {}
     for backbone, arms in grid.arms.items():
@@ -164,7 +170,8 @@ def _walk(
             return f"{name}, {images}, seed {key.seed}: {shown}"
 
         runner = PairRunner(
-            arms, test, tracking, run_id, command.say, tell, only_new=bool(command.joins)
+            arms, overlap, tracking, run_id, command.say, tell, only_new=bool(command.joins)
         )
         found[backbone] = runner.run_all(keys)
-    return found
+        overlap = runner.overlap
+    return found, overlap

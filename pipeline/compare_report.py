@@ -43,6 +43,9 @@ def log_comparison(compared: Compared, log: RunLog, say: Callable[[str], None]) 
                     f"p_worse/{backbone}/{cell.arm.name}": known.p_below,
                 }
             )
+    log.metrics(compared.test.metrics)
+    if compared.test.note:
+        say(compared.test.note)
     lines = compared.summary()
     log.tags({"mlflow.note.content": "\n".join(f"- {line}" for line in lines)})
     for line in lines:
@@ -82,8 +85,7 @@ def page_of(compared: Compared) -> Page:
         *(Part("lead", f"{line}.") for line in compared.summary()),
         Part(
             "text",
-            f"Accuracy on {compared.test_images} test images that no training, tuning or "
-            f"selection has seen, over {len(compared.keys)} draws; every arm has "
+            f"Accuracy on {compared.test.words}, over {len(compared.keys)} draws; every arm has "
             f"{shown_steps(compared.steps)} optimizer steps on the same images with the same "
             f"seeds. Of the images: {compared.pool.sentence}. All draws share the test images: "
             "intervals hold for these; accuracies count as known to one test image at best.",

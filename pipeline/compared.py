@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.arms import Arm
+from pipeline.data.overlap import Counts
 from pipeline.grid import Grid
 from pipeline.pairs import ArmResult, PairKey, Results, resolution_pp
 from pipeline.pool import Pool
@@ -27,6 +28,7 @@ class Compared:
 
     Attributes:
         results: by backbone, a row a draw, in the order of the grid's arms.
+        test: how many images accuracies were measured on, and how many of them are no new ones.
         studies: names of the studies that an arm was tuned by, by backbone and schedule.
     """
 
@@ -35,7 +37,7 @@ class Compared:
     keys: Sequence[PairKey]
     results: Mapping[str, Sequence[Results]]
     studies: Mapping[tuple[str, str], Sequence[str]]
-    test_images: int
+    test: Counts
     steps: Sequence[int]
     wall_s: float
 
@@ -58,7 +60,7 @@ class Compared:
             one.test_pp - other.test_pp,
             rope_pp=self.grid.compare.rope_pp,
             correction=self.pool.correction,
-            resolution_pp=resolution_pp(self.test_images),
+            resolution_pp=resolution_pp(self.test.images),
         )
 
     def mean(self, cell: Cell) -> Posterior:
@@ -66,7 +68,7 @@ class Compared:
         return posterior(
             cell.test_pp,
             correction=self.pool.correction,
-            resolution_pp=resolution_pp(self.test_images),
+            resolution_pp=resolution_pp(self.test.images),
         )
 
     def frame(self) -> pd.DataFrame:

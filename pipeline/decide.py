@@ -13,7 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.arms import Arm, Comparison, TunedArm, at_equal_steps, comparison_of, own_stages
+from pipeline.data.draws import tuning_draws
 from pipeline.data.images import ImageSet
+from pipeline.data.overlap import Overlap
 from pipeline.decision import Decision
 from pipeline.decision_report import log_decision, minutes
 from pipeline.design import Design
@@ -38,15 +40,21 @@ CHAMPION = "champion"
 class Desk:
     """What a decision works with: where it records, what it scores on, how pairs are dealt.
 
-    `images`: training images of a draw.
+    `overlap`: the test images, and which of them are no new ones; `images`: training images of a
+    draw.
     """
 
     command: Command
     tracking: Tracking
-    test: ImageSet
+    overlap: Overlap
     images: int
     pool: Pool
     design: Design
+
+    @property
+    def test(self) -> ImageSet:
+        """What is scored on."""
+        return self.overlap.test
 
 
 def decide_entry(command: Command) -> Decision | None:
@@ -57,16 +65,13 @@ def decide_entry(command: Command) -> Decision | None:
     tracking = Tracking.connect()
     with tracking.explained():
         source, _ = source_and_weights(settings)
-        test = test_images(settings)
-        pool = pool_in(
-            source,
-            settings,
-            plan.design.looks,
-            reserved=plan.tune.draws if plan.decide.tune else 0,
-        )
+        reserved = plan.tune.draws if plan.decide.tune else 0
+        pool = pool_in(source, settings, plan.design.looks, reserved=reserved)
+        overlap = Overlap.of(test_images(settings), source)
+        overlap = overlap.after(tuning_draws(source, settings, reserved))
         design = replace(plan.design, looks=pool.looks)
         images = settings.train_per_class * len(source.class_names)
-        desk = Desk(command, tracking, test, images, pool, design)
+        desk = Desk(command, tracking, overlap, images, pool, design)
         if command.joins:
             plan, _ = _tuned(plan, desk)
             _walk(plan, desk, None)
@@ -91,7 +96,7 @@ def decide_entry(command: Command) -> Decision | None:
                 pool,
                 tuple(pairs),
                 beside,
-                len(test),
+                runner.overlap.counts,
                 len(source.class_names),
                 tuned,
                 wall_s,
@@ -110,6 +115,8 @@ def _tell_beforehand(plan: Comparison, desk: Desk) -> None:
         f"{plan.treatment.words} against {plan.control.words}, {shown_steps(steps)} optimizer "
         f"steps; {pool.sentence}; scored on {len(desk.test)} test images"
     )
+    if note := desk.overlap.counts.note:
+        say(note)
     worth = resolution_pp(len(desk.test))
     rows = operating_characteristics(
         design,
@@ -179,7 +186,7 @@ def _walk(plan: Comparison, desk: Desk, log: RunLog | None) -> tuple[list[Pair],
 
     runner = PairRunner(
         (plan.treatment, plan.control),
-        desk.test,
+        desk.overlap,
         desk.tracking,
         log.run_id if log else desk.command.joins,
         desk.command.say,

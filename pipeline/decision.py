@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.arms import Arm, Comparison, TunedArm
+from pipeline.data.overlap import Counts
 from pipeline.design import Design
 from pipeline.estimate import equal_steps
 from pipeline.operations import training_operations
@@ -47,6 +48,7 @@ class Decision:
     Attributes:
         asked: the comparison before tuning.
         beside: arms that were not judged, with their gains over the control on the first pairs.
+        test: how many images accuracies were measured on, and how many of them are no new ones.
         tuned: what tuning came to, by arm; empty without tuning.
     """
 
@@ -57,7 +59,7 @@ class Decision:
     pool: Pool
     pairs: tuple[Pair, ...]
     beside: Mapping[str, tuple[Arm, list[float]]]
-    test_images: int
+    test: Counts
     classes: int
     tuned: tuple[TunedArm, ...]
     wall_s: float
@@ -71,7 +73,7 @@ class Decision:
     def verdict(self) -> Verdict:
         """The verdict over them."""
         return verdict(
-            self.gains_pp, self.design, self.pool.correction, resolution_pp(self.test_images)
+            self.gains_pp, self.design, self.pool.correction, resolution_pp(self.test.images)
         )
 
     @property
@@ -131,4 +133,16 @@ class Decision:
             "verdict.interval_pp": f"{low:.3f} to {high:.3f}",
             "verdict.pairs": str(known.pairs),
             "verdict.recommended": self.recommended.words,
+        }
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What the decision's run measures."""
+        known = self.verdict.posterior
+        assert known
+        return {
+            "gain/mean_pp": known.mean_pp,
+            "gain/p_gain": known.p_above,
+            "gain/pairs": known.pairs,
+            **self.test.metrics,
         }

@@ -39,17 +39,13 @@ def log_decision(
     log.text(markdown, "report.md")
     log.text(to_html(page, figure), "report.html")
     log.tags({**decision.tags, "mlflow.note.content": decision.sentence})
-    known = decision.verdict.posterior
-    assert known
-    log.metrics(
-        {"gain/mean_pp": known.mean_pp, "gain/p_gain": known.p_above, "gain/pairs": known.pairs}
-    )
+    log.metrics(decision.metrics)
     for number, gain in enumerate(decision.gains_pp, start=1):
         log.metrics({"gain/pair_pp": gain}, step=number)
     studies = [run_id for arm in decision.tuned for run_id in arm.run_ids]
     for run_id in [*studies, *(run.run_id for run in runs)]:
         tracking.add_tags(run_id, {**decision.tags, "decision_run_id": log.run_id})
-    say(f"\n{decision.sentence}")
+    say("\n".join([decision.test.note, decision.sentence]))
     say(f"report: report.html and report.md of run {log.run_id}")
 
 
@@ -85,9 +81,8 @@ def page_of(
             f"{Path(settings.data).name}, {settings.train_per_class} training images of each of "
             f"{decision.classes} classes. Recommended: {decision.recommended.words}. Both arms "
             f"had {shown_steps(decision.steps)} optimizer steps on the same images with the same "
-            f"seeds, and were scored on {decision.test_images} test images that no training, "
-            "tuning or selection has seen; all pairs share them: the interval holds for these "
-            "test images. "
+            f"seeds, and were scored on {decision.test.words}; all pairs share them: the interval "
+            "holds for these test images. "
             f"{found.reason[:1].upper()}{found.reason[1:]}.",
         ),
         Part("picture", PICTURE),

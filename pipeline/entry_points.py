@@ -1,6 +1,6 @@
 """The entry points that train: which settings, which parent, which stages, in which order.
 
-In: what was typed. Out: finished runs. `gate_report.py` and `evaluate.py` hold those that only
+In: what was typed. Out: finished runs. `gate_entry.py` and `evaluate.py` hold those that only
 read finished runs.
 """
 
@@ -16,8 +16,10 @@ from pipeline.lineage import check_agreement, check_parent, inherit
 from pipeline.report import StageSummary, table_markdown, table_text
 from pipeline.run_stage import find_or_run, run_stage
 from pipeline.session import OnEpoch, Say, Session
-from pipeline.settings import INHERITED_KEYS, Settings, plain_values
+from pipeline.settings import INHERITED_KEYS, PLACE_KEYS, Settings, plain_values
 from pipeline.tracking import RunView, Tracking
+
+WITHOUT_PARENT = "leave parent_run_id out to have a parent found or trained"
 
 
 @dataclass(frozen=True)
@@ -70,16 +72,21 @@ def _inheriting(command: Command, number: int, parent: RunView) -> Settings:
     settings = load_settings(
         command.options, config=command.config, target=number, inherited=inherited
     )
-    check_agreement(settings, inherited, parent)
+    check_agreement(settings, inherited, parent, WITHOUT_PARENT)
     settings = settings.model_copy(update={"norm_stats": inherited["norm_stats"]})
-    taken = ", ".join(f"{key}={inherited[key]}" for key in INHERITED_KEYS)
+    taken = ", ".join(
+        f"{key}={inherited[key]}"
+        for key in INHERITED_KEYS
+        if key not in PLACE_KEYS or inherited[key] == getattr(settings, key)
+    )
     command.say(f"inherited from run {parent.run_id} ({parent.name}): {taken}")
     return settings
 
 
 def _adopt(session: Session, number: int, parent: RunView) -> None:
     """Let a given run stand for the stage before, if it saw the same images."""
-    session.check_images(parent, ", or leave parent_run_id out")
+    session.otherwise = f", or {WITHOUT_PARENT}"
+    session.check_images(parent)
     session.keys[number - 1] = parent.tags["lineage_key"]
 
 

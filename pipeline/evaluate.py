@@ -13,8 +13,9 @@ from pipeline.compute import compute_copy, run_blocks
 from pipeline.config import load_settings
 from pipeline.data.draws import read_images
 from pipeline.data.images import ImageSet
+from pipeline.data.overlap import Overlap
 from pipeline.errors import DataError, LineageError
-from pipeline.lineage import inherit
+from pipeline.lineage import settings_of
 from pipeline.prefix_cache import PrefixCache
 from pipeline.session import Session, source_and_weights, source_of
 from pipeline.settings import Settings
@@ -40,13 +41,11 @@ def evaluate_entry(run_id: str, options: dict[str, str], say: Callable[[str], No
                 f"{run.tags.get('kind', 'no stage run')}, {run.status}: copy the id of a stage "
                 "run from the MLflow UI"
             )
-        precision = run.tags.get("precision", run.params["precision"])  # older runs: as typed
-        own = {**inherit(run), "precision": precision}
-        settings = load_settings(options, inherited=own)
-        source_and_weights(settings)  # their faults, before images are read
-        images = test_images(settings)
+        settings = load_settings(options, inherited=settings_of(run))
+        source, _ = source_and_weights(settings)
         session = Session.open(settings, tracking, say)
         session.check_images(run)
+        images = test_images(settings)
         with tracking.run(f"evaluate · {run.name}", {"kind": "evaluate"}, target=True) as log:
             backbone = session.restore(run)
             prefix = settings.stage(int(run.tags["stage"])).prefix
@@ -59,12 +58,33 @@ def evaluate_entry(run_id: str, options: dict[str, str], say: Callable[[str], No
                 prefix=prefix,
             )
             scores = score_logits(logits, images.labels)
+            overlap = Overlap.of(images, source).after([session.draw])
             log.tags({"evaluated_run_id": run.run_id})
-            log.metrics({"test/acc": scores.acc, "test/loss": scores.loss})
-    keep_scores(tracking, run, scores, scored_on(images.fingerprint(), session.precision))
+            counts = overlap.counts.metrics
+            log.metrics({"test/acc": scores.acc, "test/loss": scores.loss, **counts})
+    measured = scored_on(images.fingerprint(), session.precision)
+    keep_scores(tracking, run, scores, measured, counts)
     result = f"test accuracy {scores.acc:.2%}, loss {scores.loss:.4f} on {len(images)} images"
     say(f"{run.name}: {result}")
+    if overlap.either.any():
+        say(_without_copies(overlap, logits))
     return scores
+
+
+def _without_copies(overlap: Overlap, logits: torch.Tensor) -> str:
+    """What the copies among the test images are, and what the accuracy is without them."""
+    counts, new = overlap.counts, torch.from_numpy(~overlap.either)
+    line = (
+        f"note: {counts.copies} of {counts.images} test images are copies of images that draws "
+        f"are dealt from, {counts.seen} of them this run trained or validated on"
+    )
+    if not new.any():
+        return f"{line}: the accuracy says nothing about unseen images: use other test images"
+    left = score_logits(logits[new], overlap.test.labels[new])
+    return (
+        f"{line}: take them out of the test split; without them the accuracy is {left.acc:.2%} on "
+        f"{int(new.sum())} images"
+    )
 
 
 def scored_on(test_digest: str, precision: str) -> dict[str, str]:
@@ -73,12 +93,19 @@ def scored_on(test_digest: str, precision: str) -> dict[str, str]:
 
 
 def keep_scores(
-    tracking: Tracking, run: RunView, scores: Scores, measured: Mapping[str, str]
+    tracking: Tracking,
+    run: RunView,
+    scores: Scores,
+    measured: Mapping[str, str],
+    counts: Mapping[str, float],
 ) -> None:
-    """Add a run's scores to it; its tags speak of no others at any time, even if this stops."""
+    """Add a run's scores to it; its tags speak of no others at any time, even if this stops.
+
+    `counts`: how many of the test images are no new ones.
+    """
     if measured.keys() & run.tags.keys():
         tracking.add_tags(run.run_id, dict.fromkeys(measured, "unknown"))
-    tracking.add_metrics(run.run_id, {"test/acc": scores.acc, "test/loss": scores.loss})
+    tracking.add_metrics(run.run_id, {"test/acc": scores.acc, "test/loss": scores.loss, **counts})
     tracking.add_tags(run.run_id, measured)
 
 

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from pipeline.data.images import ImageSet
 from pipeline.errors import LineageError
 from pipeline.figures import ChainPart, by_block, chain_curves, signal_table
+from pipeline.lineage import POOL
 from pipeline.settings import THRESHOLD_KEYS, Settings
 from pipeline.signals import Curves, Scored, Sibling, Signal, instability, read_signals
 from pipeline.stages import Stage
@@ -168,12 +169,33 @@ def siblings_of(tracking: Tracking, recipe: str) -> dict[str, RunView]:
     return {run.run_id: run for run in latest.values()}
 
 
+def siblings_of_run(tracking: Tracking, run: RunView) -> dict[str, RunView]:
+    """Finished runs of this run's recipe, itself included, as in `siblings_of`.
+
+    Runs of an earlier version knew their data set by its folder's name alone: only those with the
+    same `data` count.
+    """
+    found = siblings_of(tracking, run.tags["recipe_key"])
+    if POOL in run.tags:
+        return found
+    data = _data_of(run)
+    return {i: r for i, r in found.items() if POOL not in r.tags and _data_of(r) == data}
+
+
+def _data_of(run: RunView) -> object:
+    return json.loads(run.tags["settings"]).get("data")
+
+
 def refresh_siblings(tracking: Tracking, recipe: str, settings: Settings) -> Signal:
     """Bring the reading of instability up to date on every sibling; returns it."""
     runs = siblings_of(tracking, recipe)
     signal = instability(
         [
-            Sibling(run.metrics["best/val_acc"], run.metrics["signal/parent_val_acc"])
+            Sibling(
+                run.metrics["best/val_acc"],
+                run.metrics["signal/parent_val_acc"],
+                run.tags["parent_checkpoint_sha256"],
+            )
             for run in runs.values()
         ],
         settings,

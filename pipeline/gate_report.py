@@ -1,95 +1,43 @@
-"""Entry point gate: has stage 3 been earned? Reads finished runs, trains nothing.
+"""The gate over finished runs: which are read together, what it writes on them.
 
-In: a stage-2 run (its siblings are found), or the result lines of stages 1 and 2. Out: tags
-`gate.…` on the stage-2 runs and a one-page report, there and on a run of its own.
+In: a stage-2 run (its siblings are found), or several. Out: tags `gate.…` on the stage-2 runs and
+a one-page report.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
-from pipeline.config import load_settings
-from pipeline.errors import GateError, LineageError
-from pipeline.evidence import siblings_of
-from pipeline.gate import Gate, Outcome, Pair, parse_best_lines, read_gate
-from pipeline.lineage import inherit
+from pipeline.errors import LineageError
+from pipeline.evidence import siblings_of_run
+from pipeline.gate import Gate, Outcome, Pair, read_gate
 from pipeline.settings import Thresholds
 from pipeline.tracking import RunView, Tracking
 
 REPORT = "gate/report.md"
 
 
-def gate_entry(
-    run_id: str, lines: str, options: Mapping[str, str], say: Callable[[str], None]
-) -> Gate:
-    """Read the gate from runs or lines, print its report and log it.
-
-    Raises:
-        GateError: neither given, or not a finished stage-2 run of `three_stage`.
-    """
-    load_settings(options)  # a threshold out of range is said before anything is read
-    if lines and run_id:
-        raise GateError(f"gate takes run_id or lines, got both ({run_id}, {lines}): leave one out")
-    if lines:
-        return _gate_of_lines(Path(lines), options, say)
-    if not run_id:
-        raise GateError(
-            "gate needs -P run_id=<a finished stage-2 run> or -P lines=<a file with the result "
-            "lines of stages 1 and 2>"
-        )
-    tracking = Tracking.connect()
-    with tracking.explained():
-        run = tracking.get(run_id)
-        _check(run)
-        thresholds = load_settings(options, inherited=inherit(run))
-        with tracking.run(f"gate · {run.name}", {"kind": "gate"}, target=True) as log:
-            gate, pairs = gate_of_run(tracking, run, thresholds)
-            log.tags({**gate.tags, "stage2_run_id": run_id})
-            report = report_markdown(gate, pairs, run.name)
-            log.text(report, REPORT)
-            log.tags({"mlflow.note.content": report})
-    say(report)
-    say(f"browse the runs: {tracking.ui_command}")
-    return gate
-
-
-def _gate_of_lines(path: Path, options: Mapping[str, str], say: Callable[[str], None]) -> Gate:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as err:
-        raise GateError(
-            f"lines={path}: cannot be read ({err}): pass a text file that holds the lines "
-            "`Stage-1 Best results: …` and `Stage-2 Best results: …`"
-        ) from None
-    pairs = parse_best_lines(text)
-    gate = read_gate(pairs, load_settings(options))
-    say(report_markdown(gate, pairs, str(path)))
-    return gate
-
-
-def _check(run: RunView) -> None:
-    if run.tags.get("kind") != "stage" or run.status != "FINISHED":
-        what = f"{run.tags.get('kind', 'no stage run')}, {run.status}"
-    elif (run.tags["schedule"], run.tags["stage"]) != ("three_stage", "2"):
-        what = f"stage {run.tags['stage']} of {run.tags['schedule']}"
-    else:
-        return
-    raise GateError(
-        f"gate needs a finished stage-2 run of schedule three_stage, run {run.run_id} is {what}: "
-        "copy the id of one from the MLflow UI"
-    )
-
-
 def gate_of_run(
     tracking: Tracking, run: RunView, thresholds: Thresholds
 ) -> tuple[Gate, list[Pair]]:
-    """The gate over a stage-2 run and its siblings of other draws; tags all of them."""
-    by_draw = {sibling.tags["draw"]: sibling for sibling in siblings_of_run(tracking, run)}
-    by_draw[run.tags["draw"]] = run
+    """The gate over a stage-2 run and one sibling of each other draw; tags all of them."""
+    found = [
+        sibling
+        for sibling in siblings_of_run(tracking, run).values()
+        if sibling.run_id != run.run_id
+    ]
+    found.sort(key=lambda sibling: _seed_order(run, sibling), reverse=True)
+    by_draw = {sibling.tags["draw"]: sibling for sibling in (*found, run)}
     runs = [by_draw[draw] for draw in sorted(by_draw, key=int)]
     return gate_over(tracking, runs, thresholds, run.name)
+
+
+def _seed_order(run: RunView, sibling: RunView) -> tuple[bool, bool, int]:
+    """Of a draw's runs the one with this run's seed comes first, then as `decide` deals seeds."""
+    seed = int(sibling.tags["seed"])
+    moved = seed - int(run.tags["seed"])
+    return moved != 0, moved != int(sibling.tags["draw"]) - int(run.tags["draw"]), seed
 
 
 def gate_over(
@@ -103,12 +51,6 @@ def gate_over(
         tracking.add_tags(run.run_id, gate.tags)
         tracking.add_text(run.run_id, report, REPORT)
     return gate, pairs
-
-
-def siblings_of_run(tracking: Tracking, run: RunView) -> list[RunView]:
-    """Finished runs of the same recipe and seed, other draws included."""
-    found = siblings_of(tracking, run.tags["recipe_key"]).values()
-    return [sibling for sibling in found if sibling.tags["seed"] == run.tags["seed"]]
 
 
 def _pair(tracking: Tracking, run: RunView) -> Pair:

@@ -4,6 +4,12 @@ A stage run's *lineage key* is the SHA-256 of everything its weights depend on: 
 backbone, weights digest, data fingerprint, seed, resolved training settings, precision, and its
 parent's lineage key. Two runs with one key hold the same model; the key is a tag, so MLflow finds
 it.
+
+Its *recipe key* is what it shares with runs on other draws, or with other seeds, of the same data
+set. A data set is known by its content (`Source.digest`, tag `pool_sha256`), not by its path. Runs
+of earlier versions have no such tag and a recipe key by the folder's name: they are siblings of
+one another where they were made with the same `data`, and of newer runs as soon as a newer command
+has found them by their lineage key, which proves that they saw the same images.
 """
 
 from __future__ import annotations
@@ -13,10 +19,12 @@ from collections.abc import Mapping
 
 from pipeline.digests import digest_values
 from pipeline.errors import LineageError
-from pipeline.settings import INHERITED_KEYS, THRESHOLD_KEYS, Settings
+from pipeline.settings import INHERITED_KEYS, PLACE_KEYS, THRESHOLD_KEYS, Settings
 from pipeline.stages import Stage
 from pipeline.tracking import RunView
 
+POOL = "pool_sha256"
+"""The tag that says what a run's draw was dealt from."""
 METHOD = 2
 """Raised whenever the same settings would train to other weights than before."""
 
@@ -73,8 +81,9 @@ def recipe_key(
 ) -> str:
     """What sibling runs share: everything in the lineage but the draw, the seed and the images.
 
-    A parent that was trained by another recipe than this run's settings say makes another key.
-    With `trained` below the stage's number it is what a study's trials share, too.
+    `data`: the digest of the data set; before there was one, its name. A parent that was trained
+    by another recipe than this run's settings say makes another key. With `trained` below the
+    stage's number it is what a study's trials share, too.
     """
     apart = [settings.test_per_class] if settings.test_per_class else []
     return digest_values(
@@ -128,17 +137,29 @@ def inherit(run: RunView) -> dict[str, object]:
     return {key: value for key, value in raw.items() if key not in own}
 
 
-def check_agreement(settings: Settings, values: Mapping[str, object], run: RunView) -> None:
-    """Refuse settings that contradict what the parent run was made with.
+def settings_of(run: RunView) -> dict[str, object]:
+    """What `inherit` gives, with the precision that the run was computed in."""
+    precision = run.tags.get("precision", run.params["precision"])  # older runs: as typed
+    return {**inherit(run), "precision": precision}
+
+
+def check_agreement(
+    settings: Settings, values: Mapping[str, object], run: RunView, otherwise: str
+) -> None:
+    """Refuse settings that contradict what a run was made with.
+
+    Where images and weights lie is no matter of settings: their digests are compared.
+    `otherwise`: what to do where a setting is meant.
 
     Raises:
         LineageError: names each setting, both values, and what to do.
     """
     stage = int(run.tags["stage"])
     conflicts = [
-        f"{key} is {value} in the parent, got {_current(settings, key)}"
+        f"{key} is {value} there, got {_current(settings, key)}"
         for key, value in values.items()
-        if (
+        if key not in PLACE_KEYS
+        and (
             key in INHERITED_KEYS
             or key.startswith(tuple(f"stage{n}." for n in range(1, stage + 1)))
         )
@@ -146,8 +167,8 @@ def check_agreement(settings: Settings, values: Mapping[str, object], run: RunVi
     ]
     if conflicts:
         raise LineageError(
-            f"settings contradict parent run {run.run_id}: {'; '.join(conflicts)}: leave them "
-            "out, or leave parent_run_id out to train a parent with them"
+            f"settings contradict run {run.run_id}: {'; '.join(conflicts)}: leave them out, or "
+            f"{otherwise}"
         )
 
 

@@ -24,7 +24,14 @@ from pipeline.entry_settings import (
     model_of,
 )
 from pipeline.errors import SettingsError
-from pipeline.settings import MAX_STAGES, RUN_KEYS, STAGE_KEYS, THRESHOLD_KEYS, TRAIN_KEYS
+from pipeline.settings import (
+    MAX_STAGES,
+    PLACE_KEYS,
+    RUN_KEYS,
+    STAGE_KEYS,
+    THRESHOLD_KEYS,
+    TRAIN_KEYS,
+)
 
 ENTRY_POINTS = {
     "main": "every stage of the schedule, and a run that sums them up",
@@ -84,18 +91,25 @@ def build_parser() -> argparse.ArgumentParser:
         )
         if name == "evaluate":
             command.add_argument("--run_id", required=True, help="the stage run to evaluate")
+            _add_places(command)
             for key in ("device", "precision", "cache_dir"):
                 command.add_argument(f"--{key}", help=_help(key))
             continue
         if name == "gate":
             command.add_argument("--run_id", help="a finished stage-2 run; siblings are found")
             command.add_argument("--lines", help="or a file with the lines `Stage-k Best results`")
-            for key in THRESHOLD_KEYS:
+            _add_places(command)
+            for key in ("cache_dir", *THRESHOLD_KEYS):
                 command.add_argument(f"--{key}", help=_help(key))
             continue
         _add_own_words(command, name)
         _add_settings(command, name)
     return parser
+
+
+def _add_places(command: argparse.ArgumentParser) -> None:
+    for key in PLACE_KEYS:
+        command.add_argument(f"--{key}", help=f"where the run's {key} lie now, if they have moved")
 
 
 def _add_own_words(command: argparse.ArgumentParser, name: str) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from pipeline.arms import Arm
-from pipeline.data.images import ImageSet
+from pipeline.data.overlap import Overlap
 from pipeline.digests import digest_values
 from pipeline.evaluate import keep_scores, predict, scored_on
 from pipeline.files import storage_faults
@@ -130,7 +130,8 @@ class PairRunner:
     """Runs the same arms on draw after draw.
 
     Attributes:
-        test: the images that accuracies are measured on.
+        overlap: the images that accuracies are measured on, and which of them are no new ones,
+            after the pairs that are done.
         nested_under: the run that new runs are nested in.
         tell: a line about a finished pair.
         only_new: nothing is said of pairs that were there already; whoever started this process
@@ -139,7 +140,7 @@ class PairRunner:
     """
 
     arms: tuple[Arm, ...]
-    test: ImageSet
+    overlap: Overlap
     tracking: Tracking
     nested_under: str | None
     say: Callable[[str], None]
@@ -148,6 +149,7 @@ class PairRunner:
     done: dict[int, Results] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.test = self.overlap.test
         self.test_digest = self.test.fingerprint()
 
     def run_all(self, keys: list[PairKey]) -> list[Results]:
@@ -177,6 +179,7 @@ class PairRunner:
 
     def _run(self, key: PairKey) -> Results:
         session = self._session(key, self.arms[0])
+        self.overlap = self.overlap.after([session.draw])
         results, new = [], False
         for arm in self.arms:
             own = self._for_arm(session, key, arm)
@@ -213,8 +216,12 @@ class PairRunner:
         """A run's accuracy on the test images: as it was measured before, or measured now."""
         run = self.tracking.get(summary.run_id)
         measured = scored_on(self.test_digest, session.precision)
+        alone = replace(self.overlap, seen=np.zeros_like(self.overlap.seen))
+        counts = alone.after([session.draw]).counts.metrics
         if measured.items() <= run.tags.items():
             test_acc = run.metrics["test/acc"]
+            if not counts.items() <= run.metrics.items():
+                self.tracking.add_metrics(run.run_id, counts)
         else:
             logits = predict(
                 session.restore(run),
@@ -226,7 +233,7 @@ class PairRunner:
             )
             scores = score_logits(logits, self.test.labels)
             test_acc = scores.acc
-            keep_scores(self.tracking, run, scores, measured)
+            keep_scores(self.tracking, run, scores, measured, counts)
         return ArmResult(
             summary.run_id,
             summary.val_acc,

@@ -16,6 +16,7 @@ from pipeline.arms import Arm, at_equal_steps
 from pipeline.block_ranks import BlockRank, agreement, mean_relative, rank_blocks
 from pipeline.config import load_settings
 from pipeline.data.images import ImageSet
+from pipeline.data.overlap import Overlap
 from pipeline.entry_points import Command
 from pipeline.errors import LineageError, SettingsError
 from pipeline.evaluate import test_images
@@ -35,6 +36,7 @@ from pipeline.tracking import RunView, Tracking
 BEFORE, CONTROL = "three_stage", "stage1_continued"
 """The schedule whose stage 1 comes before a release and whose stage 2 says how it is trained."""
 PICTURE = "figures/ranks.png"
+WITHOUT_RUN = "leave run_id out to have a run found or trained"
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ def rank_entry(command: Command) -> Ranking:
         test = test_images(settings) if plan.check else None
         session = Session.open(settings, tracking, command.say, command.on_epoch)
         if given:
-            session.check_images(given, ", or leave run_id out")
+            session.otherwise = f", or {WITHOUT_RUN}"
+            session.check_images(given)
         name = f"rank_blocks · {session.draw.source} · {settings.backbone} · draw {settings.draw}"
         with tracking.run(name, {"kind": "ranking"}, target=True) as log:
             run = given or tracking.get(find_or_run(session, 1, log.run_id).run_id)
@@ -137,7 +140,7 @@ def _settings(plan: RankPlan, command: Command, given: RunView) -> Settings:
     if plan.check:
         inherited["schedule"] = BEFORE  # whichever the run was made for, the same stage 1
     settings = load_settings(plan.options, config=command.config, inherited=inherited)
-    check_agreement(settings, inherited, given)
+    check_agreement(settings, inherited, given, WITHOUT_RUN)
     return settings
 
 
@@ -167,7 +170,7 @@ def _checked(
         )
         return f"draw {key.draw}, seed {key.seed}: stage 1 continued {control:.2%}; pp: {gains}"
 
-    runner = PairRunner(arms, test, tracking, run_id, command.say, tell)
+    runner = PairRunner(arms, Overlap.of(test, source), tracking, run_id, command.say, tell)
     results = runner.run_all(keys)
     gains = {
         _block(arm): posterior(

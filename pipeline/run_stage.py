@@ -19,6 +19,7 @@ from pipeline.evidence import Subject, log_evidence, log_evidence_pictures, refr
 from pipeline.features import Features
 from pipeline.freezing import FrozenProof
 from pipeline.gate_report import gate_of_run
+from pipeline.lineage import POOL
 from pipeline.peak_memory import PEAK_METRIC, PeakMemory
 from pipeline.report import StageSummary
 from pipeline.run_log import log_outcome, log_outcome_pictures, log_served_model, log_start
@@ -122,6 +123,7 @@ def _keys_of(session: Session, number: int) -> dict[str, str]:
     keys = {
         "lineage_key": session.key(number),
         "recipe_key": session.recipe(number),
+        POOL: session.draw.pool,
         "norm_stats": session.settings.norm_stats,
         "precision": session.precision,
     }
@@ -252,6 +254,7 @@ def find_run(session: Session, number: int, *, whole: bool = False) -> RunView |
         except LineageError as err:
             session.say(f"note: passing over {err}")
         else:
+            session.adopt(run, number)
             return run
     return None
 

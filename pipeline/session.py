@@ -6,6 +6,7 @@ its suffix's inputs and its lineage key.
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,13 +18,13 @@ from torch import Tensor
 from pipeline.backbones import Backbone, build_backbone
 from pipeline.checkpoints import load_checkpoint
 from pipeline.compute import keep_freed_memory, pick_device, pick_precision
-from pipeline.data.draws import Draw, make_draw, set_aside
+from pipeline.data.draws import Draw, draw_in, set_aside
 from pipeline.data.source import Source
 from pipeline.data.sources import open_source
 from pipeline.errors import LineageError
 from pipeline.features import Features
 from pipeline.files import storage_faults
-from pipeline.lineage import lineage_key, recipe_key
+from pipeline.lineage import POOL, lineage_key, recipe_key
 from pipeline.norm_choice import NormStatsChoice, choose_norm_stats
 from pipeline.norm_stats import calibrate_norm_stats
 from pipeline.prefix_cache import PrefixCache
@@ -77,6 +78,7 @@ class Session:
         done: stages that this command has found or trained.
         tuned_by: the study that a stage's training settings were taken from, by stage number.
         is_trial: log what other stages and people need of a trial: no pictures, no served model.
+        otherwise: what else to do where a given run cannot be used, for messages.
         norm_choice: what `norm_stats=auto` came to; None where nobody asked.
     """
 
@@ -95,6 +97,7 @@ class Session:
     done: dict[int, StageSummary] = field(default_factory=dict)
     tuned_by: dict[int, str] = field(default_factory=dict)
     is_trial: bool = False
+    otherwise: str = ""
     norm_choice: NormStatsChoice | None = None
 
     @classmethod
@@ -110,14 +113,7 @@ class Session:
         device = pick_device(settings.device)
         cache_dir = cache_folder(settings)
         source, weights = source_and_weights(settings)
-        draw = make_draw(
-            source,
-            train_per_class=settings.train_per_class,
-            val_per_class=settings.val_per_class,
-            data_seed=settings.data_seed,
-            draw=settings.draw,
-            image_size=settings.image_size,
-        )
+        draw = draw_in(source, settings)
         say(f"preset {settings.preset}; every setting is in the run's settings.json")
         say(
             f"{settings.data}: {len(draw.train)} training and {len(draw.val)} validation images "
@@ -182,19 +178,23 @@ class Session:
             tuned_by=dict(self.tuned_by),
         )
 
-    def check_images(self, run: RunView, otherwise: str = "") -> None:
+    def check_images(self, run: RunView) -> None:
         """Refuse a run that was trained on other images, or on other classes.
 
-        `otherwise`: what to do where they cannot be restored.
+        Images that have moved since are the same ones; says so.
 
         Raises:
             LineageError: they are others.
         """
+        data = self.settings.data
         if run.tags["data_sha256"] != self.draw.fingerprint:
             raise LineageError(
-                f"the images of {self.settings.data} are not those that run {run.run_id} was "
-                f"trained on (their SHA-256 differ): restore them{otherwise}"
+                f"the images of data={data} are not those that run {run.run_id} was trained on "
+                f"(their SHA-256 differ): restore them, or pass -P data=<where they are now>"
+                f"{self.otherwise}"
             )
+        if (before := json.loads(run.tags["settings"])["data"]) != data:
+            self.say(f"data={data}: the images that run {run.run_id} had as data={before}")
 
     @property
     def precision(self) -> str:
@@ -214,20 +214,28 @@ class Session:
             )
         return self.keys[number]
 
-    def recipe(self, number: int, trained: int | None = None) -> str:
+    def recipe(self, number: int, trained: int | None = None, data: str | None = None) -> str:
         """What runs of this stage that differ only in draw or seed have in common.
 
         `trained`: count the training settings up to that stage only (None: this one's too).
+        `data`: the name that the data set had for earlier versions (None: it goes by content).
         """
         return recipe_key(
             self.settings,
             self.settings.stage(number),
             trained=number if trained is None else trained,
-            data=self.draw.source,
+            data=self.draw.pool if data is None else data,
             class_names=self.draw.class_names,
             weights_digest=self.pretrained.digest,
             precision=self.precision,
         )
+
+    def adopt(self, run: RunView, number: int) -> None:
+        """Let a run of an earlier version that saw these images count as one of this data set."""
+        former = self.recipe(number, data=run.tags["data"])
+        if POOL not in run.tags and run.tags["recipe_key"] == former:
+            tags = {"recipe_key": self.recipe(number), POOL: self.draw.pool}
+            self.tracking.add_tags(run.run_id, tags)
 
     def pretrained_backbone(self) -> Backbone:
         """The backbone with the pretrained weights, calibrated where the settings say so."""
@@ -246,8 +254,8 @@ class Session:
             LineageError: the checkpoint is missing or damaged, or does not fit; names the run.
         """
         with tempfile.TemporaryDirectory() as folder:
-            path = self.tracking.fetch(run, CHECKPOINT, Path(folder))
             try:
+                path = self.tracking.fetch(run, CHECKPOINT, Path(folder))
                 load_checkpoint(
                     path,
                     run.tags["checkpoint_sha256"],
@@ -257,8 +265,7 @@ class Session:
                 )
             except LineageError as err:
                 raise LineageError(
-                    f"run {run.run_id} ({run.name}): {err}: leave parent_run_id out to have the "
-                    "parent found or trained again"
+                    f"run {run.run_id} ({run.name}): {err}: use another run{self.otherwise}"
                 ) from None
         return self.backbone
 

@@ -192,6 +192,8 @@ INHERITED_KEYS = (
     *("backbone", "weights", "image_size", "schedule", "norm_stats"),
 )
 """What a child stage takes from its parent run and may not contradict."""
+PLACE_KEYS = ("data", "weights")
+"""Where images and weights lie: another place may hold the same, as their digests show."""
 
 
 def plain_values(settings: Settings, stages: Iterable[int] | None = None) -> dict[str, object]:

@@ -76,10 +76,14 @@ class Scored:
 
 @dataclass(frozen=True)
 class Sibling:
-    """A run with the same everything but draw or seed: its accuracy and its parent's."""
+    """A run with the same everything but draw or seed: its accuracy and its parent's.
+
+    `parent`: which one that is; siblings of one parent have no spread of parents to compare with.
+    """
 
     val_acc: float
     parent_val_acc: float
+    parent: str
 
 
 def read_signals(
@@ -239,14 +243,24 @@ def variance_test(values: Sequence[float], reference: Sequence[float]) -> float:
 
 
 def instability(siblings: Sequence[Sibling], thresholds: Thresholds) -> Signal:
-    """True if accuracies of sibling draws or seeds spread more than their parents'."""
+    """True if accuracies of sibling draws or seeds spread more than their parents'.
+
+    Of siblings that share a parent the first alone counts: their parents do not vary at all.
+    """
     name = "negative.unstable_across_runs"
-    count = len(siblings)
+    first_of: dict[str, Sibling] = {}
+    for sibling in siblings:
+        first_of.setdefault(sibling.parent, sibling)
+    count = len(first_of)
     if count < MIN_SIBLINGS:
-        found = f"{count} run{' differs' if count == 1 else 's differ'} only in draw or seed"
-        return Signal(name, "unknown", f"{found}: {MIN_SIBLINGS} are needed", {"siblings": count})
-    own = [100 * sibling.val_acc for sibling in siblings]
-    parents = [100 * sibling.parent_val_acc for sibling in siblings]
+        runs = f"{len(siblings)} run{' differs' if len(siblings) == 1 else 's differ'}"
+        sentence = f"{runs} only in draw or seed: {MIN_SIBLINGS} are needed"
+        if count < len(siblings):
+            parents_told = "one parent" if count == 1 else f"{count} parents"
+            sentence += f" with a parent each, these have {parents_told}"
+        return Signal(name, "unknown", sentence, {"siblings": count})
+    own = [100 * sibling.val_acc for sibling in first_of.values()]
+    parents = [100 * sibling.parent_val_acc for sibling in first_of.values()]
     p = variance_test(own, parents)
     spread, before = float(np.std(own, ddof=1)), float(np.std(parents, ddof=1))
     return Signal(

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from pipeline.compare_report import page_of
 from pipeline.compared import Compared
+from pipeline.data.overlap import Counts
 from pipeline.grid import grid_of
 from pipeline.page import Table, to_html, to_markdown
 from pipeline.pairs import ArmResult, ChainCost, pair_keys
@@ -23,7 +24,7 @@ def compared(*, resampled: bool) -> Compared:
     accs = 0.7, 0.8
     row = tuple(ArmResult("a-run", acc, acc, cost) for acc in accs)
     results = {arms[0].settings.backbone: [row] * 3}
-    return Compared(grid, pool, keys, results, {}, 100, [60, 60], 60.0)
+    return Compared(grid, pool, keys, results, {}, Counts(100, 0, 0), [60, 60], 60.0)
 
 
 @pytest.mark.parametrize(

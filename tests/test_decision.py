@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from pipeline.arms import TunedArm, comparison_of
+from pipeline.data.overlap import Counts
 from pipeline.decision import Decision
 from pipeline.decision_report import page_of
 from pipeline.operations import training_operations
@@ -33,7 +34,7 @@ def decision(both: tuple[ArmResult, ArmResult] | None = None, **options: str) ->
     pool = Pool(0, False, 0.0, (2,), "pairs are disjoint draws")
     pairs = tuple(Pair(key, *both) for key in pair_keys(pool, plan.treatment.settings))
     arms = plan.treatment, plan.control
-    return Decision(plan, *arms, plan.design, pool, pairs, {}, 100, 10, (), 60.0)
+    return Decision(plan, *arms, plan.design, pool, pairs, {}, Counts(100, 0, 0), 10, (), 60.0)
 
 
 def said_again(made: Decision) -> dict[str, str]:

@@ -17,6 +17,7 @@ from pipeline.backbones import FORWARD_ORDER, Backbone
 from pipeline.config import load_settings
 from pipeline.data.draws import deal_rows, draws_held, make_draw, set_aside, share_in_common
 from pipeline.data.images import digest_image
+from pipeline.data.overlap import Overlap
 from pipeline.data.source import Source, Split
 from pipeline.errors import DataError, DesignError, StorageError
 from pipeline.evaluate import predict
@@ -75,7 +76,7 @@ def test_a_cache_folder_that_cannot_be_used_is_told(store: Path, place: str, cac
     where = {"cache_dir": place.removesuffix("/pairs"), "cache": cache}
     treatment = Arm("full", load_settings({"schedule": "full", **where}), 1)
     runner = PairRunner(
-        (treatment,), make_images(2), Tracking.connect(), None, print, lambda *_: ""
+        (treatment,), Overlap.of(make_images(2)), Tracking.connect(), None, print, lambda *_: ""
     )
     with pytest.raises(StorageError, match=r"^cannot write the cache to .*: choose a folder"):
         runner.run_all([PairKey(0, 0, 0, 0)])

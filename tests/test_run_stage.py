@@ -130,7 +130,7 @@ def test_auto_statistics_are_chosen_before_stage_1_and_told_logged_and_handed_do
     assert runs().iloc[-1]["tags.norm_stats"] == chosen
     capfd.readouterr()
     assert command("stage2", parent_run_id=parent, norm_stats=other) == 2
-    assert f"norm_stats is {chosen} in the parent, got {other}" in capfd.readouterr().err
+    assert f"norm_stats is {chosen} there, got {other}" in capfd.readouterr().err
 
 
 def test_statistics_that_were_chosen_are_those_that_can_be_asked_for(command: Command) -> None:
@@ -194,9 +194,9 @@ def test_a_given_parent_hands_down_its_data_backbone_and_weights(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"backbone": "resnet18"}, "backbone is mobilenet_v3_small in the parent, got resnet18"),
-        ({"draw": "1"}, "draw is 0 in the parent, got 1"),
-        ({"stage1.lr": "0.5"}, "stage1.lr is 0.003 in the parent, got 0.5"),
+        ({"backbone": "resnet18"}, "backbone is mobilenet_v3_small there, got resnet18"),
+        ({"draw": "1"}, "draw is 0 there, got 1"),
+        ({"stage1.lr": "0.5"}, "stage1.lr is 0.003 there, got 0.5"),
     ],
 )
 def test_settings_that_contradict_the_given_parent_are_refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -206,18 +207,45 @@ def test_the_variance_test_rejects_as_often_as_it_says() -> None:
 
 def test_fewer_than_three_siblings_say_nothing() -> None:
     for count in range(3):
-        signal = instability([Sibling(0.7, 0.6)] * count, T)
+        signal = instability([Sibling(0.7, 0.6, str(n)) for n in range(count)], T)
         assert signal.state == "unknown"
         assert signal.numbers == {"siblings": count}
+        assert signal.sentence.endswith("only in draw or seed: 3 are needed")
+
+
+@pytest.mark.parametrize(
+    ("parents", "words"),
+    [
+        (
+            "aaa",
+            "3 runs differ only in draw or seed: 3 are needed .* these have one parent",
+        ),
+        ("aabab", "5 runs differ .*: 3 are needed with a parent each, these have 2 parents"),
+    ],
+)
+def test_siblings_of_one_parent_say_nothing_about_stability(parents: str, words: str) -> None:
+    accs = (0.70, 0.74, 0.78, 0.72, 0.60)
+    runs = [Sibling(acc, 0.6, parent) for acc, parent in zip(accs, parents, strict=False)]
+    signal = instability(runs, T)
+    assert signal.state == "unknown"
+    assert re.fullmatch(words, signal.sentence)
+    assert signal.numbers == {"siblings": len(set(parents))}
+
+
+def test_of_siblings_with_one_parent_the_first_counts() -> None:
+    own, parents = [0.60, 0.75, 0.68, 0.80], [0.70, 0.71, 0.70, 0.71]
+    runs = [Sibling(*pair, str(n)) for n, pair in enumerate(zip(own, parents, strict=True))]
+    more = [*runs, Sibling(0.1, 0.70, "0"), Sibling(0.99, 0.71, "3")]
+    assert instability(more, T) == instability(runs, T)
 
 
 def test_siblings_that_spread_more_than_their_parents() -> None:
     own, parents = [0.60, 0.75, 0.68, 0.80], [0.70, 0.71, 0.70, 0.71]
-    runs = [Sibling(*pair) for pair in zip(own, parents, strict=True)]
+    runs = [Sibling(*pair, str(n)) for n, pair in enumerate(zip(own, parents, strict=True))]
     signal = instability(runs, T)
     assert signal.state == "true"
     assert signal.numbers["spread"] == pytest.approx(100 * np.std(own, ddof=1))
-    swapped = [Sibling(*pair) for pair in zip(parents, own, strict=True)]
+    swapped = [Sibling(*pair, str(n)) for n, pair in enumerate(zip(parents, own, strict=True))]
     assert instability(swapped, T).state == "false"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,18 +18,23 @@ import torch
 from pipeline.data.images import ImageSet, IntArray, digest_image, fit_square, to_rgb
 from pipeline.data.source import Source, Split
 from pipeline.errors import DataError
+from pipeline.settings import Settings
 
 _TEST_STREAM = 0x7E57  # another permutation than that of the draws
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One draw's images. `fingerprint`: SHA-256 of all its images, labels and class names."""
+    """One draw's images. `fingerprint`: SHA-256 of all its images, labels and class names.
+
+    `source`: what the data set is called; `pool`: what it is, see `Source.digest`.
+    """
 
     source: str
     class_names: tuple[str, ...]
     train: ImageSet
     val: ImageSet
+    pool: str = ""
 
     @property
     def fingerprint(self) -> str:
@@ -99,7 +105,12 @@ def set_aside(source: Source, per_class: int) -> Source:
         is_test[order[:per_class]] = True
 
     def part(rows: IntArray) -> Split:
-        return Split(labels[rows], lambda wanted: source.pool.read([int(rows[i]) for i in wanted]))
+        stored = source.pool.stored
+        return Split(
+            labels[rows],
+            lambda wanted: source.pool.read([int(rows[i]) for i in wanted]),
+            stored.part(rows) if stored else None,
+        )
 
     return replace(source, pool=part(np.flatnonzero(~is_test)), test=part(np.flatnonzero(is_test)))
 
@@ -198,4 +209,23 @@ def make_draw(
         source.class_names,
         read_images(source.pool, train, image_size),
         read_images(source.val or source.pool, val, image_size),
+        source.digest(),
     )
+
+
+def draw_in(source: Source, settings: Settings) -> Draw:
+    """The draw that the settings name."""
+    return make_draw(
+        source,
+        train_per_class=settings.train_per_class,
+        val_per_class=settings.val_per_class,
+        data_seed=settings.data_seed,
+        draw=settings.draw,
+        image_size=settings.image_size,
+    )
+
+
+def tuning_draws(source: Source, settings: Settings, count: int) -> Iterator[Draw]:
+    """The draws that tuning looks at: so many, from the one that the settings name."""
+    for draw in range(settings.draw, settings.draw + count):
+        yield draw_in(source, settings.model_copy(update={"draw": draw}))

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.source import SPLIT_NAMES, Source, Split, decode_image, visible_files
+from pipeline.data.stored import stored_files
 from pipeline.errors import DataError
 
 NO_IMAGES = {".pdf", ".palm", ".h5", ".hdf", ".grib", ".bufr", ".mpg", ".mpeg"}
@@ -72,4 +73,8 @@ def _folder_split(by_class: dict[str, list[Path]], names: tuple[str, ...]) -> Sp
     files = [file for name in names for file in by_class.get(name, [])]
     counts = [len(by_class.get(name, [])) for name in names]
     labels = np.repeat(np.arange(len(names), dtype=np.int64), counts)
-    return Split(labels, lambda rows: (decode_image(files[row], str(files[row])) for row in rows))
+    return Split(
+        labels,
+        lambda rows: (decode_image(files[row], str(files[row])) for row in rows),
+        stored_files(files),
+    )

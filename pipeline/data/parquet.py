@@ -10,13 +10,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from pipeline.data.images import IntArray
 from pipeline.data.source import SPLIT_NAMES, Source, Split, decode_image
+from pipeline.data.stored import Stored, digest_all, spread
 from pipeline.errors import DataError, first_line
 
 
@@ -53,7 +56,8 @@ def open_parquet(root: Path, files: list[Path]) -> Source:
                 "classes of "
                 "the training split: remove those rows"
             )
-        splits[split] = Split(labels, _parquet_reader(by_split[split]))
+        files = by_split[split]
+        splits[split] = Split(labels, _parquet_reader(files), _parquet_stored(files))
     return Source(root.name, names, splits["train"], splits.get("val"), splits.get("test"))
 
 
@@ -124,7 +128,7 @@ def _parquet_reader(paths: list[Path]) -> Callable[[Sequence[int]], Iterator[Ima
         import pyarrow.parquet as pq
 
         wanted = np.asarray(rows, dtype=np.int64)
-        cells: dict[int, tuple[bytes | None, str]] = {}
+        cells: dict[int, tuple[bytes, str]] = {}
         first = 0
         for path in paths:
             size = pq.read_metadata(path).num_rows
@@ -132,14 +136,67 @@ def _parquet_reader(paths: list[Path]) -> Callable[[Sequence[int]], Iterator[Ima
             if here.size:
                 column = _parquet_column(path, _parquet_image_column(path))
                 for row, cell in zip(here, column.take(here - first).to_pylist(), strict=True):
-                    value = cell.get("bytes") if isinstance(cell, dict) else cell
-                    content = value if isinstance(value, bytes) else None
-                    cells[int(row)] = content, f"{path} row {row - first}"
+                    cells[int(row)] = _cell_bytes(cell), f"{path} row {row - first}"
             first += size
         for row in wanted:
             content, where = cells[int(row)]
-            if content is None:
+            if not content:
                 raise DataError(f"{where} holds no image bytes: replace or remove it")
             yield decode_image(content, where)
 
     return read
+
+
+def _parquet_stored(paths: list[Path]) -> Stored:
+    """The cells of these files undecoded; one file at a time is in memory."""
+
+    def marks() -> list[tuple[IntArray, bytes]]:
+        return [_cell_marks(path, *_version(path)) for path in paths]
+
+    def read(rows: Sequence[int]) -> Iterator[bytes]:
+        import pyarrow.parquet as pq
+
+        wanted, first = np.asarray(rows, dtype=np.int64), 0
+        for path in paths:
+            size = pq.read_metadata(path).num_rows
+            here = wanted[(wanted >= first) & (wanted < first + size)] - first
+            yield from _cells(path, here) if here.size else ()
+            first += size
+
+    return Stored(
+        lambda: np.concatenate([sizes for sizes, _ in marks()]),
+        lambda: digest_all(sample for _, sample in marks()),
+        read,
+    )
+
+
+def _version(path: Path) -> tuple[int, int]:
+    about = path.stat()
+    return about.st_mtime_ns, about.st_size
+
+
+@lru_cache(maxsize=1024)
+def _cell_marks(path: Path, _mtime_ns: int, _size: int) -> tuple[IntArray, bytes]:
+    """Bytes of each cell of a file, and the digest of a sample; read once for a file as it is."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    column = _parquet_column(path, _parquet_image_column(path))
+    rows = np.array(spread(len(column)), dtype=np.int64)
+    sample = digest_all(map(_cell_bytes, column.take(rows).to_pylist()))
+    try:
+        cells = pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
+        lengths = pc.fill_null(pc.binary_length(cells), 0).to_numpy()
+    except pa.ArrowException:  # no bytes there: decoding says so
+        lengths = np.zeros(len(column))
+    return lengths.astype(np.int64), sample
+
+
+def _cells(path: Path, rows: IntArray) -> Iterator[bytes]:
+    column = _parquet_column(path, _parquet_image_column(path))
+    return (_cell_bytes(cell) for cell in column.take(rows).to_pylist())
+
+
+def _cell_bytes(cell: object) -> bytes:
+    value = cell.get("bytes") if isinstance(cell, dict) else cell
+    return value if isinstance(value, bytes) else b""

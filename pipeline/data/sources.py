@@ -21,6 +21,7 @@ from pipeline.data.image_folder import open_image_folder
 from pipeline.data.images import IntArray
 from pipeline.data.parquet import open_parquet
 from pipeline.data.source import Source, Split, visible_files
+from pipeline.data.stored import stored_arrays
 from pipeline.errors import DataError, DownloadError, first_line
 
 NAMES = ("digits", "cifar10", "cifar100")
@@ -79,7 +80,9 @@ def _open_digits() -> Source:
 
     def split(rows: IntArray) -> Split:
         return Split(
-            labels[rows], lambda wanted: (Image.fromarray(pixels[rows[i]]) for i in wanted)
+            labels[rows],
+            lambda wanted: (Image.fromarray(pixels[rows[i]]) for i in wanted),
+            stored_arrays(pixels[rows]),
         )
 
     names = tuple(str(n) for n in range(10))
@@ -111,6 +114,10 @@ def _open_cifar(name: str, folder: Path) -> Source:
 
     def split(part: Any) -> Split:  # noqa: ANN401 - torchvision has no types here
         labels = np.asarray(part.targets, dtype=np.int64)
-        return Split(labels, lambda rows: (Image.fromarray(part.data[row]) for row in rows))
+        return Split(
+            labels,
+            lambda rows: (Image.fromarray(part.data[row]) for row in rows),
+            stored_arrays(part.data),
+        )
 
     return Source(name, tuple(train.classes), split(train), test=split(test))

@@ -138,7 +138,7 @@ class Tracking:
         """A local copy of a run's artifact.
 
         Raises:
-            LineageError: the run has no such artifact.
+            LineageError: the run has no such artifact; the caller says which run that is.
             TrackingError: the store does not answer.
         """
         from mlflow.exceptions import MlflowException
@@ -150,8 +150,7 @@ class Tracking:
                 with translated(f"read {artifact}", self.uri):
                     raise
             raise LineageError(
-                f"run {run.run_id} ({run.name}) has no artifact {artifact}: it was deleted "
-                "or never logged: use another run, or leave parent_run_id out"
+                f"its artifact {artifact} was deleted, or was never logged"
             ) from None
 
     def _holds(self, run: RunView, artifact: str) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import optuna
 from optuna.pruners import MedianPruner
@@ -65,6 +65,7 @@ class Spec:
         fixed: the settings that are not tuned, by key; the stage's own must agree as well.
         defaults: the settings that the first trial has, by key of the space; they may lie outside
             it.
+        former_name: what an earlier version called it, which knew data sets by their names.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Spec:
     tuning_key: str
     fixed: Mapping[str, object]
     defaults: Mapping[str, object]
+    former_name: str = ""
 
     @classmethod
     def of(
@@ -85,16 +87,21 @@ class Spec:
         stage, training = first.settings.stage(number), first.settings.training(number)
         values = training.model_dump()
         tuning_key = first.recipe(number, trained=number - 1)
+        former_key = first.recipe(number, trained=number - 1, data=first.draw.source)
         content = {
-            TUNING_KEY: tuning_key,
             "images": [session.draw.fingerprint for session in sessions.values()],
             "seed": first.settings.seed,
             "fixed": {key: v for key, v in values.items() if key not in space.dimensions},
             "space": space.plain(),
             "objective": objective,
         }
+        start = f"stage{number}-{stage.schedule}-{first.backbone.name}"
+        name, former_name = (
+            f"{start}-{digest_values({**content, TUNING_KEY: key})[:12]}"
+            for key in (tuning_key, former_key)
+        )
         return cls(
-            f"stage{number}-{stage.schedule}-{first.backbone.name}-{digest_values(content)[:12]}",
+            name,
             stage,
             tuple(sessions),
             objective,
@@ -102,12 +109,23 @@ class Spec:
             tuning_key,
             fixed_settings(first.settings, number, space.dimensions),
             {key: values[key] for key in space.dimensions},
+            former_name,
         )
 
     @property
     def maximised(self) -> bool:
         """Whether more is better."""
         return self.objective == "val_acc"
+
+    def as_known(self, storage: RDBStorage) -> Spec:
+        """The spec of the study that an earlier version began, if one did, else this one.
+
+        A study's name holds the digests of all its images: it is the same study.
+        """
+        known = set(optuna.get_all_study_names(storage))
+        if self.name in known or self.former_name not in known:
+            return self
+        return replace(self, name=self.former_name)
 
 
 @dataclass
@@ -143,6 +161,8 @@ class Study:
             )
             if created := SPACE not in study.user_attrs:
                 _begin(study, spec, seed, storage)
+            elif study.user_attrs[TUNING_KEY] != spec.tuning_key:  # of an earlier version
+                study.set_user_attr(TUNING_KEY, spec.tuning_key)
         if not created:  # workers with one seed would all begin with the same random trials
             study.sampler = TPESampler()
         return cls(spec, storage, study, created)._at_its_pace()

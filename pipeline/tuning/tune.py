@@ -115,6 +115,8 @@ def work(
     done: list[Tuned] = []
     for number, space in plan.spaces.items():
         spec = Spec.of(sessions, number, space, tune.objective)
+        with translated(url):
+            spec = spec.as_known(storage)
         worker = Worker(spec, sessions, tracking, storage, url, tune, deadline, command.say)
         with translated(url):
             one = worker.read() if only_read else worker.work()

@@ -199,14 +199,19 @@ def _of_stage(storage: BaseStorage, session: Session, number: int) -> Iterator[S
 
 
 def _differences(session: Session, number: int, attrs: Mapping[str, Any]) -> list[str]:
-    """What the study held fixed and is otherwise here; nothing: it matches."""
+    """What the study held fixed and is otherwise here; nothing: it matches.
+
+    A study of an earlier version knew its data set by name: it matches one with the same `data`.
+    """
     theirs, ours = attrs[FIXED], fixed_settings(session.settings, number, attrs[SPACE])
     differs = {
         key: f"{key}={theirs.get(key)} (here {value})"
         for key, value in ours.items()
         if theirs.get(key) != value
     }
-    if attrs[TUNING_KEY] == session.recipe(number, trained=number - 1):
+    content = session.recipe(number, trained=number - 1)
+    by_name = session.recipe(number, trained=number - 1, data=session.draw.source)
+    if attrs[TUNING_KEY] == content or (attrs[TUNING_KEY] == by_name and "data" not in differs):
         return [words for key, words in differs.items() if key.startswith(f"stage{number}.")]
     return list(differs.values()) or ["other images, weights, views or precision"]
 

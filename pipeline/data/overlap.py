@@ -1,0 +1,127 @@
+"""Test images that are no new ones: copies of images that draws are dealt from.
+
+In: a source and its test images, then the draws that runs were made on. Out: how many test images
+are stored byte for byte among the images that draws are dealt from, and how many have the pixels
+of an image that was trained or validated on. Only stored images of one size are read, and nothing
+is decoded again: a copy in another format is found in the draws that were used, and there alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.draws import Draw
+from pipeline.data.images import ImageSet
+from pipeline.data.source import Source
+
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Test images, those that are copies of pool images, those of these that runs have met."""
+
+    images: int
+    copies: int
+    seen: int
+
+    @property
+    def words(self) -> str:
+        """The test images in a sentence about what they were used for."""
+        if not self.copies:
+            return f"{self.images} test images that no training, tuning or selection has seen"
+        verb = "is a copy" if self.copies == 1 else "are copies"
+        met = f"{self.seen or 'none'} of them {'was' if self.seen <= 1 else 'were'}"
+        return (
+            f"{self.images} test images, of which {self.copies} {verb} of images that draws are "
+            f"dealt from ({met} trained or validated on in these runs), so that accuracies are "
+            "not all on unseen images"
+        )
+
+    @property
+    def note(self) -> str:
+        """A line for people; empty where all is well."""
+        if not self.copies:
+            return ""
+        met = f", {self.seen} of them trained or validated on by these runs" if self.seen else ""
+        return (
+            f"note: {self.copies} of {self.images} test images are copies of images that draws "
+            f"are dealt from{met}: take them out of the test split"
+        )
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What a run's metrics say."""
+        return {"test/copies_of_pool": self.copies, "test/seen_in_training": self.seen}
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Which of N test images are no new ones.
+
+    Attributes:
+        test: the test images.
+        copies: stored among the images that draws are dealt from, (N,).
+        seen: trained or validated on, (N,).
+    """
+
+    test: ImageSet
+    copies: BoolArray
+    seen: BoolArray
+
+    @classmethod
+    def of(cls, test: ImageSet, source: Source | None = None) -> Overlap:
+        """Before any draw was used. `source`: where `test` is the whole test split of."""
+        nothing = np.zeros(len(test), dtype=np.bool_)
+        return cls(test, stored_copies(source) if source else nothing, nothing)
+
+    def after(self, draws: Iterable[Draw]) -> Overlap:
+        """The same once these draws were trained and validated on, too."""
+        met = {
+            row.tobytes()
+            for draw in draws
+            for part in (draw.train, draw.val)
+            for row in part.digests
+        }
+        now = np.array([row.tobytes() in met for row in self.test.digests], dtype=np.bool_)
+        return Overlap(self.test, self.copies, self.seen | now)
+
+    @property
+    def either(self) -> BoolArray:
+        """Copies of any kind, (N,)."""
+        return self.copies | self.seen
+
+    @property
+    def counts(self) -> Counts:
+        """How many."""
+        return Counts(len(self.test), int(self.either.sum()), int(self.seen.sum()))
+
+
+def stored_copies(source: Source) -> BoolArray:
+    """Images of the test split whose stored bytes stand in the pool as well, (N,)."""
+    test = source.test
+    assert test is not None
+    found = np.zeros(len(test.labels), dtype=np.bool_)
+    if test.stored is None:
+        return found
+    sizes = test.stored.sizes()
+    known: set[bytes] = set()
+    for split in (source.pool, source.val):
+        if split and split.stored:
+            rows = np.flatnonzero(np.isin(split.stored.sizes(), sizes[sizes > 0]))
+            known |= {_digest(content) for content in split.stored.read(rows.tolist())}
+    if known:
+        contents = test.stored.read(range(len(sizes)))
+        found[:] = [
+            size > 0 and _digest(c) in known for size, c in zip(sizes, contents, strict=True)
+        ]
+    return found
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()

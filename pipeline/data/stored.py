@@ -1,0 +1,96 @@
+"""Images as they are stored, before they are decoded: what tells one data set from another.
+
+In: files or arrays, in the order of a split's rows. Out: a `Stored`: sizes and bytes of images.
+Where images lie, and what their files are called, plays no part: a copy of a folder, or one with
+another name, is the same data set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.images import IntArray
+
+SAMPLED = 128
+"""Images of which a split's digest reads every byte; of the others it takes the size."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A split's N images, encoded.
+
+    Attributes:
+        sizes: bytes of each image, (N,).
+        sample: SHA-256 over the bytes of at most `SAMPLED` images that are spread evenly.
+        read: the bytes of these rows, which ascend; empty where they cannot be read.
+    """
+
+    sizes: Callable[[], IntArray]
+    sample: Callable[[], bytes]
+    read: Callable[[Sequence[int]], Iterator[bytes]]
+
+    def part(self, rows: IntArray) -> Stored:
+        """These rows of it, which ascend; the sample stays that of the whole."""
+        return Stored(
+            lambda: self.sizes()[rows],
+            self.sample,
+            lambda wanted: self.read([int(rows[i]) for i in wanted]),
+        )
+
+
+def spread(count: int, at_most: int = SAMPLED) -> list[int]:
+    """Row numbers that lie evenly among `count`."""
+    return [int(row) for row in np.linspace(0, count - 1, min(count, at_most)).astype(np.int64)]
+
+
+def digest_all(contents: Iterable[bytes]) -> bytes:
+    """SHA-256 over the SHA-256 of each."""
+    hasher = hashlib.sha256()
+    for content in contents:
+        hasher.update(hashlib.sha256(content).digest())
+    return hasher.digest()
+
+
+def stored_files(files: Sequence[Path]) -> Stored:
+    """Images that are a file each."""
+
+    def size(path: Path) -> int:
+        try:
+            return path.stat().st_size
+        except OSError:
+            return 0
+
+    def content(path: Path) -> bytes:
+        try:
+            return path.read_bytes()
+        except OSError:
+            return b""
+
+    def read(rows: Sequence[int]) -> Iterator[bytes]:
+        return (content(files[row]) for row in rows)
+
+    return Stored(
+        lambda: np.array([size(path) for path in files], dtype=np.int64),
+        lambda: digest_all(read(spread(len(files)))),
+        read,
+    )
+
+
+def stored_arrays(images: NDArray[np.uint8]) -> Stored:
+    """Images of one size as an array, (N, ...)."""
+
+    def read(rows: Sequence[int]) -> Iterator[bytes]:
+        return (images[row].tobytes() for row in rows)
+
+    size = images[0].nbytes if len(images) else 0
+    return Stored(
+        lambda: np.full(len(images), size, dtype=np.int64),
+        lambda: digest_all(read(spread(len(images)))),
+        read,
+    )

@@ -1,0 +1,454 @@
+"""Data sets go by content end to end: recipes, siblings, studies, moved images, copies."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import optuna
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.backbones import build_backbone
+from pipeline.cli import main
+from pipeline.config import load_settings
+from pipeline.data.images import digest_image
+from pipeline.digests import digest_values
+from pipeline.lineage import POOL, settings_of
+from pipeline.session import Session
+from pipeline.tracking import Tracking
+from tests.conftest import TINY, Command, class_image, words_of, write_image_folder
+from tests.test_run_stage import artifact, runs
+from tests.test_tuning import space_file, studies
+
+FEW = {"train_per_class": "2", "val_per_class": "2"}
+"""Three draws of the image folder, or two with two test images a class."""
+TEST = {**FEW, "test_per_class": "2"}
+
+
+def other_images(root: Path) -> Path:
+    """A folder of the same names and sizes as the image folder, with other pictures."""
+    for label, name in enumerate(("apple", "berry", "cherry")):
+        (root / name).mkdir(parents=True)
+        for number in range(12):
+            class_image(label, 500 + number).save(root / name / f"{number:02}.png")
+    return root
+
+
+@pytest.fixture
+def command(command: Command, store: Path) -> Command:
+    """As everywhere, but for `evaluate` and `gate`, which take few options."""
+
+    def run(entry_point: str, **options: str) -> int:
+        if entry_point in ("evaluate", "gate"):
+            return main(words_of(entry_point, {"cache_dir": str(store / "cache"), **options}))
+        return command(entry_point, **options)
+
+    return run
+
+
+@pytest.fixture
+def ann(tmp_path: Path) -> str:
+    return str(write_image_folder(tmp_path / "ann" / "images"))
+
+
+@pytest.fixture
+def bob(tmp_path: Path) -> str:
+    return str(other_images(tmp_path / "bob" / "images"))
+
+
+def moved(path: str, name: str = "moved") -> str:
+    """The same images at another place, under another name."""
+    new = Path(path).parent / name
+    Path(path).rename(new)
+    return str(new)
+
+
+def errors(capfd: pytest.CaptureFixture[str]) -> list[str]:
+    return [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+
+
+def of_stage(number: int) -> pd.DataFrame:
+    found = runs()
+    return found[found["tags.stage"] == str(number)].reset_index(drop=True)
+
+
+# --- recipes, siblings, gate ---------------------------------------------------------------------
+
+
+def test_two_folders_of_one_name_are_two_data_sets(command: Command, ann: str, bob: str) -> None:
+    for draw in ("0", "1", "2"):
+        assert command("stage2", data=ann, draw=draw, **FEW) == 0
+    assert command("stage2", data=bob, draw="1", **FEW) == 0
+    second = of_stage(2)
+    assert set(second["tags.data"]) == {"images"}
+    for key in ("recipe_key", POOL):
+        assert [len(set(second[f"tags.{key}"][:3])), len(set(second[f"tags.{key}"]))] == [1, 2]
+    evidence = [json.loads(artifact(i, "evidence.json").read_text()) for i in second["run_id"]]
+    assert evidence[2]["inputs"]["siblings"] == sorted(second["run_id"][:3])
+    assert evidence[3]["inputs"]["siblings"] == [second["run_id"][3]]
+    assert command("gate", run_id=second["run_id"][0]) == 0
+    assert "of 3 draws" in artifact(second["run_id"][2], "gate/report.md").read_text()
+    assert list(of_stage(2)["tags.gate.prior"].notna()) == [True, True, True, False]
+
+
+def test_moved_images_are_the_same_data_set(command: Command, ann: str) -> None:
+    assert command("stage2", data=ann, draw="0", **FEW) == 0
+    assert command("stage2", data=moved(ann), draw="1", **FEW) == 0
+    second = of_stage(2)
+    assert set(second["tags.data"]) == {"images", "moved"}
+    for key in ("recipe_key", POOL):
+        assert len(set(second[f"tags.{key}"])) == 1
+
+
+def test_seeds_that_share_a_parent_say_nothing_about_stability(command: Command) -> None:
+    assert command("stage1") == 0
+    parent = runs()["run_id"][0]
+    for seed in ("0", "1", "2"):
+        assert command("stage2", parent_run_id=parent, seed=seed) == 0
+    for run_id in of_stage(2)["run_id"]:
+        signal = json.loads(artifact(run_id, "evidence.json").read_text())["signals"][
+            "negative.unstable_across_runs"
+        ]
+        assert signal["state"] == "unknown"
+        assert "3 are needed with a parent each, these have one parent" in signal["sentence"]
+
+
+def test_the_gate_counts_draws_that_have_other_seeds_and_no_draw_twice(command: Command) -> None:
+    """As `decide` deals them; of a draw's runs that with the same seed, or else as it moves."""
+    dealt = [(0, 5), (0, 6), (1, 7), (1, 6), (1, 4), (2, 7), (2, 3)]
+    for draw, seed in dealt:
+        assert command("stage2", draw=str(draw), seed=str(seed), **FEW) == 0
+    second = of_stage(2)
+    ids = {
+        (int(d), int(s)): i
+        for d, s, i in zip(second["tags.draw"], second["tags.seed"], second["run_id"], strict=True)
+    }
+    for asked, read in (
+        ((0, 5), {(0, 5), (1, 6), (2, 7)}),  # moved with the draw
+        ((0, 6), {(0, 6), (1, 6), (2, 3)}),  # the same seed; neither, so the lowest
+        ((1, 7), {(0, 6), (1, 7), (2, 7)}),
+    ):
+        stamp = f"stage2 · {asked}"
+        assert command("gate", run_id=ids[asked]) == 0
+        reports = {
+            pair: artifact(run_id, "gate/report.md")
+            for pair, run_id in ids.items()
+            if artifact(run_id, "gate/report.md").exists()
+        }
+        assert set(reports) == read, stamp
+        assert "of 3 draws" in next(iter(reports.values())).read_text()
+        for path in reports.values():
+            path.unlink()
+
+
+# --- runs and studies of an earlier version ------------------------------------------------------
+
+
+def as_before(run_id: str) -> None:
+    """Give a run the marks that an earlier version gave it: a recipe by the folder's name."""
+    tracking = Tracking.connect()
+    run = tracking.get(run_id)
+    session = Session.open(load_settings({}, inherited=settings_of(run)), tracking, lambda _: None)
+    client = mlflow.MlflowClient()
+    former = session.recipe(int(run.tags["stage"]), data=run.tags["data"])
+    client.set_tag(run_id, "recipe_key", former)
+    client.delete_tag(run_id, POOL)
+
+
+def test_runs_of_an_earlier_version_are_found_and_join_the_others(
+    command: Command, ann: str, bob: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for data, draw in ((ann, "0"), (ann, "1"), (bob, "2")):
+        assert command("stage2", data=data, draw=draw, **FEW) == 0
+    now = of_stage(2)
+    for run_id in runs()["run_id"]:
+        as_before(run_id)
+    before = of_stage(2)
+    assert len(set(before["tags.recipe_key"])) == 1  # the fault of that version
+    # among themselves they are known by `data`
+    assert command("gate", run_id=before["run_id"][0]) == 0
+    assert list(of_stage(2)["tags.gate.prior"].notna()) == [True, True, False]
+    # a new command finds them by content, and gives them their place
+    capfd.readouterr()
+    assert command("stage3", data=ann, draw="1", **FEW, **{"stage2.epochs": "2"}) == 0
+    assert f"found run {before['run_id'][1]} with the same content" in capfd.readouterr().out
+    assert of_stage(2)["tags.recipe_key"][1] == now["tags.recipe_key"][1]
+    assert of_stage(2)[f"tags.{POOL}"][1] == now[f"tags.{POOL}"][1]
+    # so does the gate where it is told where the images are
+    run_id = before["run_id"][0]
+    assert command("gate", run_id=run_id, data=moved(ann)) == 0
+    assert of_stage(2)["tags.recipe_key"][0] == now["tags.recipe_key"][0]
+    assert "of 2 draws" in artifact(run_id, "gate/report.md").read_text()
+    assert of_stage(2)["tags.recipe_key"][2] == before["tags.recipe_key"][2]
+
+
+def test_a_study_is_not_used_for_other_images_in_a_folder_of_its_name(
+    command: Command, store: Path, ann: str, bob: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    space = space_file(store, "lr: [1.0e-7]\n")
+    assert command("tune", data=ann, stage="1", n_trials="1", space=space, **FEW) == 0
+    [study] = studies(store)
+    assert command("stage1", data=bob, tuned="on", **FEW) == 2
+    [error] = errors(capfd)
+    assert "no finished study" in error
+    assert f"data={ann} (here {bob})" in error
+    # nor where other images have taken the place of those that it was tuned on
+    kept = shutil.move(ann, f"{ann}-moved")
+    shutil.copytree(bob, ann)
+    assert command("stage1", data=ann, tuned="on", **FEW) == 2
+    assert "other images, weights, views or precision" in errors(capfd)[0]
+    assert command("stage1", data=kept, tuned="on", **FEW) == 0
+    assert runs()["tags.tuned_by"].iloc[-1] == study.study_name
+
+
+def test_a_study_of_an_earlier_version_is_used_and_gone_on_with(
+    command: Command, store: Path, ann: str, bob: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    space = space_file(store, "lr: [1.0e-7]\n")
+    words = {"data": ann, "stage": "1", "space": space, **FEW}
+    assert command("tune", n_trials="1", **words) == 0
+    [study] = studies(store)
+    key = study.user_attrs["tuning_key"]
+    storage = f"sqlite:///{store}/optuna.db"
+    settings = load_settings({**TINY, **FEW, "data": ann, "cache_dir": str(store / "cache")})
+    session = Session.open(settings, Tracking.connect(), lambda _: None)
+    former = session.recipe(1, trained=0, data="images")
+    # by the rules of that version: its name, and its key, hold the folder's name
+    name = former_name(session, study, former)
+    optuna.copy_study(
+        from_study_name=study.study_name,
+        from_storage=storage,
+        to_storage=storage,
+        to_study_name=name,
+    )
+    optuna.delete_study(study_name=study.study_name, storage=storage)
+    optuna.load_study(study_name=name, storage=storage).set_user_attr("tuning_key", former)
+    capfd.readouterr()
+    assert command("stage1", data=ann, tuned="on", **FEW) == 0
+    assert runs()["tags.tuned_by"].iloc[-1] == name
+    assert command("stage1", data=bob, tuned="on", **FEW) == 2
+    capfd.readouterr()
+    assert command("tune", n_trials="2", **words) == 0
+    assert f"study {name}: 1 of 2 trials so far" in capfd.readouterr().out
+    [again] = studies(store)
+    assert (again.study_name, len(again.trials)) == (name, 2)
+    assert again.user_attrs["tuning_key"] == key
+
+
+def former_name(session: Session, study: optuna.Study, former: str) -> str:
+    """What that version called the study: written out, so that nothing else changes it."""
+    training = session.settings.training(1).model_dump()
+    space = study.user_attrs["space"]
+    content = {
+        "tuning_key": former,
+        "images": [session.draw.fingerprint],
+        "seed": 0,
+        "fixed": {key: value for key, value in training.items() if key not in space},
+        "space": space,
+        "objective": "val_acc",
+    }
+    return f"stage1-three_stage-mobilenet_v3_small-{digest_values(content)[:12]}"
+
+
+# --- moved images --------------------------------------------------------------------------------
+
+
+def test_evaluate_takes_a_runs_images_where_they_are_now(
+    command: Command, ann: str, bob: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert command("stage1", data=ann, **TEST) == 0
+    run_id = runs()["run_id"][0]
+    assert command("evaluate", run_id=run_id) == 0
+    before = runs()["metrics.test/acc"][0]
+    new = moved(ann)
+    capfd.readouterr()
+    assert command("evaluate", run_id=run_id) == 2
+    assert f"{ann} does not exist" in errors(capfd)[0]
+    assert command("evaluate", run_id=run_id, data=new) == 0
+    said = capfd.readouterr().out
+    assert f"data={new}: the images that run {run_id} had as data={ann}" in said
+    assert runs()["metrics.test/acc"][0] == before
+    assert command("evaluate", run_id=run_id, data=bob) == 2
+    [error] = errors(capfd)
+    assert re.search(
+        f"the images of data={bob} are not those that run {run_id} was trained on .*: restore "
+        "them, or pass -P data=<where they are now>$",
+        error,
+    )
+
+
+@pytest.mark.parametrize("entry_point", ["stage2", "gate", "rank_blocks"])
+def test_every_entry_point_that_takes_a_run_takes_its_images_where_they_are_now(
+    entry_point: str, command: Command, ann: str, bob: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first = "stage2" if entry_point == "gate" else "stage1"
+    assert command(first, data=ann, **FEW) == 0
+    run_id = runs()["run_id"].iloc[-1]
+    new = moved(ann)
+    asked = {"parent_run_id" if entry_point == "stage2" else "run_id": run_id}
+    few = {} if entry_point == "gate" else FEW
+    capfd.readouterr()
+    assert command(entry_point, data=new, **asked, **few) == 0
+    assert f"data={new}: the images that run {run_id} had as data={ann}" in capfd.readouterr().out
+    assert command(entry_point, data=bob, **asked, **few) == 2
+    [error] = errors(capfd)
+    assert f"the images of data={bob} are not those that run {run_id} was trained on" in error
+    if entry_point == "stage2":
+        last = runs().iloc[-1]
+        assert last["tags.parent_run_id"] == run_id
+        assert json.loads(last["tags.settings"])["data"] == new
+
+
+def test_weights_may_move_and_may_not_change(
+    command: Command, ann: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for seed, name in enumerate(("old.pth", "other.pth")):
+        model = build_backbone("mobilenet_v3_small", 5, seed).model
+        torch.save(model.state_dict(), tmp_path / name)
+    old, new, other = (str(tmp_path / name) for name in ("old.pth", "new.pth", "other.pth"))
+    assert command("stage1", data=ann, weights=old, **TEST) == 0
+    run_id = runs()["run_id"][0]
+    Path(old).rename(new)
+    capfd.readouterr()
+    assert command("evaluate", run_id=run_id) == 2
+    assert f"{old} does not exist" in errors(capfd)[0]
+    assert command("evaluate", run_id=run_id, weights=new) == 0
+    assert command("stage2", parent_run_id=run_id, data=ann, weights=new, **TEST) == 0
+    capfd.readouterr()
+    assert command("evaluate", run_id=run_id, weights=other) == 2
+    assert "the checkpoint was trained from weights" in errors(capfd)[0]
+
+
+# --- copies in the test split --------------------------------------------------------------------
+
+
+def with_copies(root: Path, copies: int) -> str:
+    """Folders train and test, so many of the nine test images copies of training images."""
+    for label, name in enumerate(("apple", "berry", "cherry")):
+        for split, start, count in (("train", 0, 12), ("test", 100, 3)):
+            (root / split / name).mkdir(parents=True)
+            for number in range(start, start + count):
+                class_image(label, number).save(root / split / name / f"{number:03}.png")
+    for number in range(copies):
+        source = root / "train" / "apple" / f"{number:03}.png"
+        shutil.copy(source, root / "test" / "apple" / f"copy{number}.png")
+    return str(root)
+
+
+def trained_on(run_id: str, names: set[str]) -> int:
+    """How many of these training files are in a run's draw, by hand."""
+    tracking = Tracking.connect()
+    run = tracking.get(run_id)
+    settings = load_settings({}, inherited=settings_of(run))
+    draw = Session.open(settings, tracking, lambda _: None).draw
+    met = {row.tobytes() for part in (draw.train, draw.val) for row in part.digests}
+    assert len(met) == len(np.concatenate([draw.train.digests, draw.val.digests]))
+    files = [Path(settings.data) / "train" / "apple" / name for name in names]
+    return sum(digest_image(Image.open(file)) in met for file in files)
+
+
+def test_evaluate_counts_and_tells_copies(
+    command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = with_copies(tmp_path / "images", 5)
+    assert command("stage1", data=data, **FEW) == 0
+    run_id = runs()["run_id"][0]
+    seen = trained_on(run_id, {f"{n:03}.png" for n in range(5)})
+    capfd.readouterr()
+    assert command("evaluate", run_id=run_id) == 0
+    said = capfd.readouterr().out
+    assert (
+        f"note: 5 of 14 test images are copies of images that draws are dealt from, {seen} of "
+        "them this run trained or validated on"
+    ) in said
+    assert re.search(r"without them the accuracy is \d+\.\d\d% on 9 images", said)
+    for kind in ("stage", "evaluate"):
+        [run] = [row for _, row in runs(kind).iterrows()]
+        assert run["metrics.test/copies_of_pool"] == 5
+        assert run["metrics.test/seen_in_training"] == seen
+
+
+def test_evaluate_is_silent_where_there_are_none(
+    command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert command("stage1", data=with_copies(tmp_path / "images", 0), **FEW) == 0
+    assert command("evaluate", run_id=runs()["run_id"][0]) == 0
+    assert "copies" not in capfd.readouterr().out
+    assert runs()["metrics.test/copies_of_pool"][0] == 0
+
+
+@pytest.mark.parametrize("copies", [0, 4])
+@pytest.mark.parametrize("entry_point", ["decide", "compare"])
+def test_reports_are_true_about_unseen_images(
+    entry_point: str,
+    copies: int,
+    command: Command,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    data = with_copies(tmp_path / "images", copies)
+    own = {
+        "decide": {"looks": "2", "question": "stage2", "register_as": "off"},
+        "compare": {"schedules": "head_only", "baseline": "two_stage", "draws": "2"},
+    }[entry_point]
+    assert command(entry_point, data=data, **FEW, **own) == 0
+    said = capfd.readouterr().out
+    kind = {"decide": "decision", "compare": "comparison"}[entry_point]
+    [made] = [row for _, row in runs(kind).iterrows()]
+    report = artifact(made["run_id"], "report.md").read_text()
+    names = {f"{number:03}.png" for number in range(copies)}
+    by_draw = {row["tags.draw"]: row["run_id"] for _, row in runs().iterrows()}
+    seen = sum(trained_on(run_id, names) for run_id in by_draw.values())
+    assert made["metrics.test/copies_of_pool"] == copies
+    assert made["metrics.test/seen_in_training"] == seen
+    if copies:
+        assert "no training, tuning or selection has seen" not in report
+        assert f"13 test images, of which {copies} are copies of images that draws" in report
+        assert f"note: {copies} of 13 test images are copies" in said
+    else:
+        assert "9 test images that no training, tuning or selection has seen" in report
+        assert "copies" not in said
+    for run_id, draw in zip(runs()["run_id"], runs()["tags.draw"], strict=True):
+        metrics = runs().set_index("run_id").loc[run_id]
+        if pd.notna(metrics["metrics.test/acc"]):
+            assert metrics["metrics.test/copies_of_pool"] == copies
+            assert metrics["metrics.test/seen_in_training"] == trained_on(by_draw[draw], names)
+
+
+# --- advice --------------------------------------------------------------------------------------
+
+
+def test_advice_names_parameters_that_the_entry_point_has(
+    command: Command, ann: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert command("stage1", data=ann, **TEST) == 0
+    run_id = runs()["run_id"][0]
+    artifact(run_id, "checkpoint/checkpoint.safetensors").write_bytes(b"damaged")
+    asked: dict[str, dict[str, str]] = {
+        "evaluate": {"run_id": run_id},
+        "rank_blocks": {"run_id": run_id, "data": ann, **TEST},
+        "stage2": {"parent_run_id": run_id, "data": ann, **TEST},
+    }
+    for fault in ("is damaged", "was deleted, or was never logged"):
+        told = {}
+        for entry_point, words in asked.items():
+            capfd.readouterr()
+            assert command(entry_point, **words) == 2
+            [told[entry_point]] = errors(capfd)
+            assert fault in told[entry_point]
+            assert f"run {run_id}" in told[entry_point]
+        assert told["evaluate"].endswith(": use another run")
+        assert "leave run_id out" in told["rank_blocks"]
+        assert "leave parent_run_id out" in told["stage2"]
+        path = artifact(run_id, "checkpoint/checkpoint.safetensors")
+        path.unlink(missing_ok=True)
+    assert command("rank_blocks", run_id=run_id, data=ann, image_size="48") == 2
+    assert "image_size is 32 there, got 48" in (error := errors(capfd)[0])
+    assert "leave them out, or leave run_id out" in error
