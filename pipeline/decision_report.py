@@ -163,6 +163,10 @@ def page_of(
         if not key.startswith(("gate_", "signal_"))
         and key not in ("draw", "data_seed", "seed")  # every pair has its own, above
     }
+    values |= {
+        key: came_to(values[key], [run.tags.get(key, "") for run in runs])
+        for key in ("norm_stats", "precision")
+    }
     page += [
         Part("heading", "What it rests on"),
         Table(("setting", "value"), [(key, str(value)) for key, value in values.items()]),
@@ -189,6 +193,15 @@ def page_of(
         Part("code", command_of(decision)),
     ]
     return page
+
+
+def came_to(asked: object, found: Sequence[str]) -> str:
+    """What a setting was, and where it was `auto`, what that came to on how many pairs."""
+    counts = Counter(filter(None, found))
+    if asked != "auto" or not counts:
+        return str(asked)
+    shown = ", ".join(f"{value} ({count} pairs)" for value, count in counts.most_common())
+    return f"auto: {shown}"
 
 
 def _costs(decision: Decision) -> Page:

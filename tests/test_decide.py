@@ -28,6 +28,7 @@ from pipeline.data.draws import make_draw
 from pipeline.data.images import digest_image
 from pipeline.decide import TRUE_GAINS_PP, decide_entry
 from pipeline.decision import Decision
+from pipeline.decision_report import came_to
 from pipeline.entry_points import Command
 from pipeline.evaluate import test_images as images_of_test_split
 from pipeline.operating import characteristics_text, operating_characteristics
@@ -41,6 +42,7 @@ PER_CLASS = 28  # 10 to test on, and three draws of 4 + 2
 SMALL = {
     "backbone": "mobilenet_v3_small",
     "weights": "none",
+    "norm_stats": "target",  # random weights learn nothing under their own
     "image_size": "32",
     "train_per_class": "4",
     "val_per_class": "2",
@@ -535,6 +537,19 @@ def test_the_report_shows_every_pair_and_the_way_to_the_verdict(decided: Decided
     assert way[-1][0] == str(last.pairs)
     assert float(way[-1][3]) == pytest.approx(last.p_gain, abs=6e-4)
     assert float(way[-1][5]) == pytest.approx(last.p_harm, abs=6e-4)
+
+
+@pytest.mark.parametrize(
+    ("asked", "found", "shown"),
+    [
+        ("target", ["target", "target"], "target"),
+        ("auto", ["source", "source"], "auto: source (2 pairs)"),
+        ("auto", ["target", "source", "source"], "auto: source (2 pairs), target (1 pairs)"),
+        ("auto", ["", ""], "auto"),  # runs of an earlier version carry no such tag
+    ],
+)
+def test_a_report_says_what_auto_came_to(asked: str, found: list[str], shown: str) -> None:
+    assert came_to(asked, found) == shown
 
 
 def test_the_report_shows_cost_and_optimism_of_both_arms(decided: Decided) -> None:
