@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.data.sources import NAMES
-from pipeline.weights import NAMES as WEIGHTS
+from pipeline.weights import names_a_file
 
 
 def command_line(entry_point: str, said: Mapping[str, object]) -> str:
     """What to type; paths are absolute, since `mlflow run` starts in the project's folder."""
     values = {key: str(value) for key, value in said.items()}
-    for key, known in (("data", NAMES), ("weights", WEIGHTS), ("config", ())):
-        if values.get(key) and values[key] not in known:
+    is_a_path = {"data": lambda data: data not in NAMES, "weights": names_a_file, "config": bool}
+    for key, holds in is_a_path.items():
+        if values.get(key) and holds(values[key]):
             values[key] = str(Path(values[key]).expanduser().absolute())
     words = " ".join(f"-P {key}={shlex.quote(value)}" for key, value in values.items())
     return f"mlflow run . -e {entry_point} --env-manager local {words}"

@@ -21,7 +21,7 @@ from pipeline.evaluate import test_images
 from pipeline.grid import Grid, grid_of, said_of_arm
 from pipeline.pairs import PairKey, PairRunner, Results, pair_keys
 from pipeline.pool import Pool, pool_in
-from pipeline.session import source_of
+from pipeline.session import source_and_weights
 from pipeline.settings import plain_values
 from pipeline.tracking import Tracking
 from pipeline.workers import run_workers
@@ -39,7 +39,9 @@ def compare_entry(command: Command) -> Compared | None:
     settings = next(iter(grid.arms.values()))[0].settings
     tracking = Tracking.connect()
     with tracking.explained():
-        source, test = source_of(settings), test_images(settings)
+        for arms in grid.arms.values():
+            source, _ = source_and_weights(arms[0].settings)
+        test = test_images(settings)
         draws = grid.compare.draws
         pool = pool_in(
             source,

@@ -24,7 +24,7 @@ from pipeline.evaluate import test_images
 from pipeline.operating import characteristics_text, operating_characteristics
 from pipeline.pairs import Pair, PairKey, PairRunner, Results, pair_keys, resolution_pp
 from pipeline.pool import Pool, pool_in
-from pipeline.session import source_of
+from pipeline.session import source_and_weights
 from pipeline.settings import plain_values
 from pipeline.tracking import ModelVersion, RunLog, Tracking
 from pipeline.verdict import verdict
@@ -56,7 +56,8 @@ def decide_entry(command: Command) -> Decision | None:
     settings = plan.treatment.settings
     tracking = Tracking.connect()
     with tracking.explained():
-        source, test = source_of(settings), test_images(settings)
+        source, _ = source_and_weights(settings)
+        test = test_images(settings)
         pool = pool_in(
             source,
             settings,

@@ -16,7 +16,7 @@ from pipeline.data.images import ImageSet
 from pipeline.errors import DataError, LineageError
 from pipeline.lineage import inherit
 from pipeline.prefix_cache import PrefixCache
-from pipeline.session import Session, source_of
+from pipeline.session import Session, source_and_weights, source_of
 from pipeline.settings import Settings
 from pipeline.tracking import RunView, Tracking
 from pipeline.training import Scores, score_logits
@@ -43,6 +43,7 @@ def evaluate_entry(run_id: str, options: dict[str, str], say: Callable[[str], No
         precision = run.tags.get("precision", run.params["precision"])  # older runs: as typed
         own = {**inherit(run), "precision": precision}
         settings = load_settings(options, inherited=own)
+        source_and_weights(settings)  # their faults, before images are read
         images = test_images(settings)
         session = Session.open(settings, tracking, say)
         session.check_images(run)

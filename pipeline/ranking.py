@@ -27,7 +27,7 @@ from pipeline.plans import FEWEST_CHECKS, RankPlan, rank_plan
 from pipeline.pool import Pool, pool_in
 from pipeline.posterior import Posterior, posterior
 from pipeline.run_stage import find_or_run
-from pipeline.session import Session, source_of
+from pipeline.session import Session, source_and_weights, source_of
 from pipeline.settings import Settings, plain_values
 from pipeline.stages import RELEASES
 from pipeline.tracking import RunView, Tracking
@@ -86,6 +86,7 @@ def rank_entry(command: Command) -> Ranking:
     with tracking.explained():
         given = tracking.get(command.run_id) if command.run_id else None
         settings = _settings(plan, command, given) if given else plan.settings
+        source_and_weights(settings)  # their faults, before images are read
         test = test_images(settings) if plan.check else None
         session = Session.open(settings, tracking, command.say, command.on_epoch)
         if given:

@@ -32,7 +32,7 @@ from pipeline.settings import Settings
 from pipeline.stages import SCHEDULES, Stage
 from pipeline.tracking import RunView, Tracking
 from pipeline.training import EpochResult
-from pipeline.weights import Pretrained, load_pretrained
+from pipeline.weights import Pretrained, Weights, is_here, read_weights
 
 DEFAULT_CACHE_DIR = "~/.cache/unfreeze"
 CHECKPOINT = "checkpoint/checkpoint.safetensors"
@@ -52,6 +52,17 @@ def source_of(settings: Settings) -> Source:
     with storage_faults("the cache", folder):
         source = open_source(settings.data, folder)
     return set_aside(source, settings.test_per_class)
+
+
+def source_and_weights(settings: Settings) -> tuple[Source, Weights]:
+    """What the settings name, before any image is read.
+
+    What may be wrong at once comes before what must be fetched.
+    """
+    here = is_here(settings.weights, settings.backbone)
+    weights = read_weights(settings.weights, settings.backbone) if here else None
+    source = source_of(settings)
+    return source, weights or read_weights(settings.weights, settings.backbone)
 
 
 @dataclass
@@ -98,7 +109,7 @@ class Session:
         keep_freed_memory()
         device = pick_device(settings.device)
         cache_dir = cache_folder(settings)
-        source = source_of(settings)
+        source, weights = source_and_weights(settings)
         draw = make_draw(
             source,
             train_per_class=settings.train_per_class,
@@ -117,7 +128,7 @@ class Session:
                 f"note: {draw.shared_images} validation images have the pixels of a training image"
             )
         backbone = build_backbone(settings.backbone, len(draw.class_names), settings.seed)
-        pretrained = load_pretrained(settings.weights, backbone)
+        pretrained = weights.fitted(backbone)
         say(pretrained.report)
         state = backbone.model.state_dict()
         initial = {n: t.clone() for n, t in state.items() if n not in pretrained.tensors}

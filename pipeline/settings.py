@@ -147,7 +147,7 @@ class Settings(Thresholds):
     weights: str = Field(
         "imagenet",
         min_length=1,
-        description="imagenet, tiny_imagenet, none, or a .pth/.safetensors file",
+        description="imagenet, tiny_imagenet, none, IMAGENET1K_V1, or a .pth/.safetensors file",
     )
     image_size: int = Field(224, ge=32, le=1024, description="pixels a side")
     schedule: ScheduleName = Field("three_stage", description="which blocks each stage trains")

@@ -29,9 +29,9 @@ class NotHttp(BaseRequestHandler):
         self.request.sendall(b"220 mail.example ready\r\n")
 
 
-def publish(backbone: str, folder: Path) -> Path:
+def publish(backbone: str, folder: Path, seed: int = 2) -> Path:
     """Random weights for ImageNet's classes, in a file whose name ends in its digest."""
     path = folder / "w.pth"
-    torch.save(build_backbone(backbone, IMAGENET_CLASSES, seed=2).model.state_dict(), path)
+    torch.save(build_backbone(backbone, IMAGENET_CLASSES, seed).model.state_dict(), path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return path.rename(folder / f"{backbone}-{digest[:8]}.pth")

@@ -621,7 +621,7 @@ def test_without_a_network_cifar_names_the_file_the_folder_and_the_way_out(
 ) -> None:
     message = (
         f"cannot download {name_of(cifar)} from {CLOSED}/{cifar.filename} .*put {cifar.filename} "
-        rf"\(MD5 {cifar.tgz_md5}\) into {tmp_path / 'cache' / 'data'}, or use -P preset=digits"
+        rf"\(MD5 {cifar.tgz_md5}\) into {tmp_path / 'cache' / 'data'}, or pass -P data=<"
     )
     with pytest.raises(DownloadError, match=message):
         open_source(name_of(cifar), tmp_path / "cache")
@@ -633,7 +633,7 @@ def test_without_a_network_cifar_names_the_file_the_folder_and_the_way_out(
     [
         ("cifar10", "wrong checksum", "corrupted"),
         ("cifar10", "not found", "404"),
-        ("cifar10", "not http", "preset=digits"),
+        ("cifar10", "not http", "data=digits"),
     ],
     indirect=["cifar"],
 )

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import argparse
+import gzip
 import io
+import math
 import os
 import pickle
 import socket
+import tarfile
+import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
 from pipeline.backbones import Backbone, build_backbone
+from pipeline.command_line import command_line
 from pipeline.errors import DownloadError, WeightsError
 from pipeline.weights import STARTER_SHA256, load_pretrained
+from tests.conftest import SHARED, Command
 from tests.served import NotHttp, Quiet, publish
 
 SMALL = "mobilenet_v3_small"
@@ -90,29 +99,125 @@ def test_applied_weights_are_those_of_the_file(state: State, tmp_path: Path) -> 
         assert torch.equal(tensor, state[name]), name
 
 
-def as_module(state: State) -> State:
-    return {f"module.{name}": tensor for name, tensor in state.items()}
+def under(prefix: str, state: State) -> State:
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+def changed(state: State) -> State:
+    """The same network with other values."""
+    return {name: tensor + 1 for name, tensor in state.items()}
+
+
+def check_same(content: object, state: State, folder: Path, note: str = "") -> None:
+    """A file with this content gives the tensors of `state`, and its report ends with `note`."""
+    backbone = build_backbone(SMALL, 4, seed=0)
+    plain = load_pretrained(saved(state, folder / "plain.pth"), backbone)
+    wrapped = load_pretrained(saved(content, folder / "wrapped.pth"), backbone)
+    assert wrapped.digest == plain.digest
+    assert wrapped.report.endswith(f"wrapped.pth: {COUNT} of {COUNT} tensors matched{note}")
 
 
 @pytest.mark.parametrize(
-    "wrap",
+    "keys",
     [
-        dict,
-        as_module,
-        lambda state: {"state_dict": state, "epoch": 3},
-        lambda state: {"model_state_dict": state},
-        lambda state: {"model": state, "optimizer": {"lr": 0.1}},
-        lambda state: {"state_dict": as_module(state)},
+        *((key,) for key in ("state_dict", "model_state_dict", "model", "model_state", "net")),
+        *((key,) for key in ("weights", "params", "ema", "state_dict_ema")),
+        ("model", "state_dict"),
+        ("checkpoint", "model", "state_dict"),
     ],
-    ids=["plain", "module.", "state_dict", "model_state_dict", "model", "both"],
+    ids=".".join,
 )
-def test_wrappers_are_taken_off(
-    wrap: Callable[[State], object], state: State, tmp_path: Path, backbone: Backbone
+def test_mappings_around_the_state_dict_are_opened(
+    keys: tuple[str, ...], state: State, tmp_path: Path
 ) -> None:
-    plain = load_pretrained(saved(state, tmp_path / "plain.pth"), backbone)
-    wrapped = load_pretrained(saved(wrap(state), tmp_path / "wrapped.pth"), backbone)
-    assert wrapped.digest == plain.digest
-    assert len(wrapped.tensors) == COUNT
+    content: dict[str, object] = dict(state)
+    for key in reversed(keys):
+        content = {"epoch": 3, key: content, "optimizer": {"state": {0: {"step": 1}}}}
+    check_same(content, state, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        *("module.", "_orig_mod.", "model.", "backbone.", "encoder.", "net.", "any_name."),
+        *("module._orig_mod.", "_orig_mod.module.", "module.module.", "model.net.encoder."),
+    ],
+)
+def test_a_prefix_that_all_names_share_is_taken_off_and_told(
+    prefix: str, state: State, tmp_path: Path
+) -> None:
+    note = f", without the prefix {prefix}"
+    check_same(under(prefix, state), state, tmp_path, note)
+    check_same({"state_dict": under(prefix, state), "epoch": 3}, state, tmp_path, note)
+
+
+def test_tensors_beside_the_network_are_passed_over_and_told(state: State, tmp_path: Path) -> None:
+    lightning = {**under("net.", state), "criterion.weight": torch.ones(2)}
+    note = ", without the prefix net., passed over 1 tensor (criterion)"
+    check_same({"state_dict": lightning, "hyper_parameters": {"lr": 0.1}}, state, tmp_path, note)
+    averaged = {"n_averaged": torch.tensor(3), **under("module.", state)}
+    note = ", without the prefix module., passed over 1 tensor (n_averaged)"
+    check_same(averaged, state, tmp_path, note)
+    swav = under(
+        "module.", state | {"projection.0.weight": torch.ones(2), "prototypes": torch.ones(1)}
+    )
+    note = ", without the prefix module., passed over 2 tensors (projection, prototypes)"
+    check_same(swav, state, tmp_path, note)
+    check_same(
+        state | {"fc.weight": torch.zeros(3)}, state, tmp_path, ", passed over 1 tensor (fc)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("state_dict", "state_dict_ema"),
+        ("model", "model_ema"),
+        ("net", "ema"),
+        ("module.encoder_q.", "module.encoder_k."),
+        ("backbone.", "momentum_backbone."),
+    ],
+)
+def test_of_a_network_and_its_running_copy_the_network_is_taken_and_told(
+    first: str, second: str, state: State, tmp_path: Path
+) -> None:
+    content: Any
+    if first.endswith("."):
+        content = {**under(second, changed(state)), **under(first, state)}
+    else:
+        content = {second: changed(state), first: state}
+    path = saved(content, tmp_path / "w.pth")
+    plain = load_pretrained(saved(state, tmp_path / "plain.pth"), build_backbone(SMALL, 4, seed=0))
+    found = load_pretrained(path, build_backbone(SMALL, 4, seed=0))
+    assert found.digest == plain.digest
+    assert f"from {first} (not {second})" in found.report
+
+
+def test_two_networks_of_equal_standing_are_refused_unless_they_are_the_same(
+    state: State, tmp_path: Path, backbone: Backbone
+) -> None:
+    path = saved({"student": state, "teacher": changed(state)}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=f"hold 2 networks that fit {SMALL}: student, teacher"):
+        load_pretrained(path, backbone)
+    saved({"student": state, "teacher": state}, tmp_path / "w.pth")
+    assert len(load_pretrained(path, backbone).tensors) == COUNT
+
+
+@pytest.mark.parametrize("value", [np.float64(0.7), np.float32(1), np.int64(3), np.bool_(True)])
+def test_plain_values_beside_the_weights_are_no_obstacle(
+    value: object, state: State, tmp_path: Path
+) -> None:
+    args = argparse.Namespace(lr=0.1, out=Path("runs"))
+    check_same({"model": state, "args": args, "best": value}, state, tmp_path)
+
+
+def test_sparse_and_quantized_tensors_are_read(state: State, tmp_path: Path) -> None:
+    name = "features.0.0.weight"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch checks the one and deprecates the other
+        check_same({**state, name: state[name].to_sparse()}, state, tmp_path)
+        odd = torch.quantize_per_tensor(state[name], 0.1, 0, torch.qint8)
+        check_same({**state, name: odd}, {**state, name: odd.dequantize()}, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "old", "half precision"])
@@ -176,6 +281,35 @@ def test_a_head_that_does_not_fit_is_left_out_whole(
         assert torch.equal(backbone.model.state_dict()[name], old)
 
 
+@pytest.mark.parametrize(
+    ("name", "head", "root", "left_out"),
+    [
+        ("resnet18", {"fc.1.weight": (7, 512), "fc.1.bias": (7,)}, "fc", 2),
+        ("resnet18", {"fc.0.weight": (9, 512), "fc.3.weight": (7, 9), "fc.3.bias": (7,)}, "fc", 2),
+        ("resnet18", {"fc.weight": (7, 512)}, "fc", 2),
+        ("mobilenet_v2", {"classifier.weight": (7, 1280)}, "classifier", 2),
+        (SMALL, {"classifier.weight": (7, 576), "classifier.bias": (7,)}, "classifier", 4),
+        (SMALL, {"classifier.0.weight": (7, 7), "classifier.3.bias": (4,)}, "classifier", 4),
+    ],
+)
+def test_a_head_of_any_form_is_left_out_whole(
+    name: str,
+    head: dict[str, tuple[int, ...]],
+    root: str,
+    left_out: int,
+    tmp_path: Path,
+) -> None:
+    backbone = build_backbone(name, 4, seed=0)
+    state = backbone.model.state_dict()
+    own = [n for n in state if n.startswith(f"{root}.")]
+    found = {n: t for n, t in state.items() if n not in own}
+    found |= {n: torch.ones(shape) for n, shape in head.items()}
+    pretrained = load_pretrained(saved(found, tmp_path / "w.pth"), backbone)
+    assert pretrained.tensors.keys() == state.keys() - set(own)
+    assert len(own) == left_out
+    assert pretrained.report.endswith(f"left out {' and '.join(own)} (new classes)")
+
+
 def test_batch_counters_that_an_old_file_lacks_are_not_missed(
     state: State, tmp_path: Path, backbone: Backbone
 ) -> None:
@@ -187,19 +321,21 @@ def test_batch_counters_that_an_old_file_lacks_are_not_missed(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"features.0.0.weight": None}, r"features\.0\.0\.weight is missing"),
+        ({"features.0.0.weight": None}, r"features\.0\.0\.weight is missing.*pass weights of"),
         (
             {"features.0.1.bias": torch.zeros(3)},
             r"features\.0\.1\.bias is \(3,\), not \(16,\)",
         ),
         (
-            {"fc.weight": torch.zeros(3)},
-            rf"fc\.weight is not part of {SMALL}: pass -P backbone=",
+            {"features.0.se.weight": torch.zeros(3)},
+            rf"features\.0\.se\.weight is not part of {SMALL}",
         ),
-        ({"classifier.0.weight": torch.zeros(7, 7)}, r"classifier\.0\.weight is \(7, 7\)"),
-        ({f"extra{n}": torch.zeros(1) for n in range(6)}, "extra3 is not .* and 2 more"),
+        (
+            {f"features.extra{n}": torch.zeros(1) for n in range(6)},
+            "extra3 is not .* and 2 more",
+        ),
     ],
-    ids=["missing", "misshaped", "unknown", "lower linear layer", "many"],
+    ids=["missing", "misshaped", "unknown", "many"],
 )
 def test_any_other_mismatch_names_the_tensors(
     change: dict[str, Tensor | None],
@@ -213,39 +349,110 @@ def test_any_other_mismatch_names_the_tensors(
         load_pretrained(saved(changed, tmp_path / "w.pth"), backbone)
 
 
+def test_names_of_another_library_are_told(tmp_path: Path, backbone: Backbone) -> None:
+    names = ("embedder.convolution.weight", "embedder.normalization.bias")
+    path = saved({f"resnet.{name}": torch.zeros(3) for name in names}, tmp_path / "w.pth")
+    message = rf"do not fit {SMALL}: the names of its 2 tensors all begin with resnet\.embedder\."
+    with pytest.raises(WeightsError, match=rf"{message}, not with features: .* no other backbone"):
+        load_pretrained(path, backbone)
+    saved({"layers.0": torch.zeros(3), "out.bias": torch.zeros(3)}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="its 2 tensors begin with layers, out, not with feat"):
+        load_pretrained(path, backbone)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_weights_of_another_backbone_name_the_backbone(prefix: str, tmp_path: Path) -> None:
+    state = build_backbone("resnet34", 4, seed=0).model.state_dict()
+    path = saved(under(prefix, state), tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"do not fit resnet18: .*pass -P backbone=resnet34"):
+        load_pretrained(path, build_backbone("resnet18", 4, seed=0))
+
+
 def file_bytes(**options: bool) -> bytes:
     buffer = io.BytesIO()
     torch.save({"a": torch.zeros(3), "b": torch.ones(2)}, buffer, **options)
     return buffer.getvalue()
 
 
-DAMAGED = {
-    "empty": b"",
-    "text": b"hello world\n",
-    "web page": b"<html><body>404</body></html>",
-    "git lfs pointer": b"version https://git-lfs.github.com/spec/v1\n",
-    "cut short": file_bytes()[:300],
-    "old, cut in the pickle": file_bytes(_use_new_zipfile_serialization=False)[:150],
-    "old, cut in the data": file_bytes(_use_new_zipfile_serialization=False)[:-3],
-    "a byte changed": file_bytes().replace(b"torch\n", b"t\xffrch\n"),
+def zip_bytes(*names: str) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in names:
+            archive.writestr(name, "x")
+    return buffer.getvalue()
+
+
+def tar_bytes() -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("w.pth"))
+    return buffer.getvalue()
+
+
+SAFE = save({"a": torch.zeros(300)})
+OLD = file_bytes(_use_new_zipfile_serialization=False)
+KINDS = {
+    "empty": (b"", "the file is empty"),
+    "text": (b"hello world\n", "a text file, which begins 'hello world'"),
+    "an index": (b'{"weight_map": {}}', "a text file, which begins "),
+    "web page": (b"<html><body>404</body></html>", "a web page"),
+    "other web page": (b"\xef\xbb\xbf\n  <!DOCTYPE html>\n<html>", "a web page"),
+    "an answer of a store": (b'<?xml version="1.0"?><Error/>', "a web page"),
+    "git lfs pointer": (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+    "gzip": (gzip.compress(file_bytes()), "an archive packed with gzip"),
+    "tar": (tar_bytes(), "a tar archive"),
+    "zip": (
+        zip_bytes("resnet18/w.pth", "resnet18/readme"),
+        "a ZIP archive .* holds resnet18/w.pth",
+    ),
+    "empty zip": (zip_bytes(), "a ZIP archive .* holds nothing"),
+    "keras": (b"\x89HDF\r\n\x1a\n" + bytes(99), "an HDF5 file"),
+    "noise": (bytes(range(129, 256)) * 9, "neither a .safetensors nor a torch file"),
+    "cut short": (file_bytes()[:300], "a torch file that is damaged or cut short"),
+    "old, cut in the pickle": (OLD[:150], "a torch file that is damaged"),
+    "old, cut in the data": (OLD[:-3], "a torch file that is damaged"),
+    "a byte changed": (
+        file_bytes().replace(b"torch\n", b"t\xffrch\n"),
+        "a torch file that is damaged",
+    ),
+    "safetensors, cut short": (SAFE[:-9], "damaged or cut short"),
+    "safetensors, cut in the header": (SAFE[:20], "damaged"),
 }
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
-def test_a_damaged_file_is_named(
-    content: bytes, suffix: str, tmp_path: Path, backbone: Backbone
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors", "W.SAFETENSORS", "weights"])
+@pytest.mark.parametrize(("content", "kind"), KINDS.values(), ids=KINDS)
+def test_a_file_without_weights_is_called_what_it_is(
+    content: bytes, kind: str, name: str, tmp_path: Path, backbone: Backbone
 ) -> None:
-    path = tmp_path / f"w{suffix}"
-    path.write_bytes(content)
-    with pytest.raises(WeightsError, match=rf"weights=.*w{suffix}: not a readable state dict \("):
-        load_pretrained(str(path), backbone)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsError, match=rf"{name}: not a readable state dict \({kind}"):
+        load_pretrained(str(tmp_path / name), backbone)
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors", "W.SAFETENSORS", "weights", "w.bin"])
+def test_what_a_file_is_does_not_hang_on_its_name(
+    name: str, state: State, tmp_path: Path, backbone: Backbone
+) -> None:
+    plain = load_pretrained(saved(state, tmp_path / "plain.pth"), backbone)
+    save_file(state, tmp_path / name)
+    assert load_pretrained(str(tmp_path / name), backbone).digest == plain.digest
+    saved(state, tmp_path / name)
+    assert load_pretrained(str(tmp_path / name), backbone).digest == plain.digest
+
+
+def test_a_torchscript_program_is_called_what_it_is(tmp_path: Path, backbone: Backbone) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates it
+        torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(str(tmp_path / "w.pt"))
+    with pytest.raises(WeightsError, match=r"w\.pt: .*a TorchScript program, which is not run"):
+        load_pretrained(str(tmp_path / "w.pt"), backbone)
 
 
 @pytest.mark.parametrize(
     "content",
-    [[torch.zeros(2)], torch.zeros(2), {"epoch": 3}, {"state_dict": {"a": 1.0}}, "text"],
-    ids=["list", "tensor", "numbers", "wrapped numbers", "text"],
+    [[torch.zeros(2)], torch.zeros(2), {"epoch": 3}, {"state_dict": {"a": 1.0}}, "text", {}],
+    ids=["list", "tensor", "numbers", "wrapped numbers", "text", "nothing"],
 )
 def test_a_file_without_a_state_dict_is_refused(
     content: object, tmp_path: Path, backbone: Backbone
@@ -268,20 +475,40 @@ def test_a_pickled_object_is_refused_and_not_run(
 
     with (tmp_path / "w.pth").open("wb") as file:
         dump({"a": Harmful()}, file)
-    with pytest.raises(WeightsError, match=r"w\.pth: not a readable state dict"):
+    with pytest.raises(WeightsError, match=r"w\.pth: not a readable .* code.* is not run"):
         load_pretrained(str(tmp_path / "w.pth"), backbone)
     assert not victim.exists()
 
 
 def test_a_whole_model_is_refused(tmp_path: Path, backbone: Backbone) -> None:
-    with pytest.raises(WeightsError, match=r"torch\.save\(model\.state_dict\(\), path\)"):
+    message = r"it holds an object of torchvision\.models\.mobilenetv3\.MobileNetV3, .* not run.*"
+    with pytest.raises(
+        WeightsError, match=rf"{message}torch\.save\(model\.state_dict\(\), path\)"
+    ):
         load_pretrained(saved(backbone.model, tmp_path / "w.pth"), backbone)
 
 
-@pytest.mark.parametrize("name", ["nowhere.pth", "image_net"])
-def test_a_path_that_is_no_file_is_named(name: str, tmp_path: Path, backbone: Backbone) -> None:
-    with pytest.raises(WeightsError, match=r"weights=.*neither imagenet, tiny_imagenet, none nor"):
-        load_pretrained(str(tmp_path / name), backbone)
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("nowhere.pth", "does not exist"),
+        ("image_net", "does not exist"),
+        ("n" * 300, "File name too long"),
+        ("~nobody-of-that-name/w.pth", "home directory"),
+        ("/dev/null", "is no file"),
+    ],
+)
+def test_a_path_that_is_no_file_is_named(
+    name: str,
+    reason: str,
+    tmp_path: Path,
+    backbone: Backbone,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    message = rf"weights={name}: neither imagenet, tiny_imagenet, none.*{reason}"
+    with pytest.raises(WeightsError, match=message):
+        load_pretrained(name, backbone)
 
 
 def test_a_folder_is_no_file(tmp_path: Path, backbone: Backbone) -> None:
@@ -350,7 +577,8 @@ def test_imagenet_weights_put_where_the_message_says_are_used(
     set_url(f"{CLOSED}/{published.name}")
     message = (
         f"cannot download the imagenet weights of {SMALL} from {CLOSED}/{published.name} .*"
-        f"put {published.name} into {checkpoints}, or use -P preset=digits"
+        f"put {published.name} into {checkpoints}, or pass -P weights=<a .pth or .safetensors "
+        f"file of {SMALL}>, or -P backbone=resnet18 -P weights=tiny_imagenet"
     )
     with pytest.raises(DownloadError, match=message):
         load_pretrained("imagenet", backbone)
@@ -371,7 +599,7 @@ def test_a_local_file_with_another_digest_is_refused(
 
 @pytest.mark.parametrize(
     ("fault", "reason"),
-    [("wrong digest", "invalid hash"), ("not found", "404"), ("not http", "preset=digits")],
+    [("wrong digest", "invalid hash"), ("not found", "404"), ("not http", "put .* into")],
 )
 def test_a_download_that_goes_wrong_is_an_error_and_leaves_nothing(
     fault: str,
@@ -390,3 +618,186 @@ def test_a_download_that_goes_wrong_is_an_error_and_leaves_nothing(
     with pytest.raises(DownloadError, match=f"cannot download the imagenet weights .*{reason}"):
         load_pretrained("imagenet", backbone)
     assert list(checkpoints.iterdir()) == []
+
+
+# --- torchvision's names -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def both_published(
+    tmp_path: Path,
+    checkpoints: Path,
+    serve: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> dict[str, Path]:
+    """A server with two generations of MobileNet V2's weights; publishes no others."""
+    import torchvision
+
+    url = serve(partial(Quiet, directory=str(tmp_path)))
+    found = {}
+    for seed, entry in enumerate(torchvision.models.MobileNet_V2_Weights):
+        found[entry.name] = publish("mobilenet_v2", tmp_path, seed)
+        monkeypatch.setattr(entry.value, "url", f"{url}/{found[entry.name].name}")
+    return found
+
+
+@pytest.fixture(scope="module")
+def mobilenet() -> Backbone:
+    return build_backbone("mobilenet_v2", 4, seed=0)
+
+
+def test_weights_go_by_torchvisions_names(
+    both_published: dict[str, Path], mobilenet: Backbone
+) -> None:
+    digests = {
+        name: load_pretrained(str(path), mobilenet).digest for name, path in both_published.items()
+    }
+    assert len(set(digests.values())) == 2
+    for name, digest in digests.items():
+        written = (name, name.lower(), f"MobileNet_V2_Weights.{name}")
+        assert {load_pretrained(word, mobilenet).digest for word in written} == {digest}
+    latest = digests["IMAGENET1K_V2"]
+    assert load_pretrained("imagenet", mobilenet).digest == latest
+    assert load_pretrained("DEFAULT", mobilenet).digest == latest
+    assert load_pretrained("IMAGENET1K_V1", mobilenet).report.startswith("weights IMAGENET1K_V1: ")
+
+
+@pytest.mark.parametrize(
+    "weights", ["IMAGENET1K_V3", "imagenet22k", "ResNet50_Weights.IMAGENET1K_V1"]
+)
+def test_an_unknown_name_lists_what_there_is(
+    weights: str, both_published: dict[str, Path], mobilenet: Backbone
+) -> None:
+    message = f"{weights}: .*no such weights of mobilenet_v2: .* IMAGENET1K_V1, IMAGENET1K_V2, or"
+    with pytest.raises(WeightsError, match=message):
+        load_pretrained(weights, mobilenet)
+
+
+@pytest.mark.parametrize(
+    ("here", "asked"), [("IMAGENET1K_V1", "imagenet"), ("IMAGENET1K_V2", "IMAGENET1K_V1")]
+)
+def test_where_a_download_fails_another_file_of_the_model_is_named(
+    here: str, asked: str, both_published: dict[str, Path], mobilenet: Backbone
+) -> None:
+    digest = load_pretrained(here, mobilenet).digest
+    for path in both_published.values():
+        path.unlink()
+    message = (
+        f"cannot download the {asked} weights of mobilenet_v2 .*"
+        f"{both_published[here].name} is there: use it with -P weights={here}, or put "
+    )
+    with pytest.raises(DownloadError, match=message) as caught:
+        load_pretrained(asked, mobilenet)
+    assert "preset" not in str(caught.value)
+    assert load_pretrained(here, mobilenet).digest == digest
+
+
+def test_a_typed_command_makes_paths_absolute_and_leaves_names_alone() -> None:
+    for name in ("imagenet", "none", "IMAGENET1K_V1", "MobileNet_V2_Weights.IMAGENET1K_V2"):
+        assert command_line("main", {"weights": name}).endswith(f" -P weights={name}")
+    assert command_line("main", {"weights": "w.pth"}).endswith(f" -P weights={Path.cwd()}/w.pth")
+
+
+# --- before images are read ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def unreadable(image_folder: Path) -> Path:
+    """Images of which none can be decoded."""
+    for path in image_folder.rglob("*.png"):
+        path.write_bytes(b"no image")
+    return image_folder
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("IMAGENET1K_V7", "no such weights"),
+        ("imagenet", "cannot download"),
+        ("empty", "the file is empty"),
+        ("nan", "not finite numbers"),
+        ("other", "do not fit"),
+    ],
+)
+def test_faults_of_weights_come_before_any_image_is_read(
+    fault: str,
+    words: str,
+    command: Command,
+    unreadable: Path,
+    tmp_path: Path,
+    checkpoints: Path,
+    set_url: Callable[[str], None],
+    state: State,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    set_url(f"{CLOSED}/{SMALL}-0badc0de.pth")
+    (tmp_path / "empty.pth").write_bytes(b"")
+    saved({"a": torch.zeros(1)}, tmp_path / "other.pth")
+    state["features.0.0.weight"] = state["features.0.0.weight"] * math.nan
+    saved(state, tmp_path / "nan.pth")
+    path = tmp_path / f"{fault}.pth"
+    assert command("stage1", weights=str(path) if path.exists() else fault) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("entry_point", ["main", "tune", "decide", "compare", "rank_blocks"])
+def test_every_entry_point_checks_weights_before_images(
+    entry_point: str, command: Command, unreadable: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = {"rank_blocks": {"check": "2"}}.get(entry_point, {})
+    assert command(entry_point, weights="nowhere.pth", test_per_class="2", **own) == 2
+    assert "nowhere.pth does not exist" in capsys.readouterr().err
+    assert command(entry_point, test_per_class="2", **own) == 2
+    assert "cannot read image" in capsys.readouterr().err
+
+
+def test_what_must_be_fetched_comes_after_what_may_be_wrong_at_once(
+    command: Command, checkpoints: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert command("stage1", weights="imagenet", data=str(tmp_path / "nowhere")) == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert not checkpoints.exists()
+
+
+# --- real files ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "of", "matched"),
+    [
+        ("mobilenet_v2-b0353104.pth", "mobilenet_v2", "312 of 314"),
+        ("resnet18-imagenet-mlnet.safetensors", "resnet18", "100 of 122"),
+        ("resnet18-tiny-imagenet-64px.safetensors", "resnet18", "120 of 122"),
+    ],
+)
+def test_real_files_match_under_any_prefix(
+    name: str, of: str, matched: str, tmp_path: Path
+) -> None:
+    path = SHARED / "weights" / name
+    if not path.is_file():
+        pytest.skip(f"real weights are not at {path}")
+    backbone = build_backbone(of, 10, seed=0)
+    plain = load_pretrained(str(path), backbone)
+    assert f"{matched} tensors matched, left out " in plain.report
+    state = load_file(path) if path.suffix == ".safetensors" else torch.load(path)
+    moved = saved({"model": under("module._orig_mod.", state)}, tmp_path / "moved.safetensors")
+    assert load_pretrained(moved, backbone).digest == plain.digest
+
+
+def test_a_real_older_file_in_torchs_folder_is_named_and_used(
+    checkpoints: Path, monkeypatch: pytest.MonkeyPatch, mobilenet: Backbone
+) -> None:
+    import torchvision
+
+    path = SHARED / "weights" / "mobilenet_v2-b0353104.pth"
+    if not path.is_file():
+        pytest.skip(f"real weights are not at {path}")
+    checkpoints.mkdir(parents=True)
+    (checkpoints / path.name).symlink_to(path)
+    entry: Any = torchvision.models.get_model_weights("mobilenet_v2").DEFAULT
+    monkeypatch.setattr(entry.value, "url", f"{CLOSED}/mobilenet_v2-7ebf99e0.pth")
+    message = "mobilenet_v2-b0353104.pth is there: use it with -P weights=IMAGENET1K_V1"
+    with pytest.raises(DownloadError, match=message):
+        load_pretrained("imagenet", mobilenet)
+    report = load_pretrained("IMAGENET1K_V1", mobilenet).report
+    assert report.startswith("weights IMAGENET1K_V1: 312 of 314 tensors matched")

@@ -102,8 +102,9 @@ def _open_cifar(name: str, folder: Path) -> Source:
     except (OSError, RuntimeError, HTTPException) as err:
         raise DownloadError(
             f"cannot download {name} from {dataset.url} ({first_line(err)}): put "
-            f"{dataset.filename} (MD5 {dataset.tgz_md5}) into {folder.absolute()}, or use -P "
-            "preset=digits, which downloads nothing"
+            f"{dataset.filename} (MD5 {dataset.tgz_md5}) into {folder.absolute()}, or pass "
+            "-P data=<a folder of its parquet files or of your own images>, or -P data=digits, "
+            "which downloads nothing"
         ) from None
     finally:
         socket.setdefaulttimeout(timeout)

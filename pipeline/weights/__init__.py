@@ -1,36 +1,34 @@
 """Pretrained weights: where they come from, what matched, and the digest they go by.
 
-In: `imagenet` (torchvision's default weights, fetched on first use), `tiny_imagenet` (the starter
-in this folder, ResNet-18 only), `none`, or a state dict file. Out: `Pretrained`. A classifier
-layer of another size is left out; any other mismatch is an error that names the tensors.
+In: `imagenet` (torchvision's default weights, fetched on first use) or torchvision's name for them
+(`IMAGENET1K_V1`), `tiny_imagenet` (the starter in this folder, ResNet-18 only), `none`, or a state
+dict file. Out: `Pretrained`. All but the classifier is checked by `read_weights`, before the
+number of classes is known. A classifier of another size or form is left out; any other mismatch is
+an error that names the tensors.
 """
 
 from __future__ import annotations
 
-import pickle
-import re
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.backbones import Backbone
 from pipeline.digests import digest_file, digest_tensors
-from pipeline.errors import DownloadError, WeightsError, first_line
-from pipeline.files import storage_faults
+from pipeline.errors import WeightsError
+from pipeline.weights.fitting import Layout, find_network
+from pipeline.weights.published import DEFAULT, fetch, is_published_name, published
+from pipeline.weights.state_files import read_content
 
-NAMES = ("imagenet", "tiny_imagenet", "none")
-"""What `weights` may be beside a file."""
+OWN = ("tiny_imagenet", "none")
+NAMES = (DEFAULT, *OWN)
+"""What `weights` may be beside a file and torchvision's own names."""
 STARTER = Path(__file__).parent / "resnet18-tiny-imagenet-64px.safetensors"
 STARTER_BACKBONE = "resnet18"
 STARTER_SHA256 = "28c7281f45aaee0437d1b242cab83877735eb8924ffeadd8040beb853759cbc4"
-DOWNLOAD_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +52,51 @@ class Pretrained:
         backbone.model.load_state_dict(self.tensors, strict=False)
 
 
+@dataclass(frozen=True)
+class Weights:
+    """Weights that fit a backbone but for its classifier, whose size is not known yet.
+
+    Attributes:
+        name: what `weights` said.
+        state: their tensors, finite before the classifier; None for random weights.
+        note: what was taken off or passed over, as an addition to the report.
+    """
+
+    name: str
+    state: Mapping[str, Tensor] | None
+    note: str = ""
+
+    def fitted(self, backbone: Backbone) -> Pretrained:
+        """The tensors for a backbone with its number of classes.
+
+        Raises:
+            WeightsError: a classifier that fits holds values that are not finite.
+        """
+        if self.state is None:
+            return Pretrained("none", "none", {}, "weights none: every block starts at random")
+        expected = backbone.model.state_dict()
+        last, root = backbone.head_layer(), Layout.of(backbone.name).root
+        tensors = {
+            name: self.state[name].to(target.dtype)
+            for name, target in expected.items()
+            if name in self.state and self.state[name].shape == target.shape
+        }
+        # half a classifier is of no use: its last layer needs the layers below it
+        for part in (last, root):
+            whole = [name for name in expected if name.startswith(f"{part}.")]
+            below = [name for name in whole if not name.startswith(f"{last}.")] or whole
+            if not all(name in tensors for name in below):
+                tensors = {n: t for n, t in tensors.items() if n not in whole}
+        _check_finite(self.name, tensors)
+        left_out = [n for n in expected if n not in tensors and n.startswith(f"{root}.")]
+        missing = f", left out {' and '.join(left_out)} (new classes)" if left_out else ""
+        report = (
+            f"weights {self.name}: {len(tensors)} of {len(expected)} tensors matched"
+            f"{missing}{self.note}"
+        )
+        return Pretrained(self.name, digest_tensors(tensors), tensors, report)
+
+
 def load_pretrained(weights: str, backbone: Backbone) -> Pretrained:
     """The tensors of `weights` that fit `backbone`.
 
@@ -61,90 +104,79 @@ def load_pretrained(weights: str, backbone: Backbone) -> Pretrained:
         WeightsError: no such file, a damaged one, or one made for another backbone.
         DownloadError: `imagenet` weights are not here and could not be fetched.
     """
+    return read_weights(weights, backbone.name).fitted(backbone)
+
+
+def read_weights(weights: str, backbone: str) -> Weights:
+    """The weights, checked for all but the classifier; `backbone` is the name of a model.
+
+    Raises:
+        WeightsError, DownloadError: as in `load_pretrained`.
+    """
     if weights == "none":
-        return Pretrained("none", "none", {}, "weights none: every block starts at random")
-    if weights == "imagenet":
-        state = _read_state(_fetch_imagenet(backbone.name))
-    elif weights == "tiny_imagenet":
-        state = _read_starter(backbone.name)
+        return Weights("none", None)
+    if weights == "tiny_imagenet":
+        content: object = _read_starter(backbone)
     else:
-        path = Path(weights).expanduser()
-        if path.is_dir():
-            raise WeightsError(
-                f"weights={weights} is a folder: pass the .pth or .safetensors file in it"
-            )
-        if not path.is_file():
-            raise WeightsError(
-                f"weights={weights}: neither imagenet, tiny_imagenet, none nor a file "
-                f"({path.absolute()} does not exist): pass one of these or a .pth/.safetensors "
-                "file"
-            )
-        state = _read_state(path)
-    return _match(weights, state, backbone)
+        content = read_content(_path_of(weights, backbone), weights)
+    fit, note = find_network(content, backbone, weights)
+    _check_finite(weights, fit.trunk)
+    return Weights(weights, {**fit.trunk, **fit.head}, note + fit.note)
 
 
-def _match(weights: str, state: Mapping[str, Tensor], backbone: Backbone) -> Pretrained:
-    expected = backbone.model.state_dict()
-    head = backbone.head_layer()
-    wrong, left_out = [], []
-    tensors: dict[str, Tensor] = {}
-    for name, target in expected.items():
-        found = state.get(name)
-        if found is not None and found.shape == target.shape:
-            tensors[name] = found.to(target.dtype)
-        elif name.startswith(f"{head}."):
-            left_out.append(name)
-        elif found is not None:
-            wrong.append(f"{name} is {tuple(found.shape)}, not {tuple(target.shape)}")
-        elif not name.endswith(
-            "num_batches_tracked"
-        ):  # absent from files older than PyTorch 0.4.1
-            wrong.append(f"{name} is missing")
-    unknown = sorted(set(state) - set(expected))
-    wrong += [f"{name} is not part of {backbone.name}" for name in unknown]
+def names_a_file(weights: str) -> bool:
+    """Whether `weights` is a path, and none of the names that weights go by."""
+    return weights not in NAMES and not is_published_name(weights)
+
+
+def is_here(weights: str, backbone: str) -> bool:
+    """Whether nothing has to be fetched for these weights.
+
+    Raises:
+        WeightsError: torchvision has none of that name.
+    """
+    return names_a_file(weights) or weights in OWN or published(weights, backbone).path.is_file()
+
+
+def _check_finite(weights: str, tensors: Mapping[str, Tensor]) -> None:
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:
         raise WeightsError(
             f"weights={weights}: {', '.join(broken[:4])} hold values that are not finite numbers: "
             "use other weights"
         )
-    if wrong:
-        more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
-        raise WeightsError(
-            f"weights={weights} do not fit {backbone.name}: {'; '.join(wrong[:4])}{more}: pass "
-            f"-P backbone= the model they were made for, or other weights"
-        )
-    if len(left_out) == 1:  # half a classifier layer is of no use
-        tensors = {name: t for name, t in tensors.items() if not name.startswith(f"{head}.")}
-        left_out = [name for name in expected if name.startswith(f"{head}.")]
-    missing = f", left out {' and '.join(left_out)} (new classes)" if left_out else ""
-    report = f"weights {weights}: {len(tensors)} of {len(expected)} tensors matched{missing}"
-    return Pretrained(weights, digest_tensors(tensors), tensors, report)
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a .safetensors or .pth file, without wrappers such as `{"model": ...}`."""
-    content: Any
+def _path_of(weights: str, backbone: str) -> Path:
+    """The file of these weights, fetched where torchvision publishes it."""
+    if not names_a_file(weights):
+        return fetch(weights, backbone, _others(backbone))
     try:
-        if path.suffix == ".safetensors":
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as err:  # noqa: BLE001 - what a damaged pickle raises is not bounded
-        pickled = isinstance(err, pickle.UnpicklingError)
-        reason = "pickled code, which is not run" if pickled else first_line(err)
-        raise WeightsError(
-            f"weights={path}: not a readable state dict ({reason}): save one with "
-            "torch.save(model.state_dict(), path) or as .safetensors"
-        ) from None
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise WeightsError(
-            f"weights={path}: holds no state dict (name -> tensor): save model.state_dict()"
+        path = Path(weights).expanduser()
+        if path.is_dir():
+            raise WeightsError(
+                f"weights={weights} is a folder: pass the .pth or .safetensors file in it"
+            )
+        if path.is_file():
+            return path
+        reason = f"{path.absolute()} {'is no file' if path.exists() else 'does not exist'}"
+    except (OSError, RuntimeError, ValueError) as err:  # permissions, a long name, no home
+        reason = getattr(err, "strerror", None) or str(err)
+    raise WeightsError(
+        f"weights={weights}: neither imagenet, tiny_imagenet, none, a name such as IMAGENET1K_V1 "
+        f"nor a file ({reason}): pass one of these or a .pth/.safetensors file"
+    )
+
+
+def _others(backbone: str) -> str:
+    """What else than a download the weights may be, for messages."""
+    if backbone == STARTER_BACKBONE:
+        starter = "-P weights=tiny_imagenet, which comes with the package"
+    else:
+        starter = (
+            f"-P backbone={STARTER_BACKBONE} -P weights=tiny_imagenet, which come with the package"
         )
-    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+    return f"-P weights=<a .pth or .safetensors file of {backbone}>, or {starter}"
 
 
 def _read_starter(backbone: str) -> dict[str, Tensor]:
@@ -160,36 +192,3 @@ def _read_starter(backbone: str) -> dict[str, Tensor]:
             "restore it from the repository"
         )
     return load_file(STARTER)
-
-
-def _fetch_imagenet(backbone: str) -> Path:
-    """Torchvision's default weights in torch's own download folder, their digest verified."""
-    import torchvision
-
-    entry: Any = torchvision.models.get_model_weights(backbone).DEFAULT
-    path = Path(torch.hub.get_dir()) / "checkpoints" / str(entry.url).rpartition("/")[2]
-    match = re.search(r"-([0-9a-f]{8,})\.", path.name)
-    assert match, f"torchvision's file name holds no digest: {path.name}"
-    if not path.is_file():
-        with storage_faults("weights", path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        timeout = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
-        try:
-            torch.hub.download_url_to_file(
-                entry.url, str(path), hash_prefix=match[1], progress=False
-            )
-        except (OSError, RuntimeError, HTTPException) as err:
-            raise DownloadError(
-                f"cannot download the imagenet weights of {backbone} from {entry.url} "
-                f"({first_line(err)}): put {path.name} into {path.parent}, or use -P "
-                "preset=digits, which downloads nothing"
-            ) from None
-        finally:
-            socket.setdefaulttimeout(timeout)
-    if not digest_file(path).startswith(match[1]):
-        raise WeightsError(
-            f"weights=imagenet: {path} is damaged (its SHA-256 does not begin with {match[1]}): "
-            "delete it to fetch it again"
-        )
-    return path
