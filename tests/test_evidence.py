@@ -213,7 +213,7 @@ def test_the_gate_reads_on_where_a_siblings_parent_was_deleted(
 def test_searches_in_the_documents_run(store: Path) -> None:
     import mlflow
 
-    text = (DOCS / "signals.md").read_text() + (DOCS.parent / "README.md").read_text()
+    text = (DOCS / "signals.md").read_text() + (DOCS / "mlflow.md").read_text()
     queries = [
         ast.literal_eval(found) for found in re.findall(r'filter_string=("(?:[^"\\]|\\.)*")', text)
     ]
