@@ -150,7 +150,9 @@ def _tuned(plan: Comparison, desk: Desk) -> tuple[Comparison, tuple[TunedArm, ..
     last, config = plan.treatment.last, desk.command.config
     stages = range(1, last + 1)
     treatment = tune_arm(desk.command, desk.tracking, plan.tune, plan.treatment, stages, plan.said)
-    control = at_equal_steps(treatment.arm, plan.control.name, plan.options, config)
+    control = at_equal_steps(
+        treatment.arm, plan.control.name, plan.options, config, plan.treatment
+    )
     equal_steps([treatment.arm, control], desk.images)
     fixed = own_stages(plan)
     trials = plan.tune.n_trials * (last - control.last + len(fixed))

@@ -56,7 +56,11 @@ class TrainSettings(BaseModel):
         "adamw", description="sgd has Nesterov momentum 0.9"
     )
     lr: float = Field(
-        3e-4, gt=0, le=100, description="peak learning rate; 3e-3 where only the head trains"
+        3e-4,
+        gt=0,
+        le=100,
+        description="peak learning rate; 3e-3 where only the head trains, 1e-4 after a "
+        "stage that trained pretrained blocks",
     )
     lr_decay: float = Field(
         1.0,
