@@ -20,11 +20,12 @@ from pipeline.design import Design
 from pipeline.entry_points import Command
 from pipeline.entry_settings import usable_name
 from pipeline.estimate import equal_steps, seconds_a_draw, shown_steps
-from pipeline.evaluate import test_images
+from pipeline.evaluate import read_test_split, test_split
 from pipeline.operating import characteristics_text, operating_characteristics
 from pipeline.pairs import Pair, PairKey, PairRunner, Results, pair_keys, resolution_pp
 from pipeline.pool import Pool, pool_in
-from pipeline.session import source_and_weights
+from pipeline.run_log import log_unreadable
+from pipeline.session import check_draws, source_and_weights
 from pipeline.settings import plain_values
 from pipeline.tracking import ModelVersion, RunLog, Tracking
 from pipeline.verdict import verdict
@@ -57,13 +58,11 @@ def decide_entry(command: Command) -> Decision | None:
     tracking = Tracking.connect()
     with tracking.explained():
         source, _ = source_and_weights(settings)
-        test = test_images(settings)
-        pool = pool_in(
-            source,
-            settings,
-            plan.design.looks,
-            reserved=plan.tune.draws if plan.decide.tune else 0,
-        )
+        test_split(source, settings)
+        reserved = plan.tune.draws if plan.decide.tune else 0
+        check_draws(source, settings, range(settings.draw, settings.draw + max(1, reserved)))
+        pool = pool_in(source, settings, plan.design.looks, reserved=reserved)
+        test = read_test_split(source, settings, command.say)
         design = replace(plan.design, looks=pool.looks)
         images = settings.train_per_class * len(source.class_names)
         desk = Desk(command, tracking, test, images, pool, design)
@@ -71,10 +70,13 @@ def decide_entry(command: Command) -> Decision | None:
             plan, _ = _tuned(plan, desk)
             _walk(plan, desk, None)
             return None
+        for note in source.notes:
+            command.say(f"note: {note}")
         _tell_beforehand(plan, desk)
         name = f"decision · {source.name} · {plan.treatment.words} or {plan.control.words}"
         with tracking.run(name, {"kind": "decision"}, target=True) as log:
             log.params({**plain_values(settings), **plan.decide.model_dump()})
+            log_unreadable(log, test.unreadable)
             if plan.tune.workers > 1:
                 run_workers(
                     plan.tune.workers, "decide", command, tracking.experiment_id, log.run_id

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pipeline.config import load_settings, said_of_stage
 from pipeline.lineage import check_agreement, check_parent, inherit
+from pipeline.plain_text import as_markdown
 from pipeline.report import StageSummary, table_markdown, table_text
 from pipeline.run_stage import find_or_run, run_stage
 from pipeline.session import OnEpoch, Say, Session
@@ -72,7 +73,7 @@ def _inheriting(command: Command, number: int, parent: RunView) -> Settings:
     )
     check_agreement(settings, inherited, parent)
     settings = settings.model_copy(update={"norm_stats": inherited["norm_stats"]})
-    taken = ", ".join(f"{key}={inherited[key]}" for key in INHERITED_KEYS)
+    taken = ", ".join(f"{k}={v}" for k in INHERITED_KEYS if (v := inherited.get(k, "")) != "")
     command.say(f"inherited from run {parent.run_id} ({parent.name}): {taken}")
     return settings
 
@@ -103,8 +104,9 @@ def main_entry(command: Command) -> list[StageSummary]:
     tracking = Tracking.connect()
     data = Path(settings.data).name
     name = f"{settings.schedule} · {data} · {settings.backbone} · draw {settings.draw}"
-    with tracking.run(name, {"kind": "chain"}, target=True) as log:
+    with tracking.explained():  # what is wrong with the images is told before a run is started
         session = Session.open(settings, tracking, command.say, command.on_epoch)
+    with tracking.run(name, {"kind": "chain"}, target=True) as log:
         session = _tuned(command, session, range(1, len(settings.stages) + 1), None)
         settings = session.settings
         rows = [
@@ -116,7 +118,7 @@ def main_entry(command: Command) -> list[StageSummary]:
             prefix = f"stage{row.stage.number}"
             log.metrics({f"{prefix}/val_acc": row.val_acc, f"{prefix}/val_loss": row.val_loss})
             log.tags({f"{prefix}_run_id": row.run_id})
-        log.tags({"mlflow.note.content": f"{name}\n\n{table_markdown(rows)}\n"})
+        log.tags({"mlflow.note.content": f"{as_markdown(name)}\n\n{table_markdown(rows)}\n"})
         log.text(table_markdown(rows) + "\n", "summary.md")
         log.text(json.dumps(plain_values(settings), indent=2) + "\n", "settings.json")
     command.say("")

@@ -11,7 +11,7 @@ import json
 import math
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from pipeline.data.images import ImageSet
 from pipeline.errors import LineageError
-from pipeline.figures import ChainPart, by_block, chain_curves, signal_table
+from pipeline.figures import ChainPart, best_effort, by_block, chain_curves, signal_table
 from pipeline.settings import THRESHOLD_KEYS, Settings
 from pipeline.signals import Curves, Scored, Sibling, Signal, instability, read_signals
 from pipeline.stages import Stage
@@ -118,11 +118,16 @@ def _line(signal: Signal) -> str:
     return f"- `{signal.name}` **{signal.state}**: {signal.sentence}"
 
 
+def read_predictions(path: Path) -> pd.DataFrame:
+    """The table of `run_log.predictions_csv`, class names as text: `null`, `NA` and `nan` are."""
+    return pd.read_csv(path, dtype=str, keep_default_na=False, na_values={"nll": [""]})
+
+
 def scores_of(tracking: Tracking, run: RunView) -> Scored | None:
     """A finished run's result on each validation image; None if the artifact is lost."""
     try:
         with tempfile.TemporaryDirectory() as folder:
-            table = pd.read_csv(tracking.fetch(run, PREDICTIONS, Path(folder)), dtype=str)
+            table = read_predictions(tracking.fetch(run, PREDICTIONS, Path(folder)))
             return Scored(
                 tuple(table["image_sha256"]),
                 (table["label"] == table["predicted"]).to_numpy(),
@@ -168,7 +173,9 @@ def siblings_of(tracking: Tracking, recipe: str) -> dict[str, RunView]:
     return {run.run_id: run for run in latest.values()}
 
 
-def refresh_siblings(tracking: Tracking, recipe: str, settings: Settings) -> Signal:
+def refresh_siblings(
+    tracking: Tracking, recipe: str, settings: Settings, say: Callable[[str], None]
+) -> Signal:
     """Bring the reading of instability up to date on every sibling; returns it."""
     runs = siblings_of(tracking, recipe)
     signal = instability(
@@ -185,7 +192,8 @@ def refresh_siblings(tracking: Tracking, recipe: str, settings: Settings) -> Sig
         tracking.add_metrics(
             run.run_id, {f"signal/{key}": value for key, value in signal.numbers.items()}
         )
-        _refresh_evidence(tracking, run, signal, sorted(runs))
+        with best_effort("the picture of a sibling's signals", say):
+            _refresh_evidence(tracking, run, signal, sorted(runs))
     return signal
 
 

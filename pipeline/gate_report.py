@@ -15,6 +15,7 @@ from pipeline.errors import GateError, LineageError
 from pipeline.evidence import siblings_of
 from pipeline.gate import Gate, Outcome, Pair, parse_best_lines, read_gate
 from pipeline.lineage import inherit
+from pipeline.plain_text import as_markdown
 from pipeline.settings import Thresholds
 from pipeline.tracking import RunView, Tracking
 
@@ -150,7 +151,7 @@ def report_markdown(gate: Gate, pairs: Sequence[Pair], title: str) -> str:
     )
     lines = [
         f"# Gate: {gate.prior}",
-        f"{verdict} It advises from stages 1 and 2 alone ({title}).",
+        f"{verdict} It advises from stages 1 and 2 alone ({as_markdown(title)}).",
         "\n".join(readings),
         "\n".join([header, "|---|---|---|---|---|---|---|", *rows]),
     ]

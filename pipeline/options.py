@@ -24,6 +24,7 @@ from pipeline.entry_settings import (
     model_of,
 )
 from pipeline.errors import SettingsError
+from pipeline.plain_text import is_unicode, printable
 from pipeline.settings import MAX_STAGES, RUN_KEYS, STAGE_KEYS, THRESHOLD_KEYS, TRAIN_KEYS
 
 ENTRY_POINTS = {
@@ -170,6 +171,11 @@ def parse(argv: Sequence[str] | None) -> tuple[str, dict[str, str]]:
     """
     known, unknown = build_parser().parse_known_args(argv)
     options = {key: value for key, value in vars(known).items() if key != "entry_point"}
+    for key, value in options.items():
+        if not is_unicode(value):
+            raise SettingsError(
+                f"{key}={printable(value)} (command line) is not UTF-8 text: rename what it names"
+            )
     if unknown:
         extra = [word[2:].partition("=")[0] for word in unknown if word.startswith("--")]
         lines = [_unknown(key, known.entry_point) for key in dict.fromkeys(extra)]

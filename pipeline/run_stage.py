@@ -17,11 +17,17 @@ from pipeline.data.augment import distinct_views
 from pipeline.errors import LineageError, TrainingError
 from pipeline.evidence import Subject, log_evidence, log_evidence_pictures, refresh_siblings
 from pipeline.features import Features
+from pipeline.figures import best_effort
 from pipeline.freezing import FrozenProof
 from pipeline.gate_report import gate_of_run
 from pipeline.peak_memory import PEAK_METRIC, PeakMemory
 from pipeline.report import StageSummary
-from pipeline.run_log import log_outcome, log_outcome_pictures, log_served_model, log_start
+from pipeline.run_log import (
+    log_outcome,
+    log_outcome_pictures,
+    log_served_model,
+    log_start,
+)
 from pipeline.session import CHECKPOINT, Session
 from pipeline.settings import Settings
 from pipeline.stages import Stage
@@ -100,12 +106,14 @@ def run_stage(
         signals = log_evidence(log, session.tracking, subject)
         log_outcome(log, settings, stage, session.draw, summary, results, signals)
         if not session.is_trial:
-            log_evidence_pictures(log, session.tracking, subject, signals)
-            log_outcome_pictures(log, stage, session.draw, summary, results)
+            with best_effort("a picture of the signals", session.say):
+                log_evidence_pictures(log, session.tracking, subject, signals)
+            with best_effort("a picture of the result", session.say):
+                log_outcome_pictures(log, stage, session.draw, summary, results)
         if settings.log_model and not session.is_trial:
             log_served_model(log, settings, session.draw, backbone, Path(folder))
     if parent:
-        now = refresh_siblings(session.tracking, session.recipe(number), settings)
+        now = refresh_siblings(session.tracking, session.recipe(number), settings, session.say)
         signals = [now if signal.name == now.name else signal for signal in signals]
     for note in dict.fromkeys(session.cache.notes):
         session.say(f"note: {note}")

@@ -7,7 +7,7 @@ its suffix's inputs and its lineage key.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline.backbones import Backbone, build_backbone
 from pipeline.checkpoints import load_checkpoint
 from pipeline.compute import keep_freed_memory, pick_device, pick_precision
-from pipeline.data.draws import Draw, make_draw, set_aside
+from pipeline.data.draws import Draw, deal_rows, make_draw, set_aside
 from pipeline.data.source import Source
 from pipeline.data.sources import open_source
 from pipeline.errors import LineageError
@@ -50,7 +50,12 @@ def source_of(settings: Settings) -> Source:
     """The images that the settings name, their test split set aside where that is asked for."""
     folder = cache_folder(settings)
     with storage_faults("the cache", folder):
-        source = open_source(settings.data, folder)
+        source = open_source(
+            settings.data,
+            folder,
+            label_column=settings.label_column,
+            image_column=settings.image_column,
+        )
     return set_aside(source, settings.test_per_class)
 
 
@@ -63,6 +68,18 @@ def source_and_weights(settings: Settings) -> tuple[Source, Weights]:
     weights = read_weights(settings.weights, settings.backbone) if here else None
     source = source_of(settings)
     return source, weights or read_weights(settings.weights, settings.backbone)
+
+
+def check_draws(source: Source, settings: Settings, draws: Iterable[int]) -> None:
+    """Refuse what the images cannot give, before any of them is read.
+
+    Raises:
+        DataError: a class is too small, or the pool holds fewer draws.
+    """
+    for draw in draws:
+        deal_rows(
+            source, settings.train_per_class, settings.val_per_class, settings.data_seed, draw
+        )
 
 
 @dataclass
@@ -117,16 +134,15 @@ class Session:
             data_seed=settings.data_seed,
             draw=settings.draw,
             image_size=settings.image_size,
+            skip_unreadable=settings.skip_unreadable,
         )
         say(f"preset {settings.preset}; every setting is in the run's settings.json")
         say(
             f"{settings.data}: {len(draw.train)} training and {len(draw.val)} validation images "
-            f"of {len(draw.class_names)} classes, draw {settings.draw}"
+            f"of {len(draw.class_names)} classes, draw {settings.draw}: {source.classes_in_words}"
         )
-        if draw.shared_images:
-            say(
-                f"note: {draw.shared_images} validation images have the pixels of a training image"
-            )
+        for note in (*source.notes, *draw.notes):
+            say(f"note: {note}")
         backbone = build_backbone(settings.backbone, len(draw.class_names), settings.seed)
         pretrained = weights.fitted(backbone)
         say(pretrained.report)

@@ -137,6 +137,15 @@ class Settings(Thresholds):
     data: str = Field(
         "digits", min_length=1, description="digits, cifar10, cifar100, or a path to your images"
     )
+    label_column: str = Field(
+        "", description="column of the classes in parquet files; empty: label, or a usual name"
+    )
+    image_column: str = Field(
+        "", description="column of the images in parquet files; empty: img, image, or a usual name"
+    )
+    skip_unreadable: bool = Field(
+        False, description="go on without images that cannot be read, and list them (on/off)"
+    )
     train_per_class: int = Field(100, ge=1, description="training images a class")
     val_per_class: int = Field(100, ge=1, description="validation images a class")
     test_per_class: int = Field(
@@ -192,7 +201,8 @@ RUN_KEYS = tuple(key for key in Settings.model_fields if key != "stages")
 THRESHOLD_KEYS = tuple(Thresholds.model_fields)
 STAGE_KEYS = tuple(f"stage{n}.{key}" for n in range(1, MAX_STAGES + 1) for key in TRAIN_KEYS)
 INHERITED_KEYS = (
-    *("data", "train_per_class", "val_per_class", "test_per_class", "data_seed", "draw"),
+    *("data", "label_column", "image_column", "skip_unreadable"),
+    *("train_per_class", "val_per_class", "test_per_class", "data_seed", "draw"),
     *("backbone", "weights", "image_size", "schedule", "norm_stats"),
 )
 """What a child stage takes from its parent run and may not contradict."""

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "pipeline"
 ORDER = [
     "errors",
+    "plain_text",
     "interrupts",
     "design",
     "posterior",
@@ -27,8 +28,12 @@ ORDER = [
     "data",
     "data.images",
     "data.source",
-    "data.parquet",
+    "data.listing",
+    "data.layout",
     "data.image_folder",
+    "data.labels",
+    "data.columns",
+    "data.parquet",
     "data.sources",
     "data.draws",
     "data.augment",

@@ -26,8 +26,8 @@ from pipeline.errors import TrackingError, first_line
 from pipeline.files import locked
 from pipeline.run_stage import find_or_run
 from pipeline.search_space import Plan, plan_of
-from pipeline.session import Session, cache_folder
-from pipeline.settings import plain_values
+from pipeline.session import Session, cache_folder, check_draws, source_of
+from pipeline.settings import Settings, plain_values
 from pipeline.tracking import Tracking
 from pipeline.tuning.choice import Choice, choose
 from pipeline.tuning.mirror import reconcile, study_run
@@ -71,6 +71,7 @@ def tune_entry(command: Command) -> list[Tuned]:
         url = storage_url(command.storage, tracking.uri)
         if command.joins:
             return work(command, plan, tracking, url)
+        check_draws(source_of(settings), settings, tune_draws(settings, tune))
         data = Path(settings.data).name
         name = f"tune · {data} · {settings.backbone} · {settings.schedule} · stage {tune.stage}"
         with tracking.run(name, {"kind": "tune"}, target=True) as log:
@@ -99,6 +100,11 @@ def tune_entry(command: Command) -> list[Tuned]:
     return done
 
 
+def tune_draws(settings: Settings, tune: TuneSettings) -> range:
+    """The draws that a study's trials are scored on."""
+    return range(settings.draw, settings.draw + tune.draws)
+
+
 def work(
     command: Command, plan: Plan, tracking: Tracking, url: str, *, only_read: bool = False
 ) -> list[Tuned]:
@@ -110,7 +116,7 @@ def work(
         draw: Session.open(
             settings.model_copy(update={"draw": draw}), tracking, command.say, command.on_epoch
         )
-        for draw in range(settings.draw, settings.draw + tune.draws)
+        for draw in tune_draws(settings, tune)
     }
     done: list[Tuned] = []
     for number, space in plan.spaces.items():

@@ -34,6 +34,8 @@ from pipeline.tuning.study import (
 )
 
 _SHOWN_DIFFERENCES = 4
+_LATER = {"label_column": "", "image_column": "", "skip_unreadable": False}
+"""Settings that older studies do not name, and the values that they had."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,7 @@ def _differences(session: Session, number: int, attrs: Mapping[str, Any]) -> lis
     differs = {
         key: f"{key}={theirs.get(key)} (here {value})"
         for key, value in ours.items()
-        if theirs.get(key) != value
+        if theirs.get(key, _LATER.get(key)) != value
     }
     if attrs[TUNING_KEY] == session.recipe(number, trained=number - 1):
         return [words for key, words in differs.items() if key.startswith(f"stage{number}.")]
