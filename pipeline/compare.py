@@ -14,13 +14,13 @@ from pipeline.arms import Arm
 from pipeline.compare_report import log_comparison
 from pipeline.compared import Compared
 from pipeline.data.images import ImageSet
-from pipeline.decision_report import minutes
 from pipeline.entry_points import Command
 from pipeline.estimate import equal_steps, seconds_a_draw, shown_steps
 from pipeline.evaluate import read_test_split, test_split
 from pipeline.grid import Grid, grid_of, said_of_arm
 from pipeline.pairs import PairKey, PairRunner, Results, pair_keys
 from pipeline.pool import Pool, pool_in
+from pipeline.report import minutes
 from pipeline.run_log import log_unreadable
 from pipeline.session import check_draws, source_and_weights
 from pipeline.settings import plain_values

@@ -15,7 +15,7 @@ from pathlib import Path
 from pipeline.arms import Arm, Comparison, TunedArm, at_equal_steps, comparison_of, own_stages
 from pipeline.data.images import ImageSet
 from pipeline.decision import Decision
-from pipeline.decision_report import log_decision, minutes
+from pipeline.decision_report import log_decision
 from pipeline.design import Design
 from pipeline.entry_points import Command
 from pipeline.entry_settings import usable_name
@@ -24,6 +24,7 @@ from pipeline.evaluate import read_test_split, test_split
 from pipeline.operating import characteristics_text, operating_characteristics
 from pipeline.pairs import Pair, PairKey, PairRunner, Results, pair_keys, resolution_pp
 from pipeline.pool import Pool, pool_in
+from pipeline.report import minutes
 from pipeline.run_log import log_unreadable
 from pipeline.session import check_draws, source_and_weights
 from pipeline.settings import plain_values

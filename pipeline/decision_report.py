@@ -19,8 +19,9 @@ from pipeline.figures import gains_picture
 from pipeline.gate import Gate
 from pipeline.gate_report import gate_over
 from pipeline.page import Page, Part, Table, to_html, to_markdown
+from pipeline.report import came_to, minutes, training_in_words
 from pipeline.reproduce import command_of
-from pipeline.settings import RUN_KEYS, TrainSettings
+from pipeline.settings import RUN_KEYS
 from pipeline.tracking import RunLog, RunView, Tracking
 from pipeline.verdict import Verdict, shown_probability
 
@@ -195,15 +196,6 @@ def page_of(
     return page
 
 
-def came_to(asked: object, found: Sequence[str]) -> str:
-    """What a setting was, and where it was `auto`, what that came to on how many pairs."""
-    counts = Counter(filter(None, found))
-    if asked != "auto" or not counts:
-        return str(asked)
-    shown = ", ".join(f"{value} ({count} pairs)" for value, count in counts.most_common())
-    return f"auto: {shown}"
-
-
 def _costs(decision: Decision) -> Page:
     costs: list[ArmCost] = [decision.cost(arm) for arm in (decision.treatment, decision.control)]
     known = decision.verdict.posterior
@@ -318,16 +310,3 @@ def _stage_rows(decision: Decision) -> list[tuple[str, ...]]:
     arms = decision.treatment, decision.control
     last = max(arm.last for arm in arms)
     return [(str(n), *(shown(arm, n) for arm in arms)) for n in range(1, last + 1)]
-
-
-def training_in_words(training: TrainSettings) -> str:
-    """Every training setting, short."""
-    return ", ".join(
-        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
-        for key, value in training.model_dump().items()
-    )
-
-
-def minutes(seconds: float) -> str:
-    """A duration as people say it."""
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

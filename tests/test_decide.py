@@ -28,11 +28,11 @@ from pipeline.data.draws import make_draw
 from pipeline.data.images import digest_image
 from pipeline.decide import TRUE_GAINS_PP, decide_entry
 from pipeline.decision import Decision
-from pipeline.decision_report import came_to
 from pipeline.entry_points import Command
 from pipeline.evaluate import test_images as images_of_test_split
 from pipeline.operating import characteristics_text, operating_characteristics
 from pipeline.operations import training_operations
+from pipeline.report import came_to
 from pipeline.session import source_of
 from pipeline.settings import Settings
 from tests.conftest import class_image, enter_store, words_of
