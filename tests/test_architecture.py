@@ -60,6 +60,7 @@ ORDER = [
     "grid",
     "plans",
     "options",
+    "addresses",
     "databases",
     "tracking.faults",
     "tracking.launched",

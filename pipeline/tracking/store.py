@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.databases import exclusively, without_password
+from pipeline.addresses import without_password
+from pipeline.databases import exclusively
 from pipeline.errors import LineageError, PipelineError, RunStopped, TrackingError
 from pipeline.owners import KILLED_REASON, MACHINE, is_abandoned, owner_tags, this_machine
 from pipeline.provenance import PROJECT_DIR, git_commit

@@ -20,13 +20,8 @@ from optuna.storages import RDBStorage
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from pipeline.databases import (
-    beside,
-    exclusively,
-    is_same_database,
-    sqlite_path,
-    without_password,
-)
+from pipeline.addresses import beside, file_of, is_same_database, without_password
+from pipeline.databases import exclusively
 from pipeline.errors import StudyError, first_line
 
 DEFAULT_STORAGE = "sqlite:///optuna.db"
@@ -105,7 +100,7 @@ def open_storage(url: str, heartbeat_s: int = 15, *, must_exist: bool = False) -
         StudyError: it cannot be reached, or `must_exist` and there is no such file.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    path = sqlite_path(url)
+    path = file_of(url)
     if must_exist and path is not None and not path.exists():
         raise StudyError(
             f"storage={url}: there is no such file: run `mlflow run . -e tune` first, or pass "

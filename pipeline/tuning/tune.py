@@ -18,8 +18,8 @@ from typing import TypeVar
 
 from optuna.storages import RDBStorage
 
+from pipeline.addresses import without_password
 from pipeline.command_line import command_line
-from pipeline.databases import without_password
 from pipeline.entry_points import Command
 from pipeline.entry_settings import TUNE_KEYS, TuneSettings
 from pipeline.errors import TrackingError, first_line

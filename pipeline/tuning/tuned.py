@@ -17,7 +17,7 @@ from optuna.storages import BaseStorage
 from optuna.study import StudySummary
 from optuna.trial import FrozenTrial
 
-from pipeline.databases import without_password
+from pipeline.addresses import without_password
 from pipeline.errors import StudyError
 from pipeline.session import Session
 from pipeline.tuning.storage import open_storage, translated
