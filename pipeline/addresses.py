@@ -53,7 +53,7 @@ def _login(url: str) -> slice | None:
         host = re.split(r"[/?#]", rest, maxsplit=1)[0]
         if "@" not in host and _PORT.match(tail if ":" in host else ""):
             return None  # the @ belongs to the path
-        named = colon and "@" not in user and "/" not in user
+        named = colon and not tail.startswith("@") and "@" not in user and "/" not in user
         return slice(begin + (len(user) + 1 if named else 0), last)
     if not colon or "/" in user or "@" not in tail:
         return None
@@ -68,9 +68,17 @@ def is_server(url: str) -> bool:
 
 
 def file_of(url: str) -> Path | None:
-    """The file of a SQLite or journal URL, as it stands there; None for any other URL."""
+    """The file of a SQLite or journal URL; None for any other URL."""
     found = _FILE.fullmatch(url)
-    return Path(found[2]) if found and found[2] and found[2] != ":memory:" else None
+    if not found or found[2] in ("", ":memory:"):
+        return None
+    return Path(unquote(found[2]))  # as SQLAlchemy does
+
+
+def with_file(url: str, path: Path) -> str:
+    """The URL of another file; of its path as little is written in another way as can be."""
+    escaped = str(path).replace("%", "%25").replace("?", "%3F")
+    return _FILE.sub(lambda found: f"{found[1]}{escaped}{found[3]}", url)
 
 
 def is_same_database(one: str, other: str) -> bool:
@@ -89,7 +97,7 @@ def beside(url: str, other: str) -> str:
     path, anchor = file_of(url), file_of(other)
     if path is None or path.is_absolute() or anchor is None or not anchor.is_absolute():
         return url
-    return _FILE.sub(lambda found: f"{found[1]}{anchor.parent / path}{found[3]}", url)
+    return with_file(url, anchor.parent / path)
 
 
 def why_unwritable(path: Path, *, may_make_folders: bool = False) -> str:

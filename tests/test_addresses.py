@@ -21,6 +21,7 @@ from pipeline.addresses import beside, file_of, hidden, why_unwritable, without_
         ("https://me:secret@host:5000", "https://me:***@host:5000"),
         ("https://me:secret@host:5000/mlflow", "https://me:***@host:5000/mlflow"),
         ("https://token@host:5000/mlflow", "https://***@host:5000/mlflow"),
+        ("https://token:@host", "https://***@host"),
         ("http://me:s3/cret@host", "http://me:***@host"),
         ("http://me:s3?cret@host", "http://me:***@host"),
         ("http://me:p@ss@host", "http://me:***@host"),

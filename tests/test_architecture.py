@@ -63,6 +63,8 @@ ORDER = [
     "addresses",
     "databases",
     "tracking.faults",
+    "tracking.address",
+    "tracking.experiment",
     "tracking.launched",
     "tracking.run",
     "tracking.registry",
