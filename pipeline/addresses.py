@@ -77,7 +77,7 @@ def file_of(url: str) -> Path | None:
 
 def with_file(url: str, path: Path) -> str:
     """The URL of another file; of its path as little is written in another way as can be."""
-    escaped = str(path).replace("%", "%25").replace("?", "%3F")
+    escaped = re.sub(r"%(?=[0-9a-fA-F]{2})", "%25", str(path)).replace("?", "%3F")
     return _FILE.sub(lambda found: f"{found[1]}{escaped}{found[3]}", url)
 
 

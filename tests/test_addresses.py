@@ -91,6 +91,8 @@ def test_the_file_of_a_url(url: str, path: Path | None) -> None:
         ("sqlite:///optuna.db", "postgresql://host/mlflow", "sqlite:///optuna.db"),
         ("postgresql://host/optuna", "sqlite:////data/mlflow.db", "postgresql://host/optuna"),
         ("journal:///o.log", "sqlite:////data/mlflow.db", "journal:////data/o.log"),
+        ("sqlite:///o.db", "sqlite:////my%20data/50%/m.db", "sqlite:////my data/50%/o.db"),
+        ("sqlite:///o%2041.db", "sqlite:////a%2541/m.db", "sqlite:////a%2541/o 41.db"),
     ],
 )
 def test_a_relative_file_moves_beside_an_absolute_one(url: str, other: str, moved: str) -> None:
