@@ -15,7 +15,7 @@ from pipeline.compare_report import log_comparison
 from pipeline.compared import Compared
 from pipeline.data.images import ImageSet
 from pipeline.decision_report import minutes
-from pipeline.entry_points import Command
+from pipeline.entry_points import Command, check_storage
 from pipeline.estimate import equal_steps, seconds_a_draw, shown_steps
 from pipeline.evaluate import test_images
 from pipeline.grid import Grid, grid_of, said_of_arm
@@ -39,6 +39,8 @@ def compare_entry(command: Command) -> Compared | None:
     settings = next(iter(grid.arms.values()))[0].settings
     tracking = Tracking.connect()
     with tracking.explained():
+        if command.tuned:
+            check_storage(command, tracking)
         source, test = source_of(settings), test_images(settings)
         draws = grid.compare.draws
         pool = pool_in(

@@ -17,7 +17,7 @@ from pipeline.data.images import ImageSet
 from pipeline.decision import Decision
 from pipeline.decision_report import log_decision, minutes
 from pipeline.design import Design
-from pipeline.entry_points import Command
+from pipeline.entry_points import Command, check_storage
 from pipeline.entry_settings import usable_name
 from pipeline.estimate import equal_steps, seconds_a_draw, shown_steps
 from pipeline.evaluate import test_images
@@ -56,6 +56,8 @@ def decide_entry(command: Command) -> Decision | None:
     settings = plan.treatment.settings
     tracking = Tracking.connect()
     with tracking.explained():
+        if plan.decide.tune:
+            check_storage(command, tracking)
         source, test = source_of(settings), test_images(settings)
         pool = pool_in(
             source,

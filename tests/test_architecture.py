@@ -77,6 +77,7 @@ ORDER = [
     "session",
     "run_stage",
     "tuning",
+    "tuning.journal",
     "tuning.storage",
     "tuning.trials",
     "tuning.study",

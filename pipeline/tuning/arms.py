@@ -16,7 +16,7 @@ from pipeline.entry_settings import TuneSettings
 from pipeline.errors import LineageError, SettingsError, StudyError
 from pipeline.search_space import Plan, SearchSpace, default_space, read_space
 from pipeline.tracking import Tracking
-from pipeline.tuning.storage import storage_url
+from pipeline.tuning.storage import open_storage, storage_url
 from pipeline.tuning.trials import RUN_ID
 from pipeline.tuning.tune import work
 
@@ -53,8 +53,8 @@ def tune_arm(
                 f"({', '.join(space.dimensions)}): leave one to be tuned"
             )
         spaces[number] = SearchSpace(space.source, left)
-    url = storage_url(command.storage, tracking.uri)
-    done = work(command, Plan(tune, arm.settings, spaces), tracking, url)
+    storage = open_storage(storage_url(command.storage, tracking.uri), tune.heartbeat)
+    done = work(command, Plan(tune, arm.settings, spaces), tracking, storage)
     stages = list(arm.settings.stages)
     for one in done:
         number = one.study.spec.stage.number

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 import optuna
 from optuna.pruners import MedianPruner
 from optuna.samplers import TPESampler
-from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -29,7 +28,7 @@ from pipeline.search_space import Choices, Range, SearchSpace
 from pipeline.session import Session
 from pipeline.settings import INHERITED_KEYS, Settings, plain_values
 from pipeline.stages import Stage
-from pipeline.tuning.storage import BEATS_UNTIL_GIVEN_UP, experiments_known
+from pipeline.tuning.storage import BEATS_UNTIL_GIVEN_UP, Storage, experiments_known
 from pipeline.tuning.trials import (
     DEFAULTS,
     Progress,
@@ -120,13 +119,13 @@ class Study:
     """
 
     spec: Spec
-    storage: RDBStorage
+    storage: Storage
     optuna: optuna.Study
     created: bool
     seen_at: dict[int, float] = field(default_factory=dict)
 
     @classmethod
-    def join(cls, storage: RDBStorage, spec: Spec, seed: int) -> Study:
+    def join(cls, storage: Storage, spec: Spec, seed: int) -> Study:
         """Create the study, or load it if any process has: exactly one creates it.
 
         One that was left half made, by a process that was killed over it, is completed.
@@ -148,7 +147,7 @@ class Study:
         return cls(spec, storage, study, created)._at_its_pace()
 
     @classmethod
-    def find(cls, storage: RDBStorage, spec: Spec) -> Study | None:
+    def find(cls, storage: Storage, spec: Spec) -> Study | None:
         """The study, if any process has created it."""
         try:
             study = optuna.load_study(storage=storage, study_name=spec.name, pruner=_pruner())
@@ -225,7 +224,7 @@ def _pruner() -> MedianPruner:
     return MedianPruner(n_startup_trials=5, n_warmup_steps=STEPS_A_DRAW // 2, n_min_trials=4)
 
 
-def _begin(study: optuna.Study, spec: Spec, seed: int, storage: RDBStorage) -> None:
+def _begin(study: optuna.Study, spec: Spec, seed: int, storage: Storage) -> None:
     """Say what a new study is made of, and queue its first trial; `SPACE` comes last."""
     study.set_user_attr(TUNING_KEY, spec.tuning_key)
     study.set_user_attr(FIXED, dict(spec.fixed))

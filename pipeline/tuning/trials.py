@@ -15,10 +15,10 @@ from typing import Literal
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from pipeline.tuning.storage import STORAGE_FAULTS, experiments_known
+from pipeline.tuning.storage import STORAGE_FAULTS, Storage, experiments_known
 
 DEFAULTS = "defaults"
 """User attribute of the first trial, which has the settings that an untuned run would have."""
@@ -99,7 +99,7 @@ def default_of(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
     return next(done, None)
 
 
-def ask(study: optuna.Study, storage: RDBStorage) -> Trial:
+def ask(study: optuna.Study, storage: Storage) -> Trial:
     """The next trial: one that waits, or a new one; with its first heartbeat."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Heartbeat of storage")  # ours is `beating`
@@ -109,7 +109,7 @@ def ask(study: optuna.Study, storage: RDBStorage) -> Trial:
 
 
 @contextmanager
-def beating(storage: RDBStorage, trial: Trial) -> Iterator[None]:
+def beating(storage: Storage, trial: Trial) -> Iterator[None]:
     """Say every few seconds that this trial's worker is alive.
 
     A beat that a storage misses is not the last one, as it would be in `Study.optimize`.

@@ -16,8 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from optuna.storages import RDBStorage
-
 from pipeline.addresses import without_password
 from pipeline.command_line import command_line
 from pipeline.entry_points import Command
@@ -35,6 +33,7 @@ from pipeline.tuning.report import log_study, log_trial, summary
 from pipeline.tuning.storage import (
     STORAGE_FAULTS,
     Losses,
+    Storage,
     open_storage,
     patiently,
     storage_url,
@@ -69,8 +68,9 @@ def tune_entry(command: Command) -> list[Tuned]:
     tracking = Tracking.connect()
     with tracking.explained():
         url = storage_url(command.storage, tracking.uri)
+        storage = open_storage(url, tune.heartbeat)
         if command.joins:
-            return work(command, plan, tracking, url)
+            return work(command, plan, tracking, storage)
         data = Path(settings.data).name
         name = f"tune · {data} · {settings.backbone} · {settings.schedule} · stage {tune.stage}"
         with tracking.run(name, {"kind": "tune"}, target=True) as log:
@@ -78,7 +78,7 @@ def tune_entry(command: Command) -> list[Tuned]:
             log.tags({"storage": without_password(url)})
             if tune.workers > 1:
                 run_workers(tune.workers, "tune", command, tracking.experiment_id, log.run_id)
-            done = work(command, plan, tracking, url, only_read=tune.workers > 1)
+            done = work(command, plan, tracking, storage, only_read=tune.workers > 1)
             for one in done:
                 number, best = one.study.spec.stage.number, one.study.best
                 log.tags(
@@ -100,11 +100,10 @@ def tune_entry(command: Command) -> list[Tuned]:
 
 
 def work(
-    command: Command, plan: Plan, tracking: Tracking, url: str, *, only_read: bool = False
+    command: Command, plan: Plan, tracking: Tracking, storage: Storage, *, only_read: bool = False
 ) -> list[Tuned]:
     """Work on each stage's study in turn, each from the best of the one before."""
     tune, settings = plan.tune, plan.settings
-    storage = open_storage(url, tune.heartbeat)
     deadline = time.monotonic() + tune.timeout if tune.timeout else None
     sessions = {
         draw: Session.open(
@@ -115,8 +114,8 @@ def work(
     done: list[Tuned] = []
     for number, space in plan.spaces.items():
         spec = Spec.of(sessions, number, space, tune.objective)
-        worker = Worker(spec, sessions, tracking, storage, url, tune, deadline, command.say)
-        with translated(url):
+        worker = Worker(spec, sessions, tracking, storage, tune, deadline, command.say)
+        with translated(storage.url):
             one = worker.read() if only_read else worker.work()
         if one is None:
             break
@@ -136,8 +135,7 @@ class Worker:
     spec: Spec
     sessions: Mapping[int, Session]
     tracking: Tracking
-    storage: RDBStorage
-    url: str
+    storage: Storage
     tune: TuneSettings
     deadline: float | None
     say: Say
@@ -154,7 +152,7 @@ class Worker:
         """Run trials until the study has enough of them, or time is over."""
         study = Study.join(self.storage, self.spec, self._seed)
         first = next(iter(self.sessions.values()))
-        shown = without_password(self.url)
+        shown = without_password(self.storage.url)
         run_id = study_run(study, first, shown, self.say)
         finished = study.progress().finished
         if finished >= self.tune.n_trials:

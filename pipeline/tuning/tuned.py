@@ -13,14 +13,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage
 from optuna.study import StudySummary
 from optuna.trial import FrozenTrial
 
 from pipeline.addresses import without_password
 from pipeline.errors import StudyError
 from pipeline.session import Session
-from pipeline.tuning.storage import open_storage, translated
+from pipeline.tuning.storage import Storage, translated
 from pipeline.tuning.study import (
     CHOICE,
     CHOSEN,
@@ -111,7 +110,7 @@ class _Nothing:
 
 
 def with_tuned(
-    session: Session, numbers: list[int], said: Mapping[int, set[str]], url: str
+    session: Session, numbers: list[int], said: Mapping[int, set[str]], storage: Storage
 ) -> Session:
     """The session with the best settings of each stage's study; the last stage must have one.
 
@@ -123,14 +122,13 @@ def with_tuned(
     Raises:
         StudyError: no finished study matches the last stage.
     """
-    storage = open_storage(url, must_exist=True)
-    with translated(url):
+    with translated(storage.url):
         first, *rest = list(_chains(storage, session, numbers, said))
     chain = next((c for c in (first, *rest) if isinstance(c[-1], _Match)), first)
     for number, found in zip(numbers, chain, strict=True):
         if isinstance(found, _Nothing):
             if number == numbers[-1]:
-                raise StudyError(found.fault(session, number, without_password(url)))
+                raise StudyError(found.fault(session, number, without_password(storage.url)))
             session.say(
                 f"stage {number}: no finished study matches{found.hint}, its settings stay"
             )
@@ -142,7 +140,7 @@ def with_tuned(
 
 
 def _chains(
-    storage: BaseStorage, session: Session, numbers: list[int], said: Mapping[int, set[str]]
+    storage: Storage, session: Session, numbers: list[int], said: Mapping[int, set[str]]
 ) -> Iterator[list[_Match | _Nothing]]:
     """Every way to take a study, or none, for each of these stages; the best ones first."""
     if not numbers:
@@ -158,7 +156,7 @@ def _chains(
 
 
 def _matching(
-    storage: BaseStorage, session: Session, number: int, said: Set[str]
+    storage: Storage, session: Session, number: int, said: Set[str]
 ) -> list[_Match | _Nothing]:
     """Studies that may be taken, best first, and at last none of them.
 
@@ -189,7 +187,7 @@ def _matching(
     return [*counted, _Nothing(unfinished[-1] if unfinished else "", nearest[1])]
 
 
-def _of_stage(storage: BaseStorage, session: Session, number: int) -> Iterator[StudySummary]:
+def _of_stage(storage: Storage, session: Session, number: int) -> Iterator[StudySummary]:
     """Studies of this stage with this backbone, oldest first."""
     for summary in optuna.get_all_study_summaries(storage, include_best_trial=False):
         fixed = summary.user_attrs.get(FIXED, {})
