@@ -136,6 +136,12 @@ def _check_database(url: str, shown: str) -> None:
         raise StudyError(f"{shown} is forgotten when this command ends: name a file")
 
 
+def for_optunas_commands(url: str) -> str:
+    """What `optuna` and `optuna-dashboard` call a storage: a journal by its file alone."""
+    path = file_of(url)
+    return str(path) if path and url.startswith(JOURNAL) else without_password(url)
+
+
 def open_storage(url: str, heartbeat_s: int = 15, *, must_exist: bool = False) -> Storage:
     """Open a storage; an empty database gets its tables.
 

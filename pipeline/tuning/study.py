@@ -37,6 +37,7 @@ from pipeline.tuning.trials import (
     interrupt,
     progress_of,
     queue_interrupted,
+    why_all_failed,
 )
 
 STEPS_A_DRAW = 10
@@ -49,6 +50,11 @@ trials there were when it last had all that were wanted."""
 FIXED, TUNING_KEY, SEED, HEARTBEAT = "fixed", "tuning_key", "seed", "heartbeat"
 """User attributes of a study: settings that it does not tune, by key; see `Spec`; its runs' seed;
 seconds."""
+
+AFTER_FAILURES = (
+    "change the settings or the search space, which makes another study, or give more n_trials"
+)
+"""What to do where every trial failed."""
 
 SPACE = "space"
 """User attribute of a study: what it tunes. A study without it is not complete yet."""
@@ -206,6 +212,12 @@ class Study:
             if now > self.seen_at.setdefault(trial.number, now) + (self.storage.grace_period or 0):
                 self.storage.record_heartbeat(trial._trial_id)
                 self.seen_at[trial.number] = math.inf
+
+    @property
+    def failure(self) -> str:
+        """What is wrong, where every trial so far failed by its own settings; else empty."""
+        reasons = why_all_failed(self.optuna.get_trials(deepcopy=False))
+        return f"every trial of study {self.name} failed ({reasons})" if reasons else ""
 
     @property
     def chosen(self) -> FrozenTrial | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ REASON = "reason"
 RUN_ID = "run_id"
 """User attribute of a trial, and of a study: its run in MLflow."""
 
+_SHOWN_REASONS = 2
 RETRIES = 3
 """How often a trial is queued again; the defaults, which all are held against, always."""
 
@@ -68,6 +70,17 @@ def progress_of(trials: Sequence[FrozenTrial]) -> Progress:
     counts = outcomes(trials)
     finished = counts["complete"] + counts["pruned"] + counts["failed"]
     return Progress(finished, counts["running"])
+
+
+def why_all_failed(trials: Sequence[FrozenTrial]) -> str:
+    """The reasons of a study's failures, if its trials came to nothing else; else empty."""
+    counts = outcomes(trials)
+    if not counts["failed"] or counts["complete"] or counts["pruned"]:
+        return ""
+    reasons = Counter(str(t.user_attrs[REASON]) for t in trials if outcome(t) == "failed")
+    shown = [f"{count} x {reason}" for reason, count in reasons.most_common(_SHOWN_REASONS)]
+    more = len(reasons) - len(shown)
+    return "; ".join(shown) + (f"; and {more} other reasons" if more else "")
 
 
 def queued_again(trials: Sequence[FrozenTrial]) -> set[int]:

@@ -21,6 +21,7 @@ from pipeline.errors import StudyError
 from pipeline.session import Session
 from pipeline.tuning.storage import Storage, translated
 from pipeline.tuning.study import (
+    AFTER_FAILURES,
     CHOICE,
     CHOSEN,
     FINISHED,
@@ -31,6 +32,7 @@ from pipeline.tuning.study import (
     fixed_settings,
     shown_settings,
 )
+from pipeline.tuning.trials import why_all_failed
 
 _SHOWN_DIFFERENCES = 4
 
@@ -84,22 +86,35 @@ class _Match:
 
 @dataclass(frozen=True)
 class _Nothing:
-    """No finished study; one that would match, unfinished; how the nearest differs."""
+    """No finished study with a value.
+
+    Attributes:
+        unfinished: the name of one that would match.
+        failed: what is wrong with one that would match, and whose trials all failed.
+        nearest: how the nearest differs.
+    """
 
     unfinished: str
+    failed: str
     nearest: str
 
     @property
     def hint(self) -> str:
         if self.unfinished:
             return f" ({self.unfinished} does, unfinished)"
-        return f" ({self.nearest})" if self.nearest else ""
+        found = self.failed or self.nearest
+        return f" ({found})" if found else ""
 
     def fault(self, session: Session, number: int, storage: str) -> str:
         if self.unfinished:
             return (
                 f"tuned=true: study {self.unfinished} in storage={storage} matches stage "
                 f"{number}, but is not finished: go on with the `tune` command that began it"
+            )
+        if self.failed:
+            return (
+                f"tuned=true: {self.failed}; no other study in storage={storage} matches stage "
+                f"{number}: {AFTER_FAILURES}, and run `tune` again"
             )
         return (
             f"tuned=true: no finished study in storage={storage} matches stage {number} of "
@@ -165,15 +180,19 @@ def _matching(
     """
     matches: list[_Match] = []
     unfinished: list[str] = []
+    failed = ""
     nearest = (math.inf, "")
     for summary in _of_stage(storage, session, number):
         attrs = summary.user_attrs
         if differs := _differences(session, number, attrs):
             nearest = min(nearest, (len(differs), _shown(summary.study_name, differs)))
+            continue
+        study = optuna.load_study(study_name=summary.study_name, storage=storage)
+        if attrs.get(FINISHED) and (reasons := why_all_failed(study.get_trials(deepcopy=False))):
+            failed = f"every trial of study {summary.study_name} failed ({reasons})"
         elif not attrs.get(FINISHED) or CHOSEN not in attrs:
             unfinished.append(summary.study_name)
         else:
-            study = optuna.load_study(study_name=summary.study_name, storage=storage)
             chosen = study.get_trials(deepcopy=False)[attrs[CHOSEN]]
             own_seed = attrs.get(SEED) == session.settings.seed
             matches.append(_Match(study, chosen, attrs[FINISHED], said, own_seed))
@@ -184,7 +203,7 @@ def _matching(
         replace(m, others=tuple(set(names) - {m.study.study_name}), unfinished=len(unfinished))
         for m in matches
     ]
-    return [*counted, _Nothing(unfinished[-1] if unfinished else "", nearest[1])]
+    return [*counted, _Nothing(unfinished[-1] if unfinished else "", failed, nearest[1])]
 
 
 def _of_stage(storage: Storage, session: Session, number: int) -> Iterator[StudySummary]:
