@@ -15,6 +15,7 @@ from pathlib import Path
 from pipeline.arms import Arm, Comparison, TunedArm, at_equal_steps, comparison_of, own_stages
 from pipeline.data.images import ImageSet
 from pipeline.decision import Decision
+from pipeline.decision_marks import mark
 from pipeline.decision_report import log_decision, minutes
 from pipeline.design import Design
 from pipeline.entry_points import Command, check_storage
@@ -250,7 +251,7 @@ def _register(decision: Decision, plan: Comparison, runner: PairRunner, log: Run
     registered = runner.tracking.register(
         name, ModelVersion(run.tags["model_uri"], CHAMPION, text, tags)
     )
-    runner.tracking.add_tags(run.run_id, decision.tags)
+    mark(decision, log.run_id, run, runner.tracking)
     log.tags({"champion": f"models:/{name}@{CHAMPION}", "champion_run_id": run.run_id})
     runner.say(
         f"recommended: {arm.words}; models:/{name}@{CHAMPION} is version "

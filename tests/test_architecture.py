@@ -95,6 +95,7 @@ ORDER = [
     "pool",
     "pairs",
     "decision",
+    "decision_marks",
     "reproduce",
     "decision_report",
     "decide",
