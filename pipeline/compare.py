@@ -14,7 +14,7 @@ from pipeline.arms import Arm
 from pipeline.compare_report import log_comparison
 from pipeline.compared import Compared
 from pipeline.data.images import ImageSet
-from pipeline.entry_points import Command
+from pipeline.entry_points import Command, check_storage
 from pipeline.estimate import equal_steps, seconds_a_draw, shown_steps
 from pipeline.evaluate import read_test_split, test_split
 from pipeline.grid import Grid, grid_of, said_of_arm
@@ -40,6 +40,8 @@ def compare_entry(command: Command) -> Compared | None:
     settings = next(iter(grid.arms.values()))[0].settings
     tracking = Tracking.connect()
     with tracking.explained():
+        if command.tuned:
+            check_storage(command, tracking)
         for arms in grid.arms.values():
             source, _ = source_and_weights(arms[0].settings)
         test_split(source, settings)

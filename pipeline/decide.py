@@ -15,9 +15,10 @@ from pathlib import Path
 from pipeline.arms import Arm, Comparison, TunedArm, at_equal_steps, comparison_of, own_stages
 from pipeline.data.images import ImageSet
 from pipeline.decision import Decision
+from pipeline.decision_marks import mark
 from pipeline.decision_report import log_decision
 from pipeline.design import Design
-from pipeline.entry_points import Command
+from pipeline.entry_points import Command, check_storage
 from pipeline.entry_settings import usable_name
 from pipeline.estimate import equal_steps, seconds_a_draw, shown_steps
 from pipeline.evaluate import read_test_split, test_split
@@ -58,6 +59,8 @@ def decide_entry(command: Command) -> Decision | None:
     settings = plan.treatment.settings
     tracking = Tracking.connect()
     with tracking.explained():
+        if plan.decide.tune:
+            check_storage(command, tracking)
         source, _ = source_and_weights(settings)
         test_split(source, settings)
         reserved = plan.tune.draws if plan.decide.tune else 0
@@ -254,7 +257,7 @@ def _register(decision: Decision, plan: Comparison, runner: PairRunner, log: Run
     registered = runner.tracking.register(
         name, ModelVersion(run.tags["model_uri"], CHAMPION, text, tags)
     )
-    runner.tracking.add_tags(run.run_id, decision.tags)
+    mark(decision, log.run_id, run, runner.tracking)
     log.tags({"champion": f"models:/{name}@{CHAMPION}", "champion_run_id": run.run_id})
     runner.say(
         f"recommended: {arm.words}; models:/{name}@{CHAMPION} is version "

@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 
 from pipeline.arms import Arm, TunedArm
 from pipeline.decision import ArmCost, Decision
+from pipeline.decision_marks import gate_of_parents, mark
 from pipeline.estimate import shown_steps
 from pipeline.figures import gains_picture
 from pipeline.gate import Gate
-from pipeline.gate_report import gate_over
 from pipeline.page import Page, Part, Table, to_html, to_markdown
 from pipeline.report import came_to, minutes, training_in_words
 from pipeline.reproduce import command_of
@@ -33,7 +33,7 @@ def log_decision(
 ) -> None:
     """The report, the tags and the numbers; says the verdict."""
     runs = [tracking.get(pair.treatment.run_id) for pair in decision.pairs]
-    gate = _gate(decision, tracking, runs)
+    gate = gate_of_parents(decision, tracking, runs, say)
     page, figure = page_of(decision, runs, gate, _code(decision, tracking)), picture_of(decision)
     log.figure(figure, PICTURE)
     markdown = to_markdown(page)
@@ -48,8 +48,8 @@ def log_decision(
     for number, gain in enumerate(decision.gains_pp, start=1):
         log.metrics({"gain/pair_pp": gain}, step=number)
     studies = [run_id for arm in decision.tuned for run_id in arm.run_ids]
-    for run_id in [*studies, *(run.run_id for run in runs)]:
-        tracking.add_tags(run_id, {**decision.tags, "decision_run_id": log.run_id})
+    for run in [*map(tracking.get, studies), *runs]:
+        mark(decision, log.run_id, run, tracking)
     say(f"\n{decision.sentence}")
     say(f"report: report.html and report.md of run {log.run_id}")
 
@@ -289,15 +289,6 @@ def _code(decision: Decision, tracking: Tracking) -> list[str]:
             run = tracking.get(run_id)
             found[run_id], run_id = run.tags["git_commit"], run.tags["parent_run_id"]
     return sorted({*found.values()} - {""})
-
-
-def _gate(decision: Decision, tracking: Tracking, runs: Sequence[RunView]) -> Gate | None:
-    """The gate over the parents of stage 3, where stage 3 is what was judged."""
-    if (decision.treatment.name, decision.treatment.last) != ("three_stage", 3):
-        return None
-    parents = [tracking.get(run.tags["parent_run_id"]) for run in runs]
-    title = f"{len(parents)} pairs of a decision"
-    return gate_over(tracking, parents, decision.treatment.settings, title)[0]
 
 
 def _stage_rows(decision: Decision) -> list[tuple[str, ...]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipeline.config import load_settings
 from pipeline.errors import GateError, LineageError
-from pipeline.evidence import siblings_of
+from pipeline.evidence import as_far_as_allowed, siblings_of, thresholds_of
 from pipeline.gate import Gate, Outcome, Pair, parse_best_lines, read_gate
 from pipeline.lineage import inherit
 from pipeline.plain_text import as_markdown
@@ -46,7 +46,7 @@ def gate_entry(
         _check(run)
         thresholds = load_settings(options, inherited=inherit(run))
         with tracking.run(f"gate · {run.name}", {"kind": "gate"}, target=True) as log:
-            gate, pairs = gate_of_run(tracking, run, thresholds)
+            gate, pairs = gate_of_run(tracking, run, thresholds, say)
             log.tags({**gate.tags, "stage2_run_id": run_id})
             report = report_markdown(gate, pairs, run.name)
             log.text(report, REPORT)
@@ -84,26 +84,37 @@ def _check(run: RunView) -> None:
 
 
 def gate_of_run(
-    tracking: Tracking, run: RunView, thresholds: Thresholds
+    tracking: Tracking, run: RunView, thresholds: Thresholds, say: Callable[[str], None]
 ) -> tuple[Gate, list[Pair]]:
     """The gate over a stage-2 run and its siblings of other draws; tags all of them."""
     by_draw = {sibling.tags["draw"]: sibling for sibling in siblings_of_run(tracking, run)}
     by_draw[run.tags["draw"]] = run
     runs = [by_draw[draw] for draw in sorted(by_draw, key=int)]
-    return gate_over(tracking, runs, thresholds, run.name)
+    return gate_over(tracking, runs, thresholds, run.name, say)
 
 
 def gate_over(
-    tracking: Tracking, runs: Sequence[RunView], thresholds: Thresholds, title: str
+    tracking: Tracking,
+    runs: Sequence[RunView],
+    thresholds: Thresholds,
+    title: str,
+    say: Callable[[str], None],
+    *,
+    only_new: bool = False,
 ) -> tuple[Gate, list[Pair]]:
-    """The gate over these stage-2 runs; tags all of them."""
+    """The gate over these stage-2 runs; tags all of them, each by its own thresholds.
+
+    They may be other people's, who have set theirs. `only_new`: leave those that have been read.
+    """
     pairs = [_pair(tracking, run) for run in runs]
-    gate = read_gate(pairs, thresholds)
-    report = report_markdown(gate, pairs, title)
     for run in runs:
-        tracking.add_tags(run.run_id, gate.tags)
-        tracking.add_text(run.run_id, report, REPORT)
-    return gate, pairs
+        if only_new and "gate.prior" in run.tags:
+            continue
+        own = read_gate(pairs, thresholds_of(run))
+        with as_far_as_allowed(run, say):
+            tracking.add_tags(run.run_id, own.tags)
+            tracking.add_text(run.run_id, report_markdown(own, pairs, title), REPORT)
+    return read_gate(pairs, thresholds), pairs
 
 
 def siblings_of_run(tracking: Tracking, run: RunView) -> list[RunView]:

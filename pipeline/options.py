@@ -52,7 +52,13 @@ OWN_GROUPS: dict[str, type[BaseModel]] = {
 STAGE_ENTRIES = tuple(f"stage{n}" for n in range(1, MAX_STAGES + 1))
 OWN_WORDS = ("config", "parent_run_id", "run_id", "lines", "tuned", "storage", "joins")
 """What the command itself takes, beside settings."""
-STORAGE_HELP = "an Optuna URL such as postgresql://host/db (default: optuna.db beside MLflow's)"
+STORAGE = "OPTUNA_STORAGE"
+"""Environment variable for `storage`, which Optuna's own command line knows too. Other users of a
+machine see the words of a command, passwords among them, and not its environment."""
+STORAGE_HELP = (
+    "an Optuna URL: sqlite:///, postgresql://, or journal:/// before a file in a shared folder "
+    f"(default: {STORAGE}, or optuna.db beside MLflow's)"
+)
 TUNED_HELP = (
     "take the best settings of the finished study (on/off)",
     "tune every arm first, on draws of its own (on/off)",

@@ -47,7 +47,7 @@ def run_stage(
     settings, stage = session.settings, session.settings.stage(number)
     if settings.enforce_gate and (stage.schedule, number) == ("three_stage", 3):
         assert parent
-        gate_of_run(session.tracking, parent, settings)[0].enforce()
+        gate_of_run(session.tracking, parent, settings, session.say)[0].enforce()
     started = time.perf_counter()
     with (
         session.tracking.run(
@@ -113,7 +113,8 @@ def run_stage(
         if settings.log_model and not session.is_trial:
             log_served_model(log, settings, session.draw, backbone, Path(folder))
     if parent:
-        now = refresh_siblings(session.tracking, session.recipe(number), settings, session.say)
+        recipe = session.recipe(number)
+        now = refresh_siblings(session.tracking, recipe, settings, session.say)
         signals = [now if signal.name == now.name else signal for signal in signals]
     for note in dict.fromkeys(session.cache.notes):
         session.say(f"note: {note}")

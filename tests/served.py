@@ -1,13 +1,21 @@
-"""What local servers serve in tests, and how: files, weights as torchvision publishes them."""
+"""What local servers serve in tests, and how: files, weights, what a tracking server says."""
 
 from __future__ import annotations
 
+import base64
+import datetime
 import hashlib
+import ipaddress
 from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from socketserver import BaseRequestHandler
+from typing import Any
 
 import torch
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from pipeline.backbones import build_backbone
 
@@ -35,3 +43,80 @@ def publish(backbone: str, folder: Path, seed: int = 2) -> Path:
     torch.save(build_backbone(backbone, IMAGENET_CLASSES, seed).model.state_dict(), path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return path.rename(folder / f"{backbone}-{digest[:8]}.pth")
+
+
+class Tracking(SimpleHTTPRequestHandler):
+    """What an MLflow server answers to whoever asks whether it is one, below `prefix`.
+
+    `login`: the Authorization header that it wants; `status`, `body`: what it says instead.
+    """
+
+    protocol_version = "HTTP/1.1"
+
+    def __init__(
+        self,
+        *args: Any,  # noqa: ANN401 - the server's own
+        prefix: str = "",
+        login: str = "",
+        status: int = 200,
+        body: str = '{"experiments": []}',
+        seen: list[str] | None = None,
+    ) -> None:
+        self.prefix, self.login, self.status, self.body, self.seen = (
+            *(prefix, login, status, body),
+            [] if seen is None else seen,
+        )
+        super().__init__(*args)
+
+    def do_GET(self) -> None:
+        self.seen.append(self.path)
+        status, body = self.status, self.body
+        if self.login and self.headers.get("Authorization") != self.login:
+            status, body = 401, "You are not authenticated."
+        elif not self.path.startswith(f"{self.prefix}/api/2.0/mlflow/"):
+            status, body = 404, "<html>Not Found</html>"
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body.encode())))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def basic(user: str, password: str) -> str:
+    """The header that a login is sent in."""
+    return f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
+
+
+def certificate(folder: Path, name: str = "127.0.0.1") -> Path:
+    """A file with a certificate for that name, signed by its own key, and the key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    try:
+        who: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        who = x509.DNSName(name)
+    day = datetime.timedelta(days=1)
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - day)
+        .not_valid_after(now + day)
+        .add_extension(x509.SubjectAlternativeName([who]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    path = folder / f"{name}.pem"
+    path.write_bytes(
+        made.public_bytes(serialization.Encoding.PEM)
+        + key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return path

@@ -13,7 +13,7 @@ from PIL import Image
 from pipeline.cli import main
 from pipeline.errors import SettingsError
 from pipeline.options import parse
-from tests.conftest import Command
+from tests.conftest import Command, PointAt
 
 
 def test_options_are_taken_as_words_or_with_an_equals_sign() -> None:
@@ -76,9 +76,9 @@ def test_unreadable_images_are_named_all_at_once(
 
 
 def test_an_unreachable_server_is_one_line_at_once(
-    store: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    store: Path, point_at: PointAt, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    point_at("http://127.0.0.1:9")
     assert main(["stage1"]) == 2
     assert "no tracking server answers at MLFLOW_TRACKING_URI" in capfd.readouterr().err
 

@@ -389,7 +389,7 @@ def test_every_run_is_nested_under_the_decision(decided: Decided) -> None:
 
 def test_the_treatments_runs_carry_the_verdict(decided: Decided) -> None:
     tags = {key: value for key, value in decided.run.data.tags.items() if "verdict" in key}
-    assert len(tags) == 9
+    assert len(tags) == 10
     for treatment, control in decided.arms():
         theirs = treatment.data.tags
         assert {key: value for key, value in theirs.items() if "verdict" in key} == tags
