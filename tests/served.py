@@ -6,11 +6,19 @@ import base64
 import datetime
 import hashlib
 import ipaddress
-from http.server import SimpleHTTPRequestHandler
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler
 from pathlib import Path
 from socketserver import BaseRequestHandler
 from typing import Any
 
+import requests
 import torch
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -18,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from pipeline.backbones import build_backbone
+from tests.postgres import free_port
 
 IMAGENET_CLASSES = 1000
 
@@ -79,6 +88,76 @@ class Tracking(SimpleHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body.encode())))
         self.end_headers()
         self.wfile.write(body.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def tracking_server(folder: Path, *words: str) -> Iterator[str]:
+    """A real tracking server with a database and artifacts in that folder; its address."""
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
+    command += ["--artifacts-destination", str(folder / "artifacts"), *words]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW")}
+    environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        _wait_for(f"http://127.0.0.1:{port}/health", process)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + 120
+    with requests.Session() as session:
+        session.trust_env = False
+        while time.monotonic() < end:
+            assert process.poll() is None, "the server ended"
+            with suppress(requests.ConnectionError):
+                if session.get(address, timeout=5).ok:
+                    return
+            time.sleep(0.2)
+    raise AssertionError("the server does not answer")
+
+
+class Guard(BaseHTTPRequestHandler):
+    """A proxy before a tracking server at `target` that wants a login, as nginx would."""
+
+    protocol_version = "HTTP/1.1"
+
+    def __init__(self, *args: Any, target: str, login: str) -> None:  # noqa: ANN401
+        self.target, self.login = target, login
+        super().__init__(*args)
+
+    def pass_on(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.headers.get("Authorization") != self.login:
+            self.answer(401, {}, b"You are not authenticated.")
+            return
+        own = ("authorization", "host")
+        headers = {k: v for k, v in self.headers.items() if k.lower() not in own}
+        with requests.Session() as session:
+            session.trust_env = False
+            url = f"{self.target}{self.path}"
+            found = session.request(self.command, url, data=body, headers=headers, timeout=60)
+        kind = found.headers.get("Content-Type", "application/octet-stream")
+        self.answer(found.status_code, {"Content-Type": kind}, found.content)
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = pass_on
+
+    def answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
+        self.send_response(status)
+        for key, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        self.wfile.write(content)
 
     def log_message(self, *_: object) -> None:
         pass
