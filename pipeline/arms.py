@@ -5,8 +5,9 @@ settings at equal optimizer steps. Pure functions.
 
 Stages that an arm has in common with the treatment keep its settings, so they are the same runs.
 The steps that are left go to the arm's other stages: to the first of them all that the treatment
-spent before the matching one. A stage that begins as the treatment does, or that goes on with the
-one before, keeps its settings, too.
+spent before the matching one. A stage that begins as the treatment does keeps its settings, too. A
+stage that goes on with the one before has the settings of the treatment's stage that it is held
+against: the arms differ in what they train, not in how.
 """
 
 from __future__ import annotations
@@ -127,9 +128,16 @@ def check_comparable(settings: Settings) -> None:
 
 
 def at_equal_steps(
-    treatment: Arm, name: str, options: Mapping[str, str], config: str | None
+    treatment: Arm,
+    name: str,
+    options: Mapping[str, str],
+    config: str | None,
+    untuned: Arm | None = None,
 ) -> Arm:
     """Another schedule with as many optimizer steps as the treatment has up to its last stage.
+
+    `untuned`: the treatment before it was tuned; a stage that goes on with the one before starts
+    from its settings, as the stage that it is held against did.
 
     Raises:
         SettingsError: more stages than the treatment has steps for, or one that may stop early.
@@ -145,11 +153,11 @@ def at_equal_steps(
     steps_of = [*zip(theirs[:shared]), theirs[shared:first], *zip(theirs[first:])]
     own = load_settings({**said_of_all(options, config), "schedule": name})
     bases: list[TrainSettings] = []
-    for n, stage in enumerate(ours):
+    for n in range(len(ours)):
         if n < stages_alike(treatment, name):
             bases.append(theirs[n])
-        elif n and stage.trainable == ours[n - 1].trainable:
-            bases.append(bases[-1])
+        elif goes_on(name, n + 1):
+            bases.append((untuned or treatment).settings.stages[first + n - shared - 1])
         else:
             bases.append(own.stages[n])
     stages = tuple(_with_steps(*both) for both in zip(bases, steps_of, strict=True))
@@ -157,6 +165,12 @@ def at_equal_steps(
     run = {key: getattr(settings, key) for key in RUN_KEYS}
     arm_settings = Settings(**{**run, "schedule": name}).model_copy(update={"stages": stages})
     return Arm(name, arm_settings, len(ours))
+
+
+def goes_on(name: str, number: int) -> bool:
+    """Whether a stage of a schedule trains the same blocks as the one before."""
+    stages = SCHEDULES[name]
+    return number > 1 and stages[number - 1].trainable == stages[number - 2].trainable
 
 
 def stages_alike(treatment: Arm, name: str) -> int:
@@ -250,15 +264,18 @@ def comparison_of(options: Mapping[str, str], config: str | None) -> Comparison:
 def own_stages(plan: Comparison) -> dict[int, set[str]]:
     """The control's stages that are no runs of the treatment's, and what no study of them tunes.
 
-    Steps stay equal, and what was set by hand stays: for all stages, or for one that begins alike.
+    Steps stay equal, and what was set by hand stays: for all stages, for one that begins alike, or
+    for the stage that one which goes on is held against.
     """
     control, alike = plan.control, stages_alike(plan.treatment, plan.control.name)
+    behind = plan.treatment.last - control.last
     return {
         number: {
             "epochs",
             "batch_size",
             *plan.of_all,
             *(plan.said[number] if number <= alike else ()),
+            *(plan.said[number + behind] if goes_on(control.name, number) else ()),
         }
         for number in range(shared_stages(plan.treatment, control.name) + 1, control.last + 1)
     }

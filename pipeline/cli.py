@@ -9,6 +9,7 @@ imported only once the settings are known to be good.
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -22,6 +23,7 @@ from pipeline.errors import PipelineError, SettingsError
 from pipeline.grid import grid_of
 from pipeline.interrupts import end_with_parent, stopped_by_signals
 from pipeline.options import OWN_WORDS, STAGE_ENTRIES, UNSET, parse
+from pipeline.plain_text import printable
 from pipeline.plans import pretrain_plan, rank_plan
 from pipeline.search_space import plan_of
 
@@ -88,7 +90,7 @@ def run(entry_point: str, options: dict[str, str]) -> None:
 
     def say(line: str) -> None:
         progress.close()
-        print(line, flush=True)
+        print(printable(line), flush=True)
 
     config = given["config"] or None
     if entry_point == "evaluate":
@@ -149,12 +151,15 @@ def main(
     argv: Sequence[str] | None = None, *, handle_signals: Callable[..., Any] = signal.signal
 ) -> int:
     """Run the command line; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a letter shows another
+            stream.reconfigure(errors="replace")
     try:
         with stopped_by_signals(handle_signals):
             run(*parse(argv))
     except PipelineError as err:
         for line in str(err).splitlines():
-            print(f"error: {line}{_notes(err)}", file=sys.stderr)
+            print(printable(f"error: {line}{_notes(err)}"), file=sys.stderr)
         return 2
     except BrokenPipeError:  # whoever read our lines has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -13,16 +13,16 @@ from dataclasses import replace
 from pipeline.arms import Arm
 from pipeline.compare_report import log_comparison
 from pipeline.compared import Compared
-from pipeline.data.draws import tuning_draws
-from pipeline.data.overlap import Overlap
-from pipeline.decision_report import minutes
-from pipeline.entry_points import Command
+from pipeline.data.overlap import Overlap, tuning_draws
+from pipeline.entry_points import Command, check_storage
 from pipeline.estimate import equal_steps, seconds_a_draw, shown_steps
-from pipeline.evaluate import test_images
+from pipeline.evaluate import read_test_split, test_split
 from pipeline.grid import Grid, grid_of, said_of_arm
 from pipeline.pairs import PairKey, PairRunner, Results, pair_keys
 from pipeline.pool import Pool, pool_in
-from pipeline.session import source_and_weights
+from pipeline.report import minutes
+from pipeline.run_log import log_unreadable
+from pipeline.session import check_draws, source_and_weights
 from pipeline.settings import plain_values
 from pipeline.tracking import Tracking
 from pipeline.workers import run_workers
@@ -40,10 +40,13 @@ def compare_entry(command: Command) -> Compared | None:
     settings = next(iter(grid.arms.values()))[0].settings
     tracking = Tracking.connect()
     with tracking.explained():
+        if command.tuned:
+            check_storage(command, tracking)
         for arms in grid.arms.values():
             source, _ = source_and_weights(arms[0].settings)
-        draws = grid.compare.draws
-        reserved = grid.tune.draws if command.tuned else 0
+        test_split(source, settings)
+        draws, reserved = grid.compare.draws, grid.tune.draws if command.tuned else 0
+        check_draws(source, settings, range(settings.draw, settings.draw + max(1, reserved)))
         pool = pool_in(
             source,
             settings,
@@ -51,19 +54,22 @@ def compare_entry(command: Command) -> Compared | None:
             reserved=reserved,
             asked="draws",
         )
-        overlap = Overlap.of(test_images(settings), source)
-        overlap = overlap.after(tuning_draws(source, settings, reserved))
+        test = read_test_split(source, settings, command.say)
+        overlap = Overlap.of(test, source).after(tuning_draws(source, settings, reserved))
         keys = pair_keys(pool, settings)
         if command.joins:
             grid, _ = _tuned(grid, command, tracking)
             _walk(grid, keys, overlap, command, tracking, command.joins)
             return None
         images = settings.train_per_class * len(source.class_names)
+        for note in source.notes:
+            command.say(f"note: {note}")
         steps = _tell_beforehand(grid, keys, pool, overlap, images, command, tracking)
         name = f"comparison · {source.name} · {', '.join(grid.arms)}"
         with tracking.run(name, {"kind": "comparison"}, target=True) as log:
             common = {k: v for k, v in plain_values(settings, ()).items() if k not in OF_AN_ARM}
             log.params({**common, **grid.compare.model_dump(), "backbones": ",".join(grid.arms)})
+            log_unreadable(log, test.unreadable)
             if grid.tune.workers > 1:
                 run_workers(
                     grid.tune.workers,

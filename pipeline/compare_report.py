@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 
 from pipeline.command_line import command_line
 from pipeline.compared import Cell, Compared
-from pipeline.decision_report import minutes, training_in_words
 from pipeline.estimate import shown_steps
 from pipeline.figures import ArmRow, comparison_picture
 from pipeline.page import Page, Part, Table, to_html, to_markdown
+from pipeline.report import minutes, training_in_words
 from pipeline.settings import RUN_KEYS
 from pipeline.tracking import RunLog
 

@@ -204,8 +204,15 @@ def resolve(layers: Iterable[Layer]) -> Settings:
 
 
 def _stage_defaults(stage: Stage) -> dict[str, object]:
-    """Training defaults that depend on what a stage trains: pretrained blocks want lower rates."""
-    return {"lr": 3e-3 if stage.deepest == "head" else 3e-4}
+    """Training defaults that depend on what a stage trains (measured: docs/reference.md).
+
+    A new head wants a high rate, pretrained blocks a tenth of it, and a stage that goes on from
+    blocks which the stage before has fitted to these images a third of that again.
+    """
+    if stage.deepest == "head":
+        return {"lr": 3e-3}
+    before = SCHEDULES[stage.schedule][: stage.number - 1]
+    return {"lr": 1e-4 if any(one.deepest != "head" for one in before) else 3e-4}
 
 
 def read_yaml(path: Path, source: str) -> dict[str, object]:

@@ -1,15 +1,15 @@
-"""Database URLs: which file, shown without a password, held by one process at a time.
+"""Databases that processes share: held by one process at a time.
 
 MLflow and Optuna both create their tables when they first meet an empty database, and both fail
 where another process is at it; workers ask for trials one after another. In: a URL as SQLAlchemy
 writes them. Out: a lock to hold meanwhile; URLs of servers (http) need none. Not covered: locks on
-databases other than SQLite and PostgreSQL.
+databases other than SQLite, journal files and PostgreSQL.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,44 +17,11 @@ from pathlib import Path
 
 from filelock import FileLock
 
-_SQLITE = re.compile(r"(sqlite(?:\+\w+)?:///)([^?]*)(.*)")
+from pipeline.addresses import file_of
+
 _ADVISORY_KEY = 0x756E66726565  # any constant that all our processes agree on
-_PASSWORDS = (
-    r"(://[^:/]*:)[^@]*(@)",  # SQLAlchemy's own rule: a user may be `me@realm`
-    r"([?&][^=&]*passw(?:or)?d=)[^&]*()",
-)
-
-
-def without_password(url: str) -> str:
-    """The URL with `***` for a password."""
-    for pattern in _PASSWORDS:
-        url = re.sub(pattern, r"\1***\2", url)
-    return url
-
-
-def sqlite_path(url: str) -> Path | None:
-    """The file of a SQLite URL, as it stands there; None for any other URL."""
-    found = _SQLITE.fullmatch(url)
-    return Path(found[2]) if found else None
-
-
-def is_same_database(one: str, other: str) -> bool:
-    """Whether two URLs name one database, by whatever path."""
-    first, second = sqlite_path(one), sqlite_path(other)
-    if first and second:
-        return first.resolve() == second.resolve()
-    return without_password(one) == without_password(other)
-
-
-def beside(url: str, other: str) -> str:
-    """`url`, a relative SQLite file moved to the folder of `other`'s if that is an absolute one.
-
-    So the two databases lie side by side wherever a launcher has set the working directory.
-    """
-    path, anchor = sqlite_path(url), sqlite_path(other)
-    if path is None or path.is_absolute() or anchor is None or not anchor.is_absolute():
-        return url
-    return _SQLITE.sub(lambda found: f"{found[1]}{anchor.parent / path}{found[3]}", url)
+_FOR_ALL = 0o666
+"""People who share a database share its lock, whoever made the file."""
 
 
 @contextmanager
@@ -64,15 +31,22 @@ def exclusively(url: str) -> Iterator[None]:
     Raises:
         sqlalchemy.exc.SQLAlchemyError: the database cannot be reached.
     """
-    path = sqlite_path(url)
+    path = file_of(url)
     lock: AbstractContextManager[object]
     if path is not None:
-        name = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:16]
-        lock = FileLock(Path(tempfile.gettempdir()) / f"unfreeze-tables-{name}.lock")
+        lock = FileLock(_lock_of(path.resolve()), mode=_FOR_ALL)
     else:
         lock = _advisory(url) if url.startswith("postgres") else nullcontext()
     with lock:
         yield
+
+
+def _lock_of(path: Path) -> Path:
+    """Beside the file, where everybody who writes to it can; else this user's own."""
+    if os.access(path.parent, os.W_OK | os.X_OK):
+        return path.with_name(f".{path.name}.lock")
+    name = hashlib.sha256(str(path).encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"unfreeze-tables-{os.getuid()}-{name}.lock"
 
 
 @contextmanager

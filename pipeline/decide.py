@@ -13,20 +13,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.arms import Arm, Comparison, TunedArm, at_equal_steps, comparison_of, own_stages
-from pipeline.data.draws import tuning_draws
 from pipeline.data.images import ImageSet
-from pipeline.data.overlap import Overlap
+from pipeline.data.overlap import Overlap, tuning_draws
 from pipeline.decision import Decision
-from pipeline.decision_report import log_decision, minutes
+from pipeline.decision_marks import mark
+from pipeline.decision_report import log_decision
 from pipeline.design import Design
-from pipeline.entry_points import Command
+from pipeline.entry_points import Command, check_storage
 from pipeline.entry_settings import usable_name
 from pipeline.estimate import equal_steps, seconds_a_draw, shown_steps
-from pipeline.evaluate import test_images
+from pipeline.evaluate import read_test_split, test_split
 from pipeline.operating import characteristics_text, operating_characteristics
 from pipeline.pairs import Pair, PairKey, PairRunner, Results, pair_keys, resolution_pp
 from pipeline.pool import Pool, pool_in
-from pipeline.session import source_and_weights
+from pipeline.report import minutes
+from pipeline.run_log import log_unreadable
+from pipeline.session import check_draws, source_and_weights
 from pipeline.settings import plain_values
 from pipeline.tracking import ModelVersion, RunLog, Tracking
 from pipeline.verdict import verdict
@@ -64,11 +66,15 @@ def decide_entry(command: Command) -> Decision | None:
     settings = plan.treatment.settings
     tracking = Tracking.connect()
     with tracking.explained():
+        if plan.decide.tune:
+            check_storage(command, tracking)
         source, _ = source_and_weights(settings)
+        test_split(source, settings)
         reserved = plan.tune.draws if plan.decide.tune else 0
+        check_draws(source, settings, range(settings.draw, settings.draw + max(1, reserved)))
         pool = pool_in(source, settings, plan.design.looks, reserved=reserved)
-        overlap = Overlap.of(test_images(settings), source)
-        overlap = overlap.after(tuning_draws(source, settings, reserved))
+        test = read_test_split(source, settings, command.say)
+        overlap = Overlap.of(test, source).after(tuning_draws(source, settings, reserved))
         design = replace(plan.design, looks=pool.looks)
         images = settings.train_per_class * len(source.class_names)
         desk = Desk(command, tracking, overlap, images, pool, design)
@@ -76,10 +82,13 @@ def decide_entry(command: Command) -> Decision | None:
             plan, _ = _tuned(plan, desk)
             _walk(plan, desk, None)
             return None
+        for note in source.notes:
+            command.say(f"note: {note}")
         _tell_beforehand(plan, desk)
         name = f"decision · {source.name} · {plan.treatment.words} or {plan.control.words}"
         with tracking.run(name, {"kind": "decision"}, target=True) as log:
             log.params({**plain_values(settings), **plan.decide.model_dump()})
+            log_unreadable(log, test.unreadable)
             if plan.tune.workers > 1:
                 run_workers(
                     plan.tune.workers, "decide", command, tracking.experiment_id, log.run_id
@@ -157,7 +166,9 @@ def _tuned(plan: Comparison, desk: Desk) -> tuple[Comparison, tuple[TunedArm, ..
     last, config = plan.treatment.last, desk.command.config
     stages = range(1, last + 1)
     treatment = tune_arm(desk.command, desk.tracking, plan.tune, plan.treatment, stages, plan.said)
-    control = at_equal_steps(treatment.arm, plan.control.name, plan.options, config)
+    control = at_equal_steps(
+        treatment.arm, plan.control.name, plan.options, config, plan.treatment
+    )
     equal_steps([treatment.arm, control], desk.images)
     fixed = own_stages(plan)
     trials = plan.tune.n_trials * (last - control.last + len(fixed))
@@ -256,7 +267,7 @@ def _register(decision: Decision, plan: Comparison, runner: PairRunner, log: Run
     registered = runner.tracking.register(
         name, ModelVersion(run.tags["model_uri"], CHAMPION, text, tags)
     )
-    runner.tracking.add_tags(run.run_id, decision.tags)
+    mark(decision, log.run_id, run, runner.tracking)
     log.tags({"champion": f"models:/{name}@{CHAMPION}", "champion_run_id": run.run_id})
     runner.say(
         f"recommended: {arm.words}; models:/{name}@{CHAMPION} is version "

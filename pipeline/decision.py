@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pipeline.arms import Arm, Comparison, TunedArm
 from pipeline.data.overlap import Counts
 from pipeline.design import Design
+from pipeline.digests import digest_values
 from pipeline.estimate import equal_steps
 from pipeline.operations import training_operations
 from pipeline.pairs import ArmResult, Pair, resolution_pp
@@ -133,6 +134,7 @@ class Decision:
             "verdict.interval_pp": f"{low:.3f} to {high:.3f}",
             "verdict.pairs": str(known.pairs),
             "verdict.recommended": self.recommended.words,
+            "verdict.question": self.question,
         }
 
     @property
@@ -146,3 +148,13 @@ class Decision:
             "gain/pairs": known.pairs,
             **self.test.metrics,
         }
+
+    @property
+    def question(self) -> str:
+        """What was asked, whatever the number of pairs: two arms, and what counts as a gain."""
+        arms = [
+            [arm.name, *(arm.settings.training(n).model_dump() for n in range(1, arm.last + 1))]
+            for arm in (self.treatment, self.control)
+        ]
+        counts = [self.design.rope_pp, self.design.threshold]
+        return digest_values({"arms": arms, "design": counts})[:16]

@@ -14,13 +14,14 @@ from matplotlib.figure import Figure
 
 from pipeline.arms import Arm, TunedArm
 from pipeline.decision import ArmCost, Decision
+from pipeline.decision_marks import gate_of_parents, mark
 from pipeline.estimate import shown_steps
 from pipeline.figures import gains_picture
 from pipeline.gate import Gate
-from pipeline.gate_report import gate_over
 from pipeline.page import Page, Part, Table, to_html, to_markdown
+from pipeline.report import came_to, minutes, training_in_words
 from pipeline.reproduce import command_of
-from pipeline.settings import RUN_KEYS, TrainSettings
+from pipeline.settings import RUN_KEYS
 from pipeline.tracking import RunLog, RunView, Tracking
 from pipeline.verdict import Verdict, shown_probability
 
@@ -32,7 +33,7 @@ def log_decision(
 ) -> None:
     """The report, the tags and the numbers; says the verdict."""
     runs = [tracking.get(pair.treatment.run_id) for pair in decision.pairs]
-    gate = _gate(decision, tracking, runs)
+    gate = gate_of_parents(decision, tracking, runs, say)
     page, figure = page_of(decision, runs, gate, _code(decision, tracking)), picture_of(decision)
     log.figure(figure, PICTURE)
     markdown = to_markdown(page)
@@ -43,8 +44,8 @@ def log_decision(
     for number, gain in enumerate(decision.gains_pp, start=1):
         log.metrics({"gain/pair_pp": gain}, step=number)
     studies = [run_id for arm in decision.tuned for run_id in arm.run_ids]
-    for run_id in [*studies, *(run.run_id for run in runs)]:
-        tracking.add_tags(run_id, {**decision.tags, "decision_run_id": log.run_id})
+    for run in [*map(tracking.get, studies), *runs]:
+        mark(decision, log.run_id, run, tracking)
     say("\n".join([decision.test.note, decision.sentence]))
     say(f"report: report.html and report.md of run {log.run_id}")
 
@@ -157,6 +158,10 @@ def page_of(
         for key in RUN_KEYS
         if not key.startswith(("gate_", "signal_"))
         and key not in ("draw", "data_seed", "seed")  # every pair has its own, above
+    }
+    values |= {
+        key: came_to(values[key], [run.tags.get(key, "") for run in runs])
+        for key in ("norm_stats", "precision")
     }
     page += [
         Part("heading", "What it rests on"),
@@ -281,15 +286,6 @@ def _code(decision: Decision, tracking: Tracking) -> list[str]:
     return sorted({*found.values()} - {""})
 
 
-def _gate(decision: Decision, tracking: Tracking, runs: Sequence[RunView]) -> Gate | None:
-    """The gate over the parents of stage 3, where stage 3 is what was judged."""
-    if (decision.treatment.name, decision.treatment.last) != ("three_stage", 3):
-        return None
-    parents = [tracking.get(run.tags["parent_run_id"]) for run in runs]
-    title = f"{len(parents)} pairs of a decision"
-    return gate_over(tracking, parents, decision.treatment.settings, title)[0]
-
-
 def _stage_rows(decision: Decision) -> list[tuple[str, ...]]:
     def shown(arm: Arm, number: int) -> str:
         if number > arm.last:
@@ -300,16 +296,3 @@ def _stage_rows(decision: Decision) -> list[tuple[str, ...]]:
     arms = decision.treatment, decision.control
     last = max(arm.last for arm in arms)
     return [(str(n), *(shown(arm, n) for arm in arms)) for n in range(1, last + 1)]
-
-
-def training_in_words(training: TrainSettings) -> str:
-    """Every training setting, short."""
-    return ", ".join(
-        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
-        for key, value in training.model_dump().items()
-    )
-
-
-def minutes(seconds: float) -> str:
-    """A duration as people say it."""
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

@@ -10,14 +10,19 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.config import load_settings, said_of_stage
 from pipeline.lineage import check_agreement, check_parent, inherit
+from pipeline.plain_text import as_markdown
 from pipeline.report import StageSummary, table_markdown, table_text
 from pipeline.run_stage import find_or_run, run_stage
 from pipeline.session import OnEpoch, Say, Session
 from pipeline.settings import INHERITED_KEYS, PLACE_KEYS, Settings, plain_values
 from pipeline.tracking import RunView, Tracking
+
+if TYPE_CHECKING:
+    from pipeline.tuning.storage import Storage
 
 WITHOUT_PARENT = "leave parent_run_id out to have a parent found or trained"
 
@@ -31,7 +36,8 @@ class Command:
         config: a YAML file of settings.
         parent_run_id: the run that a stage continues from.
         tuned: take the settings of the finished studies that match.
-        storage: Optuna's URL for studies; empty: `optuna.db` beside MLflow's database.
+        storage: Optuna's URL for studies; empty: OPTUNA_STORAGE, or `optuna.db` beside MLflow's
+            database.
         run_id: the run that blocks are ranked on.
         joins: the run of another command, in whose studies or decision this one takes part.
     """
@@ -52,6 +58,7 @@ def stage_entry(command: Command, number: int) -> StageSummary:
     settings = load_settings(command.options, config=command.config, target=number)
     tracking = Tracking.connect()
     with tracking.explained():
+        studies = _studies(command, tracking)
         parent: RunView | None = None
         if command.parent_run_id:
             parent = tracking.get(command.parent_run_id)
@@ -60,7 +67,8 @@ def stage_entry(command: Command, number: int) -> StageSummary:
         session = Session.open(settings, tracking, command.say, command.on_epoch)
         if parent:
             _adopt(session, number, parent)
-        session = _tuned(command, session, [number] if parent else range(1, number + 1), number)
+        stages = [number] if parent else range(1, number + 1)
+        session = _tuned(command, session, stages, number, studies)
         if not parent and number > 1:
             parent = tracking.get(find_or_run(session, number - 1).run_id)
         return run_stage(session, number, parent, target=True)
@@ -75,9 +83,10 @@ def _inheriting(command: Command, number: int, parent: RunView) -> Settings:
     check_agreement(settings, inherited, parent, WITHOUT_PARENT)
     settings = settings.model_copy(update={"norm_stats": inherited["norm_stats"]})
     taken = ", ".join(
-        f"{key}={inherited[key]}"
+        f"{key}={value}"
         for key in INHERITED_KEYS
-        if key not in PLACE_KEYS or inherited[key] == getattr(settings, key)
+        if (value := inherited.get(key, "")) != ""
+        and not (key in PLACE_KEYS and getattr(settings, key) != value)
     )
     command.say(f"inherited from run {parent.run_id} ({parent.name}): {taken}")
     return settings
@@ -90,18 +99,37 @@ def _adopt(session: Session, number: int, parent: RunView) -> None:
     session.keys[number - 1] = parent.tags["lineage_key"]
 
 
+def check_storage(command: Command, tracking: Tracking, *, must_exist: bool = False) -> Storage:
+    """Open the storage of studies, before anything is read for them.
+
+    Raises:
+        StudyError: it cannot be used, or `must_exist` and there is no such file.
+    """
+    from pipeline.tuning.storage import open_storage, storage_url
+
+    return open_storage(storage_url(command.storage, tracking.uri), must_exist=must_exist)
+
+
+def _studies(command: Command, tracking: Tracking) -> Storage | None:
+    """The storage of the studies whose settings are to be taken, if any are."""
+    return check_storage(command, tracking, must_exist=True) if command.tuned else None
+
+
 def _tuned(
-    command: Command, session: Session, numbers: Iterable[int], target: int | None
+    command: Command,
+    session: Session,
+    numbers: Iterable[int],
+    target: int | None,
+    studies: Storage | None,
 ) -> Session:
     """The session with the settings of matching studies, where that was asked for."""
-    if not command.tuned:
+    if studies is None:
         return session
-    from pipeline.tuning.storage import storage_url
     from pipeline.tuning.tuned import with_tuned
 
     stages = list(numbers)
     said = {n: said_of_stage(command.options, command.config, target, n) for n in stages}
-    return with_tuned(session, stages, said, storage_url(command.storage, session.tracking.uri))
+    return with_tuned(session, stages, said, studies)
 
 
 def main_entry(command: Command) -> list[StageSummary]:
@@ -110,9 +138,11 @@ def main_entry(command: Command) -> list[StageSummary]:
     tracking = Tracking.connect()
     data = Path(settings.data).name
     name = f"{settings.schedule} · {data} · {settings.backbone} · draw {settings.draw}"
-    with tracking.run(name, {"kind": "chain"}, target=True) as log:
+    with tracking.explained():  # what is wrong with the images is told before a run is started
+        studies = _studies(command, tracking)
         session = Session.open(settings, tracking, command.say, command.on_epoch)
-        session = _tuned(command, session, range(1, len(settings.stages) + 1), None)
+    with tracking.run(name, {"kind": "chain"}, target=True) as log:
+        session = _tuned(command, session, range(1, len(settings.stages) + 1), None, studies)
         settings = session.settings
         rows = [
             find_or_run(session, n, log.run_id, whole=True)
@@ -123,7 +153,7 @@ def main_entry(command: Command) -> list[StageSummary]:
             prefix = f"stage{row.stage.number}"
             log.metrics({f"{prefix}/val_acc": row.val_acc, f"{prefix}/val_loss": row.val_loss})
             log.tags({f"{prefix}_run_id": row.run_id})
-        log.tags({"mlflow.note.content": f"{name}\n\n{table_markdown(rows)}\n"})
+        log.tags({"mlflow.note.content": f"{as_markdown(name)}\n\n{table_markdown(rows)}\n"})
         log.text(table_markdown(rows) + "\n", "summary.md")
         log.text(json.dumps(plain_values(settings), indent=2) + "\n", "settings.json")
     command.say("")

@@ -77,7 +77,11 @@ class RunStopped(Exception):
     """A run that ends early on purpose: it is marked KILLED, the message says why."""
 
 
+_PREAMBLE = "(raised as a result of Query-invoked autoflush"
+"""What SQLAlchemy says before it says what went wrong."""
+
+
 def first_line(err: BaseException) -> str:
     """What another library's error says, on one line: its type where it says nothing."""
-    lines = str(err).strip().splitlines()
+    lines = [line for line in str(err).strip().splitlines() if not line.startswith(_PREAMBLE)]
     return lines[0][:200] if lines else type(err).__name__

@@ -11,12 +11,14 @@ import torch
 from pipeline.backbones import FORWARD_ORDER, Backbone
 from pipeline.compute import compute_copy, run_blocks
 from pipeline.config import load_settings
-from pipeline.data.draws import read_images
+from pipeline.data.draws import left_out, read_images
 from pipeline.data.images import ImageSet
 from pipeline.data.overlap import Overlap
+from pipeline.data.source import Source, Split
 from pipeline.errors import DataError, LineageError
 from pipeline.lineage import settings_of
 from pipeline.prefix_cache import PrefixCache
+from pipeline.run_log import log_unreadable
 from pipeline.session import Session, source_and_weights, source_of
 from pipeline.settings import Settings
 from pipeline.tracking import RunView, Tracking
@@ -42,10 +44,10 @@ def evaluate_entry(run_id: str, options: dict[str, str], say: Callable[[str], No
                 "run from the MLflow UI"
             )
         settings = load_settings(options, inherited=settings_of(run))
-        source, _ = source_and_weights(settings)
+        source, _ = source_and_weights(settings)  # their faults, before images are read
         session = Session.open(settings, tracking, say)
         session.check_images(run)
-        images = test_images(settings)
+        images = read_test_split(source, settings, say)
         with tracking.run(f"evaluate · {run.name}", {"kind": "evaluate"}, target=True) as log:
             backbone = session.restore(run)
             prefix = settings.stage(int(run.tags["stage"])).prefix
@@ -60,6 +62,7 @@ def evaluate_entry(run_id: str, options: dict[str, str], say: Callable[[str], No
             scores = score_logits(logits, images.labels)
             overlap = Overlap.of(images, source).after([session.draw])
             log.tags({"evaluated_run_id": run.run_id})
+            log_unreadable(log, images.unreadable)
             counts = overlap.counts.metrics
             log.metrics({"test/acc": scores.acc, "test/loss": scores.loss, **counts})
     measured = scored_on(images.fingerprint(), session.precision)
@@ -109,19 +112,40 @@ def keep_scores(
     tracking.add_tags(run.run_id, measured)
 
 
-def test_images(settings: Settings) -> ImageSet:
-    """Every image of the test split.
+def test_split(source: Source, settings: Settings) -> Split:
+    """The test split of a source.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none; says what is known of why.
     """
-    test = source_of(settings).test
-    if test is None:
+    if source.test is None or not len(source.test.labels):
+        why = "".join(f" ({note})" for note in source.notes if "test" in note)
         raise DataError(
-            f"{settings.data} has no test split: put folders `train` and `test` there, or files "
-            "named test-*.parquet, or set images aside with -P test_per_class=<how many>"
+            f"{settings.data} has no test split{why}: put folders `train` and `test` there, or "
+            "files named test-*.parquet, or set images aside with -P test_per_class=<how many>"
         )
-    return read_images(test, np.arange(len(test.labels)), settings.image_size)
+    return source.test
+
+
+def test_images(settings: Settings) -> ImageSet:
+    """Every image of the test split; see `read_test_split`."""
+    return read_test_split(source_of(settings), settings, lambda _: None)
+
+
+def read_test_split(source: Source, settings: Settings, say: Callable[[str], None]) -> ImageSet:
+    """Every image of a source's test split; says which are left out.
+
+    Raises:
+        DataError: there is none, or images cannot be read.
+    """
+    test = test_split(source, settings)
+    rows = np.arange(len(test.labels))
+    images = read_images(test, rows, settings.image_size, skip_unreadable=settings.skip_unreadable)
+    if images.unreadable:
+        say(f"note: of the test split {left_out(images.unreadable)}")
+    if not len(images):
+        raise DataError(f"{settings.data}: no image of the test split can be read: replace them")
+    return images
 
 
 @torch.no_grad()

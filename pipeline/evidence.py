@@ -2,7 +2,7 @@
 
 In: a finished stage and its parent run. Out: tags `signal.…`, metrics `signal/…`, `evidence.json`,
 pictures, sentences for the description. When a sibling finishes, every sibling's reading of
-instability is brought up to date.
+instability is brought up to date: by its own thresholds, since it may be another person's run.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import json
 import math
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,10 @@ import pandas as pd
 import torch.nn.functional as F
 
 from pipeline.data.images import ImageSet
-from pipeline.errors import LineageError
-from pipeline.figures import ChainPart, by_block, chain_curves, signal_table
+from pipeline.errors import LineageError, StorageError
+from pipeline.figures import ChainPart, best_effort, by_block, chain_curves, signal_table
 from pipeline.lineage import POOL
-from pipeline.settings import THRESHOLD_KEYS, Settings
+from pipeline.settings import THRESHOLD_KEYS, Settings, Thresholds
 from pipeline.signals import Curves, Scored, Sibling, Signal, instability, read_signals
 from pipeline.stages import Stage
 from pipeline.tracking import RunLog, RunView, Tracking
@@ -119,11 +120,16 @@ def _line(signal: Signal) -> str:
     return f"- `{signal.name}` **{signal.state}**: {signal.sentence}"
 
 
+def read_predictions(path: Path) -> pd.DataFrame:
+    """The table of `run_log.predictions_csv`, class names as text: `null`, `NA` and `nan` are."""
+    return pd.read_csv(path, dtype=str, keep_default_na=False, na_values={"nll": [""]})
+
+
 def scores_of(tracking: Tracking, run: RunView) -> Scored | None:
     """A finished run's result on each validation image; None if the artifact is lost."""
     try:
         with tempfile.TemporaryDirectory() as folder:
-            table = pd.read_csv(tracking.fetch(run, PREDICTIONS, Path(folder)), dtype=str)
+            table = read_predictions(tracking.fetch(run, PREDICTIONS, Path(folder)))
             return Scored(
                 tuple(table["image_sha256"]),
                 (table["label"] == table["predicted"]).to_numpy(),
@@ -186,29 +192,64 @@ def _data_of(run: RunView) -> object:
     return json.loads(run.tags["settings"]).get("data")
 
 
-def refresh_siblings(tracking: Tracking, recipe: str, settings: Settings) -> Signal:
-    """Bring the reading of instability up to date on every sibling; returns it."""
-    runs = siblings_of(tracking, recipe)
-    signal = instability(
-        [
+def refresh_siblings(
+    tracking: Tracking, recipe: str, settings: Settings, say: Callable[[str], None]
+) -> Signal:
+    """Bring the reading of instability up to date on every sibling; returns this run's.
+
+    Once more where siblings have finished meanwhile: of two processes that do this at once, the
+    one with the older list may write last.
+    """
+    seen: set[str] = set()
+    while True:
+        runs = siblings_of(tracking, recipe)
+        found = [
             Sibling(
                 run.metrics["best/val_acc"],
                 run.metrics["signal/parent_val_acc"],
                 run.tags["parent_checkpoint_sha256"],
             )
             for run in runs.values()
-        ],
-        settings,
-    )
+        ]
+        if runs.keys() <= seen:
+            return instability(found, settings)
+        seen |= runs.keys()
+        for run in runs.values():
+            with as_far_as_allowed(run, say):
+                reading = instability(found, thresholds_of(run))
+                _refresh(tracking, run, reading, sorted(runs), say)
+
+
+def thresholds_of(run: RunView) -> Thresholds:
+    """The thresholds that a stage run's signals were read with."""
+    logged = json.loads(run.tags.get("settings", "{}"))
+    return Thresholds(**{key: logged[key] for key in THRESHOLD_KEYS if key in logged})
+
+
+@contextmanager
+def as_far_as_allowed(run: RunView, say: Callable[[str], None]) -> Iterator[None]:
+    """Write to a run that may be somebody else's; if its files cannot be written, that is said."""
+    try:
+        yield
+    except StorageError as err:
+        say(f"note: run {run.run_id} ({run.name}) is not brought up to date: {err}")
+
+
+def _refresh(
+    tracking: Tracking,
+    run: RunView,
+    signal: Signal,
+    run_ids: Sequence[str],
+    say: Callable[[str], None],
+) -> None:
     pattern = re.compile(rf"^- `{re.escape(signal.name)}` .*$", re.MULTILINE)
-    for run in runs.values():
-        note = pattern.sub(lambda _: _line(signal), run.tags.get(NOTE, ""))
-        tracking.add_tags(run.run_id, {f"signal.{signal.name}": signal.state, NOTE: note})
-        tracking.add_metrics(
-            run.run_id, {f"signal/{key}": value for key, value in signal.numbers.items()}
-        )
-        _refresh_evidence(tracking, run, signal, sorted(runs))
-    return signal
+    note = pattern.sub(lambda _: _line(signal), run.tags.get(NOTE, ""))
+    tracking.add_tags(run.run_id, {f"signal.{signal.name}": signal.state, NOTE: note})
+    tracking.add_metrics(
+        run.run_id, {f"signal/{key}": value for key, value in signal.numbers.items()}
+    )
+    with best_effort("the picture of a sibling's signals", say):
+        _refresh_evidence(tracking, run, signal, run_ids)
 
 
 def _refresh_evidence(

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from pipeline.errors import PipelineError, first_line
 from pipeline.signals import Signal
 
 TRAIN_COLOUR, VAL_COLOUR = "#5b8db8", "#c8553d"
@@ -24,6 +28,22 @@ BLOCK_COLOURS = {
 }
 MAX_LABELLED_CLASSES = 30
 MAX_NUMBERED_CLASSES = 15
+
+
+@contextmanager
+def best_effort(what: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Pictures of a training that is over: one that cannot be drawn is a note, and no more.
+
+    Faults of the store are raised as ever; letters that a font lacks are drawn as boxes.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            yield
+    except PipelineError:
+        raise
+    except Exception as err:  # noqa: BLE001 - whatever matplotlib raises, the result stands
+        say(f"note: {what} could not be drawn ({first_line(err)}): nothing else is missing")
 
 
 def learning_curves(
@@ -167,8 +187,10 @@ def confusion_matrix(title: str, matrix: NDArray[np.int64], class_names: Sequenc
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
     if count <= MAX_LABELLED_CLASSES:
-        axes.set_xticks(range(count), class_names, rotation=45, ha="right", fontsize=8)
-        axes.set_yticks(range(count), class_names, fontsize=8)
+        # names are text, not TeX: `$10_$20`
+        plain: dict[str, Any] = {"fontsize": 8, "parse_math": False}
+        axes.set_xticks(range(count), class_names, rotation=45, ha="right", **plain)
+        axes.set_yticks(range(count), class_names, **plain)
     if count <= MAX_NUMBERED_CLASSES:
         for row, column in zip(*np.nonzero(matrix), strict=True):
             colour = "white" if shares[row, column] > 0.5 else "black"

@@ -16,6 +16,7 @@ from pipeline.errors import GateError
 from pipeline.gate import Gate, parse_best_lines, read_gate
 from pipeline.gate_report import REPORT, gate_of_run, report_markdown
 from pipeline.lineage import settings_of
+from pipeline.run_stage import adopt
 from pipeline.session import Session
 from pipeline.settings import PLACE_KEYS, Settings
 from pipeline.tracking import RunView, Tracking
@@ -48,7 +49,7 @@ def gate_entry(
         if options.keys() & set(PLACE_KEYS):
             run = _of_these_images(run, settings, tracking, say)
         with tracking.run(f"gate · {run.name}", {"kind": "gate"}, target=True) as log:
-            gate, pairs = gate_of_run(tracking, run, settings)
+            gate, pairs = gate_of_run(tracking, run, settings, say)
             log.tags({**gate.tags, "stage2_run_id": run_id})
             report = report_markdown(gate, pairs, run.name)
             log.text(report, REPORT)
@@ -92,5 +93,5 @@ def _of_these_images(
     session = Session.open(settings, tracking, lambda _: None)
     session.say = say
     session.check_images(run)
-    session.adopt(run, int(run.tags["stage"]))
+    adopt(session, run, int(run.tags["stage"]))
     return tracking.get(run.run_id)

@@ -7,11 +7,12 @@ a one-page report.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pipeline.errors import LineageError
-from pipeline.evidence import siblings_of_run
+from pipeline.evidence import as_far_as_allowed, siblings_of_run, thresholds_of
 from pipeline.gate import Gate, Outcome, Pair, read_gate
+from pipeline.plain_text import as_markdown
 from pipeline.settings import Thresholds
 from pipeline.tracking import RunView, Tracking
 
@@ -19,7 +20,7 @@ REPORT = "gate/report.md"
 
 
 def gate_of_run(
-    tracking: Tracking, run: RunView, thresholds: Thresholds
+    tracking: Tracking, run: RunView, thresholds: Thresholds, say: Callable[[str], None]
 ) -> tuple[Gate, list[Pair]]:
     """The gate over a stage-2 run and one sibling of each other draw; tags all of them."""
     found = [
@@ -30,7 +31,7 @@ def gate_of_run(
     found.sort(key=lambda sibling: _seed_order(run, sibling), reverse=True)
     by_draw = {sibling.tags["draw"]: sibling for sibling in (*found, run)}
     runs = [by_draw[draw] for draw in sorted(by_draw, key=int)]
-    return gate_over(tracking, runs, thresholds, run.name)
+    return gate_over(tracking, runs, thresholds, run.name, say)
 
 
 def _seed_order(run: RunView, sibling: RunView) -> tuple[bool, bool, int]:
@@ -41,16 +42,27 @@ def _seed_order(run: RunView, sibling: RunView) -> tuple[bool, bool, int]:
 
 
 def gate_over(
-    tracking: Tracking, runs: Sequence[RunView], thresholds: Thresholds, title: str
+    tracking: Tracking,
+    runs: Sequence[RunView],
+    thresholds: Thresholds,
+    title: str,
+    say: Callable[[str], None],
+    *,
+    only_new: bool = False,
 ) -> tuple[Gate, list[Pair]]:
-    """The gate over these stage-2 runs; tags all of them."""
+    """The gate over these stage-2 runs; tags all of them, each by its own thresholds.
+
+    They may be other people's, who have set theirs. `only_new`: leave those that have been read.
+    """
     pairs = [_pair(tracking, run) for run in runs]
-    gate = read_gate(pairs, thresholds)
-    report = report_markdown(gate, pairs, title)
     for run in runs:
-        tracking.add_tags(run.run_id, gate.tags)
-        tracking.add_text(run.run_id, report, REPORT)
-    return gate, pairs
+        if only_new and "gate.prior" in run.tags:
+            continue
+        own = read_gate(pairs, thresholds_of(run))
+        with as_far_as_allowed(run, say):
+            tracking.add_tags(run.run_id, own.tags)
+            tracking.add_text(run.run_id, report_markdown(own, pairs, title), REPORT)
+    return read_gate(pairs, thresholds), pairs
 
 
 def _pair(tracking: Tracking, run: RunView) -> Pair:
@@ -92,7 +104,7 @@ def report_markdown(gate: Gate, pairs: Sequence[Pair], title: str) -> str:
     )
     lines = [
         f"# Gate: {gate.prior}",
-        f"{verdict} It advises from stages 1 and 2 alone ({title}).",
+        f"{verdict} It advises from stages 1 and 2 alone ({as_markdown(title)}).",
         "\n".join(readings),
         "\n".join([header, "|---|---|---|---|---|---|---|", *rows]),
     ]

@@ -24,6 +24,7 @@ from pipeline.entry_settings import (
     model_of,
 )
 from pipeline.errors import SettingsError
+from pipeline.plain_text import is_unicode, printable
 from pipeline.settings import (
     MAX_STAGES,
     PLACE_KEYS,
@@ -58,7 +59,13 @@ OWN_GROUPS: dict[str, type[BaseModel]] = {
 STAGE_ENTRIES = tuple(f"stage{n}" for n in range(1, MAX_STAGES + 1))
 OWN_WORDS = ("config", "parent_run_id", "run_id", "lines", "tuned", "storage", "joins")
 """What the command itself takes, beside settings."""
-STORAGE_HELP = "an Optuna URL such as postgresql://host/db (default: optuna.db beside MLflow's)"
+STORAGE = "OPTUNA_STORAGE"
+"""Environment variable for `storage`, which Optuna's own command line knows too. Other users of a
+machine see the words of a command, passwords among them, and not its environment."""
+STORAGE_HELP = (
+    "an Optuna URL: sqlite:///, postgresql://, or journal:/// before a file in a shared folder "
+    f"(default: {STORAGE}, or optuna.db beside MLflow's)"
+)
 TUNED_HELP = (
     "take the best settings of the finished study (on/off)",
     "tune every arm first, on draws of its own (on/off)",
@@ -109,7 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_places(command: argparse.ArgumentParser) -> None:
     for key in PLACE_KEYS:
-        command.add_argument(f"--{key}", help=f"where the run's {key} lie now, if they have moved")
+        command.add_argument(f"--{key}", help=f"{describe_field(key)}: as it is now, if it moved")
 
 
 def _add_own_words(command: argparse.ArgumentParser, name: str) -> None:
@@ -184,6 +191,11 @@ def parse(argv: Sequence[str] | None) -> tuple[str, dict[str, str]]:
     """
     known, unknown = build_parser().parse_known_args(argv)
     options = {key: value for key, value in vars(known).items() if key != "entry_point"}
+    for key, value in options.items():
+        if not is_unicode(value):
+            raise SettingsError(
+                f"{key}={printable(value)} (command line) is not UTF-8 text: rename what it names"
+            )
     if unknown:
         extra = [word[2:].partition("=")[0] for word in unknown if word.startswith("--")]
         lines = [_unknown(key, known.entry_point) for key in dict.fromkeys(extra)]

@@ -1,6 +1,6 @@
 """A page of text, tables and one picture, written as Markdown or as HTML that needs no other file.
 
-In: parts. Out: text.
+In: parts. Out: text. Parts are plain text: nothing in them is read as Markdown or HTML.
 """
 
 from __future__ import annotations
@@ -8,12 +8,15 @@ from __future__ import annotations
 import base64
 import html
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from matplotlib.figure import Figure
+
+from pipeline.plain_text import as_markdown
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; color: #222 }
@@ -51,8 +54,8 @@ def to_markdown(page: Page) -> str:
     lines = []
     for part in page:
         if isinstance(part, Table):
-            rows = [part.header, ["---"] * len(part.header), *part.rows]
-            cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+            cells = [[in_a_cell(cell) for cell in row] for row in (part.header, *part.rows)]
+            cells.insert(1, ["---"] * len(part.header))
             lines.append("\n".join(f"| {' | '.join(row)} |" for row in cells))
             continue
         form = {
@@ -61,9 +64,12 @@ def to_markdown(page: Page) -> str:
             "lead": "**{}**",
             "text": "{}",
             "picture": "![{1}]({0})",
-            "code": "```bash\n{}\n```",
+            "code": "{2}bash\n{0}\n{2}",
         }[part.kind]
-        lines.append(form.format(part.content, _shown(part, page)))
+        content, shown = part.content, as_markdown(_shown(part, page))
+        if part.kind not in ("picture", "code"):
+            content = as_markdown(content)
+        lines.append(form.format(content, shown, _fence(part.content)))
     return "\n\n".join(lines) + "\n"
 
 
@@ -93,6 +99,16 @@ def to_html(page: Page, figure: Figure) -> str:
     return (
         f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(body)}</body></html>\n'
     )
+
+
+def in_a_cell(text: str) -> str:
+    """The text as a cell of a Markdown table."""
+    return as_markdown(text).replace("|", "\\|")
+
+
+def _fence(code: str) -> str:
+    """Longer than any row of backticks in the code."""
+    return "`" * max(3, 1 + max(map(len, re.findall("`+", code)), default=0))
 
 
 def _title(page: Page) -> str:

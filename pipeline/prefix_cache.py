@@ -18,7 +18,6 @@ import hashlib
 import json
 import math
 import os
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,11 +34,14 @@ from pipeline.data.augment import distinct_views, render_views
 from pipeline.data.images import ImageSet
 from pipeline.digests import digest_each, digest_file, digest_values
 from pipeline.features import Features, LiveFeatures, StoredFeatures
+from pipeline.owners import is_abandoned_mark, owner_mark
 from pipeline.settings import Augment
 
 FORMAT = 5
 PIXELS_PER_BATCH = 128 * 64 * 64
 ABANDONED_AFTER_S = 3600
+_PARTS = (".tmp", ".about")
+"""Endings of what is being written."""
 
 
 @dataclass
@@ -182,7 +184,7 @@ class PrefixCache:
         blocks = compute_copy(recipe.backbone, cuts[-1], recipe.dtype, recipe.device)
         images = recipe.images.to(recipe.device)
         keys = images.keys
-        writer = f"{socket.gethostname()}.{os.getpid()}"
+        writer = owner_mark()
         paths = {cut: self.folder / f"{recipe.key(cut)}.{writer}.tmp" for cut in cuts}
         hashers = {cut: hashlib.sha256() for cut in cuts}
         batch = max(1, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
@@ -228,7 +230,7 @@ class PrefixCache:
         What killed processes left behind goes too: parts, and values without a description.
         """
         assert self.folder is not None
-        for path in [*self.folder.glob("*.tmp"), *self.folder.glob("*.bin")]:
+        for path in (p for kind in (*_PARTS, ".bin") for p in self.folder.glob(f"*{kind}")):
             with contextlib.suppress(FileNotFoundError):
                 old = time.time() - path.stat().st_mtime > ABANDONED_AFTER_S
                 if (old or _writer_is_dead(path)) and not path.with_suffix(".json").exists():
@@ -251,17 +253,8 @@ class PrefixCache:
 
 
 def _writer_is_dead(part: Path) -> bool:
-    """Whether `KEY.HOST.PID.tmp` was left by a process of this machine that is no more."""
-    words = part.name.split(".")
-    if part.suffix != ".tmp" or ".".join(words[1:-2]) != socket.gethostname():
-        return False
-    try:
-        os.kill(int(words[-2]), 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, ValueError):
-        return False
-    return False
+    """Whether `KEY.MARK.tmp` or `KEY.MARK.about` was left by a process that is no more."""
+    return part.suffix in _PARTS and is_abandoned_mark(part.stem.partition(".")[2])
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,8 @@ def pretrain_entry(command: Command) -> Path:
         _check_place(path)
         settings = _sized(plan, command)
         name = f"pretrain · {Path(settings.data).name} · {settings.backbone}"
+        session = Session.open(settings, tracking, command.say, command.on_epoch)
         with tracking.run(name, {"kind": "pretrain"}, target=True) as log:
-            session = Session.open(settings, tracking, command.say, command.on_epoch)
             summary = find_or_run(session, 1, log.run_id)
             run = tracking.get(summary.run_id)
             backbone = session.restore(run)

@@ -15,11 +15,10 @@ from dataclasses import dataclass, replace
 from pipeline.arms import Arm, at_equal_steps
 from pipeline.block_ranks import BlockRank, agreement, mean_relative, rank_blocks
 from pipeline.config import load_settings
-from pipeline.data.images import ImageSet
 from pipeline.data.overlap import Overlap
 from pipeline.entry_points import Command
 from pipeline.errors import LineageError, SettingsError
-from pipeline.evaluate import test_images
+from pipeline.evaluate import read_test_split, test_split
 from pipeline.figures import RankRow, ranks_picture
 from pipeline.lineage import check_agreement, inherit
 from pipeline.page import Page, Part, Table, to_html, to_markdown
@@ -27,8 +26,9 @@ from pipeline.pairs import PairKey, PairRunner, Results, pair_keys, resolution_p
 from pipeline.plans import FEWEST_CHECKS, RankPlan, rank_plan
 from pipeline.pool import Pool, pool_in
 from pipeline.posterior import Posterior, posterior
+from pipeline.run_log import log_unreadable
 from pipeline.run_stage import find_or_run
-from pipeline.session import Session, source_and_weights, source_of
+from pipeline.session import Session, check_draws, source_and_weights
 from pipeline.settings import Settings, plain_values
 from pipeline.stages import RELEASES
 from pipeline.tracking import RunView, Tracking
@@ -88,8 +88,14 @@ def rank_entry(command: Command) -> Ranking:
     with tracking.explained():
         given = tracking.get(command.run_id) if command.run_id else None
         settings = _settings(plan, command, given) if given else plan.settings
-        source_and_weights(settings)  # their faults, before images are read
-        test = test_images(settings) if plan.check else None
+        source, _ = source_and_weights(settings)
+        check_draws(source, settings, [settings.draw])
+        pool, test = None, None
+        if plan.check:
+            test_split(source, settings)
+            looks = tuple(sorted({FEWEST_CHECKS, plan.check}))
+            pool = pool_in(source, settings, looks, asked="check")
+            test = read_test_split(source, settings, command.say)
         session = Session.open(settings, tracking, command.say, command.on_epoch)
         if given:
             session.otherwise = f", or {WITHOUT_RUN}"
@@ -99,8 +105,12 @@ def rank_entry(command: Command) -> Ranking:
             run = given or tracking.get(find_or_run(session, 1, log.run_id).run_id)
             ranks = rank_blocks(session.restore(run), session.draw.train, session.device)
             ranking = Ranking(run, ranks, {}, {}, None, None)
-            if test is not None:
-                ranking = _checked(ranking, settings, plan, test, command, tracking, log.run_id)
+            if pool is not None and test is not None:
+                log_unreadable(log, test.unreadable)
+                overlap = Overlap.of(test, source)
+                ranking = _checked(
+                    ranking, pool, settings, plan, overlap, command, tracking, log.run_id
+                )
             log.params({**plain_values(settings), "check": plan.check})
             log.tags({"ranked_run_id": run.run_id, "mlflow.note.content": ranking.sentence})
             log.metrics({f"grad_relative/{r.block}": r.relative for r in ranks})
@@ -146,20 +156,18 @@ def _settings(plan: RankPlan, command: Command, given: RunView) -> Settings:
 
 def _checked(
     ranking: Ranking,
+    pool: Pool,
     settings: Settings,
     plan: RankPlan,
-    test: ImageSet,
+    overlap: Overlap,
     command: Command,
     tracking: Tracking,
     run_id: str,
 ) -> Ranking:
     """The ranking with what releasing each block alone gains, and whether the orders agree."""
-    source = source_of(settings)
     stage2 = Arm(BEFORE, settings, 2)
     control = at_equal_steps(stage2, CONTROL, plan.options, command.config)
     arms = (control, *(_released(name, settings) for name in RELEASES))
-    looks = tuple(sorted({FEWEST_CHECKS, plan.check}))
-    pool = pool_in(source, settings, looks, asked="check")
     keys = pair_keys(pool, settings)
 
     def tell(key: PairKey, results: Results) -> str:
@@ -170,13 +178,13 @@ def _checked(
         )
         return f"draw {key.draw}, seed {key.seed}: stage 1 continued {control:.2%}; pp: {gains}"
 
-    runner = PairRunner(arms, Overlap.of(test, source), tracking, run_id, command.say, tell)
+    runner = PairRunner(arms, overlap, tracking, run_id, command.say, tell)
     results = runner.run_all(keys)
     gains = {
         _block(arm): posterior(
             [100 * (row[number].test_acc - row[0].test_acc) for row in results],
             correction=pool.correction,
-            resolution_pp=resolution_pp(len(test)),
+            resolution_pp=resolution_pp(len(overlap.test)),
         )
         for number, arm in enumerate(arms[1:], start=1)
     }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeline.settings import TrainSettings
 from pipeline.stages import Stage
 
 
@@ -74,3 +76,25 @@ def table_markdown(rows: Sequence[StageSummary]) -> str:
     """The same as a Markdown table."""
     lines = [_COLUMNS, ("---",) * len(_COLUMNS), *map(_cells, rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def came_to(asked: object, found: Sequence[str]) -> str:
+    """What a setting was, and where it was `auto`, what that came to on how many pairs."""
+    counts = Counter(filter(None, found))
+    if asked != "auto" or not counts:
+        return str(asked)
+    shown = ", ".join(f"{value} ({count} pairs)" for value, count in counts.most_common())
+    return f"auto: {shown}"
+
+
+def training_in_words(training: TrainSettings) -> str:
+    """Every training setting, short."""
+    return ", ".join(
+        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in training.model_dump().items()
+    )
+
+
+def minutes(seconds: float) -> str:
+    """A duration as people say it."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

@@ -13,7 +13,9 @@ def command_of(decision: Decision) -> str:
     settings = asked.treatment.settings
     keys = ["preset", *INHERITED_KEYS, "seed", "views", "precision"]
     keys.remove("schedule")  # each arm has its own
-    said = {key: getattr(settings, key) for key in keys} | dict(asked.of_all)
+    values = {key: getattr(settings, key) for key in keys}
+    said = {key: value for key, value in values.items() if value != "" and value is not False}
+    said |= dict(asked.of_all)
     for arm_stage in range(1, decision.treatment.last + 1):
         training = settings.training(arm_stage).model_dump()
         # what is tuned must stay open

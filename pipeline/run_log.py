@@ -16,11 +16,12 @@ from safetensors.torch import save
 
 from pipeline.backbones import Backbone
 from pipeline.data.augment import MEAN, STD
-from pipeline.data.draws import Draw
+from pipeline.data.draws import UNREADABLE, Draw
 from pipeline.data.images import ImageSet
 from pipeline.evidence import sentences
 from pipeline.figures import confusion_matrix, learning_curves
 from pipeline.files import write_atomically
+from pipeline.plain_text import as_markdown
 from pipeline.provenance import requirements_of
 from pipeline.report import StageSummary
 from pipeline.settings import THRESHOLD_KEYS, TRAIN_KEYS, Settings, plain_values
@@ -71,6 +72,7 @@ def log_start(
         }
     )
     log.text(json.dumps(values, indent=2) + "\n", "settings.json")
+    log_unreadable(log, draw.unreadable)
     for part, context in ((draw.train, "training"), (draw.val, "validation")):
         about = {
             "data": settings.data,
@@ -79,6 +81,12 @@ def log_start(
             "classes": len(draw.class_names),
         }
         log.dataset(f"{draw.source}-{context}", part.fingerprint(), context, about)
+
+
+def log_unreadable(log: RunLog, unreadable: Sequence[str]) -> None:
+    """List the images that a run went on without; nothing where there are none."""
+    if unreadable:
+        log.text("\n".join(unreadable) + "\n", UNREADABLE)
 
 
 def log_outcome(
@@ -140,8 +148,8 @@ def description(
     lines = [
         f"**Stage {stage.number}** of `{stage.schedule}` trains {' + '.join(stage.trainable)} of "
         f"{settings.backbone} ({summary.trainable:,} parameters) on {len(draw.train)} images of "
-        f"{draw.source} (draw {settings.draw}, seed {settings.seed}). Epoch {summary.epoch} was "
-        f"selected on {len(draw.val)} validation images.",
+        f"{as_markdown(draw.source)} (draw {settings.draw}, seed {settings.seed}). Epoch "
+        f"{summary.epoch} was selected on {len(draw.val)} validation images.",
         f"    {summary.best_line}",
         sentences(signals),
     ]

@@ -17,12 +17,18 @@ from pipeline.data.augment import distinct_views
 from pipeline.errors import LineageError, TrainingError
 from pipeline.evidence import Subject, log_evidence, log_evidence_pictures, refresh_siblings
 from pipeline.features import Features
+from pipeline.figures import best_effort
 from pipeline.freezing import FrozenProof
 from pipeline.gate_report import gate_of_run
 from pipeline.lineage import POOL
 from pipeline.peak_memory import PEAK_METRIC, PeakMemory
 from pipeline.report import StageSummary
-from pipeline.run_log import log_outcome, log_outcome_pictures, log_served_model, log_start
+from pipeline.run_log import (
+    log_outcome,
+    log_outcome_pictures,
+    log_served_model,
+    log_start,
+)
 from pipeline.session import CHECKPOINT, Session
 from pipeline.settings import Settings
 from pipeline.stages import Stage
@@ -42,7 +48,7 @@ def run_stage(
     settings, stage = session.settings, session.settings.stage(number)
     if settings.enforce_gate and (stage.schedule, number) == ("three_stage", 3):
         assert parent
-        gate_of_run(session.tracking, parent, settings)[0].enforce()
+        gate_of_run(session.tracking, parent, settings, session.say)[0].enforce()
     started = time.perf_counter()
     with (
         session.tracking.run(
@@ -101,12 +107,15 @@ def run_stage(
         signals = log_evidence(log, session.tracking, subject)
         log_outcome(log, settings, stage, session.draw, summary, results, signals)
         if not session.is_trial:
-            log_evidence_pictures(log, session.tracking, subject, signals)
-            log_outcome_pictures(log, stage, session.draw, summary, results)
+            with best_effort("a picture of the signals", session.say):
+                log_evidence_pictures(log, session.tracking, subject, signals)
+            with best_effort("a picture of the result", session.say):
+                log_outcome_pictures(log, stage, session.draw, summary, results)
         if settings.log_model and not session.is_trial:
             log_served_model(log, settings, session.draw, backbone, Path(folder))
     if parent:
-        now = refresh_siblings(session.tracking, session.recipe(number), settings)
+        recipe = session.recipe(number)
+        now = refresh_siblings(session.tracking, recipe, settings, session.say)
         signals = [now if signal.name == now.name else signal for signal in signals]
     for note in dict.fromkeys(session.cache.notes):
         session.say(f"note: {note}")
@@ -254,9 +263,17 @@ def find_run(session: Session, number: int, *, whole: bool = False) -> RunView |
         except LineageError as err:
             session.say(f"note: passing over {err}")
         else:
-            session.adopt(run, number)
+            adopt(session, run, number)
             return run
     return None
+
+
+def adopt(session: Session, run: RunView, number: int) -> None:
+    """Let a run of an earlier version that saw a session's images count as one of its data set."""
+    former = session.recipe(number, data=run.tags["data"])
+    if POOL not in run.tags and run.tags["recipe_key"] == former:
+        tags = {"recipe_key": session.recipe(number), POOL: session.draw.pool}
+        session.tracking.add_tags(run.run_id, tags)
 
 
 def is_whole(run: RunView, settings: Settings) -> bool:

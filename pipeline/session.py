@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,13 +18,13 @@ from torch import Tensor
 from pipeline.backbones import Backbone, build_backbone
 from pipeline.checkpoints import load_checkpoint
 from pipeline.compute import keep_freed_memory, pick_device, pick_precision
-from pipeline.data.draws import Draw, draw_in, set_aside
+from pipeline.data.draws import Draw, deal_rows, draw_in, set_aside
 from pipeline.data.source import Source
 from pipeline.data.sources import open_source
 from pipeline.errors import LineageError
 from pipeline.features import Features
 from pipeline.files import storage_faults
-from pipeline.lineage import POOL, lineage_key, recipe_key
+from pipeline.lineage import lineage_key, recipe_key
 from pipeline.norm_choice import NormStatsChoice, choose_norm_stats
 from pipeline.norm_stats import calibrate_norm_stats
 from pipeline.prefix_cache import PrefixCache
@@ -51,7 +51,12 @@ def source_of(settings: Settings) -> Source:
     """The images that the settings name, their test split set aside where that is asked for."""
     folder = cache_folder(settings)
     with storage_faults("the cache", folder):
-        source = open_source(settings.data, folder)
+        source = open_source(
+            settings.data,
+            folder,
+            label_column=settings.label_column,
+            image_column=settings.image_column,
+        )
     return set_aside(source, settings.test_per_class)
 
 
@@ -64,6 +69,18 @@ def source_and_weights(settings: Settings) -> tuple[Source, Weights]:
     weights = read_weights(settings.weights, settings.backbone) if here else None
     source = source_of(settings)
     return source, weights or read_weights(settings.weights, settings.backbone)
+
+
+def check_draws(source: Source, settings: Settings, draws: Iterable[int]) -> None:
+    """Refuse what the images cannot give, before any of them is read.
+
+    Raises:
+        DataError: a class is too small, or the pool holds fewer draws.
+    """
+    for draw in draws:
+        deal_rows(
+            source, settings.train_per_class, settings.val_per_class, settings.data_seed, draw
+        )
 
 
 @dataclass
@@ -117,12 +134,10 @@ class Session:
         say(f"preset {settings.preset}; every setting is in the run's settings.json")
         say(
             f"{settings.data}: {len(draw.train)} training and {len(draw.val)} validation images "
-            f"of {len(draw.class_names)} classes, draw {settings.draw}"
+            f"of {len(draw.class_names)} classes, draw {settings.draw}: {source.classes_in_words}"
         )
-        if draw.shared_images:
-            say(
-                f"note: {draw.shared_images} validation images have the pixels of a training image"
-            )
+        for note in (*source.notes, *draw.notes):
+            say(f"note: {note}")
         backbone = build_backbone(settings.backbone, len(draw.class_names), settings.seed)
         pretrained = weights.fitted(backbone)
         say(pretrained.report)
@@ -229,13 +244,6 @@ class Session:
             weights_digest=self.pretrained.digest,
             precision=self.precision,
         )
-
-    def adopt(self, run: RunView, number: int) -> None:
-        """Let a run of an earlier version that saw these images count as one of this data set."""
-        former = self.recipe(number, data=run.tags["data"])
-        if POOL not in run.tags and run.tags["recipe_key"] == former:
-            tags = {"recipe_key": self.recipe(number), POOL: self.draw.pool}
-            self.tracking.add_tags(run.run_id, tags)
 
     def pretrained_backbone(self) -> Backbone:
         """The backbone with the pretrained weights, calibrated where the settings say so."""

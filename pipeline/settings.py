@@ -56,7 +56,11 @@ class TrainSettings(BaseModel):
         "adamw", description="sgd has Nesterov momentum 0.9"
     )
     lr: float = Field(
-        3e-4, gt=0, le=100, description="peak learning rate; 3e-3 where only the head trains"
+        3e-4,
+        gt=0,
+        le=100,
+        description="peak learning rate; 3e-3 where only the head trains, 1e-4 after a "
+        "stage that trained pretrained blocks",
     )
     lr_decay: float = Field(
         1.0,
@@ -133,6 +137,15 @@ class Settings(Thresholds):
     data: str = Field(
         "digits", min_length=1, description="digits, cifar10, cifar100, or a path to your images"
     )
+    label_column: str = Field(
+        "", description="column of the classes in parquet files; empty: label, or a usual name"
+    )
+    image_column: str = Field(
+        "", description="column of the images in parquet files; empty: img, image, or a usual name"
+    )
+    skip_unreadable: bool = Field(
+        False, description="go on without images that cannot be read, and list them (on/off)"
+    )
     train_per_class: int = Field(100, ge=1, description="training images a class")
     val_per_class: int = Field(100, ge=1, description="validation images a class")
     test_per_class: int = Field(
@@ -188,12 +201,13 @@ RUN_KEYS = tuple(key for key in Settings.model_fields if key != "stages")
 THRESHOLD_KEYS = tuple(Thresholds.model_fields)
 STAGE_KEYS = tuple(f"stage{n}.{key}" for n in range(1, MAX_STAGES + 1) for key in TRAIN_KEYS)
 INHERITED_KEYS = (
-    *("data", "train_per_class", "val_per_class", "test_per_class", "data_seed", "draw"),
+    *("data", "label_column", "image_column", "skip_unreadable"),
+    *("train_per_class", "val_per_class", "test_per_class", "data_seed", "draw"),
     *("backbone", "weights", "image_size", "schedule", "norm_stats"),
 )
 """What a child stage takes from its parent run and may not contradict."""
-PLACE_KEYS = ("data", "weights")
-"""Where images and weights lie: another place may hold the same, as their digests show."""
+PLACE_KEYS = ("data", "label_column", "image_column", "weights")
+"""Where images and weights stand: another place may hold the same, as their digests show."""
 
 
 def plain_values(settings: Settings, stages: Iterable[int] | None = None) -> dict[str, object]:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pipeline.entry_points import Command
 from pipeline.errors import StudyError
 from pipeline.interrupts import PARENT
+from pipeline.options import STORAGE
 from pipeline.provenance import PROJECT_DIR
 
 GRACE_S = 60.0
@@ -42,7 +43,7 @@ def run_workers(
     )
     threads = str(threads_each(count, cores))
     command.say(f"{count} workers with {threads} thread(s) each on {cores} cores")
-    options = {**command.options, "workers": "1", "storage": command.storage, "joins": run_id}
+    options = {**command.options, "workers": "1", "joins": run_id}
     if command.config:
         options["config"] = command.config
     if command.tuned:
@@ -58,6 +59,8 @@ def run_workers(
         PARENT: str(os.getpid()),
     }
     environment.pop("MLFLOW_RUN_ID", None)
+    if command.storage:  # its password would stand in the list of processes
+        environment[STORAGE] = command.storage
     workers = [
         subprocess.Popen(
             words,

@@ -28,6 +28,9 @@ def main(storage: str, tracking: str) -> None:
     import mlflow
     import optuna
 
+    from pipeline.tuning.storage import open_storage
+
+    opened = open_storage(storage)
     studies = {
         name: [
             {
@@ -36,9 +39,9 @@ def main(storage: str, tracking: str) -> None:
                 "value": trial.value,
                 "run_id": trial.user_attrs.get("run_id"),
             }
-            for trial in optuna.load_study(study_name=name, storage=storage).get_trials()
+            for trial in optuna.load_study(study_name=name, storage=opened).get_trials()
         ]
-        for name in optuna.get_all_study_names(storage)
+        for name in optuna.get_all_study_names(opened)
     }
     runs = [
         {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -140,6 +141,26 @@ def store(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return enter_store(tmp_path / "work", empty_database, monkeypatch)
 
 
+PointAt = Callable[[str], None]
+
+
+@pytest.fixture
+def point_at(monkeypatch: pytest.MonkeyPatch) -> PointAt:
+    """Have MLflow record at an address, as MLFLOW_TRACKING_URI does for a process of its own."""
+    import mlflow
+
+    def at(uri: str) -> None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        mlflow.set_tracking_uri(uri)
+
+    for name in ("USERNAME", "PASSWORD", "TOKEN", "INSECURE_TLS", "SERVER_CERT_PATH"):
+        # what a command sets is gone when the test is over
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", "")
+        monkeypatch.delenv(f"MLFLOW_TRACKING_{name}")
+    monkeypatch.setenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    return at
+
+
 def words_of(entry_point: str, options: Mapping[str, str]) -> list[str]:
     """A command line."""
     return [entry_point, *(word for k, v in options.items() for word in (f"--{k}", v))]
@@ -168,17 +189,21 @@ def postgres() -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[type | partial[Any]], str]]:
-    """Start a local server with this handler and give its address."""
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
+    """Start a local server with this handler and give its address; with a context, over TLS."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     servers = []
 
-    def start(handler: Any) -> str:  # noqa: ANN401 - a handler class or a partial of one
+    def start(handler: Any, tls: ssl.SSLContext | None = None) -> str:  # noqa: ANN401
         server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        if tls:
+            server.socket = tls.wrap_socket(
+                server.socket, server_side=True, do_handshake_on_connect=False
+            )
         thread = threading.Thread(target=partial(server.serve_forever, poll_interval=0.01))
         thread.start()
         servers.append((server, thread))
-        return f"http://127.0.0.1:{server.server_port}"
+        return f"http{'s' if tls else ''}://127.0.0.1:{server.server_port}"
 
     yield start
     for server, thread in servers:

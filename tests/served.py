@@ -1,15 +1,32 @@
-"""What local servers serve in tests, and how: files, weights as torchvision publishes them."""
+"""What local servers serve in tests, and how: files, weights, what a tracking server says."""
 
 from __future__ import annotations
 
+import base64
+import datetime
 import hashlib
-from http.server import SimpleHTTPRequestHandler
+import ipaddress
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler
 from pathlib import Path
 from socketserver import BaseRequestHandler
+from typing import Any
 
+import requests
 import torch
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from pipeline.backbones import build_backbone
+from tests.postgres import free_port
 
 IMAGENET_CLASSES = 1000
 
@@ -35,3 +52,150 @@ def publish(backbone: str, folder: Path, seed: int = 2) -> Path:
     torch.save(build_backbone(backbone, IMAGENET_CLASSES, seed).model.state_dict(), path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return path.rename(folder / f"{backbone}-{digest[:8]}.pth")
+
+
+class Tracking(SimpleHTTPRequestHandler):
+    """What an MLflow server answers to whoever asks whether it is one, below `prefix`.
+
+    `login`: the Authorization header that it wants; `status`, `body`: what it says instead.
+    """
+
+    protocol_version = "HTTP/1.1"
+
+    def __init__(
+        self,
+        *args: Any,  # noqa: ANN401 - the server's own
+        prefix: str = "",
+        login: str = "",
+        status: int = 200,
+        body: str = '{"experiments": []}',
+        seen: list[str] | None = None,
+    ) -> None:
+        self.prefix, self.login, self.status, self.body, self.seen = (
+            *(prefix, login, status, body),
+            [] if seen is None else seen,
+        )
+        super().__init__(*args)
+
+    def do_GET(self) -> None:
+        self.seen.append(self.path)
+        status, body = self.status, self.body
+        if self.login and self.headers.get("Authorization") != self.login:
+            status, body = 401, "You are not authenticated."
+        elif not self.path.startswith(f"{self.prefix}/api/2.0/mlflow/"):
+            status, body = 404, "<html>Not Found</html>"
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body.encode())))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def tracking_server(folder: Path, *words: str) -> Iterator[str]:
+    """A real tracking server with a database and artifacts in that folder; its address."""
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
+    command += ["--artifacts-destination", str(folder / "artifacts"), *words]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW")}
+    environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        _wait_for(f"http://127.0.0.1:{port}/health", process)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + 120
+    with requests.Session() as session:
+        session.trust_env = False
+        while time.monotonic() < end:
+            assert process.poll() is None, "the server ended"
+            with suppress(requests.ConnectionError):
+                if session.get(address, timeout=5).ok:
+                    return
+            time.sleep(0.2)
+    raise AssertionError("the server does not answer")
+
+
+class Guard(BaseHTTPRequestHandler):
+    """A proxy before a tracking server at `target` that wants a login, as nginx would."""
+
+    protocol_version = "HTTP/1.1"
+
+    def __init__(self, *args: Any, target: str, login: str) -> None:  # noqa: ANN401
+        self.target, self.login = target, login
+        super().__init__(*args)
+
+    def pass_on(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.headers.get("Authorization") != self.login:
+            self.answer(401, {}, b"You are not authenticated.")
+            return
+        own = ("authorization", "host")
+        headers = {k: v for k, v in self.headers.items() if k.lower() not in own}
+        with requests.Session() as session:
+            session.trust_env = False
+            url = f"{self.target}{self.path}"
+            found = session.request(self.command, url, data=body, headers=headers, timeout=60)
+        kind = found.headers.get("Content-Type", "application/octet-stream")
+        self.answer(found.status_code, {"Content-Type": kind}, found.content)
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = pass_on
+
+    def answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
+        self.send_response(status)
+        for key, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def basic(user: str, password: str) -> str:
+    """The header that a login is sent in."""
+    return f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
+
+
+def certificate(folder: Path, name: str = "127.0.0.1") -> Path:
+    """A file with a certificate for that name, signed by its own key, and the key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    try:
+        who: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        who = x509.DNSName(name)
+    day = datetime.timedelta(days=1)
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - day)
+        .not_valid_after(now + day)
+        .add_extension(x509.SubjectAlternativeName([who]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    path = folder / f"{name}.pem"
+    path.write_bytes(
+        made.public_bytes(serialization.Encoding.PEM)
+        + key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -108,7 +109,6 @@ def test_epochs_grow_and_shrink_with_the_batch() -> None:
 @pytest.mark.parametrize(
     ("control", "shared"),
     [
-        ("stage2_continued", 2),
         ("stage1_continued", 1),
         ("lp_ft", 1),
         ("two_stage", 0),
@@ -123,12 +123,39 @@ def test_stages_in_common_have_the_treatments_settings(control: str, shared: int
     assert ours[shared] != theirs[shared]
 
 
-def test_a_stage_that_goes_on_keeps_the_settings_of_the_one_before() -> None:
-    plan = compare(question="stage3", **OWN_STAGES, **{"stage3.epochs": "7"})
-    stages = plan.control.settings.stages
-    assert stages[2] == stages[1].model_copy(update={"epochs": 7})
-    assert stages[2].augment == "strong"
-    assert stages[2].lr == 0.002
+def test_a_stage_that_goes_on_has_the_settings_of_the_stage_it_is_held_against() -> None:
+    """Or a decision would compare rates: stage 3 at its own against stage 2's."""
+    own = {**OWN_STAGES, "stage3.epochs": "7", "stage3.label_smoothing": "0.2"}
+    plan = compare(question="stage3", **own)
+    ours, theirs = plan.control.settings.stages, plan.treatment.settings.stages
+    assert ours == theirs
+    assert (ours[2].lr, ours[2].label_smoothing, ours[2].epochs) == (1e-4, 0.2, 7)
+    assert (ours[1].lr, ours[1].augment) == (0.002, "strong")
+
+
+def test_a_stage_that_goes_on_alone_has_the_last_settings_of_all_it_is_held_against() -> None:
+    plan = compare(treatment="three_stage", control="stage1_continued", **OWN_STAGES)
+    ours, theirs = plan.control.settings.stages, plan.treatment.settings.stages
+    assert ours[0] == theirs[0]
+    assert ours[1] == theirs[2].model_copy(update={"epochs": ours[1].epochs})
+
+
+def test_a_stage_that_goes_on_starts_its_tuning_from_what_the_treatment_started_from() -> None:
+    plan = compare(question="stage3", **OWN_STAGES)
+    stages = list(plan.treatment.settings.stages)
+    stages[2] = stages[2].model_copy(update={"lr": 7e-5, "epochs": 20})
+    found = replace(
+        plan.treatment,
+        settings=plan.treatment.settings.model_copy(update={"stages": tuple(stages)}),
+    )
+    control = at_equal_steps(found, "stage2_continued", PRESET, None, plan.treatment)
+    assert control.settings.training(3).lr == 1e-4
+    assert control.settings.training(3).epochs == 20  # as many steps, all the same
+
+
+def test_what_was_set_by_hand_for_stage_3_is_tuned_in_neither_arm() -> None:
+    plan = compare(question="stage3", **OWN_STAGES, **{"stage3.norm": "keep"})
+    assert own_stages(plan) == {3: {"epochs", "batch_size", "lr", "norm"}}
 
 
 def test_a_stage_of_the_controls_own_has_its_defaults_and_what_was_said_of_every_stage() -> None:

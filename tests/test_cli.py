@@ -13,7 +13,7 @@ from PIL import Image
 from pipeline.cli import main
 from pipeline.errors import SettingsError
 from pipeline.options import parse
-from tests.conftest import Command
+from tests.conftest import Command, PointAt
 
 
 def test_options_are_taken_as_words_or_with_an_equals_sign() -> None:
@@ -62,7 +62,7 @@ def test_a_fault_is_one_line_exit_code_2_and_no_open_run(
     assert mlflow.search_runs(["0"], output_format="list") == []
 
 
-def test_an_unreadable_image_is_named(
+def test_unreadable_images_are_named_all_at_once(
     store: Path, image_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for path in (image_folder / "apple").iterdir():
@@ -71,14 +71,14 @@ def test_an_unreadable_image_is_named(
     words += ["--weights", "tiny_imagenet"]
     assert main(["stage1", *words, "--cache_dir", str(store / "cache")]) == 2
     error = capfd.readouterr().err
-    assert "cannot read image" in error
-    assert str(image_folder / "apple") in error
+    assert "cannot read 4 of 12 images: " in error
+    assert error.count(str(image_folder / "apple")) == 4
 
 
 def test_an_unreachable_server_is_one_line_at_once(
-    store: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    store: Path, point_at: PointAt, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    point_at("http://127.0.0.1:9")
     assert main(["stage1"]) == 2
     assert "no tracking server answers at MLFLOW_TRACKING_URI" in capfd.readouterr().err
 

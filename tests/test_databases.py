@@ -1,4 +1,4 @@
-"""Database URLs: shown without passwords, side by side, held by one process at a time."""
+"""Databases that processes share: held by one at a time, whoever began."""
 
 from __future__ import annotations
 
@@ -11,70 +11,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipeline.databases import beside, exclusively, sqlite_path, without_password
+from pipeline.databases import exclusively
 from tests.postgres import Postgres
 
 ROOT = Path(__file__).resolve().parent.parent
 TURNS = 40
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("postgresql://me:secret@host:5432/db", "postgresql://me:***@host:5432/db"),
-        ("postgresql+psycopg://me:s%40:e/c@host/db", "postgresql+psycopg://me:***@host/db"),
-        ("postgresql://me@realm:secret@host/db", "postgresql://me@realm:***@host/db"),
-        ("postgresql://:secret@host/db", "postgresql://:***@host/db"),
-        ("postgresql://me:@host/db", "postgresql://me:***@host/db"),
-        ("https://me:secret@host:5000", "https://me:***@host:5000"),
-        (
-            "postgresql://host/db?user=me&password=secret&sslmode=require",
-            "postgresql://host/db?user=me&password=***&sslmode=require",
-        ),
-        ("postgresql://host/db?sslpassword=secret", "postgresql://host/db?sslpassword=***"),
-        ("mysql://host/db?passwd=secret", "mysql://host/db?passwd=***"),
-        ("postgresql://me@host:5432/db", "postgresql://me@host:5432/db"),
-        ("postgresql://host:5432/db", "postgresql://host:5432/db"),
-        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
-        ("sqlite:////data/me:and@you.db", "sqlite:////data/me:and@you.db"),
-        ("sqlite:///optuna.db", "sqlite:///optuna.db"),
-    ],
-)
-def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
-    assert without_password(url) == shown
-    assert without_password(shown) == shown
-
-
-@pytest.mark.parametrize(
-    ("url", "path"),
-    [
-        ("sqlite:///optuna.db", Path("optuna.db")),
-        ("sqlite:////data/optuna.db", Path("/data/optuna.db")),
-        ("sqlite:///runs/my optuna.db", Path("runs/my optuna.db")),
-        ("postgresql://host/optuna.db", None),
-        ("http://host/sqlite:///optuna.db", None),
-        ("mlruns", None),
-    ],
-)
-def test_the_file_of_a_sqlite_url(url: str, path: Path | None) -> None:
-    assert sqlite_path(url) == path
-
-
-@pytest.mark.parametrize(
-    ("url", "other", "moved"),
-    [
-        ("sqlite:///optuna.db", "sqlite:////data/mlflow.db", "sqlite:////data/optuna.db"),
-        ("sqlite:///a/optuna.db", "sqlite:////data/mlflow.db", "sqlite:////data/a/optuna.db"),
-        ("sqlite:////own/optuna.db", "sqlite:////data/mlflow.db", "sqlite:////own/optuna.db"),
-        ("sqlite:///optuna.db", "sqlite:///mlflow.db", "sqlite:///optuna.db"),
-        ("sqlite:///optuna.db", "sqlite:///a/mlflow.db", "sqlite:///optuna.db"),
-        ("sqlite:///optuna.db", "http://host:5000", "sqlite:///optuna.db"),
-        ("sqlite:///optuna.db", "postgresql://host/mlflow", "sqlite:///optuna.db"),
-        ("postgresql://host/optuna", "sqlite:////data/mlflow.db", "postgresql://host/optuna"),
-    ],
-)
-def test_a_relative_file_moves_beside_an_absolute_one(url: str, other: str, moved: str) -> None:
-    assert beside(url, other) == moved
 
 
 TAKE_TURNS = f"""
@@ -132,6 +73,33 @@ def overlaps(folder: Path, urls: Sequence[str]) -> int:
 
 def test_processes_never_hold_one_file_together_however_they_name_it(tmp_path: Path) -> None:
     assert overlaps(tmp_path, ["sqlite:///optuna.db", f"sqlite:///{tmp_path}/optuna.db"]) == 0
+
+
+def test_processes_never_hold_one_journal_together(tmp_path: Path) -> None:
+    assert overlaps(tmp_path, ["journal:///j.log", f"journal:///{tmp_path}/j.log"]) == 0
+
+
+def test_people_who_share_a_folder_share_the_lock(tmp_path: Path) -> None:
+    """The file that the first one makes is no other's to open, unless it is made for all."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    mask = os.umask(0o077)
+    try:
+        with exclusively(f"sqlite:///{shared}/optuna.db"):
+            pass
+    finally:
+        os.umask(mask)
+    (lock,) = shared.iterdir()
+    assert lock.stat().st_mode & 0o777 == 0o666
+
+
+def test_a_database_in_a_folder_that_may_only_be_read_needs_none_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    with exclusively(f"sqlite:///{tmp_path}/optuna.db"):
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_processes_never_hold_one_postgresql_database_together(

@@ -32,6 +32,7 @@ from pipeline.entry_points import Command
 from pipeline.evaluate import test_images as images_of_test_split
 from pipeline.operating import characteristics_text, operating_characteristics
 from pipeline.operations import training_operations
+from pipeline.report import came_to
 from pipeline.session import source_of
 from pipeline.settings import Settings
 from tests.conftest import class_image, enter_store, words_of
@@ -41,6 +42,7 @@ PER_CLASS = 28  # 10 to test on, and three draws of 4 + 2
 SMALL = {
     "backbone": "mobilenet_v3_small",
     "weights": "none",
+    "norm_stats": "target",  # random weights learn nothing under their own
     "image_size": "32",
     "train_per_class": "4",
     "val_per_class": "2",
@@ -387,7 +389,7 @@ def test_every_run_is_nested_under_the_decision(decided: Decided) -> None:
 
 def test_the_treatments_runs_carry_the_verdict(decided: Decided) -> None:
     tags = {key: value for key, value in decided.run.data.tags.items() if "verdict" in key}
-    assert len(tags) == 9
+    assert len(tags) == 10
     for treatment, control in decided.arms():
         theirs = treatment.data.tags
         assert {key: value for key, value in theirs.items() if "verdict" in key} == tags
@@ -535,6 +537,19 @@ def test_the_report_shows_every_pair_and_the_way_to_the_verdict(decided: Decided
     assert way[-1][0] == str(last.pairs)
     assert float(way[-1][3]) == pytest.approx(last.p_gain, abs=6e-4)
     assert float(way[-1][5]) == pytest.approx(last.p_harm, abs=6e-4)
+
+
+@pytest.mark.parametrize(
+    ("asked", "found", "shown"),
+    [
+        ("target", ["target", "target"], "target"),
+        ("auto", ["source", "source"], "auto: source (2 pairs)"),
+        ("auto", ["target", "source", "source"], "auto: source (2 pairs), target (1 pairs)"),
+        ("auto", ["", ""], "auto"),  # runs of an earlier version carry no such tag
+    ],
+)
+def test_a_report_says_what_auto_came_to(asked: str, found: list[str], shown: str) -> None:
+    assert came_to(asked, found) == shown
 
 
 def test_the_report_shows_cost_and_optimism_of_both_arms(decided: Decided) -> None:

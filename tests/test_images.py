@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from pipeline.data.draws import read_images
-from pipeline.data.images import ImageSet, digest_image, fit_square, to_rgb
+from pipeline.data.images import GREY_DEPTH, ImageSet, digest_image, fit_square, to_rgb
 from pipeline.data.source import Split
 from tests.conftest import class_image
 
@@ -109,16 +109,47 @@ def test_16_bit_greyscale_is_scaled_not_clipped() -> None:
     assert np.asarray(to_rgb(opened))[0, :, 0].tolist() == [0, 1, 120, 255]
 
 
-def test_a_dark_16_bit_image_stays_dark() -> None:
-    """Its depth is known: the brightest pixel that happens to be in it must not set the scale."""
-    values = np.array([[0, 200]], dtype=np.uint16)
-    assert np.asarray(to_rgb(reopened(Image.fromarray(values)))).max() <= 1
+def grey(values: list[int], kind: str = "PNG") -> list[int]:
+    """What becomes of these values in a 16-bit file."""
+    image = reopened(Image.fromarray(np.array([values], dtype=np.uint16)), kind)
+    assert image.mode == "I;16"
+    return np.asarray(to_rgb(image))[0, :, 0].tolist()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_a_12_bit_picture_in_a_16_bit_file_is_not_black(kind: str) -> None:
+    """By 257, as 16 bits are scaled, its brightest pixel would be 16 of 255."""
+    assert grey([0, 16, 2048, 4095], kind) == [0, 1, 128, 255]
+
+
+def test_a_dark_picture_stays_dark_whatever_its_brightest_pixel_is() -> None:
+    """Depths are 12 or 16 bits: the brightest pixel that happens to be there sets no scale."""
+    assert grey([0, 16, 200]) == [0, 1, 12]
+    assert grey([0, 257, 4096]) == [0, 1, 16]
+
+
+def test_16_bits_are_exact_over_their_range() -> None:
+    values = list(range(0, 65536, 257))
+    assert grey(values) == list(range(256))
+
+
+@pytest.mark.parametrize(("top", "depth"), [(4095, 12), (4096, 16)])
+def test_the_depth_that_was_taken_is_kept(top: int, depth: int) -> None:
+    image = Image.fromarray(np.array([[0, top]], dtype=np.uint16))
+    assert to_rgb(image).info[GREY_DEPTH] == depth
+    assert GREY_DEPTH not in to_rgb(Image.new("L", (2, 2))).info
+
+
+def test_12_bit_values_in_32_bits_are_not_black() -> None:
+    values = np.array([[0, 2048, 4095]], dtype=np.int32)
+    assert np.asarray(to_rgb(Image.fromarray(values)))[0, :, 0].tolist() == [0, 128, 255]
 
 
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ([-5.0, 300.0], [0, 1]),
+        ([-5.0, 300.0], [0, 19]),
+        ([-5.0, 30000.0], [0, 117]),
         ([-5.0, 0.5], [0, 128]),
         ([0.0, 1.0], [0, 255]),
         ([0.0, 65535.0], [0, 255]),

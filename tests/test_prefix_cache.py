@@ -6,7 +6,6 @@ import gc
 import json
 import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 import weakref
@@ -25,6 +24,7 @@ from pipeline.data.augment import render_views
 from pipeline.data.images import ImageSet
 from pipeline.digests import digest_each, digest_tensors
 from pipeline.features import Features, LiveFeatures, StoredFeatures
+from pipeline.owners import owner_mark
 from pipeline.prefix_cache import PrefixCache
 from pipeline.settings import Augment, TrainSettings
 from pipeline.stages import Stage, get_stage
@@ -497,17 +497,17 @@ def test_the_least_recently_used_entry_goes_first(request_: Request, tmp_path: P
 def test_parts_of_dead_processes_go_at_once_and_those_of_others_stay(
     request_: Request, tmp_path: Path
 ) -> None:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    here = socket.gethostname()
-    dead, alive, elsewhere = (
-        tmp_path / f"{'0' * 64}.{host}.{pid}.tmp"
-        for host, pid in ((here, process.pid), (here, os.getpid()), ("other", process.pid))
-    )
-    for path in (dead, alive, elsewhere):
+    code = "from pipeline.owners import owner_mark; print(owner_mark())"
+    root = Path(__file__).resolve().parent.parent
+    dead = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    marks = [dead, owner_mark(), "0" * 16 + dead[16:]]
+    parts = [tmp_path / f"{'0' * 64}.{m}.{kind}" for m in marks for kind in ("tmp", "about")]
+    for path in parts:
         path.write_bytes(b"part")
     request_.ask(PrefixCache(tmp_path, ENOUGH))
-    assert [path.exists() for path in (dead, alive, elsewhere)] == [False, True, True]
+    assert [path.exists() for path in parts] == [False, False, True, True, True, True]
 
 
 def test_a_folder_that_cannot_be_made_is_noted_and_computed_live(

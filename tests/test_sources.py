@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.data.images import digest_image, to_rgb
+from pipeline.data.draws import read_images
+from pipeline.data.images import ImageSet, digest_image
 from pipeline.data.source import Source, Split
 from pipeline.data.sources import open_source
 from pipeline.errors import DataError, DownloadError
@@ -36,7 +37,16 @@ def opened(path: Path) -> Source:
 
 
 def shown(split: Split, rows: list[int]) -> list[bytes]:
-    return [digest_image(to_rgb(image)) for image in split.read(rows)]
+    return [digest_image(image) for image in decoded(split, rows)]
+
+
+def decoded(split: Split, rows: list[int]) -> list[Image.Image]:
+    images = list(split.read(rows))
+    return [image for image in images if isinstance(image, Image.Image)]
+
+
+def read(split: Split, rows: list[int]) -> ImageSet:
+    return read_images(split, np.array(rows), 8)
 
 
 def pictures(*label_and_number: tuple[int, int]) -> list[bytes]:
@@ -74,7 +84,8 @@ def test_digits_pool_and_test_are_disjoint_and_complete(tmp_path: Path) -> None:
     for split in (source.pool, source.test):
         images = list(split.read(range(len(split.labels))))
         read += [
-            (np.asarray(i).tobytes(), int(n)) for i, n in zip(images, split.labels, strict=True)
+            (np.asarray(i)[..., 0].tobytes(), int(n))
+            for i, n in zip(images, split.labels, strict=True)
         ]
     digits: Any = load_digits()
     original = np.rint(digits.images * (255 / 16)).astype(np.uint8)
@@ -251,8 +262,8 @@ def test_an_unreadable_image_is_named(content: bytes, image_folder: Path) -> Non
     (image_folder / "berry" / "05.png").write_bytes(content)
     pool = opened(image_folder).pool
     with pytest.raises(DataError, match=r"cannot read image .*berry/05\.png \(.+\): replace"):
-        list(pool.read([0, 17]))
-    assert len(list(pool.read([16, 18]))) == 2
+        read(pool, [0, 17])
+    assert len(read(pool, [16, 18])) == 2
 
 
 def test_a_damaged_avif_image_is_named(image_folder: Path) -> None:
@@ -264,7 +275,7 @@ def test_a_damaged_avif_image_is_named(image_folder: Path) -> None:
     content[at : at + 12] = bytes(12)
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"cannot read image .*x\.avif"):
-        list(opened(image_folder).pool.read([12]))
+        read(opened(image_folder).pool, [12])
 
 
 @pytest.mark.parametrize("kind", ["png", "jpg", "tiff", "webp"])
@@ -272,8 +283,8 @@ def test_a_rotated_photo_is_read_upright(kind: str, image_folder: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     class_image(0, 0).crop((0, 0, 32, 20)).save(image_folder / "apple" / f"x.{kind}", exif=exif)
-    (image,) = opened(image_folder).pool.read([12])
-    assert to_rgb(image).size == (20, 32)
+    (image,) = decoded(opened(image_folder).pool, [12])
+    assert image.size == (20, 32)
 
 
 @pytest.mark.parametrize("kind", ["gif", "png", "webp", "tiff"])
@@ -281,8 +292,8 @@ def test_of_an_animation_the_first_frame_is_read(kind: str, image_folder: Path) 
     frames = [Image.new("RGB", (8, 8), (value, value, value)) for value in (250, 5, 100)]
     path = image_folder / "apple" / f"x.{kind}"
     frames[0].save(path, save_all=True, append_images=frames[1:])
-    (image,) = opened(image_folder).pool.read([12])
-    assert abs(np.asarray(to_rgb(image)).mean() - 250) < 2
+    (image,) = decoded(opened(image_folder).pool, [12])
+    assert abs(np.asarray(image).mean() - 250) < 2
 
 
 def test_a_decompression_bomb_is_named(
@@ -290,7 +301,7 @@ def test_a_decompression_bomb_is_named(
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(DataError, match=r"cannot read image .*00\.png .*decompression bomb"):
-        list(opened(image_folder).pool.read([0]))
+        read(opened(image_folder).pool, [0])
 
 
 # --- parquet files -------------------------------------------------------------------------------
@@ -440,7 +451,7 @@ def test_a_row_without_a_label_is_refused(tmp_path: Path, write_parquet: WritePa
     path = write_parquet(tmp_path / "set" / "train.parquet", [0, 1])
     table = pq.read_table(path).set_column(1, "label", pa.array([0, None]))
     pq.write_table(table, path)
-    with pytest.raises(DataError, match="set has rows without a label: remove them"):
+    with pytest.raises(DataError, match=r"train\.parquet has 1 of 2 rows without a label: remove"):
         opened(tmp_path / "set")
 
 
@@ -482,25 +493,29 @@ def test_a_parquet_file_with_a_damaged_column_is_named(
     content[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"cannot read .*train\.parquet"):
-        list(opened(path).pool.read([0]))
+        read(opened(path).pool, [0])
 
 
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
         ([b"x", b"y"], r"cannot read image .*train\.parquet row 1 \("),
-        ([b"x", None], r"train\.parquet row 1 holds no image bytes"),
-        ([{"bytes": b"x"}, {"bytes": None}], r"train\.parquet row 1 holds no image bytes"),
-        ([[1, 2], [3, 4]], r"train\.parquet row 1"),
-        (["a.png", "b.png"], r"train\.parquet row 1"),
+        ([b"x", None], r"train\.parquet row 1 \(no image bytes: embed"),
+        ([{"bytes": b"x"}, {"bytes": None}], r"train\.parquet row 1 \(no image bytes: embed"),
+        (
+            [{"bytes": b"x", "path": "a.png"}, {"bytes": None, "path": "b.png"}],
+            r"train\.parquet row 1 \(no image bytes, only a path",
+        ),
+        ([[1, 2], [3, 4]], r"train\.parquet: column img holds list<.*no encoded images"),
+        (["a.png", "b.png"], r"train\.parquet: column img holds string, no encoded images"),
     ],
-    ids=["no image", "nothing", "no bytes", "a list", "a path"],
+    ids=["no image", "nothing", "no bytes", "a path beside", "a list", "a path"],
 )
 def test_an_unreadable_cell_is_named(cells: list[object], message: str, tmp_path: Path) -> None:
     path = tmp_path / "train.parquet"
     pq.write_table(pa.table({"img": pa.array(cells), "label": [0, 1]}), path)
     with pytest.raises(DataError, match=message):
-        list(opened(path).pool.read([1]))
+        read(opened(path).pool, [1])
 
 
 def test_a_row_number_in_a_message_counts_in_its_own_file(
@@ -509,8 +524,8 @@ def test_a_row_number_in_a_message_counts_in_its_own_file(
     write_parquet(tmp_path / "set" / "train-0.parquet", [0, 1, 0])
     bad = pa.table({"img": [b"x", b"y"], "label": [0, 1]})
     pq.write_table(bad, tmp_path / "set" / "train-1.parquet")
-    with pytest.raises(DataError, match=r"train-1\.parquet row 1 "):
-        list(opened(tmp_path / "set").pool.read([0, 4]))
+    with pytest.raises(DataError, match=r"train-1\.parquet row 1 \("):
+        read(opened(tmp_path / "set").pool, [0, 4])
 
 
 def test_metadata_without_class_names_is_passed_over(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import mlflow
 import optuna
 import pytest
 from optuna.distributions import FloatDistribution
@@ -258,17 +259,33 @@ STORAGES = [
     ("sqlite:///../work/mlflow.db", r"mlflow\.db is MLflow's own database"),
     ("sqlite+pysqlite:///mlflow.db", r"mlflow\.db is MLflow's own database"),
     ("sqlite:///other.db", r"holds tables of another program, or of another version"),
-    ("sqlite:////nowhere/optuna.db", r"cannot be used \(.*unable to open database file\)"),
+    ("sqlite:////nowhere/optuna.db", r"cannot be used: there is no folder /nowhere$"),
+    ("sqlite:///new/optuna.db", r"cannot be used: there is no folder .*/work/new$"),
+    ("sqlite:///images.txt/optuna.db", r"cannot be used: .*images\.txt is no folder"),
+    ("sqlite:///.", r"cannot be used: .* is a folder"),
     ("sqlite:///images.txt", r"cannot be used \(.*file is not a database\)"),
-    ("foo://me:secret@host/db", r"storage=foo://me:\*\*\*@host/db cannot be used \(.*foo\)"),
-    ("postgresql+foo://me:secret@host/db", r"cannot be used \(Can't load plugin"),
-    ("mysql://me:secret@host/db", r"me:\*\*\*@host/db: its driver is not installed \(.*pip"),
-    ("postgresql+asyncpg://me:secret@host/db", r"driver is not installed \(No module named"),
-    ("postgresql://me:secret@127.0.0.1:9/db", r"cannot be used \(.*Connection refused\)"),
-    ("postgresql://me@realm:secret@127.0.0.1:9/db", r"realm:\*\*\*@127\.0\.0\.1:9/db cannot be"),
-    ("postgresql://127.0.0.1:9/db?user=me&password=secret", r"password=\*\*\* cannot be used"),
-    ("postgresql://me:secret@host:port/db", r"me:\*\*\*@host:port/db is no database URL"),
-    ("/tmp/optuna.db", r"storage=/tmp/optuna\.db is no database URL: write it like sqlite:///"),
+    ("sqlite://", r"storage=sqlite:// is forgotten when this command ends: name a file"),
+    ("sqlite:///:memory:", r"is forgotten when this command ends"),
+    ("journal:////nowhere/o.journal", r"cannot be used: there is no folder /nowhere$"),
+    ("journal:///images.txt", r"images\.txt is no journal of Optuna: name another file"),
+    ("journal:///other.db", r"other\.db is no journal of Optuna: .*write sqlite:/// before"),
+    ("images.txt", r"images\.txt is no journal of Optuna"),
+    ("other.db", r"other\.db is no journal of Optuna: .*write sqlite:/// before"),
+    ("journal://o.journal", r"a journal is a file: write journal:///"),
+    ("redis://:qqq@host/0", r"redis://:\*\*\*@host/0: Optuna can keep a journal there, but"),
+    ("grpc://host:13000", r"Optuna's proxy passes no heartbeats on: name the database behind it"),
+    ("foo://me:qqq@host/db", r"foo://me:\*\*\*@host/db is no URL that Optuna can keep"),
+    ("postgresql+foo://me:qqq@host/db", r"\*\*\*@host/db is no URL that Optuna can keep"),
+    ("mysql://me:qqq@host/db", r"me:\*\*\*@host/db: its driver is not installed \(.*pip"),
+    ("postgresql+asyncpg://me:qqq@host/db", r"driver is not installed \(No module named"),
+    ("postgresql://me:qqq@127.0.0.1:9/db", r"cannot be used \(.*Connection refused\)"),
+    ("postgresql://me@realm:qqq@127.0.0.1:9/db", r"realm:\*\*\*@127\.0\.0\.1:9/db cannot be"),
+    ("postgresql://127.0.0.1:9/db?user=me&password=qqq", r"password=\*\*\* cannot be used"),
+    ("postgresql://me:qqq@host:port/db", r"me:\*\*\*@host:port/db is no URL that Optuna"),
+    ("postgresql://me:q@qqq@host/db", r"me:\*\*\*@host/db: its login holds an @ as it is"),
+    ("postgresql://me:q@q/qq@host/db", r"me:\*\*\*@host/db: its login holds an @ as it"),
+    ("postgres://me:qqq@host/db", r"SQLAlchemy knows no postgres://: write postgresql://"),
+    ("/nowhere/optuna.db", r"storage=/nowhere/optuna\.db is no URL that Optuna .* sqlite:///"),
 ]
 
 
@@ -287,11 +304,55 @@ def test_a_storage_that_cannot_be_is_one_line_without_a_password_and_no_open_run
     output = capfd.readouterr()
     [line] = [line for line in output.err.splitlines() if line.startswith("error: ")]
     assert re.search(message, line), line
-    assert "secret" not in output.out + output.err
     assert "Traceback" not in output.err
-    tunes = runs("tune")
-    assert set(tunes["status"]) <= {"FAILED"} if len(tunes) else True
-    assert len(runs()) == len(runs("study")) == 0
+    assert not re.search("q[@/q]", output.out + output.err)
+    assert "training and validation images" not in output.out
+    assert mlflow.search_runs(["0"], output_format="list") == []
+
+
+@pytest.mark.parametrize("entry_point", ["main", "stage1", "decide", "compare"])
+def test_studies_that_cannot_be_read_are_missed_before_images_are_read(
+    entry_point: str, command: Command, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tuned = {"decide": {"tune": "on"}}.get(entry_point, {"tuned": "on"})
+    assert command(entry_point, **tuned, storage="sqlite:////nowhere/optuna.db") == 2
+    output = capfd.readouterr()
+    (line,) = output.err.splitlines()
+    assert "storage=sqlite:////nowhere/optuna.db" in line
+    assert output.out == ""
+    assert mlflow.search_runs(["0"], output_format="list") == []
+
+
+def test_the_storage_may_be_named_by_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPTUNA_STORAGE", "postgresql://me@host/optuna")
+    assert storage_url("", "http://host:5000") == "postgresql://me@host/optuna"
+    assert storage_url(" sqlite:///o.db ", "http://host:5000") == "sqlite:///o.db"
+
+
+def test_a_journal_that_is_there_may_be_named_as_to_optunas_own_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "o.journal").touch()
+    for given in ("o.journal", f"{tmp_path}/o.journal"):
+        assert storage_url(given, "sqlite:////data/m.db") == f"journal:///{tmp_path}/o.journal"
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "journal", "postgresql"])
+def test_a_study_is_kept_gone_on_with_and_used_in_every_kind_of_storage(
+    kind: str, command: Command, store: Path, request: pytest.FixtureRequest
+) -> None:
+    storage = f"{kind}:///{store}/studies.{kind}"
+    if kind == "postgresql":
+        storage = request.getfixturevalue("postgres").url("kinds")
+    space = space_file(store, "lr: [3.0e-3, 1.0e-2]\n")
+    assert command("tune", **TUNE, space=space, storage=storage) == 0
+    assert command("tune", **{**TUNE, "n_trials": "4"}, space=space, storage=storage) == 0
+    assert len(runs("trial")) == 4
+    assert set(runs("trial")["status"]) == {"FINISHED"}
+    assert command("stage1", tuned="on", storage=storage, **{"stage1.epochs": "2"}) == 0
 
 
 def test_a_password_is_shown_nowhere(

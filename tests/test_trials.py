@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,15 +22,26 @@ from pipeline.tuning.study import SPACE, Spec, Study, suggest
 from pipeline.tuning.trial import Ending, Pruned, Reporter
 from pipeline.tuning.trials import RETRIES, beating, outcome
 from pipeline.tuning.tune import Worker
+from tests.postgres import Postgres
 
 LR = SearchSpace("", {"lr": Range(1e-4, 1e-2, log=True)})
 SPEC = Spec("a-study", get_stage("full", 1), (0, 1), "val_acc", LR, "key", {}, {"lr": 1e-3})
 MANY = 100
+DATABASES = count()
+
+
+@pytest.fixture(params=["sqlite", "journal", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty storage of every kind; PostgreSQL where it is installed."""
+    if request.param == "postgresql":
+        postgres: Postgres = request.getfixturevalue("postgres")
+        return postgres.url(f"trials{next(DATABASES)}")
+    return f"{request.param}:///{tmp_path}/optuna.{request.param}"
 
 
 @pytest.fixture
-def study(tmp_path: Path) -> Study:
-    return Study.join(open_storage(f"sqlite:///{tmp_path}/optuna.db"), SPEC, seed=0)
+def study(url: str) -> Study:
+    return Study.join(open_storage(url), SPEC, seed=0)
 
 
 def asked(study: Study, wanted: int = MANY) -> Trial:
@@ -56,7 +68,7 @@ def worker(study: Study, said: list[str] | None = None) -> Worker:
     say = (said if said is not None else []).append
     tune = TuneSettings(n_trials=MANY)
     tracking: Any = Store()
-    return Worker(SPEC, {}, tracking, study.storage, study.storage.url, tune, None, say)
+    return Worker(SPEC, {}, tracking, study.storage, tune, None, say)
 
 
 def run_one(study: Study, objective: Any, said: list[str] | None = None) -> bool:  # noqa: ANN401
@@ -217,8 +229,8 @@ def test_a_study_has_one_pace_whoever_joins(study: Study) -> None:
     assert impatient.grace_period == 60
 
 
-def test_looking_for_a_study_does_not_begin_it(tmp_path: Path) -> None:
-    storage = open_storage(f"sqlite:///{tmp_path}/optuna.db")
+def test_looking_for_a_study_does_not_begin_it(url: str) -> None:
+    storage = open_storage(url)
     assert Study.find(storage, SPEC) is None
     assert optuna.get_all_study_names(storage) == []
     joined = Study.join(storage, SPEC, seed=0)
@@ -229,9 +241,9 @@ def test_looking_for_a_study_does_not_begin_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("steps", range(8))
 def test_a_study_that_was_left_half_made_is_completed_by_whoever_joins(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+    url: str, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
-    storage = open_storage(f"sqlite:///{tmp_path}/optuna.db")
+    storage = open_storage(url)
     written = SimpleNamespace(count=0)
 
     def until_killed(write: Any) -> Any:  # noqa: ANN401

@@ -14,6 +14,7 @@ from pipeline.entry_points import Command as Asked
 from pipeline.errors import StudyError
 from pipeline.session import Session
 from pipeline.tracking import Tracking
+from pipeline.tuning.storage import open_storage
 from pipeline.tuning.tune import tune_entry
 from pipeline.tuning.tuned import with_tuned
 from tests.conftest import TINY, Command
@@ -113,7 +114,7 @@ def test_a_study_matches_runs_that_differ_in_draw_seed_or_what_it_tuned(
     def taken(change: dict[str, str]) -> str:
         settings = load_settings({**few, **change})
         session = Session.open(settings, tracking, lambda _: None)
-        return with_tuned(session, [number], {}, url).tuned_by[number]
+        return with_tuned(session, [number], {}, open_storage(url)).tuned_by[number]
 
     for change in (
         {},

@@ -63,7 +63,7 @@ def test_a_study_without_a_completed_trial_is_one_line(options: dict[str, str]) 
     arm = Arm("full", load_settings(options), 1)
     command = Command(options, say=lambda _: None)
     with pytest.raises(
-        StudyError, match=r"^unfreezing everything at once, stage 1: no trial of study "
+        StudyError, match=r"^unfreezing everything at once, stage 1: every trial of study "
     ) as err:
         tune_arm(command, Tracking.connect(), TuneSettings(n_trials=1), arm, [1])
     assert len(str(err.value).splitlines()) == 1

@@ -124,7 +124,7 @@ def test_a_trial_that_runs_out_of_time_is_queued_again(
                 holder.start()
                 held.wait()
 
-        Worker(spec, {0: session}, tracking, storage, url, one, deadline, say).work()
+        Worker(spec, {0: session}, tracking, storage, one, deadline, say).work()
         holder.join()
         if ends("trial"):
             break
@@ -289,7 +289,8 @@ RECONCILED = [
     # the trial's state, value, reason; whose run; its status and state; what becomes of it, why
     ((COMPLETE, 0.5, None), "own", ("FINISHED", "complete"), "FINISHED", None),
     ((COMPLETE, 0.5, None), "own", ("RUNNING", None), "FINISHED", None),
-    ((COMPLETE, 0.5, None), "other", ("FINISHED", "complete"), "FAILED", LOST),
+    ((COMPLETE, 0.5, None), "other", ("RUNNING", None), "FAILED", LOST),
+    ((COMPLETE, 0.5, None), "other", ("FINISHED", "complete"), "FINISHED", None),
     ((PRUNED, None, "pruned at"), "own", ("RUNNING", None), "KILLED", "pruned at"),
     ((PRUNED, None, "pruned at"), "own", ("KILLED", "pruned"), "KILLED", None),
     ((FAIL, None, "diverged"), "own", ("RUNNING", None), "FAILED", "diverged"),
@@ -307,11 +308,13 @@ def test_runs_are_given_the_end_that_their_trial_came_to(
     store: Path, options: dict[str, str]
 ) -> None:
     tracking, study = Tracking.connect(), begun(options)
+    own = study.optuna.user_attrs["run_id"]
     made = []
     for (state, value, why), whose, (status, mark), _, _ in RECONCILED:
         number = len(study.optuna.trials)
         tags = {"kind": "trial", "study": study.name, "trial": str(number)}
-        run_id = tracking.start("trial", tags | ({"trial_state": mark} if mark else {}))
+        marks = {"trial_state": mark} if mark else {}
+        run_id = tracking.start("trial", tags | marks, nested_under=own)
         inner = tracking.start("stage", {"kind": "stage"}, nested_under=run_id)
         if status != "RUNNING":
             tracking.set_status(run_id, status)
@@ -322,7 +325,7 @@ def test_runs_are_given_the_end_that_their_trial_came_to(
         study.optuna.add_trial(trial)
         made.append((run_id, inner))
     mended = sum(run[0] != wanted for _, _, run, wanted, _ in RECONCILED)
-    assert reconcile(study, tracking) == mended
+    assert reconcile(study, tracking, own) == mended
     names = {"FINISHED": "complete", "KILLED": "pruned", "FAILED": "failed"}
     for row, (run_id, inner) in zip(RECONCILED, made, strict=True):
         _, _, (status, mark), wanted, reason = row
@@ -332,7 +335,98 @@ def test_runs_are_given_the_end_that_their_trial_came_to(
         assert after.tags.get("trial_state") == (mark if wanted == status else names[wanted]), row
         ended = {"RUNNING"} if wanted == "RUNNING" else {"FAILED", "FINISHED", "KILLED"}
         assert tracking.get(inner).status in ended, row
-    assert reconcile(study, tracking) == 0
+    assert reconcile(study, tracking, own) == 0
+
+
+RUINOUS = {"schedule": "full", "optimizer": "sgd", "lr": "100", "stage1.epochs": "4"}
+
+
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
+def test_a_study_in_which_every_trial_failed_is_a_fault_and_never_recommends_itself(
+    workers: str, command: Command, options: dict[str, str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    ruinous = {**options, **RUINOUS, "n_trials": "2"}
+    ruinous["space"] = space_file(Path(), "weight_decay: [0.0, 1.0e-4]\n", "ruinous.yaml")
+    for again in (False, True):
+        assert command("tune", **ruinous, workers=workers) == 2
+        output = capfd.readouterr()
+        (line,) = [line for line in output.err.splitlines() if line.startswith("error: ")]
+        assert "every trial of study stage1-full-" in line
+        assert "failed (2 x stage 1: no epoch had a finite validation loss: lower " in line
+        assert line.endswith("which makes another study, or give more n_trials")
+        assert "use them" not in output.out
+        assert "tuned=true" not in output.out
+        assert ends("tune") == ["FAILED"] * (1 + again)
+        assert ends("study") == ["FAILED"]
+        assert ends("trial") == ["FAILED", "FAILED"]
+    (study,) = runs("study").to_dict("records")
+    assert "no epoch had a finite validation loss" in study["tags.failure"]
+    assert "tuned=true" not in study["tags.mlflow.note.content"]
+    assert "no epoch had" in runs("tune")["tags.failure"][0]
+
+
+def test_tuned_says_that_every_trial_of_the_study_that_matches_failed(
+    command: Command, options: dict[str, str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    ruinous = {**options, **RUINOUS}
+    ruinous["space"] = space_file(Path(), "weight_decay: [0.0, 1.0e-4]\n", "ruinous.yaml")
+    assert command("tune", **ruinous) == 2
+    capfd.readouterr()
+    assert command("stage1", tuned="on", **RUINOUS) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("error: tuned=true: every trial of study stage1-full-")
+    assert "failed (1 x stage 1: no epoch had a finite validation loss" in line
+    assert "not finished" not in line
+
+
+@pytest.mark.parametrize("status", ["RUNNING", "FINISHED", "KILLED", "FAILED"])
+def test_trials_of_another_storage_are_left_as_they_are(
+    status: str, store: Path, options: dict[str, str]
+) -> None:
+    """Its study has the same name, its trials the same numbers: it is made of the same."""
+    tracking, study = Tracking.connect(), begun(options)
+    theirs = tracking.start("their study", {"kind": "study", "study": study.name})
+    tags = {"kind": "trial", "study": study.name, "trial": "0"}
+    run_id = tracking.start("their trial", tags, nested_under=theirs)
+    inner = tracking.start("their stage", {"kind": "stage"}, nested_under=run_id)
+    if status != "RUNNING":
+        tracking.set_status(run_id, status)
+    study.optuna.add_trial(optuna.create_trial(state=FAIL, user_attrs={"run_id": "ours"}))
+    before = [tracking.get(run) for run in (theirs, run_id, inner)]
+    assert reconcile(study, tracking, study.optuna.user_attrs["run_id"]) == 0
+    assert [tracking.get(run) for run in (theirs, run_id, inner)] == before
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "journal"])
+def test_a_copied_storage_gets_a_study_run_of_its_own(
+    kind: str, store: Path, options: dict[str, str]
+) -> None:
+    """As with a colleague's working folder: what goes on in the copy is not the colleague's."""
+    _, session, spec = opened(options)
+    urls = [f"{kind}:///{store}/{name}" for name in ("mine", "copy", "moved")]
+
+    def run_of(url: str) -> str:
+        study = Study.join(open_storage(url), spec, seed=0)
+        return study_run(study, session, url, lambda _: None)
+
+    mine = run_of(urls[0])
+    assert run_of(urls[0]) == mine
+    (store / "copy").write_bytes((store / "mine").read_bytes())
+    (store / "mine").rename(store / "moved")
+    copy = run_of(urls[1])
+    assert copy != mine
+    assert run_of(urls[1]) == copy
+    assert run_of(urls[2]) == mine
+
+
+def test_a_study_run_of_an_earlier_version_is_gone_on_with(
+    store: Path, options: dict[str, str]
+) -> None:
+    """It does not say which storage it belongs to."""
+    study = begun(options)
+    run_id = study.optuna.user_attrs["run_id"]
+    mlflow.MlflowClient().delete_tag(run_id, "storage_place")
+    assert begun(options).optuna.user_attrs["run_id"] == run_id
 
 
 @pytest.mark.slow

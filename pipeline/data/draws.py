@@ -3,24 +3,41 @@
 Each class's images are permuted once by `data_seed`; draw k takes the k-th slice of
 `train_per_class + val_per_class`. Two draws share no row of the pool. A source with a validation
 split of its own has both pools sliced, each by its own size. The test split is not touched here.
+
+Images of a draw that cannot be read are named, all at once. With `skip_unreadable` the draw goes
+on without them: the rest of it stays as it is, and so do all other draws. A substitute would have
+to be taken from the images of another draw, or all images of the pool be decoded beforehand.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from PIL import Image
 
-from pipeline.data.images import ImageSet, IntArray, digest_image, fit_square, to_rgb
-from pipeline.data.source import Source, Split
+from pipeline.data.images import (
+    GREY_DEPTH,
+    TOP_12_BIT,
+    ImageSet,
+    IntArray,
+    digest_image,
+    fit_square,
+)
+from pipeline.data.source import Source, Split, Unreadable
 from pipeline.errors import DataError
+from pipeline.plain_text import first_of, one_line
 from pipeline.settings import Settings
 
 _TEST_STREAM = 0x7E57  # another permutation than that of the draws
+SHOWN_UNREADABLE = 20
+UNREADABLE = "unreadable_images.txt"
+"""The artifact of a run that lists the images which it went on without."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +54,30 @@ class Draw:
     pool: str = ""
 
     @property
+    def unreadable(self) -> tuple[str, ...]:
+        """The images that were left out, and why, a line each."""
+        return self.train.unreadable + self.val.unreadable
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of these images, a sentence each."""
+        notes = []
+        if self.shared_images:
+            notes.append(
+                f"{self.shared_images} validation images have the pixels of a training image"
+            )
+        if self.unreadable:
+            notes.append(left_out(self.unreadable))
+        depths = Counter(self.train.grey_depths) + Counter(self.val.grey_depths)
+        if len(depths) > 1:
+            notes.append(
+                f"{depths[12]} images of deep greyscale have no value above {TOP_12_BIT} and are "
+                f"read as 12-bit, {depths[16]} as 16-bit: if all are of one depth, store them as "
+                "8-bit images"
+            )
+        return notes
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 over class names, training and validation images, 64 hex digits."""
         parts = [list(self.class_names), self.train.fingerprint(), self.val.fingerprint()]
@@ -47,6 +88,14 @@ class Draw:
         """How many validation images have the pixels of a training image."""
         train = {row.tobytes() for row in self.train.digests}
         return sum(row.tobytes() in train for row in self.val.digests)
+
+
+def left_out(unreadable: Sequence[str]) -> str:
+    """What is said of images that are left out."""
+    return (
+        f"{len(unreadable)} images cannot be read and are left out: {first_of(unreadable, 3)}; "
+        f"all of them stand in {UNREADABLE} of the run"
+    )
 
 
 def deal_rows(
@@ -99,18 +148,17 @@ def set_aside(source: Source, per_class: int) -> Source:
         if len(rows) <= per_class:
             raise DataError(
                 f"{source.name}: test_per_class = {per_class} takes all {len(rows)} images of "
-                f"class {name}: lower it or add images"
+                f"class {one_line(name)}: lower it or add images"
             )
         order = np.random.default_rng([label, _TEST_STREAM]).permutation(rows)
         is_test[order[:per_class]] = True
 
     def part(rows: IntArray) -> Split:
+        def read(wanted: Sequence[int]) -> Iterator[Image.Image | Unreadable]:
+            return source.pool.read([int(rows[i]) for i in wanted])
+
         stored = source.pool.stored
-        return Split(
-            labels[rows],
-            lambda wanted: source.pool.read([int(rows[i]) for i in wanted]),
-            stored.part(rows) if stored else None,
-        )
+        return Split(labels[rows], read, stored.part(rows) if stored else None)
 
     return replace(source, pool=part(np.flatnonzero(~is_test)), test=part(np.flatnonzero(is_test)))
 
@@ -143,15 +191,16 @@ def _slice(
     """Rows of slice `draw` of every class, (classes, size)."""
     counts = source.class_sizes(split)
     small = [
-        f"{name} ({count})"
+        f"{one_line(name)} ({count})"
         for name, count in zip(source.class_names, counts, strict=True)
         if count < size
     ]
     if small:
         more = f" and {len(small) - 5} more" if len(small) > 5 else ""
+        passed_over = f" ({source.passed_over})" if source.passed_over else ""
         raise DataError(
-            f"{source.name}: too few images in class {', '.join(small[:5])}{more} for {asked}: "
-            "lower it or add images"
+            f"{source.name}: too few images in class {', '.join(small[:5])}{more} for {asked}"
+            f"{passed_over}: lower it or add images"
         )
     smallest = int(counts.argmin())
     held = int(counts[smallest]) // size
@@ -160,7 +209,7 @@ def _slice(
             f"{source.name}: draw {draw} asked for, the pool holds {held} "
             f"draw{'s' if held > 1 else ''} "
             f"(0 to {held - 1}) of {asked} a class (smallest class: "
-            f"{source.class_names[smallest]}, "
+            f"{one_line(source.class_names[smallest])}, "
             f"{counts[smallest]} images): ask for a lower draw, fewer draws, or fewer "
             "images a class"
         )
@@ -174,19 +223,54 @@ def _slice(
     )
 
 
-def read_images(split: Split, rows: IntArray, image_size: int) -> ImageSet:
+def read_images(
+    split: Split, rows: IntArray, image_size: int, *, skip_unreadable: bool = False
+) -> ImageSet:
     """The images of these rows as an `ImageSet`, in order.
 
     Raises:
-        DataError: an image cannot be read; says which.
+        DataError: images cannot be read; names them all, or as many as fit on a line.
     """
+    images = _read(split, rows, image_size)
+    if not skip_unreadable:
+        _refuse(images.unreadable, len(rows))
+    return images
+
+
+def _read(split: Split, rows: IntArray, image_size: int) -> ImageSet:
+    """Those of these images that can be read."""
     pixels = np.empty((len(rows), 3, image_size, image_size), dtype=np.uint8)
     digests = np.empty((len(rows), 32), dtype=np.uint8)
-    for position, image in enumerate(split.read(rows.tolist())):
-        rgb = to_rgb(image)
-        digests[position] = np.frombuffer(digest_image(rgb), dtype=np.uint8)
-        pixels[position] = fit_square(rgb, image_size)
-    return ImageSet(torch.from_numpy(pixels), torch.from_numpy(split.labels[rows]), digests)
+    kept: list[int] = []
+    unreadable: list[str] = []
+    depths: Counter[int] = Counter()
+    for position, rgb in enumerate(split.read(rows.tolist())):
+        if isinstance(rgb, Unreadable):
+            unreadable.append(str(rgb))
+            continue
+        depths.update([rgb.info[GREY_DEPTH]] if GREY_DEPTH in rgb.info else [])
+        digests[len(kept)] = np.frombuffer(digest_image(rgb), dtype=np.uint8)
+        pixels[len(kept)] = fit_square(rgb, image_size)
+        kept.append(position)
+    return ImageSet(
+        torch.from_numpy(pixels[: len(kept)]),
+        torch.from_numpy(split.labels[rows[kept]]),
+        digests[: len(kept)],
+        tuple(sorted(unreadable)),
+        depths,
+        rows[kept],
+    )
+
+
+def _refuse(unreadable: Sequence[str], count: int) -> None:
+    """Refuse images that cannot be read, of `count` that were asked for."""
+    if not unreadable:
+        return
+    which = "image" if len(unreadable) == 1 else f"{len(unreadable)} of {count} images:"
+    raise DataError(
+        f"cannot read {which} {first_of(unreadable, SHOWN_UNREADABLE)}: replace or remove "
+        f"{'it' if len(unreadable) == 1 else 'them'}, or go on without: -P skip_unreadable=true"
+    )
 
 
 def make_draw(
@@ -197,20 +281,29 @@ def make_draw(
     data_seed: int,
     draw: int,
     image_size: int,
+    skip_unreadable: bool = False,
 ) -> Draw:
     """Deal and read one draw (see the module's header).
 
     Raises:
-        DataError: too few images, no such draw, or an image that cannot be read.
+        DataError: too few images, no such draw, or images that cannot be read.
     """
-    train, val = deal_rows(source, train_per_class, val_per_class, data_seed, draw)
-    return Draw(
-        source.name,
-        source.class_names,
-        read_images(source.pool, train, image_size),
-        read_images(source.val or source.pool, val, image_size),
-        source.digest(),
+    rows = deal_rows(source, train_per_class, val_per_class, data_seed, draw)
+    train, val = (
+        _read(split, part, image_size)
+        for split, part in zip((source.pool, source.val or source.pool), rows, strict=True)
     )
+    if not skip_unreadable:
+        _refuse(train.unreadable + val.unreadable, rows[0].size + rows[1].size)
+    for images, what in ((train, "train"), (val, "validate")):
+        counts = np.bincount(images.labels.numpy(), minlength=len(source.class_names))
+        if not counts.all():
+            name = source.class_names[int(counts.argmin())]
+            raise DataError(
+                f"{source.name}: no image of class {one_line(name)} to {what} on can be read: "
+                f"replace them ({first_of(images.unreadable, 3)})"
+            )
+    return Draw(source.name, source.class_names, train, val, source.digest())
 
 
 def draw_in(source: Source, settings: Settings) -> Draw:
@@ -222,10 +315,5 @@ def draw_in(source: Source, settings: Settings) -> Draw:
         data_seed=settings.data_seed,
         draw=settings.draw,
         image_size=settings.image_size,
+        skip_unreadable=settings.skip_unreadable,
     )
-
-
-def tuning_draws(source: Source, settings: Settings, count: int) -> Iterator[Draw]:
-    """The draws that tuning looks at: so many, from the one that the settings name."""
-    for draw in range(settings.draw, settings.draw + count):
-        yield draw_in(source, settings.model_copy(update={"draw": draw}))

@@ -2,79 +2,85 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from pipeline.data.source import SPLIT_NAMES, Source, Split, decode_image, visible_files
+from pipeline.data.layout import Layout, find_layout, only_one_class
+from pipeline.data.listing import BROKEN_LINK, image_endings, in_words, list_files
+from pipeline.data.source import Source, Split, Unreadable, decode_image
 from pipeline.data.stored import stored_files
 from pipeline.errors import DataError
-
-NO_IMAGES = {".pdf", ".palm", ".h5", ".hdf", ".grib", ".bufr", ".mpg", ".mpeg"}
-"""Extensions of formats that Pillow can name but not read."""
+from pipeline.plain_text import normalised
 
 
 def open_image_folder(root: Path) -> Source:
     """The source in a folder.
 
     Raises:
-        DataError: no images, no training split, or a class that training does not know.
+        DataError: no images, no training split, a class that training does not know, or folders
+            that are most likely no classes.
     """
-    folders = [path for path in sorted(root.iterdir()) if _is_folder(path)]
-    split_folders = {
-        SPLIT_NAMES[path.name.lower()]: path
-        for path in folders
-        if path.name.lower() in SPLIT_NAMES and any(map(_is_folder, path.iterdir()))
-    }
-    if split_folders and "train" not in split_folders:
-        raise DataError(
-            f"data={root}: holds {', '.join(sorted(split_folders))} but no train folder: name one "
-            "train"
-        )
-    if not split_folders:
-        split_folders = {"train": root}
-    files = {split: _class_files(folder) for split, folder in split_folders.items()}
+    layout = find_layout(root)
+    endings = image_endings()
+    files: dict[str, dict[str, list[Path]]] = {}
+    counts = Counter({BROKEN_LINK: layout.broken})
+    for split, classes in layout.splits.items():
+        files[split] = {}
+        for name, folder in classes.items():
+            listing = list_files(folder, endings, above=(root, folder.parent))
+            files[split][name] = listing.files
+            counts += listing.passed_over
+    passed_over = f"files passed over: {in_words(+counts)}" if +counts else ""
+    loose = f"{layout.loose} images lie in no folder of a class" if layout.loose else ""
     names = tuple(files["train"])
-    if not names or not any(files["train"].values()):
-        raise DataError(
-            f"data={root}: no images found under {split_folders['train'].absolute()}: put one "
-            "folder "
-            "for each class there, with its images inside"
-        )
+    if not any(files["train"].values()):
+        raise _no_images(root, layout, loose)
+    if len(names) == 1:
+        raise only_one_class(root, layout.splits["train"])
+    index = {normalised(name): number for number, name in enumerate(names)}
     splits = {}
     for split, by_class in files.items():
-        unknown = sorted(set(by_class) - set(names))
+        unknown = sorted(name for name in by_class if normalised(name) not in index)
         if unknown:
             raise DataError(
                 f"data={root}: class {unknown[0]} stands in {split} but not in train: add it to "
-                "train "
-                f"or remove it from {split}"
+                f"train or remove it from {split}"
             )
-        splits[split] = _folder_split(by_class, names)
-    return Source(root.name, names, splits["train"], splits.get("val"), splits.get("test"))
-
-
-def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.name.startswith((".", "__"))
-
-
-def _class_files(folder: Path) -> dict[str, list[Path]]:
-    """Class name -> its image files, deep ones too; other files are passed over."""
-    extensions = set(Image.registered_extensions()) - NO_IMAGES
-    return {
-        path.name: visible_files(path, extensions)
-        for path in sorted(folder.iterdir())
-        if _is_folder(path)
-    }
-
-
-def _folder_split(by_class: dict[str, list[Path]], names: tuple[str, ...]) -> Split:
-    files = [file for name in names for file in by_class.get(name, [])]
-    counts = [len(by_class.get(name, [])) for name in names]
-    labels = np.repeat(np.arange(len(names), dtype=np.int64), counts)
-    return Split(
-        labels,
-        lambda rows: (decode_image(files[row], str(files[row])) for row in rows),
-        stored_files(files),
+        numbered = {index[normalised(name)]: paths for name, paths in by_class.items()}
+        splits[split] = _folder_split([numbered.get(n, []) for n in range(len(names))])
+    notes = (*layout.notes, *filter(None, (loose, passed_over)))
+    return Source(
+        root.name,
+        names,
+        splits["train"],
+        splits.get("val"),
+        splits.get("test"),
+        notes,
+        passed_over,
     )
+
+
+def _no_images(root: Path, layout: Layout, loose: str) -> DataError:
+    classes = layout.splits["train"]
+    place = next(iter(classes.values())).parent if classes else root
+    others = list_files(place, image_endings()).passed_over
+    there = f"files there: {in_words(others)}" if others else ""
+    told = f" ({'; '.join(filter(None, (loose, there)))})" if loose or there else ""
+    return DataError(
+        f"data={root}: no images found under {place.absolute()}{told}: put one folder for each "
+        "class there, with its images inside"
+    )
+
+
+def _folder_split(by_class: Sequence[Sequence[Path]]) -> Split:
+    files = [file for of_class in by_class for file in of_class]
+    labels = np.repeat(np.arange(len(by_class), dtype=np.int64), list(map(len, by_class)))
+
+    def read(rows: Sequence[int]) -> Iterator[Image.Image | Unreadable]:
+        return (decode_image(files[row], str(files[row])) for row in rows)
+
+    return Split(labels, read, stored_files(files))

@@ -9,15 +9,16 @@ is decoded again: a copy in another format is found in the draws that were used,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.draws import Draw
+from pipeline.data.draws import Draw, draw_in
 from pipeline.data.images import ImageSet
 from pipeline.data.source import Source
+from pipeline.settings import Settings
 
 BoolArray = NDArray[np.bool_]
 
@@ -76,9 +77,9 @@ class Overlap:
 
     @classmethod
     def of(cls, test: ImageSet, source: Source | None = None) -> Overlap:
-        """Before any draw was used. `source`: where `test` is the whole test split of."""
+        """Before any draw was used. `source`: whose test split `test` was read from."""
         nothing = np.zeros(len(test), dtype=np.bool_)
-        return cls(test, stored_copies(source) if source else nothing, nothing)
+        return cls(test, stored_copies(source)[test.rows] if source else nothing, nothing)
 
     def after(self, draws: Iterable[Draw]) -> Overlap:
         """The same once these draws were trained and validated on, too."""
@@ -100,6 +101,12 @@ class Overlap:
     def counts(self) -> Counts:
         """How many."""
         return Counts(len(self.test), int(self.either.sum()), int(self.seen.sum()))
+
+
+def tuning_draws(source: Source, settings: Settings, count: int) -> Iterator[Draw]:
+    """The draws that tuning looks at: so many, from the one that the settings name."""
+    for draw in range(settings.draw, settings.draw + count):
+        yield draw_in(source, settings.model_copy(update={"draw": draw}))
 
 
 def stored_copies(source: Source) -> BoolArray:

@@ -1,102 +1,200 @@
 """Images in parquet files, as Hugging Face lays them out.
 
-In: files with a column `img` or `image` (encoded bytes, or a struct that holds them) and a column
-`label`; class names stand in the schema's metadata. A file belongs to the split that its name or
-folder names, to the training split where none does.
+In: files with a column of encoded images (bytes, or a struct that holds them) and a column of
+labels. A file belongs to the split that its name or folder names, to the training split where none
+does. Class names stand in each file's own metadata (`labels.py`). Out: a `Source`. Labels are read
+at once, images only when asked for. Not covered: images that are paths, several labels an image.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from pipeline.data.columns import Columns, choose_columns, parquet_schema
 from pipeline.data.images import IntArray
-from pipeline.data.source import SPLIT_NAMES, Source, Split, decode_image
-from pipeline.data.stored import Stored, digest_all, spread
+from pipeline.data.labels import MISSING, Classes, FileLabels, labels_of, names_in
+from pipeline.data.source import SPLIT_NAMES, Read, Source, Split, Unreadable, decode_image
+from pipeline.data.stored import stored_cells
 from pipeline.errors import DataError, first_line
+from pipeline.plain_text import first_of
+
+_SHARED = "; if they are parts of one data set, put them into one folder"
 
 
-def open_parquet(root: Path, files: list[Path]) -> Source:
-    """Hugging Face's layout: file names begin with the split, the schema has class names."""
+@dataclass(frozen=True)
+class _File:
+    """A parquet file that is read: its image column, and whether it has the label column."""
+
+    path: Path
+    image: str
+    has_labels: bool
+
+
+def open_parquet(
+    root: Path, files: Sequence[Path], label_column: str = "", image_column: str = ""
+) -> Source:
+    """The source in these files, which lie under `root`, or are it.
+
+    Raises:
+        DataError: no training file, columns or labels that cannot be used, class names that do not
+            agree, several configurations.
+    """
+    by_split, notes = _splits_of(root, files)
+    _refuse_configurations(root, by_split)
+    columns = choose_columns(by_split["train"][0], label_column, image_column)
+    notes += columns.notes
+    opened = {
+        split: [_opened(path, columns, labels_needed=split != "test") for path in paths]
+        for split, paths in by_split.items()
+    }
+    labels = {
+        split: [_labels(file, columns.label) for file in theirs]
+        for split, theirs in opened.items()
+        if all(file.has_labels for file in theirs)
+    }
+    classes = Classes.of(labels["train"])
+    splits = {}
+    for split, theirs in opened.items():
+        if split == "test" and _is_unlabelled(labels.get(split), classes):
+            rows = sum(_count_rows(file.path) for file in theirs)
+            notes.append(
+                f"the test split ({rows} rows) has no labels in a column {columns.label}: it is "
+                "left out"
+            )
+            continue
+        numbers = [classes.numbers(file, split) for file in labels[split]]
+        for file, found in zip(labels[split], numbers, strict=True):
+            _refuse_missing(file, found)
+        notes += [note for file in labels[split] if (note := classes.note(file))]
+        stored = stored_cells([(file.path, file.image) for file in theirs])
+        splits[split] = Split(np.concatenate(numbers), _reader(theirs), stored)
+    return Source(
+        root.name,
+        classes.names,
+        splits["train"],
+        splits.get("val"),
+        splits.get("test"),
+        tuple(notes),
+    )
+
+
+def _splits_of(root: Path, files: Sequence[Path]) -> tuple[dict[str, list[Path]], list[str]]:
+    """The files of each split; those that no word names are training files where none is named."""
     by_split: dict[str, list[Path]] = {}
     for path in files:
         by_split.setdefault(_split_of(path, root), []).append(path)
-    if "train" not in by_split:
+    unnamed = by_split.pop("", [])
+    if unnamed and "train" in by_split:
         raise DataError(
-            f"data={root}: holds {', '.join(p.name for p in files[:3])} but no training file: "
-            "name "
-            "one train-*.parquet"
+            f"data={root}: {first_of([path.name for path in unnamed])}: no word in the name says "
+            f"which split this belongs to, while {by_split['train'][0].name} is named: name files "
+            "train-*, validation-* or test-*, or move them away"
         )
-    raw = {name: _parquet_labels(paths) for name, paths in by_split.items()}
-    names = _parquet_class_names(by_split["train"][0])
-    if names is None:
-        names = tuple(sorted({str(value) for value in raw["train"]}, key=_natural))
-        index = {name: i for i, name in enumerate(names)}
-        raw = {split: [index.get(str(value), -1) for value in raw[split]] for split in raw}
-    splits = {}
-    for split, values in raw.items():
-        try:
-            labels = np.asarray(values, dtype=np.int64)
-        except (ValueError, TypeError):
-            raise DataError(
-                f"data={root}: the {split} split has labels that are not numbers though its "
-                "schema lists class names: store class numbers"
-            ) from None
-        if labels.size and not (labels.min() >= 0 and labels.max() < len(names)):
-            bad = labels.min() if labels.min() < 0 else labels.max()
-            raise DataError(
-                f"data={root}: the {split} split has label {bad}, outside the {len(names)} "
-                "classes of "
-                "the training split: remove those rows"
-            )
-        files = by_split[split]
-        splits[split] = Split(labels, _parquet_reader(files), _parquet_stored(files))
-    return Source(root.name, names, splits["train"], splits.get("val"), splits.get("test"))
+    if not unnamed and "train" not in by_split:
+        raise DataError(
+            f"data={root}: holds {first_of([path.name for path in files], 3)} but no training "
+            "file: name one train-*.parquet"
+        )
+    if not unnamed:
+        return by_split, []
+    note = f"{first_of([path.name for path in unnamed], 3)}: taken for training, as no file is "
+    notes = [f"{note}named train"] if by_split else []
+    return {"train": unnamed} | by_split, notes
 
 
 def _split_of(path: Path, root: Path) -> str:
-    """From the first word that names a split: in the file's name, else in its folders'."""
+    """From the words that name a split: in the file's name, else in its folders'; `` for none."""
     folders = path.relative_to(root).parts[:-1] if path != root else ()
     for name in (path.stem, *reversed(folders)):
-        for word in re.findall("[a-z]+", name.lower()):
-            if word in SPLIT_NAMES:
-                return SPLIT_NAMES[word]
-    return "train"
+        named = _named_splits(name)
+        if len(named) > 1:
+            raise DataError(
+                f"data={root}: {path.name} names several splits ({', '.join(sorted(named))}): "
+                "name one"
+            )
+        if named:
+            return named.pop()
+    return ""
 
 
-def _natural(name: str) -> tuple[bool, float, str]:
-    return (not name.isdigit(), float(name) if name.isdigit() else 0.0, name)
+def _named_splits(name: str) -> set[str]:
+    words = re.findall("[a-z]+", name.lower())
+    return {SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES}
 
 
-def _parquet_schema(path: Path) -> Any:  # noqa: ANN401 - pyarrow has no types
-    import pyarrow as pa
+def _refuse_configurations(root: Path, by_split: Mapping[str, Sequence[Path]]) -> None:
+    """Refuse folders that each hold files of the same split: they are several data sets."""
+    for paths in by_split.values():
+        found = sorted({_configuration(path, root) for path in paths})
+        if len(found) > 1:
+            names = first_of([str(folder.relative_to(root)) for folder in found])
+            raise DataError(
+                f"data={root}: holds {len(found)} configurations, in the folders {names}: pass "
+                f"one of them, -P data={found[-1]}{_SHARED}"
+            )
+
+
+def _configuration(path: Path, root: Path) -> Path:
+    """The folder that holds a file's data set: the one above a folder that names a split."""
+    if path == root:
+        return root.parent
+    folder = root
+    for part in path.relative_to(root).parts[:-1]:
+        if _named_splits(part):
+            break
+        folder /= part
+    return folder
+
+
+def _opened(path: Path, columns: Columns, *, labels_needed: bool) -> _File:
+    image = columns.image_in(path)
+    has_labels = columns.label in parquet_schema(path).names
+    if labels_needed and not has_labels:
+        raise columns.missing(path)
+    return _File(path, image, has_labels)
+
+
+def _labels(file: _File, column: str) -> FileLabels:
+    metadata = (parquet_schema(file.path).metadata or {}).get(b"huggingface")
+    return labels_of(
+        file.path, column, _read_column(file.path, column), names_in(metadata, column)
+    )
+
+
+def _is_unlabelled(labels: Sequence[FileLabels] | None, classes: Classes) -> bool:
+    """Whether no row has a label, as in the test split of a competition: null or -1 in all."""
+    if labels is None:
+        return True
+    nothing = "-1" not in classes.index
+    return all(
+        nothing and file.values[number] == -1
+        for file in labels
+        for number in np.unique(file.rows[file.rows != MISSING])
+    )
+
+
+def _refuse_missing(file: FileLabels, numbers: IntArray) -> None:
+    missing = int((numbers == MISSING).sum())
+    if missing:
+        raise DataError(
+            f"{file.path} has {missing} of {len(numbers)} rows without a label: remove them"
+        )
+
+
+def _count_rows(path: Path) -> int:
     import pyarrow.parquet as pq
 
-    try:
-        return pq.read_schema(path)
-    except (pa.ArrowException, OSError) as err:
-        raise DataError(f"cannot read {path} ({first_line(err)}): replace it") from None
+    return int(pq.read_metadata(path).num_rows)
 
 
-def _parquet_image_column(path: Path) -> str:
-    columns = _parquet_schema(path).names
-    image = next((name for name in ("img", "image") if name in columns), None)
-    if image is None or "label" not in columns:
-        raise DataError(
-            f"{path} has columns {', '.join(columns)}: name the images `img` or `image` and the "
-            "classes `label`"
-        )
-    return image
-
-
-def _parquet_column(path: Path, name: str) -> Any:  # noqa: ANN401 - pyarrow has no types
+def _read_column(path: Path, name: str) -> Any:  # noqa: ANN401 - pyarrow has no types
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -106,97 +204,26 @@ def _parquet_column(path: Path, name: str) -> Any:  # noqa: ANN401 - pyarrow has
         raise DataError(f"cannot read {path} ({first_line(err)}): replace it") from None
 
 
-def _parquet_labels(paths: list[Path]) -> list[Any]:
-    labels: list[Any] = []
-    for path in paths:
-        _parquet_image_column(path)
-        labels += _parquet_column(path, "label").to_pylist()
-    if None in labels:
-        raise DataError(f"{paths[0].parent} has rows without a label: remove them")
-    return labels
-
-
-def _parquet_class_names(path: Path) -> tuple[str, ...] | None:
-    metadata = _parquet_schema(path).metadata or {}
-    features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    names = features.get("label", {}).get("names")
-    return tuple(str(name) for name in names) if names else None
-
-
-def _parquet_reader(paths: list[Path]) -> Callable[[Sequence[int]], Iterator[Image.Image]]:
-    def read(rows: Sequence[int]) -> Iterator[Image.Image]:
-        import pyarrow.parquet as pq
-
+def _reader(files: Sequence[_File]) -> Read:
+    def read(rows: Sequence[int]) -> Iterator[Image.Image | Unreadable]:
         wanted = np.asarray(rows, dtype=np.int64)
-        cells: dict[int, tuple[bytes, str]] = {}
+        cells: dict[int, tuple[Any, str]] = {}
         first = 0
-        for path in paths:
-            size = pq.read_metadata(path).num_rows
+        for file in files:
+            size = _count_rows(file.path)
             here = wanted[(wanted >= first) & (wanted < first + size)]
             if here.size:
-                column = _parquet_column(path, _parquet_image_column(path))
+                column = _read_column(file.path, file.image)
                 for row, cell in zip(here, column.take(here - first).to_pylist(), strict=True):
-                    cells[int(row)] = _cell_bytes(cell), f"{path} row {row - first}"
+                    cells[int(row)] = cell, f"{file.path} row {row - first}"
             first += size
         for row in wanted:
-            content, where = cells[int(row)]
-            if not content:
-                raise DataError(f"{where} holds no image bytes: replace or remove it")
-            yield decode_image(content, where)
+            cell, where = cells[int(row)]
+            content = cell.get("bytes") if isinstance(cell, dict) else cell
+            if isinstance(content, bytes):
+                yield decode_image(content, where)
+            else:
+                only = ", only a path" if isinstance(cell, dict) and cell.get("path") else ""
+                yield Unreadable(where, f"no image bytes{only}: embed the image")
 
     return read
-
-
-def _parquet_stored(paths: list[Path]) -> Stored:
-    """The cells of these files undecoded; one file at a time is in memory."""
-
-    def marks() -> list[tuple[IntArray, bytes]]:
-        return [_cell_marks(path, *_version(path)) for path in paths]
-
-    def read(rows: Sequence[int]) -> Iterator[bytes]:
-        import pyarrow.parquet as pq
-
-        wanted, first = np.asarray(rows, dtype=np.int64), 0
-        for path in paths:
-            size = pq.read_metadata(path).num_rows
-            here = wanted[(wanted >= first) & (wanted < first + size)] - first
-            yield from _cells(path, here) if here.size else ()
-            first += size
-
-    return Stored(
-        lambda: np.concatenate([sizes for sizes, _ in marks()]),
-        lambda: digest_all(sample for _, sample in marks()),
-        read,
-    )
-
-
-def _version(path: Path) -> tuple[int, int]:
-    about = path.stat()
-    return about.st_mtime_ns, about.st_size
-
-
-@lru_cache(maxsize=1024)
-def _cell_marks(path: Path, _mtime_ns: int, _size: int) -> tuple[IntArray, bytes]:
-    """Bytes of each cell of a file, and the digest of a sample; read once for a file as it is."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    column = _parquet_column(path, _parquet_image_column(path))
-    rows = np.array(spread(len(column)), dtype=np.int64)
-    sample = digest_all(map(_cell_bytes, column.take(rows).to_pylist()))
-    try:
-        cells = pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
-        lengths = pc.fill_null(pc.binary_length(cells), 0).to_numpy()
-    except pa.ArrowException:  # no bytes there: decoding says so
-        lengths = np.zeros(len(column))
-    return lengths.astype(np.int64), sample
-
-
-def _cells(path: Path, rows: IntArray) -> Iterator[bytes]:
-    column = _parquet_column(path, _parquet_image_column(path))
-    return (_cell_bytes(cell) for cell in column.take(rows).to_pylist())
-
-
-def _cell_bytes(cell: object) -> bytes:
-    value = cell.get("bytes") if isinstance(cell, dict) else cell
-    return value if isinstance(value, bytes) else b""

@@ -5,47 +5,72 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from pipeline.data.images import IntArray
+from pipeline.data.images import IntArray, to_rgb
 from pipeline.data.stored import Stored
-from pipeline.errors import DataError, first_line
+from pipeline.errors import first_line
+from pipeline.plain_text import one_line
 
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
-"""Words for a split in the names of files and folders."""
+"""Words for a split in the names of files and folders; Hugging Face reads the same ones so."""
+
+SHOWN_CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An image that cannot be decoded: the file or row that holds it, and why not."""
+
+    where: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{one_line(self.where)} ({one_line(self.reason)})"
+
+
+Read = Callable[[Sequence[int]], Iterator[Image.Image | Unreadable]]
 
 
 @dataclass(frozen=True)
 class Split:
     """Labelled images: `labels` (N,) and `read(rows)`, the images of those rows in that order.
 
-    `read` raises DataError naming the file or row of an image that cannot be decoded. `stored`:
-    the same images undecoded; None where there is no such thing.
+    `read` gives an `Unreadable` in place of an image that cannot be decoded, and goes on.
+    `stored`: the same images undecoded; None where there is no such thing.
     """
 
     labels: IntArray
-    read: Callable[[Sequence[int]], Iterator[Image.Image]]
+    read: Read
     stored: Stored | None = None
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: the pool that draws are dealt from, and splits of its own, if any."""
+    """A data set: the pool that draws are dealt from, and splits of its own, if any.
+
+    Attributes:
+        notes: what a person should know of how the data was understood, a sentence each.
+        passed_over: files that lie among the images and were not read, in words; may be empty.
+    """
 
     name: str
     class_names: tuple[str, ...]
     pool: Split
     val: Split | None = None
     test: Split | None = None
+    notes: tuple[str, ...] = ()
+    passed_over: str = ""
 
     def class_sizes(self, split: Split) -> IntArray:
         """How many images each class has in a split of this source, (classes,)."""
@@ -70,29 +95,49 @@ class Source:
                 hasher.update(split.stored.sample())
         return hasher.hexdigest()
 
+    @property
+    def classes_in_words(self) -> str:
+        """The first class names, and how many images each has in the pool."""
+        sizes = self.class_sizes(self.pool).tolist()
+        named = [one_line(name) for name in self.class_names[:SHOWN_CLASSES]]
+        rest = sizes[len(named) :]
+        more = f" and {len(rest)} more" if rest else ""
+        if len(set(sizes)) == 1:
+            return f"{', '.join(named)}{more} ({sizes[0]} images each)"
+        shown = [f"{name} ({size})" for name, size in zip(named, sizes, strict=False)]
+        theirs = f" ({min(rest)} to {max(rest)} each)" if rest else ""
+        return f"{', '.join(shown)} images{more}{theirs}"
 
-def decode_image(content: bytes | Path, where: str) -> Image.Image:
-    """The image in these bytes or in this file.
 
-    Raises:
-        DataError: it cannot be decoded; says `where` it stands.
-    """
+def decode_image(content: bytes | Path, where: str) -> Image.Image | Unreadable:
+    """The image in these bytes or in this file as upright 8-bit RGB; `where` names it."""
     try:
-        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
-            image.load()
-            return image
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged metadata: the pixels count
+            with Image.open(
+                io.BytesIO(content) if isinstance(content, bytes) else content
+            ) as image:
+                image.load()
+                return to_rgb(image)
+    except UnidentifiedImageError:
+        return Unreadable(where, what_it_is(content) or "not an image that Pillow knows")
     except Exception as err:  # noqa: BLE001 - each format of Pillow raises its own
-        raise DataError(
-            f"cannot read image {where} ({first_line(err)}): replace or remove it"
-        ) from None
+        return Unreadable(where, first_line(err))
 
 
-def visible_files(root: Path, extensions: Collection[str]) -> list[Path]:
-    """Files with these extensions at any depth, in no hidden folder and not hidden."""
-    return [
-        path
-        for path in sorted(root.rglob("*"))
-        if path.suffix.lower() in extensions
-        and not any(part.startswith((".", "__")) for part in path.relative_to(root).parts)
-        and path.is_file()
-    ]
+def what_it_is(content: bytes | Path) -> str:
+    """What stands where data should, as people keep it without knowing; empty: something else."""
+    if isinstance(content, Path):
+        try:
+            with content.open("rb") as file:
+                content = file.read(200)
+        except OSError:
+            return ""
+    start = content[:200].lstrip().lower()
+    if not content:
+        return "an empty file"
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer instead of the file: run `git lfs pull`"
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "an HTML page"
+    return ""

@@ -1,14 +1,16 @@
 """Where images come from: a name or a path to labelled splits.
 
 In: `digits`, `cifar10`, `cifar100`, or a path whose kind is seen from its content:
-Hugging-Face-style parquet files (`img` or `image`, and `label`) or a folder with a subfolder for
-each class, with or without `train`/`val`/`test` above them. Out: a `Source`. Labels are read at
-once, images only when asked for.
+Hugging-Face-style parquet files, or a folder with a subfolder for each class, with or without
+`train`/`val`/`test` above them. Out: a `Source`. Labels are read at once, images only when asked
+for.
 """
 
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
+from dataclasses import replace
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,16 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
+from pipeline.data.columns import holds_image_column
 from pipeline.data.image_folder import open_image_folder
 from pipeline.data.images import IntArray
+from pipeline.data.labels import check_names
+from pipeline.data.listing import entries_of, holds_images, list_files
 from pipeline.data.parquet import open_parquet
-from pipeline.data.source import Source, Split, visible_files
+from pipeline.data.source import Source, Split
 from pipeline.data.stored import stored_arrays
 from pipeline.errors import DataError, DownloadError, first_line
+from pipeline.plain_text import first_of, one_line
 
 NAMES = ("digits", "cifar10", "cifar100")
 """What `data` may be beside a path."""
@@ -30,17 +36,20 @@ DIGITS_TEST_PER_CLASS = 60
 DOWNLOAD_TIMEOUT_S = 30.0
 
 
-def open_source(data: str, cache_dir: Path) -> Source:
-    """The source that `data` names.
+def open_source(
+    data: str, cache_dir: Path, *, label_column: str = "", image_column: str = ""
+) -> Source:
+    """The source that `data` names; columns are those of parquet files, empty: the usual ones.
 
     Raises:
         DataError: nothing there, or nothing usable in it.
         DownloadError: CIFAR is not in `cache_dir` and could not be fetched.
     """
-    if data == "digits":
-        return _open_digits()
-    if data in ("cifar10", "cifar100"):
-        return _open_cifar(data, cache_dir / "data")
+    columns = {"label_column": label_column, "image_column": image_column}
+    named = {key: name for key, name in columns.items() if name}
+    if data in NAMES:
+        _refuse_columns(data, named)
+        return _open_digits() if data == "digits" else _open_cifar(data, cache_dir / "data")
     path = Path(data).expanduser()
     if not path.exists():
         raise DataError(
@@ -51,19 +60,51 @@ def open_source(data: str, cache_dir: Path) -> Source:
         raise DataError(
             f"data={data}: a file that is not .parquet: pass an image folder or parquet files"
         )
-    parquet = [path] if path.is_file() else visible_files(path, {".parquet"})
-    source = open_parquet(path, parquet) if parquet else open_image_folder(path)
+    parquet, notes = ([path], ()) if path.is_file() else _parquet_files(path, image_column)
+    if parquet:
+        source = open_parquet(path, parquet, **named)
+    else:
+        _refuse_columns(data, named)
+        source = open_image_folder(path)
+    _check_classes(data, source)
+    return replace(source, notes=(*notes, *source.notes))
+
+
+def _parquet_files(folder: Path, image_column: str) -> tuple[list[Path], tuple[str, ...]]:
+    """The parquet files that are the data, and what is said of what lies beside them.
+
+    Tables without a column of images, which describe images in folders, are not the data.
+    """
+    files = list_files(folder, {".parquet"}).files
+    if not files:
+        return [], ()
+    folders = [path.name for path in entries_of(folder).folders if holds_images(path)]
+    names = first_of([path.name for path in files], 3)
+    if folders and not any(holds_image_column(path, image_column) for path in files):
+        return [], (f"{names}: not read, as there is no column of images beside the folders",)
+    if folders:
+        return files, (
+            f"images are read from {names}; those in the folders {first_of(folders)} are not",
+        )
+    return files, ()
+
+
+def _refuse_columns(data: str, named: Mapping[str, str]) -> None:
+    for key, name in named.items():
+        raise DataError(f"{key}={name}: data={data} is no parquet file: leave {key} out")
+
+
+def _check_classes(data: str, source: Source) -> None:
+    check_names(source.class_names, data)
     if "label" in source.class_names:
         raise DataError(
             f"data={data}: a class is named label, as is the answer of the served model: rename it"
         )
     if len(source.class_names) < 2:
         raise DataError(
-            f"data={data}: only one class ({source.class_names[0]}), a classifier needs two or "
-            "more: "
-            "add a class"
+            f"data={data}: only one class ({one_line(source.class_names[0])}), a classifier needs "
+            "two or more: add a class"
         )
-    return source
 
 
 def _open_digits() -> Source:
@@ -81,7 +122,7 @@ def _open_digits() -> Source:
     def split(rows: IntArray) -> Split:
         return Split(
             labels[rows],
-            lambda wanted: (Image.fromarray(pixels[rows[i]]) for i in wanted),
+            lambda wanted: (Image.fromarray(pixels[rows[i]]).convert("RGB") for i in wanted),
             stored_arrays(pixels[rows]),
         )
 

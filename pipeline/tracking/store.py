@@ -1,8 +1,7 @@
 """The tracking store: find runs, start runs, fetch what they hold.
 
 `mlflow run` starts a run before our code runs (MLFLOW_RUN_ID): the run that the user asked for
-adopts it, so that a launched entry point is one run and not two. Not covered: servers that need a
-login of their own; MLflow's environment variables take care of these.
+adopts it, so that a launched entry point is one run and not two.
 """
 
 from __future__ import annotations
@@ -16,12 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.databases import exclusively, without_password
+from pipeline.addresses import is_server, without_password
+from pipeline.databases import exclusively
 from pipeline.errors import LineageError, PipelineError, RunStopped, TrackingError
 from pipeline.owners import KILLED_REASON, MACHINE, is_abandoned, owner_tags, this_machine
 from pipeline.provenance import PROJECT_DIR, git_commit
-from pipeline.tracking.faults import contact, translated
-from pipeline.tracking.launched import experiment_id, outlast_mlflow_run
+from pipeline.tracking.address import usable_address
+from pipeline.tracking.experiment import usable_experiment
+from pipeline.tracking.faults import translated
+from pipeline.tracking.launched import outlast_mlflow_run
 from pipeline.tracking.registry import ModelVersion, Registered, register
 from pipeline.tracking.run import RunLog, to_tags
 
@@ -60,25 +62,23 @@ class Tracking:
         """Connect to MLFLOW_TRACKING_URI, or to MLflow's default (sqlite:///mlflow.db).
 
         Raises:
-            TrackingError: nothing answers there.
+            TrackingError: nothing answers there, or nothing can be recorded there.
         """
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         for noisy in ("alembic", "mlflow.tracking.fluent"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
         # it logs the tracebacks of faults that `translated` says in one line
         logging.getLogger("mlflow.store.db").setLevel(logging.CRITICAL)
-        uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-        if uri.startswith(("http://", "https://")):
-            contact(uri)  # before importing MLflow, which would try for minutes
         import mlflow
 
-        uri = mlflow.get_tracking_uri()
+        uri = usable_address()
         shown = without_password(uri)
         try:
             with translated("connect", shown), exclusively(uri):
                 client = mlflow.MlflowClient(uri)
                 launched = os.environ.pop("MLFLOW_RUN_ID", None)
-                return cls(client, shown, experiment_id(client, launched), launched)
+                experiment_id = usable_experiment(client, launched, shown)
+                return cls(client, shown, experiment_id, launched)
         except ModuleNotFoundError as err:
             raise TrackingError(
                 f"MLFLOW_TRACKING_URI={shown}: its driver is not installed ({err}): pip install it"
@@ -87,8 +87,8 @@ class Tracking:
     @property
     def ui_command(self) -> str:
         """What to type, or where to look, to browse the runs."""
-        if self.uri.startswith(("http://", "https://")):
-            return f"open {self.uri}/#/experiments/{self.experiment_id}"
+        if is_server(self.uri):
+            return f"open {self.uri.rstrip('/')}/#/experiments/{self.experiment_id}"
         return f"mlflow ui --backend-store-uri {self.uri}"
 
     def get(self, run_id: str) -> RunView:

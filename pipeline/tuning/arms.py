@@ -16,7 +16,8 @@ from pipeline.entry_settings import TuneSettings
 from pipeline.errors import LineageError, SettingsError, StudyError
 from pipeline.search_space import Plan, SearchSpace, default_space, read_space
 from pipeline.tracking import Tracking
-from pipeline.tuning.storage import storage_url
+from pipeline.tuning.storage import open_storage, storage_url
+from pipeline.tuning.study import AFTER_FAILURES
 from pipeline.tuning.trials import RUN_ID
 from pipeline.tuning.tune import work
 
@@ -53,16 +54,14 @@ def tune_arm(
                 f"({', '.join(space.dimensions)}): leave one to be tuned"
             )
         spaces[number] = SearchSpace(space.source, left)
-    url = storage_url(command.storage, tracking.uri)
-    done = work(command, Plan(tune, arm.settings, spaces), tracking, url)
+    storage = open_storage(storage_url(command.storage, tracking.uri), tune.heartbeat)
+    done = work(command, Plan(tune, arm.settings, spaces), tracking, storage)
     stages = list(arm.settings.stages)
     for one in done:
         number = one.study.spec.stage.number
         if one.choice is None:
-            raise StudyError(
-                f"{arm.words}, stage {number}: no trial of study {one.study.name} was completed: "
-                "see why above, and give more n_trials or other settings"
-            )
+            failure = one.study.failure or f"no trial of study {one.study.name} was completed"
+            raise StudyError(f"{arm.words}, stage {number}: {failure}: {AFTER_FAILURES}")
         stages[number - 1] = stages[number - 1].model_copy(update=dict(one.settings))
         chosen = one.choice.trial
     if not all(one.finished for one in done) or len(done) < len(spaces):

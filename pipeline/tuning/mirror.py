@@ -1,8 +1,10 @@
 """A study in MLflow: one run for the study, kept in step with what Optuna's storage says.
 
-Optuna's storage is the truth. A worker that is killed leaves runs behind that say RUNNING, or a
-trial run that says FINISHED though its trial was given up: `reconcile` sets them right, from any
-process. In: a `Study` and a tracking store. Out: MLflow runs that say the same.
+Optuna's storage is the truth about its own trials. A worker that is killed leaves runs behind that
+say RUNNING, or a trial run that says FINISHED though its trial was given up: `reconcile` sets them
+right, from any process. Other people who type the same command have a storage and a study run of
+their own: nothing that is nested elsewhere is touched. In: a `Study` and a tracking store. Out:
+MLflow runs that say the same.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections.abc import Callable
 
 from optuna.trial import FrozenTrial, TrialState
 
+from pipeline.addresses import file_of
 from pipeline.errors import LineageError
 from pipeline.owners import KILLED_REASON
 from pipeline.session import Session
@@ -23,6 +26,8 @@ from pipeline.tuning.trial import INTERRUPTED, STATE
 from pipeline.tuning.trials import REASON, RUN_ID
 
 WAIT_FOR_CREATOR_S = 60.0
+PLACE = "storage_place"
+"""Tag of a study's run: which file its storage is."""
 LOST = "its worker stopped answering; the trial was queued again"
 _STATUS = {
     TrialState.COMPLETE: "FINISHED",
@@ -43,13 +48,13 @@ def study_run(
     """The id of the study's MLflow run; the process that created the study starts it.
 
     Another process waits for it, and starts one itself if the creator seems to have died, or the
-    run is not in this tracking store.
+    run is not in this tracking store, or belongs to the storage that this one is a copy of.
     """
-    tracking = session.tracking
+    tracking, place = session.tracking, _place(study)
     end = time.monotonic() + (0.0 if study.created else wait_s)
     while True:
         run_id = study.optuna.user_attrs.get(RUN_ID)
-        if run_id and _exists(tracking, run_id):
+        if run_id and _is_of(place, tracking, run_id):
             return str(run_id)
         if run_id or time.monotonic() >= end:
             break
@@ -67,6 +72,7 @@ def study_run(
             "objective": study.spec.objective,
             "draws": " ".join(map(str, study.spec.draws)),
             "storage": storage_shown,
+            PLACE: place,
             "space": study.spec.space.source,
         },
     )
@@ -78,26 +84,36 @@ def study_run(
     return run_id
 
 
-def _exists(tracking: Tracking, run_id: str) -> bool:
+def _place(study: Study) -> str:
+    """Which file of studies this is, by whatever path: a copy is another. Empty for a server."""
+    path = file_of(study.storage.url)
+    return f"file {path.stat().st_ino}" if path else ""
+
+
+def _is_of(place: str, tracking: Tracking, run_id: str) -> bool:
+    """Whether there is such a run, made for this storage: earlier versions did not say which."""
     try:
-        tracking.get(run_id)
+        return tracking.get(run_id).tags.get(PLACE, place) == place
     except LineageError:
         return False
-    return True
 
 
-def reconcile(study: Study, tracking: Tracking) -> int:
+def reconcile(study: Study, tracking: Tracking, run_id: str) -> int:
     """Give every trial run, and the stage runs in it, the end that its trial came to.
 
-    Returns how many were set right. Runs of trials that are still running are left alone.
+    Returns how many were set right. Runs of trials that are still running are left alone, and so
+    is all that is not nested in `run_id`, the study's own run.
     """
     trials = {trial.number: trial for trial in study.optuna.get_trials(deepcopy=False)}
     mended = 0
-    for run in tracking.find({"kind": "trial", "study": study.name}, status=None):
+    own = {"kind": "trial", "study": study.name, NESTED_UNDER: run_id}
+    for run in tracking.find(own, status=None):
         trial = trials.get(int(run.tags["trial"]))
         if trial is None or not trial.state.is_finished():
             continue
         owns = trial.user_attrs.get(RUN_ID) == run.run_id
+        if not owns and run.status != "RUNNING":
+            continue
         wanted = _STATUS[trial.state] if owns else "FAILED"
         stopped = run.status == "KILLED" and run.tags.get(STATE, INTERRUPTED) == INTERRUPTED
         killed = run.status == "FAILED" and run.tags.get("failure") == KILLED_REASON

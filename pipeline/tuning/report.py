@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.tracking import Tracking
-from pipeline.tuning.storage import experiments_known
+from pipeline.tuning.storage import experiments_known, for_optunas_commands
 from pipeline.tuning.study import CHOICE, Study, shown_settings
 from pipeline.tuning.trials import REASON, RUN_ID, default_of, outcomes, queued_again
 
@@ -29,7 +29,7 @@ _PICTURES = {
 }
 
 
-def log_study(study: Study, tracking: Tracking, run_id: str, storage_shown: str) -> None:
+def log_study(study: Study, tracking: Tracking, run_id: str) -> None:
     """Log the study as it stands; safe to repeat, and to do from several processes."""
     trials = study.optuna.get_trials(deepcopy=False)
     best, chosen = study.best, study.chosen
@@ -47,7 +47,7 @@ def log_study(study: Study, tracking: Tracking, run_id: str, storage_shown: str)
             tracking.add_figure(run_id, figure, f"figures/{name}.png")
     counts = outcomes(trials)
     tracking.add_metrics(run_id, {f"trials/{name}": count for name, count in counts.items()})
-    tracking.add_tags(run_id, {NOTE: description(study, storage_shown)})
+    tracking.add_tags(run_id, {NOTE: description(study)})
 
 
 def log_trial(study: Study, tracking: Tracking, run_id: str, number: int) -> None:
@@ -120,18 +120,24 @@ def pictures(study: optuna.Study) -> dict[str, Figure]:
     return figures
 
 
-def description(study: Study, storage_shown: str) -> str:
+def description(study: Study) -> str:
     """The study run's note in the MLflow UI, as Markdown."""
     number = study.spec.stage.number
     lines = [
         f"**Study `{study.name}`**: stage {number} of `{study.spec.stage.schedule}`, judged by "
         f"{study.spec.objective} on draws {', '.join(map(str, study.spec.draws))}.",
         summary(study),
-        f"Use it: `mlflow run . -e stage{number} -P tuned=true` with the settings that are this "
-        f"run's parameters, or `-P config=best.yaml`. Look at it: `optuna-dashboard "
-        f"{storage_shown}` or `optuna best-trial --storage {storage_shown} --study-name "
-        f"{study.name}`.",
     ]
+    if study.best:
+        lines.append(
+            f"Use it: `mlflow run . -e stage{number} -P tuned=true` with the settings that are "
+            "this run's parameters, or `-P config=best.yaml`."
+        )
+    where = for_optunas_commands(study.storage.url)
+    lines.append(
+        f"Look at it: `optuna-dashboard {where}` or `optuna trials --storage {where} "
+        f"--study-name {study.name}`."
+    )
     return "\n\n".join(lines)
 
 
@@ -150,7 +156,7 @@ def summary(study: Study) -> str:
         f"{stopped})"
     )
     if best is None:
-        return f"{told}: none has a value yet"
+        return f"{told}: {study.failure or 'none has a value yet'}"
     default = default_of(trials)
     against = f" (defaults {default.value:.4f})" if default else ""
     return (

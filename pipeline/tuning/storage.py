@@ -1,17 +1,19 @@
 """Optuna's storage: opened by many processes at once, its faults as one of ours.
 
-In: a storage URL (SQLite on one machine, PostgreSQL for many). Out: a storage with a heartbeat: a
-worker that falls silent is given up.
+In: a storage URL: SQLite on one machine, PostgreSQL or a journal file in a shared folder for many.
+Out: a storage with a heartbeat: a worker that falls silent is given up.
 """
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import optuna
@@ -20,23 +22,40 @@ from optuna.storages import RDBStorage
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from pipeline.databases import (
+from pipeline.addresses import (
     beside,
-    exclusively,
+    file_of,
+    hidden,
     is_same_database,
-    sqlite_path,
+    why_unwritable,
+    with_file,
     without_password,
 )
+from pipeline.databases import exclusively
 from pipeline.errors import StudyError, first_line
+from pipeline.options import STORAGE
+from pipeline.tuning.journal import Journal, is_journal
 
 DEFAULT_STORAGE = "sqlite:///optuna.db"
+JOURNAL = "journal:///"
+Storage = RDBStorage | Journal
 BEATS_UNTIL_GIVEN_UP = 4
 AWAY_S = 300.0
 """How long a worker waits for a storage or a tracking server that is away."""
 STORAGE_FAULTS = (StorageInternalError, SQLAlchemyError)
+_OTHERS = "use postgresql:// or, in a shared folder, journal:///"
 _OWN_DATABASE = "give Optuna one of its own on the same server, say postgresql://host/optuna"
-_DISK_FULL = "database or disk is full"
-"""SQLite's words."""
+_REFUSED = {
+    "postgres://": "SQLAlchemy knows no postgres://: write postgresql://",
+    "journal:": "a journal is a file: write journal:///optuna.journal, or four slashes before an "
+    "absolute path",
+    "redis": "Optuna can keep a journal there, but nothing that counts trials one at a time for "
+    f"all workers: {_OTHERS}",
+    "grpc": f"Optuna's proxy passes no heartbeats on: name the database behind it, {_OTHERS}",
+}
+"""Beginnings of URLs that are not used, and why."""
+_DISK_FULL = ("database or disk is full", "No space left on device", "Disk quota exceeded")
+"""Words of SQLite and of the system."""
 _Result = TypeVar("_Result")
 
 
@@ -67,62 +86,101 @@ def translated(url: str) -> Iterator[None]:
         ) from None
     except STORAGE_FAULTS as err:
         cause = err.__cause__ if isinstance(err, StorageInternalError) else err
+        why = hidden(first_line(cause or err), url)
         raise StudyError(
-            f"storage={without_password(url)} cannot be used ({first_line(cause or err)}): check "
-            "the URL, the server and the disk, then run the same command again: finished trials "
-            "are kept"
+            f"storage={without_password(url)} cannot be used ({why}): check the URL, the server "
+            "and the disk, then run the same command again: finished trials are kept"
         ) from None
 
 
 def storage_url(given: str, tracking_uri: str) -> str:
-    """The storage that is meant: `given`, or `optuna.db` beside MLflow's database.
+    """The storage that is meant: `given`, or what OPTUNA_STORAGE names, or `optuna.db`.
+
+    A relative file lies beside MLflow's database; the name of a file that is there is that of a
+    journal, as to Optuna's own command line.
 
     Raises:
-        StudyError: it is no URL, or MLflow's own database; both keep a table `alembic_version`.
+        StudyError: it is no URL, of a kind in which a study cannot be shared, or MLflow's own
+            database: both keep a table `alembic_version`.
     """
-    if given.startswith("postgres://"):
-        raise StudyError(
-            f"storage={without_password(given)}: SQLAlchemy knows no postgres://: write "
-            "postgresql://"
-        )
-    url = beside(given or DEFAULT_STORAGE, tracking_uri)
-    try:
-        make_url(url)
-    except (ArgumentError, ValueError):
-        raise StudyError(
-            f"storage={without_password(url)} is no database URL: write it like "
-            "sqlite:///optuna.db or postgresql://host/optuna"
-        ) from None
+    given = given.strip() or os.environ.get(STORAGE, "").strip() or DEFAULT_STORAGE
+    shown = f"storage={without_password(given)}"
+    if "://" not in given and (file := Path(given).expanduser()).is_file():
+        given = with_file(f"{JOURNAL}file", file.absolute())
+    for start, why in _REFUSED.items():
+        if given.startswith(start) and not given.startswith(JOURNAL):
+            raise StudyError(f"{shown}: {why}")
+    url = beside(given, tracking_uri)
+    if file_of(url) is None:
+        _check_database(url, shown)
     if is_same_database(url, tracking_uri):
         raise StudyError(f"storage={tracking_uri} is MLflow's own database: {_OWN_DATABASE}")
     return url
 
 
-def open_storage(url: str, heartbeat_s: int = 15, *, must_exist: bool = False) -> RDBStorage:
+def _check_database(url: str, shown: str) -> None:
+    """Refuse a URL of no file that SQLAlchemy cannot read, or reads in another way than meant."""
+    try:
+        parts = make_url(url)
+        parts.get_dialect()
+    except ImportError:
+        return  # it knows the kind, its driver is not installed: opening says so
+    except (ArgumentError, ValueError):
+        raise StudyError(
+            f"{shown} is no URL that Optuna can keep studies at: write it like "
+            "sqlite:///optuna.db, postgresql://host/optuna or journal:///optuna.journal"
+        ) from None
+    if "@" in f"{parts.host}{parts.database}":
+        raise StudyError(f"{shown}: its login holds an @ as it is: write %40")
+    if parts.get_backend_name() == "sqlite":
+        raise StudyError(f"{shown} is forgotten when this command ends: name a file")
+
+
+def for_optunas_commands(url: str) -> str:
+    """What `optuna` and `optuna-dashboard` call a storage: a journal by its file alone."""
+    path = file_of(url)
+    return str(path) if path and url.startswith(JOURNAL) else without_password(url)
+
+
+def open_storage(url: str, heartbeat_s: int = 15, *, must_exist: bool = False) -> Storage:
     """Open a storage; an empty database gets its tables.
 
     Raises:
         StudyError: it cannot be reached, or `must_exist` and there is no such file.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    path = sqlite_path(url)
-    if must_exist and path is not None and not path.exists():
-        raise StudyError(
-            f"storage={url}: there is no such file: run `mlflow run . -e tune` first, or pass "
-            "-P storage=<where your studies are>"
-        )
+    path, grace_s = file_of(url), BEATS_UNTIL_GIVEN_UP * heartbeat_s
+    if path is not None:
+        _check_file(url, path, must_exist)
     engine: dict[str, object] = (
         {"connect_args": {"timeout": 60}} if path is not None else {"pool_pre_ping": True}
     )
     with translated(url), experiments_known(), exclusively(url):
+        if path is not None and url.startswith(JOURNAL):
+            return Journal(url, path, heartbeat_s, grace_s)
         storage = RDBStorage(
-            url,
-            engine_kwargs=engine,
-            heartbeat_interval=heartbeat_s,
-            grace_period=BEATS_UNTIL_GIVEN_UP * heartbeat_s,
+            url, engine_kwargs=engine, heartbeat_interval=heartbeat_s, grace_period=grace_s
         )
     weakref.finalize(storage, storage.engine.dispose)  # Optuna leaves connections open
     return storage
+
+
+def _check_file(url: str, path: Path, must_exist: bool) -> None:
+    """Refuse a file that is not there, cannot be made or written, or holds something else."""
+    if must_exist and not path.exists():
+        raise StudyError(
+            f"storage={url}: there is no such file: run `mlflow run . -e tune` first, or pass "
+            "-P storage=<where your studies are>"
+        )
+    why = "" if must_exist else why_unwritable(path)
+    if why:
+        hint = "" if path.is_absolute() else " (an absolute path begins with a fourth slash)"
+        raise StudyError(f"storage={url} cannot be used: {why}{hint}")
+    if url.startswith(JOURNAL) and path.exists() and not is_journal(path):
+        raise StudyError(
+            f"storage={url}: {path} is no journal of Optuna: name another file, or write "
+            "sqlite:/// before that of a database"
+        )
 
 
 @dataclass
@@ -166,9 +224,10 @@ def patiently(
         try:
             return do()
         except faults as err:
-            if time.monotonic() > end or _DISK_FULL in str(err.__cause__ or err):
+            cause = err.__cause__ or err
+            if time.monotonic() > end or any(words in str(cause) for words in _DISK_FULL):
                 raise
             if not told:
-                say(f"note: waiting for a server ({first_line(err)})")
+                say(f"note: waiting for a server ({first_line(cause)})")
                 told = True
             time.sleep(every_s)

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field, replace
 import optuna
 from optuna.pruners import MedianPruner
 from optuna.samplers import TPESampler
-from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -29,7 +28,7 @@ from pipeline.search_space import Choices, Range, SearchSpace
 from pipeline.session import Session
 from pipeline.settings import INHERITED_KEYS, Settings, plain_values
 from pipeline.stages import Stage
-from pipeline.tuning.storage import BEATS_UNTIL_GIVEN_UP, experiments_known
+from pipeline.tuning.storage import BEATS_UNTIL_GIVEN_UP, Storage, experiments_known
 from pipeline.tuning.trials import (
     DEFAULTS,
     Progress,
@@ -38,6 +37,7 @@ from pipeline.tuning.trials import (
     interrupt,
     progress_of,
     queue_interrupted,
+    why_all_failed,
 )
 
 STEPS_A_DRAW = 10
@@ -50,6 +50,11 @@ trials there were when it last had all that were wanted."""
 FIXED, TUNING_KEY, SEED, HEARTBEAT = "fixed", "tuning_key", "seed", "heartbeat"
 """User attributes of a study: settings that it does not tune, by key; see `Spec`; its runs' seed;
 seconds."""
+
+AFTER_FAILURES = (
+    "change the settings or the search space, which makes another study, or give more n_trials"
+)
+"""What to do where every trial failed."""
 
 SPACE = "space"
 """User attribute of a study: what it tunes. A study without it is not complete yet."""
@@ -117,7 +122,7 @@ class Spec:
         """Whether more is better."""
         return self.objective == "val_acc"
 
-    def as_known(self, storage: RDBStorage) -> Spec:
+    def as_known(self, storage: Storage) -> Spec:
         """The spec of the study that an earlier version began, if one did, else this one.
 
         A study's name holds the digests of all its images: it is the same study.
@@ -138,13 +143,13 @@ class Study:
     """
 
     spec: Spec
-    storage: RDBStorage
+    storage: Storage
     optuna: optuna.Study
     created: bool
     seen_at: dict[int, float] = field(default_factory=dict)
 
     @classmethod
-    def join(cls, storage: RDBStorage, spec: Spec, seed: int) -> Study:
+    def join(cls, storage: Storage, spec: Spec, seed: int) -> Study:
         """Create the study, or load it if any process has: exactly one creates it.
 
         One that was left half made, by a process that was killed over it, is completed.
@@ -168,7 +173,7 @@ class Study:
         return cls(spec, storage, study, created)._at_its_pace()
 
     @classmethod
-    def find(cls, storage: RDBStorage, spec: Spec) -> Study | None:
+    def find(cls, storage: Storage, spec: Spec) -> Study | None:
         """The study, if any process has created it."""
         try:
             study = optuna.load_study(storage=storage, study_name=spec.name, pruner=_pruner())
@@ -229,6 +234,12 @@ class Study:
                 self.seen_at[trial.number] = math.inf
 
     @property
+    def failure(self) -> str:
+        """What is wrong, where every trial so far failed by its own settings; else empty."""
+        reasons = why_all_failed(self.optuna.get_trials(deepcopy=False))
+        return f"every trial of study {self.name} failed ({reasons})" if reasons else ""
+
+    @property
     def chosen(self) -> FrozenTrial | None:
         """The trial whose settings are used (see `choice.py`); the best before that is settled."""
         number = self.optuna.user_attrs.get(CHOSEN)
@@ -245,7 +256,7 @@ def _pruner() -> MedianPruner:
     return MedianPruner(n_startup_trials=5, n_warmup_steps=STEPS_A_DRAW // 2, n_min_trials=4)
 
 
-def _begin(study: optuna.Study, spec: Spec, seed: int, storage: RDBStorage) -> None:
+def _begin(study: optuna.Study, spec: Spec, seed: int, storage: Storage) -> None:
     """Say what a new study is made of, and queue its first trial; `SPACE` comes last."""
     study.set_user_attr(TUNING_KEY, spec.tuning_key)
     study.set_user_attr(FIXED, dict(spec.fixed))

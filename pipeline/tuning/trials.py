@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,10 +16,10 @@ from typing import Literal
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from pipeline.tuning.storage import STORAGE_FAULTS, experiments_known
+from pipeline.tuning.storage import STORAGE_FAULTS, Storage, experiments_known
 
 DEFAULTS = "defaults"
 """User attribute of the first trial, which has the settings that an untuned run would have."""
@@ -29,6 +30,7 @@ REASON = "reason"
 RUN_ID = "run_id"
 """User attribute of a trial, and of a study: its run in MLflow."""
 
+_SHOWN_REASONS = 2
 RETRIES = 3
 """How often a trial is queued again; the defaults, which all are held against, always."""
 
@@ -70,6 +72,17 @@ def progress_of(trials: Sequence[FrozenTrial]) -> Progress:
     return Progress(finished, counts["running"])
 
 
+def why_all_failed(trials: Sequence[FrozenTrial]) -> str:
+    """The reasons of a study's failures, if its trials came to nothing else; else empty."""
+    counts = outcomes(trials)
+    if not counts["failed"] or counts["complete"] or counts["pruned"]:
+        return ""
+    reasons = Counter(str(t.user_attrs[REASON]) for t in trials if outcome(t) == "failed")
+    shown = [f"{count} x {reason}" for reason, count in reasons.most_common(_SHOWN_REASONS)]
+    more = len(reasons) - len(shown)
+    return "; ".join(shown) + (f"; and {more} other reasons" if more else "")
+
+
 def queued_again(trials: Sequence[FrozenTrial]) -> set[int]:
     """Numbers of the trials that others repeat."""
     return {number for trial in trials for number in trial.system_attrs.get("retry_history", [])}
@@ -99,7 +112,7 @@ def default_of(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
     return next(done, None)
 
 
-def ask(study: optuna.Study, storage: RDBStorage) -> Trial:
+def ask(study: optuna.Study, storage: Storage) -> Trial:
     """The next trial: one that waits, or a new one; with its first heartbeat."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Heartbeat of storage")  # ours is `beating`
@@ -109,7 +122,7 @@ def ask(study: optuna.Study, storage: RDBStorage) -> Trial:
 
 
 @contextmanager
-def beating(storage: RDBStorage, trial: Trial) -> Iterator[None]:
+def beating(storage: Storage, trial: Trial) -> Iterator[None]:
     """Say every few seconds that this trial's worker is alive.
 
     A beat that a storage misses is not the last one, as it would be in `Study.optimize`.

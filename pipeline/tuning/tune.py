@@ -9,25 +9,23 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from optuna.storages import RDBStorage
-
+from pipeline.addresses import without_password
 from pipeline.command_line import command_line
-from pipeline.databases import without_password
 from pipeline.entry_points import Command
 from pipeline.entry_settings import TUNE_KEYS, TuneSettings
-from pipeline.errors import TrackingError, first_line
+from pipeline.errors import StudyError, TrackingError, first_line
 from pipeline.files import locked
 from pipeline.run_stage import find_or_run
 from pipeline.search_space import Plan, plan_of
-from pipeline.session import Session, cache_folder
-from pipeline.settings import plain_values
+from pipeline.session import Session, cache_folder, check_draws, source_of
+from pipeline.settings import Settings, plain_values
 from pipeline.tracking import Tracking
 from pipeline.tuning.choice import Choice, choose
 from pipeline.tuning.mirror import reconcile, study_run
@@ -35,12 +33,14 @@ from pipeline.tuning.report import log_study, log_trial, summary
 from pipeline.tuning.storage import (
     STORAGE_FAULTS,
     Losses,
+    Storage,
+    for_optunas_commands,
     open_storage,
     patiently,
     storage_url,
     translated,
 )
-from pipeline.tuning.study import CHOICE, CHOSEN, FINISHED, Spec, Study
+from pipeline.tuning.study import AFTER_FAILURES, CHOICE, CHOSEN, FINISHED, Spec, Study
 from pipeline.tuning.trial import Objective, OutOfTime
 from pipeline.tuning.trials import RUN_ID, beating, is_given_up
 from pipeline.workers import run_workers
@@ -69,8 +69,10 @@ def tune_entry(command: Command) -> list[Tuned]:
     tracking = Tracking.connect()
     with tracking.explained():
         url = storage_url(command.storage, tracking.uri)
+        storage = open_storage(url, tune.heartbeat)
         if command.joins:
-            return work(command, plan, tracking, url)
+            return work(command, plan, tracking, storage)
+        check_draws(source_of(settings), settings, tune_draws(settings, tune))
         data = Path(settings.data).name
         name = f"tune · {data} · {settings.backbone} · {settings.schedule} · stage {tune.stage}"
         with tracking.run(name, {"kind": "tune"}, target=True) as log:
@@ -78,7 +80,7 @@ def tune_entry(command: Command) -> list[Tuned]:
             log.tags({"storage": without_password(url)})
             if tune.workers > 1:
                 run_workers(tune.workers, "tune", command, tracking.experiment_id, log.run_id)
-            done = work(command, plan, tracking, url, only_read=tune.workers > 1)
+            done = work(command, plan, tracking, storage, only_read=tune.workers > 1)
             for one in done:
                 number, best = one.study.spec.stage.number, one.study.best
                 log.tags(
@@ -88,37 +90,53 @@ def tune_entry(command: Command) -> list[Tuned]:
                     log.metrics({f"stage{number}/best_value": best.value or 0.0})
             lines = [summary(one.study) for one in done]
             log.tags({"mlflow.note.content": "\n".join(f"- {line}" for line in lines)})
+            refuse_failures(done)
     if len(done) == len(plan.spaces) and all(one.finished for one in done):
         entry_point = "main" if tune.stage == "all" else f"stage{tune.stage}"
         said = {key: value for key, value in command.options.items() if key not in TUNE_KEYS}
         said |= {"config": command.config} if command.config else {}
         said |= {"storage": without_password(command.storage)} if command.storage else {}
         command.say(f"use them: {command_line(entry_point, {**said, 'tuned': 'true'})}")
-    command.say(f"look at them: optuna-dashboard {without_password(url)}")
+    command.say(f"look at them: optuna-dashboard {for_optunas_commands(url)}")
     command.say(f"browse the runs: {tracking.ui_command}")
     return done
 
 
+def tune_draws(settings: Settings, tune: TuneSettings) -> range:
+    """The draws that a study's trials are scored on."""
+    return range(settings.draw, settings.draw + tune.draws)
+
+
+def refuse_failures(done: Sequence[Tuned]) -> None:
+    """Say where a study has all its trials and no value.
+
+    Raises:
+        StudyError: it has, with the reasons.
+    """
+    for one in done:
+        if one.finished and one.study.failure:
+            raise StudyError(f"{one.study.failure}: {AFTER_FAILURES}")
+
+
 def work(
-    command: Command, plan: Plan, tracking: Tracking, url: str, *, only_read: bool = False
+    command: Command, plan: Plan, tracking: Tracking, storage: Storage, *, only_read: bool = False
 ) -> list[Tuned]:
     """Work on each stage's study in turn, each from the best of the one before."""
     tune, settings = plan.tune, plan.settings
-    storage = open_storage(url, tune.heartbeat)
     deadline = time.monotonic() + tune.timeout if tune.timeout else None
     sessions = {
         draw: Session.open(
             settings.model_copy(update={"draw": draw}), tracking, command.say, command.on_epoch
         )
-        for draw in range(settings.draw, settings.draw + tune.draws)
+        for draw in tune_draws(settings, tune)
     }
     done: list[Tuned] = []
     for number, space in plan.spaces.items():
         spec = Spec.of(sessions, number, space, tune.objective)
-        with translated(url):
+        with translated(storage.url):
             spec = spec.as_known(storage)
-        worker = Worker(spec, sessions, tracking, storage, url, tune, deadline, command.say)
-        with translated(url):
+        worker = Worker(spec, sessions, tracking, storage, tune, deadline, command.say)
+        with translated(storage.url):
             one = worker.read() if only_read else worker.work()
         if one is None:
             break
@@ -138,8 +156,7 @@ class Worker:
     spec: Spec
     sessions: Mapping[int, Session]
     tracking: Tracking
-    storage: RDBStorage
-    url: str
+    storage: Storage
     tune: TuneSettings
     deadline: float | None
     say: Say
@@ -156,8 +173,7 @@ class Worker:
         """Run trials until the study has enough of them, or time is over."""
         study = Study.join(self.storage, self.spec, self._seed)
         first = next(iter(self.sessions.values()))
-        shown = without_password(self.url)
-        run_id = study_run(study, first, shown, self.say)
+        run_id = study_run(study, first, without_password(self.storage.url), self.say)
         finished = study.progress().finished
         if finished >= self.tune.n_trials:
             self.say(f"study {study.name} has its {finished} trials: none is added")
@@ -172,9 +188,9 @@ class Worker:
             self.say(f"note: {err}: the study can be gone on with by the same command")
         except BaseException:  # what stopped it counts, not that the storage may be away as well
             with suppress(*STORAGE_FAULTS, TrackingError):
-                self._sum_up(study, run_id, shown)
+                self._sum_up(study, run_id)
             raise
-        self._sum_up(study, run_id, shown)
+        self._sum_up(study, run_id)
         return self._tuned(study, run_id)
 
     @property
@@ -242,9 +258,9 @@ class Worker:
         patiently(log, (TrackingError,), self.say)
         return True
 
-    def _sum_up(self, study: Study, run_id: str, shown: str) -> None:
+    def _sum_up(self, study: Study, run_id: str) -> None:
         """Set right what lost workers left behind, and log the study as it stands."""
-        reconcile(study, self.tracking)
+        reconcile(study, self.tracking, run_id)
         choice = choose(study, self.tracking, self.tune.margin)
         before = study.optuna.user_attrs.get(CHOSEN)
         if choice and before not in (None, choice.trial.number):
@@ -255,11 +271,12 @@ class Worker:
         if choice:
             study.optuna.set_user_attr(CHOSEN, choice.trial.number)
             study.optuna.set_user_attr(CHOICE, choice.sentence)
-        log_study(study, self.tracking, run_id, shown)
+        log_study(study, self.tracking, run_id)
         progress = study.progress()
         if progress.finished >= self.tune.n_trials:
             study.optuna.set_user_attr(FINISHED, progress.finished)
-            self.tracking.set_status(run_id, "FINISHED")
+            failure = study.failure
+            self.tracking.set_status(run_id, "FAILED" if failure else "FINISHED", failure)
         elif progress.running == 0:
             self.tracking.set_status(run_id, "KILLED", "stopped before it had all its trials")
         self.say(summary(study))

@@ -13,15 +13,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage
 from optuna.study import StudySummary
 from optuna.trial import FrozenTrial
 
-from pipeline.databases import without_password
+from pipeline.addresses import without_password
 from pipeline.errors import StudyError
 from pipeline.session import Session
-from pipeline.tuning.storage import open_storage, translated
+from pipeline.tuning.storage import Storage, translated
 from pipeline.tuning.study import (
+    AFTER_FAILURES,
     CHOICE,
     CHOSEN,
     FINISHED,
@@ -32,8 +32,11 @@ from pipeline.tuning.study import (
     fixed_settings,
     shown_settings,
 )
+from pipeline.tuning.trials import why_all_failed
 
 _SHOWN_DIFFERENCES = 4
+_LATER = {"label_column": "", "image_column": "", "skip_unreadable": False}
+"""Settings that older studies do not name, and the values that they had."""
 
 
 @dataclass(frozen=True)
@@ -85,22 +88,35 @@ class _Match:
 
 @dataclass(frozen=True)
 class _Nothing:
-    """No finished study; one that would match, unfinished; how the nearest differs."""
+    """No finished study with a value.
+
+    Attributes:
+        unfinished: the name of one that would match.
+        failed: what is wrong with one that would match, and whose trials all failed.
+        nearest: how the nearest differs.
+    """
 
     unfinished: str
+    failed: str
     nearest: str
 
     @property
     def hint(self) -> str:
         if self.unfinished:
             return f" ({self.unfinished} does, unfinished)"
-        return f" ({self.nearest})" if self.nearest else ""
+        found = self.failed or self.nearest
+        return f" ({found})" if found else ""
 
     def fault(self, session: Session, number: int, storage: str) -> str:
         if self.unfinished:
             return (
                 f"tuned=true: study {self.unfinished} in storage={storage} matches stage "
                 f"{number}, but is not finished: go on with the `tune` command that began it"
+            )
+        if self.failed:
+            return (
+                f"tuned=true: {self.failed}; no other study in storage={storage} matches stage "
+                f"{number}: {AFTER_FAILURES}, and run `tune` again"
             )
         return (
             f"tuned=true: no finished study in storage={storage} matches stage {number} of "
@@ -111,7 +127,7 @@ class _Nothing:
 
 
 def with_tuned(
-    session: Session, numbers: list[int], said: Mapping[int, set[str]], url: str
+    session: Session, numbers: list[int], said: Mapping[int, set[str]], storage: Storage
 ) -> Session:
     """The session with the best settings of each stage's study; the last stage must have one.
 
@@ -123,14 +139,13 @@ def with_tuned(
     Raises:
         StudyError: no finished study matches the last stage.
     """
-    storage = open_storage(url, must_exist=True)
-    with translated(url):
+    with translated(storage.url):
         first, *rest = list(_chains(storage, session, numbers, said))
     chain = next((c for c in (first, *rest) if isinstance(c[-1], _Match)), first)
     for number, found in zip(numbers, chain, strict=True):
         if isinstance(found, _Nothing):
             if number == numbers[-1]:
-                raise StudyError(found.fault(session, number, without_password(url)))
+                raise StudyError(found.fault(session, number, without_password(storage.url)))
             session.say(
                 f"stage {number}: no finished study matches{found.hint}, its settings stay"
             )
@@ -142,7 +157,7 @@ def with_tuned(
 
 
 def _chains(
-    storage: BaseStorage, session: Session, numbers: list[int], said: Mapping[int, set[str]]
+    storage: Storage, session: Session, numbers: list[int], said: Mapping[int, set[str]]
 ) -> Iterator[list[_Match | _Nothing]]:
     """Every way to take a study, or none, for each of these stages; the best ones first."""
     if not numbers:
@@ -158,7 +173,7 @@ def _chains(
 
 
 def _matching(
-    storage: BaseStorage, session: Session, number: int, said: Set[str]
+    storage: Storage, session: Session, number: int, said: Set[str]
 ) -> list[_Match | _Nothing]:
     """Studies that may be taken, best first, and at last none of them.
 
@@ -167,15 +182,19 @@ def _matching(
     """
     matches: list[_Match] = []
     unfinished: list[str] = []
+    failed = ""
     nearest = (math.inf, "")
     for summary in _of_stage(storage, session, number):
         attrs = summary.user_attrs
         if differs := _differences(session, number, attrs):
             nearest = min(nearest, (len(differs), _shown(summary.study_name, differs)))
+            continue
+        study = optuna.load_study(study_name=summary.study_name, storage=storage)
+        if attrs.get(FINISHED) and (reasons := why_all_failed(study.get_trials(deepcopy=False))):
+            failed = f"every trial of study {summary.study_name} failed ({reasons})"
         elif not attrs.get(FINISHED) or CHOSEN not in attrs:
             unfinished.append(summary.study_name)
         else:
-            study = optuna.load_study(study_name=summary.study_name, storage=storage)
             chosen = study.get_trials(deepcopy=False)[attrs[CHOSEN]]
             own_seed = attrs.get(SEED) == session.settings.seed
             matches.append(_Match(study, chosen, attrs[FINISHED], said, own_seed))
@@ -186,10 +205,10 @@ def _matching(
         replace(m, others=tuple(set(names) - {m.study.study_name}), unfinished=len(unfinished))
         for m in matches
     ]
-    return [*counted, _Nothing(unfinished[-1] if unfinished else "", nearest[1])]
+    return [*counted, _Nothing(unfinished[-1] if unfinished else "", failed, nearest[1])]
 
 
-def _of_stage(storage: BaseStorage, session: Session, number: int) -> Iterator[StudySummary]:
+def _of_stage(storage: Storage, session: Session, number: int) -> Iterator[StudySummary]:
     """Studies of this stage with this backbone, oldest first."""
     for summary in optuna.get_all_study_summaries(storage, include_best_trial=False):
         fixed = summary.user_attrs.get(FIXED, {})
@@ -207,7 +226,7 @@ def _differences(session: Session, number: int, attrs: Mapping[str, Any]) -> lis
     differs = {
         key: f"{key}={theirs.get(key)} (here {value})"
         for key, value in ours.items()
-        if theirs.get(key) != value
+        if theirs.get(key, _LATER.get(key)) != value
     }
     content = session.recipe(number, trained=number - 1)
     by_name = session.recipe(number, trained=number - 1, data=session.draw.source)

@@ -142,8 +142,13 @@ def test_a_killed_workers_trial_is_run_again(start: Start, postgres: Postgres) -
     assert not any(trial["state"] in ENDED for trial in trials_of(storage, tracking))
 
 
-def test_a_worker_lost_among_others_costs_only_its_trial(start: Start, postgres: Postgres) -> None:
-    storage, tracking = postgres.url("optuna_lost"), postgres.url("mlflow_lost")
+@pytest.mark.parametrize("kind", ["postgresql", "journal"])
+def test_a_worker_lost_among_others_costs_only_its_trial(
+    kind: str, start: Start, postgres: Postgres, tmp_path: Path
+) -> None:
+    storage, tracking = postgres.url("optuna_lost"), postgres.url(f"mlflow_lost_{kind}")
+    if kind == "journal":
+        storage = f"journal:///{tmp_path}/optuna.journal"
     options = {"storage": storage, "n_trials": "8", "stage1.epochs": "100"}
     lost, other = start(tracking, **options), start(tracking, **options)
     for worker in (lost, other):

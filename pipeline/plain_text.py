@@ -1,0 +1,55 @@
+"""Text of users shown as text: names of classes, folders and columns are never read as anything.
+
+In: any text. Out: the same for a terminal, for Markdown, or cut to its first items.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Sequence
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+_MARKDOWN = re.compile(r"[\\`*<>\[\]&~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+
+
+def is_unicode(text: str) -> bool:
+    """Whether it can be written as UTF-8; a name on disk in another encoding cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def normalised(name: str) -> str:
+    """The name by which two are one: `é` may be written as one character or, by a Mac, as two."""
+    return unicodedata.normalize("NFC", name)
+
+
+def printable(text: str) -> str:
+    r"""The text as a terminal may show it: what would steer the terminal is written as `\x1b`.
+
+    Line ends and tabs stay; bytes that are not UTF-8 become `\xe9`.
+    """
+    if not is_unicode(text):
+        text = os.fsencode(text).decode("utf-8", "backslashreplace")
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def one_line(text: str) -> str:
+    r"""`printable` without line ends and tabs, which become `\n` and `\t`."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def as_markdown(text: str) -> str:
+    """The text such that Markdown shows it letter by letter: no emphasis, link, HTML, formula."""
+    escaped = _MARKDOWN.sub(lambda found: f"\\{found[0]}", text)
+    return escaped.replace("\r", " ").replace("\n", " ")
+
+
+def first_of(items: Sequence[str], count: int = 10) -> str:
+    """`a, b, c`, or the first `count` of them `and 5 more`."""
+    more = f" and {len(items) - count} more" if len(items) > count else ""
+    return ", ".join(one_line(item) for item in items[:count]) + more

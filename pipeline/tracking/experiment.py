@@ -1,0 +1,86 @@
+"""The experiment that runs are written to: as a launched run or the environment says, and usable.
+
+In: MLFLOW_EXPERIMENT_ID or MLFLOW_EXPERIMENT_NAME, or the experiment of the run that `mlflow run`
+started. Out: its id. An experiment in the trash, or with artifacts in a folder that this machine
+may not write, is refused here: MLflow itself would refuse it once a stage is trained.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from pipeline.addresses import why_unwritable
+from pipeline.errors import TrackingError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Experiment
+
+ID, NAME = "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"
+DEFAULT = "0"
+
+
+def usable_experiment(client: MlflowClient, launched: str | None, uri: str) -> str:
+    """Its id; an experiment of a new name is created. `uri`: the store's, without a password.
+
+    Raises:
+        TrackingError: it is not there, was deleted, or its artifacts cannot be written.
+    """
+    experiment = _experiment(client, launched, uri)
+    number = str(experiment.experiment_id)
+    named = f"experiment {experiment.name} (id {number}) at {uri}"
+    if experiment.lifecycle_stage != "active":
+        raise TrackingError(
+            f"{named} was deleted: restore it (`mlflow experiments restore -x {number}`) or name "
+            f"another with {NAME}"
+        )
+    folder = _local_folder(str(experiment.artifact_location))
+    if folder and (why := why_unwritable(folder / "run", may_make_folders=True)):
+        raise TrackingError(
+            f"{named} keeps its artifacts in {folder}, which cannot be used from here ({why}): "
+            f"name another with {NAME}, or let a server serve them (`mlflow server "
+            "--serve-artifacts`)"
+        )
+    return number
+
+
+def _experiment(client: MlflowClient, launched: str | None, uri: str) -> Experiment:
+    from mlflow.exceptions import MlflowException
+
+    if not launched and not os.environ.get(ID) and (name := os.environ.get(NAME)):
+        return _called(client, name)
+    what = f"MLFLOW_RUN_ID={launched}" if launched else f"{ID}={os.environ.get(ID) or DEFAULT}"
+    try:
+        if launched:
+            return client.get_experiment(client.get_run(launched).info.experiment_id)
+        return client.get_experiment(os.environ.get(ID) or DEFAULT)
+    except MlflowException as err:
+        if err.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+    raise TrackingError(f"{what}: there is none at {uri}: name one that is there, or unset it")
+
+
+def _called(client: MlflowClient, name: str) -> Experiment:
+    """An experiment, which is created if need be: by one of those who ask at once."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return client.get_experiment(client.create_experiment(name))
+        except MlflowException as err:
+            found = client.get_experiment_by_name(name)
+            if err.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
+                raise
+    return found
+
+
+def _local_folder(location: str) -> Path | None:
+    """The folder of this machine that artifacts are kept in; None where it is another's to say."""
+    parts = urlsplit(location)
+    if parts.scheme == "file" and not parts.netloc:
+        return Path(unquote(parts.path))
+    return None if parts.scheme else Path(location)

@@ -1,0 +1,148 @@
+"""Addresses: shown without their secrets, the file that one means, where a file can be."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline.addresses import beside, file_of, hidden, why_unwritable, without_password
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://me:secret@host:5432/db", "postgresql://me:***@host:5432/db"),
+        ("postgresql+psycopg://me:s%40:e/c@host/db", "postgresql+psycopg://me:***@host/db"),
+        ("postgresql://me@realm:secret@host/db", "postgresql://me@realm:***@host/db"),
+        ("postgresql://:secret@host/db", "postgresql://:***@host/db"),
+        ("postgresql://me:@host/db", "postgresql://me:***@host/db"),
+        ("https://me:secret@host:5000", "https://me:***@host:5000"),
+        ("https://me:secret@host:5000/mlflow", "https://me:***@host:5000/mlflow"),
+        ("https://token@host:5000/mlflow", "https://***@host:5000/mlflow"),
+        ("https://token:@host", "https://***@host"),
+        ("http://me:s3/cret@host", "http://me:***@host"),
+        ("http://me:s3?cret@host", "http://me:***@host"),
+        ("http://me:p@ss@host", "http://me:***@host"),
+        ("http://me:p@ss/w@host", "http://me:***@host"),
+        ("http://me@realm:secret@host", "http://***@host"),
+        ("http://host/a@b", "http://host/a@b"),
+        ("http://host:5000/a@b", "http://host:5000/a@b"),
+        ("http://host:abc", "http://host:abc"),
+        ("HTTPS://me:secret@host", "HTTPS://me:***@host"),
+        ("postgresql://u:p@ss@host/db", "postgresql://u:***@host/db"),
+        ("postgresql://u:p@s/s@host/db", "postgresql://u:***@host/db"),
+        ("postgresql://u:p?w@host/db", "postgresql://u:***@host/db"),
+        ("postgresql://u:p@s?w@host/db", "postgresql://u:***@host/db"),
+        ("postgresql://host:5432/db?options=a@b", "postgresql://host:5432/db?options=a@b"),
+        ("redis://:secret@host/0", "redis://:***@host/0"),
+        ("mssql://host?odbc_connect=x%3BPWD%3Dy", "mssql://host?odbc_connect=***"),
+        ("postgresql://host/db?PASSWORD=secret", "postgresql://host/db?PASSWORD=***"),
+        (
+            "postgresql://host/db?user=me&password=secret&sslmode=require",
+            "postgresql://host/db?user=me&password=***&sslmode=require",
+        ),
+        ("postgresql://host/db?sslpassword=secret", "postgresql://host/db?sslpassword=***"),
+        ("mysql://host/db?passwd=secret", "mysql://host/db?passwd=***"),
+        ("postgresql://me@host:5432/db", "postgresql://me@host:5432/db"),
+        ("postgresql://host:5432/db", "postgresql://host:5432/db"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("sqlite:////data/me:and@you.db", "sqlite:////data/me:and@you.db"),
+        ("sqlite:///optuna.db", "sqlite:///optuna.db"),
+    ],
+)
+def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
+    assert without_password(url) == shown
+    assert without_password(shown) == shown
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("sqlite:///optuna.db", Path("optuna.db")),
+        ("sqlite:////data/optuna.db", Path("/data/optuna.db")),
+        ("sqlite:///runs/my optuna.db", Path("runs/my optuna.db")),
+        ("sqlite:///a\nb.db", Path("a\nb.db")),
+        ("sqlite:////data/optuna.db?timeout=5", Path("/data/optuna.db")),
+        ("sqlite:///:memory:", None),
+        ("sqlite:///", None),
+        ("sqlite://", None),
+        ("journal:///optuna.log", Path("optuna.log")),
+        ("journal:////data/optuna.log", Path("/data/optuna.log")),
+        ("postgresql://host/optuna.db", None),
+        ("http://host/sqlite:///optuna.db", None),
+        ("mlruns", None),
+    ],
+)
+def test_the_file_of_a_url(url: str, path: Path | None) -> None:
+    assert file_of(url) == path
+
+
+@pytest.mark.parametrize(
+    ("url", "other", "moved"),
+    [
+        ("sqlite:///optuna.db", "sqlite:////data/mlflow.db", "sqlite:////data/optuna.db"),
+        ("sqlite:///a/optuna.db", "sqlite:////data/mlflow.db", "sqlite:////data/a/optuna.db"),
+        ("sqlite:////own/optuna.db", "sqlite:////data/mlflow.db", "sqlite:////own/optuna.db"),
+        ("sqlite:///optuna.db", "sqlite:///mlflow.db", "sqlite:///optuna.db"),
+        ("sqlite:///optuna.db", "sqlite:///a/mlflow.db", "sqlite:///optuna.db"),
+        ("sqlite:///optuna.db", "http://host:5000", "sqlite:///optuna.db"),
+        ("sqlite:///optuna.db", "postgresql://host/mlflow", "sqlite:///optuna.db"),
+        ("postgresql://host/optuna", "sqlite:////data/mlflow.db", "postgresql://host/optuna"),
+        ("journal:///o.log", "sqlite:////data/mlflow.db", "journal:////data/o.log"),
+        ("sqlite:///o.db", "sqlite:////my%20data/50%/m.db", "sqlite:////my data/50%/o.db"),
+        ("sqlite:///o%2041.db", "sqlite:////a%2541/m.db", "sqlite:////a%2541/o 41.db"),
+    ],
+)
+def test_a_relative_file_moves_beside_an_absolute_one(url: str, other: str, moved: str) -> None:
+    assert beside(url, other) == moved
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("http://me:s%40cret@host", "Basic me:s@cret failed at http://me:s%40cret@host/api/2.0"),
+        ("http://tok3n@host", "request to http://tok3n@host/api failed: tok3n is no user"),
+        ("postgresql://me:secret@host/db", 'connection "user=me password=secret" failed'),
+        ("postgresql://host/db?password=secret", "no user for secret"),
+        ("http://host", "http://me:secret@proxy:3128 refused, see postgresql://a:secret@b/c"),
+    ],
+)
+def test_what_others_say_is_told_without_secrets(url: str, text: str) -> None:
+    told = hidden(text, url)
+    assert "***" in told
+    for secret in ("secret", "s%40cret", "s@cret", "tok3n"):
+        assert secret not in told
+
+
+def test_what_others_say_stays_as_it_is_without_secrets_in_it() -> None:
+    text = "connection to http://127.0.0.1:5000/a@b refused: sqlite:////data/me:and@you.db"
+    assert hidden(text, "http://127.0.0.1:5000", "postgresql://me@host/db", "") == text
+
+
+def test_where_a_file_can_be_made_or_written(tmp_path: Path) -> None:
+    (tmp_path / "there.db").touch()
+    assert why_unwritable(tmp_path / "there.db") == ""
+    assert why_unwritable(tmp_path / "new.db") == ""
+    assert why_unwritable(tmp_path / "a" / "b" / "new.db", may_make_folders=True) == ""
+
+
+def test_why_a_file_cannot_be_made_or_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    assert why_unwritable(tmp_path) == f"{tmp_path} is a folder"
+    missing = tmp_path / "a" / "b.db"
+    assert why_unwritable(missing) == f"there is no folder {tmp_path / 'a'}"
+    for may_make_folders in (False, True):
+        below = tmp_path / "file" / "b.db"
+        said = why_unwritable(below, may_make_folders=may_make_folders)
+        assert said == f"{tmp_path / 'file'} is no folder"
+    read_only = os.W_OK | os.X_OK
+    monkeypatch.setattr(os, "access", lambda path, how: how != read_only)  # root may all
+    assert why_unwritable(tmp_path / "b.db") == f"the folder {tmp_path} may not be written"
+    said = why_unwritable(missing, may_make_folders=True)
+    assert said == f"the folder {tmp_path} may not be written"
+    monkeypatch.setattr(os, "access", lambda path, how: how == read_only)
+    assert why_unwritable(tmp_path / "file") == f"{tmp_path / 'file'} may not be written"

@@ -1,0 +1,225 @@
+"""Class names are text from the folder to the last page: nothing reads them as anything else."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from pipeline.cli import main
+from pipeline.evidence import read_predictions, scores_of
+from pipeline.figures import confusion_matrix
+from pipeline.page import Page, Part, Table, to_html, to_markdown
+from pipeline.run_log import predictions_csv
+from pipeline.tracking import Tracking
+from pipeline.tuning.choice import paired
+from tests.conftest import Command, class_image
+from tests.helpers import make_images
+from tests.test_run_stage import artifact, runs
+
+MISSING_TO_PANDAS = ("null", "NA", "nan", "None", "N/A", "NaN", "NULL", "<NA>", "n/a", "#N/A")
+ODD = (
+    *MISSING_TO_PANDAS,
+    *("true", "1e5", "007", " padded ", "a,b;c", 'say "hi"', "O'Brien", "two\nlines", "tab\tname"),
+    *("$10_$20", "$x$y$", "$100_{bill$", "a^b_{c", "\\frac", "100%", "#1", "-dash", "=1+1"),
+    *("<b>bold</b>", "[a](b)", "*star*", "_under_", "`tick`", "a|b", "中文", "naïve café", "🙂"),
+)
+
+
+def folders(root: Path, *names: str, count: int = 10) -> Path:
+    for label, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            class_image(label, number).save(root / name / f"{number:02}.png")
+    return root
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+def test_predictions_are_read_as_they_were_written(tmp_path: Path) -> None:
+    images = make_images(3 * len(ODD))
+    labels = torch.arange(len(images)) % len(ODD)
+    images = type(images)(images.pixels, labels, images.digests)
+    logits = torch.nn.functional.one_hot(labels, len(ODD)).float()
+    path = tmp_path / "predictions.csv"
+    path.write_text(predictions_csv(logits, images, ODD), encoding="utf-8", newline="")
+    table = read_predictions(path)
+    assert table["label"].tolist() == table["predicted"].tolist() == [ODD[i] for i in labels]
+    assert np.isfinite(table["nll"].astype(float)).all()
+
+
+def test_a_loss_that_is_no_number_is_read_as_such(tmp_path: Path) -> None:
+    images = make_images(2)
+    logits = torch.tensor([[float("nan")] * 3, [1.0, 0.0, 0.0]])
+    path = tmp_path / "predictions.csv"
+    path.write_text(predictions_csv(logits, images, ("null", "NA", "nan")))
+    assert np.isnan(read_predictions(path)["nll"].astype(float)).tolist() == [True, False]
+
+
+def test_right_answers_of_a_parent_count_whatever_the_classes_are_called(
+    command: Command, tmp_path: Path
+) -> None:
+    """They used to count as wrong, so that any child seemed to gain."""
+    root = folders(tmp_path / "set", "null", "NA", "None")
+    options = {"data": str(root), "stage1.epochs": "3", "weights": "tiny_imagenet"}
+    assert command("stage2", backbone="resnet18", **options) == 0
+    first, second = (row for _, row in runs().iterrows())
+    tracking = Tracking.connect()
+    scored = [scores_of(tracking, tracking.get(row["run_id"])) for row in (first, second)]
+    for row, found in zip((first, second), scored, strict=True):
+        assert found is not None
+        assert found.correct.mean() == pytest.approx(row["metrics.best/val_acc"])
+    assert scored[0] is not None
+    assert scored[0].correct.any()
+    gain = second["metrics.best/val_acc"] - first["metrics.best/val_acc"]
+    assert second["metrics.signal/acc_gain"] == pytest.approx(gain, abs=1e-6)
+    assert scored[1] is not None
+    assert paired(scored[1], scored[0])[0].mean() == pytest.approx(gain, abs=1e-6)
+
+
+# --- pictures ------------------------------------------------------------------------------------
+
+
+def test_dollars_are_drawn_and_not_typeset() -> None:
+    names = ["$10_$20", "$x$y$", "$5-$10", "\\frac", "a^b_{c"]
+    figure = confusion_matrix("title", np.eye(len(names), dtype=np.int64), names)
+    figure.savefig(io.BytesIO(), format="png")
+    for ticks in (figure.axes[0].get_xticklabels(), figure.axes[0].get_yticklabels()):
+        assert [tick.get_text() for tick in ticks] == names
+        assert not any(tick.get_parse_math() for tick in ticks)
+
+
+@pytest.mark.filterwarnings("ignore:Glyph .* missing from font")  # a picture of boxes
+def test_a_stage_trains_on_classes_of_any_name_and_its_model_answers_with_them(
+    command: Command, tmp_path: Path
+) -> None:
+    import mlflow
+
+    names = ("$10_$20", "null", "<b>bold</b>", "two\nlines", "naïve café 中文")
+    root = folders(tmp_path / "set", *names, count=8)
+    assert command("stage1", data=str(root), log_model="on") == 0
+    (run,) = (row for _, row in runs().iterrows())
+    assert artifact(run["run_id"], "figures/confusion_matrix.png").stat().st_size > 3000
+    model = mlflow.pyfunc.load_model(run["tags.model_uri"])
+    image = (root / names[0] / "00.png").read_bytes()
+    answer = model.predict(pd.DataFrame({"image": [image]}))
+    assert set(answer.columns) == {"label", *names}
+    assert answer["label"][0] in names
+
+
+def test_training_is_not_lost_over_a_picture(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from matplotlib.figure import Figure
+
+    def fails(*_: object, **__: object) -> None:
+        raise ValueError("a font that is broken")
+
+    monkeypatch.setattr(Figure, "savefig", fails)
+    assert command("stage2") == 0
+    out = capfd.readouterr().out
+    assert "note: a picture of the result could not be drawn (a font that is broken)" in out
+    assert set(runs()["status"]) == {"FINISHED"}
+    for run_id in runs()["run_id"]:
+        assert artifact(run_id, "evaluation/val_predictions.csv").exists()
+        assert artifact(run_id, "evidence.json").exists()
+        assert not artifact(run_id, "figures/confusion_matrix.png").exists()
+
+
+# --- pages ---------------------------------------------------------------------------------------
+
+NASTY = "<script>alert(1)</script> *x* [a](javascript:1) `y` $z$ a|b"
+
+
+def test_nothing_in_a_page_is_markdown_or_html() -> None:
+    from matplotlib.figure import Figure
+
+    page: Page = [
+        Part("title", NASTY),
+        Part("text", NASTY),
+        Table(("setting", "value"), [("data", NASTY)]),
+        Part("code", "echo '```' > x"),
+    ]
+    markdown = to_markdown(page)
+    assert "<script>" not in markdown.replace("\\<", "")
+    assert r"\*x\* \[a\](javascript:1) \`y\` \$z\$ a" in markdown
+    assert "| data | " in markdown
+    assert r"a\|b |" in markdown
+    assert "````bash\necho '```' > x\n````" in markdown
+    page_html = to_html(page, Figure())
+    assert "<script>" not in page_html
+    assert "&lt;script&gt;" in page_html
+
+
+def test_a_folder_whose_name_is_markdown_stands_as_text_in_notes(
+    command: Command, tmp_path: Path
+) -> None:
+    root = folders(tmp_path / "<img src=x> *set*", "a", "b")
+    assert command("main", data=str(root), schedule="head_only") == 0
+    (stage,) = runs()["tags.mlflow.note.content"]
+    (chain,) = runs("chain")["tags.mlflow.note.content"]
+    for note in (stage, chain):
+        assert r"\<img src=x\> \*set\*" in note
+    assert runs()["tags.data"].tolist() == ["<img src=x> *set*"]
+
+
+# --- terminals and other encodings ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_that_lacks_a_letter_shows_another(
+    encoding: str, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = folders(tmp_path / "set", "café", "中文")
+    written = io.BytesIO()
+    terminal = io.TextIOWrapper(written, encoding=encoding, write_through=True)
+    monkeypatch.setattr("sys.stdout", terminal)
+    assert command("stage1", data=str(root)) == 0
+    shown = written.getvalue().decode(encoding)
+    assert "of 2 classes, draw 0: caf" in shown
+    assert "?? (10 images each)" in shown
+
+
+def test_what_steers_a_terminal_is_spelled_out(
+    command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    root = folders(tmp_path / "set", "\x1b[31mred", "b")
+    assert command("stage1", data=str(root), train_per_class="100") == 2
+    error = capfd.readouterr().err
+    assert "\x1b" not in error
+    assert r"too few images in class \x1b[31mred (10)" in error
+
+
+def test_a_class_that_is_not_utf_8_is_refused_before_a_run_is_started(
+    command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    root = folders(tmp_path / "set", "bar", "cafe")
+    path = os.fsencode(root)
+    os.rename(path + b"/cafe", path + b"/caf\xe9")  # noqa: PTH104 - a path of bytes
+    for entry_point in ("main", "stage1"):
+        assert command(entry_point, data=str(root)) == 2
+        assert r"caf\xe9 is not UTF-8: rename it" in capfd.readouterr().err
+    assert runs().empty
+    assert runs("chain").empty
+
+
+def test_a_path_that_is_not_utf_8_is_refused(
+    store: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["stage1", "--data", os.fsdecode(b"/nowhere/caf\xe9")]) == 2
+    assert r"data=/nowhere/caf\xe9 (command line) is not UTF-8" in capfd.readouterr().err
+
+
+def test_settings_of_a_run_are_stored_as_they_are(command: Command, tmp_path: Path) -> None:
+    root = folders(tmp_path / "null", "a", "b")
+    assert command("stage1", data=str(root)) == 0
+    (run,) = (row for _, row in runs().iterrows())
+    assert json.loads(run["tags.settings"])["data"] == str(root)
+    assert run["tags.data"] == "null"

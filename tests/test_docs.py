@@ -1,0 +1,41 @@
+"""The documentation is of this code: the settings' page is current, every link leads somewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "pipeline/weights/README.md"]
+
+
+def test_the_page_of_settings_is_what_its_script_writes() -> None:
+    path = ROOT / "scripts" / "settings_md.py"
+    spec = importlib.util.spec_from_file_location("settings_md", path)
+    assert spec
+    assert spec.loader
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    written = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert written == script.settings_md(), "run python scripts/settings_md.py"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_to_a_file_leads_to_one(page: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    local = [link.partition("#")[0] for link in links if "://" not in link]
+    missing = [link for link in local if link and not (page.parent / link).exists()]
+    assert not missing
+
+
+def test_every_page_stands_in_the_index() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    pages = [page for page in (ROOT / "docs").glob("*.md") if page.name != "README.md"]
+    folders = [page.parent for page in (ROOT / "docs").glob("*/README.md")]
+    for page in pages:
+        assert f"({page.name})" in index
+    for folder in folders:
+        assert f"({folder.name}/README.md)" in index

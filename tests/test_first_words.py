@@ -1,0 +1,221 @@
+"""What is wrong with the data is told before an image is decoded and before a run is started."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.conftest import Command, class_image
+from tests.test_run_stage import artifact, runs
+
+NO_IMAGE = b"would be named if anything were decoded"
+
+
+def undecodable(
+    root: Path, *, splits: tuple[str, ...] = ("train", "test"), count: int = 8
+) -> Path:
+    for split in splits:
+        for name in ("a", "b"):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                (root / split / name / f"{number}.png").write_bytes(NO_IMAGE)
+    return root
+
+
+def all_runs() -> list[str]:
+    import mlflow
+
+    found = mlflow.search_runs(["0"], run_view_type=3)
+    assert isinstance(found, pd.DataFrame)
+    return found["run_id"].tolist() if len(found) else []
+
+
+DRAW = r"error: .*draw \d asked for, the pool holds 1 draw"
+
+
+@pytest.mark.parametrize(
+    ("entry_point", "options", "message"),
+    [
+        ("main", {"draw": "1"}, DRAW),
+        ("stage2", {"draw": "1"}, DRAW),
+        ("tune", {"draws": "2", "stage": "1"}, DRAW),
+        ("tune", {"draw": "1", "stage": "all"}, DRAW),
+        ("decide", {"draw": "1"}, DRAW),
+        ("decide", {"tune": "on", "draws": "2"}, DRAW),
+        ("compare", {"draw": "1"}, DRAW),
+        ("compare", {"tuned": "on", "tune_draws": "2"}, DRAW),
+        ("rank_blocks", {"draw": "1"}, DRAW),
+        ("rank_blocks", {"draw": "1", "check": "3"}, DRAW),
+        ("pretrain", {"train_per_class": "8"}, "too few images in class a .8., b .8. for train"),
+        *(
+            (entry_point, {"train_per_class": "9"}, "too few images in class a .8., b .8. for")
+            for entry_point in ("main", "stage1", "tune", "decide", "compare", "rank_blocks")
+        ),
+    ],
+)
+def test_what_the_pool_does_not_hold_is_refused_at_once(
+    entry_point: str,
+    options: dict[str, str],
+    message: str,
+    command: Command,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    own = {"data": str(undecodable(tmp_path / "set"))} | options
+    if entry_point == "pretrain":
+        own |= {"out": str(tmp_path / "w.safetensors"), "val_per_class": "4"}
+    assert command(entry_point, **own) == 2
+    error = capfd.readouterr().err
+    assert re.search(message, error)
+    assert error.count("error: ") == 1
+    assert all_runs() == []
+
+
+@pytest.mark.parametrize("entry_point", ["decide", "compare", "rank_blocks"])
+def test_a_missing_test_split_is_told_at_once(
+    entry_point: str, command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    root = undecodable(tmp_path / "set", splits=("train",))
+    options = {"check": "3"} if entry_point == "rank_blocks" else {}
+    assert command(entry_point, data=str(root), **options) == 2
+    assert "has no test split" in capfd.readouterr().err
+    assert all_runs() == []
+
+
+@pytest.mark.parametrize(
+    "entry_point", ["main", "stage1", "stage3", "tune", "decide", "compare", "pretrain"]
+)
+def test_a_layout_that_is_none_is_told_at_once(
+    entry_point: str, command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    root = undecodable(tmp_path / "set", splits=("train_images", "test_images"))
+    options = {"out": str(tmp_path / "w.safetensors")} if entry_point == "pretrain" else {}
+    assert command(entry_point, data=str(root), **options) == 2
+    assert "are named like splits, not like classes: did you mean" in capfd.readouterr().err
+    assert all_runs() == []
+
+
+def test_the_line_that_counts_images_names_the_classes(
+    command: Command, image_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (image_folder / "apple" / "phone.HEIC").write_bytes(b"x")
+    assert command("stage1") == 0
+    out = capfd.readouterr().out
+    assert (
+        f"{image_folder}: 12 training and 12 validation images of 3 classes, draw 0: apple, "
+        "berry, cherry (12 images each)\nnote: files passed over: 1 .heic\n"
+    ) in out
+
+
+# --- images that cannot be read ------------------------------------------------------------------
+
+
+def with_test_split(root: Path, bad: int = 1) -> Path:
+    for split, count in (("train", 8), ("test", 4)):
+        for label, name in enumerate("abc"):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                path = root / split / name / f"{number}.png"
+                class_image(label, number + 100 * (split == "test")).save(path)
+                if label == 0 and number < bad:
+                    path.write_bytes(b"")
+    return root
+
+
+def test_unreadable_images_are_left_out_where_that_is_asked_for_and_listed(
+    command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    root = with_test_split(tmp_path / "set")
+    assert command("stage1", data=str(root)) == 2
+    assert f"cannot read image {root}/train/a/0.png (an empty file)" in capfd.readouterr().err
+    assert all_runs() == []
+
+    assert command("stage1", data=str(root), skip_unreadable="true") == 0
+    out = capfd.readouterr().out
+    assert "note: 1 images cannot be read and are left out: " in out
+    (run,) = (row for _, row in runs().iterrows())
+    listed = artifact(run["run_id"], "unreadable_images.txt").read_text().splitlines()
+    assert listed == [f"{root}/train/a/0.png (an empty file)"]
+    assert run["params.skip_unreadable"] == "True"
+
+    parent = run["run_id"]
+    assert command("stage2", data=str(root), parent_run_id=parent, **NO_STAGE_1) == 0
+    assert "skip_unreadable=True" in capfd.readouterr().out
+
+    capfd.readouterr()
+    assert evaluated(parent) == 0
+    assert "of the test split 1 images cannot be read" in capfd.readouterr().out
+    (run,) = (row for _, row in runs("evaluate").iterrows())
+    listed = artifact(run["run_id"], "unreadable_images.txt").read_text().splitlines()
+    assert listed == [f"{root}/test/a/0.png (an empty file)"]
+
+
+NO_STAGE_1: dict[str, str] = {"epochs": "1"}
+
+
+def evaluated(run_id: str) -> int:
+    from pipeline.cli import main
+
+    return main(["evaluate", "--run_id", run_id])
+
+
+def test_a_decision_lists_the_test_images_that_it_goes_on_without(
+    command: Command, tmp_path: Path
+) -> None:
+    root = with_test_split(tmp_path / "set")
+    options = {"question": "stage2", "looks": "2,3", "train_per_class": "2", "val_per_class": "2"}
+    assert command("decide", data=str(root), skip_unreadable="true", **options) == 0
+    (run,) = (row for _, row in runs("decision").iterrows())
+    assert artifact(run["run_id"], "unreadable_images.txt").read_text().count("\n") == 1
+
+
+# --- columns are part of what a run is made of ---------------------------------------------------
+
+
+def test_a_child_reads_the_columns_that_its_parent_read(
+    command: Command,
+    tmp_path: Path,
+    write_parquet: Callable[..., Path],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = write_parquet(tmp_path / "set" / "train.parquet", [0, 1, 2] * 8, list("abc"))
+    table = pq.read_table(path)
+    other = [("x", "y")[n % 2] for n in range(24)]
+    pq.write_table(table.append_column("kind_label", pa.array(other)), path)
+    data = str(path.parent)
+    assert command("stage1", data=data, label_column="kind_label") == 0
+    assert "of 2 classes, draw 0: x, y (12 images each)" in capfd.readouterr().out
+    (parent,) = runs()["run_id"]
+    assert command("stage2", data=data, parent_run_id=parent, epochs="1") == 0
+    out = capfd.readouterr().out
+    assert "label_column=kind_label" in out
+    assert "of 2 classes" in out
+    assert command("stage2", data=data, parent_run_id=parent, label_column="label") == 2
+    assert "label_column is kind_label in the parent, got label" in capfd.readouterr().err
+    assert command("stage2", data=data, label_column="label") == 0  # another lineage
+    assert "of 3 classes" in capfd.readouterr().out
+
+
+def test_a_run_of_before_there_were_columns_is_continued_and_found(
+    command: Command, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import mlflow
+
+    assert command("stage1") == 0
+    (parent,) = (row for _, row in runs().iterrows())
+    settings = json.loads(parent["tags.settings"])
+    for key in ("label_column", "image_column", "skip_unreadable"):
+        del settings[key]
+    mlflow.MlflowClient().set_tag(parent["run_id"], "settings", json.dumps(settings))
+    assert command("stage2", parent_run_id=parent["run_id"]) == 0
+    assert command("stage2") == 0
+    out = capfd.readouterr().out
+    assert f"stage 1: found run {parent['run_id']} with the same content" in out

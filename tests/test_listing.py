@@ -1,0 +1,118 @@
+"""Folders are read to their ends, links included; what is passed over is counted."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pipeline.data.listing import BROKEN_LINK, NO_ENDING, holds_images, in_words, list_files
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def touch(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x")
+    return path
+
+
+def listed(folder: Path, above: tuple[Path, ...] = ()) -> list[str]:
+    found = list_files(folder, {".png"}, above).files
+    return [str(path.relative_to(folder)) for path in found]
+
+
+def test_files_of_any_depth_are_listed_in_order(tmp_path: Path) -> None:
+    for name in ("b.png", "a/z.PNG", "a/b/c.png", "note.txt"):
+        touch(tmp_path / name)
+    assert listed(tmp_path) == ["a/b/c.png", "a/z.PNG", "b.png"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["@eaDir", "#recycle", "lost+found", "$RECYCLE.BIN", ".hidden", "__MACOSX", "#snapshot"],
+)
+def test_folders_of_file_servers_and_systems_are_never_read(name: str, tmp_path: Path) -> None:
+    """Synology keeps a thumbnail of every image under `@eaDir/<its name>/`."""
+    touch(tmp_path / "a.png")
+    touch(tmp_path / name / "a.png" / "SYNOPHOTO_THUMB_M.png")
+    touch(tmp_path / "deep" / name / "b.png")
+    assert listed(tmp_path) == ["a.png"]
+    assert not holds_images(tmp_path / "deep")
+
+
+def test_linked_folders_are_followed(tmp_path: Path) -> None:
+    touch(tmp_path / "store" / "a.png")
+    touch(tmp_path / "store" / "deep" / "b.png")
+    (tmp_path / "class").mkdir()
+    (tmp_path / "class" / "batch").symlink_to(tmp_path / "store")
+    assert listed(tmp_path / "class") == ["batch/a.png", "batch/deep/b.png"]
+    assert holds_images(tmp_path / "class")
+
+
+def test_a_folder_that_is_reached_twice_is_read_once_by_its_own_name(tmp_path: Path) -> None:
+    touch(tmp_path / "class" / "z" / "a.png")
+    (tmp_path / "class" / "link").symlink_to(tmp_path / "class" / "z")
+    (tmp_path / "class" / "again").symlink_to(tmp_path / "class" / "z")
+    assert listed(tmp_path / "class") == ["z/a.png"]
+
+
+def test_a_link_to_itself_or_to_what_lies_above_ends(tmp_path: Path) -> None:
+    touch(tmp_path / "cats" / "a.png")
+    touch(tmp_path / "dogs" / "b.png")
+    (tmp_path / "cats" / "self").symlink_to(tmp_path / "cats")
+    (tmp_path / "cats" / "up").symlink_to(tmp_path)
+    (tmp_path / "cats" / "loop").symlink_to(tmp_path / "cats" / "loop")
+    assert listed(tmp_path / "cats", above=(tmp_path,)) == ["a.png"]
+    assert holds_images(tmp_path / "cats")
+
+
+def test_what_is_passed_over_is_counted_by_ending(tmp_path: Path) -> None:
+    for name in ("1.HEIC", "2.heic", "deep/3.heic", "raw.CR2", "noending", "odd.2020 at home"):
+        touch(tmp_path / name)
+    for name in ("a.png", "notes.txt", "labels.csv", "Thumbs.db", ".DS_Store", "data.parquet"):
+        touch(tmp_path / name)
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    found = list_files(tmp_path, {".png"}).passed_over
+    assert found == Counter({".heic": 3, NO_ENDING: 2, ".cr2": 1, BROKEN_LINK: 1})
+    assert in_words(found) == "3 .heic, 2 without an ending, 1 .cr2, 1 broken link"
+
+
+def test_nothing_passed_over_is_nothing_said(tmp_path: Path) -> None:
+    touch(tmp_path / "a.png")
+    assert in_words(list_files(tmp_path, {".png"}).passed_over) == ""
+    assert in_words(Counter({BROKEN_LINK: 4})) == "4 broken links"
+
+
+def test_a_folder_that_may_not_be_read_is_named() -> None:
+    """Root may read everything: the test is run as somebody else there."""
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from pipeline.data.sources import open_source\n"
+        "from pipeline.errors import DataError\n"
+        "if os.geteuid() == 0: os.setgid(65534); os.setuid(65534)\n"
+        "try: open_source(sys.argv[1], Path(sys.argv[1]))\n"
+        "except DataError as err: print(err)\n"
+    )
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        root = Path(folder)
+        root.chmod(0o755)
+        for name in ("cats/a.png", "cats/private/b.png", "dogs/a.png"):
+            touch(root / name)
+        (root / "cats" / "private").chmod(0)
+        done = subprocess.run(
+            [sys.executable, "-c", code, folder],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        (root / "cats" / "private").chmod(0o755)
+    assert f"cannot read the folder {root / 'cats' / 'private'} (Permission denied)" in done.stdout

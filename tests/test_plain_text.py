@@ -1,0 +1,63 @@
+"""Names are shown as they are written, and never steer a terminal or a page."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from pipeline.plain_text import as_markdown, first_of, is_unicode, normalised, one_line, printable
+
+
+@pytest.mark.parametrize("text", ["", "cat", "naïve café", "中文", "🙂", "$10_$20", "a\tb\nc"])
+def test_ordinary_text_is_printed_as_it_is(text: str) -> None:
+    assert printable(text) == text
+    assert is_unicode(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[31mred", r"\x1b[31mred"),
+        ("a\rb", r"a\x0db"),
+        ("nul\x00", r"nul\x00"),
+        ("\x9b31m", r"\x9b31m"),
+        (os.fsdecode(b"caf\xe9"), r"caf\xe9"),
+    ],
+)
+def test_what_would_steer_the_terminal_is_spelled_out(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+def test_a_name_in_another_encoding_is_not_unicode() -> None:
+    assert not is_unicode(os.fsdecode(b"caf\xe9"))
+
+
+def test_one_line_stays_one_line() -> None:
+    assert one_line("two\nlines\tand a tab") == r"two\nlines\tand a tab"
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("three_stage, data_seed", "three_stage, data_seed"),
+        ("gain +0.50 pp (95%): P(gain) > 0.9", r"gain +0.50 pp (95%): P(gain) \> 0.9"),
+        ("*bold* _it_", r"\*bold\* \_it\_"),
+        ("<b>x</b>", r"\<b\>x\</b\>"),
+        ("[a](javascript:b)", r"\[a\](javascript:b)"),
+        ("`tick` ~~x~~ &amp; $x$", r"\`tick\` \~\~x\~\~ \&amp; \$x\$"),
+        ("two\nlines", "two lines"),
+        ("back\\slash", r"back\\slash"),
+    ],
+)
+def test_nothing_in_a_name_is_markdown(text: str, escaped: str) -> None:
+    assert as_markdown(text) == escaped
+
+
+def test_the_first_of_many_are_named_and_the_others_counted() -> None:
+    assert first_of(["a", "b"]) == "a, b"
+    assert first_of([*"abcde"], 3) == "a, b, c and 2 more"
+
+
+def test_a_mac_writes_the_same_name_in_two_characters() -> None:
+    assert normalised("cafe\u0301") == normalised("café") != normalised("cafe")

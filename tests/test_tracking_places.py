@@ -1,0 +1,156 @@
+"""Experiments and folders that nothing can be recorded in: refused before images are read."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from pipeline.cli import main
+from pipeline.errors import TrackingError
+from pipeline.tracking import Tracking
+from tests.conftest import Command, PointAt
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def refused(command: Command, capfd: pytest.CaptureFixture[str]) -> str:
+    """The one line that a stage is refused with, before images and weights are read."""
+    capfd.readouterr()
+    assert command("stage1") == 2
+    said = capfd.readouterr()
+    assert said.out == ""
+    (line,) = said.err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize("how", ["NAME", "ID"])
+def test_an_experiment_in_the_trash_is_named_with_how_to_restore_it(
+    how: str, command: Command, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = mlflow.create_experiment("gone")
+    mlflow.delete_experiment(number)
+    monkeypatch.setenv(f"MLFLOW_EXPERIMENT_{how}", {"NAME": "gone", "ID": number}[how])
+    line = refused(command, capfd)
+    assert line.startswith(f"error: experiment gone (id {number}) at sqlite:///")
+    assert f"was deleted: restore it (`mlflow experiments restore -x {number}`) or name" in line
+    mlflow.MlflowClient().restore_experiment(number)
+    assert command("stage1") == 0
+
+
+def test_the_default_experiment_may_be_in_the_trash(
+    command: Command, capfd: pytest.CaptureFixture[str]
+) -> None:
+    mlflow.delete_experiment("0")
+    assert "experiment Default (id 0) at " in refused(command, capfd)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("MLFLOW_EXPERIMENT_ID", "999"),
+        ("MLFLOW_EXPERIMENT_ID", "abc"),
+        ("MLFLOW_RUN_ID", "f" * 32),
+    ],
+)
+def test_what_the_environment_names_and_is_not_there(
+    variable: str,
+    value: str,
+    command: Command,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(variable, value)
+    assert f"error: {variable}={value}: there is none at sqlite:///" in refused(command, capfd)
+
+
+def test_artifacts_that_another_machine_or_person_keeps_are_missed_at_once(
+    store: Path,
+    command: Command,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As behind a server that serves no artifacts: its clients write to its folder themselves."""
+    (store / "theirs").touch()
+    mlflow.create_experiment("theirs", artifact_location=(store / "theirs" / "art").as_uri())
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "theirs")
+    line = refused(command, capfd)
+    assert f"keeps its artifacts in {store}/theirs/art, which cannot be used from here" in line
+    assert "--serve-artifacts" in line
+
+
+def test_artifacts_behind_a_server_are_the_servers_to_write(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow.create_experiment("served", artifact_location="mlflow-artifacts:/9")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "served")
+    Tracking.connect()
+
+
+def test_a_database_below_a_file_is_refused(tmp_path: Path, point_at: PointAt) -> None:
+    (tmp_path / "file").touch()
+    point_at(f"sqlite:///{tmp_path}/file/mlflow.db")
+    with pytest.raises(TrackingError, match=r"MLFLOW_TRACKING_URI=sqlite:.*/file is no folder"):
+        Tracking.connect()
+
+
+def test_a_missing_folder_is_made_under_the_name_that_it_has(
+    tmp_path: Path, point_at: PointAt
+) -> None:
+    point_at(f"sqlite:///{tmp_path}/new%20%25/here/mlflow.db")
+    tracking = Tracking.connect()
+    assert [path.name for path in tmp_path.iterdir()] == ["new %"]
+    assert (tmp_path / "new %" / "here" / "mlflow.db").exists()
+    assert tracking.uri == f"sqlite:///{tmp_path}/new %/here/mlflow.db"
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> list[str]:
+    """The words that start a program to which the folder `tmp_path/read_only` is read-only."""
+    folder = tmp_path / "read_only"
+    folder.mkdir()
+    mount = f"mount --bind '{folder}' '{folder}' && mount -o remount,ro,bind '{folder}'"
+    words = ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh"]
+    if not shutil.which("unshare"):
+        pytest.skip("unshare is not installed")
+    if subprocess.run([*words, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no folder may be mounted read-only here")
+    return words
+
+
+@pytest.mark.parametrize("where", ["mlflow.db", "new/mlflow.db", ""])
+def test_a_read_only_folder_is_one_line_at_once(
+    where: str, read_only: list[str], tmp_path: Path
+) -> None:
+    """MLflow would try for 109 seconds."""
+    folder = tmp_path / "read_only"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    if where:
+        environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/{where}"
+    done = subprocess.run(
+        [*read_only, sys.executable, "-m", "pipeline", "stage1"],
+        cwd=folder,
+        env={**environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert f"cannot be used (the folder {folder} may not be written)" in line
+    assert "MLFLOW_TRACKING_URI=sqlite:///" in line
+    assert list(folder.iterdir()) == []
+
+
+def test_a_missing_run_is_no_fault_of_a_disk(
+    store: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["gate", "--run_id", "x"]) == 2
+    assert "disk" not in capfd.readouterr().err

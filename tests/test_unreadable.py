@@ -1,0 +1,217 @@
+"""Images that cannot be read are named all at once, or left out; damaged metadata is no harm."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.data.draws import Draw, make_draw, read_images
+from pipeline.data.images import digest_image
+from pipeline.data.source import Unreadable, decode_image
+from pipeline.data.sources import open_source
+from pipeline.errors import DataError
+from tests.conftest import class_image
+
+
+def fill(root: Path, count: int = 6, bad: int = 0) -> Path:
+    """Two classes of so many images, of which the first ones of each cannot be read."""
+    for label, name in enumerate(("cats", "dogs")):
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            path = root / name / f"{number:02}.png"
+            class_image(label, number).save(path)
+            if number < bad:
+                path.write_bytes(path.read_bytes()[:100])
+    return root
+
+
+def drawn(root: Path, draw: int = 0, *, skip: bool = False, train: int = 2, val: int = 1) -> Draw:
+    return make_draw(
+        open_source(str(root), root.parent),
+        train_per_class=train,
+        val_per_class=val,
+        data_seed=0,
+        draw=draw,
+        image_size=8,
+        skip_unreadable=skip,
+    )
+
+
+def test_all_that_cannot_be_read_is_named_on_one_line(tmp_path: Path) -> None:
+    root = fill(tmp_path / "set", count=6, bad=2)
+    with pytest.raises(DataError, match=r"cannot read 4 of 12 images: ") as caught:
+        drawn(root, train=4, val=2)
+    message = str(caught.value)
+    assert "\n" not in message
+    for name in ("cats/00.png", "cats/01.png", "dogs/00.png", "dogs/01.png"):
+        assert f"{root / name} (" in message
+    assert message.endswith("or go on without: -P skip_unreadable=true")
+
+
+def test_of_very_many_the_first_are_named_and_the_others_counted(tmp_path: Path) -> None:
+    root = fill(tmp_path / "set", count=16, bad=15)
+    with pytest.raises(DataError, match=r"cannot read 30 of 32 images: .* and 10 more: replace"):
+        drawn(root, train=8, val=8)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "an empty file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
+        (b"<!DOCTYPE html><html>404</html>", "an HTML page"),
+        (b"<html><body>", "an HTML page"),
+        (b"something else", "not an image that Pillow knows"),
+    ],
+)
+def test_what_stands_in_place_of_an_image_is_said(
+    content: bytes, reason: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.png").write_bytes(content)
+    for given in (content, tmp_path / "a.png"):
+        found = decode_image(given, "a.png")
+        assert isinstance(found, Unreadable)
+        assert found.reason.startswith(reason)
+
+
+def test_skipping_leaves_out_what_cannot_be_read_and_keeps_everything_else(
+    tmp_path: Path,
+) -> None:
+    whole = drawn(fill(tmp_path / "whole" / "set"), train=3, val=2)
+    broken = fill(tmp_path / "broken" / "set", bad=1)
+    kept = drawn(broken, train=3, val=2, skip=True)
+    lost = {digest_image(class_image(label, 0)) for label in (0, 1)}
+    for part, before in ((kept.train, whole.train), (kept.val, whole.val)):
+        digests = [row.tobytes() for row in before.digests]
+        left = [d not in lost for d in digests]
+        assert [row.tobytes() for row in part.digests] == [
+            d for d, stays in zip(digests, left, strict=True) if stays
+        ]
+        assert part.labels.tolist() == [
+            n for n, stays in zip(before.labels.tolist(), left, strict=True) if stays
+        ]
+        assert len(part.pixels) == len(part.labels)
+    assert len(kept.unreadable) == len(whole.train) + len(whole.val) - len(kept.train) - len(
+        kept.val
+    )
+    assert all(str(broken) in line for line in kept.unreadable)
+    assert kept.fingerprint != whole.fingerprint
+
+
+def test_skipping_changes_no_other_draw(tmp_path: Path) -> None:
+    whole, broken = fill(tmp_path / "a" / "set", 16), fill(tmp_path / "b" / "set", 16, bad=1)
+    draws = [drawn(broken, n, skip=True, val=2) for n in range(4)]
+    same = [drawn(whole, n, val=2).fingerprint == draws[n].fingerprint for n in range(4)]
+    assert same == [not draw.unreadable for draw in draws]
+    assert same.count(False) in (1, 2)
+    seen = [row.tobytes() for draw in draws for row in (*draw.train.digests, *draw.val.digests)]
+    assert len(seen) == len(set(seen)) == 30
+
+
+def test_skipping_is_the_same_every_time(tmp_path: Path) -> None:
+    root = fill(tmp_path / "set", bad=1)
+    first, again = (drawn(root, skip=True, train=4, val=2) for _ in range(2))
+    assert first.fingerprint == again.fingerprint
+    assert first.unreadable == again.unreadable
+
+
+def test_a_class_of_which_nothing_is_left_is_refused(tmp_path: Path) -> None:
+    root = fill(tmp_path / "set")
+    for path in (root / "dogs").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"no image of class dogs to train on can be read"):
+        drawn(root, skip=True)
+
+
+def test_a_mixture_of_depths_is_told(tmp_path: Path) -> None:
+    for label, name in enumerate(("dark", "light")):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for number in range(3):
+            values = np.full((8, 8), 4000 + 3000 * number + 20000 * label, dtype=np.uint16)
+            Image.fromarray(values).save(tmp_path / "set" / name / f"{number}.png")
+    (note,) = drawn(tmp_path / "set").notes
+    assert note.startswith("1 images of deep greyscale have no value above 4095")
+    assert "5 as 16-bit" in note
+
+
+# --- damaged metadata ----------------------------------------------------------------------------
+
+
+def tiff(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """A TIFF directory of (tag, type, count, 4-byte value)."""
+    body = struct.pack("<H", len(entries))
+    body += b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in entries)
+    return b"II*\x00" + struct.pack("<I", 8) + body + struct.pack("<I", 0)
+
+
+TURNED = (0x0112, 3, 1, struct.pack("<HH", 6, 0))
+NOT_REWRITABLE = (0xC4A5, 5, 1, struct.pack("<I", 9999))
+PICTURE = class_image(0, 0).crop((0, 0, 32, 20))
+
+
+def jpeg(exif: bytes) -> bytes:
+    buffer = io.BytesIO()
+    PICTURE.save(buffer, "JPEG", quality=95)
+    content = buffer.getvalue()
+    payload = b"Exif\x00\x00" + exif
+    return content[:2] + b"\xff\xe1" + struct.pack(">H", len(payload) + 2) + payload + content[2:]
+
+
+def png(kind: bytes, data: bytes) -> bytes:
+    buffer = io.BytesIO()
+    PICTURE.save(buffer, "PNG")
+    content = buffer.getvalue()
+    chunk = struct.pack(">I", len(data)) + kind + data
+    return content[:33] + chunk + struct.pack(">I", zlib.crc32(kind + data)) + content[33:]
+
+
+def webp(exif: bytes) -> bytes:
+    buffer = io.BytesIO()
+    PICTURE.save(buffer, "WEBP", lossless=True, exif=exif)
+    return buffer.getvalue()
+
+
+STORED_AS_JPEG = Image.open(io.BytesIO(jpeg(tiff()))).convert("RGB")
+DAMAGED: dict[str, Callable[[], bytes]] = {
+    "jpeg, header": lambda: jpeg(b"ZZ*\x00" + bytes(40)),
+    "jpeg, text": lambda: jpeg(tiff((0x0112, 2, 2, b"6\x00\x00\x00"))),
+    "png, short": lambda: png(b"eXIf", b"II*\x00\x08\x00"),
+    "png, not hexadecimal": lambda: png(
+        b"tEXt", b"Raw profile type exif\x00\nexif\n   20\n45786966zz\n"
+    ),
+    "webp, header": lambda: webp(b"Exif\x00\x00ZZ" + bytes(9)),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_good_pixels_beside_damaged_metadata_are_an_image(name: str) -> None:
+    image = decode_image(DAMAGED[name](), name)
+    assert isinstance(image, Image.Image)
+    assert image.size == PICTURE.size
+    assert digest_image(image) == digest_image(STORED_AS_JPEG if "jpeg" in name else PICTURE)
+
+
+def test_an_image_is_turned_where_only_its_other_metadata_is_damaged() -> None:
+    """Pillow's own `exif_transpose` writes all of it anew, which fails."""
+    image = decode_image(jpeg(tiff(TURNED, (0x0100, 2, 4, b"abc\x00"), NOT_REWRITABLE)), "x.jpg")
+    assert isinstance(image, Image.Image)
+    assert image.size == (20, 32)
+    upright = STORED_AS_JPEG.transpose(Image.Transpose.ROTATE_270)
+    assert digest_image(image) == digest_image(upright)
+
+
+def test_images_with_damaged_metadata_are_read_into_a_set(tmp_path: Path) -> None:
+    for name in ("cats", "dogs"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / "a.png").write_bytes(DAMAGED["png, short"]())
+        (tmp_path / "set" / name / "b.webp").write_bytes(DAMAGED["webp, header"]())
+    source = open_source(str(tmp_path / "set"), tmp_path)
+    images = read_images(source.pool, np.arange(4), 8)
+    assert (len(images), images.unreadable) == (4, ())
