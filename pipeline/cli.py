@@ -17,12 +17,13 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pipeline.addresses import without_password
 from pipeline.arms import comparison_of
 from pipeline.config import load_settings
 from pipeline.errors import PipelineError, SettingsError
 from pipeline.grid import grid_of
 from pipeline.interrupts import end_with_parent, stopped_by_signals
-from pipeline.options import OWN_WORDS, STAGE_ENTRIES, UNSET, parse
+from pipeline.options import OWN_WORDS, STAGE_ENTRIES, STORAGE, UNSET, parse
 from pipeline.plain_text import printable
 from pipeline.plans import pretrain_plan, rank_plan
 from pipeline.search_space import plan_of
@@ -109,6 +110,12 @@ def run(entry_point: str, options: dict[str, str]) -> None:
         check(options, config)
     else:
         load_settings(options, config=config, target=None if given["parent_run_id"] else target)
+
+    if os.environ.get("MLFLOW_RUN_ID") and without_password(given["storage"]) != given["storage"]:
+        say(
+            "note: `mlflow run` has written storage= with its password into the run's parameters: "
+            f"name it in {STORAGE} instead of on the command line"
+        )
 
     from pipeline.entry_points import Command, main_entry, stage_entry
 

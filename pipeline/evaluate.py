@@ -34,7 +34,7 @@ def evaluate_entry(run_id: str, options: dict[str, str], say: Callable[[str], No
         LineageError: not a finished stage run.
         DataError: the run's data has no test split.
     """
-    tracking = Tracking.connect()
+    tracking = Tracking.connect(with_artifacts=False)
     with tracking.explained():
         run = tracking.get(run_id)
         if run.tags.get("kind") != "stage" or run.status != "FINISHED":

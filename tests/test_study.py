@@ -364,9 +364,21 @@ def test_a_password_is_shown_nowhere(
     assert command("stage1", tuned="on", storage=url, **{"stage1.epochs": "2"}) == 0
     output = capfd.readouterr()
     assert "postgres:***@127.0.0.1" in output.out
+    assert "-P tuned=true (with the same storage in OPTUNA_STORAGE)" in output.out
     assert "xyzzy" not in output.out + output.err
     # MLflow's database and artifacts
     assert [p for p in store.rglob("*") if p.is_file() and b"xyzzy" in p.read_bytes()] == []
+
+
+def test_a_password_that_mlflow_run_has_recorded_is_told(
+    command: Command, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for url, notes in (("sqlite:////nowhere/o.db", 0), ("postgresql://me:qqq@127.0.0.1:9/o", 1)):
+        monkeypatch.setenv("MLFLOW_RUN_ID", mlflow.MlflowClient().create_run("0").info.run_id)
+        assert command("tune", **TUNE, storage=url) == 2
+        said = capfd.readouterr().out
+        assert said.count("name it in OPTUNA_STORAGE instead of on the command line") == notes
+        assert "qqq" not in said
 
 
 def test_a_server_that_is_away_is_waited_for_and_said_once() -> None:

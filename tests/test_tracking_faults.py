@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
 import pytest
-from mlflow.exceptions import MlflowException
+from mlflow.exceptions import CUSTOMER_UNAUTHORIZED, MlflowException, RestException
+from sqlalchemy.exc import OperationalError
 
-from pipeline.errors import LineageError, StorageError, TrackingError
+from pipeline.errors import LineageError, StorageError, TrackingError, first_line
 from pipeline.tracking import RunView, Tracking
 from pipeline.tracking.faults import translated
+from tests.conftest import PointAt
+from tests.postgres import free_port
 
 URI = "sqlite:///mlflow.db"
 
@@ -32,6 +36,61 @@ def test_a_fault_of_mlflow_is_named_with_what_was_being_done() -> None:
     with pytest.raises(TrackingError) as caught, translated("store a file", URI):
         raise MlflowException("gone")
     assert str(caught.value).startswith(f"MLflow could not store a file at {URI} (gone)")
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (
+            RestException({"error_code": "PERMISSION_DENIED", "message": "read-only token"}),
+            r"\(403, it forbids this: .*read-only token\): ask whoever keeps it",
+        ),
+        (
+            MlflowException("error code 401 != 200", error_code=CUSTOMER_UNAUTHORIZED),
+            r"\(401, it wants a login.*\): set MLFLOW_TRACKING_USERNAME",
+        ),
+        (
+            RestException({"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no run x"}),
+            r"no run x\): change what it names, then",
+        ),
+        (MlflowException("(sqlite3.OperationalError) disk I/O error"), "check the server and the"),
+        (MlflowException("API request to http://me:qqq@host failed"), r"http://me:\*\*\*@host"),
+        (
+            OperationalError(
+                "(raised as a result of Query-invoked autoflush; consider)", {}, None
+            ),
+            "check the server and the disk",
+        ),
+    ],
+)
+def test_faults_of_a_server_and_of_a_disk_are_told_apart(fault: Exception, told: str) -> None:
+    with pytest.raises(TrackingError, match=told) as caught, translated("log metrics", URI):
+        raise fault
+    text = str(caught.value)
+    assert text.startswith(f"MLflow could not log metrics at {URI} (")
+    assert "finished stages are reused" in text
+    assert "qqq" not in text
+    assert ("disk" in text) == ("check the server and the disk" in text or "disk I/O" in text)
+
+
+def test_the_cause_is_told_and_not_what_sqlalchemy_says_before_it() -> None:
+    said = "(raised as a result of Query-invoked autoflush; consider using a session.no_autoflush)"
+    cause = "(sqlite3.OperationalError) attempt to write a readonly database"
+    assert first_line(MlflowException(f"{said}\n{cause}\n[SQL: ...]")) == cause
+    assert first_line(MlflowException(said)) == "MlflowException"
+
+
+def test_a_server_that_has_gone_is_told_without_what_was_asked_of_it(
+    store: Path, point_at: PointAt, serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    uri = f"http://127.0.0.1:{free_port()}"
+    point_at(uri)
+    with pytest.raises(TrackingError) as caught, translated("read a run", uri):
+        mlflow.MlflowClient().get_run("x")
+    told = f"MLflow could not read a run at {uri} (Connection refused): see whether the server"
+    assert str(caught.value).startswith(told)
 
 
 @pytest.fixture

@@ -23,8 +23,12 @@ ID, NAME = "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"
 DEFAULT = "0"
 
 
-def usable_experiment(client: MlflowClient, launched: str | None, uri: str) -> str:
-    """Its id; an experiment of a new name is created. `uri`: the store's, without a password.
+def usable_experiment(
+    client: MlflowClient, launched: str | None, uri: str, *, with_artifacts: bool
+) -> str:
+    """Its id; an experiment of a new name is created.
+
+    `uri`: the store's, without a password. `with_artifacts`: files will be logged.
 
     Raises:
         TrackingError: it is not there, was deleted, or its artifacts cannot be written.
@@ -37,8 +41,8 @@ def usable_experiment(client: MlflowClient, launched: str | None, uri: str) -> s
             f"{named} was deleted: restore it (`mlflow experiments restore -x {number}`) or name "
             f"another with {NAME}"
         )
-    folder = _local_folder(str(experiment.artifact_location))
-    if folder and (why := why_unwritable(folder / "run", may_make_folders=True)):
+    folder = _local_folder(str(experiment.artifact_location)) if with_artifacts else None
+    if folder and (why := why_unwritable(folder / "a-new-run", may_make_folders=True)):
         raise TrackingError(
             f"{named} keeps its artifacts in {folder}, which cannot be used from here ({why}): "
             f"name another with {NAME}, or let a server serve them (`mlflow server "

@@ -67,7 +67,8 @@ def translated(doing: str, uri: str) -> Iterator[None]:
     except (MlflowException, requests.RequestException, SQLAlchemyError) as err:
         fault = fault_of_transport(err) or _fault_of_store(err)
         what = f"MLflow could not {doing} at {uri} ({_hidden(fault.reason)})"
-        raise TrackingError(f"{what}: {fault.advice}, {_AGAIN}") from None
+        advice = fault.advice if fault.answered else "see whether the server still runs"
+        raise TrackingError(f"{what}: {advice}, {_AGAIN}") from None
 
 
 def contact(uri: str) -> None:

@@ -58,8 +58,10 @@ class Tracking:
         self.git_commit = git_commit()
 
     @classmethod
-    def connect(cls) -> Tracking:
+    def connect(cls, *, with_artifacts: bool = True) -> Tracking:
         """Connect to MLFLOW_TRACKING_URI, or to MLflow's default (sqlite:///mlflow.db).
+
+        `with_artifacts`: files will be logged, not metrics and tags alone.
 
         Raises:
             TrackingError: nothing answers there, or nothing can be recorded there.
@@ -77,7 +79,9 @@ class Tracking:
             with translated("connect", shown), exclusively(uri):
                 client = mlflow.MlflowClient(uri)
                 launched = os.environ.pop("MLFLOW_RUN_ID", None)
-                experiment_id = usable_experiment(client, launched, shown)
+                experiment_id = usable_experiment(
+                    client, launched, shown, with_artifacts=with_artifacts
+                )
                 return cls(client, shown, experiment_id, launched)
         except ModuleNotFoundError as err:
             raise TrackingError(

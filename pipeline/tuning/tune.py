@@ -22,6 +22,7 @@ from pipeline.entry_points import Command
 from pipeline.entry_settings import TUNE_KEYS, TuneSettings
 from pipeline.errors import StudyError, TrackingError, first_line
 from pipeline.files import locked
+from pipeline.options import STORAGE
 from pipeline.run_stage import find_or_run
 from pipeline.search_space import Plan, plan_of
 from pipeline.session import Session, cache_folder, check_draws, source_of
@@ -95,8 +96,10 @@ def tune_entry(command: Command) -> list[Tuned]:
         entry_point = "main" if tune.stage == "all" else f"stage{tune.stage}"
         said = {key: value for key, value in command.options.items() if key not in TUNE_KEYS}
         said |= {"config": command.config} if command.config else {}
-        said |= {"storage": without_password(command.storage)} if command.storage else {}
-        command.say(f"use them: {command_line(entry_point, {**said, 'tuned': 'true'})}")
+        secret = without_password(command.storage) != command.storage
+        said |= {"storage": command.storage} if command.storage and not secret else {}
+        where = f" (with the same storage in {STORAGE})" if secret else ""
+        command.say(f"use them: {command_line(entry_point, {**said, 'tuned': 'true'})}{where}")
     command.say(f"look at them: optuna-dashboard {for_optunas_commands(url)}")
     command.say(f"browse the runs: {tracking.ui_command}")
     return done
