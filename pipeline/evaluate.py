@@ -142,7 +142,7 @@ def read_test_split(source: Source, settings: Settings, say: Callable[[str], Non
     rows = np.arange(len(test.labels))
     images = read_images(test, rows, settings.image_size, skip_unreadable=settings.skip_unreadable)
     if images.unreadable:
-        say(f"note: of the test split {left_out(images.unreadable)}")
+        say(f"note: test split: {left_out(images.unreadable)}")
     if not len(images):
         raise DataError(f"{settings.data}: no image of the test split can be read: replace them")
     return images

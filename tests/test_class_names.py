@@ -22,6 +22,7 @@ from pipeline.tuning.choice import paired
 from tests.conftest import Command, class_image
 from tests.helpers import make_images
 from tests.test_run_stage import artifact, runs
+from tests.test_unreadable import DAMAGED, PICTURE
 
 MISSING_TO_PANDAS = ("null", "NA", "nan", "None", "N/A", "NaN", "NULL", "<NA>", "n/a", "#N/A")
 ODD = (
@@ -102,7 +103,7 @@ def test_a_stage_trains_on_classes_of_any_name_and_its_model_answers_with_them(
 ) -> None:
     import mlflow
 
-    names = ("$10_$20", "null", "<b>bold</b>", "two\nlines", "naïve café 中文")
+    names = ("$10_$20", "null", "<b>bold", "two\nlines", "naïve café 中文")
     root = folders(tmp_path / "set", *names, count=8)
     assert command("stage1", data=str(root), log_model="on") == 0
     (run,) = (row for _, row in runs().iterrows())
@@ -112,6 +113,14 @@ def test_a_stage_trains_on_classes_of_any_name_and_its_model_answers_with_them(
     answer = model.predict(pd.DataFrame({"image": [image]}))
     assert set(answer.columns) == {"label", *names}
     assert answer["label"][0] in names
+
+    # one image with damaged metadata does not fail the request, and is read as its pixels
+    damaged = [make() for kind, make in DAMAGED.items() if kind.startswith("png")]
+    clean = io.BytesIO()
+    PICTURE.save(clean, "PNG")
+    answers = model.predict(pd.DataFrame({"image": [clean.getvalue(), *damaged]}))
+    assert len(answers) == 1 + len(damaged) == 3
+    np.testing.assert_allclose(answers[list(names)][1:], answers[list(names)].iloc[[0, 0]], 1e-5)
 
 
 def test_training_is_not_lost_over_a_picture(

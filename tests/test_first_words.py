@@ -137,7 +137,7 @@ def test_unreadable_images_are_left_out_where_that_is_asked_for_and_listed(
 
     assert command("stage1", data=str(root), skip_unreadable="true") == 0
     out = capfd.readouterr().out
-    assert "note: 1 images cannot be read and are left out: " in out
+    assert f"note: images left out, as they cannot be read: 1 ({root}/train/a/0.png (" in out
     (run,) = (row for _, row in runs().iterrows())
     listed = artifact(run["run_id"], "unreadable_images.txt").read_text().splitlines()
     assert listed == [f"{root}/train/a/0.png (an empty file)"]
@@ -149,7 +149,9 @@ def test_unreadable_images_are_left_out_where_that_is_asked_for_and_listed(
 
     capfd.readouterr()
     assert evaluated(parent) == 0
-    assert "of the test split 1 images cannot be read" in capfd.readouterr().out
+    assert (
+        "note: test split: images left out, as they cannot be read: 1 (" in capfd.readouterr().out
+    )
     (run,) = (row for _, row in runs("evaluate").iterrows())
     listed = artifact(run["run_id"], "unreadable_images.txt").read_text().splitlines()
     assert listed == [f"{root}/test/a/0.png (an empty file)"]

@@ -181,11 +181,11 @@ def test_a_class_with_folders_of_its_own_is_told(tmp_path: Path) -> None:
 
 def test_images_that_lie_in_no_class_are_counted(tmp_path: Path) -> None:
     root = fill(tmp_path / "set", "cat", "dog", ".")
-    assert opened(root).notes == ("2 images lie in no folder of a class",)
+    assert opened(root).notes == ("images in no folder of a class: 2",)
 
 
 def test_images_without_any_class_folder_are_refused_with_their_number(tmp_path: Path) -> None:
-    refused(fill(tmp_path / "set", "."), "no images found", "2 images lie in no folder of a class")
+    refused(fill(tmp_path / "set", "."), "no images found", "images in no folder of a class: 2")
 
 
 # --- names ---------------------------------------------------------------------------------------

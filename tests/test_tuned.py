@@ -316,3 +316,18 @@ def test_the_lead_is_the_paired_difference_over_the_validation_images(
     found = re.search(r"by ([-\d.]+) \(s\.e\. ([\d.]+)\)", study.user_attrs["choice"])
     assert found
     assert [float(word) for word in found.groups()] == pytest.approx([mean, error], abs=1e-4)
+
+
+def test_a_study_of_before_there_were_columns_is_named_without_them(
+    command: Command, space: str, store: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert command("tune", stage="1", n_trials="1", space=space) == 0
+    [study] = studies(store)
+    fixed = dict(study.user_attrs["fixed"])
+    for key in ("label_column", "image_column", "skip_unreadable"):
+        del fixed[key]
+    study.set_user_attr("fixed", fixed)
+    capfd.readouterr()
+    assert command("stage1", tuned="on", image_size="33") == 2
+    [error] = said_errors(capfd)
+    assert "has image_size=32 (here 33)): run" in error  # the only difference

@@ -137,8 +137,7 @@ def test_a_mixture_of_depths_is_told(tmp_path: Path) -> None:
             values = np.full((8, 8), 4000 + 3000 * number + 20000 * label, dtype=np.uint16)
             Image.fromarray(values).save(tmp_path / "set" / name / f"{number}.png")
     (note,) = drawn(tmp_path / "set").notes
-    assert note.startswith("1 images of deep greyscale have no value above 4095")
-    assert "5 as 16-bit" in note
+    assert "above 4095 are read as 12-bit (1 of them), the others as 16-bit (5)" in note
 
 
 # --- damaged metadata ----------------------------------------------------------------------------

@@ -71,9 +71,9 @@ class Draw:
         depths = Counter(self.train.grey_depths) + Counter(self.val.grey_depths)
         if len(depths) > 1:
             notes.append(
-                f"{depths[12]} images of deep greyscale have no value above {TOP_12_BIT} and are "
-                f"read as 12-bit, {depths[16]} as 16-bit: if all are of one depth, store them as "
-                "8-bit images"
+                f"deep greyscale: images without a value above {TOP_12_BIT} are read as 12-bit "
+                f"({depths[12]} of them), the others as 16-bit ({depths[16]}): if all have one "
+                "depth, store them as 8-bit images"
             )
         return notes
 
@@ -93,8 +93,8 @@ class Draw:
 def left_out(unreadable: Sequence[str]) -> str:
     """What is said of images that are left out."""
     return (
-        f"{len(unreadable)} images cannot be read and are left out: {first_of(unreadable, 3)}; "
-        f"all of them stand in {UNREADABLE} of the run"
+        f"images left out, as they cannot be read: {len(unreadable)} ({first_of(unreadable, 3)}); "
+        f"the list stands in {UNREADABLE} of the run"
     )
 
 

@@ -35,7 +35,7 @@ def open_image_folder(root: Path) -> Source:
             files[split][name] = listing.files
             counts += listing.passed_over
     passed_over = f"files passed over: {in_words(+counts)}" if +counts else ""
-    loose = f"{layout.loose} images lie in no folder of a class" if layout.loose else ""
+    loose = f"images in no folder of a class: {layout.loose}" if layout.loose else ""
     names = tuple(files["train"])
     if not any(files["train"].values()):
         raise _no_images(root, layout, loose)
