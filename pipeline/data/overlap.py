@@ -123,7 +123,8 @@ def stored_copies(source: Source) -> BoolArray:
             rows = np.flatnonzero((sizes > 0) & np.isin(sizes, others))
             alike = np.flatnonzero(np.isin(others, sizes[rows])).tolist()
             known = set(map(_digest, split.stored.read(alike)))
-            found[rows] |= [_digest(c) in known for c in test.stored.read(rows.tolist())]
+            contents = test.stored.read(rows.tolist())
+            found[rows] |= np.array([_digest(c) in known for c in contents], dtype=np.bool_)
     return found
 
 
