@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import load_settings, said_of_stage
-from pipeline.lineage import check_agreement, check_parent, inherit
+from pipeline.lineage import check_agreement, check_parent, check_places, inherit
 from pipeline.plain_text import as_markdown
 from pipeline.report import StageSummary, table_markdown, table_text
 from pipeline.run_stage import find_or_run, run_stage
@@ -81,6 +81,7 @@ def _inheriting(command: Command, number: int, parent: RunView) -> Settings:
         command.options, config=command.config, target=number, inherited=inherited
     )
     check_agreement(settings, inherited, parent, WITHOUT_PARENT)
+    check_places(settings, parent)
     settings = settings.model_copy(update={"norm_stats": inherited["norm_stats"]})
     taken = ", ".join(
         f"{key}={value}"

@@ -16,7 +16,7 @@ from pipeline.data.images import ImageSet
 from pipeline.data.overlap import Overlap
 from pipeline.data.source import Source, Split
 from pipeline.errors import DataError, LineageError
-from pipeline.lineage import settings_of
+from pipeline.lineage import check_places, settings_of
 from pipeline.prefix_cache import PrefixCache
 from pipeline.run_log import log_unreadable
 from pipeline.session import Session, source_and_weights, source_of
@@ -44,6 +44,7 @@ def evaluate_entry(run_id: str, options: dict[str, str], say: Callable[[str], No
                 "run from the MLflow UI"
             )
         settings = load_settings(options, inherited=settings_of(run))
+        check_places(settings, run)
         source, _ = source_and_weights(settings)  # their faults, before images are read
         session = Session.open(settings, tracking, say)
         session.check_images(run)

@@ -16,12 +16,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 
+from pipeline.data.sources import NAMES
 from pipeline.digests import digest_values
 from pipeline.errors import LineageError
 from pipeline.settings import INHERITED_KEYS, PLACE_KEYS, THRESHOLD_KEYS, Settings
 from pipeline.stages import Stage
 from pipeline.tracking import RunView
+from pipeline.weights import names_a_file
 
 POOL = "pool_sha256"
 """The tag that says what a run's draw was dealt from."""
@@ -141,6 +144,23 @@ def settings_of(run: RunView) -> dict[str, object]:
     """What `inherit` gives, with the precision that the run was computed in."""
     precision = run.tags.get("precision", run.params["precision"])  # older runs: as typed
     return {**inherit(run), "precision": precision}
+
+
+def check_places(settings: Settings, run: RunView) -> None:
+    """Refuse images and weights of a run that have moved since, where no new place was named.
+
+    Raises:
+        LineageError: says which, and how to name the place.
+    """
+    logged = json.loads(run.tags["settings"])
+    paths = {"data": settings.data not in NAMES, "weights": names_a_file(settings.weights)}
+    for key in (key for key, is_path in paths.items() if is_path):
+        place = getattr(settings, key)
+        if place == logged[key] and not Path(place).expanduser().exists():
+            raise LineageError(
+                f"the {key} of run {run.run_id} are not at {key}={place} any more: pass "
+                f"-P {key}=<where they are now>"
+            )
 
 
 def check_agreement(

@@ -20,7 +20,7 @@ from pipeline.entry_points import Command
 from pipeline.errors import LineageError, SettingsError
 from pipeline.evaluate import read_test_split, test_split
 from pipeline.figures import RankRow, ranks_picture
-from pipeline.lineage import check_agreement, inherit
+from pipeline.lineage import check_agreement, check_places, inherit
 from pipeline.page import Page, Part, Table, to_html, to_markdown
 from pipeline.pairs import PairKey, PairRunner, Results, pair_keys, resolution_pp
 from pipeline.plans import FEWEST_CHECKS, RankPlan, rank_plan
@@ -151,6 +151,7 @@ def _settings(plan: RankPlan, command: Command, given: RunView) -> Settings:
         inherited["schedule"] = BEFORE  # whichever the run was made for, the same stage 1
     settings = load_settings(plan.options, config=command.config, inherited=inherited)
     check_agreement(settings, inherited, given, WITHOUT_RUN)
+    check_places(settings, given)
     return settings
 
 

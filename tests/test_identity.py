@@ -270,7 +270,8 @@ def test_evaluate_takes_a_runs_images_where_they_are_now(
     new = moved(ann)
     capfd.readouterr()
     assert command("evaluate", run_id=run_id) == 2
-    assert f"{ann} does not exist" in errors(capfd)[0]
+    told = f"the data of run {run_id} are not at data={ann} any more: pass -P data=<where they"
+    assert told in errors(capfd)[0]
     assert command("evaluate", run_id=run_id, data=new) == 0
     said = capfd.readouterr().out
     assert f"data={new}: the images that run {run_id} had as data={ann}" in said
@@ -295,6 +296,9 @@ def test_every_entry_point_that_takes_a_run_takes_its_images_where_they_are_now(
     asked = {"parent_run_id" if entry_point == "stage2" else "run_id": run_id}
     few = {} if entry_point == "gate" else FEW
     capfd.readouterr()
+    if entry_point != "gate":
+        assert command(entry_point, data=ann, **asked, **few) == 2
+        assert f"are not at data={ann} any more: pass -P data=<" in errors(capfd)[0]
     assert command(entry_point, data=new, **asked, **few) == 0
     assert f"data={new}: the images that run {run_id} had as data={ann}" in capfd.readouterr().out
     assert command(entry_point, data=bob, **asked, **few) == 2
@@ -318,7 +322,7 @@ def test_weights_may_move_and_may_not_change(
     Path(old).rename(new)
     capfd.readouterr()
     assert command("evaluate", run_id=run_id) == 2
-    assert f"{old} does not exist" in errors(capfd)[0]
+    assert f"are not at weights={old} any more: pass -P weights=<" in errors(capfd)[0]
     assert command("evaluate", run_id=run_id, weights=new) == 0
     assert command("stage2", parent_run_id=run_id, data=ann, weights=new, **TEST) == 0
     capfd.readouterr()

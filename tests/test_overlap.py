@@ -59,6 +59,19 @@ def test_copies_in_parquet_files_are_counted(
     assert stored_copies(opened(tmp_path)).tolist() == [True, False, False, False]
 
 
+def test_images_that_no_other_has_the_size_of_are_no_copies(tmp_path: Path) -> None:
+    root = write_splits(tmp_path / "images")
+    for path in (root / "test").rglob("*.png"):
+        path.unlink()
+        class_image(0, 1, 16).save(path)
+    source = opened(root)
+    assert source.test
+    assert source.test.stored
+    assert source.pool.stored
+    assert not set(source.test.stored.sizes()) & set(source.pool.stored.sizes())
+    assert stored_copies(source).tolist() == [False] * 12
+
+
 def test_digits_have_no_copies(tmp_path: Path) -> None:
     assert not stored_copies(open_source("digits", tmp_path)).any()
 

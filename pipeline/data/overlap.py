@@ -117,16 +117,14 @@ def stored_copies(source: Source) -> BoolArray:
     if test.stored is None:
         return found
     sizes = test.stored.sizes()
-    known: set[bytes] = set()
     for split in (source.pool, source.val):
         if split and split.stored:
-            rows = np.flatnonzero(np.isin(split.stored.sizes(), sizes[sizes > 0]))
-            known |= {_digest(content) for content in split.stored.read(rows.tolist())}
-    if known:
-        contents = test.stored.read(range(len(sizes)))
-        found[:] = [
-            size > 0 and _digest(c) in known for size, c in zip(sizes, contents, strict=True)
-        ]
+            others = split.stored.sizes()
+            rows = np.flatnonzero((sizes > 0) & np.isin(sizes, others))
+            alike = np.flatnonzero(np.isin(others, sizes[rows])).tolist()
+            known = set(map(_digest, split.stored.read(alike)))
+            contents = test.stored.read(rows.tolist())
+            found[rows] |= np.array([_digest(c) in known for c in contents], dtype=np.bool_)
     return found
 
 
