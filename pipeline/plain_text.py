@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 _MARKDOWN = re.compile(r"[\\`*<>\[\]&~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
@@ -47,6 +49,11 @@ def as_markdown(text: str) -> str:
     """The text such that Markdown shows it letter by letter: no emphasis, link, HTML, formula."""
     escaped = _MARKDOWN.sub(lambda found: f"\\{found[0]}", text)
     return escaped.replace("\r", " ").replace("\n", " ")
+
+
+def data_option(path: Path) -> str:
+    """What to type for a folder of images."""
+    return f"-P data={shlex.quote(one_line(str(path)))}"
 
 
 def first_of(items: Sequence[str], count: int = 10) -> str:

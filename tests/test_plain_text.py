@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
-from pipeline.plain_text import as_markdown, first_of, is_unicode, normalised, one_line, printable
+from pipeline.plain_text import (
+    as_markdown,
+    data_option,
+    first_of,
+    is_unicode,
+    normalised,
+    one_line,
+    printable,
+)
 
 
 @pytest.mark.parametrize("text", ["", "cat", "naïve café", "中文", "🙂", "$10_$20", "a\tb\nc"])
@@ -57,6 +66,11 @@ def test_nothing_in_a_name_is_markdown(text: str, escaped: str) -> None:
 def test_the_first_of_many_are_named_and_the_others_counted() -> None:
     assert first_of(["a", "b"]) == "a, b"
     assert first_of([*"abcde"], 3) == "a, b, c and 2 more"
+
+
+def test_a_folder_is_shown_as_it_is_to_be_typed() -> None:
+    assert data_option(Path("/data/flowers")) == "-P data=/data/flowers"
+    assert data_option(Path("/data/my flowers")) == "-P data='/data/my flowers'"
 
 
 def test_a_mac_writes_the_same_name_in_two_characters() -> None:

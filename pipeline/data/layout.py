@@ -18,7 +18,7 @@ from pathlib import Path
 from pipeline.data.listing import Entries, entries_of, holds_images, image_endings
 from pipeline.data.source import SPLIT_NAMES
 from pipeline.errors import DataError
-from pipeline.plain_text import first_of, is_unicode, normalised, one_line
+from pipeline.plain_text import data_option, first_of, is_unicode, normalised, one_line
 
 SPLITS_IN_WORDS = {"train": "training", "val": "validation", "test": "test"}
 _SPLIT_WORD = re.compile(rf"({'|'.join(SPLIT_NAMES)}|trainval)(set|data|images|imgs)?\d*")
@@ -132,8 +132,8 @@ def _refuse_splits_by_other_names(root: Path, top: Entries) -> None:
         )
     raise DataError(
         f"data={root}: {names} are named like splits, not like classes: did you mean "
-        f"-P data={below}? Or put their class folders right under folders named train, val and "
-        "test"
+        f"{data_option(below)}? Or put their class folders right under folders named train, val "
+        "and test"
     )
 
 
@@ -197,7 +197,7 @@ def _check_depth(root: Path, classes: Mapping[str, Path]) -> list[str]:
         beside = first_of([path.name for path in (*inside, *flat) if path != above[0]])
         raise DataError(
             f"data={root}: {above[0].name} (with folders {first_of(inside[above[0]])}) would be a "
-            f"class beside {beside}: did you mean -P data={above[0]}?"
+            f"class beside {beside}: did you mean {data_option(above[0])}?"
         )
     return _notes_on_folders(inside, whole=not flat)
 
@@ -215,7 +215,7 @@ def _notes_on_folders(inside: Mapping[Path, list[str]], *, whole: bool) -> list[
         ]
     return [
         f"class {path.name} holds folders of its own ({first_of(below)}), whose images are "
-        f"pooled: if these are the classes, pass -P data={path}"
+        f"pooled: if these are the classes, pass {data_option(path)}"
         for path, below in list(inside.items())[:3]
         if path in several
     ]
@@ -225,7 +225,7 @@ def only_one_class(root: Path, classes: Mapping[str, Path]) -> DataError:
     """What to say where training images are of one class: the classes may lie deeper."""
     (name, path), *_ = classes.items()
     below = _where_folders_part(path)
-    meant = f"did you mean -P data={below}?" if below else "add a class"
+    meant = f"did you mean {data_option(below)}?" if below else "add a class"
     return DataError(
         f"data={root}: only one class ({one_line(name)}), a classifier needs two or more: {meant}"
     )

@@ -23,7 +23,7 @@ from pipeline.data.labels import MISSING, Classes, FileLabels, labels_of, names_
 from pipeline.data.source import SPLIT_NAMES, Read, Source, Split, Unreadable, decode_image
 from pipeline.data.stored import stored_cells
 from pipeline.errors import DataError, first_line
-from pipeline.plain_text import first_of
+from pipeline.plain_text import data_option, first_of
 
 _SHARED = "; if they are parts of one data set, put them into one folder"
 
@@ -137,7 +137,7 @@ def _refuse_configurations(root: Path, by_split: Mapping[str, Sequence[Path]]) -
             names = first_of([str(folder.relative_to(root)) for folder in found])
             raise DataError(
                 f"data={root}: holds {len(found)} configurations, in the folders {names}: pass "
-                f"one of them, -P data={found[-1]}{_SHARED}"
+                f"one of them, {data_option(found[-1])}{_SHARED}"
             )
 
 
