@@ -303,7 +303,7 @@ def test_blocks_are_not_released_from_a_run_of_stage_2(ranked: Ranked, schedule:
 
 
 def test_settings_that_a_given_run_contradicts_are_refused(ranked: Ranked) -> None:
-    with pytest.raises(LineageError, match="image_size is 32 in the parent, got 40"):
+    with pytest.raises(LineageError, match="image_size is 32 there, got 40"):
         rank({"cache_dir": ranked.own["cache_dir"]}, [], ranked.run.info.run_id, image_size="40")
 
 

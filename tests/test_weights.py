@@ -748,7 +748,7 @@ def test_every_entry_point_checks_weights_before_images(
     assert command(entry_point, weights="nowhere.pth", test_per_class="2", **own) == 2
     assert "nowhere.pth does not exist" in capsys.readouterr().err
     assert command(entry_point, test_per_class="2", **own) == 2
-    assert "cannot read image" in capsys.readouterr().err
+    assert "cannot read" in capsys.readouterr().err
 
 
 def test_what_must_be_fetched_comes_after_what_may_be_wrong_at_once(
