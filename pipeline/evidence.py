@@ -122,7 +122,9 @@ def _line(signal: Signal) -> str:
 
 def read_predictions(path: Path) -> pd.DataFrame:
     """The table of `run_log.predictions_csv`, class names as text: `null`, `NA` and `nan` are."""
-    return pd.read_csv(path, dtype=str, keep_default_na=False, na_values={"nll": [""]})
+    return pd.read_csv(
+        path, dtype=str, keep_default_na=False, na_values={"nll": [""]}, lineterminator="\n"
+    )
 
 
 def scores_of(tracking: Tracking, run: RunView) -> Scored | None:

@@ -28,6 +28,7 @@ MISSING_TO_PANDAS = ("null", "NA", "nan", "None", "N/A", "NaN", "NULL", "<NA>", 
 ODD = (
     *MISSING_TO_PANDAS,
     *("true", "1e5", "007", " padded ", "a,b;c", 'say "hi"', "O'Brien", "two\nlines", "tab\tname"),
+    *("carriage\rreturn", "both\r\nof them", "nul\x00", "\ufeffmark", "\u2028", '"', 'a""b'),
     *("$10_$20", "$x$y$", "$100_{bill$", "a^b_{c", "\\frac", "100%", "#1", "-dash", "=1+1"),
     *("<b>bold</b>", "[a](b)", "*star*", "_under_", "`tick`", "a|b", "中文", "naïve café", "🙂"),
 )

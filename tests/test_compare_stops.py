@@ -128,7 +128,7 @@ def test_a_pool_too_small_is_resampled_and_says_what_that_costs(desk: Desk) -> N
     ("words", "message"),
     [
         ({"test_per_class": "0"}, "has no test split"),
-        ({"train_per_class": "400"}, "holds no draw of 400 + 2 images a class"),
+        ({"train_per_class": "400"}, "for train_per_class + val_per_class = 402"),
         ({"epochs": "10", "stage3.batch_size": "12"}, "arms would not have equal optimizer steps"),
     ],
 )

@@ -158,6 +158,16 @@ def test_the_root_of_a_clone_is_refused_with_the_folder_that_was_meant(tmp_path:
     refused(root, "Dataset (with folders 0, 1, 2,", "beside Examples", f"-P data={root}/Dataset?")
 
 
+def test_splits_in_a_folder_beside_another_are_refused(tmp_path: Path) -> None:
+    root = fill(tmp_path, "dataset/train/a", "dataset/train/b", "docs")
+    refused(root, "dataset (with folders train) would be a class beside docs", "/dataset?")
+
+
+def test_a_training_folder_without_class_folders_is_named(tmp_path: Path) -> None:
+    root = fill(tmp_path, "train", "valid/a", "valid/b")
+    refused(root, "train holds no folders, unlike valid: put the images of each class into")
+
+
 def test_images_beside_masks_are_refused(tmp_path: Path) -> None:
     root = fill(tmp_path, "images/cat", "images/dog", "masks/cat", "masks/dog")
     refused(root, "beside masks: did you mean", "/images?")

@@ -56,7 +56,7 @@ class Draw:
     @property
     def unreadable(self) -> tuple[str, ...]:
         """The images that were left out, and why, a line each."""
-        return self.train.unreadable + self.val.unreadable
+        return tuple(sorted(self.train.unreadable + self.val.unreadable))
 
     @property
     def notes(self) -> list[str]:
@@ -293,8 +293,9 @@ def make_draw(
         _read(split, part, image_size)
         for split, part in zip((source.pool, source.val or source.pool), rows, strict=True)
     )
+    dealt = Draw(source.name, source.class_names, train, val, source.digest())
     if not skip_unreadable:
-        _refuse(train.unreadable + val.unreadable, rows[0].size + rows[1].size)
+        _refuse(dealt.unreadable, rows[0].size + rows[1].size)
     for images, what in ((train, "train"), (val, "validate")):
         counts = np.bincount(images.labels.numpy(), minlength=len(source.class_names))
         if not counts.all():
@@ -303,7 +304,7 @@ def make_draw(
                 f"{source.name}: no image of class {one_line(name)} to {what} on can be read: "
                 f"replace them ({first_of(images.unreadable, 3)})"
             )
-    return Draw(source.name, source.class_names, train, val, source.digest())
+    return dealt
 
 
 def draw_in(source: Source, settings: Settings) -> Draw:

@@ -92,6 +92,13 @@ def _split_folders(
             )
         by_split[split] = path
     if "train" not in by_split:
+        for path in top.folders:
+            if SPLIT_NAMES.get(path.name.lower()) == "train":
+                raise DataError(
+                    f"data={root}: {path.name} holds no folders, unlike "
+                    f"{first_of([p.name for p in folders])}: put the images of each class into a "
+                    "folder of its own there"
+                )
         raise DataError(
             f"data={root}: holds {', '.join(sorted(by_split))} but no train folder: name one train"
         )
@@ -192,7 +199,7 @@ def _check_depth(root: Path, classes: Mapping[str, Path]) -> list[str]:
             f"data={root}: the folders {first_of([p.name for p in inside])} hold splits "
             f"({first_of(sorted(everything))}): put the splits above the classes ({example}/…)"
         )
-    above = [p for p in inside if len(inside[p]) > 1 and _words(p.name) & _CONTAINERS]
+    above = [p for p in inside if _words(p.name) & _CONTAINERS and _where_folders_part(p)]
     if len(above) == 1:
         beside = first_of([path.name for path in (*inside, *flat) if path != above[0]])
         raise DataError(
