@@ -27,6 +27,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 TINY = {
     "backbone": "mobilenet_v3_small",
     "weights": "none",
+    "norm_stats": "target",  # random weights learn nothing under their own
     "image_size": "32",
     "train_per_class": "4",
     "val_per_class": "4",

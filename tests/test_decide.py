@@ -368,7 +368,7 @@ def test_both_arms_have_the_same_number_of_optimizer_steps(decided: Decided) -> 
         assert [epochs_of(run) for run in ours] == [3, 1, 2]
         assert [epochs_of(run) for run in theirs] == [3, 1, 2]
         assert {run.data.params["batch_size"] for run in (*ours, *theirs)} == {"8"}
-        assert (treatment.data.params["lr"], control.data.params["lr"]) == ("0.01", "0.02")
+        assert (treatment.data.params["lr"], control.data.params["lr"]) == ("0.01", "0.01")
 
 
 def test_nothing_is_trained_twice_but_the_model_to_be_served(decided: Decided) -> None:
@@ -647,7 +647,7 @@ def test_swapped_arms_have_the_opposite_gains_and_the_better_one_is_registered(
     first = next(total for n in (2, 3) if (total := sum(gains[:n])))
     words = {**STAGE3, "rope_pp": "0", "threshold": "0.51", "register_as": "better"}
     if first < 0:
-        words |= {"treatment": "stage2_continued", "control": "three_stage", "stage3.lr": "0.02"}
+        words |= {"treatment": "stage2_continued", "control": "three_stage"}
     sign = 1 if first > 0 else -1
     before = {run.info.run_id for run in runs()}
     decision = decided.desk.decide(**words)

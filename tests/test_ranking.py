@@ -182,7 +182,7 @@ def test_blocks_are_ranked_by_the_gradients_of_the_runs_own_model_and_images(
 def test_each_block_is_released_alone_on_each_draw_for_the_steps_of_stage_2(
     ranked: Ranked,
 ) -> None:
-    lr = {"stage1_continued": "0.01"} | {f"release_{block}": "0.02" for block in BLOCKS[1:]}
+    lr = dict.fromkeys(("stage1_continued", *(f"release_{b}" for b in BLOCKS[1:])), "0.02")
     parents = {
         run.data.tags["draw"]: run for run in ranked.stages if run.data.tags["stage"] == "1"
     }

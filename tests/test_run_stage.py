@@ -80,7 +80,7 @@ def test_a_parent_is_found_by_content_and_never_by_time(
         {"stage1.lr": "0.002"},
         {"stage1.epochs": "2"},
         {"image_size": "33"},
-        {"norm_stats": "target"},
+        {"norm_stats": "source"},
         {"data_seed": "1"},
         {"precision": "bfloat16"},
         {"backbone": "mobilenet_v2"},
@@ -116,7 +116,7 @@ def test_where_and_how_it_is_computed_does_not_change_the_parent(command: Comman
 def test_auto_statistics_are_chosen_before_stage_1_and_told_logged_and_handed_down(
     command: Command, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert command("stage1") == 0
+    assert command("stage1", norm_stats="auto") == 0
     [line] = [line for line in capfd.readouterr().out.splitlines() if "norm_stats=auto" in line]
     first = runs().iloc[0]
     chosen, reason = first["tags.norm_stats"], first["tags.norm_stats_reason"]
@@ -134,7 +134,7 @@ def test_auto_statistics_are_chosen_before_stage_1_and_told_logged_and_handed_do
 
 
 def test_statistics_that_were_chosen_are_those_that_can_be_asked_for(command: Command) -> None:
-    command("stage1")
+    command("stage1", norm_stats="auto")
     chosen = runs()["tags.norm_stats"][0]
     assert command("stage2", norm_stats=chosen, epochs="1") == 0
     assert list(runs()["tags.stage"]) == ["1", "2"]  # stage 1 is reused
@@ -144,7 +144,7 @@ def test_statistics_that_were_chosen_are_those_that_can_be_asked_for(command: Co
 def test_one_image_a_class_trains_on_with_the_statistics_of_the_weights(
     command: Command, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert command("stage1", train_per_class="1") == 0
+    assert command("stage1", train_per_class="1", norm_stats="auto") == 0
     assert "norm_stats=auto: source (a class has 1 training image" in capfd.readouterr().out
 
 
@@ -155,7 +155,7 @@ def test_weights_without_finite_features_are_one_line_and_leave_no_run(
     state["features.0.0.weight"].fill_(3e38)
     path = tmp_path / "broken.safetensors"
     save_file(state, path)
-    assert command("stage1", weights=str(path)) == 2
+    assert command("stage1", weights=str(path), norm_stats="auto") == 2
     [line] = capfd.readouterr().err.splitlines()
     assert "not finite numbers" in line
     assert runs().empty

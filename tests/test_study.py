@@ -54,7 +54,7 @@ OTHER_STUDIES = [
     {"stage1.epochs": "3"},
     {"stage1.lr": "0.004"},
     {"image_size": "33"},
-    {"norm_stats": "target"},
+    {"norm_stats": "source"},
     {"schedule": "lp_ft"},
     {"backbone": "mobilenet_v2"},
     {"val_per_class": "2"},

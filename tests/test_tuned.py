@@ -127,7 +127,7 @@ def test_a_study_matches_runs_that_differ_in_draw_seed_or_what_it_tuned(
         assert taken(change) == studies(store)[0].study_name, change
     for change in (
         {"image_size": "33"},
-        {"norm_stats": "target"},
+        {"norm_stats": "source"},
         {"val_per_class": "3"},
         {"test_per_class": "2"},
         {"data_seed": "1"},
