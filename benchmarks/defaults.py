@@ -1,7 +1,7 @@
 """Which settings should a stage have by default? Recipes from common parents, on tuning draws.
 
-    python benchmarks/defaults.py --recipes benchmarks/defaults.yaml --out docs/defaults.csv \
-        --draws 15 16 --score_draws 18 19 data=CIFAR_FOLDER weights=FILE backbone=resnet18
+    python benchmarks/defaults.py --recipes benchmarks/defaults.yaml --out found.csv \
+        --draws 15 16 --score_draws 18 19 --options data=CIFAR_FOLDER weights=FILE
 
 A recipe is a list of stages, each a mapping of training settings: `[{}, {augment: strong}]` is
 stage 1 as it is and stage 2 with crops. Recipes that begin alike share these stages, which are
@@ -27,7 +27,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pipeline.config import load_settings
-from pipeline.data.draws import make_draw
+from pipeline.data.draws import draw_in
 from pipeline.data.images import ImageSet
 from pipeline.evaluate import predict
 from pipeline.run_stage import find_or_run
@@ -44,14 +44,7 @@ def images_of(settings: Settings, draws: Sequence[int]) -> ImageSet:
     """Training and validation images of these draws together."""
     source, parts = source_of(settings), []
     for number in draws:
-        draw = make_draw(
-            source,
-            train_per_class=settings.train_per_class,
-            val_per_class=settings.val_per_class,
-            data_seed=settings.data_seed,
-            draw=number,
-            image_size=settings.image_size,
-        )
+        draw = draw_in(source, settings.model_copy(update={"draw": number}))
         parts += [draw.train, draw.val]
     return ImageSet(
         torch.cat([part.pixels for part in parts]),
@@ -99,7 +92,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--draws", type=int, nargs="+", required=True)
     parser.add_argument("--score_draws", type=int, nargs="+", required=True)
-    parser.add_argument("options", nargs="*", help="settings as name=value")
+    parser.add_argument("--options", nargs="*", default=[], help="settings as name=value")
     words = parser.parse_args()
     options = dict(word.split("=", 1) for word in words.options)
     recipes: list[Recipe] = yaml.safe_load(words.recipes.read_text(encoding="utf-8"))
