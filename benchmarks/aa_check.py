@@ -25,14 +25,14 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline.config import load_settings  # noqa: E402
-from pipeline.design import Design  # noqa: E402
-from pipeline.evaluate import predict, test_images  # noqa: E402
-from pipeline.run_stage import find_or_run  # noqa: E402
-from pipeline.session import Session  # noqa: E402
+from pipeline.runs.run_stage import find_or_run  # noqa: E402
+from pipeline.runs.scoring import predict, test_images  # noqa: E402
+from pipeline.runs.session import Session  # noqa: E402
+from pipeline.settings.layers import load_settings  # noqa: E402
+from pipeline.stats.design import Design  # noqa: E402
+from pipeline.stats.verdict import verdict  # noqa: E402
 from pipeline.tracking import Tracking  # noqa: E402
-from pipeline.training import score_logits  # noqa: E402
-from pipeline.verdict import verdict  # noqa: E402
+from pipeline.training.trainer import score_logits  # noqa: E402
 
 STUDIES = 2000
 

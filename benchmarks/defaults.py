@@ -26,15 +26,15 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pipeline.config import load_settings
 from pipeline.data.draws import draw_in
 from pipeline.data.images import ImageSet
-from pipeline.evaluate import predict
-from pipeline.run_stage import find_or_run
-from pipeline.session import Session, source_of
-from pipeline.settings import Settings
+from pipeline.runs.run_stage import find_or_run
+from pipeline.runs.scoring import predict
+from pipeline.runs.session import Session, source_of
+from pipeline.settings.layers import load_settings
+from pipeline.settings.run import Settings
 from pipeline.tracking import Tracking
-from pipeline.training import score_logits
+from pipeline.training.trainer import score_logits
 
 Recipe = Sequence[Mapping[str, object]]
 SHOWN = ("backbone", "image_size", "train_per_class")

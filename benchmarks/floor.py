@@ -7,8 +7,8 @@ import time
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.backbones import FORWARD_ORDER, build_backbone
-from pipeline.stages import SCHEDULES
+from pipeline.model.backbones import FORWARD_ORDER, build_backbone
+from pipeline.settings.schedules import SCHEDULES
 
 
 def convolution_rate() -> float:

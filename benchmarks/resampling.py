@@ -27,8 +27,8 @@ from scipy import stats
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline.decide import decide_entry  # noqa: E402
-from pipeline.entry_points import Command  # noqa: E402
+from pipeline.entries.decide import decide_entry  # noqa: E402
+from pipeline.runs.command import Command  # noqa: E402
 
 TEST_PER_CLASS = 200
 

@@ -30,14 +30,14 @@ from sklearn.metrics import roc_auc_score
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline.config import load_settings  # noqa: E402
 from pipeline.data.draws import read_images  # noqa: E402
-from pipeline.data.sources import open_source  # noqa: E402
-from pipeline.evaluate import predict  # noqa: E402
-from pipeline.run_stage import find_or_run  # noqa: E402
-from pipeline.session import Session  # noqa: E402
+from pipeline.data.open import open_source  # noqa: E402
+from pipeline.runs.run_stage import find_or_run  # noqa: E402
+from pipeline.runs.scoring import predict  # noqa: E402
+from pipeline.runs.session import Session  # noqa: E402
+from pipeline.settings.layers import load_settings  # noqa: E402
 from pipeline.tracking import RunView, Tracking  # noqa: E402
-from pipeline.training import score_logits  # noqa: E402
+from pipeline.training.trainer import score_logits  # noqa: E402
 
 RECIPES: dict[str, dict[str, str]] = {
     "default": {},

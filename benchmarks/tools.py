@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.draws import deal_rows
-from pipeline.data.sources import open_source
+from pipeline.data.open import open_source
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / "benchmarks" / "peers"

@@ -2,9 +2,9 @@
 
     python -m pipeline stage3 --data ./my-images --epochs 20 --stage1.lr 0.01
 
-In: `--key value` for every setting of `config.py`. Exit codes: 0 done, 2 a fault that the user can
-mend (one line on stderr, no traceback), 130 stopped by Ctrl-C or SIGTERM. torch and MLflow are
-imported only once the settings are known to be good.
+In: `--key value` for every setting. Exit codes: 0 done, 2 a fault that the user can mend (one line
+on stderr, no traceback), 130 stopped by Ctrl-C or SIGTERM. torch and MLflow are imported only once
+the settings are known to be good.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from pipeline.addresses import without_password
-from pipeline.arms import comparison_of
-from pipeline.config import load_settings
+from pipeline.comparing.arms import comparison_of
+from pipeline.comparing.grid import grid_of
+from pipeline.entries.plans import pretrain_plan, rank_plan
 from pipeline.errors import PipelineError, SettingsError
-from pipeline.grid import grid_of
-from pipeline.interrupts import end_with_parent, stopped_by_signals
-from pipeline.options import OWN_WORDS, STAGE_ENTRIES, STORAGE, UNSET, parse
-from pipeline.plain_text import printable
-from pipeline.plans import pretrain_plan, rank_plan
-from pipeline.search_space import plan_of
+from pipeline.settings.layers import load_settings
+from pipeline.settings.parser import OWN_WORDS, STAGE_ENTRIES, STORAGE, UNSET, parse
+from pipeline.settings.search_space import plan_of
+from pipeline.system.addresses import without_password
+from pipeline.system.interrupts import end_with_parent, stopped_by_signals
+from pipeline.system.text import printable
 
 if TYPE_CHECKING:
-    from pipeline.stages import Stage
-    from pipeline.training import EpochResult
+    from pipeline.settings.schedules import Stage
+    from pipeline.training.trainer import EpochResult
 
 CHECKS: dict[str, Callable[[dict[str, str], str | None], object]] = {
     "tune": plan_of,
@@ -41,11 +41,11 @@ CHECKS: dict[str, Callable[[dict[str, str], str | None], object]] = {
 }
 """What understands an entry point's settings, before anything slow is imported."""
 ENTRIES = {
-    "tune": ("pipeline.tuning.tune", "tune_entry"),
-    "decide": ("pipeline.decide", "decide_entry"),
-    "compare": ("pipeline.compare", "compare_entry"),
-    "rank_blocks": ("pipeline.ranking", "rank_entry"),
-    "pretrain": ("pipeline.pretrain", "pretrain_entry"),
+    "tune": ("pipeline.tuning.work", "tune_entry"),
+    "decide": ("pipeline.entries.decide", "decide_entry"),
+    "compare": ("pipeline.entries.compare", "compare_entry"),
+    "rank_blocks": ("pipeline.entries.rank_blocks", "rank_entry"),
+    "pretrain": ("pipeline.entries.pretrain", "pretrain_entry"),
 }
 """Where an entry point's work is done."""
 
@@ -95,12 +95,12 @@ def run(entry_point: str, options: dict[str, str]) -> None:
 
     config = given["config"] or None
     if entry_point == "evaluate":
-        from pipeline.evaluate import evaluate_entry
+        from pipeline.runs.scoring import evaluate_entry
 
         evaluate_entry(given["run_id"], options, say)
         return
     if entry_point == "gate":
-        from pipeline.gate_entry import gate_entry
+        from pipeline.entries.gate import gate_entry
 
         gate_entry(given["run_id"], given["lines"], options, say)
         return
@@ -117,7 +117,8 @@ def run(entry_point: str, options: dict[str, str]) -> None:
             f"name it in {STORAGE} instead of on the command line"
         )
 
-    from pipeline.entry_points import Command, main_entry, stage_entry
+    from pipeline.entries.chain import main_entry, stage_entry
+    from pipeline.runs.command import Command
 
     command = Command(
         options,

@@ -11,15 +11,15 @@ sys.path.insert(0, str(ROOT))
 
 from pydantic import BaseModel  # noqa: E402
 
-from pipeline.config import PRESETS_DIR, preset_names, read_yaml  # noqa: E402
-from pipeline.entry_settings import (  # noqa: E402
+from pipeline.settings.entry import (  # noqa: E402
     CompareSettings,
     DecideSettings,
     PretrainSettings,
     RankSettings,
     TuneSettings,
 )
-from pipeline.settings import Settings, Thresholds, TrainSettings  # noqa: E402
+from pipeline.settings.layers import PRESETS_DIR, preset_names, read_yaml  # noqa: E402
+from pipeline.settings.run import Settings, Thresholds, TrainSettings  # noqa: E402
 
 HEAD = """# Settings
 

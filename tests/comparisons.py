@@ -14,9 +14,9 @@ import pytest
 from mlflow.entities import Run
 from scipy import stats
 
-from pipeline.compare import compare_entry
-from pipeline.compared import Compared
-from pipeline.entry_points import Command
+from pipeline.comparing.results import Compared
+from pipeline.entries.compare import compare_entry
+from pipeline.runs.command import Command
 from tests.conftest import class_image, enter_store
 from tests.test_decide import CLASSES, Desk, acc, artifact
 

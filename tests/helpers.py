@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.backbones import Backbone, build_backbone
 from pipeline.data.images import ImageSet, digest_image, fit_square
-from pipeline.features import Features
-from pipeline.norm_stats import calibrate_norm_stats
-from pipeline.prefix_cache import PrefixCache
-from pipeline.stages import SCHEDULES, Stage
+from pipeline.model.backbones import Backbone, build_backbone
+from pipeline.settings.schedules import SCHEDULES, Stage
+from pipeline.training.features import Features
+from pipeline.training.norm_stats import calibrate_norm_stats
+from pipeline.training.prefix_cache import PrefixCache
 from tests.conftest import class_image
 
 CPU = torch.device("cpu")

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from pipeline.backbones import build_backbone
+from pipeline.model.backbones import build_backbone
 from tests.postgres import free_port
 
 IMAGENET_CLASSES = 1000

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.addresses import beside, file_of, hidden, why_unwritable, without_password
+from pipeline.system.addresses import beside, file_of, hidden, why_unwritable, without_password
 
 
 @pytest.mark.parametrize(

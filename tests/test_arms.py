@@ -7,13 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.arms import Arm, Comparison, arms_of, at_equal_steps, comparison_of, own_stages
-from pipeline.entry_settings import DecideSettings
+from pipeline.comparing.arms import (
+    Arm,
+    Comparison,
+    arms_of,
+    at_equal_steps,
+    comparison_of,
+    own_stages,
+)
+from pipeline.entries.plans import rank_plan
 from pipeline.errors import SettingsError
-from pipeline.plans import rank_plan
-from pipeline.session import Session
-from pipeline.settings import TrainSettings
-from pipeline.stages import SCHEDULES
+from pipeline.runs.session import Session
+from pipeline.settings.entry import DecideSettings
+from pipeline.settings.run import TrainSettings
+from pipeline.settings.schedules import SCHEDULES
 from pipeline.tracking import Tracking
 from tests.conftest import TINY, Command
 

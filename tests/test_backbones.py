@@ -10,9 +10,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from pipeline.backbones import FORWARD_ORDER, Backbone, build_backbone
-from pipeline.settings import BackboneName
-from pipeline.stages import BLOCKS
+from pipeline.model.backbones import FORWARD_ORDER, Backbone, build_backbone
+from pipeline.settings.run import BackboneName
+from pipeline.settings.schedules import BLOCKS
 
 NAMES = get_args(BackboneName)
 CLASSES = 5

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.backbones import Backbone, build_backbone
-from pipeline.block_ranks import BATCH, BlockRank, agreement, mean_relative, rank_blocks
 from pipeline.data.images import ImageSet
-from pipeline.stages import BLOCKS
+from pipeline.model.backbones import Backbone, build_backbone
+from pipeline.settings.schedules import BLOCKS
+from pipeline.training.block_ranks import BATCH, BlockRank, agreement, mean_relative, rank_blocks
 from tests.helpers import CLASSES, CPU, calibrated_backbone, changed_names, copy_state, make_images
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -12,14 +12,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline.backbones import Backbone, build_backbone
-from pipeline.checkpoints import load_checkpoint, save_checkpoint
-from pipeline.digests import digest_file, digest_tensors
 from pipeline.errors import LineageError
-from pipeline.settings import TrainSettings
-from pipeline.stages import get_stage
-from pipeline.training import Trainer
-from pipeline.weights import Pretrained
+from pipeline.model.backbones import Backbone, build_backbone
+from pipeline.model.checkpoints import load_checkpoint, save_checkpoint
+from pipeline.model.pretrained import Pretrained
+from pipeline.settings.run import TrainSettings
+from pipeline.settings.schedules import get_stage
+from pipeline.system.digests import digest_file, digest_tensors
+from pipeline.training.trainer import Trainer
 from tests.helpers import (
     CLASSES,
     CPU,

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from pipeline.cli import main
-from pipeline.evidence import read_predictions, scores_of
-from pipeline.figures import confusion_matrix
-from pipeline.page import Page, Part, Table, to_html, to_markdown
-from pipeline.run_log import predictions_csv
+from pipeline.reporting.figures import confusion_matrix
+from pipeline.reporting.page import Page, Part, Table, to_html, to_markdown
+from pipeline.runs.stage_log import predictions_csv
+from pipeline.signals.evidence import read_predictions, scores_of
 from pipeline.tracking import Tracking
-from pipeline.tuning.choice import paired
+from pipeline.tuning.choose import paired
 from tests.conftest import Command, class_image
 from tests.helpers import make_images
 from tests.test_run_stage import artifact, runs

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline.cli import main
 from pipeline.errors import SettingsError
-from pipeline.options import parse
+from pipeline.settings.parser import parse
 from tests.conftest import Command, PointAt
 
 

@@ -13,7 +13,7 @@ import mlflow
 import pandas as pd
 import pytest
 
-from pipeline.peak_memory import PEAK_METRIC
+from pipeline.system.memory import PEAK_METRIC
 from tests.comparisons import NAME, Finished, Known, check_numbers, compare, new_desk, results
 from tests.test_decide import (
     acc,

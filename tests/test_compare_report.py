@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from matplotlib.figure import Figure
 
-from pipeline.compare_report import page_of
-from pipeline.compared import Compared
+from pipeline.comparing.comparison_page import page_of
+from pipeline.comparing.draws import Pool, pool_of
+from pipeline.comparing.grid import grid_of
+from pipeline.comparing.pairs import ArmResult, ChainCost, pair_keys
+from pipeline.comparing.results import Compared
 from pipeline.data.overlap import Counts
-from pipeline.grid import grid_of
-from pipeline.page import Table, to_html, to_markdown
-from pipeline.pairs import ArmResult, ChainCost, pair_keys
-from pipeline.pool import Pool, pool_of
+from pipeline.reporting.page import Table, to_html, to_markdown
 
 
 def compared(*, resampled: bool) -> Compared:

@@ -13,9 +13,9 @@ import pandas as pd
 import pytest
 from mlflow.entities import Run
 
-from pipeline.arms import Arm
 from pipeline.cli import main
-from pipeline.compared import Compared
+from pipeline.comparing.arms import Arm
+from pipeline.comparing.results import Compared
 from tests.comparisons import (
     NAME,
     OWN,

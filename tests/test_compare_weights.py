@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torchvision
 
-from pipeline.backbones import build_backbone
 from pipeline.cli import main
-from pipeline.weights import load_pretrained
+from pipeline.model.backbones import build_backbone
+from pipeline.model.pretrained import load_pretrained
 from tests.comparisons import OWN, compare, new_desk, results
 from tests.conftest import words_of
 from tests.served import Quiet, publish

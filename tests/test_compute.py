@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.backbones import FORWARD_ORDER, build_backbone
-from pipeline.compute import compute_copy, run_blocks
 from pipeline.data.augment import normalise
-from pipeline.small_conv import SmallConv2d
+from pipeline.model.backbones import FORWARD_ORDER, build_backbone
+from pipeline.training.device import compute_copy, run_blocks
+from pipeline.training.small_conv import SmallConv2d
 from tests.helpers import CLASSES, CPU, calibrated_backbone, make_images
 
 FAULTS = """
 import resource, sys, torch
-from pipeline.compute import keep_freed_memory
+from pipeline.training.device import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 def faults():

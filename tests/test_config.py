@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Layer, load_settings, read_yaml, resolve
 from pipeline.errors import SettingsError
-from pipeline.settings import DEFAULT_PRESET, plain_values
+from pipeline.settings.layers import Layer, load_settings, read_yaml, resolve
+from pipeline.settings.run import DEFAULT_PRESET, plain_values
 
 
 def test_the_default_preset_needs_no_download() -> None:

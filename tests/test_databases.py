@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipeline.databases import exclusively
+from pipeline.system.databases import exclusively
 from tests.postgres import Postgres
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,7 +21,7 @@ TURNS = 40
 TAKE_TURNS = f"""
 import sys, time
 from pathlib import Path
-from pipeline.databases import exclusively
+from pipeline.system.databases import exclusively
 
 folder, name, url = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 (folder / f"{{name}}.ready").touch()
@@ -40,7 +40,7 @@ for _ in range({TURNS}):
 """
 HOLD_AND_DIE = """
 import os, sys
-from pipeline.databases import exclusively
+from pipeline.system.databases import exclusively
 
 with exclusively(sys.argv[1]):
     os._exit(9)

@@ -23,18 +23,18 @@ from PIL import Image
 from scipy import stats
 
 from pipeline.cli import main
-from pipeline.config import Layer, resolve
+from pipeline.comparing.decision import Decision
 from pipeline.data.draws import make_draw
 from pipeline.data.images import digest_image
-from pipeline.decide import TRUE_GAINS_PP, decide_entry
-from pipeline.decision import Decision
-from pipeline.entry_points import Command
-from pipeline.evaluate import test_images as images_of_test_split
-from pipeline.operating import characteristics_text, operating_characteristics
-from pipeline.operations import training_operations
-from pipeline.report import came_to
-from pipeline.session import source_of
-from pipeline.settings import Settings
+from pipeline.entries.decide import TRUE_GAINS_PP, decide_entry
+from pipeline.model.flops import training_operations
+from pipeline.runs.command import Command
+from pipeline.runs.scoring import test_images as images_of_test_split
+from pipeline.runs.session import source_of
+from pipeline.runs.summary import came_to
+from pipeline.settings.layers import Layer, resolve
+from pipeline.settings.run import Settings
+from pipeline.stats.operating import characteristics_text, operating_characteristics
 from tests.conftest import class_image, enter_store, words_of
 
 CLASSES = ("apple", "berry", "cherry")

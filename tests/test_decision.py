@@ -7,15 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.arms import TunedArm, comparison_of
+from pipeline.comparing.arms import TunedArm, comparison_of
+from pipeline.comparing.decision import Decision
+from pipeline.comparing.decision_page import page_of
+from pipeline.comparing.draws import Pool
+from pipeline.comparing.pairs import ArmResult, ChainCost, Pair, pair_keys
+from pipeline.comparing.reproduce import command_of
 from pipeline.data.overlap import Counts
-from pipeline.decision import Decision
-from pipeline.decision_report import page_of
-from pipeline.operations import training_operations
-from pipeline.page import to_markdown
-from pipeline.pairs import ArmResult, ChainCost, Pair, pair_keys
-from pipeline.pool import Pool
-from pipeline.reproduce import command_of
+from pipeline.model.flops import training_operations
+from pipeline.reporting.page import to_markdown
 from pipeline.tracking import RunView
 
 PRESET = {"preset": "cifar10_small", "looks": "2", "train_per_class": "10"}

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.design import Design, parse_looks
 from pipeline.errors import DesignError, PipelineError
+from pipeline.stats.design import Design, parse_looks
 
 
 def test_the_default_is_the_one_whose_error_rates_are_documented() -> None:

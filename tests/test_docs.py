@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "pipeline/weights/README.md"]
+WEIGHTS = ROOT / "pipeline" / "model" / "weights" / "README.md"
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), WEIGHTS]
 
 
 def test_the_page_of_settings_is_what_its_script_writes() -> None:

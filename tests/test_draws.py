@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.data.base import Source, Split
 from pipeline.data.draws import Draw, deal_rows, make_draw
 from pipeline.data.images import digest_image, fit_square
-from pipeline.data.source import Source, Split
-from pipeline.data.sources import open_source
+from pipeline.data.open import open_source
 from pipeline.errors import DataError
 from tests.conftest import class_image
 

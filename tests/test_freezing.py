@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.backbones import build_backbone
-from pipeline.compute import compute_copy, run_blocks
 from pipeline.errors import FreezingError
-from pipeline.features import LiveFeatures
-from pipeline.freezing import FrozenProof, set_trainable
-from pipeline.settings import BackboneName, TrainSettings
-from pipeline.stages import BLOCKS, SCHEDULES, Stage, get_stage
-from pipeline.training import Trainer
+from pipeline.model.backbones import build_backbone
+from pipeline.model.freezing import FrozenProof, set_trainable
+from pipeline.settings.run import BackboneName, TrainSettings
+from pipeline.settings.schedules import BLOCKS, SCHEDULES, Stage, get_stage
+from pipeline.training.device import compute_copy, run_blocks
+from pipeline.training.features import LiveFeatures
+from pipeline.training.trainer import Trainer
 from tests.helpers import (
     CLASSES,
     CPU,

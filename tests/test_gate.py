@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from pipeline.errors import GateError
-from pipeline.gate import Gate, Outcome, Pair, last_fifth_span, parse_best_lines, read_gate
-from pipeline.settings import Thresholds
+from pipeline.settings.run import Thresholds
+from pipeline.signals.gate import Gate, Outcome, Pair, last_fifth_span, parse_best_lines, read_gate
 
 T = Thresholds()
 FLAT = [1.5, 1.2, 1.0, 0.95, 0.92, 0.91, 0.905, 0.902, 0.901, 0.9]

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.arms import Arm
+from pipeline.comparing.arms import Arm
+from pipeline.comparing.grid import Grid, grid_of, said_of_arm
 from pipeline.errors import SettingsError
-from pipeline.grid import Grid, grid_of, said_of_arm
-from pipeline.settings import RUN_KEYS, TrainSettings
-from pipeline.stages import SCHEDULES
+from pipeline.settings.run import RUN_KEYS, TrainSettings
+from pipeline.settings.schedules import SCHEDULES
 
 ROOT = Path(__file__).resolve().parent.parent
 PRESET = {"preset": "cifar10_small"}

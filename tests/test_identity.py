@@ -15,14 +15,15 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.backbones import build_backbone
 from pipeline.cli import main
-from pipeline.config import load_settings
 from pipeline.data.images import digest_image
-from pipeline.digests import digest_values
-from pipeline.lineage import POOL, settings_of
-from pipeline.session import Session
+from pipeline.model.backbones import build_backbone
+from pipeline.runs.lineage import settings_of
+from pipeline.runs.session import Session
+from pipeline.settings.layers import load_settings
+from pipeline.system.digests import digest_values
 from pipeline.tracking import Tracking
+from pipeline.tracking.keys import POOL
 from tests.conftest import TINY, Command, class_image, words_of, write_image_folder
 from tests.test_run_stage import artifact, runs
 from tests.test_tuning import space_file, studies

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline.data.base import Split
 from pipeline.data.draws import read_images
 from pipeline.data.images import GREY_DEPTH, ImageSet, digest_image, fit_square, to_rgb
-from pipeline.data.source import Split
 from tests.conftest import class_image
 
 WHITE, BLACK, RED, GREY = (255, 255, 255), (0, 0, 0), (255, 0, 0), (120, 120, 120)

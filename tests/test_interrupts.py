@@ -19,7 +19,7 @@ import optuna
 import pytest
 from sqlalchemy import create_engine, event, text
 
-from pipeline.interrupts import PARENT, end_with_parent, stopped_by_signals
+from pipeline.system.interrupts import PARENT, end_with_parent, stopped_by_signals
 from pipeline.tuning.storage import open_storage
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,7 +109,7 @@ def test_a_worker_stops_once_the_command_that_started_it_is_gone(tmp_path: Path)
     ended = tmp_path / "ended"
     worker = (
         "import pathlib, signal, time\n"
-        "from pipeline.interrupts import end_with_parent, stopped_by_signals\n"
+        "from pipeline.system.interrupts import end_with_parent, stopped_by_signals\n"
         "try:\n"
         "    with stopped_by_signals(signal.signal):\n"
         "        end_with_parent()\n"

@@ -15,7 +15,7 @@ from pipeline.errors import StudyError
 from pipeline.tuning.journal import Journal, is_journal
 from pipeline.tuning.storage import open_storage, patiently, translated
 from pipeline.tuning.study import Study
-from pipeline.tuning.trials import beating
+from pipeline.tuning.trial_state import beating
 from tests.test_trials import MANY, SPEC, outcomes
 
 GRACE_S = 0.5

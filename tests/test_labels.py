@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.data.labels import columns_of_type, names_in
-from pipeline.data.source import Source, Split
-from pipeline.data.sources import open_source
+from pipeline.data.base import Source, Split
+from pipeline.data.open import open_source
+from pipeline.data.parquet.labels import columns_of_type, names_in
 from pipeline.errors import DataError
 from tests.conftest import class_image
 

@@ -11,7 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.listing import BROKEN_LINK, NO_ENDING, holds_images, in_words, list_files
+from pipeline.data.folders.listing import (
+    BROKEN_LINK,
+    NO_ENDING,
+    holds_images,
+    in_words,
+    list_files,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -94,7 +100,7 @@ def test_a_folder_that_may_not_be_read_is_named() -> None:
     code = (
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from pipeline.data.sources import open_source\n"
+        "from pipeline.data.open import open_source\n"
         "from pipeline.errors import DataError\n"
         "if os.geteuid() == 0: os.setgid(65534); os.setuid(65534)\n"
         "try: open_source(sys.argv[1], Path(sys.argv[1]))\n"

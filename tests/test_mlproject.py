@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config import Layer, load_settings, preset_names, resolve
-from pipeline.options import ENTRY_POINTS, UNSET, build_parser
-from pipeline.settings import RUN_KEYS, TRAIN_KEYS, plain_values
+from pipeline.settings.layers import Layer, load_settings, preset_names, resolve
+from pipeline.settings.parser import ENTRY_POINTS, UNSET, build_parser
+from pipeline.settings.run import RUN_KEYS, TRAIN_KEYS, plain_values
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text(encoding="utf-8"))

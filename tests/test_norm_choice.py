@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.backbones import FORWARD_ORDER, Backbone, build_backbone
 from pipeline.data.draws import make_draw
 from pipeline.data.images import ImageSet
-from pipeline.data.sources import open_source
+from pipeline.data.open import open_source
 from pipeline.errors import WeightsError
-from pipeline.norm_choice import NormStatsChoice, choose_norm_stats, decide_by_hits
-from pipeline.weights import load_pretrained
+from pipeline.model.backbones import FORWARD_ORDER, Backbone, build_backbone
+from pipeline.model.pretrained import load_pretrained
+from pipeline.training.norm_choice import NormStatsChoice, choose_norm_stats, decide_by_hits
 from tests.conftest import SHARED
 from tests.helpers import (
     CLASSES,

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.backbones import FORWARD_ORDER, Backbone, build_backbone
 from pipeline.data.augment import normalise
 from pipeline.data.images import ImageSet
-from pipeline.digests import digest_tensors
-from pipeline.norm_stats import calibrate_norm_stats
+from pipeline.model.backbones import FORWARD_ORDER, Backbone, build_backbone
+from pipeline.system.digests import digest_tensors
+from pipeline.training.norm_stats import calibrate_norm_stats
 from tests.helpers import CLASSES, CPU, calibrate, changed_names, copy_state, make_images
 
 

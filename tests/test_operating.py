@@ -7,16 +7,16 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.design import Design
 from pipeline.errors import DesignError
-from pipeline.operating import (
+from pipeline.stats.design import Design
+from pipeline.stats.operating import (
     Characteristic,
     Shares,
     characteristics_text,
     operating_characteristics,
     walk_studies,
 )
-from pipeline.verdict import verdict
+from pipeline.stats.verdict import verdict
 from tests.verdict_twin import walk
 
 D = Design()

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.backbones import build_backbone
-from pipeline.operations import training_operations
-from pipeline.stages import get_stage
+from pipeline.model.backbones import build_backbone
+from pipeline.model.flops import training_operations
+from pipeline.settings.schedules import get_stage
 
 
 def forward_operations(backbone: str, size: int, blocks: tuple[str, ...]) -> dict[str, list[int]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.owners import (
+from pipeline.system.processes import (
     KILLED_REASON,
     MACHINE,
     NAMESPACE,
@@ -29,7 +29,8 @@ from pipeline.tracking import Tracking
 
 ROOT = Path(__file__).resolve().parent.parent
 TELL = (
-    "import json; from pipeline.owners import *; print(json.dumps([owner_tags(), owner_mark()]))"
+    "import json; from pipeline.system.processes import *; "
+    "print(json.dumps([owner_tags(), owner_mark()]))"
 )
 NO_PROC = not Path("/proc/self/stat").exists()
 needs_proc = pytest.mark.skipif(NO_PROC, reason="this system has no /proc")
@@ -150,7 +151,8 @@ def inside(contained: list[str], code: str, *words: str) -> str:
 
 def test_a_living_process_is_not_dead_to_another_container(contained: list[str]) -> None:
     """Nobody in there has its number, or somebody else has."""
-    code = "import json, sys; from pipeline.owners import *; t, m = json.loads(sys.argv[1])\n"
+    code = "import json, sys; from pipeline.system.processes import *\n"
+    code += "t, m = json.loads(sys.argv[1])\n"
     code += "print(is_abandoned(t), is_abandoned_mark(m), len(owner_mark().split('-')))"
     about = json.dumps([owner_tags(), owner_mark()])
     assert inside(contained, code, about).split() == ["False", "False", "3"]

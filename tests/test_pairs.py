@@ -12,21 +12,21 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline.arms import Arm, Comparison, comparison_of
-from pipeline.backbones import FORWARD_ORDER, Backbone
-from pipeline.config import load_settings
+from pipeline.comparing.arms import Arm, Comparison, comparison_of
+from pipeline.comparing.draws import Pool, pool_of
+from pipeline.comparing.pairs import PairKey, PairRunner, pair_keys, scored_prefix
+from pipeline.data.base import Source, Split
 from pipeline.data.draws import deal_rows, draws_held, make_draw, set_aside, share_in_common
 from pipeline.data.images import digest_image
 from pipeline.data.overlap import Overlap
-from pipeline.data.source import Source, Split
 from pipeline.errors import DataError, DesignError, StorageError
-from pipeline.evaluate import predict
-from pipeline.pairs import PairKey, PairRunner, pair_keys, scored_prefix
-from pipeline.pool import Pool, pool_of
-from pipeline.prefix_cache import PrefixCache
-from pipeline.session import source_of
-from pipeline.stages import SCHEDULES
+from pipeline.model.backbones import FORWARD_ORDER, Backbone
+from pipeline.runs.scoring import predict
+from pipeline.runs.session import source_of
+from pipeline.settings.layers import load_settings
+from pipeline.settings.schedules import SCHEDULES
 from pipeline.tracking import Tracking
+from pipeline.training.prefix_cache import PrefixCache
 from tests.conftest import write_image_folder
 from tests.helpers import CLASSES, CPU, calibrated_backbone, make_images
 from tests.test_draws import make_source, make_split

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import peak_memory
-from pipeline.compute import keep_freed_memory
-from pipeline.peak_memory import PeakMemory
+from pipeline.system import memory
+from pipeline.system.memory import PeakMemory
+from pipeline.training.device import keep_freed_memory
 from tests.helpers import CPU
 
 BIG_MIB = 400
@@ -84,7 +84,7 @@ def test_reading_twice_says_the_same_and_more_only_for_more() -> None:
 def test_where_the_peak_cannot_be_reset_it_is_not_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peak_memory, "_CLEAR", tmp_path / "nowhere" / "clear_refs")
+    monkeypatch.setattr(memory, "_CLEAR", tmp_path / "nowhere" / "clear_refs")
     assert math.isnan(peak_of_nothing())
 
 

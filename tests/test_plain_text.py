@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.plain_text import (
+from pipeline.system.text import (
     as_markdown,
     data_option,
     first_of,

@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import DesignError
-from pipeline.posterior import moments, posterior, tails
+from pipeline.stats.posterior import moments, posterior, tails
 from tests.verdict_twin import probabilities, student_cdf
 
 FEW = settings(max_examples=60, deadline=None, derandomize=True, database=None)

@@ -19,16 +19,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.backbones import FORWARD_ORDER, Backbone, build_backbone
 from pipeline.data.augment import render_views
 from pipeline.data.images import ImageSet
-from pipeline.digests import digest_each, digest_tensors
-from pipeline.features import Features, LiveFeatures, StoredFeatures
-from pipeline.owners import owner_mark
-from pipeline.prefix_cache import PrefixCache
-from pipeline.settings import Augment, TrainSettings
-from pipeline.stages import Stage, get_stage
-from pipeline.training import Trainer
+from pipeline.model.backbones import FORWARD_ORDER, Backbone, build_backbone
+from pipeline.settings.run import Augment, TrainSettings
+from pipeline.settings.schedules import Stage, get_stage
+from pipeline.system.digests import digest_each, digest_tensors
+from pipeline.system.processes import owner_mark
+from pipeline.training.features import Features, LiveFeatures, StoredFeatures
+from pipeline.training.prefix_cache import PrefixCache
+from pipeline.training.trainer import Trainer
 from tests.helpers import CLASSES, CPU, calibrated_backbone, make_images
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -443,7 +443,7 @@ def test_a_large_entry_is_read_without_keeping_it_in_memory(
 
     grown = []
     for limit in (1 << 30, 1):
-        monkeypatch.setattr("pipeline.features.RESIDENT_BYTES", limit)
+        monkeypatch.setattr("pipeline.training.features.RESIDENT_BYTES", limit)
         features = StoredFeatures(path, [1, count, channels], torch.int16, CPU)
         before, most = shared_mb(), 0.0
         for rows in np.array_split(np.random.default_rng(0).permutation(count), 40):
@@ -497,7 +497,7 @@ def test_the_least_recently_used_entry_goes_first(request_: Request, tmp_path: P
 def test_parts_of_dead_processes_go_at_once_and_those_of_others_stay(
     request_: Request, tmp_path: Path
 ) -> None:
-    code = "from pipeline.owners import owner_mark; print(owner_mark())"
+    code = "from pipeline.system.processes import owner_mark; print(owner_mark())"
     root = Path(__file__).resolve().parent.parent
     dead = subprocess.run(
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True

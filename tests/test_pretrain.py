@@ -18,15 +18,15 @@ from mlflow.entities import Run
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from pipeline.backbones import build_backbone
 from pipeline.cli import main
 from pipeline.data.draws import make_draw
-from pipeline.digests import digest_tensors
+from pipeline.entries.plans import pretrain_plan
 from pipeline.errors import SettingsError
-from pipeline.plans import pretrain_plan
-from pipeline.session import CHECKPOINT, source_of
-from pipeline.settings import TrainSettings
-from pipeline.weights import load_pretrained
+from pipeline.model.backbones import build_backbone
+from pipeline.model.pretrained import load_pretrained
+from pipeline.runs.session import CHECKPOINT, source_of
+from pipeline.settings.run import TrainSettings
+from pipeline.system.digests import digest_tensors
 from tests.conftest import class_image, enter_store, words_of
 from tests.test_decide import artifact, inside, runs, settings_of
 

@@ -14,17 +14,17 @@ import pytest
 from mlflow.entities import Run
 from safetensors.torch import load_file
 
-from pipeline.backbones import Backbone, build_backbone
 from pipeline.cli import main
 from pipeline.data.draws import make_draw
 from pipeline.data.images import ImageSet
-from pipeline.entry_points import Command
+from pipeline.entries.rank_blocks import Ranking, page_of, rank_entry
 from pipeline.errors import LineageError, SettingsError
-from pipeline.page import to_markdown
-from pipeline.posterior import posterior
-from pipeline.ranking import Ranking, page_of, rank_entry
-from pipeline.session import CHECKPOINT, source_of
-from pipeline.stages import BLOCKS
+from pipeline.model.backbones import Backbone, build_backbone
+from pipeline.reporting.page import to_markdown
+from pipeline.runs.command import Command
+from pipeline.runs.session import CHECKPOINT, source_of
+from pipeline.settings.schedules import BLOCKS
+from pipeline.stats.posterior import posterior
 from tests.conftest import class_image, enter_store, words_of
 from tests.helpers import changed_names, copy_state
 from tests.test_block_ranks import plain_norms

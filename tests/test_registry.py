@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.entry_settings import DecideSettings, usable_name
+from pipeline.settings.entry import DecideSettings, usable_name
 from pipeline.tracking import ModelVersion, Tracking
 
 

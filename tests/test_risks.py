@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.risks import PROBES, RiskMeter, gram, linear_cka, norm_of, relative_drift
+from pipeline.training.diagnostics import (
+    PROBES,
+    RiskMeter,
+    gram,
+    linear_cka,
+    norm_of,
+    relative_drift,
+)
 
 
 def cka(x: Tensor, y: Tensor) -> float:

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file, save_file
 
-from pipeline.backbones import build_backbone
 from pipeline.cli import main
-from pipeline.stages import SCHEDULES
+from pipeline.model.backbones import build_backbone
+from pipeline.settings.schedules import SCHEDULES
 from tests.conftest import TINY, Command, class_image
 
 

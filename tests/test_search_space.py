@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config import load_settings, preset_names
 from pipeline.errors import SettingsError
-from pipeline.search_space import (
+from pipeline.settings.layers import load_settings, preset_names
+from pipeline.settings.run import TRAIN_KEYS, TrainSettings
+from pipeline.settings.schedules import RELEASES, SCHEDULES, Stage
+from pipeline.settings.search_space import (
     SPACES_DIR,
     Choices,
     Range,
@@ -20,8 +22,6 @@ from pipeline.search_space import (
     plan_of,
     read_space,
 )
-from pipeline.settings import TRAIN_KEYS, TrainSettings
-from pipeline.stages import RELEASES, SCHEDULES, Stage
 
 STAGES = [stage for stages in SCHEDULES.values() for stage in stages]
 FILES = sorted(SPACES_DIR.rglob("*.yaml"))

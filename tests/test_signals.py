@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.settings import Thresholds
-from pipeline.signals import (
+from pipeline.settings.run import Thresholds
+from pipeline.signals.readings import (
     Curves,
     Scored,
     Sibling,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.small_conv import SmallConv2d, use_small_convolutions
+from pipeline.training.small_conv import SmallConv2d, use_small_convolutions
 
 SHAPES = [  # images, channels in, map, channels out, kernel, stride, padding
     (3, 4, 2, 64, 3, 1, 1),  # every product

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import SettingsError
-from pipeline.stages import BLOCKS, SCHEDULES, Stage, get_stage
+from pipeline.settings.schedules import BLOCKS, SCHEDULES, Stage, get_stage
 
 FORWARD = ("stem", "block1", "block2", "block3", "block4", "head")
 ALL_STAGES = [

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.data.base import Source, Split
 from pipeline.data.draws import set_aside
-from pipeline.data.source import Source, Split
-from pipeline.data.sources import open_source
+from pipeline.data.open import open_source
 from pipeline.data.stored import SAMPLED, spread
 from tests.conftest import class_image, write_image_folder
 

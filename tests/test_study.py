@@ -12,14 +12,14 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.errors import StudyError, TrackingError
-from pipeline.search_space import Choices, Range, SearchSpace, plan_of
-from pipeline.session import Session
-from pipeline.stages import get_stage
+from pipeline.runs.session import Session
+from pipeline.runs.workers import threads_each
+from pipeline.settings.schedules import get_stage
+from pipeline.settings.search_space import Choices, Range, SearchSpace, plan_of
 from pipeline.tracking import Tracking
 from pipeline.tuning.storage import AWAY_S, Losses, open_storage, patiently, storage_url
 from pipeline.tuning.study import Spec, Study, shown_settings, suggest
-from pipeline.tuning.trials import Progress, best_of, progress_of
-from pipeline.workers import threads_each
+from pipeline.tuning.trial_state import Progress, best_of, progress_of
 from tests.conftest import TINY, Command
 from tests.postgres import Postgres
 from tests.test_run_stage import runs

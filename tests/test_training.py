@@ -13,12 +13,12 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from pipeline.backbones import FORWARD_ORDER, Backbone
 from pipeline.data.augment import normalise
 from pipeline.data.images import ImageSet
-from pipeline.settings import TrainSettings
-from pipeline.stages import Stage, get_stage
-from pipeline.training import (
+from pipeline.model.backbones import FORWARD_ORDER, Backbone
+from pipeline.settings.run import TrainSettings
+from pipeline.settings.schedules import Stage, get_stage
+from pipeline.training.trainer import (
     EpochResult,
     Scores,
     Trainer,

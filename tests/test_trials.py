@@ -14,14 +14,14 @@ import pytest
 from optuna.exceptions import StorageInternalError
 from optuna.trial import Trial, TrialState
 
-from pipeline.entry_settings import TuneSettings
-from pipeline.search_space import Range, SearchSpace
-from pipeline.stages import get_stage
+from pipeline.settings.entry import TuneSettings
+from pipeline.settings.schedules import get_stage
+from pipeline.settings.search_space import Range, SearchSpace
+from pipeline.tuning.objective import Ending, Pruned, Reporter
 from pipeline.tuning.storage import Losses, open_storage
 from pipeline.tuning.study import SPACE, Spec, Study, suggest
-from pipeline.tuning.trial import Ending, Pruned, Reporter
-from pipeline.tuning.trials import RETRIES, beating, outcome
-from pipeline.tuning.tune import Worker
+from pipeline.tuning.trial_state import RETRIES, beating, outcome
+from pipeline.tuning.work import Worker
 from tests.postgres import Postgres
 
 LR = SearchSpace("", {"lr": Range(1e-4, 1e-2, log=True)})

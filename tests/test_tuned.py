@@ -9,14 +9,14 @@ import pandas as pd
 import pytest
 import yaml
 
-from pipeline.config import load_settings
-from pipeline.entry_points import Command as Asked
 from pipeline.errors import StudyError
-from pipeline.session import Session
+from pipeline.runs.command import Command as Asked
+from pipeline.runs.session import Session
+from pipeline.settings.layers import load_settings
 from pipeline.tracking import Tracking
+from pipeline.tuning.reuse import with_tuned
 from pipeline.tuning.storage import open_storage
-from pipeline.tuning.tune import tune_entry
-from pipeline.tuning.tuned import with_tuned
+from pipeline.tuning.work import tune_entry
 from tests.conftest import TINY, Command
 from tests.test_run_stage import artifact, runs
 from tests.test_tuning import space_file, studies

@@ -7,13 +7,13 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from pipeline.arms import Arm
-from pipeline.config import load_settings
-from pipeline.entry_points import Command
-from pipeline.entry_settings import TuneSettings
+from pipeline.comparing.arms import Arm
 from pipeline.errors import SettingsError, StudyError
+from pipeline.runs.command import Command
+from pipeline.settings.entry import TuneSettings
+from pipeline.settings.layers import load_settings
 from pipeline.tracking import Tracking
-from pipeline.tuning.arms import tune_arm
+from pipeline.tuning.tune_arm import tune_arm
 from tests.conftest import TINY
 
 
@@ -73,7 +73,7 @@ def test_a_space_with_patience_is_refused(
     options: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "stage1.yaml").write_text("lr: [0.1, 0.2]\npatience: [0, 3]\n")
-    monkeypatch.setattr("pipeline.search_space.SPACES_DIR", tmp_path)
+    monkeypatch.setattr("pipeline.settings.search_space.SPACES_DIR", tmp_path)
     command = Command(options, say=lambda _: None)
     with pytest.raises(SettingsError, match=r"stage1\.yaml: patience .* take it out$"):
         tune_arm(command, Tracking.connect(), TuneSettings(), head(options), [1])

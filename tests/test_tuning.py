@@ -17,7 +17,7 @@ from mlflow.entities import Run
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.cli import main
-from pipeline.settings import TRAIN_KEYS
+from pipeline.settings.run import TRAIN_KEYS
 from tests.conftest import TINY, Command, enter_store, words_of, write_image_folder
 from tests.test_run_stage import artifact, runs
 

@@ -15,17 +15,17 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from pipeline.databases import exclusively
-from pipeline.entry_points import Command as Asked
-from pipeline.entry_settings import TuneSettings
 from pipeline.errors import LineageError
-from pipeline.search_space import plan_of
-from pipeline.session import Session
+from pipeline.runs.command import Command as Asked
+from pipeline.runs.session import Session
+from pipeline.settings.entry import TuneSettings
+from pipeline.settings.search_space import plan_of
+from pipeline.system.databases import exclusively
 from pipeline.tracking import Tracking
 from pipeline.tuning.mirror import LOST, reconcile, study_run
 from pipeline.tuning.storage import open_storage, storage_url
 from pipeline.tuning.study import Spec, Study
-from pipeline.tuning.tune import Worker, tune_entry
+from pipeline.tuning.work import Worker, tune_entry
 from tests.conftest import TINY, Command, words_of
 from tests.test_run_stage import artifact, runs
 from tests.test_tuning import space_file, studies

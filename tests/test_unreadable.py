@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.data.base import Unreadable, decode_image
 from pipeline.data.draws import Draw, make_draw, read_images
 from pipeline.data.images import digest_image
-from pipeline.data.source import Unreadable, decode_image
-from pipeline.data.sources import open_source
+from pipeline.data.open import open_source
 from pipeline.errors import DataError
 from tests.conftest import class_image
 

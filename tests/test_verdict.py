@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.design import Design
 from pipeline.errors import DesignError
-from pipeline.verdict import Verdict, decide_at_look, verdict
+from pipeline.stats.design import Design
+from pipeline.stats.verdict import Verdict, decide_at_look, verdict
 from tests.verdict_twin import walk
 
 D = Design()

@@ -23,10 +23,10 @@ import torch
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
-from pipeline.backbones import Backbone, build_backbone
-from pipeline.command_line import command_line
 from pipeline.errors import DownloadError, WeightsError
-from pipeline.weights import STARTER_SHA256, load_pretrained
+from pipeline.model.backbones import Backbone, build_backbone
+from pipeline.model.pretrained import STARTER_SHA256, load_pretrained
+from pipeline.runs.command_line import command_line
 from tests.conftest import SHARED, Command
 from tests.served import NotHttp, Quiet, publish
 

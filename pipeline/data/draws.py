@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pipeline.data.base import Source, Split, Unreadable
 from pipeline.data.images import (
     GREY_DEPTH,
     TOP_12_BIT,
@@ -29,10 +30,9 @@ from pipeline.data.images import (
     digest_image,
     fit_square,
 )
-from pipeline.data.source import Source, Split, Unreadable
 from pipeline.errors import DataError
-from pipeline.plain_text import first_of, one_line
-from pipeline.settings import Settings
+from pipeline.settings.run import Settings
+from pipeline.system.text import first_of, one_line
 
 _TEST_STREAM = 0x7E57  # another permutation than that of the draws
 SHOWN_UNREADABLE = 20

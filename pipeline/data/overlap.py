@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.base import Source
 from pipeline.data.draws import Draw, draw_in
 from pipeline.data.images import ImageSet
-from pipeline.data.source import Source
-from pipeline.settings import Settings
+from pipeline.settings.run import Settings
 
 BoolArray = NDArray[np.bool_]
 

@@ -12,7 +12,8 @@ import os
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from pipeline.addresses import (
+from pipeline.errors import TrackingError
+from pipeline.system.addresses import (
     file_of,
     hidden,
     is_server,
@@ -20,7 +21,6 @@ from pipeline.addresses import (
     with_file,
     without_password,
 )
-from pipeline.errors import TrackingError
 from pipeline.tracking.faults import contact
 
 URI, USERNAME, PASSWORD = (

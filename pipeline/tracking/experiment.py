@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from pipeline.addresses import why_unwritable
 from pipeline.errors import TrackingError
+from pipeline.system.addresses import why_unwritable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from pipeline.addresses import hidden, without_password
 from pipeline.errors import TrackingError, first_line
-from pipeline.files import storage_faults
+from pipeline.system.addresses import hidden, without_password
+from pipeline.system.files import storage_faults
 
 QUESTION = "/api/2.0/mlflow/experiments/search?max_results=1"
 CONNECT_S, ANSWER_S = 5.0, 30.0

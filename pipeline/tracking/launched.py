@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 
-from pipeline.provenance import PROJECT_DIR
+from pipeline.system.provenance import PROJECT_DIR
 
 
 def outlast_mlflow_run(run_id: str) -> None:

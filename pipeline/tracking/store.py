@@ -15,11 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.addresses import is_server, without_password
-from pipeline.databases import exclusively
 from pipeline.errors import LineageError, PipelineError, RunStopped, TrackingError
-from pipeline.owners import KILLED_REASON, MACHINE, is_abandoned, owner_tags, this_machine
-from pipeline.provenance import PROJECT_DIR, git_commit
+from pipeline.system.addresses import is_server, without_password
+from pipeline.system.databases import exclusively
+from pipeline.system.processes import (
+    KILLED_REASON,
+    MACHINE,
+    is_abandoned,
+    owner_tags,
+    this_machine,
+)
+from pipeline.system.provenance import PROJECT_DIR, git_commit
 from pipeline.tracking.address import usable_address
 from pipeline.tracking.experiment import usable_experiment
 from pipeline.tracking.faults import translated

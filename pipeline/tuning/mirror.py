@@ -14,16 +14,16 @@ from collections.abc import Callable
 
 from optuna.trial import FrozenTrial, TrialState
 
-from pipeline.addresses import file_of
 from pipeline.errors import LineageError
-from pipeline.owners import KILLED_REASON
-from pipeline.session import Session
-from pipeline.settings import plain_values
+from pipeline.runs.session import Session
+from pipeline.settings.run import plain_values
+from pipeline.system.addresses import file_of
+from pipeline.system.processes import KILLED_REASON
 from pipeline.tracking import RunView, Tracking
 from pipeline.tracking.store import NESTED_UNDER
+from pipeline.tuning.objective import INTERRUPTED, STATE
 from pipeline.tuning.study import Study
-from pipeline.tuning.trial import INTERRUPTED, STATE
-from pipeline.tuning.trials import REASON, RUN_ID
+from pipeline.tuning.trial_state import REASON, RUN_ID
 
 WAIT_FOR_CREATOR_S = 60.0
 PLACE = "storage_place"

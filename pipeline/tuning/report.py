@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from pipeline.tracking import Tracking
 from pipeline.tuning.storage import experiments_known, for_optunas_commands
 from pipeline.tuning.study import CHOICE, Study, shown_settings
-from pipeline.tuning.trials import REASON, RUN_ID, default_of, outcomes, queued_again
+from pipeline.tuning.trial_state import REASON, RUN_ID, default_of, outcomes, queued_again
 
 NOTE = "mlflow.note.content"
 _PICTURES = {

@@ -22,7 +22,9 @@ from optuna.storages import RDBStorage
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from pipeline.addresses import (
+from pipeline.errors import StudyError, first_line
+from pipeline.settings.parser import STORAGE
+from pipeline.system.addresses import (
     beside,
     file_of,
     hidden,
@@ -31,9 +33,7 @@ from pipeline.addresses import (
     with_file,
     without_password,
 )
-from pipeline.databases import exclusively
-from pipeline.errors import StudyError, first_line
-from pipeline.options import STORAGE
+from pipeline.system.databases import exclusively
 from pipeline.tuning.journal import Journal, is_journal
 
 DEFAULT_STORAGE = "sqlite:///optuna.db"

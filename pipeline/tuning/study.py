@@ -5,7 +5,7 @@ that are not tuned), so the same command goes on with the same study and another
 in. In: a `Spec` and a storage. Out: a `Study`.
 
 Sampler: tree-structured Parzen estimators, Bergstra et al. 2011. Pruner: median stopping, Golovin
-et al. 2017 (Vizier), from half of a trial's first draw on; see `trial.py` for what it compares.
+et al. 2017 (Vizier), from half of a trial's first draw on; `objective.py` says what it compares.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from optuna.samplers import TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from pipeline.databases import exclusively
-from pipeline.digests import digest_values
-from pipeline.interrupts import held
-from pipeline.search_space import Choices, Range, SearchSpace
-from pipeline.session import Session
-from pipeline.settings import INHERITED_KEYS, Settings, plain_values
-from pipeline.stages import Stage
+from pipeline.runs.session import Session
+from pipeline.settings.run import INHERITED_KEYS, Settings, plain_values
+from pipeline.settings.schedules import Stage
+from pipeline.settings.search_space import Choices, Range, SearchSpace
+from pipeline.system.databases import exclusively
+from pipeline.system.digests import digest_values
+from pipeline.system.interrupts import held
 from pipeline.tuning.storage import BEATS_UNTIL_GIVEN_UP, Storage, experiments_known
-from pipeline.tuning.trials import (
+from pipeline.tuning.trial_state import (
     DEFAULTS,
     Progress,
     ask,

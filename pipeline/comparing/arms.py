@@ -1,0 +1,281 @@
+"""The arms of a comparison: schedules that see the same images for the same number of steps.
+
+In: a resolved treatment, and the name of a schedule to hold against it. Out: that schedule's
+settings at equal optimizer steps. Pure functions.
+
+Stages that an arm has in common with the treatment keep its settings, so they are the same runs.
+The steps that are left go to the arm's other stages: to the first of them all that the treatment
+spent before the matching one. A stage that begins as the treatment does keeps its settings, too. A
+stage that goes on with the one before has the settings of the treatment's stage that it is held
+against: the arms differ in what they train, not in how.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Literal
+
+from pipeline.errors import SettingsError
+from pipeline.settings.entry import DECIDE_KEYS, TUNE_KEYS, DecideSettings, TuneSettings
+from pipeline.settings.layers import load_own, load_settings, read_yaml, said_of_stage
+from pipeline.settings.run import RUN_KEYS, TRAIN_KEYS, Settings, TrainSettings
+from pipeline.settings.schedules import RELEASES, SCHEDULES
+from pipeline.stats.design import Design, parse_looks
+
+QUESTIONS: Mapping[Literal["stage2", "stage3"], tuple[int, str]] = {
+    "stage2": (2, "stage1_continued"),
+    "stage3": (3, "stage2_continued"),
+}
+"""The stage of `three_stage` that is judged, and the control it is held against."""
+
+BESIDE = ("full", "lp_ft")
+IN_WORDS = {
+    "three_stage": "training in three stages",
+    "two_stage": "training in two stages",
+    "full": "unfreezing everything at once",
+    "lp_ft": "a linear probe and then everything",
+    "head_only": "the head alone",
+    "stage1_continued": "stage 1 continued",
+    "stage2_continued": "stage 2 continued",
+    **{name: f"{name.removeprefix('release_')} released" for name in RELEASES},
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A schedule up to one of its stages, whose result counts.
+
+    Attributes:
+        is_stage: what is judged is its last stage alone, against going on with the one before.
+    """
+
+    name: str
+    settings: Settings
+    last: int
+    is_stage: bool = False
+
+    @property
+    def words(self) -> str:
+        """Its name in a sentence."""
+        return f"stage {self.last}" if self.is_stage else IN_WORDS[self.name]
+
+    @property
+    def epochs(self) -> int:
+        """Planned epochs of all its stages together."""
+        return sum(self.settings.training(n).epochs for n in range(1, self.last + 1))
+
+
+@dataclass(frozen=True)
+class TunedArm:
+    """An arm after tuning.
+
+    Attributes:
+        val_acc: the chosen trial's, mean over the tuning draws; None where its run is gone.
+        studies: name by stage number.
+        run_ids: the studies' MLflow runs.
+    """
+
+    arm: Arm
+    val_acc: float | None
+    studies: Mapping[int, str]
+    run_ids: tuple[str, ...]
+
+
+def arms_of(
+    decide: DecideSettings, options: Mapping[str, str], config: str | None
+) -> tuple[Arm, Arm]:
+    """Treatment and control.
+
+    Raises:
+        SettingsError: wrong settings, or two arms that are one.
+    """
+    if bool(decide.treatment) != bool(decide.control):
+        raise SettingsError(
+            f"treatment={decide.treatment or '?'} control={decide.control or '?'}: give both, or "
+            "neither and a question"
+        )
+    name, (last, control) = "three_stage", QUESTIONS[decide.question]
+    if decide.treatment:
+        name, control = str(decide.treatment), str(decide.control)
+        last = len(SCHEDULES[name])
+    settings = load_settings({**options, "schedule": name}, config=config)
+    check_comparable(settings)
+    is_stage = name == "three_stage" and (last, control) in QUESTIONS.values()
+    treatment = Arm(name, settings, last, is_stage)
+    if control == name:
+        raise SettingsError(f"treatment and control are both {name}: choose two schedules")
+    return treatment, at_equal_steps(treatment, control, options, config)
+
+
+def check_comparable(settings: Settings) -> None:
+    """Refuse what runs that are to be compared cannot have.
+
+    Raises:
+        SettingsError: says which setting.
+    """
+    if not settings.reuse:
+        raise SettingsError(
+            "reuse=off: arms start from common runs, which are found by content: leave reuse out"
+        )
+    if settings.enforce_gate:
+        raise SettingsError(
+            "enforce_gate=on: the gate reads finished draws, which are only made here: leave "
+            "enforce_gate out"
+        )
+
+
+def at_equal_steps(
+    treatment: Arm,
+    name: str,
+    options: Mapping[str, str],
+    config: str | None,
+    untuned: Arm | None = None,
+) -> Arm:
+    """Another schedule with as many optimizer steps as the treatment has up to its last stage.
+
+    `untuned`: the treatment before it was tuned; a stage that goes on with the one before starts
+    from its settings, as the stage that it is held against did.
+
+    Raises:
+        SettingsError: more stages than the treatment has steps for, or one that may stop early.
+    """
+    settings, ours = treatment.settings, SCHEDULES[name]
+    theirs, shared = settings.stages[: treatment.last], shared_stages(treatment, name)
+    if len(ours) > len(theirs):
+        raise SettingsError(
+            f"{len(ours) - shared} stages cannot share the steps of {len(theirs) - shared}: "
+            "choose a schedule with fewer stages as the control, or swap treatment and control"
+        )
+    first = shared + 1 + len(theirs) - len(ours)  # what is left over goes to the first of its own
+    steps_of = [*zip(theirs[:shared]), theirs[shared:first], *zip(theirs[first:])]
+    own = load_settings({**said_of_all(options, config), "schedule": name})
+    bases: list[TrainSettings] = []
+    for n in range(len(ours)):
+        if n < stages_alike(treatment, name):
+            bases.append(theirs[n])
+        elif goes_on(name, n + 1):
+            bases.append((untuned or treatment).settings.stages[first + n - shared - 1])
+        else:
+            bases.append(own.stages[n])
+    stages = tuple(_with_steps(*both) for both in zip(bases, steps_of, strict=True))
+    refuse_patience([*theirs, *stages])
+    run = {key: getattr(settings, key) for key in RUN_KEYS}
+    arm_settings = Settings(**{**run, "schedule": name}).model_copy(update={"stages": stages})
+    return Arm(name, arm_settings, len(ours))
+
+
+def goes_on(name: str, number: int) -> bool:
+    """Whether a stage of a schedule trains the same blocks as the one before."""
+    stages = SCHEDULES[name]
+    return number > 1 and stages[number - 1].trainable == stages[number - 2].trainable
+
+
+def stages_alike(treatment: Arm, name: str) -> int:
+    """How many stages of a schedule, from the first on, train what the treatment's train."""
+    theirs = SCHEDULES[treatment.name][: treatment.last]
+    both = zip(SCHEDULES[name], theirs, strict=False)
+    return sum(1 for _ in takewhile(lambda two: two[0].trainable == two[1].trainable, both))
+
+
+def shared_stages(treatment: Arm, name: str) -> int:
+    """How many stages a schedule at equal steps has in common with the treatment: the same runs.
+
+    The last stage of either is never one: it has the steps that are left.
+    """
+    return min(stages_alike(treatment, name), treatment.last - 1, len(SCHEDULES[name]) - 1)
+
+
+def refuse_patience(stages: Iterable[TrainSettings]) -> None:
+    """Nobody knows beforehand how many steps a stage has that may stop early.
+
+    Raises:
+        SettingsError: one of them may.
+    """
+    for training in stages:
+        if training.patience:
+            raise SettingsError(
+                f"patience={training.patience}: arms have equal optimizer steps, which those that "
+                "stop early would not have: leave patience out (0)"
+            )
+
+
+def said_of_all(options: Mapping[str, str], config: str | None) -> dict[str, str]:
+    """What was typed or stands in the file, but for settings of a single stage."""
+    given = {**(read_yaml(Path(config), f"config={config}") if config else {}), **options}
+    return {key: str(value) for key, value in given.items() if not key.startswith("stage")}
+
+
+def _with_steps(base: TrainSettings, group: Sequence[TrainSettings]) -> TrainSettings:
+    """`base` for as many steps as the stages of the group have together, to the nearest epoch."""
+    batch = group[-1].batch_size
+    epochs = round(sum(stage.epochs * batch / stage.batch_size for stage in group))
+    return base.model_copy(update={"epochs": max(1, epochs), "batch_size": batch})
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is to be decided, and how.
+
+    Attributes:
+        options: what was typed, but for the decision itself.
+        of_all: training settings that were said of no single stage; every arm has them.
+        said: training settings of the treatment that were set by hand, by stage.
+    """
+
+    decide: DecideSettings
+    tune: TuneSettings
+    design: Design
+    treatment: Arm
+    control: Arm
+    beside: tuple[Arm, ...]
+    options: Mapping[str, str]
+    of_all: Mapping[str, str]
+    said: Mapping[int, set[str]]
+
+
+def comparison_of(options: Mapping[str, str], config: str | None) -> Comparison:
+    """What was typed, understood; nothing slow is done.
+
+    Raises:
+        SettingsError, DesignError: what cannot be.
+    """
+    decide, tune = load_own(DecideSettings, options), load_own(TuneSettings, options)
+    design = Design(decide.rope_pp, parse_looks(decide.looks), decide.threshold)
+    own = {*DECIDE_KEYS, *TUNE_KEYS}
+    plain = {key: value for key, value in options.items() if key not in own}
+    if schedule := said_of_all(plain, config).get("schedule"):
+        raise SettingsError(
+            f"schedule={schedule}: a decision is between two: pass -P "
+            "treatment=<schedule> -P control=<schedule>, or a question"
+        )
+    treatment, control = arms_of(decide, plain, config)
+    judged = (treatment.name, control.name)
+    others = [n for n in BESIDE if n not in judged and len(SCHEDULES[n]) <= treatment.last]
+    beside = tuple(at_equal_steps(treatment, name, plain, config) for name in others)
+    of_all = {k: v for k, v in said_of_all(plain, config).items() if k in TRAIN_KEYS}
+    stages = range(1, treatment.last + 1)
+    said = {number: said_of_stage(plain, config, None, number) for number in stages}
+    return Comparison(decide, tune, design, treatment, control, beside, plain, of_all, said)
+
+
+def own_stages(plan: Comparison) -> dict[int, set[str]]:
+    """The control's stages that are no runs of the treatment's, and what no study of them tunes.
+
+    Steps stay equal, and what was set by hand stays: for all stages, for one that begins alike, or
+    for the stage that one which goes on is held against.
+    """
+    control, alike = plan.control, stages_alike(plan.treatment, plan.control.name)
+    behind = plan.treatment.last - control.last
+    return {
+        number: {
+            "epochs",
+            "batch_size",
+            *plan.of_all,
+            *(plan.said[number] if number <= alike else ()),
+            *(plan.said[number + behind] if goes_on(control.name, number) else ()),
+        }
+        for number in range(shared_stages(plan.treatment, control.name) + 1, control.last + 1)
+    }

@@ -1,0 +1,254 @@
+"""Paired runs: all arms of a comparison on the same draw, with the same seed, on the same images.
+
+In: arms and the numbers of pairs. Out: each pair's runs and accuracies on the test split. A pair
+that has been run before, by any process, is found by content and costs nothing; several processes
+divide pairs among them by locks in the cache's folder.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from pipeline.comparing.arms import Arm
+from pipeline.comparing.draws import Pool
+from pipeline.data.overlap import Overlap
+from pipeline.runs.run_stage import find_or_run
+from pipeline.runs.scoring import keep_scores, predict, scored_on
+from pipeline.runs.session import Session, cache_folder
+from pipeline.runs.summary import StageSummary
+from pipeline.settings.run import Settings
+from pipeline.settings.schedules import SCHEDULES
+from pipeline.system.digests import digest_values
+from pipeline.system.files import storage_faults
+from pipeline.system.memory import PEAK_METRIC
+from pipeline.tracking import RunView, Tracking
+from pipeline.training.trainer import score_logits
+
+
+@dataclass(frozen=True)
+class PairKey:
+    """Where a pair's images and randomness come from."""
+
+    number: int
+    draw: int
+    data_seed: int
+    seed: int
+
+    def apply(self, settings: Settings) -> Settings:
+        """The same settings on this pair's images, with its seed."""
+        own = {"draw": self.draw, "data_seed": self.data_seed, "seed": self.seed}
+        return settings.model_copy(update=own)
+
+
+@dataclass(frozen=True)
+class ChainCost:
+    """What an arm's stages cost together, as their runs say.
+
+    Attributes:
+        training_s: seconds without the frozen prefix.
+        prefix_s: seconds for the prefix, which the first arm to need it pays for all.
+        trained: parameters of the largest stage.
+        peak_mib: the largest stage's peak memory; NaN where it could not be measured.
+    """
+
+    training_s: float
+    prefix_s: float
+    trained: int
+    peak_mib: float
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """One arm on one pair; accuracies 0 to 1.
+
+    Attributes:
+        chain: what all its stages cost together.
+    """
+
+    run_id: str
+    val_acc: float
+    test_acc: float
+    chain: ChainCost
+
+
+Results = tuple[ArmResult, ...]
+"""Of every arm on one draw, in the arms' order."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Both arms on one draw."""
+
+    key: PairKey
+    treatment: ArmResult
+    control: ArmResult
+
+    @property
+    def gain_pp(self) -> float:
+        """Test accuracy of the treatment minus the control's, in percentage points."""
+        return 100 * (self.treatment.test_acc - self.control.test_acc)
+
+
+def resolution_pp(test_images: int) -> float:
+    """What one test image is worth: gains are multiples of it."""
+    return 100 / test_images
+
+
+def pair_keys(pool: Pool, settings: Settings) -> list[PairKey]:
+    """The pairs of a comparison, up to the pool's last look.
+
+    Disjoint: draw after draw of one shuffle. Resampled: the first draw of a new shuffle for each
+    pair, so that pairs share images; the shuffle by `data_seed` itself is left to tuning. The seed
+    moves on with the images: every source of chance does, and a draw has the same seed however
+    many draws tuning has used before it, so that its runs can be reused.
+    """
+    data_seed, seed, numbers = settings.data_seed, settings.seed, range(pool.looks[-1])
+    if pool.resampled:
+        return [PairKey(n, 0, data_seed + 1 + n, seed + n) for n in numbers]
+    used = pool.first_draw - settings.draw
+    return [PairKey(n, pool.first_draw + n, data_seed, seed + used + n) for n in numbers]
+
+
+def scored_prefix(arm: Arm, arms: Sequence[Arm]) -> tuple[str, ...]:
+    """The blocks whose outputs an arm's scoring shares with the other arms', in forward order.
+
+    No stage of the arm trains them; they are the shortest such blocks of any arm that trains not
+    everything, so that one entry of the prefix cache serves as many arms as can be.
+    """
+    frozen = [min((s.prefix for s in SCHEDULES[a.name][: a.last]), key=len) for a in (arm, *arms)]
+    own = frozen[0]
+    return min((p for p in frozen if p and p == own[: len(p)]), key=len, default=())
+
+
+@dataclass
+class PairRunner:
+    """Runs the same arms on draw after draw.
+
+    Attributes:
+        overlap: the images that accuracies are measured on, and which of them are no new ones,
+            after the pairs that are done.
+        nested_under: the run that new runs are nested in.
+        tell: a line about a finished pair.
+        only_new: nothing is said of pairs that were there already; whoever started this process
+            says it.
+        done: results in the order of `arms`, by the number of the pair.
+    """
+
+    arms: tuple[Arm, ...]
+    overlap: Overlap
+    tracking: Tracking
+    nested_under: str | None
+    say: Callable[[str], None]
+    tell: Callable[[PairKey, Results], str]
+    only_new: bool = False
+    done: dict[int, Results] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.test = self.overlap.test
+        self.test_digest = self.test.fingerprint()
+
+    def run_all(self, keys: list[PairKey]) -> list[Results]:
+        """Every pair, found or run; those that another process is at come last."""
+        later = [key for key in keys if key.number not in self.done and not self._try(key)]
+        for key in later:
+            self._try(key, wait=True)
+        return [self.done[key.number] for key in keys]
+
+    def _try(self, key: PairKey, *, wait: bool = False) -> bool:
+        """Run a pair unless another process is at it (`wait`: once it has finished)."""
+        folder = cache_folder(self.arms[0].settings) / "pairs"
+        content = [
+            arm.settings.model_copy(update={"draw": key.draw}).model_dump() | {"pair": str(key)}
+            for arm in self.arms
+        ]
+        lock = FileLock(folder / f"{digest_values(content)}.lock")
+        try:
+            with storage_faults("the cache", folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                held = lock.acquire(timeout=-1 if wait else 0)
+        except Timeout:
+            return False
+        with held:
+            self.done[key.number] = self._run(key)
+        return True
+
+    def _run(self, key: PairKey) -> Results:
+        session = self._session(key, self.arms[0])
+        self.overlap = self.overlap.after([session.draw])
+        results, new = [], False
+        for arm in self.arms:
+            own = self._for_arm(session, key, arm)
+            summary = find_or_run(own, arm.last, self.nested_under)
+            results.append(self._scored(own, arm, summary))
+            new = new or not summary.reused
+        if new or not self.only_new:
+            self.say(f"{self.tell(key, tuple(results))}{'' if new else ' (reused)'}")
+        return tuple(results)
+
+    def whole_run(self, key: PairKey, arm: Arm) -> ArmResult:
+        """An arm's last stage with pictures and a served model: found or made, and scored."""
+        session = replace(self._session(key, arm), is_trial=False)
+        session.settings = session.settings.model_copy(update={"log_model": True})
+        summary = find_or_run(session, arm.last, self.nested_under, whole=True)
+        return self._scored(session, arm, summary)
+
+    def run_beside(self, key: PairKey, arm: Arm) -> ArmResult:
+        """Another arm on a pair's images, for show."""
+        own = self._session(key, arm)
+        summary = find_or_run(own, arm.last, self.nested_under)
+        return self._scored(own, arm, summary)
+
+    def _session(self, key: PairKey, arm: Arm) -> Session:
+        session = Session.open(key.apply(arm.settings), self.tracking, lambda _: None)
+        return replace(session, is_trial=True)
+
+    @staticmethod
+    def _for_arm(session: Session, key: PairKey, arm: Arm) -> Session:
+        settings = session.resolved(key.apply(arm.settings))
+        return replace(session, settings=settings, keys={}, done={})
+
+    def _scored(self, session: Session, arm: Arm, summary: StageSummary) -> ArmResult:
+        """A run's accuracy on the test images: as it was measured before, or measured now."""
+        run = self.tracking.get(summary.run_id)
+        measured = scored_on(self.test_digest, session.precision)
+        alone = replace(self.overlap, seen=np.zeros_like(self.overlap.seen))
+        counts = alone.after([session.draw]).counts.metrics
+        if measured.items() <= run.tags.items():
+            test_acc = run.metrics["test/acc"]
+            if not counts.items() <= run.metrics.items():
+                self.tracking.add_metrics(run.run_id, counts)
+        else:
+            logits = predict(
+                session.restore(run),
+                self.test,
+                session.dtype,
+                session.device,
+                cache=session.cache,
+                prefix=scored_prefix(arm, self.arms),
+            )
+            scores = score_logits(logits, self.test.labels)
+            test_acc = scores.acc
+            keep_scores(self.tracking, run, scores, measured, counts)
+        return ArmResult(
+            summary.run_id,
+            summary.val_acc,
+            test_acc,
+            self._chain_cost(run),
+        )
+
+    def _chain_cost(self, last: RunView) -> ChainCost:
+        chain = [last]
+        while (parent := chain[-1].tags["parent_run_id"]) != "none":
+            chain.append(self.tracking.get(parent))
+        prefix_s = sum(run.metrics["time/prefix_s"] for run in chain)
+        return ChainCost(
+            sum(run.metrics["time/total_s"] for run in chain) - prefix_s,
+            prefix_s,
+            max(int(run.metrics["parameters/trainable"]) for run in chain),
+            float(np.max([run.metrics.get(PEAK_METRIC, math.nan) for run in chain])),
+        )

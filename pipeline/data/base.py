@@ -1,0 +1,143 @@
+"""What every source of images gives: labelled splits whose images are decoded when asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from pipeline.data.images import IntArray, to_rgb
+from pipeline.data.stored import Stored
+from pipeline.errors import first_line
+from pipeline.system.text import one_line
+
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+"""Words for a split in the names of files and folders; Hugging Face reads the same ones so."""
+
+SHOWN_CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An image that cannot be decoded: the file or row that holds it, and why not."""
+
+    where: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{one_line(self.where)} ({one_line(self.reason)})"
+
+
+Read = Callable[[Sequence[int]], Iterator[Image.Image | Unreadable]]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Labelled images: `labels` (N,) and `read(rows)`, the images of those rows in that order.
+
+    `read` gives an `Unreadable` in place of an image that cannot be decoded, and goes on.
+    `stored`: the same images undecoded; None where there is no such thing.
+    """
+
+    labels: IntArray
+    read: Read
+    stored: Stored | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set: the pool that draws are dealt from, and splits of its own, if any.
+
+    Attributes:
+        notes: what a person should know of how the data was understood, a sentence each.
+        passed_over: files that lie among the images and were not read, in words; may be empty.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    pool: Split
+    val: Split | None = None
+    test: Split | None = None
+    notes: tuple[str, ...] = ()
+    passed_over: str = ""
+
+    def class_sizes(self, split: Split) -> IntArray:
+        """How many images each class has in a split of this source, (classes,)."""
+        return np.bincount(split.labels, minlength=len(self.class_names))
+
+    def digest(self) -> str:
+        """SHA-256 of what draws are dealt from: the same wherever it lies, 64 hex digits.
+
+        It takes in class names, and of the pool and of validation images of their own, in their
+        order: labels, stored sizes, and the bytes of a sample (see `stored.py`). No image is
+        decoded; 40,000 files cost 40,000 calls of stat. The test split plays no part. Images that
+        are replaced by others of the same size, outside the sample, go unnoticed here: a draw's
+        own fingerprint is of every pixel.
+        """
+        hasher = hashlib.sha256(json.dumps(self.class_names).encode())
+        for split in (self.pool, self.val):
+            hasher.update(b"split" if split else b"none")
+            if split:
+                hasher.update(split.labels.astype("<i8").tobytes())
+            if split and split.stored:
+                hasher.update(split.stored.sizes().astype("<i8").tobytes())
+                hasher.update(split.stored.sample())
+        return hasher.hexdigest()
+
+    @property
+    def classes_in_words(self) -> str:
+        """The first class names, and how many images each has in the pool."""
+        sizes = self.class_sizes(self.pool).tolist()
+        named = [one_line(name) for name in self.class_names[:SHOWN_CLASSES]]
+        rest = sizes[len(named) :]
+        more = f" and {len(rest)} more" if rest else ""
+        if len(set(sizes)) == 1:
+            return f"{', '.join(named)}{more} ({sizes[0]} images each)"
+        shown = [f"{name} ({size})" for name, size in zip(named, sizes, strict=False)]
+        theirs = f" ({min(rest)} to {max(rest)} each)" if rest else ""
+        return f"{', '.join(shown)} images{more}{theirs}"
+
+
+def decode_image(content: bytes | Path, where: str) -> Image.Image | Unreadable:
+    """The image in these bytes or in this file as upright 8-bit RGB; `where` names it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged metadata: the pixels count
+            with Image.open(
+                io.BytesIO(content) if isinstance(content, bytes) else content
+            ) as image:
+                image.load()
+                return to_rgb(image)
+    except UnidentifiedImageError:
+        return Unreadable(where, what_it_is(content) or "not an image that Pillow knows")
+    except Exception as err:  # noqa: BLE001 - each format of Pillow raises its own
+        return Unreadable(where, first_line(err))
+
+
+def what_it_is(content: bytes | Path) -> str:
+    """What stands where data should, as people keep it without knowing; empty: something else."""
+    if isinstance(content, Path):
+        try:
+            with content.open("rb") as file:
+                content = file.read(200)
+        except OSError:
+            return ""
+    start = content[:200].lstrip().lower()
+    if not content:
+        return "an empty file"
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer instead of the file: run `git lfs pull`"
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "an HTML page"
+    return ""

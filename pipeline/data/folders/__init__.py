@@ -1,0 +1,1 @@
+"""Images in folders, one folder a class."""

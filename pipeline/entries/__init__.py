@@ -1,0 +1,1 @@
+"""What a person types: the entry points of MLproject, one module each."""

@@ -1,0 +1,137 @@
+"""The entry points that train: which settings, which parent, which stages, in which order.
+
+In: what was typed. Out: finished runs. `gate.py` and `runs.scoring` hold those that only
+read finished runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.runs.command import Command
+from pipeline.runs.lineage import check_agreement, check_parent, check_places, inherit
+from pipeline.runs.run_stage import find_or_run, run_stage
+from pipeline.runs.session import Session
+from pipeline.runs.summary import StageSummary, table_markdown, table_text
+from pipeline.settings.layers import load_settings, said_of_stage
+from pipeline.settings.run import INHERITED_KEYS, PLACE_KEYS, Settings, plain_values
+from pipeline.system.text import as_markdown
+from pipeline.tracking import RunView, Tracking
+
+if TYPE_CHECKING:
+    from pipeline.tuning.storage import Storage
+
+WITHOUT_PARENT = "leave parent_run_id out to have a parent found or trained"
+
+
+def stage_entry(command: Command, number: int) -> StageSummary:
+    """Entry points stage1, stage2, stage3: the stage's parent is given, found or trained."""
+    settings = load_settings(command.options, config=command.config, target=number)
+    tracking = Tracking.connect()
+    with tracking.explained():
+        studies = _studies(command, tracking)
+        parent: RunView | None = None
+        if command.parent_run_id:
+            parent = tracking.get(command.parent_run_id)
+            check_parent(parent, number)
+            settings = _inheriting(command, number, parent)
+        session = Session.open(settings, tracking, command.say, command.on_epoch)
+        if parent:
+            _adopt(session, number, parent)
+        stages = [number] if parent else range(1, number + 1)
+        session = _tuned(command, session, stages, number, studies)
+        if not parent and number > 1:
+            parent = tracking.get(find_or_run(session, number - 1).run_id)
+        return run_stage(session, number, parent, target=True)
+
+
+def _inheriting(command: Command, number: int, parent: RunView) -> Settings:
+    """The settings, with all that a parent run hands down."""
+    inherited = inherit(parent)
+    settings = load_settings(
+        command.options, config=command.config, target=number, inherited=inherited
+    )
+    check_agreement(settings, inherited, parent, WITHOUT_PARENT)
+    check_places(settings, parent)
+    settings = settings.model_copy(update={"norm_stats": inherited["norm_stats"]})
+    taken = ", ".join(
+        f"{key}={value}"
+        for key in INHERITED_KEYS
+        if (value := inherited.get(key, "")) != ""
+        and not (key in PLACE_KEYS and getattr(settings, key) != value)
+    )
+    command.say(f"inherited from run {parent.run_id} ({parent.name}): {taken}")
+    return settings
+
+
+def _adopt(session: Session, number: int, parent: RunView) -> None:
+    """Let a given run stand for the stage before, if it saw the same images."""
+    session.otherwise = f", or {WITHOUT_PARENT}"
+    session.check_images(parent)
+    session.keys[number - 1] = parent.tags["lineage_key"]
+
+
+def check_storage(command: Command, tracking: Tracking, *, must_exist: bool = False) -> Storage:
+    """Open the storage of studies, before anything is read for them.
+
+    Raises:
+        StudyError: it cannot be used, or `must_exist` and there is no such file.
+    """
+    from pipeline.tuning.storage import open_storage, storage_url
+
+    return open_storage(storage_url(command.storage, tracking.uri), must_exist=must_exist)
+
+
+def _studies(command: Command, tracking: Tracking) -> Storage | None:
+    """The storage of the studies whose settings are to be taken, if any are."""
+    return check_storage(command, tracking, must_exist=True) if command.tuned else None
+
+
+def _tuned(
+    command: Command,
+    session: Session,
+    numbers: Iterable[int],
+    target: int | None,
+    studies: Storage | None,
+) -> Session:
+    """The session with the settings of matching studies, where that was asked for."""
+    if studies is None:
+        return session
+    from pipeline.tuning.reuse import with_tuned
+
+    stages = list(numbers)
+    said = {n: said_of_stage(command.options, command.config, target, n) for n in stages}
+    return with_tuned(session, stages, said, studies)
+
+
+def main_entry(command: Command) -> list[StageSummary]:
+    """Entry point main: every stage of the schedule, and a run that sums them up."""
+    settings = load_settings(command.options, config=command.config)
+    tracking = Tracking.connect()
+    data = Path(settings.data).name
+    name = f"{settings.schedule} · {data} · {settings.backbone} · draw {settings.draw}"
+    with tracking.explained():  # what is wrong with the images is told before a run is started
+        studies = _studies(command, tracking)
+        session = Session.open(settings, tracking, command.say, command.on_epoch)
+    with tracking.run(name, {"kind": "chain"}, target=True) as log:
+        session = _tuned(command, session, range(1, len(settings.stages) + 1), None, studies)
+        settings = session.settings
+        rows = [
+            find_or_run(session, n, log.run_id, whole=True)
+            for n in range(1, len(settings.stages) + 1)
+        ]
+        log.params(plain_values(settings))
+        for row in rows:
+            prefix = f"stage{row.stage.number}"
+            log.metrics({f"{prefix}/val_acc": row.val_acc, f"{prefix}/val_loss": row.val_loss})
+            log.tags({f"{prefix}_run_id": row.run_id})
+        log.tags({"mlflow.note.content": f"{as_markdown(name)}\n\n{table_markdown(rows)}\n"})
+        log.text(table_markdown(rows) + "\n", "summary.md")
+        log.text(json.dumps(plain_values(settings), indent=2) + "\n", "settings.json")
+    command.say("")
+    command.say(table_text(rows))
+    command.say(f"\nbrowse the runs: {tracking.ui_command}")
+    return rows

@@ -1,0 +1,289 @@
+"""Entry point decide: is more freedom justified? Pairs of runs, look by look, to a verdict.
+
+In: what was typed. Out: a `Decision`, its report on an MLflow run of its own, tags on the runs it
+rests on, and the recommended model in the registry. What was run before is found by content, so
+an interrupted decision goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline.comparing.arms import (
+    Arm,
+    Comparison,
+    TunedArm,
+    at_equal_steps,
+    comparison_of,
+    own_stages,
+)
+from pipeline.comparing.cost import equal_steps, seconds_a_draw, shown_steps
+from pipeline.comparing.decision import Decision
+from pipeline.comparing.decision_marks import mark
+from pipeline.comparing.decision_page import log_decision
+from pipeline.comparing.draws import Pool, pool_in
+from pipeline.comparing.pairs import Pair, PairKey, PairRunner, Results, pair_keys, resolution_pp
+from pipeline.data.images import ImageSet
+from pipeline.data.overlap import Overlap, tuning_draws
+from pipeline.entries.chain import check_storage
+from pipeline.runs.command import Command
+from pipeline.runs.scoring import read_test_split, test_split
+from pipeline.runs.session import check_draws, source_and_weights
+from pipeline.runs.stage_log import log_unreadable
+from pipeline.runs.summary import minutes
+from pipeline.runs.workers import run_workers
+from pipeline.settings.entry import usable_name
+from pipeline.settings.run import plain_values
+from pipeline.stats.design import Design
+from pipeline.stats.operating import characteristics_text, operating_characteristics
+from pipeline.stats.verdict import verdict
+from pipeline.tracking import ModelVersion, RunLog, Tracking
+
+TRUE_GAINS_PP = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0)
+CHAMPION = "champion"
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What a decision works with: where it records, what it scores on, how pairs are dealt.
+
+    `overlap`: the test images, and which of them are no new ones; `images`: training images of a
+    draw.
+    """
+
+    command: Command
+    tracking: Tracking
+    overlap: Overlap
+    images: int
+    pool: Pool
+    design: Design
+
+    @property
+    def test(self) -> ImageSet:
+        """What is scored on."""
+        return self.overlap.test
+
+
+def decide_entry(command: Command) -> Decision | None:
+    """Entry point decide; None where this process only took part in another's decision."""
+    plan = asked = comparison_of(command.options, command.config)
+    started = time.perf_counter()
+    settings = plan.treatment.settings
+    tracking = Tracking.connect()
+    with tracking.explained():
+        if plan.decide.tune:
+            check_storage(command, tracking)
+        source, _ = source_and_weights(settings)
+        test_split(source, settings)
+        reserved = plan.tune.draws if plan.decide.tune else 0
+        check_draws(source, settings, range(settings.draw, settings.draw + max(1, reserved)))
+        pool = pool_in(source, settings, plan.design.looks, reserved=reserved)
+        test = read_test_split(source, settings, command.say)
+        overlap = Overlap.of(test, source).after(tuning_draws(source, settings, reserved))
+        design = replace(plan.design, looks=pool.looks)
+        images = settings.train_per_class * len(source.class_names)
+        desk = Desk(command, tracking, overlap, images, pool, design)
+        if command.joins:
+            plan, _ = _tuned(plan, desk)
+            _walk(plan, desk, None)
+            return None
+        for note in source.notes:
+            command.say(f"note: {note}")
+        _tell_beforehand(plan, desk)
+        name = f"decision · {source.name} · {plan.treatment.words} or {plan.control.words}"
+        with tracking.run(name, {"kind": "decision"}, target=True) as log:
+            log.params({**plain_values(settings), **plan.decide.model_dump()})
+            log_unreadable(log, test.unreadable)
+            if plan.tune.workers > 1:
+                run_workers(
+                    plan.tune.workers, "decide", command, tracking.experiment_id, log.run_id
+                )
+            plan, tuned = _tuned(plan, desk)
+            pairs, runner = _walk(plan, desk, log)
+            beside = _beside(plan, runner, pairs)
+            wall_s = time.perf_counter() - started
+            decision = Decision(
+                asked,
+                plan.treatment,
+                plan.control,
+                design,
+                pool,
+                tuple(pairs),
+                beside,
+                runner.overlap.counts,
+                len(source.class_names),
+                tuned,
+                wall_s,
+            )
+            log_decision(decision, log, tracking, command.say)
+            _register(decision, plan, runner, log)
+    command.say(f"browse the runs: {tracking.ui_command}")
+    return decision
+
+
+def _tell_beforehand(plan: Comparison, desk: Desk) -> None:
+    """What the design can tell and what it costs, before anything is spent."""
+    say, design, pool = desk.command.say, desk.design, desk.pool
+    steps = equal_steps([plan.treatment, plan.control], desk.images)
+    say(
+        f"{plan.treatment.words} against {plan.control.words}, {shown_steps(steps)} optimizer "
+        f"steps; {pool.sentence}; scored on {len(desk.test)} test images"
+    )
+    if note := desk.overlap.counts.note:
+        say(note)
+    worth = resolution_pp(len(desk.test))
+    rows = operating_characteristics(
+        design,
+        plan.decide.sd_pp,
+        TRUE_GAINS_PP,
+        correction=pool.correction,
+        resolution_pp=worth,
+    )
+    if worth > design.rope_pp:
+        say(
+            f"note: one test image is worth {worth:.2g} pp, more than the {design.rope_pp:g} pp "
+            "that count as a gain: more test images, or a larger rope_pp, would be better"
+        )
+    say(
+        f"\nwhat this design can tell, if gains spread by sd_pp={plan.decide.sd_pp:g} "
+        f"(share of decisions; a gain counts above {design.rope_pp:g} pp):"
+    )
+    say(characteristics_text(rows))
+    pair_s = seconds_a_draw([plan.treatment, plan.control], len(desk.test), desk.tracking)
+    times = ", ".join(f"{n} pairs {minutes(n * pair_s)}" for n in design.looks)
+    tuning = "; tuning is not counted" if plan.decide.tune else ""
+    say(
+        f"\na pair takes about {pair_s:.0f} s here: {times}{tuning}; what has been run before "
+        "costs nothing\n"
+    )
+
+
+def _tuned(plan: Comparison, desk: Desk) -> tuple[Comparison, tuple[TunedArm, ...]]:
+    """Both arms with the best settings of studies on their own draws, where that is asked for.
+
+    The stages that the arms do not share have as many trials in all on either side, rounded up
+    for the control. Its steps follow the treatment's; what was set by hand stays.
+    """
+    if not plan.decide.tune:
+        return plan, ()
+    from pipeline.tuning.tune_arm import tune_arm
+
+    last, config = plan.treatment.last, desk.command.config
+    stages = range(1, last + 1)
+    treatment = tune_arm(desk.command, desk.tracking, plan.tune, plan.treatment, stages, plan.said)
+    control = at_equal_steps(
+        treatment.arm, plan.control.name, plan.options, config, plan.treatment
+    )
+    equal_steps([treatment.arm, control], desk.images)
+    fixed = own_stages(plan)
+    trials = plan.tune.n_trials * (last - control.last + len(fixed))
+    tune = plan.tune.model_copy(update={"n_trials": math.ceil(trials / len(fixed))})
+    tuned = tune_arm(desk.command, desk.tracking, tune, control, fixed, fixed)
+    beside = tuple(
+        at_equal_steps(treatment.arm, arm.name, plan.options, config) for arm in plan.beside
+    )
+    plan = replace(plan, treatment=treatment.arm, control=tuned.arm, beside=beside)
+    return plan, (treatment, tuned)
+
+
+def _walk(plan: Comparison, desk: Desk, log: RunLog | None) -> tuple[list[Pair], PairRunner]:
+    """Pairs up to the look at which the verdict falls."""
+    settings, pool, design = plan.treatment.settings, desk.pool, desk.design
+
+    def tell(key: PairKey, results: Results) -> str:
+        treatment, control = results
+        images = f"data_seed {key.data_seed}" if pool.resampled else f"draw {key.draw}"
+        return (
+            f"pair {key.number + 1} ({images}, seed {key.seed}): "
+            f"{plan.treatment.words} {treatment.test_acc:.2%}, "
+            f"{plan.control.words} {control.test_acc:.2%}, "
+            f"gain {Pair(key, treatment, control).gain_pp:+.2f} pp"
+        )
+
+    runner = PairRunner(
+        (plan.treatment, plan.control),
+        desk.overlap,
+        desk.tracking,
+        log.run_id if log else desk.command.joins,
+        desk.command.say,
+        tell,
+        only_new=log is None,
+    )
+    keys = pair_keys(pool, settings)
+    pairs: list[Pair] = []
+    for look in design.looks:
+        results = runner.run_all(keys[:look])
+        pairs = [Pair(key, *both) for key, both in zip(keys, results, strict=False)]
+        found = verdict(
+            [pair.gain_pp for pair in pairs],
+            design,
+            pool.correction,
+            resolution_pp(len(desk.test)),
+        )
+        words = found.sentence(plan.treatment.words, plan.control.words)
+        known = found.posterior
+        assert known
+        if log:
+            desk.command.say(f"after {look} pairs: {words}")
+            numbers = {
+                "p_gain": known.p_above,
+                "p_inside": known.p_inside,
+                "p_harm": known.p_below,
+            }
+            log.metrics({f"look/{k}": v for k, v in numbers.items()}, step=look)
+            log.metrics({"look/mean_gain_pp": known.mean_pp}, step=look)
+        if found.state != "go_on":
+            break
+    return pairs, runner
+
+
+def _beside(
+    plan: Comparison, runner: PairRunner, pairs: list[Pair]
+) -> dict[str, tuple[Arm, list[float]]]:
+    """Gains over the control of arms that are reported and not judged, on the first pairs."""
+    gains: dict[str, tuple[Arm, list[float]]] = {}
+    for arm in plan.beside if plan.decide.beside else ():
+        found = []
+        for pair in pairs[: plan.decide.beside]:
+            result = runner.run_beside(pair.key, arm)
+            found.append(100 * (result.test_acc - pair.control.test_acc))
+            runner.say(f"pair {pair.key.number + 1}, beside: {arm.words} {result.test_acc:.2%}")
+        gains[arm.name] = (arm, found)
+    return gains
+
+
+def _register(decision: Decision, plan: Comparison, runner: PairRunner, log: RunLog) -> None:
+    """The recommended model, of the first pair, as a version of a registered model."""
+    if plan.decide.register_as == "off":
+        return
+    arm = decision.recommended
+    result = runner.whole_run(decision.pairs[0].key, arm)
+    run = runner.tracking.get(result.run_id)
+    settings = arm.settings
+    name = plan.decide.register_as or usable_name(
+        f"{Path(settings.data).name}-{settings.backbone}"
+    )
+    tags = {"verdict": decision.verdict.state, "decision_run_id": log.run_id}
+    text = (
+        f"{decision.sentence}\n\nRecommended: {arm.words}; this model, of the first pair, "
+        f"reached {result.test_acc:.2%} on the test images. Decision: run "
+        f"{log.run_id}."
+    )
+    registered = runner.tracking.register(
+        name, ModelVersion(run.tags["model_uri"], CHAMPION, text, tags)
+    )
+    mark(decision, log.run_id, run, runner.tracking)
+    log.tags({"champion": f"models:/{name}@{CHAMPION}", "champion_run_id": run.run_id})
+    runner.say(
+        f"recommended: {arm.words}; models:/{name}@{CHAMPION} is version "
+        f"{registered.number} (run {run.run_id})"
+    )
+    if registered.replaced:
+        number, marks = registered.replaced
+        runner.say(
+            f"note: until now it was version {number}, of decision "
+            f"{marks.get('decision_run_id', 'unknown')}; register_as= gives a name of its own"
+        )

@@ -1,0 +1,143 @@
+"""Entry point pretrain: weights for those who have none, trained from scratch on labelled images.
+
+In: a labelled image set of the domain (medical, satellite, ...). Out: a safetensors file that
+`-P weights=<path>` reads, with where it came from in its metadata, and the MLflow run that trained
+it. The training is a stage like any other, of every block from random weights: logged, proved, and
+found again by content. Not covered: self-supervised pretraining.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from pipeline.entries.plans import PretrainPlan, pretrain_plan
+from pipeline.errors import DataError, SettingsError
+from pipeline.runs.command import Command
+from pipeline.runs.run_stage import find_or_run
+from pipeline.runs.session import Session, source_of
+from pipeline.settings.run import Settings
+from pipeline.system.digests import digest_tensors
+from pipeline.system.files import storage_faults, write_atomically
+from pipeline.tracking import Tracking
+
+PROVENANCE = "provenance"
+VAL_SHARE, VAL_AT_MOST = 0.1, 100
+"""Validation images a class where no number is given."""
+
+
+def pretrain_entry(command: Command) -> Path:
+    """Entry point pretrain: train, and write the weights beside where they came from.
+
+    Raises:
+        SettingsError, DataError: wrong settings or images.
+        StorageError: the file cannot be written.
+    """
+    plan = pretrain_plan(command.options, command.config)
+    path = Path(plan.out).expanduser()
+    tracking = Tracking.connect()
+    with tracking.explained():
+        _check_place(path)
+        settings = _sized(plan, command)
+        name = f"pretrain · {Path(settings.data).name} · {settings.backbone}"
+        session = Session.open(settings, tracking, command.say, command.on_epoch)
+        with tracking.run(name, {"kind": "pretrain"}, target=True) as log:
+            summary = find_or_run(session, 1, log.run_id)
+            run = tracking.get(summary.run_id)
+            backbone = session.restore(run)
+            head = f"{backbone.head_layer()}."
+            state = {
+                name: tensor.contiguous()
+                for name, tensor in backbone.model.state_dict().items()
+                if not name.startswith(head)
+            }
+            about = {
+                "backbone": backbone.name,
+                "data": session.draw.source,
+                "data_sha256": session.draw.fingerprint,
+                "class_names": list(session.draw.class_names),
+                "images": len(session.draw.train),
+                "image_size": settings.image_size,
+                "training": settings.training(1).model_dump(),
+                "seed": settings.seed,
+                "selected_epoch": summary.epoch,
+                "val_acc": summary.val_acc,
+                "weights_sha256": digest_tensors(state),
+                "left_out": f"{head}* (its classes are those of the pretraining)",
+                "run_id": run.run_id,
+                "git_commit": run.tags["git_commit"],
+            }
+            # one key only: safetensors writes several in random order
+            metadata = {PROVENANCE: json.dumps(about, sort_keys=True)}
+            write_atomically(path, save(state, metadata))
+            log.params({"data": settings.data, "backbone": settings.backbone, "out": str(path)})
+            log.metrics({"val_acc": summary.val_acc})
+            log.text(json.dumps(about, indent=2) + "\n", "provenance.json")
+            log.tags({"stage_run_id": run.run_id, "weights_sha256": str(about["weights_sha256"])})
+    command.say(
+        f"{path}: {backbone.name} from scratch on {about['images']} images of {about['data']}, "
+        f"validation accuracy {summary.val_acc:.2%}; use it: -P weights={path.absolute()} "
+        f"-P backbone={backbone.name}"
+    )
+    return path
+
+
+def _check_place(path: Path) -> None:
+    """Refuse a place that cannot be written to before anything is spent on what goes there.
+
+    A file that `pretrain` did not write stays.
+    """
+    if path.is_dir():
+        raise SettingsError(f"out={path} is a folder: pass the path of a file")
+    if path.exists() and not _is_ours(path):
+        raise SettingsError(
+            f"out={path} exists and was not written by pretrain: choose another name, or remove it"
+        )
+    try:
+        with storage_faults(path.name, path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+    except OSError as err:
+        raise SettingsError(
+            f"out={path} cannot be written ({err.strerror}): choose another folder"
+        ) from None
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return PROVENANCE in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
+
+
+def _sized(plan: PretrainPlan, command: Command) -> Settings:
+    """As many images a class as the smallest class has, where no number was given."""
+    settings = plan.settings
+    if plan.sized:
+        return settings
+    source = source_of(settings)
+    counts = source.class_sizes(source.pool)
+    smallest = int(counts.min())
+    val = settings.val_per_class
+    if not plan.val_sized:
+        held = int(source.class_sizes(source.val).min()) if source.val else VAL_AT_MOST
+        val = max(1, min(VAL_AT_MOST, int(VAL_SHARE * smallest), held))
+    train = smallest - (val if source.val is None else 0)
+    if train < 1:
+        raise DataError(
+            f"{source.name}: class {source.class_names[int(counts.argmin())]} has {smallest} "
+            f"images, {val} of them to validate on: add images or lower val_per_class"
+        )
+    left = int(counts.sum()) - len(counts) * (smallest if source.val is None else train)
+    if left:
+        command.say(
+            f"note: every class counts the same: {train} images a class to train on, as the "
+            f"smallest class has; {left} images of larger classes are left out"
+        )
+    return settings.model_copy(update={"train_per_class": train, "val_per_class": val})

@@ -1,0 +1,135 @@
+"""A stage's result on disk: the tensors that differ from the pretrained ones.
+
+In: a backbone after a stage and the pretrained weights it began with. Out: one safetensors file
+whose metadata names the weights by digest and the whole model by digest, so that loading proves
+that what was put together again is what was saved.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from pipeline.errors import LineageError
+from pipeline.model.backbones import Backbone
+from pipeline.model.pretrained import Pretrained
+from pipeline.system.digests import digest_file, digest_tensors
+from pipeline.system.files import write_atomically
+from pipeline.system.interrupts import held
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What a checkpoint is of. `model_digest`: SHA-256 of every tensor of the assembled model."""
+
+    backbone: str
+    class_names: tuple[str, ...]
+    weights: str
+    weights_digest: str
+    schedule: str
+    stage: int
+    model_digest: str
+
+
+def save_checkpoint(
+    path: Path,
+    backbone: Backbone,
+    pretrained: Pretrained,
+    *,
+    class_names: tuple[str, ...],
+    schedule: str,
+    stage: int,
+) -> str:
+    """Write the tensors that differ from the pretrained ones; returns the file's SHA-256.
+
+    Raises:
+        StorageError: the disk is full.
+    """
+    state = backbone.model.state_dict()
+    changed = {
+        name: tensor.contiguous()
+        for name, tensor in state.items()
+        if name not in pretrained.tensors or not _same_bytes(tensor, pretrained.tensors[name])
+    }
+    info = CheckpointInfo(
+        backbone.name,
+        class_names,
+        pretrained.name,
+        pretrained.digest,
+        schedule,
+        stage,
+        digest_tensors(state),
+    )
+    # one key only: safetensors writes several in random order, and equal models would differ
+    metadata = {"checkpoint": json.dumps({"format": FORMAT, **asdict(info)})}
+    write_atomically(path, save(changed, metadata))
+    return digest_file(path)
+
+
+def load_checkpoint(
+    path: Path,
+    sha256: str,
+    backbone: Backbone,
+    pretrained: Pretrained,
+    class_names: tuple[str, ...],
+) -> None:
+    """Put the checkpoint's model into `backbone`, which has the classes it was saved with.
+
+    Raises:
+        LineageError: the file is damaged, or was saved over other weights, another backbone, or
+            for other classes than `class_names`.
+    """
+    if digest_file(path) != sha256:
+        raise LineageError(
+            f"the checkpoint {path.name} is damaged: its SHA-256 is not {sha256[:12]}…"
+        )
+    try:
+        # an interrupt inside safetensors would look like a damaged file
+        with held(), safe_open(path, framework="pt") as file:
+            info = CheckpointInfo(**_without_format(file.metadata()["checkpoint"]))
+            changed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, TypeError, ValueError) as err:
+        raise LineageError(f"{path.name} is not a checkpoint of this pipeline ({err})") from None
+    if info.backbone != backbone.name:
+        raise LineageError(f"the checkpoint is of {info.backbone}, got backbone {backbone.name}")
+    both = zip_longest(info.class_names, class_names, fillvalue="missing")
+    for number, (there, here) in enumerate(both, start=1):
+        if there != here:
+            raise LineageError(
+                f"the checkpoint has {len(info.class_names)} classes, the images "
+                f"{len(class_names)}: class {number} is {there} there and {here} here"
+            )
+    if info.weights_digest != pretrained.digest:
+        raise LineageError(
+            f"the checkpoint was trained from weights {info.weights} "
+            f"({info.weights_digest[:12]}…), weights {pretrained.name} are now "
+            f"{pretrained.digest[:12]}…"
+        )
+    pretrained.apply(backbone)
+    backbone.model.load_state_dict(changed, strict=False)
+    if digest_tensors(backbone.model.state_dict()) != info.model_digest:
+        raise LineageError(
+            "the checkpoint and its weights do not add up to the model that was saved"
+        )
+
+
+def _same_bytes(one: Tensor, other: Tensor) -> bool:
+    first, second = (t.contiguous().view(-1).view(torch.uint8) for t in (one, other))
+    return torch.equal(first, second)
+
+
+def _without_format(text: str) -> Any:  # noqa: ANN401 - CheckpointInfo checks its own fields
+    about = json.loads(text)
+    if about.pop("format") != FORMAT:
+        raise ValueError("another format")
+    return about

@@ -1,0 +1,194 @@
+"""Pretrained weights: where they come from, what matched, and the digest they go by.
+
+In: `imagenet` (torchvision's default weights, fetched on first use) or torchvision's name for them
+(`IMAGENET1K_V1`), `tiny_imagenet` (the starter in this folder, ResNet-18 only), `none`, or a state
+dict file. Out: `Pretrained`. All but the classifier is checked by `read_weights`, before the
+number of classes is known. A classifier of another size or form is left out; any other mismatch is
+an error that names the tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pipeline.errors import WeightsError
+from pipeline.model.backbones import Backbone
+from pipeline.model.fitting import Layout, find_network
+from pipeline.model.published import DEFAULT, fetch, is_published_name, published
+from pipeline.model.state_files import read_content
+from pipeline.system.digests import digest_file, digest_tensors
+
+OWN = ("tiny_imagenet", "none")
+NAMES = (DEFAULT, *OWN)
+"""What `weights` may be beside a file and torchvision's own names."""
+STARTER = Path(__file__).parent / "weights" / "resnet18-tiny-imagenet-64px.safetensors"
+STARTER_BACKBONE = "resnet18"
+STARTER_SHA256 = "28c7281f45aaee0437d1b242cab83877735eb8924ffeadd8040beb853759cbc4"
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """The tensors that a backbone starts from.
+
+    Attributes:
+        name: what `weights` said.
+        digest: SHA-256 of `tensors`; "none" for random weights.
+        tensors: float32 (counters int64), named as in torchvision's state dict.
+        report: one line: how many tensors matched, which were left out.
+    """
+
+    name: str
+    digest: str
+    tensors: dict[str, Tensor]
+    report: str
+
+    def apply(self, backbone: Backbone) -> None:
+        """Copy the tensors into the backbone; what they do not hold stays as it is."""
+        backbone.model.load_state_dict(self.tensors, strict=False)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights that fit a backbone but for its classifier, whose size is not known yet.
+
+    Attributes:
+        name: what `weights` said.
+        state: their tensors, finite before the classifier; None for random weights.
+        note: what was taken off or passed over, as an addition to the report.
+    """
+
+    name: str
+    state: Mapping[str, Tensor] | None
+    note: str = ""
+
+    def fitted(self, backbone: Backbone) -> Pretrained:
+        """The tensors for a backbone with its number of classes.
+
+        Raises:
+            WeightsError: a classifier that fits holds values that are not finite.
+        """
+        if self.state is None:
+            return Pretrained("none", "none", {}, "weights none: every block starts at random")
+        expected = backbone.model.state_dict()
+        last, root = backbone.head_layer(), Layout.of(backbone.name).root
+        tensors = {
+            name: self.state[name].to(target.dtype)
+            for name, target in expected.items()
+            if name in self.state and self.state[name].shape == target.shape
+        }
+        # half a classifier is of no use: its last layer needs the layers below it
+        for part in (last, root):
+            whole = [name for name in expected if name.startswith(f"{part}.")]
+            below = [name for name in whole if not name.startswith(f"{last}.")] or whole
+            if not all(name in tensors for name in below):
+                tensors = {n: t for n, t in tensors.items() if n not in whole}
+        _check_finite(self.name, tensors)
+        left_out = [n for n in expected if n not in tensors and n.startswith(f"{root}.")]
+        missing = f", left out {' and '.join(left_out)} (new classes)" if left_out else ""
+        report = (
+            f"weights {self.name}: {len(tensors)} of {len(expected)} tensors matched"
+            f"{missing}{self.note}"
+        )
+        return Pretrained(self.name, digest_tensors(tensors), tensors, report)
+
+
+def load_pretrained(weights: str, backbone: Backbone) -> Pretrained:
+    """The tensors of `weights` that fit `backbone`.
+
+    Raises:
+        WeightsError: no such file, a damaged one, or one made for another backbone.
+        DownloadError: `imagenet` weights are not here and could not be fetched.
+    """
+    return read_weights(weights, backbone.name).fitted(backbone)
+
+
+def read_weights(weights: str, backbone: str) -> Weights:
+    """The weights, checked for all but the classifier; `backbone` is the name of a model.
+
+    Raises:
+        WeightsError, DownloadError: as in `load_pretrained`.
+    """
+    if weights == "none":
+        return Weights("none", None)
+    if weights == "tiny_imagenet":
+        content: object = _read_starter(backbone)
+    else:
+        content = read_content(_path_of(weights, backbone), weights)
+    fit, note = find_network(content, backbone, weights)
+    _check_finite(weights, fit.trunk)
+    return Weights(weights, {**fit.trunk, **fit.head}, note + fit.note)
+
+
+def names_a_file(weights: str) -> bool:
+    """Whether `weights` is a path, and none of the names that weights go by."""
+    return weights not in NAMES and not is_published_name(weights)
+
+
+def is_here(weights: str, backbone: str) -> bool:
+    """Whether nothing has to be fetched for these weights.
+
+    Raises:
+        WeightsError: torchvision has none of that name.
+    """
+    return names_a_file(weights) or weights in OWN or published(weights, backbone).path.is_file()
+
+
+def _check_finite(weights: str, tensors: Mapping[str, Tensor]) -> None:
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        raise WeightsError(
+            f"weights={weights}: {', '.join(broken[:4])} hold values that are not finite numbers: "
+            "use other weights"
+        )
+
+
+def _path_of(weights: str, backbone: str) -> Path:
+    """The file of these weights, fetched where torchvision publishes it."""
+    if not names_a_file(weights):
+        return fetch(weights, backbone, _others(backbone))
+    try:
+        path = Path(weights).expanduser()
+        if path.is_dir():
+            raise WeightsError(
+                f"weights={weights} is a folder: pass the .pth or .safetensors file in it"
+            )
+        if path.is_file():
+            return path
+        reason = f"{path.absolute()} {'is no file' if path.exists() else 'does not exist'}"
+    except (OSError, RuntimeError, ValueError) as err:  # permissions, a long name, no home
+        reason = getattr(err, "strerror", None) or str(err)
+    raise WeightsError(
+        f"weights={weights}: neither imagenet, tiny_imagenet, none, a name such as IMAGENET1K_V1 "
+        f"nor a file ({reason}): pass one of these or a .pth/.safetensors file"
+    )
+
+
+def _others(backbone: str) -> str:
+    """What else than a download the weights may be, for messages."""
+    if backbone == STARTER_BACKBONE:
+        starter = "-P weights=tiny_imagenet, which comes with the package"
+    else:
+        starter = (
+            f"-P backbone={STARTER_BACKBONE} -P weights=tiny_imagenet, which come with the package"
+        )
+    return f"-P weights=<a .pth or .safetensors file of {backbone}>, or {starter}"
+
+
+def _read_starter(backbone: str) -> dict[str, Tensor]:
+    if backbone != STARTER_BACKBONE:
+        raise WeightsError(
+            f"weights=tiny_imagenet are for {STARTER_BACKBONE}, got backbone {backbone}: pass "
+            f"-P backbone={STARTER_BACKBONE}, or -P weights=imagenet or a file of your own"
+        )
+    if not STARTER.is_file() or digest_file(STARTER) != STARTER_SHA256:
+        raise WeightsError(
+            f"weights=tiny_imagenet: {STARTER} is damaged (its SHA-256 is not "
+            f"{STARTER_SHA256[:12]}…): "
+            "restore it from the repository"
+        )
+    return load_file(STARTER)

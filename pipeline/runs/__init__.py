@@ -1,0 +1,1 @@
+"""One stage, from its parent to a logged run."""

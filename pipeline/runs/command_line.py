@@ -1,0 +1,21 @@
+"""Command lines to be typed: what made a result, or what to do next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from pipeline.data.open import NAMES
+from pipeline.model.pretrained import names_a_file
+
+
+def command_line(entry_point: str, said: Mapping[str, object]) -> str:
+    """What to type; paths are absolute, since `mlflow run` starts in the project's folder."""
+    values = {key: str(value) for key, value in said.items()}
+    is_a_path = {"data": lambda data: data not in NAMES, "weights": names_a_file, "config": bool}
+    for key, holds in is_a_path.items():
+        if values.get(key) and holds(values[key]):
+            values[key] = str(Path(values[key]).expanduser().absolute())
+    words = " ".join(f"-P {key}={shlex.quote(value)}" for key, value in values.items())
+    return f"mlflow run . -e {entry_point} --env-manager local {words}"

@@ -1,0 +1,293 @@
+"""One stage from start to finish: parent -> freeze -> train -> prove -> save -> log.
+
+In: settings and a tracking store. Out: finished runs, and a `StageSummary` of the one asked for.
+The chain's first stage starts from pretrained weights, every other from its parent run's logged
+checkpoint, also within one process.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from pathlib import Path
+
+from pipeline.data.augment import distinct_views
+from pipeline.errors import LineageError, TrainingError
+from pipeline.model.checkpoints import save_checkpoint
+from pipeline.model.freezing import FrozenProof
+from pipeline.reporting.figures import best_effort
+from pipeline.runs.session import CHECKPOINT, Session
+from pipeline.runs.stage_log import (
+    log_outcome,
+    log_outcome_pictures,
+    log_served_model,
+    log_start,
+)
+from pipeline.runs.summary import StageSummary
+from pipeline.settings.run import Settings
+from pipeline.settings.schedules import Stage
+from pipeline.signals.evidence import (
+    Subject,
+    log_evidence,
+    log_evidence_pictures,
+    refresh_siblings,
+)
+from pipeline.signals.gate_runs import gate_of_run
+from pipeline.system.memory import PEAK_METRIC, PeakMemory
+from pipeline.tracking import RunLog, RunView
+from pipeline.tracking.keys import POOL
+from pipeline.training.features import Features
+from pipeline.training.trainer import EpochResult, Trainer
+
+
+def run_stage(
+    session: Session,
+    number: int,
+    parent: RunView | None,
+    nested_under: str | None = None,
+    *,
+    target: bool,
+) -> StageSummary:
+    """Train one stage from its parent run (None: from pretrained weights) and log it."""
+    settings, stage = session.settings, session.settings.stage(number)
+    if settings.enforce_gate and (stage.schedule, number) == ("three_stage", 3):
+        assert parent
+        gate_of_run(session.tracking, parent, settings, session.say)[0].enforce()
+    started = time.perf_counter()
+    with (
+        session.tracking.run(
+            run_name(settings, number), {"kind": "stage"}, target=target, nested_under=nested_under
+        ) as log,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        keys = _keys_of(session, number)
+        log_start(log, settings, stage, session.draw, session.pretrained, keys, parent)
+        if session.norm_choice:
+            scores = session.norm_choice.scores.items()
+            log.metrics({f"norm_stats/{name}": score for name, score in scores})
+        training = settings.training(number)
+        if distinct_views(training.augment) is None and 0 < settings.views < training.epochs:
+            session.say(
+                f"note: {settings.views} stored views are met more than once in {training.epochs} "
+                f"epochs: -P views={training.epochs}, or 0 for fresh ones, would not repeat them"
+            )
+        prepare_started, peak = time.perf_counter(), PeakMemory(session.device)
+        backbone = session.restore(parent) if parent else session.pretrained_backbone()
+        proof = FrozenProof.take(backbone, stage)
+        train_features, val_features = session.prefix_features(backbone, stage, proof.digests)
+        running = {f"train.{name}": block for name, block in train_features.running.items()}
+        running |= {f"val.{name}": block for name, block in val_features.running.items()}
+        prefix_s = time.perf_counter() - prepare_started
+
+        trainer = Trainer(
+            backbone,
+            stage,
+            training,
+            settings.seed,
+            settings.views,
+            session.device,
+            session.dtype,
+        )
+        proof.watch(running | {f"suffix.{n}": block for n, block in trainer.frozen.items()})
+        results = _train(session, log, trainer, train_features, val_features)
+        backbone.model.load_state_dict(trainer.best, strict=False)
+        proof.check(backbone)
+        checkpoint = Path(folder) / Path(CHECKPOINT).name
+        sha256 = save_checkpoint(
+            checkpoint,
+            backbone,
+            session.pretrained,
+            class_names=session.draw.class_names,
+            schedule=stage.schedule,
+            stage=number,
+        )
+        summary = summarise(stage, log.run_id, trainer, results, time.perf_counter() - started)
+        log.tags({"checkpoint_sha256": sha256, "frozen_sha256": proof.digest})
+        log.metrics({"time/prefix_s": prefix_s})
+        if math.isfinite(peak_mib := peak.read_mib()):
+            log.metrics({PEAK_METRIC: peak_mib})
+        log.file(checkpoint, str(Path(CHECKPOINT).parent))
+        subject = Subject(stage, settings, results, summary.epoch, session.draw.val, parent)
+        signals = log_evidence(log, session.tracking, subject)
+        log_outcome(log, settings, stage, session.draw, summary, results, signals)
+        if not session.is_trial:
+            with best_effort("a picture of the signals", session.say):
+                log_evidence_pictures(log, session.tracking, subject, signals)
+            with best_effort("a picture of the result", session.say):
+                log_outcome_pictures(log, stage, session.draw, summary, results)
+        if settings.log_model and not session.is_trial:
+            log_served_model(log, settings, session.draw, backbone, Path(folder))
+    if parent:
+        recipe = session.recipe(number)
+        now = refresh_siblings(session.tracking, recipe, settings, session.say)
+        signals = [now if signal.name == now.name else signal for signal in signals]
+    for note in dict.fromkeys(session.cache.notes):
+        session.say(f"note: {note}")
+    session.cache.notes.clear()
+    for signal in signals:
+        session.say(f"  {signal.name} {signal.state}: {signal.sentence}")
+    session.say(f"stage {number}: run {summary.run_id}")
+    session.say(summary.best_line)
+    return summary
+
+
+def _keys_of(session: Session, number: int) -> dict[str, str]:
+    """Tags by which a run is found, and those that say how its command came to its settings."""
+    keys = {
+        "lineage_key": session.key(number),
+        "recipe_key": session.recipe(number),
+        POOL: session.draw.pool,
+        "norm_stats": session.settings.norm_stats,
+        "precision": session.precision,
+    }
+    if session.norm_choice:
+        keys["norm_stats_reason"] = session.norm_choice.reason
+    if session.is_trial:
+        keys["is_trial"] = "true"
+    if number in session.tuned_by:
+        keys["tuned_by"] = session.tuned_by[number]
+    return keys
+
+
+def _train(
+    session: Session,
+    log: RunLog,
+    trainer: Trainer,
+    train_features: Features,
+    val_features: Features,
+) -> list[EpochResult]:
+    """Every epoch's result, logged as it comes.
+
+    Raises:
+        TrainingError: no epoch had a finite validation loss.
+    """
+    stage, training = trainer.stage, trainer.settings
+    results = []
+    for result in trainer.epochs(
+        session.draw.train, train_features, session.draw.val, val_features
+    ):
+        results.append(result)
+        log.metrics(epoch_metrics(result), step=result.epoch)
+        session.on_epoch(stage, training.epochs, result)
+        if result.diverged:
+            session.say(
+                f"stage {stage.number}: the loss is not a number in epoch {result.epoch}: stopping"
+            )
+            log.tags({"diverged": "true"})
+    if not math.isfinite(results[(trainer.best_epoch or 1) - 1].val.loss):
+        raise TrainingError(
+            f"stage {stage.number}: no epoch had a finite validation loss: lower "
+            f"stage{stage.number}.lr ({training.lr}) or set clip_norm"
+        )
+    return results
+
+
+def epoch_metrics(result: EpochResult) -> dict[str, float]:
+    """An epoch's numbers under the names that group them in the MLflow UI."""
+    return {
+        "train/loss": result.train.loss,
+        "train/acc": result.train.acc,
+        "val/loss": result.val.loss,
+        "val/acc": result.val.acc,
+        "time/train_s": result.train_s,
+        "time/val_s": result.val_s,
+        "time/risks_s": result.risks_s,
+        "gap/acc": result.train.acc - result.val.acc,
+        "gap/loss": result.val.loss - result.train.loss,
+        **result.risks,
+        **{f"lr/{block}": rate for block, rate in result.lr.items()},
+    }
+
+
+def summarise(
+    stage: Stage, run_id: str, trainer: Trainer, results: list[EpochResult], wall_s: float
+) -> StageSummary:
+    """The selected epoch's numbers."""
+    best = next(result for result in results if result.epoch == trainer.best_epoch)
+    return StageSummary(
+        stage=stage,
+        run_id=run_id,
+        reused=False,
+        epoch=best.epoch,
+        train_loss=best.train.loss,
+        val_loss=best.val.loss,
+        train_acc=best.train.acc,
+        val_acc=best.val.acc,
+        wall_s=wall_s,
+        trainable=sum(weight.master.numel() for weight in trainer.weights),
+    )
+
+
+def summary_of(run: RunView, stage: Stage) -> StageSummary:
+    """The summary of a run that finished earlier."""
+    return StageSummary(
+        stage=stage,
+        run_id=run.run_id,
+        reused=True,
+        epoch=int(run.metrics["best/epoch"]),
+        train_loss=run.metrics["best/train_loss"],
+        val_loss=run.metrics["best/val_loss"],
+        train_acc=run.metrics["best/train_acc"],
+        val_acc=run.metrics["best/val_acc"],
+        wall_s=run.metrics["time/total_s"],
+        trainable=int(run.metrics["parameters/trainable"]),
+    )
+
+
+def find_or_run(
+    session: Session, number: int, nested_under: str | None = None, *, whole: bool = False
+) -> StageSummary:
+    """A finished run of that stage with the same content, else a new one.
+
+    What this command has found or trained already is not looked for again. `whole`: a run that
+    is not, by `is_whole`, will not do.
+    """
+    if number in session.done:
+        return session.done[number]
+    found = find_run(session, number, whole=whole) if session.settings.reuse else None
+    if found:
+        session.say(f"stage {number}: found run {found.run_id} with the same content, reusing it")
+        session.done[number] = summary_of(found, session.settings.stage(number))
+    else:
+        if session.settings.reuse:
+            session.say(f"stage {number}: no finished run with the same content, training it")
+        parent = find_or_run(session, number - 1, nested_under) if number > 1 else None
+        view = session.tracking.get(parent.run_id) if parent else None
+        session.done[number] = run_stage(session, number, view, nested_under, target=False)
+    return session.done[number]
+
+
+def find_run(session: Session, number: int, *, whole: bool = False) -> RunView | None:
+    """The oldest finished run of that stage with the same content and an intact checkpoint."""
+    for run in session.tracking.find({"lineage_key": session.key(number)}):
+        if whole and not is_whole(run, session.settings):
+            continue
+        try:
+            session.restore(run)
+        except LineageError as err:
+            session.say(f"note: passing over {err}")
+        else:
+            adopt(session, run, number)
+            return run
+    return None
+
+
+def adopt(session: Session, run: RunView, number: int) -> None:
+    """Let a run of an earlier version that saw a session's images count as one of its data set."""
+    former = session.recipe(number, data=run.tags["data"])
+    if POOL not in run.tags and run.tags["recipe_key"] == former:
+        tags = {"recipe_key": session.recipe(number), POOL: session.draw.pool}
+        session.tracking.add_tags(run.run_id, tags)
+
+
+def is_whole(run: RunView, settings: Settings) -> bool:
+    """Whether it has pictures, as a trial's has not, and the served model if one is asked for."""
+    return "is_trial" not in run.tags and not (settings.log_model and "model_uri" not in run.tags)
+
+
+def run_name(settings: Settings, number: int) -> str:
+    """A name that tells runs apart in a list."""
+    data = Path(settings.data).name
+    what = f"stage{number} · {data} · {settings.backbone}"
+    return f"{what} · draw {settings.draw} · seed {settings.seed}"

@@ -1,0 +1,184 @@
+"""The one place that reads the test split: a finished run's accuracy on unseen images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+
+from pipeline.data.base import Source, Split
+from pipeline.data.draws import left_out, read_images
+from pipeline.data.images import ImageSet
+from pipeline.data.overlap import Overlap
+from pipeline.errors import DataError, LineageError
+from pipeline.model.backbones import FORWARD_ORDER, Backbone
+from pipeline.runs.lineage import check_places, settings_of
+from pipeline.runs.session import Session, source_and_weights, source_of
+from pipeline.runs.stage_log import log_unreadable
+from pipeline.settings.layers import load_settings
+from pipeline.settings.run import Settings
+from pipeline.tracking import RunView, Tracking
+from pipeline.training.device import compute_copy, run_blocks
+from pipeline.training.prefix_cache import PrefixCache
+from pipeline.training.trainer import Scores, score_logits
+
+PIXELS_PER_BATCH = 256 * 64 * 64
+
+
+def evaluate_entry(run_id: str, options: dict[str, str], say: Callable[[str], None]) -> Scores:
+    """Entry point evaluate: score a run on the test split and add `test/loss`, `test/acc` to it.
+
+    Raises:
+        LineageError: not a finished stage run.
+        DataError: the run's data has no test split.
+    """
+    tracking = Tracking.connect(with_artifacts=False)
+    with tracking.explained():
+        run = tracking.get(run_id)
+        if run.tags.get("kind") != "stage" or run.status != "FINISHED":
+            raise LineageError(
+                f"evaluate needs a finished stage run, run {run_id} is "
+                f"{run.tags.get('kind', 'no stage run')}, {run.status}: copy the id of a stage "
+                "run from the MLflow UI"
+            )
+        settings = load_settings(options, inherited=settings_of(run))
+        check_places(settings, run)
+        source, _ = source_and_weights(settings)  # their faults, before images are read
+        session = Session.open(settings, tracking, say)
+        session.check_images(run)
+        images = read_test_split(source, settings, say)
+        with tracking.run(f"evaluate · {run.name}", {"kind": "evaluate"}, target=True) as log:
+            backbone = session.restore(run)
+            prefix = settings.stage(int(run.tags["stage"])).prefix
+            logits = predict(
+                backbone,
+                images,
+                session.dtype,
+                session.device,
+                cache=session.cache,
+                prefix=prefix,
+            )
+            scores = score_logits(logits, images.labels)
+            overlap = Overlap.of(images, source).after([session.draw])
+            log.tags({"evaluated_run_id": run.run_id})
+            log_unreadable(log, images.unreadable)
+            counts = overlap.counts.metrics
+            log.metrics({"test/acc": scores.acc, "test/loss": scores.loss, **counts})
+    measured = scored_on(images.fingerprint(), session.precision)
+    keep_scores(tracking, run, scores, measured, counts)
+    result = f"test accuracy {scores.acc:.2%}, loss {scores.loss:.4f} on {len(images)} images"
+    say(f"{run.name}: {result}")
+    if overlap.either.any():
+        say(_without_copies(overlap, logits))
+    return scores
+
+
+def _without_copies(overlap: Overlap, logits: torch.Tensor) -> str:
+    """What the copies among the test images are, and what the accuracy is without them."""
+    counts, new = overlap.counts, torch.from_numpy(~overlap.either)
+    line = (
+        f"note: {counts.copies} of {counts.images} test images are copies of images that draws "
+        f"are dealt from, {counts.seen} of them this run trained or validated on"
+    )
+    if not new.any():
+        return f"{line}: the accuracy says nothing about unseen images: use other test images"
+    left = score_logits(logits[new], overlap.test.labels[new])
+    return (
+        f"{line}: take them out of the test split; without them the accuracy is {left.acc:.2%} on "
+        f"{int(new.sum())} images"
+    )
+
+
+def scored_on(test_digest: str, precision: str) -> dict[str, str]:
+    """The tags that say what a run's `test/acc` was measured on, and how."""
+    return {"test_sha256": test_digest, "test_precision": precision}
+
+
+def keep_scores(
+    tracking: Tracking,
+    run: RunView,
+    scores: Scores,
+    measured: Mapping[str, str],
+    counts: Mapping[str, float],
+) -> None:
+    """Add a run's scores to it; its tags speak of no others at any time, even if this stops.
+
+    `counts`: how many of the test images are no new ones.
+    """
+    if measured.keys() & run.tags.keys():
+        tracking.add_tags(run.run_id, dict.fromkeys(measured, "unknown"))
+    tracking.add_metrics(run.run_id, {"test/acc": scores.acc, "test/loss": scores.loss, **counts})
+    tracking.add_tags(run.run_id, measured)
+
+
+def test_split(source: Source, settings: Settings) -> Split:
+    """The test split of a source.
+
+    Raises:
+        DataError: there is none; says what is known of why.
+    """
+    if source.test is None or not len(source.test.labels):
+        why = "".join(f" ({note})" for note in source.notes if "test" in note)
+        raise DataError(
+            f"{settings.data} has no test split{why}: put folders `train` and `test` there, or "
+            "files named test-*.parquet, or set images aside with -P test_per_class=<how many>"
+        )
+    return source.test
+
+
+def test_images(settings: Settings) -> ImageSet:
+    """Every image of the test split; see `read_test_split`."""
+    return read_test_split(source_of(settings), settings, lambda _: None)
+
+
+def read_test_split(source: Source, settings: Settings, say: Callable[[str], None]) -> ImageSet:
+    """Every image of a source's test split; says which are left out.
+
+    Raises:
+        DataError: there is none, or images cannot be read.
+    """
+    test = test_split(source, settings)
+    rows = np.arange(len(test.labels))
+    images = read_images(test, rows, settings.image_size, skip_unreadable=settings.skip_unreadable)
+    if images.unreadable:
+        say(f"note: test split: {left_out(images.unreadable)}")
+    if not len(images):
+        raise DataError(f"{settings.data}: no image of the test split can be read: replace them")
+    return images
+
+
+@torch.no_grad()
+def predict(
+    backbone: Backbone,
+    images: ImageSet,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    cache: PrefixCache | None = None,
+    prefix: tuple[str, ...] = (),
+) -> torch.Tensor:
+    """Logits of every image, float32, (N, classes); memory for one batch beside the images.
+
+    Args:
+        backbone: the model.
+        images: what to predict.
+        dtype: precision of the computation; the head computes in float32.
+        device: where to compute.
+        cache: keeps the outputs of `prefix`, so that models with the same prefix, in this command
+            or in any other, compute them once.
+        prefix: the blocks, in forward order, that such models have in common.
+    """
+    features = (cache or PrefixCache(None, 0)).features(
+        backbone, prefix, images, augment="none", views=1, dtype=dtype, device=device
+    )
+    suffix = FORWARD_ORDER[len(prefix) :]
+    blocks = compute_copy(backbone, suffix, dtype, device)
+    size = max(1, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
+    batches = np.array_split(np.arange(len(images)), math.ceil(len(images) / size))
+    logits = [
+        run_blocks(blocks, features.batch(rows, np.zeros_like(rows)), dtype).float().cpu()
+        for rows in batches
+    ]
+    return torch.cat(logits)

@@ -1,0 +1,317 @@
+"""What the stages of one command share: images, pretrained weights, the cache, the store.
+
+In: settings and a tracking store. Out: a `Session`, from which a stage takes its starting weights,
+its suffix's inputs and its lineage key.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pipeline.data.base import Source
+from pipeline.data.draws import Draw, deal_rows, draw_in, set_aside
+from pipeline.data.open import open_source
+from pipeline.errors import LineageError
+from pipeline.model.backbones import Backbone, build_backbone
+from pipeline.model.checkpoints import load_checkpoint
+from pipeline.model.pretrained import Pretrained, Weights, is_here, read_weights
+from pipeline.runs.lineage import lineage_key, recipe_key
+from pipeline.runs.summary import StageSummary
+from pipeline.settings.run import Settings
+from pipeline.settings.schedules import SCHEDULES, Stage
+from pipeline.system.files import storage_faults
+from pipeline.tracking import RunView, Tracking
+from pipeline.training.device import keep_freed_memory, pick_device, pick_precision
+from pipeline.training.features import Features
+from pipeline.training.norm_choice import NormStatsChoice, choose_norm_stats
+from pipeline.training.norm_stats import calibrate_norm_stats
+from pipeline.training.prefix_cache import PrefixCache
+from pipeline.training.trainer import EpochResult
+
+DEFAULT_CACHE_DIR = "~/.cache/unfreeze"
+CHECKPOINT = "checkpoint/checkpoint.safetensors"
+
+Say = Callable[[str], None]
+OnEpoch = Callable[[Stage, int, EpochResult], None]
+
+
+def cache_folder(settings: Settings) -> Path:
+    """Where downloads and prefix outputs are kept."""
+    return Path(settings.cache_dir or DEFAULT_CACHE_DIR).expanduser()
+
+
+def source_of(settings: Settings) -> Source:
+    """The images that the settings name, their test split set aside where that is asked for."""
+    folder = cache_folder(settings)
+    with storage_faults("the cache", folder):
+        source = open_source(
+            settings.data,
+            folder,
+            label_column=settings.label_column,
+            image_column=settings.image_column,
+        )
+    return set_aside(source, settings.test_per_class)
+
+
+def source_and_weights(settings: Settings) -> tuple[Source, Weights]:
+    """What the settings name, before any image is read.
+
+    What may be wrong at once comes before what must be fetched.
+    """
+    here = is_here(settings.weights, settings.backbone)
+    weights = read_weights(settings.weights, settings.backbone) if here else None
+    source = source_of(settings)
+    return source, weights or read_weights(settings.weights, settings.backbone)
+
+
+def check_draws(source: Source, settings: Settings, draws: Iterable[int]) -> None:
+    """Refuse what the images cannot give, before any of them is read.
+
+    Raises:
+        DataError: a class is too small, or the pool holds fewer draws.
+    """
+    for draw in draws:
+        deal_rows(
+            source, settings.train_per_class, settings.val_per_class, settings.data_seed, draw
+        )
+
+
+@dataclass
+class Session:
+    """What the stages of one command share: images, pretrained weights, the cache, the store.
+
+    `backbone` is one model for all stages: each sets all its weights before it begins.
+
+    Attributes:
+        initial: what the seed drew and no pretrained tensor replaces: the new head, or everything.
+        keys: lineage keys by stage number, an adopted parent's among them.
+        done: stages that this command has found or trained.
+        tuned_by: the study that a stage's training settings were taken from, by stage number.
+        is_trial: log what other stages and people need of a trial: no pictures, no served model.
+        otherwise: what else to do where a given run cannot be used, for messages.
+        norm_choice: what `norm_stats=auto` came to; None where nobody asked.
+    """
+
+    settings: Settings
+    tracking: Tracking
+    draw: Draw
+    backbone: Backbone
+    pretrained: Pretrained
+    device: torch.device
+    dtype: torch.dtype
+    cache: PrefixCache
+    say: Say
+    on_epoch: OnEpoch
+    initial: Mapping[str, Tensor]
+    keys: dict[int, str] = field(default_factory=dict)
+    done: dict[int, StageSummary] = field(default_factory=dict)
+    tuned_by: dict[int, str] = field(default_factory=dict)
+    is_trial: bool = False
+    otherwise: str = ""
+    norm_choice: NormStatsChoice | None = None
+
+    @classmethod
+    def open(
+        cls,
+        settings: Settings,
+        tracking: Tracking,
+        say: Say,
+        on_epoch: OnEpoch = lambda *_: None,
+    ) -> Session:
+        """Read the images and weights that the settings name."""
+        keep_freed_memory()
+        device = pick_device(settings.device)
+        cache_dir = cache_folder(settings)
+        source, weights = source_and_weights(settings)
+        draw = draw_in(source, settings)
+        say(f"preset {settings.preset}; every setting is in the run's settings.json")
+        say(
+            f"{settings.data}: {len(draw.train)} training and {len(draw.val)} validation images "
+            f"of {len(draw.class_names)} classes, draw {settings.draw}: {source.classes_in_words}"
+        )
+        for note in (*source.notes, *draw.notes):
+            say(f"note: {note}")
+        backbone = build_backbone(settings.backbone, len(draw.class_names), settings.seed)
+        pretrained = weights.fitted(backbone)
+        say(pretrained.report)
+        state = backbone.model.state_dict()
+        initial = {n: t.clone() for n, t in state.items() if n not in pretrained.tensors}
+        folder = cache_dir / "prefix" if settings.cache else None
+        session = cls(
+            settings,
+            tracking,
+            draw,
+            backbone,
+            pretrained,
+            device,
+            pick_precision(settings.precision, device),
+            PrefixCache(folder, int(settings.cache_limit * 1e9)),
+            say,
+            on_epoch,
+            initial,
+        )
+        session.settings = session.resolved(settings)
+        return session
+
+    def resolved(self, settings: Settings) -> Settings:
+        """The settings with `norm_stats=auto` replaced by what these images and weights call for.
+
+        Raises:
+            WeightsError: the weights give no finite features under either choice.
+        """
+        if settings.norm_stats != "auto":
+            return settings
+        if self.norm_choice is None:
+            self.backbone.model.load_state_dict({**self.initial, **self.pretrained.tensors})
+            self.norm_choice = choose_norm_stats(
+                self.backbone, self.draw.train, self.dtype, self.device, self._norm_stats_folder
+            )
+            self.say(self.norm_choice.line)
+        return settings.model_copy(update={"norm_stats": self.norm_choice.value})
+
+    @property
+    def _norm_stats_folder(self) -> Path | None:
+        return cache_folder(self.settings) / "norm_stats" if self.settings.cache else None
+
+    def with_training(self, number: int, values: Mapping[str, object]) -> Session:
+        """The same with other training settings for one stage; what depends on it is forgotten."""
+        training = self.settings.training(number).model_copy(update=dict(values))
+        stages = list(self.settings.stages)
+        stages[number - 1] = training
+        return replace(
+            self,
+            settings=self.settings.model_copy(update={"stages": tuple(stages)}),
+            keys={n: key for n, key in self.keys.items() if n < number},
+            done={n: summary for n, summary in self.done.items() if n < number},
+            tuned_by=dict(self.tuned_by),
+        )
+
+    def check_images(self, run: RunView) -> None:
+        """Refuse a run that was trained on other images, or on other classes.
+
+        Images that have moved since are the same ones; says so.
+
+        Raises:
+            LineageError: they are others.
+        """
+        data = self.settings.data
+        if run.tags["data_sha256"] != self.draw.fingerprint:
+            raise LineageError(
+                f"the images of data={data} are not those that run {run.run_id} was trained on "
+                f"(their SHA-256 differ): restore them, or pass -P data=<where they are now>"
+                f"{self.otherwise}"
+            )
+        if (before := json.loads(run.tags["settings"])["data"]) != data:
+            self.say(f"data={data}: the images that run {run.run_id} had as data={before}")
+
+    @property
+    def precision(self) -> str:
+        """What blocks are computed in: `float32` or `bfloat16`."""
+        return str(self.dtype).removeprefix("torch.")
+
+    def key(self, number: int) -> str:
+        """The lineage key of a stage; an adopted parent's key is put into `keys` beforehand."""
+        if number not in self.keys:
+            self.keys[number] = lineage_key(
+                self.settings,
+                self.settings.stage(number),
+                fingerprint=self.draw.fingerprint,
+                weights_digest=self.pretrained.digest,
+                precision=self.precision,
+                parent_key=self.key(number - 1) if number > 1 else None,
+            )
+        return self.keys[number]
+
+    def recipe(self, number: int, trained: int | None = None, data: str | None = None) -> str:
+        """What runs of this stage that differ only in draw or seed have in common.
+
+        `trained`: count the training settings up to that stage only (None: this one's too).
+        `data`: the name that the data set had for earlier versions (None: it goes by content).
+        """
+        return recipe_key(
+            self.settings,
+            self.settings.stage(number),
+            trained=number if trained is None else trained,
+            data=self.draw.pool if data is None else data,
+            class_names=self.draw.class_names,
+            weights_digest=self.pretrained.digest,
+            precision=self.precision,
+        )
+
+    def pretrained_backbone(self) -> Backbone:
+        """The backbone with the pretrained weights, calibrated where the settings say so."""
+        self.backbone.model.load_state_dict({**self.initial, **self.pretrained.tensors})
+        assert self.settings.norm_stats != "auto", "`resolved` comes first"
+        if self.settings.norm_stats == "target":
+            calibrate_norm_stats(
+                self.backbone, self.draw.train, self.dtype, self.device, self._norm_stats_folder
+            )
+        return self.backbone
+
+    def restore(self, run: RunView) -> Backbone:
+        """The backbone with the weights of a finished stage run, their digests verified.
+
+        Raises:
+            LineageError: the checkpoint is missing or damaged, or does not fit; names the run.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                path = self.tracking.fetch(run, CHECKPOINT, Path(folder))
+                load_checkpoint(
+                    path,
+                    run.tags["checkpoint_sha256"],
+                    self.backbone,
+                    self.pretrained,
+                    self.draw.class_names,
+                )
+            except LineageError as err:
+                raise LineageError(
+                    f"run {run.run_id} ({run.name}): {err}: use another run{self.otherwise}"
+                ) from None
+        return self.backbone
+
+    def prefix_features(
+        self, backbone: Backbone, stage: Stage, digests: Mapping[str, str]
+    ) -> tuple[Features, Features]:
+        """The suffix's inputs for training and validation; fills the cache for later stages.
+
+        `digests`: those of the backbone's frozen tensors, name -> SHA-256.
+        """
+        settings = self.settings
+        augment = settings.training(stage.number).augment
+        later = [
+            step.prefix
+            for step in SCHEDULES[stage.schedule][stage.number :]
+            if step.prefix and settings.training(step.number).augment == augment
+        ]
+        train = self.cache.features(
+            backbone,
+            stage.prefix,
+            self.draw.train,
+            augment=augment,
+            views=settings.views,
+            dtype=self.dtype,
+            device=self.device,
+            also=later,
+            digests=digests,
+        )
+        # validation images are never varied: one view, kept even where training views are fresh
+        val = self.cache.features(
+            backbone,
+            stage.prefix,
+            self.draw.val,
+            augment="none",
+            views=1,
+            dtype=self.dtype,
+            device=self.device,
+            also=later,
+            digests=digests,
+        )
+        return train, val

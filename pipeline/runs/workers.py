@@ -1,0 +1,113 @@
+"""Local processes that share a machine's cores and work on the same studies or decisions.
+
+In: how many, and the command that was typed. Out: their lines on the terminal, as they come.
+Each has `cores / workers` threads, never more: on two cores two training processes of two threads
+each were five times slower than one.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+
+from pipeline.errors import StudyError
+from pipeline.runs.command import Command
+from pipeline.settings.parser import STORAGE
+from pipeline.system.interrupts import PARENT
+from pipeline.system.provenance import PROJECT_DIR
+
+GRACE_S = 60.0
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def threads_each(workers: int, cores: int) -> int:
+    """Threads for each of so many workers: at least one."""
+    return max(1, cores // workers)
+
+
+def run_workers(
+    count: int, entry_point: str, command: Command, experiment_id: str, run_id: str
+) -> None:
+    """Start so many of an entry point and wait for them; lost ones are noted, others go on.
+
+    `run_id`: the run that they work for.
+
+    Raises:
+        StudyError: not one worker came to its end.
+    """
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    threads = str(threads_each(count, cores))
+    command.say(f"{count} workers with {threads} thread(s) each on {cores} cores")
+    options = {**command.options, "workers": "1", "joins": run_id}
+    if command.config:
+        options["config"] = command.config
+    if command.tuned:
+        options["tuned"] = "on"
+    words = [sys.executable, "-m", "pipeline", entry_point]
+    words += [f"--{key}={value}" for key, value in options.items()]
+    environment = {
+        **os.environ,
+        **dict.fromkeys(_THREADS, threads),
+        "MLFLOW_EXPERIMENT_ID": experiment_id,
+        "PYTHONPATH": os.pathsep.join([str(PROJECT_DIR), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONUNBUFFERED": "1",
+        PARENT: str(os.getpid()),
+    }
+    environment.pop("MLFLOW_RUN_ID", None)
+    if command.storage:  # its password would stand in the list of processes
+        environment[STORAGE] = command.storage
+    workers = [
+        subprocess.Popen(
+            words,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        for _ in range(count)
+    ]
+    readers = [
+        threading.Thread(target=_pass_on, args=(worker, number, command.say), daemon=True)
+        for number, worker in enumerate(workers, start=1)
+    ]
+    for reader in readers:
+        reader.start()
+    try:
+        codes = [worker.wait() for worker in workers]
+    except KeyboardInterrupt:
+        _stop(workers)
+        raise
+    finally:
+        for reader in readers:
+            reader.join(timeout=5)
+    for number, code in enumerate(codes, start=1):
+        if code:
+            command.say(f"note: worker {number} ended with exit code {code}")
+    if all(codes):
+        raise StudyError(
+            f"none of {count} workers came to its end (exit codes {', '.join(map(str, codes))}): "
+            "see their lines above; the same command goes on where they stopped"
+        )
+
+
+def _pass_on(worker: subprocess.Popen[str], number: int, say: Callable[[str], None]) -> None:
+    assert worker.stdout
+    with worker.stdout as lines:
+        for line in lines:
+            say(f"worker {number}: {line.rstrip()}")
+
+
+def _stop(workers: list[subprocess.Popen[str]]) -> None:
+    for worker in workers:
+        worker.terminate()
+    for worker in workers:
+        try:
+            worker.wait(timeout=GRACE_S)
+        except subprocess.TimeoutExpired:
+            worker.kill()

@@ -1,0 +1,1 @@
+"""Schedules, settings and search spaces: from YAML and typed words to one typed object."""

@@ -1,0 +1,159 @@
+"""What single entry points take beside the settings of a run: how long to tune, what to compare.
+
+Unknown keys are refused, as in `run.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, get_args
+
+from pydantic import BaseModel, Field, field_validator
+from pydantic_core import PydanticCustomError
+
+from pipeline.settings.run import STRICT, TRAIN_KEYS, ScheduleName, Settings, TrainSettings
+
+
+class TuneSettings(BaseModel):
+    """How long and how a study looks for better settings."""
+
+    model_config = STRICT
+
+    stage: Literal["1", "2", "3", "all"] = Field(
+        "all", description="the stage to tune; all: each from the best of the one before"
+    )
+    n_trials: int = Field(20, ge=1, le=100_000, description="trials a study, whoever runs them")
+    timeout: float = Field(
+        0, ge=0, description="seconds after which this command ends, study or no; 0: never"
+    )
+    draws: int = Field(
+        1, ge=1, le=1000, description="draws that a trial is scored on, from `draw` on"
+    )
+    objective: Literal["val_acc", "val_loss"] = Field(
+        "val_acc", description="what a trial is judged by, as a mean over the draws"
+    )
+    margin: float = Field(
+        2.0,
+        ge=0,
+        le=100,
+        description="paired standard errors by which the best trial must beat the defaults",
+    )
+    space: str = Field(
+        "", description="your search space: a file, or a folder with stage1.yaml, stage2.yaml, ..."
+    )
+    workers: int = Field(1, ge=1, le=256, description="local processes that share the cores")
+    heartbeat: int = Field(
+        15, ge=1, le=3600, description="seconds; a worker silent for four times that is given up"
+    )
+
+
+def usable_name(text: str) -> str:
+    """The text as a name that the model registry takes and finds again: `im:ages` is `im-ages`."""
+    return re.sub(r"^\W+", "", re.sub(r"[/:'?\t\n]", "-", text))
+
+
+class DecideSettings(BaseModel):
+    """What a decision compares, and when there is enough evidence."""
+
+    model_config = STRICT
+
+    question: Literal["stage2", "stage3"] = Field(
+        "stage3", description="is that stage justified over going on with the one before?"
+    )
+    treatment: Literal[ScheduleName, ""] = Field(
+        "", description="any schedule instead of the question's"
+    )
+    control: Literal[ScheduleName, ""] = Field(
+        "", description="the schedule it is held against, at equal optimizer steps"
+    )
+    rope_pp: float = Field(
+        0.5, ge=0, lt=100, description="gains up to this many percentage points are not worth it"
+    )
+    looks: str = Field("5,10,20", description="numbers of pairs after which a verdict may fall")
+    threshold: float = Field(
+        0.98, gt=0.5, lt=1, description="posterior probability at which it falls"
+    )
+    sd_pp: float = Field(
+        1.0, gt=0, le=100, description="spread of gains assumed in what is printed beforehand"
+    )
+    beside: int = Field(
+        0, ge=0, le=1000, description="pairs on which full and lp_ft are run as well, for show"
+    )
+    tune: bool = Field(False, description="tune both arms on draws of their own first (on/off)")
+    register_as: str = Field(
+        "", description="name in the model registry; empty: from data and backbone; off: none"
+    )
+
+    @field_validator("register_as")
+    @classmethod
+    def _is_usable(cls, name: str) -> str:
+        if name != usable_name(name):
+            raise PydanticCustomError(
+                "name", "must begin with a letter or digit and hold none of / : ' ?"
+            )
+        return name
+
+
+class CompareSettings(BaseModel):
+    """Which backbones and schedules are compared, and on how many draws."""
+
+    model_config = STRICT
+
+    backbones: str = Field(
+        "", description="names with commas between them; empty: the one that `backbone` says"
+    )
+    schedules: str = Field(
+        "full,two_stage,three_stage,lp_ft", description="names with commas between them"
+    )
+    baseline: ScheduleName = Field(
+        "full", description="the schedule that differences are taken to; added if it is missing"
+    )
+    draws: int = Field(10, ge=2, le=1000, description="paired draws that every arm is run on")
+    rope_pp: float = Field(
+        0.5, ge=0, lt=100, description="differences up to this many percentage points do not count"
+    )
+    tune_draws: int = Field(
+        1, ge=1, le=1000, description="draws that a trial is scored on, with tuned=on"
+    )
+
+
+class RankSettings(BaseModel):
+    """How a ranking of blocks is checked."""
+
+    model_config = STRICT
+
+    check: int = Field(
+        0, ge=0, le=1000, description="draws on which each block is released alone; 0: no check"
+    )
+
+
+class PretrainSettings(BaseModel):
+    """Where pretrained weights are written."""
+
+    model_config = STRICT
+
+    out: str = Field("", description="the .safetensors file to write")
+
+
+TUNE_KEYS = tuple(TuneSettings.model_fields)
+DECIDE_KEYS = tuple(DecideSettings.model_fields)
+COMPARE_KEYS = tuple(CompareSettings.model_fields)
+RANK_KEYS = tuple(RankSettings.model_fields)
+PRETRAIN_KEYS = tuple(PretrainSettings.model_fields)
+
+
+def model_of(key: str) -> type[BaseModel]:
+    """The model that a setting belongs to."""
+    if key in TUNE_KEYS:
+        return TuneSettings
+    if key in DECIDE_KEYS:
+        return DecideSettings
+    return TrainSettings if key in TRAIN_KEYS else Settings
+
+
+def describe_field(key: str, model: type[BaseModel] | None = None) -> str:
+    """One line of help for a setting: what it is, its choices. `model`: where two have the key."""
+    info = (model or model_of(key)).model_fields[key]
+    choices = get_args(info.annotation)
+    suffix = f" [{', '.join(filter(None, map(str, choices)))}]" if choices else ""
+    return f"{info.description}{suffix}"

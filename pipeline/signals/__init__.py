@@ -1,0 +1,1 @@
+"""What finished numbers say: signals, their evidence, and the gate before stage 3."""

@@ -1,0 +1,111 @@
+"""The gate over finished runs: which are read together, what it writes on them.
+
+In: a stage-2 run (its siblings are found), or several. Out: tags `gate.…` on the stage-2 runs and
+a one-page report.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from pipeline.errors import LineageError
+from pipeline.settings.run import Thresholds
+from pipeline.signals.evidence import as_far_as_allowed, siblings_of_run, thresholds_of
+from pipeline.signals.gate import Gate, Outcome, Pair, read_gate
+from pipeline.system.text import as_markdown
+from pipeline.tracking import RunView, Tracking
+
+REPORT = "gate/report.md"
+
+
+def gate_of_run(
+    tracking: Tracking, run: RunView, thresholds: Thresholds, say: Callable[[str], None]
+) -> tuple[Gate, list[Pair]]:
+    """The gate over a stage-2 run and one sibling of each other draw; tags all of them."""
+    found = [
+        sibling
+        for sibling in siblings_of_run(tracking, run).values()
+        if sibling.run_id != run.run_id
+    ]
+    found.sort(key=lambda sibling: _seed_order(run, sibling), reverse=True)
+    by_draw = {sibling.tags["draw"]: sibling for sibling in (*found, run)}
+    runs = [by_draw[draw] for draw in sorted(by_draw, key=int)]
+    return gate_over(tracking, runs, thresholds, run.name, say)
+
+
+def _seed_order(run: RunView, sibling: RunView) -> tuple[bool, bool, int]:
+    """Of a draw's runs the one with this run's seed comes first, then as `decide` deals seeds."""
+    seed = int(sibling.tags["seed"])
+    moved = seed - int(run.tags["seed"])
+    return moved != 0, moved != int(sibling.tags["draw"]) - int(run.tags["draw"]), seed
+
+
+def gate_over(
+    tracking: Tracking,
+    runs: Sequence[RunView],
+    thresholds: Thresholds,
+    title: str,
+    say: Callable[[str], None],
+    *,
+    only_new: bool = False,
+) -> tuple[Gate, list[Pair]]:
+    """The gate over these stage-2 runs; tags all of them, each by its own thresholds.
+
+    They may be other people's, who have set theirs. `only_new`: leave those that have been read.
+    """
+    pairs = [_pair(tracking, run) for run in runs]
+    for run in runs:
+        if only_new and "gate.prior" in run.tags:
+            continue
+        own = read_gate(pairs, thresholds_of(run))
+        with as_far_as_allowed(run, say):
+            tracking.add_tags(run.run_id, own.tags)
+            tracking.add_text(run.run_id, report_markdown(own, pairs, title), REPORT)
+    return read_gate(pairs, thresholds), pairs
+
+
+def _pair(tracking: Tracking, run: RunView) -> Pair:
+    losses = tracking.history(run.run_id, "val/loss")
+    try:
+        first = _outcome(tracking.get(run.tags["parent_run_id"]))
+    except (
+        LineageError
+    ):  # deleted since: its accuracy stands in the child, and is all that is read
+        nothing = math.nan
+        first = Outcome(nothing, nothing, nothing, run.metrics["signal/parent_val_acc"])
+    return Pair(run.tags["draw"], first, _outcome(run), losses)
+
+
+def _outcome(run: RunView) -> Outcome:
+    m = run.metrics
+    return Outcome(
+        m["best/train_loss"], m["best/val_loss"], m["best/train_acc"], m["best/val_acc"]
+    )
+
+
+def report_markdown(gate: Gate, pairs: Sequence[Pair], title: str) -> str:
+    """One page: the prior, the four readings, the numbers by draw."""
+    verdict = {
+        "promising": "Stage 3 is worth trying.",
+        "confirmation_only": "Stage 3 can at best confirm: stage 2 already memorises.",
+        "not_yet": "Stage 3 has not been earned yet.",
+    }[gate.prior]
+    rows = [
+        f"| {pair.draw} | {pair.first.val_acc:.2%} | {pair.second.val_acc:.2%} "
+        f"| {100 * (pair.second.val_acc - pair.first.val_acc):+.2f} | {pair.second.train_acc:.2%} "
+        f"| {pair.second.train_loss:.4f} | {pair.second.val_loss:.4f} |"
+        for pair in pairs
+    ]
+    readings = [f"- `gate.{r.name}` **{r.state}**: {r.sentence}" for r in gate.readings]
+    header = (
+        "| draw | stage 1 val acc | stage 2 val acc | gain, pp | stage 2 train acc | train loss "
+        "| val loss |"
+    )
+    lines = [
+        f"# Gate: {gate.prior}",
+        f"{verdict} It advises from stages 1 and 2 alone ({as_markdown(title)}).",
+        "\n".join(readings),
+        "\n".join([header, "|---|---|---|---|---|---|---|", *rows]),
+    ]
+    return "\n\n".join(lines) + "\n"

@@ -1,0 +1,1 @@
+"""The statistics of gains: designs, posteriors and verdicts; NumPy and SciPy, no files."""

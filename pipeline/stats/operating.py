@@ -1,0 +1,175 @@
+"""How often a design's verdicts are right: operating characteristics.
+
+In: a `Design` and how much gains vary. Out: the share of studies that end in each verdict, and the
+pairs they use; a table of it. All studies are judged at once, by the functions that judge one. Not
+covered: gains that are not normal.
+
+Gains of resampled pools: Nadeau & Bengio 2003 (Machine Learning 52, 239-281).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import DesignError
+from pipeline.stats.design import Design
+from pipeline.stats.posterior import Floats, check_correction, moments, scale_of, tails
+from pipeline.stats.verdict import rule
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How studies end, as shares of all `studies`; they sum to 1.
+
+    Attributes:
+        mean_pairs: pairs that a study rests on, on average.
+    """
+
+    studies: int
+    justified: float
+    equivalent: float
+    harmful: float
+    inconclusive: float
+    mean_pairs: float
+
+    @property
+    def not_justified(self) -> float:
+        """Equivalent or harmful."""
+        return self.equivalent + self.harmful
+
+
+@dataclass(frozen=True)
+class Characteristic:
+    """How studies end if the true gain is `true_gain_pp`."""
+
+    true_gain_pp: float
+    shares: Shares
+
+
+def walk_studies(
+    gains_pp: Floats, design: Design, correction: float = 0.0, resolution_pp: float = 0.0
+) -> tuple[NDArray[np.str_], NDArray[np.int64]]:
+    """`verdict.verdict` for many studies at once, one a row.
+
+    Args:
+        gains_pp: `(studies, pairs)`, finite; pairs beyond a study's verdict are not used.
+        design: the looks, ROPE and threshold.
+        correction: as for `posterior.posterior`.
+        resolution_pp: as for `posterior.posterior`.
+
+    Returns:
+        How each study ends (`justified`, `equivalent`, `harmful`, `inconclusive` or `go_on`), and
+        the pairs it rests on, both `(studies,)`.
+    """
+    studies, pairs = gains_pp.shape
+    ends = np.full(studies, "open", dtype="<U12")
+    used = np.zeros(studies, dtype=np.int64)
+    for look in (look for look in design.looks if look <= pairs):
+        still = np.flatnonzero(ends == "open")
+        mean, sd = moments(gains_pp[still, :look])
+        scale = scale_of(sd, look, correction, resolution_pp)
+        ends[still] = rule(*tails(mean, scale, look - 1, design.rope_pp), design.threshold)
+        used[still] = look
+    ends[ends == "open"] = "inconclusive" if pairs >= design.looks[-1] else "go_on"
+    return ends, used
+
+
+def operating_characteristics(
+    design: Design,
+    sd_pp: float,
+    true_gains: Sequence[float],
+    studies: int = 20_000,
+    seed: int = 0,
+    correction: float = 0.0,
+    resolution_pp: float = 0.0,
+) -> tuple[Characteristic, ...]:
+    """How often each verdict falls, by true gain, in simulated studies with normal gains.
+
+    With `correction` = 0 the gains of a study are independent. With `correction` c > 0 its pairs
+    are resampled from one pool and share images: any two gains correlate by rho = c / (1 + c), the
+    assumption from which Nadeau & Bengio derive the form of the correction. Part of a study's
+    error is then common to all its pairs and never averages out: more pairs cannot bring the scale
+    below `sd_pp * sqrt(rho)`. That is the loss of power shown here. Under this assumption the
+    posterior of a single look is calibrated exactly, for every c.
+
+    All true gains are tried on the same noise, so rows differ less by chance than their standard
+    errors, `sqrt(p * (1 - p) / studies)`, suggest.
+
+    Args:
+        design: the looks, ROPE and threshold.
+        sd_pp: standard deviation of one gain around the true gain. Gains of one pool spread less,
+            by `sqrt(1 - rho)`: from a spread s seen in one, pass `s * sqrt(1 + c)`.
+        true_gains: in percentage points, in the order of the rows.
+        studies: simulated studies for each true gain.
+        seed: of the noise; the same seed gives the same table.
+        correction: as for `posterior.posterior`.
+        resolution_pp: as for `posterior.posterior`; the gains themselves are not rounded to it.
+
+    Raises:
+        DesignError: a standard deviation or a number of studies that cannot be used.
+    """
+    check_correction(correction)
+    _check_studies(studies)
+    if not (math.isfinite(sd_pp) and sd_pp >= 0):
+        raise DesignError(
+            f"the standard deviation of the gains is {sd_pp} pp: it must be a number of at least "
+            "0: pass what finished pairs show"
+        )
+    rho = correction / (1 + correction)
+    rng = np.random.default_rng(seed)
+    own = rng.standard_normal((studies, design.looks[-1]))
+    common = rng.standard_normal((studies, 1))
+    noise = sd_pp * (math.sqrt(1 - rho) * own + math.sqrt(rho) * common)
+    return tuple(
+        Characteristic(
+            gain, _shares(*walk_studies(noise + gain, design, correction, resolution_pp))
+        )
+        for gain in true_gains
+    )
+
+
+_COLUMNS = (
+    "true gain, pp",
+    "justified",
+    "not justified",
+    "of these harmful",
+    "inconclusive",
+    "mean pairs used",
+)
+
+
+def characteristics_text(rows: Sequence[Characteristic]) -> str:
+    """The table as aligned columns for a terminal."""
+    cells = [_COLUMNS, *map(_cells, rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in cells
+    )
+
+
+def _cells(row: Characteristic) -> tuple[str, ...]:
+    shares = row.shares
+    ends = (shares.justified, shares.not_justified, shares.harmful, shares.inconclusive)
+    return (f"{row.true_gain_pp:g}", *(f"{end:.3f}" for end in ends), f"{shares.mean_pairs:.1f}")
+
+
+def _shares(ends: NDArray[np.str_], used: NDArray[np.int64]) -> Shares:
+    return Shares(
+        studies=len(ends),
+        justified=float(np.mean(ends == "justified")),
+        equivalent=float(np.mean(ends == "equivalent")),
+        harmful=float(np.mean(ends == "harmful")),
+        inconclusive=float(np.mean(ends == "inconclusive")),
+        mean_pairs=float(np.mean(used)),
+    )
+
+
+def _check_studies(studies: int) -> None:
+    if studies < 1:
+        raise DesignError(f"{studies} studies say nothing: pass at least 1, better 20000")

@@ -1,0 +1,197 @@
+"""What paired gains say about the true gain: a Student-t posterior.
+
+In: gains of paired runs (accuracy of the treatment arm minus the control arm on the same images),
+in percentage points. Out: a `Posterior`; for many studies at once, the numbers behind it. Pure
+functions. Not covered: what follows from it (`verdict.py`).
+
+Method: Nadeau & Bengio 2003 (Machine Learning 52, 239-281); Benavoli, Corani, Demšar & Zaffalon
+2017 (JMLR 18, 77). Under the flat prior of the latter the true gain is Student-t distributed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+from pipeline.errors import DesignError
+from pipeline.stats.design import ROPE_PP
+
+Gains = Sequence[float] | NDArray[np.float64]
+Floats = NDArray[np.float64]
+
+INTERVAL = 0.95
+TINY_PP = 1e-9
+"""Gains closer than this are the same gain: they differ by rounding, not by an image."""
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What is believed about the true gain after some pairs: a Student-t of `pairs - 1` degrees.
+
+    Attributes:
+        pairs: paired gains it rests on.
+        mean_pp: their mean, the posterior's location.
+        sd_pp: their standard deviation, with `pairs - 1` in the denominator.
+        scale_pp: the posterior's scale, `sd_pp * sqrt(1 / pairs + correction)`; 0: a point mass.
+            Where gains are known to a resolution, `sd_pp` counts as at least that of rounding.
+        correction: of resampled pairs; 0: disjoint draws.
+        rope_pp: the region of practical equivalence is -rope_pp to rope_pp, edges included.
+        p_above: probability of a gain above the region.
+        p_inside: probability of a gain inside it.
+        p_below: probability of a gain below it, a loss.
+        interval_pp: central 95% credible interval.
+    """
+
+    pairs: int
+    mean_pp: float
+    sd_pp: float
+    scale_pp: float
+    correction: float
+    rope_pp: float
+    p_above: float
+    p_inside: float
+    p_below: float
+    interval_pp: tuple[float, float]
+
+    @property
+    def is_tie(self) -> bool:
+        """Whether all gains were equal."""
+        return self.sd_pp == 0
+
+    @property
+    def size(self) -> str:
+        """The gain and its interval in figures."""
+        low, high = self.interval_pp
+        return f"{self.mean_pp:+.2f} pp ({low:+.2f} to {high:+.2f})"
+
+    @property
+    def p_positive(self) -> float:
+        """Probability of any gain at all; a mass on zero is no gain."""
+        mean, scale = np.asarray(self.mean_pp), np.asarray(self.scale_pp)
+        return float(tails(mean, scale, self.pairs - 1, 0.0)[0])
+
+
+def moments(gains_pp: Floats) -> tuple[Floats, Floats]:
+    """Mean and standard deviation over the last axis, `(..., n)` to two of `(...)`.
+
+    Gains within `TINY_PP` of each other have a standard deviation of exactly 0.
+    """
+    is_flat = np.ptp(gains_pp, axis=-1) <= TINY_PP
+    sd = np.where(is_flat, 0.0, gains_pp.std(axis=-1, ddof=1))
+    return gains_pp.mean(axis=-1), sd
+
+
+def scale_of(sd_pp: Floats, pairs: int, correction: float, resolution_pp: float) -> Floats:
+    """The posterior's scale, any shape; a spread counts as at least that of rounding."""
+    spread = np.maximum(sd_pp, resolution_pp / math.sqrt(12))
+    return np.asarray(spread * math.sqrt(1 / pairs + correction))
+
+
+def tails(
+    mean_pp: Floats, scale_pp: Floats, degrees: int, rope_pp: float
+) -> tuple[Floats, Floats]:
+    """Probability of a gain above the ROPE, and of one below it; any shape.
+
+    A scale of 0 is a point mass at the mean: each is 0 or 1. A mass on an edge, within `TINY_PP`,
+    is inside, so both are 0.
+    """
+    is_mass = scale_pp == 0
+    scale = np.where(is_mass, 1.0, scale_pp)
+    above = special.stdtr(degrees, (mean_pp - rope_pp) / scale)
+    below = special.stdtr(degrees, (-mean_pp - rope_pp) / scale)
+    edge = rope_pp + TINY_PP
+    return np.where(is_mass, mean_pp > edge, above), np.where(is_mass, -mean_pp > edge, below)
+
+
+def posterior(
+    gains_pp: Gains,
+    *,
+    rope_pp: float = ROPE_PP,
+    correction: float = 0.0,
+    resolution_pp: float = 0.0,
+) -> Posterior:
+    """The posterior of the true gain given all of `gains_pp`; their order does not matter.
+
+    Student-t with n - 1 degrees of freedom, location m, scale s * sqrt(1 / n + correction). If
+    all gains are equal, and no resolution is given, it is a point mass at m: one of the three
+    probabilities is 1, the interval has no width, and a mass on an edge of the ROPE counts as
+    inside. With n = 2 it is a Cauchy.
+
+    Args:
+        gains_pp: two or more, -100 to 100.
+        rope_pp: half-width of the region of practical equivalence.
+        correction: 0 for disjoint draws; rho / (1 - rho) where the pairs are resampled from one
+            pool, share images, and any two gains therefore correlate by rho (`comparing.draws`).
+        resolution_pp: what one test image is worth. Gains are not known better than that: their
+            standard deviation counts as at least that of rounding, resolution / sqrt(12), so that
+            gains that happen to tie are no certainty.
+
+    Raises:
+        DesignError: fewer than two gains; one that is NaN, infinite or beyond 100 pp; a negative
+            or infinite correction.
+    """
+    assert rope_pp >= 0, rope_pp
+    gains = _usable(gains_pp, correction)
+    count = len(gains)
+    mean, sd = moments(gains)
+    scale = scale_of(sd, count, correction, resolution_pp)
+    above, below = (float(p) for p in tails(mean, scale, count - 1, rope_pp))
+    half = float(special.stdtrit(count - 1, (1 + INTERVAL) / 2) * scale)
+    return Posterior(
+        pairs=count,
+        mean_pp=float(mean),
+        sd_pp=float(sd),
+        scale_pp=float(scale),
+        correction=correction,
+        rope_pp=rope_pp,
+        p_above=above,
+        p_inside=max(0.0, 1 - above - below),
+        p_below=below,
+        interval_pp=(float(mean) - half, float(mean) + half),
+    )
+
+
+def check_correction(correction: float) -> None:
+    """Refuse anything but a finite rho / (1 - rho).
+
+    Raises:
+        DesignError: says what it must be.
+    """
+    if not (math.isfinite(correction) and correction >= 0):
+        raise DesignError(
+            f"the correction for resampled pairs is {correction}: it must be rho / (1 - rho), "
+            "where rho is how far any two gains correlate, and 0 for disjoint draws"
+        )
+
+
+def check_gains(gains_pp: Floats) -> None:
+    """Refuse a gain that no pair can have.
+
+    Raises:
+        DesignError: names the first such pair, counting from 1.
+    """
+    bad = ~(np.abs(gains_pp) <= 100)
+    if bad.any():
+        where = int(np.argmax(bad))
+        raise DesignError(
+            f"the gain of pair {where + 1} of {len(gains_pp)} is {gains_pp[where]} pp: it must "
+            "lie between -100 and 100: run that pair again, or leave it out"
+        )
+
+
+def _usable(gains_pp: Gains, correction: float) -> Floats:
+    gains = np.asarray(gains_pp, dtype=float)
+    assert gains.ndim == 1, gains.shape
+    check_correction(correction)
+    if len(gains) < 2:
+        raise DesignError(
+            f"{len(gains)} paired gains cannot show how much gains vary: at least 2 are needed: "
+            "add pairs"
+        )
+    check_gains(gains)
+    return gains

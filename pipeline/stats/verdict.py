@@ -1,0 +1,196 @@
+"""Is a treatment's gain worth having? Looks at the posterior, and a verdict.
+
+In: paired gains in percentage points, in the order in which the pairs were run; a `Design`. Out:
+what each look finds, and a `Verdict` with its reason and one sentence. Pure functions. Not
+covered: how the pairs are made, and how often such verdicts are wrong (`operating.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import DesignError
+from pipeline.stats.design import Design
+from pipeline.stats.posterior import INTERVAL, Floats, Gains, Posterior, posterior
+
+VerdictState = Literal["justified", "not_justified", "inconclusive", "go_on"]
+Kind = Literal["equivalent", "harmful"]
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look: what was believed, and what follows.
+
+    Attributes:
+        kind: of `not_justified`; otherwise None.
+        pairs_needed: further pairs until the next look; 0 unless the state is `go_on`.
+    """
+
+    posterior: Posterior
+    state: VerdictState
+    kind: Kind | None
+    pairs_needed: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The whole path of a decision, and where it stands.
+
+    Attributes:
+        kind: of `not_justified`; otherwise None. `equivalent` says that a gain above the ROPE is
+            ruled out and a loss beyond it has not been shown, nothing more.
+        looks: every look taken, first to last; empty before the first.
+        pairs_needed: further pairs until the next look; 0 unless the state is `go_on`.
+    """
+
+    state: VerdictState
+    kind: Kind | None
+    reason: str
+    looks: tuple[Look, ...]
+    pairs_needed: int
+
+    @property
+    def posterior(self) -> Posterior | None:
+        """What was believed at the last look; None before the first."""
+        return self.looks[-1].posterior if self.looks else None
+
+    @property
+    def pairs(self) -> int:
+        """Pairs that the verdict rests on."""
+        return self.looks[-1].posterior.pairs if self.looks else 0
+
+    def sentence(self, treatment: str = "stage 3", control: str = "") -> str:
+        """The verdict for those who will not read the rest; names the arms as they are given."""
+        name = treatment[:1].upper() + treatment[1:]
+        known = self.posterior
+        if known is None:
+            return f"{name}: no verdict yet, {_pairs(self.pairs_needed)} to the first look."
+        low, high = known.interval_pp
+        loses = round(known.mean_pp, 1) < 0
+        size = f"loses {-known.mean_pp:.1f}" if loses else f"gains {known.mean_pp:+z.1f}"
+        against = f" against {control}" if control else ""
+        interval = f"{INTERVAL:.0%} interval {low:+z.1f} to {high:+z.1f}"
+        rests_on = f"{interval}, {_pairs(known.pairs)}"
+        return f"{name} {size} pp{against} ({rests_on}): {self._in_words(known.rope_pp)}."
+
+    def _in_words(self, rope_pp: float) -> str:
+        if self.state == "go_on":
+            return f"no verdict yet, {_pairs(self.pairs_needed)} to the next look"
+        if self.kind == "harmful":
+            return "not justified, harmful"
+        if self.kind == "equivalent":
+            return f"not justified, a gain above {rope_pp:g} pp is ruled out"
+        if self.state == "inconclusive":
+            return f"inconclusive, whether it gains more than {rope_pp:g} pp stays open"
+        return self.state
+
+
+def rule(above: Floats, below: Floats, threshold: float) -> NDArray[np.str_]:
+    """What a look finds: `justified`, `harmful`, `equivalent`, or `open`; any shape.
+
+    P(gain < ROPE), which rules a gain out, includes the losses. A threshold above one half keeps
+    the findings apart.
+    """
+    found = [above >= threshold, below >= threshold, 1 - above >= threshold]
+    return np.select(found, ["justified", "harmful", "equivalent"], "open")
+
+
+def decide_at_look(
+    gains_pp: Gains, design: Design, correction: float = 0.0, resolution_pp: float = 0.0
+) -> Look:
+    """One look at all of `gains_pp`; what earlier looks found plays no part.
+
+    `justified` at P(gain > ROPE) >= threshold. `not_justified` at P(gain < ROPE) >= threshold:
+    `harmful` if P(gain < -ROPE) reaches it too, else `equivalent`. Otherwise `go_on`, after the
+    last look `inconclusive`.
+
+    Raises:
+        DesignError: as many gains as no look has; gains that `posterior` refuses.
+    """
+    count = len(gains_pp)
+    if count not in design.looks:
+        looks = ",".join(map(str, design.looks))
+        raise DesignError(
+            f"{_pairs(count)} at a look, the looks are {looks}: looking elsewhere makes false "
+            "verdicts more frequent: add pairs up to a look, or choose -P looks before the first "
+            "pair is run"
+        )
+    known = posterior(
+        gains_pp, rope_pp=design.rope_pp, correction=correction, resolution_pp=resolution_pp
+    )
+    found = str(rule(np.asarray(known.p_above), np.asarray(known.p_below), design.threshold))
+    needed = design.pairs_to_next_look(count) if found == "open" else 0
+    state: VerdictState = "go_on" if needed else "inconclusive"
+    kind: Kind | None = None
+    if found == "justified":
+        state = "justified"
+    elif found != "open":
+        state, kind = "not_justified", "harmful" if found == "harmful" else "equivalent"
+    return Look(known, state, kind, needed, _reason(known, state, kind, design.threshold))
+
+
+def verdict(
+    gains_pp: Gains, design: Design, correction: float = 0.0, resolution_pp: float = 0.0
+) -> Verdict:
+    """Walk through the looks until a verdict falls, over gains in the order they were run.
+
+    Gains beyond the look at which it falls are not used, nor are those beyond the last look taken:
+    with 7 gains and looks after 5 and 10, the state `go_on` rests on 5. They are not checked
+    either, so a pair that failed after the verdict does no harm. Before the first look the state
+    is `go_on` and nothing has been read.
+
+    Raises:
+        DesignError: gains in use that `posterior` refuses.
+    """
+    taken: list[Look] = []
+    for pairs in design.looks:
+        if pairs > len(gains_pp):
+            break
+        look = decide_at_look(gains_pp[:pairs], design, correction, resolution_pp)
+        taken.append(look)
+        if look.state != "go_on":
+            return Verdict(look.state, look.kind, look.reason, tuple(taken), 0)
+    needed = design.pairs_to_next_look(len(gains_pp))
+    have = f"{_pairs(len(gains_pp))}, the next look needs {needed} more"
+    reason = f"{taken[-1].reason}; {have}" if taken else have
+    return Verdict("go_on", None, reason, tuple(taken), needed)
+
+
+def shown_probability(probability: float, threshold: float) -> str:
+    """Three digits, or as many as the threshold has; never rounded up to a verdict."""
+    digits = max(3, len(f"{threshold}") - 2)
+    rounded = f"{probability:.{digits}f}"
+    if probability < threshold <= float(rounded):
+        return f"{math.floor(probability * 10**digits) / 10**digits:.{digits}f}"
+    return rounded
+
+
+def _reason(known: Posterior, state: VerdictState, kind: Kind | None, threshold: float) -> str:
+    def odds(edge: str, probability: float) -> str:
+        return f"P(gain {edge} pp) = {shown_probability(probability, threshold)}"
+
+    above = odds(f"> {known.rope_pp:g}", known.p_above)
+    at_most = odds(f"<= {known.rope_pp:g}", 1 - known.p_above)
+    below = odds(f"< {-known.rope_pp:zg}", known.p_below)
+    if state == "justified":
+        words = f"{above} is at least {threshold}"
+    elif kind == "harmful":
+        words = f"{below} is at least {threshold}"
+    elif kind == "equivalent":
+        words = f"{at_most} is at least {threshold}, {below} is not"
+    else:
+        last = "the last look, " if state == "inconclusive" else ""
+        words = f"after {last}{known.pairs} pairs, {above} and {at_most} are below {threshold}"
+    equal = "; all gains are equal" if known.is_tie else ""
+    shared = f"; pairs share images (correction {known.correction:.2g})"
+    return words + equal + (shared if known.correction else "")
+
+
+def _pairs(count: int) -> str:
+    return f"{count} pair{'' if count == 1 else 's'}"

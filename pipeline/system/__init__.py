@@ -1,0 +1,1 @@
+"""Files, databases, signals, processes and text: what the operating system gives."""

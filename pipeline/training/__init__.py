@@ -1,0 +1,1 @@
+"""Optimizing the open blocks on the outputs of the frozen prefix."""

@@ -1,0 +1,107 @@
+"""Where and in what precision blocks are computed.
+
+Out: a device, a dtype, and copies of blocks cast to it. BatchNorm's parameters and statistics and
+the head stay float32: they are small, and the head's logits feed the loss.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import sys
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import SettingsError
+from pipeline.model.backbones import Backbone
+from pipeline.training.small_conv import use_small_convolutions
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+LARGEST_FROM_HEAP = 1 << 30
+KEPT_AT_MOST = (1 << 31) - 1
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`: cuda, else mps, else cpu.
+
+    Raises:
+        SettingsError: the device asked for is not here.
+    """
+    here = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        return torch.device(next(device for device, present in here.items() if present))
+    if not here[name]:
+        present = ", ".join(device for device in here if here[device])
+        raise SettingsError(
+            f"device={name} is not available here: pass -P device=auto ({present})"
+        )
+    return torch.device(name)
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """`auto`: bfloat16 where the processor multiplies it natively, else float32."""
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    if device.type == "cuda":
+        fast = torch.cuda.get_device_capability(device) >= (8, 0)
+    elif device.type == "cpu":
+        capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+        fast = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    else:
+        fast = False
+    return torch.bfloat16 if fast else torch.float32
+
+
+def keep_freed_memory() -> None:
+    """Let the process keep the memory that it frees, where the C library is glibc.
+
+    By default large tensors come from the system and go back to it at every step, and every page
+    is faulted in anew: a quarter of the time of a prefix pass (docs/LOG.md).
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if set_option:
+        set_option(M_MMAP_THRESHOLD, LARGEST_FROM_HEAP)
+        set_option(M_TRIM_THRESHOLD, KEPT_AT_MOST)
+
+
+def uses_channels_last(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether maps are (N, H, W, C) in memory, the faster order where measured (docs/LOG.md)."""
+    return device.type == "cpu" or dtype == torch.bfloat16
+
+
+def compute_copy(
+    backbone: Backbone, blocks: Iterable[str], dtype: torch.dtype, device: torch.device
+) -> dict[str, nn.Sequential]:
+    """Independent copies of the named blocks in `dtype` on `device`, in eval mode.
+
+    On a processor small maps are convolved as matrix products (`small_conv`).
+    """
+    copies = copy.deepcopy({name: backbone.blocks[name] for name in blocks})
+    for name, block in copies.items():
+        block.to(device).eval().requires_grad_(False)
+        if name != "head":
+            for module in block.modules():
+                if isinstance(module, nn.Conv2d | nn.Linear):
+                    module.to(dtype)
+        if uses_channels_last(dtype, device):
+            block.to(memory_format=torch.channels_last)
+        if device.type == "cpu":
+            use_small_convolutions(block)
+    return copies
+
+
+def run_blocks(blocks: dict[str, nn.Sequential], inputs: Tensor, dtype: torch.dtype) -> Tensor:
+    """Pass `inputs` through blocks in forward order: `dtype` inside, float32 into the head."""
+    if inputs.ndim == 4:
+        last = uses_channels_last(dtype, inputs.device)
+        order = torch.channels_last if last else torch.contiguous_format
+        inputs = inputs.contiguous(memory_format=order)
+    for name, block in blocks.items():
+        inputs = block(inputs.to(torch.float32 if name == "head" else dtype))
+    return inputs

@@ -1,0 +1,84 @@
+"""What a stage risks, measured while it trains: how far weights and representations have moved.
+
+Relative weight drift ||w - w0|| / ||w0||, gradient norm and its relative form ||g|| / ||w||
+(Lee et al. 2022, arXiv 2210.11466), and linear CKA of a block's output before and after (Kornblith
+et al. 2019, arXiv 1905.00414). CKA alone decides nothing (Davari et al. 2022, arXiv 2210.16156).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.training.master_weights import MasterWeight
+
+PROBES = 200
+"""At most so many validation images, evenly spread, have their representations compared."""
+
+
+class RiskMeter:
+    """Measures one stage's risks, once an epoch.
+
+    Attributes:
+        probes: rows of the validation images whose representations are compared.
+    """
+
+    def __init__(self, weights: Sequence[MasterWeight], images: int) -> None:
+        self._weights: dict[str, list[MasterWeight]] = {}
+        for weight in weights:
+            self._weights.setdefault(weight.block, []).append(weight)
+        self.probes = np.arange(0, images, max(1, -(-images // PROBES)))
+        self._before: dict[str, Tensor] = {}
+        self._gradients: dict[str, float] = {}
+
+    def start(self, outputs: Mapping[str, Tensor]) -> None:
+        """Remember what each block made of the probes before the first step."""
+        self._before = {block: gram(output) for block, output in outputs.items()}
+
+    def see_gradients(self) -> None:
+        """Take the gradients as the optimizer will, before they are clipped."""
+        for block, weights in self._weights.items():
+            gradients = [w.master.grad for w in weights if w.master.grad is not None]
+            self._gradients[block] = norm_of(gradients)
+
+    def read(self, outputs: Mapping[str, Tensor]) -> dict[str, float]:
+        """`drift/`, `cka/`, `grad_norm/`, `grad_relative/` of each trainable block."""
+        risks = {}
+        for block, weights in self._weights.items():
+            now = [weight.master.detach() for weight in weights]
+            gradient, size = self._gradients[block], norm_of(now)
+            risks[f"drift/{block}"] = relative_drift(now, [weight.start for weight in weights])
+            risks[f"cka/{block}"] = linear_cka(self._before[block], gram(outputs[block]))
+            risks[f"grad_norm/{block}"] = gradient
+            risks[f"grad_relative/{block}"] = gradient / size if size else float("inf")
+        return risks
+
+
+def norm_of(tensors: Sequence[Tensor]) -> float:
+    """Euclidean norm of all values together."""
+    norms = torch._foreach_norm(list(tensors))
+    return float(torch.stack(norms).square().sum().sqrt())
+
+
+def relative_drift(now: Sequence[Tensor], start: Sequence[Tensor]) -> float:
+    """||w - w0|| / ||w0||; 0 where w0 is all zeros and nothing moved, else infinite."""
+    moved = norm_of(torch._foreach_sub(list(now), list(start)))
+    origin = norm_of(start)
+    return moved / origin if origin else (float("inf") if moved else 0.0)
+
+
+def gram(outputs: Tensor) -> Tensor:
+    """Centred Gram matrix of N representations (N, …), float32, scaled to norm 1."""
+    x = outputs.flatten(1).float()
+    x = x - x.mean(0)
+    products = x @ x.t()
+    size = products.norm()
+    return products / size if size else products
+
+
+def linear_cka(one: Tensor, other: Tensor) -> float:
+    """Linear CKA from two `gram`s: 1 for the same representation up to rotation and scale."""
+    return float((one * other).sum())

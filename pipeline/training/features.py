@@ -1,0 +1,91 @@
+"""What a suffix is fed with: the frozen prefix's outputs, stored or computed for each batch."""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pipeline.data.augment import render_views
+from pipeline.data.images import ImageSet
+from pipeline.settings.run import Augment
+from pipeline.training.device import run_blocks
+
+IntRows = NDArray[np.int64]
+RESIDENT_BYTES = 128 << 20
+"""So much is read from a mapped file before its pages are let go: a large one need not fit."""
+
+
+class Features(Protocol):
+    """The suffix's inputs: what the prefix makes of given views of given images."""
+
+    @property
+    def running(self) -> dict[str, nn.Sequential]:
+        """The copies of frozen blocks that run for each batch; none where outputs are stored."""
+        ...
+
+    def batch(self, rows: IntRows, views: IntRows) -> Tensor:
+        """The outputs for view `views[i]` of image `rows[i]`, (B, ...)."""
+        ...
+
+
+class StoredFeatures:
+    """Outputs that were computed before, read from a memory-mapped file.
+
+    Attributes:
+        values: (views, N, C) or (views, N, H, W, C).
+    """
+
+    def __init__(
+        self, path: Path, shape: list[int], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        with path.open("rb") as file:
+            self._mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        self.values = torch.frombuffer(self._mapping, dtype=dtype).view(shape)
+        self._device = device
+        self._resident_bytes = 0
+
+    @property
+    def running(self) -> dict[str, nn.Sequential]:
+        """See `Features.running`."""
+        return {}
+
+    def batch(self, rows: IntRows, views: IntRows) -> Tensor:
+        """See `Features.batch`."""
+        flat = self.values.flatten(0, 1)
+        index = torch.from_numpy(views * self.values.shape[1] + rows)
+        outputs = flat.index_select(0, index)
+        self._resident_bytes += outputs.nbytes
+        if self._resident_bytes > RESIDENT_BYTES and hasattr(mmap, "MADV_DONTNEED"):
+            self._mapping.madvise(mmap.MADV_DONTNEED)  # the system's own cache still has them
+            self._resident_bytes = 0
+        outputs = outputs.to(self._device)
+        return outputs.permute(0, 3, 1, 2) if outputs.ndim == 4 else outputs
+
+
+@dataclass(frozen=True)
+class LiveFeatures:
+    """Outputs computed for each batch: for fresh views, or where the cache is off or too small."""
+
+    images: ImageSet
+    prefix: dict[str, nn.Sequential]
+    augment: Augment
+    dtype: torch.dtype
+
+    @property
+    def running(self) -> dict[str, nn.Sequential]:
+        """See `Features.running`."""
+        return self.prefix
+
+    @torch.no_grad()
+    def batch(self, rows: IntRows, views: IntRows) -> Tensor:
+        """See `Features.batch`."""
+        pixels = self.images.pixels[torch.from_numpy(rows).to(self.images.pixels.device)]
+        rendered = render_views(pixels, self.images.keys[rows], views, self.augment)
+        return run_blocks(self.prefix, rendered, self.dtype)

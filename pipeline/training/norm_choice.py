@@ -1,0 +1,213 @@
+"""Which BatchNorm statistics a chain starts from: the weights' own, or those of the new images.
+
+In: a backbone with its pretrained weights, and the draw's training images; validation and test
+images play no part. Out: a `NormStatsChoice`, with the score of both candidates and the reason.
+
+Each candidate is probed by a ridge classifier on the features that enter the head: standardised,
+penalty `PENALTY` for each feature, `FOLDS` folds dealt by `SEED` over images in the order of their
+digests. Images are scored by the probe that has not seen them. `target` is taken where its lead
+exceeds `NOISE_SE` paired standard errors, `source` otherwise: of two that score alike, the one
+that changes nothing. The features of `target` come from the calibration pass itself, so that a
+choice costs one unaugmented pass over the training images more than `target` does; their
+statistics are those of each batch, which costs `target` up to a point against its final ones.
+
+Background: Li et al. 2016 (arXiv 1603.04779) found new statistics better across domains; with
+ImageNet weights on small natural images they were measured to be worse (docs/reference.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from pipeline.data.augment import normalise
+from pipeline.data.images import ImageSet
+from pipeline.errors import StorageError, WeightsError
+from pipeline.model.backbones import FORWARD_ORDER, Backbone
+from pipeline.system.digests import digest_values
+from pipeline.system.files import write_atomically
+from pipeline.training.device import compute_copy, run_blocks
+from pipeline.training.norm_stats import (
+    PIXELS_PER_BATCH,
+    STATISTICS,
+    keep_norm_stats,
+    kept_at,
+    recalibrate,
+)
+
+FOLDS = 5
+SEED = 0
+PENALTY = 1.0
+NOISE_SE = 1.0
+FORMAT = 1
+"""Raised whenever the same images and weights could be chosen for otherwise than before."""
+
+Hits = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormStatsChoice:
+    """What was chosen, and why.
+
+    Attributes:
+        value: the statistics to start from.
+        reason: one clause for people.
+        scores: `source_acc`, `target_acc` (0 to 1), `lead` of target and its standard error
+            `lead_se`; empty where nothing was probed.
+    """
+
+    value: Literal["source", "target"]
+    reason: str
+    scores: Mapping[str, float]
+
+    @property
+    def line(self) -> str:
+        """What a command prints."""
+        return f"norm_stats=auto: {self.value} ({self.reason})"
+
+
+def choose_norm_stats(
+    backbone: Backbone,
+    images: ImageSet,
+    dtype: torch.dtype,
+    device: torch.device,
+    cache_folder: Path | None = None,
+) -> NormStatsChoice:
+    """Probe both candidates on `images` (see the module's header); the backbone stays as it is.
+
+    Args:
+        backbone: the pretrained weights and statistics.
+        images: the draw's training images.
+        dtype: precision of the features, as the frozen prefix will compute them.
+        device: where to compute.
+        cache_folder: where a choice, and the statistics found on the way, are kept under a digest
+            of all that they depend on.
+
+    Raises:
+        WeightsError: under neither candidate are the features finite numbers.
+    """
+    if not any(isinstance(module, nn.BatchNorm2d) for module in backbone.model.modules()):
+        reason = f"{backbone.name} has no BatchNorm, there is nothing to choose"
+        return NormStatsChoice(value="source", reason=reason, scores={})
+    smallest = int(torch.bincount(images.labels).min())
+    if smallest < 2:
+        reason = "a class has 1 training image, a probe needs 2 to be cross-validated"
+        return NormStatsChoice(value="source", reason=reason, scores={})
+    statistics = cache_folder and kept_at(cache_folder, backbone, images, dtype, device)
+    path = statistics and _choice_path(statistics, images)
+    if path and (kept := _read(path)):
+        return kept
+    choice = _probe(backbone, images, dtype, device, statistics)
+    if path:
+        with contextlib.suppress(StorageError):  # a cache: not worth failing for
+            write_atomically(path, json.dumps(asdict(choice)).encode())
+    return choice
+
+
+def _choice_path(statistics: Path, images: ImageSet) -> Path:
+    """A file beside the statistics that a choice was made about; a choice needs labels, too."""
+    rule = [FORMAT, FOLDS, SEED, PENALTY, NOISE_SE]
+    digest = digest_values([statistics.stem, images.fingerprint(), rule])
+    return statistics.with_name(f"{digest}.choice.json")
+
+
+def _read(path: Path) -> NormStatsChoice | None:
+    try:
+        kept = NormStatsChoice(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+    return kept if kept.value in ("source", "target") else None
+
+
+def _probe(
+    backbone: Backbone,
+    images: ImageSet,
+    dtype: torch.dtype,
+    device: torch.device,
+    statistics: Path | None,
+) -> NormStatsChoice:
+    state = backbone.model.state_dict()
+    before = {name: t.clone() for name, t in state.items() if name.endswith(STATISTICS)}
+    features = {"source": _features(backbone, images, dtype, device)}
+    features["target"] = recalibrate(backbone, images, dtype, device).numpy()
+    if statistics:
+        keep_norm_stats(statistics, backbone)
+    backbone.model.load_state_dict(before, strict=False)
+    usable = {name: bool(np.isfinite(values).all()) for name, values in features.items()}
+    if not any(usable.values()):
+        raise WeightsError(
+            f"norm_stats=auto: with these weights the features that enter the head of "
+            f"{backbone.name} are not finite numbers: use other weights, or -P precision=float32"
+        )
+    if not all(usable.values()):
+        value: Literal["source", "target"] = "source" if usable["source"] else "target"
+        other = "target" if value == "source" else "source"
+        reason = f"features under {other} statistics are not finite numbers"
+        return NormStatsChoice(value=value, reason=reason, scores={})
+    return decide_by_hits(*(_hits(features[name], images) for name in ("source", "target")))
+
+
+@torch.no_grad()
+def _features(
+    backbone: Backbone, images: ImageSet, dtype: torch.dtype, device: torch.device
+) -> NDArray[np.float32]:
+    """What enters the head under the backbone's own statistics, (N, C)."""
+    blocks = compute_copy(backbone, FORWARD_ORDER[:-1], dtype, device)
+    size = max(1, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
+    parts = [
+        run_blocks(blocks, normalise(pixels.to(device)), dtype).float().cpu()
+        for pixels in torch.split(images.pixels, size)
+    ]
+    features: NDArray[np.float32] = torch.cat(parts).numpy()
+    return features
+
+
+def _hits(features: NDArray[np.float32], images: ImageSet) -> Hits:
+    """Which images (1 or 0, by digest) the cross-validated probe recognises, (N,)."""
+    from sklearn.linear_model import RidgeClassifier
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    order = np.argsort(images.keys, kind="stable")
+    labels = images.labels.numpy()[order]
+    folds = min(FOLDS, int(np.bincount(labels).min()))
+    probe = make_pipeline(StandardScaler(), RidgeClassifier(alpha=PENALTY * features.shape[1]))
+    dealt = StratifiedKFold(folds, shuffle=True, random_state=SEED)
+    predicted = cross_val_predict(probe, features[order], labels, cv=dealt)
+    hits: Hits = (predicted == labels).astype(np.float64)
+    return hits
+
+
+def decide_by_hits(source: Hits, target: Hits) -> NormStatsChoice:
+    """The choice from which images each probe recognised (1 or 0), the same images in both."""
+    difference = target - source
+    lead, count = float(difference.mean()), len(difference)
+    lead_se = float(difference.std(ddof=1) / np.sqrt(count))
+    value: Literal["source", "target"] = "target" if lead > NOISE_SE * lead_se else "source"
+    if value == "target":
+        why = f"target leads by {100 * lead:.1f} pp"
+    elif lead > 0:
+        why = f"target's lead of {100 * lead:.1f} pp is within noise"
+    else:
+        why = f"source leads by {-100 * lead:.1f} pp" if lead else "both score alike"
+    scores = {
+        "source_acc": float(source.mean()),
+        "target_acc": float(target.mean()),
+        "lead": lead,
+        "lead_se": lead_se,
+    }
+    reason = (
+        f"probe on {count} training images: source {scores['source_acc']:.1%}, target "
+        f"{scores['target_acc']:.1%}; {why}, s.e. {100 * lead_se:.1f}"
+    )
+    return NormStatsChoice(value=value, reason=reason, scores=scores)

@@ -1,0 +1,132 @@
+"""Re-estimate BatchNorm statistics on the new images, once, before anything is frozen.
+
+Adaptive batch normalisation (Li et al. 2016, arXiv 1603.04779): means and variances that were
+estimated on the pretraining images are replaced by those of the draw's training images; no label
+is used and no weight changes. Afterwards frozen means frozen. Whether the new statistics are
+better is another question: `norm_choice.py` answers it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from pipeline.data.augment import normalise
+from pipeline.data.images import ImageSet
+from pipeline.errors import StorageError
+from pipeline.model.backbones import FORWARD_ORDER, Backbone
+from pipeline.system.digests import digest_tensors, digest_values
+from pipeline.system.files import write_atomically
+from pipeline.training.device import compute_copy, run_blocks
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+PIXELS_PER_BATCH = 256 * 64 * 64  # 256 images at 64 px: about 0.5 GB of ResNet-18 activations
+
+
+def calibrate_norm_stats(
+    backbone: Backbone,
+    images: ImageSet,
+    dtype: torch.dtype,
+    device: torch.device,
+    cache_folder: Path | None = None,
+) -> None:
+    """Replace every BatchNorm's mean and variance by those of `images`, unaugmented.
+
+    Activations are computed in `dtype`, as the frozen prefix will compute them; their statistics
+    are float32. Batches are as equal in size as can be, so that the average over batches weighs
+    images equally. With `cache_folder` the result is kept there, under a digest of the weights
+    and images, and read back next time; a damaged file is computed anew.
+    """
+    if cache_folder is None:
+        recalibrate(backbone, images, dtype, device)
+        return
+    path = kept_at(cache_folder, backbone, images, dtype, device)
+    names = [name for name in backbone.model.state_dict() if name.endswith(STATISTICS)]
+    kept = _read(path, names)
+    if kept is None:
+        recalibrate(backbone, images, dtype, device)
+        keep_norm_stats(path, backbone)
+    else:
+        backbone.model.load_state_dict(kept, strict=False)
+
+
+def kept_at(
+    folder: Path, backbone: Backbone, images: ImageSet, dtype: torch.dtype, device: torch.device
+) -> Path:
+    """The file in which statistics are kept: named after all that they depend on.
+
+    `backbone` holds the weights and statistics that a calibration would begin with.
+    """
+    state = backbone.model.state_dict()
+    key = digest_values(
+        {
+            "backbone": backbone.name,
+            "weights": digest_tensors(state, backbone.tensor_names(FORWARD_ORDER[:-1])),
+            "images": digest_tensors({"digests": torch.from_numpy(images.digests)}),
+            "pixels": list(images.pixels.shape),
+            "dtype": str(dtype),
+            "device": device.type,
+        }
+    )
+    return folder / f"{key}.safetensors"
+
+
+def keep_norm_stats(path: Path, backbone: Backbone) -> None:
+    """Write the backbone's statistics; a folder that cannot be written is no fault."""
+    state = backbone.model.state_dict()
+    kept = {name: tensor for name, tensor in state.items() if name.endswith(STATISTICS)}
+    with contextlib.suppress(StorageError):  # a cache: not worth failing for
+        write_atomically(path, save(kept, {"sha256": digest_tensors(kept)}))
+
+
+def _read(path: Path, names: list[str]) -> dict[str, Tensor] | None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            kept = {name: file.get_tensor(name) for name in names}
+            intact = digest_tensors(kept) == file.metadata()["sha256"]
+    except (OSError, SafetensorError, KeyError, TypeError):
+        return None
+    return kept if intact else None
+
+
+@torch.no_grad()
+def recalibrate(
+    backbone: Backbone, images: ImageSet, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Compute the statistics of `images` and put them into the backbone, whatever is kept.
+
+    Returns:
+        What entered the head meanwhile, float32, (N, C), in the order of `images`: features under
+        the statistics of each image's batch, a close estimate of those under the new statistics.
+    """
+    blocks = compute_copy(backbone, FORWARD_ORDER[:-1], dtype, device)  # no BatchNorm in the head
+    for block in blocks.values():
+        for module in block.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.reset_running_stats()
+                module.train()
+                module.momentum = None  # None: a plain average over the batches seen
+    size = max(2, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
+    order = np.argsort(images.keys, kind="stable")  # mixes classes, whatever order they came in
+    count = max(1, min(-(-len(images) // size), len(images) // 2))  # no batch of one image
+    parts = []
+    for rows in np.array_split(order, count):
+        pixels = images.pixels[torch.from_numpy(rows)].to(device)
+        parts.append(run_blocks(blocks, normalise(pixels), dtype).float().cpu())
+    for name, block in blocks.items():
+        statistics = {
+            inner: tensor
+            for inner, tensor in block.state_dict().items()
+            if inner.endswith(STATISTICS)
+        }
+        backbone.blocks[name].load_state_dict(statistics, strict=False)
+    features = torch.cat(parts)
+    in_order = torch.empty_like(features)
+    in_order[torch.from_numpy(order)] = features
+    return in_order

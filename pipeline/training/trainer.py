@@ -1,0 +1,300 @@
+"""The epoch loop of one stage: it yields one result an epoch and touches nothing else.
+
+In: a backbone holding the weights that the stage starts from, the suffix's inputs for training and
+validation images, and the stage's settings. Out: `EpochResult`s; the selected epoch's weights are
+in `Trainer.best`. The backbone itself is never changed. One fresh optimizer and one fresh schedule
+a stage. Not covered: logging, checkpoints, and which parent the weights came from.
+
+L2-SP: Li, Grandvalet & Davoine 2018 (arXiv 1802.01483). Cosine schedule: Loshchilov & Hutter 2017
+(arXiv 1608.03983).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pipeline.data.augment import pick_views
+from pipeline.data.images import ImageSet
+from pipeline.model.backbones import Backbone
+from pipeline.model.freezing import set_trainable
+from pipeline.settings.run import TrainSettings
+from pipeline.settings.schedules import BLOCKS, Stage
+from pipeline.training.device import compute_copy, run_blocks
+from pipeline.training.diagnostics import RiskMeter
+from pipeline.training.features import Features
+from pipeline.training.master_weights import MasterWeight
+
+EVAL_BATCH = 500
+SGD_MOMENTUM = 0.9
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Mean cross-entropy (nats, without label smoothing) and accuracy (0 to 1)."""
+
+    loss: float
+    acc: float
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What one epoch came to. `train` is the running average over the epoch's batches.
+
+    Attributes:
+        epoch: from 1.
+        lr: the rate of each trainable block at the epoch's last step.
+        logits: validation logits, float32, (N, classes).
+        is_best: whether this epoch is the best so far.
+        train_s: seconds spent on training.
+        val_s: seconds spent on validation.
+        risks: `RiskMeter.read`, by metric name.
+        risks_s: seconds spent on measuring them.
+    """
+
+    epoch: int
+    train: Scores
+    val: Scores
+    lr: dict[str, float]
+    logits: Tensor
+    is_best: bool
+    train_s: float
+    val_s: float
+    risks: dict[str, float] = field(default_factory=dict)
+    risks_s: float = 0.0
+
+    @property
+    def diverged(self) -> bool:
+        """The training loss is no longer a number."""
+        return not math.isfinite(self.train.loss)
+
+
+def learning_rates(settings: TrainSettings, stage: Stage) -> dict[str, float]:
+    """Peak rate of each trainable block: `lr * lr_decay ** depth`, depth 0 being the head."""
+    return {b: settings.lr * settings.lr_decay ** BLOCKS.index(b) for b in stage.trainable}
+
+
+def schedule_factor(step: int, steps: int, warmup: float) -> float:
+    """Share of the peak rate at a step from 0: a ramp over `warmup * steps`, then a cosine."""
+    ramp = int(warmup * steps)
+    if step < ramp:
+        return (step + 1) / (ramp + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - ramp) / max(1, steps - ramp)))
+
+
+def split_batches(order: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
+    """The order cut into batches of nearly equal size, at most `batch_size`, none of one image.
+
+    BatchNorm has no variance over a single image, so with two or more images a batch of one is
+    avoided even if its neighbour then exceeds `batch_size`.
+    """
+    count = math.ceil(len(order) / batch_size)
+    if count > 1 and len(order) // count < 2:
+        count -= 1
+    return np.array_split(order, count)
+
+
+@dataclass
+class Trainer:
+    """One stage's training; iterate `epochs()`, then take `best`.
+
+    Attributes:
+        best: state-dict name -> tensor of the selected epoch, for every trainable block.
+        best_epoch: the selected epoch, or None before the first.
+    """
+
+    backbone: Backbone
+    stage: Stage
+    settings: TrainSettings
+    seed: int
+    views: int
+    device: torch.device
+    dtype: torch.dtype
+    best: dict[str, Tensor] = field(default_factory=dict)
+    best_epoch: int | None = None
+
+    def __post_init__(self) -> None:
+        self.blocks = compute_copy(self.backbone, self.stage.suffix, self.dtype, self.device)
+        set_trainable(self.blocks, self.stage.trainable, self.settings.norm)
+        source = self.backbone.model.state_dict(keep_vars=True)
+        names = {id(tensor): name for name, tensor in source.items()}
+        self.weights: list[MasterWeight] = []
+        self.computed: dict[str, Tensor] = {}  # every tensor that may move, as it computes
+        for block in (b for b in self.stage.suffix if b in self.stage.trainable):
+            origin = self.backbone.blocks[block].state_dict(keep_vars=True)
+            for inner, tensor in self.blocks[block].state_dict(keep_vars=True).items():
+                name = names[id(origin[inner])]
+                self.computed[name] = tensor
+                if isinstance(tensor, nn.Parameter):
+                    start = origin[inner].detach().to(self.device)
+                    self.weights.append(MasterWeight(name, block, tensor, start))
+        self.optimizer = self._make_optimizer()
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        rates = learning_rates(self.settings, self.stage)
+        groups = []
+        for block in self.stage.trainable:
+            for decayed in (True, False):  # biases and BatchNorm have one dimension: not decayed
+                members = [w for w in self.weights if w.block == block and w.decayed == decayed]
+                if members:
+                    groups.append(
+                        {
+                            "params": [w.master for w in members],
+                            "lr": rates[block],
+                            "peak": rates[block],
+                            "block": block,
+                            "weight_decay": self.settings.weight_decay if decayed else 0.0,
+                        }
+                    )
+        fused = self.device.type in ("cpu", "cuda")
+        if self.settings.optimizer == "adamw":
+            return torch.optim.AdamW(groups, fused=fused)
+        return torch.optim.SGD(groups, lr=1.0, momentum=SGD_MOMENTUM, nesterov=True, fused=fused)
+
+    def epochs(
+        self, train: ImageSet, train_features: Features, val: ImageSet, val_features: Features
+    ) -> Iterator[EpochResult]:
+        """Train, yielding each epoch's result; ends early by patience or divergence.
+
+        The selected epoch has the highest validation accuracy; ties go to the lower loss, then to
+        the earlier epoch.
+        """
+        torch.manual_seed(self.seed)  # dropout
+        rng = np.random.default_rng([self.seed, self.stage.number])
+        steps_an_epoch = len(split_batches(np.arange(len(train)), self.settings.batch_size))
+        steps = steps_an_epoch * self.settings.epochs
+        labels = train.labels.to(self.device)
+        val_labels = val.labels.to(self.device)
+        best_score = (-1.0, -math.inf)
+        meter = RiskMeter(self.weights, len(val))
+        meter.start(self._outputs(val_features, meter.probes))
+        for epoch in range(self.settings.epochs):
+            started = time.perf_counter()
+            views = pick_views(
+                train.keys,
+                seed=self.seed,
+                epoch=epoch,
+                augment=self.settings.augment,
+                stored_views=self.views,
+            )
+            loss_sum = torch.zeros((), device=self.device)
+            hits = torch.zeros((), device=self.device)
+            batches = split_batches(rng.permutation(len(train)), self.settings.batch_size)
+            for number, rows in enumerate(batches):
+                self._set_rates(
+                    schedule_factor(epoch * steps_an_epoch + number, steps, self.settings.warmup)
+                )
+                target = labels[torch.from_numpy(rows).to(self.device)]
+                inputs = train_features.batch(rows, views[rows])
+                last = number == steps_an_epoch - 1
+                logits = self._step(inputs, target, meter if last else None)
+                loss_sum += F.cross_entropy(logits, target, reduction="sum")
+                hits += (logits.argmax(1) == target).sum()
+            scores = Scores(loss_sum.item() / len(train), hits.item() / len(train))
+            trained = time.perf_counter()
+            val_logits, outputs = self._validate(val_features, len(val), meter.probes)
+            val_scores = score_logits(val_logits, val_labels)
+            validated = time.perf_counter()
+            risks = meter.read(outputs)
+            measured = time.perf_counter()
+            is_best = self.best_epoch is None or rank(val_scores) > best_score
+            if is_best:
+                best_score, self.best_epoch = rank(val_scores), epoch + 1
+                self.best = self.snapshot()
+            result = EpochResult(
+                epoch + 1,
+                scores,
+                val_scores,
+                {group["block"]: group["lr"] for group in self.optimizer.param_groups},
+                val_logits.cpu(),
+                is_best,
+                trained - started,
+                validated - trained,
+                risks,
+                measured - validated,
+            )
+            yield result
+            waited = epoch + 1 - (self.best_epoch or 0)
+            if result.diverged or (self.settings.patience and waited >= self.settings.patience):
+                return
+
+    def _set_rates(self, factor: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+
+    def _step(self, inputs: Tensor, target: Tensor, meter: RiskMeter | None = None) -> Tensor:
+        """One optimizer step; returns the batch's logits, detached. `meter` sees the gradients."""
+        logits = run_blocks(self.blocks, inputs, self.dtype)
+        loss = F.cross_entropy(logits, target, label_smoothing=self.settings.label_smoothing)
+        torch.autograd.backward(loss)
+        for weight in self.weights:
+            weight.pull_gradient(self.settings.l2_sp)
+        if meter:
+            meter.see_gradients()
+        if self.settings.clip_norm:
+            nn.utils.clip_grad_norm_([w.master for w in self.weights], self.settings.clip_norm)
+        self.optimizer.step()
+        for weight in self.weights:
+            weight.push_value()
+        return logits.detach()
+
+    def predict(self, features: Features, count: int) -> Tensor:
+        """Logits of view 0 of every image, float32, (count, classes)."""
+        return self._validate(features, count, np.arange(0))[0]
+
+    def _validate(
+        self, features: Features, count: int, probes: NDArray[np.int64]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits of every image, and what each trainable block makes of the probes among them."""
+        logits, seen = [], []
+        for start in range(0, count, EVAL_BATCH):
+            rows = np.arange(start, min(start + EVAL_BATCH, count))
+            outputs = self._outputs(features, rows)
+            logits.append(outputs["head"])
+            chosen = torch.from_numpy(probes[np.isin(probes, rows)] - start)
+            seen.append({block: x[chosen.to(x.device)] for block, x in outputs.items()})
+        return torch.cat(logits), {b: torch.cat([part[b] for part in seen]) for b in seen[0]}
+
+    @torch.no_grad()
+    def _outputs(self, features: Features, rows: NDArray[np.int64]) -> dict[str, Tensor]:
+        """What each trainable block makes of view 0 of these images, in eval mode."""
+        for block in self.blocks.values():
+            block.eval()
+        x, outputs = features.batch(rows, np.zeros_like(rows)), {}
+        for name, block in self.blocks.items():
+            x = run_blocks({name: block}, x, self.dtype)
+            if name in self.stage.trainable:
+                outputs[name] = x
+        set_trainable(self.blocks, self.stage.trainable, self.settings.norm)
+        return outputs | {"head": x.float()}
+
+    @property
+    def frozen(self) -> dict[str, nn.Sequential]:
+        """The copies of frozen blocks that run between trainable ones."""
+        return {n: block for n, block in self.blocks.items() if n not in self.stage.trainable}
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Every tensor of the trainable blocks as it is now: float32 masters, and buffers."""
+        tensors = {name: tensor.detach() for name, tensor in self.computed.items()}
+        tensors |= {weight.name: weight.value for weight in self.weights}
+        original = self.backbone.model.state_dict()
+        return {name: t.to("cpu", original[name].dtype, copy=True) for name, t in tensors.items()}
+
+
+def rank(val: Scores) -> tuple[float, float]:
+    """What epochs are selected by: accuracy, then loss; last if the loss is not a number."""
+    return (val.acc, -val.loss) if math.isfinite(val.loss) else (-1.0, -math.inf)
+
+
+def score_logits(logits: Tensor, labels: Tensor) -> Scores:
+    """Loss and accuracy of logits (N, classes) against labels (N,)."""
+    loss = F.cross_entropy(logits, labels).item()
+    return Scores(loss, (logits.argmax(1) == labels).sum().item() / len(labels))

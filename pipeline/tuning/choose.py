@@ -1,0 +1,90 @@
+"""Which trial to go on with: the best, but only if it beats the defaults by more than noise.
+
+The best of many noisy trials looks better than it is (the winner's curse). So the best trial must
+beat the first one, which has the defaults, by some (2) standard errors of their paired difference,
+image by image over the tuning draws; otherwise the defaults stay. Where the defaults did not
+finish, or the scores are lost, there is nothing to hold it against and the best is taken.
+
+In: a study and its runs. Out: a `Choice`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from optuna.trial import FrozenTrial
+
+from pipeline.errors import LineageError
+from pipeline.signals.evidence import scores_of
+from pipeline.signals.readings import Scored, paired
+from pipeline.tracking import Tracking
+from pipeline.tuning.study import Study
+from pipeline.tuning.trial_state import RUN_ID, default_of
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The trial to go on with.
+
+    Attributes:
+        gain: of the best trial over the defaults, positive where it is better; NaN if unknown.
+        error: its paired standard error; NaN if unknown.
+        margin: standard errors that were asked for.
+    """
+
+    trial: FrozenTrial
+    is_default: bool
+    gain: float
+    error: float
+    margin: float
+
+    @property
+    def sentence(self) -> str:
+        """What was chosen and why."""
+        if math.isnan(self.gain):
+            if self.is_default:
+                return "the defaults are the best"
+            return "the best trial is taken: there is no trial of the defaults to hold it against"
+        size = f"the best trial beats the defaults by {self.gain:.4f} (s.e. {self.error:.4f})"
+        if self.is_default:
+            return f"{size}, less than {self.margin:g} s.e.: the defaults stay"
+        return f"{size}: its settings are taken"
+
+
+def choose(study: Study, tracking: Tracking, margin: float) -> Choice | None:
+    """The choice between the best trial and the defaults; None before any trial is complete."""
+    best = study.best
+    if best is None:
+        return None
+    nothing = float("nan")
+    default = default_of(study.optuna.get_trials(deepcopy=False))
+    if default is None or default.number == best.number:
+        return Choice(best, default is not None, nothing, nothing, margin)
+    gain, error = _gain(study, tracking, best, default)
+    stays = gain <= margin * error  # False where they are unknown
+    return Choice(default if stays else best, stays, gain, error, margin)
+
+
+def _gain(
+    study: Study, tracking: Tracking, best: FrozenTrial, default: FrozenTrial
+) -> tuple[float, float]:
+    """Mean paired difference and its standard error, image by image over the study's draws."""
+    differences = []
+    for draw in study.spec.draws:
+        scored = [_scored(tracking, trial, draw) for trial in (best, default)]
+        if scored[0] is None or scored[1] is None:
+            return float("nan"), float("nan")
+        accuracy, nll = paired(scored[0], scored[1])
+        differences.append(accuracy if study.spec.maximised else -nll)
+    all_images = np.concatenate(differences)
+    return float(all_images.mean()), float(all_images.std(ddof=1) / math.sqrt(len(all_images)))
+
+
+def _scored(tracking: Tracking, trial: FrozenTrial, draw: int) -> Scored | None:
+    try:
+        run = tracking.get(str(trial.user_attrs.get(RUN_ID, "")))
+        return scores_of(tracking, tracking.get(run.tags[f"draw{draw}_run_id"]))
+    except (LineageError, KeyError):
+        return None

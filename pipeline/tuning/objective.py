@@ -1,0 +1,213 @@
+"""One trial: a stage trained with suggested settings on each draw, scored, pruned, logged.
+
+In: an Optuna trial. Out: its value, the mean over the draws of validation accuracy (or loss) at
+each stage run's selected epoch. The trial is a run in MLflow, its stage runs are nested in it and
+are found again by content, so a trial that is repeated costs only what was not finished.
+
+Pruning: through each draw a trial reports, in tenths of its own planned epochs, the mean of what
+it has reached on the draws so far. All trials see the same draws in the same order, so reports of
+one step compare like with like, and a trial with few epochs is not held against one with many.
+Why not Wilcoxon's test over draws: with fewer than five draws it can never reach p < 0.1.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+import torch
+from optuna.trial import Trial, TrialState
+
+from pipeline.errors import RunStopped, TrackingError, TrainingError
+from pipeline.runs.run_stage import find_or_run
+from pipeline.runs.session import Session
+from pipeline.runs.summary import StageSummary
+from pipeline.settings.schedules import Stage
+from pipeline.tracking import RunLog, Tracking
+from pipeline.training.trainer import EpochResult
+from pipeline.tuning.study import STEPS_A_DRAW, Spec, shown_settings, suggest
+from pipeline.tuning.trial_state import DEFAULTS, REASON, RUN_ID
+
+SIGNAL_PREFIX = "signal."
+STATE, INTERRUPTED = "trial_state", "interrupted"
+_OWN_FAULTS = (TrainingError, torch.OutOfMemoryError, MemoryError)
+"""What a trial's settings may be to blame for."""
+
+
+class Pruned(RunStopped):
+    """The pruner saw no chance for this trial."""
+
+
+class OutOfTime(RunStopped):
+    """The command's time is over."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a trial came to its end, and its value if it is complete."""
+
+    state: TrialState
+    value: float | None = None
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What Optuna calls for each trial.
+
+    Attributes:
+        sessions: one for each draw of the study, the stage's parents already found.
+        deadline: `time.monotonic()` at which the command must end; None: never.
+    """
+
+    spec: Spec
+    sessions: Mapping[int, Session]
+    tracking: Tracking
+    study_run_id: str
+    deadline: float | None
+    say: Callable[[str], None]
+
+    def __call__(self, trial: Trial) -> Ending:
+        """Run the trial: complete, pruned, or failed, where its own settings came to nothing.
+
+        Raises:
+            OutOfTime: the deadline passed; the trial is to be run again.
+        """
+        params = suggest(trial, self.spec.space)
+        tags = {
+            "kind": "trial",
+            "study": self.spec.name,
+            "stage": str(self.spec.stage.number),
+            "schedule": self.spec.stage.schedule,
+            "trial": str(trial.number),
+            "draws": " ".join(map(str, self.spec.draws)),
+        }
+        name = f"trial {trial.number} · stage {self.spec.stage.number}"
+        try:
+            with self.tracking.run(
+                name, tags, target=False, nested_under=self.study_run_id
+            ) as log:
+                trial.set_user_attr(RUN_ID, log.run_id)
+                log.params(dict(self.spec.defaults) | params)
+                try:
+                    value = self._over_draws(trial, params, log)
+                except Pruned:
+                    log.tags({STATE: "pruned"})
+                    raise
+                except _OWN_FAULTS:
+                    log.tags({STATE: "failed"})
+                    raise
+                except (KeyboardInterrupt, OutOfTime):
+                    with suppress(TrackingError):  # what stopped it counts
+                        log.tags({STATE: INTERRUPTED})
+                    raise
+        except Pruned as err:
+            trial.set_user_attr(REASON, str(err))
+            self.say(f"trial {trial.number} {err}")
+            return Ending(TrialState.PRUNED)
+        except _OWN_FAULTS as err:
+            reason = str(err) or type(err).__name__
+            trial.set_user_attr(REASON, reason)
+            self.say(f"trial {trial.number} failed: {reason}")
+            return Ending(TrialState.FAIL)
+        self.say(
+            f"trial {trial.number}: {self.spec.objective} {value:.4f} with "
+            f"{shown_settings(params)}"
+        )
+        return Ending(TrialState.COMPLETE, value)
+
+    def _over_draws(self, trial: Trial, params: Mapping[str, object], log: RunLog) -> float:
+        summaries: list[StageSummary] = []
+        number = self.spec.stage.number
+        for draw, session in self.sessions.items():
+            reporter = Reporter(
+                trial, self.spec, [_value(s, self.spec) for s in summaries], self.deadline
+            )
+            prepared = replace(
+                session.with_training(number, params),
+                on_epoch=reporter,
+                say=lambda _: None,
+                is_trial=True,
+            )
+            summary = find_or_run(prepared, number, log.run_id)
+            summaries.append(summary)
+            log.tags({f"draw{draw}_run_id": summary.run_id})
+            log.metrics(
+                {f"draw{draw}/val_acc": summary.val_acc, f"draw{draw}/val_loss": summary.val_loss}
+            )
+            reporter.finish(_value(summary, self.spec))
+        count = len(summaries)
+        means = {
+            "val_acc": sum(s.val_acc for s in summaries) / count,
+            "val_loss": sum(s.val_loss for s in summaries) / count,
+        }
+        value = means[self.spec.objective]
+        log.metrics({**means, "value": value, "time/total_s": sum(s.wall_s for s in summaries)})
+        log.tags({STATE: "complete", **self._signals(summaries)})
+        return value
+
+    def _signals(self, summaries: list[StageSummary]) -> dict[str, str]:
+        """What the trial's runs say of themselves; `mixed` where they differ."""
+        said: dict[str, set[str]] = {}
+        for summary in summaries:
+            for key, state in self.tracking.get(summary.run_id).tags.items():
+                if key.startswith(SIGNAL_PREFIX):
+                    said.setdefault(key, set()).add(state)
+        return {key: states.pop() if len(states) == 1 else "mixed" for key, states in said.items()}
+
+
+@dataclass
+class Reporter:
+    """Tells Optuna how a trial fares, epoch by epoch, and ends it when that is asked for.
+
+    Attributes:
+        earlier: the trial's values on the draws before this one.
+    """
+
+    trial: Trial
+    spec: Spec
+    earlier: list[float]
+    deadline: float | None
+    reached: float | None = None
+    told: int = 0
+
+    def __call__(self, stage: Stage, epochs: int, result: EpochResult) -> None:
+        """One epoch is over.
+
+        Raises:
+            Pruned, OutOfTime: end the stage here.
+        """
+        if stage.number != self.spec.stage.number:
+            return
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            raise OutOfTime("the command's timeout is over")
+        if result.is_best:
+            self.reached = result.val.acc if self.spec.maximised else result.val.loss
+        assert self.reached is not None
+        tenths = STEPS_A_DRAW * result.epoch // epochs
+        where = f"at epoch {result.epoch} of {epochs} of draw {self.spec.draws[len(self.earlier)]}"
+        self._tell(min(tenths, STEPS_A_DRAW - 1), self.reached, where)
+
+    def finish(self, value: float) -> None:
+        """The draw is over, or was found finished.
+
+        Raises:
+            Pruned: leave out the draws that are left.
+        """
+        last = len(self.earlier) + 1 == len(self.spec.draws)
+        where = f"after draw {self.spec.draws[len(self.earlier)]}"
+        self._tell(STEPS_A_DRAW, value, where, may_prune=not last)
+
+    def _tell(self, tenths: int, value: float, where: str, *, may_prune: bool = True) -> None:
+        mean = (sum(self.earlier) + value) / (len(self.earlier) + 1)
+        for step in range(self.told + 1, tenths + 1):
+            self.trial.report(mean, len(self.earlier) * STEPS_A_DRAW + step)
+        news, self.told = tenths > self.told, max(tenths, self.told)
+        may_prune = may_prune and DEFAULTS not in self.trial.user_attrs  # others are held to them
+        if news and may_prune and self.trial.should_prune():
+            raise Pruned(f"pruned {where}: {self.spec.objective} {mean:.4f} is on the worse half")
+
+
+def _value(summary: StageSummary, spec: Spec) -> float:
+    return summary.val_acc if spec.maximised else summary.val_loss

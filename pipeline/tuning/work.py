@@ -1,0 +1,285 @@
+"""Entry point tune: a study for each stage, by one process or many, here or on other machines.
+
+In: what was typed. Out: studies in Optuna's storage, runs in MLflow, a summary. Any number of
+processes may work on one study; each asks for the next trial until the study has enough, then
+waits for the trials of others, to take over those of workers that are lost.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from pipeline.errors import StudyError, TrackingError, first_line
+from pipeline.runs.command import Command
+from pipeline.runs.command_line import command_line
+from pipeline.runs.run_stage import find_or_run
+from pipeline.runs.session import Session, cache_folder, check_draws, source_of
+from pipeline.runs.workers import run_workers
+from pipeline.settings.entry import TUNE_KEYS, TuneSettings
+from pipeline.settings.parser import STORAGE
+from pipeline.settings.run import Settings, plain_values
+from pipeline.settings.search_space import Plan, plan_of
+from pipeline.system.addresses import without_password
+from pipeline.system.files import locked
+from pipeline.tracking import Tracking
+from pipeline.tuning.choose import Choice, choose
+from pipeline.tuning.mirror import reconcile, study_run
+from pipeline.tuning.objective import Objective, OutOfTime
+from pipeline.tuning.report import log_study, log_trial, summary
+from pipeline.tuning.storage import (
+    STORAGE_FAULTS,
+    Losses,
+    Storage,
+    for_optunas_commands,
+    open_storage,
+    patiently,
+    storage_url,
+    translated,
+)
+from pipeline.tuning.study import AFTER_FAILURES, CHOICE, CHOSEN, FINISHED, Spec, Study
+from pipeline.tuning.trial_state import RUN_ID, beating, is_given_up
+
+Say = Callable[[str], None]
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A study that was worked on, settings to go on with, whether it has all its trials."""
+
+    study: Study
+    run_id: str
+    choice: Choice | None
+    settings: Mapping[str, object]
+    finished: bool
+
+
+def tune_entry(command: Command) -> list[Tuned]:
+    """Entry point tune: work on the studies until they have their trials, or time is over."""
+    # a server's client would print two lines for every run that ends
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    plan = plan_of(command.options, command.config)
+    tune, settings = plan.tune, plan.settings
+    tracking = Tracking.connect()
+    with tracking.explained():
+        url = storage_url(command.storage, tracking.uri)
+        storage = open_storage(url, tune.heartbeat)
+        if command.joins:
+            return work(command, plan, tracking, storage)
+        check_draws(source_of(settings), settings, tune_draws(settings, tune))
+        data = Path(settings.data).name
+        name = f"tune · {data} · {settings.backbone} · {settings.schedule} · stage {tune.stage}"
+        with tracking.run(name, {"kind": "tune"}, target=True) as log:
+            log.params({**plain_values(settings), **tune.model_dump()})
+            log.tags({"storage": without_password(url)})
+            if tune.workers > 1:
+                run_workers(tune.workers, "tune", command, tracking.experiment_id, log.run_id)
+            done = work(command, plan, tracking, storage, only_read=tune.workers > 1)
+            for one in done:
+                number, best = one.study.spec.stage.number, one.study.best
+                log.tags(
+                    {f"study.stage{number}": one.study.name, f"run.stage{number}": one.run_id}
+                )
+                if best:
+                    log.metrics({f"stage{number}/best_value": best.value or 0.0})
+            lines = [summary(one.study) for one in done]
+            log.tags({"mlflow.note.content": "\n".join(f"- {line}" for line in lines)})
+            refuse_failures(done)
+    if len(done) == len(plan.spaces) and all(one.finished for one in done):
+        entry_point = "main" if tune.stage == "all" else f"stage{tune.stage}"
+        said = {key: value for key, value in command.options.items() if key not in TUNE_KEYS}
+        said |= {"config": command.config} if command.config else {}
+        secret = without_password(command.storage) != command.storage
+        said |= {"storage": command.storage} if command.storage and not secret else {}
+        where = f" (with the same storage in {STORAGE})" if secret else ""
+        command.say(f"use them: {command_line(entry_point, {**said, 'tuned': 'true'})}{where}")
+    command.say(f"look at them: optuna-dashboard {for_optunas_commands(url)}")
+    command.say(f"browse the runs: {tracking.ui_command}")
+    return done
+
+
+def tune_draws(settings: Settings, tune: TuneSettings) -> range:
+    """The draws that a study's trials are scored on."""
+    return range(settings.draw, settings.draw + tune.draws)
+
+
+def refuse_failures(done: Sequence[Tuned]) -> None:
+    """Say where a study has all its trials and no value.
+
+    Raises:
+        StudyError: it has, with the reasons.
+    """
+    for one in done:
+        if one.finished and one.study.failure:
+            raise StudyError(f"{one.study.failure}: {AFTER_FAILURES}")
+
+
+def work(
+    command: Command, plan: Plan, tracking: Tracking, storage: Storage, *, only_read: bool = False
+) -> list[Tuned]:
+    """Work on each stage's study in turn, each from the best of the one before."""
+    tune, settings = plan.tune, plan.settings
+    deadline = time.monotonic() + tune.timeout if tune.timeout else None
+    sessions = {
+        draw: Session.open(
+            settings.model_copy(update={"draw": draw}), tracking, command.say, command.on_epoch
+        )
+        for draw in tune_draws(settings, tune)
+    }
+    done: list[Tuned] = []
+    for number, space in plan.spaces.items():
+        spec = Spec.of(sessions, number, space, tune.objective)
+        with translated(storage.url):
+            spec = spec.as_known(storage)
+        worker = Worker(spec, sessions, tracking, storage, tune, deadline, command.say)
+        with translated(storage.url):
+            one = worker.read() if only_read else worker.work()
+        if one is None:
+            break
+        done.append(one)
+        if one.study.best is None or not one.finished:
+            break
+        sessions = {d: s.with_training(number, one.settings) for d, s in sessions.items()}
+        for session in sessions.values():
+            session.tuned_by[number] = one.study.name
+    return done
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One process at work on one study."""
+
+    spec: Spec
+    sessions: Mapping[int, Session]
+    tracking: Tracking
+    storage: Storage
+    tune: TuneSettings
+    deadline: float | None
+    say: Say
+
+    def read(self) -> Tuned | None:
+        """The study as it stands, worked on by others; None if they never came to it."""
+        study = Study.find(self.storage, self.spec)
+        if study is None:
+            return None
+        self.say(summary(study))
+        return self._tuned(study)
+
+    def work(self) -> Tuned:
+        """Run trials until the study has enough of them, or time is over."""
+        study = Study.join(self.storage, self.spec, self._seed)
+        first = next(iter(self.sessions.values()))
+        run_id = study_run(study, first, without_password(self.storage.url), self.say)
+        finished = study.progress().finished
+        if finished >= self.tune.n_trials:
+            self.say(f"study {study.name} has its {finished} trials: none is added")
+        else:
+            self.say(f"study {study.name}: {finished} of {self.tune.n_trials} trials so far")
+            self.tracking.set_status(run_id, "RUNNING")
+        try:
+            if finished < self.tune.n_trials:
+                self._train_parents(run_id)
+            self._loop(study, run_id)
+        except OutOfTime as err:
+            self.say(f"note: {err}: the study can be gone on with by the same command")
+        except BaseException:  # what stopped it counts, not that the storage may be away as well
+            with suppress(*STORAGE_FAULTS, TrackingError):
+                self._sum_up(study, run_id)
+            raise
+        self._sum_up(study, run_id)
+        return self._tuned(study, run_id)
+
+    @property
+    def _seed(self) -> int:
+        return next(iter(self.sessions.values())).settings.seed
+
+    def _tuned(self, study: Study, run_id: str | None = None) -> Tuned:
+        run_id = run_id or str(study.optuna.user_attrs.get(RUN_ID, ""))
+        choice = choose(study, self.tracking, self.tune.margin)
+        finished = study.progress().finished >= self.tune.n_trials
+        return Tuned(study, run_id, choice, dict(choice.trial.params) if choice else {}, finished)
+
+    def _train_parents(self, study_run_id: str) -> None:
+        """The checkpoints that trials start from: found, or trained by one process a machine."""
+        number = self.spec.stage.number
+        if number == 1:
+            return
+        for session in self.sessions.values():
+            folder = cache_folder(session.settings) / "parents"
+            with locked(folder / f"{session.key(number - 1)}.lock"):
+                find_or_run(session, number - 1, study_run_id)
+
+    def _loop(self, study: Study, run_id: str) -> None:
+        objective = Objective(
+            self.spec, self.sessions, self.tracking, run_id, self.deadline, self.say
+        )
+        losses = Losses()
+        while self._patiently(study.progress).finished < self.tune.n_trials:
+            if self.deadline is not None and time.monotonic() > self.deadline:
+                raise OutOfTime("the command's timeout is over")
+            if not self._run_one(study, objective, run_id, losses):
+                # the last trials are running elsewhere: stay, to take over from lost workers
+                time.sleep(1.0)
+
+    def _patiently(self, do: Callable[[], _Result]) -> _Result:
+        return patiently(do, STORAGE_FAULTS, self.say)
+
+    def _run_one(self, study: Study, objective: Objective, run_id: str, losses: Losses) -> bool:
+        """One trial, if the study wants one more than those that run now.
+
+        Where the storage or MLflow is away the trial is given up, and later run again.
+        """
+        trial = self._patiently(partial(study.ask, self.tune.n_trials))
+        if trial is None:
+            return False
+        try:
+            with beating(self.storage, trial):
+                ending = objective(trial)
+            study.optuna.tell(trial, ending.value, ending.state)
+        except (TrackingError, *STORAGE_FAULTS) as err:
+            if self._patiently(partial(study.interrupt, trial)):
+                self.say(f"note: a trial was lost ({first_line(err)}): it will be run again")
+            losses.add(err)
+            patiently(lambda: self.tracking.get(run_id), (TrackingError,), self.say)
+            return True
+        except BaseException as err:
+            if is_given_up(err):
+                self.say(f"note: trial {trial.number} was given up meanwhile: result dropped")
+                return True
+            with suppress(*STORAGE_FAULTS):  # what stopped it counts
+                study.interrupt(trial)
+            raise
+        losses.end()
+        log = partial(log_trial, study, self.tracking, run_id, trial.number)
+        patiently(log, (TrackingError,), self.say)
+        return True
+
+    def _sum_up(self, study: Study, run_id: str) -> None:
+        """Set right what lost workers left behind, and log the study as it stands."""
+        reconcile(study, self.tracking, run_id)
+        choice = choose(study, self.tracking, self.tune.margin)
+        before = study.optuna.user_attrs.get(CHOSEN)
+        if choice and before not in (None, choice.trial.number):
+            self.say(
+                f"note: from now on tuned=true takes trial {choice.trial.number} of study "
+                f"{study.name} (margin={self.tune.margin:g}), it was trial {before}"
+            )
+        if choice:
+            study.optuna.set_user_attr(CHOSEN, choice.trial.number)
+            study.optuna.set_user_attr(CHOICE, choice.sentence)
+        log_study(study, self.tracking, run_id)
+        progress = study.progress()
+        if progress.finished >= self.tune.n_trials:
+            study.optuna.set_user_attr(FINISHED, progress.finished)
+            failure = study.failure
+            self.tracking.set_status(run_id, "FAILED" if failure else "FINISHED", failure)
+        elif progress.running == 0:
+            self.tracking.set_status(run_id, "KILLED", "stopped before it had all its trials")
+        self.say(summary(study))
