@@ -25,6 +25,7 @@ from pipeline.settings.run import Settings
 from pipeline.settings.schedules import SCHEDULES
 from pipeline.system.digests import digest_values
 from pipeline.system.files import storage_faults
+from pipeline.system.interrupts import at_once
 from pipeline.system.memory import PEAK_METRIC
 from pipeline.tracking import RunView, Tracking
 from pipeline.training.trainer import score_logits
@@ -170,7 +171,8 @@ class PairRunner:
         try:
             with storage_faults("the cache", folder):
                 folder.mkdir(parents=True, exist_ok=True)
-                held = lock.acquire(timeout=-1 if wait else 0)
+                with at_once():
+                    held = lock.acquire(timeout=-1 if wait else 0)
         except Timeout:
             return False
         with held:

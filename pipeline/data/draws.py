@@ -32,6 +32,7 @@ from pipeline.data.images import (
 )
 from pipeline.errors import DataError
 from pipeline.settings.run import Settings
+from pipeline.system.interrupts import check
 from pipeline.system.text import first_of, one_line
 
 _TEST_STREAM = 0x7E57  # another permutation than that of the draws
@@ -245,6 +246,7 @@ def _read(split: Split, rows: IntArray, image_size: int) -> ImageSet:
     unreadable: list[str] = []
     depths: Counter[int] = Counter()
     for position, rgb in enumerate(split.read(rows.tolist())):
+        check()
         if isinstance(rgb, Unreadable):
             unreadable.append(str(rgb))
             continue

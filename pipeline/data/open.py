@@ -28,6 +28,8 @@ from pipeline.data.parquet.labels import check_names
 from pipeline.data.parquet.read import open_parquet
 from pipeline.data.stored import stored_arrays
 from pipeline.errors import DataError, DownloadError, first_line
+from pipeline.system.files import holding
+from pipeline.system.interrupts import at_once
 from pipeline.system.text import first_of, one_line
 
 NAMES = ("digits", "cifar10", "cifar100")
@@ -141,7 +143,7 @@ def _open_cifar(name: str, folder: Path) -> Source:
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
     try:
-        with FileLock(folder / f"{name}.lock"):
+        with holding(FileLock(folder / f"{name}.lock")), at_once():
             train, test = (dataset(folder, train=part, download=True) for part in (True, False))
     except (OSError, RuntimeError, HTTPException) as err:
         raise DownloadError(

@@ -19,6 +19,7 @@ from pipeline.data.base import Source
 from pipeline.data.draws import Draw, draw_in
 from pipeline.data.images import ImageSet
 from pipeline.settings.run import Settings
+from pipeline.system.interrupts import check
 
 BoolArray = NDArray[np.bool_]
 
@@ -129,4 +130,5 @@ def stored_copies(source: Source) -> BoolArray:
 
 
 def _digest(content: bytes) -> bytes:
+    check()
     return hashlib.sha256(content).digest()

@@ -23,7 +23,6 @@ from pipeline.model.backbones import Backbone
 from pipeline.model.pretrained import Pretrained
 from pipeline.system.digests import digest_file, digest_tensors
 from pipeline.system.files import write_atomically
-from pipeline.system.interrupts import held
 
 FORMAT = 1
 
@@ -94,8 +93,7 @@ def load_checkpoint(
             f"the checkpoint {path.name} is damaged: its SHA-256 is not {sha256[:12]}…"
         )
     try:
-        # an interrupt inside safetensors would look like a damaged file
-        with held(), safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="pt") as file:
             info = CheckpointInfo(**_without_format(file.metadata()["checkpoint"]))
             changed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError, ValueError) as err:

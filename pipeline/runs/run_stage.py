@@ -34,6 +34,7 @@ from pipeline.signals.evidence import (
     refresh_siblings,
 )
 from pipeline.signals.gate_runs import gate_of_run
+from pipeline.system.interrupts import check
 from pipeline.system.memory import PEAK_METRIC, PeakMemory
 from pipeline.tracking import RunLog, RunView
 from pipeline.tracking.keys import POOL
@@ -243,6 +244,7 @@ def find_or_run(
     What this command has found or trained already is not looked for again. `whole`: a run that
     is not, by `is_whole`, will not do.
     """
+    check()
     if number in session.done:
         return session.done[number]
     found = find_run(session, number, whole=whole) if session.settings.reuse else None

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import LineageError, PipelineError, RunStopped, TrackingError
 from pipeline.system.addresses import is_server, without_password
 from pipeline.system.databases import exclusively
+from pipeline.system.interrupts import begun
 from pipeline.system.processes import (
     KILLED_REASON,
     MACHINE,
@@ -80,6 +81,7 @@ class Tracking:
 
         uri = usable_address()
         shown = without_password(uri)
+        begun()
         try:
             with translated("connect", shown), exclusively(uri):
                 client = mlflow.MlflowClient(uri)

@@ -33,6 +33,7 @@ from pipeline.data.images import ImageSet
 from pipeline.model.backbones import Backbone
 from pipeline.settings.run import Augment
 from pipeline.system.digests import digest_each, digest_file, digest_values
+from pipeline.system.files import holding
 from pipeline.system.processes import is_abandoned_mark, owner_mark
 from pipeline.training.device import compute_copy, run_blocks
 from pipeline.training.features import Features, LiveFeatures, StoredFeatures
@@ -136,7 +137,7 @@ class PrefixCache:
             return None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.folder / f"{key}.lock"):
+            with holding(FileLock(self.folder / f"{key}.lock")):
                 features = self._read(recipe, prefix)
                 if features is None:
                     others = [cut for cut in cuts if cut != prefix]

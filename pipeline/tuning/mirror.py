@@ -18,6 +18,7 @@ from pipeline.errors import LineageError
 from pipeline.runs.session import Session
 from pipeline.settings.run import plain_values
 from pipeline.system.addresses import file_of
+from pipeline.system.interrupts import check
 from pipeline.system.processes import KILLED_REASON
 from pipeline.tracking import RunView, Tracking
 from pipeline.tracking.store import NESTED_UNDER
@@ -58,6 +59,7 @@ def study_run(
             return str(run_id)
         if run_id or time.monotonic() >= end:
             break
+        check()
         time.sleep(0.5)
     number, settings = study.spec.stage.number, session.settings
     digest = study.name.rpartition("-")[2]

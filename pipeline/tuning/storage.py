@@ -34,6 +34,7 @@ from pipeline.system.addresses import (
     without_password,
 )
 from pipeline.system.databases import exclusively
+from pipeline.system.interrupts import check
 from pipeline.tuning.journal import Journal, is_journal
 
 DEFAULT_STORAGE = "sqlite:///optuna.db"
@@ -230,4 +231,5 @@ def patiently(
             if not told:
                 say(f"note: waiting for a server ({first_line(cause)})")
                 told = True
+            check()
             time.sleep(every_s)

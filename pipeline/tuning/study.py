@@ -27,7 +27,6 @@ from pipeline.settings.schedules import Stage
 from pipeline.settings.search_space import Choices, Range, SearchSpace
 from pipeline.system.databases import exclusively
 from pipeline.system.digests import digest_values
-from pipeline.system.interrupts import held
 from pipeline.tuning.storage import BEATS_UNTIL_GIVEN_UP, Storage, experiments_known
 from pipeline.tuning.trial_state import (
     DEFAULTS,
@@ -155,7 +154,7 @@ class Study:
         One that was left half made, by a process that was killed over it, is completed.
         """
         direction = StudyDirection.MAXIMIZE if spec.maximised else StudyDirection.MINIMIZE
-        with exclusively(storage.url), held():
+        with exclusively(storage.url):
             study = optuna.create_study(
                 storage=storage,
                 study_name=spec.name,
@@ -203,7 +202,7 @@ class Study:
         One process at a time counts and asks, so that no trial is one too many; and a trial that
         is asked for is one that its worker knows of.
         """
-        with exclusively(self.storage.url), held():
+        with exclusively(self.storage.url):
             self._give_up_silent_workers()
             queue_interrupted(self.optuna)
             progress = self.progress()

@@ -28,6 +28,7 @@ from pipeline.settings.run import Settings, plain_values
 from pipeline.settings.search_space import Plan, plan_of
 from pipeline.system.addresses import without_password
 from pipeline.system.files import locked
+from pipeline.system.interrupts import check
 from pipeline.tracking import Tracking
 from pipeline.tuning.choose import Choice, choose
 from pipeline.tuning.mirror import reconcile, study_run
@@ -222,6 +223,7 @@ class Worker:
         )
         losses = Losses()
         while self._patiently(study.progress).finished < self.tune.n_trials:
+            check()
             if self.deadline is not None and time.monotonic() > self.deadline:
                 raise OutOfTime("the command's timeout is over")
             if not self._run_one(study, objective, run_id, losses):

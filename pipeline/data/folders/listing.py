@@ -17,6 +17,7 @@ from pathlib import Path
 from PIL import Image
 
 from pipeline.errors import DataError
+from pipeline.system.interrupts import check
 from pipeline.system.text import first_of, one_line
 
 SYSTEM_FOLDERS = {
@@ -72,6 +73,7 @@ def entries_of(folder: Path) -> Entries:
     Raises:
         DataError: it cannot be read.
     """
+    check()
     found, broken = Entries(), 0
     try:
         with os.scandir(folder) as entries:
