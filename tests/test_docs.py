@@ -55,3 +55,20 @@ def test_every_experiment_has_a_status_and_stands_in_the_index_newest_first() ->
             encoding="utf-8"
         )
         assert name.startswith(date)
+
+
+def test_the_tree_of_contributing_names_every_module() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    tree = text.partition("```text\n")[2].partition("```")[0]
+    package, named = ROOT / "pipeline", {}
+    for top, lines in re.findall(r"^  (\S.*\n)((?:   +\S.*\n)*)", tree, re.MULTILINE):
+        named[top.split()[0].rstrip(",/")] = set(re.findall(r"\w+", lines))
+    for folder in package.rglob("*/"):
+        if folder.name == "__pycache__" or folder == package:
+            continue
+        top = folder.relative_to(package).parts[0]
+        modules = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+        assert modules <= named[top], folder
+    assert {path.stem for path in package.glob("*.py")} - {"__init__"} <= set(
+        re.findall(r"\w+", tree)
+    )
