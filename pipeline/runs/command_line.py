@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeline.data.open import NAMES
 from pipeline.model.pretrained import names_a_file
+from pipeline.system.provenance import COMMAND, IS_CLONE
 
 
 def command_line(entry_point: str, said: Mapping[str, object]) -> str:
@@ -18,4 +19,5 @@ def command_line(entry_point: str, said: Mapping[str, object]) -> str:
         if values.get(key) and holds(values[key]):
             values[key] = str(Path(values[key]).expanduser().absolute())
     words = " ".join(f"-P {key}={shlex.quote(value)}" for key, value in values.items())
-    return f"mlflow run . -e {entry_point} --env-manager local {words}"
+    local = " --env-manager local" if IS_CLONE else ""
+    return f"{COMMAND} {entry_point}{local} {words}"

@@ -25,9 +25,9 @@ from pipeline.settings.entry import TUNE_KEYS, TuneSettings
 from pipeline.settings.layers import load_own, load_settings, nearest, said_of_stage
 from pipeline.settings.run import TRAIN_KEYS, Settings, TrainSettings
 from pipeline.settings.schedules import RELEASES, SCHEDULES, Stage
-from pipeline.system.provenance import PROJECT_DIR
+from pipeline.system.provenance import IS_CLONE, PACKAGE_DIR, PROJECT_DIR
 
-SPACES_DIR = PROJECT_DIR / "search_spaces"
+SPACES_DIR = (PROJECT_DIR if IS_CLONE else PACKAGE_DIR) / "search_spaces"
 _RANGE_KEYS = ("low", "high", "step", "log")
 _EXAMPLE = "write lines like `lr: {low: 1.0e-4, high: 1.0e-2, log: true}`"
 
