@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.comparing.arms import comparison_of
 from pipeline.comparing.grid import grid_of
-from pipeline.entries.plans import pretrain_plan, rank_plan
+from pipeline.entries.plans import pretrain_plan
 from pipeline.errors import PipelineError, SettingsError
 from pipeline.settings.layers import load_settings
 from pipeline.settings.parser import OWN_WORDS, STAGE_ENTRIES, STORAGE, UNSET, parse
@@ -36,7 +36,6 @@ CHECKS: dict[str, Callable[[dict[str, str], str | None], object]] = {
     "tune": plan_of,
     "decide": comparison_of,
     "compare": grid_of,
-    "rank_blocks": rank_plan,
     "pretrain": pretrain_plan,
 }
 """What understands an entry point's settings, before anything slow is imported."""
@@ -44,7 +43,6 @@ ENTRIES = {
     "tune": ("pipeline.tuning.work", "tune_entry"),
     "decide": ("pipeline.entries.decide", "decide_entry"),
     "compare": ("pipeline.entries.compare", "compare_entry"),
-    "rank_blocks": ("pipeline.entries.rank_blocks", "rank_entry"),
     "pretrain": ("pipeline.entries.pretrain", "pretrain_entry"),
 }
 """Where an entry point's work is done."""
@@ -127,7 +125,6 @@ def run(entry_point: str, options: dict[str, str]) -> None:
         tuned,
         given["storage"],
         given["joins"],
-        given["run_id"],
         say,
         progress,
     )

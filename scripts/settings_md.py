@@ -15,7 +15,6 @@ from pipeline.settings.entry import (  # noqa: E402
     CompareSettings,
     DecideSettings,
     PretrainSettings,
-    RankSettings,
     TuneSettings,
 )
 from pipeline.settings.layers import PRESETS_DIR, preset_names, read_yaml  # noqa: E402
@@ -33,7 +32,6 @@ GROUPS: tuple[tuple[str, str, type[BaseModel]], ...] = (
     ("`tune`", "Also the studies of `decide` and `compare`.", TuneSettings),
     ("`decide`", "", DecideSettings),
     ("`compare`", "", CompareSettings),
-    ("`rank_blocks`", "", RankSettings),
     ("`pretrain`", "", PretrainSettings),
     ("Thresholds of signals and the gate", "They read a run, and never change it.", Thresholds),
 )

@@ -15,7 +15,6 @@ from pipeline.comparing.arms import (
     comparison_of,
     own_stages,
 )
-from pipeline.entries.plans import rank_plan
 from pipeline.errors import SettingsError
 from pipeline.runs.session import Session
 from pipeline.settings.entry import DecideSettings
@@ -342,12 +341,6 @@ def test_an_arm_that_may_stop_early_is_refused(words: dict[str, str]) -> None:
 
 def test_patience_in_a_stage_that_is_not_compared_does_no_harm() -> None:
     assert compare(question="stage2", **{"stage3.patience": "3"}).control.epochs == 20
-
-
-def test_blocks_are_not_released_by_stages_that_may_stop_early() -> None:
-    assert rank_plan({**PRESET, "patience": "3"}, None).settings.training(2).patience == 3
-    with pytest.raises(SettingsError, match=r"^patience=3: .*leave patience out \(0\)$"):
-        rank_plan({**PRESET, "patience": "3", "check": "2"}, None)
 
 
 @pytest.mark.parametrize(

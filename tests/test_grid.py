@@ -129,7 +129,6 @@ def test_arms_differ_in_nothing_but_schedule_and_stages() -> None:
         ({"schedules": " lp_ft , two_stage"}, ["full", "lp_ft", "two_stage"]),
         ({"schedules": "full,lp_ft", "baseline": "three_stage"}, ["three_stage", "full", "lp_ft"]),
         ({"schedules": "two_stage,lp_ft", "baseline": "lp_ft"}, ["lp_ft", "two_stage"]),
-        ({"schedules": "release_block2"}, ["full", "release_block2"]),
     ],
 )
 def test_the_baseline_is_added_and_put_first(words: dict[str, str], expected: list[str]) -> None:

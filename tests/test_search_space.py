@@ -12,7 +12,7 @@ import yaml
 from pipeline.errors import SettingsError
 from pipeline.settings.layers import load_settings, preset_names
 from pipeline.settings.run import TRAIN_KEYS, TrainSettings
-from pipeline.settings.schedules import RELEASES, SCHEDULES, Stage
+from pipeline.settings.schedules import SCHEDULES, Stage
 from pipeline.settings.search_space import (
     SPACES_DIR,
     Choices,
@@ -54,8 +54,6 @@ def test_every_stage_of_every_schedule_has_a_file_and_every_file_a_stage() -> No
 def test_stages_that_begin_alike_share_a_file() -> None:
     by_chain: dict[str, set[Path]] = {}
     for stage in STAGES:
-        if stage.schedule in RELEASES:
-            continue  # these share block4's file, whichever block it is
         steps = SCHEDULES[stage.schedule][: stage.number]
         chain = str([step.trainable for step in steps])
         by_chain.setdefault(chain, set()).add(default_space(stage))

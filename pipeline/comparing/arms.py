@@ -22,7 +22,7 @@ from pipeline.errors import SettingsError
 from pipeline.settings.entry import DECIDE_KEYS, TUNE_KEYS, DecideSettings, TuneSettings
 from pipeline.settings.layers import load_own, load_settings, read_yaml, said_of_stage
 from pipeline.settings.run import RUN_KEYS, TRAIN_KEYS, Settings, TrainSettings
-from pipeline.settings.schedules import RELEASES, SCHEDULES
+from pipeline.settings.schedules import SCHEDULES
 from pipeline.stats.design import Design, parse_looks
 
 QUESTIONS: Mapping[Literal["stage2", "stage3"], tuple[int, str]] = {
@@ -40,7 +40,6 @@ IN_WORDS = {
     "head_only": "the head alone",
     "stage1_continued": "stage 1 continued",
     "stage2_continued": "stage 2 continued",
-    **{name: f"{name.removeprefix('release_')} released" for name in RELEASES},
 }
 
 
@@ -60,7 +59,7 @@ class Arm:
     @property
     def words(self) -> str:
         """Its name in a sentence."""
-        return f"stage {self.last}" if self.is_stage else IN_WORDS[self.name]
+        return f"stage {self.last}" if self.is_stage else IN_WORDS.get(self.name, self.name)
 
     @property
     def epochs(self) -> int:

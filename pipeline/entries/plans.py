@@ -1,4 +1,4 @@
-"""What `pretrain` and `rank_blocks` were asked for, understood before anything slow is imported.
+"""What `pretrain` was asked for, understood before anything slow is imported.
 
 In: what was typed. Out: a plan, or a `SettingsError`. Pure functions. Other entry points that have
 settings of their own keep them beside what they mean: `search_space.py`, `arms.py`, `grid.py`.
@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.comparing.arms import refuse_patience, said_of_all
+from pipeline.comparing.arms import said_of_all
 from pipeline.errors import SettingsError
-from pipeline.settings.entry import PRETRAIN_KEYS, RANK_KEYS, PretrainSettings, RankSettings
+from pipeline.settings.entry import PRETRAIN_KEYS, PretrainSettings
 from pipeline.settings.layers import load_own, load_settings, said_of_stage
 from pipeline.settings.run import Settings
 
@@ -26,7 +26,6 @@ PRETRAIN_DEFAULTS = {
     "views": "0",
 }
 """What random weights want, where neither a preset nor anybody says otherwise."""
-FEWEST_CHECKS = 2
 
 
 @dataclass(frozen=True)
@@ -37,15 +36,6 @@ class PretrainPlan:
     settings: Settings
     sized: bool
     val_sized: bool
-
-
-@dataclass(frozen=True)
-class RankPlan:
-    """`options`: what was typed, but for the ranking itself."""
-
-    check: int
-    options: Mapping[str, str]
-    settings: Settings
 
 
 def pretrain_plan(options: Mapping[str, str], config: str | None) -> PretrainPlan:
@@ -74,27 +64,3 @@ def pretrain_plan(options: Mapping[str, str], config: str | None) -> PretrainPla
     left = {key: value for key, value in defaults.items() if key not in set_by_hand}
     settings = load_settings({**left, **plain, **FROM_SCRATCH}, config=config)
     return PretrainPlan(own.out, settings, "train_per_class" in said, "val_per_class" in said)
-
-
-def rank_plan(options: Mapping[str, str], config: str | None) -> RankPlan:
-    """The settings of the stage 1 that blocks are ranked on, where no run is given.
-
-    Raises:
-        SettingsError: a wrong setting, or a check that cannot be.
-    """
-    rank = load_own(RankSettings, options)
-    plain = {key: value for key, value in options.items() if key not in RANK_KEYS}
-    if rank.check and rank.check < FEWEST_CHECKS:
-        raise SettingsError(
-            f"check={rank.check}: gains vary, give {FEWEST_CHECKS} draws or more, or 0 for none"
-        )
-    schedule = said_of_all(plain, config).get("schedule")
-    if rank.check and schedule:
-        raise SettingsError(
-            f"schedule={schedule}: the check releases blocks after a stage of the head "
-            "alone: leave schedule out, or check"
-        )
-    settings = load_settings(plain, config=config)
-    if rank.check:
-        refuse_patience(settings.stages[:2])
-    return RankPlan(rank.check, plain, settings)

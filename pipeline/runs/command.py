@@ -19,7 +19,6 @@ class Command:
         tuned: take the settings of the finished studies that match.
         storage: Optuna's URL for studies; empty: OPTUNA_STORAGE, or `optuna.db` beside MLflow's
             database.
-        run_id: the run that blocks are ranked on.
         joins: the run of another command, in whose studies or decision this one takes part.
     """
 
@@ -29,6 +28,5 @@ class Command:
     tuned: bool = False
     storage: str = ""
     joins: str = ""
-    run_id: str = ""
     say: Say = print
     on_epoch: OnEpoch = field(default=lambda *_: None)

@@ -117,16 +117,6 @@ class CompareSettings(BaseModel):
     )
 
 
-class RankSettings(BaseModel):
-    """How a ranking of blocks is checked."""
-
-    model_config = STRICT
-
-    check: int = Field(
-        0, ge=0, le=1000, description="draws on which each block is released alone; 0: no check"
-    )
-
-
 class PretrainSettings(BaseModel):
     """Where pretrained weights are written."""
 
@@ -138,7 +128,6 @@ class PretrainSettings(BaseModel):
 TUNE_KEYS = tuple(TuneSettings.model_fields)
 DECIDE_KEYS = tuple(DecideSettings.model_fields)
 COMPARE_KEYS = tuple(CompareSettings.model_fields)
-RANK_KEYS = tuple(RankSettings.model_fields)
 PRETRAIN_KEYS = tuple(PretrainSettings.model_fields)
 
 

@@ -18,7 +18,6 @@ from pipeline.settings.entry import (
     CompareSettings,
     DecideSettings,
     PretrainSettings,
-    RankSettings,
     TuneSettings,
     describe_field,
     model_of,
@@ -43,7 +42,6 @@ ENTRY_POINTS = {
     "tune": "Optuna studies of each stage's settings; any number of these commands share them",
     "decide": "is stage 3 justified? paired runs, look by look, to a verdict and its report",
     "compare": "which schedule, on which backbone? paired draws at equal optimizer steps",
-    "rank_blocks": "which block to release? relative gradient norms on a checkpoint",
     "pretrain": "weights from scratch on labelled images, for those who have none",
     "evaluate": "accuracy of a finished stage run on the test split",
     "gate": "has stage 3 been earned? read from finished stage-2 runs, or from result lines",
@@ -52,7 +50,6 @@ STUDY_ENTRIES = ("tune", "decide", "compare")
 OWN_GROUPS: dict[str, type[BaseModel]] = {
     "decide": DecideSettings,
     "compare": CompareSettings,
-    "rank_blocks": RankSettings,
     "pretrain": PretrainSettings,
 }
 """Settings that one entry point alone has, beside those of `tune`."""
@@ -126,12 +123,10 @@ def _add_own_words(command: argparse.ArgumentParser, name: str) -> None:
         _add_study(command, name)
     else:
         _add_own(command, name)
-    if name not in ("rank_blocks", "pretrain"):
+    if name != "pretrain":
         command.add_argument("--storage", help=f"where studies are kept: {STORAGE_HELP}")
     if name in ("main", "compare", *STAGE_ENTRIES):
         command.add_argument("--tuned", help=TUNED_HELP[name == "compare"])
-    if name == "rank_blocks":
-        command.add_argument("--run_id", help="a finished stage run; else stage 1 is trained")
     if name in STAGE_ENTRIES[1:]:
         command.add_argument(
             "--parent_run_id",

@@ -24,7 +24,7 @@ from pipeline.errors import SettingsError, first_line
 from pipeline.settings.entry import TUNE_KEYS, TuneSettings
 from pipeline.settings.layers import load_own, load_settings, nearest, said_of_stage
 from pipeline.settings.run import TRAIN_KEYS, Settings, TrainSettings
-from pipeline.settings.schedules import RELEASES, SCHEDULES, Stage
+from pipeline.settings.schedules import SCHEDULES, Stage
 from pipeline.system.provenance import PROJECT_DIR
 
 SPACES_DIR = PROJECT_DIR / "search_spaces"
@@ -83,8 +83,7 @@ def default_space(stage: Stage) -> Path:
         for name, steps in SCHEDULES.items()
         if [step.trainable for step in steps[: stage.number]] == chain
     )
-    # a block released alone, whichever it is, has the ranges of block4
-    folder = SPACES_DIR if first in ("three_stage", *RELEASES) else SPACES_DIR / first
+    folder = SPACES_DIR if first == "three_stage" else SPACES_DIR / first
     return folder / f"stage{stage.number}.yaml"
 
 
