@@ -37,7 +37,7 @@ from pipeline.model.backbones import FORWARD_ORDER, Backbone  # noqa: E402
 from pipeline.runs.run_stage import find_or_run  # noqa: E402
 from pipeline.runs.scoring import read_test_split  # noqa: E402
 from pipeline.runs.session import Session, source_of  # noqa: E402
-from pipeline.settings.layers import load_settings  # noqa: E402
+from pipeline.settings.request import Request, load_settings  # noqa: E402
 from pipeline.settings.run import Settings  # noqa: E402
 from pipeline.settings.schedules import BLOCKS, SCHEDULES, Stage  # noqa: E402
 from pipeline.stats.posterior import Posterior, posterior  # noqa: E402
@@ -109,7 +109,9 @@ def check(
     source = source_of(settings)
     pool = pool_in(source, settings, (draws,))
     overlap = Overlap.of(read_test_split(source, settings, print), source)
-    control = at_equal_steps(Arm("three_stage", settings, 2), "stage1_continued", options, None)
+    control = at_equal_steps(
+        Arm("three_stage", settings, 2), "stage1_continued", Request.read(options)
+    )
     arms = [control]
     for name, block in RELEASES.items():
         SCHEDULES[name] = Stage(name, 1, ("head",)), Stage(name, 2, ("head", block))
