@@ -23,7 +23,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from pipeline.errors import StudyError, first_line
-from pipeline.settings.parser import STORAGE
+from pipeline.settings.entry import STORAGE
 from pipeline.system.addresses import (
     beside,
     file_of,
