@@ -11,13 +11,13 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from pipeline.errors import StudyError, TrackingError
+from pipeline.errors import StudyError
 from pipeline.runs.session import Session
 from pipeline.runs.workers import threads_each
 from pipeline.settings.schedules import get_stage
 from pipeline.settings.search_space import Choices, Range, SearchSpace, plan_of
 from pipeline.tracking import Tracking
-from pipeline.tuning.storage import AWAY_S, Losses, open_storage, patiently, storage_url
+from pipeline.tuning.storage import open_storage, patiently, storage_url
 from pipeline.tuning.study import Spec, Study, shown_settings, suggest
 from pipeline.tuning.trial_state import Progress, best_of, progress_of
 from tests.conftest import TINY, Command
@@ -414,20 +414,3 @@ def test_a_bug_is_not_waited_for() -> None:
     with pytest.raises(KeyError, match="bug"):
         patiently(ask, (OSError,), lambda _: None, every_s=0)
     assert len(asked) == 1
-
-
-def test_losses_without_end_are_a_fault_and_one_trial_that_ends_starts_anew(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr("pipeline.tuning.storage.time.monotonic", lambda: now[0])
-    losses, fault = Losses(), TrackingError("the store cannot be written")
-    losses.add(fault)
-    now[0] = AWAY_S
-    losses.add(fault)
-    losses.end()
-    now[0] = AWAY_S + 1
-    losses.add(fault)
-    now[0] = 2 * AWAY_S + 2
-    with pytest.raises(TrackingError, match="cannot be written"):
-        losses.add(fault)

@@ -12,7 +12,6 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -183,28 +182,6 @@ def _check_file(url: str, path: Path, must_exist: bool) -> None:
             f"storage={url}: {path} is no journal of Optuna: name another file, or write "
             "sqlite:/// before that of a database"
         )
-
-
-@dataclass
-class Losses:
-    """Trials lost one after another, to a store that can be read and not written."""
-
-    since: float | None = None
-
-    def add(self, err: Exception) -> None:
-        """One more.
-
-        Raises:
-            Exception: `err`, once nothing but losses has come for `AWAY_S` seconds.
-        """
-        now = time.monotonic()
-        self.since = now if self.since is None else self.since
-        if now - self.since > AWAY_S:
-            raise err
-
-    def end(self) -> None:
-        """A trial has come to its end."""
-        self.since = None
 
 
 def patiently(

@@ -218,6 +218,11 @@ class Study:
             queue_interrupted(self.optuna)
         return True
 
+    def times_lost(self, trial: Trial) -> int:
+        """How often a trial that was interrupted has been, with those that it repeats."""
+        stored = self.optuna.get_trials(deepcopy=False)[trial.number]
+        return 1 + len(stored.system_attrs.get("retry_history", []))
+
     def _give_up_silent_workers(self) -> None:
         """Mark trials of workers that have fallen silent as failed.
 

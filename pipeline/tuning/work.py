@@ -35,7 +35,6 @@ from pipeline.tuning.objective import Objective, OutOfTime
 from pipeline.tuning.report import log_study, log_trial, summary
 from pipeline.tuning.storage import (
     STORAGE_FAULTS,
-    Losses,
     Storage,
     for_optunas_commands,
     open_storage,
@@ -44,7 +43,7 @@ from pipeline.tuning.storage import (
     translated,
 )
 from pipeline.tuning.study import AFTER_FAILURES, CHOICE, CHOSEN, FINISHED, Spec, Study
-from pipeline.tuning.trial_state import RUN_ID, beating, is_given_up
+from pipeline.tuning.trial_state import RETRIES, RUN_ID, beating, is_given_up
 
 Say = Callable[[str], None]
 _Result = TypeVar("_Result")
@@ -220,22 +219,22 @@ class Worker:
         objective = Objective(
             self.spec, self.sessions, self.tracking, run_id, self.deadline, self.say
         )
-        losses = Losses()
         while self._patiently(study.progress).finished < self.tune.n_trials:
             check()
             if self.deadline is not None and time.monotonic() > self.deadline:
                 raise OutOfTime("the command's timeout is over")
-            if not self._run_one(study, objective, run_id, losses):
+            if not self._run_one(study, objective, run_id):
                 # the last trials are running elsewhere: stay, to take over from lost workers
                 time.sleep(1.0)
 
     def _patiently(self, do: Callable[[], _Result]) -> _Result:
         return patiently(do, STORAGE_FAULTS, self.say)
 
-    def _run_one(self, study: Study, objective: Objective, run_id: str, losses: Losses) -> bool:
+    def _run_one(self, study: Study, objective: Objective, run_id: str) -> bool:
         """One trial, if the study wants one more than those that run now.
 
-        Where the storage or MLflow is away the trial is given up, and later run again.
+        Where the storage or MLflow is away the trial is given up, and run again once both can be
+        written; one that is lost again and again ends the command, which can be repeated.
         """
         trial = self._patiently(partial(study.ask, self.tune.n_trials))
         if trial is None:
@@ -247,8 +246,10 @@ class Worker:
         except (TrackingError, *STORAGE_FAULTS) as err:
             if self._patiently(partial(study.interrupt, trial)):
                 self.say(f"note: a trial was lost ({first_line(err)}): it will be run again")
-            losses.add(err)
-            patiently(lambda: self.tracking.get(run_id), (TrackingError,), self.say)
+            if study.times_lost(trial) > RETRIES:
+                raise
+            writable = partial(self.tracking.set_status, run_id, "RUNNING")
+            patiently(writable, (TrackingError,), self.say)
             return True
         except BaseException as err:
             if is_given_up(err):
@@ -257,7 +258,6 @@ class Worker:
             with suppress(*STORAGE_FAULTS):  # what stopped it counts
                 study.interrupt(trial)
             raise
-        losses.end()
         log = partial(log_trial, study, self.tracking, run_id, trial.number)
         patiently(log, (TrackingError,), self.say)
         return True
