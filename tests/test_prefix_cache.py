@@ -136,7 +136,15 @@ def test_training_takes_the_same_course_with_and_without_the_cache(
         train_features = Request(backbone, images, stage.prefix, augment, views=10).ask(cache)
         val_features = Request(backbone, val, stage.prefix, "none", views=1).ask(cache)
         settings = TrainSettings(epochs=2, batch_size=6, augment=augment, optimizer="sgd", lr=0.01)
-        trainer = Trainer(backbone, stage, settings, 0, 10, CPU, torch.float32)
+        trainer = Trainer(
+            backbone=backbone,
+            stage=stage,
+            settings=settings,
+            seed=0,
+            views=10,
+            device=CPU,
+            dtype=torch.float32,
+        )
         results = list(trainer.epochs(images, train_features, val, val_features))
         losses.append([(result.train.loss, result.val.loss) for result in results])
         weights.append(trainer.snapshot())
@@ -590,7 +598,15 @@ def test_without_stored_views_every_epoch_trains_on_fresh_ones(
     settings = TrainSettings(epochs=3, batch_size=8, augment="strong", lr=1e-30, weight_decay=0)
     backbone = request_.backbone
     backbone.model.get_submodule("classifier.2").p = 0.0  # type: ignore[assignment]
-    trainer = Trainer(backbone, STAGE_1, settings, 0, views, CPU, torch.float32)
+    trainer = Trainer(
+        backbone=backbone,
+        stage=STAGE_1,
+        settings=settings,
+        seed=0,
+        views=views,
+        device=CPU,
+        dtype=torch.float32,
+    )
     images = request_.images
     losses = [r.train.loss for r in trainer.epochs(images, features, images, features)]
     assert len({round(loss, 4) for loss in losses}) == (3 if fresh else 1)

@@ -184,7 +184,16 @@ def test_suggestions_are_of_the_settings_own_types_and_inside_the_space() -> Non
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed:UserWarning")
 def test_a_seed_gives_the_same_trials_but_not_to_those_who_join(tmp_path: Path) -> None:
     space = SearchSpace("", {"lr": Range(1e-4, 1e-2, log=True)})
-    spec = Spec("a-study", get_stage("full", 1), (0,), "val_acc", space, "key", {}, {"lr": 1e-3})
+    spec = Spec(
+        name="a-study",
+        stage=get_stage("full", 1),
+        draws=(0,),
+        objective="val_acc",
+        space=space,
+        tuning_key="key",
+        fixed={},
+        defaults={"lr": 1e-3},
+    )
 
     def rates(study: Study) -> list[object]:
         return [suggest(study.optuna.ask(), space)["lr"] for _ in range(3)]

@@ -26,7 +26,16 @@ from pipeline.tuning.work import Worker
 from tests.postgres import Postgres
 
 LR = SearchSpace("", {"lr": Range(1e-4, 1e-2, log=True)})
-SPEC = Spec("a-study", get_stage("full", 1), (0, 1), "val_acc", LR, "key", {}, {"lr": 1e-3})
+SPEC = Spec(
+    name="a-study",
+    stage=get_stage("full", 1),
+    draws=(0, 1),
+    objective="val_acc",
+    space=LR,
+    tuning_key="key",
+    fixed={},
+    defaults={"lr": 1e-3},
+)
 MANY = 100
 DATABASES = count()
 
@@ -73,7 +82,15 @@ def worker(study: Study, said: list[str] | None = None) -> Worker:
     say = (said if said is not None else []).append
     tune = TuneSettings(n_trials=MANY)
     tracking: Any = Store()
-    return Worker(SPEC, {}, tracking, study.storage, tune, None, say)
+    return Worker(
+        spec=SPEC,
+        sessions={},
+        tracking=tracking,
+        storage=study.storage,
+        tune=tune,
+        deadline=None,
+        say=say,
+    )
 
 
 def run_one(study: Study, objective: Any, said: list[str] | None = None) -> bool:  # noqa: ANN401

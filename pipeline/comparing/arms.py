@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Literal
 
 from pipeline.errors import SettingsError
@@ -59,11 +58,6 @@ class Arm:
     def words(self) -> str:
         """Its name in a sentence."""
         return f"stage {self.last}" if self.is_stage else IN_WORDS.get(self.name, self.name)
-
-    @property
-    def epochs(self) -> int:
-        """Planned epochs of all its stages together."""
-        return sum(self.settings.training(n).epochs for n in range(1, self.last + 1))
 
 
 @dataclass(frozen=True)
@@ -140,7 +134,8 @@ def at_equal_steps(treatment: Arm, name: str, request: Request, untuned: Arm | N
             "choose a schedule with fewer stages as the control, or swap treatment and control"
         )
     first = shared + 1 + len(theirs) - len(ours)  # what is left over goes to the first of its own
-    steps_of = [*zip(theirs[:shared]), theirs[shared:first], *zip(theirs[first:])]
+    alone = [(stage,) for stage in theirs]
+    steps_of = [*alone[:shared], theirs[shared:first], *alone[first:]]
     own = request.of_no_stage().settings(schedule=name)
     bases: list[TrainSettings] = []
     for n in range(len(ours)):
@@ -165,9 +160,11 @@ def goes_on(name: str, number: int) -> bool:
 
 def stages_alike(treatment: Arm, name: str) -> int:
     """How many stages of a schedule, from the first on, train what the treatment's train."""
-    theirs = SCHEDULES[treatment.name][: treatment.last]
-    both = zip(SCHEDULES[name], theirs, strict=False)
-    return sum(1 for _ in takewhile(lambda two: two[0].trainable == two[1].trainable, both))
+    ours, theirs = SCHEDULES[name], SCHEDULES[treatment.name][: treatment.last]
+    alike = 0
+    while alike < min(len(ours), len(theirs)) and ours[alike].trainable == theirs[alike].trainable:
+        alike += 1
+    return alike
 
 
 def shared_stages(treatment: Arm, name: str) -> int:

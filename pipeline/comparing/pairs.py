@@ -126,7 +126,7 @@ def scored_prefix(arm: Arm, arms: Sequence[Arm]) -> tuple[str, ...]:
     return min((p for p in frozen if p and p == own[: len(p)]), key=len, default=())
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PairRunner:
     """Runs the same arms on draw after draw.
 

@@ -55,7 +55,7 @@ class Split:
     stored: Stored | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """A data set: the pool that draws are dealt from, and splits of its own, if any.
 

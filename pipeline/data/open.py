@@ -130,7 +130,10 @@ def _open_digits() -> Source:
 
     names = tuple(str(n) for n in range(10))
     return Source(
-        "digits", names, split(np.flatnonzero(~is_test)), test=split(np.flatnonzero(is_test))
+        name="digits",
+        class_names=names,
+        pool=split(np.flatnonzero(~is_test)),
+        test=split(np.flatnonzero(is_test)),
     )
 
 
@@ -163,4 +166,4 @@ def _open_cifar(name: str, folder: Path) -> Source:
             stored_arrays(part.data),
         )
 
-    return Source(name, tuple(train.classes), split(train), test=split(test))
+    return Source(name=name, class_names=tuple(train.classes), pool=split(train), test=split(test))

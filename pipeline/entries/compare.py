@@ -178,7 +178,13 @@ def _walk(
             return f"{name}, {images}, seed {key.seed}: {shown}"
 
         runner = PairRunner(
-            arms, overlap, tracking, run_id, command.say, tell, only_new=bool(command.joins)
+            arms=arms,
+            overlap=overlap,
+            tracking=tracking,
+            nested_under=run_id,
+            say=command.say,
+            tell=tell,
+            only_new=bool(command.joins),
         )
         found[backbone] = runner.run_all(keys)
         overlap = runner.overlap

@@ -45,7 +45,7 @@ TRUE_GAINS_PP = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0)
 CHAMPION = "champion"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Desk:
     """What a decision works with: where it records, what it scores on, how pairs are dealt.
 
@@ -83,7 +83,14 @@ def decide_entry(command: Command, plan: Comparison) -> Decision | None:
         overlap = Overlap.of(test, source).after(tuning_draws(source, settings, reserved))
         design = replace(plan.decide.design, looks=pool.looks)
         images = settings.train_per_class * len(source.class_names)
-        desk = Desk(command, tracking, overlap, images, pool, design)
+        desk = Desk(
+            command=command,
+            tracking=tracking,
+            overlap=overlap,
+            images=images,
+            pool=pool,
+            design=design,
+        )
         if command.joins:
             plan, _ = _tuned(plan, desk)
             _walk(plan, desk, None)
@@ -199,12 +206,12 @@ def _walk(plan: Comparison, desk: Desk, log: RunLog | None) -> tuple[list[Pair],
         )
 
     runner = PairRunner(
-        (plan.treatment, plan.control),
-        desk.overlap,
-        desk.tracking,
-        log.run_id if log else desk.command.joins,
-        desk.command.say,
-        tell,
+        arms=(plan.treatment, plan.control),
+        overlap=desk.overlap,
+        tracking=desk.tracking,
+        nested_under=log.run_id if log else desk.command.joins,
+        say=desk.command.say,
+        tell=tell,
         only_new=log is None,
     )
     keys = pair_keys(pool, settings)

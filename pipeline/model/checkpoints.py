@@ -27,7 +27,7 @@ from pipeline.system.files import write_atomically
 FORMAT = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CheckpointInfo:
     """What a checkpoint is of. `model_digest`: SHA-256 of every tensor of the assembled model."""
 
@@ -61,13 +61,13 @@ def save_checkpoint(
         if name not in pretrained.tensors or not _same_bytes(tensor, pretrained.tensors[name])
     }
     info = CheckpointInfo(
-        backbone.name,
-        class_names,
-        pretrained.name,
-        pretrained.digest,
-        schedule,
-        stage,
-        digest_tensors(state),
+        backbone=backbone.name,
+        class_names=class_names,
+        weights=pretrained.name,
+        weights_digest=pretrained.digest,
+        schedule=schedule,
+        stage=stage,
+        model_digest=digest_tensors(state),
     )
     # one key only: safetensors writes several in random order, and equal models would differ
     metadata = {"checkpoint": json.dumps({"format": FORMAT, **asdict(info)})}

@@ -82,13 +82,13 @@ def run_stage(
         prefix_s = time.perf_counter() - prepare_started
 
         trainer = Trainer(
-            backbone,
-            stage,
-            training,
-            settings.seed,
-            settings.views,
-            session.device,
-            session.dtype,
+            backbone=backbone,
+            stage=stage,
+            settings=training,
+            seed=settings.seed,
+            views=settings.views,
+            device=session.device,
+            dtype=session.dtype,
         )
         proof.watch(running | {f"suffix.{n}": block for n, block in trainer.frozen.items()})
         results = _train(session, log, trainer, train_features, val_features)

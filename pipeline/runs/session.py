@@ -83,7 +83,7 @@ def check_draws(source: Source, settings: Settings, draws: Iterable[int]) -> Non
         )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Session:
     """What the stages of one command share: images, pretrained weights, the cache, the store.
 
@@ -145,17 +145,17 @@ class Session:
         initial = {n: t.clone() for n, t in state.items() if n not in pretrained.tensors}
         folder = cache_dir / "prefix" if settings.cache else None
         session = cls(
-            settings,
-            tracking,
-            draw,
-            backbone,
-            pretrained,
-            device,
-            pick_precision(settings.precision, device),
-            PrefixCache(folder, int(settings.cache_limit * 1e9)),
-            say,
-            on_epoch,
-            initial,
+            settings=settings,
+            tracking=tracking,
+            draw=draw,
+            backbone=backbone,
+            pretrained=pretrained,
+            device=device,
+            dtype=pick_precision(settings.precision, device),
+            cache=PrefixCache(folder, int(settings.cache_limit * 1e9)),
+            say=say,
+            on_epoch=on_epoch,
+            initial=initial,
         )
         session.settings = session.resolved(settings)
         return session

@@ -52,7 +52,7 @@ class Ending:
     value: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Objective:
     """What Optuna calls for each trial.
 

@@ -59,7 +59,7 @@ SPACE = "space"
 """User attribute of a study: what it tunes. A study without it is not complete yet."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Spec:
     """What a study is made of.
 
@@ -105,15 +105,15 @@ class Spec:
             for key in (tuning_key, former_key)
         )
         return cls(
-            name,
-            stage,
-            tuple(sessions),
-            objective,
-            space,
-            tuning_key,
-            fixed_settings(first.settings, number, space.dimensions),
-            {key: values[key] for key in space.dimensions},
-            former_name,
+            name=name,
+            stage=stage,
+            draws=tuple(sessions),
+            objective=objective,
+            space=space,
+            tuning_key=tuning_key,
+            fixed=fixed_settings(first.settings, number, space.dimensions),
+            defaults={key: values[key] for key in space.dimensions},
+            former_name=former_name,
         )
 
     @property

@@ -137,7 +137,15 @@ def work(
         spec = Spec.of(sessions, number, space, tune.objective)
         with translated(storage.url):
             spec = spec.as_known(storage)
-        worker = Worker(spec, sessions, tracking, storage, tune, deadline, command.say)
+        worker = Worker(
+            spec=spec,
+            sessions=sessions,
+            tracking=tracking,
+            storage=storage,
+            tune=tune,
+            deadline=deadline,
+            say=command.say,
+        )
         with translated(storage.url):
             one = worker.read() if only_read else worker.work()
         if one is None:
@@ -151,7 +159,7 @@ def work(
     return done
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Worker:
     """One process at work on one study."""
 
@@ -217,7 +225,12 @@ class Worker:
 
     def _loop(self, study: Study, run_id: str) -> None:
         objective = Objective(
-            self.spec, self.sessions, self.tracking, run_id, self.deadline, self.say
+            spec=self.spec,
+            sessions=self.sessions,
+            tracking=self.tracking,
+            study_run_id=run_id,
+            deadline=self.deadline,
+            say=self.say,
         )
         while self._patiently(study.progress).finished < self.tune.n_trials:
             check()

@@ -54,13 +54,13 @@ def open_image_folder(root: Path) -> Source:
         splits[split] = _folder_split([numbered.get(n, []) for n in range(len(names))])
     notes = (*layout.notes, *filter(None, (loose, passed_over)))
     return Source(
-        root.name,
-        names,
-        splits["train"],
-        splits.get("val"),
-        splits.get("test"),
-        notes,
-        passed_over,
+        name=root.name,
+        class_names=names,
+        pool=splits["train"],
+        val=splits.get("val"),
+        test=splits.get("test"),
+        notes=notes,
+        passed_over=passed_over,
     )
 
 

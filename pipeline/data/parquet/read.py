@@ -76,12 +76,12 @@ def open_parquet(
         stored = stored_cells([(file.path, file.image) for file in theirs])
         splits[split] = Split(np.concatenate(numbers), _reader(theirs), stored)
     return Source(
-        root.name,
-        classes.names,
-        splits["train"],
-        splits.get("val"),
-        splits.get("test"),
-        tuple(notes),
+        name=root.name,
+        class_names=classes.names,
+        pool=splits["train"],
+        val=splits.get("val"),
+        test=splits.get("test"),
+        notes=tuple(notes),
     )
 
 
