@@ -17,7 +17,7 @@ from pipeline.data.augment import normalise
 from pipeline.data.images import ImageSet
 from pipeline.model.backbones import FORWARD_ORDER, Backbone
 from pipeline.settings.run import TrainSettings
-from pipeline.settings.schedules import Stage, get_stage
+from pipeline.settings.schedules import SCHEDULES, Stage
 from pipeline.training.trainer import (
     EpochResult,
     Scores,
@@ -38,7 +38,11 @@ from tests.helpers import (
 )
 
 NAME = "mobilenet_v3_small"
-HEAD, BLOCK4, FULL = get_stage("three_stage", 1), get_stage("three_stage", 2), get_stage("full", 1)
+HEAD, BLOCK4, FULL = (
+    SCHEDULES["three_stage"].stage(1),
+    SCHEDULES["three_stage"].stage(2),
+    SCHEDULES["full"].stage(1),
+)
 STILL = {"lr": 1e-30, "weight_decay": 0.0}  # a rate too small to move a float32 weight
 
 
@@ -107,7 +111,7 @@ def test_rates_fall_or_rise_with_depth(
     schedule: str, number: int, lr_decay: float, rates: dict[str, float]
 ) -> None:
     settings = TrainSettings(lr=0.01, lr_decay=lr_decay)
-    assert learning_rates(settings, get_stage(schedule, number)) == pytest.approx(rates)
+    assert learning_rates(settings, SCHEDULES[schedule].stage(number)) == pytest.approx(rates)
 
 
 @pytest.mark.parametrize(

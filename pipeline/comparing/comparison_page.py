@@ -73,7 +73,7 @@ def picture_of(compared: Compared) -> Figure:
                 )
             )
     compare = compared.grid.compare
-    return comparison_picture(rows, compare.baseline, compare.rope_pp)
+    return comparison_picture(rows, compared.grid.baseline, compare.rope_pp)
 
 
 def page_of(compared: Compared) -> Page:
@@ -94,7 +94,12 @@ def page_of(compared: Compared) -> Page:
         Part("heading", "Every schedule"),
         Table(
             (
-                *("backbone", "schedule", "accuracy (95%)", f"minus {compare.baseline}, pp (95%)"),
+                *(
+                    "backbone",
+                    "schedule",
+                    "accuracy (95%)",
+                    f"minus {compared.grid.baseline}, pp (95%)",
+                ),
                 *(f"P(better by {rope})", f"P(within {rope})", f"P(worse by {rope})"),
                 *("parameters trained", "time, s", "peak memory, MiB"),
             ),

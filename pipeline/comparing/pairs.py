@@ -22,7 +22,6 @@ from pipeline.runs.scoring import keep_scores, predict, scored_on
 from pipeline.runs.session import Session, cache_folder
 from pipeline.runs.summary import StageSummary
 from pipeline.settings.run import Settings
-from pipeline.settings.schedules import SCHEDULES
 from pipeline.system.digests import digest_values
 from pipeline.system.files import storage_faults
 from pipeline.system.memory import PEAK_METRIC
@@ -120,7 +119,8 @@ def scored_prefix(arm: Arm, arms: Sequence[Arm]) -> tuple[str, ...]:
     No stage of the arm trains them; they are the shortest such blocks of any arm that trains not
     everything, so that one entry of the prefix cache serves as many arms as can be.
     """
-    frozen = [min((s.prefix for s in SCHEDULES[a.name][: a.last]), key=len) for a in (arm, *arms)]
+    chains = [a.schedule.stages[: a.last] for a in (arm, *arms)]
+    frozen = [min((stage.prefix for stage in chain), key=len) for chain in chains]
     own = frozen[0]
     return min((p for p in frozen if p and p == own[: len(p)]), key=len, default=())
 

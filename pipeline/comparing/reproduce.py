@@ -36,5 +36,8 @@ def command_of(decision: Decision) -> str:
     if decision.treatment.is_stage:
         options["question"] = f"stage{decision.treatment.last}"
     else:
-        options |= {"treatment": decision.treatment.name, "control": decision.control.name}
+        options |= {
+            "treatment": decision.treatment.settings.schedule,
+            "control": decision.control.settings.schedule,
+        }
     return command_line("decide", options)

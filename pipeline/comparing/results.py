@@ -97,7 +97,7 @@ class Compared:
     def summary(self) -> list[str]:
         """A sentence for each schedule against the baseline, over all backbones."""
         lines = []
-        base = self.grid.compare.baseline
+        base = self.grid.baseline
         for name in [arm.name for arm in next(iter(self.grid.arms.values()))][1:]:
             known = {}
             for backbone in self.grid.arms:

@@ -106,7 +106,7 @@ def main_entry(command: Command, settings: Settings) -> list[StageSummary]:
     """Entry point main: every stage of the schedule, and a run that sums them up."""
     tracking = Tracking.connect()
     data = Path(settings.data).name
-    name = f"{settings.schedule} · {data} · {settings.backbone} · draw {settings.draw}"
+    name = f"{settings.stage(1).schedule} · {data} · {settings.backbone} · draw {settings.draw}"
     with tracking.explained():  # what is wrong with the images is told before a run is started
         studies = _studies(command, tracking)
         session = Session.open(settings, tracking, command.say, command.on_epoch)

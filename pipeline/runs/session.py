@@ -25,7 +25,7 @@ from pipeline.model.pretrained import Pretrained, Weights, is_here, read_weights
 from pipeline.runs.lineage import lineage_key, recipe_key
 from pipeline.runs.summary import StageSummary
 from pipeline.settings.run import Settings
-from pipeline.settings.schedules import SCHEDULES, Stage
+from pipeline.settings.schedules import Stage, schedule_of
 from pipeline.system.files import storage_faults
 from pipeline.tracking import RunView, Tracking
 from pipeline.training.device import keep_freed_memory, pick_device, pick_precision
@@ -288,7 +288,7 @@ class Session:
         augment = settings.training(stage.number).augment
         later = [
             step.prefix
-            for step in SCHEDULES[stage.schedule][stage.number :]
+            for step in schedule_of(settings.schedule).stages[stage.number :]
             if step.prefix and settings.training(step.number).augment == augment
         ]
         train = self.cache.features(

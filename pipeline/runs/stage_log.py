@@ -20,6 +20,7 @@ from pipeline.data.images import ImageSet
 from pipeline.model.backbones import Backbone
 from pipeline.model.pretrained import Pretrained
 from pipeline.reporting.figures import confusion_matrix, learning_curves
+from pipeline.runs.command_line import stage_entry_point
 from pipeline.runs.summary import StageSummary
 from pipeline.settings.run import THRESHOLD_KEYS, TRAIN_KEYS, Settings, plain_values
 from pipeline.settings.schedules import Stage
@@ -155,7 +156,7 @@ def description(
     ]
     if stage.number < len(settings.stages):
         lines.append(
-            f"Continue from it: `mlflow run . -e stage{stage.number + 1} "
+            f"Continue from it: `mlflow run . -e {stage_entry_point(stage.number + 1)} "
             f"-P parent_run_id={summary.run_id}`"
         )
     return "\n\n".join(lines)

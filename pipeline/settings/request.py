@@ -22,10 +22,11 @@ from pipeline.settings.layers import (
     checked,
     flatten,
     preset_layer,
-    read_yaml,
     resolve,
 )
 from pipeline.settings.run import DEFAULT_PRESET, OWN_IMAGES_PRESET, TRAIN_KEYS, Settings
+from pipeline.settings.schedules import schedule_of
+from pipeline.settings.yaml_file import read_yaml
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -53,7 +54,7 @@ class Request:
         """The request behind a command line; `own_keys`: settings of the entry point, not of runs.
 
         Raises:
-            SettingsError: the YAML file cannot be read.
+            SettingsError: the YAML file, or that of a schedule, cannot be read.
         """
         config = options.get("config", "")
         config = "" if config in UNSET else config
@@ -61,6 +62,9 @@ class Request:
         not_given = {"config", *({"preset"} if options.get("preset") in UNSET else ())}
         of_runs = {key: text for key, text in options.items() if key not in not_given}
         own = {key: of_runs.pop(key) for key in own_keys if key in of_runs}
+        for values in (of_runs, file):
+            if "schedule" in values:  # a file of a schedule is read once, too
+                values.update(schedule=str(schedule_of(str(values["schedule"]))))
         return cls(options=of_runs, own=own, config=config, file=file)
 
     def for_stage(self, number: int | None) -> Request:
@@ -120,7 +124,6 @@ class Request:
             SettingsError: see `resolve`.
         """
         options: dict[str, str] = {**self.options, **instead}
-        numbers = Layer.speaks_of if self.target is None else (self.target,)
         preset = options.get("preset") or self.file.get("preset")
         if preset is None:
             data = options.get("data") or self.file.get("data") or "digits"
@@ -129,8 +132,8 @@ class Request:
         layers = [preset_layer(str(preset)), Layer("default", {"preset": preset})]
         if inherited is not None:
             layers.append(Layer("parent run", inherited, by_user=False))
-        layers.append(Layer(f"config {self.config}", self.file, numbers))
-        settings = resolve([*layers, Layer(COMMAND_LINE, options, numbers)])
+        layers.append(Layer(f"config {self.config}", self.file, self.target))
+        settings = resolve([*layers, Layer(COMMAND_LINE, options, self.target)])
         if self.target is not None:
             settings.stage(self.target)
         return settings

@@ -120,7 +120,7 @@ class _Nothing:
             )
         return (
             f"tuned=true: no finished study in storage={storage} matches stage {number} of "
-            f"{session.settings.schedule} with {session.settings.backbone} on "
+            f"{session.settings.stage(1).schedule} with {session.settings.backbone} on "
             f"{session.draw.source}{self.hint}: run `mlflow run . -e tune` with the same settings "
             "first; its last lines say how to use it"
         )

@@ -40,7 +40,7 @@ def tune_arm(
     """
     spaces = {}
     for number in numbers:
-        space = read_space(default_space(arm.settings.stage(number)))
+        space = read_space(default_space(arm.schedule, number))
         if "patience" in space.dimensions:
             raise SettingsError(
                 f"{space.source}: patience cannot be tuned here, arms have equal optimizer steps "

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from pipeline.errors import StudyError, TrackingError, first_line
 from pipeline.runs.command import Command
-from pipeline.runs.command_line import command_line
+from pipeline.runs.command_line import command_line, stage_entry_point
 from pipeline.runs.run_stage import find_or_run
 from pipeline.runs.session import Session, cache_folder, check_draws, source_of
 from pipeline.runs.workers import run_workers
@@ -73,7 +73,8 @@ def tune_entry(command: Command, plan: Plan) -> list[Tuned]:
             return work(command, plan, tracking, storage)
         check_draws(source_of(settings), settings, tune_draws(settings, tune))
         data = Path(settings.data).name
-        name = f"tune · {data} · {settings.backbone} · {settings.schedule} · stage {tune.stage}"
+        schedule = settings.stage(1).schedule
+        name = f"tune · {data} · {settings.backbone} · {schedule} · stage {tune.stage}"
         with tracking.run(name, {"kind": "tune"}, target=True) as log:
             log.params({**plain_values(settings), **tune.model_dump()})
             log.tags({"storage": without_password(url)})
@@ -91,7 +92,7 @@ def tune_entry(command: Command, plan: Plan) -> list[Tuned]:
             log.tags({"mlflow.note.content": "\n".join(f"- {line}" for line in lines)})
             refuse_failures(done)
     if len(done) == len(plan.spaces) and all(one.finished for one in done):
-        entry_point = "main" if tune.stage == "all" else f"stage{tune.stage}"
+        entry_point = "main" if tune.stage == "all" else stage_entry_point(int(tune.stage))
         tuning = TuneSettings.model_fields
         options = {k: v for k, v in command.request.typed.items() if k not in tuning}
         secret = without_password(command.storage) != command.storage
