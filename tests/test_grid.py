@@ -40,7 +40,7 @@ FAULTS = {
     "unknown baseline": ({"baseline": "ful"}, "schedule 'ful' is not known: did you mean full?"),
     "schedule twice": (
         {"schedules": "full, lp_ft,full"},
-        "schedules names full twice, got 'full, lp_ft,full': keep one",
+        "schedules names full twice, got 'full,lp_ft,full': keep one",
     ),
     "backbone twice": (
         {"backbones": "resnet18,resnet18 "},

@@ -303,7 +303,9 @@ def test_arms_of_files_have_equal_steps(four: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="train the same blocks"):
         comparison_of(request_of("decide", {**options, **same}))
     words = {**options, "schedules": f"full,{four},two_stage"}
-    grid = grid_of(request_of("compare", words))
+    request = request_of("compare", words)
+    assert request.typed["schedules"] == f"full,{FOUR_TEXT},two_stage"  # for workers and reports
+    grid = grid_of(request)
     ours = next(iter(grid.arms.values()))
     assert [arm.name for arm in ours] == ["full", "four", "two_stage"]
     assert len({arm.epochs for arm in ours}) == 1

@@ -1,7 +1,7 @@
 """The words of the command line: one subcommand for each row of the table of entry points.
 
-In: `--key value` for every setting. Out: the entry point's name, and its options, key -> text.
-Help is made from the settings' own descriptions.
+In: `--key value`, or `-P key=value`, for every setting. Out: the entry point's name, and its
+options, key -> text. Help is made from the settings' own descriptions.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from pydantic import BaseModel
@@ -39,7 +40,7 @@ class _Parser(argparse.ArgumentParser):
 def build_parser(stage_keys: Iterable[str] = ()) -> argparse.ArgumentParser:
     """The parser of the whole command line; `stage_keys`: settings of single stages to take."""
     parser = _Parser(
-        prog="python -m pipeline",
+        prog="unfreeze" if Path(sys.argv[0]).name == "unfreeze" else "python -m pipeline",
         description="How far should a pretrained image classifier be unfrozen?",
     )
     commands = parser.add_subparsers(dest="entry_point", required=True, metavar="entry point")
@@ -101,6 +102,7 @@ def parse(argv: Sequence[str] | None) -> tuple[str, dict[str, str]]:
         SettingsError: an option that is not known.
     """
     words = sys.argv[1:] if argv is None else argv
+    words = _without_flags(words)
     known, unknown = build_parser(_stage_keys(words)).parse_known_args(words)
     options = {key: value for key, value in vars(known).items() if key != "entry_point"}
     for key, value in options.items():
@@ -123,6 +125,18 @@ def _stage_keys(words: Sequence[str]) -> list[str]:
     keys = dict.fromkeys(word[2:].partition("=")[0] for word in words if word.startswith("--"))
     split = {key: split_stage_key(key) for key in keys}
     return [key for key, (number, name) in split.items() if number and name in TRAIN_KEYS]
+
+
+def _without_flags(words: Sequence[str]) -> list[str]:
+    """`-P key=value`, as `mlflow run` takes it and as messages put it, is `--key=value`."""
+    plain: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word == "-P":
+            plain.append(f"--{next(rest, '')}")
+        else:
+            plain.append(word)
+    return plain
 
 
 def _unknown(key: str, entry_point: str) -> str:

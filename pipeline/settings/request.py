@@ -29,6 +29,8 @@ from pipeline.settings.schedules import schedule_of
 from pipeline.settings.yaml_file import read_yaml
 
 Model = TypeVar("Model", bound=BaseModel)
+SCHEDULE_KEYS = ("schedule", "treatment", "control", "baseline", "schedules")
+"""Settings that name schedules, with commas between them where there are several."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +64,8 @@ class Request:
         not_given = {"config", *({"preset"} if options.get("preset") in UNSET else ())}
         of_runs = {key: text for key, text in options.items() if key not in not_given}
         own = {key: of_runs.pop(key) for key in own_keys if key in of_runs}
-        for values in (of_runs, file):
-            if "schedule" in values:  # a file of a schedule is read once, too
-                values.update(schedule=str(schedule_of(str(values["schedule"]))))
+        for values in (of_runs, own, file):  # schedules in files are read once, too
+            values.update({k: _spelled_out(values[k]) for k in SCHEDULE_KEYS if values.get(k)})
         return cls(options=of_runs, own=own, config=config, file=file)
 
     def for_stage(self, number: int | None) -> Request:
@@ -137,6 +138,11 @@ class Request:
         if self.target is not None:
             settings.stage(self.target)
         return settings
+
+
+def _spelled_out(schedules: object) -> str:
+    """The same schedules without their files: by name, or spelled out."""
+    return ",".join(str(schedule_of(text.strip())) for text in str(schedules).split(","))
 
 
 def load_settings(

@@ -26,9 +26,9 @@ from pipeline.settings.request import Request
 from pipeline.settings.run import TRAIN_KEYS, Settings, TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Schedule, schedule_of
 from pipeline.settings.yaml_file import nearest
-from pipeline.system.provenance import PROJECT_DIR
+from pipeline.system.provenance import IS_CLONE, PACKAGE_DIR, PROJECT_DIR
 
-SPACES_DIR = PROJECT_DIR / "search_spaces"
+SPACES_DIR = (PROJECT_DIR if IS_CLONE else PACKAGE_DIR) / "search_spaces"
 _RANGE_KEYS = ("low", "high", "step", "log")
 _EXAMPLE = "write lines like `lr: {low: 1.0e-4, high: 1.0e-2, log: true}`"
 

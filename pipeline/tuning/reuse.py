@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial
 from pipeline.errors import StudyError
 from pipeline.runs.session import Session
 from pipeline.system.addresses import without_password
+from pipeline.system.provenance import COMMAND
 from pipeline.tuning.storage import Storage, translated
 from pipeline.tuning.study import (
     AFTER_FAILURES,
@@ -121,7 +122,7 @@ class _Nothing:
         return (
             f"tuned=true: no finished study in storage={storage} matches stage {number} of "
             f"{session.settings.stage(1).schedule} with {session.settings.backbone} on "
-            f"{session.draw.source}{self.hint}: run `mlflow run . -e tune` with the same settings "
+            f"{session.draw.source}{self.hint}: run `{COMMAND} tune` with the same settings "
             "first; its last lines say how to use it"
         )
 
