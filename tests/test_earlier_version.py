@@ -12,6 +12,8 @@ from pipeline.runs.session import Session
 from pipeline.settings.layers import load_settings
 from pipeline.settings.search_space import Range, SearchSpace
 from pipeline.tracking import Tracking
+from pipeline.tracking.history import Summary, read_history
+from pipeline.tracking.keys import CURVES, VAL_LOSS
 from pipeline.tuning.study import Spec
 from tests.conftest import words_of
 from tests.test_run_stage import artifact, runs
@@ -68,6 +70,20 @@ def test_stage_3_continues_from_an_earlier_stage_2(finished_chain: Path) -> None
     assert artifact(new["run_id"], "figures/chain.png").exists()
 
 
+def test_the_history_and_the_summary_of_an_earlier_run_read_back(finished_chain: Path) -> None:
+    tracking = Tracking.connect()
+    run = tracking.get(SECOND)
+    history = read_history(tracking, run)
+    assert history
+    assert (len(history), history.planned, history.selected) == (4, 4, 1)
+    assert history[VAL_LOSS] == tracking.history(SECOND, VAL_LOSS)
+    assert {"lr/head", "drift/block4", "grad_norm/head", "gap/acc"} <= history.best.keys()
+    summary = Summary.of(run)
+    assert summary.metrics == {name: history.best[name] for name in CURVES}
+    assert summary.best_line in run.tags["mlflow.note.content"]
+    assert read_history(tracking, run, ["val/never_logged"]) is None
+
+
 def test_gate_and_evaluate_read_earlier_runs(
     finished_chain: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -75,6 +91,7 @@ def test_gate_and_evaluate_read_earlier_runs(
     assert "| 0 | 20.00% | 25.00% | +5.00 | 20.00% | 3.2329 | 2.6624 |" in capfd.readouterr().out
     assert main(words_of("evaluate", {"run_id": THIRD, "device": "cpu"})) == 0
     assert "test accuracy 30.17%" in capfd.readouterr().out
+    assert 0 < Tracking.connect().get(THIRD).metrics["test/macro_f1"] < 1
 
 
 def test_keys_of_runs_and_names_of_studies_are_those_of_earlier_versions(

@@ -20,14 +20,15 @@ from pipeline.data.overlap import Overlap
 from pipeline.runs.run_stage import find_or_run
 from pipeline.runs.scoring import keep_scores, predict, scored_on
 from pipeline.runs.session import Session, cache_folder
-from pipeline.runs.summary import StageSummary
 from pipeline.settings.run import Settings
 from pipeline.settings.schedules import SCHEDULES
+from pipeline.stats.metrics import score_logits
 from pipeline.system.digests import digest_values
 from pipeline.system.files import storage_faults
 from pipeline.system.memory import PEAK_METRIC
 from pipeline.tracking import RunView, Tracking
-from pipeline.training.trainer import score_logits
+from pipeline.tracking.history import Summary
+from pipeline.tracking.keys import TEST
 
 
 @dataclass(frozen=True)
@@ -212,14 +213,14 @@ class PairRunner:
         settings = session.resolved(key.apply(arm.settings))
         return replace(session, settings=settings, keys={}, done={})
 
-    def _scored(self, session: Session, arm: Arm, summary: StageSummary) -> ArmResult:
+    def _scored(self, session: Session, arm: Arm, summary: Summary) -> ArmResult:
         """A run's accuracy on the test images: as it was measured before, or measured now."""
         run = self.tracking.get(summary.run_id)
         measured = scored_on(self.test_digest, session.precision)
         alone = replace(self.overlap, seen=np.zeros_like(self.overlap.seen))
         counts = alone.after([session.draw]).counts.metrics
         if measured.items() <= run.tags.items():
-            test_acc = run.metrics["test/acc"]
+            test_acc = run.metrics[TEST["acc"]]
             if not counts.items() <= run.metrics.items():
                 self.tracking.add_metrics(run.run_id, counts)
         else:
@@ -232,7 +233,7 @@ class PairRunner:
                 prefix=scored_prefix(arm, self.arms),
             )
             scores = score_logits(logits, self.test.labels)
-            test_acc = scores.acc
+            test_acc = scores["acc"]
             keep_scores(self.tracking, run, scores, measured, counts)
         return ArmResult(
             summary.run_id,
