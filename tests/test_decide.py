@@ -316,7 +316,7 @@ def test_what_the_design_can_tell_is_said_before_anything_is_run(decided: Decide
     assert said[0].startswith(
         "stage 3 against stage 2 continued, 12 optimizer steps; pairs are disj"
     )
-    assert "scored on 30 test images" in said[0]
+    assert "accuracy on 30 test images" in said[0]
     known = operating_characteristics(
         decided.decision.design, 1.0, TRUE_GAINS_PP, resolution_pp=100 / 30
     )
@@ -684,7 +684,7 @@ def test_the_recommended_model_is_registered_with_its_verdict_and_answers(
     scored = client.get_run(judged.run_id)
     for tag in ("checkpoint_sha256", "stage"):
         assert run.data.tags[tag] == scored.data.tags[tag]
-    assert judged.test_acc == acc(run)  # one and the same model, and scored by itself
+    assert judged.test == acc(run)  # one and the same model, and scored by itself
     assert f"reached {acc(run):.2%} on the test images" in str(version.description)
     assert run.data.tags["verdict"] == decision.verdict.state
     assert artifact(run, "figures/learning_curves.png").is_file()  # a whole run, not a trial's
@@ -854,14 +854,14 @@ def test_tuned_arms_are_confirmed_on_draws_that_no_study_has_seen(desk: Desk) ->
         ([p.treatment for p in decision.pairs], [p.control for p in decision.pairs]),
         strict=True,
     ):
-        assert arm.val_acc
-        gap = 100 * (arm.val_acc - statistics.mean(result.test_acc for result in results))
+        assert arm.val["val_acc"]
+        gap = 100 * (arm.val["val_acc"] - statistics.mean(result.test for result in results))
         assert f"optimism gap {gap:+.2f} pp" in markdown
         for run_id in arm.run_ids:
             study = mlflow.get_run(run_id)
             assert study.data.tags["verdict"] == decision.verdict.state
         last = mlflow.get_run(arm.run_ids[-1])  # without a margin the best trial is taken
-        assert last.data.metrics["best/value"] == pytest.approx(arm.val_acc)
+        assert last.data.metrics["best/value"] == pytest.approx(arm.val["val_acc"])
         assert last.data.tags["kind"] == "study"
 
     before = {run.info.run_id for run in runs()}

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from pipeline.cli import main
 from pipeline.runs.session import Session
 from pipeline.settings.layers import load_settings
 from pipeline.settings.search_space import Range, SearchSpace
+from pipeline.signals.evidence import read_predictions
 from pipeline.tracking import Tracking
 from pipeline.tracking.history import Summary, read_history
 from pipeline.tracking.keys import CURVES, VAL_LOSS
@@ -55,6 +57,14 @@ def test_finished_stages_are_found_by_content_and_none_is_trained_again(
     out = capfd.readouterr().out
     for run_id in (FIRST, SECOND, THIRD):
         assert f"found run {run_id} with the same content" in out
+    for run_id in (FIRST, SECOND, THIRD):  # what their version did not know is there now
+        predictions = read_predictions(artifact(run_id, "evaluation/val_predictions.csv"))
+        labels, predicted = predictions["label"], predictions["predicted"]
+        metrics = Tracking.connect().get(run_id).metrics
+        assert metrics["best/val_macro_f1"] == pytest.approx(
+            f1_score(labels, predicted, average="macro")
+        )
+        assert metrics["best/val_balanced_acc"] == balanced_accuracy_score(labels, predicted)
     assert "3      head + block4 + block3  10,498,570  4      35.00%     35.00%   2.1893" in out
 
 
@@ -103,6 +113,9 @@ def test_keys_of_runs_and_names_of_studies_are_those_of_earlier_versions(
         earlier = session.tracking.get(run_id).tags
         assert session.key(number) == earlier["lineage_key"]
         assert session.recipe(number) == earlier["recipe_key"]
+        other = session.with_training(number, {"select": "val_loss"})
+        assert other.key(number) != earlier["lineage_key"]
+        assert other.recipe(number) != earlier["recipe_key"]
     kept = ("image_size", "train_per_class", "val_per_class", "views", "norm_stats", "precision")
     options = {key: MADE_WITH[key] for key in kept} | {"device": "cpu", "cache": "off"}
     session = Session.open(load_settings(options), session.tracking, lambda _: None)

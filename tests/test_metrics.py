@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss
 
+import pipeline
 from pipeline.stats.metrics import DEFAULT_OBJECTIVE, METRICS, OBJECTIVES, score_logits
 
 NAN, INF = math.nan, math.inf
@@ -101,3 +104,15 @@ def test_every_metric_is_an_objective_with_its_direction() -> None:
     }
     assert [name for name, o in OBJECTIVES.items() if not o.maximised] == ["val_loss"]
     assert OBJECTIVES[DEFAULT_OBJECTIVE].metric == "acc"
+
+
+def test_names_of_metrics_stand_in_one_place() -> None:
+    metric = re.compile(r"""["'/](val|test|train)[_/](acc|loss|macro_f1|balanced_acc)["']""")
+    found = [
+        f"{path.name}: {line.strip()}"
+        for path in Path(pipeline.__file__).parent.rglob("*.py")
+        if path.name not in ("keys.py", "metrics.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if metric.search(line)
+    ]
+    assert found == []

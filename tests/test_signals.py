@@ -34,7 +34,7 @@ T = Thresholds()
 def scored(correct: Sequence[int], nll: Sequence[float] | None = None) -> Scored:
     names = tuple(f"image{i}" for i in range(len(correct)))
     values = [0.5] * len(correct) if nll is None else nll
-    return Scored(names, np.array(correct, dtype=bool), np.array(values, dtype=float))
+    return Scored(names, np.ones(len(correct)), np.array(correct), np.array(values, dtype=float))
 
 
 def history(
@@ -83,19 +83,19 @@ def test_no_change_at_all_is_no_gain_and_a_stable_loss() -> None:
 
 def test_scores_are_paired_by_image_whatever_their_order() -> None:
     run = scored([1, 0, 1], [0.1, 0.9, 0.3])
-    turned = Scored(run.images[::-1], run.correct[::-1], run.nll[::-1])
+    turned = Scored(run.images[::-1], run.labels, run.predicted[::-1], run.nll[::-1])
     accuracy, nll = paired(run, turned)
     assert accuracy.tolist() == [0, 0, 0]
     assert nll.tolist() == [0, 0, 0]
 
 
 def test_an_image_that_appears_twice_is_paired_in_order() -> None:
-    twice = Scored(("a", "a"), np.array([True, False]), np.array([0.1, 0.9]))
+    twice = Scored(("a", "a"), np.ones(2), np.array([1, 0]), np.array([0.1, 0.9]))
     assert paired(twice, twice)[1].tolist() == [0, 0]
 
 
 def test_other_images_cannot_be_paired() -> None:
-    other = Scored(("x", "y", "z"), np.ones(3, dtype=bool), np.ones(3))
+    other = Scored(("x", "y", "z"), np.ones(3), np.ones(3), np.ones(3))
     with pytest.raises(ValueError, match="not scored on the same images"):
         paired(scored([1, 1, 1]), other)
 

@@ -18,7 +18,7 @@ from pipeline.data.images import ImageSet
 from pipeline.model.backbones import FORWARD_ORDER, Backbone
 from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import Stage, get_stage
-from pipeline.stats.metrics import score_logits
+from pipeline.stats.metrics import OBJECTIVES, score_logits
 from pipeline.tracking.history import History
 from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, VAL, VAL_ACC, VAL_LOSS
 from pipeline.training.trainer import (
@@ -403,6 +403,18 @@ def test_the_selected_epoch_has_the_best_accuracy_then_loss_then_comes_first() -
     ranks = [(row[VAL_ACC], -row[VAL_LOSS], -epoch) for epoch, row in rows]
     assert len({rank[0] for rank in ranks}) > 2  # or the test would show nothing
     assert run.history.selected == -max(ranks)[2]
+
+
+@pytest.mark.parametrize("select", OBJECTIVES)
+def test_any_validation_metric_can_select_the_epoch(select: str) -> None:
+    val, rows = make_images(12, start=50), [0, 3, 6, 9, 1, 4, 2]  # four, two and one of a class
+    unequal = ImageSet(val.pixels[rows], val.labels[rows], val.digests[rows])
+    run = train(FULL, val=unequal, epochs=8, batch_size=2, lr=0.02, select=select)
+    objective = OBJECTIVES[select]
+    values = run.history[VAL[objective.metric]]
+    best = max(values) if objective.maximised else min(values)
+    assert run.history.best[VAL[objective.metric]] == best
+    assert len(set(values)) > 2  # or the test would show nothing
 
 
 def test_of_equal_accuracies_the_lower_loss_wins() -> None:

@@ -172,9 +172,9 @@ def _checked(
     keys = pair_keys(pool, settings)
 
     def tell(key: PairKey, results: Results) -> str:
-        control = results[0].test_acc
+        control = results[0].test
         gains = ", ".join(
-            f"{_block(arm)} {100 * (result.test_acc - control):+.2f}"
+            f"{_block(arm)} {100 * (result.test - control):+.2f}"
             for arm, result in zip(arms[1:], results[1:], strict=True)
         )
         return f"draw {key.draw}, seed {key.seed}: stage 1 continued {control:.2%}; pp: {gains}"
@@ -183,7 +183,7 @@ def _checked(
     results = runner.run_all(keys)
     gains = {
         _block(arm): posterior(
-            [100 * (row[number].test_acc - row[0].test_acc) for row in results],
+            [100 * (row[number].test - row[0].test) for row in results],
             correction=pool.correction,
             resolution_pp=resolution_pp(len(overlap.test)),
         )

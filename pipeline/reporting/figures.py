@@ -229,8 +229,10 @@ class ArmRow:
     difference: tuple[float, float, float] | None
 
 
-def comparison_picture(rows: Sequence[ArmRow], baseline: str, rope_pp: float) -> Figure:
-    """Accuracy of every arm with its draws and interval; beside it differences to the baseline."""
+def comparison_picture(
+    metric: str, rows: Sequence[ArmRow], baseline: str, rope_pp: float
+) -> Figure:
+    """Every arm's draws and interval by the metric; beside them differences to the baseline."""
     figure = Figure(figsize=(10, 1.2 + 0.4 * len(rows)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     right.axvspan(-rope_pp, rope_pp, color="0.9", label=f"does not count (±{rope_pp:g} pp)")
@@ -242,7 +244,7 @@ def comparison_picture(rows: Sequence[ArmRow], baseline: str, rope_pp: float) ->
             _interval(right, place, row.difference, TRAIN_COLOUR)
     left.set_yticks(range(len(rows)), [row.name for row in rows])
     left.invert_yaxis()
-    left.set_xlabel("accuracy on test images (%), draws and 95% interval")
+    left.set_xlabel(f"{metric} on test images (%), draws and 95% interval")
     right.set_xlabel(f"difference to {baseline} (pp), 95% interval")
     right.legend(frameon=False, fontsize=8)
     for axes in (left, right):

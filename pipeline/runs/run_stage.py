@@ -14,9 +14,11 @@ from pathlib import Path
 
 from pipeline.data.augment import distinct_views
 from pipeline.errors import LineageError, TrainingError
+from pipeline.model.backbones import Backbone
 from pipeline.model.checkpoints import save_checkpoint
 from pipeline.model.freezing import FrozenProof
 from pipeline.reporting.figures import best_effort
+from pipeline.runs.scoring import predict
 from pipeline.runs.session import CHECKPOINT, Session
 from pipeline.runs.stage_log import (
     log_outcome,
@@ -32,10 +34,11 @@ from pipeline.signals.evidence import (
     refresh_siblings,
 )
 from pipeline.signals.gate_runs import gate_of_run
+from pipeline.stats.metrics import score_logits
 from pipeline.system.memory import PEAK_METRIC, PeakMemory
 from pipeline.tracking import RunLog, RunView
 from pipeline.tracking.history import Summary
-from pipeline.tracking.keys import EPOCH_METRICS, POOL, VAL_LOSS
+from pipeline.tracking.keys import EPOCH_METRICS, POOL, VAL, VAL_LOSS, at_best
 from pipeline.training.features import Features
 from pipeline.training.trainer import Trainer
 
@@ -225,13 +228,29 @@ def find_run(session: Session, number: int, *, whole: bool = False) -> RunView |
         if whole and not is_whole(run, session.settings):
             continue
         try:
-            session.restore(run)
+            backbone = session.restore(run)
         except LineageError as err:
             session.say(f"note: passing over {err}")
         else:
             adopt(session, run, number)
-            return run
+            return _with_every_metric(session, run, backbone, number)
     return None
+
+
+def _with_every_metric(session: Session, run: RunView, backbone: Backbone, number: int) -> RunView:
+    """The run, with the validation metrics that its version did not know yet."""
+    missing = [name for name, key in VAL.items() if at_best(key) not in run.metrics]
+    if not missing:
+        return run
+    val, prefix = session.draw.val, session.settings.stage(number).prefix
+    logits = predict(
+        backbone, val, session.dtype, session.device, cache=session.cache, prefix=prefix
+    )
+    scores = score_logits(logits, val.labels)
+    session.tracking.add_metrics(
+        run.run_id, {at_best(VAL[name]): scores[name] for name in missing}
+    )
+    return session.tracking.get(run.run_id)
 
 
 def adopt(session: Session, run: RunView, number: int) -> None:

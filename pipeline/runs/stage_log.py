@@ -126,7 +126,8 @@ def description(
         f"**Stage {stage.number}** of `{stage.schedule}` trains {' + '.join(stage.trainable)} of "
         f"{settings.backbone} ({summary.trainable:,} parameters) on {len(draw.train)} images of "
         f"{as_markdown(draw.source)} (draw {settings.draw}, seed {settings.seed}). Epoch "
-        f"{summary.epoch} was selected on {len(draw.val)} validation images.",
+        f"{summary.epoch} was selected by {settings.training(stage.number).select} on "
+        f"{len(draw.val)} validation images.",
         f"    {summary.best_line}",
         sentences(signals),
     ]

@@ -11,7 +11,16 @@ from typing import Literal, get_args
 from pydantic import BaseModel, Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from pipeline.settings.run import STRICT, TRAIN_KEYS, ScheduleName, Settings, TrainSettings
+from pipeline.settings.run import (
+    STRICT,
+    TRAIN_KEYS,
+    ObjectiveName,
+    ScheduleName,
+    Settings,
+    ShareName,
+    TrainSettings,
+)
+from pipeline.stats.metrics import DEFAULT_OBJECTIVE, DEFAULT_SHARE
 
 
 class TuneSettings(BaseModel):
@@ -29,8 +38,8 @@ class TuneSettings(BaseModel):
     draws: int = Field(
         1, ge=1, le=1000, description="draws that a trial is scored on, from `draw` on"
     )
-    objective: Literal["val_acc", "val_loss"] = Field(
-        "val_acc", description="what a trial is judged by, as a mean over the draws"
+    objective: ObjectiveName = Field(
+        DEFAULT_OBJECTIVE, description="what a trial is judged by, as a mean over the draws"
     )
     margin: float = Field(
         2.0,
@@ -65,6 +74,9 @@ class DecideSettings(BaseModel):
     )
     control: Literal[ScheduleName, ""] = Field(
         "", description="the schedule it is held against, at equal optimizer steps"
+    )
+    metric: ShareName = Field(
+        DEFAULT_SHARE, description="what of the test images the arms are compared by"
     )
     rope_pp: float = Field(
         0.5, ge=0, lt=100, description="gains up to this many percentage points are not worth it"
@@ -109,6 +121,9 @@ class CompareSettings(BaseModel):
         "full", description="the schedule that differences are taken to; added if it is missing"
     )
     draws: int = Field(10, ge=2, le=1000, description="paired draws that every arm is run on")
+    metric: ShareName = Field(
+        DEFAULT_SHARE, description="what of the test images the arms are compared by"
+    )
     rope_pp: float = Field(
         0.5, ge=0, lt=100, description="differences up to this many percentage points do not count"
     )

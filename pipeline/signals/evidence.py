@@ -56,7 +56,7 @@ class Subject:
         logits, labels = self.logits, self.val.labels
         images = tuple(row.tobytes().hex() for row in self.val.digests)
         nll = F.cross_entropy(logits, labels, reduction="none")
-        return Scored(images, (logits.argmax(1) == labels).numpy(), nll.double().numpy())
+        return Scored(images, labels.numpy(), logits.argmax(1).numpy(), nll.double().numpy())
 
 
 def log_evidence(log: RunLog, tracking: Tracking, subject: Subject) -> list[Signal]:
@@ -127,7 +127,8 @@ def scores_of(tracking: Tracking, run: RunView) -> Scored | None:
             table = read_predictions(tracking.fetch(run, PREDICTIONS, Path(folder)))
             return Scored(
                 tuple(table["image_sha256"]),
-                (table["label"] == table["predicted"]).to_numpy(),
+                table["label"].to_numpy(),
+                table["predicted"].to_numpy(),
                 np.asarray(table["nll"], dtype=np.float64),
             )
     except (LineageError, KeyError, ValueError):

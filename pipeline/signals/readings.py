@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,13 +52,21 @@ class Scored:
 
     Attributes:
         images: each image's SHA-256, (N,).
-        correct: whether the right class was predicted, (N,).
+        labels: its class, a name or a number, (N,).
+        predicted: the class that was predicted, likewise, (N,).
         nll: cross-entropy in nats, (N,).
     """
 
     images: tuple[str, ...]
-    correct: NDArray[np.bool_]
+    labels: NDArray[Any]
+    predicted: NDArray[Any]
     nll: NDArray[np.float64]
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """Whether the right class was predicted, (N,)."""
+        right: NDArray[np.bool_] = self.labels == self.predicted
+        return right
 
 
 @dataclass(frozen=True)
@@ -100,8 +108,8 @@ def read_signals(
     return sorted(readings, key=lambda signal: signal.name, reverse=True)
 
 
-def paired(scored: Scored, parent: Scored) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Differences R - U of correctness and of cross-entropy, image by image, (N,) each.
+def aligned(scored: Scored, parent: Scored) -> NDArray[np.int64]:
+    """The row of the parent's scores that is about each image of the run's, (N,).
 
     Raises:
         ValueError: the two are not about the same images.
@@ -110,9 +118,17 @@ def paired(scored: Scored, parent: Scored) -> tuple[NDArray[np.float64], NDArray
     if len(row_of) != len(parent.images) or set(row_of) != set(scored.images):
         if scored.images != parent.images:  # equal images may appear twice, in one order
             raise ValueError("the run and its parent were not scored on the same images")
-        rows = np.arange(len(parent.images))
-    else:
-        rows = np.array([row_of[image] for image in scored.images])
+        return np.arange(len(parent.images))
+    return np.array([row_of[image] for image in scored.images])
+
+
+def paired(scored: Scored, parent: Scored) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Differences R - U of correctness and of cross-entropy, image by image, (N,) each.
+
+    Raises:
+        ValueError: the two are not about the same images.
+    """
+    rows = aligned(scored, parent)
     accuracy = scored.correct.astype(float) - parent.correct[rows].astype(float)
     return accuracy, scored.nll - parent.nll[rows]
 

@@ -66,21 +66,30 @@ class Metric:
     """A line of the table.
 
     Attributes:
+        words: its name in a sentence.
         direction: what is better.
         of_classes: depends on the predicted classes alone, and is a share from 0 to 1.
     """
 
+    words: str
     compute: Callable[[Tensor, Tensor], float]
     direction: Direction
     of_classes: bool = False
 
 
+def _share(words: str, compute: Callable[[Tensor, Tensor], float]) -> Metric:
+    return Metric(words=words, compute=compute, direction="maximize", of_classes=True)
+
+
 METRICS: Mapping[str, Metric] = {
-    "loss": Metric(compute=cross_entropy, direction="minimize"),
-    "acc": Metric(compute=accuracy, direction="maximize", of_classes=True),
-    "macro_f1": Metric(compute=macro_f1, direction="maximize", of_classes=True),
-    "balanced_acc": Metric(compute=balanced_accuracy, direction="maximize", of_classes=True),
+    "loss": Metric(words="loss", compute=cross_entropy, direction="minimize"),
+    "acc": _share("accuracy", accuracy),
+    "macro_f1": _share("macro F1", macro_f1),
+    "balanced_acc": _share("balanced accuracy", balanced_accuracy),
 }
+SHARES = tuple(name for name, metric in METRICS.items() if metric.of_classes)
+"""Metrics whose differences are percentage points: what arms can be compared by."""
+DEFAULT_SHARE = "acc"
 
 
 def score_logits(logits: Tensor, labels: Tensor) -> dict[str, float]:

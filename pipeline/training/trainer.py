@@ -28,7 +28,7 @@ from pipeline.model.backbones import Backbone
 from pipeline.model.freezing import set_trainable
 from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import BLOCKS, Stage
-from pipeline.stats.metrics import DEFAULT_OBJECTIVE, OBJECTIVES, Row, score_logits
+from pipeline.stats.metrics import OBJECTIVES, Row, score_logits
 from pipeline.tracking.history import History
 from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, TRAIN_S, VAL, VAL_S
 from pipeline.training.device import compute_copy, run_blocks
@@ -129,10 +129,10 @@ class Trainer:
     ) -> Iterator[Row]:
         """Train, yielding each epoch's row of `history`; ends early by patience or divergence.
 
-        The selected epoch has the highest validation accuracy; ties go to the lower loss, then to
-        the earlier epoch.
+        The selected epoch is the best by the metric that `select` names; ties go to the lower
+        loss, then to the earlier epoch.
         """
-        objective, history = OBJECTIVES[DEFAULT_OBJECTIVE], self.history
+        objective, history = OBJECTIVES[self.settings.select], self.history
         torch.manual_seed(self.seed)  # dropout
         rng = np.random.default_rng([self.seed, self.stage.number])
         steps_an_epoch = len(split_batches(np.arange(len(train)), self.settings.batch_size))

@@ -54,7 +54,7 @@ class Ending:
 
 
 @dataclass(frozen=True)
-class Objective:
+class TrialObjective:
     """What Optuna calls for each trial.
 
     Attributes:
