@@ -7,10 +7,11 @@ import io
 import json
 import math
 import shlex
+import sqlite3
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -289,6 +290,28 @@ def test_another_design_reads_the_same_runs_and_trains_nothing(
     assert {run.info.run_id for run in runs()} == before
 
 
+def test_another_metric_reads_the_same_runs_and_measures_what_an_earlier_version_did_not(
+    decided: Decided,
+) -> None:
+    before, run_id = {run.info.run_id for run in runs()}, decided.arms()[0][0].info.run_id
+    with closing(sqlite3.connect(decided.desk.folder / "mlflow.db")) as database:
+        for table in ("metrics", "latest_metrics"):
+            where = "key = 'test/macro_f1' AND run_uuid = ?"
+            database.execute(f"DELETE FROM {table} WHERE {where}", [run_id])
+        database.commit()
+    decision = decided.desk.decide(**STAGE3, **OFF, metric="macro_f1")
+    f1 = [
+        [mlflow.get_run(run.info.run_id).data.metrics["test/macro_f1"] for run in pair]
+        for pair in decided.arms()
+    ]
+    assert decision.gains_pp == pytest.approx([100 * (one - other) for one, other in f1])
+    assert decision.gains_pp != pytest.approx(decided.gains_pp())
+    assert {run.info.run_id for run in runs()} == before
+    tags = runs("decision")[-1].data.tags
+    assert tags["verdict.metric"] == "macro_f1"
+    assert tags["mlflow.note.content"].startswith("By macro F1: ")
+
+
 def test_evaluating_a_run_changes_no_gain_of_a_later_decision(decided: Decided) -> None:
     run = decided.arms()[0][0]
     run_id, before = run.info.run_id, decided.gains_pp()
@@ -389,7 +412,7 @@ def test_every_run_is_nested_under_the_decision(decided: Decided) -> None:
 
 def test_the_treatments_runs_carry_the_verdict(decided: Decided) -> None:
     tags = {key: value for key, value in decided.run.data.tags.items() if "verdict" in key}
-    assert len(tags) == 10
+    assert len(tags) == 11
     for treatment, control in decided.arms():
         theirs = treatment.data.tags
         assert {key: value for key, value in theirs.items() if "verdict" in key} == tags
@@ -685,7 +708,7 @@ def test_the_recommended_model_is_registered_with_its_verdict_and_answers(
     for tag in ("checkpoint_sha256", "stage"):
         assert run.data.tags[tag] == scored.data.tags[tag]
     assert judged.test == acc(run)  # one and the same model, and scored by itself
-    assert f"reached {acc(run):.2%} on the test images" in str(version.description)
+    assert f"reached {acc(run):.2%} accuracy on the test images" in str(version.description)
     assert run.data.tags["verdict"] == decision.verdict.state
     assert artifact(run, "figures/learning_curves.png").is_file()  # a whole run, not a trial's
 

@@ -414,7 +414,7 @@ def test_any_validation_metric_can_select_the_epoch(select: str) -> None:
     values = run.history[VAL[objective.metric]]
     best = max(values) if objective.maximised else min(values)
     assert run.history.best[VAL[objective.metric]] == best
-    assert len(set(values)) > 2  # or the test would show nothing
+    assert len(set(values)) > 1  # or the test would show nothing
 
 
 def test_of_equal_accuracies_the_lower_loss_wins() -> None:
