@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 from pipeline.runs.run_stage import find_or_run  # noqa: E402
 from pipeline.runs.scoring import predict, test_images  # noqa: E402
 from pipeline.runs.session import Session  # noqa: E402
-from pipeline.settings.layers import load_settings  # noqa: E402
+from pipeline.settings.request import load_settings  # noqa: E402
 from pipeline.stats.design import Design  # noqa: E402
 from pipeline.stats.metrics import score_logits  # noqa: E402
 from pipeline.stats.verdict import verdict  # noqa: E402

@@ -31,7 +31,7 @@ from pipeline.data.images import ImageSet
 from pipeline.runs.run_stage import find_or_run
 from pipeline.runs.scoring import predict
 from pipeline.runs.session import Session, source_of
-from pipeline.settings.layers import load_settings
+from pipeline.settings.request import load_settings
 from pipeline.settings.run import Settings
 from pipeline.stats.metrics import score_logits
 from pipeline.tracking import Tracking

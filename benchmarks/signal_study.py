@@ -35,7 +35,7 @@ from pipeline.data.open import open_source  # noqa: E402
 from pipeline.runs.run_stage import find_or_run  # noqa: E402
 from pipeline.runs.scoring import predict  # noqa: E402
 from pipeline.runs.session import Session  # noqa: E402
-from pipeline.settings.layers import load_settings  # noqa: E402
+from pipeline.settings.request import load_settings  # noqa: E402
 from pipeline.stats.metrics import score_logits  # noqa: E402
 from pipeline.tracking import RunView, Tracking  # noqa: E402
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import SettingsError
-from pipeline.settings.layers import Layer, load_settings, read_yaml, resolve
+from pipeline.settings.layers import Layer, read_yaml, resolve
+from pipeline.settings.request import load_settings
 from pipeline.settings.run import DEFAULT_PRESET, plain_values
 
 

@@ -27,9 +27,9 @@ from pipeline.cli import main
 from pipeline.comparing.decision import Decision
 from pipeline.data.draws import make_draw
 from pipeline.data.images import digest_image
-from pipeline.entries.decide import TRUE_GAINS_PP, decide_entry
+from pipeline.entries.decide import TRUE_GAINS_PP
+from pipeline.entries.table import perform
 from pipeline.model.flops import training_operations
-from pipeline.runs.command import Command
 from pipeline.runs.scoring import test_images as images_of_test_split
 from pipeline.runs.session import source_of
 from pipeline.runs.summary import came_to
@@ -86,7 +86,7 @@ class Desk:
             if stop_at and line.startswith(stop_at):
                 raise KeyboardInterrupt("stopped by the test")
 
-        decision = decide_entry(Command({**self.own, **options}, say=say))
+        decision = perform("decide", {**self.own, **options}, say)
         assert decision
         return decision
 

@@ -17,6 +17,7 @@ from pipeline.data.overlap import Counts
 from pipeline.model.flops import training_operations
 from pipeline.reporting.page import to_markdown
 from pipeline.tracking import RunView
+from tests.helpers import request_of
 
 PRESET = {"preset": "cifar10_small", "looks": "2", "train_per_class": "10"}
 UP_SIDE_DOWN = {"treatment": "stage2_continued", "control": "three_stage"}
@@ -29,12 +30,14 @@ def result(acc: float, seconds: float = 3.0, trained: int = 1000) -> ArmResult:
 
 def decision(both: tuple[ArmResult, ArmResult] | None = None, **options: str) -> Decision:
     """A decision after two equal pairs; `options`: what was typed."""
-    plan = comparison_of({**PRESET, **options}, None)
+    plan = comparison_of(request_of("decide", {**PRESET, **options}))
     both = both or (result(0.8), result(0.7))
     pool = Pool(0, False, 0.0, (2,), "pairs are disjoint draws")
     pairs = tuple(Pair(key, *both) for key in pair_keys(pool, plan.treatment.settings))
     arms = plan.treatment, plan.control
-    return Decision(plan, *arms, plan.design, pool, pairs, {}, Counts(100, 0, 0), 10, (), 60.0)
+    return Decision(
+        plan, *arms, plan.decide.design, pool, pairs, {}, Counts(100, 0, 0), 10, (), 60.0
+    )
 
 
 def said_again(made: Decision) -> dict[str, str]:
@@ -56,7 +59,7 @@ def said_again(made: Decision) -> dict[str, str]:
 )
 def test_the_command_names_the_same_two_arms(words: dict[str, str]) -> None:
     made = decision(**words)
-    again = comparison_of(said_again(made), None)
+    again = comparison_of(request_of("decide", said_again(made)))
     assert (again.treatment, again.control) == (made.treatment, made.control)
 
 

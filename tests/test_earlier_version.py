@@ -10,7 +10,7 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from pipeline.cli import main
 from pipeline.runs.session import Session
-from pipeline.settings.layers import load_settings
+from pipeline.settings.request import load_settings
 from pipeline.settings.search_space import Range, SearchSpace
 from pipeline.signals.evidence import read_predictions
 from pipeline.tracking import Tracking

@@ -92,7 +92,7 @@ def test_frozen_weights_get_no_gradient_and_no_optimizer_state(number: int) -> N
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_frozen_block_above_a_trainable_one_stays_frozen(dtype: torch.dtype) -> None:
     """Also where its copy computes in fewer bits than the model holds."""
-    stage = get_stage("release_block3", 2)
+    stage = Stage("release_block3", 2, ("head", "block3"))
     backbone, images = build_backbone("mobilenet_v3_small", CLASSES, seed=0), make_images(4)
     before, proof = copy_state(backbone), FrozenProof.take(backbone, stage)
     features = live_features(backbone, stage, images, dtype)

@@ -8,7 +8,7 @@ from torch import nn
 
 from pipeline.model.backbones import build_backbone
 from pipeline.model.flops import training_operations
-from pipeline.settings.schedules import get_stage
+from pipeline.settings.schedules import Stage, get_stage
 
 
 def forward_operations(backbone: str, size: int, blocks: tuple[str, ...]) -> dict[str, list[int]]:
@@ -53,7 +53,7 @@ def test_a_block_costs_three_times_its_forward_but_for_its_first_layers(number: 
 
 
 def test_a_frozen_block_between_has_gradients_through_it_and_none_of_its_own() -> None:
-    stage = get_stage("release_block3", 2)
+    stage = Stage("release_block3", 2, ("head", "block3"))
     whole = training_operations("resnet18", 10, 64, get_stage("three_stage", 3))
     block4 = sum(forward_operations("resnet18", 64, ("block4",))["block4"])
     assert training_operations("resnet18", 10, 64, stage) == pytest.approx(whole - block4)

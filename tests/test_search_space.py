@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 from pipeline.errors import SettingsError
-from pipeline.settings.layers import load_settings, preset_names
+from pipeline.settings.layers import preset_names
+from pipeline.settings.request import load_settings
 from pipeline.settings.run import TRAIN_KEYS, TrainSettings
-from pipeline.settings.schedules import RELEASES, SCHEDULES, Stage
+from pipeline.settings.schedules import SCHEDULES, Stage
 from pipeline.settings.search_space import (
     SPACES_DIR,
     Choices,
@@ -22,6 +23,7 @@ from pipeline.settings.search_space import (
     plan_of,
     read_space,
 )
+from tests.helpers import request_of
 
 STAGES = [stage for stages in SCHEDULES.values() for stage in stages]
 FILES = sorted(SPACES_DIR.rglob("*.yaml"))
@@ -54,8 +56,6 @@ def test_every_stage_of_every_schedule_has_a_file_and_every_file_a_stage() -> No
 def test_stages_that_begin_alike_share_a_file() -> None:
     by_chain: dict[str, set[Path]] = {}
     for stage in STAGES:
-        if stage.schedule in RELEASES:
-            continue  # these share block4's file, whichever block it is
         steps = SCHEDULES[stage.schedule][: stage.number]
         chain = str([step.trainable for step in steps])
         by_chain.setdefault(chain, set()).add(default_space(stage))
@@ -251,7 +251,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 def test_a_folder_of_spaces_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"space=.*nowhere: cannot be read \(.*No such file"):
-        plan_of({"space": str(tmp_path / "nowhere")}, None)
+        plan_of(request_of("tune", {"space": str(tmp_path / "nowhere")}))
 
 
 LR, BOTH = "lr: [0.1, 0.2]\n", "lr: [0.1, 0.2]\nnorm: [keep, adapt]\n"
@@ -259,12 +259,12 @@ LR, BOTH = "lr: [0.1, 0.2]\n", "lr: [0.1, 0.2]\nnorm: [keep, adapt]\n"
 
 def planned(options: Mapping[str, str], config: str | None = None) -> dict[int, list[str]]:
     """Which settings of which stage a command would tune."""
-    plan = plan_of(options, config)
+    plan = plan_of(request_of("tune", options, config))
     return {number: list(space.dimensions) for number, space in plan.spaces.items()}
 
 
 def test_without_a_space_each_stage_has_the_one_that_ships() -> None:
-    plan = plan_of({"schedule": "lp_ft"}, None)
+    plan = plan_of(request_of("tune", {"schedule": "lp_ft"}))
     assert [space.source for space in plan.spaces.values()] == [
         str(SPACES_DIR / "stage1.yaml"),
         str(SPACES_DIR / "lp_ft" / "stage2.yaml"),
@@ -334,4 +334,4 @@ def test_a_plan_that_cannot_be_is_refused(
     folder = written(tmp_path / "folder", LR, "stage1.yaml").parent
     filled = {key: value.format(file=path, folder=folder) for key, value in options.items()}
     with pytest.raises(SettingsError, match=message):
-        plan_of(filled, None)
+        plan_of(request_of("tune", filled))

@@ -24,11 +24,6 @@ def test_the_schedules_are_those_of_the_method() -> None:
         "head_only": [{"head"}],
         "stage1_continued": [{"head"}, {"head"}],
         "stage2_continued": [{"head"}, {"block4", "head"}, {"block4", "head"}],
-        "release_block4": [{"head"}, {"block4", "head"}],
-        "release_block3": [{"head"}, {"block3", "head"}],
-        "release_block2": [{"head"}, {"block2", "head"}],
-        "release_block1": [{"head"}, {"block1", "head"}],
-        "release_stem": [{"head"}, {"stem", "head"}],
     }
     assert {
         name: [set(stage.trainable) for stage in stages] for name, stages in SCHEDULES.items()

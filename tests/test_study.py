@@ -21,6 +21,7 @@ from pipeline.tuning.storage import AWAY_S, Losses, open_storage, patiently, sto
 from pipeline.tuning.study import Spec, Study, shown_settings, suggest
 from pipeline.tuning.trial_state import Progress, best_of, progress_of
 from tests.conftest import TINY, Command
+from tests.helpers import request_of
 from tests.postgres import Postgres
 from tests.test_run_stage import runs
 from tests.test_tuning import TUNE, space_file, studies
@@ -31,7 +32,7 @@ RUNNING, WAITING = TrialState.RUNNING, TrialState.WAITING
 
 def study_name(options: dict[str, str]) -> str:
     """The name of the study that a command works on."""
-    plan = plan_of(options, None)
+    plan = plan_of(request_of("tune", options))
     tracking = Tracking.connect()
     draws = range(plan.settings.draw, plan.settings.draw + plan.tune.draws)
     sessions = {

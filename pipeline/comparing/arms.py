@@ -15,15 +15,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import SettingsError
-from pipeline.settings.entry import DECIDE_KEYS, TUNE_KEYS, DecideSettings, TuneSettings
-from pipeline.settings.layers import load_own, load_settings, read_yaml, said_of_stage
+from pipeline.settings.entry import DecideSettings, TuneSettings
+from pipeline.settings.request import Request
 from pipeline.settings.run import RUN_KEYS, TRAIN_KEYS, Settings, TrainSettings
-from pipeline.settings.schedules import RELEASES, SCHEDULES
-from pipeline.stats.design import Design, parse_looks
+from pipeline.settings.schedules import SCHEDULES
 
 QUESTIONS: Mapping[Literal["stage2", "stage3"], tuple[int, str]] = {
     "stage2": (2, "stage1_continued"),
@@ -31,7 +29,8 @@ QUESTIONS: Mapping[Literal["stage2", "stage3"], tuple[int, str]] = {
 }
 """The stage of `three_stage` that is judged, and the control it is held against."""
 
-BESIDE = ("full", "lp_ft")
+EXTRA_ARMS = ("full", "lp_ft")
+"""Schedules that are run for show, where `beside` asks for them."""
 IN_WORDS = {
     "three_stage": "training in three stages",
     "two_stage": "training in two stages",
@@ -40,7 +39,6 @@ IN_WORDS = {
     "head_only": "the head alone",
     "stage1_continued": "stage 1 continued",
     "stage2_continued": "stage 2 continued",
-    **{name: f"{name.removeprefix('release_')} released" for name in RELEASES},
 }
 
 
@@ -60,7 +58,7 @@ class Arm:
     @property
     def words(self) -> str:
         """Its name in a sentence."""
-        return f"stage {self.last}" if self.is_stage else IN_WORDS[self.name]
+        return f"stage {self.last}" if self.is_stage else IN_WORDS.get(self.name, self.name)
 
     @property
     def epochs(self) -> int:
@@ -85,9 +83,7 @@ class TunedArm:
     run_ids: tuple[str, ...]
 
 
-def arms_of(
-    decide: DecideSettings, options: Mapping[str, str], config: str | None
-) -> tuple[Arm, Arm]:
+def arms_of(decide: DecideSettings, request: Request) -> tuple[Arm, Arm]:
     """Treatment and control.
 
     Raises:
@@ -102,13 +98,13 @@ def arms_of(
     if decide.treatment:
         name, control = str(decide.treatment), str(decide.control)
         last = len(SCHEDULES[name])
-    settings = load_settings({**options, "schedule": name}, config=config)
+    settings = request.settings(schedule=name)
     check_comparable(settings)
     is_stage = name == "three_stage" and (last, control) in QUESTIONS.values()
     treatment = Arm(name, settings, last, is_stage)
     if control == name:
         raise SettingsError(f"treatment and control are both {name}: choose two schedules")
-    return treatment, at_equal_steps(treatment, control, options, config)
+    return treatment, at_equal_steps(treatment, control, request)
 
 
 def check_comparable(settings: Settings) -> None:
@@ -128,13 +124,7 @@ def check_comparable(settings: Settings) -> None:
         )
 
 
-def at_equal_steps(
-    treatment: Arm,
-    name: str,
-    options: Mapping[str, str],
-    config: str | None,
-    untuned: Arm | None = None,
-) -> Arm:
+def at_equal_steps(treatment: Arm, name: str, request: Request, untuned: Arm | None = None) -> Arm:
     """Another schedule with as many optimizer steps as the treatment has up to its last stage.
 
     `untuned`: the treatment before it was tuned; a stage that goes on with the one before starts
@@ -152,7 +142,7 @@ def at_equal_steps(
         )
     first = shared + 1 + len(theirs) - len(ours)  # what is left over goes to the first of its own
     steps_of = [*zip(theirs[:shared]), theirs[shared:first], *zip(theirs[first:])]
-    own = load_settings({**said_of_all(options, config), "schedule": name})
+    own = request.of_no_stage().settings(schedule=name)
     bases: list[TrainSettings] = []
     for n in range(len(ours)):
         if n < stages_alike(treatment, name):
@@ -203,12 +193,6 @@ def refuse_patience(stages: Iterable[TrainSettings]) -> None:
             )
 
 
-def said_of_all(options: Mapping[str, str], config: str | None) -> dict[str, str]:
-    """What was typed or stands in the file, but for settings of a single stage."""
-    given = {**(read_yaml(Path(config), f"config={config}") if config else {}), **options}
-    return {key: str(value) for key, value in given.items() if not key.startswith("stage")}
-
-
 def _with_steps(base: TrainSettings, group: Sequence[TrainSettings]) -> TrainSettings:
     """`base` for as many steps as the stages of the group have together, to the nearest epoch."""
     batch = group[-1].batch_size
@@ -216,50 +200,52 @@ def _with_steps(base: TrainSettings, group: Sequence[TrainSettings]) -> TrainSet
     return base.model_copy(update={"epochs": max(1, epochs), "batch_size": batch})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """What is to be decided, and how.
 
     Attributes:
-        options: what was typed, but for the decision itself.
-        of_all: training settings that were said of no single stage; every arm has them.
-        said: training settings of the treatment that were set by hand, by stage.
+        extra_arms: arms that may be run for show.
+        general: training settings that are given for no single stage; every arm has them.
+        explicit: training settings of the treatment that are set by hand, by stage.
     """
 
+    request: Request
     decide: DecideSettings
     tune: TuneSettings
-    design: Design
     treatment: Arm
     control: Arm
-    beside: tuple[Arm, ...]
-    options: Mapping[str, str]
-    of_all: Mapping[str, str]
-    said: Mapping[int, set[str]]
+    extra_arms: tuple[Arm, ...]
+    general: Mapping[str, str]
+    explicit: Mapping[int, set[str]]
 
 
-def comparison_of(options: Mapping[str, str], config: str | None) -> Comparison:
-    """What was typed, understood; nothing slow is done.
+def comparison_of(request: Request) -> Comparison:
+    """What was asked for, understood; nothing slow is done.
 
     Raises:
         SettingsError, DesignError: what cannot be.
     """
-    decide, tune = load_own(DecideSettings, options), load_own(TuneSettings, options)
-    design = Design(decide.rope_pp, parse_looks(decide.looks), decide.threshold)
-    own = {*DECIDE_KEYS, *TUNE_KEYS}
-    plain = {key: value for key, value in options.items() if key not in own}
-    if schedule := said_of_all(plain, config).get("schedule"):
+    decide, tune = request.own_settings(DecideSettings), request.own_settings(TuneSettings)
+    general = request.general
+    if schedule := general.get("schedule"):
         raise SettingsError(
             f"schedule={schedule}: a decision is between two: pass -P "
             "treatment=<schedule> -P control=<schedule>, or a question"
         )
-    treatment, control = arms_of(decide, plain, config)
+    treatment, control = arms_of(decide, request)
     judged = (treatment.name, control.name)
-    others = [n for n in BESIDE if n not in judged and len(SCHEDULES[n]) <= treatment.last]
-    beside = tuple(at_equal_steps(treatment, name, plain, config) for name in others)
-    of_all = {k: v for k, v in said_of_all(plain, config).items() if k in TRAIN_KEYS}
-    stages = range(1, treatment.last + 1)
-    said = {number: said_of_stage(plain, config, None, number) for number in stages}
-    return Comparison(decide, tune, design, treatment, control, beside, plain, of_all, said)
+    extra = [n for n in EXTRA_ARMS if n not in judged and len(SCHEDULES[n]) <= treatment.last]
+    return Comparison(
+        request=request,
+        decide=decide,
+        tune=tune,
+        treatment=treatment,
+        control=control,
+        extra_arms=tuple(at_equal_steps(treatment, name, request) for name in extra),
+        general={key: text for key, text in general.items() if key in TRAIN_KEYS},
+        explicit={n: request.explicit_keys(n) for n in range(1, treatment.last + 1)},
+    )
 
 
 def own_stages(plan: Comparison) -> dict[int, set[str]]:
@@ -274,9 +260,9 @@ def own_stages(plan: Comparison) -> dict[int, set[str]]:
         number: {
             "epochs",
             "batch_size",
-            *plan.of_all,
-            *(plan.said[number] if number <= alike else ()),
-            *(plan.said[number + behind] if goes_on(control.name, number) else ()),
+            *plan.general,
+            *(plan.explicit[number] if number <= alike else ()),
+            *(plan.explicit[number + behind] if goes_on(control.name, number) else ()),
         }
         for number in range(shared_stages(plan.treatment, control.name) + 1, control.last + 1)
     }

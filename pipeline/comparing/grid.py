@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
-from pipeline.comparing.arms import Arm, at_equal_steps, check_comparable, said_of_all
+from pipeline.comparing.arms import Arm, at_equal_steps, check_comparable
 from pipeline.errors import SettingsError
-from pipeline.settings.entry import COMPARE_KEYS, TUNE_KEYS, CompareSettings, TuneSettings
-from pipeline.settings.layers import load_own, load_settings, nearest, said_of_stage
+from pipeline.settings.entry import CompareSettings, TuneSettings
+from pipeline.settings.layers import nearest
+from pipeline.settings.request import Request
 from pipeline.settings.run import TRAIN_KEYS, BackboneName, ScheduleName
 from pipeline.settings.schedules import SCHEDULES
 
@@ -23,42 +24,41 @@ REFERENCE = "three_stage"
 BACKBONE_WORD = "{backbone}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Grid:
     """What is compared.
 
     Attributes:
         arms: by backbone, in the order of the schedules, the baseline first.
-        said: training settings given by hand, by stage of the reference schedule (0: for all
-            stages of all schedules); no study tunes them.
+        general: training settings given by hand for no single stage; no study tunes them.
+        explicit: training settings given by hand, by stage of the reference schedule.
         options: everything that was typed.
     """
 
     compare: CompareSettings
     tune: TuneSettings
     arms: Mapping[str, tuple[Arm, ...]]
-    said: Mapping[int, set[str]]
+    general: set[str]
+    explicit: Mapping[int, set[str]]
     options: Mapping[str, str]
 
 
-def grid_of(options: Mapping[str, str], config: str | None) -> Grid:
-    """What was typed, understood; nothing slow is done.
+def grid_of(request: Request) -> Grid:
+    """What was asked for, understood; nothing slow is done.
 
     Raises:
         SettingsError: what cannot be.
     """
-    compare = load_own(CompareSettings, options)
-    words = {key: value for key, value in options.items() if key in TUNE_KEYS and key != "draws"}
-    tune = load_own(TuneSettings, {**words, "draws": str(compare.tune_draws)})
-    own = {*COMPARE_KEYS, *TUNE_KEYS}
-    plain = {key: value for key, value in options.items() if key not in own}
-    if schedule := said_of_all(plain, config).get("schedule"):
+    compare = request.own_settings(CompareSettings)
+    tune = request.own_settings(TuneSettings, draws=str(compare.tune_draws))
+    general = request.general
+    if schedule := general.get("schedule"):
         raise SettingsError(
             f"schedule={schedule}: pass -P schedules=<names with commas between them>"
         )
-    if compare.backbones and "backbone" in plain:
+    if compare.backbones and (backbone := request.options.get("backbone")):
         raise SettingsError(
-            f"backbone={plain['backbone']} and backbones={compare.backbones}: give one of the two"
+            f"backbone={backbone} and backbones={compare.backbones}: give one of the two"
         )
     schedules = _names("schedules", compare.schedules, get_args(ScheduleName))
     schedules = [compare.baseline, *(n for n in schedules if n != compare.baseline)]
@@ -70,42 +70,41 @@ def grid_of(options: Mapping[str, str], config: str | None) -> Grid:
     if compare.backbones:
         backbones = _names("backbones", compare.backbones, get_args(BackboneName))
     else:
-        backbones = [load_settings(plain, config=config).backbone]
-    said = {0: {key for key in said_of_all(plain, config) if key in TRAIN_KEYS}}
-    for number in range(1, len(SCHEDULES[REFERENCE]) + 1):
-        said[number] = said_of_stage(plain, config, None, number)
-    arms = {name: _arms(name, schedules, plain, config) for name in backbones}
-    typed = {**options, **({"config": config} if config else {})}
-    return Grid(compare, tune, arms, said, typed)
+        backbones = [request.settings().backbone]
+    reference_stages = range(1, len(SCHEDULES[REFERENCE]) + 1)
+    return Grid(
+        compare=compare,
+        tune=tune,
+        arms={name: _arms(name, schedules, request) for name in backbones},
+        general={key for key in general if key in TRAIN_KEYS},
+        explicit={number: request.explicit_keys(number) for number in reference_stages},
+        options=request.typed,
+    )
 
 
-def said_of_arm(grid: Grid, arm: Arm, number: int) -> set[str]:
+def explicit_keys_of_arm(grid: Grid, arm: Arm, number: int) -> set[str]:
     """Training settings of an arm's stage that were given by hand.
 
-    `stage2.lr` speaks of the reference schedule's stage 2, and of every schedule that begins so.
+    `stage2.lr` means the reference schedule's stage 2, and that of every schedule that begins so.
     """
     ours = [step.trainable for step in SCHEDULES[arm.name][:number]]
     theirs = [step.trainable for step in SCHEDULES[REFERENCE][:number]]
-    return grid.said[0] | (grid.said[number] if ours == theirs else set())
+    return grid.general | (grid.explicit[number] if ours == theirs else set())
 
 
-def _arms(
-    backbone: str, schedules: Iterable[str], options: Mapping[str, str], config: str | None
-) -> tuple[Arm, ...]:
+def _arms(backbone: str, schedules: Iterable[str], request: Request) -> tuple[Arm, ...]:
     """Every schedule on one backbone."""
-    plain = {**options, "backbone": backbone, "schedule": REFERENCE}
-    settings = load_settings(plain, config=config)
-    plain["weights"] = settings.weights.replace(BACKBONE_WORD, backbone)
-    if other := re.search(r"\{\w+\}", plain["weights"]):
-        raise SettingsError(
-            f"weights={settings.weights}: {other[0]} is not known: write {BACKBONE_WORD}"
-        )
-    settings = load_settings(plain, config=config)
+    weights = request.settings(backbone=backbone, schedule=REFERENCE).weights
+    named = weights.replace(BACKBONE_WORD, backbone)
+    if other := re.search(r"\{\w+\}", named):
+        raise SettingsError(f"weights={weights}: {other[0]} is not known: write {BACKBONE_WORD}")
+    own = {**request.options, "backbone": backbone, "weights": named}
+    request = replace(request, options=own)
+    settings = request.settings(schedule=REFERENCE)
     check_comparable(settings)
     reference = Arm(REFERENCE, settings, len(SCHEDULES[REFERENCE]))
-    del plain["schedule"]
     return tuple(
-        reference if name == REFERENCE else at_equal_steps(reference, name, plain, config)
+        reference if name == REFERENCE else at_equal_steps(reference, name, request)
         for name in schedules
     )
 

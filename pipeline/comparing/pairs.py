@@ -202,7 +202,7 @@ class PairRunner:
         summary = find_or_run(session, arm.last, self.nested_under, whole=True)
         return self._scored(session, arm, summary)
 
-    def run_beside(self, key: PairKey, arm: Arm) -> ArmResult:
+    def run_extra(self, key: PairKey, arm: Arm) -> ArmResult:
         """Another arm on a pair's images, for show."""
         own = self._session(key, arm)
         summary = find_or_run(own, arm.last, self.nested_under)

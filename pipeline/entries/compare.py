@@ -14,7 +14,7 @@ from pipeline.comparing.arms import Arm
 from pipeline.comparing.comparison_page import log_comparison
 from pipeline.comparing.cost import equal_steps, seconds_a_draw, shown_steps
 from pipeline.comparing.draws import Pool, pool_in
-from pipeline.comparing.grid import Grid, grid_of, said_of_arm
+from pipeline.comparing.grid import Grid, explicit_keys_of_arm
 from pipeline.comparing.pairs import PairKey, PairRunner, Results, pair_keys
 from pipeline.comparing.results import Compared
 from pipeline.data.overlap import Overlap, tuning_draws
@@ -35,9 +35,8 @@ ENOUGH_DRAWS = 5
 """With so many disjoint draws left, fewer than asked for are better than resampled ones."""
 
 
-def compare_entry(command: Command) -> Compared | None:
+def compare_entry(command: Command, grid: Grid) -> Compared | None:
     """Entry point compare; None where this process only took part in another's comparison."""
-    grid = grid_of(command.options, command.config)
     started = time.perf_counter()
     settings = next(iter(grid.arms.values()))[0].settings
     tracking = Tracking.connect()
@@ -149,7 +148,9 @@ def _tuned(
             trials = max(1, grid.tune.n_trials // arm.last)
             tune = grid.tune.model_copy(update={"n_trials": trials})
             stages = range(1, arm.last + 1)
-            kept = {n: {"epochs", "batch_size", *said_of_arm(grid, arm, n)} for n in stages}
+            kept = {
+                n: {"epochs", "batch_size", *explicit_keys_of_arm(grid, arm, n)} for n in stages
+            }
             done = tune_arm(command, tracking, tune, arm, stages, kept)
             tuned.append(done.arm)
             studies[backbone, arm.name] = tuple(done.studies.values())

@@ -17,7 +17,6 @@ from pipeline.comparing.arms import (
     Comparison,
     TunedArm,
     at_equal_steps,
-    comparison_of,
     own_stages,
 )
 from pipeline.comparing.cost import equal_steps, seconds_a_draw, shown_steps
@@ -68,11 +67,10 @@ class Desk:
         return self.overlap.test
 
 
-def decide_entry(command: Command) -> Decision | None:
+def decide_entry(command: Command, plan: Comparison) -> Decision | None:
     """Entry point decide; None where this process only took part in another's decision."""
-    plan = asked = comparison_of(command.options, command.config)
     started = time.perf_counter()
-    settings = plan.treatment.settings
+    asked, settings, looks = plan, plan.treatment.settings, plan.decide.design.looks
     tracking = Tracking.connect()
     with tracking.explained():
         if plan.decide.tune:
@@ -81,10 +79,10 @@ def decide_entry(command: Command) -> Decision | None:
         test_split(source, settings)
         reserved = plan.tune.draws if plan.decide.tune else 0
         check_draws(source, settings, range(settings.draw, settings.draw + max(1, reserved)))
-        pool = pool_in(source, settings, plan.design.looks, reserved=reserved)
+        pool = pool_in(source, settings, looks, reserved=reserved)
         test = read_test_split(source, settings, command.say)
         overlap = Overlap.of(test, source).after(tuning_draws(source, settings, reserved))
-        design = replace(plan.design, looks=pool.looks)
+        design = replace(plan.decide.design, looks=pool.looks)
         images = settings.train_per_class * len(source.class_names)
         desk = Desk(command, tracking, overlap, images, pool, design)
         if command.joins:
@@ -104,7 +102,7 @@ def decide_entry(command: Command) -> Decision | None:
                 )
             plan, tuned = _tuned(plan, desk)
             pairs, runner = _walk(plan, desk, log)
-            beside = _beside(plan, runner, pairs)
+            beside = _run_extra_arms(plan, runner, pairs)
             wall_s = time.perf_counter() - started
             decision = Decision(
                 asked,
@@ -173,21 +171,18 @@ def _tuned(plan: Comparison, desk: Desk) -> tuple[Comparison, tuple[TunedArm, ..
         return plan, ()
     from pipeline.tuning.tune_arm import tune_arm
 
-    last, config = plan.treatment.last, desk.command.config
-    stages = range(1, last + 1)
-    treatment = tune_arm(desk.command, desk.tracking, plan.tune, plan.treatment, stages, plan.said)
-    control = at_equal_steps(
-        treatment.arm, plan.control.name, plan.options, config, plan.treatment
-    )
+    last = plan.treatment.last
+    stages, fixed = range(1, last + 1), plan.explicit
+    treatment = tune_arm(desk.command, desk.tracking, plan.tune, plan.treatment, stages, fixed)
+    control = at_equal_steps(treatment.arm, plan.control.name, plan.request, plan.treatment)
     equal_steps([treatment.arm, control], desk.images)
     fixed = own_stages(plan)
     trials = plan.tune.n_trials * (last - control.last + len(fixed))
     tune = plan.tune.model_copy(update={"n_trials": math.ceil(trials / len(fixed))})
     tuned = tune_arm(desk.command, desk.tracking, tune, control, fixed, fixed)
-    beside = tuple(
-        at_equal_steps(treatment.arm, arm.name, plan.options, config) for arm in plan.beside
-    )
-    plan = replace(plan, treatment=treatment.arm, control=tuned.arm, beside=beside)
+    names = [arm.name for arm in plan.extra_arms]
+    extra = tuple(at_equal_steps(treatment.arm, name, plan.request) for name in names)
+    plan = replace(plan, treatment=treatment.arm, control=tuned.arm, extra_arms=extra)
     return plan, (treatment, tuned)
 
 
@@ -243,15 +238,15 @@ def _walk(plan: Comparison, desk: Desk, log: RunLog | None) -> tuple[list[Pair],
     return pairs, runner
 
 
-def _beside(
+def _run_extra_arms(
     plan: Comparison, runner: PairRunner, pairs: list[Pair]
 ) -> dict[str, tuple[Arm, list[float]]]:
     """Gains over the control of arms that are reported and not judged, on the first pairs."""
     gains: dict[str, tuple[Arm, list[float]]] = {}
-    for arm in plan.beside if plan.decide.beside else ():
+    for arm in plan.extra_arms if plan.decide.beside else ():
         found = []
         for pair in pairs[: plan.decide.beside]:
-            result = runner.run_beside(pair.key, arm)
+            result = runner.run_extra(pair.key, arm)
             found.append(100 * (result.test - pair.control.test))
             runner.say(f"pair {pair.key.number + 1}, beside: {arm.words} {result.test:.2%}")
         gains[arm.name] = (arm, found)

@@ -15,7 +15,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from pipeline.entries.plans import PretrainPlan, pretrain_plan
+from pipeline.entries.plans import PretrainPlan
 from pipeline.errors import DataError, SettingsError
 from pipeline.runs.command import Command
 from pipeline.runs.run_stage import find_or_run
@@ -31,14 +31,13 @@ VAL_SHARE, VAL_AT_MOST = 0.1, 100
 """Validation images a class where no number is given."""
 
 
-def pretrain_entry(command: Command) -> Path:
+def pretrain_entry(command: Command, plan: PretrainPlan) -> Path:
     """Entry point pretrain: train, and write the weights beside where they came from.
 
     Raises:
-        SettingsError, DataError: wrong settings or images.
+        SettingsError, DataError: a place that cannot be written to, wrong images.
         StorageError: the file cannot be written.
     """
-    plan = pretrain_plan(command.options, command.config)
     path = Path(plan.out).expanduser()
     tracking = Tracking.connect()
     with tracking.explained():

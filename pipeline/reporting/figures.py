@@ -256,34 +256,3 @@ def _interval(axes: Axes, place: int, value: tuple[float, float, float], colour:
     mean, low, high = value
     axes.plot([low, high], [place, place], "-", lw=2, color=colour)
     axes.plot([mean], [place], "o", ms=6, color=colour)
-
-
-@dataclass(frozen=True)
-class RankRow:
-    """A block's relative gradient norm; what releasing it gains, (mean, low, high) in pp."""
-
-    block: str
-    relative: float
-    gain: tuple[float, float, float] | None
-
-
-def ranks_picture(rows: Sequence[RankRow]) -> Figure:
-    """Relative gradient norms of blocks; beside them gains, where they were measured."""
-    figure = Figure(figsize=(9, 3), layout="constrained")
-    checked = any(row.gain for row in rows)
-    panels = figure.subplots(1, 2 if checked else 1, sharey=True, squeeze=False)[0]
-    places = range(len(rows))
-    colours = [BLOCK_COLOURS[row.block] for row in rows]
-    panels[0].barh(places, [row.relative for row in rows], color=colours)
-    panels[0].set_yticks(places, [row.block for row in rows])
-    panels[0].invert_yaxis()
-    panels[0].set_xlabel("relative gradient norm ||g|| / ||w||")
-    if checked:
-        for place, row in enumerate(rows):
-            if row.gain:
-                _interval(panels[1], place, row.gain, BLOCK_COLOURS[row.block])
-        panels[1].axvline(0, color="0.3", lw=0.8)
-        panels[1].set_xlabel("gain of releasing it alone (pp), 95% interval")
-    for axes in panels:
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure

@@ -8,14 +8,16 @@ from pathlib import Path
 
 from pipeline.data.open import NAMES
 from pipeline.model.pretrained import names_a_file
+from pipeline.system.provenance import COMMAND, IS_CLONE
 
 
-def command_line(entry_point: str, said: Mapping[str, object]) -> str:
+def command_line(entry_point: str, options: Mapping[str, object]) -> str:
     """What to type; paths are absolute, since `mlflow run` starts in the project's folder."""
-    values = {key: str(value) for key, value in said.items()}
+    values = {key: str(value) for key, value in options.items()}
     is_a_path = {"data": lambda data: data not in NAMES, "weights": names_a_file, "config": bool}
     for key, holds in is_a_path.items():
         if values.get(key) and holds(values[key]):
             values[key] = str(Path(values[key]).expanduser().absolute())
     words = " ".join(f"-P {key}={shlex.quote(value)}" for key, value in values.items())
-    return f"mlflow run . -e {entry_point} --env-manager local {words}"
+    local = " --env-manager local" if IS_CLONE else ""
+    return f"{COMMAND} {entry_point}{local} {words}"

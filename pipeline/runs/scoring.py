@@ -14,10 +14,11 @@ from pipeline.data.images import ImageSet
 from pipeline.data.overlap import Overlap
 from pipeline.errors import DataError, LineageError
 from pipeline.model.backbones import FORWARD_ORDER, Backbone
+from pipeline.runs.command import Command
 from pipeline.runs.lineage import check_places, settings_of
 from pipeline.runs.session import Session, source_and_weights, source_of
 from pipeline.runs.stage_log import log_unreadable
-from pipeline.settings.layers import load_settings
+from pipeline.settings.entry import EvaluateSettings
 from pipeline.settings.run import Settings
 from pipeline.stats.metrics import Row, score_logits
 from pipeline.tracking import RunView, Tracking
@@ -28,13 +29,14 @@ from pipeline.training.prefix_cache import PrefixCache
 PIXELS_PER_BATCH = 256 * 64 * 64
 
 
-def evaluate_entry(run_id: str, options: dict[str, str], say: Callable[[str], None]) -> Row:
+def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
     """Entry point evaluate: score a run on the test split and add `test/acc`, ... to it.
 
     Raises:
         LineageError: not a finished stage run.
         DataError: the run's data has no test split.
     """
+    run_id, say = plan.run_id, command.say
     tracking = Tracking.connect(with_artifacts=False)
     with tracking.explained():
         run = tracking.get(run_id)
@@ -44,7 +46,7 @@ def evaluate_entry(run_id: str, options: dict[str, str], say: Callable[[str], No
                 f"{run.tags.get('kind', 'no stage run')}, {run.status}: copy the id of a stage "
                 "run from the MLflow UI"
             )
-        settings = load_settings(options, inherited=settings_of(run))
+        settings = command.request.settings(settings_of(run))
         check_places(settings, run)
         source, _ = source_and_weights(settings)  # their faults, before images are read
         session = Session.open(settings, tracking, say)

@@ -25,7 +25,7 @@ from pipeline.settings.schedules import Stage
 from pipeline.signals.evidence import PREDICTIONS, sentences
 from pipeline.signals.readings import Signal
 from pipeline.system.files import write_atomically
-from pipeline.system.provenance import requirements_of
+from pipeline.system.provenance import COMMAND, requirements_of
 from pipeline.system.text import as_markdown
 from pipeline.tracking import RunLog, RunView
 from pipeline.tracking.history import History, Summary
@@ -133,7 +133,7 @@ def description(
     ]
     if stage.number < len(settings.stages):
         lines.append(
-            f"Continue from it: `mlflow run . -e stage{stage.number + 1} "
+            f"Continue from it: `{COMMAND} stage{stage.number + 1} "
             f"-P parent_run_id={summary.run_id}`"
         )
     return "\n\n".join(lines)

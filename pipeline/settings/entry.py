@@ -6,21 +6,75 @@ Unknown keys are refused, as in `run.py`.
 from __future__ import annotations
 
 import re
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from pipeline.settings.run import (
-    STRICT,
-    TRAIN_KEYS,
-    ObjectiveName,
-    ScheduleName,
-    Settings,
-    ShareName,
-    TrainSettings,
-)
+from pipeline.settings.run import STRICT, ObjectiveName, ScheduleName, ShareName
+from pipeline.stats.design import LOOKS, ROPE_PP, THRESHOLD, Design, parse_looks
 from pipeline.stats.metrics import DEFAULT_OBJECTIVE, DEFAULT_SHARE
+
+UNSET = ("", "auto", "none")
+"""What MLproject passes for a parameter that was not given."""
+STORAGE = "OPTUNA_STORAGE"
+"""Environment variable for `storage`, which Optuna's own command line knows too. Other users of a
+machine see the words of a command, passwords among them, and not its environment."""
+
+RunId = Annotated[str, BeforeValidator(lambda text: "" if text in UNSET else text)]
+"""The id of a run, or a file, that MLproject may pass as not given."""
+
+
+class CommandSettings(BaseModel):
+    """What several entry points take, whatever they do."""
+
+    model_config = STRICT
+
+    storage: str = Field(
+        "",
+        description="where studies are kept, an Optuna URL: sqlite:///, postgresql://, or "
+        f"journal:/// before a file in a shared folder; empty: {STORAGE}, or optuna.db beside "
+        "MLflow's database",
+    )
+    tuned: bool = Field(
+        False,
+        description="take the best settings of the finished study; of compare: tune every arm "
+        "first, on draws of its own (on/off)",
+    )
+    joins: str = Field("", description="the run of another command, which this one takes part in")
+
+
+class StageSettings(BaseModel):
+    """Where a stage begins."""
+
+    model_config = STRICT
+
+    parent_run_id: RunId = Field(
+        "", description="the stage run to continue from; auto: found by content or trained"
+    )
+
+
+class NumberedStageSettings(StageSettings):
+    """Which stage it is."""
+
+    number: int = Field(0, ge=0, description="the stage of the schedule, from 1")
+
+
+class EvaluateSettings(BaseModel):
+    """Which run is scored."""
+
+    model_config = STRICT
+
+    run_id: RunId = Field("", description="the stage run to evaluate")
+
+
+class GateSettings(BaseModel):
+    """What the gate reads."""
+
+    model_config = STRICT
+
+    run_id: RunId = Field("", description="a finished stage-2 run; siblings are found")
+    lines: RunId = Field("", description="or a file with the lines `Stage-k Best results`")
 
 
 class TuneSettings(BaseModel):
@@ -79,12 +133,12 @@ class DecideSettings(BaseModel):
         DEFAULT_SHARE, description="what of the test images the arms are compared by"
     )
     rope_pp: float = Field(
-        0.5, ge=0, lt=100, description="gains up to this many percentage points are not worth it"
+        ROPE_PP, description="gains up to this many percentage points are not worth it"
     )
-    looks: str = Field("5,10,20", description="numbers of pairs after which a verdict may fall")
-    threshold: float = Field(
-        0.98, gt=0.5, lt=1, description="posterior probability at which it falls"
+    looks: str = Field(
+        ",".join(map(str, LOOKS)), description="numbers of pairs after which a verdict may fall"
     )
+    threshold: float = Field(THRESHOLD, description="posterior probability at which it falls")
     sd_pp: float = Field(
         1.0, gt=0, le=100, description="spread of gains assumed in what is printed beforehand"
     )
@@ -104,6 +158,20 @@ class DecideSettings(BaseModel):
                 "name", "must begin with a letter or digit and hold none of / : ' ?"
             )
         return name
+
+    @property
+    def design(self) -> Design:
+        """What counts as a gain, and when there is enough evidence.
+
+        Raises:
+            DesignError: a value that cannot be used.
+        """
+        return Design(self.rope_pp, parse_looks(self.looks), self.threshold)
+
+    @model_validator(mode="after")
+    def _has_a_design(self) -> DecideSettings:
+        _ = self.design
+        return self
 
 
 class CompareSettings(BaseModel):
@@ -125,21 +193,16 @@ class CompareSettings(BaseModel):
         DEFAULT_SHARE, description="what of the test images the arms are compared by"
     )
     rope_pp: float = Field(
-        0.5, ge=0, lt=100, description="differences up to this many percentage points do not count"
+        ROPE_PP, description="differences up to this many percentage points do not count"
     )
     tune_draws: int = Field(
         1, ge=1, le=1000, description="draws that a trial is scored on, with tuned=on"
     )
 
-
-class RankSettings(BaseModel):
-    """How a ranking of blocks is checked."""
-
-    model_config = STRICT
-
-    check: int = Field(
-        0, ge=0, le=1000, description="draws on which each block is released alone; 0: no check"
-    )
+    @field_validator("rope_pp")
+    @classmethod
+    def _is_of_a_design(cls, rope_pp: float) -> float:
+        return Design(rope_pp).rope_pp
 
 
 class PretrainSettings(BaseModel):
@@ -150,25 +213,9 @@ class PretrainSettings(BaseModel):
     out: str = Field("", description="the .safetensors file to write")
 
 
-TUNE_KEYS = tuple(TuneSettings.model_fields)
-DECIDE_KEYS = tuple(DecideSettings.model_fields)
-COMPARE_KEYS = tuple(CompareSettings.model_fields)
-RANK_KEYS = tuple(RankSettings.model_fields)
-PRETRAIN_KEYS = tuple(PretrainSettings.model_fields)
-
-
-def model_of(key: str) -> type[BaseModel]:
-    """The model that a setting belongs to."""
-    if key in TUNE_KEYS:
-        return TuneSettings
-    if key in DECIDE_KEYS:
-        return DecideSettings
-    return TrainSettings if key in TRAIN_KEYS else Settings
-
-
-def describe_field(key: str, model: type[BaseModel] | None = None) -> str:
-    """One line of help for a setting: what it is, its choices. `model`: where two have the key."""
-    info = (model or model_of(key)).model_fields[key]
+def describe_field(key: str, model: type[BaseModel]) -> str:
+    """One line of help for a setting: what it is, its choices."""
+    info = model.model_fields[key]
     choices = get_args(info.annotation)
     suffix = f" [{', '.join(filter(None, map(str, choices)))}]" if choices else ""
     return f"{info.description}{suffix}"

@@ -15,6 +15,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TypeVar, get_args
 
@@ -23,9 +24,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import SettingsError
 from pipeline.settings.run import (
-    DEFAULT_PRESET,
     MAX_STAGES,
-    OWN_IMAGES_PRESET,
     RUN_KEYS,
     STAGE_KEYS,
     TRAIN_KEYS,
@@ -34,6 +33,7 @@ from pipeline.settings.run import (
 )
 from pipeline.settings.schedules import SCHEDULES, Stage
 
+COMMAND_LINE = "command line"
 PRESETS_DIR = Path(__file__).parent / "presets"
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -45,11 +45,11 @@ class Layer:
     source: str
     values: Mapping[str, object]
     speaks_of: tuple[int, ...] = tuple(range(1, MAX_STAGES + 1))
-    said_by_user: bool = True
+    by_user: bool = True
 
 
 @dataclass(frozen=True)
-class _Said:
+class Given:
     """A value as it was given: under which key, in which layer."""
 
     value: object
@@ -61,21 +61,21 @@ class _Said:
 class _Collected:
     """The strongest value of each setting, by model (0: the run, n: stage n), and faults."""
 
-    said: dict[int, dict[str, _Said]] = field(default_factory=dict)
+    given: dict[int, dict[str, Given]] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 
     def add(self, layer: Layer) -> None:
-        plain_first = sorted(_flatten(layer.values).items(), key=lambda item: "." in item[0])
+        plain_first = sorted(flatten(layer.values).items(), key=lambda item: "." in item[0])
         for key, value in plain_first:
-            said = _Said(value, key, layer)
+            given = Given(value, key, layer)
             if key in RUN_KEYS:
-                self.said.setdefault(0, {})[key] = said
+                self.given.setdefault(0, {})[key] = given
             elif key in TRAIN_KEYS:
                 for number in layer.speaks_of:
-                    self.said.setdefault(number, {})[key] = said
+                    self.given.setdefault(number, {})[key] = given
             elif key in STAGE_KEYS:
                 stage, name = key.split(".")
-                self.said.setdefault(int(stage.removeprefix("stage")), {})[name] = said
+                self.given.setdefault(int(stage.removeprefix("stage")), {})[name] = given
             else:
                 self.faults.append(_unknown(key, layer.source))
 
@@ -83,8 +83,7 @@ class _Collected:
         self, model: type[_Model], number: int, defaults: Mapping[str, object]
     ) -> _Model | None:
         """The model of these values, or None with its faults noted."""
-        said = self.said.get(number, {})
-        model_or_faults = _checked(model, said, defaults)
+        model_or_faults = checked(model, self.given.get(number, {}), defaults)
         if isinstance(model_or_faults, list):
             self.faults += model_or_faults
             return None
@@ -97,16 +96,16 @@ class _Collected:
             self.faults += [
                 f"{one.key} ({one.layer.source}): schedule {schedule} has {count} "
                 f"stage{'s' if count > 1 else ''}: leave it out or choose another schedule"
-                for one in self.said.get(number, {}).values()
-                if "." in one.key and one.layer.said_by_user
+                for one in self.given.get(number, {}).values()
+                if "." in one.key and one.layer.by_user
             ]
 
 
-def _checked(
-    model: type[_Model], said: Mapping[str, _Said], defaults: Mapping[str, object]
+def checked(
+    model: type[_Model], given: Mapping[str, Given], defaults: Mapping[str, object]
 ) -> _Model | list[str]:
     """The model of these values, or a line for each fault."""
-    values = {key: _as_text(model, key, one.value) for key, one in said.items()}
+    values = {key: _as_text(model, key, one.value) for key, one in given.items()}
     try:
         return model.model_validate({**defaults, **values})
     except ValidationError as err:
@@ -121,34 +120,9 @@ def _checked(
                 .removeprefix("String ")
                 .replace("should be", "must be")
             )
-            got = f"got {fault['input']!r} ({said[key].layer.source})"
-            faults.append(f"{said[key].key} {message}, {got}{hint}")
+            got = f"got {fault['input']!r} ({given[key].layer.source})"
+            faults.append(f"{given[key].key} {message}, {got}{hint}")
         return faults
-
-
-def load_own(model: type[_Model], options: Mapping[str, str]) -> _Model:
-    """What the command line says of a study or a decision; keys of other models are passed over.
-
-    Raises:
-        SettingsError: one line for each wrong value.
-    """
-    layer = Layer("command line", options)
-    keys = set(model.model_fields)
-    said = {key: _Said(value, key, layer) for key, value in options.items() if key in keys}
-    checked = _checked(model, said, {})
-    if isinstance(checked, list):
-        raise SettingsError("\n".join(checked))
-    return checked
-
-
-def said_of_stage(
-    options: Mapping[str, str], config: str | None, target: int | None, number: int
-) -> set[str]:
-    """The training settings of a stage that a person has set, by options or in a file."""
-    values = {**(read_yaml(Path(config), f"config={config}") if config else {}), **options}
-    flat = _flatten(values)
-    plain = target in (None, number)
-    return {key for key in TRAIN_KEYS if f"stage{number}.{key}" in flat or (plain and key in flat)}
 
 
 def _as_text(model: type[BaseModel], key: str, value: object) -> object:
@@ -159,7 +133,7 @@ def _as_text(model: type[BaseModel], key: str, value: object) -> object:
     return str(value) if odd and isinstance(value, int | float) else value
 
 
-def _flatten(values: Mapping[str, object]) -> dict[str, object]:
+def flatten(values: Mapping[str, object]) -> dict[str, object]:
     """`{"stage1": {"lr": 1}}` and `{"stage1.lr": 1}` are the same thing."""
     flat: dict[str, object] = {}
     for key, value in values.items():
@@ -246,47 +220,17 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS_DIR.glob("*.yaml"))
 
 
-def _preset_layer(name: str) -> Layer:
+@cache
+def preset_layer(name: str) -> Layer:
+    """The settings of a preset, its file read once.
+
+    Raises:
+        SettingsError: no such preset; names the nearest.
+    """
     if name not in preset_names():
         raise SettingsError(
             f"unknown preset {name}{nearest(name, preset_names())} "
             f"(there are {', '.join(preset_names())})"
         )
     values = read_yaml(PRESETS_DIR / f"{name}.yaml", "preset")
-    return Layer(f"preset {name}", values, said_by_user=False)
-
-
-def load_settings(
-    options: Mapping[str, str],
-    *,
-    config: str | None = None,
-    target: int | None = None,
-    inherited: Mapping[str, object] | None = None,
-) -> Settings:
-    """Settings for an entry point.
-
-    Args:
-        options: what the command line says, key -> text.
-        config: a YAML file of settings, weaker than the options.
-        target: the stage that plain training settings apply to; None: every stage.
-        inherited: a parent run's settings, stronger than the preset and weaker than the rest.
-
-    Raises:
-        SettingsError: see `resolve`.
-    """
-    numbers = Layer.speaks_of if target is None else (target,)
-    said = Layer("command line", options, numbers)
-    file_values = read_yaml(Path(config), f"config={config}") if config else {}
-    from_file = Layer(f"config {config}", file_values, numbers)
-    preset = options.get("preset") or file_values.get("preset")
-    if preset is None:
-        data = options.get("data") or file_values.get("data") or "digits"
-        usual = DEFAULT_PRESET if data == "digits" else OWN_IMAGES_PRESET
-        preset = (inherited or {}).get("preset", usual)
-    layers = [_preset_layer(str(preset)), Layer("default", {"preset": preset})]
-    if inherited is not None:
-        layers.append(Layer("parent run", inherited, said_by_user=False))
-    settings = resolve([*layers, from_file, said])
-    if target is not None:
-        settings.stage(target)
-    return settings
+    return Layer(f"preset {name}", values, by_user=False)

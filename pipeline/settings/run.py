@@ -41,11 +41,6 @@ ScheduleName = Literal[
     "head_only",
     "stage1_continued",
     "stage2_continued",
-    "release_block4",
-    "release_block3",
-    "release_block2",
-    "release_block1",
-    "release_stem",
 ]
 Augment = Literal["none", "light", "strong"]
 if TYPE_CHECKING:

@@ -59,15 +59,9 @@ SCHEDULES: dict[str, tuple[Stage, ...]] = {
     "stage2_continued": _schedule(
         "stage2_continued", ("head",), ("head", "block4"), ("head", "block4")
     ),
-    # one block alone beside the head, whichever it is
-    **{
-        f"release_{block}": _schedule(f"release_{block}", ("head",), ("head", block))
-        for block in BLOCKS[1:]
-    },
 }
 
-RELEASES = tuple(f"release_{block}" for block in BLOCKS[1:])
-CONTROLS = ("stage1_continued", "stage2_continued", *RELEASES)
+CONTROLS = ("stage1_continued", "stage2_continued")
 """Schedules that only serve a comparison."""
 
 

@@ -22,10 +22,9 @@ from pipeline.runs.command_line import command_line
 from pipeline.runs.run_stage import find_or_run
 from pipeline.runs.session import Session, cache_folder, check_draws, source_of
 from pipeline.runs.workers import run_workers
-from pipeline.settings.entry import TUNE_KEYS, TuneSettings
-from pipeline.settings.parser import STORAGE
+from pipeline.settings.entry import STORAGE, TuneSettings
 from pipeline.settings.run import Settings, plain_values
-from pipeline.settings.search_space import Plan, plan_of
+from pipeline.settings.search_space import Plan
 from pipeline.system.addresses import without_password
 from pipeline.system.files import locked
 from pipeline.tracking import Tracking
@@ -61,11 +60,10 @@ class Tuned:
     finished: bool
 
 
-def tune_entry(command: Command) -> list[Tuned]:
+def tune_entry(command: Command, plan: Plan) -> list[Tuned]:
     """Entry point tune: work on the studies until they have their trials, or time is over."""
     # a server's client would print two lines for every run that ends
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    plan = plan_of(command.options, command.config)
     tune, settings = plan.tune, plan.settings
     tracking = Tracking.connect()
     with tracking.explained():
@@ -94,12 +92,13 @@ def tune_entry(command: Command) -> list[Tuned]:
             refuse_failures(done)
     if len(done) == len(plan.spaces) and all(one.finished for one in done):
         entry_point = "main" if tune.stage == "all" else f"stage{tune.stage}"
-        said = {key: value for key, value in command.options.items() if key not in TUNE_KEYS}
-        said |= {"config": command.config} if command.config else {}
+        tuning = TuneSettings.model_fields
+        options = {k: v for k, v in command.request.typed.items() if k not in tuning}
         secret = without_password(command.storage) != command.storage
-        said |= {"storage": command.storage} if command.storage and not secret else {}
+        if command.storage and not secret:
+            options["storage"] = command.storage
         where = f" (with the same storage in {STORAGE})" if secret else ""
-        command.say(f"use them: {command_line(entry_point, {**said, 'tuned': 'true'})}{where}")
+        command.say(f"use them: {command_line(entry_point, {**options, 'tuned': 'true'})}{where}")
     command.say(f"look at them: optuna-dashboard {for_optunas_commands(url)}")
     command.say(f"browse the runs: {tracking.ui_command}")
     return done
