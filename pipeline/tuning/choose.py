@@ -53,7 +53,8 @@ class Choice:
             if self.is_default:
                 return "the defaults are the best"
             return "the best trial is taken: there is no trial of the defaults to hold it against"
-        size = f"the best trial beats the defaults by {self.gain:.4f} (s.e. {self.error:.4f})"
+        error = "unknown" if math.isnan(self.error) else f"{self.error:.4f}"
+        size = f"the best trial beats the defaults by {self.gain:.4f} (s.e. {error})"
         if self.is_default:
             return f"{size}, less than {self.margin:g} s.e.: the defaults stay"
         return f"{size}: its settings are taken"
@@ -91,8 +92,10 @@ def _gain(
         return float(all_images.mean()), float(all_images.std(ddof=1)) / math.sqrt(len(all_images))
     if METRICS[objective.metric].of_classes:
         return bootstrapped(both, METRICS[objective.metric])
-    values = (default.value or math.nan, best.value or math.nan)
-    return values[objective.maximised] - values[not objective.maximised], math.nan
+    assert best.value is not None
+    assert default.value is not None
+    gain = best.value - default.value
+    return gain if objective.maximised else -gain, math.nan
 
 
 def bootstrapped(both: Sequence[tuple[Scored, Scored]], metric: Metric) -> tuple[float, float]:
