@@ -123,7 +123,7 @@ def check(
     results = runner.run_all(keys)
     gains = {
         block: posterior(
-            [100 * (row[number].test_acc - row[0].test_acc) for row in results],
+            [100 * (row[number].test - row[0].test) for row in results],
             correction=pool.correction,
             resolution_pp=resolution_pp(len(overlap.test)),
         )

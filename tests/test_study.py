@@ -51,6 +51,8 @@ OTHER_STUDIES = [
     {"seed": "1"},
     {"data_seed": "1"},
     {"objective": "val_loss"},
+    {"objective": "val_macro_f1"},
+    {"select": "val_loss"},
     {"optimizer": "sgd"},
     {"stage1.epochs": "3"},
     {"stage1.lr": "0.004"},
@@ -61,6 +63,7 @@ OTHER_STUDIES = [
     {"val_per_class": "2"},
 ]
 SAME_STUDY = [
+    {"select": "val_acc"},
     {"n_trials": "50"},
     {"timeout": "9"},
     {"workers": "3"},

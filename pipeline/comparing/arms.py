@@ -67,13 +67,14 @@ class TunedArm:
     """An arm after tuning.
 
     Attributes:
-        val_acc: the chosen trial's, mean over the tuning draws; None where its run is gone.
+        val: the chosen trial's validation metrics, means over the tuning draws, as objectives are
+            named; empty where its run is gone.
         studies: name by stage number.
         run_ids: the studies' MLflow runs.
     """
 
     arm: Arm
-    val_acc: float | None
+    val: Mapping[str, float]
     studies: Mapping[int, str]
     run_ids: tuple[str, ...]
 

@@ -11,8 +11,9 @@ from typing import Annotated, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from pipeline.settings.run import STRICT, ScheduleText
+from pipeline.settings.run import STRICT, ObjectiveName, ScheduleText, ShareName
 from pipeline.stats.design import LOOKS, ROPE_PP, THRESHOLD, Design, parse_looks
+from pipeline.stats.metrics import DEFAULT_OBJECTIVE, DEFAULT_SHARE
 
 NAMED_STAGES = 3
 """Stages with entry points of their own, `stage1` to `stage3`; `stage` runs any."""
@@ -94,8 +95,8 @@ class TuneSettings(BaseModel):
     draws: int = Field(
         1, ge=1, le=1000, description="draws that a trial is scored on, from `draw` on"
     )
-    objective: Literal["val_acc", "val_loss"] = Field(
-        "val_acc", description="what a trial is judged by, as a mean over the draws"
+    objective: ObjectiveName = Field(
+        DEFAULT_OBJECTIVE, description="what a trial is judged by, as a mean over the draws"
     )
     margin: float = Field(
         2.0,
@@ -137,6 +138,9 @@ class DecideSettings(BaseModel):
     )
     control: ScheduleText = Field(
         "", description="the schedule it is held against, at equal optimizer steps"
+    )
+    metric: ShareName = Field(
+        DEFAULT_SHARE, description="what of the test images the arms are compared by"
     )
     rope_pp: float = Field(
         ROPE_PP, description="gains up to this many percentage points are not worth it"
@@ -198,6 +202,9 @@ class CompareSettings(BaseModel):
         description="the schedule that differences are taken to; added if it is missing",
     )
     draws: int = Field(10, ge=2, le=1000, description="paired draws that every arm is run on")
+    metric: ShareName = Field(
+        DEFAULT_SHARE, description="what of the test images the arms are compared by"
+    )
     rope_pp: float = Field(
         ROPE_PP, description="differences up to this many percentage points do not count"
     )

@@ -7,11 +7,19 @@ keys are refused. `layers.py` fills them from presets, files and the command lin
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from pipeline.settings.schedules import SCHEDULES, Stage, schedule_of
+from pipeline.stats.metrics import DEFAULT_OBJECTIVE, OBJECTIVES, SHARES
 
 DEFAULT_PRESET = "digits"
 OWN_IMAGES_PRESET = "images"
@@ -28,6 +36,11 @@ BackboneName = Literal[
 ScheduleText = Annotated[str, AfterValidator(lambda text: str(schedule_of(text)) if text else "")]
 """A schedule: the name of a built-in one, a file, or spelled out, which a file's becomes."""
 Augment = Literal["none", "light", "strong"]
+if TYPE_CHECKING:
+    ObjectiveName: TypeAlias = str
+    ShareName: TypeAlias = str
+else:  # the table of metrics is the one list of names
+    ObjectiveName, ShareName = Literal[tuple(OBJECTIVES)], Literal[SHARES]
 
 STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
@@ -70,6 +83,17 @@ class TrainSettings(BaseModel):
     patience: int = Field(
         0, ge=0, description="stop after this many epochs without a better one; 0: never"
     )
+    select: ObjectiveName = Field(
+        DEFAULT_OBJECTIVE, description="the best epoch by this is the stage's result; ties by loss"
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Without what runs of earlier versions did not have, so that keys stay what they were."""
+        values: dict[str, object] = plain(self)
+        if self.select == DEFAULT_OBJECTIVE:
+            del values["select"]
+        return values
 
 
 class Thresholds(BaseModel):

@@ -30,7 +30,7 @@ from pipeline.system.files import locked
 from pipeline.tracking import Tracking
 from pipeline.tuning.choose import Choice, choose
 from pipeline.tuning.mirror import reconcile, study_run
-from pipeline.tuning.objective import Objective, OutOfTime
+from pipeline.tuning.objective import OutOfTime, TrialObjective
 from pipeline.tuning.report import log_study, log_trial, summary
 from pipeline.tuning.storage import (
     STORAGE_FAULTS,
@@ -217,7 +217,7 @@ class Worker:
                 find_or_run(session, number - 1, study_run_id)
 
     def _loop(self, study: Study, run_id: str) -> None:
-        objective = Objective(
+        objective = TrialObjective(
             self.spec, self.sessions, self.tracking, run_id, self.deadline, self.say
         )
         losses = Losses()
@@ -231,7 +231,9 @@ class Worker:
     def _patiently(self, do: Callable[[], _Result]) -> _Result:
         return patiently(do, STORAGE_FAULTS, self.say)
 
-    def _run_one(self, study: Study, objective: Objective, run_id: str, losses: Losses) -> bool:
+    def _run_one(
+        self, study: Study, objective: TrialObjective, run_id: str, losses: Losses
+    ) -> bool:
         """One trial, if the study wants one more than those that run now.
 
         Where the storage or MLflow is away the trial is given up, and later run again.
