@@ -16,7 +16,7 @@ from optuna.trial import Trial, TrialState
 
 from pipeline.errors import TrackingError
 from pipeline.settings.entry import TuneSettings
-from pipeline.settings.schedules import get_stage
+from pipeline.settings.schedules import SCHEDULES
 from pipeline.settings.search_space import Range, SearchSpace
 from pipeline.tuning.objective import Ending, Pruned, Reporter
 from pipeline.tuning.storage import open_storage
@@ -28,7 +28,7 @@ from tests.postgres import Postgres
 LR = SearchSpace("", {"lr": Range(1e-4, 1e-2, log=True)})
 SPEC = Spec(
     name="a-study",
-    stage=get_stage("full", 1),
+    stage=SCHEDULES["full"].stage(1),
     draws=(0, 1),
     objective="val_acc",
     space=LR,

@@ -72,7 +72,7 @@ def seconds_a_draw(arms: Sequence[Arm], test_count: int, tracking: Tracking) -> 
         session.draw.class_names,
     )
     forward_s, step_s = _seconds_an_image(session)
-    everything, size = SCHEDULES["full"][0], session.settings.image_size
+    everything, size = SCHEDULES["full"].stage(1), session.settings.image_size
     stages = _distinct_stages(arms)
     augments = {arm.settings.training(number).augment for arm, number in stages}
     views = sum(distinct_views(augment) or session.settings.views or 10 for augment in augments)
