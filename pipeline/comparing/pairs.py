@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from pipeline.comparing.arms import Arm
 from pipeline.comparing.draws import Pool
 from pipeline.data.overlap import Overlap
+from pipeline.runs.completion import complete
 from pipeline.runs.run_stage import find_or_run
 from pipeline.runs.scoring import keep_scores, predict, scored_on
 from pipeline.runs.session import Session, cache_folder
@@ -197,12 +198,13 @@ class PairRunner:
             self.say(f"{self.tell(key, tuple(results))}{'' if new else ' (reused)'}")
         return tuple(results)
 
-    def whole_run(self, key: PairKey, arm: Arm) -> ArmResult:
-        """An arm's last stage with pictures and a served model: found or made, and scored."""
-        session = replace(self._session(key, arm), is_trial=False)
+    def completed(self, key: PairKey, arm: Arm) -> ArmResult:
+        """An arm's result on a pair that is done, its run now with pictures and a served model."""
+        result = self.done[key.number][self.arms.index(arm)]
+        session = self._session(key, arm)
         session.settings = session.settings.model_copy(update={"log_model": True})
-        summary = find_or_run(session, arm.last, self.nested_under, whole=True)
-        return self._scored(session, arm, summary)
+        complete(session, arm.last, result.run_id)
+        return result
 
     def run_extra(self, key: PairKey, arm: Arm) -> ArmResult:
         """Another arm on a pair's images, for show."""

@@ -21,7 +21,6 @@ from pipeline.comparing.arms import (
 )
 from pipeline.comparing.cost import equal_steps, seconds_a_draw, shown_steps
 from pipeline.comparing.decision import Decision
-from pipeline.comparing.decision_marks import mark
 from pipeline.comparing.decision_page import log_decision
 from pipeline.comparing.draws import Pool, pool_in
 from pipeline.comparing.pairs import Pair, PairKey, PairRunner, Results, pair_keys, resolution_pp
@@ -265,7 +264,7 @@ def _register(decision: Decision, plan: Comparison, runner: PairRunner, log: Run
     if plan.decide.register_as == "off":
         return
     arm = decision.recommended
-    result = runner.whole_run(decision.pairs[0].key, arm)
+    result = runner.completed(decision.pairs[0].key, arm)
     run = runner.tracking.get(result.run_id)
     settings = arm.settings
     name = plan.decide.register_as or usable_name(
@@ -280,7 +279,6 @@ def _register(decision: Decision, plan: Comparison, runner: PairRunner, log: Run
     registered = runner.tracking.register(
         name, ModelVersion(run.tags["model_uri"], CHAMPION, text, tags)
     )
-    mark(decision, log.run_id, run, runner.tracking)
     log.tags({"champion": f"models:/{name}@{CHAMPION}", "champion_run_id": run.run_id})
     runner.say(
         f"recommended: {arm.words}; models:/{name}@{CHAMPION} is version "

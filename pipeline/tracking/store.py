@@ -205,10 +205,9 @@ class Tracking:
         """Start a run that outlives this process; returns its id."""
         return self._start(name, tags, target=False, nested_under=nested_under).run_id
 
-    def add_params(self, run_id: str, values: Mapping[str, object]) -> None:
-        """Log parameters of a run that another process may have started."""
-        log = RunLog(self._client, self.uri, run_id, known_params=set())
-        log.params(values)
+    def writing(self, run_id: str) -> RunLog:
+        """A run that is there already, to add to, whoever made it."""
+        return RunLog(self._client, self.uri, run_id, known_params=set())
 
     def register(self, name: str, version: ModelVersion) -> Registered:
         """Put a logged model into the registry."""
@@ -267,8 +266,7 @@ class Tracking:
         except (PipelineError, KeyboardInterrupt) as err:
             if self._launched:
                 run_id, self._launched = self._launched, None
-                log = RunLog(self._client, self.uri, run_id, known_params=set())
-                log.end(_status(err), _why(err))
+                self.writing(run_id).end(_status(err), _why(err))
             raise
 
     def _end_abandoned(self) -> None:

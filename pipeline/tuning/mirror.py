@@ -81,7 +81,7 @@ def study_run(
     study.optuna.set_user_attr(RUN_ID, run_id)
     values = plain_values(settings, range(1, number + 1))
     tuned = {f"stage{number}.{key}" for key in study.spec.space.dimensions}
-    tracking.add_params(run_id, {key: v for key, v in values.items() if key not in tuned})
+    tracking.writing(run_id).params({key: v for key, v in values.items() if key not in tuned})
     say(f"study {study.name}: run {run_id}")
     return run_id
 
