@@ -351,3 +351,20 @@ def test_a_run_made_to_memorise_is_found_by_its_signals(
     assert signals["negative.val_loss_rises"] == "true"
     history = mlflow.MlflowClient().get_metric_history(run["run_id"], "train/acc")
     assert history[-1].value == 1.0
+
+
+def test_siblings_are_brought_up_to_date_once_a_command_and_only_where_they_change(
+    command: Command,
+) -> None:
+    for seed in ("0", "1"):
+        assert command("stage2", seed=seed) == 0
+    second = list(runs().query("`tags.stage` == '2'")["run_id"])
+    evidence = [artifact(run_id, "evidence.json") for run_id in second]
+    written = [path.stat().st_mtime_ns for path in evidence]
+    assert command("main", schedule="two_stage", seed="1", **{"stage2.epochs": "1"}) == 0
+    assert command("stage2", seed="1", reuse="off") == 0  # instead of the sibling it repeats
+    assert [path.stat().st_mtime_ns for path in evidence] == written
+    assert command("stage2", seed="2") == 0
+    changed = [path.stat().st_mtime_ns for path in evidence]
+    assert changed[0] != written[0]
+    assert changed[1] == written[1]

@@ -20,6 +20,7 @@ from pipeline.runs.session import Session
 from pipeline.runs.summary import table_markdown, table_text
 from pipeline.settings.request import Request
 from pipeline.settings.run import INHERITED_KEYS, PLACE_KEYS, Settings, plain_values
+from pipeline.signals.evidence import refresh_siblings
 from pipeline.system.text import as_markdown
 from pipeline.tracking import RunView, Tracking
 from pipeline.tracking.history import Summary
@@ -48,7 +49,9 @@ def stage_entry(command: Command, plan: StagePlan) -> Summary:
         session = _tuned(plan.request, session, stages, studies)
         if not parent and number > 1:
             parent = tracking.get(find_or_run(session, number - 1).run_id)
-        return run_stage(session, number, parent, target=True)
+        summary = run_stage(session, number, parent, target=True)
+        refresh_siblings(tracking, command.say)
+    return summary
 
 
 def _inheriting(command: Command, plan: StagePlan, parent: RunView) -> Settings:
@@ -119,6 +122,7 @@ def main_entry(command: Command, settings: Settings) -> list[Summary]:
         rows = [find_or_run(session, number, log.run_id) for number in numbers]
         for row in rows:
             complete(session, row.number, row.run_id)
+        refresh_siblings(tracking, command.say)
         log.params(plain_values(settings))
         for row in rows:
             prefix = f"stage{row.number}"

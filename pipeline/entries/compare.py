@@ -26,6 +26,7 @@ from pipeline.runs.stage_log import log_unreadable
 from pipeline.runs.summary import minutes
 from pipeline.runs.workers import run_workers
 from pipeline.settings.run import plain_values
+from pipeline.signals.evidence import refresh_siblings
 from pipeline.stats.metrics import METRICS
 from pipeline.tracking import Tracking
 
@@ -91,6 +92,7 @@ def compare_entry(command: Command, grid: Grid) -> Compared | None:
                 steps,
                 time.perf_counter() - started,
             )
+            refresh_siblings(tracking, command.say)
             log_comparison(compared, log, command.say)
     command.say(f"browse the runs: {tracking.ui_command}")
     return compared

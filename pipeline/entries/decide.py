@@ -35,6 +35,7 @@ from pipeline.runs.summary import minutes
 from pipeline.runs.workers import run_workers
 from pipeline.settings.entry import usable_name
 from pipeline.settings.run import plain_values
+from pipeline.signals.evidence import refresh_siblings
 from pipeline.stats.design import Design
 from pipeline.stats.metrics import METRICS
 from pipeline.stats.operating import characteristics_text, operating_characteristics
@@ -123,6 +124,7 @@ def decide_entry(command: Command, plan: Comparison) -> Decision | None:
                 tuned,
                 wall_s,
             )
+            refresh_siblings(tracking, command.say)
             log_decision(decision, log, tracking, command.say)
             _register(decision, plan, runner, log)
     command.say(f"browse the runs: {tracking.ui_command}")

@@ -30,9 +30,9 @@ from pipeline.settings.run import Settings
 from pipeline.signals.evidence import (
     Subject,
     has_pictures,
+    instability_now,
     log_evidence,
     log_evidence_pictures,
-    refresh_siblings,
 )
 from pipeline.signals.gate_runs import gate_of_run
 from pipeline.stats.metrics import score_logits
@@ -126,9 +126,9 @@ def run_stage(
                 )
         if settings.log_model and not session.is_trial:
             log_served_model(log, settings, session.draw, backbone, Path(folder))
-    if parent:
-        recipe = session.recipe(number)
-        now = refresh_siblings(session.tracking, recipe, settings, session.say)
+    _meet(session, number)
+    if parent and not session.is_trial:
+        now = instability_now(session.tracking, session.recipe(number), settings)
         signals = [now if signal.name == now.name else signal for signal in signals]
     for note in dict.fromkeys(session.cache.notes):
         session.say(f"note: {note}")
@@ -235,6 +235,7 @@ def find_run(session: Session, number: int) -> RunView | None:
             session.say(f"note: passing over {err}")
         else:
             adopt(session, run, number)
+            _meet(session, number)
             return _with_every_metric(session, run, backbone, number)
     return None
 
@@ -253,6 +254,12 @@ def _with_every_metric(session: Session, run: RunView, backbone: Backbone, numbe
         run.run_id, {at_best(VAL[name]): scores[name] for name in missing}
     )
     return session.tracking.get(run.run_id)
+
+
+def _meet(session: Session, number: int) -> None:
+    """Have the siblings of a stage's run brought up to date when the command ends."""
+    if number > 1:
+        session.tracking.recipes_met.add(session.recipe(number))
 
 
 def adopt(session: Session, run: RunView, number: int) -> None:

@@ -1,8 +1,9 @@
 """A run's evidence: what its signals were read from, kept where people look for it.
 
 In: a finished stage and its parent run. Out: tags `signal.…`, metrics `signal/…`, `evidence.json`,
-pictures, sentences for the description. When a sibling finishes, every sibling's reading of
-instability is brought up to date: by its own thresholds, since it may be another person's run.
+pictures, sentences for the description. At the end of a command that has met siblings of a run,
+the run's reading of instability is brought up to date: by its own thresholds, since it may be
+another person's run.
 """
 
 from __future__ import annotations
@@ -177,32 +178,50 @@ def _data_of(run: RunView) -> object:
     return json.loads(run.tags["settings"]).get("data")
 
 
-def refresh_siblings(
-    tracking: Tracking, recipe: str, settings: Settings, say: Callable[[str], None]
-) -> Signal:
-    """Bring the reading of instability up to date on every sibling; returns this run's.
+def instability_now(tracking: Tracking, recipe: str, thresholds: Thresholds) -> Signal:
+    """The reading of instability over all finished runs of a recipe; nothing is written."""
+    return instability(_siblings(siblings_of(tracking, recipe)), thresholds)
 
-    Once more where siblings have finished meanwhile: of two processes that do this at once, the
-    one with the older list may write last.
+
+def refresh_siblings(tracking: Tracking, say: Callable[[str], None]) -> None:
+    """Bring instability up to date on all runs of the recipes that this command has met.
+
+    Only runs that say something else are written to. Once more where siblings have finished
+    meanwhile: of two processes that do this at once, the one with the older list may write last.
     """
-    seen: set[str] = set()
-    while True:
-        runs = siblings_of(tracking, recipe)
-        found = [
-            Sibling(
-                run.metrics[at_best(VAL_ACC)],
-                run.metrics[PARENT_VAL_ACC],
-                run.tags["parent_checkpoint_sha256"],
-            )
-            for run in runs.values()
-        ]
-        if runs.keys() <= seen:
-            return instability(found, settings)
-        seen |= runs.keys()
-        for run in runs.values():
-            with as_far_as_allowed(run, say):
-                reading = instability(found, thresholds_of(run))
-                _refresh(tracking, run, reading, sorted(runs), say)
+    while tracking.recipes_met:
+        recipe, seen = tracking.recipes_met.pop(), set[str]()
+        while not (runs := siblings_of(tracking, recipe)).keys() <= seen:
+            seen |= runs.keys()
+            for run in runs.values():
+                reading = instability(_siblings(runs), thresholds_of(run))
+                if not _says(run, reading):
+                    with as_far_as_allowed(run, say):
+                        _refresh(tracking, run, reading, sorted(runs), say)
+
+
+def _siblings(runs: Mapping[str, RunView]) -> list[Sibling]:
+    return [
+        Sibling(
+            run.metrics[at_best(VAL_ACC)],
+            run.metrics[PARENT_VAL_ACC],
+            run.tags["parent_checkpoint_sha256"],
+        )
+        for run in runs.values()
+    ]
+
+
+def _says(run: RunView, signal: Signal) -> bool:
+    """Whether a run has this very reading."""
+    logged = {f"signal/{key}": value for key, value in signal.numbers.items()}
+    tags = {f"signal.{signal.name}": signal.state, NOTE: _note(run, signal)}
+    return tags.items() <= run.tags.items() and logged.items() <= run.metrics.items()
+
+
+def _note(run: RunView, signal: Signal) -> str:
+    """A run's description with this reading in place of the one before."""
+    pattern = re.compile(rf"^- `{re.escape(signal.name)}` .*$", re.MULTILINE)
+    return pattern.sub(lambda _: _line(signal), run.tags.get(NOTE, ""))
 
 
 def thresholds_of(run: RunView) -> Thresholds:
@@ -227,9 +246,8 @@ def _refresh(
     run_ids: Sequence[str],
     say: Callable[[str], None],
 ) -> None:
-    pattern = re.compile(rf"^- `{re.escape(signal.name)}` .*$", re.MULTILINE)
-    note = pattern.sub(lambda _: _line(signal), run.tags.get(NOTE, ""))
-    tracking.add_tags(run.run_id, {f"signal.{signal.name}": signal.state, NOTE: note})
+    tags = {f"signal.{signal.name}": signal.state, NOTE: _note(run, signal)}
+    tracking.add_tags(run.run_id, tags)
     tracking.add_metrics(
         run.run_id, {f"signal/{key}": value for key, value in signal.numbers.items()}
     )

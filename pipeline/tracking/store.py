@@ -61,6 +61,7 @@ class Tracking:
         self.uri = uri
         self.experiment_id = experiment_id
         self._launched = launched
+        self.recipes_met: set[str] = set()  # of stage runs that the command has found or made
         self.git_commit = git_commit()
 
     @classmethod

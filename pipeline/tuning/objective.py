@@ -24,6 +24,7 @@ from pipeline.errors import RunStopped, TrackingError, TrainingError
 from pipeline.runs.run_stage import find_or_run
 from pipeline.runs.session import Session
 from pipeline.settings.schedules import Stage
+from pipeline.signals.evidence import refresh_siblings
 from pipeline.stats.metrics import OBJECTIVES
 from pipeline.tracking import RunLog, Tracking
 from pipeline.tracking.history import History, Summary
@@ -142,6 +143,7 @@ class TrialObjective:
         }
         value = means[self.spec.objective]
         log.metrics({**means, "value": value, "time/total_s": sum(s.wall_s for s in summaries)})
+        refresh_siblings(self.tracking, self.say)
         log.tags({STATE: "complete", **self._signals(summaries)})
         return value
 
