@@ -476,3 +476,21 @@ def test_evaluate_needs_a_test_split(command: Command, capfd: pytest.CaptureFixt
     command("stage1")
     assert main(["evaluate", "--run_id", runs()["run_id"][0]]) == 2
     assert "has no test split" in capfd.readouterr().err
+
+
+def test_plain_kernels_come_to_the_same_and_are_kept_apart(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = {"schedule": "full", "backbone": "resnet18", "stage1.epochs": "1"}
+    assert command("stage1", **words) == 0
+    monkeypatch.setenv("UNFREEZE_KERNELS", "plain")
+    assert command("main", **words) == 0
+    fast, plain = (run for _, run in runs().iterrows())
+    assert plain["tags.kernels"] == "plain"
+    assert fast["tags.lineage_key"] != plain["tags.lineage_key"]
+    assert fast["tags.checkpoint_sha256"] != plain["tags.checkpoint_sha256"]
+    loss = "metrics.best/train_loss"
+    assert fast[loss] == pytest.approx(plain[loss], rel=1e-3)
+    monkeypatch.setenv("UNFREEZE_KERNELS", "plane")
+    assert command("stage1", **words) == 2
+    assert "UNFREEZE_KERNELS=plane" in capfd.readouterr().err

@@ -41,6 +41,7 @@ from pipeline.system.memory import PEAK_METRIC, PeakMemory
 from pipeline.tracking import RunLog, RunView
 from pipeline.tracking.history import Summary
 from pipeline.tracking.keys import EPOCH_METRICS, POOL, VAL, VAL_LOSS, at_best
+from pipeline.training.device import kernels
 from pipeline.training.features import Features
 from pipeline.training.trainer import Trainer
 
@@ -151,6 +152,8 @@ def _keys_of(session: Session, number: int) -> dict[str, str]:
     }
     if session.norm_choice:
         keys["norm_stats_reason"] = session.norm_choice.reason
+    if kernels() != "fast":
+        keys["kernels"] = kernels()
     if session.is_trial:
         keys["is_trial"] = "true"
     if number in session.tuned_by:

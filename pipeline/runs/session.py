@@ -28,7 +28,7 @@ from pipeline.settings.schedules import Stage, schedule_of
 from pipeline.system.files import storage_faults
 from pipeline.tracking import RunView, Tracking
 from pipeline.tracking.history import History, Summary
-from pipeline.training.device import keep_freed_memory, pick_device, pick_precision
+from pipeline.training.device import keep_freed_memory, pick_device, pick_precision, with_kernels
 from pipeline.training.features import Features
 from pipeline.training.norm_choice import NormStatsChoice, choose_norm_stats
 from pipeline.training.norm_stats import calibrate_norm_stats
@@ -223,7 +223,7 @@ class Session:
                 self.settings.stage(number),
                 fingerprint=self.draw.fingerprint,
                 weights_digest=self.pretrained.digest,
-                precision=self.precision,
+                precision=with_kernels(self.precision),
                 parent_key=self.key(number - 1) if number > 1 else None,
             )
         return self.keys[number]
@@ -241,7 +241,7 @@ class Session:
             data=self.draw.pool if data is None else data,
             class_names=self.draw.class_names,
             weights_digest=self.pretrained.digest,
-            precision=self.precision,
+            precision=with_kernels(self.precision),
         )
 
     def pretrained_backbone(self) -> Backbone:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import os
 import sys
 from collections.abc import Iterable
 
@@ -20,6 +21,7 @@ from pipeline.system.interrupts import check
 from pipeline.training.small_conv import use_small_convolutions
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+KERNELS = "UNFREEZE_KERNELS"
 LARGEST_FROM_HEAP = 1 << 30
 KEPT_AT_MOST = (1 << 31) - 1
 
@@ -71,6 +73,23 @@ def keep_freed_memory() -> None:
         set_option(M_TRIM_THRESHOLD, KEPT_AT_MOST)
 
 
+def kernels() -> str:
+    """`fast`, or `plain`: every convolution by PyTorch's own kernel, to check ours against.
+
+    Raises:
+        SettingsError: the environment variable `UNFREEZE_KERNELS` says something else.
+    """
+    name = os.environ.get(KERNELS, "") or "fast"
+    if name not in ("fast", "plain"):
+        raise SettingsError(f"{KERNELS}={name}: write fast or plain, or unset it")
+    return name
+
+
+def with_kernels(name: str) -> str:
+    """A device or a precision as keys name it: what plain kernels compute is kept apart."""
+    return name if kernels() == "fast" else f"{name} plain"
+
+
 def uses_channels_last(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether maps are (N, H, W, C) in memory: faster wherever measured (docs/experiments)."""
     return device.type == "cpu" or dtype == torch.bfloat16
@@ -81,7 +100,8 @@ def compute_copy(
 ) -> dict[str, nn.Sequential]:
     """Independent copies of the named blocks in `dtype` on `device`, in eval mode.
 
-    On a processor small maps are convolved as matrix products (`small_conv`).
+    On a processor small maps are convolved as matrix products (`small_conv`), unless `kernels`
+    are plain.
     """
     copies = copy.deepcopy({name: backbone.blocks[name] for name in blocks})
     for name, block in copies.items():
@@ -92,7 +112,7 @@ def compute_copy(
                     module.to(dtype)
         if uses_channels_last(dtype, device):
             block.to(memory_format=torch.channels_last)
-        if device.type == "cpu":
+        if device.type == "cpu" and kernels() == "fast":
             use_small_convolutions(block)
     return copies
 

@@ -23,7 +23,7 @@ from pipeline.errors import StorageError
 from pipeline.model.backbones import FORWARD_ORDER, Backbone, batch_norms
 from pipeline.system.digests import digest_tensors, digest_values
 from pipeline.system.files import write_atomically
-from pipeline.training.device import compute_copy, run_blocks
+from pipeline.training.device import compute_copy, run_blocks, with_kernels
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 PIXELS_PER_BATCH = 256 * 64 * 64  # 256 images at 64 px: about 0.5 GB of ResNet-18 activations
@@ -71,7 +71,7 @@ def kept_at(
             "images": digest_tensors({"digests": torch.from_numpy(images.digests)}),
             "pixels": list(images.pixels.shape),
             "dtype": str(dtype),
-            "device": device.type,
+            "device": with_kernels(device.type),
         }
     )
     return folder / f"{key}.safetensors"

@@ -35,7 +35,7 @@ from pipeline.settings.run import Augment
 from pipeline.system.digests import digest_each, digest_file, digest_values
 from pipeline.system.files import holding
 from pipeline.system.processes import is_abandoned_mark, owner_mark
-from pipeline.training.device import compute_copy, run_blocks
+from pipeline.training.device import compute_copy, run_blocks, with_kernels
 from pipeline.training.features import Features, LiveFeatures, StoredFeatures
 
 FORMAT = 5
@@ -288,7 +288,7 @@ class _Recipe:
                 "augment": self.augment,
                 "views": self.views,
                 "dtype": str(self.dtype),
-                "device": self.device.type,
+                "device": with_kernels(self.device.type),
             }
         )
 
