@@ -18,13 +18,6 @@ from pipeline.data.stored import Stored
 from pipeline.errors import first_line
 from pipeline.system.text import one_line
 
-SPLIT_NAMES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
-}
-"""Words for a split in the names of files and folders; Hugging Face reads the same ones so."""
-
 SHOWN_CLASSES = 10
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from PIL import Image
 
 from pipeline.data.base import Source, Split, Unreadable, decode_image
 from pipeline.data.folders.layout import Layout, find_layout, only_one_class
-from pipeline.data.folders.listing import BROKEN_LINK, image_endings, in_words, list_files
+from pipeline.data.folders.listing import image_endings, in_words, list_files
 from pipeline.data.stored import stored_files
 from pipeline.errors import DataError
 from pipeline.system.text import normalised
@@ -27,14 +26,14 @@ def open_image_folder(root: Path) -> Source:
     layout = find_layout(root)
     endings = image_endings()
     files: dict[str, dict[str, list[Path]]] = {}
-    counts = Counter({BROKEN_LINK: layout.broken})
+    counts = layout.passed_over.copy()
     for split, classes in layout.splits.items():
         files[split] = {}
         for name, folder in classes.items():
             listing = list_files(folder, endings, above=(root, folder.parent))
             files[split][name] = listing.files
             counts += listing.passed_over
-    passed_over = f"files passed over: {in_words(+counts)}" if +counts else ""
+    passed_over = f"files passed over: {in_words(counts)}" if counts else ""
     loose = f"images in no folder of a class: {layout.loose}" if layout.loose else ""
     names = tuple(files["train"])
     if not any(files["train"].values()):
