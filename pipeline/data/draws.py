@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -23,10 +22,10 @@ from PIL import Image
 
 from pipeline.data.base import Source, Split, Unreadable
 from pipeline.data.images import (
-    GREY_DEPTH,
-    TOP_12_BIT,
+    DOUBT,
     ImageSet,
     IntArray,
+    Ranges,
     digest_image,
     fit_square,
 )
@@ -52,6 +51,7 @@ class Draw:
     train: ImageSet
     val: ImageSet
     pool: str = ""
+    ranges: Ranges = field(default_factory=dict)
 
     @property
     def unreadable(self) -> tuple[str, ...]:
@@ -68,13 +68,8 @@ class Draw:
             )
         if self.unreadable:
             notes.append(left_out(self.unreadable))
-        depths = Counter(self.train.grey_depths) + Counter(self.val.grey_depths)
-        if len(depths) > 1:
-            notes.append(
-                f"deep greyscale: images without a value above {TOP_12_BIT} are read as 12-bit "
-                f"({depths[12]} of them), the others as 16-bit ({depths[16]}): if all have one "
-                "depth, store them as 8-bit images"
-            )
+        if doubts := self.train.doubts + self.val.doubts:
+            notes.append(doubtful(doubts))
         return notes
 
     @property
@@ -95,6 +90,14 @@ def left_out(unreadable: Sequence[str]) -> str:
     return (
         f"images left out, as they cannot be read: {len(unreadable)} ({first_of(unreadable, 3)}); "
         f"the list stands in {UNREADABLE} of the run"
+    )
+
+
+def doubtful(doubts: Sequence[str]) -> str:
+    """What is said of deep images that may have lost what they show."""
+    return (
+        f"deep images that may have lost what they show: {len(doubts)} ({first_of(doubts, 3)}): "
+        "store all images as 8-bit ones"
     )
 
 
@@ -243,12 +246,12 @@ def _read(split: Split, rows: IntArray, image_size: int) -> ImageSet:
     digests = np.empty((len(rows), 32), dtype=np.uint8)
     kept: list[int] = []
     unreadable: list[str] = []
-    depths: Counter[int] = Counter()
+    doubts: list[str] = []
     for position, rgb in enumerate(split.read(rows.tolist())):
         if isinstance(rgb, Unreadable):
             unreadable.append(str(rgb))
             continue
-        depths.update([rgb.info[GREY_DEPTH]] if GREY_DEPTH in rgb.info else [])
+        doubts += [rgb.info[DOUBT]] if DOUBT in rgb.info else []
         digests[len(kept)] = np.frombuffer(digest_image(rgb), dtype=np.uint8)
         pixels[len(kept)] = fit_square(rgb, image_size)
         kept.append(position)
@@ -257,7 +260,7 @@ def _read(split: Split, rows: IntArray, image_size: int) -> ImageSet:
         torch.from_numpy(split.labels[rows[kept]]),
         digests[: len(kept)],
         tuple(sorted(unreadable)),
-        depths,
+        tuple(doubts),
         rows[kept],
     )
 
@@ -293,7 +296,7 @@ def make_draw(
         _read(split, part, image_size)
         for split, part in zip((source.pool, source.val or source.pool), rows, strict=True)
     )
-    dealt = Draw(source.name, source.class_names, train, val, source.digest())
+    dealt = Draw(source.name, source.class_names, train, val, source.digest(), source.ranges)
     if not skip_unreadable:
         _refuse(dealt.unreadable, rows[0].size + rows[1].size)
     for images, what in ((train, "train"), (val, "validate")):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pipeline.data.base import Source, Split
-from pipeline.data.draws import left_out, read_images
+from pipeline.data.draws import doubtful, left_out, read_images
 from pipeline.data.images import ImageSet
 from pipeline.data.overlap import Overlap
 from pipeline.errors import DataError, LineageError
@@ -146,6 +146,8 @@ def read_test_split(source: Source, settings: Settings, say: Callable[[str], Non
     images = read_images(test, rows, settings.image_size, skip_unreadable=settings.skip_unreadable)
     if images.unreadable:
         say(f"note: test split: {left_out(images.unreadable)}")
+    if images.doubts:
+        say(f"note: test split: {doubtful(images.doubts)}")
     if not len(images):
         raise DataError(f"{settings.data}: no image of the test split can be read: replace them")
     return images

@@ -194,6 +194,7 @@ def log_served_model(
         "image_size": settings.image_size,
         "mean": MEAN,
         "std": STD,
+        "ranges": draw.ranges,
     }
     write_atomically(about, json.dumps(content).encode())
     example = io.BytesIO()

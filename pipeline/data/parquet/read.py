@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.base import Read, Source, Split, Unreadable, decode_image
-from pipeline.data.images import IntArray
+from pipeline.data.images import IntArray, Ranges
 from pipeline.data.parquet.columns import choose_columns, parquet_schema
 from pipeline.data.parquet.labels import (
     MISSING,
@@ -36,9 +36,13 @@ _SHARED = "; if they are parts of one data set, put them into one folder"
 
 
 def open_parquet(
-    root: Path, files: Sequence[Path], label_column: str = "", image_column: str = ""
+    root: Path,
+    files: Sequence[Path],
+    ranges: Ranges,
+    label_column: str = "",
+    image_column: str = "",
 ) -> Source:
-    """The source in these files, which lie under `root`, or are it.
+    """The source in these files, which lie under `root`, or are it; see `open_image_folder`.
 
     Raises:
         DataError: no training file, columns or labels that cannot be used, class names that do not
@@ -77,7 +81,9 @@ def open_parquet(
             _refuse_missing(file, found)
         notes += [note for file in labels[split] if (note := classes.note(file))]
         stored = stored_cells([(path, columns.image) for path in paths])
-        splits[split] = Split(np.concatenate(numbers), _reader(paths, columns.image), stored)
+        splits[split] = Split(
+            np.concatenate(numbers), _reader(paths, columns.image, ranges), stored
+        )
     return Source(
         root.name,
         classes.names,
@@ -212,7 +218,7 @@ def _read_column(path: Path, name: str) -> Any:  # noqa: ANN401 - pyarrow has no
         raise DataError(f"cannot read {path} ({first_line(err)}): replace it") from None
 
 
-def _reader(files: Sequence[Path], image_column: str) -> Read:
+def _reader(files: Sequence[Path], image_column: str, ranges: Ranges) -> Read:
     def read(rows: Sequence[int]) -> Iterator[Image.Image | Unreadable]:
         wanted = np.asarray(rows, dtype=np.int64)
         cells: dict[int, tuple[Any, str]] = {}
@@ -229,7 +235,7 @@ def _reader(files: Sequence[Path], image_column: str) -> Read:
             cell, where = cells[int(row)]
             content = cell.get("bytes") if isinstance(cell, dict) else cell
             if isinstance(content, bytes):
-                yield decode_image(content, where)
+                yield decode_image(content, where, ranges)
             else:
                 only = ", only a path" if isinstance(cell, dict) and cell.get("path") else ""
                 yield Unreadable(where, f"no image bytes{only}: embed the image")
