@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,18 @@ def test_a_copy_that_was_trained_on_counts_once(tmp_path: Path) -> None:
         (root / "test" / "apple" / f"copy-{path.name}").write_bytes(path.read_bytes())
     source = opened(root)
     assert overlap_of(source).after([draw_of(source)]).counts == Counts(16, 4, 1)
+
+
+def test_what_is_missing_is_counted_and_told(tmp_path: Path) -> None:
+    root = write_splits(tmp_path / "images")
+    for path in (root / "test" / "berry").iterdir():
+        path.unlink()
+    overlap = overlap_of(opened(root))
+    assert overlap.counts.missing == ("berry",)
+    left = replace(overlap.counts, left_out=(2, 3))
+    for text in (left.words, left.note):
+        assert "no test image is of class berry" in text
+        assert "left out, as they cannot be read: 2 test images, 3 of draws" in text
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,17 @@ def test_images_of_another_depth_are_told(
     assert re.search(words, note)
 
 
+def test_a_picture_of_two_classes_is_told_with_their_names(tmp_path: Path) -> None:
+    root = fill(tmp_path / "set", count=3)
+    for number in (0, 1):
+        (root / "dogs" / f"0{number}.png").unlink()
+        (root / "dogs" / f"0{number}.png").symlink_to(root / "cats" / f"0{number}.png")
+    notes = drawn(root).notes
+    assert any(
+        "2 pictures stand under two classes each" in n and "cats and dogs" in n for n in notes
+    )
+
+
 # --- damaged metadata ----------------------------------------------------------------------------
 
 

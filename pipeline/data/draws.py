@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -66,6 +66,11 @@ class Draw:
             notes.append(
                 f"{self.shared_images} validation images have the pixels of a training image"
             )
+        if twice := self._of_two_classes:
+            notes.append(
+                f"{len(twice)} pictures stand under two classes each, the first one under "
+                f"{' and '.join(map(one_line, twice[0]))}: remove them from one"
+            )
         if self.unreadable:
             notes.append(left_out(self.unreadable))
         if doubts := self.train.doubts + self.val.doubts:
@@ -83,6 +88,16 @@ class Draw:
         """How many validation images have the pixels of a training image."""
         train = {row.tobytes() for row in self.train.digests}
         return sum(row.tobytes() in train for row in self.val.digests)
+
+    @property
+    def _of_two_classes(self) -> list[tuple[str, ...]]:
+        """The classes of each picture that has several."""
+        labels: dict[bytes, set[int]] = {}
+        for part in (self.train, self.val):
+            for row, label in zip(part.digests, part.labels.tolist(), strict=True):
+                labels.setdefault(row.tobytes(), set()).add(label)
+        found = (sorted(several) for several in labels.values() if len(several) > 1)
+        return [tuple(self.class_names[n] for n in several) for several in found]
 
 
 def left_out(unreadable: Sequence[str]) -> str:
@@ -308,6 +323,25 @@ def make_draw(
                 f"replace them ({first_of(images.unreadable, 3)})"
             )
     return dealt
+
+
+def check_readable(source: Source, draws: Iterable[Settings]) -> None:
+    """Refuse images of these draws that cannot be read, all at once; keeps none in memory.
+
+    Raises:
+        DataError: names them.
+    """
+    found: set[str] = set()
+    count = 0
+    for settings in draws:
+        if settings.skip_unreadable:
+            return
+        per_class = settings.train_per_class, settings.val_per_class
+        dealt = deal_rows(source, *per_class, settings.data_seed, settings.draw)
+        for split, rows in zip((source.pool, source.val or source.pool), dealt, strict=True):
+            found.update(str(i) for i in split.read(rows.tolist()) if isinstance(i, Unreadable))
+            count += rows.size
+    _refuse(sorted(found), count)
 
 
 def draw_in(source: Source, settings: Settings) -> Draw:

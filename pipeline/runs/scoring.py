@@ -20,6 +20,7 @@ from pipeline.runs.session import Session, source_and_weights, source_of
 from pipeline.runs.stage_log import log_unreadable
 from pipeline.settings.entry import EvaluateSettings
 from pipeline.settings.run import Settings
+from pipeline.system.text import first_of
 from pipeline.tracking import RunView, Tracking
 from pipeline.training.device import compute_copy, run_blocks
 from pipeline.training.prefix_cache import PrefixCache
@@ -72,6 +73,8 @@ def evaluate_entry(command: Command, plan: EvaluateSettings) -> Scores:
     keep_scores(tracking, run, scores, measured, counts)
     result = f"test accuracy {scores.acc:.2%}, loss {scores.loss:.4f} on {len(images)} images"
     say(f"{run.name}: {result}")
+    if missing := overlap.counts.missing:
+        say(f"note: no test image is of class {first_of(missing)}: the accuracy leaves them out")
     if overlap.either.any():
         say(_without_copies(overlap, logits))
     return scores

@@ -202,14 +202,22 @@ class Session:
             LineageError: they are others.
         """
         data = self.settings.data
+        before = json.loads(run.tags["settings"])
         if run.tags["data_sha256"] != self.draw.fingerprint:
+            for key in ("label_column", "image_column"):
+                if (there := before.get(key, "")) != (here := getattr(self.settings, key)):
+                    raise LineageError(
+                        f"{key}={here or 'none'} gives other images or classes than run "
+                        f"{run.run_id}, which had {key}={there or 'none'}: leave it out"
+                        f"{self.otherwise}"
+                    )
             raise LineageError(
                 f"the images of data={data} are not those that run {run.run_id} was trained on "
                 f"(their SHA-256 differ): restore them, or pass -P data=<where they are now>"
                 f"{self.otherwise}"
             )
-        if (before := json.loads(run.tags["settings"])["data"]) != data:
-            self.say(f"data={data}: the images that run {run.run_id} had as data={before}")
+        if before["data"] != data:
+            self.say(f"data={data}: the images that run {run.run_id} had as data={before['data']}")
 
     @property
     def precision(self) -> str:

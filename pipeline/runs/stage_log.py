@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -178,7 +179,7 @@ def predictions_csv(logits: torch.Tensor, images: ImageSet, class_names: tuple[s
             "nll": nll.numpy(),
         }
     )
-    return table.to_csv(index=False)
+    return table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)  # `\r` is unquoted otherwise
 
 
 def log_served_model(
