@@ -214,6 +214,14 @@ def test_a_class_that_the_test_split_lacks_is_not(tmp_path: Path) -> None:
     assert source.test.labels.tolist() == [0, 0, 2, 2]
 
 
+def test_a_test_split_without_images_is_left_out_and_told(tmp_path: Path) -> None:
+    for name in ("train/a", "train/b", "test/a"):
+        fill(tmp_path / "set" / name, 0, range(2 * name.startswith("train")))
+    source = opened(tmp_path / "set")
+    assert source.test is None
+    assert source.notes == ("the test split holds no image: it is left out",)
+
+
 @pytest.mark.parametrize("folders", [[], ["a", "b"], ["train/a"]], ids=str)
 def test_a_folder_without_images_is_refused(folders: list[str], tmp_path: Path) -> None:
     root = tmp_path / "set"

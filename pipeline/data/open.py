@@ -73,6 +73,9 @@ def open_source(
     if ranges := ranges_of(source.pool):
         source = replace(opened(ranges), ranges=ranges)
     _check_classes(data, source)
+    if source.test is not None and not len(source.test.labels):
+        notes = (*notes, "the test split holds no image: it is left out")
+        source = replace(source, test=None)
     deep = tuple(
         f"deep images ({DEEP_KINDS[kind]}) are scaled from {low:g} to {high:g}"
         for kind, (low, high) in ranges.items()
