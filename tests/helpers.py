@@ -22,7 +22,7 @@ from tests.conftest import class_image
 CPU = torch.device("cpu")
 CLASSES = 3
 DISTINCT_STAGES = {
-    step.trainable: step for steps in reversed(SCHEDULES.values()) for step in steps
+    step.trainable: step for steps in reversed(SCHEDULES.values()) for step in steps.stages
 }
 """One stage of every set of trainable blocks that any schedule has."""
 

@@ -71,7 +71,7 @@ def test_a_control_has_the_treatments_epochs(
     plan = compare(treatment=treatment, control=control)
     assert epochs(plan.control) == expected
     assert plan.control.epochs == plan.treatment.epochs == sum(expected)
-    assert (plan.control.name, plan.control.last) == (control, len(SCHEDULES[control]))
+    assert (plan.control.name, plan.control.last) == (control, len(SCHEDULES[control].stages))
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_a_stage_that_goes_on_starts_its_tuning_from_what_the_treatment_started_
         settings=plan.treatment.settings.model_copy(update={"stages": tuple(stages)}),
     )
     control = at_equal_steps(
-        found, "stage2_continued", request_of("decide", PRESET), plan.treatment
+        found, SCHEDULES["stage2_continued"], request_of("decide", PRESET), plan.treatment
     )
     assert control.settings.training(3).lr == 1e-4
     assert control.settings.training(3).epochs == 20  # as many steps, all the same
@@ -327,7 +327,7 @@ def test_stages_in_common_have_one_lineage_key(
 def test_an_arm_at_equal_steps_with_itself_is_itself() -> None:
     treatment = compare(question="stage3", **OWN_STAGES).treatment
     request = request_of("decide", {**PRESET, "stage3.lr": "0.0001"})
-    again = at_equal_steps(treatment, "three_stage", request)
+    again = at_equal_steps(treatment, SCHEDULES["three_stage"], request)
     assert again.settings.stages[:2] == treatment.settings.stages[:2]
     assert again.epochs == treatment.epochs
 

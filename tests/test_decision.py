@@ -69,6 +69,23 @@ def test_the_command_says_what_is_registered(name: str) -> None:
     assert "register_as" not in said_again(decision())
 
 
+def test_a_question_is_the_one_of_earlier_versions_unless_another_metric_is_asked_for() -> None:
+    assert decision().question == "3b5cf2afd95217c0"
+    assert decision(metric="acc").question == "3b5cf2afd95217c0"
+    assert decision(metric="macro_f1").question not in ("3b5cf2afd95217c0", "480b27868fe9ffbe")
+
+
+def test_another_metric_than_accuracy_is_named_and_asked_for_again() -> None:
+    made = decision(metric="macro_f1")
+    assert made.sentence.startswith("By macro F1: Stage 3 gains")
+    assert made.tags["verdict.metric"] == "macro_f1"
+    assert said_again(made)["metric"] == "macro_f1"
+    assert "metric" not in said_again(decision())
+    text = report(made)
+    assert "scored by macro F1" in text
+    assert "minus test macro F1" in text
+
+
 def report(made: Decision) -> str:
     marks = {"data_sha256": "d" * 64, "weights_sha256": "w" * 64}
     run = RunView("a-run", "stage", "FINISHED", marks, {}, {})
@@ -84,7 +101,8 @@ def report(made: Decision) -> str:
 )
 def test_the_report_says_what_the_chosen_trial_promised(val_acc: float | None, shown: str) -> None:
     made = decision(question="stage2")
-    tuned = TunedArm(made.treatment, val_acc, {2: "a-study"}, ("a-run",))
+    val = {} if val_acc is None else {"val_acc": val_acc}
+    tuned = TunedArm(made.treatment, val, {2: "a-study"}, ("a-run",))
     assert f"Tuning of stage 2: {shown}" in report(replace(made, tuned=(tuned,)))
 
 

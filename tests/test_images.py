@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from pipeline.data.base import Split
-from pipeline.data.draws import read_images
 from pipeline.data.images import DOUBT, ImageSet, digest_image, fit_square, to_rgb
+from pipeline.data.reading import read_images
 from tests.conftest import class_image
 
 WHITE, BLACK, RED, GREY = (255, 255, 255), (0, 0, 0), (255, 0, 0), (120, 120, 120)

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from pipeline.data.base import Source
-from pipeline.data.draws import Draw, make_draw, read_images
+from pipeline.data.draws import Draw, make_draw
 from pipeline.data.open import open_source
 from pipeline.data.overlap import Counts, Overlap, stored_copies
+from pipeline.data.reading import read_images
 from tests.conftest import class_image
 from tests.test_stored import write_splits
 

@@ -34,7 +34,7 @@ from tests.test_draws import make_source, make_split
 
 def arm(name: str, last: int | None = None) -> Arm:
     settings = load_settings({"preset": "cifar10_small", "schedule": name})
-    return Arm(name, settings, last or len(SCHEDULES[name]))
+    return Arm(name, settings, last or len(SCHEDULES[name].stages))
 
 
 def pool(count: int, *, resampled: bool = False) -> Pool:

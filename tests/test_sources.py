@@ -21,9 +21,9 @@ import pytest
 from PIL import Image
 
 from pipeline.data.base import Source, Split
-from pipeline.data.draws import read_images
 from pipeline.data.images import ImageSet, digest_image
 from pipeline.data.open import open_source
+from pipeline.data.reading import read_images
 from pipeline.errors import DataError, DownloadError
 from tests.conftest import class_image
 from tests.served import NotHttp, Quiet

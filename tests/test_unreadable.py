@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from pipeline.data.base import Unreadable, decode_image
-from pipeline.data.draws import Draw, make_draw, read_images
+from pipeline.data.draws import Draw, make_draw
 from pipeline.data.images import digest_image
 from pipeline.data.open import open_source
+from pipeline.data.reading import read_images
 from pipeline.errors import DataError
 from tests.conftest import class_image
 

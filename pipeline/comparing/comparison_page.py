@@ -17,7 +17,9 @@ from pipeline.reporting.page import Page, Part, Table, to_html, to_markdown
 from pipeline.runs.command_line import command_line
 from pipeline.runs.summary import minutes, training_in_words
 from pipeline.settings.run import RUN_KEYS
+from pipeline.stats.metrics import METRICS
 from pipeline.tracking import RunLog
+from pipeline.tracking.keys import TEST, flat
 
 PICTURE = "figures/comparison.png"
 
@@ -30,10 +32,11 @@ def log_comparison(compared: Compared, log: RunLog, say: Callable[[str], None]) 
     log.text(to_markdown(page), "report.md")
     log.text(to_html(page, figure), "report.html")
     log.text(compared.frame().to_csv(index=False), "results.csv")
+    name = flat(TEST[compared.grid.compare.metric])
     for backbone in compared.grid.arms:
         first, *others = compared.cells_of(backbone)
         for cell in (first, *others):
-            log.metrics({f"test_acc/{backbone}/{cell.arm.name}": cell.test_pp.mean() / 100})
+            log.metrics({f"{name}/{backbone}/{cell.arm.name}": cell.test_pp.mean() / 100})
         for cell in others:
             known = compared.difference(cell, first)
             log.metrics(
@@ -73,28 +76,34 @@ def picture_of(compared: Compared) -> Figure:
                 )
             )
     compare = compared.grid.compare
-    return comparison_picture(rows, compare.baseline, compare.rope_pp)
+    return comparison_picture(
+        METRICS[compare.metric].words, rows, compared.grid.baseline, compare.rope_pp
+    )
 
 
 def page_of(compared: Compared) -> Page:
     """The page, whatever it is written as."""
     compare = compared.grid.compare
-    rope = f"{compare.rope_pp:g} pp"
+    rope, words = f"{compare.rope_pp:g} pp", METRICS[compare.metric].words
     page: Page = [
         Part("title", f"{', '.join(_schedules(compared))} on {', '.join(compared.grid.arms)}"),
         *(Part("lead", f"{line}.") for line in compared.summary()),
         Part(
             "text",
-            f"Accuracy on {compared.test.words}, over {len(compared.keys)} draws; every arm has "
-            f"{shown_steps(compared.steps)} optimizer steps on the same images with the same "
-            f"seeds. Of the images: {compared.pool.sentence}. All draws share the test images: "
-            "intervals hold for these; accuracies count as known to one test image at best.",
+            f"{words[:1].upper()}{words[1:]} on {compared.test.words}, over {len(compared.keys)} "
+            f"draws; every arm has {shown_steps(compared.steps)} optimizer steps on the same "
+            f"images with the same seeds. Of the images: {compared.pool.sentence}. All draws "
+            "share the test images: intervals hold for these; scores count as known to one test "
+            "image at best.",
         ),
         Part("picture", PICTURE),
         Part("heading", "Every schedule"),
         Table(
             (
-                *("backbone", "schedule", "accuracy (95%)", f"minus {compare.baseline}, pp (95%)"),
+                *(
+                    *("backbone", "schedule", f"{words} (95%)"),
+                    f"minus {compared.grid.baseline}, pp (95%)",
+                ),
                 *(f"P(better by {rope})", f"P(within {rope})", f"P(worse by {rope})"),
                 *("parameters trained", "time, s", "peak memory, MiB"),
             ),

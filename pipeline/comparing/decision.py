@@ -15,6 +15,7 @@ from pipeline.comparing.pairs import ArmResult, Pair, resolution_pp
 from pipeline.data.overlap import Counts
 from pipeline.model.flops import training_operations
 from pipeline.stats.design import Design
+from pipeline.stats.metrics import DEFAULT_SHARE, METRICS
 from pipeline.stats.verdict import Verdict, verdict
 from pipeline.system.digests import digest_values
 
@@ -33,13 +34,13 @@ class ArmCost:
     training_s: float
     trained: int
     operations: float
-    val_acc: float
-    test_acc: float
+    val: float
+    test: float
 
     @property
     def optimism_pp(self) -> float:
-        """Validation accuracy at the selected epoch minus test accuracy."""
-        return 100 * (self.val_acc - self.test_acc)
+        """The metric on validation images at the selected epoch minus that on test images."""
+        return 100 * (self.val - self.test)
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,11 @@ class Decision:
     wall_s: float
 
     @property
+    def metric(self) -> str:
+        """What the arms are compared by."""
+        return self.asked.decide.metric
+
+    @property
     def gains_pp(self) -> list[float]:
         """Gains in the order in which the pairs were run."""
         return [pair.gain_pp for pair in self.pairs]
@@ -80,7 +86,10 @@ class Decision:
     @property
     def sentence(self) -> str:
         """The verdict for those who will not read the rest."""
-        return self.verdict.sentence(self.treatment.words, self.control.words)
+        sentence = self.verdict.sentence(self.treatment.words, self.control.words)
+        if self.metric == DEFAULT_SHARE:
+            return sentence
+        return f"By {METRICS[self.metric].words}: {sentence}"
 
     @property
     def recommended(self) -> Arm:
@@ -114,8 +123,8 @@ class Decision:
             sum(r.chain.training_s for r in results) / count,
             results[0].chain.trained,
             sum(operations),
-            sum(r.val_acc for r in results) / count,
-            sum(r.test_acc for r in results) / count,
+            sum(r.val for r in results) / count,
+            sum(r.test for r in results) / count,
         )
 
     @property
@@ -135,6 +144,7 @@ class Decision:
             "verdict.pairs": str(known.pairs),
             "verdict.recommended": self.recommended.words,
             "verdict.question": self.question,
+            "verdict.metric": self.metric,
         }
 
     @property
@@ -156,5 +166,7 @@ class Decision:
             [arm.name, *(arm.settings.training(n).model_dump() for n in range(1, arm.last + 1))]
             for arm in (self.treatment, self.control)
         ]
-        counts = [self.design.rope_pp, self.design.threshold]
+        counts: list[object] = [self.design.rope_pp, self.design.threshold]
+        if self.metric != DEFAULT_SHARE:  # decisions of earlier versions had no other
+            counts.append(self.metric)
         return digest_values({"arms": arms, "design": counts})[:16]

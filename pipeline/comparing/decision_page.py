@@ -22,6 +22,7 @@ from pipeline.reporting.page import Page, Part, Table, to_html, to_markdown
 from pipeline.runs.summary import came_to, minutes, training_in_words
 from pipeline.settings.run import RUN_KEYS
 from pipeline.signals.gate import Gate
+from pipeline.stats.metrics import METRICS
 from pipeline.stats.verdict import Verdict, shown_probability
 from pipeline.tracking import RunLog, RunView, Tracking
 
@@ -82,7 +83,8 @@ def page_of(
             f"{Path(settings.data).name}, {settings.train_per_class} training images of each of "
             f"{decision.classes} classes. Recommended: {decision.recommended.words}. Both arms "
             f"had {shown_steps(decision.steps)} optimizer steps on the same images with the same "
-            f"seeds, and were scored on {decision.test.words}; all pairs share them: the interval "
+            f"seeds, and were scored by {METRICS[decision.metric].words} on "
+            f"{decision.test.words}; all pairs share them: the interval "
             "holds for these test images. "
             f"{found.reason[:1].upper()}{found.reason[1:]}.",
         ),
@@ -127,8 +129,8 @@ def page_of(
                     str(pair.key.data_seed),
                     str(pair.key.draw),
                     str(pair.key.seed),
-                    f"{pair.treatment.test_acc:.2%}",
-                    f"{pair.control.test_acc:.2%}",
+                    f"{pair.treatment.test:.2%}",
+                    f"{pair.control.test:.2%}",
                     f"{pair.gain_pp:+.2f}",
                 )
                 for pair in decision.pairs
@@ -208,6 +210,7 @@ def _costs(decision: Decision) -> Page:
         price = "What was gained costs nothing more."
     else:
         price = "Nothing was gained for it."
+    words = METRICS[decision.metric].words
     page: Page = [
         Part("heading", "What it costs"),
         Table(
@@ -221,8 +224,8 @@ def _costs(decision: Decision) -> Page:
                     f"{cost.training_s:.1f}",
                     f"{cost.trained:,}",
                     f"{cost.operations / 1e9:,.1f}",
-                    f"{cost.val_acc:.2%}",
-                    f"{cost.test_acc:.2%}",
+                    f"{cost.val:.2%}",
+                    f"{cost.test:.2%}",
                     f"{cost.optimism_pp:+.2f}",
                 )
                 for cost in costs
@@ -231,24 +234,25 @@ def _costs(decision: Decision) -> Page:
         Part(
             "text",
             f"{price} Seconds and operations: of all stages, without the frozen prefix, which is "
-            "computed once and shared; parameters: of the largest stage. Optimism: validation "
-            "accuracy at the selected epoch minus test accuracy. "
+            "computed once and shared; parameters: of the largest stage. Optimism: "
+            f"validation {words} at the selected epoch minus test {words}. "
             f"This command took {minutes(decision.wall_s)}, without the runs that it found.",
         ),
     ]
     for tuned, cost in zip(decision.tuned, costs, strict=False):
-        page.append(Part("text", _tuning(tuned, cost)))
+        page.append(Part("text", _tuning(tuned, cost, decision.metric)))
     return page
 
 
-def _tuning(tuned: TunedArm, cost: ArmCost) -> str:
+def _tuning(tuned: TunedArm, cost: ArmCost, metric: str) -> str:
     """What the chosen trial promised, and what came of it."""
     chosen, gap = "the chosen trial's run is gone", ""
-    if tuned.val_acc is not None:
-        chosen = f"chosen trial {tuned.val_acc:.2%} on its tuning draws"
-        gap = f": optimism gap {100 * (tuned.val_acc - cost.test_acc):+.2f} pp"
+    val = tuned.val.get(f"val_{metric}")
+    if val is not None:
+        chosen = f"chosen trial {val:.2%} on its tuning draws"
+        gap = f": optimism gap {100 * (val - cost.test):+.2f} pp"
     return (
-        f"Tuning of {tuned.arm.words}: {chosen}, confirmed {cost.test_acc:.2%}{gap} "
+        f"Tuning of {tuned.arm.words}: {chosen}, confirmed {cost.test:.2%}{gap} "
         f"(studies {', '.join(tuned.studies.values())})."
     )
 

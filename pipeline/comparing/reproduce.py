@@ -5,6 +5,7 @@ from __future__ import annotations
 from pipeline.comparing.decision import Decision
 from pipeline.runs.command_line import command_line
 from pipeline.settings.run import INHERITED_KEYS
+from pipeline.stats.metrics import DEFAULT_SHARE
 
 
 def command_of(decision: Decision) -> str:
@@ -29,6 +30,8 @@ def command_of(decision: Decision) -> str:
     for key in ("beside", "register_as"):
         if given := getattr(asked.decide, key):
             options[key] = given
+    if decision.metric != DEFAULT_SHARE:
+        options["metric"] = decision.metric
     if asked.decide.tune:
         tune = asked.tune
         options |= {"tune": "on", "n_trials": tune.n_trials, "draws": tune.draws}
@@ -36,5 +39,8 @@ def command_of(decision: Decision) -> str:
     if decision.treatment.is_stage:
         options["question"] = f"stage{decision.treatment.last}"
     else:
-        options |= {"treatment": decision.treatment.name, "control": decision.control.name}
+        options |= {
+            "treatment": decision.treatment.settings.schedule,
+            "control": decision.control.settings.schedule,
+        }
     return command_line("decide", options)

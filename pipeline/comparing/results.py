@@ -17,6 +17,7 @@ from pipeline.comparing.grid import Grid
 from pipeline.comparing.pairs import ArmResult, PairKey, Results, resolution_pp
 from pipeline.data.overlap import Counts
 from pipeline.stats.posterior import Floats, Posterior, posterior
+from pipeline.tracking.keys import TEST, VAL, flat
 
 SURE = 0.95
 """A posterior probability from which a difference is counted in the summary."""
@@ -73,7 +74,7 @@ class Compared:
 
     def frame(self) -> pd.DataFrame:
         """A row for each run."""
-        rows = []
+        rows, metric = [], self.grid.compare.metric
         for cell in self.cells:
             for key, result in zip(self.keys, cell.results, strict=True):
                 rows.append(
@@ -83,8 +84,8 @@ class Compared:
                         "draw": key.draw,
                         "data_seed": key.data_seed,
                         "seed": key.seed,
-                        "test_acc": result.test_acc,
-                        "val_acc": result.val_acc,
+                        flat(TEST[metric]): result.test,
+                        flat(VAL[metric]): result.val,
                         "parameters_trained": result.chain.trained,
                         "training_s": round(result.chain.training_s, 2),
                         "prefix_s": round(result.chain.prefix_s, 2),
@@ -97,7 +98,7 @@ class Compared:
     def summary(self) -> list[str]:
         """A sentence for each schedule against the baseline, over all backbones."""
         lines = []
-        base = self.grid.compare.baseline
+        base = self.grid.baseline
         for name in [arm.name for arm in next(iter(self.grid.arms.values()))][1:]:
             known = {}
             for backbone in self.grid.arms:
@@ -126,8 +127,8 @@ class Cell:
 
     @property
     def test_pp(self) -> Floats:
-        """Test accuracy by draw, in per cent."""
-        return np.array([100 * result.test_acc for result in self.results])
+        """The metric on the test images by draw, in per cent."""
+        return np.array([100 * result.test for result in self.results])
 
     @property
     def training_s(self) -> float:

@@ -117,16 +117,16 @@ class Source:
 def ranges_of(split: Split) -> Ranges:
     """From which values deep images are scaled, as a sample of a split shows."""
     ends: dict[str, list[float]] = {}
-    for content in split.stored.read(spread(len(split.labels))) if split.stored else ():
-        with suppress(Exception), warnings.catch_warnings():  # damaged images are told elsewhere
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content)) as image:
+    with suppress(Exception), warnings.catch_warnings():  # a damaged file is told elsewhere
+        warnings.simplefilter("ignore")
+        for content in split.stored.read(spread(len(split.labels))) if split.stored else ():
+            with suppress(Exception), Image.open(io.BytesIO(content)) as image:
                 if not is_deep(image):
                     continue
                 upright, values = deep_values(image)
-            assert values is not None
-            finite = values[np.isfinite(values)]
-            ends.setdefault(kind_of(upright), []).extend((finite.min(), finite.max()))
+                assert values is not None
+                finite = values[np.isfinite(values)]
+                ends.setdefault(kind_of(upright), []).extend((finite.min(), finite.max()))
     return {kind: range_of(kind, min(found), max(found)) for kind, found in ends.items()}
 
 

@@ -17,26 +17,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import torch
 from PIL import Image
 
 from pipeline.data.base import Source, Split, Unreadable
 from pipeline.data.images import (
-    DOUBT,
     ImageSet,
     IntArray,
     Ranges,
-    digest_image,
-    fit_square,
 )
+from pipeline.data.reading import doubtful, left_out, read_those_that_can_be, refuse_unreadable
 from pipeline.errors import DataError
 from pipeline.settings.run import Settings
 from pipeline.system.text import first_of, one_line
 
 _TEST_STREAM = 0x7E57  # another permutation than that of the draws
-SHOWN_UNREADABLE = 20
-UNREADABLE = "unreadable_images.txt"
-"""The artifact of a run that lists the images which it went on without."""
 
 
 @dataclass(frozen=True)
@@ -98,22 +92,6 @@ class Draw:
                 labels.setdefault(row.tobytes(), set()).add(label)
         found = (sorted(several) for several in labels.values() if len(several) > 1)
         return [tuple(self.class_names[n] for n in several) for several in found]
-
-
-def left_out(unreadable: Sequence[str]) -> str:
-    """What is said of images that are left out."""
-    return (
-        f"images left out, as they cannot be read: {len(unreadable)} ({first_of(unreadable, 3)}); "
-        f"the list stands in {UNREADABLE} of the run"
-    )
-
-
-def doubtful(doubts: Sequence[str]) -> str:
-    """What is said of deep images that may have lost what they show."""
-    return (
-        f"deep images that may have lost what they show: {len(doubts)} ({first_of(doubts, 3)}): "
-        "store all images as 8-bit ones"
-    )
 
 
 def deal_rows(
@@ -241,56 +219,6 @@ def _slice(
     )
 
 
-def read_images(
-    split: Split, rows: IntArray, image_size: int, *, skip_unreadable: bool = False
-) -> ImageSet:
-    """The images of these rows as an `ImageSet`, in order.
-
-    Raises:
-        DataError: images cannot be read; names them all, or as many as fit on a line.
-    """
-    images = _read(split, rows, image_size)
-    if not skip_unreadable:
-        _refuse(images.unreadable, len(rows))
-    return images
-
-
-def _read(split: Split, rows: IntArray, image_size: int) -> ImageSet:
-    """Those of these images that can be read."""
-    pixels = np.empty((len(rows), 3, image_size, image_size), dtype=np.uint8)
-    digests = np.empty((len(rows), 32), dtype=np.uint8)
-    kept: list[int] = []
-    unreadable: list[str] = []
-    doubts: list[str] = []
-    for position, rgb in enumerate(split.read(rows.tolist())):
-        if isinstance(rgb, Unreadable):
-            unreadable.append(str(rgb))
-            continue
-        doubts += [rgb.info[DOUBT]] if DOUBT in rgb.info else []
-        digests[len(kept)] = np.frombuffer(digest_image(rgb), dtype=np.uint8)
-        pixels[len(kept)] = fit_square(rgb, image_size)
-        kept.append(position)
-    return ImageSet(
-        torch.from_numpy(pixels[: len(kept)]),
-        torch.from_numpy(split.labels[rows[kept]]),
-        digests[: len(kept)],
-        tuple(sorted(unreadable)),
-        tuple(doubts),
-        rows[kept],
-    )
-
-
-def _refuse(unreadable: Sequence[str], count: int) -> None:
-    """Refuse images that cannot be read, of `count` that were asked for."""
-    if not unreadable:
-        return
-    which = "image" if len(unreadable) == 1 else f"{len(unreadable)} of {count} images:"
-    raise DataError(
-        f"cannot read {which} {first_of(unreadable, SHOWN_UNREADABLE)}: replace or remove "
-        f"{'it' if len(unreadable) == 1 else 'them'}, or go on without: -P skip_unreadable=true"
-    )
-
-
 def make_draw(
     source: Source,
     *,
@@ -308,12 +236,12 @@ def make_draw(
     """
     rows = deal_rows(source, train_per_class, val_per_class, data_seed, draw)
     train, val = (
-        _read(split, part, image_size)
+        read_those_that_can_be(split, part, image_size)
         for split, part in zip((source.pool, source.val or source.pool), rows, strict=True)
     )
     dealt = Draw(source.name, source.class_names, train, val, source.digest(), source.ranges)
     if not skip_unreadable:
-        _refuse(dealt.unreadable, rows[0].size + rows[1].size)
+        refuse_unreadable(dealt.unreadable, rows[0].size + rows[1].size)
     for images, what in ((train, "train"), (val, "validate")):
         counts = np.bincount(images.labels.numpy(), minlength=len(source.class_names))
         if not counts.all():
@@ -341,7 +269,7 @@ def check_readable(source: Source, draws: Iterable[Settings]) -> None:
         for split, rows in zip((source.pool, source.val or source.pool), dealt, strict=True):
             found.update(str(i) for i in split.read(rows.tolist()) if isinstance(i, Unreadable))
             count += rows.size
-    _refuse(sorted(found), count)
+    refuse_unreadable(sorted(found), count)
 
 
 def draw_in(source: Source, settings: Settings) -> Draw:

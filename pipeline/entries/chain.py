@@ -16,11 +16,12 @@ from pipeline.runs.command import Command
 from pipeline.runs.lineage import check_agreement, check_parent, check_places, inherit
 from pipeline.runs.run_stage import find_or_run, run_stage
 from pipeline.runs.session import Session
-from pipeline.runs.summary import StageSummary, table_markdown, table_text
+from pipeline.runs.summary import table_markdown, table_text
 from pipeline.settings.request import Request
 from pipeline.settings.run import INHERITED_KEYS, PLACE_KEYS, Settings, plain_values
 from pipeline.system.text import as_markdown
 from pipeline.tracking import RunView, Tracking
+from pipeline.tracking.history import Summary
 
 if TYPE_CHECKING:
     from pipeline.tuning.storage import Storage
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 WITHOUT_PARENT = "leave parent_run_id out to have a parent found or trained"
 
 
-def stage_entry(command: Command, plan: StagePlan) -> StageSummary:
+def stage_entry(command: Command, plan: StagePlan) -> Summary:
     """Entry points stage1, stage2, …: the stage's parent is given, found or trained."""
     number, settings = plan.number, plan.settings
     tracking = Tracking.connect()
@@ -102,11 +103,11 @@ def _tuned(
     return with_tuned(session, stages, explicit, studies)
 
 
-def main_entry(command: Command, settings: Settings) -> list[StageSummary]:
+def main_entry(command: Command, settings: Settings) -> list[Summary]:
     """Entry point main: every stage of the schedule, and a run that sums them up."""
     tracking = Tracking.connect()
     data = Path(settings.data).name
-    name = f"{settings.schedule} · {data} · {settings.backbone} · draw {settings.draw}"
+    name = f"{settings.stage(1).schedule} · {data} · {settings.backbone} · draw {settings.draw}"
     with tracking.explained():  # what is wrong with the images is told before a run is started
         studies = _studies(command, tracking)
         session = Session.open(settings, tracking, command.say, command.on_epoch)
@@ -119,8 +120,8 @@ def main_entry(command: Command, settings: Settings) -> list[StageSummary]:
         ]
         log.params(plain_values(settings))
         for row in rows:
-            prefix = f"stage{row.stage.number}"
-            log.metrics({f"{prefix}/val_acc": row.val_acc, f"{prefix}/val_loss": row.val_loss})
+            prefix = f"stage{row.number}"
+            log.metrics({f"{prefix}/{name}": value for name, value in row.val.items()})
             log.tags({f"{prefix}_run_id": row.run_id})
         log.tags({"mlflow.note.content": f"{as_markdown(name)}\n\n{table_markdown(rows)}\n"})
         log.text(table_markdown(rows) + "\n", "summary.md")

@@ -27,6 +27,7 @@ from pipeline.runs.stage_log import log_unreadable
 from pipeline.runs.summary import minutes
 from pipeline.runs.workers import run_workers
 from pipeline.settings.run import plain_values
+from pipeline.stats.metrics import METRICS
 from pipeline.tracking import Tracking
 
 OF_AN_ARM = ("schedule", "backbone", "weights", "draw", "seed")
@@ -112,7 +113,8 @@ def _tell_beforehand(
     test = overlap.test
     command.say(
         f"{', '.join(names)} on {', '.join(grid.arms)}: {shown_steps(steps)} optimizer steps, "
-        f"{len(keys)} draws; {pool.sentence}; scored on {len(test)} test images"
+        f"{len(keys)} draws; {pool.sentence}; {METRICS[grid.compare.metric].words} on "
+        f"{len(test)} test images"
     )
     if note := overlap.counts.note:
         command.say(note)
@@ -173,14 +175,21 @@ def _walk(
 
         def tell(key: PairKey, results: Results, name: str = backbone) -> str:
             shown = ", ".join(
-                f"{arm.name} {result.test_acc:.2%}"
+                f"{arm.name} {result.test:.2%}"
                 for arm, result in zip(grid.arms[name], results, strict=True)
             )
             images = f"data_seed {key.data_seed}" if resampled else f"draw {key.draw}"
             return f"{name}, {images}, seed {key.seed}: {shown}"
 
         runner = PairRunner(
-            arms, overlap, tracking, run_id, command.say, tell, only_new=bool(command.joins)
+            arms,
+            overlap,
+            tracking,
+            run_id,
+            command.say,
+            tell,
+            grid.compare.metric,
+            only_new=bool(command.joins),
         )
         found[backbone] = runner.run_all(keys)
         overlap = runner.overlap

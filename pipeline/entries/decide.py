@@ -38,6 +38,7 @@ from pipeline.runs.workers import run_workers
 from pipeline.settings.entry import usable_name
 from pipeline.settings.run import plain_values
 from pipeline.stats.design import Design
+from pipeline.stats.metrics import METRICS
 from pipeline.stats.operating import characteristics_text, operating_characteristics
 from pipeline.stats.verdict import verdict
 from pipeline.tracking import ModelVersion, RunLog, Tracking
@@ -131,7 +132,8 @@ def _tell_beforehand(plan: Comparison, desk: Desk) -> None:
     steps = equal_steps([plan.treatment, plan.control], desk.images)
     say(
         f"{plan.treatment.words} against {plan.control.words}, {shown_steps(steps)} optimizer "
-        f"steps; {pool.sentence}; scored on {len(desk.test)} test images"
+        f"steps; {pool.sentence}; {METRICS[plan.decide.metric].words} "
+        f"on {len(desk.test)} test images"
     )
     if note := desk.overlap.counts.note:
         say(note)
@@ -175,14 +177,14 @@ def _tuned(plan: Comparison, desk: Desk) -> tuple[Comparison, tuple[TunedArm, ..
     last = plan.treatment.last
     stages, fixed = range(1, last + 1), plan.explicit
     treatment = tune_arm(desk.command, desk.tracking, plan.tune, plan.treatment, stages, fixed)
-    control = at_equal_steps(treatment.arm, plan.control.name, plan.request, plan.treatment)
+    control = at_equal_steps(treatment.arm, plan.control.schedule, plan.request, plan.treatment)
     equal_steps([treatment.arm, control], desk.images)
     fixed = own_stages(plan)
     trials = plan.tune.n_trials * (last - control.last + len(fixed))
     tune = plan.tune.model_copy(update={"n_trials": math.ceil(trials / len(fixed))})
     tuned = tune_arm(desk.command, desk.tracking, tune, control, fixed, fixed)
-    names = [arm.name for arm in plan.extra_arms]
-    extra = tuple(at_equal_steps(treatment.arm, name, plan.request) for name in names)
+    schedules = [arm.schedule for arm in plan.extra_arms]
+    extra = tuple(at_equal_steps(treatment.arm, one, plan.request) for one in schedules)
     plan = replace(plan, treatment=treatment.arm, control=tuned.arm, extra_arms=extra)
     return plan, (treatment, tuned)
 
@@ -196,8 +198,8 @@ def _walk(plan: Comparison, desk: Desk, log: RunLog | None) -> tuple[list[Pair],
         images = f"data_seed {key.data_seed}" if pool.resampled else f"draw {key.draw}"
         return (
             f"pair {key.number + 1} ({images}, seed {key.seed}): "
-            f"{plan.treatment.words} {treatment.test_acc:.2%}, "
-            f"{plan.control.words} {control.test_acc:.2%}, "
+            f"{plan.treatment.words} {treatment.test:.2%}, "
+            f"{plan.control.words} {control.test:.2%}, "
             f"gain {Pair(key, treatment, control).gain_pp:+.2f} pp"
         )
 
@@ -208,6 +210,7 @@ def _walk(plan: Comparison, desk: Desk, log: RunLog | None) -> tuple[list[Pair],
         log.run_id if log else desk.command.joins,
         desk.command.say,
         tell,
+        plan.decide.metric,
         only_new=log is None,
     )
     keys = pair_keys(pool, settings)
@@ -247,8 +250,8 @@ def _run_extra_arms(
         found = []
         for pair in pairs[: plan.decide.beside]:
             result = runner.run_extra(pair.key, arm)
-            found.append(100 * (result.test_acc - pair.control.test_acc))
-            runner.say(f"pair {pair.key.number + 1}, beside: {arm.words} {result.test_acc:.2%}")
+            found.append(100 * (result.test - pair.control.test))
+            runner.say(f"pair {pair.key.number + 1}, beside: {arm.words} {result.test:.2%}")
         gains[arm.name] = (arm, found)
     return gains
 
@@ -267,8 +270,8 @@ def _register(decision: Decision, plan: Comparison, runner: PairRunner, log: Run
     tags = {"verdict": decision.verdict.state, "decision_run_id": log.run_id}
     text = (
         f"{decision.sentence}\n\nRecommended: {arm.words}; this model, of the first pair, "
-        f"reached {result.test_acc:.2%} on the test images. Decision: run "
-        f"{log.run_id}."
+        f"reached {result.test:.2%} {METRICS[decision.metric].words} on the test images. "
+        f"Decision: run {log.run_id}."
     )
     registered = runner.tracking.register(
         name, ModelVersion(run.tags["model_uri"], CHAMPION, text, tags)

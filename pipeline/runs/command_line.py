@@ -8,6 +8,13 @@ from pathlib import Path
 
 from pipeline.data.open import NAMES
 from pipeline.model.pretrained import names_a_file
+from pipeline.settings.entry import NAMED_STAGES
+from pipeline.system.provenance import COMMAND, IS_CLONE
+
+
+def stage_entry_point(number: int) -> str:
+    """What to type after `-e` for a stage of that number."""
+    return f"stage{number}" if number <= NAMED_STAGES else f"stage -P number={number}"
 
 
 def command_line(entry_point: str, options: Mapping[str, object]) -> str:
@@ -18,4 +25,5 @@ def command_line(entry_point: str, options: Mapping[str, object]) -> str:
         if values.get(key) and holds(values[key]):
             values[key] = str(Path(values[key]).expanduser().absolute())
     words = " ".join(f"-P {key}={shlex.quote(value)}" for key, value in values.items())
-    return f"mlflow run . -e {entry_point} --env-manager local {words}"
+    local = " --env-manager local" if IS_CLONE else ""
+    return f"{COMMAND} {entry_point}{local} {words}"

@@ -1,39 +1,13 @@
-"""What people read: the reference line, a run's description, the table of the stages."""
+"""What people read of finished stages: their table, settings and durations in words."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from pipeline.settings.run import TrainSettings
-from pipeline.settings.schedules import Stage
-
-
-@dataclass(frozen=True)
-class StageSummary:
-    """A finished run at its selected epoch; losses in nats, accuracies 0 to 1."""
-
-    stage: Stage
-    run_id: str
-    reused: bool
-    epoch: int
-    train_loss: float
-    val_loss: float
-    train_acc: float
-    val_acc: float
-    wall_s: float
-    trainable: int
-
-    @property
-    def best_line(self) -> str:
-        """The line that every stage run ends with."""
-        return (
-            f"Stage-{self.stage.number} Best results: Train Loss: {self.train_loss:.4f} | "
-            f"Val Loss: {self.val_loss:.4f} | Train Acc: {self.train_acc:.2%} | "
-            f"Val Acc: {self.val_acc:.2%}"
-        )
-
+from pipeline.tracking.history import Summary
+from pipeline.tracking.keys import TRAIN_ACC, VAL_ACC, VAL_LOSS
 
 _COLUMNS = (
     "stage",
@@ -48,21 +22,21 @@ _COLUMNS = (
 )
 
 
-def _cells(row: StageSummary) -> tuple[str, ...]:
+def _cells(row: Summary) -> tuple[str, ...]:
     return (
-        str(row.stage.number),
-        " + ".join(row.stage.trainable),
+        str(row.number),
+        " + ".join(row.trains),
         f"{row.trainable:,}",
         str(row.epoch),
-        f"{row.train_acc:.2%}",
-        f"{row.val_acc:.2%}",
-        f"{row.val_loss:.4f}",
+        f"{row.metrics[TRAIN_ACC]:.2%}",
+        f"{row.metrics[VAL_ACC]:.2%}",
+        f"{row.metrics[VAL_LOSS]:.4f}",
         f"{row.wall_s:.1f} s" + (" (reused)" if row.reused else ""),
         row.run_id,
     )
 
 
-def table_text(rows: Sequence[StageSummary]) -> str:
+def table_text(rows: Sequence[Summary]) -> str:
     """The stages as aligned columns for a terminal."""
     cells = [_COLUMNS, *map(_cells, rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -72,7 +46,7 @@ def table_text(rows: Sequence[StageSummary]) -> str:
     )
 
 
-def table_markdown(rows: Sequence[StageSummary]) -> str:
+def table_markdown(rows: Sequence[Summary]) -> str:
     """The same as a Markdown table."""
     lines = [_COLUMNS, ("---",) * len(_COLUMNS), *map(_cells, rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -15,6 +15,8 @@ import yaml
 from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial, TrialState
 
+from pipeline.runs.command_line import stage_entry_point
+from pipeline.system.provenance import COMMAND
 from pipeline.tracking import Tracking
 from pipeline.tuning.storage import experiments_known, for_optunas_commands
 from pipeline.tuning.study import CHOICE, Study, shown_settings
@@ -130,8 +132,8 @@ def description(study: Study) -> str:
     ]
     if study.best:
         lines.append(
-            f"Use it: `mlflow run . -e stage{number} -P tuned=true` with the settings that are "
-            "this run's parameters, or `-P config=best.yaml`."
+            f"Use it: `{COMMAND} {stage_entry_point(number)} -P tuned=true` with the settings "
+            "that are this run's parameters, or `-P config=best.yaml`."
         )
     where = for_optunas_commands(study.storage.url)
     lines.append(

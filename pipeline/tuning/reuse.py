@@ -18,7 +18,9 @@ from optuna.trial import FrozenTrial
 
 from pipeline.errors import StudyError
 from pipeline.runs.session import Session
+from pipeline.stats.metrics import DEFAULT_OBJECTIVE
 from pipeline.system.addresses import without_password
+from pipeline.system.provenance import COMMAND
 from pipeline.tuning.storage import Storage, translated
 from pipeline.tuning.study import (
     AFTER_FAILURES,
@@ -35,7 +37,12 @@ from pipeline.tuning.study import (
 from pipeline.tuning.trial_state import why_all_failed
 
 _SHOWN_DIFFERENCES = 4
-_LATER = {"label_column": "", "image_column": "", "skip_unreadable": False}
+_LATER = {
+    "label_column": "",
+    "image_column": "",
+    "skip_unreadable": False,
+    "select": DEFAULT_OBJECTIVE,
+}
 """Settings that older studies do not name, and the values that they had."""
 
 
@@ -120,8 +127,8 @@ class _Nothing:
             )
         return (
             f"tuned=true: no finished study in storage={storage} matches stage {number} of "
-            f"{session.settings.schedule} with {session.settings.backbone} on "
-            f"{session.draw.source}{self.hint}: run `mlflow run . -e tune` with the same settings "
+            f"{session.settings.stage(1).schedule} with {session.settings.backbone} on "
+            f"{session.draw.source}{self.hint}: run `{COMMAND} tune` with the same settings "
             "first; its last lines say how to use it"
         )
 
@@ -226,7 +233,7 @@ def _differences(session: Session, number: int, attrs: Mapping[str, Any]) -> lis
     differs = {
         key: f"{key}={theirs.get(key)} (here {value})"
         for key, value in ours.items()
-        if theirs.get(key, _LATER.get(key)) != value
+        if theirs.get(key, _LATER.get(key.rpartition(".")[2])) != value
     }
     content = session.recipe(number, trained=number - 1)
     by_name = session.recipe(number, trained=number - 1, data=session.draw.source)

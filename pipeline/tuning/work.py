@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from pipeline.errors import StudyError, TrackingError, first_line
 from pipeline.runs.command import Command
-from pipeline.runs.command_line import command_line
+from pipeline.runs.command_line import command_line, stage_entry_point
 from pipeline.runs.run_stage import find_or_run
 from pipeline.runs.session import Session, cache_folder, check_draws, source_of
 from pipeline.runs.workers import run_workers
@@ -30,7 +30,7 @@ from pipeline.system.files import locked
 from pipeline.tracking import Tracking
 from pipeline.tuning.choose import Choice, choose
 from pipeline.tuning.mirror import reconcile, study_run
-from pipeline.tuning.objective import Objective, OutOfTime
+from pipeline.tuning.objective import OutOfTime, TrialObjective
 from pipeline.tuning.report import log_study, log_trial, summary
 from pipeline.tuning.storage import (
     STORAGE_FAULTS,
@@ -73,7 +73,8 @@ def tune_entry(command: Command, plan: Plan) -> list[Tuned]:
             return work(command, plan, tracking, storage)
         check_draws(source_of(settings), settings, tune_draws(settings, tune))
         data = Path(settings.data).name
-        name = f"tune · {data} · {settings.backbone} · {settings.schedule} · stage {tune.stage}"
+        schedule = settings.stage(1).schedule
+        name = f"tune · {data} · {settings.backbone} · {schedule} · stage {tune.stage}"
         with tracking.run(name, {"kind": "tune"}, target=True) as log:
             log.params({**plain_values(settings), **tune.model_dump()})
             log.tags({"storage": without_password(url)})
@@ -91,7 +92,7 @@ def tune_entry(command: Command, plan: Plan) -> list[Tuned]:
             log.tags({"mlflow.note.content": "\n".join(f"- {line}" for line in lines)})
             refuse_failures(done)
     if len(done) == len(plan.spaces) and all(one.finished for one in done):
-        entry_point = "main" if tune.stage == "all" else f"stage{tune.stage}"
+        entry_point = "main" if tune.stage == "all" else stage_entry_point(int(tune.stage))
         tuning = TuneSettings.model_fields
         options = {k: v for k, v in command.request.typed.items() if k not in tuning}
         secret = without_password(command.storage) != command.storage
@@ -216,7 +217,7 @@ class Worker:
                 find_or_run(session, number - 1, study_run_id)
 
     def _loop(self, study: Study, run_id: str) -> None:
-        objective = Objective(
+        objective = TrialObjective(
             self.spec, self.sessions, self.tracking, run_id, self.deadline, self.say
         )
         losses = Losses()
@@ -230,7 +231,9 @@ class Worker:
     def _patiently(self, do: Callable[[], _Result]) -> _Result:
         return patiently(do, STORAGE_FAULTS, self.say)
 
-    def _run_one(self, study: Study, objective: Objective, run_id: str, losses: Losses) -> bool:
+    def _run_one(
+        self, study: Study, objective: TrialObjective, run_id: str, losses: Losses
+    ) -> bool:
         """One trial, if the study wants one more than those that run now.
 
         Where the storage or MLflow is away the trial is given up, and later run again.
