@@ -203,10 +203,8 @@ class Session:
         data = self.settings.data
         before = json.loads(run.tags["settings"])
         if run.tags["data_sha256"] != self.draw.fingerprint:
-            columns = [k for k in before if k in ("label_column", "image_column")]
-            others = [
-                f"{k}={before[k]}" for k in columns if before[k] != getattr(self.settings, k)
-            ]
+            mine = self.settings.model_dump(include={"label_column", "image_column"})
+            others = [f"{k}={before[k]}" for k, v in mine.items() if before.get(k, v) != v]
             why = f"it had {', '.join(others)}" if others else "their SHA-256 differ"
             raise LineageError(
                 f"the images of data={data} are not those that run {run.run_id} was trained on "
