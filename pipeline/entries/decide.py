@@ -24,6 +24,7 @@ from pipeline.comparing.decision import Decision
 from pipeline.comparing.decision_page import log_decision
 from pipeline.comparing.draws import Pool, pool_in
 from pipeline.comparing.pairs import Pair, PairKey, PairRunner, Results, pair_keys, resolution_pp
+from pipeline.data.draws import check_readable
 from pipeline.data.images import ImageSet
 from pipeline.data.overlap import Overlap, tuning_draws
 from pipeline.entries.chain import check_storage
@@ -95,6 +96,8 @@ def decide_entry(command: Command, plan: Comparison) -> Decision | None:
             plan, _ = _tuned(plan, desk)
             _walk(plan, desk, None)
             return None
+        first = pair_keys(pool, settings)[: design.looks[0]]
+        check_readable(source, [key.apply(settings) for key in first])
         for note in source.notes:
             command.say(f"note: {note}")
         _tell_beforehand(plan, desk)
