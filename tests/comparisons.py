@@ -18,7 +18,8 @@ from pipeline.comparing.results import Compared
 from pipeline.entries.compare import compare_entry
 from pipeline.runs.command import Command
 from tests.conftest import class_image, enter_store
-from tests.test_decide import CLASSES, Desk, acc, artifact
+from tests.reports import artifact
+from tests.test_decide import CLASSES, Desk, acc
 
 NAME = "mobilenet_v3_small"
 OWN = {"epochs": "1", "draws": "2"}

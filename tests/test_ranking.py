@@ -27,18 +27,16 @@ from pipeline.settings.schedules import BLOCKS
 from pipeline.stats.posterior import posterior
 from tests.conftest import class_image, enter_store, words_of
 from tests.helpers import changed_names, copy_state
+from tests.reports import artifact, reports, tables_of_markdown
 from tests.test_block_ranks import plain_norms
 from tests.test_decide import (
     CLASSES,
     SMALL,
     acc,
-    artifact,
     check_test_images_unseen,
     inside,
-    reports,
     runs,
     settings_of,
-    tables_of_markdown,
 )
 
 OWN = {**SMALL, "epochs": "1"}

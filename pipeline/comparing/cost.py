@@ -1,8 +1,8 @@
-"""What arms will cost, before anything is spent: optimizer steps, and seconds on this machine.
+"""What arms will cost, before anything is spent: optimizer steps, operations, seconds.
 
-In: arms. Out: steps; seconds, measured on a handful of images. The seconds are an estimate: two
-epochs of each stage on a few images, scaled by images and epochs. Reading images and logging are
-taken as a constant.
+In: arms. Out: steps; floating-point operations of their training; seconds on this machine. The
+seconds are an estimate, measured on a few images: two epochs of each stage, scaled by images
+and epochs. Reading images and logging are taken as a constant.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pipeline.comparing.arms import Arm
 from pipeline.data.augment import distinct_views
 from pipeline.data.images import ImageSet
 from pipeline.errors import DesignError
+from pipeline.model.flops import training_operations
 from pipeline.runs.scoring import predict
 from pipeline.runs.session import Session
 from pipeline.tracking import Tracking
@@ -52,6 +53,20 @@ def equal_steps(arms: Sequence[Arm], images: int) -> list[int]:
 def shown_steps(steps: Sequence[int]) -> str:
     """`470`, or `470 and 464` where rounding keeps them apart."""
     return " and ".join(map(str, dict.fromkeys(steps)))
+
+
+def operations_of(arm: Arm, classes: int) -> float:
+    """Floating-point operations of all stages' training, without the frozen prefix."""
+    settings = arm.settings
+    an_epoch = settings.train_per_class * classes
+    return sum(
+        settings.training(number).epochs
+        * an_epoch
+        * training_operations(
+            settings.backbone, classes, settings.image_size, settings.stage(number)
+        )
+        for number in range(1, arm.last + 1)
+    )
 
 
 def seconds_a_draw(arms: Sequence[Arm], test_count: int, tracking: Tracking) -> float:

@@ -19,7 +19,7 @@ from pipeline.data.overlap import Overlap
 from pipeline.entries.plans import FEWEST_CHECKS, RankPlan, rank_plan
 from pipeline.errors import LineageError, SettingsError
 from pipeline.reporting.figures import RankRow, ranks_picture
-from pipeline.reporting.page import Page, Part, Table, to_html, to_markdown
+from pipeline.reporting.page import to_html, to_markdown
 from pipeline.runs.command import Command
 from pipeline.runs.lineage import check_agreement, check_places, inherit
 from pipeline.runs.run_stage import find_or_run
@@ -120,8 +120,8 @@ def rank_entry(command: Command) -> Ranking:
             figure = ranks_picture(_rows(ranking))
             log.figure(figure, PICTURE)
             page = page_of(ranking, settings)
-            log.text(to_markdown(page), "report.md")
-            log.text(to_html(page, figure), "report.html")
+            log.text(page, "report.md")
+            log.text(to_html(page, {PICTURE: figure}), "report.html")
     command.say(ranking.sentence)
     command.say(f"report: report.html and report.md of run {log.run_id}")
     command.say(f"browse the runs: {tracking.ui_command}")
@@ -220,51 +220,16 @@ def _rows(ranking: Ranking) -> list[RankRow]:
     return rows
 
 
-def page_of(ranking: Ranking, settings: Settings) -> Page:
-    """The page, whatever it is written as."""
-    page: Page = [
-        Part("title", "Which block wants to move?"),
-        Part("lead", f"{ranking.sentence}."),
-        Part(
-            "text",
-            f"Relative gradient norm of a block: ||g|| / ||w||, the gradient being that of the "
-            f"mean cross-entropy over the training images of run {ranking.run.run_id} "
-            f"({ranking.run.name}). It says where the loss could be lowered, not whether that "
-            "would carry over to new images.",
-        ),
-        Part("picture", PICTURE),
-        Table(
-            ("block", "||g||", "||w||", "||g|| / ||w||"),
-            [
-                (r.block, f"{r.gradient:.4g}", f"{r.size:.4g}", f"{r.relative:.4g}")
-                for r in ranking.ranks
-            ],
-        ),
-    ]
-    if ranking.tau is None or ranking.pool is None:
-        return page
-    return [
-        *page,
-        Part("heading", "What releasing each block alone gains"),
-        Table(
-            (
-                "block",
-                "mean ||g|| / ||w|| over the draws",
-                "gain over stage 1 continued, pp (95%)",
-            ),
-            [
-                (block, f"{ranking.relative[block]:.4g}", ranking.gains[block].size)
-                for block in sorted(ranking.gains, key=lambda b: -ranking.relative[b])
-            ],
-        ),
-        Part(
-            "text",
-            f"Kendall's tau between the two: {_shown(ranking.tau)}. Five blocks can be ordered in "
-            "120 ways: only near agreement is unlikely by chance. Each block "
-            f"has {settings.training(2).epochs} epochs beside the head, with stage 2's settings. "
-            f"Of the images: {ranking.pool.sentence}.",
-        ),
-    ]
+def page_of(ranking: Ranking, settings: Settings) -> str:
+    """The page as Markdown."""
+    return to_markdown(
+        "ranking",
+        ranking=ranking,
+        blocks=sorted(ranking.gains, key=lambda block: -ranking.relative[block]),
+        epochs=settings.training(2).epochs,
+        tau=_shown,
+        picture=PICTURE,
+    )
 
 
 def _shown(tau: float) -> str:
