@@ -27,8 +27,7 @@ from scipy import stats
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline.entries.decide import decide_entry  # noqa: E402
-from pipeline.runs.command import Command  # noqa: E402
+from pipeline.entries.table import perform  # noqa: E402
 
 TEST_PER_CLASS = 200
 
@@ -63,7 +62,7 @@ def gains_of(folder: Path, options: dict[str, str], pairs: int) -> list[float]:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
         own = {"data": str(folder), "cache_dir": str(folder / "cache"), "log_model": "off"}
         own |= {"looks": str(pairs), "threshold": "0.999", "beside": "0", "register_as": "off"}
-        decision = decide_entry(Command({**options, **own}, say=lambda _: None))
+        decision = perform("decide", {**options, **own}, lambda _: None)
         assert decision is not None
         assert decision.pool.resampled
         pd.Series(decision.gains_pp).to_csv(kept, index=False)

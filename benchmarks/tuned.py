@@ -29,14 +29,14 @@ from scipy import stats
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline.runs.command import Command  # noqa: E402
+from pipeline.entries.table import perform  # noqa: E402
 from pipeline.runs.run_stage import find_or_run  # noqa: E402
 from pipeline.runs.scoring import predict, test_images  # noqa: E402
 from pipeline.runs.session import Session  # noqa: E402
-from pipeline.settings.layers import load_settings  # noqa: E402
+from pipeline.settings.request import load_settings  # noqa: E402
+from pipeline.stats.metrics import score_logits  # noqa: E402
 from pipeline.tracking import Tracking  # noqa: E402
-from pipeline.training.trainer import score_logits  # noqa: E402
-from pipeline.tuning.work import Tuned, tune_entry  # noqa: E402
+from pipeline.tuning.work import Tuned  # noqa: E402
 
 TUNING_DRAWS = 2
 
@@ -70,7 +70,7 @@ def confirm(options: dict[str, str], done: Sequence[Tuned], draws: Sequence[int]
                     cache=quiet.cache,
                     prefix=settings.stage(3).prefix,
                 )
-                acc = score_logits(logits, test.labels).acc
+                acc = score_logits(logits, test.labels)["acc"]
                 rows.append(
                     {"draw": draw, "arm": arm, "stage": number, "val_acc": summary.val_acc}
                     | {"test_acc": acc}
@@ -138,7 +138,7 @@ def main() -> None:
         options |= dict(one.split("=", 1) for one in args.set)
         study = {"stage": args.stage, "n_trials": str(args.trials), "draws": str(TUNING_DRAWS)}
         started = time.perf_counter()
-        done = tune_entry(Command({**options, **study}, say=lambda s: print(s, file=sys.stderr)))
+        done = perform("tune", {**options, **study}, lambda s: print(s, file=sys.stderr))
         tuned_s = time.perf_counter() - started
         draws = range(TUNING_DRAWS, TUNING_DRAWS + args.draws)
         table = confirm(options, done, draws)

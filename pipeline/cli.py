@@ -13,41 +13,21 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from importlib import import_module
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.comparing.arms import comparison_of
-from pipeline.comparing.grid import grid_of
-from pipeline.entries.plans import pretrain_plan, rank_plan
-from pipeline.errors import PipelineError, SettingsError
-from pipeline.settings.layers import load_settings
-from pipeline.settings.parser import OWN_WORDS, STAGE_ENTRIES, STORAGE, UNSET, parse
-from pipeline.settings.search_space import plan_of
+from pipeline.entries.parser import parse
+from pipeline.entries.table import ENTRY_POINTS
+from pipeline.errors import PipelineError
+from pipeline.settings.entry import STORAGE, CommandSettings
 from pipeline.system.addresses import without_password
 from pipeline.system.interrupts import end_with_parent, stopped_by_signals
 from pipeline.system.text import printable
+from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, VAL_ACC, VAL_LOSS
 
 if TYPE_CHECKING:
     from pipeline.settings.schedules import Stage
-    from pipeline.training.trainer import EpochResult
-
-CHECKS: dict[str, Callable[[dict[str, str], str | None], object]] = {
-    "tune": plan_of,
-    "decide": comparison_of,
-    "compare": grid_of,
-    "rank_blocks": rank_plan,
-    "pretrain": pretrain_plan,
-}
-"""What understands an entry point's settings, before anything slow is imported."""
-ENTRIES = {
-    "tune": ("pipeline.tuning.work", "tune_entry"),
-    "decide": ("pipeline.entries.decide", "decide_entry"),
-    "compare": ("pipeline.entries.compare", "compare_entry"),
-    "rank_blocks": ("pipeline.entries.rank_blocks", "rank_entry"),
-    "pretrain": ("pipeline.entries.pretrain", "pretrain_entry"),
-}
-"""Where an entry point's work is done."""
+    from pipeline.tracking.history import History
 
 
 class Progress:
@@ -56,22 +36,23 @@ class Progress:
     def __init__(self) -> None:
         self._bar: Any = None
 
-    def __call__(self, stage: Stage, epochs: int, result: EpochResult) -> None:
-        """Show one epoch."""
+    def __call__(self, stage: Stage, history: History) -> None:
+        """Show the last epoch."""
+        row, epoch, epochs = history.rows[-1], len(history), history.planned
         numbers = (
-            f"train loss {result.train.loss:.4f} acc {result.train.acc:.2%} | "
-            f"val loss {result.val.loss:.4f} acc {result.val.acc:.2%}"
+            f"train loss {row[TRAIN_LOSS]:.4f} acc {row[TRAIN_ACC]:.2%} | "
+            f"val loss {row[VAL_LOSS]:.4f} acc {row[VAL_ACC]:.2%}"
         )
         if not sys.stderr.isatty():
-            print(f"stage {stage.number} epoch {result.epoch}/{epochs} | {numbers}", flush=True)
+            print(f"stage {stage.number} epoch {epoch}/{epochs} | {numbers}", flush=True)
             return
         from tqdm import tqdm
 
         if self._bar is None:
             self._bar = tqdm(total=epochs, desc=f"stage {stage.number}", unit="epoch", leave=False)
-        self._bar.update(result.epoch - self._bar.n)
+        self._bar.update(epoch - self._bar.n)
         self._bar.set_postfix_str(numbers)
-        if result.epoch == epochs:
+        if epoch == epochs:
             self.close()
 
     def close(self) -> None:
@@ -81,74 +62,28 @@ class Progress:
             self._bar = None
 
 
-def run(entry_point: str, options: dict[str, str]) -> None:
-    """Do what the entry point says; settings are checked before anything slow is imported."""
-    own = {key: options.pop(key, "") for key in OWN_WORDS}
-    given = {key: "" if value in UNSET else value for key, value in own.items()}
-    if options.get("preset") in UNSET:
-        del options["preset"]
+def run(name: str, options: Mapping[str, str]) -> None:
+    """Do what an entry point does; its plan is made before anything slow is imported."""
     progress = Progress()
 
     def say(line: str) -> None:
         progress.close()
         print(printable(line), flush=True)
 
-    config = given["config"] or None
-    if entry_point == "evaluate":
-        from pipeline.runs.scoring import evaluate_entry
-
-        evaluate_entry(given["run_id"], options, say)
-        return
-    if entry_point == "gate":
-        from pipeline.entries.gate import gate_entry
-
-        gate_entry(given["run_id"], given["lines"], options, say)
-        return
-    target = int(entry_point.removeprefix("stage")) if entry_point in STAGE_ENTRIES else None
-    tuned = _switch("tuned", own["tuned"])
-    if check := CHECKS.get(entry_point):
-        check(options, config)
-    else:
-        load_settings(options, config=config, target=None if given["parent_run_id"] else target)
-
-    if os.environ.get("MLFLOW_RUN_ID") and without_password(given["storage"]) != given["storage"]:
+    entry_point = ENTRY_POINTS[name]
+    request = entry_point.read(options)
+    plan = entry_point.plan(request)
+    shared = request.own_settings(CommandSettings)
+    if os.environ.get("MLFLOW_RUN_ID") and without_password(shared.storage) != shared.storage:
         say(
             "note: `mlflow run` has written storage= with its password into the run's parameters: "
             f"name it in {STORAGE} instead of on the command line"
         )
-
-    from pipeline.entries.chain import main_entry, stage_entry
     from pipeline.runs.command import Command
 
-    command = Command(
-        options,
-        config,
-        given["parent_run_id"] or None,
-        tuned,
-        given["storage"],
-        given["joins"],
-        given["run_id"],
-        say,
-        progress,
-    )
-    if command.joins:
+    if shared.joins:
         end_with_parent()
-    if entry_point in ENTRIES:
-        module, name = ENTRIES[entry_point]
-        getattr(import_module(module), name)(command)
-    elif target is None:
-        main_entry(command)
-    else:
-        stage_entry(command, target)
-
-
-def _switch(key: str, word: str) -> bool:
-    """What an on/off option says; off where it was not given."""
-    states = {"": False, "off": False, "false": False, "0": False, "none": False}
-    states |= {"on": True, "true": True, "1": True}
-    if word.lower() not in states:
-        raise SettingsError(f"{key} is on or off, got {word!r} (command line)")
-    return states[word.lower()]
+    entry_point.run(Command.of(request, say, progress), plan)
 
 
 def _notes(err: BaseException) -> str:

@@ -11,15 +11,11 @@ sys.path.insert(0, str(ROOT))
 
 from pydantic import BaseModel  # noqa: E402
 
-from pipeline.settings.entry import (  # noqa: E402
-    CompareSettings,
-    DecideSettings,
-    PretrainSettings,
-    RankSettings,
-    TuneSettings,
-)
-from pipeline.settings.layers import PRESETS_DIR, preset_names, read_yaml  # noqa: E402
+from pipeline.entries.table import ENTRY_POINTS  # noqa: E402
+from pipeline.settings.entry import CommandSettings, TuneSettings  # noqa: E402
+from pipeline.settings.layers import PRESETS_DIR, preset_names  # noqa: E402
 from pipeline.settings.run import Settings, Thresholds, TrainSettings  # noqa: E402
+from pipeline.settings.yaml_file import read_yaml  # noqa: E402
 
 HEAD = """# Settings
 
@@ -31,10 +27,8 @@ GROUPS: tuple[tuple[str, str, type[BaseModel]], ...] = (
     ("How a stage is trained", "`stage2.lr` is stage 2's alone.", TrainSettings),
     ("What is run", "", Settings),
     ("`tune`", "Also the studies of `decide` and `compare`.", TuneSettings),
-    ("`decide`", "", DecideSettings),
-    ("`compare`", "", CompareSettings),
-    ("`rank_blocks`", "", RankSettings),
-    ("`pretrain`", "", PretrainSettings),
+    ("Studies, wherever they are used", "", CommandSettings),
+    *((f"`{row.name}`", "", row.own) for row in ENTRY_POINTS.values() if row.own),
     ("Thresholds of signals and the gate", "They read a run, and never change it.", Thresholds),
 )
 

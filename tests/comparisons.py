@@ -15,8 +15,7 @@ from mlflow.entities import Run
 from scipy import stats
 
 from pipeline.comparing.results import Compared
-from pipeline.entries.compare import compare_entry
-from pipeline.runs.command import Command
+from pipeline.entries.table import perform
 from tests.conftest import class_image, enter_store
 from tests.reports import artifact
 from tests.test_decide import CLASSES, Desk, acc
@@ -54,9 +53,8 @@ def compare(desk: Desk, stop_at: str | None = None, **options: str) -> Compared:
     own = {**desk.own, **OWN}
     if "backbones" in options:
         del own["backbone"]
-    tuned = options.pop("tuned", "off") == "on"
-    compared = compare_entry(Command({**own, **options}, tuned=tuned, say=say))
-    assert compared
+    compared = perform("compare", {**own, **options}, say)
+    assert isinstance(compared, Compared)
     return compared
 
 

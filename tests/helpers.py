@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor
 
 from pipeline.data.images import ImageSet, digest_image, fit_square
+from pipeline.entries.table import ENTRY_POINTS
 from pipeline.model.backbones import Backbone, build_backbone
+from pipeline.settings.request import Request
 from pipeline.settings.schedules import SCHEDULES, Stage
 from pipeline.training.features import Features
 from pipeline.training.norm_stats import calibrate_norm_stats
@@ -19,9 +22,17 @@ from tests.conftest import class_image
 CPU = torch.device("cpu")
 CLASSES = 3
 DISTINCT_STAGES = {
-    step.trainable: step for steps in reversed(SCHEDULES.values()) for step in steps
+    step.trainable: step for steps in reversed(SCHEDULES.values()) for step in steps.stages
 }
 """One stage of every set of trainable blocks that any schedule has."""
+
+
+def request_of(
+    entry_point: str, options: Mapping[str, str], config: Path | str | None = None
+) -> Request:
+    """The request behind an entry point's options and a YAML file."""
+    file = {"config": str(config)} if config else {}
+    return ENTRY_POINTS[entry_point].read({**options, **file})
 
 
 def make_images(count: int, size: int = 32, start: int = 0) -> ImageSet:

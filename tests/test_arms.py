@@ -15,7 +15,6 @@ from pipeline.comparing.arms import (
     comparison_of,
     own_stages,
 )
-from pipeline.entries.plans import rank_plan
 from pipeline.errors import SettingsError
 from pipeline.runs.session import Session
 from pipeline.settings.entry import DecideSettings
@@ -23,6 +22,7 @@ from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import SCHEDULES
 from pipeline.tracking import Tracking
 from tests.conftest import TINY, Command
+from tests.helpers import request_of
 
 PRESET = {"preset": "cifar10_small"}
 OWN_STAGES = {
@@ -35,7 +35,7 @@ OWN_STAGES = {
 
 def compare(config: Path | None = None, **options: str) -> Comparison:
     """The comparison behind these words, ten epochs a stage."""
-    return comparison_of({**PRESET, **options}, str(config) if config else None)
+    return comparison_of(request_of("decide", {**PRESET, **options}, config))
 
 
 def epochs(arm: Arm) -> list[int]:
@@ -71,7 +71,7 @@ def test_a_control_has_the_treatments_epochs(
     plan = compare(treatment=treatment, control=control)
     assert epochs(plan.control) == expected
     assert plan.control.epochs == plan.treatment.epochs == sum(expected)
-    assert (plan.control.name, plan.control.last) == (control, len(SCHEDULES[control]))
+    assert (plan.control.name, plan.control.last) == (control, len(SCHEDULES[control].stages))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,9 @@ def test_a_stage_that_goes_on_starts_its_tuning_from_what_the_treatment_started_
         plan.treatment,
         settings=plan.treatment.settings.model_copy(update={"stages": tuple(stages)}),
     )
-    control = at_equal_steps(found, "stage2_continued", PRESET, None, plan.treatment)
+    control = at_equal_steps(
+        found, SCHEDULES["stage2_continued"], request_of("decide", PRESET), plan.treatment
+    )
     assert control.settings.training(3).lr == 1e-4
     assert control.settings.training(3).epochs == 20  # as many steps, all the same
 
@@ -169,7 +171,7 @@ def test_a_stage_of_the_controls_own_has_its_defaults_and_what_was_said_of_every
     plan = compare(treatment="three_stage", control="full", weight_decay="0.2", **OWN_STAGES)
     expected = TrainSettings(epochs=30, lr=3e-4, weight_decay=0.2)
     assert plan.control.settings.stages == (expected,)
-    assert plan.of_all == {"weight_decay": "0.2"}
+    assert plan.general == {"weight_decay": "0.2"}
 
 
 def test_a_settings_file_is_read_for_both_arms(tmp_path: Path) -> None:
@@ -179,7 +181,7 @@ def test_a_settings_file_is_read_for_both_arms(tmp_path: Path) -> None:
     assert plan.treatment.settings.training(1).lr == 0.5
     assert plan.control.settings.training(1) == TrainSettings(epochs=12, lr=3e-4)
     assert plan.treatment.settings.seed == plan.control.settings.seed == 9
-    assert plan.of_all == {"epochs": "4"}
+    assert plan.general == {"epochs": "4"}
 
 
 def test_arms_differ_in_nothing_but_schedule_and_stages() -> None:
@@ -223,7 +225,7 @@ def test_a_question_names_both_arms(
 def test_beside_the_arms_stand_full_and_lp_ft_at_the_same_steps(
     words: dict[str, str], expected: dict[str, list[int]]
 ) -> None:
-    assert {arm.name: epochs(arm) for arm in compare(**words).beside} == expected
+    assert {arm.name: epochs(arm) for arm in compare(**words).extra_arms} == expected
 
 
 @pytest.mark.parametrize(
@@ -248,7 +250,7 @@ def test_beside_the_arms_stand_full_and_lp_ft_at_the_same_steps(
 )
 def test_arms_that_cannot_be_compared_are_refused(decide: dict[str, str], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
-        arms_of(DecideSettings.model_validate(decide), PRESET, None)
+        arms_of(DecideSettings.model_validate(decide), request_of("decide", PRESET))
 
 
 @pytest.mark.parametrize(
@@ -257,9 +259,9 @@ def test_arms_that_cannot_be_compared_are_refused(decide: dict[str, str], messag
         ({"looks": "5,3"}, "looks are '5,3': they must be whole numbers of pairs"),
         ({"looks": "five"}, "looks are 'five'"),
         ({"looks": "1,2"}, "looks are '1,2'"),
-        ({"threshold": "0.5"}, "threshold must be greater than 0.5, got '0.5'"),
-        ({"threshold": "1"}, "threshold must be less than 1, got '1'"),
-        ({"rope_pp": "-1"}, "rope_pp must be greater than or equal to 0, got '-1'"),
+        ({"threshold": "0.5"}, "threshold is 0.5: it must be a probability above 0.5"),
+        ({"threshold": "1"}, "threshold is 1.0: it must be a probability above 0.5"),
+        ({"rope_pp": "-1"}, "rope_pp is -1.0: it must be a number of percentage points"),
         ({"rope_pp": "nan"}, "rope_pp must be a finite number"),
         ({"sd_pp": "0"}, "sd_pp must be greater than 0"),
         ({"question": "stage4"}, "question must be 'stage2' or 'stage3', got 'stage4'"),
@@ -314,7 +316,9 @@ def test_stages_in_common_have_one_lineage_key(
     store: Path, image_folder: Path, control: str, shared: int
 ) -> None:
     own = {**TINY, "data": str(image_folder), "cache_dir": str(store / "cache")}
-    plan = comparison_of({**own, "treatment": "three_stage", "control": control}, None)
+    plan = comparison_of(
+        request_of("decide", {**own, "treatment": "three_stage", "control": control})
+    )
     ours, theirs = keys_of(plan.control), keys_of(plan.treatment)
     assert ours[:shared] == theirs[:shared]
     assert not set(ours[shared:]) & set(theirs[shared:])
@@ -322,7 +326,8 @@ def test_stages_in_common_have_one_lineage_key(
 
 def test_an_arm_at_equal_steps_with_itself_is_itself() -> None:
     treatment = compare(question="stage3", **OWN_STAGES).treatment
-    again = at_equal_steps(treatment, "three_stage", {**PRESET, "stage3.lr": "0.0001"}, None)
+    request = request_of("decide", {**PRESET, "stage3.lr": "0.0001"})
+    again = at_equal_steps(treatment, SCHEDULES["three_stage"], request)
     assert again.settings.stages[:2] == treatment.settings.stages[:2]
     assert again.epochs == treatment.epochs
 
@@ -342,12 +347,6 @@ def test_an_arm_that_may_stop_early_is_refused(words: dict[str, str]) -> None:
 
 def test_patience_in_a_stage_that_is_not_compared_does_no_harm() -> None:
     assert compare(question="stage2", **{"stage3.patience": "3"}).control.epochs == 20
-
-
-def test_blocks_are_not_released_by_stages_that_may_stop_early() -> None:
-    assert rank_plan({**PRESET, "patience": "3"}, None).settings.training(2).patience == 3
-    with pytest.raises(SettingsError, match=r"^patience=3: .*leave patience out \(0\)$"):
-        rank_plan({**PRESET, "patience": "3", "check": "2"}, None)
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.rank_blocks import BATCH, agreement, rank_blocks
 from pipeline.data.images import ImageSet
 from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.settings.schedules import BLOCKS
-from pipeline.training.block_ranks import BATCH, BlockRank, agreement, mean_relative, rank_blocks
 from tests.helpers import CLASSES, CPU, calibrated_backbone, changed_names, copy_state, make_images
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -125,13 +125,6 @@ def test_a_fault_leaves_no_gradients_behind() -> None:
     with pytest.raises(IndexError, match="out of bounds"):
         rank_blocks(backbone, images, CPU)
     assert all(p.grad is None and not p.requires_grad for p in backbone.model.parameters())
-
-
-def test_means_over_checkpoints_are_block_by_block() -> None:
-    first = [BlockRank("head", 3.0, 1.0), BlockRank("stem", 1.0, 2.0)]
-    other = [BlockRank("stem", 3.0, 2.0), BlockRank("head", 1.0, 1.0)]
-    found = mean_relative([first, other])
-    assert (found["head"], found["stem"]) == (2.0, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from pipeline.cli import main
+from pipeline.entries.parser import parse
 from pipeline.errors import SettingsError
-from pipeline.settings.parser import parse
 from tests.conftest import Command, PointAt
 
 

@@ -14,12 +14,15 @@ from pipeline.comparing.pairs import ArmResult, ChainCost, pair_keys
 from pipeline.comparing.results import Compared
 from pipeline.data.overlap import Counts
 from pipeline.reporting.page import to_html
+from tests.helpers import request_of
 from tests.reports import Html, tables_of_markdown
 
 
 def compared(*, resampled: bool) -> Compared:
     """Two schedules on three draws."""
-    grid = grid_of({"preset": "cifar10_small", "schedules": "full,lp_ft", "draws": "3"}, None)
+    grid = grid_of(
+        request_of("compare", {"preset": "cifar10_small", "schedules": "full,lp_ft", "draws": "3"})
+    )
     (arms,) = grid.arms.values()
     pool = Pool(0, resampled, 0.5 if resampled else 0.0, (3,), "pairs")
     keys = pair_keys(pool, arms[0].settings)

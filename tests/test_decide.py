@@ -7,10 +7,11 @@ import io
 import json
 import math
 import shlex
+import sqlite3
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +26,9 @@ from pipeline.cli import main
 from pipeline.comparing.results import Decision
 from pipeline.data.draws import make_draw
 from pipeline.data.images import digest_image
-from pipeline.entries.decide import TRUE_GAINS_PP, decide_entry
+from pipeline.entries.decide import TRUE_GAINS_PP
+from pipeline.entries.table import perform
 from pipeline.model.flops import training_operations
-from pipeline.runs.command import Command
 from pipeline.runs.scoring import test_images as images_of_test_split
 from pipeline.runs.session import source_of
 from pipeline.runs.summary import came_to
@@ -85,7 +86,7 @@ class Desk:
             if stop_at and line.startswith(stop_at):
                 raise KeyboardInterrupt("stopped by the test")
 
-        decision = decide_entry(Command({**self.own, **options}, say=say))
+        decision = perform("decide", {**self.own, **options}, say)
         assert decision
         return decision
 
@@ -285,6 +286,28 @@ def test_another_design_reads_the_same_runs_and_trains_nothing(
     assert {run.info.run_id for run in runs()} == before
 
 
+def test_another_metric_reads_the_same_runs_and_measures_what_an_earlier_version_did_not(
+    decided: Decided,
+) -> None:
+    before, run_id = {run.info.run_id for run in runs()}, decided.arms()[0][0].info.run_id
+    with closing(sqlite3.connect(decided.desk.folder / "mlflow.db")) as database:
+        for table in ("metrics", "latest_metrics"):
+            where = "key = 'test/macro_f1' AND run_uuid = ?"
+            database.execute(f"DELETE FROM {table} WHERE {where}", [run_id])
+        database.commit()
+    decision = decided.desk.decide(**STAGE3, **OFF, metric="macro_f1")
+    f1 = [
+        [mlflow.get_run(run.info.run_id).data.metrics["test/macro_f1"] for run in pair]
+        for pair in decided.arms()
+    ]
+    assert decision.gains_pp == pytest.approx([100 * (one - other) for one, other in f1])
+    assert decision.gains_pp != pytest.approx(decided.gains_pp())
+    assert {run.info.run_id for run in runs()} == before
+    tags = runs("decision")[-1].data.tags
+    assert tags["verdict.metric"] == "macro_f1"
+    assert tags["mlflow.note.content"].startswith("By macro F1: ")
+
+
 def test_evaluating_a_run_changes_no_gain_of_a_later_decision(decided: Decided) -> None:
     run = decided.arms()[0][0]
     run_id, before = run.info.run_id, decided.gains_pp()
@@ -312,7 +335,7 @@ def test_what_the_design_can_tell_is_said_before_anything_is_run(decided: Decide
     assert said[0].startswith(
         "stage 3 against stage 2 continued, 12 optimizer steps; pairs are disj"
     )
-    assert "scored on 30 test images" in said[0]
+    assert "accuracy on 30 test images" in said[0]
     known = operating_characteristics(
         decided.decision.design, 1.0, TRUE_GAINS_PP, resolution_pp=100 / 30
     )
@@ -385,7 +408,7 @@ def test_every_run_is_nested_under_the_decision(decided: Decided) -> None:
 
 def test_the_treatments_runs_carry_the_verdict(decided: Decided) -> None:
     tags = {key: value for key, value in decided.run.data.tags.items() if "verdict" in key}
-    assert len(tags) == 10
+    assert len(tags) == 11
     for treatment, control in decided.arms():
         theirs = treatment.data.tags
         assert {key: value for key, value in theirs.items() if "verdict" in key} == tags
@@ -629,8 +652,8 @@ def test_the_recommended_model_is_registered_with_its_verdict_and_answers(
     scored = client.get_run(judged.run_id)
     for tag in ("checkpoint_sha256", "stage"):
         assert run.data.tags[tag] == scored.data.tags[tag]
-    assert judged.test_acc == acc(run)  # one and the same model, and scored by itself
-    assert f"reached {acc(run):.2%} on the test images" in str(version.description)
+    assert judged.test == acc(run)  # one and the same model, and scored by itself
+    assert f"reached {acc(run):.2%} accuracy on the test images" in str(version.description)
     assert run.data.tags["verdict"] == decision.verdict.state
     assert artifact(run, "figures/learning_curves.png").is_file()  # a whole run, not a trial's
 
@@ -799,14 +822,14 @@ def test_tuned_arms_are_confirmed_on_draws_that_no_study_has_seen(desk: Desk) ->
         ([p.treatment for p in decision.pairs], [p.control for p in decision.pairs]),
         strict=True,
     ):
-        assert arm.val_acc
-        gap = 100 * (arm.val_acc - statistics.mean(result.test_acc for result in results))
+        assert arm.val["val_acc"]
+        gap = 100 * (arm.val["val_acc"] - statistics.mean(result.test for result in results))
         assert f"optimism gap {gap:+.2f} pp" in markdown
         for run_id in arm.run_ids:
             study = mlflow.get_run(run_id)
             assert study.data.tags["verdict"] == decision.verdict.state
         last = mlflow.get_run(arm.run_ids[-1])  # without a margin the best trial is taken
-        assert last.data.metrics["best/value"] == pytest.approx(arm.val_acc)
+        assert last.data.metrics["best/value"] == pytest.approx(arm.val["val_acc"])
         assert last.data.tags["kind"] == "study"
 
     before = {run.info.run_id for run in runs()}

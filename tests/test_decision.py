@@ -14,6 +14,7 @@ from pipeline.comparing.pairs import ArmResult, ChainCost, Pair, pair_keys
 from pipeline.comparing.results import Decision
 from pipeline.data.overlap import Counts
 from pipeline.tracking import RunView
+from tests.helpers import request_of
 from tests.reports import tables_of_markdown
 
 PRESET = {"preset": "cifar10_small", "looks": "2", "train_per_class": "10"}
@@ -27,7 +28,7 @@ def result(acc: float, seconds: float = 3.0, trained: int = 1000) -> ArmResult:
 
 def decision(both: tuple[ArmResult, ArmResult] | None = None, **options: str) -> Decision:
     """A decision after two equal pairs; `options`: what was typed."""
-    plan = comparison_of({**PRESET, **options}, None)
+    plan = comparison_of(request_of("decide", {**PRESET, **options}))
     both = both or (result(0.8), result(0.7))
     pool = Pool(0, False, 0.0, (2,), "pairs are disjoint draws")
     pairs = tuple(Pair(key, *both) for key in pair_keys(pool, plan.treatment.settings))
@@ -35,7 +36,7 @@ def decision(both: tuple[ArmResult, ArmResult] | None = None, **options: str) ->
         asked=plan,
         treatment=plan.treatment,
         control=plan.control,
-        design=plan.design,
+        design=plan.decide.design,
         pool=pool,
         pairs=pairs,
         beside={},
@@ -66,7 +67,7 @@ def said_again(made: Decision) -> dict[str, str]:
 )
 def test_the_command_names_the_same_two_arms(words: dict[str, str]) -> None:
     made = decision(**words)
-    again = comparison_of(said_again(made), None)
+    again = comparison_of(request_of("decide", said_again(made)))
     assert (again.treatment, again.control) == (made.treatment, made.control)
 
 
@@ -74,6 +75,23 @@ def test_the_command_names_the_same_two_arms(words: dict[str, str]) -> None:
 def test_the_command_says_what_is_registered(name: str) -> None:
     assert said_again(decision(register_as=name))["register_as"] == name
     assert "register_as" not in said_again(decision())
+
+
+def test_a_question_is_the_one_of_earlier_versions_unless_another_metric_is_asked_for() -> None:
+    assert decision().question == "3b5cf2afd95217c0"
+    assert decision(metric="acc").question == "3b5cf2afd95217c0"
+    assert decision(metric="macro_f1").question not in ("3b5cf2afd95217c0", "480b27868fe9ffbe")
+
+
+def test_another_metric_than_accuracy_is_named_and_asked_for_again() -> None:
+    made = decision(metric="macro_f1")
+    assert made.sentence.startswith("By macro F1: Stage 3 gains")
+    assert made.tags["verdict.metric"] == "macro_f1"
+    assert said_again(made)["metric"] == "macro_f1"
+    assert "metric" not in said_again(decision())
+    text = report(made)
+    assert "scored by macro F1" in text
+    assert "minus test macro F1" in text
 
 
 def report(made: Decision) -> str:
@@ -93,7 +111,8 @@ def test_the_report_shows_what_the_chosen_trial_promised(
     val_acc: float | None, shown: list[str]
 ) -> None:
     made = decision(question="stage2")
-    tuned = TunedArm(made.treatment, val_acc, {2: "a-study"}, ("a-run",))
+    val = {} if val_acc is None else {"val_acc": val_acc}
+    tuned = TunedArm(made.treatment, val, {2: "a-study"}, ("a-run",))
     found = report(replace(made, tuned=(tuned,)))
     (line,) = (line for line in found.splitlines() if line.startswith("Tuning of stage 2: "))
     assert all(words in line for words in shown)
@@ -127,7 +146,7 @@ def test_the_costs_of_both_arms_are_means_over_pairs() -> None:
     other = replace(second, treatment=result(0.6, seconds=5.0))
     ours, theirs = replace(made, pairs=(first, other)).costs
     assert (ours.arm, ours.training_s, ours.trained) == (made.treatment, 4.0, 1000)
-    assert (ours.val_acc, ours.test_acc) == pytest.approx((0.72, 0.7))
+    assert (ours.val, ours.test) == pytest.approx((0.72, 0.7))
     assert ours.optimism_pp == pytest.approx(2)
     assert (ours.operations, theirs.operations) == (3e12, 1e12)
     assert (theirs.arm, theirs.training_s) == (made.control, 3.0)

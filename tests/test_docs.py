@@ -40,3 +40,35 @@ def test_every_page_stands_in_the_index() -> None:
         assert f"({page.name})" in index
     for folder in folders:
         assert f"({folder.name}/README.md)" in index
+
+
+def test_every_experiment_has_a_status_and_stands_in_the_index_newest_first() -> None:
+    folder = ROOT / "docs" / "experiments"
+    index = (folder / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\S+) \| \[.*\]\((.+)\.md\) \| .* \| (.+) \|$", index, re.MULTILINE)
+    pages = {page.stem: page for page in folder.glob("*.md") if page.name != "README.md"}
+    assert sorted(name for _, name, _ in rows) == sorted(pages)
+    assert [date for date, _, _ in rows] == sorted((row[0] for row in rows), reverse=True)
+    for date, name, status in rows:
+        assert re.fullmatch(r"current|negative|superseded by \[.+\]\(.+\)", status), name
+        assert f"| status | {status} |\n| date | {date} |\n| commit | `" in pages[name].read_text(
+            encoding="utf-8"
+        )
+        assert name.startswith(date)
+
+
+def test_the_tree_of_contributing_names_every_module() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    tree = text.partition("```text\n")[2].partition("```")[0]
+    package, named = ROOT / "pipeline", {}
+    for top, lines in re.findall(r"^  (\S.*\n)((?:   +\S.*\n)*)", tree, re.MULTILINE):
+        named[top.split()[0].rstrip(",/")] = set(re.findall(r"\w+", lines))
+    for folder in package.rglob("*/"):
+        if folder.name == "__pycache__" or folder == package:
+            continue
+        top = folder.relative_to(package).parts[0]
+        modules = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+        assert modules <= named[top], folder
+    assert {path.stem for path in package.glob("*.py")} - {"__init__"} <= set(
+        re.findall(r"\w+", tree)
+    )

@@ -49,12 +49,10 @@ DRAW = r"error: .*draw \d asked for, the pool holds 1 draw"
         ("decide", {"tune": "on", "draws": "2"}, DRAW),
         ("compare", {"draw": "1"}, DRAW),
         ("compare", {"tuned": "on", "tune_draws": "2"}, DRAW),
-        ("rank_blocks", {"draw": "1"}, DRAW),
-        ("rank_blocks", {"draw": "1", "check": "3"}, DRAW),
         ("pretrain", {"train_per_class": "8"}, "too few images in class a .8., b .8. for train"),
         *(
             (entry_point, {"train_per_class": "9"}, "too few images in class a .8., b .8. for")
-            for entry_point in ("main", "stage1", "tune", "decide", "compare", "rank_blocks")
+            for entry_point in ("main", "stage1", "tune", "decide", "compare")
         ),
     ],
 )
@@ -77,13 +75,12 @@ def test_what_the_pool_does_not_hold_is_refused_at_once(
     assert all_runs() == []
 
 
-@pytest.mark.parametrize("entry_point", ["decide", "compare", "rank_blocks"])
+@pytest.mark.parametrize("entry_point", ["decide", "compare"])
 def test_a_missing_test_split_is_told_at_once(
     entry_point: str, command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     root = undecodable(tmp_path / "set", splits=("train",))
-    options = {"check": "3"} if entry_point == "rank_blocks" else {}
-    assert command(entry_point, data=str(root), **options) == 2
+    assert command(entry_point, data=str(root)) == 2
     assert "has no test split" in capfd.readouterr().err
     assert all_runs() == []
 

@@ -20,7 +20,7 @@ from pipeline.data.images import digest_image
 from pipeline.model.backbones import build_backbone
 from pipeline.runs.lineage import settings_of
 from pipeline.runs.session import Session
-from pipeline.settings.layers import load_settings
+from pipeline.settings.request import load_settings
 from pipeline.system.digests import digest_values
 from pipeline.tracking import Tracking
 from pipeline.tracking.keys import POOL
@@ -286,7 +286,7 @@ def test_evaluate_takes_a_runs_images_where_they_are_now(
     )
 
 
-@pytest.mark.parametrize("entry_point", ["stage2", "gate", "rank_blocks"])
+@pytest.mark.parametrize("entry_point", ["stage2", "gate"])
 def test_every_entry_point_that_takes_a_run_takes_its_images_where_they_are_now(
     entry_point: str, command: Command, ann: str, bob: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -438,7 +438,6 @@ def test_advice_names_parameters_that_the_entry_point_has(
     artifact(run_id, "checkpoint/checkpoint.safetensors").write_bytes(b"damaged")
     asked: dict[str, dict[str, str]] = {
         "evaluate": {"run_id": run_id},
-        "rank_blocks": {"run_id": run_id, "data": ann, **TEST},
         "stage2": {"parent_run_id": run_id, "data": ann, **TEST},
     }
     for fault in ("is damaged", "was deleted, or was never logged"):
@@ -450,10 +449,6 @@ def test_advice_names_parameters_that_the_entry_point_has(
             assert fault in told[entry_point]
             assert f"run {run_id}" in told[entry_point]
         assert told["evaluate"].endswith(": use another run")
-        assert "leave run_id out" in told["rank_blocks"]
         assert "leave parent_run_id out" in told["stage2"]
         path = artifact(run_id, "checkpoint/checkpoint.safetensors")
         path.unlink(missing_ok=True)
-    assert command("rank_blocks", run_id=run_id, data=ann, image_size="48") == 2
-    assert "image_size is 32 there, got 48" in (error := errors(capfd)[0])
-    assert "leave them out, or leave run_id out" in error

@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.settings.layers import Layer, load_settings, preset_names, resolve
-from pipeline.settings.parser import ENTRY_POINTS, UNSET, build_parser
+from pipeline.entries.parser import build_parser
+from pipeline.entries.table import ENTRY_POINTS
+from pipeline.settings.entry import UNSET
+from pipeline.settings.layers import Layer, preset_names, resolve
+from pipeline.settings.request import load_settings
 from pipeline.settings.run import RUN_KEYS, TRAIN_KEYS, plain_values
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -14,7 +14,8 @@ from jinja2 import UndefinedError
 from matplotlib.figure import Figure
 
 from pipeline.reporting.page import to_html, to_markdown
-from pipeline.signals.gate import Gate, Outcome, Pair, Reading
+from pipeline.signals.gate import Gate, Pair, Reading
+from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, VAL_ACC, VAL_LOSS
 from tests.reports import Html
 from tests.test_decision import decision, report
 
@@ -25,7 +26,7 @@ GATE = Gate((Reading("headroom", "true", "some"),), "promising", "")
 
 def gate_page(name: str) -> str:
     """A page with a fact in a sentence, in a list and in a table."""
-    outcome = Outcome(1.0, 1.0, 0.5, 0.5)
+    outcome = {TRAIN_LOSS: 1.0, VAL_LOSS: 1.0, TRAIN_ACC: 0.5, VAL_ACC: 0.5}
     gate = Gate((Reading("headroom", "true", name),), "promising", "")
     return to_markdown("gate", gate=gate, pairs=[Pair(name, outcome, outcome, [])], title=name)
 
@@ -65,7 +66,7 @@ def test_pictures_are_inside_the_page() -> None:
 
 @pytest.mark.parametrize("command", ["echo `date` <b>", "echo '```' > x", "plain"])
 def test_a_command_is_shown_as_it_is_typed(command: str) -> None:
-    made = replace(decision(), asked=replace(decision().asked, of_all={"note": command}))
+    made = replace(decision(), asked=replace(decision().asked, general={"note": command}))
     page = Html(to_html(report(made), {}))
     assert shlex.quote(f"{command}") in page.text["code"]
 

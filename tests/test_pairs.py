@@ -23,18 +23,18 @@ from pipeline.errors import DataError, DesignError, StorageError
 from pipeline.model.backbones import FORWARD_ORDER, Backbone
 from pipeline.runs.scoring import predict
 from pipeline.runs.session import source_of
-from pipeline.settings.layers import load_settings
+from pipeline.settings.request import load_settings
 from pipeline.settings.schedules import SCHEDULES
 from pipeline.tracking import Tracking
 from pipeline.training.prefix_cache import PrefixCache
 from tests.conftest import write_image_folder
-from tests.helpers import CLASSES, CPU, calibrated_backbone, make_images
+from tests.helpers import CLASSES, CPU, calibrated_backbone, make_images, request_of
 from tests.test_draws import make_source, make_split
 
 
 def arm(name: str, last: int | None = None) -> Arm:
     settings = load_settings({"preset": "cifar10_small", "schedule": name})
-    return Arm(name, settings, last or len(SCHEDULES[name]))
+    return Arm(name, settings, last or len(SCHEDULES[name].stages))
 
 
 def pool(count: int, *, resampled: bool = False) -> Pool:
@@ -335,7 +335,7 @@ def test_a_pool_is_dealt_as_disjoint_draws_as_far_as_it_reaches(
     resampled: bool,
     sentence: str,
 ) -> None:
-    plan = comparison_of({"preset": "cifar10_small", **words}, None)
+    plan = comparison_of(request_of("decide", {"preset": "cifar10_small", **words}))
     pool = dealt(plan, held)
     assert (pool.first_draw, pool.looks, pool.resampled) == (first, looks, resampled)
     assert re.search(sentence, pool.sentence)
@@ -346,7 +346,7 @@ def dealt(plan: Comparison, held: int, share: float = 0.25) -> Pool:
     """The pool of a decision; two draws of different shuffles have a quarter in common."""
     return pool_of(
         plan.treatment.settings,
-        plan.design.looks,
+        plan.decide.design.looks,
         reserved=plan.tune.draws if plan.decide.tune else 0,
         held=held,
         share=share,
@@ -356,7 +356,9 @@ def dealt(plan: Comparison, held: int, share: float = 0.25) -> Pool:
 def test_every_pair_of_a_disjoint_pool_has_a_draw() -> None:
     for held in range(5, 30):
         for draw in range(4):
-            plan = comparison_of({"preset": "cifar10_small", "draw": str(draw)}, None)
+            plan = comparison_of(
+                request_of("decide", {"preset": "cifar10_small", "draw": str(draw)})
+            )
             if draw and held - draw < 5:
                 with pytest.raises(DesignError, match=f"{held - draw} of the {held} draws of 100"):
                     dealt(plan, held)
@@ -368,7 +370,7 @@ def test_every_pair_of_a_disjoint_pool_has_a_draw() -> None:
 
 
 def test_pairs_that_would_all_train_on_the_same_images_are_refused() -> None:
-    plan = comparison_of({"preset": "cifar10_small"}, None)
+    plan = comparison_of(request_of("decide", {"preset": "cifar10_small"}))
     with pytest.raises(DesignError, match=r"train_per_class=100 takes all .* at best for 20$"):
         dealt(plan, 1, share=1.0)
     assert dealt(plan, 5, share=1.0).correction == 0  # disjoint draws share nothing
@@ -426,6 +428,6 @@ def test_the_share_in_common_bounds_how_far_gains_correlate() -> None:
 
 
 def test_a_pool_without_a_draw_is_refused() -> None:
-    plan = comparison_of({"preset": "cifar10_small"}, None)
+    plan = comparison_of(request_of("decide", {"preset": "cifar10_small"}))
     with pytest.raises(DesignError, match=r"cifar10 holds no draw of 100 \+ 100 images a class"):
         dealt(plan, 0)

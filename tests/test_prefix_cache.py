@@ -23,7 +23,7 @@ from pipeline.data.augment import render_views
 from pipeline.data.images import ImageSet
 from pipeline.model.backbones import FORWARD_ORDER, Backbone, build_backbone
 from pipeline.settings.run import Augment, TrainSettings
-from pipeline.settings.schedules import Stage, get_stage
+from pipeline.settings.schedules import SCHEDULES, Stage
 from pipeline.system.digests import digest_each, digest_tensors
 from pipeline.system.processes import owner_mark
 from pipeline.training.features import Features, LiveFeatures, StoredFeatures
@@ -33,7 +33,7 @@ from tests.helpers import CLASSES, CPU, calibrated_backbone, make_images
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "mobilenet_v3_small"
-STAGE_1, STAGE_2, STAGE_3 = (get_stage("three_stage", n) for n in (1, 2, 3))
+STAGE_1, STAGE_2, STAGE_3 = (SCHEDULES["three_stage"].stage(n) for n in (1, 2, 3))
 PREFIX = STAGE_2.prefix
 ENOUGH = 1 << 30
 

@@ -28,7 +28,9 @@ from pipeline.runs.session import CHECKPOINT, source_of
 from pipeline.settings.run import TrainSettings
 from pipeline.system.digests import digest_tensors
 from tests.conftest import class_image, enter_store, words_of
-from tests.test_decide import artifact, inside, runs, settings_of
+from tests.helpers import request_of
+from tests.reports import artifact
+from tests.test_decide import inside, runs, settings_of
 
 SMALL = "mobilenet_v3_small"
 WORDS = {
@@ -283,7 +285,7 @@ def test_a_file_that_it_did_not_write_is_kept(
 
 
 def plan_settings(config: Path | None = None, **options: str) -> TrainSettings:
-    plan = pretrain_plan({**DOMAIN, **options}, str(config) if config else None)
+    plan = pretrain_plan(request_of("pretrain", {**DOMAIN, **options}, config))
     return plan.settings.training(1)
 
 

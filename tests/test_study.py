@@ -14,13 +14,14 @@ from optuna.trial import FrozenTrial, TrialState
 from pipeline.errors import StudyError, TrackingError
 from pipeline.runs.session import Session
 from pipeline.runs.workers import threads_each
-from pipeline.settings.schedules import get_stage
+from pipeline.settings.schedules import SCHEDULES
 from pipeline.settings.search_space import Choices, Range, SearchSpace, plan_of
 from pipeline.tracking import Tracking
 from pipeline.tuning.storage import AWAY_S, Losses, open_storage, patiently, storage_url
 from pipeline.tuning.study import Spec, Study, shown_settings, suggest
 from pipeline.tuning.trial_state import Progress, best_of, progress_of
 from tests.conftest import TINY, Command
+from tests.helpers import request_of
 from tests.postgres import Postgres
 from tests.test_run_stage import runs
 from tests.test_tuning import TUNE, space_file, studies
@@ -31,7 +32,7 @@ RUNNING, WAITING = TrialState.RUNNING, TrialState.WAITING
 
 def study_name(options: dict[str, str]) -> str:
     """The name of the study that a command works on."""
-    plan = plan_of(options, None)
+    plan = plan_of(request_of("tune", options))
     tracking = Tracking.connect()
     draws = range(plan.settings.draw, plan.settings.draw + plan.tune.draws)
     sessions = {
@@ -50,6 +51,8 @@ OTHER_STUDIES = [
     {"seed": "1"},
     {"data_seed": "1"},
     {"objective": "val_loss"},
+    {"objective": "val_macro_f1"},
+    {"select": "val_loss"},
     {"optimizer": "sgd"},
     {"stage1.epochs": "3"},
     {"stage1.lr": "0.004"},
@@ -60,6 +63,7 @@ OTHER_STUDIES = [
     {"val_per_class": "2"},
 ]
 SAME_STUDY = [
+    {"select": "val_acc"},
     {"n_trials": "50"},
     {"timeout": "9"},
     {"workers": "3"},
@@ -183,7 +187,9 @@ def test_suggestions_are_of_the_settings_own_types_and_inside_the_space() -> Non
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed:UserWarning")
 def test_a_seed_gives_the_same_trials_but_not_to_those_who_join(tmp_path: Path) -> None:
     space = SearchSpace("", {"lr": Range(1e-4, 1e-2, log=True)})
-    spec = Spec("a-study", get_stage("full", 1), (0,), "val_acc", space, "key", {}, {"lr": 1e-3})
+    spec = Spec(
+        "a-study", SCHEDULES["full"].stage(1), (0,), "val_acc", space, "key", {}, {"lr": 1e-3}
+    )
 
     def rates(study: Study) -> list[object]:
         return [suggest(study.optuna.ask(), space)["lr"] for _ in range(3)]

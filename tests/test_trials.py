@@ -15,7 +15,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import Trial, TrialState
 
 from pipeline.settings.entry import TuneSettings
-from pipeline.settings.schedules import get_stage
+from pipeline.settings.schedules import SCHEDULES
 from pipeline.settings.search_space import Range, SearchSpace
 from pipeline.tuning.objective import Ending, Pruned, Reporter
 from pipeline.tuning.storage import Losses, open_storage
@@ -25,7 +25,7 @@ from pipeline.tuning.work import Worker
 from tests.postgres import Postgres
 
 LR = SearchSpace("", {"lr": Range(1e-4, 1e-2, log=True)})
-SPEC = Spec("a-study", get_stage("full", 1), (0, 1), "val_acc", LR, "key", {}, {"lr": 1e-3})
+SPEC = Spec("a-study", SCHEDULES["full"].stage(1), (0, 1), "val_acc", LR, "key", {}, {"lr": 1e-3})
 MANY = 100
 DATABASES = count()
 

@@ -15,8 +15,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from pipeline.entries.table import perform
 from pipeline.errors import LineageError
-from pipeline.runs.command import Command as Asked
 from pipeline.runs.session import Session
 from pipeline.settings.entry import TuneSettings
 from pipeline.settings.search_space import plan_of
@@ -25,8 +25,9 @@ from pipeline.tracking import Tracking
 from pipeline.tuning.mirror import LOST, reconcile, study_run
 from pipeline.tuning.storage import open_storage, storage_url
 from pipeline.tuning.study import Spec, Study
-from pipeline.tuning.work import Worker, tune_entry
+from pipeline.tuning.work import Worker
 from tests.conftest import TINY, Command, words_of
+from tests.helpers import request_of
 from tests.test_run_stage import artifact, runs
 from tests.test_tuning import space_file, studies
 
@@ -45,7 +46,7 @@ def options(store: Path, image_folder: Path) -> dict[str, str]:
 
 def opened(options: dict[str, str]) -> tuple[Tracking, Session, Spec]:
     """What a worker on these options has before it begins."""
-    plan = plan_of(options, None)
+    plan = plan_of(request_of("tune", options))
     tracking = Tracking.connect()
     session = Session.open(plan.settings, tracking, lambda _: None)
     [(number, space)] = plan.spaces.items()
@@ -253,7 +254,7 @@ def test_no_study_is_left_running_by_ctrl_c_while_its_parents_train(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tune_entry(Asked({**options, "stage": "2"}, on_epoch=stop))
+        perform("tune", {**options, "stage": "2"}, on_epoch=stop)
     for kind in ("stage", "tune", "study"):
         assert ends(kind) == ["KILLED"], kind
     assert command("tune", **{**options, "stage": "2"}) == 0
@@ -273,7 +274,7 @@ def test_a_trial_that_a_fault_outside_it_ends_is_queued_again(
             artifact(parents[0], "checkpoint/checkpoint.safetensors").write_bytes(b"")
 
     with pytest.raises(LineageError, match="is damaged"):
-        tune_entry(Asked(options, say=damage))
+        perform("tune", options, say=damage)
     [study] = studies(store)
     assert states(study) == ["COMPLETE", "FAIL", "WAITING"]
     assert study.trials[2].params == study.trials[1].params

@@ -740,14 +740,13 @@ def test_faults_of_weights_come_before_any_image_is_read(
     assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("entry_point", ["main", "tune", "decide", "compare", "rank_blocks"])
+@pytest.mark.parametrize("entry_point", ["main", "tune", "decide", "compare"])
 def test_every_entry_point_checks_weights_before_images(
     entry_point: str, command: Command, unreadable: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    own = {"rank_blocks": {"check": "2"}}.get(entry_point, {})
-    assert command(entry_point, weights="nowhere.pth", test_per_class="2", **own) == 2
+    assert command(entry_point, weights="nowhere.pth", test_per_class="2") == 2
     assert "nowhere.pth does not exist" in capsys.readouterr().err
-    assert command(entry_point, test_per_class="2", **own) == 2
+    assert command(entry_point, test_per_class="2") == 2
     assert "cannot read" in capsys.readouterr().err
 
 

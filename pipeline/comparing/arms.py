@@ -15,15 +15,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import SettingsError
-from pipeline.settings.entry import DECIDE_KEYS, TUNE_KEYS, DecideSettings, TuneSettings
-from pipeline.settings.layers import load_own, load_settings, read_yaml, said_of_stage
+from pipeline.settings.entry import DecideSettings, TuneSettings
+from pipeline.settings.request import Request
 from pipeline.settings.run import RUN_KEYS, TRAIN_KEYS, Settings, TrainSettings
-from pipeline.settings.schedules import RELEASES, SCHEDULES
-from pipeline.stats.design import Design, parse_looks
+from pipeline.settings.schedules import SCHEDULES, Schedule, schedule_of
 
 QUESTIONS: Mapping[Literal["stage2", "stage3"], tuple[int, str]] = {
     "stage2": (2, "stage1_continued"),
@@ -31,17 +29,8 @@ QUESTIONS: Mapping[Literal["stage2", "stage3"], tuple[int, str]] = {
 }
 """The stage of `three_stage` that is judged, and the control it is held against."""
 
-BESIDE = ("full", "lp_ft")
-IN_WORDS = {
-    "three_stage": "training in three stages",
-    "two_stage": "training in two stages",
-    "full": "unfreezing everything at once",
-    "lp_ft": "a linear probe and then everything",
-    "head_only": "the head alone",
-    "stage1_continued": "stage 1 continued",
-    "stage2_continued": "stage 2 continued",
-    **{name: f"{name.removeprefix('release_')} released" for name in RELEASES},
-}
+EXTRA_ARMS = ("full", "lp_ft")
+"""Schedules that are run for show, where `beside` asks for them."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +47,14 @@ class Arm:
     is_stage: bool = False
 
     @property
+    def schedule(self) -> Schedule:
+        """The schedule that its settings name."""
+        return schedule_of(self.settings.schedule)
+
+    @property
     def words(self) -> str:
         """Its name in a sentence."""
-        return f"stage {self.last}" if self.is_stage else IN_WORDS[self.name]
+        return f"stage {self.last}" if self.is_stage else self.schedule.words
 
     @property
     def epochs(self) -> int:
@@ -73,20 +67,19 @@ class TunedArm:
     """An arm after tuning.
 
     Attributes:
-        val_acc: the chosen trial's, mean over the tuning draws; None where its run is gone.
+        val: the chosen trial's validation metrics, means over the tuning draws, as objectives are
+            named; empty where its run is gone.
         studies: name by stage number.
         run_ids: the studies' MLflow runs.
     """
 
     arm: Arm
-    val_acc: float | None
+    val: Mapping[str, float]
     studies: Mapping[int, str]
     run_ids: tuple[str, ...]
 
 
-def arms_of(
-    decide: DecideSettings, options: Mapping[str, str], config: str | None
-) -> tuple[Arm, Arm]:
+def arms_of(decide: DecideSettings, request: Request) -> tuple[Arm, Arm]:
     """Treatment and control.
 
     Raises:
@@ -97,17 +90,23 @@ def arms_of(
             f"treatment={decide.treatment or '?'} control={decide.control or '?'}: give both, or "
             "neither and a question"
         )
-    name, (last, control) = "three_stage", QUESTIONS[decide.question]
+    last, name = QUESTIONS[decide.question]
+    schedule, control = SCHEDULES["three_stage"], SCHEDULES[name]
     if decide.treatment:
-        name, control = str(decide.treatment), str(decide.control)
-        last = len(SCHEDULES[name])
-    settings = load_settings({**options, "schedule": name}, config=config)
+        schedule, control = schedule_of(decide.treatment), schedule_of(decide.control)
+        last = len(schedule.stages)
+    settings = request.settings(schedule=str(schedule))
     check_comparable(settings)
-    is_stage = name == "three_stage" and (last, control) in QUESTIONS.values()
-    treatment = Arm(name, settings, last, is_stage)
-    if control == name:
-        raise SettingsError(f"treatment and control are both {name}: choose two schedules")
-    return treatment, at_equal_steps(treatment, control, options, config)
+    is_stage = schedule.name == "three_stage" and (last, control.name) in QUESTIONS.values()
+    treatment = Arm(schedule.name, settings, last, is_stage)
+    if control.name == schedule.name:
+        raise SettingsError(f"treatment and control are both {control.name}: choose two schedules")
+    if control.trains() == schedule.trains():
+        raise SettingsError(
+            f"treatment={schedule.name} and control={control.name} train the same blocks in the "
+            "same stages: choose two schedules"
+        )
+    return treatment, at_equal_steps(treatment, control, request)
 
 
 def check_comparable(settings: Settings) -> None:
@@ -128,11 +127,7 @@ def check_comparable(settings: Settings) -> None:
 
 
 def at_equal_steps(
-    treatment: Arm,
-    name: str,
-    options: Mapping[str, str],
-    config: str | None,
-    untuned: Arm | None = None,
+    treatment: Arm, schedule: Schedule, request: Request, untuned: Arm | None = None
 ) -> Arm:
     """Another schedule with as many optimizer steps as the treatment has up to its last stage.
 
@@ -142,8 +137,8 @@ def at_equal_steps(
     Raises:
         SettingsError: more stages than the treatment has steps for, or one that may stop early.
     """
-    settings, ours = treatment.settings, SCHEDULES[name]
-    theirs, shared = settings.stages[: treatment.last], shared_stages(treatment, name)
+    settings, ours = treatment.settings, schedule.stages
+    theirs, shared = settings.stages[: treatment.last], shared_stages(treatment, schedule)
     if len(ours) > len(theirs):
         raise SettingsError(
             f"{len(ours) - shared} stages cannot share the steps of {len(theirs) - shared}: "
@@ -151,41 +146,43 @@ def at_equal_steps(
         )
     first = shared + 1 + len(theirs) - len(ours)  # what is left over goes to the first of its own
     steps_of = [*zip(theirs[:shared]), theirs[shared:first], *zip(theirs[first:])]
-    own = load_settings({**said_of_all(options, config), "schedule": name})
+    own = request.of_no_stage().settings(schedule=str(schedule))
     bases: list[TrainSettings] = []
     for n in range(len(ours)):
-        if n < stages_alike(treatment, name):
+        if n < stages_alike(treatment, schedule):
             bases.append(theirs[n])
-        elif goes_on(name, n + 1):
+        elif goes_on(schedule, n + 1):
             bases.append((untuned or treatment).settings.stages[first + n - shared - 1])
         else:
             bases.append(own.stages[n])
     stages = tuple(_with_steps(*both) for both in zip(bases, steps_of, strict=True))
     refuse_patience([*theirs, *stages])
     run = {key: getattr(settings, key) for key in RUN_KEYS}
-    arm_settings = Settings(**{**run, "schedule": name}).model_copy(update={"stages": stages})
-    return Arm(name, arm_settings, len(ours))
+    arm_settings = Settings(**{**run, "schedule": str(schedule)}).model_copy(
+        update={"stages": stages}
+    )
+    return Arm(schedule.name, arm_settings, len(ours))
 
 
-def goes_on(name: str, number: int) -> bool:
+def goes_on(schedule: Schedule, number: int) -> bool:
     """Whether a stage of a schedule trains the same blocks as the one before."""
-    stages = SCHEDULES[name]
-    return number > 1 and stages[number - 1].trainable == stages[number - 2].trainable
+    trains = schedule.trains()
+    return number > 1 and trains[number - 1] == trains[number - 2]
 
 
-def stages_alike(treatment: Arm, name: str) -> int:
+def stages_alike(treatment: Arm, schedule: Schedule) -> int:
     """How many stages of a schedule, from the first on, train what the treatment's train."""
-    theirs = SCHEDULES[treatment.name][: treatment.last]
-    both = zip(SCHEDULES[name], theirs, strict=False)
-    return sum(1 for _ in takewhile(lambda two: two[0].trainable == two[1].trainable, both))
+    both = zip(schedule.trains(), treatment.schedule.trains(treatment.last), strict=False)
+    return sum(1 for _ in takewhile(lambda two: two[0] == two[1], both))
 
 
-def shared_stages(treatment: Arm, name: str) -> int:
+def shared_stages(treatment: Arm, schedule: Schedule) -> int:
     """How many stages a schedule at equal steps has in common with the treatment: the same runs.
 
     The last stage of either is never one: it has the steps that are left.
     """
-    return min(stages_alike(treatment, name), treatment.last - 1, len(SCHEDULES[name]) - 1)
+    alike = stages_alike(treatment, schedule)
+    return min(alike, treatment.last - 1, len(schedule.stages) - 1)
 
 
 def refuse_patience(stages: Iterable[TrainSettings]) -> None:
@@ -202,12 +199,6 @@ def refuse_patience(stages: Iterable[TrainSettings]) -> None:
             )
 
 
-def said_of_all(options: Mapping[str, str], config: str | None) -> dict[str, str]:
-    """What was typed or stands in the file, but for settings of a single stage."""
-    given = {**(read_yaml(Path(config), f"config={config}") if config else {}), **options}
-    return {key: str(value) for key, value in given.items() if not key.startswith("stage")}
-
-
 def _with_steps(base: TrainSettings, group: Sequence[TrainSettings]) -> TrainSettings:
     """`base` for as many steps as the stages of the group have together, to the nearest epoch."""
     batch = group[-1].batch_size
@@ -215,50 +206,53 @@ def _with_steps(base: TrainSettings, group: Sequence[TrainSettings]) -> TrainSet
     return base.model_copy(update={"epochs": max(1, epochs), "batch_size": batch})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """What is to be decided, and how.
 
     Attributes:
-        options: what was typed, but for the decision itself.
-        of_all: training settings that were said of no single stage; every arm has them.
-        said: training settings of the treatment that were set by hand, by stage.
+        extra_arms: arms that may be run for show.
+        general: training settings that are given for no single stage; every arm has them.
+        explicit: training settings of the treatment that are set by hand, by stage.
     """
 
+    request: Request
     decide: DecideSettings
     tune: TuneSettings
-    design: Design
     treatment: Arm
     control: Arm
-    beside: tuple[Arm, ...]
-    options: Mapping[str, str]
-    of_all: Mapping[str, str]
-    said: Mapping[int, set[str]]
+    extra_arms: tuple[Arm, ...]
+    general: Mapping[str, str]
+    explicit: Mapping[int, set[str]]
 
 
-def comparison_of(options: Mapping[str, str], config: str | None) -> Comparison:
-    """What was typed, understood; nothing slow is done.
+def comparison_of(request: Request) -> Comparison:
+    """What was asked for, understood; nothing slow is done.
 
     Raises:
         SettingsError, DesignError: what cannot be.
     """
-    decide, tune = load_own(DecideSettings, options), load_own(TuneSettings, options)
-    design = Design(decide.rope_pp, parse_looks(decide.looks), decide.threshold)
-    own = {*DECIDE_KEYS, *TUNE_KEYS}
-    plain = {key: value for key, value in options.items() if key not in own}
-    if schedule := said_of_all(plain, config).get("schedule"):
+    decide, tune = request.own_settings(DecideSettings), request.own_settings(TuneSettings)
+    general = request.general
+    if schedule := general.get("schedule"):
         raise SettingsError(
             f"schedule={schedule}: a decision is between two: pass -P "
             "treatment=<schedule> -P control=<schedule>, or a question"
         )
-    treatment, control = arms_of(decide, plain, config)
+    treatment, control = arms_of(decide, request)
     judged = (treatment.name, control.name)
-    others = [n for n in BESIDE if n not in judged and len(SCHEDULES[n]) <= treatment.last]
-    beside = tuple(at_equal_steps(treatment, name, plain, config) for name in others)
-    of_all = {k: v for k, v in said_of_all(plain, config).items() if k in TRAIN_KEYS}
-    stages = range(1, treatment.last + 1)
-    said = {number: said_of_stage(plain, config, None, number) for number in stages}
-    return Comparison(decide, tune, design, treatment, control, beside, plain, of_all, said)
+    others = [SCHEDULES[name] for name in EXTRA_ARMS if name not in judged]
+    extra = [schedule for schedule in others if len(schedule.stages) <= treatment.last]
+    return Comparison(
+        request=request,
+        decide=decide,
+        tune=tune,
+        treatment=treatment,
+        control=control,
+        extra_arms=tuple(at_equal_steps(treatment, one, request) for one in extra),
+        general={key: text for key, text in general.items() if key in TRAIN_KEYS},
+        explicit={n: request.explicit_keys(n) for n in range(1, treatment.last + 1)},
+    )
 
 
 def own_stages(plan: Comparison) -> dict[int, set[str]]:
@@ -267,15 +261,15 @@ def own_stages(plan: Comparison) -> dict[int, set[str]]:
     Steps stay equal, and what was set by hand stays: for all stages, for one that begins alike, or
     for the stage that one which goes on is held against.
     """
-    control, alike = plan.control, stages_alike(plan.treatment, plan.control.name)
+    control, alike = plan.control, stages_alike(plan.treatment, plan.control.schedule)
     behind = plan.treatment.last - control.last
     return {
         number: {
             "epochs",
             "batch_size",
-            *plan.of_all,
-            *(plan.said[number] if number <= alike else ()),
-            *(plan.said[number + behind] if goes_on(control.name, number) else ()),
+            *plan.general,
+            *(plan.explicit[number] if number <= alike else ()),
+            *(plan.explicit[number + behind] if goes_on(control.schedule, number) else ()),
         }
-        for number in range(shared_stages(plan.treatment, control.name) + 1, control.last + 1)
+        for number in range(shared_stages(plan.treatment, control.schedule) + 1, control.last + 1)
     }

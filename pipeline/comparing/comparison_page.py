@@ -17,7 +17,9 @@ from pipeline.reporting.page import to_html, to_markdown
 from pipeline.runs.command_line import command_line
 from pipeline.runs.summary import minutes, stage_in_words
 from pipeline.settings.run import RUN_KEYS
+from pipeline.stats.metrics import METRICS
 from pipeline.tracking import RunLog
+from pipeline.tracking.keys import TEST, flat
 
 PICTURE = "figures/comparison.png"
 
@@ -29,10 +31,11 @@ def log_comparison(compared: Compared, log: RunLog, say: Callable[[str], None]) 
     log.text(page, "report.md")
     log.text(to_html(page, {PICTURE: figure}), "report.html")
     log.text(compared.frame().to_csv(index=False), "results.csv")
+    name = flat(TEST[compared.grid.compare.metric])
     for backbone in compared.grid.arms:
         first, *others = compared.cells_of(backbone)
         for cell in (first, *others):
-            log.metrics({f"test_acc/{backbone}/{cell.arm.name}": cell.test_pp.mean() / 100})
+            log.metrics({f"{name}/{backbone}/{cell.arm.name}": cell.test_pp.mean() / 100})
         for cell in others:
             known = compared.difference(cell, first)
             log.metrics(
@@ -53,7 +56,7 @@ def log_comparison(compared: Compared, log: RunLog, say: Callable[[str], None]) 
 
 
 def picture_of(compared: Compared) -> Figure:
-    """Accuracies and differences, with intervals."""
+    """Scores and differences, with intervals."""
     rows = []
     for backbone in compared.grid.arms:
         first = compared.cells_of(backbone)[0]
@@ -72,7 +75,9 @@ def picture_of(compared: Compared) -> Figure:
                 )
             )
     compare = compared.grid.compare
-    return comparison_picture(rows, compare.baseline, compare.rope_pp)
+    return comparison_picture(
+        METRICS[compare.metric].words, rows, compared.grid.baseline, compare.rope_pp
+    )
 
 
 def page_of(compared: Compared) -> str:
@@ -90,6 +95,7 @@ def page_of(compared: Compared) -> str:
     return to_markdown(
         "comparison",
         compared=compared,
+        words=METRICS[compared.grid.compare.metric].words,
         schedules=[arm.name for arm in arms],
         steps=shown_steps(compared.steps),
         stage_in_words=stage_in_words,

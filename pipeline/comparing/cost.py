@@ -20,6 +20,7 @@ from pipeline.model.flops import training_operations
 from pipeline.runs.scoring import predict
 from pipeline.runs.session import Session
 from pipeline.tracking import Tracking
+from pipeline.tracking.keys import TRAIN_S, VAL_S
 from pipeline.training.trainer import Trainer, split_batches
 
 PROBE_IMAGES = 128
@@ -124,4 +125,4 @@ def _training_s(session: Session, few: ImageSet, arm: Arm, number: int) -> float
     )
     trainer = Trainer(backbone, stage, training, 0, 1, session.device, session.dtype)
     last = list(trainer.epochs(few, features, few, features))[-1]
-    return (last.train_s + last.val_s) / len(few)
+    return (last[TRAIN_S] + last[VAL_S]) / len(few)

@@ -24,6 +24,7 @@ from pipeline.runs.summary import came_to, minutes, stage_in_words
 from pipeline.settings.run import INHERITED_KEYS, RUN_KEYS
 from pipeline.signals.gate import Gate
 from pipeline.signals.gate_runs import gate_over
+from pipeline.stats.metrics import DEFAULT_SHARE, METRICS
 from pipeline.stats.verdict import shown_probability
 from pipeline.tracking import RunLog, RunView, Tracking
 
@@ -86,6 +87,7 @@ def page_of(
         treatment=decision.treatment,
         control=decision.control,
         verdict=decision.verdict,
+        words=METRICS[decision.metric].words,
         settings=settings,
         weights=Path(settings.weights).name,
         data=Path(settings.data).name,
@@ -151,27 +153,32 @@ def command_of(decision: Decision) -> str:
     keys = ["preset", *INHERITED_KEYS, "seed", "views", "precision"]
     keys.remove("schedule")  # each arm has its own
     values = {key: getattr(settings, key) for key in keys}
-    said = {key: value for key, value in values.items() if value != "" and value is not False}
-    said |= dict(asked.of_all)
+    options = {key: value for key, value in values.items() if value != "" and value is not False}
+    options |= dict(asked.general)
     for arm_stage in range(1, decision.treatment.last + 1):
         training = settings.training(arm_stage).model_dump()
         # what is tuned must stay open
-        kept = asked.said[arm_stage] if asked.decide.tune else training.keys()
-        said |= {f"stage{arm_stage}.{key}": training[key] for key in training if key in kept}
-    said |= {
+        kept = asked.explicit[arm_stage] if asked.decide.tune else training.keys()
+        options |= {f"stage{arm_stage}.{key}": training[key] for key in training if key in kept}
+    options |= {
         "rope_pp": decision.design.rope_pp,
         "looks": ",".join(map(str, decision.design.looks)),
         "threshold": decision.design.threshold,
     }
     for key in ("beside", "register_as"):
         if given := getattr(asked.decide, key):
-            said[key] = given
+            options[key] = given
+    if decision.metric != DEFAULT_SHARE:
+        options["metric"] = decision.metric
     if asked.decide.tune:
         tune = asked.tune
-        said |= {"tune": "on", "n_trials": tune.n_trials, "draws": tune.draws}
-        said |= {"objective": tune.objective, "margin": tune.margin}
+        options |= {"tune": "on", "n_trials": tune.n_trials, "draws": tune.draws}
+        options |= {"objective": tune.objective, "margin": tune.margin}
     if decision.treatment.is_stage:
-        said["question"] = f"stage{decision.treatment.last}"
+        options["question"] = f"stage{decision.treatment.last}"
     else:
-        said |= {"treatment": decision.treatment.name, "control": decision.control.name}
-    return command_line("decide", said)
+        options |= {
+            "treatment": decision.treatment.settings.schedule,
+            "control": decision.control.settings.schedule,
+        }
+    return command_line("decide", options)

@@ -7,61 +7,68 @@ same settings; how another schedule shares them out is told in `arms.py`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import get_args
 
-from pipeline.comparing.arms import Arm, at_equal_steps, check_comparable, said_of_all
+from pipeline.comparing.arms import Arm, at_equal_steps, check_comparable
 from pipeline.errors import SettingsError
-from pipeline.settings.entry import COMPARE_KEYS, TUNE_KEYS, CompareSettings, TuneSettings
-from pipeline.settings.layers import load_own, load_settings, nearest, said_of_stage
-from pipeline.settings.run import TRAIN_KEYS, BackboneName, ScheduleName
-from pipeline.settings.schedules import SCHEDULES
+from pipeline.settings.entry import CompareSettings, TuneSettings
+from pipeline.settings.request import Request
+from pipeline.settings.run import TRAIN_KEYS, BackboneName
+from pipeline.settings.schedules import SCHEDULES, Schedule, schedule_of
+from pipeline.settings.yaml_file import nearest
 
-REFERENCE = "three_stage"
-"""The schedule whose settings say how many steps there are."""
+REFERENCE = SCHEDULES["three_stage"]
+"""The schedule whose settings say how many steps there are, unless one compared is longer."""
 BACKBONE_WORD = "{backbone}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Grid:
     """What is compared.
 
     Attributes:
         arms: by backbone, in the order of the schedules, the baseline first.
-        said: training settings given by hand, by stage of the reference schedule (0: for all
-            stages of all schedules); no study tunes them.
+        general: training settings given by hand for no single stage; no study tunes them.
+        reference: the schedule whose settings say how many steps there are.
+        explicit: training settings given by hand, by stage of the reference.
         options: everything that was typed.
     """
 
     compare: CompareSettings
     tune: TuneSettings
     arms: Mapping[str, tuple[Arm, ...]]
-    said: Mapping[int, set[str]]
+    general: set[str]
+    reference: Schedule
+    explicit: Mapping[int, set[str]]
     options: Mapping[str, str]
 
+    @property
+    def baseline(self) -> str:
+        """The name of the schedule that differences are taken to."""
+        return next(iter(self.arms.values()))[0].name
 
-def grid_of(options: Mapping[str, str], config: str | None) -> Grid:
-    """What was typed, understood; nothing slow is done.
+
+def grid_of(request: Request) -> Grid:
+    """What was asked for, understood; nothing slow is done.
 
     Raises:
         SettingsError: what cannot be.
     """
-    compare = load_own(CompareSettings, options)
-    words = {key: value for key, value in options.items() if key in TUNE_KEYS and key != "draws"}
-    tune = load_own(TuneSettings, {**words, "draws": str(compare.tune_draws)})
-    own = {*COMPARE_KEYS, *TUNE_KEYS}
-    plain = {key: value for key, value in options.items() if key not in own}
-    if schedule := said_of_all(plain, config).get("schedule"):
+    compare = request.own_settings(CompareSettings)
+    tune = request.own_settings(TuneSettings, draws=str(compare.tune_draws))
+    general = request.general
+    if schedule := general.get("schedule"):
         raise SettingsError(
             f"schedule={schedule}: pass -P schedules=<names with commas between them>"
         )
-    if compare.backbones and "backbone" in plain:
+    if compare.backbones and (backbone := request.options.get("backbone")):
         raise SettingsError(
-            f"backbone={plain['backbone']} and backbones={compare.backbones}: give one of the two"
+            f"backbone={backbone} and backbones={compare.backbones}: give one of the two"
         )
-    schedules = _names("schedules", compare.schedules, get_args(ScheduleName))
-    schedules = [compare.baseline, *(n for n in schedules if n != compare.baseline)]
+    schedules = _schedules(compare)
+    reference = max((REFERENCE, *schedules), key=lambda schedule: len(schedule.stages))
     if len(schedules) < 2:
         raise SettingsError(
             f"schedules={compare.schedules} with baseline={compare.baseline}: two are needed to "
@@ -70,43 +77,58 @@ def grid_of(options: Mapping[str, str], config: str | None) -> Grid:
     if compare.backbones:
         backbones = _names("backbones", compare.backbones, get_args(BackboneName))
     else:
-        backbones = [load_settings(plain, config=config).backbone]
-    said = {0: {key for key in said_of_all(plain, config) if key in TRAIN_KEYS}}
-    for number in range(1, len(SCHEDULES[REFERENCE]) + 1):
-        said[number] = said_of_stage(plain, config, None, number)
-    arms = {name: _arms(name, schedules, plain, config) for name in backbones}
-    typed = {**options, **({"config": config} if config else {})}
-    return Grid(compare, tune, arms, said, typed)
+        backbones = [request.settings(schedule=str(reference)).backbone]
+    return Grid(
+        compare=compare,
+        tune=tune,
+        arms={name: _arms(name, schedules, reference, request) for name in backbones},
+        general={key for key in general if key in TRAIN_KEYS},
+        reference=reference,
+        explicit={n: request.explicit_keys(n) for n in range(1, len(reference.stages) + 1)},
+        options=request.typed,
+    )
 
 
-def said_of_arm(grid: Grid, arm: Arm, number: int) -> set[str]:
+def explicit_keys_of_arm(grid: Grid, arm: Arm, number: int) -> set[str]:
     """Training settings of an arm's stage that were given by hand.
 
-    `stage2.lr` speaks of the reference schedule's stage 2, and of every schedule that begins so.
+    `stage2.lr` means the reference schedule's stage 2, and that of every schedule that begins so.
     """
-    ours = [step.trainable for step in SCHEDULES[arm.name][:number]]
-    theirs = [step.trainable for step in SCHEDULES[REFERENCE][:number]]
-    return grid.said[0] | (grid.said[number] if ours == theirs else set())
+    alike = arm.schedule.trains(number) == grid.reference.trains(number)
+    return grid.general | (grid.explicit[number] if alike else set())
+
+
+def _schedules(compare: CompareSettings) -> list[Schedule]:
+    """The schedules that are compared, the baseline first.
+
+    Raises:
+        SettingsError: one that is not known, or two of one name.
+    """
+    baseline = schedule_of(compare.baseline)
+    named = [schedule_of(word.strip()) for word in compare.schedules.split(",")]
+    _refuse_doubles("schedules", compare.schedules, [schedule.name for schedule in named])
+    others = [schedule for schedule in named if schedule != baseline]
+    if baseline.name in [schedule.name for schedule in others]:
+        raise SettingsError(f"two schedules are called {baseline.name}: rename one of the files")
+    return [baseline, *others]
 
 
 def _arms(
-    backbone: str, schedules: Iterable[str], options: Mapping[str, str], config: str | None
+    backbone: str, schedules: Iterable[Schedule], reference: Schedule, request: Request
 ) -> tuple[Arm, ...]:
     """Every schedule on one backbone."""
-    plain = {**options, "backbone": backbone, "schedule": REFERENCE}
-    settings = load_settings(plain, config=config)
-    plain["weights"] = settings.weights.replace(BACKBONE_WORD, backbone)
-    if other := re.search(r"\{\w+\}", plain["weights"]):
-        raise SettingsError(
-            f"weights={settings.weights}: {other[0]} is not known: write {BACKBONE_WORD}"
-        )
-    settings = load_settings(plain, config=config)
+    weights = request.settings(backbone=backbone, schedule=str(reference)).weights
+    named = weights.replace(BACKBONE_WORD, backbone)
+    if other := re.search(r"\{\w+\}", named):
+        raise SettingsError(f"weights={weights}: {other[0]} is not known: write {BACKBONE_WORD}")
+    own = {**request.options, "backbone": backbone, "weights": named}
+    request = replace(request, options=own)
+    settings = request.settings(schedule=str(reference))
     check_comparable(settings)
-    reference = Arm(REFERENCE, settings, len(SCHEDULES[REFERENCE]))
-    del plain["schedule"]
+    longest = Arm(reference.name, settings, len(reference.stages))
     return tuple(
-        reference if name == REFERENCE else at_equal_steps(reference, name, plain, config)
-        for name in schedules
+        longest if schedule == reference else at_equal_steps(longest, schedule, request)
+        for schedule in schedules
     )
 
 
@@ -121,6 +143,11 @@ def _names(key: str, text: str, known: tuple[str, ...]) -> list[str]:
         if name not in known:
             hint = nearest(name, known) or f": choose from {', '.join(known)}"
             raise SettingsError(f"{key} names {name!r}, which is not known{hint}")
+    _refuse_doubles(key, text, names)
+    return names
+
+
+def _refuse_doubles(key: str, text: str, names: Sequence[str]) -> None:
+    for name in names:
         if names.count(name) > 1:
             raise SettingsError(f"{key} names {name} twice, got {text!r}: keep one")
-    return names

@@ -20,9 +20,11 @@ from pipeline.comparing.grid import Grid
 from pipeline.comparing.pairs import ArmResult, Pair, PairKey, Results, resolution_pp
 from pipeline.data.overlap import Counts
 from pipeline.stats.design import Design
+from pipeline.stats.metrics import DEFAULT_SHARE, METRICS
 from pipeline.stats.posterior import Floats, Posterior, posterior
 from pipeline.stats.verdict import Verdict, verdict
 from pipeline.system.digests import digest_values
+from pipeline.tracking.keys import TEST, VAL, flat
 
 SURE = 0.95
 """A posterior probability from which a difference is counted in the summary."""
@@ -42,13 +44,13 @@ class ArmCost:
     training_s: float
     trained: int
     operations: float
-    val_acc: float
-    test_acc: float
+    val: float
+    test: float
 
     @property
     def optimism_pp(self) -> float:
-        """Validation accuracy at the selected epoch minus test accuracy."""
-        return 100 * (self.val_acc - self.test_acc)
+        """The metric on validation images at the selected epoch minus that on test images."""
+        return 100 * (self.val - self.test)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,7 @@ class Decision:
     Attributes:
         asked: the comparison before tuning.
         beside: arms that were not judged, with their gains over the control on the first pairs.
-        test: how many images accuracies were measured on, and how many of them are no new ones.
+        test: how many images arms were scored on, and how many of them are no new ones.
         tuned: what tuning came to, by arm; empty without tuning.
         operations: of the treatment's and of the control's training, from `cost.operations_of`.
     """
@@ -77,6 +79,11 @@ class Decision:
     wall_s: float
 
     @property
+    def metric(self) -> str:
+        """What the arms are compared by."""
+        return self.asked.decide.metric
+
+    @property
     def gains_pp(self) -> list[float]:
         """Gains in the order in which the pairs were run."""
         return [pair.gain_pp for pair in self.pairs]
@@ -91,7 +98,10 @@ class Decision:
     @property
     def sentence(self) -> str:
         """The verdict for those who will not read the rest."""
-        return self.verdict.sentence(self.treatment.words, self.control.words)
+        sentence = self.verdict.sentence(self.treatment.words, self.control.words)
+        if self.metric == DEFAULT_SHARE:
+            return sentence
+        return f"By {METRICS[self.metric].words}: {sentence}"
 
     @property
     def recommended(self) -> Arm:
@@ -127,6 +137,7 @@ class Decision:
             "verdict.pairs": str(known.pairs),
             "verdict.recommended": self.recommended.words,
             "verdict.question": self.question,
+            "verdict.metric": self.metric,
         }
 
     @property
@@ -148,7 +159,9 @@ class Decision:
             [arm.name, *(arm.settings.training(n).model_dump() for n in range(1, arm.last + 1))]
             for arm in (self.treatment, self.control)
         ]
-        counts = [self.design.rope_pp, self.design.threshold]
+        counts: list[object] = [self.design.rope_pp, self.design.threshold]
+        if self.metric != DEFAULT_SHARE:  # decisions of earlier versions had no other
+            counts.append(self.metric)
         return digest_values({"arms": arms, "design": counts})[:16]
 
 
@@ -158,8 +171,8 @@ def _cost(arm: Arm, operations: float, results: Sequence[ArmResult]) -> ArmCost:
         training_s=mean(result.chain.training_s for result in results),
         trained=results[0].chain.trained,
         operations=operations,
-        val_acc=mean(result.val_acc for result in results),
-        test_acc=mean(result.test_acc for result in results),
+        val=mean(result.val for result in results),
+        test=mean(result.test for result in results),
     )
 
 
@@ -169,7 +182,7 @@ class Compared:
 
     Attributes:
         results: by backbone, a row a draw, in the order of the grid's arms.
-        test: how many images accuracies were measured on, and how many of them are no new ones.
+        test: how many images arms were scored on, and how many of them are no new ones.
         studies: names of the studies that an arm was tuned by, by backbone and schedule.
     """
 
@@ -196,7 +209,7 @@ class Compared:
         return [cell for cell in self.cells if cell.backbone == backbone]
 
     def difference(self, one: Cell, other: Cell) -> Posterior:
-        """What is believed about the accuracy of one minus that of another, draw by draw."""
+        """What is believed about the metric of one minus that of another, draw by draw."""
         return posterior(
             one.test_pp - other.test_pp,
             rope_pp=self.grid.compare.rope_pp,
@@ -205,7 +218,7 @@ class Compared:
         )
 
     def mean(self, cell: Cell) -> Posterior:
-        """What is believed about a cell's accuracy, in per cent."""
+        """What is believed about a cell's metric, in per cent."""
         return posterior(
             cell.test_pp,
             correction=self.pool.correction,
@@ -214,7 +227,7 @@ class Compared:
 
     def frame(self) -> pd.DataFrame:
         """A row for each run."""
-        rows = []
+        rows, metric = [], self.grid.compare.metric
         for cell in self.cells:
             for key, result in zip(self.keys, cell.results, strict=True):
                 rows.append(
@@ -224,8 +237,8 @@ class Compared:
                         "draw": key.draw,
                         "data_seed": key.data_seed,
                         "seed": key.seed,
-                        "test_acc": result.test_acc,
-                        "val_acc": result.val_acc,
+                        flat(TEST[metric]): result.test,
+                        flat(VAL[metric]): result.val,
                         "parameters_trained": result.chain.trained,
                         "training_s": round(result.chain.training_s, 2),
                         "prefix_s": round(result.chain.prefix_s, 2),
@@ -238,7 +251,7 @@ class Compared:
     def summary(self) -> list[str]:
         """A sentence for each schedule against the baseline, over all backbones."""
         lines = []
-        base = self.grid.compare.baseline
+        base = self.grid.baseline
         for name in [arm.name for arm in next(iter(self.grid.arms.values()))][1:]:
             known = {}
             for backbone in self.grid.arms:
@@ -267,8 +280,8 @@ class Cell:
 
     @property
     def test_pp(self) -> Floats:
-        """Test accuracy by draw, in per cent."""
-        return np.array([100 * result.test_acc for result in self.results])
+        """The metric on the test images by draw, in per cent."""
+        return np.array([100 * result.test for result in self.results])
 
     @property
     def training_s(self) -> float:

@@ -11,16 +11,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.entries.plans import StagePlan
 from pipeline.reporting.page import to_markdown
 from pipeline.runs.command import Command
 from pipeline.runs.lineage import check_agreement, check_parent, check_places, inherit
 from pipeline.runs.run_stage import find_or_run, run_stage
 from pipeline.runs.session import Session
-from pipeline.runs.summary import StageSummary, summary_table
-from pipeline.settings.layers import load_settings, said_of_stage
+from pipeline.runs.summary import summary_table
+from pipeline.settings.request import Request
 from pipeline.settings.run import INHERITED_KEYS, PLACE_KEYS, Settings, plain_values
 from pipeline.system.text import in_columns
 from pipeline.tracking import RunView, Tracking
+from pipeline.tracking.history import Summary
 
 if TYPE_CHECKING:
     from pipeline.tuning.storage import Storage
@@ -28,33 +30,31 @@ if TYPE_CHECKING:
 WITHOUT_PARENT = "leave parent_run_id out to have a parent found or trained"
 
 
-def stage_entry(command: Command, number: int) -> StageSummary:
-    """Entry points stage1, stage2, stage3: the stage's parent is given, found or trained."""
-    settings = load_settings(command.options, config=command.config, target=number)
+def stage_entry(command: Command, plan: StagePlan) -> Summary:
+    """Entry points stage1, stage2, …: the stage's parent is given, found or trained."""
+    number, settings = plan.number, plan.settings
     tracking = Tracking.connect()
     with tracking.explained():
         studies = _studies(command, tracking)
         parent: RunView | None = None
-        if command.parent_run_id:
-            parent = tracking.get(command.parent_run_id)
+        if plan.parent_run_id:
+            parent = tracking.get(plan.parent_run_id)
             check_parent(parent, number)
-            settings = _inheriting(command, number, parent)
+            settings = _inheriting(command, plan, parent)
         session = Session.open(settings, tracking, command.say, command.on_epoch)
         if parent:
             _adopt(session, number, parent)
         stages = [number] if parent else range(1, number + 1)
-        session = _tuned(command, session, stages, number, studies)
+        session = _tuned(plan.request, session, stages, studies)
         if not parent and number > 1:
             parent = tracking.get(find_or_run(session, number - 1).run_id)
         return run_stage(session, number, parent, target=True)
 
 
-def _inheriting(command: Command, number: int, parent: RunView) -> Settings:
+def _inheriting(command: Command, plan: StagePlan, parent: RunView) -> Settings:
     """The settings, with all that a parent run hands down."""
     inherited = inherit(parent)
-    settings = load_settings(
-        command.options, config=command.config, target=number, inherited=inherited
-    )
+    settings = plan.request.settings(inherited)
     check_agreement(settings, inherited, parent, WITHOUT_PARENT)
     check_places(settings, parent)
     settings = settings.model_copy(update={"norm_stats": inherited["norm_stats"]})
@@ -92,11 +92,7 @@ def _studies(command: Command, tracking: Tracking) -> Storage | None:
 
 
 def _tuned(
-    command: Command,
-    session: Session,
-    numbers: Iterable[int],
-    target: int | None,
-    studies: Storage | None,
+    request: Request, session: Session, numbers: Iterable[int], studies: Storage | None
 ) -> Session:
     """The session with the settings of matching studies, where that was asked for."""
     if studies is None:
@@ -104,21 +100,20 @@ def _tuned(
     from pipeline.tuning.reuse import with_tuned
 
     stages = list(numbers)
-    said = {n: said_of_stage(command.options, command.config, target, n) for n in stages}
-    return with_tuned(session, stages, said, studies)
+    explicit = {number: request.explicit_keys(number) for number in stages}
+    return with_tuned(session, stages, explicit, studies)
 
 
-def main_entry(command: Command) -> list[StageSummary]:
+def main_entry(command: Command, settings: Settings) -> list[Summary]:
     """Entry point main: every stage of the schedule, and a run that sums them up."""
-    settings = load_settings(command.options, config=command.config)
     tracking = Tracking.connect()
     data = Path(settings.data).name
-    name = f"{settings.schedule} · {data} · {settings.backbone} · draw {settings.draw}"
+    name = f"{settings.stage(1).schedule} · {data} · {settings.backbone} · draw {settings.draw}"
     with tracking.explained():  # what is wrong with the images is told before a run is started
         studies = _studies(command, tracking)
         session = Session.open(settings, tracking, command.say, command.on_epoch)
     with tracking.run(name, {"kind": "chain"}, target=True) as log:
-        session = _tuned(command, session, range(1, len(settings.stages) + 1), None, studies)
+        session = _tuned(command.request, session, range(1, len(settings.stages) + 1), studies)
         settings = session.settings
         rows = [
             find_or_run(session, n, log.run_id, whole=True)
@@ -126,8 +121,8 @@ def main_entry(command: Command) -> list[StageSummary]:
         ]
         log.params(plain_values(settings))
         for row in rows:
-            prefix = f"stage{row.stage.number}"
-            log.metrics({f"{prefix}/val_acc": row.val_acc, f"{prefix}/val_loss": row.val_loss})
+            prefix = f"stage{row.number}"
+            log.metrics({f"{prefix}/{name}": value for name, value in row.val.items()})
             log.tags({f"{prefix}_run_id": row.run_id})
         table = summary_table(rows)
         page = to_markdown("chain", name=name, table=table)

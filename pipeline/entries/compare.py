@@ -14,7 +14,7 @@ from pipeline.comparing.arms import Arm
 from pipeline.comparing.comparison_page import log_comparison
 from pipeline.comparing.cost import equal_steps, seconds_a_draw, shown_steps
 from pipeline.comparing.draws import Pool, pool_in
-from pipeline.comparing.grid import Grid, grid_of, said_of_arm
+from pipeline.comparing.grid import Grid, explicit_keys_of_arm
 from pipeline.comparing.pairs import PairKey, PairRunner, Results, pair_keys
 from pipeline.comparing.results import Compared
 from pipeline.data.overlap import Overlap, tuning_draws
@@ -26,6 +26,7 @@ from pipeline.runs.stage_log import log_unreadable
 from pipeline.runs.summary import minutes
 from pipeline.runs.workers import run_workers
 from pipeline.settings.run import plain_values
+from pipeline.stats.metrics import METRICS
 from pipeline.tracking import Tracking
 
 OF_AN_ARM = ("schedule", "backbone", "weights", "draw", "seed")
@@ -34,9 +35,8 @@ ENOUGH_DRAWS = 5
 """With so many disjoint draws left, fewer than asked for are better than resampled ones."""
 
 
-def compare_entry(command: Command) -> Compared | None:
+def compare_entry(command: Command, grid: Grid) -> Compared | None:
     """Entry point compare; None where this process only took part in another's comparison."""
-    grid = grid_of(command.options, command.config)
     started = time.perf_counter()
     settings = next(iter(grid.arms.values()))[0].settings
     tracking = Tracking.connect()
@@ -111,7 +111,8 @@ def _tell_beforehand(
     test = overlap.test
     command.say(
         f"{', '.join(names)} on {', '.join(grid.arms)}: {shown_steps(steps)} optimizer steps, "
-        f"{len(keys)} draws; {pool.sentence}; scored on {len(test)} test images"
+        f"{len(keys)} draws; {pool.sentence}; {METRICS[grid.compare.metric].words} on "
+        f"{len(test)} test images"
     )
     if note := overlap.counts.note:
         command.say(note)
@@ -147,7 +148,9 @@ def _tuned(
             trials = max(1, grid.tune.n_trials // arm.last)
             tune = grid.tune.model_copy(update={"n_trials": trials})
             stages = range(1, arm.last + 1)
-            kept = {n: {"epochs", "batch_size", *said_of_arm(grid, arm, n)} for n in stages}
+            kept = {
+                n: {"epochs", "batch_size", *explicit_keys_of_arm(grid, arm, n)} for n in stages
+            }
             done = tune_arm(command, tracking, tune, arm, stages, kept)
             tuned.append(done.arm)
             studies[backbone, arm.name] = tuple(done.studies.values())
@@ -170,14 +173,21 @@ def _walk(
 
         def tell(key: PairKey, results: Results, name: str = backbone) -> str:
             shown = ", ".join(
-                f"{arm.name} {result.test_acc:.2%}"
+                f"{arm.name} {result.test:.2%}"
                 for arm, result in zip(grid.arms[name], results, strict=True)
             )
             images = f"data_seed {key.data_seed}" if resampled else f"draw {key.draw}"
             return f"{name}, {images}, seed {key.seed}: {shown}"
 
         runner = PairRunner(
-            arms, overlap, tracking, run_id, command.say, tell, only_new=bool(command.joins)
+            arms,
+            overlap,
+            tracking,
+            run_id,
+            command.say,
+            tell,
+            grid.compare.metric,
+            only_new=bool(command.joins),
         )
         found[backbone] = runner.run_all(keys)
         overlap = runner.overlap

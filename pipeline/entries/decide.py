@@ -17,7 +17,6 @@ from pipeline.comparing.arms import (
     Comparison,
     TunedArm,
     at_equal_steps,
-    comparison_of,
     own_stages,
 )
 from pipeline.comparing.cost import equal_steps, operations_of, seconds_a_draw, shown_steps
@@ -37,6 +36,7 @@ from pipeline.runs.workers import run_workers
 from pipeline.settings.entry import usable_name
 from pipeline.settings.run import plain_values
 from pipeline.stats.design import Design
+from pipeline.stats.metrics import METRICS
 from pipeline.stats.operating import characteristics_text, operating_characteristics
 from pipeline.stats.verdict import verdict
 from pipeline.tracking import ModelVersion, RunLog, Tracking
@@ -66,11 +66,10 @@ class Desk:
         return self.overlap.test
 
 
-def decide_entry(command: Command) -> Decision | None:
+def decide_entry(command: Command, plan: Comparison) -> Decision | None:
     """Entry point decide; None where this process only took part in another's decision."""
-    plan = asked = comparison_of(command.options, command.config)
     started = time.perf_counter()
-    settings = plan.treatment.settings
+    asked, settings, looks = plan, plan.treatment.settings, plan.decide.design.looks
     tracking = Tracking.connect()
     with tracking.explained():
         if plan.decide.tune:
@@ -79,10 +78,10 @@ def decide_entry(command: Command) -> Decision | None:
         test_split(source, settings)
         reserved = plan.tune.draws if plan.decide.tune else 0
         check_draws(source, settings, range(settings.draw, settings.draw + max(1, reserved)))
-        pool = pool_in(source, settings, plan.design.looks, reserved=reserved)
+        pool = pool_in(source, settings, looks, reserved=reserved)
         test = read_test_split(source, settings, command.say)
         overlap = Overlap.of(test, source).after(tuning_draws(source, settings, reserved))
-        design = replace(plan.design, looks=pool.looks)
+        design = replace(plan.decide.design, looks=pool.looks)
         images = settings.train_per_class * len(source.class_names)
         desk = Desk(command, tracking, overlap, images, pool, design)
         if command.joins:
@@ -102,7 +101,7 @@ def decide_entry(command: Command) -> Decision | None:
                 )
             plan, tuned = _tuned(plan, desk)
             pairs, runner = _walk(plan, desk, log)
-            beside = _beside(plan, runner, pairs)
+            beside = _run_extra_arms(plan, runner, pairs)
             classes = len(source.class_names)
             decision = Decision(
                 asked=asked,
@@ -133,7 +132,8 @@ def _tell_beforehand(plan: Comparison, desk: Desk) -> None:
     steps = equal_steps([plan.treatment, plan.control], desk.images)
     say(
         f"{plan.treatment.words} against {plan.control.words}, {shown_steps(steps)} optimizer "
-        f"steps; {pool.sentence}; scored on {len(desk.test)} test images"
+        f"steps; {pool.sentence}; {METRICS[plan.decide.metric].words} "
+        f"on {len(desk.test)} test images"
     )
     if note := desk.overlap.counts.note:
         say(note)
@@ -174,21 +174,18 @@ def _tuned(plan: Comparison, desk: Desk) -> tuple[Comparison, tuple[TunedArm, ..
         return plan, ()
     from pipeline.tuning.tune_arm import tune_arm
 
-    last, config = plan.treatment.last, desk.command.config
-    stages = range(1, last + 1)
-    treatment = tune_arm(desk.command, desk.tracking, plan.tune, plan.treatment, stages, plan.said)
-    control = at_equal_steps(
-        treatment.arm, plan.control.name, plan.options, config, plan.treatment
-    )
+    last = plan.treatment.last
+    stages, fixed = range(1, last + 1), plan.explicit
+    treatment = tune_arm(desk.command, desk.tracking, plan.tune, plan.treatment, stages, fixed)
+    control = at_equal_steps(treatment.arm, plan.control.schedule, plan.request, plan.treatment)
     equal_steps([treatment.arm, control], desk.images)
     fixed = own_stages(plan)
     trials = plan.tune.n_trials * (last - control.last + len(fixed))
     tune = plan.tune.model_copy(update={"n_trials": math.ceil(trials / len(fixed))})
     tuned = tune_arm(desk.command, desk.tracking, tune, control, fixed, fixed)
-    beside = tuple(
-        at_equal_steps(treatment.arm, arm.name, plan.options, config) for arm in plan.beside
-    )
-    plan = replace(plan, treatment=treatment.arm, control=tuned.arm, beside=beside)
+    schedules = [arm.schedule for arm in plan.extra_arms]
+    extra = tuple(at_equal_steps(treatment.arm, one, plan.request) for one in schedules)
+    plan = replace(plan, treatment=treatment.arm, control=tuned.arm, extra_arms=extra)
     return plan, (treatment, tuned)
 
 
@@ -201,8 +198,8 @@ def _walk(plan: Comparison, desk: Desk, log: RunLog | None) -> tuple[list[Pair],
         images = f"data_seed {key.data_seed}" if pool.resampled else f"draw {key.draw}"
         return (
             f"pair {key.number + 1} ({images}, seed {key.seed}): "
-            f"{plan.treatment.words} {treatment.test_acc:.2%}, "
-            f"{plan.control.words} {control.test_acc:.2%}, "
+            f"{plan.treatment.words} {treatment.test:.2%}, "
+            f"{plan.control.words} {control.test:.2%}, "
             f"gain {Pair(key, treatment, control).gain_pp:+.2f} pp"
         )
 
@@ -213,6 +210,7 @@ def _walk(plan: Comparison, desk: Desk, log: RunLog | None) -> tuple[list[Pair],
         log.run_id if log else desk.command.joins,
         desk.command.say,
         tell,
+        plan.decide.metric,
         only_new=log is None,
     )
     keys = pair_keys(pool, settings)
@@ -243,17 +241,17 @@ def _walk(plan: Comparison, desk: Desk, log: RunLog | None) -> tuple[list[Pair],
     return pairs, runner
 
 
-def _beside(
+def _run_extra_arms(
     plan: Comparison, runner: PairRunner, pairs: list[Pair]
 ) -> dict[str, tuple[Arm, list[float]]]:
     """Gains over the control of arms that are reported and not judged, on the first pairs."""
     gains: dict[str, tuple[Arm, list[float]]] = {}
-    for arm in plan.beside if plan.decide.beside else ():
+    for arm in plan.extra_arms if plan.decide.beside else ():
         found = []
         for pair in pairs[: plan.decide.beside]:
-            result = runner.run_beside(pair.key, arm)
-            found.append(100 * (result.test_acc - pair.control.test_acc))
-            runner.say(f"pair {pair.key.number + 1}, beside: {arm.words} {result.test_acc:.2%}")
+            result = runner.run_extra(pair.key, arm)
+            found.append(100 * (result.test - pair.control.test))
+            runner.say(f"pair {pair.key.number + 1}, beside: {arm.words} {result.test:.2%}")
         gains[arm.name] = (arm, found)
     return gains
 
@@ -272,8 +270,8 @@ def _register(decision: Decision, plan: Comparison, runner: PairRunner, log: Run
     tags = {"verdict": decision.verdict.state, "decision_run_id": log.run_id}
     text = (
         f"{decision.sentence}\n\nRecommended: {arm.words}; this model, of the first pair, "
-        f"reached {result.test_acc:.2%} on the test images. Decision: run "
-        f"{log.run_id}."
+        f"reached {result.test:.2%} {METRICS[decision.metric].words} on the test images. "
+        f"Decision: run {log.run_id}."
     )
     registered = runner.tracking.register(
         name, ModelVersion(run.tags["model_uri"], CHAMPION, text, tags)

@@ -8,45 +8,38 @@ others of the same images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.errors import GateError
+from pipeline.runs.command import Command
 from pipeline.runs.lineage import settings_of
 from pipeline.runs.run_stage import adopt
 from pipeline.runs.session import Session
-from pipeline.settings.layers import load_settings
+from pipeline.settings.entry import GateSettings
+from pipeline.settings.request import Request
 from pipeline.settings.run import PLACE_KEYS, Settings
 from pipeline.signals.gate import Gate, parse_best_lines, read_gate
 from pipeline.signals.gate_runs import REPORT, gate_of_run, report_markdown
 from pipeline.tracking import RunView, Tracking
 
 
-def gate_entry(
-    run_id: str, lines: str, options: Mapping[str, str], say: Callable[[str], None]
-) -> Gate:
+def gate_entry(command: Command, plan: GateSettings) -> Gate:
     """Read the gate from runs or lines, print its report and log it.
 
     Raises:
-        GateError: neither given, or not a finished stage-2 run of `three_stage`.
+        GateError: not a finished stage-2 run of `three_stage`, or a file without result lines.
         LineageError: the images that were given are not those of the run.
     """
-    load_settings(options)  # a threshold out of range is said before anything is read
-    if lines and run_id:
-        raise GateError(f"gate takes run_id or lines, got both ({run_id}, {lines}): leave one out")
-    if lines:
-        return _gate_of_lines(Path(lines), options, say)
-    if not run_id:
-        raise GateError(
-            "gate needs -P run_id=<a finished stage-2 run> or -P lines=<a file with the result "
-            "lines of stages 1 and 2>"
-        )
+    request, say, run_id = command.request, command.say, plan.run_id
+    if plan.lines:
+        return _gate_of_lines(Path(plan.lines), request, say)
     tracking = Tracking.connect()
     with tracking.explained():
         run = tracking.get(run_id)
         _check(run)
-        settings = load_settings(options, inherited=settings_of(run))
-        if options.keys() & set(PLACE_KEYS):
+        settings = request.settings(settings_of(run))
+        if request.options.keys() & set(PLACE_KEYS):
             run = _of_these_images(run, settings, tracking, say)
         with tracking.run(f"gate · {run.name}", {"kind": "gate"}, target=True) as log:
             gate, pairs = gate_of_run(tracking, run, settings, say)
@@ -59,7 +52,7 @@ def gate_entry(
     return gate
 
 
-def _gate_of_lines(path: Path, options: Mapping[str, str], say: Callable[[str], None]) -> Gate:
+def _gate_of_lines(path: Path, request: Request, say: Callable[[str], None]) -> Gate:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as err:
@@ -68,7 +61,7 @@ def _gate_of_lines(path: Path, options: Mapping[str, str], say: Callable[[str], 
             "`Stage-1 Best results: …` and `Stage-2 Best results: …`"
         ) from None
     pairs = parse_best_lines(text)
-    gate = read_gate(pairs, load_settings(options))
+    gate = read_gate(pairs, request.settings())
     say(report_markdown(gate, pairs, str(path)))
     return gate
 

@@ -1,18 +1,22 @@
-"""What `pretrain` and `rank_blocks` were asked for, understood before anything slow is imported.
+"""What entry points are asked for, understood before anything slow is imported.
 
-In: what was typed. Out: a plan, or a `SettingsError`. Pure functions. Other entry points that have
-settings of their own keep them beside what they mean: `search_space.py`, `arms.py`, `grid.py`.
+In: a `Request`. Out: a plan, or a `SettingsError`. Pure functions. Entry points with larger plans
+have these beside what they mean: `search_space.py`, `arms.py`, `grid.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from pipeline.comparing.arms import refuse_patience, said_of_all
-from pipeline.errors import SettingsError
-from pipeline.settings.entry import PRETRAIN_KEYS, RANK_KEYS, PretrainSettings, RankSettings
-from pipeline.settings.layers import load_own, load_settings, said_of_stage
+from pipeline.errors import GateError, SettingsError
+from pipeline.settings.entry import (
+    EvaluateSettings,
+    GateSettings,
+    NumberedStageSettings,
+    PretrainSettings,
+    StageSettings,
+)
+from pipeline.settings.request import Request
 from pipeline.settings.run import Settings
 
 FROM_SCRATCH = {"schedule": "full", "weights": "none", "norm_stats": "source"}
@@ -26,7 +30,22 @@ PRETRAIN_DEFAULTS = {
     "views": "0",
 }
 """What random weights want, where neither a preset nor anybody says otherwise."""
-FEWEST_CHECKS = 2
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage.
+
+    Attributes:
+        request: plain training settings are for this stage.
+        settings: before a parent run hands its own down.
+        parent_run_id: empty: the parent is found or trained.
+    """
+
+    number: int
+    request: Request
+    settings: Settings
+    parent_run_id: str
 
 
 @dataclass(frozen=True)
@@ -39,62 +58,83 @@ class PretrainPlan:
     val_sized: bool
 
 
-@dataclass(frozen=True)
-class RankPlan:
-    """`options`: what was typed, but for the ranking itself."""
+def stage_plan(request: Request, number: int) -> StagePlan:
+    """The plan of stage `number`; whether the schedule has it, a given parent run says later.
 
-    check: int
-    options: Mapping[str, str]
-    settings: Settings
+    Raises:
+        SettingsError: a wrong setting, or no such stage.
+    """
+    parent_run_id = request.own_settings(StageSettings).parent_run_id
+    targeted = request.for_stage(number)
+    settings = request.settings() if parent_run_id else targeted.settings()
+    return StagePlan(number, targeted, settings, parent_run_id)
 
 
-def pretrain_plan(options: Mapping[str, str], config: str | None) -> PretrainPlan:
+def numbered_stage_plan(request: Request) -> StagePlan:
+    """The plan of the stage that `number` says; see `stage_plan`."""
+    number = request.own_settings(NumberedStageSettings).number
+    if not number:
+        raise SettingsError("number is not given: pass -P number=<a stage of the schedule>")
+    return stage_plan(request, number)
+
+
+def evaluate_plan(request: Request) -> EvaluateSettings:
+    """Which run is scored; the run itself hands its settings down.
+
+    Raises:
+        SettingsError: a wrong setting, or no run.
+    """
+    request.settings()
+    own = request.own_settings(EvaluateSettings)
+    if not own.run_id:
+        raise SettingsError("run_id is not given: pass -P run_id=<a finished stage run>")
+    return own
+
+
+def gate_plan(request: Request) -> GateSettings:
+    """What the gate reads.
+
+    Raises:
+        SettingsError: a threshold out of range.
+        GateError: neither a run nor lines, or both.
+    """
+    request.settings()
+    own = request.own_settings(GateSettings)
+    if own.lines and own.run_id:
+        raise GateError(
+            f"gate takes run_id or lines, got both ({own.run_id}, {own.lines}): leave one out"
+        )
+    if not own.lines and not own.run_id:
+        raise GateError(
+            "gate needs -P run_id=<a finished stage-2 run> or -P lines=<a file with the result "
+            "lines of stages 1 and 2>"
+        )
+    return own
+
+
+def pretrain_plan(request: Request) -> PretrainPlan:
     """The settings of a run from random weights, and where its weights go.
 
     Raises:
         SettingsError: a wrong setting, or one that would not be pretraining.
     """
-    own = load_own(PretrainSettings, options)
+    own = request.own_settings(PretrainSettings)
     if not own.out.endswith(".safetensors"):
         fault = f"out={own.out} does not end in .safetensors" if own.out else "out is not given"
         raise SettingsError(f"{fault}: say where the weights go: pass -P out=<path>.safetensors")
-    plain = {key: value for key, value in options.items() if key not in PRETRAIN_KEYS}
-    said = said_of_all(plain, config)
+    general = request.general
     for key, value in FROM_SCRATCH.items():
-        if said.get(key, value) != value:
+        if general.get(key, value) != value:
             raise SettingsError(
-                f"{key}={said[key]}: pretraining means {key}={value}: leave it out"
+                f"{key}={general[key]}: pretraining means {key}={value}: leave it out"
             )
-    if "data" not in said:
+    if "data" not in general:
         raise SettingsError(
             "data is not given: pass -P data=<labelled images of your domain> to pretrain on"
         )
-    defaults = {} if "preset" in said else PRETRAIN_DEFAULTS
-    set_by_hand = {*said, *said_of_stage(plain, config, None, 1)}
-    left = {key: value for key, value in defaults.items() if key not in set_by_hand}
-    settings = load_settings({**left, **plain, **FROM_SCRATCH}, config=config)
-    return PretrainPlan(own.out, settings, "train_per_class" in said, "val_per_class" in said)
-
-
-def rank_plan(options: Mapping[str, str], config: str | None) -> RankPlan:
-    """The settings of the stage 1 that blocks are ranked on, where no run is given.
-
-    Raises:
-        SettingsError: a wrong setting, or a check that cannot be.
-    """
-    rank = load_own(RankSettings, options)
-    plain = {key: value for key, value in options.items() if key not in RANK_KEYS}
-    if rank.check and rank.check < FEWEST_CHECKS:
-        raise SettingsError(
-            f"check={rank.check}: gains vary, give {FEWEST_CHECKS} draws or more, or 0 for none"
-        )
-    schedule = said_of_all(plain, config).get("schedule")
-    if rank.check and schedule:
-        raise SettingsError(
-            f"schedule={schedule}: the check releases blocks after a stage of the head "
-            "alone: leave schedule out, or check"
-        )
-    settings = load_settings(plain, config=config)
-    if rank.check:
-        refuse_patience(settings.stages[:2])
-    return RankPlan(rank.check, plain, settings)
+    defaults = {} if "preset" in general else PRETRAIN_DEFAULTS
+    by_hand = {*general, *request.explicit_keys(1)}
+    left = {key: value for key, value in defaults.items() if key not in by_hand}
+    full = replace(request, options={**left, **request.options, **FROM_SCRATCH})
+    sized = "train_per_class" in general, "val_per_class" in general
+    return PretrainPlan(own.out, full.settings(), *sized)

@@ -15,7 +15,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from pipeline.entries.plans import PretrainPlan, pretrain_plan
+from pipeline.entries.plans import PretrainPlan
 from pipeline.errors import DataError, SettingsError
 from pipeline.runs.command import Command
 from pipeline.runs.run_stage import find_or_run
@@ -24,20 +24,20 @@ from pipeline.settings.run import Settings
 from pipeline.system.digests import digest_tensors
 from pipeline.system.files import storage_faults, write_atomically
 from pipeline.tracking import Tracking
+from pipeline.tracking.keys import VAL_ACC, flat
 
 PROVENANCE = "provenance"
 VAL_SHARE, VAL_AT_MOST = 0.1, 100
 """Validation images a class where no number is given."""
 
 
-def pretrain_entry(command: Command) -> Path:
+def pretrain_entry(command: Command, plan: PretrainPlan) -> Path:
     """Entry point pretrain: train, and write the weights beside where they came from.
 
     Raises:
-        SettingsError, DataError: wrong settings or images.
+        SettingsError, DataError: a place that cannot be written to, wrong images.
         StorageError: the file cannot be written.
     """
-    plan = pretrain_plan(command.options, command.config)
     path = Path(plan.out).expanduser()
     tracking = Tracking.connect()
     with tracking.explained():
@@ -65,7 +65,7 @@ def pretrain_entry(command: Command) -> Path:
                 "training": settings.training(1).model_dump(),
                 "seed": settings.seed,
                 "selected_epoch": summary.epoch,
-                "val_acc": summary.val_acc,
+                flat(VAL_ACC): summary.val_acc,
                 "weights_sha256": digest_tensors(state),
                 "left_out": f"{head}* (its classes are those of the pretraining)",
                 "run_id": run.run_id,
@@ -75,7 +75,7 @@ def pretrain_entry(command: Command) -> Path:
             metadata = {PROVENANCE: json.dumps(about, sort_keys=True)}
             write_atomically(path, save(state, metadata))
             log.params({"data": settings.data, "backbone": settings.backbone, "out": str(path)})
-            log.metrics({"val_acc": summary.val_acc})
+            log.metrics({flat(VAL_ACC): summary.val_acc})
             log.text(json.dumps(about, indent=2) + "\n", "provenance.json")
             log.tags({"stage_run_id": run.run_id, "weights_sha256": str(about["weights_sha256"])})
     command.say(

@@ -44,7 +44,7 @@ class ImageClassifier(PythonModel):  # type: ignore[misc, unused-ignore]
 
     def predict(
         self,
-        context: PythonModelContext,
+        context: PythonModelContext | None,
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:

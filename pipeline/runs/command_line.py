@@ -8,14 +8,22 @@ from pathlib import Path
 
 from pipeline.data.open import NAMES
 from pipeline.model.pretrained import names_a_file
+from pipeline.settings.entry import NAMED_STAGES
+from pipeline.system.provenance import COMMAND, IS_CLONE
 
 
-def command_line(entry_point: str, said: Mapping[str, object]) -> str:
+def stage_entry_point(number: int) -> str:
+    """What to type after `-e` for a stage of that number."""
+    return f"stage{number}" if number <= NAMED_STAGES else f"stage -P number={number}"
+
+
+def command_line(entry_point: str, options: Mapping[str, object]) -> str:
     """What to type; paths are absolute, since `mlflow run` starts in the project's folder."""
-    values = {key: str(value) for key, value in said.items()}
+    values = {key: str(value) for key, value in options.items()}
     is_a_path = {"data": lambda data: data not in NAMES, "weights": names_a_file, "config": bool}
     for key, holds in is_a_path.items():
         if values.get(key) and holds(values[key]):
             values[key] = str(Path(values[key]).expanduser().absolute())
     words = " ".join(f"-P {key}={shlex.quote(value)}" for key, value in values.items())
-    return f"mlflow run . -e {entry_point} --env-manager local {words}"
+    local = " --env-manager local" if IS_CLONE else ""
+    return f"{COMMAND} {entry_point}{local} {words}"

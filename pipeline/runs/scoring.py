@@ -14,26 +14,29 @@ from pipeline.data.images import ImageSet
 from pipeline.data.overlap import Overlap
 from pipeline.errors import DataError, LineageError
 from pipeline.model.backbones import FORWARD_ORDER, Backbone
+from pipeline.runs.command import Command
 from pipeline.runs.lineage import check_places, settings_of
 from pipeline.runs.session import Session, source_and_weights, source_of
 from pipeline.runs.stage_log import log_unreadable
-from pipeline.settings.layers import load_settings
+from pipeline.settings.entry import EvaluateSettings
 from pipeline.settings.run import Settings
+from pipeline.stats.metrics import Row, score_logits
 from pipeline.tracking import RunView, Tracking
+from pipeline.tracking.keys import TEST
 from pipeline.training.device import compute_copy, run_blocks
 from pipeline.training.prefix_cache import PrefixCache
-from pipeline.training.trainer import Scores, score_logits
 
 PIXELS_PER_BATCH = 256 * 64 * 64
 
 
-def evaluate_entry(run_id: str, options: dict[str, str], say: Callable[[str], None]) -> Scores:
-    """Entry point evaluate: score a run on the test split and add `test/loss`, `test/acc` to it.
+def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
+    """Entry point evaluate: score a run on the test split and add `test/acc`, ... to it.
 
     Raises:
         LineageError: not a finished stage run.
         DataError: the run's data has no test split.
     """
+    run_id, say = plan.run_id, command.say
     tracking = Tracking.connect(with_artifacts=False)
     with tracking.explained():
         run = tracking.get(run_id)
@@ -43,7 +46,7 @@ def evaluate_entry(run_id: str, options: dict[str, str], say: Callable[[str], No
                 f"{run.tags.get('kind', 'no stage run')}, {run.status}: copy the id of a stage "
                 "run from the MLflow UI"
             )
-        settings = load_settings(options, inherited=settings_of(run))
+        settings = command.request.settings(settings_of(run))
         check_places(settings, run)
         source, _ = source_and_weights(settings)  # their faults, before images are read
         session = Session.open(settings, tracking, say)
@@ -65,11 +68,12 @@ def evaluate_entry(run_id: str, options: dict[str, str], say: Callable[[str], No
             log.tags({"evaluated_run_id": run.run_id})
             log_unreadable(log, images.unreadable)
             counts = overlap.counts.metrics
-            log.metrics({"test/acc": scores.acc, "test/loss": scores.loss, **counts})
+            log.metrics({**_named(scores), **counts})
     measured = scored_on(images.fingerprint(), session.precision)
     keep_scores(tracking, run, scores, measured, counts)
-    result = f"test accuracy {scores.acc:.2%}, loss {scores.loss:.4f} on {len(images)} images"
-    say(f"{run.name}: {result}")
+    others = "".join(f", {n} {v:.4f}" for n, v in scores.items() if n not in ("acc", "loss"))
+    result = f"test accuracy {scores['acc']:.2%}, loss {scores['loss']:.4f}{others}"
+    say(f"{run.name}: {result} on {len(images)} images")
     if overlap.either.any():
         say(_without_copies(overlap, logits))
     return scores
@@ -86,8 +90,8 @@ def _without_copies(overlap: Overlap, logits: torch.Tensor) -> str:
         return f"{line}: the accuracy says nothing about unseen images: use other test images"
     left = score_logits(logits[new], overlap.test.labels[new])
     return (
-        f"{line}: take them out of the test split; without them the accuracy is {left.acc:.2%} on "
-        f"{int(new.sum())} images"
+        f"{line}: take them out of the test split; without them the accuracy is {left['acc']:.2%} "
+        f"on {int(new.sum())} images"
     )
 
 
@@ -99,7 +103,7 @@ def scored_on(test_digest: str, precision: str) -> dict[str, str]:
 def keep_scores(
     tracking: Tracking,
     run: RunView,
-    scores: Scores,
+    scores: Row,
     measured: Mapping[str, str],
     counts: Mapping[str, float],
 ) -> None:
@@ -109,8 +113,12 @@ def keep_scores(
     """
     if measured.keys() & run.tags.keys():
         tracking.add_tags(run.run_id, dict.fromkeys(measured, "unknown"))
-    tracking.add_metrics(run.run_id, {"test/acc": scores.acc, "test/loss": scores.loss, **counts})
+    tracking.add_metrics(run.run_id, {**_named(scores), **counts})
     tracking.add_tags(run.run_id, measured)
+
+
+def _named(scores: Row) -> dict[str, float]:
+    return {TEST[name]: value for name, value in scores.items()}
 
 
 def test_split(source: Source, settings: Settings) -> Split:

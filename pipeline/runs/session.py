@@ -23,23 +23,22 @@ from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.model.checkpoints import load_checkpoint
 from pipeline.model.pretrained import Pretrained, Weights, is_here, read_weights
 from pipeline.runs.lineage import lineage_key, recipe_key
-from pipeline.runs.summary import StageSummary
 from pipeline.settings.run import Settings
-from pipeline.settings.schedules import SCHEDULES, Stage
+from pipeline.settings.schedules import Stage, schedule_of
 from pipeline.system.files import storage_faults
 from pipeline.tracking import RunView, Tracking
+from pipeline.tracking.history import History, Summary
 from pipeline.training.device import keep_freed_memory, pick_device, pick_precision
 from pipeline.training.features import Features
 from pipeline.training.norm_choice import NormStatsChoice, choose_norm_stats
 from pipeline.training.norm_stats import calibrate_norm_stats
 from pipeline.training.prefix_cache import PrefixCache
-from pipeline.training.trainer import EpochResult
 
 DEFAULT_CACHE_DIR = "~/.cache/unfreeze"
 CHECKPOINT = "checkpoint/checkpoint.safetensors"
 
 Say = Callable[[str], None]
-OnEpoch = Callable[[Stage, int, EpochResult], None]
+OnEpoch = Callable[[Stage, History], None]
 
 
 def cache_folder(settings: Settings) -> Path:
@@ -111,7 +110,7 @@ class Session:
     on_epoch: OnEpoch
     initial: Mapping[str, Tensor]
     keys: dict[int, str] = field(default_factory=dict)
-    done: dict[int, StageSummary] = field(default_factory=dict)
+    done: dict[int, Summary] = field(default_factory=dict)
     tuned_by: dict[int, str] = field(default_factory=dict)
     is_trial: bool = False
     otherwise: str = ""
@@ -288,7 +287,7 @@ class Session:
         augment = settings.training(stage.number).augment
         later = [
             step.prefix
-            for step in SCHEDULES[stage.schedule][stage.number :]
+            for step in schedule_of(settings.schedule).stages[stage.number :]
             if step.prefix and settings.training(step.number).augment == augment
         ]
         train = self.cache.features(

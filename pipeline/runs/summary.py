@@ -1,57 +1,32 @@
-"""What people read: the reference line, a run's description, the table of the stages."""
+"""What people read of finished stages: their table, settings and durations in words."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.settings.run import Settings
-from pipeline.settings.schedules import Stage
+from pipeline.tracking.history import Summary
+from pipeline.tracking.keys import TRAIN_ACC, VAL_ACC, VAL_LOSS
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True)
-class StageSummary:
-    """A finished run at its selected epoch; losses in nats, accuracies 0 to 1."""
-
-    stage: Stage
-    run_id: str
-    reused: bool
-    epoch: int
-    train_loss: float
-    val_loss: float
-    train_acc: float
-    val_acc: float
-    wall_s: float
-    trainable: int
-
-    @property
-    def best_line(self) -> str:
-        """The line that every stage run ends with."""
-        return (
-            f"Stage-{self.stage.number} Best results: Train Loss: {self.train_loss:.4f} | "
-            f"Val Loss: {self.val_loss:.4f} | Train Acc: {self.train_acc:.2%} | "
-            f"Val Acc: {self.val_acc:.2%}"
-        )
-
-
-def summary_table(rows: Sequence[StageSummary]) -> pd.DataFrame:
+def summary_table(rows: Sequence[Summary]) -> pd.DataFrame:
     """The stages as a table of text."""
     import pandas as pd
 
     cells = [
         {
-            "stage": str(row.stage.number),
-            "trains": " + ".join(row.stage.trainable),
+            "stage": str(row.number),
+            "trains": " + ".join(row.trains),
             "parameters": f"{row.trainable:,}",
             "epoch": str(row.epoch),
-            "train acc": f"{row.train_acc:.2%}",
-            "val acc": f"{row.val_acc:.2%}",
-            "val loss": f"{row.val_loss:.4f}",
+            "train acc": f"{row.metrics[TRAIN_ACC]:.2%}",
+            "val acc": f"{row.metrics[VAL_ACC]:.2%}",
+            "val loss": f"{row.metrics[VAL_LOSS]:.4f}",
             "time": f"{row.wall_s:.1f} s" + (" (reused)" if row.reused else ""),
             "run": row.run_id,
         }

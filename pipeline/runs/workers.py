@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from pipeline.errors import StudyError
 from pipeline.runs.command import Command
-from pipeline.settings.parser import STORAGE
+from pipeline.settings.entry import STORAGE
 from pipeline.system.interrupts import PARENT
 from pipeline.system.provenance import PROJECT_DIR
 
@@ -43,9 +43,7 @@ def run_workers(
     )
     threads = str(threads_each(count, cores))
     command.say(f"{count} workers with {threads} thread(s) each on {cores} cores")
-    options = {**command.options, "workers": "1", "joins": run_id}
-    if command.config:
-        options["config"] = command.config
+    options = {**command.request.typed, "workers": "1", "joins": run_id}
     if command.tuned:
         options["tuned"] = "on"
     words = [sys.executable, "-m", "pipeline", entry_point]

@@ -12,7 +12,7 @@ are chosen; `tuning/` leaves that to Optuna.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -21,13 +21,14 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import SettingsError, first_line
-from pipeline.settings.entry import TUNE_KEYS, TuneSettings
-from pipeline.settings.layers import load_own, load_settings, nearest, said_of_stage
+from pipeline.settings.entry import TuneSettings
+from pipeline.settings.request import Request
 from pipeline.settings.run import TRAIN_KEYS, Settings, TrainSettings
-from pipeline.settings.schedules import RELEASES, SCHEDULES, Stage
-from pipeline.system.provenance import PROJECT_DIR
+from pipeline.settings.schedules import SCHEDULES, Schedule, schedule_of
+from pipeline.settings.yaml_file import nearest
+from pipeline.system.provenance import IS_CLONE, PACKAGE_DIR, PROJECT_DIR
 
-SPACES_DIR = PROJECT_DIR / "search_spaces"
+SPACES_DIR = (PROJECT_DIR if IS_CLONE else PACKAGE_DIR) / "search_spaces"
 _RANGE_KEYS = ("low", "high", "step", "log")
 _EXAMPLE = "write lines like `lr: {low: 1.0e-4, high: 1.0e-2, log: true}`"
 
@@ -75,17 +76,40 @@ class SearchSpace:
         return all(d.holds(values[key]) for key, d in self.dimensions.items())
 
 
-def default_space(stage: Stage) -> Path:
-    """The file for a stage where the user gives none: the first schedule's that begins so."""
-    chain = [step.trainable for step in SCHEDULES[stage.schedule][: stage.number]]
-    first = next(
-        name
-        for name, steps in SCHEDULES.items()
-        if [step.trainable for step in steps[: stage.number]] == chain
-    )
-    # a block released alone, whichever it is, has the ranges of block4
-    folder = SPACES_DIR if first in ("three_stage", *RELEASES) else SPACES_DIR / first
-    return folder / f"stage{stage.number}.yaml"
+def default_space(schedule: Schedule, number: int) -> Path:
+    """The file for a stage where the user gives none.
+
+    It is that of the first built-in schedule which begins so; for another chain of stages, that of
+    the built-in stage which has the same part in its chain.
+    """
+    chain = schedule.trains(number)
+    same = [name for name, known in SCHEDULES.items() if known.trains(number) == chain]
+    if not same:
+        return SPACES_DIR / _SPACE_BY_PART[_part(chain)]
+    folder = SPACES_DIR if same[0] == "three_stage" else SPACES_DIR / same[0]
+    return folder / f"stage{number}.yaml"
+
+
+_SPACE_BY_PART = {
+    "head first": "stage1.yaml",
+    "head continued": "stage1_continued/stage2.yaml",
+    "blocks with a new head": "two_stage/stage1.yaml",
+    "first blocks": "stage2.yaml",
+    "more blocks": "stage3.yaml",
+    "blocks continued": "stage2_continued/stage3.yaml",
+}
+
+
+def _part(chain: Sequence[tuple[str, ...]]) -> str:
+    """What the last stage of a chain does: a key of `_SPACE_BY_PART`."""
+    *before, blocks = chain
+    if len(blocks) == 1:
+        return "head continued" if before else "head first"
+    if not before:
+        return "blocks with a new head"
+    if before[-1] == blocks:
+        return "blocks continued"
+    return "first blocks" if len(before[-1]) == 1 else "more blocks"
 
 
 @dataclass(frozen=True)
@@ -97,22 +121,22 @@ class Plan:
     spaces: Mapping[int, SearchSpace]
 
 
-def plan_of(options: Mapping[str, str], config: str | None) -> Plan:
-    """The plan behind what was typed; settings fixed by hand are taken out of the spaces.
+def plan_of(request: Request) -> Plan:
+    """The plan behind a request; settings fixed by hand are taken out of the spaces.
 
     Raises:
         SettingsError: a wrong setting or space, or nothing is left to tune.
     """
-    tune = load_own(TuneSettings, options)
-    others = {key: value for key, value in options.items() if key not in TUNE_KEYS}
+    tune = request.own_settings(TuneSettings)
     target = None if tune.stage == "all" else int(tune.stage)
-    settings = load_settings(others, config=config, target=target)
+    request = request.for_stage(target)
+    settings = request.settings()
     numbers = [target] if target else range(1, len(settings.stages) + 1)
     spaces = {}
     for number in numbers:
         space = read_space(_space_path(tune, settings, number))
-        said = said_of_stage(others, config, target, number)
-        left = {key: d for key, d in space.dimensions.items() if key not in said}
+        fixed = request.explicit_keys(number)
+        left = {key: d for key, d in space.dimensions.items() if key not in fixed}
         if not left:
             raise SettingsError(
                 f"stage {number}: every setting of {space.source} is fixed by hand "
@@ -125,7 +149,7 @@ def plan_of(options: Mapping[str, str], config: str | None) -> Plan:
 def _space_path(tune: TuneSettings, settings: Settings, number: int) -> Path:
     path = Path(tune.space)
     if not tune.space:
-        return default_space(settings.stage(number))
+        return default_space(schedule_of(settings.schedule), number)
     if path.is_dir():
         return path / f"stage{number}.yaml"
     if tune.stage == "all" and len(settings.stages) > 1 and path.exists():
@@ -260,7 +284,7 @@ def _step(key: str, given: object, low: float, high: float) -> float:
     try:
         step = TypeAdapter(kind).validate_python(given)
     except ValidationError as err:
-        raise ValueError(f"{key}: step {_said(err)}, got {given!r}") from None
+        raise ValueError(f"{key}: step {_fault(err)}, got {given!r}") from None
     if not math.isfinite(step) or step <= 0 or not _on_grid(high - low, step):
         raise ValueError(
             f"{key}: steps of {step} do not lead from {low} to {high}: "
@@ -281,14 +305,14 @@ def _value(key: str, given: object) -> str | int | float:
             raise ValueError(f"{key} is a number, got {given}")
         value = check(given)
     except ValidationError as err:
-        raise ValueError(f"{key} {_said(err)}, got {given!r}") from None
+        raise ValueError(f"{key} {_fault(err)}, got {given!r}") from None
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{key} must be a finite number, got {given!r}")
     assert isinstance(value, str | int | float)
     return value
 
 
-def _said(err: ValidationError) -> str:
+def _fault(err: ValidationError) -> str:
     return err.errors()[0]["msg"].removeprefix("Input ").replace("should be", "must be")
 
 

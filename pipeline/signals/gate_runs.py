@@ -6,15 +6,16 @@ a one-page report.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 from pipeline.errors import LineageError
 from pipeline.reporting.page import to_markdown
 from pipeline.settings.run import Thresholds
 from pipeline.signals.evidence import as_far_as_allowed, siblings_of_run, thresholds_of
-from pipeline.signals.gate import Gate, Outcome, Pair, read_gate
+from pipeline.signals.gate import Gate, Pair, read_gate
 from pipeline.tracking import RunView, Tracking
+from pipeline.tracking.history import metrics_at_best, read_history
+from pipeline.tracking.keys import PARENT_VAL_ACC, VAL_ACC, VAL_LOSS
 
 REPORT = "gate/report.md"
 
@@ -66,22 +67,15 @@ def gate_over(
 
 
 def _pair(tracking: Tracking, run: RunView) -> Pair:
-    losses = tracking.history(run.run_id, "val/loss")
+    history = read_history(tracking, run, [VAL_LOSS])
     try:
-        first = _outcome(tracking.get(run.tags["parent_run_id"]))
+        first = metrics_at_best(tracking.get(run.tags["parent_run_id"]))
     except (
         LineageError
     ):  # deleted since: its accuracy stands in the child, and is all that is read
-        nothing = math.nan
-        first = Outcome(nothing, nothing, nothing, run.metrics["signal/parent_val_acc"])
-    return Pair(run.tags["draw"], first, _outcome(run), losses)
-
-
-def _outcome(run: RunView) -> Outcome:
-    m = run.metrics
-    return Outcome(
-        m["best/train_loss"], m["best/val_loss"], m["best/train_acc"], m["best/val_acc"]
-    )
+        first = {VAL_ACC: run.metrics[PARENT_VAL_ACC]}
+    losses = history[VAL_LOSS] if history else []
+    return Pair(run.tags["draw"], first, metrics_at_best(run), losses)
 
 
 def report_markdown(gate: Gate, pairs: Sequence[Pair], title: str) -> str:

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-PROJECT_DIR = Path(__file__).resolve().parent.parent.parent
+DISTRIBUTION = "how-far-to-unfreeze"
+PACKAGE_DIR = Path(__file__).resolve().parent.parent
+PROJECT_DIR = PACKAGE_DIR.parent
+IS_CLONE = (PROJECT_DIR / "MLproject").exists()
+"""A clone of the repository, which `mlflow run` can start; else the package was installed."""
+COMMAND = "mlflow run . -e" if IS_CLONE else "unfreeze"
+"""What comes before an entry point and `-P name=value` on a command line."""
 
 
 def requirements_of(packages: Sequence[str]) -> list[str]:
@@ -16,7 +22,9 @@ def requirements_of(packages: Sequence[str]) -> list[str]:
 
 
 def git_commit() -> str:
-    """The project's commit, `-dirty` where tracked files differ from it; `unknown` outside git."""
+    """The project's commit, `-dirty` where tracked files differ from it; else the version."""
+    if not IS_CLONE:
+        return f"{DISTRIBUTION} {version(DISTRIBUTION)}"
     if not (PROJECT_DIR / ".git").exists():
         return "unknown"
 

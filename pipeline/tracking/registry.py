@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from pipeline.system.addresses import without_password
+from pipeline.tracking.faults import translated
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -58,3 +61,15 @@ def register(client: MlflowClient, name: str, version: ModelVersion) -> Register
     if before is None or str(before) == number:
         return Registered(number, None)
     return Registered(number, (str(before), client.get_model_version(name, before).tags))
+
+
+def load_python_model(uri: str) -> Any:  # noqa: ANN401 - the caller knows what it logged
+    """The Python object behind a logged model.
+
+    Raises:
+        TrackingError: the store does not answer, or the model is gone.
+    """
+    import mlflow
+
+    with translated("load the model", without_password(mlflow.get_tracking_uri())):
+        return mlflow.pyfunc.load_model(uri).unwrap_python_model()

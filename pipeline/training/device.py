@@ -62,7 +62,7 @@ def keep_freed_memory() -> None:
     """Let the process keep the memory that it frees, where the C library is glibc.
 
     By default large tensors come from the system and go back to it at every step, and every page
-    is faulted in anew: a quarter of the time of a prefix pass (docs/LOG.md).
+    is faulted in anew: a quarter of the time of a prefix pass (docs/experiments).
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if set_option:
@@ -71,7 +71,7 @@ def keep_freed_memory() -> None:
 
 
 def uses_channels_last(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether maps are (N, H, W, C) in memory, the faster order where measured (docs/LOG.md)."""
+    """Whether maps are (N, H, W, C) in memory: faster wherever measured (docs/experiments)."""
     return device.type == "cpu" or dtype == torch.bfloat16
 
 

@@ -4,7 +4,7 @@ At 64 px the last blocks of a ResNet see maps of 4x4 and 2x2. There oneDNN's con
 most of a training step on the gradient of the weights; laid out as a matrix product (im2col,
 Chellapilla, Puri & Simard 2006) a bfloat16 step takes less than half the time. On 2x2 maps, where
 im2col would mostly multiply padding, the whole convolution is one dense matrix, in any precision.
-Which product pays at which size was measured (docs/LOG.md); larger maps keep the library's
+Which product pays at which size was measured (docs/experiments); larger maps keep the library's
 convolution.
 """
 

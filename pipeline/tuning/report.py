@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.reporting.page import to_markdown
+from pipeline.runs.command_line import stage_entry_point
+from pipeline.system.provenance import COMMAND
 from pipeline.tracking import Tracking
 from pipeline.tuning.storage import experiments_known, for_optunas_commands
 from pipeline.tuning.study import CHOICE, Study, shown_settings
@@ -125,7 +127,12 @@ def description(study: Study) -> str:
     """The study run's note in the MLflow UI, as Markdown."""
     where = for_optunas_commands(study.storage.url)
     return to_markdown(
-        "study", study=study, stage=study.spec.stage, summary=summary(study), where=where
+        "study",
+        study=study,
+        stage=study.spec.stage,
+        summary=summary(study),
+        command=f"{COMMAND} {stage_entry_point(study.spec.stage.number)} -P tuned=true",
+        where=where,
     )
 
 

@@ -2,7 +2,7 @@
 
 A study matches where everything that it did not tune agrees, but for draws: images' source and
 classes, backbone, weights, earlier stages, and the stage's other training settings. In: a session.
-Out: the same session with the study's settings, except where a person has said otherwise.
+Out: the same session with the study's settings, except where a person has set them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from optuna.trial import FrozenTrial
 
 from pipeline.errors import StudyError
 from pipeline.runs.session import Session
+from pipeline.stats.metrics import DEFAULT_OBJECTIVE
 from pipeline.system.addresses import without_password
+from pipeline.system.provenance import COMMAND
 from pipeline.tuning.storage import Storage, translated
 from pipeline.tuning.study import (
     AFTER_FAILURES,
@@ -35,7 +37,12 @@ from pipeline.tuning.study import (
 from pipeline.tuning.trial_state import why_all_failed
 
 _SHOWN_DIFFERENCES = 4
-_LATER = {"label_column": "", "image_column": "", "skip_unreadable": False}
+_LATER = {
+    "label_column": "",
+    "image_column": "",
+    "skip_unreadable": False,
+    "select": DEFAULT_OBJECTIVE,
+}
 """Settings that older studies do not name, and the values that they had."""
 
 
@@ -45,7 +52,7 @@ class _Match:
 
     Attributes:
         finished: trials that it has.
-        said: settings of the stage that a person has fixed.
+        explicit: settings of the stage that a person has fixed.
         own_seed: its runs have the seed that is asked for.
         others: names of more finished studies that match.
         unfinished: studies that match and lack trials.
@@ -54,7 +61,7 @@ class _Match:
     study: optuna.Study
     chosen: FrozenTrial
     finished: int
-    said: Set[str]
+    explicit: Set[str]
     own_seed: bool
     others: tuple[str, ...] = ()
     unfinished: int = 0
@@ -62,12 +69,12 @@ class _Match:
     @property
     def overruled(self) -> list[str]:
         """Settings that it tuned and a person has fixed."""
-        return sorted(self.said & self.study.user_attrs[SPACE].keys())
+        return sorted(self.explicit & self.study.user_attrs[SPACE].keys())
 
     @property
     def values(self) -> dict[str, object]:
         """The settings to take."""
-        return {k: v for k, v in self.chosen.params.items() if k not in self.said}
+        return {k: v for k, v in self.chosen.params.items() if k not in self.explicit}
 
     def line(self, number: int) -> str:
         """What is taken for this stage, and from where."""
@@ -120,27 +127,27 @@ class _Nothing:
             )
         return (
             f"tuned=true: no finished study in storage={storage} matches stage {number} of "
-            f"{session.settings.schedule} with {session.settings.backbone} on "
-            f"{session.draw.source}{self.hint}: run `mlflow run . -e tune` with the same settings "
+            f"{session.settings.stage(1).schedule} with {session.settings.backbone} on "
+            f"{session.draw.source}{self.hint}: run `{COMMAND} tune` with the same settings "
             "first; its last lines say how to use it"
         )
 
 
 def with_tuned(
-    session: Session, numbers: list[int], said: Mapping[int, set[str]], storage: Storage
+    session: Session, numbers: list[int], explicit: Mapping[int, set[str]], storage: Storage
 ) -> Session:
     """The session with the best settings of each stage's study; the last stage must have one.
 
     A study of a later stage was made from certain settings of the stages before. Of several ways
     to take studies for these, one is taken that leads to a study of the last stage.
 
-    `numbers`: the stages, in order. `said`: settings that a person has fixed, by stage.
+    `numbers`: the stages, in order. `explicit`: settings that a person has fixed, by stage.
 
     Raises:
         StudyError: no finished study matches the last stage.
     """
     with translated(storage.url):
-        first, *rest = list(_chains(storage, session, numbers, said))
+        first, *rest = list(_chains(storage, session, numbers, explicit))
     chain = next((c for c in (first, *rest) if isinstance(c[-1], _Match)), first)
     for number, found in zip(numbers, chain, strict=True):
         if isinstance(found, _Nothing):
@@ -157,27 +164,27 @@ def with_tuned(
 
 
 def _chains(
-    storage: Storage, session: Session, numbers: list[int], said: Mapping[int, set[str]]
+    storage: Storage, session: Session, numbers: list[int], explicit: Mapping[int, set[str]]
 ) -> Iterator[list[_Match | _Nothing]]:
     """Every way to take a study, or none, for each of these stages; the best ones first."""
     if not numbers:
         yield []
         return
     number, *later = numbers
-    for found in _matching(storage, session, number, said.get(number, set())):
+    for found in _matching(storage, session, number, explicit.get(number, set())):
         after = session
         if isinstance(found, _Match):
             after = session.with_training(number, found.values)
-        for chain in _chains(storage, after, later, said):
+        for chain in _chains(storage, after, later, explicit):
             yield [found, *chain]
 
 
 def _matching(
-    storage: Storage, session: Session, number: int, said: Set[str]
+    storage: Storage, session: Session, number: int, explicit: Set[str]
 ) -> list[_Match | _Nothing]:
     """Studies that may be taken, best first, and at last none of them.
 
-    First those that tuned nothing of what was said by hand, then those with the same seed, then
+    First those that tuned nothing that was set by hand, then those with the same seed, then
     those with most trials, then the latest.
     """
     matches: list[_Match] = []
@@ -197,7 +204,7 @@ def _matching(
         else:
             chosen = study.get_trials(deepcopy=False)[attrs[CHOSEN]]
             own_seed = attrs.get(SEED) == session.settings.seed
-            matches.append(_Match(study, chosen, attrs[FINISHED], said, own_seed))
+            matches.append(_Match(study, chosen, attrs[FINISHED], explicit, own_seed))
     matches.reverse()
     matches.sort(key=lambda m: (len(m.overruled), not m.own_seed, -m.finished))
     names = [match.study.study_name for match in matches]
@@ -226,7 +233,7 @@ def _differences(session: Session, number: int, attrs: Mapping[str, Any]) -> lis
     differs = {
         key: f"{key}={theirs.get(key)} (here {value})"
         for key, value in ours.items()
-        if theirs.get(key, _LATER.get(key)) != value
+        if theirs.get(key, _LATER.get(key.rpartition(".")[2])) != value
     }
     content = session.recipe(number, trained=number - 1)
     by_name = session.recipe(number, trained=number - 1, data=session.draw.source)

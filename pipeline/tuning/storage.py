@@ -23,7 +23,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from pipeline.errors import StudyError, first_line
-from pipeline.settings.parser import STORAGE
+from pipeline.settings.entry import STORAGE
 from pipeline.system.addresses import (
     beside,
     file_of,
@@ -34,6 +34,7 @@ from pipeline.system.addresses import (
     without_password,
 )
 from pipeline.system.databases import exclusively
+from pipeline.system.provenance import COMMAND
 from pipeline.tuning.journal import Journal, is_journal
 
 DEFAULT_STORAGE = "sqlite:///optuna.db"
@@ -169,7 +170,7 @@ def _check_file(url: str, path: Path, must_exist: bool) -> None:
     """Refuse a file that is not there, cannot be made or written, or holds something else."""
     if must_exist and not path.exists():
         raise StudyError(
-            f"storage={url}: there is no such file: run `mlflow run . -e tune` first, or pass "
+            f"storage={url}: there is no such file: run `{COMMAND} tune` first, or pass "
             "-P storage=<where your studies are>"
         )
     why = "" if must_exist else why_unwritable(path)

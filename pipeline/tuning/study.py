@@ -25,6 +25,7 @@ from pipeline.runs.session import Session
 from pipeline.settings.run import INHERITED_KEYS, Settings, plain_values
 from pipeline.settings.schedules import Stage
 from pipeline.settings.search_space import Choices, Range, SearchSpace
+from pipeline.stats.metrics import OBJECTIVES
 from pipeline.system.databases import exclusively
 from pipeline.system.digests import digest_values
 from pipeline.system.interrupts import held
@@ -113,14 +114,14 @@ class Spec:
             space,
             tuning_key,
             fixed_settings(first.settings, number, space.dimensions),
-            {key: values[key] for key in space.dimensions},
+            {key: getattr(training, key) for key in space.dimensions},
             former_name,
         )
 
     @property
     def maximised(self) -> bool:
         """Whether more is better."""
-        return self.objective == "val_acc"
+        return OBJECTIVES[self.objective].maximised
 
     def as_known(self, storage: Storage) -> Spec:
         """The spec of the study that an earlier version began, if one did, else this one.

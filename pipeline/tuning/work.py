@@ -18,20 +18,19 @@ from typing import TypeVar
 
 from pipeline.errors import StudyError, TrackingError, first_line
 from pipeline.runs.command import Command
-from pipeline.runs.command_line import command_line
+from pipeline.runs.command_line import command_line, stage_entry_point
 from pipeline.runs.run_stage import find_or_run
 from pipeline.runs.session import Session, cache_folder, check_draws, source_of
 from pipeline.runs.workers import run_workers
-from pipeline.settings.entry import TUNE_KEYS, TuneSettings
-from pipeline.settings.parser import STORAGE
+from pipeline.settings.entry import STORAGE, TuneSettings
 from pipeline.settings.run import Settings, plain_values
-from pipeline.settings.search_space import Plan, plan_of
+from pipeline.settings.search_space import Plan
 from pipeline.system.addresses import without_password
 from pipeline.system.files import locked
 from pipeline.tracking import Tracking
 from pipeline.tuning.choose import Choice, choose
 from pipeline.tuning.mirror import reconcile, study_run
-from pipeline.tuning.objective import Objective, OutOfTime
+from pipeline.tuning.objective import OutOfTime, TrialObjective
 from pipeline.tuning.report import log_study, log_trial, summary
 from pipeline.tuning.storage import (
     STORAGE_FAULTS,
@@ -61,11 +60,10 @@ class Tuned:
     finished: bool
 
 
-def tune_entry(command: Command) -> list[Tuned]:
+def tune_entry(command: Command, plan: Plan) -> list[Tuned]:
     """Entry point tune: work on the studies until they have their trials, or time is over."""
     # a server's client would print two lines for every run that ends
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    plan = plan_of(command.options, command.config)
     tune, settings = plan.tune, plan.settings
     tracking = Tracking.connect()
     with tracking.explained():
@@ -75,7 +73,8 @@ def tune_entry(command: Command) -> list[Tuned]:
             return work(command, plan, tracking, storage)
         check_draws(source_of(settings), settings, tune_draws(settings, tune))
         data = Path(settings.data).name
-        name = f"tune · {data} · {settings.backbone} · {settings.schedule} · stage {tune.stage}"
+        schedule = settings.stage(1).schedule
+        name = f"tune · {data} · {settings.backbone} · {schedule} · stage {tune.stage}"
         with tracking.run(name, {"kind": "tune"}, target=True) as log:
             log.params({**plain_values(settings), **tune.model_dump()})
             log.tags({"storage": without_password(url)})
@@ -93,13 +92,14 @@ def tune_entry(command: Command) -> list[Tuned]:
             log.tags({"mlflow.note.content": "\n".join(f"- {line}" for line in lines)})
             refuse_failures(done)
     if len(done) == len(plan.spaces) and all(one.finished for one in done):
-        entry_point = "main" if tune.stage == "all" else f"stage{tune.stage}"
-        said = {key: value for key, value in command.options.items() if key not in TUNE_KEYS}
-        said |= {"config": command.config} if command.config else {}
+        entry_point = "main" if tune.stage == "all" else stage_entry_point(int(tune.stage))
+        tuning = TuneSettings.model_fields
+        options = {k: v for k, v in command.request.typed.items() if k not in tuning}
         secret = without_password(command.storage) != command.storage
-        said |= {"storage": command.storage} if command.storage and not secret else {}
+        if command.storage and not secret:
+            options["storage"] = command.storage
         where = f" (with the same storage in {STORAGE})" if secret else ""
-        command.say(f"use them: {command_line(entry_point, {**said, 'tuned': 'true'})}{where}")
+        command.say(f"use them: {command_line(entry_point, {**options, 'tuned': 'true'})}{where}")
     command.say(f"look at them: optuna-dashboard {for_optunas_commands(url)}")
     command.say(f"browse the runs: {tracking.ui_command}")
     return done
@@ -217,7 +217,7 @@ class Worker:
                 find_or_run(session, number - 1, study_run_id)
 
     def _loop(self, study: Study, run_id: str) -> None:
-        objective = Objective(
+        objective = TrialObjective(
             self.spec, self.sessions, self.tracking, run_id, self.deadline, self.say
         )
         losses = Losses()
@@ -231,7 +231,9 @@ class Worker:
     def _patiently(self, do: Callable[[], _Result]) -> _Result:
         return patiently(do, STORAGE_FAULTS, self.say)
 
-    def _run_one(self, study: Study, objective: Objective, run_id: str, losses: Losses) -> bool:
+    def _run_one(
+        self, study: Study, objective: TrialObjective, run_id: str, losses: Losses
+    ) -> bool:
         """One trial, if the study wants one more than those that run now.
 
         Where the storage or MLflow is away the trial is given up, and later run again.

@@ -1,0 +1,148 @@
+"""The words of the command line: one subcommand for each row of the table of entry points.
+
+In: `--key value`, or `-P key=value`, for every setting. Out: the entry point's name, and its
+options, key -> text. Help is made from the settings' own descriptions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pydantic import BaseModel
+
+from pipeline.entries.table import ENTRY_POINTS, EntryPoint
+from pipeline.errors import SettingsError
+from pipeline.settings.entry import CommandSettings, TuneSettings, describe_field
+from pipeline.settings.layers import hint_for, preset_names, split_stage_key
+from pipeline.settings.run import (
+    RUN_KEYS,
+    TRAIN_KEYS,
+    Settings,
+    TrainSettings,
+)
+from pipeline.system.text import is_unicode, printable
+
+HIDDEN = ("joins",)
+"""Options that commands type, and no person."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, its faults in this project's form."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(f"{message}: see `{self.prog} --help`")
+
+
+def build_parser(stage_keys: Iterable[str] = ()) -> argparse.ArgumentParser:
+    """The parser of the whole command line; `stage_keys`: settings of single stages to take."""
+    parser = _Parser(
+        prog="unfreeze" if Path(sys.argv[0]).name == "unfreeze" else "python -m pipeline",
+        description="How far should a pretrained image classifier be unfrozen?",
+    )
+    commands = parser.add_subparsers(dest="entry_point", required=True, metavar="entry point")
+    for row in ENTRY_POINTS.values():
+        command = commands.add_parser(
+            row.name,
+            help=row.help,
+            description=row.help,
+            allow_abbrev=False,
+            argument_default=argparse.SUPPRESS,
+        )
+        _add_row(command, row)
+        for key in stage_keys if row.run_keys is None else ():
+            command.add_argument(f"--{key}", help=argparse.SUPPRESS)
+    return parser
+
+
+def _add_row(command: argparse.ArgumentParser, row: EntryPoint[Any]) -> None:
+    if row.run_keys is None:
+        command.add_argument("--config", help="a YAML file of settings, weaker than the options")
+    if row.own:
+        _add(command, f"what {row.name} does", row.own, row.own.model_fields)
+    if row.study:
+        _add(command, "the study, if there is one", TuneSettings, row.study)
+    if row.shared:
+        _add(command, "studies", CommandSettings, row.shared)
+    if row.run_keys is not None:
+        _add(command, "the run, as it is now", Settings, row.run_keys)
+        return
+    _add(command, "what is run", Settings, RUN_KEYS)
+    group = _add(command, f"how {row.trains} is trained", TrainSettings, TRAIN_KEYS)
+    group.description = "the same for one stage: --stage1.lr, --stage2.epochs, ..."
+
+
+def _add(
+    command: argparse.ArgumentParser, title: str, model: type[BaseModel], keys: Iterable[str]
+) -> argparse._ArgumentGroup:
+    """A group of options: settings of one model."""
+    group = command.add_argument_group(title)
+    for key in keys:
+        group.add_argument(
+            f"--{key}", help=argparse.SUPPRESS if key in HIDDEN else _help(key, model)
+        )
+    return group
+
+
+def _help(key: str, model: type[BaseModel]) -> str:
+    default = model.model_fields[key].default
+    words: dict[object, str] = {True: "on", False: "off", "": "empty"}
+    shown = words.get(default, default) if isinstance(default, bool | str) else default
+    extra = f" [{', '.join(preset_names())}]" if key == "preset" else ""
+    return f"{describe_field(key, model)} (default {shown}){extra}".replace("%", "%%")
+
+
+def parse(argv: Sequence[str] | None) -> tuple[str, dict[str, str]]:
+    """The entry point's name and its options, key -> text.
+
+    Raises:
+        SettingsError: an option that is not known.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    words = _without_flags(words)
+    known, unknown = build_parser(_stage_keys(words)).parse_known_args(words)
+    options = {key: value for key, value in vars(known).items() if key != "entry_point"}
+    for key, value in options.items():
+        if not is_unicode(value):
+            raise SettingsError(
+                f"{key}={printable(value)} (command line) is not UTF-8 text: rename what it names"
+            )
+    if unknown:
+        extra = [word[2:].partition("=")[0] for word in unknown if word.startswith("--")]
+        lines = [_unknown(key, known.entry_point) for key in dict.fromkeys(extra)]
+        raise SettingsError(
+            "\n".join(lines)
+            or f"unexpected words on the command line: {' '.join(unknown)}: see --help"
+        )
+    return known.entry_point, options
+
+
+def _stage_keys(words: Sequence[str]) -> list[str]:
+    """The settings of single stages, of whatever number, among these words."""
+    keys = dict.fromkeys(word[2:].partition("=")[0] for word in words if word.startswith("--"))
+    split = {key: split_stage_key(key) for key in keys}
+    return [key for key, (number, name) in split.items() if number and name in TRAIN_KEYS]
+
+
+def _without_flags(words: Sequence[str]) -> list[str]:
+    """`-P key=value`, as `mlflow run` takes it and as messages put it, is `--key=value`."""
+    plain: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word == "-P":
+            plain.append(f"--{next(rest, '')}")
+        else:
+            plain.append(word)
+    return plain
+
+
+def _unknown(key: str, entry_point: str) -> str:
+    """Why an option is refused, and what was probably meant."""
+    others = [row.name for row in ENTRY_POINTS.values() if key in row.keys]
+    if others:
+        return f"setting {key} (command line) is one of {', '.join(others)}, not of {entry_point}"
+    hint = hint_for(key, ENTRY_POINTS[entry_point].keys)
+    return f"unknown setting {key} (command line){hint}"

@@ -1,0 +1,76 @@
+"""A logged model, to be used from Python: pictures in, class names and probabilities out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import DataError, LineageError
+from pipeline.tracking import Tracking
+from pipeline.tracking.registry import load_python_model
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import nn
+
+    from pipeline.model.served_model import ImageClassifier
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """The model that a stage run logged, and that MLflow serves."""
+
+    run_id: str
+    served: ImageClassifier
+
+    @classmethod
+    def of_run(cls, tracking: Tracking, run_id: str) -> Classifier:
+        """The model of a run.
+
+        Raises:
+            LineageError: no such run, or no model on it.
+        """
+        run = tracking.get(run_id)
+        if "model_uri" not in run.tags:
+            raise LineageError(
+                f"run {run_id} ({run.name}) logged no model: choose a finished stage run that was "
+                "made with log_model=on"
+            )
+        return cls(run_id, load_python_model(run.tags["model_uri"]))
+
+    @property
+    def network(self) -> nn.Module:
+        """The network, in evaluation mode: normalised images (N, 3, H, W) to logits (N, K)."""
+        network: nn.Module = self.served.network
+        return network
+
+    @property
+    def class_names(self) -> list[str]:
+        """Class names in the order of the logits."""
+        return list(self.served.about["class_names"])
+
+    def predict(self, images: Sequence[str | Path | bytes]) -> pd.DataFrame:
+        """Column `label` and a column of probability for each class; a row an image.
+
+        Args:
+            images: paths, or the bytes of PNG, JPEG, ... files.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        import pandas as pd
+
+        return self.served.predict(None, pd.DataFrame({"image": [*map(_content, images)]}))
+
+
+def _content(image: str | Path | bytes) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    try:
+        return Path(image).read_bytes()
+    except OSError as err:
+        raise DataError(
+            f"cannot read {image} ({err.strerror}): pass the path of an image"
+        ) from None

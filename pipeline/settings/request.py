@@ -1,0 +1,157 @@
+"""What a person asked for: the options of one command and its YAML file, each read once.
+
+In: the command line's options, key -> text. Out: a `Request`, from which an entry point's plan
+takes its settings. `layers.py` says which of several values for a setting wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel
+
+from pipeline.errors import SettingsError
+from pipeline.settings.entry import UNSET, CommandSettings
+from pipeline.settings.layers import (
+    COMMAND_LINE,
+    Given,
+    Layer,
+    checked,
+    flatten,
+    preset_layer,
+    resolve,
+)
+from pipeline.settings.run import DEFAULT_PRESET, OWN_IMAGES_PRESET, TRAIN_KEYS, Settings
+from pipeline.settings.schedules import schedule_of
+from pipeline.settings.yaml_file import read_yaml
+
+Model = TypeVar("Model", bound=BaseModel)
+SCHEDULE_KEYS = ("schedule", "treatment", "control", "baseline", "schedules")
+"""Settings that name schedules, with commas between them where there are several."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One command, read.
+
+    Attributes:
+        options: settings of a run from the command line, key -> text.
+        own: the entry point's own settings from the command line, key -> text.
+        config: path of the YAML file of settings; empty: none.
+        file: the settings in that file, weaker than the options.
+        target: the stage that plain training settings apply to; None: every stage.
+    """
+
+    options: Mapping[str, str]
+    own: Mapping[str, str] = field(default_factory=dict)
+    config: str = ""
+    file: Mapping[str, object] = field(default_factory=dict)
+    target: int | None = None
+
+    @classmethod
+    def read(cls, options: Mapping[str, str], own_keys: Collection[str] = ()) -> Request:
+        """The request behind a command line; `own_keys`: settings of the entry point, not of runs.
+
+        Raises:
+            SettingsError: the YAML file, or that of a schedule, cannot be read.
+        """
+        config = options.get("config", "")
+        config = "" if config in UNSET else config
+        file = read_yaml(Path(config), f"config={config}") if config else {}
+        not_given = {"config", *({"preset"} if options.get("preset") in UNSET else ())}
+        of_runs = {key: text for key, text in options.items() if key not in not_given}
+        own = {key: of_runs.pop(key) for key in own_keys if key in of_runs}
+        for values in (of_runs, own, file):  # schedules in files are read once, too
+            values.update({k: _spelled_out(values[k]) for k in SCHEDULE_KEYS if values.get(k)})
+        return cls(options=of_runs, own=own, config=config, file=file)
+
+    def for_stage(self, number: int | None) -> Request:
+        """The same with plain training settings for one stage (None: for every stage)."""
+        return replace(self, target=number)
+
+    def of_no_stage(self) -> Request:
+        """The same without the settings of single stages."""
+
+        def general(values: Mapping[str, object]) -> dict[str, object]:
+            return {key: v for key, v in values.items() if not key.startswith("stage")}
+
+        options = {key: str(text) for key, text in general(self.options).items()}
+        return replace(self, options=options, file=general(self.file))
+
+    @property
+    def general(self) -> dict[str, str]:
+        """Settings that are given for no single stage: in the file, or on the command line."""
+        plain = self.of_no_stage()
+        return {key: str(value) for key, value in {**plain.file, **plain.options}.items()}
+
+    @property
+    def typed(self) -> dict[str, str]:
+        """The options to type for the same command, without those of `CommandSettings`."""
+        shared = CommandSettings.model_fields
+        own = {key: text for key, text in self.own.items() if key not in shared}
+        return {**self.options, **own, **({"config": self.config} if self.config else {})}
+
+    def explicit_keys(self, number: int) -> set[str]:
+        """The training settings of a stage that are given by hand: as options or in the file."""
+        given = flatten({**self.file, **self.options})
+        plain = self.target in (None, number)
+        return {k for k in TRAIN_KEYS if f"stage{number}.{k}" in given or (plain and k in given)}
+
+    def own_settings(self, model: type[Model], **instead: str) -> Model:
+        """The entry point's own settings of this model; `instead`: stronger values.
+
+        Raises:
+            SettingsError: one line for each wrong value.
+        """
+        layer = Layer(COMMAND_LINE, {**self.own, **instead})
+        keys = model.model_fields.keys() & layer.values.keys()
+        given = {key: Given(layer.values[key], key, layer) for key in keys}
+        model_or_faults = checked(model, given, {})
+        if isinstance(model_or_faults, list):
+            raise SettingsError("\n".join(model_or_faults))
+        return model_or_faults
+
+    def settings(self, inherited: Mapping[str, object] | None = None, **instead: str) -> Settings:
+        """Settings of a run.
+
+        Args:
+            inherited: a parent run's settings, stronger than the preset and weaker than the rest.
+            instead: options that are stronger than those of the command line.
+
+        Raises:
+            SettingsError: see `resolve`.
+        """
+        options: dict[str, str] = {**self.options, **instead}
+        preset = options.get("preset") or self.file.get("preset")
+        if preset is None:
+            data = options.get("data") or self.file.get("data") or "digits"
+            usual = DEFAULT_PRESET if data == "digits" else OWN_IMAGES_PRESET
+            preset = (inherited or {}).get("preset", usual)
+        layers = [preset_layer(str(preset)), Layer("default", {"preset": preset})]
+        if inherited is not None:
+            layers.append(Layer("parent run", inherited, by_user=False))
+        layers.append(Layer(f"config {self.config}", self.file, self.target))
+        settings = resolve([*layers, Layer(COMMAND_LINE, options, self.target)])
+        if self.target is not None:
+            settings.stage(self.target)
+        return settings
+
+
+def _spelled_out(schedules: object) -> str:
+    """The same schedules without their files: by name, or spelled out."""
+    return ",".join(str(schedule_of(text.strip())) for text in str(schedules).split(","))
+
+
+def load_settings(
+    options: Mapping[str, str],
+    *,
+    config: str | None = None,
+    target: int | None = None,
+    inherited: Mapping[str, object] | None = None,
+) -> Settings:
+    """Settings from options and a YAML file; see `Request.settings`."""
+    request = Request.read({**options, **({"config": config} if config else {})})
+    return request.for_stage(target).settings(inherited)
