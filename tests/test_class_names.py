@@ -15,7 +15,6 @@ import torch
 
 from pipeline.cli import main
 from pipeline.reporting.figures import confusion_matrix
-from pipeline.reporting.page import Page, Part, Table, to_html, to_markdown
 from pipeline.runs.stage_log import predictions_csv
 from pipeline.signals.evidence import read_predictions, scores_of
 from pipeline.tracking import Tracking
@@ -157,28 +156,6 @@ def test_training_is_not_lost_over_a_picture(
 
 
 # --- pages ---------------------------------------------------------------------------------------
-
-NASTY = "<script>alert(1)</script> *x* [a](javascript:1) `y` $z$ a|b"
-
-
-def test_nothing_in_a_page_is_markdown_or_html() -> None:
-    from matplotlib.figure import Figure
-
-    page: Page = [
-        Part("title", NASTY),
-        Part("text", NASTY),
-        Table(("setting", "value"), [("data", NASTY)]),
-        Part("code", "echo '```' > x"),
-    ]
-    markdown = to_markdown(page)
-    assert "<script>" not in markdown.replace("\\<", "")
-    assert r"\*x\* \[a\](javascript:1) \`y\` \$z\$ a" in markdown
-    assert "| data | " in markdown
-    assert r"a\|b |" in markdown
-    assert "````bash\necho '```' > x\n````" in markdown
-    page_html = to_html(page, Figure())
-    assert "<script>" not in page_html
-    assert "&lt;script&gt;" in page_html
 
 
 def test_a_folder_whose_name_is_markdown_stands_as_text_in_notes(

@@ -84,14 +84,14 @@ def compare_entry(command: Command, grid: Grid) -> Compared | None:
             grid, studies = _tuned(grid, command, tracking)
             results, overlap = _walk(grid, keys, overlap, command, tracking, log.run_id)
             compared = Compared(
-                grid,
-                pool,
-                keys,
-                results,
-                studies,
-                overlap.counts,
-                steps,
-                time.perf_counter() - started,
+                grid=grid,
+                pool=pool,
+                keys=keys,
+                results=results,
+                studies=studies,
+                test=overlap.counts,
+                steps=steps,
+                wall_s=time.perf_counter() - started,
             )
             log_comparison(compared, log, command.say)
     command.say(f"browse the runs: {tracking.ui_command}")

@@ -1,6 +1,7 @@
 """Text of users shown as text: names of classes, folders and columns are never read as anything.
 
-In: any text. Out: the same for a terminal, for Markdown, or cut to its first items.
+In: any text, or a table of it. Out: the same for a terminal, for Markdown, or cut to its first
+items.
 """
 
 from __future__ import annotations
@@ -10,10 +11,14 @@ import shlex
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
-_MARKDOWN = re.compile(r"[\\`*<>\[\]&~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+_MARKDOWN = re.compile(r"[\\`*<>\[\]&~$|]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
 
 def is_unicode(text: str) -> bool:
@@ -51,9 +56,14 @@ def one_line(text: str) -> str:
 
 
 def as_markdown(text: str) -> str:
-    """The text such that Markdown shows it letter by letter: no emphasis, link, HTML, formula."""
+    """The text such that Markdown shows it letter by letter: no emphasis, link, tag, formula."""
     escaped = _MARKDOWN.sub(lambda found: f"\\{found[0]}", text)
     return escaped.replace("\r", " ").replace("\n", " ")
+
+
+def in_columns(table: pd.DataFrame) -> str:
+    """A table as aligned columns for a terminal."""
+    return table.to_string(index=False, col_space=[len(str(name)) + 1 for name in table])
 
 
 def data_option(path: Path) -> str:
