@@ -88,6 +88,6 @@ def changed_names(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[st
     }
 
 
-def epochs_of(arm: Arm) -> int:
+def planned_epochs(arm: Arm) -> int:
     """Planned epochs of all stages of an arm together."""
     return sum(arm.settings.training(number).epochs for number in range(1, arm.last + 1))

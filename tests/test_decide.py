@@ -36,7 +36,7 @@ from pipeline.settings.layers import Layer, resolve
 from pipeline.settings.run import Settings
 from pipeline.stats.operating import characteristics_text, operating_characteristics
 from tests.conftest import class_image, enter_store, words_of
-from tests.helpers import epochs_of
+from tests.helpers import planned_epochs
 from tests.reports import artifact, reports, tables_of_markdown
 
 CLASSES = ("apple", "berry", "cherry")
@@ -800,8 +800,8 @@ def test_tuned_arms_are_confirmed_on_draws_that_no_study_has_seen(desk: Desk) ->
     treatment, control = decision.tuned
     assert len(treatment.studies) == 2
     assert list(control.studies) == [2]
-    epochs = epochs_of(decision.control)
-    assert epochs_of(control.arm) == epochs_of(treatment.arm) == epochs
+    epochs = planned_epochs(decision.control)
+    assert planned_epochs(control.arm) == planned_epochs(treatment.arm) == epochs
     assert control.arm.settings.training(1) == treatment.arm.settings.training(1)
     for tuned_arm in decision.tuned:  # what was set by hand stays
         for number in range(1, tuned_arm.arm.last + 1):
