@@ -15,18 +15,16 @@ import pytest
 
 from pipeline.system.memory import PEAK_METRIC
 from tests.comparisons import NAME, Finished, Known, check_numbers, compare, new_desk, results
+from tests.reports import artifact, reports, tables_of_markdown
 from tests.test_decide import (
     acc,
-    artifact,
     chain,
     check_test_images_unseen,
     digests_of_draw,
     epochs_of,
     inside,
-    reports,
     runs,
     settings_of,
-    tables_of_markdown,
 )
 
 SCHEDULES = ("full", "two_stage", "three_stage", "lp_ft")

@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.comparing.arms import comparison_of
+from pipeline.comparing.cost import operations_of
 from pipeline.model.backbones import build_backbone
 from pipeline.model.flops import training_operations
 from pipeline.settings.schedules import SCHEDULES, Stage
+from tests.helpers import request_of
 
 
 def forward_operations(backbone: str, size: int, blocks: tuple[str, ...]) -> dict[str, list[int]]:
@@ -57,3 +60,14 @@ def test_a_frozen_block_between_has_gradients_through_it_and_none_of_its_own() -
     whole = training_operations("resnet18", 10, 64, SCHEDULES["three_stage"].stage(3))
     block4 = sum(forward_operations("resnet18", 64, ("block4",))["block4"])
     assert training_operations("resnet18", 10, 64, stage) == pytest.approx(whole - block4)
+
+
+def test_an_arms_operations_are_those_of_all_its_stages() -> None:
+    options = {"preset": "cifar10_small", "train_per_class": "10", "looks": "2"}
+    options |= {"treatment": "three_stage", "control": "full"}
+    plan = comparison_of(request_of("decide", options))
+    stages = [SCHEDULES["three_stage"].stage(number) for number in (1, 2, 3)]
+    an_image = [training_operations("resnet18", 10, 64, stage) for stage in stages]
+    epochs = [plan.treatment.settings.training(number).epochs for number in (1, 2, 3)]
+    expected = sum(100 * n * one for n, one in zip(epochs, an_image, strict=True))
+    assert operations_of(plan.treatment, 10) == pytest.approx(expected)

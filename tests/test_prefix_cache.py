@@ -26,6 +26,7 @@ from pipeline.settings.run import Augment, TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Stage
 from pipeline.system.digests import digest_each, digest_tensors
 from pipeline.system.processes import owner_mark
+from pipeline.tracking.keys import TRAIN_LOSS, VAL_LOSS
 from pipeline.training.features import Features, LiveFeatures, StoredFeatures
 from pipeline.training.prefix_cache import PrefixCache
 from pipeline.training.trainer import Trainer
@@ -146,7 +147,7 @@ def test_training_takes_the_same_course_with_and_without_the_cache(
             dtype=torch.float32,
         )
         results = list(trainer.epochs(images, train_features, val, val_features))
-        losses.append([(result.train.loss, result.val.loss) for result in results])
+        losses.append([(result[TRAIN_LOSS], result[VAL_LOSS]) for result in results])
         weights.append(trainer.snapshot())
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
     for tensor_name, tensor in weights[0].items():
@@ -608,5 +609,5 @@ def test_without_stored_views_every_epoch_trains_on_fresh_ones(
         dtype=torch.float32,
     )
     images = request_.images
-    losses = [r.train.loss for r in trainer.epochs(images, features, images, features)]
+    losses = [r[TRAIN_LOSS] for r in trainer.epochs(images, features, images, features)]
     assert len({round(loss, 4) for loss in losses}) == (3 if fresh else 1)

@@ -1,7 +1,8 @@
-"""What arms will cost, before anything is spent: optimizer steps, and seconds on this machine.
+"""What arms will cost, before anything is spent: optimizer steps, operations, seconds.
 
-In: arms. Out: steps; seconds, which are an estimate: from earlier runs of the same stages, else
-from operations and one measured training step. Reading images and logging count as a constant.
+In: arms. Out: steps; floating-point operations of their training; seconds, which are an estimate:
+from earlier runs of the same stages, else from operations and one measured training step. Reading
+images and logging count as a constant.
 """
 
 from __future__ import annotations
@@ -57,6 +58,20 @@ def equal_steps(arms: Sequence[Arm], images: int) -> list[int]:
 def shown_steps(steps: Sequence[int]) -> str:
     """`470`, or `470 and 464` where rounding keeps them apart."""
     return " and ".join(map(str, dict.fromkeys(steps)))
+
+
+def operations_of(arm: Arm, classes: int) -> float:
+    """Floating-point operations of all stages' training, without the frozen prefix."""
+    settings = arm.settings
+    an_epoch = settings.train_per_class * classes
+    return sum(
+        settings.training(number).epochs
+        * an_epoch
+        * training_operations(
+            settings.backbone, classes, settings.image_size, settings.stage(number)
+        )
+        for number in range(1, arm.last + 1)
+    )
 
 
 def seconds_a_draw(arms: Sequence[Arm], test_count: int, tracking: Tracking) -> float:

@@ -19,10 +19,10 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
-from pipeline.data.base import Source, Split
+from pipeline.data.base import Source, Split, ranges_of
 from pipeline.data.folders.image_folder import open_image_folder
 from pipeline.data.folders.listing import entries_of, holds_images, list_files
-from pipeline.data.images import IntArray
+from pipeline.data.images import DEEP_KINDS, IntArray, Ranges
 from pipeline.data.parquet.columns import holds_image_column
 from pipeline.data.parquet.labels import check_names
 from pipeline.data.parquet.read import open_parquet
@@ -63,13 +63,26 @@ def open_source(
             f"data={data}: a file that is not .parquet: pass an image folder or parquet files"
         )
     parquet, notes = ([path], ()) if path.is_file() else _parquet_files(path, image_column)
-    if parquet:
-        source = open_parquet(path, parquet, **named)
-    else:
+    if not parquet:
         _refuse_columns(data, named)
-        source = open_image_folder(path)
+
+    def opened(ranges: Ranges) -> Source:
+        if parquet:
+            return open_parquet(path, parquet, ranges, **named)
+        return open_image_folder(path, ranges)
+
+    source = opened({})
+    if ranges := ranges_of(source.pool):
+        source = replace(opened(ranges), ranges=ranges)
     _check_classes(data, source)
-    return replace(source, notes=(*notes, *source.notes))
+    if source.test is not None and not len(source.test.labels):
+        notes = (*notes, "the test split holds no image: it is left out")
+        source = replace(source, test=None)
+    deep = tuple(
+        f"deep images ({DEEP_KINDS[kind]}) are scaled from {low:g} to {high:g}"
+        for kind, (low, high) in ranges.items()
+    )
+    return replace(source, notes=(*notes, *source.notes, *deep))
 
 
 def _parquet_files(folder: Path, image_column: str) -> tuple[list[Path], tuple[str, ...]]:

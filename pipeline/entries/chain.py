@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.entries.plans import StagePlan
+from pipeline.reporting.page import to_markdown
 from pipeline.runs.command import Command
 from pipeline.runs.completion import complete
 from pipeline.runs.lineage import check_agreement, check_parent, check_places, inherit
 from pipeline.runs.run_stage import find_or_run, run_stage
 from pipeline.runs.session import Session
-from pipeline.runs.summary import table_markdown, table_text
+from pipeline.runs.summary import summary_table
 from pipeline.settings.request import Request
 from pipeline.settings.run import INHERITED_KEYS, PLACE_KEYS, Settings, plain_values
 from pipeline.signals.evidence import refresh_siblings
-from pipeline.system.text import as_markdown
+from pipeline.system.text import in_columns
 from pipeline.tracking import RunView, Tracking
 from pipeline.tracking.history import Summary
 
@@ -128,10 +129,12 @@ def main_entry(command: Command, settings: Settings) -> list[Summary]:
             prefix = f"stage{row.number}"
             log.metrics({f"{prefix}/{name}": value for name, value in row.val.items()})
             log.tags({f"{prefix}_run_id": row.run_id})
-        log.tags({"mlflow.note.content": f"{as_markdown(name)}\n\n{table_markdown(rows)}\n"})
-        log.text(table_markdown(rows) + "\n", "summary.md")
+        table = summary_table(rows)
+        page = to_markdown("chain", name=name, table=table)
+        log.tags({"mlflow.note.content": page})
+        log.text(page, "summary.md")
         log.text(json.dumps(plain_values(settings), indent=2) + "\n", "settings.json")
     command.say("")
-    command.say(table_text(rows))
+    command.say(in_columns(table))
     command.say(f"\nbrowse the runs: {tracking.ui_command}")
     return rows

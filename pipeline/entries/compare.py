@@ -17,6 +17,7 @@ from pipeline.comparing.draws import Pool, pool_in
 from pipeline.comparing.grid import Grid, explicit_keys_of_arm
 from pipeline.comparing.pairs import PairKey, PairRunner, Results, pair_keys
 from pipeline.comparing.results import Compared
+from pipeline.data.draws import check_readable
 from pipeline.data.overlap import Overlap, tuning_draws
 from pipeline.entries.chain import check_storage
 from pipeline.runs.command import Command
@@ -64,6 +65,7 @@ def compare_entry(command: Command, grid: Grid) -> Compared | None:
             _walk(grid, keys, overlap, command, tracking, command.joins)
             return None
         images = settings.train_per_class * len(source.class_names)
+        check_readable(source, [key.apply(settings) for key in keys])
         for note in source.notes:
             command.say(f"note: {note}")
         steps = _tell_beforehand(grid, keys, pool, overlap, images, command, tracking)
@@ -83,14 +85,14 @@ def compare_entry(command: Command, grid: Grid) -> Compared | None:
             grid, studies = _tuned(grid, command, tracking)
             results, overlap = _walk(grid, keys, overlap, command, tracking, log.run_id)
             compared = Compared(
-                grid,
-                pool,
-                keys,
-                results,
-                studies,
-                overlap.counts,
-                steps,
-                time.perf_counter() - started,
+                grid=grid,
+                pool=pool,
+                keys=keys,
+                results=results,
+                studies=studies,
+                test=overlap.counts,
+                steps=steps,
+                wall_s=time.perf_counter() - started,
             )
             refresh_siblings(tracking, command.say)
             log_comparison(compared, log, command.say)

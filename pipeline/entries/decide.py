@@ -19,11 +19,12 @@ from pipeline.comparing.arms import (
     at_equal_steps,
     own_stages,
 )
-from pipeline.comparing.cost import equal_steps, seconds_a_draw, shown_steps
-from pipeline.comparing.decision import Decision
+from pipeline.comparing.cost import equal_steps, operations_of, seconds_a_draw, shown_steps
 from pipeline.comparing.decision_page import log_decision
 from pipeline.comparing.draws import Pool, pool_in
 from pipeline.comparing.pairs import Pair, PairKey, PairRunner, Results, pair_keys, resolution_pp
+from pipeline.comparing.results import Decision
+from pipeline.data.draws import check_readable
 from pipeline.data.images import ImageSet
 from pipeline.data.overlap import Overlap, tuning_draws
 from pipeline.entries.chain import check_storage
@@ -96,6 +97,8 @@ def decide_entry(command: Command, plan: Comparison) -> Decision | None:
             plan, _ = _tuned(plan, desk)
             _walk(plan, desk, None)
             return None
+        first = pair_keys(pool, settings)[: design.looks[0]]
+        check_readable(source, [key.apply(settings) for key in first])
         for note in source.notes:
             command.say(f"note: {note}")
         _tell_beforehand(plan, desk)
@@ -110,19 +113,23 @@ def decide_entry(command: Command, plan: Comparison) -> Decision | None:
             plan, tuned = _tuned(plan, desk)
             pairs, runner = _walk(plan, desk, log)
             beside = _run_extra_arms(plan, runner, pairs)
-            wall_s = time.perf_counter() - started
+            classes = len(source.class_names)
             decision = Decision(
-                asked,
-                plan.treatment,
-                plan.control,
-                design,
-                pool,
-                tuple(pairs),
-                beside,
-                runner.overlap.counts,
-                len(source.class_names),
-                tuned,
-                wall_s,
+                asked=asked,
+                treatment=plan.treatment,
+                control=plan.control,
+                design=design,
+                pool=pool,
+                pairs=tuple(pairs),
+                beside=beside,
+                test=runner.overlap.counts,
+                classes=classes,
+                tuned=tuned,
+                operations=(
+                    operations_of(plan.treatment, classes),
+                    operations_of(plan.control, classes),
+                ),
+                wall_s=time.perf_counter() - started,
             )
             refresh_siblings(tracking, command.say)
             log_decision(decision, log, tracking, command.say)

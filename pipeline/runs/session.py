@@ -201,14 +201,17 @@ class Session:
             LineageError: they are others.
         """
         data = self.settings.data
+        before = json.loads(run.tags["settings"])
         if run.tags["data_sha256"] != self.draw.fingerprint:
+            mine = self.settings.model_dump(include={"label_column", "image_column"})
+            others = [f"{k}={before[k]}" for k, v in mine.items() if before.get(k, v) != v]
+            why = f"it had {', '.join(others)}" if others else "their SHA-256 differ"
             raise LineageError(
                 f"the images of data={data} are not those that run {run.run_id} was trained on "
-                f"(their SHA-256 differ): restore them, or pass -P data=<where they are now>"
-                f"{self.otherwise}"
+                f"({why}): restore them, or pass -P data=<where they are now>{self.otherwise}"
             )
-        if (before := json.loads(run.tags["settings"])["data"]) != data:
-            self.say(f"data={data}: the images that run {run.run_id} had as data={before}")
+        if before["data"] != data:
+            self.say(f"data={data}: the images that run {run.run_id} had as data={before['data']}")
 
     @property
     def precision(self) -> str:

@@ -4,52 +4,35 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from pipeline.settings.run import TrainSettings
+from pipeline.settings.run import Settings
 from pipeline.tracking.history import Summary
 from pipeline.tracking.keys import TRAIN_ACC, VAL_ACC, VAL_LOSS
 
-_COLUMNS = (
-    "stage",
-    "trains",
-    "parameters",
-    "epoch",
-    "train acc",
-    "val acc",
-    "val loss",
-    "time",
-    "run",
-)
+if TYPE_CHECKING:
+    import pandas as pd
 
 
-def _cells(row: Summary) -> tuple[str, ...]:
-    return (
-        str(row.number),
-        " + ".join(row.trains),
-        f"{row.trainable:,}",
-        str(row.epoch),
-        f"{row.metrics[TRAIN_ACC]:.2%}",
-        f"{row.metrics[VAL_ACC]:.2%}",
-        f"{row.metrics[VAL_LOSS]:.4f}",
-        f"{row.wall_s:.1f} s" + (" (reused)" if row.reused else ""),
-        row.run_id,
-    )
+def summary_table(rows: Sequence[Summary]) -> pd.DataFrame:
+    """The stages as a table of text."""
+    import pandas as pd
 
-
-def table_text(rows: Sequence[Summary]) -> str:
-    """The stages as aligned columns for a terminal."""
-    cells = [_COLUMNS, *map(_cells, rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
-        for line in cells
-    )
-
-
-def table_markdown(rows: Sequence[Summary]) -> str:
-    """The same as a Markdown table."""
-    lines = [_COLUMNS, ("---",) * len(_COLUMNS), *map(_cells, rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    cells = [
+        {
+            "stage": str(row.number),
+            "trains": " + ".join(row.trains),
+            "parameters": f"{row.trainable:,}",
+            "epoch": str(row.epoch),
+            "train acc": f"{row.metrics[TRAIN_ACC]:.2%}",
+            "val acc": f"{row.metrics[VAL_ACC]:.2%}",
+            "val loss": f"{row.metrics[VAL_LOSS]:.4f}",
+            "time": f"{row.wall_s:.1f} s" + (" (reused)" if row.reused else ""),
+            "run": row.run_id,
+        }
+        for row in rows
+    ]
+    return pd.DataFrame(cells)
 
 
 def came_to(asked: object, found: Sequence[str]) -> str:
@@ -61,12 +44,13 @@ def came_to(asked: object, found: Sequence[str]) -> str:
     return f"auto: {shown}"
 
 
-def training_in_words(training: TrainSettings) -> str:
-    """Every training setting, short."""
-    return ", ".join(
+def stage_in_words(settings: Settings, number: int) -> str:
+    """The blocks that a stage trains, and every training setting, short."""
+    training = ", ".join(
         f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
-        for key, value in training.model_dump().items()
+        for key, value in settings.training(number).model_dump().items()
     )
+    return f"{' + '.join(settings.stage(number).trainable)}: {training}"
 
 
 def minutes(seconds: float) -> str:

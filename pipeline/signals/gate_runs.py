@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from pipeline.errors import LineageError
+from pipeline.reporting.page import to_markdown
 from pipeline.settings.run import Thresholds
 from pipeline.signals.evidence import as_far_as_allowed, siblings_of_run, thresholds_of
 from pipeline.signals.gate import Gate, Pair, read_gate
-from pipeline.system.text import as_markdown
 from pipeline.tracking import RunView, Tracking
 from pipeline.tracking.history import metrics_at_best, read_history
-from pipeline.tracking.keys import PARENT_VAL_ACC, TRAIN_ACC, TRAIN_LOSS, VAL_ACC, VAL_LOSS
+from pipeline.tracking.keys import PARENT_VAL_ACC, VAL_ACC, VAL_LOSS
 
 REPORT = "gate/report.md"
 
@@ -80,27 +80,4 @@ def _pair(tracking: Tracking, run: RunView) -> Pair:
 
 def report_markdown(gate: Gate, pairs: Sequence[Pair], title: str) -> str:
     """One page: the prior, the four readings, the numbers by draw."""
-    verdict = {
-        "promising": "Stage 3 is worth trying.",
-        "confirmation_only": "Stage 3 can at best confirm: stage 2 already memorises.",
-        "not_yet": "Stage 3 has not been earned yet.",
-    }[gate.prior]
-    rows = [
-        f"| {pair.draw} | {first[VAL_ACC]:.2%} | {second[VAL_ACC]:.2%} "
-        f"| {100 * (second[VAL_ACC] - first[VAL_ACC]):+.2f} | {second[TRAIN_ACC]:.2%} "
-        f"| {second[TRAIN_LOSS]:.4f} | {second[VAL_LOSS]:.4f} |"
-        for pair in pairs
-        for first, second in [(pair.first, pair.second)]
-    ]
-    readings = [f"- `gate.{r.name}` **{r.state}**: {r.sentence}" for r in gate.readings]
-    header = (
-        "| draw | stage 1 val acc | stage 2 val acc | gain, pp | stage 2 train acc | train loss "
-        "| val loss |"
-    )
-    lines = [
-        f"# Gate: {gate.prior}",
-        f"{verdict} It advises from stages 1 and 2 alone ({as_markdown(title)}).",
-        "\n".join(readings),
-        "\n".join([header, "|---|---|---|---|---|---|---|", *rows]),
-    ]
-    return "\n\n".join(lines) + "\n"
+    return to_markdown("gate", gate=gate, pairs=pairs, title=title)

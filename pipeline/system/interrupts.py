@@ -83,8 +83,10 @@ def stop(number: int, _frame: FrameType | None) -> None:
     now, before = time.monotonic(), _state.asked_at
     if before is None:
         _state.asked_at = now
-        if _state.waits or not _state.begun:
+        if _state.waits:
             check()
+        elif not _state.begun:
+            raise KeyboardInterrupt  # a finaliser may swallow it: the next `check` raises again
     elif number == signal.SIGINT and now - before > ONE_PRESS_S:
         _state.asked_at = now
         check()
@@ -118,6 +120,6 @@ def stopped_by_signals(handle: Callable[..., Any]) -> Iterator[None]:
     try:
         yield
     finally:
-        if not _state.raised:
+        if _state.asked_at is None:
             for number, handler in former.items():
                 handle(number, handler)
