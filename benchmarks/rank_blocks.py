@@ -118,7 +118,12 @@ def check(
         arms.append(Arm(name, settings.model_copy(update=changes), 2))
     keys = pair_keys(pool, settings)
     runner = PairRunner(
-        tuple(arms), overlap, tracking, None, print, lambda key, _: f"draw {key.draw}"
+        arms=tuple(arms),
+        overlap=overlap,
+        tracking=tracking,
+        nested_under=None,
+        say=print,
+        tell=lambda key, _: f"draw {key.draw}",
     )
     results = runner.run_all(keys)
     gains = {

@@ -112,7 +112,3 @@ def main(
         print(f"stopped{said}; the same command reuses what is finished", file=sys.stderr)
         return 130
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -90,7 +90,15 @@ def test_every_stage_of_a_chain_comes_back_bit_for_bit(
     for number in (1, 2, 3):
         stage = SCHEDULES["three_stage"].stage(number)
         settings = TrainSettings(epochs=1, batch_size=3, augment="none", lr=0.01)
-        trainer = Trainer(backbone, stage, settings, 0, 1, CPU, torch.float32)
+        trainer = Trainer(
+            backbone=backbone,
+            stage=stage,
+            settings=settings,
+            seed=0,
+            views=1,
+            device=CPU,
+            dtype=torch.float32,
+        )
         features = live_features(backbone, stage, images)
         for _ in trainer.epochs(images, features, images, features):
             pass

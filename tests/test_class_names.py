@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -51,9 +52,21 @@ def test_predictions_are_read_as_they_were_written(tmp_path: Path) -> None:
     logits = torch.nn.functional.one_hot(labels, len(ODD)).float()
     path = tmp_path / "predictions.csv"
     path.write_text(predictions_csv(logits, images, ODD), encoding="utf-8", newline="")
+    with path.open(encoding="utf-8", newline="") as file:
+        assert [row["label"] for row in csv.DictReader(file)] == [ODD[i] for i in labels]
     table = read_predictions(path)
     assert table["label"].tolist() == table["predicted"].tolist() == [ODD[i] for i in labels]
     assert np.isfinite(table["nll"].astype(float)).all()
+
+
+def test_predictions_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    """They have quotes only where Pandas thinks them necessary."""
+    path = tmp_path / "predictions.csv"
+    table = pd.DataFrame(
+        {"image_sha256": ["ab", "cd"], "label": ["\r", "null"], "nll": [0.5, 1.0]}
+    )
+    path.write_text(table.to_csv(index=False), encoding="utf-8", newline="")
+    assert read_predictions(path)["label"].tolist() == ["\r", "null"]
 
 
 def test_a_loss_that_is_no_number_is_read_as_such(tmp_path: Path) -> None:

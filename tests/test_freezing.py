@@ -43,7 +43,15 @@ def test_a_stage_changes_its_trainable_blocks_and_nothing_else(name: str, stage:
     before, proof = copy_state(backbone), FrozenProof.take(backbone, stage)
     features = live_features(backbone, stage, images)
     settings = TrainSettings(epochs=1, batch_size=4, augment="none", lr=0.01)
-    trainer = Trainer(backbone, stage, settings, 0, 1, CPU, torch.float32)
+    trainer = Trainer(
+        backbone=backbone,
+        stage=stage,
+        settings=settings,
+        seed=0,
+        views=1,
+        device=CPU,
+        dtype=torch.float32,
+    )
     for _ in trainer.epochs(images, features, images, features):
         pass
     backbone.model.load_state_dict(trainer.best, strict=False)
@@ -65,7 +73,15 @@ def test_a_stage_changes_its_trainable_blocks_and_nothing_else(name: str, stage:
 @pytest.mark.parametrize("name", BACKBONES)
 def test_the_optimizer_holds_the_trainable_parameters_alone(name: str, stage: Stage) -> None:
     backbone = build_backbone(name, CLASSES, seed=0)
-    trainer = Trainer(backbone, stage, TrainSettings(), 0, 1, CPU, torch.float32)
+    trainer = Trainer(
+        backbone=backbone,
+        stage=stage,
+        settings=TrainSettings(),
+        seed=0,
+        views=1,
+        device=CPU,
+        dtype=torch.float32,
+    )
     held = [id(p) for group in trainer.optimizer.param_groups for p in group["params"]]
     names = {id(weight.master): weight.name for weight in trainer.weights}
     parameters = dict(backbone.model.named_parameters())
@@ -80,7 +96,15 @@ def test_frozen_weights_get_no_gradient_and_no_optimizer_state(number: int) -> N
     backbone, images = build_backbone("mobilenet_v3_small", CLASSES, seed=0), make_images(4)
     features = live_features(backbone, stage, images)
     settings = TrainSettings(epochs=1, batch_size=2, augment="none")
-    trainer = Trainer(backbone, stage, settings, 0, 1, CPU, torch.float32)
+    trainer = Trainer(
+        backbone=backbone,
+        stage=stage,
+        settings=settings,
+        seed=0,
+        views=1,
+        device=CPU,
+        dtype=torch.float32,
+    )
     for _ in trainer.epochs(images, features, images, features):
         pass
     stepped = {id(parameter) for parameter in trainer.optimizer.state}
@@ -97,7 +121,9 @@ def test_a_frozen_block_above_a_trainable_one_stays_frozen(dtype: torch.dtype) -
     before, proof = copy_state(backbone), FrozenProof.take(backbone, stage)
     features = live_features(backbone, stage, images, dtype)
     settings = TrainSettings(epochs=1, batch_size=4, augment="none", lr=0.01)
-    trainer = Trainer(backbone, stage, settings, 0, 1, CPU, dtype)
+    trainer = Trainer(
+        backbone=backbone, stage=stage, settings=settings, seed=0, views=1, device=CPU, dtype=dtype
+    )
     proof.watch(trainer.frozen)
     for _ in trainer.epochs(images, features, images, features):
         pass
@@ -119,7 +145,15 @@ def test_statistics_of_trainable_blocks_adapt_or_are_kept(
     before = copy_state(backbone)
     features = live_features(backbone, stage, images)
     settings = TrainSettings(epochs=1, batch_size=4, augment="none", norm=norm, lr=0.01)
-    trainer = Trainer(backbone, stage, settings, 0, 1, CPU, torch.float32)
+    trainer = Trainer(
+        backbone=backbone,
+        stage=stage,
+        settings=settings,
+        seed=0,
+        views=1,
+        device=CPU,
+        dtype=torch.float32,
+    )
     for _ in trainer.epochs(images, features, images, features):
         pass
     names = set(backbone.tensor_names(stage.trainable))

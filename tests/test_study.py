@@ -11,13 +11,13 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from pipeline.errors import StudyError, TrackingError
+from pipeline.errors import StudyError
 from pipeline.runs.session import Session
 from pipeline.runs.workers import threads_each
 from pipeline.settings.schedules import SCHEDULES
 from pipeline.settings.search_space import Choices, Range, SearchSpace, plan_of
 from pipeline.tracking import Tracking
-from pipeline.tuning.storage import AWAY_S, Losses, open_storage, patiently, storage_url
+from pipeline.tuning.storage import open_storage, patiently, storage_url
 from pipeline.tuning.study import Spec, Study, shown_settings, suggest
 from pipeline.tuning.trial_state import Progress, best_of, progress_of
 from tests.conftest import TINY, Command
@@ -188,7 +188,14 @@ def test_suggestions_are_of_the_settings_own_types_and_inside_the_space() -> Non
 def test_a_seed_gives_the_same_trials_but_not_to_those_who_join(tmp_path: Path) -> None:
     space = SearchSpace("", {"lr": Range(1e-4, 1e-2, log=True)})
     spec = Spec(
-        "a-study", SCHEDULES["full"].stage(1), (0,), "val_acc", space, "key", {}, {"lr": 1e-3}
+        name="a-study",
+        stage=SCHEDULES["full"].stage(1),
+        draws=(0,),
+        objective="val_acc",
+        space=space,
+        tuning_key="key",
+        fixed={},
+        defaults={"lr": 1e-3},
     )
 
     def rates(study: Study) -> list[object]:
@@ -419,20 +426,3 @@ def test_a_bug_is_not_waited_for() -> None:
     with pytest.raises(KeyError, match="bug"):
         patiently(ask, (OSError,), lambda _: None, every_s=0)
     assert len(asked) == 1
-
-
-def test_losses_without_end_are_a_fault_and_one_trial_that_ends_starts_anew(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr("pipeline.tuning.storage.time.monotonic", lambda: now[0])
-    losses, fault = Losses(), TrackingError("the store cannot be written")
-    losses.add(fault)
-    now[0] = AWAY_S
-    losses.add(fault)
-    losses.end()
-    now[0] = AWAY_S + 1
-    losses.add(fault)
-    now[0] = 2 * AWAY_S + 2
-    with pytest.raises(TrackingError, match="cannot be written"):
-        losses.add(fault)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from pipeline.data.augment import normalise
 from pipeline.data.images import ImageSet
 from pipeline.model.backbones import FORWARD_ORDER, Backbone
+from pipeline.runs.scoring import predict
 from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Stage
 from pipeline.stats.metrics import OBJECTIVES, score_logits
 from pipeline.tracking.history import History
 from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, VAL, VAL_ACC, VAL_LOSS
 from pipeline.training.trainer import (
+    OPTIMIZERS,
     Trainer,
     learning_rates,
     schedule_factor,
@@ -85,7 +87,15 @@ def train(
     backbone = backbone or calibrated_backbone(NAME, images)
     chosen = TrainSettings(**{"epochs": 2, "batch_size": 4, "augment": "none", **settings})
     before = copy_state(backbone)
-    trainer = Trainer(backbone, stage, chosen, seed, 1, CPU, dtype)
+    trainer = Trainer(
+        backbone=backbone,
+        stage=stage,
+        settings=chosen,
+        seed=seed,
+        views=1,
+        device=CPU,
+        dtype=dtype,
+    )
     train_features = live_features(backbone, stage, images, dtype)
     val_features = live_features(backbone, stage, val, dtype)
     assert list(trainer.epochs(images, train_features, val, val_features)) == trainer.history.rows
@@ -433,6 +443,11 @@ def test_of_equal_accuracies_the_lower_loss_wins() -> None:
     assert len(set(losses)) == len(losses)
 
 
+def test_every_optimizer_that_may_be_named_is_there() -> None:
+    named = TrainSettings.model_fields["optimizer"].annotation
+    assert set(OPTIMIZERS) == set(get_args(named))
+
+
 def test_of_equal_scores_the_first_epoch_wins() -> None:
     run = train(**STILL, epochs=3)
     assert len({(row[VAL_ACC], row[VAL_LOSS]) for row in run.history.rows}) == 1
@@ -447,8 +462,7 @@ def test_best_holds_the_weights_of_the_selected_epoch(dtype: torch.dtype) -> Non
     assert run.history.selected < 6  # or best and last would be the same
     assert set(run.trainer.best) == set(run.before)
     backbone.model.load_state_dict(run.trainer.best)
-    again = Trainer(backbone, FULL, TrainSettings(), 0, 1, CPU, dtype)
-    logits = again.predict(live_features(backbone, FULL, val, dtype), len(val))
+    logits = predict(backbone, val, dtype, CPU)
     torch.testing.assert_close(logits, run.trainer.best_logits, rtol=1e-5, atol=1e-5)
 
 

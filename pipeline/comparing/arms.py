@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Literal
 
 from pipeline.errors import SettingsError
@@ -55,11 +54,6 @@ class Arm:
     def words(self) -> str:
         """Its name in a sentence."""
         return f"stage {self.last}" if self.is_stage else self.schedule.words
-
-    @property
-    def epochs(self) -> int:
-        """Planned epochs of all its stages together."""
-        return sum(self.settings.training(n).epochs for n in range(1, self.last + 1))
 
 
 @dataclass(frozen=True)
@@ -145,7 +139,8 @@ def at_equal_steps(
             "choose a schedule with fewer stages as the control, or swap treatment and control"
         )
     first = shared + 1 + len(theirs) - len(ours)  # what is left over goes to the first of its own
-    steps_of = [*zip(theirs[:shared]), theirs[shared:first], *zip(theirs[first:])]
+    alone = [(stage,) for stage in theirs]
+    steps_of = [*alone[:shared], theirs[shared:first], *alone[first:]]
     own = request.of_no_stage().settings(schedule=str(schedule))
     bases: list[TrainSettings] = []
     for n in range(len(ours)):
@@ -172,8 +167,11 @@ def goes_on(schedule: Schedule, number: int) -> bool:
 
 def stages_alike(treatment: Arm, schedule: Schedule) -> int:
     """How many stages of a schedule, from the first on, train what the treatment's train."""
-    both = zip(schedule.trains(), treatment.schedule.trains(treatment.last), strict=False)
-    return sum(1 for _ in takewhile(lambda two: two[0] == two[1], both))
+    ours, theirs = schedule.trains(), treatment.schedule.trains(treatment.last)
+    alike = 0
+    while alike < min(len(ours), len(theirs)) and ours[alike] == theirs[alike]:
+        alike += 1
+    return alike
 
 
 def shared_stages(treatment: Arm, schedule: Schedule) -> int:

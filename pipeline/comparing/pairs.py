@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from pipeline.comparing.arms import Arm
 from pipeline.comparing.draws import Pool
 from pipeline.data.overlap import Overlap
+from pipeline.runs.completion import complete
 from pipeline.runs.run_stage import find_or_run
 from pipeline.runs.scoring import keep_scores, predict, scored_on
 from pipeline.runs.session import Session, cache_folder
@@ -24,6 +25,7 @@ from pipeline.settings.run import Settings
 from pipeline.stats.metrics import DEFAULT_SHARE, score_logits
 from pipeline.system.digests import digest_values
 from pipeline.system.files import storage_faults
+from pipeline.system.interrupts import at_once
 from pipeline.system.memory import PEAK_METRIC
 from pipeline.tracking import RunView, Tracking
 from pipeline.tracking.history import Summary
@@ -128,7 +130,7 @@ def scored_prefix(arm: Arm, arms: Sequence[Arm]) -> tuple[str, ...]:
     return min((p for p in frozen if p and p == own[: len(p)]), key=len, default=())
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PairRunner:
     """Runs the same arms on draw after draw.
 
@@ -175,7 +177,8 @@ class PairRunner:
         try:
             with storage_faults("the cache", folder):
                 folder.mkdir(parents=True, exist_ok=True)
-                held = lock.acquire(timeout=-1 if wait else 0)
+                with at_once():
+                    held = lock.acquire(timeout=-1 if wait else 0)
         except Timeout:
             return False
         with held:
@@ -195,12 +198,13 @@ class PairRunner:
             self.say(f"{self.tell(key, tuple(results))}{'' if new else ' (reused)'}")
         return tuple(results)
 
-    def whole_run(self, key: PairKey, arm: Arm) -> ArmResult:
-        """An arm's last stage with pictures and a served model: found or made, and scored."""
-        session = replace(self._session(key, arm), is_trial=False)
+    def completed(self, key: PairKey, arm: Arm) -> ArmResult:
+        """An arm's result on a pair that is done, its run now with pictures and a served model."""
+        result = self.done[key.number][self.arms.index(arm)]
+        session = self._session(key, arm)
         session.settings = session.settings.model_copy(update={"log_model": True})
-        summary = find_or_run(session, arm.last, self.nested_under, whole=True)
-        return self._scored(session, arm, summary)
+        complete(session, arm.last, result.run_id)
+        return result
 
     def run_extra(self, key: PairKey, arm: Arm) -> ArmResult:
         """Another arm on a pair's images, for show."""

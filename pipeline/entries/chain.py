@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from pipeline.entries.plans import StagePlan
 from pipeline.reporting.page import to_markdown
 from pipeline.runs.command import Command
+from pipeline.runs.completion import complete
 from pipeline.runs.lineage import check_agreement, check_parent, check_places, inherit
 from pipeline.runs.run_stage import find_or_run, run_stage
 from pipeline.runs.session import Session
@@ -115,10 +116,10 @@ def main_entry(command: Command, settings: Settings) -> list[Summary]:
     with tracking.run(name, {"kind": "chain"}, target=True) as log:
         session = _tuned(command.request, session, range(1, len(settings.stages) + 1), studies)
         settings = session.settings
-        rows = [
-            find_or_run(session, n, log.run_id, whole=True)
-            for n in range(1, len(settings.stages) + 1)
-        ]
+        numbers = range(1, len(settings.stages) + 1)
+        rows = [find_or_run(session, number, log.run_id) for number in numbers]
+        for row in rows:
+            complete(session, row.number, row.run_id)
         log.params(plain_values(settings))
         for row in rows:
             prefix = f"stage{row.number}"

@@ -17,6 +17,7 @@ from pipeline.comparing.draws import Pool, pool_in
 from pipeline.comparing.grid import Grid, explicit_keys_of_arm
 from pipeline.comparing.pairs import PairKey, PairRunner, Results, pair_keys
 from pipeline.comparing.results import Compared
+from pipeline.data.draws import check_readable
 from pipeline.data.overlap import Overlap, tuning_draws
 from pipeline.entries.chain import check_storage
 from pipeline.runs.command import Command
@@ -63,6 +64,7 @@ def compare_entry(command: Command, grid: Grid) -> Compared | None:
             _walk(grid, keys, overlap, command, tracking, command.joins)
             return None
         images = settings.train_per_class * len(source.class_names)
+        check_readable(source, [key.apply(settings) for key in keys])
         for note in source.notes:
             command.say(f"note: {note}")
         steps = _tell_beforehand(grid, keys, pool, overlap, images, command, tracking)
@@ -180,13 +182,13 @@ def _walk(
             return f"{name}, {images}, seed {key.seed}: {shown}"
 
         runner = PairRunner(
-            arms,
-            overlap,
-            tracking,
-            run_id,
-            command.say,
-            tell,
-            grid.compare.metric,
+            arms=arms,
+            overlap=overlap,
+            tracking=tracking,
+            nested_under=run_id,
+            say=command.say,
+            tell=tell,
+            metric=grid.compare.metric,
             only_new=bool(command.joins),
         )
         found[backbone] = runner.run_all(keys)

@@ -20,10 +20,11 @@ from pipeline.comparing.arms import (
     own_stages,
 )
 from pipeline.comparing.cost import equal_steps, operations_of, seconds_a_draw, shown_steps
-from pipeline.comparing.decision_page import log_decision, mark
+from pipeline.comparing.decision_page import log_decision
 from pipeline.comparing.draws import Pool, pool_in
 from pipeline.comparing.pairs import Pair, PairKey, PairRunner, Results, pair_keys, resolution_pp
 from pipeline.comparing.results import Decision
+from pipeline.data.draws import check_readable
 from pipeline.data.images import ImageSet
 from pipeline.data.overlap import Overlap, tuning_draws
 from pipeline.entries.chain import check_storage
@@ -45,7 +46,7 @@ TRUE_GAINS_PP = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0)
 CHAMPION = "champion"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Desk:
     """What a decision works with: where it records, what it scores on, how pairs are dealt.
 
@@ -83,11 +84,20 @@ def decide_entry(command: Command, plan: Comparison) -> Decision | None:
         overlap = Overlap.of(test, source).after(tuning_draws(source, settings, reserved))
         design = replace(plan.decide.design, looks=pool.looks)
         images = settings.train_per_class * len(source.class_names)
-        desk = Desk(command, tracking, overlap, images, pool, design)
+        desk = Desk(
+            command=command,
+            tracking=tracking,
+            overlap=overlap,
+            images=images,
+            pool=pool,
+            design=design,
+        )
         if command.joins:
             plan, _ = _tuned(plan, desk)
             _walk(plan, desk, None)
             return None
+        first = pair_keys(pool, settings)[: design.looks[0]]
+        check_readable(source, [key.apply(settings) for key in first])
         for note in source.notes:
             command.say(f"note: {note}")
         _tell_beforehand(plan, desk)
@@ -204,13 +214,13 @@ def _walk(plan: Comparison, desk: Desk, log: RunLog | None) -> tuple[list[Pair],
         )
 
     runner = PairRunner(
-        (plan.treatment, plan.control),
-        desk.overlap,
-        desk.tracking,
-        log.run_id if log else desk.command.joins,
-        desk.command.say,
-        tell,
-        plan.decide.metric,
+        arms=(plan.treatment, plan.control),
+        overlap=desk.overlap,
+        tracking=desk.tracking,
+        nested_under=log.run_id if log else desk.command.joins,
+        say=desk.command.say,
+        tell=tell,
+        metric=plan.decide.metric,
         only_new=log is None,
     )
     keys = pair_keys(pool, settings)
@@ -261,7 +271,7 @@ def _register(decision: Decision, plan: Comparison, runner: PairRunner, log: Run
     if plan.decide.register_as == "off":
         return
     arm = decision.recommended
-    result = runner.whole_run(decision.pairs[0].key, arm)
+    result = runner.completed(decision.pairs[0].key, arm)
     run = runner.tracking.get(result.run_id)
     settings = arm.settings
     name = plan.decide.register_as or usable_name(
@@ -276,7 +286,6 @@ def _register(decision: Decision, plan: Comparison, runner: PairRunner, log: Run
     registered = runner.tracking.register(
         name, ModelVersion(run.tags["model_uri"], CHAMPION, text, tags)
     )
-    mark(decision, log.run_id, run, runner.tracking)
     log.tags({"champion": f"models:/{name}@{CHAMPION}", "champion_run_id": run.run_id})
     runner.say(
         f"recommended: {arm.words}; models:/{name}@{CHAMPION} is version "

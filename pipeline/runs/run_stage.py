@@ -29,12 +29,14 @@ from pipeline.runs.stage_log import (
 from pipeline.settings.run import Settings
 from pipeline.signals.evidence import (
     Subject,
+    has_pictures,
     log_evidence,
     log_evidence_pictures,
     refresh_siblings,
 )
 from pipeline.signals.gate_runs import gate_of_run
 from pipeline.stats.metrics import score_logits
+from pipeline.system.interrupts import check
 from pipeline.system.memory import PEAK_METRIC, PeakMemory
 from pipeline.tracking import RunLog, RunView
 from pipeline.tracking.history import Summary
@@ -83,13 +85,13 @@ def run_stage(
         prefix_s = time.perf_counter() - prepare_started
 
         trainer = Trainer(
-            backbone,
-            stage,
-            training,
-            settings.seed,
-            settings.views,
-            session.device,
-            session.dtype,
+            backbone=backbone,
+            stage=stage,
+            settings=training,
+            seed=settings.seed,
+            views=settings.views,
+            device=session.device,
+            dtype=session.dtype,
         )
         proof.watch(running | {f"suffix.{n}": block for n, block in trainer.frozen.items()})
         _train(session, log, trainer, train_features, val_features)
@@ -199,17 +201,15 @@ def summarise(trainer: Trainer, run_id: str, wall_s: float) -> Summary:
     )
 
 
-def find_or_run(
-    session: Session, number: int, nested_under: str | None = None, *, whole: bool = False
-) -> Summary:
+def find_or_run(session: Session, number: int, nested_under: str | None = None) -> Summary:
     """A finished run of that stage with the same content, else a new one.
 
-    What this command has found or trained already is not looked for again. `whole`: a run that
-    is not, by `is_whole`, will not do.
+    What this command has found or trained already is not looked for again.
     """
+    check()
     if number in session.done:
         return session.done[number]
-    found = find_run(session, number, whole=whole) if session.settings.reuse else None
+    found = find_run(session, number) if session.settings.reuse else None
     if found:
         session.say(f"stage {number}: found run {found.run_id} with the same content, reusing it")
         session.done[number] = Summary.of(found)
@@ -222,11 +222,13 @@ def find_or_run(
     return session.done[number]
 
 
-def find_run(session: Session, number: int, *, whole: bool = False) -> RunView | None:
-    """The oldest finished run of that stage with the same content and an intact checkpoint."""
-    for run in session.tracking.find({"lineage_key": session.key(number)}):
-        if whole and not is_whole(run, session.settings):
-            continue
+def find_run(session: Session, number: int) -> RunView | None:
+    """The oldest finished run of that stage with the same content and an intact checkpoint.
+
+    Runs with pictures come first, except for a trial, which needs none.
+    """
+    found = session.tracking.find({"lineage_key": session.key(number)})
+    for run in sorted(found, key=lambda run: not (session.is_trial or has_pictures(run))):
         try:
             backbone = session.restore(run)
         except LineageError as err:
@@ -259,11 +261,6 @@ def adopt(session: Session, run: RunView, number: int) -> None:
     if POOL not in run.tags and run.tags["recipe_key"] == former:
         tags = {"recipe_key": session.recipe(number), POOL: session.draw.pool}
         session.tracking.add_tags(run.run_id, tags)
-
-
-def is_whole(run: RunView, settings: Settings) -> bool:
-    """Whether it has pictures, as a trial's has not, and the served model if one is asked for."""
-    return "is_trial" not in run.tags and not (settings.log_model and "model_uri" not in run.tags)
 
 
 def run_name(settings: Settings, number: int) -> str:

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from pipeline.data.base import Source, Split
-from pipeline.data.draws import left_out, read_images
 from pipeline.data.images import ImageSet
 from pipeline.data.overlap import Overlap
+from pipeline.data.reading import doubtful, left_out, read_images
 from pipeline.errors import DataError, LineageError
 from pipeline.model.backbones import FORWARD_ORDER, Backbone
 from pipeline.runs.command import Command
@@ -21,6 +21,7 @@ from pipeline.runs.stage_log import log_unreadable
 from pipeline.settings.entry import EvaluateSettings
 from pipeline.settings.run import Settings
 from pipeline.stats.metrics import Row, score_logits
+from pipeline.system.text import first_of
 from pipeline.tracking import RunView, Tracking
 from pipeline.tracking.keys import TEST
 from pipeline.training.device import compute_copy, run_blocks
@@ -74,6 +75,8 @@ def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
     others = "".join(f", {n} {v:.4f}" for n, v in scores.items() if n not in ("acc", "loss"))
     result = f"test accuracy {scores['acc']:.2%}, loss {scores['loss']:.4f}{others}"
     say(f"{run.name}: {result} on {len(images)} images")
+    if missing := overlap.counts.missing:
+        say(f"note: no test image is of class {first_of(missing)}: the accuracy leaves them out")
     if overlap.either.any():
         say(_without_copies(overlap, logits))
     return scores
@@ -152,6 +155,8 @@ def read_test_split(source: Source, settings: Settings, say: Callable[[str], Non
     images = read_images(test, rows, settings.image_size, skip_unreadable=settings.skip_unreadable)
     if images.unreadable:
         say(f"note: test split: {left_out(images.unreadable)}")
+    if images.doubts:
+        say(f"note: test split: {doubtful(images.doubts)}")
     if not len(images):
         raise DataError(f"{settings.data}: no image of the test split can be read: replace them")
     return images

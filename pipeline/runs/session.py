@@ -82,7 +82,7 @@ def check_draws(source: Source, settings: Settings, draws: Iterable[int]) -> Non
         )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Session:
     """What the stages of one command share: images, pretrained weights, the cache, the store.
 
@@ -144,17 +144,17 @@ class Session:
         initial = {n: t.clone() for n, t in state.items() if n not in pretrained.tensors}
         folder = cache_dir / "prefix" if settings.cache else None
         session = cls(
-            settings,
-            tracking,
-            draw,
-            backbone,
-            pretrained,
-            device,
-            pick_precision(settings.precision, device),
-            PrefixCache(folder, int(settings.cache_limit * 1e9)),
-            say,
-            on_epoch,
-            initial,
+            settings=settings,
+            tracking=tracking,
+            draw=draw,
+            backbone=backbone,
+            pretrained=pretrained,
+            device=device,
+            dtype=pick_precision(settings.precision, device),
+            cache=PrefixCache(folder, int(settings.cache_limit * 1e9)),
+            say=say,
+            on_epoch=on_epoch,
+            initial=initial,
         )
         session.settings = session.resolved(settings)
         return session
@@ -201,14 +201,17 @@ class Session:
             LineageError: they are others.
         """
         data = self.settings.data
+        before = json.loads(run.tags["settings"])
         if run.tags["data_sha256"] != self.draw.fingerprint:
+            mine = self.settings.model_dump(include={"label_column", "image_column"})
+            others = [f"{k}={before[k]}" for k, v in mine.items() if before.get(k, v) != v]
+            why = f"it had {', '.join(others)}" if others else "their SHA-256 differ"
             raise LineageError(
                 f"the images of data={data} are not those that run {run.run_id} was trained on "
-                f"(their SHA-256 differ): restore them, or pass -P data=<where they are now>"
-                f"{self.otherwise}"
+                f"({why}): restore them, or pass -P data=<where they are now>{self.otherwise}"
             )
-        if (before := json.loads(run.tags["settings"])["data"]) != data:
-            self.say(f"data={data}: the images that run {run.run_id} had as data={before}")
+        if before["data"] != data:
+            self.say(f"data={data}: the images that run {run.run_id} had as data={before['data']}")
 
     @property
     def precision(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -15,8 +16,9 @@ from PIL import Image
 from safetensors.torch import save
 
 from pipeline.data.augment import MEAN, STD
-from pipeline.data.draws import UNREADABLE, Draw
+from pipeline.data.draws import Draw
 from pipeline.data.images import ImageSet
+from pipeline.data.reading import UNREADABLE
 from pipeline.model.backbones import Backbone
 from pipeline.model.pretrained import Pretrained
 from pipeline.reporting.figures import confusion_matrix, learning_curves
@@ -157,7 +159,7 @@ def predictions_csv(logits: torch.Tensor, images: ImageSet, class_names: tuple[s
             "nll": nll.numpy(),
         }
     )
-    return table.to_csv(index=False)
+    return table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)  # `\r` is unquoted otherwise
 
 
 def log_served_model(
@@ -173,6 +175,7 @@ def log_served_model(
         "image_size": settings.image_size,
         "mean": MEAN,
         "std": STD,
+        "ranges": draw.ranges,
     }
     write_atomically(about, json.dumps(content).encode())
     example = io.BytesIO()

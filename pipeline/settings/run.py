@@ -220,7 +220,7 @@ INHERITED_KEYS = (
     *("backbone", "weights", "image_size", "schedule", "norm_stats"),
 )
 """What a child stage takes from its parent run and may not contradict."""
-PLACE_KEYS = ("data", "label_column", "image_column", "weights")
+PLACE_KEYS = ("data", "label_column", "image_column", "skip_unreadable", "weights")
 """Where images and weights stand: another place may hold the same, as their digests show."""
 
 

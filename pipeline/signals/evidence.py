@@ -37,6 +37,8 @@ PREDICTIONS = "evaluation/val_predictions.csv"
 EVIDENCE = "evidence.json"
 SIGNALS_PICTURE = "figures/signals.png"
 NOTE = "mlflow.note.content"
+COMPLETED = "completed"
+"""Tag of a trial's run that has been given its pictures since."""
 
 
 @dataclass(frozen=True)
@@ -235,19 +237,36 @@ def _refresh(
         _refresh_evidence(tracking, run, signal, run_ids)
 
 
-def _refresh_evidence(
-    tracking: Tracking, run: RunView, signal: Signal, run_ids: Sequence[str]
-) -> None:
+def has_pictures(run: RunView) -> bool:
+    """Whether a run is no trial's, which is made without, or has been completed since."""
+    return "is_trial" not in run.tags or COMPLETED in run.tags
+
+
+def signals_of(tracking: Tracking, run: RunView) -> list[Signal]:
+    """A finished run's signals as they were last read; none where its evidence is lost."""
+    signals = _evidence_of(tracking, run).get("signals", {})
+    return [Signal(**values) for values in signals.values()]
+
+
+def _evidence_of(tracking: Tracking, run: RunView) -> dict[str, Any]:
     try:
         with tempfile.TemporaryDirectory() as folder:
             path = tracking.fetch(run, EVIDENCE, Path(folder))
-            content = json.loads(path.read_text(encoding="utf-8"))
+            return dict(json.loads(path.read_text(encoding="utf-8")))
     except (LineageError, ValueError):
+        return {}
+
+
+def _refresh_evidence(
+    tracking: Tracking, run: RunView, signal: Signal, run_ids: Sequence[str]
+) -> None:
+    content = _evidence_of(tracking, run)
+    if not content:
         return
     content["signals"][signal.name] = asdict(signal)
     content["inputs"]["siblings"] = list(run_ids)
     tracking.add_text(run.run_id, _as_json(content), EVIDENCE)
-    if "is_trial" not in run.tags:
+    if has_pictures(run):
         signals = [Signal(**values) for values in content["signals"].values()]
         tracking.add_figure(run.run_id, signal_table(signals), SIGNALS_PICTURE)
 

@@ -6,7 +6,6 @@ items.
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import unicodedata
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _MARKDOWN = re.compile(r"[\\`*<>\[\]&~$|]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
 
@@ -38,11 +38,16 @@ def normalised(name: str) -> str:
 def printable(text: str) -> str:
     r"""The text as a terminal may show it: what would steer the terminal is written as `\x1b`.
 
-    Line ends and tabs stay; bytes that are not UTF-8 become `\xe9`.
+    Line ends and tabs stay; bytes that are not UTF-8 become `\xe9`, other surrogates `\ud800`.
     """
-    if not is_unicode(text):
-        text = os.fsencode(text).decode("utf-8", "backslashreplace")
+    text = _SURROGATE.sub(_escaped, text)
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    number = ord(found[0])
+    is_byte = 0xDC80 <= number <= 0xDCFF  # of a file's name, as Python keeps it
+    return f"\\x{number - 0xDC00:02x}" if is_byte else f"\\u{number:04x}"
 
 
 def one_line(text: str) -> str:

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -37,7 +38,12 @@ from pipeline.training.features import Features
 from pipeline.training.master_weights import MasterWeight
 
 EVAL_BATCH = 500
-SGD_MOMENTUM = 0.9
+OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "sgd": partial(
+        torch.optim.SGD, lr=1.0, momentum=0.9, nesterov=True
+    ),  # groups have their rates
+}
 
 
 def learning_rates(settings: TrainSettings, stage: Stage) -> dict[str, float]:
@@ -65,7 +71,7 @@ def split_batches(order: NDArray[np.int64], batch_size: int) -> list[NDArray[np.
     return np.array_split(order, count)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Trainer:
     """One stage's training; iterate `epochs()`, then take `best`.
 
@@ -119,10 +125,8 @@ class Trainer:
                             "weight_decay": self.settings.weight_decay if decayed else 0.0,
                         }
                     )
-        fused = self.device.type in ("cpu", "cuda")
-        if self.settings.optimizer == "adamw":
-            return torch.optim.AdamW(groups, fused=fused)
-        return torch.optim.SGD(groups, lr=1.0, momentum=SGD_MOMENTUM, nesterov=True, fused=fused)
+        make = OPTIMIZERS[self.settings.optimizer]
+        return make(groups, fused=self.device.type in ("cpu", "cuda"))
 
     def epochs(
         self, train: ImageSet, train_features: Features, val: ImageSet, val_features: Features
@@ -211,10 +215,6 @@ class Trainer:
         for weight in self.weights:
             weight.push_value()
         return logits.detach()
-
-    def predict(self, features: Features, count: int) -> Tensor:
-        """Logits of view 0 of every image, float32, (count, classes)."""
-        return self._validate(features, count, np.arange(0))[0]
 
     def _validate(
         self, features: Features, count: int, probes: NDArray[np.int64]

@@ -53,7 +53,7 @@ class Ending:
     value: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrialObjective:
     """What Optuna calls for each trial.
 

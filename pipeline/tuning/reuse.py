@@ -46,7 +46,7 @@ _LATER = {
 """Settings that older studies do not name, and the values that they had."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Match:
     """A finished study with settings for a stage.
 
@@ -204,7 +204,15 @@ def _matching(
         else:
             chosen = study.get_trials(deepcopy=False)[attrs[CHOSEN]]
             own_seed = attrs.get(SEED) == session.settings.seed
-            matches.append(_Match(study, chosen, attrs[FINISHED], explicit, own_seed))
+            matches.append(
+                _Match(
+                    study=study,
+                    chosen=chosen,
+                    finished=attrs[FINISHED],
+                    explicit=explicit,
+                    own_seed=own_seed,
+                )
+            )
     matches.reverse()
     matches.sort(key=lambda m: (len(m.overruled), not m.own_seed, -m.finished))
     names = [match.study.study_name for match in matches]
