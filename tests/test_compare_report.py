@@ -18,11 +18,10 @@ from tests.helpers import request_of
 from tests.reports import Html, tables_of_markdown
 
 
-def compared(*, resampled: bool) -> Compared:
+def compared(*, resampled: bool, **options: str) -> Compared:
     """Two schedules on three draws."""
-    grid = grid_of(
-        request_of("compare", {"preset": "cifar10_small", "schedules": "full,lp_ft", "draws": "3"})
-    )
+    own = {"preset": "cifar10_small", "schedules": "full,lp_ft", "draws": "3"}
+    grid = grid_of(request_of("compare", {**own, **options}))
     (arms,) = grid.arms.values()
     pool = Pool(0, resampled, 0.5 if resampled else 0.0, (3,), "pairs")
     keys = pair_keys(pool, arms[0].settings)
@@ -75,6 +74,17 @@ def test_the_page_shows_every_schedule_and_the_command() -> None:
     assert tables[-1][1] == ["resnet18", "full", "one, two"]
     assert "\nmlflow run . -e compare " in page
     assert "\n\n\n" not in page
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [("acc", "accuracy"), ("macro_f1", "macro F1"), ("balanced_acc", "balanced accuracy")],
+)
+def test_the_page_names_what_schedules_are_compared_by(metric: str, words: str) -> None:
+    page = page_of(compared(resampled=False, metric=metric, baseline="lp_ft"))
+    assert f"\n{words[:1].upper()}{words[1:]} on 100 test images" in page
+    header = tables_of_markdown(page)[0][0]
+    assert header[2:4] == [f"{words} (95%)", "minus lp_ft, pp (95%)"]
 
 
 def test_a_picture_is_described_by_what_it_shows() -> None:
