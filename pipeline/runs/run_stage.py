@@ -36,7 +36,7 @@ from pipeline.signals.evidence import (
 from pipeline.signals.gate_runs import gate_of_run
 from pipeline.system.memory import PEAK_METRIC, PeakMemory
 from pipeline.tracking import RunLog, RunView
-from pipeline.tracking.keys import POOL
+from pipeline.tracking.keys import POOL, TEST_AS_STORED
 from pipeline.training.features import Features
 from pipeline.training.trainer import EpochResult, Trainer
 
@@ -141,6 +141,8 @@ def _keys_of(session: Session, number: int) -> dict[str, str]:
         "norm_stats": session.settings.norm_stats,
         "precision": session.precision,
     }
+    if session.test_as_stored:
+        keys[TEST_AS_STORED] = session.test_as_stored
     if session.norm_choice:
         keys["norm_stats_reason"] = session.norm_choice.reason
     if session.is_trial:

@@ -96,6 +96,7 @@ class Session:
         tuned_by: the study that a stage's training settings were taken from, by stage number.
         is_trial: log what other stages and people need of a trial: no pictures, no served model.
         otherwise: what else to do where a given run cannot be used, for messages.
+        test_as_stored: digest of the test split's files; empty where there is none.
         norm_choice: what `norm_stats=auto` came to; None where nobody asked.
     """
 
@@ -115,6 +116,7 @@ class Session:
     tuned_by: dict[int, str] = field(default_factory=dict)
     is_trial: bool = False
     otherwise: str = ""
+    test_as_stored: str = ""
     norm_choice: NormStatsChoice | None = None
 
     @classmethod
@@ -156,6 +158,7 @@ class Session:
             say,
             on_epoch,
             initial,
+            test_as_stored=source.test_digest(),
         )
         session.settings = session.resolved(settings)
         return session
@@ -209,7 +212,10 @@ class Session:
                 f"{self.otherwise}"
             )
         if (before := json.loads(run.tags["settings"])["data"]) != data:
-            self.say(f"data={data}: the images that run {run.run_id} had as data={before}")
+            self.say(
+                f"data={data}: the training and validation images that run {run.run_id} had as "
+                f"data={before}"
+            )
 
     @property
     def precision(self) -> str:
