@@ -143,9 +143,8 @@ class Session:
         backbone = build_backbone(settings.backbone, len(draw.class_names), settings.seed)
         pretrained = weights.fitted(backbone)
         say(pretrained.report)
-        state = backbone.model.state_dict()
-        initial = {n: t.clone() for n, t in state.items() if n not in pretrained.tensors}
-        folder = cache_dir / "prefix" if settings.cache else None
+        drawn = backbone.model.state_dict().items()
+        initial = {n: t.clone() for n, t in drawn if n not in pretrained.tensors}
         session = cls(
             settings,
             tracking,
@@ -154,7 +153,9 @@ class Session:
             pretrained,
             device,
             pick_precision(settings.precision, device),
-            PrefixCache(folder, int(settings.cache_limit * 1e9)),
+            PrefixCache(
+                cache_dir / "prefix" if settings.cache else None, int(settings.cache_limit * 1e9)
+            ),
             say,
             on_epoch,
             initial,
@@ -212,10 +213,8 @@ class Session:
                 f"{self.otherwise}"
             )
         if (before := json.loads(run.tags["settings"])["data"]) != data:
-            self.say(
-                f"data={data}: the training and validation images that run {run.run_id} had as "
-                f"data={before}"
-            )
+            what = f"the training and validation images that run {run.run_id} had"
+            self.say(f"data={data}: {what} as data={before}")
 
     @property
     def precision(self) -> str:
