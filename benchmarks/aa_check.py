@@ -30,9 +30,9 @@ from pipeline.runs.scoring import predict, test_images  # noqa: E402
 from pipeline.runs.session import Session  # noqa: E402
 from pipeline.settings.request import load_settings  # noqa: E402
 from pipeline.stats.design import Design  # noqa: E402
+from pipeline.stats.metrics import score_logits  # noqa: E402
 from pipeline.stats.verdict import verdict  # noqa: E402
 from pipeline.tracking import Tracking  # noqa: E402
-from pipeline.training.trainer import score_logits  # noqa: E402
 
 STUDIES = 2000
 
@@ -58,7 +58,7 @@ def fill_bank(options: dict[str, str], draws: int, seeds: int) -> pd.DataFrame:
             logits = predict(
                 own.restore(run), test, own.dtype, own.device, cache=own.cache, prefix=prefix
             )
-            acc = score_logits(logits, test.labels).acc
+            acc = score_logits(logits, test.labels)["acc"]
             rows.append({"draw": draw, "seed": number, "test_acc": acc})
             sys.stderr.write(f"draw {draw} seed {seed}: {acc:.4f}\n")
     return pd.DataFrame(rows).pivot(index="draw", columns="seed", values="test_acc")

@@ -33,8 +33,8 @@ from pipeline.runs.scoring import predict
 from pipeline.runs.session import Session, source_of
 from pipeline.settings.request import load_settings
 from pipeline.settings.run import Settings
+from pipeline.stats.metrics import score_logits
 from pipeline.tracking import Tracking
-from pipeline.training.trainer import score_logits
 
 Recipe = Sequence[Mapping[str, object]]
 SHOWN = ("backbone", "image_size", "train_per_class")
@@ -79,8 +79,8 @@ def run_recipe(
         "stage": stage,
         "epoch": summary.epoch,
         "val_acc": round(summary.val_acc, 4),
-        "acc": round(scores.acc, 4),
-        "loss": round(scores.loss, 4),
+        "acc": round(scores["acc"], 4),
+        "loss": round(scores["loss"], 4),
         "wall_s": round(summary.wall_s, 1),
     }
 

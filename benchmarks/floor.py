@@ -38,7 +38,7 @@ def floor_operations(size: int, epochs: int, train: int, val: int, views: int) -
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             x = backbone.run(x, [block])
         cost[block] = counter.get_total_flops()
-    stages = SCHEDULES["three_stage"]
+    stages = SCHEDULES["three_stage"].stages
     total = (train * views + val) * sum(cost[b] for b in stages[0].prefix)
     for stage in stages:
         forward = sum(cost[block] for block in stage.suffix)

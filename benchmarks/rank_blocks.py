@@ -39,13 +39,13 @@ from pipeline.runs.scoring import read_test_split  # noqa: E402
 from pipeline.runs.session import Session, source_of  # noqa: E402
 from pipeline.settings.request import Request, load_settings  # noqa: E402
 from pipeline.settings.run import Settings  # noqa: E402
-from pipeline.settings.schedules import BLOCKS, SCHEDULES, Stage  # noqa: E402
+from pipeline.settings.schedules import BLOCKS, SCHEDULES  # noqa: E402
 from pipeline.stats.posterior import Posterior, posterior  # noqa: E402
 from pipeline.tracking import Tracking  # noqa: E402
 from pipeline.training.diagnostics import norm_of  # noqa: E402
 
 BATCH = 100
-RELEASES = {f"release_{block}": block for block in BLOCKS[1:]}
+RELEASES = {f"release_{block}(head; head+{block})": block for block in BLOCKS[1:]}
 """Schedules of stage 1 and one block alone beside the head."""
 
 
@@ -110,21 +110,25 @@ def check(
     pool = pool_in(source, settings, (draws,))
     overlap = Overlap.of(read_test_split(source, settings, print), source)
     control = at_equal_steps(
-        Arm("three_stage", settings, 2), "stage1_continued", Request.read(options)
+        Arm("three_stage", settings, 2), SCHEDULES["stage1_continued"], Request.read(options)
     )
     arms = [control]
-    for name, block in RELEASES.items():
-        SCHEDULES[name] = Stage(name, 1, ("head",)), Stage(name, 2, ("head", block))
+    for name in RELEASES:
         changes = {"schedule": name, "stages": settings.stages[:2]}
         arms.append(Arm(name, settings.model_copy(update=changes), 2))
     keys = pair_keys(pool, settings)
     runner = PairRunner(
-        tuple(arms), overlap, tracking, None, print, lambda key, _: f"draw {key.draw}"
+        arms=tuple(arms),
+        overlap=overlap,
+        tracking=tracking,
+        nested_under=None,
+        say=print,
+        tell=lambda key, _: f"draw {key.draw}",
     )
     results = runner.run_all(keys)
     gains = {
         block: posterior(
-            [100 * (row[number].test_acc - row[0].test_acc) for row in results],
+            [100 * (row[number].test - row[0].test) for row in results],
             correction=pool.correction,
             resolution_pp=resolution_pp(len(overlap.test)),
         )

@@ -36,8 +36,8 @@ from pipeline.runs.run_stage import find_or_run  # noqa: E402
 from pipeline.runs.scoring import predict  # noqa: E402
 from pipeline.runs.session import Session  # noqa: E402
 from pipeline.settings.request import load_settings  # noqa: E402
+from pipeline.stats.metrics import score_logits  # noqa: E402
 from pipeline.tracking import RunView, Tracking  # noqa: E402
-from pipeline.training.trainer import score_logits  # noqa: E402
 
 RECIPES: dict[str, dict[str, str]] = {
     "default": {},
@@ -86,7 +86,7 @@ def train_all(data: str, weights: str, draws: Sequence[int], cache: Path) -> pd.
                 if one.run_id not in accuracy:
                     backbone = session.restore(one)
                     logits = predict(backbone, test, session.dtype, session.device)
-                    accuracy[one.run_id] = score_logits(logits, test.labels).acc
+                    accuracy[one.run_id] = score_logits(logits, test.labels)["acc"]
             gain = 100 * (accuracy[run.run_id] - accuracy[parent.run_id])
             rows.append({"draw": draw, "recipe": recipe, "run_id": run.run_id, "gain_pp": gain})
             sys.stderr.write(f"draw {draw} {recipe}: {gain:+.2f} pp\n")

@@ -34,8 +34,8 @@ from pipeline.runs.run_stage import find_or_run  # noqa: E402
 from pipeline.runs.scoring import predict, test_images  # noqa: E402
 from pipeline.runs.session import Session  # noqa: E402
 from pipeline.settings.request import load_settings  # noqa: E402
+from pipeline.stats.metrics import score_logits  # noqa: E402
 from pipeline.tracking import Tracking  # noqa: E402
-from pipeline.training.trainer import score_logits  # noqa: E402
 from pipeline.tuning.work import Tuned  # noqa: E402
 
 TUNING_DRAWS = 2
@@ -70,7 +70,7 @@ def confirm(options: dict[str, str], done: Sequence[Tuned], draws: Sequence[int]
                     cache=quiet.cache,
                     prefix=settings.stage(3).prefix,
                 )
-                acc = score_logits(logits, test.labels).acc
+                acc = score_logits(logits, test.labels)["acc"]
                 rows.append(
                     {"draw": draw, "arm": arm, "stage": number, "val_acc": summary.val_acc}
                     | {"test_acc": acc}

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
-    from pipeline.comparing.decision import Decision
+    from pipeline.comparing.results import Decision
     from pipeline.runs.classifier import Classifier
-    from pipeline.runs.summary import StageSummary
+    from pipeline.tracking.history import Summary
 
 __all__ = ["PipelineError", "decide", "load", "run_stage"]
 
 
-def run_stage(number: int, **settings: object) -> StageSummary:
+def run_stage(number: int, **settings: object) -> Summary:
     """Run one stage; the stages before it are found by content, or trained first.
 
     Args:
@@ -39,7 +39,7 @@ def run_stage(number: int, **settings: object) -> StageSummary:
     Raises:
         PipelineError: a wrong setting, unusable data or weights, a store that does not answer.
     """
-    summary: StageSummary = _perform("stage", {"number": number, **settings})
+    summary: Summary = _perform("stage", {"number": number, **settings})
     return summary
 
 

@@ -23,10 +23,11 @@ from pipeline.settings.entry import STORAGE, CommandSettings
 from pipeline.system.addresses import without_password
 from pipeline.system.interrupts import end_with_parent, stopped_by_signals
 from pipeline.system.text import printable
+from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, VAL_ACC, VAL_LOSS
 
 if TYPE_CHECKING:
     from pipeline.settings.schedules import Stage
-    from pipeline.training.trainer import EpochResult
+    from pipeline.tracking.history import History
 
 
 class Progress:
@@ -35,22 +36,23 @@ class Progress:
     def __init__(self) -> None:
         self._bar: Any = None
 
-    def __call__(self, stage: Stage, epochs: int, result: EpochResult) -> None:
-        """Show one epoch."""
+    def __call__(self, stage: Stage, history: History) -> None:
+        """Show the last epoch."""
+        row, epoch, epochs = history.rows[-1], len(history), history.planned
         numbers = (
-            f"train loss {result.train.loss:.4f} acc {result.train.acc:.2%} | "
-            f"val loss {result.val.loss:.4f} acc {result.val.acc:.2%}"
+            f"train loss {row[TRAIN_LOSS]:.4f} acc {row[TRAIN_ACC]:.2%} | "
+            f"val loss {row[VAL_LOSS]:.4f} acc {row[VAL_ACC]:.2%}"
         )
         if not sys.stderr.isatty():
-            print(f"stage {stage.number} epoch {result.epoch}/{epochs} | {numbers}", flush=True)
+            print(f"stage {stage.number} epoch {epoch}/{epochs} | {numbers}", flush=True)
             return
         from tqdm import tqdm
 
         if self._bar is None:
             self._bar = tqdm(total=epochs, desc=f"stage {stage.number}", unit="epoch", leave=False)
-        self._bar.update(result.epoch - self._bar.n)
+        self._bar.update(epoch - self._bar.n)
         self._bar.set_postfix_str(numbers)
-        if result.epoch == epochs:
+        if epoch == epochs:
             self.close()
 
     def close(self) -> None:
@@ -110,7 +112,3 @@ def main(
         print(f"stopped{said}; the same command reuses what is finished", file=sys.stderr)
         return 130
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -17,7 +17,8 @@ from scipy import stats
 from pipeline.comparing.results import Compared
 from pipeline.entries.table import perform
 from tests.conftest import class_image, enter_store
-from tests.test_decide import CLASSES, Desk, acc, artifact
+from tests.reports import artifact
+from tests.test_decide import CLASSES, Desk, acc
 
 NAME = "mobilenet_v3_small"
 OWN = {"epochs": "1", "draws": "2"}

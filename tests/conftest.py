@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import sqlite3
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from functools import partial
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -140,6 +142,20 @@ def enter_store(folder: Path, empty_database: Path, monkeypatch: pytest.MonkeyPa
 def store(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty MLflow store and cache in a working directory of their own."""
     return enter_store(tmp_path / "work", empty_database, monkeypatch)
+
+
+EARLIER = Path(__file__).parent / "data" / "finished_chain"
+
+
+@pytest.fixture
+def finished_chain(store: Path) -> Path:
+    """The store with what an earlier version left there: `data/finished_chain/README.md`."""
+    rows = (EARLIER / "mlflow.sql").read_text(encoding="utf-8").replace("{root}", str(store))
+    with closing(sqlite3.connect(store / "mlflow.db")) as database:
+        database.executescript(rows)
+    for run in (EARLIER / "artifacts").iterdir():
+        shutil.copytree(run, store / "mlruns" / "0" / run.name / "artifacts")
+    return store
 
 
 PointAt = Callable[[str], None]

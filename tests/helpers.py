@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.comparing.arms import Arm
 from pipeline.data.images import ImageSet, digest_image, fit_square
 from pipeline.entries.table import ENTRY_POINTS
 from pipeline.model.backbones import Backbone, build_backbone
@@ -22,7 +23,7 @@ from tests.conftest import class_image
 CPU = torch.device("cpu")
 CLASSES = 3
 DISTINCT_STAGES = {
-    step.trainable: step for steps in reversed(SCHEDULES.values()) for step in steps
+    step.trainable: step for steps in reversed(SCHEDULES.values()) for step in steps.stages
 }
 """One stage of every set of trainable blocks that any schedule has."""
 
@@ -85,3 +86,8 @@ def changed_names(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[st
             after[name].contiguous().view(-1).view(torch.uint8),
         )
     }
+
+
+def planned_epochs(arm: Arm) -> int:
+    """Planned epochs of all stages of an arm together."""
+    return sum(arm.settings.training(number).epochs for number in range(1, arm.last + 1))

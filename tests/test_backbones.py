@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from pipeline.model.backbones import FORWARD_ORDER, Backbone, build_backbone
+from pipeline.model.backbones import FORWARD_ORDER, Backbone, batch_norms, build_backbone
 from pipeline.settings.run import BackboneName
 from pipeline.settings.schedules import BLOCKS
 
@@ -154,11 +154,11 @@ def test_the_head_layer_gives_one_logit_a_class(backbone: Backbone) -> None:
 
 
 def test_batch_norms_are_those_of_the_blocks(backbone: Backbone) -> None:
-    found = list(backbone.batch_norms(BLOCKS))
+    found = list(batch_norms(backbone.blocks.values()))
     everything = [m for m in backbone.model.modules() if isinstance(m, nn.BatchNorm2d)]
     assert {id(norm) for norm in found} == {id(norm) for norm in everything}
     assert len(found) == len(everything)
-    assert list(backbone.batch_norms(["head"])) == []
+    assert list(batch_norms([backbone.blocks["head"]])) == []
 
 
 def test_the_seed_decides_the_initialisation() -> None:

@@ -17,7 +17,7 @@ from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.model.checkpoints import load_checkpoint, save_checkpoint
 from pipeline.model.pretrained import Pretrained
 from pipeline.settings.run import TrainSettings
-from pipeline.settings.schedules import get_stage
+from pipeline.settings.schedules import SCHEDULES
 from pipeline.system.digests import digest_file, digest_tensors
 from pipeline.training.trainer import Trainer
 from tests.helpers import (
@@ -88,9 +88,17 @@ def test_every_stage_of_a_chain_comes_back_bit_for_bit(
     pretrained = pretrained_of(build_backbone(NAME, CLASSES, seed=0))
     backbone = calibrated_backbone(NAME, images)
     for number in (1, 2, 3):
-        stage = get_stage("three_stage", number)
+        stage = SCHEDULES["three_stage"].stage(number)
         settings = TrainSettings(epochs=1, batch_size=3, augment="none", lr=0.01)
-        trainer = Trainer(backbone, stage, settings, 0, 1, CPU, torch.float32)
+        trainer = Trainer(
+            backbone=backbone,
+            stage=stage,
+            settings=settings,
+            seed=0,
+            views=1,
+            device=CPU,
+            dtype=torch.float32,
+        )
         features = live_features(backbone, stage, images)
         for _ in trainer.epochs(images, features, images, features):
             pass

@@ -15,18 +15,16 @@ import pytest
 
 from pipeline.system.memory import PEAK_METRIC
 from tests.comparisons import NAME, Finished, Known, check_numbers, compare, new_desk, results
+from tests.reports import artifact, reports, tables_of_markdown
 from tests.test_decide import (
     acc,
-    artifact,
     chain,
     check_test_images_unseen,
     digests_of_draw,
     epochs_of,
     inside,
-    reports,
     runs,
     settings_of,
-    tables_of_markdown,
 )
 
 SCHEDULES = ("full", "two_stage", "three_stage", "lp_ft")
@@ -175,7 +173,7 @@ def test_what_it_costs_is_said_before_anything_is_run(finished: Finished) -> Non
     said, then = finished.desk.said, finished.desk.runs_then
     assert said[0] == (
         f"full, two_stage, three_stage, lp_ft on {NAME}: 6 optimizer steps, 2 draws; pairs are "
-        "disjoint draws, of 3 that the pool holds; scored on 30 test images"
+        "disjoint draws, of 3 that the pool holds; accuracy on 30 test images"
     )
     first = next(n for n, line in enumerate(said) if line.startswith(f"{NAME}, draw 0, seed 0: "))
     assert "a draw takes about" in said[1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from matplotlib.figure import Figure
 
@@ -11,8 +13,9 @@ from pipeline.comparing.grid import grid_of
 from pipeline.comparing.pairs import ArmResult, ChainCost, pair_keys
 from pipeline.comparing.results import Compared
 from pipeline.data.overlap import Counts
-from pipeline.reporting.page import Table, to_html, to_markdown
+from pipeline.reporting.page import to_html
 from tests.helpers import request_of
+from tests.reports import Html, tables_of_markdown
 
 
 def compared(*, resampled: bool) -> Compared:
@@ -27,31 +30,62 @@ def compared(*, resampled: bool) -> Compared:
     accs = 0.7, 0.8
     row = tuple(ArmResult("a-run", acc, acc, cost) for acc in accs)
     results = {arms[0].settings.backbone: [row] * 3}
-    return Compared(grid, pool, keys, results, {}, Counts(100, 0, 0), [60, 60], 60.0)
+    return Compared(
+        grid=grid,
+        pool=pool,
+        keys=keys,
+        results=results,
+        studies={},
+        test=Counts(100, 0, 0),
+        steps=[60, 60],
+        wall_s=60.0,
+    )
 
 
 @pytest.mark.parametrize(
     ("resampled", "shown", "settings"),
     [
-        (False, "Draws 0 to 2 of the shuffle data_seed 0, seeds 0 to 2.", ["data_seed", "0"]),
-        (True, "First draws of the shuffles data_seed 1 to 3, seeds 0 to 2.", None),
+        (False, "Draws 0 to 2 of the shuffle data_seed 0, seeds 0 to 2.", {"data_seed": "0"}),
+        (True, "First draws of the shuffles data_seed 1 to 3, seeds 0 to 2.", {}),
     ],
 )
 def test_the_page_names_the_images_that_were_used(
-    resampled: bool, shown: str, settings: list[str] | None
+    resampled: bool, shown: str, settings: dict[str, str]
 ) -> None:
     page = page_of(compared(resampled=resampled))
-    assert shown in to_markdown(page)
-    rows = [list(row) for part in page if isinstance(part, Table) for row in part.rows]
-    found = [row for row in rows if row[0] in ("draw", "data_seed", "seed")]
-    assert found == ([settings] if settings else [])
+    assert shown in page
+    (table,) = (rows for rows in tables_of_markdown(page) if rows[0] == ["setting", "value"])
+    found = {row[0]: row[1] for row in table if row[0] in ("draw", "data_seed", "seed")}
+    assert found == settings
+
+
+def test_the_page_shows_every_schedule_and_the_command() -> None:
+    """Accuracies are known to one of 100 test images: s.d. 1 / 12^0.5, times 4.303 / 3^0.5."""
+    found = compared(resampled=False)
+    page = page_of(replace(found, studies={("resnet18", "full"): ("one", "two")}))
+    tables = tables_of_markdown(page)
+    assert [row[:4] for row in tables[0][1:]] == [
+        ["resnet18", "full", "70.00% (69.28 to 70.72)", ""],
+        ["resnet18", "lp_ft", "80.00% (79.28 to 80.72)", "+10.00 (+9.28 to +10.72)"],
+    ]
+    assert tables[1][0] == ["", "full", "lp_ft"]
+    assert [row[0] for row in tables[1][1:]] == ["full", "lp_ft"]
+    assert tables[1][1][1] == tables[1][2][2] == ""
+    assert tables[1][2][1].startswith("+10.00 (+9.28 to +10.72), P 1.000")
+    assert tables[-1][1] == ["resnet18", "full", "one, two"]
+    assert "\nmlflow run . -e compare " in page
+    assert "\n\n\n" not in page
 
 
 def test_a_picture_is_described_by_what_it_shows() -> None:
     page = page_of(compared(resampled=False))
     described = "comparison: full, lp_ft on resnet18"
-    assert f"![{described}](figures/comparison.png)" in to_markdown(page)
-    assert f'<img alt="{described}" src="data:image/png' in to_html(page, Figure())
+    assert f"![{described}](figures/comparison.png)" in page
+    shown = Html(to_html(page, {"figures/comparison.png": Figure()}))
+    assert shown.text["title"] == shown.text["h1"] == "full, lp_ft on resnet18"
+    ((_, source),) = shown.references
+    assert source.startswith("data:image/png;base64,")
+    assert shown.tables == tables_of_markdown(page)
 
 
 @pytest.mark.parametrize(

@@ -27,14 +27,13 @@ from tests.comparisons import (
     results,
 )
 from tests.conftest import words_of
+from tests.reports import artifact, reports
 from tests.test_decide import (
     Desk,
-    artifact,
     check_test_images_unseen,
     check_told_once,
     digests_of_draw,
     inside,
-    reports,
     runs,
     settings_of,
 )

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import SettingsError
-from pipeline.settings.layers import Layer, read_yaml, resolve
+from pipeline.settings.layers import Layer, resolve
 from pipeline.settings.request import load_settings
 from pipeline.settings.run import DEFAULT_PRESET, plain_values
+from pipeline.settings.yaml_file import read_yaml
 
 
 def test_the_default_preset_needs_no_download() -> None:
@@ -70,7 +71,7 @@ def test_yaml_and_text_values_mean_the_same(tmp_path: Path) -> None:
     [
         ({"lrr": "1"}, r"unknown setting lrr \(command line\): did you mean lr\?"),
         ({"stage1.epoch": "1"}, r"did you mean stage1\.epochs\?"),
-        ({"stage9.lr": "1"}, r"unknown setting stage9\.lr"),
+        ({"stage9.lr": "1"}, r"stage9\.lr \(command line\): schedule three_stage has 3 stages"),
         ({"backbone": "resnet19"}, r"got 'resnet19' \(command line\): did you mean resnet18\?"),
         ({"epochs": "0"}, r"^epochs must be greater than or equal to 1, got '0'"),
         ({"stage2.epochs": "x"}, r"stage2\.epochs must be a valid integer.* got 'x'"),

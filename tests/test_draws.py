@@ -29,7 +29,7 @@ def make_split(*per_class: int, start: int = 0) -> Split:
 
 def make_source(*per_class: int, val: Split | None = None, test: Split | None = None) -> Source:
     names = ("ant", "bee", "cow", "dog")[: len(per_class)]
-    return Source("farm", names, make_split(*per_class), val, test)
+    return Source(name="farm", class_names=names, pool=make_split(*per_class), val=val, test=test)
 
 
 def deal(
@@ -74,7 +74,7 @@ def test_the_same_seed_deals_the_same_rows_and_another_others() -> None:
 def test_one_class_is_dealt_alike_whatever_the_others_hold() -> None:
     source, grown = make_source(12, 12), make_source(12, 12)
     labels = np.concatenate([grown.pool.labels, [1] * 5])
-    grown = Source("farm", grown.class_names, Split(labels, grown.pool.read))
+    grown = Source(name="farm", class_names=grown.class_names, pool=Split(labels, grown.pool.read))
     first, second = (np.array(deal(s, 2)[0]) for s in (source, grown))
     assert first[source.pool.labels[first] == 0].tolist() == second[labels[second] == 0].tolist()
 
@@ -85,13 +85,15 @@ def test_a_class_that_is_too_small_is_named_with_its_size() -> None:
         r"train_per_class \+ val_per_class = 3: lower it or add images"
     )
     with pytest.raises(DataError, match=message):
-        deal(Source("farm", ("ant", "bee", "cow", "dog"), make_split(9, 2, 3)))
+        deal(
+            Source(name="farm", class_names=("ant", "bee", "cow", "dog"), pool=make_split(9, 2, 3))
+        )
 
 
 def test_many_small_classes_are_summed_up() -> None:
     names = tuple("abcdefgh")
     with pytest.raises(DataError, match=r"class a \(1\), .*e \(1\) and 3 more for"):
-        deal(Source("letters", names, make_split(*[1] * 8)))
+        deal(Source(name="letters", class_names=names, pool=make_split(*[1] * 8)))
 
 
 @pytest.mark.parametrize(
@@ -166,7 +168,7 @@ def test_only_the_dealt_rows_are_read() -> None:
         seen.extend(rows)
         return split.read(rows)
 
-    source = Source("farm", ("ant", "bee"), Split(split.labels, recorded))
+    source = Source(name="farm", class_names=("ant", "bee"), pool=Split(split.labels, recorded))
     read(source, 2)
     assert seen == flat(deal(source, 2))
 
@@ -180,7 +182,9 @@ def test_validation_images_with_the_pixels_of_a_training_image_are_counted(
     def copies(rows: Sequence[int]) -> Iterator[Image.Image]:
         return (next(train.read([0])) if row < same else next(val.read([row])) for row in rows)
 
-    source = Source("farm", ("ant", "bee"), train, Split(val.labels, copies))
+    source = Source(
+        name="farm", class_names=("ant", "bee"), pool=train, val=Split(val.labels, copies)
+    )
     draw = make_draw(source, train_per_class=2, val_per_class=2, data_seed=0, draw=0, image_size=4)
     assert draw.shared_images == shared
 
@@ -189,13 +193,16 @@ def test_a_fingerprint_depends_on_images_and_class_names_and_not_on_the_name_of_
     None
 ):
     pool = make_split(12, 12)
-    first = read(Source("farm", ("ant", "bee"), pool))
-    assert first.fingerprint == read(Source("zoo", ("ant", "bee"), pool)).fingerprint
+    first = read(Source(name="farm", class_names=("ant", "bee"), pool=pool))
+    assert (
+        first.fingerprint
+        == read(Source(name="zoo", class_names=("ant", "bee"), pool=pool)).fingerprint
+    )
     others = [
-        read(Source("farm", ("ant", "bee"), pool), draw=1),
-        read(Source("farm", ("ant", "bee"), pool), data_seed=1),
-        read(Source("farm", ("ant", "fly"), pool)),
-        read(Source("farm", ("ant", "bee"), make_split(12, 12, start=1))),
+        read(Source(name="farm", class_names=("ant", "bee"), pool=pool), draw=1),
+        read(Source(name="farm", class_names=("ant", "bee"), pool=pool), data_seed=1),
+        read(Source(name="farm", class_names=("ant", "fly"), pool=pool)),
+        read(Source(name="farm", class_names=("ant", "bee"), pool=make_split(12, 12, start=1))),
         Draw("farm", ("ant", "bee"), first.val, first.train),
         Draw("farm", ("ant", "bee"), first.train, first.train),
         Draw("farm", ("ant", "bee"), first.val, first.val),

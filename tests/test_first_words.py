@@ -159,20 +159,54 @@ def test_unreadable_images_are_left_out_where_that_is_asked_for_and_listed(
 NO_STAGE_1: dict[str, str] = {"epochs": "1"}
 
 
-def evaluated(run_id: str) -> int:
+def evaluated(run_id: str, *words: str) -> int:
     from pipeline.cli import main
 
-    return main(["evaluate", "--run_id", run_id])
+    return main(["evaluate", "--run_id", run_id, *words])
 
 
-def test_a_decision_lists_the_test_images_that_it_goes_on_without(
-    command: Command, tmp_path: Path
+def test_a_decision_counts_and_lists_the_images_that_it_goes_on_without(
+    command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    root = with_test_split(tmp_path / "set")
+    root = with_test_split(tmp_path / "set", bad=4)
     options = {"question": "stage2", "looks": "2,3", "train_per_class": "2", "val_per_class": "2"}
+    for path in (root / "train" / "a").iterdir():
+        path.write_bytes(b"" if path.name == "1.png" else (root / "train/a/7.png").read_bytes())
     assert command("decide", data=str(root), skip_unreadable="true", **options) == 0
     (run,) = (row for _, row in runs("decision").iterrows())
-    assert artifact(run["run_id"], "unreadable_images.txt").read_text().count("\n") == 1
+    assert artifact(run["run_id"], "unreadable_images.txt").read_text().count("\n") == 4
+    gaps = "left out, as they cannot be read: 4 test images, 1 of draws"
+    for text in (capfd.readouterr().out, artifact(run["run_id"], "report.md").read_text()):
+        assert gaps in text
+        assert "no test image is of class a" in text
+
+
+def test_images_of_all_draws_of_the_first_look_are_checked_before_a_pair_is_run(
+    command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    root = with_test_split(tmp_path / "set", bad=0)
+    for number in range(8):
+        (root / "train" / "b" / f"{number}.png").write_bytes(b"")
+    options = {"looks": "2", "train_per_class": "2", "val_per_class": "2"}
+    assert command("decide", data=str(root), **options) == 2
+    assert "cannot read 8 of 24 images: " in capfd.readouterr().err
+    assert all_runs() == []
+
+
+def test_evaluate_goes_on_without_test_images_and_names_the_classes_that_are_lost(
+    command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    root = with_test_split(tmp_path / "set", bad=0)
+    assert command("stage1", data=str(root)) == 0
+    for number in range(4):
+        (root / "test" / "a" / f"{number}.png").write_bytes(b"")
+    (run_id,) = runs()["run_id"]
+    assert evaluated(run_id) == 2
+    assert "or go on without: -P skip_unreadable=true" in capfd.readouterr().err
+    assert evaluated(run_id, "--skip_unreadable", "true") == 0
+    out = capfd.readouterr().out
+    assert "on 8 images" in out
+    assert "note: no test image is of class a: " in out
 
 
 # --- columns are part of what a run is made of ---------------------------------------------------
@@ -200,7 +234,8 @@ def test_a_child_reads_the_columns_that_its_parent_read(
     assert "label_column=kind_label" in out
     assert "of 2 classes" in out
     assert command("stage2", data=data, parent_run_id=parent, label_column="label") == 2
-    assert f"are not those that run {parent} was trained on" in capfd.readouterr().err
+    err = capfd.readouterr().err
+    assert f"run {parent} was trained on (it had label_column=kind_label): " in err
     assert command("stage2", data=data, label_column="label") == 0  # another lineage
     assert "of 3 classes" in capfd.readouterr().out
 

@@ -12,7 +12,7 @@ from pipeline.errors import FreezingError
 from pipeline.model.backbones import build_backbone
 from pipeline.model.freezing import FrozenProof, set_trainable
 from pipeline.settings.run import BackboneName, TrainSettings
-from pipeline.settings.schedules import BLOCKS, SCHEDULES, Stage, get_stage
+from pipeline.settings.schedules import BLOCKS, SCHEDULES, Stage
 from pipeline.training.device import compute_copy, run_blocks
 from pipeline.training.features import LiveFeatures
 from pipeline.training.trainer import Trainer
@@ -32,7 +32,7 @@ BACKBONES = get_args(BackboneName)
 
 
 def test_the_stages_tried_stand_for_those_of_every_schedule() -> None:
-    everything = {stage.trainable for stages in SCHEDULES.values() for stage in stages}
+    everything = {stage.trainable for schedule in SCHEDULES.values() for stage in schedule.stages}
     assert set(DISTINCT_STAGES) == everything
 
 
@@ -43,7 +43,15 @@ def test_a_stage_changes_its_trainable_blocks_and_nothing_else(name: str, stage:
     before, proof = copy_state(backbone), FrozenProof.take(backbone, stage)
     features = live_features(backbone, stage, images)
     settings = TrainSettings(epochs=1, batch_size=4, augment="none", lr=0.01)
-    trainer = Trainer(backbone, stage, settings, 0, 1, CPU, torch.float32)
+    trainer = Trainer(
+        backbone=backbone,
+        stage=stage,
+        settings=settings,
+        seed=0,
+        views=1,
+        device=CPU,
+        dtype=torch.float32,
+    )
     for _ in trainer.epochs(images, features, images, features):
         pass
     backbone.model.load_state_dict(trainer.best, strict=False)
@@ -65,7 +73,15 @@ def test_a_stage_changes_its_trainable_blocks_and_nothing_else(name: str, stage:
 @pytest.mark.parametrize("name", BACKBONES)
 def test_the_optimizer_holds_the_trainable_parameters_alone(name: str, stage: Stage) -> None:
     backbone = build_backbone(name, CLASSES, seed=0)
-    trainer = Trainer(backbone, stage, TrainSettings(), 0, 1, CPU, torch.float32)
+    trainer = Trainer(
+        backbone=backbone,
+        stage=stage,
+        settings=TrainSettings(),
+        seed=0,
+        views=1,
+        device=CPU,
+        dtype=torch.float32,
+    )
     held = [id(p) for group in trainer.optimizer.param_groups for p in group["params"]]
     names = {id(weight.master): weight.name for weight in trainer.weights}
     parameters = dict(backbone.model.named_parameters())
@@ -76,11 +92,19 @@ def test_the_optimizer_holds_the_trainable_parameters_alone(name: str, stage: St
 
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_frozen_weights_get_no_gradient_and_no_optimizer_state(number: int) -> None:
-    stage = get_stage("three_stage", number)
+    stage = SCHEDULES["three_stage"].stage(number)
     backbone, images = build_backbone("mobilenet_v3_small", CLASSES, seed=0), make_images(4)
     features = live_features(backbone, stage, images)
     settings = TrainSettings(epochs=1, batch_size=2, augment="none")
-    trainer = Trainer(backbone, stage, settings, 0, 1, CPU, torch.float32)
+    trainer = Trainer(
+        backbone=backbone,
+        stage=stage,
+        settings=settings,
+        seed=0,
+        views=1,
+        device=CPU,
+        dtype=torch.float32,
+    )
     for _ in trainer.epochs(images, features, images, features):
         pass
     stepped = {id(parameter) for parameter in trainer.optimizer.state}
@@ -97,7 +121,9 @@ def test_a_frozen_block_above_a_trainable_one_stays_frozen(dtype: torch.dtype) -
     before, proof = copy_state(backbone), FrozenProof.take(backbone, stage)
     features = live_features(backbone, stage, images, dtype)
     settings = TrainSettings(epochs=1, batch_size=4, augment="none", lr=0.01)
-    trainer = Trainer(backbone, stage, settings, 0, 1, CPU, dtype)
+    trainer = Trainer(
+        backbone=backbone, stage=stage, settings=settings, seed=0, views=1, device=CPU, dtype=dtype
+    )
     proof.watch(trainer.frozen)
     for _ in trainer.epochs(images, features, images, features):
         pass
@@ -114,12 +140,20 @@ def test_a_frozen_block_above_a_trainable_one_stays_frozen(dtype: torch.dtype) -
 def test_statistics_of_trainable_blocks_adapt_or_are_kept(
     name: str, norm: Literal["adapt", "keep"]
 ) -> None:
-    stage, images = get_stage("three_stage", 2), make_images(4)
+    stage, images = SCHEDULES["three_stage"].stage(2), make_images(4)
     backbone = calibrated_backbone(name, images)
     before = copy_state(backbone)
     features = live_features(backbone, stage, images)
     settings = TrainSettings(epochs=1, batch_size=4, augment="none", norm=norm, lr=0.01)
-    trainer = Trainer(backbone, stage, settings, 0, 1, CPU, torch.float32)
+    trainer = Trainer(
+        backbone=backbone,
+        stage=stage,
+        settings=settings,
+        seed=0,
+        views=1,
+        device=CPU,
+        dtype=torch.float32,
+    )
     for _ in trainer.epochs(images, features, images, features):
         pass
     names = set(backbone.tensor_names(stage.trainable))
@@ -151,7 +185,7 @@ def test_setting_another_stage_freezes_what_trained_before() -> None:
 
 
 def test_a_frozen_batch_norm_in_training_mode_is_caught_by_name() -> None:
-    stage = get_stage("three_stage", 2)
+    stage = SCHEDULES["three_stage"].stage(2)
     backbone = build_backbone("resnet18", CLASSES, seed=0)
     proof = FrozenProof.take(backbone, stage)
     backbone.model.get_submodule("layer2.0.bn1").train()
@@ -165,7 +199,7 @@ def test_a_frozen_batch_norm_in_training_mode_is_caught_by_name() -> None:
     "name", ["conv1.weight", "bn1.num_batches_tracked", "layer3.1.bn2.bias", "layer1.0.bn1.weight"]
 )
 def test_a_changed_frozen_tensor_is_caught_by_name(name: str) -> None:
-    stage = get_stage("three_stage", 2)
+    stage = SCHEDULES["three_stage"].stage(2)
     backbone = build_backbone("resnet18", CLASSES, seed=0)
     proof = FrozenProof.take(backbone, stage)
     backbone.model.state_dict()[name].view(-1)[-1:] += 1
@@ -177,7 +211,7 @@ def test_the_smallest_change_of_one_value_is_caught_by_name() -> None:
     backbone = build_backbone("resnet18", CLASSES, seed=0)
     weight = backbone.model.state_dict()["layer1.0.conv1.weight"]
     weight.view(-1)[0] = 0.0
-    proof = FrozenProof.take(backbone, get_stage("head_only", 1))
+    proof = FrozenProof.take(backbone, SCHEDULES["head_only"].stage(1))
     weight.view(-1)[0] = -0.0
     with pytest.raises(FreezingError, match=r"\(layer1\.0\.conv1\.weight\)"):
         proof.check(backbone)
@@ -185,7 +219,7 @@ def test_the_smallest_change_of_one_value_is_caught_by_name() -> None:
 
 def test_a_changed_trainable_tensor_is_no_fault() -> None:
     backbone = build_backbone("resnet18", CLASSES, seed=0)
-    proof = FrozenProof.take(backbone, get_stage("three_stage", 2))
+    proof = FrozenProof.take(backbone, SCHEDULES["three_stage"].stage(2))
     backbone.model.state_dict()["layer4.1.conv2.weight"] += 1
     backbone.model.state_dict()["fc.bias"] += 1
     proof.check(backbone)
@@ -193,11 +227,11 @@ def test_a_changed_trainable_tensor_is_no_fault() -> None:
 
 def test_the_proof_of_a_stage_that_trains_everything_covers_nothing() -> None:
     backbone = build_backbone("resnet18", CLASSES, seed=0)
-    assert FrozenProof.take(backbone, get_stage("full", 1)).digests == {}
+    assert FrozenProof.take(backbone, SCHEDULES["full"].stage(1)).digests == {}
 
 
 def test_a_running_copy_of_the_prefix_in_training_mode_is_caught() -> None:
-    stage = get_stage("three_stage", 2)
+    stage = SCHEDULES["three_stage"].stage(2)
     backbone = build_backbone("resnet18", CLASSES, seed=0)
     copies = compute_copy(backbone, stage.prefix, torch.float32, torch.device("cpu"))
     proof = FrozenProof.take(backbone, stage)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
 
 from pipeline.errors import GateError
 from pipeline.settings.run import Thresholds
-from pipeline.signals.gate import Gate, Outcome, Pair, last_fifth_span, parse_best_lines, read_gate
+from pipeline.signals.gate import Gate, Pair, last_fifth_span, parse_best_lines, read_gate
+from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, VAL_ACC, VAL_LOSS
 
 T = Thresholds()
 FLAT = [1.5, 1.2, 1.0, 0.95, 0.92, 0.91, 0.905, 0.902, 0.901, 0.9]
@@ -21,8 +21,9 @@ Stage-2 Best results: Train Loss: 0.7060 | Val Loss: 1.0932 | Train Acc: 100.00%
 
 
 def pairs(count: int = 3, losses: Sequence[float] = FLAT, **second: float) -> list[Pair]:
-    first = Outcome(train_loss=1.0, val_loss=1.1, train_acc=0.7, val_acc=0.6)
-    better = replace(Outcome(train_loss=0.8, val_loss=0.9, train_acc=0.85, val_acc=0.7), **second)
+    first = {TRAIN_LOSS: 1.0, VAL_LOSS: 1.1, TRAIN_ACC: 0.7, VAL_ACC: 0.6}
+    better = {TRAIN_LOSS: 0.8, VAL_LOSS: 0.9, TRAIN_ACC: 0.85, VAL_ACC: 0.7}
+    better |= {name.replace("_", "/"): value for name, value in second.items()}
     return [Pair(str(draw), first, better, losses) for draw in range(count)]
 
 
@@ -111,7 +112,7 @@ def test_the_last_fifth(losses: list[float], span: float) -> None:
 
 def test_lines_of_several_draws_are_read_draw_after_draw() -> None:
     read = parse_best_lines(REFERENCE + REFERENCE.replace("86.20", "70.00"))
-    assert [pair.second.val_acc for pair in read] == pytest.approx([0.862, 0.7])
+    assert [pair.second[VAL_ACC] for pair in read] == pytest.approx([0.862, 0.7])
     assert states(read_gate(read, T))["consistent_gains"] == "false"
 
 

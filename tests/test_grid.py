@@ -23,24 +23,24 @@ ONE = "resnet18"
 FAULTS = {
     "unknown schedule": (
         {"schedules": "full,tree_stage"},
-        "schedules names 'tree_stage', which is not known: did you mean three_stage?",
+        "schedule 'tree_stage' is not known: did you mean three_stage?",
     ),
     "nothing like it": (
         {"schedules": "full,zzz"},
-        "schedules names 'zzz', which is not known: choose from three_stage, two_stage, full",
+        "schedule 'zzz' is not known: choose from three_stage, two_stage, full",
     ),
     "a comma too many": (
         {"schedules": "full,,lp_ft"},
-        "schedules names '', which is not known: choose from",
+        "schedule '' is not known: choose from",
     ),
     "unknown backbone": (
         {"backbones": "resnet18,resnet19"},
         "backbones names 'resnet19', which is not known: did you mean resnet18?",
     ),
-    "unknown baseline": ({"baseline": "ful"}, "got 'ful' (command line): did you mean full?"),
+    "unknown baseline": ({"baseline": "ful"}, "schedule 'ful' is not known: did you mean full?"),
     "schedule twice": (
         {"schedules": "full, lp_ft,full"},
-        "schedules names full twice, got 'full, lp_ft,full': keep one",
+        "schedules names full twice, got 'full,lp_ft,full': keep one",
     ),
     "backbone twice": (
         {"backbones": "resnet18,resnet18 "},
@@ -68,7 +68,10 @@ FAULTS = {
         {"weights": "/w/{bakbone}.pth"},
         "weights=/w/{bakbone}.pth: {bakbone} is not known: write {backbone}",
     ),
-    "a stage that no arm has": ({"stage4.lr": "1"}, "unknown setting stage4.lr"),
+    "a stage that no arm has": (
+        {"stage4.lr": "1"},
+        "stage4.lr (command line): schedule three_stage has 3 stages",
+    ),
     "early stopping": ({"stage2.patience": "2"}, "patience=2: arms have equal optimizer steps"),
     "training": ({"epochs": "0"}, "epochs must be greater than or equal to 1"),
 }
@@ -99,7 +102,7 @@ def test_every_arm_has_the_epochs_of_the_reference() -> None:
         "head_only": [30],
         "stage2_continued": [10, 10, 10],
     }
-    assert all(arm.last == len(SCHEDULES[name]) for name, arm in found.items())
+    assert all(arm.last == len(SCHEDULES[name].stages) for name, arm in found.items())
 
 
 def test_the_reference_says_how_many_steps_there_are_though_it_is_not_compared() -> None:

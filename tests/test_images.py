@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
+from collections.abc import Sequence
+from zlib import compress, crc32
 
 import numpy as np
 import pytest
@@ -10,8 +13,8 @@ import torch
 from PIL import Image
 
 from pipeline.data.base import Split
-from pipeline.data.draws import read_images
-from pipeline.data.images import GREY_DEPTH, ImageSet, digest_image, fit_square, to_rgb
+from pipeline.data.images import DOUBT, ImageSet, digest_image, fit_square, to_rgb
+from pipeline.data.reading import read_images
 from tests.conftest import class_image
 
 WHITE, BLACK, RED, GREY = (255, 255, 255), (0, 0, 0), (255, 0, 0), (120, 120, 120)
@@ -123,8 +126,8 @@ def test_a_12_bit_picture_in_a_16_bit_file_is_not_black(kind: str) -> None:
 
 
 def test_a_dark_picture_stays_dark_whatever_its_brightest_pixel_is() -> None:
-    """Depths are 12 or 16 bits: the brightest pixel that happens to be there sets no scale."""
-    assert grey([0, 16, 200]) == [0, 1, 12]
+    """Depths are 8, 10, 12 or 16 bits: a brightest pixel that is there by chance sets no scale."""
+    assert grey([0, 16, 300]) == [0, 4, 75]
     assert grey([0, 257, 4096]) == [0, 1, 16]
 
 
@@ -133,27 +136,50 @@ def test_16_bits_are_exact_over_their_range() -> None:
     assert grey(values) == list(range(256))
 
 
-@pytest.mark.parametrize(("top", "depth"), [(4095, 12), (4096, 16)])
-def test_the_depth_that_was_taken_is_kept(top: int, depth: int) -> None:
-    image = Image.fromarray(np.array([[0, top]], dtype=np.uint16))
-    assert to_rgb(image).info[GREY_DEPTH] == depth
-    assert GREY_DEPTH not in to_rgb(Image.new("L", (2, 2))).info
+@pytest.mark.parametrize("top", [255, 1023, 4095, 65535])
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_8_to_16_bits_of_grey_are_the_same_picture(top: int, dtype: type) -> None:
+    values = np.array([[0, top // 5, top]], dtype=dtype)
+    assert np.asarray(to_rgb(Image.fromarray(values)))[0, :, 0].tolist() == [0, 51, 255]
 
 
-def test_12_bit_values_in_32_bits_are_not_black() -> None:
-    values = np.array([[0, 2048, 4095]], dtype=np.int32)
-    assert np.asarray(to_rgb(Image.fromarray(values)))[0, :, 0].tolist() == [0, 128, 255]
+def png_of_16_bits(values: np.ndarray, colour_type: int) -> bytes:
+    """A PNG of 16 bits a channel, which Pillow reads and cannot write; `values`: (H, W, C)."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, colour_type, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    parts = chunk(b"IHDR", head), chunk(b"IDAT", compress(rows)), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("top", [255, 1023, 4095, 65535])
+@pytest.mark.parametrize("alpha", [False, True])
+def test_8_to_16_bits_of_colour_are_the_same_picture(top: int, alpha: bool) -> None:
+    """Pillow gives the upper 8 bits, which are 0 where a file holds 8."""
+    pixels = [[0, top // 5, top, 65535], [top, 0, top // 5, 65535]]
+    values = np.array([[pixel if alpha else pixel[:3] for pixel in pixels]])
+    image = Image.open(io.BytesIO(png_of_16_bits(values, 6 if alpha else 2)))
+    assert np.asarray(to_rgb(image)).tolist() == [[[0, 51, 255], [255, 0, 51]]]
 
 
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ([-5.0, 300.0], [0, 19]),
+        ([-5.0, 300.0], [0, 75]),
         ([-5.0, 30000.0], [0, 117]),
-        ([-5.0, 0.5], [0, 128]),
+        ([-5.0, 0.0, 5.0], [0, 128, 255]),
         ([0.0, 1.0], [0, 255]),
+        ([0.0, 0.5, 1.002], [0, 128, 255]),
+        ([-1.0, 0.0, 1.0], [0, 128, 255]),
+        ([0.0, 51.0, 255.0], [0, 51, 255]),
         ([0.0, 65535.0], [0, 255]),
+        ([0.0, 1e5, 5e5], [0, 51, 255]),
         ([float("nan"), 1.0], [0, 255]),
+        ([float("-inf"), 0.5, 1.0, float("inf")], [0, 128, 255, 255]),
+        ([float("nan")], [0]),
     ],
 )
 def test_floating_point_greyscale_is_brought_into_range(
@@ -162,6 +188,24 @@ def test_floating_point_greyscale_is_brought_into_range(
     image = Image.fromarray(np.array([values], dtype=np.float32))
     assert image.mode == "F"
     assert np.asarray(to_rgb(image))[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "ranges", "doubt"),
+    [
+        (range(4000), {"I": (0, 65535)}, ""),
+        (range(0, 8000, 8), {"I": (0, 4095)}, "holds values from 0 to 7992, the training images"),
+        (range(256), {"I": (0, 65535)}, "2 of 256 levels are left"),
+        (range(256), {}, "scaled by its own values, 0 to 255"),
+        ([0] * 9, {"I": (0, 65535)}, ""),
+    ],
+)
+def test_a_picture_that_the_data_sets_range_does_not_show_is_doubted(
+    values: Sequence[int], ranges: dict[str, tuple[float, float]], doubt: str
+) -> None:
+    image = to_rgb(Image.fromarray(np.array([values], dtype=np.uint16)), ranges)
+    assert image.info.get(DOUBT, "").startswith(doubt)
+    assert (DOUBT in image.info) == bool(doubt)
 
 
 STORED_AS = {

@@ -1,4 +1,4 @@
-"""Ctrl-C stops a command at once, but for a database at work: there, after its transaction."""
+"""Ctrl-C stops a command where it looks for it, a wait at once, a database after its write."""
 
 from __future__ import annotations
 
@@ -17,13 +17,21 @@ from pathlib import Path
 import mlflow
 import optuna
 import pytest
-from sqlalchemy import create_engine, event, text
 
-from pipeline.system.interrupts import PARENT, end_with_parent, stopped_by_signals
+from pipeline.system.interrupts import (
+    ONE_PRESS_S,
+    PARENT,
+    at_once,
+    begun,
+    check,
+    end_with_parent,
+    stop,
+    stopped_by_signals,
+)
 from pipeline.tuning.storage import open_storage
 
 ROOT = Path(__file__).resolve().parents[1]
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +39,6 @@ def handlers() -> Iterator[None]:
     """The tests' own handlers come back."""
     before = [signal.getsignal(number) for number in SIGNALS]
     yield
-    signal.setitimer(signal.ITIMER_REAL, 0)
     for number, handler in zip(SIGNALS, before, strict=True):
         signal.signal(number, handler)
 
@@ -43,39 +50,85 @@ def check_unlocked(path: Path) -> None:
         other.execute("ROLLBACK")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_at_once_and_only_once(number: signal.Signals) -> None:
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_ends_a_command_at_the_next_check_and_only_once(number: signal.Signals) -> None:
     with stopped_by_signals(signal.signal):
+        begun()
+        check()
+        signal.raise_signal(number)
         with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(number)
-        for later in (signal.SIGINT, signal.SIGTERM):
+            check()
+        for later in SIGNALS:
             signal.raise_signal(later)
+        check()
 
 
-@pytest.mark.parametrize("moment", ["before_cursor_execute", "after_cursor_execute", "commit"])
-def test_a_transaction_that_a_signal_finds_open_is_ended_first(
-    moment: str, tmp_path: Path
-) -> None:
-    path = tmp_path / "some.db"
-    engine = create_engine(f"sqlite:///{path}")
-    with engine.begin() as connection:
-        connection.execute(text("CREATE TABLE seen (number INTEGER)"))
-    event.listen(engine, moment, lambda *_: signal.raise_signal(signal.SIGINT), once=True)
-    committed = []
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_wait_ends_at_once(number: signal.Signals) -> None:
+    with stopped_by_signals(signal.signal):
+        begun()
+        with pytest.raises(KeyboardInterrupt), at_once():
+            signal.raise_signal(number)
+        signal.raise_signal(number)
 
-    def insert() -> None:
-        with engine.begin() as connection:
-            connection.execute(text("INSERT INTO seen VALUES (1)"))
-        committed.append(True)
-        time.sleep(10)
 
+def test_a_command_that_has_not_begun_ends_at_once() -> None:
     with stopped_by_signals(signal.signal), pytest.raises(KeyboardInterrupt):
-        insert()
-    assert committed
-    check_unlocked(path)
-    with closing(sqlite3.connect(path)) as other:
-        assert other.execute("SELECT number FROM seen").fetchall() == [(1,)]
-    engine.dispose()
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_no_wait_begins_after_a_signal() -> None:
+    with stopped_by_signals(signal.signal):
+        begun()
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt), at_once():
+            pytest.fail("a wait began")
+
+
+def test_a_second_ctrl_c_ends_at_once_and_sigterm_after_ctrl_c_is_the_same_stop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with stopped_by_signals(signal.signal):
+        begun()
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+        monkeypatch.setattr("pipeline.system.interrupts.ONE_PRESS_S", 0.0)
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_third_ctrl_c_ends_a_process_that_cannot_mark_its_runs() -> None:
+    code = (
+        "import signal, time\n"
+        "from pipeline.system.interrupts import begun, check, stopped_by_signals\n"
+        "with stopped_by_signals(signal.signal):\n"
+        "    begun()\n"
+        "    try:\n"
+        "        while True:\n"
+        "            check()\n"
+        "            print('at work', flush=True)\n"
+        "            time.sleep(0.1)\n"
+        "    except KeyboardInterrupt:\n"
+        "        print('stopping', flush=True)\n"
+        "        time.sleep(60)\n"
+    )
+    words = [sys.executable, "-c", code]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at work\n"
+        process.send_signal(signal.SIGINT)
+        assert "stopping\n" in iter(process.stdout.readline, "")
+        time.sleep(ONE_PRESS_S + 0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == -signal.SIGINT
+
+
+def test_handlers_come_back_once_a_command_is_done() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with stopped_by_signals(signal.signal):
+        assert signal.getsignal(signal.SIGINT) is stop
+    assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 def test_signals_at_any_moment_leave_no_lock_behind(store: Path) -> None:
@@ -87,10 +140,12 @@ def test_signals_at_any_moment_leave_no_lock_behind(store: Path) -> None:
     rng, written = random.Random(0), []
 
     def write() -> None:
+        begun()
         timer = threading.Timer(rng.uniform(0, 0.15), os.kill, (os.getpid(), signal.SIGINT))
         timer.start()
         try:
             for step in range(10_000):
+                check()
                 client.log_metric(run_id, "value", step)
                 study.set_user_attr("value", step)
                 written.append(step)
@@ -109,9 +164,9 @@ def test_a_worker_stops_once_the_command_that_started_it_is_gone(tmp_path: Path)
     ended = tmp_path / "ended"
     worker = (
         "import pathlib, signal, time\n"
-        "from pipeline.system.interrupts import end_with_parent, stopped_by_signals\n"
+        "from pipeline.system.interrupts import at_once, end_with_parent, stopped_by_signals\n"
         "try:\n"
-        "    with stopped_by_signals(signal.signal):\n"
+        "    with stopped_by_signals(signal.signal), at_once():\n"
         "        end_with_parent()\n"
         "        print('started', flush=True)\n"
         "        time.sleep(60)\n"
@@ -146,7 +201,8 @@ def test_a_worker_whose_command_is_gone_before_it_looks_stops_at_once(
 
     def work() -> None:
         end_with_parent()
-        time.sleep(30)
+        with at_once():
+            time.sleep(30)
 
     with stopped_by_signals(signal.signal), pytest.raises(KeyboardInterrupt):
         work()

@@ -17,7 +17,7 @@ from PIL import Image
 
 from pipeline.data.base import Source, Split
 from pipeline.data.open import open_source
-from pipeline.data.parquet.labels import columns_of_type, names_in
+from pipeline.data.parquet.metadata import columns_of_type, names_in
 from pipeline.errors import DataError
 from tests.conftest import class_image
 
@@ -163,6 +163,25 @@ def test_numbers_stay_numbers_where_training_lists_no_names_and_that_is_told(
     assert "test.parquet lists class names, the training files do not" in source.notes[0]
 
 
+@pytest.mark.parametrize("train", [None, ["red", "blue"]])
+def test_lists_that_contradict_each_other_are_refused_where_a_file_has_none(
+    train: list[str] | None, tmp_path: Path
+) -> None:
+    """Its numbers could mean either."""
+    root = tmp_path / "set"
+    write(root / "train.parquet", ["red", "blue"], [0, 1], train)
+    write(root / "validation.parquet", ["red", "blue"], [0, 1], None if train else ["red", "blue"])
+    write(root / "test.parquet", ["red", "blue"], [1, 0], ["blue", "red"])
+    refused(root, "class 0 is", "test.parquet", "lists no names")
+
+
+def test_truth_values_beside_numbers_are_refused(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    write(root / "train-0.parquet", ["red", "blue"], [0, 1])
+    write(root / "train-1.parquet", ["red", "blue"], [False, True])
+    refused(root, "train-1.parquet has labels True and False", "train-0.parquet has numbers")
+
+
 def test_whole_numbers_are_one_class_however_they_are_stored(tmp_path: Path) -> None:
     """Pandas makes floats of whole numbers once a row has none."""
     root = tmp_path / "set"
@@ -206,6 +225,7 @@ def test_a_mapping_may_begin_at_one(tmp_path: Path) -> None:
         b'{"info": {"features": {"label": {"names": [null, "cat"]}}}}',
         b'{"info": {"features": {"label": {"names": {"zero": "cat"}}}}}',
         b'{"info": {"features": {"label": {"names": {"0": ["cat"]}}}}}',
+        b"[" * 200_000,
     ],
 )
 def test_metadata_of_any_other_form_counts_as_none(content: bytes, tmp_path: Path) -> None:
@@ -271,6 +291,28 @@ def test_two_classes_of_one_name_are_refused(names: list[str], tmp_path: Path) -
 def test_a_class_name_that_cannot_be_written_as_utf_8_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "train.parquet", ["red", "blue"], [0, 1], ["caf\udce9", "b"])
     refused(path, r"the class name caf\xe9 is not UTF-8: rename it")
+    write(path, ["red", "blue"], [0, 1], ["\ud800", "b"])
+    refused(path, r"the class name \ud800 is not UTF-8: rename it")
+
+
+def test_text_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    stored = pa.array([b"caf\xe9", b"b"]).buffers()
+    labels = pa.StringArray.from_buffers(2, stored[1], stored[2])
+    refused(write(tmp_path / "train.parquet", ["red", "blue"], labels), r"not UTF-8, b'caf\xe9'")
+
+
+def test_a_class_without_a_name_is_refused(tmp_path: Path) -> None:
+    refused(write(tmp_path / "train.parquet", ["red", "blue"], [0, 1], ["", "b"]), "has no name")
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [(["²", "①"], ["²", "①"]), (np.array([0, 1], np.float16), ["0.0", "1.0"])],
+    ids=["digits that are no numbers", "float16"],
+)
+def test_odd_labels_are_labels(labels: list[object], names: list[str], tmp_path: Path) -> None:
+    source = opened(write(tmp_path / "train.parquet", ["red", "blue"], labels))
+    assert dict(seen(source, source.pool)) == dict(zip(("red", "blue"), names, strict=True))
 
 
 @pytest.mark.parametrize("labels", [[-1] * 3, [None] * 3, [-1, None, -1], [float("nan")] * 3])
@@ -355,6 +397,28 @@ def test_files_of_no_split_beside_a_training_file_are_refused(name: str, tmp_pat
     refused(root, name, "no word in the name says which split", "while train.parquet is named")
 
 
+@pytest.mark.parametrize("name", ["{}Images", "{}set", "{}-00000", "digits_{}Data", "{}2017"])
+def test_a_word_for_a_split_is_one_in_files_as_it_is_in_folders(name: str, tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    write(root / f"{name.format('Train')}.parquet", ["red", "blue"], [0, 1])
+    write(root / f"{name.format('Test')}.parquet", ["blue"], [1])
+    source = opened(root)
+    assert (len(source.pool.labels), seen(source, source.test)) == (2, [("blue", "1")])
+
+
+def test_files_that_differ_in_a_split_within_a_word_are_refused(tmp_path: Path) -> None:
+    for name in ("mnisttrain", "mnisttest2"):
+        write(tmp_path / "set" / f"{name}.parquet", ["red", "blue"], [0, 1])
+    refused(tmp_path / "set", "mnisttest2 and mnisttrain differ in the word of a split")
+
+
+def test_files_that_a_series_lacks_are_told(tmp_path: Path) -> None:
+    for number in (0, 2):
+        write(tmp_path / "set" / f"train-0000{number}-of-00003.parquet", ["red", "blue"], [0, 1])
+    (note,) = opened(tmp_path / "set").notes
+    assert note.startswith("train-*-of-00003: 2 of 3 files are there")
+
+
 def test_a_file_that_names_two_splits_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "set" / "train-test.parquet", ["red", "blue"], [0, 1])
     refused(tmp_path / "set", "train-test.parquet names several splits (test, train): name one")
@@ -372,13 +436,23 @@ def test_several_configurations_are_named_and_one_is_chosen_by_its_folder(tmp_pa
 
 
 @pytest.mark.parametrize(
+    "names", [("a/train/0.parquet", "b/test/0.parquet"), ("a/train.parquet", "b/test.parquet")]
+)
+def test_a_test_split_of_another_configuration_is_refused(
+    names: tuple[str, str], tmp_path: Path
+) -> None:
+    for name in names:
+        write(tmp_path / "set" / name, ["red", "blue"], [0, 1])
+    refused(tmp_path / "set", "2 configurations, in the folders a, b", f"data={tmp_path}/set/a;")
+
+
+@pytest.mark.parametrize(
     "names",
     [
         ("data/train-0.parquet", "data/test-0.parquet"),
         ("train/0.parquet", "test/0.parquet"),
         ("train/part1/0.parquet", "train/part2/0.parquet"),
         ("plain/train/0.parquet", "plain/test/0.parquet"),
-        ("a/train.parquet", "b/test.parquet"),
     ],
 )
 def test_one_configuration_may_be_spread_over_folders(
@@ -445,6 +519,35 @@ def test_a_column_of_images_may_be_chosen(tmp_path: Path) -> None:
     path = write(tmp_path / "train.parquet", ["red", "blue"], [0, 1], mask=masks)
     source = opened(path, image_column="mask")
     assert seen(source, source.pool) == [("green", "0"), ("green", "1")]
+
+
+@pytest.mark.parametrize("other", ["train-1.parquet", "test.parquet"])
+def test_one_column_of_images_is_read_in_all_files(other: str, tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    masks = [png("green", number) for number in range(2)]
+    write(root / "train-0.parquet", ["red", "blue"], [0, 1], ["red", "blue"])
+    write(root / other, ["red", "blue"], [0, 1], ["red", "blue"], img=masks)
+    source = opened(root)
+    assert seen(source, source.pool)[-2:] == right("red", "blue")
+    assert seen(source, source.test or source.pool)[-2:] == right("red", "blue")
+    assert source.notes[0].startswith("column image is read, not img")
+    renamed(root / other, image="photo", img="mask")
+    refused(root, other, "has columns photo, label, mask, while other files have image")
+
+
+@pytest.mark.parametrize("column", ["image", "label"])
+def test_two_columns_of_one_name_are_refused(column: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "train.parquet", ["red", "blue"], [0, 1], other=[1, 0])
+    renamed(path, other=column)
+    refused(path, f"has 2 columns named {column}: rename or remove")
+
+
+def test_a_test_file_without_labels_beside_others_is_refused(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    for name in ("train", "test-0", "test-1"):
+        write(root / f"{name}.parquet", ["red", "blue"], [0, 1])
+    renamed(root / "test-1.parquet", label="id")
+    refused(root, "test-1.parquet has no column label, unlike other test files")
 
 
 @pytest.mark.parametrize("key", ["label_column", "image_column"])

@@ -60,6 +60,7 @@ def test_flat_splits_are_no_classes(tmp_path: Path) -> None:
         (("trainSet/a", "trainSet/b", "testSet/a"), "trainSet"),
         (("train2017/a", "train2017/b", "val2017/a"), "train2017"),
         (("traindata/a", "traindata/b", "testdata/a", "pred/x"), "traindata"),
+        (("mnisttrain/a", "mnisttrain/b", "mnisttest/a"), "mnisttrain"),
     ],
 )
 def test_splits_by_other_names_are_refused_with_the_folder_that_was_meant(
@@ -170,7 +171,26 @@ def test_a_training_folder_without_class_folders_is_named(tmp_path: Path) -> Non
 
 def test_images_beside_masks_are_refused(tmp_path: Path) -> None:
     root = fill(tmp_path, "images/cat", "images/dog", "masks/cat", "masks/dog")
-    refused(root, "beside masks: did you mean", "/images?")
+    refused(root, "images beside masks: ", "no classes: did you mean", "/images?")
+
+
+@pytest.mark.parametrize(
+    ("folders", "empty", "words"),
+    [
+        (("images", "annotations/trimaps"), None, ("images beside annotations: ", "of its own")),
+        (("train/images", "train/masks"), None, ("images beside masks: ", "of its own")),
+        (("images/cat", "images/dog"), "parts", ("images beside parts: ", "/images?")),
+        (("Images/cat", "Images/dog"), "Annotation/x", ("beside Annotation: ", "/Images?")),
+        (("images/cat", "images/dog"), "docs", ("a class beside docs", "/images?")),
+    ],
+)
+def test_folders_that_describe_images_are_no_classes(
+    folders: tuple[str, ...], empty: str | None, words: tuple[str, str], tmp_path: Path
+) -> None:
+    root = fill(tmp_path, *folders)
+    if empty:
+        (root / empty).mkdir(parents=True)
+    refused(root, *words)
 
 
 def test_classes_that_hold_the_same_folders_are_told(tmp_path: Path) -> None:
@@ -257,9 +277,16 @@ def test_what_is_passed_over_is_told_and_stands_in_the_error_of_a_small_class(
     root = fill(tmp_path / "set", "cats", "dogs")
     for number in range(20):
         (root / "cats" / f"IMG_{number}.HEIC").write_bytes(b"\x00\x00\x00\x18ftypheic")
+    for name in ("owl.zip", "noext", ".net/a.png", ".git/a.png", "@eaDir/a.png"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(b"x")
     (root / "birds").symlink_to(root / "nowhere")
     source = opened(root)
-    assert source.notes == ("files passed over: 20 .heic, 1 broken link",)
+    assert source.class_names == ("cats", "dogs")
+    assert source.notes == (
+        "files passed over: 20 .heic, 1 without an ending, 1 .zip, 1 in the hidden folder .net, "
+        "1 broken link",
+    )
     assert source.passed_over == source.notes[0]
 
 

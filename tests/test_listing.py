@@ -52,6 +52,12 @@ def test_folders_of_file_servers_and_systems_are_never_read(name: str, tmp_path:
     assert not holds_images(tmp_path / "deep")
 
 
+@pytest.mark.parametrize("name", ["Recycler/a.png", "__background__/a.png", "__img_3.png"])
+def test_names_that_remind_of_systems_are_names(name: str, tmp_path: Path) -> None:
+    touch(tmp_path / name)
+    assert listed(tmp_path) == [name]
+
+
 def test_linked_folders_are_followed(tmp_path: Path) -> None:
     touch(tmp_path / "store" / "a.png")
     touch(tmp_path / "store" / "deep" / "b.png")

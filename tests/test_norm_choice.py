@@ -14,7 +14,7 @@ from pipeline.data.draws import make_draw
 from pipeline.data.images import ImageSet
 from pipeline.data.open import open_source
 from pipeline.errors import WeightsError
-from pipeline.model.backbones import FORWARD_ORDER, Backbone, build_backbone
+from pipeline.model.backbones import FORWARD_ORDER, Backbone, batch_norms, build_backbone
 from pipeline.model.pretrained import load_pretrained
 from pipeline.training.norm_choice import NormStatsChoice, choose_norm_stats, decide_by_hits
 from tests.conftest import SHARED
@@ -39,7 +39,7 @@ def choose(
 
 def spoil_statistics(backbone: Backbone) -> None:
     """Statistics of a far domain: every channel saturates, all images look alike."""
-    for norm in backbone.batch_norms(FORWARD_ORDER):
+    for norm in batch_norms(backbone.blocks.values()):
         assert norm.running_mean is not None
         norm.running_mean += 100.0
 
@@ -175,7 +175,7 @@ def test_a_backbone_without_batch_norm_has_nothing_to_choose() -> None:
 def test_features_that_are_no_numbers_lose_to_those_that_are() -> None:
     images = make_images(COUNT)
     backbone = calibrated_backbone("mobilenet_v3_small", images)
-    norm = next(backbone.batch_norms(FORWARD_ORDER))
+    norm = next(batch_norms(backbone.blocks[name] for name in FORWARD_ORDER))
     assert norm.running_var is not None
     norm.running_var -= 1e6  # the root of a negative number, under source alone
     choice = choose(backbone, images)

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from pipeline.data.augment import normalise
 from pipeline.data.images import ImageSet
-from pipeline.model.backbones import FORWARD_ORDER, Backbone, build_backbone
+from pipeline.model.backbones import FORWARD_ORDER, Backbone, batch_norms, build_backbone
 from pipeline.system.digests import digest_tensors
 from pipeline.training.norm_stats import calibrate_norm_stats
 from tests.helpers import CLASSES, CPU, calibrate, changed_names, copy_state, make_images
 
 
 def first_norm(backbone: Backbone) -> nn.BatchNorm2d:
-    return next(backbone.batch_norms(FORWARD_ORDER))
+    return next(batch_norms(backbone.blocks[name] for name in FORWARD_ORDER))
 
 
 def first_norm_inputs(backbone: Backbone, images: ImageSet) -> Tensor:
@@ -76,7 +76,7 @@ def test_only_batch_norm_statistics_change_and_all_of_them_do(name: str) -> None
 
 def test_what_the_statistics_were_before_does_not_matter() -> None:
     fresh, used = (build_backbone("mobilenet_v3_small", CLASSES, seed=0) for _ in range(2))
-    for norm in used.batch_norms(FORWARD_ORDER):
+    for norm in batch_norms(used.blocks.values()):
         assert norm.running_mean is not None
         assert norm.num_batches_tracked is not None
         norm.running_mean += 5.0
@@ -88,10 +88,10 @@ def test_what_the_statistics_were_before_does_not_matter() -> None:
 
 def test_the_backbone_stays_in_eval_mode_with_its_own_momenta() -> None:
     backbone = build_backbone("mobilenet_v3_small", CLASSES, seed=0)
-    momenta = [norm.momentum for norm in backbone.batch_norms(FORWARD_ORDER)]
+    momenta = [norm.momentum for norm in batch_norms(backbone.blocks.values())]
     assert None not in momenta
     calibrate(backbone, make_images(6))
-    assert [norm.momentum for norm in backbone.batch_norms(FORWARD_ORDER)] == momenta
+    assert [norm.momentum for norm in batch_norms(backbone.blocks.values())] == momenta
     assert not any(module.training for module in backbone.model.modules())
     assert all(parameter.grad is None for parameter in backbone.model.parameters())
 

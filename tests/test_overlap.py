@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline.data.base import Source
-from pipeline.data.draws import Draw, make_draw, read_images
+from pipeline.data.draws import Draw, make_draw
 from pipeline.data.open import open_source
 from pipeline.data.overlap import Counts, Overlap, stored_copies
+from pipeline.data.reading import read_images
 from tests.conftest import class_image
 from tests.test_stored import write_splits
 
@@ -98,6 +100,18 @@ def test_a_copy_that_was_trained_on_counts_once(tmp_path: Path) -> None:
         (root / "test" / "apple" / f"copy-{path.name}").write_bytes(path.read_bytes())
     source = opened(root)
     assert overlap_of(source).after([draw_of(source)]).counts == Counts(16, 4, 1)
+
+
+def test_what_is_missing_is_counted_and_told(tmp_path: Path) -> None:
+    root = write_splits(tmp_path / "images")
+    for path in (root / "test" / "berry").iterdir():
+        path.unlink()
+    overlap = overlap_of(opened(root))
+    assert overlap.counts.missing == ("berry",)
+    left = replace(overlap.counts, left_out=(2, 3))
+    for text in (left.words, left.note):
+        assert "no test image is of class berry" in text
+        assert "left out, as they cannot be read: 2 test images, 3 of draws" in text
 
 
 @pytest.mark.parametrize(

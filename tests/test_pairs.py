@@ -20,7 +20,7 @@ from pipeline.data.draws import deal_rows, draws_held, make_draw, set_aside, sha
 from pipeline.data.images import digest_image
 from pipeline.data.overlap import Overlap
 from pipeline.errors import DataError, DesignError, StorageError
-from pipeline.model.backbones import FORWARD_ORDER, Backbone
+from pipeline.model.backbones import FORWARD_ORDER, Backbone, batch_norms
 from pipeline.runs.scoring import predict
 from pipeline.runs.session import source_of
 from pipeline.settings.request import load_settings
@@ -34,7 +34,7 @@ from tests.test_draws import make_source, make_split
 
 def arm(name: str, last: int | None = None) -> Arm:
     settings = load_settings({"preset": "cifar10_small", "schedule": name})
-    return Arm(name, settings, last or len(SCHEDULES[name]))
+    return Arm(name, settings, last or len(SCHEDULES[name].stages))
 
 
 def pool(count: int, *, resampled: bool = False) -> Pool:
@@ -76,7 +76,12 @@ def test_a_cache_folder_that_cannot_be_used_is_told(store: Path, place: str, cac
     where = {"cache_dir": place.removesuffix("/pairs"), "cache": cache}
     treatment = Arm("full", load_settings({"schedule": "full", **where}), 1)
     runner = PairRunner(
-        (treatment,), Overlap.of(make_images(2)), Tracking.connect(), None, print, lambda *_: ""
+        arms=(treatment,),
+        overlap=Overlap.of(make_images(2)),
+        tracking=Tracking.connect(),
+        nested_under=None,
+        say=print,
+        tell=lambda *_: "",
     )
     with pytest.raises(StorageError, match=r"^cannot write the cache to .*: choose a folder"):
         runner.run_all([PairKey(0, 0, 0, 0)])
@@ -155,7 +160,7 @@ def test_one_statistic_of_the_prefix_is_enough_to_compute_it_again(tmp_path: Pat
     backbone = calibrated_backbone("mobilenet_v3_small", images)
     cache = PrefixCache(tmp_path, 1 << 30)
     before = predict(backbone, images, torch.float32, CPU, cache=cache, prefix=("stem",))
-    norm = next(backbone.batch_norms(["stem"]))
+    norm = next(batch_norms([backbone.blocks["stem"]]))
     assert norm.running_mean is not None
     norm.running_mean[0] += 3
     after = predict(backbone, images, torch.float32, CPU, cache=cache, prefix=("stem",))

@@ -23,9 +23,10 @@ from pipeline.data.augment import render_views
 from pipeline.data.images import ImageSet
 from pipeline.model.backbones import FORWARD_ORDER, Backbone, build_backbone
 from pipeline.settings.run import Augment, TrainSettings
-from pipeline.settings.schedules import Stage, get_stage
+from pipeline.settings.schedules import SCHEDULES, Stage
 from pipeline.system.digests import digest_each, digest_tensors
 from pipeline.system.processes import owner_mark
+from pipeline.tracking.keys import TRAIN_LOSS, VAL_LOSS
 from pipeline.training.features import Features, LiveFeatures, StoredFeatures
 from pipeline.training.prefix_cache import PrefixCache
 from pipeline.training.trainer import Trainer
@@ -33,7 +34,7 @@ from tests.helpers import CLASSES, CPU, calibrated_backbone, make_images
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "mobilenet_v3_small"
-STAGE_1, STAGE_2, STAGE_3 = (get_stage("three_stage", n) for n in (1, 2, 3))
+STAGE_1, STAGE_2, STAGE_3 = (SCHEDULES["three_stage"].stage(n) for n in (1, 2, 3))
 PREFIX = STAGE_2.prefix
 ENOUGH = 1 << 30
 
@@ -136,9 +137,17 @@ def test_training_takes_the_same_course_with_and_without_the_cache(
         train_features = Request(backbone, images, stage.prefix, augment, views=10).ask(cache)
         val_features = Request(backbone, val, stage.prefix, "none", views=1).ask(cache)
         settings = TrainSettings(epochs=2, batch_size=6, augment=augment, optimizer="sgd", lr=0.01)
-        trainer = Trainer(backbone, stage, settings, 0, 10, CPU, torch.float32)
+        trainer = Trainer(
+            backbone=backbone,
+            stage=stage,
+            settings=settings,
+            seed=0,
+            views=10,
+            device=CPU,
+            dtype=torch.float32,
+        )
         results = list(trainer.epochs(images, train_features, val, val_features))
-        losses.append([(result.train.loss, result.val.loss) for result in results])
+        losses.append([(result[TRAIN_LOSS], result[VAL_LOSS]) for result in results])
         weights.append(trainer.snapshot())
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
     for tensor_name, tensor in weights[0].items():
@@ -590,7 +599,15 @@ def test_without_stored_views_every_epoch_trains_on_fresh_ones(
     settings = TrainSettings(epochs=3, batch_size=8, augment="strong", lr=1e-30, weight_decay=0)
     backbone = request_.backbone
     backbone.model.get_submodule("classifier.2").p = 0.0  # type: ignore[assignment]
-    trainer = Trainer(backbone, STAGE_1, settings, 0, views, CPU, torch.float32)
+    trainer = Trainer(
+        backbone=backbone,
+        stage=STAGE_1,
+        settings=settings,
+        seed=0,
+        views=views,
+        device=CPU,
+        dtype=torch.float32,
+    )
     images = request_.images
-    losses = [r.train.loss for r in trainer.epochs(images, features, images, features)]
+    losses = [r[TRAIN_LOSS] for r in trainer.epochs(images, features, images, features)]
     assert len({round(loss, 4) for loss in losses}) == (3 if fresh else 1)

@@ -29,7 +29,8 @@ from pipeline.settings.run import TrainSettings
 from pipeline.system.digests import digest_tensors
 from tests.conftest import class_image, enter_store, words_of
 from tests.helpers import request_of
-from tests.test_decide import artifact, inside, runs, settings_of
+from tests.reports import artifact
+from tests.test_decide import inside, runs, settings_of
 
 SMALL = "mobilenet_v3_small"
 WORDS = {

@@ -25,7 +25,7 @@ from pipeline.settings.search_space import (
 )
 from tests.helpers import request_of
 
-STAGES = [stage for stages in SCHEDULES.values() for stage in stages]
+STAGES = [stage for schedule in SCHEDULES.values() for stage in schedule.stages]
 FILES = sorted(SPACES_DIR.rglob("*.yaml"))
 
 
@@ -50,15 +50,19 @@ def as_yaml(plain: Mapping[str, object]) -> str:
 
 
 def test_every_stage_of_every_schedule_has_a_file_and_every_file_a_stage() -> None:
-    assert {default_space(stage) for stage in STAGES} == set(FILES)
+    assert {default_space(SCHEDULES[stage.schedule], stage.number) for stage in STAGES} == set(
+        FILES
+    )
 
 
 def test_stages_that_begin_alike_share_a_file() -> None:
     by_chain: dict[str, set[Path]] = {}
     for stage in STAGES:
-        steps = SCHEDULES[stage.schedule][: stage.number]
+        steps = SCHEDULES[stage.schedule].stages[: stage.number]
         chain = str([step.trainable for step in steps])
-        by_chain.setdefault(chain, set()).add(default_space(stage))
+        by_chain.setdefault(chain, set()).add(
+            default_space(SCHEDULES[stage.schedule], stage.number)
+        )
     assert all(len(files) == 1 for files in by_chain.values())
     assert len(by_chain) == len(FILES)
 
@@ -80,7 +84,7 @@ def test_a_shipped_space_is_of_training_settings_and_survives_being_written_agai
 @pytest.mark.parametrize("preset", preset_names())
 def test_a_shipped_space_holds_the_defaults_of_every_preset(preset: str, stage: Stage) -> None:
     settings = load_settings({"preset": preset, "schedule": stage.schedule})
-    space = read_space(default_space(stage))
+    space = read_space(default_space(SCHEDULES[stage.schedule], stage.number))
     training = settings.training(stage.number)
     outside = {
         key: getattr(training, key)
@@ -320,7 +324,8 @@ def test_one_file_will_do_for_a_schedule_of_one_stage(tmp_path: Path) -> None:
         ({"space": "{file}", "stage": "2", "lr": "1", "norm": "keep"},
          r"stage 2: every setting of .*space\.yaml is fixed by hand \(lr, norm\): leave one"),
         ({"schedule": "two_stage", "stage": "3"}, r"schedule two_stage has 2 stages, got stage 3"),
-        ({"stage": "4"}, r"stage must be '1', '2', '3' or 'all', got '4'"),
+        ({"stage": "4"}, r"schedule three_stage has 3 stages, got stage 4"),
+            ({"stage": "first"}, r"stage must be all, or the number of a stage, got 'first'"),
         ({"n_trials": "0"}, r"n_trials must be greater than or equal to 1, got '0'"),
         ({"objective": "val_los"}, r"got 'val_los' \(command line\): did you mean val_loss\?"),
         ({"timeout": "-1"}, r"timeout must be greater than or equal to 0"),

@@ -12,7 +12,6 @@ from scipy import stats
 
 from pipeline.settings.run import Thresholds
 from pipeline.signals.readings import (
-    Curves,
     Scored,
     Sibling,
     Signal,
@@ -26,6 +25,8 @@ from pipeline.signals.readings import (
     saturation,
     variance_test,
 )
+from pipeline.tracking.history import History
+from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, VAL_LOSS
 
 T = Thresholds()
 
@@ -33,16 +34,19 @@ T = Thresholds()
 def scored(correct: Sequence[int], nll: Sequence[float] | None = None) -> Scored:
     names = tuple(f"image{i}" for i in range(len(correct)))
     values = [0.5] * len(correct) if nll is None else nll
-    return Scored(names, np.array(correct, dtype=bool), np.array(values, dtype=float))
+    return Scored(names, np.ones(len(correct)), np.array(correct), np.array(values, dtype=float))
 
 
-def curves(
+def history(
     train_acc: Sequence[float] = (0.5,) * 8,
     val_loss: Sequence[float] = (1.0,) * 8,
     planned: int | None = None,
-) -> Curves:
+) -> History:
     count = len(train_acc)
-    return Curves([0.5] * count, train_acc, val_loss, [0.7] * count, planned or count)
+    columns = ([0.5] * count, train_acc, val_loss)
+    names = (TRAIN_LOSS, TRAIN_ACC, VAL_LOSS)
+    rows = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+    return History(planned=planned or count, rows=rows)
 
 
 # The accuracy gain
@@ -79,19 +83,19 @@ def test_no_change_at_all_is_no_gain_and_a_stable_loss() -> None:
 
 def test_scores_are_paired_by_image_whatever_their_order() -> None:
     run = scored([1, 0, 1], [0.1, 0.9, 0.3])
-    turned = Scored(run.images[::-1], run.correct[::-1], run.nll[::-1])
+    turned = Scored(run.images[::-1], run.labels, run.predicted[::-1], run.nll[::-1])
     accuracy, nll = paired(run, turned)
     assert accuracy.tolist() == [0, 0, 0]
     assert nll.tolist() == [0, 0, 0]
 
 
 def test_an_image_that_appears_twice_is_paired_in_order() -> None:
-    twice = Scored(("a", "a"), np.array([True, False]), np.array([0.1, 0.9]))
+    twice = Scored(("a", "a"), np.ones(2), np.array([1, 0]), np.array([0.1, 0.9]))
     assert paired(twice, twice)[1].tolist() == [0, 0]
 
 
 def test_other_images_cannot_be_paired() -> None:
-    other = Scored(("x", "y", "z"), np.ones(3, dtype=bool), np.ones(3))
+    other = Scored(("x", "y", "z"), np.ones(3), np.ones(3), np.ones(3))
     with pytest.raises(ValueError, match="not scored on the same images"):
         paired(scored([1, 1, 1]), other)
 
@@ -109,7 +113,7 @@ def test_the_loss_may_rise_by_one_standard_error(shift: float, stable: str, rise
     run = scored([1] * 4, [1.5 + shift, 0.5 + shift, 1.5 + shift, 0.5 + shift])
     assert loss_stability(run, parent).state == stable
     assert loss_stability(run, parent).numbers["nll_change_se"] == pytest.approx(0.288675)
-    signal = loss_rise(curves(), run, parent, T, has_parent=True)
+    signal = loss_rise(history(), run, parent, T, has_parent=True)
     assert signal.state == rises
 
 
@@ -126,13 +130,13 @@ def test_the_loss_may_rise_by_one_standard_error(shift: float, stable: str, rise
 def test_the_loss_may_end_five_percent_above_its_minimum(
     losses: tuple[float, ...], rise: float, state: str
 ) -> None:
-    signal = loss_rise(curves((0.5,) * 3, losses), scored([1]), None, T, has_parent=False)
+    signal = loss_rise(history((0.5,) * 3, losses), scored([1]), None, T, has_parent=False)
     assert signal.state == state
     assert signal.numbers == ({} if math.isnan(rise) else {"loss_rise": pytest.approx(rise)})
 
 
 def test_without_the_parents_scores_a_rise_of_its_own_still_counts() -> None:
-    calm, risen = curves(), curves(val_loss=(1.0,) * 7 + (1.5,))
+    calm, risen = history(), history(val_loss=(1.0,) * 7 + (1.5,))
     assert loss_rise(calm, scored([1, 1]), None, T, has_parent=True).state == "unknown"
     assert loss_rise(risen, scored([1, 1]), None, T, has_parent=True).state == "true"
 
@@ -155,19 +159,19 @@ def test_when_training_accuracy_saturates(
     epoch: int | None, saturates: str, no_spike: str
 ) -> None:
     accuracies = [0.99 if epoch and number >= epoch else 0.98 for number in range(1, 9)]
-    assert saturation(curves(accuracies), T).state == saturates
-    assert early_spike(curves(accuracies), T).state == no_spike
+    assert saturation(history(accuracies), T).state == saturates
+    assert early_spike(history(accuracies), T).state == no_spike
 
 
 def test_epochs_are_counted_against_the_plan_not_against_an_early_stop() -> None:
-    stopped = curves([0.5, 0.99], [1.0, 1.0], planned=8)
+    stopped = history([0.5, 0.99], [1.0, 1.0], planned=8)
     assert saturation(stopped, T).state == "true"
     assert saturation(stopped, T).numbers["saturation_share"] == 0.25
-    assert saturation(curves([0.5, 0.99], [1.0, 1.0]), T).state == "false"
+    assert saturation(history([0.5, 0.99], [1.0, 1.0]), T).state == "false"
 
 
 def test_an_accuracy_that_falls_again_has_saturated_all_the_same() -> None:
-    assert saturation(curves([1.0, *[0.5] * 7]), T).state == "true"
+    assert saturation(history([1.0, *[0.5] * 7]), T).state == "true"
 
 
 # Spread over siblings
@@ -259,7 +263,7 @@ def states(signals: Sequence[Signal]) -> dict[str, str]:
 def test_a_run_that_memorises_is_read_as_one() -> None:
     run = scored([1] * 60 + [0] * 40, [3.0] * 100)
     parent = scored([1] * 60 + [0] * 40, [1.0] * 100)
-    memorises = curves([0.9, 1.0, *[1.0] * 6], [1.0, 1.2, 1.5, 1.8, 2.0, 2.4, 2.8, 3.0])
+    memorises = history([0.9, 1.0, *[1.0] * 6], [1.0, 1.2, 1.5, 1.8, 2.0, 2.4, 2.8, 3.0])
     assert states(read_signals(memorises, run, parent, [], T, has_parent=True)) == {
         "positive.val_acc_gain": "false",
         "positive.val_loss_stable": "false",
@@ -272,7 +276,7 @@ def test_a_run_that_memorises_is_read_as_one() -> None:
 
 def test_a_run_that_learns_is_read_as_one() -> None:
     run, parent = scored([1] * 90 + [0] * 10, [0.3] * 100), scored([1] * 60 + [0] * 40)
-    learns = curves(np.linspace(0.5, 0.95, 8).tolist(), np.linspace(1.0, 0.3, 8).tolist())
+    learns = history(np.linspace(0.5, 0.95, 8).tolist(), np.linspace(1.0, 0.3, 8).tolist())
     assert states(read_signals(learns, run, parent, [], T, has_parent=True)) == {
         "positive.val_acc_gain": "true",
         "positive.val_loss_stable": "true",
@@ -284,7 +288,7 @@ def test_a_run_that_learns_is_read_as_one() -> None:
 
 
 def test_a_first_stage_carries_what_makes_sense_without_a_parent() -> None:
-    names = set(states(read_signals(curves(), scored([1, 0]), None, [], T, has_parent=False)))
+    names = set(states(read_signals(history(), scored([1, 0]), None, [], T, has_parent=False)))
     assert names == {
         "positive.no_early_spike",
         "negative.train_acc_saturates",
@@ -293,7 +297,7 @@ def test_a_first_stage_carries_what_makes_sense_without_a_parent() -> None:
 
 
 def test_lost_parent_scores_are_unknown_not_a_fault() -> None:
-    read = states(read_signals(curves(), scored([1, 0]), None, [], T, has_parent=True))
+    read = states(read_signals(history(), scored([1, 0]), None, [], T, has_parent=True))
     assert read["positive.val_acc_gain"] == "unknown"
     assert read["positive.val_loss_stable"] == "unknown"
     assert read["negative.val_loss_rises"] == "unknown"
@@ -309,7 +313,7 @@ def test_lost_parent_scores_are_unknown_not_a_fault() -> None:
 )
 def test_a_threshold_can_be_moved(threshold: str, value: float, name: str, state: str) -> None:
     run, parent = scored([1] * 6 + [0] * 94), scored([0] * 100)
-    line = curves(val_loss=(1.0,) * 7 + (1.01,))
+    line = history(val_loss=(1.0,) * 7 + (1.01,))
     before = states(read_signals(line, run, parent, [], T, has_parent=True))
     moved = Thresholds(**{threshold: value})
     after = states(read_signals(line, run, parent, [], moved, has_parent=True))

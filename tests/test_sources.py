@@ -21,9 +21,9 @@ import pytest
 from PIL import Image
 
 from pipeline.data.base import Source, Split
-from pipeline.data.draws import read_images
 from pipeline.data.images import ImageSet, digest_image
 from pipeline.data.open import open_source
+from pipeline.data.reading import read_images
 from pipeline.errors import DataError, DownloadError
 from tests.conftest import class_image
 from tests.served import NotHttp, Quiet
@@ -212,6 +212,14 @@ def test_a_class_that_the_test_split_lacks_is_not(tmp_path: Path) -> None:
     source = opened(tmp_path / "set")
     assert source.test is not None
     assert source.test.labels.tolist() == [0, 0, 2, 2]
+
+
+def test_a_test_split_without_images_is_left_out_and_told(tmp_path: Path) -> None:
+    for name in ("train/a", "train/b", "test/a"):
+        fill(tmp_path / "set" / name, 0, range(2 * name.startswith("train")))
+    source = opened(tmp_path / "set")
+    assert source.test is None
+    assert source.notes == ("the test split holds no image: it is left out",)
 
 
 @pytest.mark.parametrize("folders", [[], ["a", "b"], ["train/a"]], ids=str)

@@ -184,7 +184,9 @@ def test_no_image_is_decoded_and_an_unreadable_one_stops_nothing(image_folder: P
 def test_a_split_without_stored_images_goes_by_its_labels() -> None:
     def source(labels: list[int]) -> Source:
         return Source(
-            "any", ("a", "b"), Split(np.array(labels, dtype=np.int64), lambda _: iter(()))
+            name="any",
+            class_names=("a", "b"),
+            pool=Split(np.array(labels, dtype=np.int64), lambda _: iter(())),
         )
 
     assert source([0, 1]).digest() == source([0, 1]).digest()

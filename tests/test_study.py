@@ -11,13 +11,13 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from pipeline.errors import StudyError, TrackingError
+from pipeline.errors import StudyError
 from pipeline.runs.session import Session
 from pipeline.runs.workers import threads_each
-from pipeline.settings.schedules import get_stage
+from pipeline.settings.schedules import SCHEDULES
 from pipeline.settings.search_space import Choices, Range, SearchSpace, plan_of
 from pipeline.tracking import Tracking
-from pipeline.tuning.storage import AWAY_S, Losses, open_storage, patiently, storage_url
+from pipeline.tuning.storage import open_storage, patiently, storage_url
 from pipeline.tuning.study import Spec, Study, shown_settings, suggest
 from pipeline.tuning.trial_state import Progress, best_of, progress_of
 from tests.conftest import TINY, Command
@@ -51,6 +51,8 @@ OTHER_STUDIES = [
     {"seed": "1"},
     {"data_seed": "1"},
     {"objective": "val_loss"},
+    {"objective": "val_macro_f1"},
+    {"select": "val_loss"},
     {"optimizer": "sgd"},
     {"stage1.epochs": "3"},
     {"stage1.lr": "0.004"},
@@ -61,6 +63,7 @@ OTHER_STUDIES = [
     {"val_per_class": "2"},
 ]
 SAME_STUDY = [
+    {"select": "val_acc"},
     {"n_trials": "50"},
     {"timeout": "9"},
     {"workers": "3"},
@@ -184,7 +187,16 @@ def test_suggestions_are_of_the_settings_own_types_and_inside_the_space() -> Non
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed:UserWarning")
 def test_a_seed_gives_the_same_trials_but_not_to_those_who_join(tmp_path: Path) -> None:
     space = SearchSpace("", {"lr": Range(1e-4, 1e-2, log=True)})
-    spec = Spec("a-study", get_stage("full", 1), (0,), "val_acc", space, "key", {}, {"lr": 1e-3})
+    spec = Spec(
+        name="a-study",
+        stage=SCHEDULES["full"].stage(1),
+        draws=(0,),
+        objective="val_acc",
+        space=space,
+        tuning_key="key",
+        fixed={},
+        defaults={"lr": 1e-3},
+    )
 
     def rates(study: Study) -> list[object]:
         return [suggest(study.optuna.ask(), space)["lr"] for _ in range(3)]
@@ -414,20 +426,3 @@ def test_a_bug_is_not_waited_for() -> None:
     with pytest.raises(KeyError, match="bug"):
         patiently(ask, (OSError,), lambda _: None, every_s=0)
     assert len(asked) == 1
-
-
-def test_losses_without_end_are_a_fault_and_one_trial_that_ends_starts_anew(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr("pipeline.tuning.storage.time.monotonic", lambda: now[0])
-    losses, fault = Losses(), TrackingError("the store cannot be written")
-    losses.add(fault)
-    now[0] = AWAY_S
-    losses.add(fault)
-    losses.end()
-    now[0] = AWAY_S + 1
-    losses.add(fault)
-    now[0] = 2 * AWAY_S + 2
-    with pytest.raises(TrackingError, match="cannot be written"):
-        losses.add(fault)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -16,15 +16,17 @@ from torch import Tensor, nn
 from pipeline.data.augment import normalise
 from pipeline.data.images import ImageSet
 from pipeline.model.backbones import FORWARD_ORDER, Backbone
+from pipeline.runs.scoring import predict
 from pipeline.settings.run import TrainSettings
-from pipeline.settings.schedules import Stage, get_stage
+from pipeline.settings.schedules import SCHEDULES, Stage
+from pipeline.stats.metrics import OBJECTIVES, score_logits
+from pipeline.tracking.history import History
+from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, VAL, VAL_ACC, VAL_LOSS
 from pipeline.training.trainer import (
-    EpochResult,
-    Scores,
+    OPTIMIZERS,
     Trainer,
     learning_rates,
     schedule_factor,
-    score_logits,
     split_batches,
 )
 from tests.helpers import (
@@ -38,7 +40,11 @@ from tests.helpers import (
 )
 
 NAME = "mobilenet_v3_small"
-HEAD, BLOCK4, FULL = get_stage("three_stage", 1), get_stage("three_stage", 2), get_stage("full", 1)
+HEAD, BLOCK4, FULL = (
+    SCHEDULES["three_stage"].stage(1),
+    SCHEDULES["three_stage"].stage(2),
+    SCHEDULES["full"].stage(1),
+)
 STILL = {"lr": 1e-30, "weight_decay": 0.0}  # a rate too small to move a float32 weight
 
 
@@ -46,9 +52,12 @@ STILL = {"lr": 1e-30, "weight_decay": 0.0}  # a rate too small to move a float32
 class Run:
     """A finished training: every epoch, and the trainer that did it."""
 
-    results: list[EpochResult]
     trainer: Trainer
     before: dict[str, Tensor]
+
+    @property
+    def history(self) -> History:
+        return self.trainer.history
 
     @property
     def last(self) -> dict[str, Tensor]:
@@ -78,12 +87,20 @@ def train(
     backbone = backbone or calibrated_backbone(NAME, images)
     chosen = TrainSettings(**{"epochs": 2, "batch_size": 4, "augment": "none", **settings})
     before = copy_state(backbone)
-    trainer = Trainer(backbone, stage, chosen, seed, 1, CPU, dtype)
+    trainer = Trainer(
+        backbone=backbone,
+        stage=stage,
+        settings=chosen,
+        seed=seed,
+        views=1,
+        device=CPU,
+        dtype=dtype,
+    )
     train_features = live_features(backbone, stage, images, dtype)
     val_features = live_features(backbone, stage, val, dtype)
-    results = list(trainer.epochs(images, train_features, val, val_features))
+    assert list(trainer.epochs(images, train_features, val, val_features)) == trainer.history.rows
     assert changed_names(before, copy_state(backbone)) == set()  # whatever the settings
-    return Run(results, trainer, before)
+    return Run(trainer, before)
 
 
 # Rates
@@ -107,7 +124,7 @@ def test_rates_fall_or_rise_with_depth(
     schedule: str, number: int, lr_decay: float, rates: dict[str, float]
 ) -> None:
     settings = TrainSettings(lr=0.01, lr_decay=lr_decay)
-    assert learning_rates(settings, get_stage(schedule, number)) == pytest.approx(rates)
+    assert learning_rates(settings, SCHEDULES[schedule].stage(number)) == pytest.approx(rates)
 
 
 @pytest.mark.parametrize(
@@ -139,12 +156,12 @@ def test_the_rate_is_positive_and_peaks_once(steps: int, warmup: float) -> None:
 
 def test_a_result_tells_the_rate_of_its_last_step() -> None:
     run = train(BLOCK4, lr=0.01, lr_decay=0.5, warmup=0.0)
-    for result, last_step in zip(run.results, (2, 5), strict=True):
-        rate = 0.01 * schedule_factor(last_step, 6, 0.0)
-        assert result.lr == pytest.approx({"head": rate, "block4": rate / 2})
+    rates = [0.01 * schedule_factor(last_step, 6, 0.0) for last_step in (2, 5)]
+    assert run.history["lr/head"] == pytest.approx(rates)
+    assert run.history["lr/block4"] == pytest.approx([rate / 2 for rate in rates])
 
 
-# Batches and scores
+# Batches
 
 
 @pytest.mark.parametrize(
@@ -177,22 +194,6 @@ def test_batches_hold_every_image_once_in_order(batch_size: int) -> None:
         assert min(sizes) >= 2
         assert max(sizes) - min(sizes) <= 1
         assert max(sizes) <= max(batch_size, 3)
-
-
-def test_scores_are_the_mean_cross_entropy_and_the_share_of_hits() -> None:
-    logits = torch.tensor([[0.0, math.log(3)], [0.0, math.log(3)], [2.0, 2.0], [0.0, 0.0]])
-    labels = torch.tensor([1, 0, 0, 1])  # ties go to the first class: a hit, then a miss
-    scores = score_logits(logits, labels)
-    expected = (math.log(4 / 3) + math.log(4) + 2 * math.log(2)) / 4
-    assert scores.loss == pytest.approx(expected)
-    assert scores.acc == 0.5
-
-
-def test_an_accuracy_is_the_exact_share_so_that_equal_gains_are_equal() -> None:
-    labels = torch.zeros(600, dtype=torch.int64)
-    for hits in (1, 200, 419, 599, 600):
-        logits = torch.tensor([[1.0, 0.0]] * hits + [[0.0, 1.0]] * (600 - hits))
-        assert score_logits(logits, labels).acc == hits / 600
 
 
 # An independent reference
@@ -268,20 +269,21 @@ def test_training_equals_a_plain_torch_loop_over_the_whole_model(
             if wanted[name].ndim:
                 moved = (wanted[name] - run.before[name]).norm()
                 assert (run.last[name] - wanted[name]).norm() < 0.05 * moved
-    assert [result.train.loss for result in run.results] == pytest.approx(losses, rel=5e-3)
+    assert run.history[TRAIN_LOSS] == pytest.approx(losses, rel=5e-3)
 
 
 def test_validation_scores_are_those_of_the_whole_model_in_eval_mode() -> None:
     val = make_images(6, start=50)
     backbone = calibrated_backbone(NAME, make_images(12))
-    run = train(FULL, backbone=backbone, val=val, lr=1e-3)
+    run = train(FULL, backbone=backbone, val=val, lr=1e-3, epochs=1)
     backbone.model.load_state_dict(run.last)
     with torch.no_grad():
         logits = backbone.model.eval()(normalise(val.pixels))
-    result = run.results[-1]
-    torch.testing.assert_close(result.logits, logits, rtol=1e-5, atol=1e-5)
-    assert result.logits.dtype == torch.float32
-    assert result.val == score_logits(result.logits, val.labels)
+    validated = run.trainer.best_logits
+    torch.testing.assert_close(validated, logits, rtol=1e-5, atol=1e-5)
+    assert validated.dtype == torch.float32
+    expected = score_logits(validated, val.labels)
+    assert {name: run.history[key][-1] for name, key in VAL.items()} == expected
 
 
 # Determinism
@@ -297,7 +299,7 @@ def test_the_same_seed_gives_the_same_bits(name: str, stage: Stage) -> None:
         torch.manual_seed(global_seed)
         runs.append(train(stage, backbone=backbone, epochs=1, batch_size=6, augment="light"))
     assert changed_names(runs[0].last, runs[1].last) == set()
-    assert torch.equal(runs[0].results[-1].logits, runs[1].results[-1].logits)
+    assert torch.equal(runs[0].trainer.best_logits, runs[1].trainer.best_logits)
 
 
 def test_another_seed_gives_another_training() -> None:
@@ -317,8 +319,8 @@ def test_each_optimizer_learns_a_task_that_colour_decides(
     optimizer: str, lr: float, dtype: torch.dtype
 ) -> None:
     run = train(BLOCK4, optimizer=optimizer, dtype=dtype, epochs=12, lr=lr)
-    assert run.results[-1].train.loss < 0.5 * run.results[0].train.loss
-    assert run.results[-1].train.acc > 0.9
+    assert run.history[TRAIN_LOSS][-1] < 0.5 * run.history[TRAIN_LOSS][0]
+    assert run.history[TRAIN_ACC][-1] > 0.9
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
@@ -340,8 +342,8 @@ def test_the_first_step_of_l2_sp_is_that_without_it() -> None:
 
 def test_label_smoothing_trains_but_is_not_reported() -> None:
     sharp, smooth = train(**STILL), train(**STILL, label_smoothing=0.5)
-    assert [r.train for r in sharp.results] == [r.train for r in smooth.results]
-    assert [r.val for r in sharp.results] == [r.val for r in smooth.results]
+    for name in (TRAIN_LOSS, TRAIN_ACC, *VAL.values()):
+        assert sharp.history[name] == smooth.history[name]
     assert changed_names(train().last, train(label_smoothing=0.5).last)
 
 
@@ -399,7 +401,7 @@ def test_what_computes_is_the_snapshot_rounded() -> None:
 def test_precisions_agree_roughly() -> None:
     settings = {"epochs": 1, "optimizer": "sgd", "lr": 0.01}
     full, reduced = train(BLOCK4, **settings), train(BLOCK4, dtype=torch.bfloat16, **settings)
-    assert reduced.results[0].val.loss == pytest.approx(full.results[0].val.loss, rel=0.1)
+    assert reduced.history[VAL_LOSS] == pytest.approx(full.history[VAL_LOSS], rel=0.1)
 
 
 # Which epoch is selected, and when training ends
@@ -411,31 +413,45 @@ def wrong_labels(images: ImageSet) -> ImageSet:
 
 def test_the_selected_epoch_has_the_best_accuracy_then_loss_then_comes_first() -> None:
     run = train(FULL, epochs=12, batch_size=2, lr=0.02, val=make_images(12, start=50))
-    ranks = [(r.val.acc, -r.val.loss, -r.epoch) for r in run.results]
+    rows = enumerate(run.history.rows, start=1)
+    ranks = [(row[VAL_ACC], -row[VAL_LOSS], -epoch) for epoch, row in rows]
     assert len({rank[0] for rank in ranks}) > 2  # or the test would show nothing
-    assert run.trainer.best_epoch == -max(ranks)[2]
-    so_far = [rank == max(ranks[: number + 1]) for number, rank in enumerate(ranks)]
-    assert [result.is_best for result in run.results] == so_far
+    assert run.history.selected == -max(ranks)[2]
+
+
+@pytest.mark.parametrize("select", OBJECTIVES)
+def test_any_validation_metric_can_select_the_epoch(select: str) -> None:
+    val, rows = make_images(12, start=50), [0, 3, 6, 9, 1, 4, 2]  # four, two and one of a class
+    unequal = ImageSet(val.pixels[rows], val.labels[rows], val.digests[rows])
+    run = train(FULL, val=unequal, epochs=8, batch_size=2, lr=0.02, select=select)
+    objective = OBJECTIVES[select]
+    values = run.history[VAL[objective.metric]]
+    best = max(values) if objective.maximised else min(values)
+    assert run.history.best[VAL[objective.metric]] == best
+    assert len(set(values)) > 1  # or the test would show nothing
 
 
 def test_of_equal_accuracies_the_lower_loss_wins() -> None:
     """Never a hit: each epoch fits the right labels better and these wrong ones worse."""
     images = make_images(12)
     falling = train(images=images, val=wrong_labels(images), epochs=6, lr=0.05)
-    losses = [result.val.loss for result in falling.results]
-    tail = [r for r in falling.results if r.val.acc == falling.results[-1].val.acc == 0.0]
-    assert len(tail) >= 2
-    assert tail[-1].val.loss > tail[0].val.loss
-    best = max(falling.results, key=lambda r: (r.val.acc, -r.val.loss))
-    assert falling.trainer.best_epoch == best.epoch
+    accuracies, losses = falling.history[VAL_ACC], falling.history[VAL_LOSS]
+    assert accuracies[-2:] == [0.0, 0.0]
+    assert losses[-1] > losses[-2]
+    best = max(zip(accuracies, (-loss for loss in losses), range(1, 7), strict=True))
+    assert falling.history.selected == best[2]
     assert len(set(losses)) == len(losses)
+
+
+def test_every_optimizer_that_may_be_named_is_there() -> None:
+    named = TrainSettings.model_fields["optimizer"].annotation
+    assert set(OPTIMIZERS) == set(get_args(named))
 
 
 def test_of_equal_scores_the_first_epoch_wins() -> None:
     run = train(**STILL, epochs=3)
-    assert len({(r.val.acc, r.val.loss) for r in run.results}) == 1
-    assert run.trainer.best_epoch == 1
-    assert [result.is_best for result in run.results] == [True, False, False]
+    assert len({(row[VAL_ACC], row[VAL_LOSS]) for row in run.history.rows}) == 1
+    assert run.history.selected == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -443,38 +459,34 @@ def test_best_holds_the_weights_of_the_selected_epoch(dtype: torch.dtype) -> Non
     val = make_images(12, start=50)
     backbone = calibrated_backbone(NAME, make_images(12))
     run = train(FULL, backbone=backbone, val=val, dtype=dtype, epochs=6, batch_size=2, lr=0.02)
-    assert run.trainer.best_epoch is not None
-    assert run.trainer.best_epoch < 6  # or best and last would be the same
+    assert run.history.selected < 6  # or best and last would be the same
     assert set(run.trainer.best) == set(run.before)
-    selected = run.results[run.trainer.best_epoch - 1]
     backbone.model.load_state_dict(run.trainer.best)
-    again = Trainer(backbone, FULL, TrainSettings(), 0, 1, CPU, dtype)
-    logits = again.predict(live_features(backbone, FULL, val, dtype), len(val))
-    torch.testing.assert_close(logits, selected.logits, rtol=1e-5, atol=1e-5)
+    logits = predict(backbone, val, dtype, CPU)
+    torch.testing.assert_close(logits, run.trainer.best_logits, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("patience", "epochs"), [(1, 2), (3, 4), (0, 6), (10, 6)])
 def test_training_ends_when_patience_does(patience: int, epochs: int) -> None:
     """Weights that stand still never get better than in their first epoch."""
     run = train(**STILL, epochs=6, patience=patience)
-    assert len(run.results) == epochs
+    assert len(run.history) == epochs
 
 
 def test_patience_counts_from_the_last_better_epoch() -> None:
     run = train(FULL, epochs=30, batch_size=2, lr=0.02, patience=3)
-    best = run.trainer.best_epoch
-    assert best is not None
-    assert best > 1
-    assert len(run.results) == best + 3
+    assert run.history.selected > 1
+    assert len(run.history) == run.history.selected + 3
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_divergence_is_told_and_ends_the_training(optimizer: str) -> None:
     settings = {"optimizer": optimizer, "epochs": 30, "batch_size": 2}
     run = train(FULL, lr=100, weight_decay=10, warmup=0.0, **settings)
-    assert [result.diverged for result in run.results[:-1]] == [False] * (len(run.results) - 1)
-    assert run.results[-1].diverged
-    assert len(run.results) < 30
+    assert [math.isfinite(loss) for loss in run.history[TRAIN_LOSS]].index(False) + 1 < 30
+    assert run.history.diverged
+    assert not math.isfinite(run.history[TRAIN_LOSS][-1])
+    assert all(math.isfinite(loss) for loss in run.history[TRAIN_LOSS][:-1])
     assert run.trainer.best  # an epoch is selected all the same
 
 
@@ -483,18 +495,16 @@ def test_an_epoch_without_numbers_is_not_selected_over_one_with_them() -> None:
     val = make_images(6, start=50)
     first_class = ImageSet(val.pixels, torch.zeros_like(val.labels), val.digests)
     run = train(HEAD, val=first_class, epochs=20, lr=10, weight_decay=10, warmup=0.0)
-    finite = [result for result in run.results if math.isfinite(result.val.loss)]
-    assert max(result.val.acc for result in finite) < run.results[-1].val.acc == 1.0
-    assert run.trainer.best_epoch in [result.epoch for result in finite]
+    finite = [row for row in run.history.rows if math.isfinite(row[VAL_LOSS])]
+    assert max(row[VAL_ACC] for row in finite) < run.history[VAL_ACC][-1] == 1.0
+    assert run.history.best in finite
 
 
 @pytest.mark.parametrize(
     ("loss", "diverged"), [(math.nan, True), (math.inf, True), (1e9, False), (0.0, False)]
 )
 def test_a_training_loss_that_is_no_number_is_divergence(loss: float, *, diverged: bool) -> None:
-    scores = Scores(1.0, 0.5)
-    result = EpochResult(1, Scores(loss, 0.5), scores, {}, torch.zeros(1, 2), True, 0.1, 0.1)
-    assert result.diverged == diverged
+    assert History(planned=1, rows=[{TRAIN_LOSS: loss}]).diverged == diverged
 
 
 # What a training leaves alone

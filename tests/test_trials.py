@@ -14,18 +14,28 @@ import pytest
 from optuna.exceptions import StorageInternalError
 from optuna.trial import Trial, TrialState
 
+from pipeline.errors import TrackingError
 from pipeline.settings.entry import TuneSettings
-from pipeline.settings.schedules import get_stage
+from pipeline.settings.schedules import SCHEDULES
 from pipeline.settings.search_space import Range, SearchSpace
 from pipeline.tuning.objective import Ending, Pruned, Reporter
-from pipeline.tuning.storage import Losses, open_storage
+from pipeline.tuning.storage import open_storage
 from pipeline.tuning.study import SPACE, Spec, Study, suggest
 from pipeline.tuning.trial_state import RETRIES, beating, outcome
 from pipeline.tuning.work import Worker
 from tests.postgres import Postgres
 
 LR = SearchSpace("", {"lr": Range(1e-4, 1e-2, log=True)})
-SPEC = Spec("a-study", get_stage("full", 1), (0, 1), "val_acc", LR, "key", {}, {"lr": 1e-3})
+SPEC = Spec(
+    name="a-study",
+    stage=SCHEDULES["full"].stage(1),
+    draws=(0, 1),
+    objective="val_acc",
+    space=LR,
+    tuning_key="key",
+    fixed={},
+    defaults={"lr": 1e-3},
+)
 MANY = 100
 DATABASES = count()
 
@@ -55,10 +65,14 @@ def outcomes(study: Study) -> list[str]:
 
 
 class Store:
-    """A tracking store that takes everything."""
+    """A tracking store that takes everything, once it is no longer away."""
 
-    def get(self, run_id: str) -> str:
-        return run_id
+    away = 0
+
+    def set_status(self, run_id: str, status: str) -> None:
+        if self.away:
+            self.away -= 1
+            raise TrackingError("the store cannot be written")
 
     def add_metrics(self, run_id: str, values: dict[str, float], step: int = 0) -> None:
         pass
@@ -68,11 +82,19 @@ def worker(study: Study, said: list[str] | None = None) -> Worker:
     say = (said if said is not None else []).append
     tune = TuneSettings(n_trials=MANY)
     tracking: Any = Store()
-    return Worker(SPEC, {}, tracking, study.storage, tune, None, say)
+    return Worker(
+        spec=SPEC,
+        sessions={},
+        tracking=tracking,
+        storage=study.storage,
+        tune=tune,
+        deadline=None,
+        say=say,
+    )
 
 
 def run_one(study: Study, objective: Any, said: list[str] | None = None) -> bool:  # noqa: ANN401
-    return worker(study, said)._run_one(study, objective, "run", Losses())
+    return worker(study, said)._run_one(study, objective, "run")
 
 
 def give_up(study: Study, trial: Trial) -> None:
@@ -133,6 +155,30 @@ def test_a_trial_that_loses_its_storage_is_run_again(study: Study) -> None:
     assert run_one(study, objective, said)
     assert said == ["note: a trial was lost (away): it will be run again"]
     assert outcomes(study) == ["interrupted", "waiting"]
+
+
+def test_the_next_trial_waits_until_runs_can_be_written_again(study: Study) -> None:
+    said: list[str] = []
+
+    def objective(_: Trial) -> Ending:
+        raise TrackingError("away")
+
+    one = worker(study, said)
+    vars(one.tracking)["away"] = 1
+    assert one._run_one(study, objective, "run")
+    assert one.tracking.away == 0  # type: ignore[attr-defined]
+    assert said[1:] == ["note: waiting for a server (the store cannot be written)"]
+
+
+def test_a_trial_that_is_lost_again_and_again_ends_the_command(study: Study) -> None:
+    def objective(_: Trial) -> Ending:
+        raise TrackingError("files cannot be stored")
+
+    for _ in range(RETRIES):
+        assert run_one(study, objective)
+    with pytest.raises(TrackingError, match="cannot be stored"):
+        run_one(study, objective)
+    assert outcomes(study) == ["interrupted"] * (RETRIES + 1) + ["waiting"]
 
 
 def test_a_fault_of_the_program_is_not_kept_quiet(study: Study) -> None:

@@ -32,7 +32,7 @@ def head(options: dict[str, str]) -> Arm:
     return Arm("head_only", load_settings({**options, "schedule": "head_only"}), 1)
 
 
-@pytest.mark.parametrize("objective", ["val_acc", "val_loss"])
+@pytest.mark.parametrize("objective", ["val_acc", "val_loss", "val_macro_f1"])
 def test_a_tuned_arm_has_its_chosen_trials_validation_accuracy_over_the_draws(
     options: dict[str, str], objective: str
 ) -> None:
@@ -47,7 +47,7 @@ def test_a_tuned_arm_has_its_chosen_trials_validation_accuracy_over_the_draws(
         if run.data.params["lr"] == str(tuned.arm.settings.training(1).lr)
     }
     assert len(chosen) == 2
-    assert tuned.val_acc == pytest.approx(sum(chosen.values()) / 2)
+    assert tuned.val["val_acc"] == pytest.approx(sum(chosen.values()) / 2)
 
 
 def test_the_accuracy_is_unknown_where_the_trials_run_is_gone(options: dict[str, str]) -> None:
@@ -59,7 +59,7 @@ def test_the_accuracy_is_unknown_where_the_trials_run_is_gone(options: dict[str,
     tune_arm(command, tracking, tune, head(options), [1])
     (trial,) = mlflow.search_runs(["0"], "tags.kind = 'trial'", output_format="list")
     mlflow.delete_run(trial.info.run_id)
-    assert tune_arm(command, tracking, tune, head(options), [1]).val_acc is None
+    assert tune_arm(command, tracking, tune, head(options), [1]).val == {}
 
 
 def test_a_study_without_a_completed_trial_is_one_line(options: dict[str, str]) -> None:

@@ -125,7 +125,15 @@ def test_a_trial_that_runs_out_of_time_is_queued_again(
                 holder.start()
                 held.wait()
 
-        Worker(spec, {0: session}, tracking, storage, one, deadline, say).work()
+        Worker(
+            spec=spec,
+            sessions={0: session},
+            tracking=tracking,
+            storage=storage,
+            tune=one,
+            deadline=deadline,
+            say=say,
+        ).work()
         holder.join()
         if ends("trial"):
             break

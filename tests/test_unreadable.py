@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -13,9 +14,10 @@ import pytest
 from PIL import Image
 
 from pipeline.data.base import Unreadable, decode_image
-from pipeline.data.draws import Draw, make_draw, read_images
+from pipeline.data.draws import Draw, make_draw
 from pipeline.data.images import digest_image
 from pipeline.data.open import open_source
+from pipeline.data.reading import read_images
 from pipeline.errors import DataError
 from tests.conftest import class_image
 
@@ -130,14 +132,56 @@ def test_a_class_of_which_nothing_is_left_is_refused(tmp_path: Path) -> None:
         drawn(root, skip=True)
 
 
-def test_a_mixture_of_depths_is_told(tmp_path: Path) -> None:
-    for label, name in enumerate(("dark", "light")):
-        (tmp_path / "set" / name).mkdir(parents=True)
-        for number in range(3):
-            values = np.full((8, 8), 4000 + 3000 * number + 20000 * label, dtype=np.uint16)
-            Image.fromarray(values).save(tmp_path / "set" / name / f"{number}.png")
-    (note,) = drawn(tmp_path / "set").notes
-    assert "above 4095 are read as 12-bit (1 of them), the others as 16-bit (5)" in note
+def deep(root: Path, **tops: int) -> Path:
+    """Two classes of 16-bit grey in splits whose brightest pixels are so bright."""
+    ramp = np.arange(64).reshape(8, 8) / 63
+    for split, top in tops.items():
+        for label, name in enumerate(("cats", "dogs")):
+            (root / split / name).mkdir(parents=True)
+            for number in range(3):
+                values = np.rint(np.roll(ramp, 3 * label + number) * top).astype(np.uint16)
+                Image.fromarray(values).save(root / split / name / f"{number}.png")
+    return root
+
+
+@pytest.mark.parametrize(("top", "bits_top"), [(255, 255), (900, 1023), (4000, 4095)])
+def test_the_depth_is_that_of_the_training_images_in_every_split(
+    top: int, bits_top: int, tmp_path: Path
+) -> None:
+    source = open_source(str(deep(tmp_path / "set", train=top, test=top // 3)), tmp_path)
+    assert source.ranges == {"I": (0, bits_top)}
+    assert f"deep images (whole numbers) are scaled from 0 to {bits_top}" in source.notes
+    assert source.test is not None
+    for split, brightest in ((source.pool, top), (source.test, top // 3)):
+        image = next(split.read([0]))
+        assert isinstance(image, Image.Image)
+        assert np.asarray(image).max() == round(brightest * 255 / bits_top)
+    assert drawn(tmp_path / "set").notes == []
+
+
+@pytest.mark.parametrize(
+    ("tops", "words"),
+    [
+        ({"train": 4000, "val": 60000}, r"lost what they show: 2 \(.*cats/.\.png \(holds values"),
+        ({"train": 60000, "val": 250}, r"lost what they show: 2 \(.*\(2 of 64 levels are left"),
+    ],
+)
+def test_images_of_another_depth_are_told(
+    tops: dict[str, int], words: str, tmp_path: Path
+) -> None:
+    (note,) = drawn(deep(tmp_path / "set", **tops)).notes
+    assert re.search(words, note)
+
+
+def test_a_picture_of_two_classes_is_told_with_their_names(tmp_path: Path) -> None:
+    root = fill(tmp_path / "set", count=3)
+    for number in (0, 1):
+        (root / "dogs" / f"0{number}.png").unlink()
+        (root / "dogs" / f"0{number}.png").symlink_to(root / "cats" / f"0{number}.png")
+    notes = drawn(root).notes
+    assert any(
+        "2 pictures stand under two classes each" in n and "cats and dogs" in n for n in notes
+    )
 
 
 # --- damaged metadata ----------------------------------------------------------------------------

@@ -14,14 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Literal
 
 from pipeline.errors import SettingsError
 from pipeline.settings.entry import DecideSettings, TuneSettings
 from pipeline.settings.request import Request
 from pipeline.settings.run import RUN_KEYS, TRAIN_KEYS, Settings, TrainSettings
-from pipeline.settings.schedules import SCHEDULES
+from pipeline.settings.schedules import SCHEDULES, Schedule, schedule_of
 
 QUESTIONS: Mapping[Literal["stage2", "stage3"], tuple[int, str]] = {
     "stage2": (2, "stage1_continued"),
@@ -31,15 +30,6 @@ QUESTIONS: Mapping[Literal["stage2", "stage3"], tuple[int, str]] = {
 
 EXTRA_ARMS = ("full", "lp_ft")
 """Schedules that are run for show, where `beside` asks for them."""
-IN_WORDS = {
-    "three_stage": "training in three stages",
-    "two_stage": "training in two stages",
-    "full": "unfreezing everything at once",
-    "lp_ft": "a linear probe and then everything",
-    "head_only": "the head alone",
-    "stage1_continued": "stage 1 continued",
-    "stage2_continued": "stage 2 continued",
-}
 
 
 @dataclass(frozen=True)
@@ -56,14 +46,14 @@ class Arm:
     is_stage: bool = False
 
     @property
-    def words(self) -> str:
-        """Its name in a sentence."""
-        return f"stage {self.last}" if self.is_stage else IN_WORDS.get(self.name, self.name)
+    def schedule(self) -> Schedule:
+        """The schedule that its settings name."""
+        return schedule_of(self.settings.schedule)
 
     @property
-    def epochs(self) -> int:
-        """Planned epochs of all its stages together."""
-        return sum(self.settings.training(n).epochs for n in range(1, self.last + 1))
+    def words(self) -> str:
+        """Its name in a sentence."""
+        return f"stage {self.last}" if self.is_stage else self.schedule.words
 
 
 @dataclass(frozen=True)
@@ -71,13 +61,14 @@ class TunedArm:
     """An arm after tuning.
 
     Attributes:
-        val_acc: the chosen trial's, mean over the tuning draws; None where its run is gone.
+        val: the chosen trial's validation metrics, means over the tuning draws, as objectives are
+            named; empty where its run is gone.
         studies: name by stage number.
         run_ids: the studies' MLflow runs.
     """
 
     arm: Arm
-    val_acc: float | None
+    val: Mapping[str, float]
     studies: Mapping[int, str]
     run_ids: tuple[str, ...]
 
@@ -93,16 +84,22 @@ def arms_of(decide: DecideSettings, request: Request) -> tuple[Arm, Arm]:
             f"treatment={decide.treatment or '?'} control={decide.control or '?'}: give both, or "
             "neither and a question"
         )
-    name, (last, control) = "three_stage", QUESTIONS[decide.question]
+    last, name = QUESTIONS[decide.question]
+    schedule, control = SCHEDULES["three_stage"], SCHEDULES[name]
     if decide.treatment:
-        name, control = str(decide.treatment), str(decide.control)
-        last = len(SCHEDULES[name])
-    settings = request.settings(schedule=name)
+        schedule, control = schedule_of(decide.treatment), schedule_of(decide.control)
+        last = len(schedule.stages)
+    settings = request.settings(schedule=str(schedule))
     check_comparable(settings)
-    is_stage = name == "three_stage" and (last, control) in QUESTIONS.values()
-    treatment = Arm(name, settings, last, is_stage)
-    if control == name:
-        raise SettingsError(f"treatment and control are both {name}: choose two schedules")
+    is_stage = schedule.name == "three_stage" and (last, control.name) in QUESTIONS.values()
+    treatment = Arm(schedule.name, settings, last, is_stage)
+    if control.name == schedule.name:
+        raise SettingsError(f"treatment and control are both {control.name}: choose two schedules")
+    if control.trains() == schedule.trains():
+        raise SettingsError(
+            f"treatment={schedule.name} and control={control.name} train the same blocks in the "
+            "same stages: choose two schedules"
+        )
     return treatment, at_equal_steps(treatment, control, request)
 
 
@@ -123,7 +120,9 @@ def check_comparable(settings: Settings) -> None:
         )
 
 
-def at_equal_steps(treatment: Arm, name: str, request: Request, untuned: Arm | None = None) -> Arm:
+def at_equal_steps(
+    treatment: Arm, schedule: Schedule, request: Request, untuned: Arm | None = None
+) -> Arm:
     """Another schedule with as many optimizer steps as the treatment has up to its last stage.
 
     `untuned`: the treatment before it was tuned; a stage that goes on with the one before starts
@@ -132,50 +131,56 @@ def at_equal_steps(treatment: Arm, name: str, request: Request, untuned: Arm | N
     Raises:
         SettingsError: more stages than the treatment has steps for, or one that may stop early.
     """
-    settings, ours = treatment.settings, SCHEDULES[name]
-    theirs, shared = settings.stages[: treatment.last], shared_stages(treatment, name)
+    settings, ours = treatment.settings, schedule.stages
+    theirs, shared = settings.stages[: treatment.last], shared_stages(treatment, schedule)
     if len(ours) > len(theirs):
         raise SettingsError(
             f"{len(ours) - shared} stages cannot share the steps of {len(theirs) - shared}: "
             "choose a schedule with fewer stages as the control, or swap treatment and control"
         )
     first = shared + 1 + len(theirs) - len(ours)  # what is left over goes to the first of its own
-    steps_of = [*zip(theirs[:shared]), theirs[shared:first], *zip(theirs[first:])]
-    own = request.of_no_stage().settings(schedule=name)
+    alone = [(stage,) for stage in theirs]
+    steps_of = [*alone[:shared], theirs[shared:first], *alone[first:]]
+    own = request.of_no_stage().settings(schedule=str(schedule))
     bases: list[TrainSettings] = []
     for n in range(len(ours)):
-        if n < stages_alike(treatment, name):
+        if n < stages_alike(treatment, schedule):
             bases.append(theirs[n])
-        elif goes_on(name, n + 1):
+        elif goes_on(schedule, n + 1):
             bases.append((untuned or treatment).settings.stages[first + n - shared - 1])
         else:
             bases.append(own.stages[n])
     stages = tuple(_with_steps(*both) for both in zip(bases, steps_of, strict=True))
     refuse_patience([*theirs, *stages])
     run = {key: getattr(settings, key) for key in RUN_KEYS}
-    arm_settings = Settings(**{**run, "schedule": name}).model_copy(update={"stages": stages})
-    return Arm(name, arm_settings, len(ours))
+    arm_settings = Settings(**{**run, "schedule": str(schedule)}).model_copy(
+        update={"stages": stages}
+    )
+    return Arm(schedule.name, arm_settings, len(ours))
 
 
-def goes_on(name: str, number: int) -> bool:
+def goes_on(schedule: Schedule, number: int) -> bool:
     """Whether a stage of a schedule trains the same blocks as the one before."""
-    stages = SCHEDULES[name]
-    return number > 1 and stages[number - 1].trainable == stages[number - 2].trainable
+    trains = schedule.trains()
+    return number > 1 and trains[number - 1] == trains[number - 2]
 
 
-def stages_alike(treatment: Arm, name: str) -> int:
+def stages_alike(treatment: Arm, schedule: Schedule) -> int:
     """How many stages of a schedule, from the first on, train what the treatment's train."""
-    theirs = SCHEDULES[treatment.name][: treatment.last]
-    both = zip(SCHEDULES[name], theirs, strict=False)
-    return sum(1 for _ in takewhile(lambda two: two[0].trainable == two[1].trainable, both))
+    ours, theirs = schedule.trains(), treatment.schedule.trains(treatment.last)
+    alike = 0
+    while alike < min(len(ours), len(theirs)) and ours[alike] == theirs[alike]:
+        alike += 1
+    return alike
 
 
-def shared_stages(treatment: Arm, name: str) -> int:
+def shared_stages(treatment: Arm, schedule: Schedule) -> int:
     """How many stages a schedule at equal steps has in common with the treatment: the same runs.
 
     The last stage of either is never one: it has the steps that are left.
     """
-    return min(stages_alike(treatment, name), treatment.last - 1, len(SCHEDULES[name]) - 1)
+    alike = stages_alike(treatment, schedule)
+    return min(alike, treatment.last - 1, len(schedule.stages) - 1)
 
 
 def refuse_patience(stages: Iterable[TrainSettings]) -> None:
@@ -234,14 +239,15 @@ def comparison_of(request: Request) -> Comparison:
         )
     treatment, control = arms_of(decide, request)
     judged = (treatment.name, control.name)
-    extra = [n for n in EXTRA_ARMS if n not in judged and len(SCHEDULES[n]) <= treatment.last]
+    others = [SCHEDULES[name] for name in EXTRA_ARMS if name not in judged]
+    extra = [schedule for schedule in others if len(schedule.stages) <= treatment.last]
     return Comparison(
         request=request,
         decide=decide,
         tune=tune,
         treatment=treatment,
         control=control,
-        extra_arms=tuple(at_equal_steps(treatment, name, request) for name in extra),
+        extra_arms=tuple(at_equal_steps(treatment, one, request) for one in extra),
         general={key: text for key, text in general.items() if key in TRAIN_KEYS},
         explicit={n: request.explicit_keys(n) for n in range(1, treatment.last + 1)},
     )
@@ -253,7 +259,7 @@ def own_stages(plan: Comparison) -> dict[int, set[str]]:
     Steps stay equal, and what was set by hand stays: for all stages, for one that begins alike, or
     for the stage that one which goes on is held against.
     """
-    control, alike = plan.control, stages_alike(plan.treatment, plan.control.name)
+    control, alike = plan.control, stages_alike(plan.treatment, plan.control.schedule)
     behind = plan.treatment.last - control.last
     return {
         number: {
@@ -261,7 +267,7 @@ def own_stages(plan: Comparison) -> dict[int, set[str]]:
             "batch_size",
             *plan.general,
             *(plan.explicit[number] if number <= alike else ()),
-            *(plan.explicit[number + behind] if goes_on(control.name, number) else ()),
+            *(plan.explicit[number + behind] if goes_on(control.schedule, number) else ()),
         }
-        for number in range(shared_stages(plan.treatment, control.name) + 1, control.last + 1)
+        for number in range(shared_stages(plan.treatment, control.schedule) + 1, control.last + 1)
     }

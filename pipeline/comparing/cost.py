@@ -1,27 +1,33 @@
-"""What arms will cost, before anything is spent: optimizer steps, and seconds on this machine.
+"""What arms will cost, before anything is spent: optimizer steps, operations, seconds.
 
-In: arms. Out: steps; seconds, measured on a handful of images. The seconds are an estimate: two
-epochs of each stage on a few images, scaled by images and epochs. Reading images and logging are
-taken as a constant.
+In: arms. Out: steps; floating-point operations of their training; seconds, which are an estimate:
+from earlier runs of the same stages, else from operations and one measured training step. Reading
+images and logging count as a constant.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from pipeline.comparing.arms import Arm
-from pipeline.data.augment import distinct_views
-from pipeline.data.images import ImageSet
+from pipeline.data.augment import distinct_views, normalise
 from pipeline.errors import DesignError
-from pipeline.runs.scoring import predict
+from pipeline.model.backbones import FORWARD_ORDER
+from pipeline.model.flops import training_operations
+from pipeline.model.freezing import set_trainable
 from pipeline.runs.session import Session
+from pipeline.settings.schedules import SCHEDULES
+from pipeline.signals.evidence import siblings_of
+from pipeline.system.processes import MACHINE, this_machine
 from pipeline.tracking import Tracking
-from pipeline.training.trainer import Trainer, split_batches
+from pipeline.training.device import compute_copy, run_blocks
+from pipeline.training.trainer import split_batches
 
-PROBE_IMAGES = 128
+PROBE_IMAGES = 32
 OVERHEAD_S = 4.0
 """Reading images, logging two runs or more."""
 
@@ -54,30 +60,81 @@ def shown_steps(steps: Sequence[int]) -> str:
     return " and ".join(map(str, dict.fromkeys(steps)))
 
 
-def seconds_a_draw(arms: Sequence[Arm], test_count: int, tracking: Tracking) -> float:
-    """Seconds for all arms on one draw: each distinct stage once, every arm scored."""
-    settings = arms[0].settings
-    session = Session.open(settings, tracking, lambda _: None)
-    train, val = len(session.draw.train), len(session.draw.val)
-    few = ImageSet(
-        session.draw.train.pixels[:PROBE_IMAGES],
-        session.draw.train.labels[:PROBE_IMAGES],
-        session.draw.train.digests[:PROBE_IMAGES],
+def operations_of(arm: Arm, classes: int) -> float:
+    """Floating-point operations of all stages' training, without the frozen prefix."""
+    settings = arm.settings
+    an_epoch = settings.train_per_class * classes
+    return sum(
+        settings.training(number).epochs
+        * an_epoch
+        * training_operations(
+            settings.backbone, classes, settings.image_size, settings.stage(number)
+        )
+        for number in range(1, arm.last + 1)
     )
-    backbone = session.pretrained_backbone()
-    predict(backbone, few, session.dtype, session.device)  # warm
-    started = time.perf_counter()
-    predict(backbone, few, session.dtype, session.device)
-    forward_s = (time.perf_counter() - started) / len(few)
+
+
+def seconds_a_draw(arms: Sequence[Arm], test_count: int, tracking: Tracking) -> float:
+    """Seconds for all arms on one draw: each distinct stage once, every arm scored.
+
+    A stage takes as long as its earlier runs did on this machine; where there are none, as long as
+    its operations say, at the speed of one measured step. The prefix cache is not touched.
+    """
+    session = Session.open(arms[0].settings, tracking, lambda _: None)
+    train, val, classes = (
+        len(session.draw.train),
+        len(session.draw.val),
+        session.draw.class_names,
+    )
+    forward_s, step_s = _seconds_an_image(session)
+    everything, size = SCHEDULES["full"].stage(1), session.settings.image_size
     stages = _distinct_stages(arms)
-    total = OVERHEAD_S + len(arms) * test_count * forward_s
     augments = {arm.settings.training(number).augment for arm, number in stages}
-    views = sum(distinct_views(augment) or settings.views or 10 for augment in augments)
-    total += (train * views + val) * forward_s
+    views = sum(distinct_views(augment) or session.settings.views or 10 for augment in augments)
+    total = OVERHEAD_S + (len(arms) * test_count + train * views + val) * forward_s
+    whole = training_operations(session.backbone.name, len(classes), size, everything)
     for arm, number in stages:
-        training = arm.settings.training(number)
-        total += training.epochs * train * _training_s(session, few, arm, number)
+        before = _earlier_s(session, arm, number)
+        if not before:
+            stage, epochs = arm.settings.stage(number), arm.settings.training(number).epochs
+            operations = training_operations(session.backbone.name, len(classes), size, stage)
+            an_epoch = train * step_s + val * forward_s
+            before = epochs * an_epoch * operations / whole
+        total += before
     return total
+
+
+def _earlier_s(session: Session, arm: Arm, number: int) -> float:
+    """What runs of a stage on other draws took on this machine, without the prefix; 0: none."""
+    settings = session.resolved(arm.settings)
+    recipe = replace(session, settings=settings, keys={}, done={}).recipe(number)
+    host = this_machine().partition(" ")[0]
+    found = [
+        run.metrics["time/total_s"] - run.metrics["time/prefix_s"]
+        for run in siblings_of(session.tracking, recipe).values()
+        if run.tags.get(MACHINE, "").partition(" ")[0] == host
+    ]
+    return float(np.median(found)) if found else 0.0
+
+
+def _seconds_an_image(session: Session) -> tuple[float, float]:
+    """A forward pass, and a training step of every block: seconds for each image of a batch."""
+    pixels = session.draw.train.pixels[:PROBE_IMAGES].to(session.device)
+    blocks = compute_copy(
+        session.pretrained_backbone(), FORWARD_ORDER, session.dtype, session.device
+    )
+    set_trainable(blocks, FORWARD_ORDER, "adapt")
+    last = next(blocks[FORWARD_ORDER[0]].parameters())
+    for _ in range(2):  # the first warms up
+        started = time.perf_counter()
+        loss = run_blocks(blocks, normalise(pixels), session.dtype).float().square().sum()
+        loss.item()
+        forward = time.perf_counter()
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert last.grad is not None
+        last.grad.sum().item()  # waits for a GPU
+        over = time.perf_counter()
+    return (forward - started) / len(pixels), (over - started) / len(pixels)
 
 
 def _distinct_stages(arms: Sequence[Arm]) -> list[tuple[Arm, int]]:
@@ -91,22 +148,3 @@ def _distinct_stages(arms: Sequence[Arm]) -> list[tuple[Arm, int]]:
             ]
             found.setdefault(repr(chain), (arm, number))
     return list(found.values())
-
-
-def _training_s(session: Session, few: ImageSet, arm: Arm, number: int) -> float:
-    """Seconds for an image in an epoch of a stage, validation included, prefix excluded."""
-    stage = arm.settings.stage(number)
-    training = arm.settings.training(number).model_copy(update={"epochs": 2, "augment": "none"})
-    backbone = session.pretrained_backbone()
-    features = session.cache.features(
-        backbone,
-        stage.prefix,
-        few,
-        augment="none",
-        views=1,
-        dtype=session.dtype,
-        device=session.device,
-    )
-    trainer = Trainer(backbone, stage, training, 0, 1, session.device, session.dtype)
-    last = list(trainer.epochs(few, features, few, features))[-1]
-    return (last.train_s + last.val_s) / len(few)

@@ -1,44 +1,51 @@
-"""A decision as people read it: one page, as HTML that needs no other file, and as Markdown.
+"""What a decision leaves behind: one page, tags on the runs it rests on, numbers.
 
-In: a `Decision`, and what its runs say of themselves. Out: the page, on the decision's MLflow run;
-tags on that run, on studies and on the treatment's runs.
+In: a `Decision`, and the tags of its runs. Out: the page (`decision.md.j2`), as HTML that needs no
+other file and as Markdown, on the decision's MLflow run; tags `verdict` on the treatment's runs
+and on studies, `gate.…` on parents. These runs may be other people's: nothing that another
+decision or command has written is written over.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from pipeline.comparing.arms import Arm, TunedArm
 from pipeline.comparing.cost import shown_steps
-from pipeline.comparing.decision import ArmCost, Decision
-from pipeline.comparing.decision_marks import gate_of_parents, mark
-from pipeline.comparing.reproduce import command_of
+from pipeline.comparing.results import Decision
 from pipeline.reporting.figures import gains_picture
-from pipeline.reporting.page import Page, Part, Table, to_html, to_markdown
-from pipeline.runs.summary import came_to, minutes, training_in_words
-from pipeline.settings.run import RUN_KEYS
+from pipeline.reporting.page import to_html, to_markdown
+from pipeline.runs.command_line import command_line
+from pipeline.runs.summary import came_to, minutes, stage_in_words
+from pipeline.settings.run import INHERITED_KEYS, RUN_KEYS
 from pipeline.signals.gate import Gate
-from pipeline.stats.verdict import Verdict, shown_probability
+from pipeline.signals.gate_runs import gate_over
+from pipeline.stats.metrics import DEFAULT_SHARE, METRICS
+from pipeline.stats.verdict import shown_probability
 from pipeline.tracking import RunLog, RunView, Tracking
 
 PICTURE = "figures/gains.png"
+NOT_SHOWN = ("draw", "data_seed", "seed", "enforce_gate")
+"""Settings in which pairs differ, which have a table of their own, and one that is always off."""
 
 
 def log_decision(
     decision: Decision, log: RunLog, tracking: Tracking, say: Callable[[str], None]
 ) -> None:
-    """The report, the tags and the numbers; says the verdict."""
+    """The report, the tags and the numbers; prints the verdict."""
     runs = [tracking.get(pair.treatment.run_id) for pair in decision.pairs]
     gate = gate_of_parents(decision, tracking, runs, say)
-    page, figure = page_of(decision, runs, gate, _code(decision, tracking)), picture_of(decision)
+    page, figure = (
+        page_of(decision, runs, gate, _commits(decision, tracking)),
+        picture_of(decision),
+    )
     log.figure(figure, PICTURE)
-    markdown = to_markdown(page)
-    log.text(markdown, "report.md")
-    log.text(to_html(page, figure), "report.html")
+    log.text(page, "report.md")
+    log.text(to_html(page, {PICTURE: figure}), "report.html")
     log.tags({**decision.tags, "mlflow.note.content": decision.sentence})
     log.metrics(decision.metrics)
     for number, gain in enumerate(decision.gains_pp, start=1):
@@ -56,226 +63,52 @@ def picture_of(decision: Decision) -> Figure:
     known = found.posterior
     assert known
     title = f"{decision.treatment.words} against {decision.control.words}: {found.state}"
-    return gains_picture(
-        title, decision.gains_pp, known.mean_pp, known.interval_pp, known.rope_pp, _path(found)
-    )
-
-
-def _path(found: Verdict) -> list[tuple[int, float, float, float]]:
-    """Pairs, P(gain), P(equivalent) and P(harm) at every look."""
     looks = [look.posterior for look in found.looks]
-    return [(look.pairs, look.p_above, look.p_inside, look.p_below) for look in looks]
+    path = [(look.pairs, look.p_above, look.p_inside, look.p_below) for look in looks]
+    gains = decision.gains_pp
+    return gains_picture(title, gains, known.mean_pp, known.interval_pp, known.rope_pp, path)
 
 
 def page_of(
-    decision: Decision, runs: Sequence[RunView], gate: Gate | None, code: Sequence[str]
-) -> Page:
-    """The page, whatever it is written as; `code`: commits that its runs were made by."""
-    found = decision.verdict
+    decision: Decision, runs: Sequence[RunView], gate: Gate | None, commits: Sequence[str]
+) -> str:
+    """The page as Markdown, of the treatment's runs and the commits that made all runs."""
     settings = decision.treatment.settings
-    page: Page = [
-        Part("title", f"Is {decision.treatment.words} justified? {found.state.replace('_', ' ')}"),
-        Part("lead", decision.sentence),
-        Part(
-            "text",
-            f"{settings.backbone} with {Path(settings.weights).name} weights on "
-            f"{Path(settings.data).name}, {settings.train_per_class} training images of each of "
-            f"{decision.classes} classes. Recommended: {decision.recommended.words}. Both arms "
-            f"had {shown_steps(decision.steps)} optimizer steps on the same images with the same "
-            f"seeds, and were scored on {decision.test.words}; all pairs share them: the interval "
-            "holds for these test images. "
-            f"{found.reason[:1].upper()}{found.reason[1:]}.",
-        ),
-        Part("picture", PICTURE),
-        Part("heading", "The way to the verdict"),
-        Table(
-            (
-                "pairs",
-                "mean gain, pp",
-                "95% interval",
-                "P(gain)",
-                "P(equivalent)",
-                "P(harm)",
-                "found",
-            ),
-            [
-                (
-                    str(pairs),
-                    f"{look.posterior.mean_pp:+.2f}",
-                    "{:+.2f} to {:+.2f}".format(*look.posterior.interval_pp),
-                    *(shown_probability(p, decision.design.threshold) for p in odds),
-                    look.state.replace("_", " "),
-                )
-                for look, (pairs, *odds) in zip(found.looks, _path(found), strict=True)
-            ],
-        ),
-        Part(
-            "text",
-            f"Gain: more than {decision.design.rope_pp:g} pp. Looks after "
-            f"{', '.join(map(str, decision.design.looks))} pairs; a verdict falls at "
-            f"{decision.design.threshold:g}. Of the images: {decision.pool.sentence}.",
-        ),
-        Part("heading", "Every pair"),
-        Table(
-            (
-                *("pair", "data_seed", "draw", "seed"),
-                *(decision.treatment.words, decision.control.words, "gain, pp"),
-            ),
-            [
-                (
-                    str(pair.key.number + 1),
-                    str(pair.key.data_seed),
-                    str(pair.key.draw),
-                    str(pair.key.seed),
-                    f"{pair.treatment.test_acc:.2%}",
-                    f"{pair.control.test_acc:.2%}",
-                    f"{pair.gain_pp:+.2f}",
-                )
-                for pair in decision.pairs
-            ],
-        ),
-        *_costs(decision),
-        *_signals(runs, gate),
-    ]
-    if decision.beside:
-        page += [
-            Part("heading", "Beside them, not judged"),
-            Table(
-                ("arm", "pairs", "mean gain over the control, pp", "every pair"),
-                [
-                    (
-                        arm.words,
-                        str(len(gains)),
-                        f"{sum(gains) / len(gains):+.2f}",
-                        " ".join(f"{gain:+.2f}" for gain in gains),
-                    )
-                    for arm, gains in decision.beside.values()
-                ],
-            ),
-        ]
-    values = {
-        key: getattr(settings, key)
-        for key in RUN_KEYS
-        if not key.startswith(("gate_", "signal_"))
-        and key not in ("draw", "data_seed", "seed")  # every pair has its own, above
-    }
+    keys = [key for key in RUN_KEYS if not key.startswith(("gate_", "signal_"))]
+    values = {key: getattr(settings, key) for key in keys if key not in NOT_SHOWN}
     values |= {
         key: came_to(values[key], [run.tags.get(key, "") for run in runs])
         for key in ("norm_stats", "precision")
     }
-    page += [
-        Part("heading", "What it rests on"),
-        Table(("setting", "value"), [(key, str(value)) for key, value in values.items()]),
-        Table(
-            ("stage", *(arm.words for arm in (decision.treatment, decision.control))),
-            _stage_rows(decision),
-        ),
-        Table(
-            ("pair", "images (SHA-256)", "treatment run", "control run"),
-            [
-                (
-                    str(p.key.number + 1),
-                    run.tags["data_sha256"][:16],
-                    p.treatment.run_id,
-                    p.control.run_id,
-                )
-                for p, run in zip(decision.pairs, runs, strict=True)
-            ],
-        ),
-        Part(
-            "text",
-            f"Weights (SHA-256): {runs[0].tags['weights_sha256']}; code: {', '.join(code)}.",
-        ),
-        Part("code", command_of(decision)),
-    ]
-    return page
-
-
-def _costs(decision: Decision) -> Page:
-    costs: list[ArmCost] = [decision.cost(arm) for arm in (decision.treatment, decision.control)]
-    known = decision.verdict.posterior
-    assert known
-    extra = costs[0].training_s - costs[1].training_s
-    work = costs[0].operations - costs[1].operations
-    released = costs[0].trained - costs[1].trained
-    if known.mean_pp > 0 and max(extra, work, released) > 0:
-        price = (
-            f"A point gained costs {extra / known.mean_pp:+.1f} s, "
-            f"{released / known.mean_pp:+,.0f} parameters released and "
-            f"{work / 1e9 / known.mean_pp:+,.1f} GFLOP of training."
-        )
-    elif known.mean_pp > 0:
-        price = "What was gained costs nothing more."
-    else:
-        price = "Nothing was gained for it."
-    page: Page = [
-        Part("heading", "What it costs"),
-        Table(
-            (
-                *("arm", "training, s", "parameters trained", "training, GFLOP"),
-                *("validation", "test", "optimism, pp"),
-            ),
-            [
-                (
-                    cost.arm.words,
-                    f"{cost.training_s:.1f}",
-                    f"{cost.trained:,}",
-                    f"{cost.operations / 1e9:,.1f}",
-                    f"{cost.val_acc:.2%}",
-                    f"{cost.test_acc:.2%}",
-                    f"{cost.optimism_pp:+.2f}",
-                )
-                for cost in costs
-            ],
-        ),
-        Part(
-            "text",
-            f"{price} Seconds and operations: of all stages, without the frozen prefix, which is "
-            "computed once and shared; parameters: of the largest stage. Optimism: validation "
-            "accuracy at the selected epoch minus test accuracy. "
-            f"This command took {minutes(decision.wall_s)}, without the runs that it found.",
-        ),
-    ]
-    for tuned, cost in zip(decision.tuned, costs, strict=False):
-        page.append(Part("text", _tuning(tuned, cost)))
-    return page
-
-
-def _tuning(tuned: TunedArm, cost: ArmCost) -> str:
-    """What the chosen trial promised, and what came of it."""
-    chosen, gap = "the chosen trial's run is gone", ""
-    if tuned.val_acc is not None:
-        chosen = f"chosen trial {tuned.val_acc:.2%} on its tuning draws"
-        gap = f": optimism gap {100 * (tuned.val_acc - cost.test_acc):+.2f} pp"
-    return (
-        f"Tuning of {tuned.arm.words}: {chosen}, confirmed {cost.test_acc:.2%}{gap} "
-        f"(studies {', '.join(tuned.studies.values())})."
+    names = {key for run in runs for key in run.tags if key.startswith("signal.")}
+    return to_markdown(
+        "decision",
+        decision=decision,
+        treatment=decision.treatment,
+        control=decision.control,
+        verdict=decision.verdict,
+        words=METRICS[decision.metric].words,
+        settings=settings,
+        weights=Path(settings.weights).name,
+        data=Path(settings.data).name,
+        steps=shown_steps(decision.steps),
+        probability=partial(shown_probability, threshold=decision.design.threshold),
+        stage_in_words=stage_in_words,
+        wall=minutes(decision.wall_s),
+        signals={
+            name.removeprefix("signal."): Counter(run.tags.get(name, "missing") for run in runs)
+            for name in sorted(names, reverse=True)
+        },
+        gate=gate,
+        values=values,
+        runs=runs,
+        commits=commits,
+        command=command_of(decision),
+        picture=PICTURE,
     )
 
 
-def _signals(runs: Sequence[RunView], gate: Gate | None) -> Page:
-    names = sorted(
-        {key for run in runs for key in run.tags if key.startswith("signal.")}, reverse=True
-    )
-    rows = []
-    for name in names:
-        states = Counter(run.tags.get(name, "missing") for run in runs)
-        rows.append(
-            (name.removeprefix("signal."), *(str(states[s]) for s in ("true", "false", "unknown")))
-        )
-    page: Page = [
-        Part("heading", "What the runs said beforehand"),
-        Table(("signal of the treatment's runs", "true", "false", "unknown"), rows),
-    ]
-    if gate is not None:
-        page += [
-            Part("text", f"The gate, over the stage-2 runs of these pairs: {gate.prior}."),
-            Table(("gate", "", ""), [(r.name, r.state, r.sentence) for r in gate.readings]),
-        ]
-    return [*page, Part("text", "What signals are worth: docs/signals.md.")]
-
-
-def _code(decision: Decision, tracking: Tracking) -> list[str]:
+def _commits(decision: Decision, tracking: Tracking) -> list[str]:
     """The commits of all runs of both arms, parents included: some may have been found."""
     left = [arm.run_id for pair in decision.pairs for arm in (pair.treatment, pair.control)]
     found: dict[str, str] = {"none": ""}
@@ -286,13 +119,66 @@ def _code(decision: Decision, tracking: Tracking) -> list[str]:
     return sorted({*found.values()} - {""})
 
 
-def _stage_rows(decision: Decision) -> list[tuple[str, ...]]:
-    def shown(arm: Arm, number: int) -> str:
-        if number > arm.last:
-            return ""
-        blocks = " + ".join(arm.settings.stage(number).trainable)
-        return f"{blocks}: {training_in_words(arm.settings.training(number))}"
+def mark(decision: Decision, decision_run_id: str, run: RunView, tracking: Tracking) -> None:
+    """Tag a run with the verdict that rests on it, unless it carries that of another question.
 
-    arms = decision.treatment, decision.control
-    last = max(arm.last for arm in arms)
-    return [(str(n), *(shown(arm, n) for arm in arms)) for n in range(1, last + 1)]
+    Runs are found by content, so they may be another person's. The same question asked again, with
+    as many pairs or more, has the last word.
+    """
+    new = decision.tags
+    same = run.tags.get("verdict.question") == new["verdict.question"]
+    if "verdict" in run.tags and not (
+        same and int(run.tags["verdict.pairs"]) <= int(new["verdict.pairs"])
+    ):
+        return
+    tracking.add_tags(run.run_id, {**new, "decision_run_id": decision_run_id})
+
+
+def gate_of_parents(
+    decision: Decision, tracking: Tracking, runs: Sequence[RunView], say: Callable[[str], None]
+) -> Gate | None:
+    """The gate over the parents of stage 3, where stage 3 is what was judged."""
+    if (decision.treatment.name, decision.treatment.last) != ("three_stage", 3):
+        return None
+    parents = [tracking.get(run.tags["parent_run_id"]) for run in runs]
+    title = f"{len(parents)} pairs of a decision"
+    settings = decision.treatment.settings
+    return gate_over(tracking, parents, settings, title, say, only_new=True)[0]
+
+
+def command_of(decision: Decision) -> str:
+    """A command line that makes the same decision: what was asked, spelled out."""
+    asked = decision.asked
+    settings = asked.treatment.settings
+    keys = ["preset", *INHERITED_KEYS, "seed", "views", "precision"]
+    keys.remove("schedule")  # each arm has its own
+    values = {key: getattr(settings, key) for key in keys}
+    options = {key: value for key, value in values.items() if value != "" and value is not False}
+    options |= dict(asked.general)
+    for arm_stage in range(1, decision.treatment.last + 1):
+        training = settings.training(arm_stage).model_dump()
+        # what is tuned must stay open
+        kept = asked.explicit[arm_stage] if asked.decide.tune else training.keys()
+        options |= {f"stage{arm_stage}.{key}": training[key] for key in training if key in kept}
+    options |= {
+        "rope_pp": decision.design.rope_pp,
+        "looks": ",".join(map(str, decision.design.looks)),
+        "threshold": decision.design.threshold,
+    }
+    for key in ("beside", "register_as"):
+        if given := getattr(asked.decide, key):
+            options[key] = given
+    if decision.metric != DEFAULT_SHARE:
+        options["metric"] = decision.metric
+    if asked.decide.tune:
+        tune = asked.tune
+        options |= {"tune": "on", "n_trials": tune.n_trials, "draws": tune.draws}
+        options |= {"objective": tune.objective, "margin": tune.margin}
+    if decision.treatment.is_stage:
+        options["question"] = f"stage{decision.treatment.last}"
+    else:
+        options |= {
+            "treatment": decision.treatment.settings.schedule,
+            "control": decision.control.settings.schedule,
+        }
+    return command_line("decide", options)

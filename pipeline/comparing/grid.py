@@ -7,20 +7,20 @@ same settings; how another schedule shares them out is told in `arms.py`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
 from pipeline.comparing.arms import Arm, at_equal_steps, check_comparable
 from pipeline.errors import SettingsError
 from pipeline.settings.entry import CompareSettings, TuneSettings
-from pipeline.settings.layers import nearest
 from pipeline.settings.request import Request
-from pipeline.settings.run import TRAIN_KEYS, BackboneName, ScheduleName
-from pipeline.settings.schedules import SCHEDULES
+from pipeline.settings.run import TRAIN_KEYS, BackboneName
+from pipeline.settings.schedules import SCHEDULES, Schedule, schedule_of
+from pipeline.settings.yaml_file import nearest
 
-REFERENCE = "three_stage"
-"""The schedule whose settings say how many steps there are."""
+REFERENCE = SCHEDULES["three_stage"]
+"""The schedule whose settings say how many steps there are, unless one compared is longer."""
 BACKBONE_WORD = "{backbone}"
 
 
@@ -31,7 +31,8 @@ class Grid:
     Attributes:
         arms: by backbone, in the order of the schedules, the baseline first.
         general: training settings given by hand for no single stage; no study tunes them.
-        explicit: training settings given by hand, by stage of the reference schedule.
+        reference: the schedule whose settings say how many steps there are.
+        explicit: training settings given by hand, by stage of the reference.
         options: everything that was typed.
     """
 
@@ -39,8 +40,14 @@ class Grid:
     tune: TuneSettings
     arms: Mapping[str, tuple[Arm, ...]]
     general: set[str]
+    reference: Schedule
     explicit: Mapping[int, set[str]]
     options: Mapping[str, str]
+
+    @property
+    def baseline(self) -> str:
+        """The name of the schedule that differences are taken to."""
+        return next(iter(self.arms.values()))[0].name
 
 
 def grid_of(request: Request) -> Grid:
@@ -60,8 +67,8 @@ def grid_of(request: Request) -> Grid:
         raise SettingsError(
             f"backbone={backbone} and backbones={compare.backbones}: give one of the two"
         )
-    schedules = _names("schedules", compare.schedules, get_args(ScheduleName))
-    schedules = [compare.baseline, *(n for n in schedules if n != compare.baseline)]
+    schedules = _schedules(compare)
+    reference = max((REFERENCE, *schedules), key=lambda schedule: len(schedule.stages))
     if len(schedules) < 2:
         raise SettingsError(
             f"schedules={compare.schedules} with baseline={compare.baseline}: two are needed to "
@@ -70,14 +77,14 @@ def grid_of(request: Request) -> Grid:
     if compare.backbones:
         backbones = _names("backbones", compare.backbones, get_args(BackboneName))
     else:
-        backbones = [request.settings().backbone]
-    reference_stages = range(1, len(SCHEDULES[REFERENCE]) + 1)
+        backbones = [request.settings(schedule=str(reference)).backbone]
     return Grid(
         compare=compare,
         tune=tune,
-        arms={name: _arms(name, schedules, request) for name in backbones},
+        arms={name: _arms(name, schedules, reference, request) for name in backbones},
         general={key for key in general if key in TRAIN_KEYS},
-        explicit={number: request.explicit_keys(number) for number in reference_stages},
+        reference=reference,
+        explicit={n: request.explicit_keys(n) for n in range(1, len(reference.stages) + 1)},
         options=request.typed,
     )
 
@@ -87,25 +94,41 @@ def explicit_keys_of_arm(grid: Grid, arm: Arm, number: int) -> set[str]:
 
     `stage2.lr` means the reference schedule's stage 2, and that of every schedule that begins so.
     """
-    ours = [step.trainable for step in SCHEDULES[arm.name][:number]]
-    theirs = [step.trainable for step in SCHEDULES[REFERENCE][:number]]
-    return grid.general | (grid.explicit[number] if ours == theirs else set())
+    alike = arm.schedule.trains(number) == grid.reference.trains(number)
+    return grid.general | (grid.explicit[number] if alike else set())
 
 
-def _arms(backbone: str, schedules: Iterable[str], request: Request) -> tuple[Arm, ...]:
+def _schedules(compare: CompareSettings) -> list[Schedule]:
+    """The schedules that are compared, the baseline first.
+
+    Raises:
+        SettingsError: one that is not known, or two of one name.
+    """
+    baseline = schedule_of(compare.baseline)
+    named = [schedule_of(word.strip()) for word in compare.schedules.split(",")]
+    _refuse_doubles("schedules", compare.schedules, [schedule.name for schedule in named])
+    others = [schedule for schedule in named if schedule != baseline]
+    if baseline.name in [schedule.name for schedule in others]:
+        raise SettingsError(f"two schedules are called {baseline.name}: rename one of the files")
+    return [baseline, *others]
+
+
+def _arms(
+    backbone: str, schedules: Iterable[Schedule], reference: Schedule, request: Request
+) -> tuple[Arm, ...]:
     """Every schedule on one backbone."""
-    weights = request.settings(backbone=backbone, schedule=REFERENCE).weights
+    weights = request.settings(backbone=backbone, schedule=str(reference)).weights
     named = weights.replace(BACKBONE_WORD, backbone)
     if other := re.search(r"\{\w+\}", named):
         raise SettingsError(f"weights={weights}: {other[0]} is not known: write {BACKBONE_WORD}")
     own = {**request.options, "backbone": backbone, "weights": named}
     request = replace(request, options=own)
-    settings = request.settings(schedule=REFERENCE)
+    settings = request.settings(schedule=str(reference))
     check_comparable(settings)
-    reference = Arm(REFERENCE, settings, len(SCHEDULES[REFERENCE]))
+    longest = Arm(reference.name, settings, len(reference.stages))
     return tuple(
-        reference if name == REFERENCE else at_equal_steps(reference, name, request)
-        for name in schedules
+        longest if schedule == reference else at_equal_steps(longest, schedule, request)
+        for schedule in schedules
     )
 
 
@@ -120,6 +143,11 @@ def _names(key: str, text: str, known: tuple[str, ...]) -> list[str]:
         if name not in known:
             hint = nearest(name, known) or f": choose from {', '.join(known)}"
             raise SettingsError(f"{key} names {name!r}, which is not known{hint}")
+    _refuse_doubles(key, text, names)
+    return names
+
+
+def _refuse_doubles(key: str, text: str, names: Sequence[str]) -> None:
+    for name in names:
         if names.count(name) > 1:
             raise SettingsError(f"{key} names {name} twice, got {text!r}: keep one")
-    return names

@@ -1,6 +1,6 @@
 """Paired runs: all arms of a comparison on the same draw, with the same seed, on the same images.
 
-In: arms and the numbers of pairs. Out: each pair's runs and accuracies on the test split. A pair
+In: arms and the numbers of pairs. Out: each pair's runs and scores on the test split. A pair
 that has been run before, by any process, is found by content and costs nothing; several processes
 divide pairs among them by locks in the cache's folder.
 """
@@ -17,17 +17,19 @@ from filelock import FileLock, Timeout
 from pipeline.comparing.arms import Arm
 from pipeline.comparing.draws import Pool
 from pipeline.data.overlap import Overlap
+from pipeline.runs.completion import complete
 from pipeline.runs.run_stage import find_or_run
 from pipeline.runs.scoring import keep_scores, predict, scored_on
 from pipeline.runs.session import Session, cache_folder
-from pipeline.runs.summary import StageSummary
 from pipeline.settings.run import Settings
-from pipeline.settings.schedules import SCHEDULES
+from pipeline.stats.metrics import DEFAULT_SHARE, score_logits
 from pipeline.system.digests import digest_values
 from pipeline.system.files import storage_faults
+from pipeline.system.interrupts import at_once
 from pipeline.system.memory import PEAK_METRIC
 from pipeline.tracking import RunView, Tracking
-from pipeline.training.trainer import score_logits
+from pipeline.tracking.history import Summary
+from pipeline.tracking.keys import TEST, VAL
 
 
 @dataclass(frozen=True)
@@ -64,15 +66,17 @@ class ChainCost:
 
 @dataclass(frozen=True)
 class ArmResult:
-    """One arm on one pair; accuracies 0 to 1.
+    """One arm on one pair.
 
     Attributes:
+        val: the comparison's metric on the validation images, at the selected epoch; 0 to 1.
+        test: the same on the test images.
         chain: what all its stages cost together.
     """
 
     run_id: str
-    val_acc: float
-    test_acc: float
+    val: float
+    test: float
     chain: ChainCost
 
 
@@ -90,8 +94,8 @@ class Pair:
 
     @property
     def gain_pp(self) -> float:
-        """Test accuracy of the treatment minus the control's, in percentage points."""
-        return 100 * (self.treatment.test_acc - self.control.test_acc)
+        """The treatment on the test images minus the control, in percentage points."""
+        return 100 * (self.treatment.test - self.control.test)
 
 
 def resolution_pp(test_images: int) -> float:
@@ -120,12 +124,13 @@ def scored_prefix(arm: Arm, arms: Sequence[Arm]) -> tuple[str, ...]:
     No stage of the arm trains them; they are the shortest such blocks of any arm that trains not
     everything, so that one entry of the prefix cache serves as many arms as can be.
     """
-    frozen = [min((s.prefix for s in SCHEDULES[a.name][: a.last]), key=len) for a in (arm, *arms)]
+    chains = [a.schedule.stages[: a.last] for a in (arm, *arms)]
+    frozen = [min((stage.prefix for stage in chain), key=len) for chain in chains]
     own = frozen[0]
     return min((p for p in frozen if p and p == own[: len(p)]), key=len, default=())
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PairRunner:
     """Runs the same arms on draw after draw.
 
@@ -134,6 +139,7 @@ class PairRunner:
             after the pairs that are done.
         nested_under: the run that new runs are nested in.
         tell: a line about a finished pair.
+        metric: of `METRICS`, what the arms are compared by.
         only_new: nothing is said of pairs that were there already; whoever started this process
             says it.
         done: results in the order of `arms`, by the number of the pair.
@@ -145,6 +151,7 @@ class PairRunner:
     nested_under: str | None
     say: Callable[[str], None]
     tell: Callable[[PairKey, Results], str]
+    metric: str = DEFAULT_SHARE
     only_new: bool = False
     done: dict[int, Results] = field(default_factory=dict)
 
@@ -170,7 +177,8 @@ class PairRunner:
         try:
             with storage_faults("the cache", folder):
                 folder.mkdir(parents=True, exist_ok=True)
-                held = lock.acquire(timeout=-1 if wait else 0)
+                with at_once():
+                    held = lock.acquire(timeout=-1 if wait else 0)
         except Timeout:
             return False
         with held:
@@ -190,12 +198,13 @@ class PairRunner:
             self.say(f"{self.tell(key, tuple(results))}{'' if new else ' (reused)'}")
         return tuple(results)
 
-    def whole_run(self, key: PairKey, arm: Arm) -> ArmResult:
-        """An arm's last stage with pictures and a served model: found or made, and scored."""
-        session = replace(self._session(key, arm), is_trial=False)
+    def completed(self, key: PairKey, arm: Arm) -> ArmResult:
+        """An arm's result on a pair that is done, its run now with pictures and a served model."""
+        result = self.done[key.number][self.arms.index(arm)]
+        session = self._session(key, arm)
         session.settings = session.settings.model_copy(update={"log_model": True})
-        summary = find_or_run(session, arm.last, self.nested_under, whole=True)
-        return self._scored(session, arm, summary)
+        complete(session, arm.last, result.run_id)
+        return result
 
     def run_extra(self, key: PairKey, arm: Arm) -> ArmResult:
         """Another arm on a pair's images, for show."""
@@ -212,14 +221,14 @@ class PairRunner:
         settings = session.resolved(key.apply(arm.settings))
         return replace(session, settings=settings, keys={}, done={})
 
-    def _scored(self, session: Session, arm: Arm, summary: StageSummary) -> ArmResult:
-        """A run's accuracy on the test images: as it was measured before, or measured now."""
+    def _scored(self, session: Session, arm: Arm, summary: Summary) -> ArmResult:
+        """A run's score on the test images: as it was measured before, or measured now."""
         run = self.tracking.get(summary.run_id)
         measured = scored_on(self.test_digest, session.precision)
         alone = replace(self.overlap, seen=np.zeros_like(self.overlap.seen))
         counts = alone.after([session.draw]).counts.metrics
-        if measured.items() <= run.tags.items():
-            test_acc = run.metrics["test/acc"]
+        if measured.items() <= run.tags.items() and TEST[self.metric] in run.metrics:
+            test = run.metrics[TEST[self.metric]]
             if not counts.items() <= run.metrics.items():
                 self.tracking.add_metrics(run.run_id, counts)
         else:
@@ -232,12 +241,12 @@ class PairRunner:
                 prefix=scored_prefix(arm, self.arms),
             )
             scores = score_logits(logits, self.test.labels)
-            test_acc = scores.acc
+            test = scores[self.metric]
             keep_scores(self.tracking, run, scores, measured, counts)
         return ArmResult(
             summary.run_id,
-            summary.val_acc,
-            test_acc,
+            summary.metrics[VAL[self.metric]],
+            test,
             self._chain_cost(run),
         )
 

@@ -1,34 +1,188 @@
-"""What a comparison of schedules came to: accuracies, differences, costs. Pure data.
+"""What finished pairs and draws came to: a `Decision` between two arms, or a grid `Compared`.
 
-In: a grid and the results of its runs. Out: everything that a report says, computed once.
+In: arms and the results of their runs. Out: everything that a report shows. Pure data: nothing is
+trained, measured or read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import mean
 
 import numpy as np
 import pandas as pd
 
-from pipeline.comparing.arms import Arm
+from pipeline.comparing.arms import Arm, Comparison, TunedArm
+from pipeline.comparing.cost import equal_steps
 from pipeline.comparing.draws import Pool
 from pipeline.comparing.grid import Grid
-from pipeline.comparing.pairs import ArmResult, PairKey, Results, resolution_pp
+from pipeline.comparing.pairs import ArmResult, Pair, PairKey, Results, resolution_pp
 from pipeline.data.overlap import Counts
+from pipeline.stats.design import Design
+from pipeline.stats.metrics import DEFAULT_SHARE, METRICS
 from pipeline.stats.posterior import Floats, Posterior, posterior
+from pipeline.stats.verdict import Verdict, verdict
+from pipeline.system.digests import digest_values
+from pipeline.tracking.keys import TEST, VAL, flat
 
 SURE = 0.95
 """A posterior probability from which a difference is counted in the summary."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class ArmCost:
+    """What an arm of a decision cost: means over pairs.
+
+    Attributes:
+        training_s: of all its stages, without the frozen prefix.
+        trained: parameters of its largest stage.
+        operations: floating-point operations of all its stages' training.
+    """
+
+    arm: Arm
+    training_s: float
+    trained: int
+    operations: float
+    val: float
+    test: float
+
+    @property
+    def optimism_pp(self) -> float:
+        """The metric on validation images at the selected epoch minus that on test images."""
+        return 100 * (self.val - self.test)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """A finished decision.
+
+    Attributes:
+        asked: the comparison before tuning.
+        beside: arms that were not judged, with their gains over the control on the first pairs.
+        test: how many images arms were scored on, and how many of them are no new ones.
+        tuned: what tuning came to, by arm; empty without tuning.
+        operations: of the treatment's and of the control's training, from `cost.operations_of`.
+    """
+
+    asked: Comparison
+    treatment: Arm
+    control: Arm
+    design: Design
+    pool: Pool
+    pairs: tuple[Pair, ...]
+    beside: Mapping[str, tuple[Arm, list[float]]]
+    test: Counts
+    classes: int
+    tuned: tuple[TunedArm, ...]
+    operations: tuple[float, float]
+    wall_s: float
+
+    @property
+    def metric(self) -> str:
+        """What the arms are compared by."""
+        return self.asked.decide.metric
+
+    @property
+    def gains_pp(self) -> list[float]:
+        """Gains in the order in which the pairs were run."""
+        return [pair.gain_pp for pair in self.pairs]
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict over the gains."""
+        return verdict(
+            self.gains_pp, self.design, self.pool.correction, resolution_pp(self.test.images)
+        )
+
+    @property
+    def sentence(self) -> str:
+        """The verdict for those who will not read the rest."""
+        sentence = self.verdict.sentence(self.treatment.words, self.control.words)
+        if self.metric == DEFAULT_SHARE:
+            return sentence
+        return f"By {METRICS[self.metric].words}: {sentence}"
+
+    @property
+    def recommended(self) -> Arm:
+        """The treatment where the verdict is justified, else the control: both were scored."""
+        return self.treatment if self.verdict.state == "justified" else self.control
+
+    @property
+    def steps(self) -> list[int]:
+        """Optimizer steps of each arm."""
+        images = self.treatment.settings.train_per_class * self.classes
+        return equal_steps([self.treatment, self.control], images)
+
+    @property
+    def costs(self) -> tuple[ArmCost, ArmCost]:
+        """What the treatment and the control cost."""
+        treatment = _cost(self.treatment, self.operations[0], [p.treatment for p in self.pairs])
+        return treatment, _cost(self.control, self.operations[1], [p.control for p in self.pairs])
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What the decision's run, its studies and the treatment's runs carry."""
+        known = self.verdict.posterior
+        assert known
+        low, high = known.interval_pp
+        return {
+            "verdict": self.verdict.state,
+            "verdict.kind": self.verdict.kind or "none",
+            "verdict.p_gain": f"{known.p_above:.4f}",
+            "verdict.p_equivalent": f"{known.p_inside:.4f}",
+            "verdict.p_harm": f"{known.p_below:.4f}",
+            "verdict.mean_gain_pp": f"{known.mean_pp:.3f}",
+            "verdict.interval_pp": f"{low:.3f} to {high:.3f}",
+            "verdict.pairs": str(known.pairs),
+            "verdict.recommended": self.recommended.words,
+            "verdict.question": self.question,
+            "verdict.metric": self.metric,
+        }
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What the decision's run measures."""
+        known = self.verdict.posterior
+        assert known
+        return {
+            "gain/mean_pp": known.mean_pp,
+            "gain/p_gain": known.p_above,
+            "gain/pairs": known.pairs,
+            **self.test.metrics,
+        }
+
+    @property
+    def question(self) -> str:
+        """What was asked, whatever the number of pairs: two arms, and what counts as a gain."""
+        arms = [
+            [arm.name, *(arm.settings.training(n).model_dump() for n in range(1, arm.last + 1))]
+            for arm in (self.treatment, self.control)
+        ]
+        counts: list[object] = [self.design.rope_pp, self.design.threshold]
+        if self.metric != DEFAULT_SHARE:  # decisions of earlier versions had no other
+            counts.append(self.metric)
+        return digest_values({"arms": arms, "design": counts})[:16]
+
+
+def _cost(arm: Arm, operations: float, results: Sequence[ArmResult]) -> ArmCost:
+    return ArmCost(
+        arm=arm,
+        training_s=mean(result.chain.training_s for result in results),
+        trained=results[0].chain.trained,
+        operations=operations,
+        val=mean(result.val for result in results),
+        test=mean(result.test for result in results),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Compared:
     """A finished comparison.
 
     Attributes:
         results: by backbone, a row a draw, in the order of the grid's arms.
-        test: how many images accuracies were measured on, and how many of them are no new ones.
+        test: how many images arms were scored on, and how many of them are no new ones.
         studies: names of the studies that an arm was tuned by, by backbone and schedule.
     """
 
@@ -55,7 +209,7 @@ class Compared:
         return [cell for cell in self.cells if cell.backbone == backbone]
 
     def difference(self, one: Cell, other: Cell) -> Posterior:
-        """What is believed about the accuracy of one minus that of another, draw by draw."""
+        """What is believed about the metric of one minus that of another, draw by draw."""
         return posterior(
             one.test_pp - other.test_pp,
             rope_pp=self.grid.compare.rope_pp,
@@ -64,7 +218,7 @@ class Compared:
         )
 
     def mean(self, cell: Cell) -> Posterior:
-        """What is believed about a cell's accuracy, in per cent."""
+        """What is believed about a cell's metric, in per cent."""
         return posterior(
             cell.test_pp,
             correction=self.pool.correction,
@@ -73,7 +227,7 @@ class Compared:
 
     def frame(self) -> pd.DataFrame:
         """A row for each run."""
-        rows = []
+        rows, metric = [], self.grid.compare.metric
         for cell in self.cells:
             for key, result in zip(self.keys, cell.results, strict=True):
                 rows.append(
@@ -83,8 +237,8 @@ class Compared:
                         "draw": key.draw,
                         "data_seed": key.data_seed,
                         "seed": key.seed,
-                        "test_acc": result.test_acc,
-                        "val_acc": result.val_acc,
+                        flat(TEST[metric]): result.test,
+                        flat(VAL[metric]): result.val,
                         "parameters_trained": result.chain.trained,
                         "training_s": round(result.chain.training_s, 2),
                         "prefix_s": round(result.chain.prefix_s, 2),
@@ -97,7 +251,7 @@ class Compared:
     def summary(self) -> list[str]:
         """A sentence for each schedule against the baseline, over all backbones."""
         lines = []
-        base = self.grid.compare.baseline
+        base = self.grid.baseline
         for name in [arm.name for arm in next(iter(self.grid.arms.values()))][1:]:
             known = {}
             for backbone in self.grid.arms:
@@ -126,8 +280,8 @@ class Cell:
 
     @property
     def test_pp(self) -> Floats:
-        """Test accuracy by draw, in per cent."""
-        return np.array([100 * result.test_acc for result in self.results])
+        """The metric on the test images by draw, in per cent."""
+        return np.array([100 * result.test for result in self.results])
 
     @property
     def training_s(self) -> float:

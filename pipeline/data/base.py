@@ -7,23 +7,26 @@ import io
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.data.images import IntArray, to_rgb
-from pipeline.data.stored import Stored
+from pipeline.data.images import (
+    DOUBT,
+    IntArray,
+    Ranges,
+    deep_values,
+    is_deep,
+    kind_of,
+    range_of,
+    to_rgb,
+)
+from pipeline.data.stored import Stored, spread
 from pipeline.errors import first_line
 from pipeline.system.text import one_line
-
-SPLIT_NAMES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
-}
-"""Words for a split in the names of files and folders; Hugging Face reads the same ones so."""
 
 SHOWN_CLASSES = 10
 
@@ -55,13 +58,14 @@ class Split:
     stored: Stored | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """A data set: the pool that draws are dealt from, and splits of its own, if any.
 
     Attributes:
         notes: what a person should know of how the data was understood, a sentence each.
         passed_over: files that lie among the images and were not read, in words; may be empty.
+        ranges: from which values deep images are scaled, in every split.
     """
 
     name: str
@@ -71,6 +75,7 @@ class Source:
     test: Split | None = None
     notes: tuple[str, ...] = ()
     passed_over: str = ""
+    ranges: Ranges = field(default_factory=dict)
 
     def class_sizes(self, split: Split) -> IntArray:
         """How many images each class has in a split of this source, (classes,)."""
@@ -116,7 +121,25 @@ class Source:
         return f"{', '.join(shown)} images{more}{theirs}"
 
 
-def decode_image(content: bytes | Path, where: str) -> Image.Image | Unreadable:
+def ranges_of(split: Split) -> Ranges:
+    """From which values deep images are scaled, as a sample of a split shows."""
+    ends: dict[str, list[float]] = {}
+    with suppress(Exception), warnings.catch_warnings():  # a damaged file is told elsewhere
+        warnings.simplefilter("ignore")
+        for content in split.stored.read(spread(len(split.labels))) if split.stored else ():
+            with suppress(Exception), Image.open(io.BytesIO(content)) as image:
+                if not is_deep(image):
+                    continue
+                upright, values = deep_values(image)
+                assert values is not None
+                finite = values[np.isfinite(values)]
+                ends.setdefault(kind_of(upright), []).extend((finite.min(), finite.max()))
+    return {kind: range_of(kind, min(found), max(found)) for kind, found in ends.items()}
+
+
+def decode_image(
+    content: bytes | Path, where: str, ranges: Ranges | None = None
+) -> Image.Image | Unreadable:
     """The image in these bytes or in this file as upright 8-bit RGB; `where` names it."""
     try:
         with warnings.catch_warnings():
@@ -124,8 +147,10 @@ def decode_image(content: bytes | Path, where: str) -> Image.Image | Unreadable:
             with Image.open(
                 io.BytesIO(content) if isinstance(content, bytes) else content
             ) as image:
-                image.load()
-                return to_rgb(image)
+                rgb = to_rgb(image, ranges)
+        if DOUBT in rgb.info:
+            rgb.info[DOUBT] = str(Unreadable(where, rgb.info[DOUBT]))
+        return rgb
     except UnidentifiedImageError:
         return Unreadable(where, what_it_is(content) or "not an image that Pillow knows")
     except Exception as err:  # noqa: BLE001 - each format of Pillow raises its own

@@ -13,31 +13,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-import torch
 from PIL import Image
 
 from pipeline.data.base import Source, Split, Unreadable
 from pipeline.data.images import (
-    GREY_DEPTH,
-    TOP_12_BIT,
     ImageSet,
     IntArray,
-    digest_image,
-    fit_square,
+    Ranges,
 )
+from pipeline.data.reading import doubtful, left_out, read_those_that_can_be, refuse_unreadable
 from pipeline.errors import DataError
 from pipeline.settings.run import Settings
 from pipeline.system.text import first_of, one_line
 
 _TEST_STREAM = 0x7E57  # another permutation than that of the draws
-SHOWN_UNREADABLE = 20
-UNREADABLE = "unreadable_images.txt"
-"""The artifact of a run that lists the images which it went on without."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +45,7 @@ class Draw:
     train: ImageSet
     val: ImageSet
     pool: str = ""
+    ranges: Ranges = field(default_factory=dict)
 
     @property
     def unreadable(self) -> tuple[str, ...]:
@@ -66,15 +60,15 @@ class Draw:
             notes.append(
                 f"{self.shared_images} validation images have the pixels of a training image"
             )
+        if twice := self._of_two_classes:
+            notes.append(
+                f"{len(twice)} pictures stand under two classes each, the first one under "
+                f"{' and '.join(map(one_line, twice[0]))}: remove them from one"
+            )
         if self.unreadable:
             notes.append(left_out(self.unreadable))
-        depths = Counter(self.train.grey_depths) + Counter(self.val.grey_depths)
-        if len(depths) > 1:
-            notes.append(
-                f"deep greyscale: images without a value above {TOP_12_BIT} are read as 12-bit "
-                f"({depths[12]} of them), the others as 16-bit ({depths[16]}): if all have one "
-                "depth, store them as 8-bit images"
-            )
+        if doubts := self.train.doubts + self.val.doubts:
+            notes.append(doubtful(doubts))
         return notes
 
     @property
@@ -89,13 +83,15 @@ class Draw:
         train = {row.tobytes() for row in self.train.digests}
         return sum(row.tobytes() in train for row in self.val.digests)
 
-
-def left_out(unreadable: Sequence[str]) -> str:
-    """What is said of images that are left out."""
-    return (
-        f"images left out, as they cannot be read: {len(unreadable)} ({first_of(unreadable, 3)}); "
-        f"the list stands in {UNREADABLE} of the run"
-    )
+    @property
+    def _of_two_classes(self) -> list[tuple[str, ...]]:
+        """The classes of each picture that has several."""
+        labels: dict[bytes, set[int]] = {}
+        for part in (self.train, self.val):
+            for row, label in zip(part.digests, part.labels.tolist(), strict=True):
+                labels.setdefault(row.tobytes(), set()).add(label)
+        found = (sorted(several) for several in labels.values() if len(several) > 1)
+        return [tuple(self.class_names[n] for n in several) for several in found]
 
 
 def deal_rows(
@@ -223,56 +219,6 @@ def _slice(
     )
 
 
-def read_images(
-    split: Split, rows: IntArray, image_size: int, *, skip_unreadable: bool = False
-) -> ImageSet:
-    """The images of these rows as an `ImageSet`, in order.
-
-    Raises:
-        DataError: images cannot be read; names them all, or as many as fit on a line.
-    """
-    images = _read(split, rows, image_size)
-    if not skip_unreadable:
-        _refuse(images.unreadable, len(rows))
-    return images
-
-
-def _read(split: Split, rows: IntArray, image_size: int) -> ImageSet:
-    """Those of these images that can be read."""
-    pixels = np.empty((len(rows), 3, image_size, image_size), dtype=np.uint8)
-    digests = np.empty((len(rows), 32), dtype=np.uint8)
-    kept: list[int] = []
-    unreadable: list[str] = []
-    depths: Counter[int] = Counter()
-    for position, rgb in enumerate(split.read(rows.tolist())):
-        if isinstance(rgb, Unreadable):
-            unreadable.append(str(rgb))
-            continue
-        depths.update([rgb.info[GREY_DEPTH]] if GREY_DEPTH in rgb.info else [])
-        digests[len(kept)] = np.frombuffer(digest_image(rgb), dtype=np.uint8)
-        pixels[len(kept)] = fit_square(rgb, image_size)
-        kept.append(position)
-    return ImageSet(
-        torch.from_numpy(pixels[: len(kept)]),
-        torch.from_numpy(split.labels[rows[kept]]),
-        digests[: len(kept)],
-        tuple(sorted(unreadable)),
-        depths,
-        rows[kept],
-    )
-
-
-def _refuse(unreadable: Sequence[str], count: int) -> None:
-    """Refuse images that cannot be read, of `count` that were asked for."""
-    if not unreadable:
-        return
-    which = "image" if len(unreadable) == 1 else f"{len(unreadable)} of {count} images:"
-    raise DataError(
-        f"cannot read {which} {first_of(unreadable, SHOWN_UNREADABLE)}: replace or remove "
-        f"{'it' if len(unreadable) == 1 else 'them'}, or go on without: -P skip_unreadable=true"
-    )
-
-
 def make_draw(
     source: Source,
     *,
@@ -290,12 +236,12 @@ def make_draw(
     """
     rows = deal_rows(source, train_per_class, val_per_class, data_seed, draw)
     train, val = (
-        _read(split, part, image_size)
+        read_those_that_can_be(split, part, image_size)
         for split, part in zip((source.pool, source.val or source.pool), rows, strict=True)
     )
-    dealt = Draw(source.name, source.class_names, train, val, source.digest())
+    dealt = Draw(source.name, source.class_names, train, val, source.digest(), source.ranges)
     if not skip_unreadable:
-        _refuse(dealt.unreadable, rows[0].size + rows[1].size)
+        refuse_unreadable(dealt.unreadable, rows[0].size + rows[1].size)
     for images, what in ((train, "train"), (val, "validate")):
         counts = np.bincount(images.labels.numpy(), minlength=len(source.class_names))
         if not counts.all():
@@ -305,6 +251,25 @@ def make_draw(
                 f"replace them ({first_of(images.unreadable, 3)})"
             )
     return dealt
+
+
+def check_readable(source: Source, draws: Iterable[Settings]) -> None:
+    """Refuse images of these draws that cannot be read, all at once; keeps none in memory.
+
+    Raises:
+        DataError: names them.
+    """
+    found: set[str] = set()
+    count = 0
+    for settings in draws:
+        if settings.skip_unreadable:
+            return
+        per_class = settings.train_per_class, settings.val_per_class
+        dealt = deal_rows(source, *per_class, settings.data_seed, settings.draw)
+        for split, rows in zip((source.pool, source.val or source.pool), dealt, strict=True):
+            found.update(str(i) for i in split.read(rows.tolist()) if isinstance(i, Unreadable))
+            count += rows.size
+    refuse_unreadable(sorted(found), count)
 
 
 def draw_in(source: Source, settings: Settings) -> Draw:

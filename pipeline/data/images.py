@@ -3,20 +3,21 @@
 Out: uint8 RGB. Transparency is laid on white, EXIF rotation is applied where it can be read
 (damaged metadata beside good pixels is no reason to refuse an image). Images are resized to cover
 a square and cropped at its centre. Not covered: animation (the first frame is taken), more than
-three colour channels, and 12-bit colour in 16-bit files (Pillow gives the upper 8 of the 16 bits).
+three colour channels, 16-bit greyscale with transparency (Pillow gives the upper 8 of its bits).
 
-Deep greyscale is scaled (Pillow's own conversion would clip it): 16 bits by 257, which is exact.
-Where no value is above 4095 the picture is one of 12 bits, as cameras and X-ray devices store them
-in 16-bit files, and is scaled by its own depth: by 257 it would be all but black. A 16-bit picture
-that never leaves the lowest sixteenth of its range looks the same and is brightened, too;
-`grey_depth` says which depth was taken, so that a mixture can be told.
+Deep images (more than 8 bits a channel) are scaled from one range for a whole data set, which
+`range_of` finds from the values of its training images: files of 16 bits hold 8, 10, 12 or 16 of
+them, and floating-point numbers lie where their author wants them. A picture that goes far beyond
+the range, or of which it leaves next to nothing, says so in `Image.info` under `DOUBT`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor
 
 U8Array = NDArray[np.uint8]
 IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
 
 
 _TURNS = {
@@ -38,20 +40,34 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What sets an image of this EXIF orientation upright."""
-TOP_12_BIT = 4095
-GREY_DEPTH = "grey_depth"
-"""Key of `Image.info`: bits that a deep greyscale image was taken to have, 12 or 16."""
+Range = tuple[float, float]
+Ranges = Mapping[str, Range]
+"""By kind of deep image (see `DEEP_KINDS`), the values that become black and white."""
+DEEP_KINDS = {"I": "whole numbers", "F": "floating point", "R": "16-bit colour"}
+TOPS = (255, 1023, 4095, 65535)
+"""Largest values of 8, 10, 12 and 16 bits."""
+DOUBT = "unfreeze: doubt"
+"""Key of `Image.info`: what may have been lost when a deep image became one of 8 bits."""
+_LOW_BYTES = {
+    "RGB;16B": "RGB;16L",
+    "RGB;16L": "RGB;16B",
+    "RGBA;16B": "RGBA;16L",
+    "RGBA;16L": "RGBA;16B",
+}
+"""What Pillow has to be told in place of a file's own layout to read the lower 8 of 16 bits."""
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """The image as 8-bit RGB, upright, on white where it was transparent."""
-    image = _upright(image)
-    if image.mode == "RGB" and "transparency" not in image.info:
+def to_rgb(image: Image.Image, ranges: Ranges | None = None) -> Image.Image:
+    """The image as 8-bit RGB, upright, on white where it was transparent.
+
+    `ranges`: those of the data set; a deep image of a kind that has none is scaled by its own.
+    """
+    image, deep = deep_values(image)
+    doubt = ""
+    if deep is not None:
+        image, doubt = _eight_bits(image, deep, ranges)
+    elif image.mode == "RGB" and "transparency" not in image.info:
         return image
-    depth = None
-    if image.mode.startswith("I") or image.mode == "F":
-        image, bits = _grey_8_bit(image)
-        depth = bits if bits > 8 else None
     if image.mode == "La":  # premultiplied: Pillow converts it to LA alone
         image = image.convert("LA")
     if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
@@ -59,9 +75,108 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", rgba.size, "white")
         image = Image.alpha_composite(white, rgba)
     rgb = image.convert("RGB")
-    if depth is not None:
-        rgb.info[GREY_DEPTH] = depth
+    if doubt:
+        rgb.info[DOUBT] = doubt
     return rgb
+
+
+def deep_values(image: Image.Image) -> tuple[Image.Image, FloatArray | None]:
+    """The image upright, and its values where they have more than 8 bits, (H, W) or (H, W, 3)."""
+    twin = _twin_of_low_bytes(image)
+    image = _upright(image)
+    if image.mode[0] in "IF":
+        return image, np.asarray(image, dtype=np.float64)
+    if twin is None:
+        return image, None
+    high = np.asarray(image, dtype=np.float64)[..., :3]
+    if high.max(initial=0) > TOPS[2] >> 8:
+        return image, high * 257
+    return image, high * 256 + np.asarray(_upright(twin))[..., :3]
+
+
+def _twin_of_low_bytes(image: Image.Image) -> Image.Image | None:
+    """The same picture, of which the lower bytes will be read; None: it has 8 bits a channel."""
+    low = _LOW_BYTES.get(_layout(image))
+    if low is None:
+        return None
+    file = getattr(image, "fp")  # noqa: B009 - of an `ImageFile`, which is not loaded yet
+    file.seek(0)
+    twin: Any = Image.open(io.BytesIO(file.read()))
+    twin.tile = [
+        tile._replace(args=low if isinstance(tile.args, str) else (low, *tile.args[1:]))
+        for tile in twin.tile
+    ]
+    return twin  # type: ignore[no-any-return]
+
+
+def _layout(image: Image.Image) -> str:
+    """How the pixels of an image that is not loaded yet lie in its file, in Pillow's words."""
+    args = [tile[3] for tile in getattr(image, "tile", [])]
+    return str(args[0] if isinstance(args[0], str) else args[0][0]) if args and args[0] else ""
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether an image that is not loaded yet has more than 8 bits a channel."""
+    return image.mode[0] in "IF" or _layout(image) in _LOW_BYTES
+
+
+def kind_of(image: Image.Image) -> str:
+    """The key of a deep image in `Ranges`."""
+    return image.mode[0]
+
+
+def range_of(kind: str, low: float, high: float) -> Range:
+    """The range of a data set whose finite values lie between these.
+
+    Whole numbers fill 8, 10, 12 or 16 bits. Floating-point ones lie in 0 to 1, -1 to 1, or are
+    whole numbers; interpolation leads a little beyond. All others are taken as they are.
+    """
+    slack = 0.02 if kind == "F" else 0.0
+    if kind == "F" and -1 - slack <= low < -0.1 and high <= 1 + slack:
+        return -1, 1
+    if low < -0.05 * high:
+        return low, max(high, low + 1)
+    tops = (1, *TOPS) if kind == "F" else TOPS
+    return 0, next((top for top in tops if high <= top * (1 + slack)), high)
+
+
+def _eight_bits(
+    image: Image.Image, values: FloatArray, ranges: Ranges | None
+) -> tuple[Image.Image, str]:
+    """A deep image as one of 8 bits, and what may have been lost; not a number is black."""
+    finite = values[np.isfinite(values)]
+    own = range_of(kind_of(image), finite.min(initial=np.inf), finite.max(initial=-np.inf))
+    low, high = (ranges or {}).get(kind_of(image), own if finite.size else (0, 1))
+    shown = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
+    grey = np.clip(np.rint((shown - low) * (255 / (high - low))), 0, 255).astype(np.uint8)
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        grey[values == key] = 255
+    doubt = _doubt(finite, grey, (low, high))
+    if ranges is not None and kind_of(image) not in ranges:
+        doubt = f"scaled by its own values, {low:g} to {high:g}, as no training image is deep"
+    if values.ndim == 2:
+        return Image.fromarray(grey), doubt
+    if high == TOPS[-1]:
+        return image, doubt  # its upper bytes are what Pillow gives
+    colour = Image.fromarray(grey)
+    if image.mode == "RGBA":
+        colour.putalpha(image.getchannel("A"))
+    return colour, doubt
+
+
+def _doubt(values: FloatArray, grey: U8Array, known: Range) -> str:
+    low, high = known
+    slack = 0.02 * (high - low)
+    beyond = (values < low - slack) | (values > high + slack)
+    if values.size and beyond.mean() > 0.01:
+        return (
+            f"holds values from {values.min():g} to {values.max():g}, the training images "
+            f"{low:g} to {high:g}"
+        )
+    levels = min(len(np.unique(values)), 256)
+    left = len(np.unique(grey))
+    return f"{left} of {levels} levels are left" if left * 16 < levels else ""
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -77,24 +192,6 @@ def _upright(image: Image.Image) -> Image.Image:
     kept = image.info.get("transparency")
     turned.info = {} if kept is None else {"transparency": kept}  # turned once and for all
     return turned
-
-
-def _grey_8_bit(image: Image.Image) -> tuple[Image.Image, int]:
-    """Deep greyscale as 8 bits, and how many bits it was taken to have (see the header).
-
-    The depth of modes I and F is not recorded: up to 255 they are 8-bit values, F up to 1 a share.
-    """
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-    top = values.max(initial=0.0)
-    bits = 16 if top > TOP_12_BIT else 12
-    scale = 1 / 257 if bits == 16 else 255 / TOP_12_BIT
-    if not image.mode.startswith("I;16") and top <= 255:
-        bits, scale = 8, 255.0 if image.mode == "F" and top <= 1 else 1.0
-    grey = np.clip(np.rint(values * scale), 0, 255)
-    key = image.info.get("transparency")
-    if isinstance(key, int):
-        grey[values == key] = 255
-    return Image.fromarray(grey.astype(np.uint8)), bits
 
 
 def digest_image(rgb: Image.Image) -> bytes:
@@ -120,14 +217,14 @@ class ImageSet:
         digests: the SHA-256 of each original image, uint8, (N, 32).
         unreadable: images that were asked for and left out, and why, a line each.
         rows: where each stands in the split that it was read from, (N,).
-        grey_depths: how many images were deep greyscale of so many bits.
+        doubts: deep images that may have lost what they show, and why, a line each.
     """
 
     pixels: Tensor
     labels: Tensor
     digests: U8Array
     unreadable: tuple[str, ...] = ()
-    grey_depths: Mapping[int, int] = field(default_factory=dict)
+    doubts: tuple[str, ...] = ()
     rows: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     def __len__(self) -> int:

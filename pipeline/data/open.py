@@ -19,15 +19,17 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
-from pipeline.data.base import Source, Split
+from pipeline.data.base import Source, Split, ranges_of
 from pipeline.data.folders.image_folder import open_image_folder
 from pipeline.data.folders.listing import entries_of, holds_images, list_files
-from pipeline.data.images import IntArray
+from pipeline.data.images import DEEP_KINDS, IntArray, Ranges
 from pipeline.data.parquet.columns import holds_image_column
 from pipeline.data.parquet.labels import check_names
 from pipeline.data.parquet.read import open_parquet
 from pipeline.data.stored import stored_arrays
 from pipeline.errors import DataError, DownloadError, first_line
+from pipeline.system.files import holding
+from pipeline.system.interrupts import at_once
 from pipeline.system.text import first_of, one_line
 
 NAMES = ("digits", "cifar10", "cifar100")
@@ -61,13 +63,26 @@ def open_source(
             f"data={data}: a file that is not .parquet: pass an image folder or parquet files"
         )
     parquet, notes = ([path], ()) if path.is_file() else _parquet_files(path, image_column)
-    if parquet:
-        source = open_parquet(path, parquet, **named)
-    else:
+    if not parquet:
         _refuse_columns(data, named)
-        source = open_image_folder(path)
+
+    def opened(ranges: Ranges) -> Source:
+        if parquet:
+            return open_parquet(path, parquet, ranges, **named)
+        return open_image_folder(path, ranges)
+
+    source = opened({})
+    if ranges := ranges_of(source.pool):
+        source = replace(opened(ranges), ranges=ranges)
     _check_classes(data, source)
-    return replace(source, notes=(*notes, *source.notes))
+    if source.test is not None and not len(source.test.labels):
+        notes = (*notes, "the test split holds no image: it is left out")
+        source = replace(source, test=None)
+    deep = tuple(
+        f"deep images ({DEEP_KINDS[kind]}) are scaled from {low:g} to {high:g}"
+        for kind, (low, high) in ranges.items()
+    )
+    return replace(source, notes=(*notes, *source.notes, *deep))
 
 
 def _parquet_files(folder: Path, image_column: str) -> tuple[list[Path], tuple[str, ...]]:
@@ -128,7 +143,10 @@ def _open_digits() -> Source:
 
     names = tuple(str(n) for n in range(10))
     return Source(
-        "digits", names, split(np.flatnonzero(~is_test)), test=split(np.flatnonzero(is_test))
+        name="digits",
+        class_names=names,
+        pool=split(np.flatnonzero(~is_test)),
+        test=split(np.flatnonzero(is_test)),
     )
 
 
@@ -141,7 +159,7 @@ def _open_cifar(name: str, folder: Path) -> Source:
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
     try:
-        with FileLock(folder / f"{name}.lock"):
+        with holding(FileLock(folder / f"{name}.lock")), at_once():
             train, test = (dataset(folder, train=part, download=True) for part in (True, False))
     except (OSError, RuntimeError, HTTPException) as err:
         raise DownloadError(
@@ -161,4 +179,4 @@ def _open_cifar(name: str, folder: Path) -> Source:
             stored_arrays(part.data),
         )
 
-    return Source(name, tuple(train.classes), split(train), test=split(test))
+    return Source(name=name, class_names=tuple(train.classes), pool=split(train), test=split(test))

@@ -1,16 +1,18 @@
-"""Test images that are no new ones: copies of images that draws are dealt from.
+"""What accuracies on a test split rest on: copies, classes without an image, images left out.
 
 In: a source and its test images, then the draws that runs were made on. Out: how many test images
 are stored byte for byte among the images that draws are dealt from, and how many have the pixels
-of an image that was trained or validated on. Only stored images of one size are read, and nothing
-is decoded again: a copy in another format is found in the draws that were used, and there alone.
+of an image that was trained or validated on; the classes that no test image is of; how many images
+of the test split and of the draws could not be read. Only stored images of one size are read, and
+nothing is decoded again: a copy in another format is found in the draws that were used, and there
+alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,21 +21,44 @@ from pipeline.data.base import Source
 from pipeline.data.draws import Draw, draw_in
 from pipeline.data.images import ImageSet
 from pipeline.settings.run import Settings
+from pipeline.system.interrupts import check
+from pipeline.system.text import first_of
 
 BoolArray = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Test images, those that are copies of pool images, those of these that runs have met."""
+    """Test images, those that are copies of pool images, those of these that runs have met.
+
+    Attributes:
+        missing: classes that no test image is of.
+        left_out: images of the test split, and of the draws, that cannot be read.
+    """
 
     images: int
     copies: int
     seen: int
+    missing: tuple[str, ...] = ()
+    left_out: tuple[int, int] = (0, 0)
 
     @property
     def words(self) -> str:
         """The test images in a sentence about what they were used for."""
+        return "; ".join([self._copies_in_words, *self._gaps])
+
+    @property
+    def _gaps(self) -> list[str]:
+        gaps = []
+        if self.missing:
+            gaps.append(f"no test image is of class {first_of(self.missing)}")
+        if any(self.left_out):
+            test, draws = self.left_out
+            gaps.append(f"left out, as they cannot be read: {test} test images, {draws} of draws")
+        return gaps
+
+    @property
+    def _copies_in_words(self) -> str:
         if not self.copies:
             return f"{self.images} test images that no training, tuning or selection has seen"
         verb = "is a copy" if self.copies == 1 else "are copies"
@@ -46,14 +71,15 @@ class Counts:
 
     @property
     def note(self) -> str:
-        """A line for people; empty where all is well."""
-        if not self.copies:
-            return ""
-        met = f", {self.seen} of them trained or validated on by these runs" if self.seen else ""
-        return (
-            f"note: {self.copies} of {self.images} test images are copies of images that draws "
-            f"are dealt from{met}: take them out of the test split"
-        )
+        """A line a gap for people; empty where all is well."""
+        lines = [f"note: {gap}" for gap in self._gaps]
+        if self.copies:
+            met = f", {self.seen} of them trained or validated on by these runs"
+            lines.append(
+                f"note: {self.copies} of {self.images} test images are copies of images that "
+                f"draws are dealt from{met if self.seen else ''}: take them out of the test split"
+            )
+        return "\n".join(lines)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -69,28 +95,33 @@ class Overlap:
         test: the test images.
         copies: stored among the images that draws are dealt from, (N,).
         seen: trained or validated on, (N,).
+        class_names: of the source.
+        left_out: images of the draws that cannot be read.
     """
 
     test: ImageSet
     copies: BoolArray
     seen: BoolArray
+    class_names: tuple[str, ...] = ()
+    left_out: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, test: ImageSet, source: Source | None = None) -> Overlap:
         """Before any draw was used. `source`: whose test split `test` was read from."""
         nothing = np.zeros(len(test), dtype=np.bool_)
-        return cls(test, stored_copies(source)[test.rows] if source else nothing, nothing)
+        if source is None:
+            return cls(test, nothing, nothing)
+        return cls(test, stored_copies(source)[test.rows], nothing, source.class_names)
 
     def after(self, draws: Iterable[Draw]) -> Overlap:
         """The same once these draws were trained and validated on, too."""
-        met = {
-            row.tobytes()
-            for draw in draws
-            for part in (draw.train, draw.val)
-            for row in part.digests
-        }
+        met: set[bytes] = set()
+        left_out = set(self.left_out)
+        for draw in draws:
+            met.update(row.tobytes() for part in (draw.train, draw.val) for row in part.digests)
+            left_out.update(draw.unreadable)
         now = np.array([row.tobytes() in met for row in self.test.digests], dtype=np.bool_)
-        return Overlap(self.test, self.copies, self.seen | now)
+        return replace(self, seen=self.seen | now, left_out=frozenset(left_out))
 
     @property
     def either(self) -> BoolArray:
@@ -100,7 +131,14 @@ class Overlap:
     @property
     def counts(self) -> Counts:
         """How many."""
-        return Counts(len(self.test), int(self.either.sum()), int(self.seen.sum()))
+        there = set(self.test.labels.tolist())
+        return Counts(
+            len(self.test),
+            int(self.either.sum()),
+            int(self.seen.sum()),
+            tuple(name for n, name in enumerate(self.class_names) if n not in there),
+            (len(self.test.unreadable), len(self.left_out)),
+        )
 
 
 def tuning_draws(source: Source, settings: Settings, count: int) -> Iterator[Draw]:
@@ -129,4 +167,5 @@ def stored_copies(source: Source) -> BoolArray:
 
 
 def _digest(content: bytes) -> bytes:
+    check()
     return hashlib.sha256(content).digest()

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.images import IntArray
+from pipeline.system.interrupts import check
 
 SAMPLED = 128
 """Images of which a split's digest reads every byte; of the others it takes the size."""
@@ -56,6 +57,7 @@ def digest_all(contents: Iterable[bytes]) -> bytes:
     """SHA-256 over the SHA-256 of each."""
     hasher = hashlib.sha256()
     for content in contents:
+        check()
         hasher.update(hashlib.sha256(content).digest())
     return hasher.digest()
 

@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.entries.plans import StagePlan
+from pipeline.reporting.page import to_markdown
 from pipeline.runs.command import Command
+from pipeline.runs.completion import complete
 from pipeline.runs.lineage import check_agreement, check_parent, check_places, inherit
 from pipeline.runs.run_stage import find_or_run, run_stage
 from pipeline.runs.session import Session
-from pipeline.runs.summary import StageSummary, table_markdown, table_text
+from pipeline.runs.summary import summary_table
 from pipeline.settings.request import Request
 from pipeline.settings.run import INHERITED_KEYS, PLACE_KEYS, Settings, plain_values
-from pipeline.system.text import as_markdown
+from pipeline.system.text import in_columns
 from pipeline.tracking import RunView, Tracking
+from pipeline.tracking.history import Summary
 
 if TYPE_CHECKING:
     from pipeline.tuning.storage import Storage
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 WITHOUT_PARENT = "leave parent_run_id out to have a parent found or trained"
 
 
-def stage_entry(command: Command, plan: StagePlan) -> StageSummary:
+def stage_entry(command: Command, plan: StagePlan) -> Summary:
     """Entry points stage1, stage2, …: the stage's parent is given, found or trained."""
     number, settings = plan.number, plan.settings
     tracking = Tracking.connect()
@@ -102,30 +105,32 @@ def _tuned(
     return with_tuned(session, stages, explicit, studies)
 
 
-def main_entry(command: Command, settings: Settings) -> list[StageSummary]:
+def main_entry(command: Command, settings: Settings) -> list[Summary]:
     """Entry point main: every stage of the schedule, and a run that sums them up."""
     tracking = Tracking.connect()
     data = Path(settings.data).name
-    name = f"{settings.schedule} · {data} · {settings.backbone} · draw {settings.draw}"
+    name = f"{settings.stage(1).schedule} · {data} · {settings.backbone} · draw {settings.draw}"
     with tracking.explained():  # what is wrong with the images is told before a run is started
         studies = _studies(command, tracking)
         session = Session.open(settings, tracking, command.say, command.on_epoch)
     with tracking.run(name, {"kind": "chain"}, target=True) as log:
         session = _tuned(command.request, session, range(1, len(settings.stages) + 1), studies)
         settings = session.settings
-        rows = [
-            find_or_run(session, n, log.run_id, whole=True)
-            for n in range(1, len(settings.stages) + 1)
-        ]
+        numbers = range(1, len(settings.stages) + 1)
+        rows = [find_or_run(session, number, log.run_id) for number in numbers]
+        for row in rows:
+            complete(session, row.number, row.run_id)
         log.params(plain_values(settings))
         for row in rows:
-            prefix = f"stage{row.stage.number}"
-            log.metrics({f"{prefix}/val_acc": row.val_acc, f"{prefix}/val_loss": row.val_loss})
+            prefix = f"stage{row.number}"
+            log.metrics({f"{prefix}/{name}": value for name, value in row.val.items()})
             log.tags({f"{prefix}_run_id": row.run_id})
-        log.tags({"mlflow.note.content": f"{as_markdown(name)}\n\n{table_markdown(rows)}\n"})
-        log.text(table_markdown(rows) + "\n", "summary.md")
+        table = summary_table(rows)
+        page = to_markdown("chain", name=name, table=table)
+        log.tags({"mlflow.note.content": page})
+        log.text(page, "summary.md")
         log.text(json.dumps(plain_values(settings), indent=2) + "\n", "settings.json")
     command.say("")
-    command.say(table_text(rows))
+    command.say(in_columns(table))
     command.say(f"\nbrowse the runs: {tracking.ui_command}")
     return rows

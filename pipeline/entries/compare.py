@@ -17,6 +17,7 @@ from pipeline.comparing.draws import Pool, pool_in
 from pipeline.comparing.grid import Grid, explicit_keys_of_arm
 from pipeline.comparing.pairs import PairKey, PairRunner, Results, pair_keys
 from pipeline.comparing.results import Compared
+from pipeline.data.draws import check_readable
 from pipeline.data.overlap import Overlap, tuning_draws
 from pipeline.entries.chain import check_storage
 from pipeline.runs.command import Command
@@ -26,6 +27,7 @@ from pipeline.runs.stage_log import log_unreadable
 from pipeline.runs.summary import minutes
 from pipeline.runs.workers import run_workers
 from pipeline.settings.run import plain_values
+from pipeline.stats.metrics import METRICS
 from pipeline.tracking import Tracking
 
 OF_AN_ARM = ("schedule", "backbone", "weights", "draw", "seed")
@@ -62,6 +64,7 @@ def compare_entry(command: Command, grid: Grid) -> Compared | None:
             _walk(grid, keys, overlap, command, tracking, command.joins)
             return None
         images = settings.train_per_class * len(source.class_names)
+        check_readable(source, [key.apply(settings) for key in keys])
         for note in source.notes:
             command.say(f"note: {note}")
         steps = _tell_beforehand(grid, keys, pool, overlap, images, command, tracking)
@@ -81,14 +84,14 @@ def compare_entry(command: Command, grid: Grid) -> Compared | None:
             grid, studies = _tuned(grid, command, tracking)
             results, overlap = _walk(grid, keys, overlap, command, tracking, log.run_id)
             compared = Compared(
-                grid,
-                pool,
-                keys,
-                results,
-                studies,
-                overlap.counts,
-                steps,
-                time.perf_counter() - started,
+                grid=grid,
+                pool=pool,
+                keys=keys,
+                results=results,
+                studies=studies,
+                test=overlap.counts,
+                steps=steps,
+                wall_s=time.perf_counter() - started,
             )
             log_comparison(compared, log, command.say)
     command.say(f"browse the runs: {tracking.ui_command}")
@@ -110,7 +113,8 @@ def _tell_beforehand(
     test = overlap.test
     command.say(
         f"{', '.join(names)} on {', '.join(grid.arms)}: {shown_steps(steps)} optimizer steps, "
-        f"{len(keys)} draws; {pool.sentence}; scored on {len(test)} test images"
+        f"{len(keys)} draws; {pool.sentence}; {METRICS[grid.compare.metric].words} on "
+        f"{len(test)} test images"
     )
     if note := overlap.counts.note:
         command.say(note)
@@ -171,14 +175,21 @@ def _walk(
 
         def tell(key: PairKey, results: Results, name: str = backbone) -> str:
             shown = ", ".join(
-                f"{arm.name} {result.test_acc:.2%}"
+                f"{arm.name} {result.test:.2%}"
                 for arm, result in zip(grid.arms[name], results, strict=True)
             )
             images = f"data_seed {key.data_seed}" if resampled else f"draw {key.draw}"
             return f"{name}, {images}, seed {key.seed}: {shown}"
 
         runner = PairRunner(
-            arms, overlap, tracking, run_id, command.say, tell, only_new=bool(command.joins)
+            arms=arms,
+            overlap=overlap,
+            tracking=tracking,
+            nested_under=run_id,
+            say=command.say,
+            tell=tell,
+            metric=grid.compare.metric,
+            only_new=bool(command.joins),
         )
         found[backbone] = runner.run_all(keys)
         overlap = runner.overlap

@@ -19,12 +19,12 @@ from pipeline.comparing.arms import (
     at_equal_steps,
     own_stages,
 )
-from pipeline.comparing.cost import equal_steps, seconds_a_draw, shown_steps
-from pipeline.comparing.decision import Decision
-from pipeline.comparing.decision_marks import mark
+from pipeline.comparing.cost import equal_steps, operations_of, seconds_a_draw, shown_steps
 from pipeline.comparing.decision_page import log_decision
 from pipeline.comparing.draws import Pool, pool_in
 from pipeline.comparing.pairs import Pair, PairKey, PairRunner, Results, pair_keys, resolution_pp
+from pipeline.comparing.results import Decision
+from pipeline.data.draws import check_readable
 from pipeline.data.images import ImageSet
 from pipeline.data.overlap import Overlap, tuning_draws
 from pipeline.entries.chain import check_storage
@@ -37,6 +37,7 @@ from pipeline.runs.workers import run_workers
 from pipeline.settings.entry import usable_name
 from pipeline.settings.run import plain_values
 from pipeline.stats.design import Design
+from pipeline.stats.metrics import METRICS
 from pipeline.stats.operating import characteristics_text, operating_characteristics
 from pipeline.stats.verdict import verdict
 from pipeline.tracking import ModelVersion, RunLog, Tracking
@@ -45,7 +46,7 @@ TRUE_GAINS_PP = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0)
 CHAMPION = "champion"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Desk:
     """What a decision works with: where it records, what it scores on, how pairs are dealt.
 
@@ -83,11 +84,20 @@ def decide_entry(command: Command, plan: Comparison) -> Decision | None:
         overlap = Overlap.of(test, source).after(tuning_draws(source, settings, reserved))
         design = replace(plan.decide.design, looks=pool.looks)
         images = settings.train_per_class * len(source.class_names)
-        desk = Desk(command, tracking, overlap, images, pool, design)
+        desk = Desk(
+            command=command,
+            tracking=tracking,
+            overlap=overlap,
+            images=images,
+            pool=pool,
+            design=design,
+        )
         if command.joins:
             plan, _ = _tuned(plan, desk)
             _walk(plan, desk, None)
             return None
+        first = pair_keys(pool, settings)[: design.looks[0]]
+        check_readable(source, [key.apply(settings) for key in first])
         for note in source.notes:
             command.say(f"note: {note}")
         _tell_beforehand(plan, desk)
@@ -102,19 +112,23 @@ def decide_entry(command: Command, plan: Comparison) -> Decision | None:
             plan, tuned = _tuned(plan, desk)
             pairs, runner = _walk(plan, desk, log)
             beside = _run_extra_arms(plan, runner, pairs)
-            wall_s = time.perf_counter() - started
+            classes = len(source.class_names)
             decision = Decision(
-                asked,
-                plan.treatment,
-                plan.control,
-                design,
-                pool,
-                tuple(pairs),
-                beside,
-                runner.overlap.counts,
-                len(source.class_names),
-                tuned,
-                wall_s,
+                asked=asked,
+                treatment=plan.treatment,
+                control=plan.control,
+                design=design,
+                pool=pool,
+                pairs=tuple(pairs),
+                beside=beside,
+                test=runner.overlap.counts,
+                classes=classes,
+                tuned=tuned,
+                operations=(
+                    operations_of(plan.treatment, classes),
+                    operations_of(plan.control, classes),
+                ),
+                wall_s=time.perf_counter() - started,
             )
             log_decision(decision, log, tracking, command.say)
             _register(decision, plan, runner, log)
@@ -128,7 +142,8 @@ def _tell_beforehand(plan: Comparison, desk: Desk) -> None:
     steps = equal_steps([plan.treatment, plan.control], desk.images)
     say(
         f"{plan.treatment.words} against {plan.control.words}, {shown_steps(steps)} optimizer "
-        f"steps; {pool.sentence}; scored on {len(desk.test)} test images"
+        f"steps; {pool.sentence}; {METRICS[plan.decide.metric].words} "
+        f"on {len(desk.test)} test images"
     )
     if note := desk.overlap.counts.note:
         say(note)
@@ -172,14 +187,14 @@ def _tuned(plan: Comparison, desk: Desk) -> tuple[Comparison, tuple[TunedArm, ..
     last = plan.treatment.last
     stages, fixed = range(1, last + 1), plan.explicit
     treatment = tune_arm(desk.command, desk.tracking, plan.tune, plan.treatment, stages, fixed)
-    control = at_equal_steps(treatment.arm, plan.control.name, plan.request, plan.treatment)
+    control = at_equal_steps(treatment.arm, plan.control.schedule, plan.request, plan.treatment)
     equal_steps([treatment.arm, control], desk.images)
     fixed = own_stages(plan)
     trials = plan.tune.n_trials * (last - control.last + len(fixed))
     tune = plan.tune.model_copy(update={"n_trials": math.ceil(trials / len(fixed))})
     tuned = tune_arm(desk.command, desk.tracking, tune, control, fixed, fixed)
-    names = [arm.name for arm in plan.extra_arms]
-    extra = tuple(at_equal_steps(treatment.arm, name, plan.request) for name in names)
+    schedules = [arm.schedule for arm in plan.extra_arms]
+    extra = tuple(at_equal_steps(treatment.arm, one, plan.request) for one in schedules)
     plan = replace(plan, treatment=treatment.arm, control=tuned.arm, extra_arms=extra)
     return plan, (treatment, tuned)
 
@@ -193,18 +208,19 @@ def _walk(plan: Comparison, desk: Desk, log: RunLog | None) -> tuple[list[Pair],
         images = f"data_seed {key.data_seed}" if pool.resampled else f"draw {key.draw}"
         return (
             f"pair {key.number + 1} ({images}, seed {key.seed}): "
-            f"{plan.treatment.words} {treatment.test_acc:.2%}, "
-            f"{plan.control.words} {control.test_acc:.2%}, "
+            f"{plan.treatment.words} {treatment.test:.2%}, "
+            f"{plan.control.words} {control.test:.2%}, "
             f"gain {Pair(key, treatment, control).gain_pp:+.2f} pp"
         )
 
     runner = PairRunner(
-        (plan.treatment, plan.control),
-        desk.overlap,
-        desk.tracking,
-        log.run_id if log else desk.command.joins,
-        desk.command.say,
-        tell,
+        arms=(plan.treatment, plan.control),
+        overlap=desk.overlap,
+        tracking=desk.tracking,
+        nested_under=log.run_id if log else desk.command.joins,
+        say=desk.command.say,
+        tell=tell,
+        metric=plan.decide.metric,
         only_new=log is None,
     )
     keys = pair_keys(pool, settings)
@@ -244,8 +260,8 @@ def _run_extra_arms(
         found = []
         for pair in pairs[: plan.decide.beside]:
             result = runner.run_extra(pair.key, arm)
-            found.append(100 * (result.test_acc - pair.control.test_acc))
-            runner.say(f"pair {pair.key.number + 1}, beside: {arm.words} {result.test_acc:.2%}")
+            found.append(100 * (result.test - pair.control.test))
+            runner.say(f"pair {pair.key.number + 1}, beside: {arm.words} {result.test:.2%}")
         gains[arm.name] = (arm, found)
     return gains
 
@@ -255,7 +271,7 @@ def _register(decision: Decision, plan: Comparison, runner: PairRunner, log: Run
     if plan.decide.register_as == "off":
         return
     arm = decision.recommended
-    result = runner.whole_run(decision.pairs[0].key, arm)
+    result = runner.completed(decision.pairs[0].key, arm)
     run = runner.tracking.get(result.run_id)
     settings = arm.settings
     name = plan.decide.register_as or usable_name(
@@ -264,13 +280,12 @@ def _register(decision: Decision, plan: Comparison, runner: PairRunner, log: Run
     tags = {"verdict": decision.verdict.state, "decision_run_id": log.run_id}
     text = (
         f"{decision.sentence}\n\nRecommended: {arm.words}; this model, of the first pair, "
-        f"reached {result.test_acc:.2%} on the test images. Decision: run "
-        f"{log.run_id}."
+        f"reached {result.test:.2%} {METRICS[decision.metric].words} on the test images. "
+        f"Decision: run {log.run_id}."
     )
     registered = runner.tracking.register(
         name, ModelVersion(run.tags["model_uri"], CHAMPION, text, tags)
     )
-    mark(decision, log.run_id, run, runner.tracking)
     log.tags({"champion": f"models:/{name}@{CHAMPION}", "champion_run_id": run.run_id})
     runner.say(
         f"recommended: {arm.words}; models:/{name}@{CHAMPION} is version "

@@ -17,10 +17,9 @@ from pydantic import BaseModel
 from pipeline.entries.table import ENTRY_POINTS, EntryPoint
 from pipeline.errors import SettingsError
 from pipeline.settings.entry import CommandSettings, TuneSettings, describe_field
-from pipeline.settings.layers import nearest, preset_names
+from pipeline.settings.layers import hint_for, preset_names, split_stage_key
 from pipeline.settings.run import (
     RUN_KEYS,
-    STAGE_KEYS,
     TRAIN_KEYS,
     Settings,
     TrainSettings,
@@ -38,8 +37,8 @@ class _Parser(argparse.ArgumentParser):
         raise SettingsError(f"{message}: see `{self.prog} --help`")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
+def build_parser(stage_keys: Iterable[str] = ()) -> argparse.ArgumentParser:
+    """The parser of the whole command line; `stage_keys`: settings of single stages to take."""
     parser = _Parser(
         prog="unfreeze" if Path(sys.argv[0]).name == "unfreeze" else "python -m pipeline",
         description="How far should a pretrained image classifier be unfrozen?",
@@ -54,6 +53,8 @@ def build_parser() -> argparse.ArgumentParser:
             argument_default=argparse.SUPPRESS,
         )
         _add_row(command, row)
+        for key in stage_keys if row.run_keys is None else ():
+            command.add_argument(f"--{key}", help=argparse.SUPPRESS)
     return parser
 
 
@@ -72,8 +73,6 @@ def _add_row(command: argparse.ArgumentParser, row: EntryPoint[Any]) -> None:
     _add(command, "what is run", Settings, RUN_KEYS)
     group = _add(command, f"how {row.trains} is trained", TrainSettings, TRAIN_KEYS)
     group.description = "the same for one stage: --stage1.lr, --stage2.epochs, ..."
-    for key in STAGE_KEYS:
-        command.add_argument(f"--{key}", help=argparse.SUPPRESS)
 
 
 def _add(
@@ -103,7 +102,8 @@ def parse(argv: Sequence[str] | None) -> tuple[str, dict[str, str]]:
         SettingsError: an option that is not known.
     """
     words = sys.argv[1:] if argv is None else argv
-    known, unknown = build_parser().parse_known_args(_without_flags(words))
+    words = _without_flags(words)
+    known, unknown = build_parser(_stage_keys(words)).parse_known_args(words)
     options = {key: value for key, value in vars(known).items() if key != "entry_point"}
     for key, value in options.items():
         if not is_unicode(value):
@@ -118,6 +118,13 @@ def parse(argv: Sequence[str] | None) -> tuple[str, dict[str, str]]:
             or f"unexpected words on the command line: {' '.join(unknown)}: see --help"
         )
     return known.entry_point, options
+
+
+def _stage_keys(words: Sequence[str]) -> list[str]:
+    """The settings of single stages, of whatever number, among these words."""
+    keys = dict.fromkeys(word[2:].partition("=")[0] for word in words if word.startswith("--"))
+    split = {key: split_stage_key(key) for key in keys}
+    return [key for key, (number, name) in split.items() if number and name in TRAIN_KEYS]
 
 
 def _without_flags(words: Sequence[str]) -> list[str]:
@@ -137,5 +144,5 @@ def _unknown(key: str, entry_point: str) -> str:
     others = [row.name for row in ENTRY_POINTS.values() if key in row.keys]
     if others:
         return f"setting {key} (command line) is one of {', '.join(others)}, not of {entry_point}"
-    hint = nearest(key, ENTRY_POINTS[entry_point].keys) or ": --help lists every setting"
+    hint = hint_for(key, ENTRY_POINTS[entry_point].keys)
     return f"unknown setting {key} (command line){hint}"

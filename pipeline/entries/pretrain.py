@@ -24,6 +24,7 @@ from pipeline.settings.run import Settings
 from pipeline.system.digests import digest_tensors
 from pipeline.system.files import storage_faults, write_atomically
 from pipeline.tracking import Tracking
+from pipeline.tracking.keys import VAL_ACC, flat
 
 PROVENANCE = "provenance"
 VAL_SHARE, VAL_AT_MOST = 0.1, 100
@@ -64,7 +65,7 @@ def pretrain_entry(command: Command, plan: PretrainPlan) -> Path:
                 "training": settings.training(1).model_dump(),
                 "seed": settings.seed,
                 "selected_epoch": summary.epoch,
-                "val_acc": summary.val_acc,
+                flat(VAL_ACC): summary.val_acc,
                 "weights_sha256": digest_tensors(state),
                 "left_out": f"{head}* (its classes are those of the pretraining)",
                 "run_id": run.run_id,
@@ -74,7 +75,7 @@ def pretrain_entry(command: Command, plan: PretrainPlan) -> Path:
             metadata = {PROVENANCE: json.dumps(about, sort_keys=True)}
             write_atomically(path, save(state, metadata))
             log.params({"data": settings.data, "backbone": settings.backbone, "out": str(path)})
-            log.metrics({"val_acc": summary.val_acc})
+            log.metrics({flat(VAL_ACC): summary.val_acc})
             log.text(json.dumps(about, indent=2) + "\n", "provenance.json")
             log.tags({"stage_run_id": run.run_id, "weights_sha256": str(about["weights_sha256"])})
     command.say(

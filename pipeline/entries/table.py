@@ -26,6 +26,7 @@ from pipeline.entries.plans import (
     stage_plan,
 )
 from pipeline.settings.entry import (
+    NAMED_STAGES,
     CompareSettings,
     DecideSettings,
     EvaluateSettings,
@@ -39,7 +40,6 @@ from pipeline.settings.request import Request
 from pipeline.settings.run import (
     PLACE_KEYS,
     RUN_KEYS,
-    STAGE_KEYS,
     THRESHOLD_KEYS,
     TRAIN_KEYS,
     Settings,
@@ -86,10 +86,10 @@ class EntryPoint(Generic[P]):
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Every option that it takes."""
+        """Every option that it takes, beside the training settings of single stages."""
         if self.run_keys is not None:
             return (*self.own_keys, *self.run_keys)
-        return (*self.own_keys, "config", *RUN_KEYS, *TRAIN_KEYS, *STAGE_KEYS)
+        return (*self.own_keys, "config", *RUN_KEYS, *TRAIN_KEYS)
 
     def read(self, options: Mapping[str, str]) -> Request:
         """The request behind a command line's options.
@@ -230,8 +230,9 @@ _GATE = EntryPoint(
     run_keys=(*PLACE_KEYS, "cache_dir", *THRESHOLD_KEYS),
 )
 _ROWS: tuple[EntryPoint[Any], ...] = (
-    *(_MAIN, _stage(1), _stage(2), _stage(3), _STAGE),
-    *(_TUNE, _DECIDE, _COMPARE, _PRETRAIN, _EVALUATE, _GATE),
+    _MAIN,
+    *map(_stage, range(1, NAMED_STAGES + 1)),
+    *(_STAGE, _TUNE, _DECIDE, _COMPARE, _PRETRAIN, _EVALUATE, _GATE),
 )
 ENTRY_POINTS: Mapping[str, EntryPoint[Any]] = {row.name: row for row in _ROWS}
 

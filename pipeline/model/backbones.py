@@ -58,12 +58,11 @@ class Backbone:
         layers = self.model.named_modules()
         return str([name for name, module in layers if isinstance(module, nn.Linear)][-1])
 
-    def batch_norms(self, blocks: Iterable[str]) -> Iterator[nn.BatchNorm2d]:
-        """Every BatchNorm layer of these blocks."""
-        for block in blocks:
-            for module in self.blocks[block].modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    yield module
+
+def batch_norms(blocks: Iterable[nn.Module]) -> Iterator[nn.BatchNorm2d]:
+    """Every BatchNorm layer in these modules."""
+    layers = (layer for block in blocks for layer in block.modules())
+    return (layer for layer in layers if isinstance(layer, nn.BatchNorm2d))
 
 
 def build_backbone(name: str, num_classes: int, seed: int) -> Backbone:

@@ -23,12 +23,11 @@ from pipeline.model.backbones import Backbone
 from pipeline.model.pretrained import Pretrained
 from pipeline.system.digests import digest_file, digest_tensors
 from pipeline.system.files import write_atomically
-from pipeline.system.interrupts import held
 
 FORMAT = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CheckpointInfo:
     """What a checkpoint is of. `model_digest`: SHA-256 of every tensor of the assembled model."""
 
@@ -62,13 +61,13 @@ def save_checkpoint(
         if name not in pretrained.tensors or not _same_bytes(tensor, pretrained.tensors[name])
     }
     info = CheckpointInfo(
-        backbone.name,
-        class_names,
-        pretrained.name,
-        pretrained.digest,
-        schedule,
-        stage,
-        digest_tensors(state),
+        backbone=backbone.name,
+        class_names=class_names,
+        weights=pretrained.name,
+        weights_digest=pretrained.digest,
+        schedule=schedule,
+        stage=stage,
+        model_digest=digest_tensors(state),
     )
     # one key only: safetensors writes several in random order, and equal models would differ
     metadata = {"checkpoint": json.dumps({"format": FORMAT, **asdict(info)})}
@@ -94,8 +93,7 @@ def load_checkpoint(
             f"the checkpoint {path.name} is damaged: its SHA-256 is not {sha256[:12]}…"
         )
     try:
-        # an interrupt inside safetensors would look like a damaged file
-        with held(), safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="pt") as file:
             info = CheckpointInfo(**_without_format(file.metadata()["checkpoint"]))
             changed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError, ValueError) as err:

@@ -14,7 +14,7 @@ from typing import Literal
 from torch import nn
 
 from pipeline.errors import FreezingError
-from pipeline.model.backbones import Backbone
+from pipeline.model.backbones import Backbone, batch_norms
 from pipeline.settings.schedules import BLOCKS, Stage
 from pipeline.system.digests import digest_each, digest_values
 
@@ -32,9 +32,8 @@ def set_trainable(
     for name, block in blocks.items():
         block.train(name in wanted).requires_grad_(name in wanted)
         if norm == "keep":
-            for module in block.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
+            for layer in batch_norms([block]):
+                layer.eval()
 
 
 @dataclass

@@ -18,6 +18,7 @@ import torch
 from pipeline.errors import DownloadError, WeightsError, first_line
 from pipeline.system.digests import digest_file
 from pipeline.system.files import storage_faults
+from pipeline.system.interrupts import at_once
 
 DEFAULT = "imagenet"
 DOWNLOAD_TIMEOUT_S = 30.0
@@ -93,9 +94,10 @@ def fetch(weights: str, backbone: str, otherwise: str) -> Path:
         timeout = socket.getdefaulttimeout()
         socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
         try:
-            torch.hub.download_url_to_file(
-                wanted.url, str(path), hash_prefix=match[1], progress=False
-            )
+            with at_once():
+                torch.hub.download_url_to_file(
+                    wanted.url, str(path), hash_prefix=match[1], progress=False
+                )
         except (OSError, RuntimeError, HTTPException) as err:
             raise DownloadError(
                 f"cannot download the {weights} weights of {backbone} from {wanted.url} "

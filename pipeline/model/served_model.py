@@ -50,8 +50,9 @@ class ImageClassifier(PythonModel):  # type: ignore[misc, unused-ignore]
     ) -> pd.DataFrame:
         """Class name and probabilities of each image in column `image`."""
         size, names = self.about["image_size"], self.about["class_names"]
+        ranges = self.about.get("ranges")
         images = [
-            fit_square(to_rgb(Image.open(io.BytesIO(content))), size)
+            fit_square(to_rgb(Image.open(io.BytesIO(content)), ranges), size)
             for content in model_input["image"]
         ]
         if not images:

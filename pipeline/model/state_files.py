@@ -22,7 +22,6 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.errors import WeightsError, first_line
-from pipeline.system.interrupts import held
 
 SAVE = "save one with torch.save(model.state_dict(), path) or as .safetensors"
 _HEAD_BYTES = 512
@@ -80,13 +79,11 @@ def read_content(path: Path, weights: str) -> Any:  # noqa: ANN401 - whatever wa
         what, todo = foreign
         raise WeightsError(f"weights={weights}: not a readable state dict ({what}): {todo}")
     try:
-        # an interrupt inside safetensors would look like a damaged file
-        with held():
-            if _is_safetensors(head):
-                return load_file(path)
-            # an open file: torch takes a path that ends in .safetensors for one
-            with torch.serialization.safe_globals(_PLAIN_VALUES), path.open("rb") as file:
-                return torch.load(file, map_location="cpu", weights_only=True)
+        if _is_safetensors(head):
+            return load_file(path)
+        # an open file: torch takes a path that ends in .safetensors for one
+        with torch.serialization.safe_globals(_PLAIN_VALUES), path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as err:  # noqa: BLE001 - what a damaged pickle raises is not bounded
         raise WeightsError(
             f"weights={weights}: not a readable state dict ({_why(err, head)}): {SAVE}"

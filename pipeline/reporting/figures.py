@@ -1,4 +1,4 @@
-"""Pictures of finished numbers: plain sequences in, matplotlib figures out."""
+"""Pictures of finished numbers: histories and plain sequences in, matplotlib figures out."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError, first_line
+from pipeline.tracking.history import History
+from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, VAL_ACC, VAL_LOSS
 
 TRAIN_COLOUR, VAL_COLOUR = "#5b8db8", "#c8553d"
 BLOCK_COLOURS = {
@@ -44,22 +46,16 @@ def best_effort(what: str, say: Callable[[str], None]) -> Iterator[None]:
         say(f"note: {what} could not be drawn ({first_line(err)}): nothing else is missing")
 
 
-def learning_curves(
-    title: str,
-    train_loss: Sequence[float],
-    val_loss: Sequence[float],
-    train_acc: Sequence[float],
-    val_acc: Sequence[float],
-    selected: int,
-) -> Figure:
-    """Loss and accuracy (0 to 1) by epoch, side by side; `selected` (from 1) is marked."""
+def learning_curves(title: str, history: History) -> Figure:
+    """Loss and accuracy by epoch, side by side; the selected epoch is marked."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     figure.suptitle(title, fontsize=11)
     loss_axes, acc_axes = figure.subplots(1, 2)
-    epochs = np.arange(1, len(train_loss) + 1)
+    epochs = np.arange(1, len(history) + 1)
+    selected = history.selected
     panels = [
-        (loss_axes, "cross-entropy (nats)", np.asarray(train_loss), np.asarray(val_loss)),
-        (acc_axes, "accuracy (%)", np.asarray(train_acc) * 100, np.asarray(val_acc) * 100),
+        (loss_axes, "cross-entropy (nats)", *_losses(history)),
+        (acc_axes, "accuracy (%)", *_accuracies(history)),
     ]
     for axes, label, train, val in panels:
         axes.plot(epochs, train, "o-", ms=3, color=TRAIN_COLOUR, label="training")
@@ -73,20 +69,19 @@ def learning_curves(
     return figure
 
 
-@dataclass(frozen=True)
-class ChainPart:
-    """One stage of a chain, by epoch: losses in nats, accuracies 0 to 1."""
-
-    number: int
-    train_loss: Sequence[float]
-    val_loss: Sequence[float]
-    train_acc: Sequence[float]
-    val_acc: Sequence[float]
-    selected: int
+def _losses(history: History) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    return np.array(history[TRAIN_LOSS]), np.array(history[VAL_LOSS])
 
 
-def chain_curves(parts: Sequence[ChainPart]) -> Figure:
-    """Loss and accuracy of consecutive stages on one axis of epochs, stage boundaries marked."""
+def _accuracies(history: History) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    return 100 * np.array(history[TRAIN_ACC]), 100 * np.array(history[VAL_ACC])
+
+
+def chain_curves(parts: Sequence[tuple[int, History]]) -> Figure:
+    """Loss and accuracy of consecutive stages on one axis of epochs, stage boundaries marked.
+
+    `parts`: each stage's number and history.
+    """
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     figure.suptitle("from stage to stage", fontsize=11)
     loss_axes, acc_axes = figure.subplots(1, 2)
@@ -95,28 +90,25 @@ def chain_curves(parts: Sequence[ChainPart]) -> Figure:
         axes.set_ylabel(label)
         axes.spines[["top", "right"]].set_visible(False)
     start = 0
-    for part in parts:
-        epochs = start + np.arange(1, len(part.train_loss) + 1)
-        panels = [
-            (loss_axes, np.asarray(part.train_loss), np.asarray(part.val_loss)),
-            (acc_axes, np.asarray(part.train_acc) * 100, np.asarray(part.val_acc) * 100),
-        ]
+    for number, history in parts:
+        epochs = start + np.arange(1, len(history) + 1)
+        panels = [(loss_axes, *_losses(history)), (acc_axes, *_accuracies(history))]
         for axes, train, val in panels:
             named = {"training": train, "validation": val}
             for (name, values), colour in zip(
                 named.items(), (TRAIN_COLOUR, VAL_COLOUR), strict=True
             ):
                 axes.plot(epochs, values, "o-", ms=3, color=colour)
-                if part is parts[0]:
+                if not start:
                     axes.lines[-1].set_label(name)
-            marked = val[part.selected - 1]
-            axes.plot(start + part.selected, marked, "o", ms=9, mfc="none", color=VAL_COLOUR)
+            marked = val[history.selected - 1]
+            axes.plot(start + history.selected, marked, "o", ms=9, mfc="none", color=VAL_COLOUR)
             if start:
                 axes.axvline(start + 0.5, color="0.6", lw=1, ls="--")
             axes.text(
                 start + len(epochs) / 2 + 0.5,
                 1.0,
-                f"stage {part.number}",
+                f"stage {number}",
                 transform=axes.get_xaxis_transform(),
                 ha="center",
                 va="bottom",
@@ -237,8 +229,10 @@ class ArmRow:
     difference: tuple[float, float, float] | None
 
 
-def comparison_picture(rows: Sequence[ArmRow], baseline: str, rope_pp: float) -> Figure:
-    """Accuracy of every arm with its draws and interval; beside it differences to the baseline."""
+def comparison_picture(
+    metric: str, rows: Sequence[ArmRow], baseline: str, rope_pp: float
+) -> Figure:
+    """Every arm's draws and interval by the metric; beside them differences to the baseline."""
     figure = Figure(figsize=(10, 1.2 + 0.4 * len(rows)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     right.axvspan(-rope_pp, rope_pp, color="0.9", label=f"does not count (±{rope_pp:g} pp)")
@@ -250,7 +244,7 @@ def comparison_picture(rows: Sequence[ArmRow], baseline: str, rope_pp: float) ->
             _interval(right, place, row.difference, TRAIN_COLOUR)
     left.set_yticks(range(len(rows)), [row.name for row in rows])
     left.invert_yaxis()
-    left.set_xlabel("accuracy on test images (%), draws and 95% interval")
+    left.set_xlabel(f"{metric} on test images (%), draws and 95% interval")
     right.set_xlabel(f"difference to {baseline} (pp), 95% interval")
     right.legend(frameon=False, fontsize=8)
     for axes in (left, right):

@@ -8,7 +8,13 @@ from pathlib import Path
 
 from pipeline.data.open import NAMES
 from pipeline.model.pretrained import names_a_file
+from pipeline.settings.entry import NAMED_STAGES
 from pipeline.system.provenance import COMMAND, IS_CLONE
+
+
+def stage_entry_point(number: int) -> str:
+    """What to type after `-e` for a stage of that number."""
+    return f"stage{number}" if number <= NAMED_STAGES else f"stage -P number={number}"
 
 
 def command_line(entry_point: str, options: Mapping[str, object]) -> str:

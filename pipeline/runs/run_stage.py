@@ -1,6 +1,6 @@
 """One stage from start to finish: parent -> freeze -> train -> prove -> save -> log.
 
-In: settings and a tracking store. Out: finished runs, and a `StageSummary` of the one asked for.
+In: settings and a tracking store. Out: finished runs, and a `Summary` of the one asked for.
 The chain's first stage starts from pretrained weights, every other from its parent run's logged
 checkpoint, also within one process.
 """
@@ -14,9 +14,11 @@ from pathlib import Path
 
 from pipeline.data.augment import distinct_views
 from pipeline.errors import LineageError, TrainingError
+from pipeline.model.backbones import Backbone
 from pipeline.model.checkpoints import save_checkpoint
 from pipeline.model.freezing import FrozenProof
 from pipeline.reporting.figures import best_effort
+from pipeline.runs.scoring import predict
 from pipeline.runs.session import CHECKPOINT, Session
 from pipeline.runs.stage_log import (
     log_outcome,
@@ -24,21 +26,23 @@ from pipeline.runs.stage_log import (
     log_served_model,
     log_start,
 )
-from pipeline.runs.summary import StageSummary
 from pipeline.settings.run import Settings
-from pipeline.settings.schedules import Stage
 from pipeline.signals.evidence import (
     Subject,
+    has_pictures,
     log_evidence,
     log_evidence_pictures,
     refresh_siblings,
 )
 from pipeline.signals.gate_runs import gate_of_run
+from pipeline.stats.metrics import score_logits
+from pipeline.system.interrupts import check
 from pipeline.system.memory import PEAK_METRIC, PeakMemory
 from pipeline.tracking import RunLog, RunView
-from pipeline.tracking.keys import POOL, TEST_AS_STORED
+from pipeline.tracking.history import Summary
+from pipeline.tracking.keys import EPOCH_METRICS, POOL, TEST_AS_STORED, VAL, VAL_LOSS, at_best
 from pipeline.training.features import Features
-from pipeline.training.trainer import EpochResult, Trainer
+from pipeline.training.trainer import Trainer
 
 
 def run_stage(
@@ -48,7 +52,7 @@ def run_stage(
     nested_under: str | None = None,
     *,
     target: bool,
-) -> StageSummary:
+) -> Summary:
     """Train one stage from its parent run (None: from pretrained weights) and log it."""
     settings, stage = session.settings, session.settings.stage(number)
     if settings.enforce_gate and (stage.schedule, number) == ("three_stage", 3):
@@ -81,16 +85,16 @@ def run_stage(
         prefix_s = time.perf_counter() - prepare_started
 
         trainer = Trainer(
-            backbone,
-            stage,
-            training,
-            settings.seed,
-            settings.views,
-            session.device,
-            session.dtype,
+            backbone=backbone,
+            stage=stage,
+            settings=training,
+            seed=settings.seed,
+            views=settings.views,
+            device=session.device,
+            dtype=session.dtype,
         )
         proof.watch(running | {f"suffix.{n}": block for n, block in trainer.frozen.items()})
-        results = _train(session, log, trainer, train_features, val_features)
+        _train(session, log, trainer, train_features, val_features)
         backbone.model.load_state_dict(trainer.best, strict=False)
         proof.check(backbone)
         checkpoint = Path(folder) / Path(CHECKPOINT).name
@@ -102,20 +106,24 @@ def run_stage(
             schedule=stage.schedule,
             stage=number,
         )
-        summary = summarise(stage, log.run_id, trainer, results, time.perf_counter() - started)
+        summary = summarise(trainer, log.run_id, time.perf_counter() - started)
         log.tags({"checkpoint_sha256": sha256, "frozen_sha256": proof.digest})
         log.metrics({"time/prefix_s": prefix_s})
         if math.isfinite(peak_mib := peak.read_mib()):
             log.metrics({PEAK_METRIC: peak_mib})
         log.file(checkpoint, str(Path(CHECKPOINT).parent))
-        subject = Subject(stage, settings, results, summary.epoch, session.draw.val, parent)
+        subject = Subject(
+            stage, settings, trainer.history, trainer.best_logits, session.draw.val, parent
+        )
         signals = log_evidence(log, session.tracking, subject)
-        log_outcome(log, settings, stage, session.draw, summary, results, signals)
+        log_outcome(log, settings, stage, session.draw, summary, trainer.best_logits, signals)
         if not session.is_trial:
             with best_effort("a picture of the signals", session.say):
                 log_evidence_pictures(log, session.tracking, subject, signals)
             with best_effort("a picture of the result", session.say):
-                log_outcome_pictures(log, stage, session.draw, summary, results)
+                log_outcome_pictures(
+                    log, stage, session.draw, trainer.history, trainer.best_logits
+                )
         if settings.log_model and not session.is_trial:
             log_served_model(log, settings, session.draw, backbone, Path(folder))
     if parent:
@@ -158,99 +166,55 @@ def _train(
     trainer: Trainer,
     train_features: Features,
     val_features: Features,
-) -> list[EpochResult]:
-    """Every epoch's result, logged as it comes.
+) -> None:
+    """Train, logging every epoch as it comes.
 
     Raises:
         TrainingError: no epoch had a finite validation loss.
     """
-    stage, training = trainer.stage, trainer.settings
-    results = []
-    for result in trainer.epochs(
-        session.draw.train, train_features, session.draw.val, val_features
-    ):
-        results.append(result)
-        log.metrics(epoch_metrics(result), step=result.epoch)
-        session.on_epoch(stage, training.epochs, result)
-        if result.diverged:
+    stage, training, history = trainer.stage, trainer.settings, trainer.history
+    for row in trainer.epochs(session.draw.train, train_features, session.draw.val, val_features):
+        log.metrics(row, step=len(history))
+        session.on_epoch(stage, history)
+        if history.diverged:
             session.say(
-                f"stage {stage.number}: the loss is not a number in epoch {result.epoch}: stopping"
+                f"stage {stage.number}: the loss is not a number in epoch {len(history)}: stopping"
             )
             log.tags({"diverged": "true"})
-    if not math.isfinite(results[(trainer.best_epoch or 1) - 1].val.loss):
+    if not math.isfinite(history.best[VAL_LOSS]):
         raise TrainingError(
             f"stage {stage.number}: no epoch had a finite validation loss: lower "
             f"stage{stage.number}.lr ({training.lr}) or set clip_norm"
         )
-    return results
 
 
-def epoch_metrics(result: EpochResult) -> dict[str, float]:
-    """An epoch's numbers under the names that group them in the MLflow UI."""
-    return {
-        "train/loss": result.train.loss,
-        "train/acc": result.train.acc,
-        "val/loss": result.val.loss,
-        "val/acc": result.val.acc,
-        "time/train_s": result.train_s,
-        "time/val_s": result.val_s,
-        "time/risks_s": result.risks_s,
-        "gap/acc": result.train.acc - result.val.acc,
-        "gap/loss": result.val.loss - result.train.loss,
-        **result.risks,
-        **{f"lr/{block}": rate for block, rate in result.lr.items()},
-    }
-
-
-def summarise(
-    stage: Stage, run_id: str, trainer: Trainer, results: list[EpochResult], wall_s: float
-) -> StageSummary:
-    """The selected epoch's numbers."""
-    best = next(result for result in results if result.epoch == trainer.best_epoch)
-    return StageSummary(
-        stage=stage,
+def summarise(trainer: Trainer, run_id: str, wall_s: float) -> Summary:
+    """What a stage came to at its selected epoch."""
+    best = trainer.history.best
+    return Summary(
+        number=trainer.stage.number,
+        trains=trainer.stage.trainable,
         run_id=run_id,
         reused=False,
-        epoch=best.epoch,
-        train_loss=best.train.loss,
-        val_loss=best.val.loss,
-        train_acc=best.train.acc,
-        val_acc=best.val.acc,
+        epoch=trainer.history.selected,
+        metrics={name: best[name] for name in EPOCH_METRICS},
         wall_s=wall_s,
         trainable=sum(weight.master.numel() for weight in trainer.weights),
     )
 
 
-def summary_of(run: RunView, stage: Stage) -> StageSummary:
-    """The summary of a run that finished earlier."""
-    return StageSummary(
-        stage=stage,
-        run_id=run.run_id,
-        reused=True,
-        epoch=int(run.metrics["best/epoch"]),
-        train_loss=run.metrics["best/train_loss"],
-        val_loss=run.metrics["best/val_loss"],
-        train_acc=run.metrics["best/train_acc"],
-        val_acc=run.metrics["best/val_acc"],
-        wall_s=run.metrics["time/total_s"],
-        trainable=int(run.metrics["parameters/trainable"]),
-    )
-
-
-def find_or_run(
-    session: Session, number: int, nested_under: str | None = None, *, whole: bool = False
-) -> StageSummary:
+def find_or_run(session: Session, number: int, nested_under: str | None = None) -> Summary:
     """A finished run of that stage with the same content, else a new one.
 
-    What this command has found or trained already is not looked for again. `whole`: a run that
-    is not, by `is_whole`, will not do.
+    What this command has found or trained already is not looked for again.
     """
+    check()
     if number in session.done:
         return session.done[number]
-    found = find_run(session, number, whole=whole) if session.settings.reuse else None
+    found = find_run(session, number) if session.settings.reuse else None
     if found:
         session.say(f"stage {number}: found run {found.run_id} with the same content, reusing it")
-        session.done[number] = summary_of(found, session.settings.stage(number))
+        session.done[number] = Summary.of(found)
     else:
         if session.settings.reuse:
             session.say(f"stage {number}: no finished run with the same content, training it")
@@ -260,19 +224,37 @@ def find_or_run(
     return session.done[number]
 
 
-def find_run(session: Session, number: int, *, whole: bool = False) -> RunView | None:
-    """The oldest finished run of that stage with the same content and an intact checkpoint."""
-    for run in session.tracking.find({"lineage_key": session.key(number)}):
-        if whole and not is_whole(run, session.settings):
-            continue
+def find_run(session: Session, number: int) -> RunView | None:
+    """The oldest finished run of that stage with the same content and an intact checkpoint.
+
+    Runs with pictures come first, except for a trial, which needs none.
+    """
+    found = session.tracking.find({"lineage_key": session.key(number)})
+    for run in sorted(found, key=lambda run: not (session.is_trial or has_pictures(run))):
         try:
-            session.restore(run)
+            backbone = session.restore(run)
         except LineageError as err:
             session.say(f"note: passing over {err}")
         else:
             adopt(session, run, number)
-            return run
+            return _with_every_metric(session, run, backbone, number)
     return None
+
+
+def _with_every_metric(session: Session, run: RunView, backbone: Backbone, number: int) -> RunView:
+    """The run, with the validation metrics that its version did not know yet."""
+    missing = [name for name, key in VAL.items() if at_best(key) not in run.metrics]
+    if not missing:
+        return run
+    val, prefix = session.draw.val, session.settings.stage(number).prefix
+    logits = predict(
+        backbone, val, session.dtype, session.device, cache=session.cache, prefix=prefix
+    )
+    scores = score_logits(logits, val.labels)
+    session.tracking.add_metrics(
+        run.run_id, {at_best(VAL[name]): scores[name] for name in missing}
+    )
+    return session.tracking.get(run.run_id)
 
 
 def adopt(session: Session, run: RunView, number: int) -> None:
@@ -281,11 +263,6 @@ def adopt(session: Session, run: RunView, number: int) -> None:
     if POOL not in run.tags and run.tags["recipe_key"] == former:
         tags = {"recipe_key": session.recipe(number), POOL: session.draw.pool}
         session.tracking.add_tags(run.run_id, tags)
-
-
-def is_whole(run: RunView, settings: Settings) -> bool:
-    """Whether it has pictures, as a trial's has not, and the served model if one is asked for."""
-    return "is_trial" not in run.tags and not (settings.log_model and "model_uri" not in run.tags)
 
 
 def run_name(settings: Settings, number: int) -> str:

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from pipeline.data.base import Source, Split
-from pipeline.data.draws import left_out, read_images
 from pipeline.data.images import ImageSet
 from pipeline.data.overlap import Overlap
+from pipeline.data.reading import doubtful, left_out, read_images
 from pipeline.errors import DataError, LineageError
 from pipeline.model.backbones import FORWARD_ORDER, Backbone
 from pipeline.runs.command import Command
@@ -20,18 +20,19 @@ from pipeline.runs.session import Session, source_and_weights, source_of
 from pipeline.runs.stage_log import log_unreadable
 from pipeline.settings.entry import EvaluateSettings
 from pipeline.settings.run import Settings
+from pipeline.stats.metrics import Row, score_logits
+from pipeline.system.text import first_of
 from pipeline.tracking import RunView, Tracking
-from pipeline.tracking.keys import TEST_AS_STORED
+from pipeline.tracking.keys import TEST, TEST_AS_STORED
 from pipeline.training.device import compute_copy, run_blocks
 from pipeline.training.prefix_cache import PrefixCache
-from pipeline.training.trainer import Scores, score_logits
 
 TEST_SHA256 = "test_sha256"
 PIXELS_PER_BATCH = 256 * 64 * 64
 
 
-def evaluate_entry(command: Command, plan: EvaluateSettings) -> Scores:
-    """Entry point evaluate: score a run on the test split and add `test/loss`, `test/acc` to it.
+def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
+    """Entry point evaluate: score a run on the test split and add `test/acc`, ... to it.
 
     Raises:
         LineageError: not a finished stage run.
@@ -70,11 +71,14 @@ def evaluate_entry(command: Command, plan: EvaluateSettings) -> Scores:
             log.tags({"evaluated_run_id": run.run_id})
             log_unreadable(log, images.unreadable)
             counts = overlap.counts.metrics
-            log.metrics({"test/acc": scores.acc, "test/loss": scores.loss, **counts})
+            log.metrics({**_named(scores), **counts})
     measured = scored_on(images.fingerprint(), session.precision)
     keep_scores(tracking, run, scores, measured, counts)
-    result = f"test accuracy {scores.acc:.2%}, loss {scores.loss:.4f} on {len(images)} images"
-    say(f"{run.name}: {result}")
+    others = "".join(f", {n} {v:.4f}" for n, v in scores.items() if n not in ("acc", "loss"))
+    result = f"test accuracy {scores['acc']:.2%}, loss {scores['loss']:.4f}{others}"
+    say(f"{run.name}: {result} on {len(images)} images")
+    if missing := overlap.counts.missing:
+        say(f"note: no test image is of class {first_of(missing)}: the accuracy leaves them out")
     if overlap.either.any():
         say(_without_copies(overlap, logits))
     return scores
@@ -114,8 +118,8 @@ def _without_copies(overlap: Overlap, logits: torch.Tensor) -> str:
         return f"{line}: the accuracy says nothing about unseen images: use other test images"
     left = score_logits(logits[new], overlap.test.labels[new])
     return (
-        f"{line}: take them out of the test split; without them the accuracy is {left.acc:.2%} on "
-        f"{int(new.sum())} images"
+        f"{line}: take them out of the test split; without them the accuracy is {left['acc']:.2%} "
+        f"on {int(new.sum())} images"
     )
 
 
@@ -127,7 +131,7 @@ def scored_on(test_digest: str, precision: str) -> dict[str, str]:
 def keep_scores(
     tracking: Tracking,
     run: RunView,
-    scores: Scores,
+    scores: Row,
     measured: Mapping[str, str],
     counts: Mapping[str, float],
 ) -> None:
@@ -137,8 +141,12 @@ def keep_scores(
     """
     if measured.keys() & run.tags.keys():
         tracking.add_tags(run.run_id, dict.fromkeys(measured, "unknown"))
-    tracking.add_metrics(run.run_id, {"test/acc": scores.acc, "test/loss": scores.loss, **counts})
+    tracking.add_metrics(run.run_id, {**_named(scores), **counts})
     tracking.add_tags(run.run_id, measured)
+
+
+def _named(scores: Row) -> dict[str, float]:
+    return {TEST[name]: value for name, value in scores.items()}
 
 
 def test_split(source: Source, settings: Settings) -> Split:
@@ -172,6 +180,8 @@ def read_test_split(source: Source, settings: Settings, say: Callable[[str], Non
     images = read_images(test, rows, settings.image_size, skip_unreadable=settings.skip_unreadable)
     if images.unreadable:
         say(f"note: test split: {left_out(images.unreadable)}")
+    if images.doubts:
+        say(f"note: test split: {doubtful(images.doubts)}")
     if not len(images):
         raise DataError(f"{settings.data}: no image of the test split can be read: replace them")
     return images

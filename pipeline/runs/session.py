@@ -23,23 +23,22 @@ from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.model.checkpoints import load_checkpoint
 from pipeline.model.pretrained import Pretrained, Weights, is_here, read_weights
 from pipeline.runs.lineage import lineage_key, recipe_key
-from pipeline.runs.summary import StageSummary
 from pipeline.settings.run import Settings
-from pipeline.settings.schedules import SCHEDULES, Stage
+from pipeline.settings.schedules import Stage, schedule_of
 from pipeline.system.files import storage_faults
 from pipeline.tracking import RunView, Tracking
+from pipeline.tracking.history import History, Summary
 from pipeline.training.device import keep_freed_memory, pick_device, pick_precision
 from pipeline.training.features import Features
 from pipeline.training.norm_choice import NormStatsChoice, choose_norm_stats
 from pipeline.training.norm_stats import calibrate_norm_stats
 from pipeline.training.prefix_cache import PrefixCache
-from pipeline.training.trainer import EpochResult
 
 DEFAULT_CACHE_DIR = "~/.cache/unfreeze"
 CHECKPOINT = "checkpoint/checkpoint.safetensors"
 
 Say = Callable[[str], None]
-OnEpoch = Callable[[Stage, int, EpochResult], None]
+OnEpoch = Callable[[Stage, History], None]
 
 
 def cache_folder(settings: Settings) -> Path:
@@ -83,7 +82,7 @@ def check_draws(source: Source, settings: Settings, draws: Iterable[int]) -> Non
         )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Session:
     """What the stages of one command share: images, pretrained weights, the cache, the store.
 
@@ -112,7 +111,7 @@ class Session:
     on_epoch: OnEpoch
     initial: Mapping[str, Tensor]
     keys: dict[int, str] = field(default_factory=dict)
-    done: dict[int, StageSummary] = field(default_factory=dict)
+    done: dict[int, Summary] = field(default_factory=dict)
     tuned_by: dict[int, str] = field(default_factory=dict)
     is_trial: bool = False
     otherwise: str = ""
@@ -130,7 +129,6 @@ class Session:
         """Read the images and weights that the settings name."""
         keep_freed_memory()
         device = pick_device(settings.device)
-        cache_dir = cache_folder(settings)
         source, weights = source_and_weights(settings)
         draw = draw_in(source, settings)
         say(f"preset {settings.preset}; every setting is in the run's settings.json")
@@ -143,22 +141,21 @@ class Session:
         backbone = build_backbone(settings.backbone, len(draw.class_names), settings.seed)
         pretrained = weights.fitted(backbone)
         say(pretrained.report)
-        drawn = backbone.model.state_dict().items()
-        initial = {n: t.clone() for n, t in drawn if n not in pretrained.tensors}
+        state = backbone.model.state_dict()
+        initial = {n: t.clone() for n, t in state.items() if n not in pretrained.tensors}
+        folder = cache_folder(settings) / "prefix" if settings.cache else None
         session = cls(
-            settings,
-            tracking,
-            draw,
-            backbone,
-            pretrained,
-            device,
-            pick_precision(settings.precision, device),
-            PrefixCache(
-                cache_dir / "prefix" if settings.cache else None, int(settings.cache_limit * 1e9)
-            ),
-            say,
-            on_epoch,
-            initial,
+            settings=settings,
+            tracking=tracking,
+            draw=draw,
+            backbone=backbone,
+            pretrained=pretrained,
+            device=device,
+            dtype=pick_precision(settings.precision, device),
+            cache=PrefixCache(folder, int(settings.cache_limit * 1e9)),
+            say=say,
+            on_epoch=on_epoch,
+            initial=initial,
             test_as_stored=source.test_digest(),
         )
         session.settings = session.resolved(settings)
@@ -198,23 +195,24 @@ class Session:
         )
 
     def check_images(self, run: RunView) -> None:
-        """Refuse a run that was trained on other images, or on other classes.
-
-        Images that have moved since are the same ones; says so.
+        """Refuse a run of other images or classes; say where the same ones have moved.
 
         Raises:
             LineageError: they are others.
         """
         data = self.settings.data
+        before = json.loads(run.tags["settings"])
         if run.tags["data_sha256"] != self.draw.fingerprint:
+            mine = self.settings.model_dump(include={"label_column", "image_column"})
+            others = [f"{k}={before[k]}" for k, v in mine.items() if before.get(k, v) != v]
+            why = f"it had {', '.join(others)}" if others else "their SHA-256 differ"
             raise LineageError(
                 f"the images of data={data} are not those that run {run.run_id} was trained on "
-                f"(their SHA-256 differ): restore them, or pass -P data=<where they are now>"
-                f"{self.otherwise}"
+                f"({why}): restore them, or pass -P data=<where they are now>{self.otherwise}"
             )
-        if (before := json.loads(run.tags["settings"])["data"]) != data:
+        if (was := before["data"]) != data:
             what = f"the training and validation images that run {run.run_id} had"
-            self.say(f"data={data}: {what} as data={before}")
+            self.say(f"data={data}: {what} as data={was}")
 
     @property
     def precision(self) -> str:
@@ -293,7 +291,7 @@ class Session:
         augment = settings.training(stage.number).augment
         later = [
             step.prefix
-            for step in SCHEDULES[stage.schedule][stage.number :]
+            for step in schedule_of(settings.schedule).stages[stage.number :]
             if step.prefix and settings.training(step.number).augment == augment
         ]
         train = self.cache.features(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -15,21 +16,22 @@ from PIL import Image
 from safetensors.torch import save
 
 from pipeline.data.augment import MEAN, STD
-from pipeline.data.draws import UNREADABLE, Draw
+from pipeline.data.draws import Draw
 from pipeline.data.images import ImageSet
+from pipeline.data.reading import UNREADABLE
 from pipeline.model.backbones import Backbone
 from pipeline.model.pretrained import Pretrained
 from pipeline.reporting.figures import confusion_matrix, learning_curves
-from pipeline.runs.summary import StageSummary
+from pipeline.runs.command_line import stage_entry_point
 from pipeline.settings.run import THRESHOLD_KEYS, TRAIN_KEYS, Settings, plain_values
 from pipeline.settings.schedules import Stage
-from pipeline.signals.evidence import sentences
+from pipeline.signals.evidence import PREDICTIONS, sentences
 from pipeline.signals.readings import Signal
 from pipeline.system.files import write_atomically
 from pipeline.system.provenance import COMMAND, requirements_of
 from pipeline.system.text import as_markdown
 from pipeline.tracking import RunLog, RunView
-from pipeline.training.trainer import EpochResult
+from pipeline.tracking.history import History, Summary
 
 PACKAGE = Path(__file__).parent.parent
 SERVED_MODEL = PACKAGE / "model" / "served_model.py"
@@ -94,46 +96,24 @@ def log_outcome(
     settings: Settings,
     stage: Stage,
     draw: Draw,
-    summary: StageSummary,
-    results: list[EpochResult],
+    summary: Summary,
+    logits: torch.Tensor,
     signals: list[Signal],
 ) -> None:
     """Everything that is known after the last step, but for pictures and the served model."""
-    best = results[summary.epoch - 1]
-    log.metrics(
-        {
-            "best/epoch": summary.epoch,
-            "best/train_loss": summary.train_loss,
-            "best/val_loss": summary.val_loss,
-            "best/train_acc": summary.train_acc,
-            "best/val_acc": summary.val_acc,
-            "parameters/trainable": summary.trainable,
-            "time/total_s": summary.wall_s,
-        }
-    )
-    log.text(
-        predictions_csv(best.logits, draw.val, draw.class_names), "evaluation/val_predictions.csv"
-    )
+    log.metrics(summary.logged)
+    log.text(predictions_csv(logits, draw.val, draw.class_names), PREDICTIONS)
     log.tags({"mlflow.note.content": description(settings, stage, draw, summary, signals)})
 
 
 def log_outcome_pictures(
-    log: RunLog, stage: Stage, draw: Draw, summary: StageSummary, results: list[EpochResult]
+    log: RunLog, stage: Stage, draw: Draw, history: History, logits: torch.Tensor
 ) -> None:
     """Learning curves, and which classes are taken for which."""
-    best = results[summary.epoch - 1]
     name = f"stage {stage.number} of {stage.schedule}: {' + '.join(stage.trainable)}"
-    curves = learning_curves(
-        name,
-        [r.train.loss for r in results],
-        [r.val.loss for r in results],
-        [r.train.acc for r in results],
-        [r.val.acc for r in results],
-        summary.epoch,
-    )
-    log.figure(curves, "figures/learning_curves.png")
-    matrix = confusion(best.logits, draw.val.labels, len(draw.class_names))
-    title = f"validation images, epoch {summary.epoch}"
+    log.figure(learning_curves(name, history), "figures/learning_curves.png")
+    matrix = confusion(logits, draw.val.labels, len(draw.class_names))
+    title = f"validation images, epoch {history.selected}"
     log.figure(confusion_matrix(title, matrix, draw.class_names), "figures/confusion_matrix.png")
 
 
@@ -141,7 +121,7 @@ def description(
     settings: Settings,
     stage: Stage,
     draw: Draw,
-    summary: StageSummary,
+    summary: Summary,
     signals: Sequence[Signal],
 ) -> str:
     """The run's note in the MLflow UI, as Markdown."""
@@ -149,13 +129,14 @@ def description(
         f"**Stage {stage.number}** of `{stage.schedule}` trains {' + '.join(stage.trainable)} of "
         f"{settings.backbone} ({summary.trainable:,} parameters) on {len(draw.train)} images of "
         f"{as_markdown(draw.source)} (draw {settings.draw}, seed {settings.seed}). Epoch "
-        f"{summary.epoch} was selected on {len(draw.val)} validation images.",
+        f"{summary.epoch} was selected by {settings.training(stage.number).select} on "
+        f"{len(draw.val)} validation images.",
         f"    {summary.best_line}",
         sentences(signals),
     ]
     if stage.number < len(settings.stages):
         lines.append(
-            f"Continue from it: `{COMMAND} stage{stage.number + 1} "
+            f"Continue from it: `{COMMAND} {stage_entry_point(stage.number + 1)} "
             f"-P parent_run_id={summary.run_id}`"
         )
     return "\n\n".join(lines)
@@ -178,7 +159,7 @@ def predictions_csv(logits: torch.Tensor, images: ImageSet, class_names: tuple[s
             "nll": nll.numpy(),
         }
     )
-    return table.to_csv(index=False)
+    return table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)  # `\r` is unquoted otherwise
 
 
 def log_served_model(
@@ -194,6 +175,7 @@ def log_served_model(
         "image_size": settings.image_size,
         "mean": MEAN,
         "std": STD,
+        "ranges": draw.ranges,
     }
     write_atomically(about, json.dumps(content).encode())
     example = io.BytesIO()

@@ -1,81 +1,38 @@
-"""What people read: the reference line, a run's description, the table of the stages."""
+"""What people read of finished stages: their table, settings and durations in words."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from pipeline.settings.run import TrainSettings
-from pipeline.settings.schedules import Stage
+from pipeline.settings.run import Settings
+from pipeline.tracking.history import Summary
+from pipeline.tracking.keys import TRAIN_ACC, VAL_ACC, VAL_LOSS
 
-
-@dataclass(frozen=True)
-class StageSummary:
-    """A finished run at its selected epoch; losses in nats, accuracies 0 to 1."""
-
-    stage: Stage
-    run_id: str
-    reused: bool
-    epoch: int
-    train_loss: float
-    val_loss: float
-    train_acc: float
-    val_acc: float
-    wall_s: float
-    trainable: int
-
-    @property
-    def best_line(self) -> str:
-        """The line that every stage run ends with."""
-        return (
-            f"Stage-{self.stage.number} Best results: Train Loss: {self.train_loss:.4f} | "
-            f"Val Loss: {self.val_loss:.4f} | Train Acc: {self.train_acc:.2%} | "
-            f"Val Acc: {self.val_acc:.2%}"
-        )
+if TYPE_CHECKING:
+    import pandas as pd
 
 
-_COLUMNS = (
-    "stage",
-    "trains",
-    "parameters",
-    "epoch",
-    "train acc",
-    "val acc",
-    "val loss",
-    "time",
-    "run",
-)
+def summary_table(rows: Sequence[Summary]) -> pd.DataFrame:
+    """The stages as a table of text."""
+    import pandas as pd
 
-
-def _cells(row: StageSummary) -> tuple[str, ...]:
-    return (
-        str(row.stage.number),
-        " + ".join(row.stage.trainable),
-        f"{row.trainable:,}",
-        str(row.epoch),
-        f"{row.train_acc:.2%}",
-        f"{row.val_acc:.2%}",
-        f"{row.val_loss:.4f}",
-        f"{row.wall_s:.1f} s" + (" (reused)" if row.reused else ""),
-        row.run_id,
-    )
-
-
-def table_text(rows: Sequence[StageSummary]) -> str:
-    """The stages as aligned columns for a terminal."""
-    cells = [_COLUMNS, *map(_cells, rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
-        for line in cells
-    )
-
-
-def table_markdown(rows: Sequence[StageSummary]) -> str:
-    """The same as a Markdown table."""
-    lines = [_COLUMNS, ("---",) * len(_COLUMNS), *map(_cells, rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    cells = [
+        {
+            "stage": str(row.number),
+            "trains": " + ".join(row.trains),
+            "parameters": f"{row.trainable:,}",
+            "epoch": str(row.epoch),
+            "train acc": f"{row.metrics[TRAIN_ACC]:.2%}",
+            "val acc": f"{row.metrics[VAL_ACC]:.2%}",
+            "val loss": f"{row.metrics[VAL_LOSS]:.4f}",
+            "time": f"{row.wall_s:.1f} s" + (" (reused)" if row.reused else ""),
+            "run": row.run_id,
+        }
+        for row in rows
+    ]
+    return pd.DataFrame(cells)
 
 
 def came_to(asked: object, found: Sequence[str]) -> str:
@@ -87,12 +44,13 @@ def came_to(asked: object, found: Sequence[str]) -> str:
     return f"auto: {shown}"
 
 
-def training_in_words(training: TrainSettings) -> str:
-    """Every training setting, short."""
-    return ", ".join(
+def stage_in_words(settings: Settings, number: int) -> str:
+    """The blocks that a stage trains, and every training setting, short."""
+    training = ", ".join(
         f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
-        for key, value in training.model_dump().items()
+        for key, value in settings.training(number).model_dump().items()
     )
+    return f"{' + '.join(settings.stage(number).trainable)}: {training}"
 
 
 def minutes(seconds: float) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pipeline.errors import StudyError
 from pipeline.runs.command import Command
 from pipeline.settings.entry import STORAGE
-from pipeline.system.interrupts import PARENT
+from pipeline.system.interrupts import PARENT, at_once
 from pipeline.system.provenance import PROJECT_DIR
 
 GRACE_S = 60.0
@@ -77,7 +77,8 @@ def run_workers(
     for reader in readers:
         reader.start()
     try:
-        codes = [worker.wait() for worker in workers]
+        with at_once():
+            codes = [worker.wait() for worker in workers]
     except KeyboardInterrupt:
         _stop(workers)
         raise

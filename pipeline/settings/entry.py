@@ -11,9 +11,12 @@ from typing import Annotated, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from pipeline.settings.run import STRICT, ScheduleName
+from pipeline.settings.run import STRICT, ObjectiveName, ScheduleText, ShareName
 from pipeline.stats.design import LOOKS, ROPE_PP, THRESHOLD, Design, parse_looks
+from pipeline.stats.metrics import DEFAULT_OBJECTIVE, DEFAULT_SHARE
 
+NAMED_STAGES = 3
+"""Stages with entry points of their own, `stage1` to `stage3`; `stage` runs any."""
 UNSET = ("", "auto", "none")
 """What MLproject passes for a parameter that was not given."""
 STORAGE = "OPTUNA_STORAGE"
@@ -81,8 +84,9 @@ class TuneSettings(BaseModel):
 
     model_config = STRICT
 
-    stage: Literal["1", "2", "3", "all"] = Field(
-        "all", description="the stage to tune; all: each from the best of the one before"
+    stage: str = Field(
+        "all",
+        description="the number of the stage to tune; all: each from the best of the one before",
     )
     n_trials: int = Field(20, ge=1, le=100_000, description="trials a study, whoever runs them")
     timeout: float = Field(
@@ -91,8 +95,8 @@ class TuneSettings(BaseModel):
     draws: int = Field(
         1, ge=1, le=1000, description="draws that a trial is scored on, from `draw` on"
     )
-    objective: Literal["val_acc", "val_loss"] = Field(
-        "val_acc", description="what a trial is judged by, as a mean over the draws"
+    objective: ObjectiveName = Field(
+        DEFAULT_OBJECTIVE, description="what a trial is judged by, as a mean over the draws"
     )
     margin: float = Field(
         2.0,
@@ -108,6 +112,13 @@ class TuneSettings(BaseModel):
         15, ge=1, le=3600, description="seconds; a worker silent for four times that is given up"
     )
 
+    @field_validator("stage")
+    @classmethod
+    def _is_a_number_or_all(cls, stage: str) -> str:
+        if stage != "all" and not re.fullmatch("[1-9][0-9]{0,3}", stage):
+            raise PydanticCustomError("stage", "must be all, or the number of a stage")
+        return stage
+
 
 def usable_name(text: str) -> str:
     """The text as a name that the model registry takes and finds again: `im:ages` is `im-ages`."""
@@ -122,11 +133,14 @@ class DecideSettings(BaseModel):
     question: Literal["stage2", "stage3"] = Field(
         "stage3", description="is that stage justified over going on with the one before?"
     )
-    treatment: Literal[ScheduleName, ""] = Field(
-        "", description="any schedule instead of the question's"
+    treatment: ScheduleText = Field(
+        "", description="any schedule, or a YAML file of one, instead of the question's"
     )
-    control: Literal[ScheduleName, ""] = Field(
+    control: ScheduleText = Field(
         "", description="the schedule it is held against, at equal optimizer steps"
+    )
+    metric: ShareName = Field(
+        DEFAULT_SHARE, description="what of the test images the arms are compared by"
     )
     rope_pp: float = Field(
         ROPE_PP, description="gains up to this many percentage points are not worth it"
@@ -179,12 +193,18 @@ class CompareSettings(BaseModel):
         "", description="names with commas between them; empty: the one that `backbone` says"
     )
     schedules: str = Field(
-        "full,two_stage,three_stage,lp_ft", description="names with commas between them"
+        "full,two_stage,three_stage,lp_ft",
+        description="names, or YAML files, with commas between them",
     )
-    baseline: ScheduleName = Field(
-        "full", description="the schedule that differences are taken to; added if it is missing"
+    baseline: ScheduleText = Field(
+        "full",
+        min_length=1,
+        description="the schedule that differences are taken to; added if it is missing",
     )
     draws: int = Field(10, ge=2, le=1000, description="paired draws that every arm is run on")
+    metric: ShareName = Field(
+        DEFAULT_SHARE, description="what of the test images the arms are compared by"
+    )
     rope_pp: float = Field(
         ROPE_PP, description="differences up to this many percentage points do not count"
     )

@@ -12,26 +12,24 @@ one; inside a layer `stage2.lr` wins over `lr`.
 
 from __future__ import annotations
 
-import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import SettingsError
 from pipeline.settings.run import (
-    MAX_STAGES,
     RUN_KEYS,
-    STAGE_KEYS,
     TRAIN_KEYS,
     Settings,
     TrainSettings,
 )
-from pipeline.settings.schedules import SCHEDULES, Stage
+from pipeline.settings.schedules import SCHEDULES, Schedule, schedule_of
+from pipeline.settings.yaml_file import nearest, read_yaml
 
 COMMAND_LINE = "command line"
 PRESETS_DIR = Path(__file__).parent / "presets"
@@ -40,11 +38,11 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Layer:
-    """Key -> value pairs of one place; plain training keys go to stages `speaks_of`."""
+    """Key -> value pairs of one place; plain training keys are for `stage` (None: for all)."""
 
     source: str
     values: Mapping[str, object]
-    speaks_of: tuple[int, ...] = tuple(range(1, MAX_STAGES + 1))
+    stage: int | None = None
     by_user: bool = True
 
 
@@ -59,46 +57,61 @@ class Given:
 
 @dataclass
 class _Collected:
-    """The strongest value of each setting, by model (0: the run, n: stage n), and faults."""
+    """What is given, weakest first: settings of the run, of stages (None: of all), and faults."""
 
-    given: dict[int, dict[str, Given]] = field(default_factory=dict)
+    run: dict[str, Given] = field(default_factory=dict)
+    training: list[tuple[int | None, str, Given]] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
     def add(self, layer: Layer) -> None:
         plain_first = sorted(flatten(layer.values).items(), key=lambda item: "." in item[0])
         for key, value in plain_first:
             given = Given(value, key, layer)
+            number, name = split_stage_key(key)
             if key in RUN_KEYS:
-                self.given.setdefault(0, {})[key] = given
-            elif key in TRAIN_KEYS:
-                for number in layer.speaks_of:
-                    self.given.setdefault(number, {})[key] = given
-            elif key in STAGE_KEYS:
-                stage, name = key.split(".")
-                self.given.setdefault(int(stage.removeprefix("stage")), {})[name] = given
+                self.run[key] = given
+            elif name in TRAIN_KEYS:
+                self.training.append((number or layer.stage, name, given))
             else:
-                self.faults.append(_unknown(key, layer.source))
+                self.faults.append(f"unknown setting {key} ({layer.source}){hint_for(key)}")
+
+    def of_stage(self, number: int) -> dict[str, Given]:
+        """The strongest value of each training setting of a stage."""
+        return {key: given for stage, key, given in self.training if stage in (None, number)}
 
     def check(
-        self, model: type[_Model], number: int, defaults: Mapping[str, object]
+        self, model: type[_Model], given: Mapping[str, Given], defaults: Mapping[str, object]
     ) -> _Model | None:
         """The model of these values, or None with its faults noted."""
-        model_or_faults = checked(model, self.given.get(number, {}), defaults)
+        model_or_faults = checked(model, given, defaults)
         if isinstance(model_or_faults, list):
             self.faults += model_or_faults
             return None
         return model_or_faults
 
-    def refuse_stages_beyond(self, schedule: str) -> None:
+    def refuse_stages_beyond(self, schedule: Schedule) -> None:
         """Note settings that a person gave to a stage which the schedule does not have."""
-        count = len(SCHEDULES[schedule])
-        for number in range(count + 1, MAX_STAGES + 1):
-            self.faults += [
-                f"{one.key} ({one.layer.source}): schedule {schedule} has {count} "
-                f"stage{'s' if count > 1 else ''}: leave it out or choose another schedule"
-                for one in self.given.get(number, {}).values()
-                if "." in one.key and one.layer.by_user
-            ]
+        count = len(schedule.stages)
+        self.faults += [
+            f"{given.key} ({given.layer.source}): schedule {schedule.name} has {count} "
+            f"stage{'s' if count > 1 else ''}: leave it out or choose another schedule"
+            for number, _, given in self.training
+            if "." in given.key and given.layer.by_user and (number or 0) > count
+        ]
+
+
+def split_stage_key(key: str) -> tuple[int | None, str]:
+    """`stage2.lr` is (2, lr), `lr` is (None, lr)."""
+    found = re.fullmatch(r"stage([1-9][0-9]{0,3})\.(\w+)", key)
+    return (int(found[1]), found[2]) if found else (None, key)
+
+
+def hint_for(key: str, known: Iterable[str] = (*RUN_KEYS, *TRAIN_KEYS)) -> str:
+    """What an unknown setting was probably meant to be."""
+    number, _ = split_stage_key(key)
+    if number is not None:
+        known = [f"stage{number}.{name}" for name in TRAIN_KEYS]
+    return nearest(key, known) or ": --help lists every setting"
 
 
 def checked(
@@ -144,18 +157,6 @@ def flatten(values: Mapping[str, object]) -> dict[str, object]:
     return flat
 
 
-def nearest(word: str, candidates: Iterable[str]) -> str:
-    """`: did you mean …?`, or nothing where no candidate is close."""
-    close = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.5)
-    return f": did you mean {close[0]}?" if close else ""
-
-
-def _unknown(key: str, source: str) -> str:
-    known = STAGE_KEYS if key.startswith("stage") and "." in key else (*RUN_KEYS, *TRAIN_KEYS)
-    hint = nearest(key, known) or ": --help lists every setting"
-    return f"unknown setting {key} ({source}){hint}"
-
-
 def resolve(layers: Iterable[Layer]) -> Settings:
     """Merge layers, weakest first, into settings.
 
@@ -165,54 +166,30 @@ def resolve(layers: Iterable[Layer]) -> Settings:
     collected = _Collected()
     for layer in layers:
         collected.add(layer)
-    run = collected.check(Settings, 0, {})
-    schedule = run.schedule if run is not None else "three_stage"
+    run = collected.check(Settings, collected.run, {})
+    schedule = schedule_of(run.schedule) if run is not None else SCHEDULES["three_stage"]
     collected.refuse_stages_beyond(schedule)
     stages = [
-        collected.check(TrainSettings, stage.number, _stage_defaults(stage))
-        for stage in SCHEDULES[schedule]
+        collected.check(
+            TrainSettings, collected.of_stage(number), _stage_defaults(schedule, number)
+        )
+        for number in range(1, len(schedule.stages) + 1)
     ]
     if run is None or None in stages or collected.faults:
         raise SettingsError("\n".join(dict.fromkeys(collected.faults)))
     return run.model_copy(update={"stages": tuple(stages)})
 
 
-def _stage_defaults(stage: Stage) -> dict[str, object]:
+def _stage_defaults(schedule: Schedule, number: int) -> dict[str, object]:
     """Training defaults that depend on what a stage trains (measured: docs/reference.md).
 
     A new head wants a high rate, pretrained blocks a tenth of it, and a stage that goes on from
     blocks which the stage before has fitted to these images a third of that again.
     """
+    *before, stage = schedule.stages[:number]
     if stage.deepest == "head":
         return {"lr": 3e-3}
-    before = SCHEDULES[stage.schedule][: stage.number - 1]
     return {"lr": 1e-4 if any(one.deepest != "head" for one in before) else 3e-4}
-
-
-def read_yaml(path: Path, source: str) -> dict[str, object]:
-    """The mapping in a YAML file.
-
-    Raises:
-        SettingsError: no such file, not YAML, or not a mapping.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as err:
-        raise SettingsError(
-            f"{source}: cannot read {path.absolute()} ({err.strerror}): pass the path of a YAML "
-            "file"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as err:
-        where = getattr(err, "problem_mark", None)
-        line = f" line {where.line + 1}" if where else ""
-        raise SettingsError(f"{source}: {path}{line} is not valid YAML: mend it") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise SettingsError(
-            f"{source}: {path} holds a {type(content).__name__}: write one `setting: value` a line"
-        )
-    return {str(key): value for key, value in content.items()}
 
 
 def preset_names() -> list[str]:

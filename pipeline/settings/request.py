@@ -22,12 +22,15 @@ from pipeline.settings.layers import (
     checked,
     flatten,
     preset_layer,
-    read_yaml,
     resolve,
 )
 from pipeline.settings.run import DEFAULT_PRESET, OWN_IMAGES_PRESET, TRAIN_KEYS, Settings
+from pipeline.settings.schedules import schedule_of
+from pipeline.settings.yaml_file import read_yaml
 
 Model = TypeVar("Model", bound=BaseModel)
+SCHEDULE_KEYS = ("schedule", "treatment", "control", "baseline", "schedules")
+"""Settings that name schedules, with commas between them where there are several."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,7 @@ class Request:
         """The request behind a command line; `own_keys`: settings of the entry point, not of runs.
 
         Raises:
-            SettingsError: the YAML file cannot be read.
+            SettingsError: the YAML file, or that of a schedule, cannot be read.
         """
         config = options.get("config", "")
         config = "" if config in UNSET else config
@@ -61,6 +64,8 @@ class Request:
         not_given = {"config", *({"preset"} if options.get("preset") in UNSET else ())}
         of_runs = {key: text for key, text in options.items() if key not in not_given}
         own = {key: of_runs.pop(key) for key in own_keys if key in of_runs}
+        for values in (of_runs, own, file):  # schedules in files are read once, too
+            values.update({k: _spelled_out(values[k]) for k in SCHEDULE_KEYS if values.get(k)})
         return cls(options=of_runs, own=own, config=config, file=file)
 
     def for_stage(self, number: int | None) -> Request:
@@ -120,7 +125,6 @@ class Request:
             SettingsError: see `resolve`.
         """
         options: dict[str, str] = {**self.options, **instead}
-        numbers = Layer.speaks_of if self.target is None else (self.target,)
         preset = options.get("preset") or self.file.get("preset")
         if preset is None:
             data = options.get("data") or self.file.get("data") or "digits"
@@ -129,11 +133,16 @@ class Request:
         layers = [preset_layer(str(preset)), Layer("default", {"preset": preset})]
         if inherited is not None:
             layers.append(Layer("parent run", inherited, by_user=False))
-        layers.append(Layer(f"config {self.config}", self.file, numbers))
-        settings = resolve([*layers, Layer(COMMAND_LINE, options, numbers)])
+        layers.append(Layer(f"config {self.config}", self.file, self.target))
+        settings = resolve([*layers, Layer(COMMAND_LINE, options, self.target)])
         if self.target is not None:
             settings.stage(self.target)
         return settings
+
+
+def _spelled_out(schedules: object) -> str:
+    """The same schedules without their files: by name, or spelled out."""
+    return ",".join(str(schedule_of(text.strip())) for text in str(schedules).split(","))
 
 
 def load_settings(

@@ -7,15 +7,22 @@ keys are refused. `layers.py` fills them from presets, files and the command lin
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
-from pipeline.settings.schedules import SCHEDULES, Stage, get_stage
+from pipeline.settings.schedules import SCHEDULES, Stage, schedule_of
+from pipeline.stats.metrics import DEFAULT_OBJECTIVE, OBJECTIVES, SHARES
 
 DEFAULT_PRESET = "digits"
 OWN_IMAGES_PRESET = "images"
-MAX_STAGES = max(len(stages) for stages in SCHEDULES.values())
 
 BackboneName = Literal[
     "resnet18",
@@ -26,16 +33,14 @@ BackboneName = Literal[
     "mobilenet_v3_large",
     "efficientnet_b0",
 ]
-ScheduleName = Literal[
-    "three_stage",
-    "two_stage",
-    "full",
-    "lp_ft",
-    "head_only",
-    "stage1_continued",
-    "stage2_continued",
-]
+ScheduleText = Annotated[str, AfterValidator(lambda text: str(schedule_of(text)) if text else "")]
+"""A schedule: the name of a built-in one, a file, or spelled out, which a file's becomes."""
 Augment = Literal["none", "light", "strong"]
+if TYPE_CHECKING:
+    ObjectiveName: TypeAlias = str
+    ShareName: TypeAlias = str
+else:  # the table of metrics is the one list of names
+    ObjectiveName, ShareName = Literal[tuple(OBJECTIVES)], Literal[SHARES]
 
 STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
@@ -78,6 +83,17 @@ class TrainSettings(BaseModel):
     patience: int = Field(
         0, ge=0, description="stop after this many epochs without a better one; 0: never"
     )
+    select: ObjectiveName = Field(
+        DEFAULT_OBJECTIVE, description="the best epoch by this is the stage's result; ties by loss"
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Without what runs of earlier versions did not have, so that keys stay what they were."""
+        values: dict[str, object] = plain(self)
+        if self.select == DEFAULT_OBJECTIVE:
+            del values["select"]
+        return values
 
 
 class Thresholds(BaseModel):
@@ -158,7 +174,11 @@ class Settings(Thresholds):
         description="imagenet, tiny_imagenet, none, IMAGENET1K_V1, or a .pth/.safetensors file",
     )
     image_size: int = Field(224, ge=32, le=1024, description="pixels a side")
-    schedule: ScheduleName = Field("three_stage", description="which blocks each stage trains")
+    schedule: ScheduleText = Field(
+        "three_stage",
+        min_length=1,
+        description=f"which blocks each stage trains: {', '.join(SCHEDULES)}, or a YAML file",
+    )
     norm_stats: Literal["auto", "source", "target"] = Field(
         "auto",
         description="BatchNorm statistics to start from: the weights' own (source), those of the "
@@ -184,7 +204,7 @@ class Settings(Thresholds):
 
     def stage(self, number: int) -> Stage:
         """The stage of that number in this schedule."""
-        return get_stage(self.schedule, number)
+        return schedule_of(self.schedule).stage(number)
 
     def training(self, number: int) -> TrainSettings:
         """The training settings of that stage."""
@@ -194,14 +214,13 @@ class Settings(Thresholds):
 TRAIN_KEYS = tuple(TrainSettings.model_fields)
 RUN_KEYS = tuple(key for key in Settings.model_fields if key != "stages")
 THRESHOLD_KEYS = tuple(Thresholds.model_fields)
-STAGE_KEYS = tuple(f"stage{n}.{key}" for n in range(1, MAX_STAGES + 1) for key in TRAIN_KEYS)
 INHERITED_KEYS = (
     *("data", "label_column", "image_column", "skip_unreadable"),
     *("train_per_class", "val_per_class", "test_per_class", "data_seed", "draw"),
     *("backbone", "weights", "image_size", "schedule", "norm_stats"),
 )
 """What a child stage takes from its parent run and may not contradict."""
-PLACE_KEYS = ("data", "label_column", "image_column", "weights")
+PLACE_KEYS = ("data", "label_column", "image_column", "skip_unreadable", "weights")
 """Where images and weights stand: another place may hold the same, as their digests show."""
 
 

@@ -1,21 +1,37 @@
-"""Schedules and their stages, as frozen data.
+"""Schedules and their stages: data in YAML files, the built-in ones in `schedule_files`.
 
 A *stage* is one training run with a fixed set of trainable blocks; a *schedule* is an ordered list
 of stages, each started from the checkpoint of the one before. Blocks are named head first; every
 backbone has the same six (see `backbones.py`).
 
-Sources: gradual unfreezing, Howard & Ruder 2018 (arXiv 1801.06146); linear probe, then fine-tune,
-Kumar et al. 2022 (arXiv 2202.10054).
+    stages:
+      - [head]
+      - [head, block4]
+      - [head, block4, block3]
+      - continued                      # the same blocks again, from the stage before
+
+In: the name of a built-in schedule, the path of such a file, or a schedule spelled out, as runs
+record it: `mine(head; head+block4; continued)`. Out: a `Schedule`. A stage trains what the one
+before trains, and may add blocks: the frozen prefix of later stages is computed in an earlier one.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 
 from pipeline.errors import SettingsError
+from pipeline.settings.yaml_file import nearest, read_yaml
 
 BLOCKS = ("head", "block4", "block3", "block2", "block1", "stem")
 """Every block, head first: a block's index is its depth."""
+FILES = Path(__file__).parent / "schedule_files"
+CONTINUED = "continued"
+"""In place of a stage's blocks: those of the stage before."""
+_NAME = "[A-Za-z0-9_.-]+"
 
 
 @dataclass(frozen=True)
@@ -42,45 +58,182 @@ class Stage:
         return tuple(reversed(BLOCKS[: BLOCKS.index(self.deepest) + 1]))
 
 
-def _schedule(name: str, *trainable: tuple[str, ...]) -> tuple[Stage, ...]:
-    return tuple(Stage(name, number, blocks) for number, blocks in enumerate(trainable, start=1))
+@dataclass(frozen=True)
+class Schedule:
+    """Stages in order."""
 
+    name: str
+    stages: tuple[Stage, ...]
 
-SCHEDULES: dict[str, tuple[Stage, ...]] = {
-    "three_stage": _schedule(
-        "three_stage", ("head",), ("head", "block4"), ("head", "block4", "block3")
-    ),
-    "two_stage": _schedule("two_stage", ("head", "block4"), ("head", "block4", "block3")),
-    "full": _schedule("full", BLOCKS),
-    "lp_ft": _schedule("lp_ft", ("head",), BLOCKS),
-    "head_only": _schedule("head_only", ("head",)),
-    # control arms: the stage before, gone on with instead of releasing another block
-    "stage1_continued": _schedule("stage1_continued", ("head",), ("head",)),
-    "stage2_continued": _schedule(
-        "stage2_continued", ("head",), ("head", "block4"), ("head", "block4")
-    ),
-}
+    @property
+    def words(self) -> str:
+        """Its name in a sentence."""
+        return _IN_WORDS.get(str(self), self.name)
 
-CONTROLS = ("stage1_continued", "stage2_continued")
-"""Schedules that only serve a comparison."""
+    def __str__(self) -> str:
+        """The name of a built-in schedule; another one spelled out, so that no file is needed."""
+        if SCHEDULES.get(self.name) == self:
+            return self.name
+        return f"{self.name}({'; '.join(self._spelled)})"
 
+    @property
+    def _spelled(self) -> list[str]:
+        first, *_ = self.stages
+        return [
+            "+".join(first.trainable),
+            *(
+                CONTINUED if a.trainable == b.trainable else "+".join(b.trainable)
+                for a, b in pairwise(self.stages)
+            ),
+        ]
 
-def get_stage(schedule: str, number: int) -> Stage:
-    """Stage `number` of `schedule`.
+    @property
+    def is_continued(self) -> bool:
+        """Whether a stage goes on with the one before: such schedules are controls."""
+        return CONTINUED in self._spelled
 
-    Raises:
-        SettingsError: the schedule has no such stage.
-    """
-    stages = SCHEDULES[schedule]
-    if not 1 <= number <= len(stages):
+    def trains(self, count: int | None = None) -> list[tuple[str, ...]]:
+        """The trainable blocks of the first `count` stages (None: of all)."""
+        return [stage.trainable for stage in self.stages[:count]]
+
+    def stage(self, number: int) -> Stage:
+        """Stage `number`.
+
+        Raises:
+            SettingsError: the schedule has no such stage.
+        """
+        if 1 <= number <= len(self.stages):
+            return self.stages[number - 1]
+        count = len(self.stages)
         fitting = [
             name
-            for name, steps in SCHEDULES.items()
-            if len(steps) >= number and name not in CONTROLS
+            for name, other in SCHEDULES.items()
+            if len(other.stages) >= number and not other.is_continued
         ]
         raise SettingsError(
-            f"schedule {schedule} has {len(stages)} stage{'s' if len(stages) > 1 else ''}, "
+            f"schedule {self.name} has {count} stage{'s' if count > 1 else ''}, "
             f"got stage {number}: run an earlier stage, or pass -P schedule="
-            f"{' or '.join(fitting) or 'another'}"
+            f"{' or '.join(fitting) or '<a YAML file with as many stages>'}"
         )
-    return stages[number - 1]
+
+
+def schedule_of(text: str) -> Schedule:
+    """The schedule of that name, in that file, or spelled out so.
+
+    Raises:
+        SettingsError: there is none, or it cannot be used; says what is wrong with it.
+    """
+    if text in SCHEDULES:
+        return SCHEDULES[text]
+    if spelled := re.fullmatch(rf"({_NAME})\((.+)\)", text):
+        stages = [
+            CONTINUED if part.strip() == CONTINUED else [b.strip() for b in part.split("+")]
+            for part in spelled[2].split(";")
+        ]
+        schedule = _checked(spelled[1], stages, f"schedule={text}")
+    elif text.endswith((".yaml", ".yml")):
+        schedule = read_schedule(Path(text).expanduser())
+    else:
+        hint = nearest(text, SCHEDULES) or (
+            f": choose from {', '.join(SCHEDULES)}, or pass the path of a .yaml file with stages"
+        )
+        raise SettingsError(f"schedule {text!r} is not known{hint}")
+    if SCHEDULES.get(schedule.name, schedule) != schedule:
+        raise SettingsError(
+            f"schedule={text}: {schedule.name} is the name of a built-in schedule with other "
+            "stages: rename the file"
+        )
+    return schedule
+
+
+def read_schedule(path: Path) -> Schedule:
+    """The schedule in a YAML file, named after the file.
+
+    Raises:
+        SettingsError: it cannot be read or used.
+    """
+    where = f"schedule={path}"
+    content = read_yaml(path, where)
+    if unknown := [key for key in content if key != "stages"]:
+        raise SettingsError(
+            f"{where}: unknown word {unknown[0]}{nearest(unknown[0], ['stages'])}: a schedule has "
+            "stages and nothing else"
+        )
+    stages = content.get("stages")
+    if not isinstance(stages, list) or not stages:
+        raise SettingsError(
+            f"{where}: stages must be a list of stages, each a list of blocks, got {stages!r}"
+        )
+    if not re.fullmatch(_NAME, path.stem):
+        raise SettingsError(
+            f"{where}: the file's name names the schedule: use letters, digits and _ . - alone"
+        )
+    return _checked(path.stem, stages, where)
+
+
+def _checked(name: str, given: Sequence[object], where: str) -> Schedule:
+    """A schedule of these stages.
+
+    Raises:
+        SettingsError: a stage that cannot be; says which and why.
+    """
+    stages: list[Stage] = []
+    for number, one in enumerate(given, start=1):
+        before = set(stages[-1].trainable) if stages else set()
+        here = f"{where}: stage {number}"
+        if one == CONTINUED:
+            if not before:
+                raise SettingsError(
+                    f"{here} has no stage before it to go on with: list its blocks"
+                )
+            blocks = before
+        else:
+            blocks = _blocks(one, here)
+            if "head" not in blocks and not before:
+                raise SettingsError(f"{here} must train the head, which is new: add head")
+            if left := [block for block in BLOCKS if block in before - blocks]:
+                raise SettingsError(
+                    f"{here} leaves out {' and '.join(left)}, which stage {number - 1} trains: a "
+                    "stage trains what the one before it trains, and may add blocks"
+                )
+            if blocks == before:
+                raise SettingsError(
+                    f"{here} trains the same blocks as stage {number - 1}: add a block, or write "
+                    f"`{CONTINUED}` where it is meant to go on with them"
+                )
+        stages.append(Stage(name, number, tuple(sorted(blocks, key=BLOCKS.index))))
+    return Schedule(name, tuple(stages))
+
+
+def _blocks(given: object, here: str) -> set[str]:
+    """The blocks of one stage."""
+    if not isinstance(given, list) or not given:
+        raise SettingsError(
+            f"{here} must be a list of blocks ({', '.join(BLOCKS)}) or `{CONTINUED}`, "
+            f"got {given!r}"
+        )
+    for block in map(str, given):
+        if block not in BLOCKS:
+            raise SettingsError(
+                f"{here}: unknown block {block}{nearest(block, BLOCKS)} (there are "
+                f"{', '.join(BLOCKS)})"
+            )
+    if len(set(given)) < len(given):
+        raise SettingsError(f"{here} names a block twice, got {given}: keep one")
+    return set(given)
+
+
+_IN_WORDS = {
+    "three_stage": "training in three stages",
+    "two_stage": "training in two stages",
+    "full": "unfreezing everything at once",
+    "lp_ft": "a linear probe and then everything",
+    "head_only": "the head alone",
+    "stage1_continued": "stage 1 continued",
+    "stage2_continued": "stage 2 continued",
+}
+"""The built-in schedules, each in `schedule_files`."""
+SCHEDULES: Mapping[str, Schedule] = {
+    name: read_schedule(FILES / f"{name}.yaml") for name in _IN_WORDS
+}
+"""The built-in schedules; stages that begin alike share the search space of the first of them."""

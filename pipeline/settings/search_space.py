@@ -12,7 +12,7 @@ are chosen; `tuning/` leaves that to Optuna.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -22,10 +22,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import SettingsError, first_line
 from pipeline.settings.entry import TuneSettings
-from pipeline.settings.layers import nearest
 from pipeline.settings.request import Request
 from pipeline.settings.run import TRAIN_KEYS, Settings, TrainSettings
-from pipeline.settings.schedules import SCHEDULES, Stage
+from pipeline.settings.schedules import SCHEDULES, Schedule, schedule_of
+from pipeline.settings.yaml_file import nearest
 from pipeline.system.provenance import IS_CLONE, PACKAGE_DIR, PROJECT_DIR
 
 SPACES_DIR = (PROJECT_DIR if IS_CLONE else PACKAGE_DIR) / "search_spaces"
@@ -76,16 +76,40 @@ class SearchSpace:
         return all(d.holds(values[key]) for key, d in self.dimensions.items())
 
 
-def default_space(stage: Stage) -> Path:
-    """The file for a stage where the user gives none: the first schedule's that begins so."""
-    chain = [step.trainable for step in SCHEDULES[stage.schedule][: stage.number]]
-    first = next(
-        name
-        for name, steps in SCHEDULES.items()
-        if [step.trainable for step in steps[: stage.number]] == chain
-    )
-    folder = SPACES_DIR if first == "three_stage" else SPACES_DIR / first
-    return folder / f"stage{stage.number}.yaml"
+def default_space(schedule: Schedule, number: int) -> Path:
+    """The file for a stage where the user gives none.
+
+    It is that of the first built-in schedule which begins so; for another chain of stages, that of
+    the built-in stage which has the same part in its chain.
+    """
+    chain = schedule.trains(number)
+    same = [name for name, known in SCHEDULES.items() if known.trains(number) == chain]
+    if not same:
+        return SPACES_DIR / _SPACE_BY_PART[_part(chain)]
+    folder = SPACES_DIR if same[0] == "three_stage" else SPACES_DIR / same[0]
+    return folder / f"stage{number}.yaml"
+
+
+_SPACE_BY_PART = {
+    "head first": "stage1.yaml",
+    "head continued": "stage1_continued/stage2.yaml",
+    "blocks with a new head": "two_stage/stage1.yaml",
+    "first blocks": "stage2.yaml",
+    "more blocks": "stage3.yaml",
+    "blocks continued": "stage2_continued/stage3.yaml",
+}
+
+
+def _part(chain: Sequence[tuple[str, ...]]) -> str:
+    """What the last stage of a chain does: a key of `_SPACE_BY_PART`."""
+    *before, blocks = chain
+    if len(blocks) == 1:
+        return "head continued" if before else "head first"
+    if not before:
+        return "blocks with a new head"
+    if before[-1] == blocks:
+        return "blocks continued"
+    return "first blocks" if len(before[-1]) == 1 else "more blocks"
 
 
 @dataclass(frozen=True)
@@ -125,7 +149,7 @@ def plan_of(request: Request) -> Plan:
 def _space_path(tune: TuneSettings, settings: Settings, number: int) -> Path:
     path = Path(tune.space)
     if not tune.space:
-        return default_space(settings.stage(number))
+        return default_space(schedule_of(settings.schedule), number)
     if path.is_dir():
         return path / f"stage{number}.yaml"
     if tune.stage == "all" and len(settings.stages) > 1 and path.exists():

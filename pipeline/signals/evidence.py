@@ -20,22 +20,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch.nn.functional as F
+from torch import Tensor
 
 from pipeline.data.images import ImageSet
 from pipeline.errors import LineageError, StorageError
-from pipeline.reporting.figures import ChainPart, best_effort, by_block, chain_curves
+from pipeline.reporting.figures import best_effort, by_block, chain_curves
 from pipeline.settings.run import THRESHOLD_KEYS, Settings, Thresholds
 from pipeline.settings.schedules import Stage
 from pipeline.signals.pictures import signal_table
-from pipeline.signals.readings import Curves, Scored, Sibling, Signal, instability, read_signals
+from pipeline.signals.readings import Scored, Sibling, Signal, instability, read_signals
 from pipeline.tracking import RunLog, RunView, Tracking
-from pipeline.tracking.keys import POOL
-from pipeline.training.trainer import EpochResult
+from pipeline.tracking.history import History, read_history
+from pipeline.tracking.keys import CURVES, PARENT_VAL_ACC, POOL, VAL_ACC, at_best, flat
 
 PREDICTIONS = "evaluation/val_predictions.csv"
 EVIDENCE = "evidence.json"
 SIGNALS_PICTURE = "figures/signals.png"
 NOTE = "mlflow.note.content"
+COMPLETED = "completed"
+"""Tag of a trial's run that has been given its pictures since."""
 
 
 @dataclass(frozen=True)
@@ -44,36 +47,25 @@ class Subject:
 
     stage: Stage
     settings: Settings
-    results: Sequence[EpochResult]
-    selected: int
+    history: History
+    logits: Tensor
     val: ImageSet
     parent: RunView | None
 
     @property
-    def curves(self) -> Curves:
-        """Its numbers by epoch."""
-        return Curves(
-            [r.train.loss for r in self.results],
-            [r.train.acc for r in self.results],
-            [r.val.loss for r in self.results],
-            [r.val.acc for r in self.results],
-            self.settings.training(self.stage.number).epochs,
-        )
-
-    @property
     def scored(self) -> Scored:
         """Its result on each validation image at the selected epoch."""
-        logits, labels = self.results[self.selected - 1].logits, self.val.labels
+        logits, labels = self.logits, self.val.labels
         images = tuple(row.tobytes().hex() for row in self.val.digests)
         nll = F.cross_entropy(logits, labels, reduction="none")
-        return Scored(images, (logits.argmax(1) == labels).numpy(), nll.double().numpy())
+        return Scored(images, labels.numpy(), logits.argmax(1).numpy(), nll.double().numpy())
 
 
 def log_evidence(log: RunLog, tracking: Tracking, subject: Subject) -> list[Signal]:
     """Read the signals of a run that is about to finish, and log them; siblings come later."""
     parent = scores_of(tracking, subject.parent) if subject.parent else None
     signals = read_signals(
-        subject.curves,
+        subject.history,
         subject.scored,
         parent,
         [],
@@ -83,13 +75,14 @@ def log_evidence(log: RunLog, tracking: Tracking, subject: Subject) -> list[Sign
     log.tags({f"signal.{signal.name}": signal.state for signal in signals})
     log.metrics({f"signal/{k}": v for signal in signals for k, v in signal.numbers.items()})
     if subject.parent:
-        log.metrics({"signal/parent_val_acc": subject.parent.metrics["best/val_acc"]})
+        log.metrics({PARENT_VAL_ACC: subject.parent.metrics[at_best(VAL_ACC)]})
     content = {
         "signals": {signal.name: asdict(signal) for signal in signals},
         "thresholds": {key: getattr(subject.settings, key) for key in THRESHOLD_KEYS},
         "inputs": {
-            "curves": asdict(subject.curves),
-            "selected_epoch": subject.selected,
+            "curves": {flat(name): subject.history[name] for name in CURVES}
+            | {"planned": subject.history.planned},
+            "selected_epoch": subject.history.selected,
             "validation_images": len(subject.val),
             "parent_run_id": subject.parent.run_id if subject.parent else None,
             "parent_scores_found": parent is not None,
@@ -104,10 +97,11 @@ def log_evidence_pictures(
 ) -> None:
     """Drift and gradients by block, the signals as a table, the chain's curves on one axis."""
     name = f"stage {subject.stage.number} of {subject.stage.schedule}"
-    risks = [result.risks for result in subject.results]
-    log.figure(by_block(f"{name}: drift and gradients", risks), "figures/risks.png")
+    risks = by_block(f"{name}: drift and gradients", subject.history.rows)
+    log.figure(risks, "figures/risks.png")
     log.figure(signal_table(signals), SIGNALS_PICTURE)
-    parts = [*ancestors(tracking, subject.parent), _part(subject)]
+    own = (subject.stage.number, subject.history)
+    parts = [*ancestors(tracking, subject.parent), own]
     if len(parts) > 1:
         log.figure(chain_curves(parts), "figures/chain.png")
 
@@ -135,38 +129,26 @@ def scores_of(tracking: Tracking, run: RunView) -> Scored | None:
             table = read_predictions(tracking.fetch(run, PREDICTIONS, Path(folder)))
             return Scored(
                 tuple(table["image_sha256"]),
-                (table["label"] == table["predicted"]).to_numpy(),
+                table["label"].to_numpy(),
+                table["predicted"].to_numpy(),
                 np.asarray(table["nll"], dtype=np.float64),
             )
     except (LineageError, KeyError, ValueError):
         return None
 
 
-def ancestors(tracking: Tracking, run: RunView | None) -> list[ChainPart]:
+def ancestors(tracking: Tracking, run: RunView | None) -> list[tuple[int, History]]:
     """The stages before, first stage first, as far as the store still has them."""
-    parts: list[ChainPart] = []
+    parts: list[tuple[int, History]] = []
     while run is not None:
-        train_loss, val_loss, train_acc, val_acc = (
-            tracking.history(run.run_id, key)
-            for key in ("train/loss", "val/loss", "train/acc", "val/acc")
-        )
-        number, selected = int(run.tags["stage"]), int(run.metrics["best/epoch"])
-        if train_loss:
-            part = ChainPart(number, train_loss, val_loss, train_acc, val_acc, selected)
-            parts.insert(0, part)
+        if history := read_history(tracking, run, CURVES):
+            parts.insert(0, (int(run.tags["stage"]), history))
         parent_id = run.tags.get("parent_run_id", "none")
         try:
             run = None if parent_id == "none" else tracking.get(parent_id)
         except LineageError:
             run = None
     return parts
-
-
-def _part(subject: Subject) -> ChainPart:
-    c = subject.curves
-    return ChainPart(
-        subject.stage.number, c.train_loss, c.val_loss, c.train_acc, c.val_acc, subject.selected
-    )
 
 
 def siblings_of(tracking: Tracking, recipe: str) -> dict[str, RunView]:
@@ -208,8 +190,8 @@ def refresh_siblings(
         runs = siblings_of(tracking, recipe)
         found = [
             Sibling(
-                run.metrics["best/val_acc"],
-                run.metrics["signal/parent_val_acc"],
+                run.metrics[at_best(VAL_ACC)],
+                run.metrics[PARENT_VAL_ACC],
                 run.tags["parent_checkpoint_sha256"],
             )
             for run in runs.values()
@@ -255,19 +237,36 @@ def _refresh(
         _refresh_evidence(tracking, run, signal, run_ids)
 
 
-def _refresh_evidence(
-    tracking: Tracking, run: RunView, signal: Signal, run_ids: Sequence[str]
-) -> None:
+def has_pictures(run: RunView) -> bool:
+    """Whether a run is no trial's, which is made without, or has been completed since."""
+    return "is_trial" not in run.tags or COMPLETED in run.tags
+
+
+def signals_of(tracking: Tracking, run: RunView) -> list[Signal]:
+    """A finished run's signals as they were last read; none where its evidence is lost."""
+    signals = _evidence_of(tracking, run).get("signals", {})
+    return [Signal(**values) for values in signals.values()]
+
+
+def _evidence_of(tracking: Tracking, run: RunView) -> dict[str, Any]:
     try:
         with tempfile.TemporaryDirectory() as folder:
             path = tracking.fetch(run, EVIDENCE, Path(folder))
-            content = json.loads(path.read_text(encoding="utf-8"))
+            return dict(json.loads(path.read_text(encoding="utf-8")))
     except (LineageError, ValueError):
+        return {}
+
+
+def _refresh_evidence(
+    tracking: Tracking, run: RunView, signal: Signal, run_ids: Sequence[str]
+) -> None:
+    content = _evidence_of(tracking, run)
+    if not content:
         return
     content["signals"][signal.name] = asdict(signal)
     content["inputs"]["siblings"] = list(run_ids)
     tracking.add_text(run.run_id, _as_json(content), EVIDENCE)
-    if "is_trial" not in run.tags:
+    if has_pictures(run):
         signals = [Signal(**values) for values in content["signals"].values()]
         tracking.add_figure(run.run_id, signal_table(signals), SIGNALS_PICTURE)
 

@@ -1,7 +1,8 @@
 """Has stage 3 been earned? What finished stage-1 and stage-2 runs say, before any stage-3 run.
 
-In: curves and results of stage 2, and of its parents, one pair a draw. Out: a `Gate`, four
-readings and a prior in words. It advises; `enforce_gate` lets it refuse. Pure functions.
+In: the loss by epoch and the results of stage 2, and of its parents, one pair a draw. Out: a
+`Gate`, four readings and a prior in words. It advises; `enforce_gate` lets it refuse. Pure
+functions.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Literal
 from pipeline.errors import GateError
 from pipeline.settings.run import Thresholds
 from pipeline.signals.readings import State
+from pipeline.stats.metrics import Row
+from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, VAL_ACC, VAL_LOSS
 
 Prior = Literal["promising", "confirmation_only", "not_yet"]
 MIN_DRAWS = 3
@@ -25,22 +28,16 @@ LINE = re.compile(
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """A stage at its selected epoch; losses in nats, accuracies 0 to 1."""
-
-    train_loss: float
-    val_loss: float
-    train_acc: float
-    val_acc: float
-
-
-@dataclass(frozen=True)
 class Pair:
-    """Stage 1 and stage 2 of one draw; `val_loss` is stage 2's by epoch, empty if unknown."""
+    """Stage 1 and stage 2 of one draw, each at its selected epoch.
+
+    Attributes:
+        val_loss: stage 2's by epoch; empty where it is not known.
+    """
 
     draw: str
-    first: Outcome
-    second: Outcome
+    first: Row
+    second: Row
     val_loss: Sequence[float] = ()
 
 
@@ -94,7 +91,7 @@ def parse_best_lines(text: str) -> list[Pair]:
         GateError: a stage has no line, or one of them has more than the other; an accuracy above
             100%.
     """
-    found: dict[int, list[Outcome]] = {1: [], 2: []}
+    found: dict[int, list[Row]] = {1: [], 2: []}
     for stage, *numbers in LINE.findall(text):
         train_loss, val_loss, train_acc, val_acc = map(float, numbers)
         if max(train_acc, val_acc) > 100:
@@ -102,8 +99,9 @@ def parse_best_lines(text: str) -> list[Pair]:
                 f"Stage-{stage}: accuracy {max(train_acc, val_acc):g}% is above 100%: pass the "
                 "lines as the runs printed them"
             )
-        outcome = Outcome(train_loss, val_loss, train_acc / 100, val_acc / 100)
-        found.setdefault(int(stage), []).append(outcome)
+        values = (train_loss, val_loss, train_acc / 100, val_acc / 100)
+        names = (TRAIN_LOSS, VAL_LOSS, TRAIN_ACC, VAL_ACC)
+        found.setdefault(int(stage), []).append(dict(zip(names, values, strict=True)))
     for number in (1, 2):
         if not found[number]:
             raise GateError(
@@ -162,7 +160,7 @@ def _stabilized(pairs: Sequence[Pair], thresholds: Thresholds) -> Reading:
 
 def _consistent(pairs: Sequence[Pair]) -> Reading:
     name = "consistent_gains"
-    better = sum(pair.second.val_acc > pair.first.val_acc for pair in pairs)
+    better = sum(pair.second[VAL_ACC] > pair.first[VAL_ACC] for pair in pairs)
     sentence = f"stage 2 beats stage 1 on {better} of {len(pairs)} draws"
     if better < len(pairs):
         return Reading(name, "false", sentence)
@@ -173,8 +171,8 @@ def _consistent(pairs: Sequence[Pair]) -> Reading:
 
 def _headroom(pairs: Sequence[Pair], thresholds: Thresholds) -> Reading:
     count = len(pairs)
-    first = sum(pair.first.val_acc for pair in pairs) / count
-    second = sum(pair.second.val_acc for pair in pairs) / count
+    first = sum(pair.first[VAL_ACC] for pair in pairs) / count
+    second = sum(pair.second[VAL_ACC] for pair in pairs) / count
     below = second < thresholds.gate_ceiling
     rising = second - first >= thresholds.gate_min_gain
     sentence = (
@@ -186,15 +184,15 @@ def _headroom(pairs: Sequence[Pair], thresholds: Thresholds) -> Reading:
 
 
 def _memorising(pairs: Sequence[Pair], thresholds: Thresholds) -> Reading:
-    def memorises(outcome: Outcome) -> bool:
-        gap = outcome.val_loss - outcome.train_loss
-        fits = outcome.train_acc >= thresholds.gate_memorising_acc
+    def memorises(row: Row) -> bool:
+        gap = row[VAL_LOSS] - row[TRAIN_LOSS]
+        fits = row[TRAIN_ACC] >= thresholds.gate_memorising_acc
         return fits and gap >= thresholds.gate_memorising_gap
 
     count = sum(memorises(pair.second) for pair in pairs)
     train_acc, train_loss, val_loss = (
-        sum(getattr(pair.second, name) for pair in pairs) / len(pairs)
-        for name in ("train_acc", "train_loss", "val_loss")
+        sum(pair.second[name] for pair in pairs) / len(pairs)
+        for name in (TRAIN_ACC, TRAIN_LOSS, VAL_LOSS)
     )
     sentence = (
         f"stage 2 memorises the training set on {count} of {len(pairs)} draws (mean training "

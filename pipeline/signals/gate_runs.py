@@ -6,15 +6,16 @@ a one-page report.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 from pipeline.errors import LineageError
+from pipeline.reporting.page import to_markdown
 from pipeline.settings.run import Thresholds
 from pipeline.signals.evidence import as_far_as_allowed, siblings_of_run, thresholds_of
-from pipeline.signals.gate import Gate, Outcome, Pair, read_gate
-from pipeline.system.text import as_markdown
+from pipeline.signals.gate import Gate, Pair, read_gate
 from pipeline.tracking import RunView, Tracking
+from pipeline.tracking.history import metrics_at_best, read_history
+from pipeline.tracking.keys import PARENT_VAL_ACC, VAL_ACC, VAL_LOSS
 
 REPORT = "gate/report.md"
 
@@ -66,46 +67,17 @@ def gate_over(
 
 
 def _pair(tracking: Tracking, run: RunView) -> Pair:
-    losses = tracking.history(run.run_id, "val/loss")
+    history = read_history(tracking, run, [VAL_LOSS])
     try:
-        first = _outcome(tracking.get(run.tags["parent_run_id"]))
+        first = metrics_at_best(tracking.get(run.tags["parent_run_id"]))
     except (
         LineageError
     ):  # deleted since: its accuracy stands in the child, and is all that is read
-        nothing = math.nan
-        first = Outcome(nothing, nothing, nothing, run.metrics["signal/parent_val_acc"])
-    return Pair(run.tags["draw"], first, _outcome(run), losses)
-
-
-def _outcome(run: RunView) -> Outcome:
-    m = run.metrics
-    return Outcome(
-        m["best/train_loss"], m["best/val_loss"], m["best/train_acc"], m["best/val_acc"]
-    )
+        first = {VAL_ACC: run.metrics[PARENT_VAL_ACC]}
+    losses = history[VAL_LOSS] if history else []
+    return Pair(run.tags["draw"], first, metrics_at_best(run), losses)
 
 
 def report_markdown(gate: Gate, pairs: Sequence[Pair], title: str) -> str:
     """One page: the prior, the four readings, the numbers by draw."""
-    verdict = {
-        "promising": "Stage 3 is worth trying.",
-        "confirmation_only": "Stage 3 can at best confirm: stage 2 already memorises.",
-        "not_yet": "Stage 3 has not been earned yet.",
-    }[gate.prior]
-    rows = [
-        f"| {pair.draw} | {pair.first.val_acc:.2%} | {pair.second.val_acc:.2%} "
-        f"| {100 * (pair.second.val_acc - pair.first.val_acc):+.2f} | {pair.second.train_acc:.2%} "
-        f"| {pair.second.train_loss:.4f} | {pair.second.val_loss:.4f} |"
-        for pair in pairs
-    ]
-    readings = [f"- `gate.{r.name}` **{r.state}**: {r.sentence}" for r in gate.readings]
-    header = (
-        "| draw | stage 1 val acc | stage 2 val acc | gain, pp | stage 2 train acc | train loss "
-        "| val loss |"
-    )
-    lines = [
-        f"# Gate: {gate.prior}",
-        f"{verdict} It advises from stages 1 and 2 alone ({as_markdown(title)}).",
-        "\n".join(readings),
-        "\n".join([header, "|---|---|---|---|---|---|---|", *rows]),
-    ]
-    return "\n\n".join(lines) + "\n"
+    return to_markdown("gate", gate=gate, pairs=pairs, title=title)

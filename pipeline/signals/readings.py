@@ -1,6 +1,6 @@
 """What a stage run says about itself: positive and negative signals, from finished numbers alone.
 
-In: the curves of the run R, per-image scores of R and of its parent U on the same validation
+In: the history of the run R, per-image scores of R and of its parent U on the same validation
 images, validation accuracies of sibling runs, thresholds. Out: `Signal`s, each `true`, `false` or
 `unknown`, with its numbers and a sentence. Pure functions: nothing is read, trained or logged.
 
@@ -15,13 +15,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
 from pipeline.settings.run import Thresholds
+from pipeline.tracking.history import History
+from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, VAL_LOSS
 
 State = Literal["true", "false", "unknown"]
 MIN_SIBLINGS = 3
@@ -45,33 +47,26 @@ class Signal:
 
 
 @dataclass(frozen=True)
-class Curves:
-    """A run's numbers by epoch; losses in nats, accuracies 0 to 1.
-
-    Attributes:
-        planned: epochs that the run would have had without stopping early.
-    """
-
-    train_loss: Sequence[float]
-    train_acc: Sequence[float]
-    val_loss: Sequence[float]
-    val_acc: Sequence[float]
-    planned: int
-
-
-@dataclass(frozen=True)
 class Scored:
     """A model's result on each validation image.
 
     Attributes:
         images: each image's SHA-256, (N,).
-        correct: whether the right class was predicted, (N,).
+        labels: its class, a name or a number, (N,).
+        predicted: the class that was predicted, likewise, (N,).
         nll: cross-entropy in nats, (N,).
     """
 
     images: tuple[str, ...]
-    correct: NDArray[np.bool_]
+    labels: NDArray[Any]
+    predicted: NDArray[Any]
     nll: NDArray[np.float64]
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """Whether the right class was predicted, (N,)."""
+        right: NDArray[np.bool_] = self.labels == self.predicted
+        return right
 
 
 @dataclass(frozen=True)
@@ -87,7 +82,7 @@ class Sibling:
 
 
 def read_signals(
-    curves: Curves,
+    history: History,
     scored: Scored,
     parent: Scored | None,
     siblings: Sequence[Sibling],
@@ -100,9 +95,9 @@ def read_signals(
     `parent` is None where the parent's scores are lost: then what needs them is `unknown`.
     """
     readings = [
-        early_spike(curves, thresholds),
-        saturation(curves, thresholds),
-        loss_rise(curves, scored, parent, thresholds, has_parent=has_parent),
+        early_spike(history, thresholds),
+        saturation(history, thresholds),
+        loss_rise(history, scored, parent, thresholds, has_parent=has_parent),
     ]
     if has_parent:
         readings += [
@@ -113,8 +108,8 @@ def read_signals(
     return sorted(readings, key=lambda signal: signal.name, reverse=True)
 
 
-def paired(scored: Scored, parent: Scored) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Differences R - U of correctness and of cross-entropy, image by image, (N,) each.
+def aligned(scored: Scored, parent: Scored) -> NDArray[np.int64]:
+    """The row of the parent's scores that is about each image of the run's, (N,).
 
     Raises:
         ValueError: the two are not about the same images.
@@ -123,9 +118,17 @@ def paired(scored: Scored, parent: Scored) -> tuple[NDArray[np.float64], NDArray
     if len(row_of) != len(parent.images) or set(row_of) != set(scored.images):
         if scored.images != parent.images:  # equal images may appear twice, in one order
             raise ValueError("the run and its parent were not scored on the same images")
-        rows = np.arange(len(parent.images))
-    else:
-        rows = np.array([row_of[image] for image in scored.images])
+        return np.arange(len(parent.images))
+    return np.array([row_of[image] for image in scored.images])
+
+
+def paired(scored: Scored, parent: Scored) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Differences R - U of correctness and of cross-entropy, image by image, (N,) each.
+
+    Raises:
+        ValueError: the two are not about the same images.
+    """
+    rows = aligned(scored, parent)
     accuracy = scored.correct.astype(float) - parent.correct[rows].astype(float)
     return accuracy, scored.nll - parent.nll[rows]
 
@@ -173,32 +176,32 @@ def first_epoch_at(train_acc: Sequence[float], level: float) -> int | None:
     return next((epoch for epoch, acc in enumerate(train_acc, start=1) if acc >= level), None)
 
 
-def early_spike(curves: Curves, thresholds: Thresholds) -> Signal:
+def early_spike(history: History, thresholds: Thresholds) -> Signal:
     """True if training accuracy saturates after half of the epochs, or never."""
     level, share = thresholds.signal_saturation_acc, thresholds.signal_spike_share
-    epoch = first_epoch_at(curves.train_acc, level)
-    late = epoch is None or epoch > share * curves.planned
-    diverged = epoch is None and not math.isfinite(curves.train_loss[-1])
+    epoch = first_epoch_at(history[TRAIN_ACC], level)
+    late = epoch is None or epoch > share * history.planned
+    diverged = epoch is None and not math.isfinite(history[TRAIN_LOSS][-1])
     state: State = "unknown" if diverged else _state(late)
-    sentence = _when(epoch, level, curves) + (", and the loss diverged" if diverged else "")
-    return Signal("positive.no_early_spike", state, sentence, _at(epoch, curves))
+    sentence = _when(epoch, level, history) + (", and the loss diverged" if diverged else "")
+    return Signal("positive.no_early_spike", state, sentence, _at(epoch, history))
 
 
-def saturation(curves: Curves, thresholds: Thresholds) -> Signal:
+def saturation(history: History, thresholds: Thresholds) -> Signal:
     """True if training accuracy saturates within the first quarter of the epochs."""
     level, share = thresholds.signal_saturation_acc, thresholds.signal_early_share
-    epoch = first_epoch_at(curves.train_acc, level)
-    early = epoch is not None and epoch <= share * curves.planned
+    epoch = first_epoch_at(history[TRAIN_ACC], level)
+    early = epoch is not None and epoch <= share * history.planned
     return Signal(
         "negative.train_acc_saturates",
         _state(early),
-        _when(epoch, level, curves),
-        _at(epoch, curves),
+        _when(epoch, level, history),
+        _at(epoch, history),
     )
 
 
 def loss_rise(
-    curves: Curves,
+    history: History,
     scored: Scored,
     parent: Scored | None,
     thresholds: Thresholds,
@@ -207,8 +210,8 @@ def loss_rise(
 ) -> Signal:
     """True if the loss exceeds the parent's by a standard error, or ends above its minimum."""
     name = "negative.val_loss_rises"
-    finite = [loss for loss in curves.val_loss if math.isfinite(loss)]
-    lowest, last = min(finite, default=math.nan), curves.val_loss[-1]
+    finite = [loss for loss in history[VAL_LOSS] if math.isfinite(loss)]
+    lowest, last = min(finite, default=math.nan), history[VAL_LOSS][-1]
     rise = 0.0 if lowest == 0 else last / lowest - 1
     own = not math.isfinite(last) or rise > thresholds.signal_loss_rise
     shown = f"{lowest:.3f}" if lowest < 1000 else f"{lowest:.2g}"
@@ -280,10 +283,10 @@ def _unknown(name: str, missing: str) -> Signal:
     return Signal(name, "unknown", f"{missing} are missing")
 
 
-def _when(epoch: int | None, level: float, curves: Curves) -> str:
+def _when(epoch: int | None, level: float, history: History) -> str:
     reached = f"reached {level:.0%} in epoch {epoch}" if epoch else f"never reached {level:.0%}"
-    return f"training accuracy {reached} (of {curves.planned} epochs)"
+    return f"training accuracy {reached} (of {history.planned} epochs)"
 
 
-def _at(epoch: int | None, curves: Curves) -> dict[str, float]:
-    return {} if epoch is None else {"saturation_share": epoch / curves.planned}
+def _at(epoch: int | None, history: History) -> dict[str, float]:
+    return {} if epoch is None else {"saturation_share": epoch / history.planned}

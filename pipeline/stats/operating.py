@@ -14,12 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.errors import DesignError
 from pipeline.stats.design import Design
 from pipeline.stats.posterior import Floats, check_correction, moments, scale_of, tails
 from pipeline.stats.verdict import rule
+from pipeline.system.text import in_columns
 
 
 @dataclass(frozen=True)
@@ -133,30 +135,20 @@ def operating_characteristics(
     )
 
 
-_COLUMNS = (
-    "true gain, pp",
-    "justified",
-    "not justified",
-    "of these harmful",
-    "inconclusive",
-    "mean pairs used",
-)
-
-
 def characteristics_text(rows: Sequence[Characteristic]) -> str:
     """The table as aligned columns for a terminal."""
-    cells = [_COLUMNS, *map(_cells, rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        for line in cells
-    )
-
-
-def _cells(row: Characteristic) -> tuple[str, ...]:
-    shares = row.shares
-    ends = (shares.justified, shares.not_justified, shares.harmful, shares.inconclusive)
-    return (f"{row.true_gain_pp:g}", *(f"{end:.3f}" for end in ends), f"{shares.mean_pairs:.1f}")
+    cells = [
+        {
+            "true gain, pp": f"{row.true_gain_pp:g}",
+            "justified": f"{row.shares.justified:.3f}",
+            "not justified": f"{row.shares.not_justified:.3f}",
+            "of these harmful": f"{row.shares.harmful:.3f}",
+            "inconclusive": f"{row.shares.inconclusive:.3f}",
+            "mean pairs used": f"{row.shares.mean_pairs:.1f}",
+        }
+        for row in rows
+    ]
+    return in_columns(pd.DataFrame(cells))
 
 
 def _shares(ends: NDArray[np.str_], used: NDArray[np.int64]) -> Shares:

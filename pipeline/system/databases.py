@@ -18,6 +18,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from pipeline.system.addresses import file_of
+from pipeline.system.files import holding
 
 _ADVISORY_KEY = 0x756E66726565  # any constant that all our processes agree on
 _FOR_ALL = 0o666
@@ -32,11 +33,11 @@ def exclusively(url: str) -> Iterator[None]:
         sqlalchemy.exc.SQLAlchemyError: the database cannot be reached.
     """
     path = file_of(url)
-    lock: AbstractContextManager[object]
+    lock: AbstractContextManager[object] = nullcontext()
     if path is not None:
-        lock = FileLock(_lock_of(path.resolve()), mode=_FOR_ALL)
-    else:
-        lock = _advisory(url) if url.startswith("postgres") else nullcontext()
+        lock = holding(FileLock(_lock_of(path.resolve()), mode=_FOR_ALL))
+    elif url.startswith("postgres"):
+        lock = _advisory(url)
     with lock:
         yield
 

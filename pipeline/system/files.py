@@ -11,6 +11,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from pipeline.errors import StorageError
+from pipeline.system.interrupts import at_once
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {
@@ -40,6 +41,17 @@ def storage_faults(what: str, where: Path | str) -> Iterator[None]:
 
 
 @contextmanager
+def holding(lock: FileLock) -> Iterator[None]:
+    """Wait for a lock, until Ctrl-C if need be, and hold it."""
+    with at_once():
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock file, in a folder that is made if need be; others wait.
 
@@ -49,7 +61,8 @@ def locked(path: Path) -> Iterator[None]:
     with storage_faults("a lock", path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
-        lock.acquire()
+        with at_once():
+            lock.acquire()
     try:
         yield
     finally:

@@ -1,72 +1,97 @@
-"""Ctrl-C and SIGTERM: a command stops once, and never in the middle of a database's transaction.
+"""Ctrl-C and SIGTERM: a command stops between two batches, never in the middle of a write.
 
-An exception that comes inside SQLAlchemy can leave a transaction open, and with it a lock that
-keeps this very process from marking its runs. So a signal that finds one at work comes again a
-moment later, until it finds none.
+The first signal sets a flag. `check` raises KeyboardInterrupt once the flag is set; batches,
+epochs, trials, pairs and stages begin with it. Waits, in which nothing is written, end at once,
+and so does a command that has not `begun` to write. A second Ctrl-C raises wherever the command
+is, and a third ends the process outright: the next command marks its runs.
 """
 
 from __future__ import annotations
 
-import _thread
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-AGAIN_S = 0.02
 LOOK_S = 1.0
+ONE_PRESS_S = 1.0
+"""Signals this close together are one: `mlflow run` sends SIGTERM after a terminal's SIGINT."""
 PARENT = "UNFREEZE_PARENT"
 """Environment variable: the process id of the command that a worker works for."""
-_DATABASES = (
-    "sqlalchemy",
-    "mlflow.store.db",
-    "mlflow.store.model_registry.sqlalchemy_store",
-    "mlflow.store.tracking.sqlalchemy_store",
-    "optuna.storages",
-    "optuna.study._tell",
-)
-_holders = 0
+
+
+@dataclass
+class _State:
+    """`asked_at`: `time.monotonic()` of the last signal that counts; `waits`: open `at_once`s."""
+
+    asked_at: float | None = None
+    raised: bool = False
+    waits: int = 0
+    begun: bool = True
+
+
+_state = _State()
+
+
+def check() -> None:
+    """End the command here if a signal has asked for that.
+
+    Raises:
+        KeyboardInterrupt: one has; once, so that runs can be marked afterwards.
+    """
+    if _state.asked_at is not None and not _state.raised:
+        _state.raised = True
+        raise KeyboardInterrupt
+
+
+def begun() -> None:
+    """From now on something is written: signals are heeded by `check` and in waits.
+
+    Raises:
+        KeyboardInterrupt: one has come.
+    """
+    _state.begun = True
+    check()
 
 
 @contextmanager
-def held() -> Iterator[None]:
-    """Let a signal wait until this is over: for steps that must be done together."""
-    global _holders
-    _holders += 1
-    try:
-        yield
-    finally:
-        _holders -= 1
-
-
-def stop(_number: int, frame: FrameType | None) -> None:
-    """A handler of signals: raise KeyboardInterrupt, once.
+def at_once() -> Iterator[None]:
+    """A wait, for a lock, a download or a process: a signal ends it immediately.
 
     Raises:
-        KeyboardInterrupt: always, but where it is held or a database is at work: there, later.
+        KeyboardInterrupt: a signal has come, also before.
     """
-    if _holders or is_in_a_database(frame):
-        signal.signal(signal.SIGALRM, stop)
-        signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
-        return
-    for later in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(later, signal.SIG_IGN)  # the run is being marked KILLED: let it finish
-    raise KeyboardInterrupt
+    _state.waits += 1
+    try:
+        check()
+        yield
+    finally:
+        _state.waits -= 1
 
 
-def is_in_a_database(frame: FrameType | None) -> bool:
-    """Whether this frame, or one that called it, is a database's: its transaction may be open."""
-    while frame is not None:
-        module = f"{frame.f_globals.get('__name__', '')}."
-        if any(module.startswith(f"{name}.") for name in _DATABASES):
-            return True
-        frame = frame.f_back
-    return False
+def stop(number: int, _frame: FrameType | None) -> None:
+    """The handler of both signals.
+
+    Raises:
+        KeyboardInterrupt: in a wait, before the command has begun, or at a second Ctrl-C.
+    """
+    now, before = time.monotonic(), _state.asked_at
+    if before is None:
+        _state.asked_at = now
+        if _state.waits:
+            check()
+        elif not _state.begun:
+            raise KeyboardInterrupt  # a finaliser may swallow it: the next `check` raises again
+    elif number == signal.SIGINT and now - before > ONE_PRESS_S:
+        _state.asked_at = now
+        check()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
 
 
 def end_with_parent() -> None:
@@ -88,21 +113,13 @@ def end_with_parent() -> None:
 def stopped_by_signals(handle: Callable[..., Any]) -> Iterator[None]:
     """Let Ctrl-C and SIGTERM stop what runs here; `handle` is `signal.signal`, or does nothing.
 
-    Python drops a KeyboardInterrupt that comes inside a finaliser: then it is raised again.
+    The handlers that were there come back, unless the process is about to end.
     """
-    before = sys.unraisablehook
-
-    def look(dropped: sys.UnraisableHookArgs) -> None:
-        if dropped.exc_type is KeyboardInterrupt:
-            signal.signal(signal.SIGINT, stop)
-            threading.Timer(0.05, _thread.interrupt_main).start()
-        else:
-            before(dropped)
-
-    handle(signal.SIGINT, stop)
-    handle(signal.SIGTERM, stop)
-    sys.unraisablehook = look
+    _state.asked_at, _state.raised, _state.waits, _state.begun = None, False, 0, False
+    former = {number: handle(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        sys.unraisablehook = before
+        if _state.asked_at is None:
+            for number, handler in former.items():
+                handle(number, handler)

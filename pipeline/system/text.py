@@ -1,19 +1,24 @@
 """Text of users shown as text: names of classes, folders and columns are never read as anything.
 
-In: any text. Out: the same for a terminal, for Markdown, or cut to its first items.
+In: any text, or a table of it. Out: the same for a terminal, for Markdown, or cut to its first
+items.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
-_MARKDOWN = re.compile(r"[\\`*<>\[\]&~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_MARKDOWN = re.compile(r"[\\`*<>\[\]&~$|]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
 
 def is_unicode(text: str) -> bool:
@@ -33,11 +38,16 @@ def normalised(name: str) -> str:
 def printable(text: str) -> str:
     r"""The text as a terminal may show it: what would steer the terminal is written as `\x1b`.
 
-    Line ends and tabs stay; bytes that are not UTF-8 become `\xe9`.
+    Line ends and tabs stay; bytes that are not UTF-8 become `\xe9`, other surrogates `\ud800`.
     """
-    if not is_unicode(text):
-        text = os.fsencode(text).decode("utf-8", "backslashreplace")
+    text = _SURROGATE.sub(_escaped, text)
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    number = ord(found[0])
+    is_byte = 0xDC80 <= number <= 0xDCFF  # of a file's name, as Python keeps it
+    return f"\\x{number - 0xDC00:02x}" if is_byte else f"\\u{number:04x}"
 
 
 def one_line(text: str) -> str:
@@ -46,9 +56,14 @@ def one_line(text: str) -> str:
 
 
 def as_markdown(text: str) -> str:
-    """The text such that Markdown shows it letter by letter: no emphasis, link, HTML, formula."""
+    """The text such that Markdown shows it letter by letter: no emphasis, link, tag, formula."""
     escaped = _MARKDOWN.sub(lambda found: f"\\{found[0]}", text)
     return escaped.replace("\r", " ").replace("\n", " ")
+
+
+def in_columns(table: pd.DataFrame) -> str:
+    """A table as aligned columns for a terminal."""
+    return table.to_string(index=False, col_space=[len(str(name)) + 1 for name in table])
 
 
 def data_option(path: Path) -> str:

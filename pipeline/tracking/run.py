@@ -20,18 +20,11 @@ class RunLog:
     """One run being written. Metrics go out in the background; `wait` waits for them."""
 
     def __init__(
-        self,
-        client: MlflowClient,
-        uri: str,
-        run_id: str,
-        *,
-        launched: bool,
-        known_params: set[str],
+        self, client: MlflowClient, uri: str, run_id: str, *, known_params: set[str]
     ) -> None:
         self._client = client
         self._uri = uri
         self.run_id = run_id
-        self.launched = launched
         self._known_params = known_params
         self._background = ThreadPoolExecutor(1)
         self._pending: list[Future[Any]] = []

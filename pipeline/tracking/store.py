@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import LineageError, PipelineError, RunStopped, TrackingError
 from pipeline.system.addresses import is_server, without_password
 from pipeline.system.databases import exclusively
+from pipeline.system.interrupts import begun
 from pipeline.system.processes import (
     KILLED_REASON,
     MACHINE,
@@ -29,7 +30,6 @@ from pipeline.system.provenance import PROJECT_DIR, git_commit
 from pipeline.tracking.address import usable_address
 from pipeline.tracking.experiment import usable_experiment
 from pipeline.tracking.faults import translated
-from pipeline.tracking.launched import outlast_mlflow_run
 from pipeline.tracking.registry import ModelVersion, Registered, register
 from pipeline.tracking.run import RunLog, to_tags
 
@@ -81,6 +81,7 @@ class Tracking:
 
         uri = usable_address()
         shown = without_password(uri)
+        begun()
         try:
             with translated("connect", shown), exclusively(uri):
                 client = mlflow.MlflowClient(uri)
@@ -204,10 +205,9 @@ class Tracking:
         """Start a run that outlives this process; returns its id."""
         return self._start(name, tags, target=False, nested_under=nested_under).run_id
 
-    def add_params(self, run_id: str, values: Mapping[str, object]) -> None:
-        """Log parameters of a run that another process may have started."""
-        log = RunLog(self._client, self.uri, run_id, launched=False, known_params=set())
-        log.params(values)
+    def writing(self, run_id: str) -> RunLog:
+        """A run that is there already, to add to, whoever made it."""
+        return RunLog(self._client, self.uri, run_id, known_params=set())
 
     def register(self, name: str, version: ModelVersion) -> Registered:
         """Put a logged model into the registry."""
@@ -233,7 +233,10 @@ class Tracking:
     def run(
         self, name: str, tags: Mapping[str, str], *, target: bool, nested_under: str | None = None
     ) -> Iterator[RunLog]:
-        """A run that ends FINISHED, FAILED with its reason as a tag, or KILLED by Ctrl-C.
+        """A run that ends FINISHED, FAILED or, by Ctrl-C, KILLED; the tag `failure` says why.
+
+        Under `mlflow run` MLflow sets KILLED to FAILED after our process has ended (seen in
+        MLflow 3.17): there the tag alone tells them apart.
 
         `target`: the run that the user asked for; it adopts the one that `mlflow run` started.
         """
@@ -246,15 +249,10 @@ class Tracking:
             log.wait()
         except RunStopped as stopped:
             log.end("KILLED", str(stopped))
-            if log.launched:
-                outlast_mlflow_run(log.run_id)
             raise
         except BaseException as err:
-            killed = isinstance(err, KeyboardInterrupt)
             try:
-                log.end("KILLED" if killed else "FAILED", _why(err))
-                if killed and log.launched:
-                    outlast_mlflow_run(log.run_id)
+                log.end(_status(err), _why(err))
             except TrackingError as lost:
                 err.add_note(str(lost))  # what ended the run counts, not that it cannot be said
             raise
@@ -267,12 +265,8 @@ class Tracking:
             yield
         except (PipelineError, KeyboardInterrupt) as err:
             if self._launched:
-                stopped = isinstance(err, KeyboardInterrupt)
                 run_id, self._launched = self._launched, None
-                log = RunLog(self._client, self.uri, run_id, launched=True, known_params=set())
-                log.end("KILLED" if stopped else "FAILED", _why(err))
-                if stopped:
-                    outlast_mlflow_run(run_id)
+                self.writing(run_id).end(_status(err), _why(err))
             raise
 
     def _end_abandoned(self) -> None:
@@ -293,16 +287,19 @@ class Tracking:
             **tags,
         }
         with translated("start a run", self.uri):
-            launched = bool(target and self._launched)
-            if launched:
-                run_id, self._launched = str(self._launched), None
+            if target and self._launched:
+                run_id, self._launched = self._launched, None
                 del all_tags["mlflow.source.name"]  # `mlflow run` knows better
                 self._client.log_batch(run_id, tags=to_tags(all_tags))
                 known = set(self._client.get_run(run_id).data.params)
             else:
                 run_id = self._client.create_run(self.experiment_id, tags=all_tags).info.run_id
                 known = set()
-        return RunLog(self._client, self.uri, run_id, launched=launched, known_params=known)
+        return RunLog(self._client, self.uri, run_id, known_params=known)
+
+
+def _status(err: BaseException) -> str:
+    return "KILLED" if isinstance(err, KeyboardInterrupt) else "FAILED"
 
 
 def _why(err: BaseException) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import SettingsError
 from pipeline.model.backbones import Backbone
+from pipeline.system.interrupts import check
 from pipeline.training.small_conv import use_small_convolutions
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
@@ -97,11 +98,16 @@ def compute_copy(
 
 
 def run_blocks(blocks: dict[str, nn.Sequential], inputs: Tensor, dtype: torch.dtype) -> Tensor:
-    """Pass `inputs` through blocks in forward order: `dtype` inside, float32 into the head."""
+    """Pass `inputs` through blocks in forward order: `dtype` inside, float32 into the head.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C has asked for it; every batch of every pass comes through here.
+    """
     if inputs.ndim == 4:
         last = uses_channels_last(dtype, inputs.device)
         order = torch.channels_last if last else torch.contiguous_format
         inputs = inputs.contiguous(memory_format=order)
     for name, block in blocks.items():
+        check()
         inputs = block(inputs.to(torch.float32 if name == "head" else dtype))
     return inputs

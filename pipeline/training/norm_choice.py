@@ -27,12 +27,11 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from pipeline.data.augment import normalise
 from pipeline.data.images import ImageSet
 from pipeline.errors import StorageError, WeightsError
-from pipeline.model.backbones import FORWARD_ORDER, Backbone
+from pipeline.model.backbones import FORWARD_ORDER, Backbone, batch_norms
 from pipeline.system.digests import digest_values
 from pipeline.system.files import write_atomically
 from pipeline.training.device import compute_copy, run_blocks
@@ -95,7 +94,7 @@ def choose_norm_stats(
     Raises:
         WeightsError: under neither candidate are the features finite numbers.
     """
-    if not any(isinstance(module, nn.BatchNorm2d) for module in backbone.model.modules()):
+    if not any(True for _ in batch_norms([backbone.model])):
         reason = f"{backbone.name} has no BatchNorm, there is nothing to choose"
         return NormStatsChoice(value="source", reason=reason, scores={})
     smallest = int(torch.bincount(images.labels).min())

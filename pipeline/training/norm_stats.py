@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.data.augment import normalise
 from pipeline.data.images import ImageSet
 from pipeline.errors import StorageError
-from pipeline.model.backbones import FORWARD_ORDER, Backbone
+from pipeline.model.backbones import FORWARD_ORDER, Backbone, batch_norms
 from pipeline.system.digests import digest_tensors, digest_values
 from pipeline.system.files import write_atomically
 from pipeline.training.device import compute_copy, run_blocks
@@ -106,12 +106,10 @@ def recalibrate(
         the statistics of each image's batch, a close estimate of those under the new statistics.
     """
     blocks = compute_copy(backbone, FORWARD_ORDER[:-1], dtype, device)  # no BatchNorm in the head
-    for block in blocks.values():
-        for module in block.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.reset_running_stats()
-                module.train()
-                module.momentum = None  # None: a plain average over the batches seen
+    for layer in batch_norms(blocks.values()):
+        layer.reset_running_stats()
+        layer.train()
+        layer.momentum = None  # None: a plain average over the batches seen
     size = max(2, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
     order = np.argsort(images.keys, kind="stable")  # mixes classes, whatever order they came in
     count = max(1, min(-(-len(images) // size), len(images) // 2))  # no batch of one image

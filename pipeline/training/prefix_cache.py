@@ -33,6 +33,7 @@ from pipeline.data.images import ImageSet
 from pipeline.model.backbones import Backbone
 from pipeline.settings.run import Augment
 from pipeline.system.digests import digest_each, digest_file, digest_values
+from pipeline.system.files import holding
 from pipeline.system.processes import is_abandoned_mark, owner_mark
 from pipeline.training.device import compute_copy, run_blocks
 from pipeline.training.features import Features, LiveFeatures, StoredFeatures
@@ -88,16 +89,16 @@ class PrefixCache:
         if self.folder is not None and stored and prefix:
             cuts = sorted({prefix, *also}, key=len)
             recipe = _Recipe(
-                backbone,
-                digests
+                backbone=backbone,
+                digests=digests
                 or digest_each(backbone.model.state_dict(), backbone.tensor_names(cuts[-1])),
-                {cut: self._output_shape(backbone, images, cut) for cut in cuts},
-                hashlib.sha256(images.digests.tobytes()).hexdigest(),
-                images,
-                augment,
-                stored,
-                dtype,
-                device,
+                shapes={cut: self._output_shape(backbone, images, cut) for cut in cuts},
+                images_digest=hashlib.sha256(images.digests.tobytes()).hexdigest(),
+                images=images,
+                augment=augment,
+                views=stored,
+                dtype=dtype,
+                device=device,
             )
             features = self._load_or_fill(recipe, prefix, cuts)
             if features is not None:
@@ -136,7 +137,7 @@ class PrefixCache:
             return None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.folder / f"{key}.lock"):
+            with holding(FileLock(self.folder / f"{key}.lock")):
                 features = self._read(recipe, prefix)
                 if features is None:
                     others = [cut for cut in cuts if cut != prefix]
@@ -257,7 +258,7 @@ def _writer_is_dead(part: Path) -> bool:
     return part.suffix in _PARTS and is_abandoned_mark(part.stem.partition(".")[2])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Recipe:
     """Everything that a prefix's output depends on, beside which blocks it is made of.
 

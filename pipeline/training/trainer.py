@@ -1,8 +1,8 @@
-"""The epoch loop of one stage: it yields one result an epoch and touches nothing else.
+"""The epoch loop of one stage: it yields a row of metrics an epoch and touches nothing else.
 
 In: a backbone holding the weights that the stage starts from, the suffix's inputs for training and
-validation images, and the stage's settings. Out: `EpochResult`s; the selected epoch's weights are
-in `Trainer.best`. The backbone itself is never changed. One fresh optimizer and one fresh schedule
+validation images, and the stage's settings. Out: a `History`; the selected epoch's weights are in
+`Trainer.best`. The backbone itself is never changed. One fresh optimizer and one fresh schedule
 a stage. Not covered: logging, checkpoints, and which parent the weights came from.
 
 L2-SP: Li, Grandvalet & Davoine 2018 (arXiv 1802.01483). Cosine schedule: Loshchilov & Hutter 2017
@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -28,53 +29,21 @@ from pipeline.model.backbones import Backbone
 from pipeline.model.freezing import set_trainable
 from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import BLOCKS, Stage
+from pipeline.stats.metrics import OBJECTIVES, Row, score_logits
+from pipeline.tracking.history import History
+from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, TRAIN_S, VAL, VAL_S
 from pipeline.training.device import compute_copy, run_blocks
 from pipeline.training.diagnostics import RiskMeter
 from pipeline.training.features import Features
 from pipeline.training.master_weights import MasterWeight
 
 EVAL_BATCH = 500
-SGD_MOMENTUM = 0.9
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Mean cross-entropy (nats, without label smoothing) and accuracy (0 to 1)."""
-
-    loss: float
-    acc: float
-
-
-@dataclass(frozen=True)
-class EpochResult:
-    """What one epoch came to. `train` is the running average over the epoch's batches.
-
-    Attributes:
-        epoch: from 1.
-        lr: the rate of each trainable block at the epoch's last step.
-        logits: validation logits, float32, (N, classes).
-        is_best: whether this epoch is the best so far.
-        train_s: seconds spent on training.
-        val_s: seconds spent on validation.
-        risks: `RiskMeter.read`, by metric name.
-        risks_s: seconds spent on measuring them.
-    """
-
-    epoch: int
-    train: Scores
-    val: Scores
-    lr: dict[str, float]
-    logits: Tensor
-    is_best: bool
-    train_s: float
-    val_s: float
-    risks: dict[str, float] = field(default_factory=dict)
-    risks_s: float = 0.0
-
-    @property
-    def diverged(self) -> bool:
-        """The training loss is no longer a number."""
-        return not math.isfinite(self.train.loss)
+OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "sgd": partial(
+        torch.optim.SGD, lr=1.0, momentum=0.9, nesterov=True
+    ),  # groups have their rates
+}
 
 
 def learning_rates(settings: TrainSettings, stage: Stage) -> dict[str, float]:
@@ -102,13 +71,14 @@ def split_batches(order: NDArray[np.int64], batch_size: int) -> list[NDArray[np.
     return np.array_split(order, count)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Trainer:
     """One stage's training; iterate `epochs()`, then take `best`.
 
     Attributes:
+        history: every epoch so far, and which of them is selected.
         best: state-dict name -> tensor of the selected epoch, for every trainable block.
-        best_epoch: the selected epoch, or None before the first.
+        best_logits: validation logits of the selected epoch, float32, (N, classes).
     """
 
     backbone: Backbone
@@ -119,9 +89,10 @@ class Trainer:
     device: torch.device
     dtype: torch.dtype
     best: dict[str, Tensor] = field(default_factory=dict)
-    best_epoch: int | None = None
+    best_logits: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def __post_init__(self) -> None:
+        self.history = History(planned=self.settings.epochs)
         self.blocks = compute_copy(self.backbone, self.stage.suffix, self.dtype, self.device)
         set_trainable(self.blocks, self.stage.trainable, self.settings.norm)
         source = self.backbone.model.state_dict(keep_vars=True)
@@ -154,26 +125,24 @@ class Trainer:
                             "weight_decay": self.settings.weight_decay if decayed else 0.0,
                         }
                     )
-        fused = self.device.type in ("cpu", "cuda")
-        if self.settings.optimizer == "adamw":
-            return torch.optim.AdamW(groups, fused=fused)
-        return torch.optim.SGD(groups, lr=1.0, momentum=SGD_MOMENTUM, nesterov=True, fused=fused)
+        make = OPTIMIZERS[self.settings.optimizer]
+        return make(groups, fused=self.device.type in ("cpu", "cuda"))
 
     def epochs(
         self, train: ImageSet, train_features: Features, val: ImageSet, val_features: Features
-    ) -> Iterator[EpochResult]:
-        """Train, yielding each epoch's result; ends early by patience or divergence.
+    ) -> Iterator[Row]:
+        """Train, yielding each epoch's row of `history`; ends early by patience or divergence.
 
-        The selected epoch has the highest validation accuracy; ties go to the lower loss, then to
-        the earlier epoch.
+        The selected epoch is the best by the metric that `select` names; ties go to the lower
+        loss, then to the earlier epoch.
         """
+        objective, history = OBJECTIVES[self.settings.select], self.history
         torch.manual_seed(self.seed)  # dropout
         rng = np.random.default_rng([self.seed, self.stage.number])
         steps_an_epoch = len(split_batches(np.arange(len(train)), self.settings.batch_size))
         steps = steps_an_epoch * self.settings.epochs
         labels = train.labels.to(self.device)
-        val_labels = val.labels.to(self.device)
-        best_score = (-1.0, -math.inf)
+        best_rank = (-math.inf, -math.inf)
         meter = RiskMeter(self.weights, len(val))
         meter.start(self._outputs(val_features, meter.probes))
         for epoch in range(self.settings.epochs):
@@ -198,32 +167,33 @@ class Trainer:
                 logits = self._step(inputs, target, meter if last else None)
                 loss_sum += F.cross_entropy(logits, target, reduction="sum")
                 hits += (logits.argmax(1) == target).sum()
-            scores = Scores(loss_sum.item() / len(train), hits.item() / len(train))
+            loss, acc = loss_sum.item() / len(train), hits.item() / len(train)
             trained = time.perf_counter()
             val_logits, outputs = self._validate(val_features, len(val), meter.probes)
-            val_scores = score_logits(val_logits, val_labels)
+            val_scores = score_logits(val_logits, val.labels)
             validated = time.perf_counter()
             risks = meter.read(outputs)
             measured = time.perf_counter()
-            is_best = self.best_epoch is None or rank(val_scores) > best_score
-            if is_best:
-                best_score, self.best_epoch = rank(val_scores), epoch + 1
-                self.best = self.snapshot()
-            result = EpochResult(
-                epoch + 1,
-                scores,
-                val_scores,
-                {group["block"]: group["lr"] for group in self.optimizer.param_groups},
-                val_logits.cpu(),
-                is_best,
-                trained - started,
-                validated - trained,
-                risks,
-                measured - validated,
-            )
-            yield result
-            waited = epoch + 1 - (self.best_epoch or 0)
-            if result.diverged or (self.settings.patience and waited >= self.settings.patience):
+            rank = objective.rank(val_scores)
+            if not history.selected or rank > best_rank:
+                best_rank, history.selected = rank, epoch + 1
+                self.best, self.best_logits = self.snapshot(), val_logits
+            row = {
+                TRAIN_LOSS: loss,
+                TRAIN_ACC: acc,
+                **{VAL[name]: value for name, value in val_scores.items()},
+                "gap/acc": acc - val_scores["acc"],
+                "gap/loss": val_scores["loss"] - loss,
+                TRAIN_S: trained - started,
+                VAL_S: validated - trained,
+                "time/risks_s": measured - validated,
+                **risks,
+                **{f"lr/{group['block']}": group["lr"] for group in self.optimizer.param_groups},
+            }
+            history.rows.append(row)
+            yield row
+            waited = len(history) - history.selected
+            if history.diverged or (self.settings.patience and waited >= self.settings.patience):
                 return
 
     def _set_rates(self, factor: float) -> None:
@@ -246,10 +216,6 @@ class Trainer:
             weight.push_value()
         return logits.detach()
 
-    def predict(self, features: Features, count: int) -> Tensor:
-        """Logits of view 0 of every image, float32, (count, classes)."""
-        return self._validate(features, count, np.arange(0))[0]
-
     def _validate(
         self, features: Features, count: int, probes: NDArray[np.int64]
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -261,7 +227,7 @@ class Trainer:
             logits.append(outputs["head"])
             chosen = torch.from_numpy(probes[np.isin(probes, rows)] - start)
             seen.append({block: x[chosen.to(x.device)] for block, x in outputs.items()})
-        return torch.cat(logits), {b: torch.cat([part[b] for part in seen]) for b in seen[0]}
+        return torch.cat(logits).cpu(), {b: torch.cat([part[b] for part in seen]) for b in seen[0]}
 
     @torch.no_grad()
     def _outputs(self, features: Features, rows: NDArray[np.int64]) -> dict[str, Tensor]:
@@ -287,14 +253,3 @@ class Trainer:
         tensors |= {weight.name: weight.value for weight in self.weights}
         original = self.backbone.model.state_dict()
         return {name: t.to("cpu", original[name].dtype, copy=True) for name, t in tensors.items()}
-
-
-def rank(val: Scores) -> tuple[float, float]:
-    """What epochs are selected by: accuracy, then loss; last if the loss is not a number."""
-    return (val.acc, -val.loss) if math.isfinite(val.loss) else (-1.0, -math.inf)
-
-
-def score_logits(logits: Tensor, labels: Tensor) -> Scores:
-    """Loss and accuracy of logits (N, classes) against labels (N,)."""
-    loss = F.cross_entropy(logits, labels).item()
-    return Scores(loss, (logits.argmax(1) == labels).sum().item() / len(labels))

@@ -18,6 +18,7 @@ from pipeline.errors import LineageError
 from pipeline.runs.session import Session
 from pipeline.settings.run import plain_values
 from pipeline.system.addresses import file_of
+from pipeline.system.interrupts import check
 from pipeline.system.processes import KILLED_REASON
 from pipeline.tracking import RunView, Tracking
 from pipeline.tracking.store import NESTED_UNDER
@@ -58,6 +59,7 @@ def study_run(
             return str(run_id)
         if run_id or time.monotonic() >= end:
             break
+        check()
         time.sleep(0.5)
     number, settings = study.spec.stage.number, session.settings
     digest = study.name.rpartition("-")[2]
@@ -79,7 +81,7 @@ def study_run(
     study.optuna.set_user_attr(RUN_ID, run_id)
     values = plain_values(settings, range(1, number + 1))
     tuned = {f"stage{number}.{key}" for key in study.spec.space.dimensions}
-    tracking.add_params(run_id, {key: v for key, v in values.items() if key not in tuned})
+    tracking.writing(run_id).params({key: v for key, v in values.items() if key not in tuned})
     say(f"study {study.name}: run {run_id}")
     return run_id
 

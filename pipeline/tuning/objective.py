@@ -23,10 +23,11 @@ from optuna.trial import Trial, TrialState
 from pipeline.errors import RunStopped, TrackingError, TrainingError
 from pipeline.runs.run_stage import find_or_run
 from pipeline.runs.session import Session
-from pipeline.runs.summary import StageSummary
 from pipeline.settings.schedules import Stage
+from pipeline.stats.metrics import OBJECTIVES
 from pipeline.tracking import RunLog, Tracking
-from pipeline.training.trainer import EpochResult
+from pipeline.tracking.history import History, Summary
+from pipeline.tracking.keys import VAL
 from pipeline.tuning.study import STEPS_A_DRAW, Spec, shown_settings, suggest
 from pipeline.tuning.trial_state import DEFAULTS, REASON, RUN_ID
 
@@ -52,8 +53,8 @@ class Ending:
     value: float | None = None
 
 
-@dataclass(frozen=True)
-class Objective:
+@dataclass(frozen=True, kw_only=True)
+class TrialObjective:
     """What Optuna calls for each trial.
 
     Attributes:
@@ -118,11 +119,11 @@ class Objective:
         return Ending(TrialState.COMPLETE, value)
 
     def _over_draws(self, trial: Trial, params: Mapping[str, object], log: RunLog) -> float:
-        summaries: list[StageSummary] = []
+        summaries: list[Summary] = []
         number = self.spec.stage.number
         for draw, session in self.sessions.items():
             reporter = Reporter(
-                trial, self.spec, [_value(s, self.spec) for s in summaries], self.deadline
+                trial, self.spec, [s.val[self.spec.objective] for s in summaries], self.deadline
             )
             prepared = replace(
                 session.with_training(number, params),
@@ -133,21 +134,18 @@ class Objective:
             summary = find_or_run(prepared, number, log.run_id)
             summaries.append(summary)
             log.tags({f"draw{draw}_run_id": summary.run_id})
-            log.metrics(
-                {f"draw{draw}/val_acc": summary.val_acc, f"draw{draw}/val_loss": summary.val_loss}
-            )
-            reporter.finish(_value(summary, self.spec))
-        count = len(summaries)
+            log.metrics({f"draw{draw}/{name}": value for name, value in summary.val.items()})
+            reporter.finish(summary.val[self.spec.objective])
         means = {
-            "val_acc": sum(s.val_acc for s in summaries) / count,
-            "val_loss": sum(s.val_loss for s in summaries) / count,
+            name: sum(summary.val[name] for summary in summaries) / len(summaries)
+            for name in summaries[0].val
         }
         value = means[self.spec.objective]
         log.metrics({**means, "value": value, "time/total_s": sum(s.wall_s for s in summaries)})
         log.tags({STATE: "complete", **self._signals(summaries)})
         return value
 
-    def _signals(self, summaries: list[StageSummary]) -> dict[str, str]:
+    def _signals(self, summaries: list[Summary]) -> dict[str, str]:
         """What the trial's runs say of themselves; `mixed` where they differ."""
         said: dict[str, set[str]] = {}
         for summary in summaries:
@@ -169,10 +167,9 @@ class Reporter:
     spec: Spec
     earlier: list[float]
     deadline: float | None
-    reached: float | None = None
     told: int = 0
 
-    def __call__(self, stage: Stage, epochs: int, result: EpochResult) -> None:
+    def __call__(self, stage: Stage, history: History) -> None:
         """One epoch is over.
 
         Raises:
@@ -182,12 +179,10 @@ class Reporter:
             return
         if self.deadline is not None and time.monotonic() > self.deadline:
             raise OutOfTime("the command's timeout is over")
-        if result.is_best:
-            self.reached = result.val.acc if self.spec.maximised else result.val.loss
-        assert self.reached is not None
-        tenths = STEPS_A_DRAW * result.epoch // epochs
-        where = f"at epoch {result.epoch} of {epochs} of draw {self.spec.draws[len(self.earlier)]}"
-        self._tell(min(tenths, STEPS_A_DRAW - 1), self.reached, where)
+        epoch, epochs = len(history), history.planned
+        reached = history.best[VAL[OBJECTIVES[self.spec.objective].metric]]
+        where = f"at epoch {epoch} of {epochs} of draw {self.spec.draws[len(self.earlier)]}"
+        self._tell(min(STEPS_A_DRAW * epoch // epochs, STEPS_A_DRAW - 1), reached, where)
 
     def finish(self, value: float) -> None:
         """The draw is over, or was found finished.
@@ -207,7 +202,3 @@ class Reporter:
         may_prune = may_prune and DEFAULTS not in self.trial.user_attrs  # others are held to them
         if news and may_prune and self.trial.should_prune():
             raise Pruned(f"pruned {where}: {self.spec.objective} {mean:.4f} is on the worse half")
-
-
-def _value(summary: StageSummary, spec: Spec) -> float:
-    return summary.val_acc if spec.maximised else summary.val_loss

@@ -15,6 +15,8 @@ import yaml
 from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial, TrialState
 
+from pipeline.reporting.page import to_markdown
+from pipeline.runs.command_line import stage_entry_point
 from pipeline.system.provenance import COMMAND
 from pipeline.tracking import Tracking
 from pipeline.tuning.storage import experiments_known, for_optunas_commands
@@ -123,23 +125,15 @@ def pictures(study: optuna.Study) -> dict[str, Figure]:
 
 def description(study: Study) -> str:
     """The study run's note in the MLflow UI, as Markdown."""
-    number = study.spec.stage.number
-    lines = [
-        f"**Study `{study.name}`**: stage {number} of `{study.spec.stage.schedule}`, judged by "
-        f"{study.spec.objective} on draws {', '.join(map(str, study.spec.draws))}.",
-        summary(study),
-    ]
-    if study.best:
-        lines.append(
-            f"Use it: `{COMMAND} stage{number} -P tuned=true` with the settings that are "
-            "this run's parameters, or `-P config=best.yaml`."
-        )
     where = for_optunas_commands(study.storage.url)
-    lines.append(
-        f"Look at it: `optuna-dashboard {where}` or `optuna trials --storage {where} "
-        f"--study-name {study.name}`."
+    return to_markdown(
+        "study",
+        study=study,
+        stage=study.spec.stage,
+        summary=summary(study),
+        command=f"{COMMAND} {stage_entry_point(study.spec.stage.number)} -P tuned=true",
+        where=where,
     )
-    return "\n\n".join(lines)
 
 
 def summary(study: Study) -> str:

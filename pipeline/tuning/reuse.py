@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial
 
 from pipeline.errors import StudyError
 from pipeline.runs.session import Session
+from pipeline.stats.metrics import DEFAULT_OBJECTIVE
 from pipeline.system.addresses import without_password
 from pipeline.system.provenance import COMMAND
 from pipeline.tuning.storage import Storage, translated
@@ -36,11 +37,16 @@ from pipeline.tuning.study import (
 from pipeline.tuning.trial_state import why_all_failed
 
 _SHOWN_DIFFERENCES = 4
-_LATER = {"label_column": "", "image_column": "", "skip_unreadable": False}
+_LATER = {
+    "label_column": "",
+    "image_column": "",
+    "skip_unreadable": False,
+    "select": DEFAULT_OBJECTIVE,
+}
 """Settings that older studies do not name, and the values that they had."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Match:
     """A finished study with settings for a stage.
 
@@ -121,7 +127,7 @@ class _Nothing:
             )
         return (
             f"tuned=true: no finished study in storage={storage} matches stage {number} of "
-            f"{session.settings.schedule} with {session.settings.backbone} on "
+            f"{session.settings.stage(1).schedule} with {session.settings.backbone} on "
             f"{session.draw.source}{self.hint}: run `{COMMAND} tune` with the same settings "
             "first; its last lines say how to use it"
         )
@@ -198,7 +204,15 @@ def _matching(
         else:
             chosen = study.get_trials(deepcopy=False)[attrs[CHOSEN]]
             own_seed = attrs.get(SEED) == session.settings.seed
-            matches.append(_Match(study, chosen, attrs[FINISHED], explicit, own_seed))
+            matches.append(
+                _Match(
+                    study=study,
+                    chosen=chosen,
+                    finished=attrs[FINISHED],
+                    explicit=explicit,
+                    own_seed=own_seed,
+                )
+            )
     matches.reverse()
     matches.sort(key=lambda m: (len(m.overruled), not m.own_seed, -m.finished))
     names = [match.study.study_name for match in matches]
@@ -227,7 +241,7 @@ def _differences(session: Session, number: int, attrs: Mapping[str, Any]) -> lis
     differs = {
         key: f"{key}={theirs.get(key)} (here {value})"
         for key, value in ours.items()
-        if theirs.get(key, _LATER.get(key)) != value
+        if theirs.get(key, _LATER.get(key.rpartition(".")[2])) != value
     }
     content = session.recipe(number, trained=number - 1)
     by_name = session.recipe(number, trained=number - 1, data=session.draw.source)

@@ -12,7 +12,6 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,6 +34,7 @@ from pipeline.system.addresses import (
     without_password,
 )
 from pipeline.system.databases import exclusively
+from pipeline.system.interrupts import check
 from pipeline.system.provenance import COMMAND
 from pipeline.tuning.journal import Journal, is_journal
 
@@ -193,28 +193,6 @@ def _check_file(url: str, path: Path, must_exist: bool) -> None:
         )
 
 
-@dataclass
-class Losses:
-    """Trials lost one after another, to a store that can be read and not written."""
-
-    since: float | None = None
-
-    def add(self, err: Exception) -> None:
-        """One more.
-
-        Raises:
-            Exception: `err`, once nothing but losses has come for `AWAY_S` seconds.
-        """
-        now = time.monotonic()
-        self.since = now if self.since is None else self.since
-        if now - self.since > AWAY_S:
-            raise err
-
-    def end(self) -> None:
-        """A trial has come to its end."""
-        self.since = None
-
-
 def patiently(
     do: Callable[[], _Result],
     faults: tuple[type[Exception], ...],
@@ -240,4 +218,5 @@ def patiently(
             if not told:
                 say(f"note: waiting for a server ({first_line(cause)})")
                 told = True
+            check()
             time.sleep(every_s)

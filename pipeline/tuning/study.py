@@ -25,9 +25,9 @@ from pipeline.runs.session import Session
 from pipeline.settings.run import INHERITED_KEYS, Settings, plain_values
 from pipeline.settings.schedules import Stage
 from pipeline.settings.search_space import Choices, Range, SearchSpace
+from pipeline.stats.metrics import OBJECTIVES
 from pipeline.system.databases import exclusively
 from pipeline.system.digests import digest_values
-from pipeline.system.interrupts import held
 from pipeline.tuning.storage import BEATS_UNTIL_GIVEN_UP, Storage, experiments_known
 from pipeline.tuning.trial_state import (
     DEFAULTS,
@@ -60,7 +60,7 @@ SPACE = "space"
 """User attribute of a study: what it tunes. A study without it is not complete yet."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Spec:
     """What a study is made of.
 
@@ -106,21 +106,21 @@ class Spec:
             for key in (tuning_key, former_key)
         )
         return cls(
-            name,
-            stage,
-            tuple(sessions),
-            objective,
-            space,
-            tuning_key,
-            fixed_settings(first.settings, number, space.dimensions),
-            {key: values[key] for key in space.dimensions},
-            former_name,
+            name=name,
+            stage=stage,
+            draws=tuple(sessions),
+            objective=objective,
+            space=space,
+            tuning_key=tuning_key,
+            fixed=fixed_settings(first.settings, number, space.dimensions),
+            defaults={key: getattr(training, key) for key in space.dimensions},
+            former_name=former_name,
         )
 
     @property
     def maximised(self) -> bool:
         """Whether more is better."""
-        return self.objective == "val_acc"
+        return OBJECTIVES[self.objective].maximised
 
     def as_known(self, storage: Storage) -> Spec:
         """The spec of the study that an earlier version began, if one did, else this one.
@@ -155,7 +155,7 @@ class Study:
         One that was left half made, by a process that was killed over it, is completed.
         """
         direction = StudyDirection.MAXIMIZE if spec.maximised else StudyDirection.MINIMIZE
-        with exclusively(storage.url), held():
+        with exclusively(storage.url):
             study = optuna.create_study(
                 storage=storage,
                 study_name=spec.name,
@@ -203,7 +203,7 @@ class Study:
         One process at a time counts and asks, so that no trial is one too many; and a trial that
         is asked for is one that its worker knows of.
         """
-        with exclusively(self.storage.url), held():
+        with exclusively(self.storage.url):
             self._give_up_silent_workers()
             queue_interrupted(self.optuna)
             progress = self.progress()
@@ -218,6 +218,11 @@ class Study:
         with exclusively(self.storage.url):
             queue_interrupted(self.optuna)
         return True
+
+    def times_lost(self, trial: Trial) -> int:
+        """How often a trial that was interrupted has been, with those that it repeats."""
+        stored = self.optuna.get_trials(deepcopy=False)[trial.number]
+        return 1 + len(stored.system_attrs.get("retry_history", []))
 
     def _give_up_silent_workers(self) -> None:
         """Mark trials of workers that have fallen silent as failed.

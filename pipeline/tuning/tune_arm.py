@@ -15,6 +15,7 @@ from pipeline.errors import LineageError, SettingsError, StudyError
 from pipeline.runs.command import Command
 from pipeline.settings.entry import TuneSettings
 from pipeline.settings.search_space import Plan, SearchSpace, default_space, read_space
+from pipeline.stats.metrics import OBJECTIVES
 from pipeline.tracking import Tracking
 from pipeline.tuning.storage import open_storage, storage_url
 from pipeline.tuning.study import AFTER_FAILURES
@@ -40,7 +41,7 @@ def tune_arm(
     """
     spaces = {}
     for number in numbers:
-        space = read_space(default_space(arm.settings.stage(number)))
+        space = read_space(default_space(arm.schedule, number))
         if "patience" in space.dimensions:
             raise SettingsError(
                 f"{space.source}: patience cannot be tuned here, arms have equal optimizer steps "
@@ -72,11 +73,13 @@ def tune_arm(
     settings = arm.settings.model_copy(update={"stages": tuple(stages)})
     studies = {one.study.spec.stage.number: one.study.name for one in done}
     run_ids = tuple(one.run_id for one in done)
-    return TunedArm(replace(arm, settings=settings), _val_acc(tracking, chosen), studies, run_ids)
+    val = _val(tracking, chosen)
+    return TunedArm(replace(arm, settings=settings), val, studies, run_ids)
 
 
-def _val_acc(tracking: Tracking, trial: FrozenTrial) -> float | None:
+def _val(tracking: Tracking, trial: FrozenTrial) -> dict[str, float]:
     try:
-        return tracking.get(str(trial.user_attrs.get(RUN_ID, ""))).metrics.get("val_acc")
+        metrics = tracking.get(str(trial.user_attrs.get(RUN_ID, ""))).metrics
     except LineageError:
-        return None
+        return {}
+    return {name: value for name, value in metrics.items() if name in OBJECTIVES}

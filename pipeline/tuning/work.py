@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from pipeline.errors import StudyError, TrackingError, first_line
 from pipeline.runs.command import Command
-from pipeline.runs.command_line import command_line
+from pipeline.runs.command_line import command_line, stage_entry_point
 from pipeline.runs.run_stage import find_or_run
 from pipeline.runs.session import Session, cache_folder, check_draws, source_of
 from pipeline.runs.workers import run_workers
@@ -27,14 +27,14 @@ from pipeline.settings.run import Settings, plain_values
 from pipeline.settings.search_space import Plan
 from pipeline.system.addresses import without_password
 from pipeline.system.files import locked
+from pipeline.system.interrupts import check
 from pipeline.tracking import Tracking
 from pipeline.tuning.choose import Choice, choose
 from pipeline.tuning.mirror import reconcile, study_run
-from pipeline.tuning.objective import Objective, OutOfTime
+from pipeline.tuning.objective import OutOfTime, TrialObjective
 from pipeline.tuning.report import log_study, log_trial, summary
 from pipeline.tuning.storage import (
     STORAGE_FAULTS,
-    Losses,
     Storage,
     for_optunas_commands,
     open_storage,
@@ -43,7 +43,7 @@ from pipeline.tuning.storage import (
     translated,
 )
 from pipeline.tuning.study import AFTER_FAILURES, CHOICE, CHOSEN, FINISHED, Spec, Study
-from pipeline.tuning.trial_state import RUN_ID, beating, is_given_up
+from pipeline.tuning.trial_state import RETRIES, RUN_ID, beating, is_given_up
 
 Say = Callable[[str], None]
 _Result = TypeVar("_Result")
@@ -73,7 +73,8 @@ def tune_entry(command: Command, plan: Plan) -> list[Tuned]:
             return work(command, plan, tracking, storage)
         check_draws(source_of(settings), settings, tune_draws(settings, tune))
         data = Path(settings.data).name
-        name = f"tune · {data} · {settings.backbone} · {settings.schedule} · stage {tune.stage}"
+        schedule = settings.stage(1).schedule
+        name = f"tune · {data} · {settings.backbone} · {schedule} · stage {tune.stage}"
         with tracking.run(name, {"kind": "tune"}, target=True) as log:
             log.params({**plain_values(settings), **tune.model_dump()})
             log.tags({"storage": without_password(url)})
@@ -91,7 +92,7 @@ def tune_entry(command: Command, plan: Plan) -> list[Tuned]:
             log.tags({"mlflow.note.content": "\n".join(f"- {line}" for line in lines)})
             refuse_failures(done)
     if len(done) == len(plan.spaces) and all(one.finished for one in done):
-        entry_point = "main" if tune.stage == "all" else f"stage{tune.stage}"
+        entry_point = "main" if tune.stage == "all" else stage_entry_point(int(tune.stage))
         tuning = TuneSettings.model_fields
         options = {k: v for k, v in command.request.typed.items() if k not in tuning}
         secret = without_password(command.storage) != command.storage
@@ -137,7 +138,15 @@ def work(
         spec = Spec.of(sessions, number, space, tune.objective)
         with translated(storage.url):
             spec = spec.as_known(storage)
-        worker = Worker(spec, sessions, tracking, storage, tune, deadline, command.say)
+        worker = Worker(
+            spec=spec,
+            sessions=sessions,
+            tracking=tracking,
+            storage=storage,
+            tune=tune,
+            deadline=deadline,
+            say=command.say,
+        )
         with translated(storage.url):
             one = worker.read() if only_read else worker.work()
         if one is None:
@@ -151,7 +160,7 @@ def work(
     return done
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Worker:
     """One process at work on one study."""
 
@@ -216,24 +225,30 @@ class Worker:
                 find_or_run(session, number - 1, study_run_id)
 
     def _loop(self, study: Study, run_id: str) -> None:
-        objective = Objective(
-            self.spec, self.sessions, self.tracking, run_id, self.deadline, self.say
+        objective = TrialObjective(
+            spec=self.spec,
+            sessions=self.sessions,
+            tracking=self.tracking,
+            study_run_id=run_id,
+            deadline=self.deadline,
+            say=self.say,
         )
-        losses = Losses()
         while self._patiently(study.progress).finished < self.tune.n_trials:
+            check()
             if self.deadline is not None and time.monotonic() > self.deadline:
                 raise OutOfTime("the command's timeout is over")
-            if not self._run_one(study, objective, run_id, losses):
+            if not self._run_one(study, objective, run_id):
                 # the last trials are running elsewhere: stay, to take over from lost workers
                 time.sleep(1.0)
 
     def _patiently(self, do: Callable[[], _Result]) -> _Result:
         return patiently(do, STORAGE_FAULTS, self.say)
 
-    def _run_one(self, study: Study, objective: Objective, run_id: str, losses: Losses) -> bool:
+    def _run_one(self, study: Study, objective: TrialObjective, run_id: str) -> bool:
         """One trial, if the study wants one more than those that run now.
 
-        Where the storage or MLflow is away the trial is given up, and later run again.
+        Where the storage or MLflow is away the trial is given up, and run again once both can be
+        written; one that is lost again and again ends the command, which can be repeated.
         """
         trial = self._patiently(partial(study.ask, self.tune.n_trials))
         if trial is None:
@@ -245,8 +260,10 @@ class Worker:
         except (TrackingError, *STORAGE_FAULTS) as err:
             if self._patiently(partial(study.interrupt, trial)):
                 self.say(f"note: a trial was lost ({first_line(err)}): it will be run again")
-            losses.add(err)
-            patiently(lambda: self.tracking.get(run_id), (TrackingError,), self.say)
+            if study.times_lost(trial) > RETRIES:
+                raise
+            writable = partial(self.tracking.set_status, run_id, "RUNNING")
+            patiently(writable, (TrackingError,), self.say)
             return True
         except BaseException as err:
             if is_given_up(err):
@@ -255,7 +272,6 @@ class Worker:
             with suppress(*STORAGE_FAULTS):  # what stopped it counts
                 study.interrupt(trial)
             raise
-        losses.end()
         log = partial(log_trial, study, self.tracking, run_id, trial.number)
         patiently(log, (TrackingError,), self.say)
         return True

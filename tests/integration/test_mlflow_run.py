@@ -168,7 +168,7 @@ def test_a_stopped_run_is_marked_killed(
     assert [r.info.status for r in stored_runs(f"sqlite:///{clone / 'mlflow.db'}")] == ["KILLED"]
 
 
-def test_ctrl_c_under_mlflow_run_marks_the_launched_run_killed(
+def test_ctrl_c_under_mlflow_run_ends_the_launched_run_and_says_why(
     clone: Path, environment: dict[str, str]
 ) -> None:
     process = subprocess.Popen(
@@ -185,10 +185,9 @@ def test_ctrl_c_under_mlflow_run_marks_the_launched_run_killed(
         assert line, process.communicate()
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does
     process.communicate(timeout=60)
-    end = time.monotonic() + 20  # MLflow marks it FAILED, see pipeline/tracking/launched.py
-    while (status := stored_runs(f"sqlite:///{clone / 'mlflow.db'}")[0].info.status) != "KILLED":
-        assert time.monotonic() < end, status
-        time.sleep(0.5)
+    (run,) = stored_runs(f"sqlite:///{clone / 'mlflow.db'}")
+    assert run.info.status in ("KILLED", "FAILED")  # MLflow 3.17 replaces the one by the other
+    assert run.data.tags["failure"] == "stopped by Ctrl-C or a signal"
 
 
 def limit_file_size() -> None:

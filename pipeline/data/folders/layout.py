@@ -9,19 +9,17 @@ probably meant; one that may be meant is told. Not covered: classes that stand i
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.data.base import SPLIT_NAMES
 from pipeline.data.folders.listing import Entries, entries_of, holds_images, image_endings
+from pipeline.data.splits import SPLIT_NAMES, splits_in, twins_by_split, words_of
 from pipeline.errors import DataError
 from pipeline.system.text import data_option, first_of, is_unicode, normalised, one_line
 
 SPLITS_IN_WORDS = {"train": "training", "val": "validation", "test": "test"}
-_SPLIT_WORD = re.compile(rf"({'|'.join(SPLIT_NAMES)}|trainval)(set|data|images|imgs)?\d*")
 _UNLABELLED = {
     "pred",
     "predict",
@@ -36,6 +34,12 @@ _CONTAINERS = {
     *("picture", "pictures"),
 }
 """Words that name what lies above the classes, and no class."""
+_DESCRIPTIONS = {
+    *("annotation", "annotations", "attribute", "attributes", "bbox", "bboxes", "boxes", "label"),
+    *("labels", "landmarks", "mask", "masks", "metadata", "parts", "segmentation"),
+    *("segmentations", "trimap", "trimaps", "xml", "xmls"),
+}
+"""Words that name what describes images, and no class."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +50,13 @@ class Layout:
         splits: class name -> its folder, for each of train, val and test that is there.
         notes: what was assumed.
         loose: how many images lie beside the folders of the classes.
-        broken: how many links lead nowhere where classes should be.
+        passed_over: what else lies there, by kind.
     """
 
     splits: Mapping[str, Mapping[str, Path]]
     notes: tuple[str, ...]
     loose: int
-    broken: int
+    passed_over: Counter[str]
 
 
 def find_layout(root: Path) -> Layout:
@@ -73,8 +77,13 @@ def find_layout(root: Path) -> Layout:
     classes = {split: _classes(root, folder) for split, folder in by_split.items()}
     notes += _check_depth(root, classes["train"])
     above = [entries_of(folder) for folder in {root, *by_split.values()}]
-    loose, broken = sum(len(_images(e)) for e in above), sum(e.broken for e in above)
-    return Layout(classes, tuple(notes), loose, broken)
+    passed_over = sum((e.passed_over(image_endings()) for e in above), Counter[str]())
+    return Layout(
+        classes,
+        tuple(notes),
+        sum(len(e.with_endings(image_endings())) for e in above),
+        passed_over,
+    )
 
 
 def _split_folders(
@@ -124,9 +133,13 @@ def _split_folders(
 def _refuse_splits_by_other_names(root: Path, top: Entries) -> None:
     """Refuse folders that would all be classes and are all named like splits."""
     folders = [path for path in top.folders if holds_images(path)]
-    words = {path: _words(path.name) for path in folders}
-    like_splits = [path for path in folders if any(map(_SPLIT_WORD.fullmatch, words[path]))]
-    alike = all(path in like_splits or words[path] & _UNLABELLED for path in folders)
+    twins = twins_by_split(path.name for path in folders) or ()
+    like_splits = [
+        path
+        for path in folders
+        if splits_in(path.name) or path.name in twins or "trainval" in words_of(path.name)
+    ]
+    alike = all(path in like_splits or words_of(path.name) & _UNLABELLED for path in folders)
     if len(folders) < 2 or not like_splits or not alike:
         return
     names = first_of([path.name for path in folders])
@@ -180,33 +193,57 @@ def _check_depth(root: Path, classes: Mapping[str, Path]) -> list[str]:
     Raises:
         DataError: these folders are splits, or the classes.
     """
+    _refuse_images_beside_descriptions(root, list(classes.values()))
     inside: dict[Path, list[str]] = {}
     flat = []
     for path in classes.values():
         entries = entries_of(path)
         below = [folder.name for folder in entries.folders if holds_images(folder)]
-        if below and not _images(entries):
+        if below and not entries.with_endings(image_endings()):
             inside[path] = below
-        elif below or _images(entries):
+        elif below or entries.with_endings(image_endings()):
             flat.append(path)
-    if len(inside) + len(flat) < 2 or not inside:
-        return []  # one class: `only_one_class` says what was meant
     everything = {name for below in inside.values() for name in below}
-    first = next(iter(inside))
-    if not flat and all(name.lower() in SPLIT_NAMES for name in everything):
+    first = next(iter(inside), None)
+    if (
+        first
+        and len(inside) > 1
+        and not flat
+        and all(n.lower() in SPLIT_NAMES for n in everything)
+    ):
         example = f"{inside[first][0]}/{first.name}"
         raise DataError(
             f"data={root}: the folders {first_of([p.name for p in inside])} hold splits "
             f"({first_of(sorted(everything))}): put the splits above the classes ({example}/…)"
         )
-    above = [p for p in inside if _words(p.name) & _CONTAINERS and _where_folders_part(p)]
-    if len(above) == 1:
-        beside = first_of([path.name for path in (*inside, *flat) if path != above[0]])
+    above = [p for p in inside if words_of(p.name) & _CONTAINERS and _where_folders_part(p)]
+    if len(above) == 1 and len(classes) > 1:
+        beside = first_of([path.name for path in classes.values() if path != above[0]])
         raise DataError(
             f"data={root}: {above[0].name} (with folders {first_of(inside[above[0]])}) would be a "
             f"class beside {beside}: did you mean {data_option(above[0])}?"
         )
+    if len(inside) + len(flat) < 2 or not inside:
+        return []  # one class: `only_one_class` says what was meant
     return _notes_on_folders(inside, whole=not flat)
+
+
+def _refuse_images_beside_descriptions(root: Path, folders: list[Path]) -> None:
+    """Refuse `images` beside `masks` or `annotations`: neither is a class."""
+    above = [path for path in folders if words_of(path.name) & _CONTAINERS]
+    beside = [path for path in folders if words_of(path.name) & _DESCRIPTIONS]
+    if len(above) != 1 or not beside or len(beside) + 1 < len(folders):
+        return
+    below = _where_folders_part(above[0])
+    meant = (
+        f"did you mean {data_option(below)}?"
+        if below
+        else "put the images of each class into a folder of its own, and move the others away"
+    )
+    raise DataError(
+        f"data={root}: {above[0].name} beside {first_of([path.name for path in beside])}: these "
+        f"are images and what describes them, and no classes: {meant}"
+    )
 
 
 def _notes_on_folders(inside: Mapping[Path, list[str]], *, whole: bool) -> list[str]:
@@ -248,14 +285,3 @@ def _where_folders_part(folder: Path) -> Path | None:
             return folder if below else None
         folder = below[0]
     return None
-
-
-def _images(entries: Entries) -> list[Path]:
-    endings = image_endings()
-    return [path for path in entries.files if path.suffix.lower() in endings]
-
-
-def _words(name: str) -> set[str]:
-    """`trainSet_2` has the words train, set and 2."""
-    parted = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
-    return set(re.findall("[a-z0-9]+", parted.lower()))

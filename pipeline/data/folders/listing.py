@@ -1,15 +1,17 @@
 """What lies in a folder: files with certain endings, and what is passed over among them.
 
-In: a folder. Out: its files at any depth. Links to folders are followed, each folder once; hidden
-files, hidden folders and those that systems keep for themselves (thumbnails of a file server, a
-recycle bin) are never read. Not covered: what a file holds; endings are all that is looked at.
+In: a folder. Out: its files at any depth. Links to folders are followed, each folder once. What
+systems keep for themselves (thumbnails of a file server, a recycle bin) is an exact list of names
+and never read; other hidden files and folders are not read, either, but counted. Not covered: what
+a file holds; endings are all that is looked at.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -17,39 +19,63 @@ from pathlib import Path
 from PIL import Image
 
 from pipeline.errors import DataError
+from pipeline.system.interrupts import check
 from pipeline.system.text import first_of, one_line
 
-SYSTEM_FOLDERS = {
-    *("@eadir", "@tmp", "#recycle", "#snapshot", "lost+found", "$recycle.bin", "recycler"),
-    *("system volume information", "network trash folder", "temporary items"),
+SYSTEM_NAMES = {
+    *("@eaDir", "@tmp", "#recycle", "#snapshot", "lost+found", "$RECYCLE.BIN", "$Recycle.Bin"),
+    *("RECYCLER", "System Volume Information", "Network Trash Folder", "Temporary Items"),
+    *("__MACOSX", "__pycache__", ".DS_Store", ".Spotlight-V100", ".Trashes", ".fseventsd"),
+    *(".cache", ".dvc", ".git", ".idea", ".ipynb_checkpoints", ".thumbnails", ".venv", ".vscode"),
+    *(".gitattributes", ".gitignore", ".gitkeep", ".directory"),
 }
-"""Folders, in lower case, of file servers and file systems, beside the hidden ones."""
+"""Files and folders of systems and tools, as they write them; `._x`, of a Mac, is another."""
 NO_IMAGES = {".pdf", ".palm", ".h5", ".hdf", ".grib", ".bufr", ".mpg", ".mpeg"}
 """Endings of formats that Pillow can name but not read."""
 USUAL = {
     *(".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".toml", ".cfg", ".ini"),
     *(".md", ".rst", ".html", ".htm", ".db", ".log", ".lnk", ".url", ".py", ".ipynb", ".sh"),
-    *(".parquet", ".tmp", ".bak", ".nfo"),
+    *(".parquet", ".nfo"),
 }
 """Endings of files that usually lie beside images and that nobody takes for one."""
-BROKEN_LINK, NO_ENDING = "broken link", "without an ending"
+BROKEN_LINK, NO_ENDING, HIDDEN = "broken link", "without an ending", "hidden"
 _LONGEST_ENDING = 8
 
 
 @dataclass(frozen=True)
 class Entries:
-    """What lies in a folder itself, by name; hidden and system folders left out.
+    """What lies in a folder itself, by name; what systems keep for themselves left out.
 
     Attributes:
         folders: links to folders among them.
         links: those of the folders that are links.
-        broken: how many links lead nowhere.
+        broken: links that lead nowhere.
+        hidden: files and folders.
     """
 
     files: list[Path] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
     links: set[Path] = field(default_factory=set)
-    broken: int = 0
+    broken: list[Path] = field(default_factory=list)
+    hidden: list[Path] = field(default_factory=list)
+
+    def passed_over(self, endings: Collection[str]) -> Counter[str]:
+        """How many files without these endings there are, by kind, and what is hidden."""
+        others = [path.suffix.lower() for path in self.files]
+        counts = Counter(_kind(e) for e in others if e not in endings and e not in USUAL)
+        counts[BROKEN_LINK] += len(self.broken)
+        for path in self.hidden:
+            if not path.is_dir():
+                counts[HIDDEN] += 1
+                continue
+            with suppress(DataError):  # nobody has to be able to read it
+                inside = sum(len(entries.with_endings(endings)) for entries in _walk(path))
+                counts[f"in the hidden folder {path.name}"] += inside
+        return +counts
+
+    def with_endings(self, endings: Collection[str]) -> list[Path]:
+        """The files with these endings, in lower case."""
+        return [path for path in self.files if path.suffix.lower() in endings]
 
 
 @dataclass(frozen=True)
@@ -72,28 +98,31 @@ def entries_of(folder: Path) -> Entries:
     Raises:
         DataError: it cannot be read.
     """
-    found, broken = Entries(), 0
+    check()
+    found = Entries()
     try:
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
-                if entry.name.startswith((".", "__")) or entry.name.lower() in SYSTEM_FOLDERS:
+                if entry.name in SYSTEM_NAMES or entry.name.startswith("._"):
                     continue
                 path = folder / entry.name
                 is_link = entry.is_symlink()
-                if path.is_dir() if is_link else entry.is_dir():
+                if entry.name.startswith("."):
+                    found.hidden.append(path)
+                elif path.is_dir() if is_link else entry.is_dir():
                     found.folders.append(path)
                     if is_link:
                         found.links.add(path)
                 elif path.is_file() if is_link else entry.is_file():
                     found.files.append(path)
                 elif is_link:
-                    broken += 1
+                    found.broken.append(path)
     except OSError as err:
         raise DataError(
             f"cannot read the folder {one_line(str(folder))} ({err.strerror}): make it readable, "
             "or move it away"
         ) from None
-    return Entries(found.files, found.folders, found.links, broken)
+    return found
 
 
 def list_files(folder: Path, endings: Collection[str], above: Iterable[Path] = ()) -> Listing:
@@ -107,6 +136,19 @@ def list_files(folder: Path, endings: Collection[str], above: Iterable[Path] = (
     """
     files: list[Path] = []
     passed_over: Counter[str] = Counter()
+    for entries in _walk(folder, above):
+        files += entries.with_endings(endings)
+        passed_over += entries.passed_over(endings)
+    return Listing(sorted(files), passed_over)
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether an image file lies in the folder, at any depth."""
+    return any(entries.with_endings(image_endings()) for entries in _walk(folder))
+
+
+def _walk(folder: Path, above: Iterable[Path] = ()) -> Iterator[Entries]:
+    """What lies in the folder and in those below it; see `list_files`."""
     seen = {_identity(path) for path in above}
     here, linked = [folder], list[Path]()
     while here or linked:
@@ -115,31 +157,9 @@ def list_files(folder: Path, endings: Collection[str], above: Iterable[Path] = (
             continue
         seen.add(identity)
         entries = entries_of(current)
-        passed_over[BROKEN_LINK] += entries.broken
         here += [path for path in entries.folders if path not in entries.links]
         linked += [path for path in entries.folders if path in entries.links]
-        for path in entries.files:
-            ending = path.suffix.lower()
-            if ending in endings:
-                files.append(path)
-            elif ending not in USUAL:
-                passed_over[_kind(ending)] += 1
-    return Listing(sorted(files), +passed_over)
-
-
-def holds_images(folder: Path) -> bool:
-    """Whether an image file lies in the folder, at any depth."""
-    endings, seen, todo = image_endings(), set(), [folder]
-    while todo:
-        current = todo.pop()
-        if (identity := _identity(current)) in seen:
-            continue
-        seen.add(identity)
-        entries = entries_of(current)
-        if any(path.suffix.lower() in endings for path in entries.files):
-            return True
-        todo += entries.folders
-    return False
+        yield entries
 
 
 def in_words(passed_over: Counter[str]) -> str:

@@ -9,7 +9,6 @@ covered: several labels a row.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -49,47 +48,6 @@ class FileLabels:
         return not any(isinstance(value, str) for value in self.values)
 
 
-def names_in(metadata: bytes | None, column: str) -> dict[int, str] | None:
-    """The class names that Hugging Face's metadata of a file lists for a column, by number.
-
-    Anything but the known form (`info.features.<column>.names`, a list or a mapping of numbers)
-    counts as none: exporters write all sorts of things there.
-    """
-    names = _feature(metadata, column).get("names")
-    if isinstance(names, list):
-        names = dict(enumerate(names))
-    if not isinstance(names, dict) or not names:
-        return None
-    try:
-        numbered = {int(number): name for number, name in names.items()}
-    except ValueError:
-        return None
-    if not all(isinstance(name, str | int) for name in numbered.values()):
-        return None
-    return {number: str(numbered[number]) for number in sorted(numbered)}
-
-
-def columns_of_type(metadata: bytes | None, kind: str) -> list[str]:
-    """The columns that Hugging Face's metadata calls `Image` or `ClassLabel`."""
-    features = _features(metadata)
-    return [name for name in features if _feature(metadata, name).get("_type") == kind]
-
-
-def _features(metadata: bytes | None) -> dict[str, Any]:
-    try:
-        found = json.loads(metadata or b"{}")
-    except ValueError:
-        return {}
-    for key in ("info", "features"):
-        found = found.get(key) if isinstance(found, dict) else None
-    return found if isinstance(found, dict) else {}
-
-
-def _feature(metadata: bytes | None, column: str) -> dict[str, Any]:
-    feature = _features(metadata).get(column)
-    return feature if isinstance(feature, dict) else {}
-
-
 def labels_of(path: Path, name: str, column: Any, names: Mapping[int, str] | None) -> FileLabels:  # noqa: ANN401
     """The labels in a column of a file, as pyarrow read it.
 
@@ -112,8 +70,16 @@ def labels_of(path: Path, name: str, column: Any, names: Mapping[int, str] | Non
         )
     if types.is_null(kind):
         return FileLabels(path, [], np.full(len(column), MISSING), names)
+    if types.is_float16(kind):  # Arrow encodes no column of these
+        column = column.cast(pa.float32())
     coded = column.combine_chunks().dictionary_encode()
-    values = coded.dictionary.to_pylist()
+    try:
+        values = coded.dictionary.to_pylist()
+    except UnicodeDecodeError as err:
+        raise DataError(
+            f"{path}: column {name} holds text that is not UTF-8, {err.object!r}: store it as "
+            "UTF-8, or choose another column with -P label_column="
+        ) from None
     rows = coded.indices.fill_null(MISSING).to_numpy(zero_copy_only=False).astype(np.int64)
     for number, value in enumerate(values):
         if isinstance(value, float) and math.isnan(value):
@@ -181,6 +147,7 @@ class Classes:
         are_numbers = all(file.has_numbers for file in files)
         naming = [file for file in files if file.names]
         if not naming:
+            _refuse_bool_and_numbers(files)
             found: dict[str, str] = {}
             for file in files:
                 for number in np.unique(file.rows[file.rows != MISSING]):
@@ -274,7 +241,41 @@ def _key(value: Label) -> str:
 
 
 def _natural(name: str) -> tuple[bool, float, str]:
-    return (not name.isdigit(), float(name) if name.isdigit() else 0.0, name)
+    is_number = name.isdecimal()  # `²` is a digit and no number
+    return (not is_number, float(name) if is_number else 0.0, name)
+
+
+def _refuse_bool_and_numbers(files: Sequence[FileLabels]) -> None:
+    """False and 0 would be two classes."""
+    kinds = {
+        isinstance(v, bool): f.path for f in files for v in f.values if not isinstance(v, str)
+    }
+    if len(kinds) > 1:
+        raise DataError(
+            f"{kinds[True]} has labels True and False, {kinds[False]} has numbers: store one kind "
+            "in all files"
+        )
+
+
+def check_lists(files: Sequence[FileLabels]) -> None:
+    """Refuse lists of names that contradict each other where a file without one relies on them.
+
+    Raises:
+        DataError: says which files give one number two names.
+    """
+    if all(file.names or not (file.has_numbers and len(file.values)) for file in files):
+        return
+    first: dict[int, tuple[str, Path]] = {}
+    for file in files:
+        for number, name in (file.names or {}).items():
+            other, path = first.setdefault(number, (name, file.path))
+            if normalised(other) != normalised(name):
+                (unlisted, *_) = (f.path for f in files if f.names is None)
+                raise DataError(
+                    f"class {number} is {one_line(other)} in {path}, {one_line(name)} in "
+                    f"{file.path}, and {unlisted.name} lists no names: store all files with one "
+                    "list of classes"
+                )
 
 
 def check_names(names: Sequence[str], data: str) -> None:
@@ -284,6 +285,8 @@ def check_names(names: Sequence[str], data: str) -> None:
         DataError: says which.
     """
     for name in names:
+        if not name.strip():
+            raise DataError(f"data={data}: a class has no name: give each class a name of its own")
         if not is_unicode(name):
             raise DataError(
                 f"data={data}: the class name {one_line(name)} is not UTF-8: rename it"

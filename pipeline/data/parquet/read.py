@@ -10,17 +10,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from pipeline.data.base import SPLIT_NAMES, Read, Source, Split, Unreadable, decode_image
-from pipeline.data.images import IntArray
-from pipeline.data.parquet.columns import Columns, choose_columns, parquet_schema
-from pipeline.data.parquet.labels import MISSING, Classes, FileLabels, labels_of, names_in
+from pipeline.data.base import Read, Source, Split, Unreadable, decode_image
+from pipeline.data.images import IntArray, Ranges
+from pipeline.data.parquet.columns import choose_columns, parquet_schema
+from pipeline.data.parquet.labels import (
+    MISSING,
+    Classes,
+    FileLabels,
+    check_lists,
+    labels_of,
+)
+from pipeline.data.parquet.metadata import names_in
+from pipeline.data.splits import splits_in, twins_by_split
 from pipeline.data.stored import stored_cells
 from pipeline.errors import DataError, first_line
 from pipeline.system.text import data_option, first_of
@@ -28,19 +35,14 @@ from pipeline.system.text import data_option, first_of
 _SHARED = "; if they are parts of one data set, put them into one folder"
 
 
-@dataclass(frozen=True)
-class _File:
-    """A parquet file that is read: its image column, and whether it has the label column."""
-
-    path: Path
-    image: str
-    has_labels: bool
-
-
 def open_parquet(
-    root: Path, files: Sequence[Path], label_column: str = "", image_column: str = ""
+    root: Path,
+    files: Sequence[Path],
+    ranges: Ranges,
+    label_column: str = "",
+    image_column: str = "",
 ) -> Source:
-    """The source in these files, which lie under `root`, or are it.
+    """The source in these files, which lie under `root`, or are it; see `open_image_folder`.
 
     Raises:
         DataError: no training file, columns or labels that cannot be used, class names that do not
@@ -48,22 +50,27 @@ def open_parquet(
     """
     by_split, notes = _splits_of(root, files)
     _refuse_configurations(root, by_split)
-    columns = choose_columns(by_split["train"][0], label_column, image_column)
+    tests = by_split.get("test", [])
+    labelled = [path for split, paths in by_split.items() if split != "test" for path in paths]
+    columns = choose_columns(labelled, tests, label_column, image_column)
     notes += columns.notes
-    opened = {
-        split: [_opened(path, columns, labels_needed=split != "test") for path in paths]
-        for split, paths in by_split.items()
-    }
+    without = [path for path in tests if columns.label not in parquet_schema(path).names]
+    if without and len(without) < len(tests):
+        raise DataError(
+            f"{without[0]} has no column {columns.label}, unlike other test files: add it, or "
+            "move the file away"
+        )
     labels = {
-        split: [_labels(file, columns.label) for file in theirs]
-        for split, theirs in opened.items()
-        if all(file.has_labels for file in theirs)
+        split: [_labels(path, columns.label) for path in paths]
+        for split, paths in by_split.items()
+        if not (split == "test" and without)
     }
     classes = Classes.of(labels["train"])
+    check_lists([file for files in labels.values() for file in files])
     splits = {}
-    for split, theirs in opened.items():
+    for split, paths in by_split.items():
         if split == "test" and _is_unlabelled(labels.get(split), classes):
-            rows = sum(_count_rows(file.path) for file in theirs)
+            rows = sum(map(_count_rows, paths))
             notes.append(
                 f"the test split ({rows} rows) has no labels in a column {columns.label}: it is "
                 "left out"
@@ -73,15 +80,17 @@ def open_parquet(
         for file, found in zip(labels[split], numbers, strict=True):
             _refuse_missing(file, found)
         notes += [note for file in labels[split] if (note := classes.note(file))]
-        stored = stored_cells([(file.path, file.image) for file in theirs])
-        splits[split] = Split(np.concatenate(numbers), _reader(theirs), stored)
+        stored = stored_cells([(path, columns.image) for path in paths])
+        splits[split] = Split(
+            np.concatenate(numbers), _reader(paths, columns.image, ranges), stored
+        )
     return Source(
-        root.name,
-        classes.names,
-        splits["train"],
-        splits.get("val"),
-        splits.get("test"),
-        tuple(notes),
+        name=root.name,
+        class_names=classes.names,
+        pool=splits["train"],
+        val=splits.get("val"),
+        test=splits.get("test"),
+        notes=tuple(notes),
     )
 
 
@@ -97,23 +106,43 @@ def _splits_of(root: Path, files: Sequence[Path]) -> tuple[dict[str, list[Path]]
             f"which split this belongs to, while {by_split['train'][0].name} is named: name files "
             "train-*, validation-* or test-*, or move them away"
         )
+    if twins := twins_by_split(path.stem for path in unnamed):
+        raise DataError(
+            f"data={root}: {' and '.join(twins)} differ in the word of a split, which does not "
+            "stand by itself in the name: name files train-*, validation-* or test-*"
+        )
     if not unnamed and "train" not in by_split:
         raise DataError(
             f"data={root}: holds {first_of([path.name for path in files], 3)} but no training "
             "file: name one train-*.parquet"
         )
-    if not unnamed:
-        return by_split, []
-    note = f"{first_of([path.name for path in unnamed], 3)}: taken for training, as no file is "
-    notes = [f"{note}named train"] if by_split else []
-    return {"train": unnamed} | by_split, notes
+    notes = _missing_shards(files)
+    if unnamed and by_split:
+        names = first_of([path.name for path in unnamed], 3)
+        notes.append(f"{names}: taken for training, as no file is named train")
+    return ({"train": unnamed} if unnamed else {}) | by_split, notes
+
+
+def _missing_shards(files: Sequence[Path]) -> list[str]:
+    """A note on each series `train-00000-of-00003` that is not whole."""
+    series: dict[tuple[Path, str, int], set[int]] = {}
+    for path in files:
+        if named := re.fullmatch(r"(.*?)(\d+)-of-(\d+)", path.stem):
+            whole = path.parent, named[1], int(named[3])
+            series.setdefault(whole, set()).add(int(named[2]))
+    return [
+        f"{name}*-of-{count:05}: {len(there)} of {count} files are there, the images of the "
+        "others are missing"
+        for (_, name, count), there in series.items()
+        if len(there) < count
+    ]
 
 
 def _split_of(path: Path, root: Path) -> str:
     """From the words that name a split: in the file's name, else in its folders'; `` for none."""
     folders = path.relative_to(root).parts[:-1] if path != root else ()
     for name in (path.stem, *reversed(folders)):
-        named = _named_splits(name)
+        named = splits_in(name)
         if len(named) > 1:
             raise DataError(
                 f"data={root}: {path.name} names several splits ({', '.join(sorted(named))}): "
@@ -124,21 +153,16 @@ def _split_of(path: Path, root: Path) -> str:
     return ""
 
 
-def _named_splits(name: str) -> set[str]:
-    words = re.findall("[a-z]+", name.lower())
-    return {SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES}
-
-
 def _refuse_configurations(root: Path, by_split: Mapping[str, Sequence[Path]]) -> None:
-    """Refuse folders that each hold files of the same split: they are several data sets."""
-    for paths in by_split.values():
-        found = sorted({_configuration(path, root) for path in paths})
-        if len(found) > 1:
-            names = first_of([str(folder.relative_to(root)) for folder in found])
-            raise DataError(
-                f"data={root}: holds {len(found)} configurations, in the folders {names}: pass "
-                f"one of them, {data_option(found[-1])}{_SHARED}"
-            )
+    """Refuse several folders that each hold files of splits: they are several data sets."""
+    found = sorted({_configuration(path, root) for paths in by_split.values() for path in paths})
+    if len(found) > 1:
+        names = first_of([str(folder.relative_to(root)) for folder in found])
+        trains = max(_configuration(path, root) for path in by_split["train"])
+        raise DataError(
+            f"data={root}: holds {len(found)} configurations, in the folders {names}: pass one "
+            f"of them, {data_option(trains)}{_SHARED}"
+        )
 
 
 def _configuration(path: Path, root: Path) -> Path:
@@ -147,25 +171,15 @@ def _configuration(path: Path, root: Path) -> Path:
         return root.parent
     folder = root
     for part in path.relative_to(root).parts[:-1]:
-        if _named_splits(part):
+        if splits_in(part):
             break
         folder /= part
     return folder
 
 
-def _opened(path: Path, columns: Columns, *, labels_needed: bool) -> _File:
-    image = columns.image_in(path)
-    has_labels = columns.label in parquet_schema(path).names
-    if labels_needed and not has_labels:
-        raise columns.missing(path)
-    return _File(path, image, has_labels)
-
-
-def _labels(file: _File, column: str) -> FileLabels:
-    metadata = (parquet_schema(file.path).metadata or {}).get(b"huggingface")
-    return labels_of(
-        file.path, column, _read_column(file.path, column), names_in(metadata, column)
-    )
+def _labels(path: Path, column: str) -> FileLabels:
+    metadata = (parquet_schema(path).metadata or {}).get(b"huggingface")
+    return labels_of(path, column, _read_column(path, column), names_in(metadata, column))
 
 
 def _is_unlabelled(labels: Sequence[FileLabels] | None, classes: Classes) -> bool:
@@ -204,24 +218,24 @@ def _read_column(path: Path, name: str) -> Any:  # noqa: ANN401 - pyarrow has no
         raise DataError(f"cannot read {path} ({first_line(err)}): replace it") from None
 
 
-def _reader(files: Sequence[_File]) -> Read:
+def _reader(files: Sequence[Path], image_column: str, ranges: Ranges) -> Read:
     def read(rows: Sequence[int]) -> Iterator[Image.Image | Unreadable]:
         wanted = np.asarray(rows, dtype=np.int64)
         cells: dict[int, tuple[Any, str]] = {}
         first = 0
-        for file in files:
-            size = _count_rows(file.path)
+        for path in files:
+            size = _count_rows(path)
             here = wanted[(wanted >= first) & (wanted < first + size)]
             if here.size:
-                column = _read_column(file.path, file.image)
+                column = _read_column(path, image_column)
                 for row, cell in zip(here, column.take(here - first).to_pylist(), strict=True):
-                    cells[int(row)] = cell, f"{file.path} row {row - first}"
+                    cells[int(row)] = cell, f"{path} row {row - first}"
             first += size
         for row in wanted:
             cell, where = cells[int(row)]
             content = cell.get("bytes") if isinstance(cell, dict) else cell
             if isinstance(content, bytes):
-                yield decode_image(content, where)
+                yield decode_image(content, where, ranges)
             else:
                 only = ", only a path" if isinstance(cell, dict) and cell.get("path") else ""
                 yield Unreadable(where, f"no image bytes{only}: embed the image")

@@ -1,0 +1,159 @@
+"""The course of a run, and the run in one line: written once, read by all who judge it.
+
+In: epochs as they come, or a finished run in the store. Out: a `History`, a row an epoch, and a
+`Summary`, the run at its selected epoch. Names of metrics are those of `keys.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from pipeline.stats.metrics import Row
+from pipeline.tracking.keys import (
+    EPOCH_METRICS,
+    SELECTED_EPOCH,
+    TOTAL_S,
+    TRAIN_ACC,
+    TRAIN_LOSS,
+    TRAINABLE,
+    VAL,
+    VAL_ACC,
+    VAL_LOSS,
+    at_best,
+    flat,
+)
+from pipeline.tracking.store import RunView, Tracking
+
+GROUPS = ("train", "val", "gap", "lr", "drift", "cka", "grad_norm", "grad_relative")
+"""The first part of the names that an epoch's metrics have in the store."""
+
+
+@dataclass(kw_only=True)
+class History:
+    """The metrics of each epoch; losses in nats, accuracies 0 to 1.
+
+    Attributes:
+        planned: epochs that the run would have without stopping early.
+        rows: the metrics of epoch 1, of epoch 2, and so on, by their names.
+        selected: the best epoch so far, from 1; 0 before any.
+    """
+
+    planned: int
+    rows: list[Row] = field(default_factory=list)
+    selected: int = 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, name: str) -> list[float]:
+        """One metric by epoch."""
+        return [row[name] for row in self.rows]
+
+    @property
+    def best(self) -> Row:
+        """The metrics of the selected epoch."""
+        return self.rows[self.selected - 1]
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the last epoch is the best so far."""
+        return self.selected == len(self.rows)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the last training loss is no number."""
+        return not math.isfinite(self.rows[-1][TRAIN_LOSS])
+
+
+def read_history(
+    tracking: Tracking, run: RunView, names: Iterable[str] | None = None
+) -> History | None:
+    """A finished stage run's course as the store has it; None where there is none.
+
+    `names`: the metrics to read, one request each; None: all that it has by epoch.
+    """
+    if names is None:
+        names = (name for name in run.metrics if name.partition("/")[0] in GROUPS)
+    columns = {name: tracking.history(run.run_id, name) for name in names}
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=False)]
+    planned = json.loads(run.tags["settings"])[f"stage{run.tags['stage']}.epochs"]
+    selected = int(run.metrics[SELECTED_EPOCH])
+    return History(planned=planned, rows=list(rows), selected=selected) if rows else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """A finished stage run at its selected epoch.
+
+    Attributes:
+        number: of the stage, from 1.
+        trains: its trainable blocks.
+        reused: found, not trained by this command.
+        epoch: the selected one, from 1.
+        metrics: those of `EPOCH_METRICS` there, by name; a run of an earlier version lacks some.
+        trainable: parameters.
+    """
+
+    number: int
+    trains: tuple[str, ...]
+    run_id: str
+    reused: bool
+    epoch: int
+    metrics: Mapping[str, float]
+    wall_s: float
+    trainable: int
+
+    @classmethod
+    def of(cls, run: RunView) -> Summary:
+        """The summary of a run that finished earlier."""
+        return cls(
+            number=int(run.tags["stage"]),
+            trains=tuple(run.tags["trains"].split()),
+            run_id=run.run_id,
+            reused=True,
+            epoch=int(run.metrics[SELECTED_EPOCH]),
+            metrics=metrics_at_best(run),
+            wall_s=run.metrics[TOTAL_S],
+            trainable=int(run.metrics[TRAINABLE]),
+        )
+
+    @property
+    def val_acc(self) -> float:
+        """Validation accuracy, 0 to 1."""
+        return self.metrics[VAL_ACC]
+
+    @property
+    def val(self) -> dict[str, float]:
+        """Its validation metrics as an objective names them: `val_acc`, `val_loss`, ..."""
+        names = [name for name in VAL.values() if name in self.metrics]
+        return {flat(name): self.metrics[name] for name in names}
+
+    @property
+    def logged(self) -> dict[str, float]:
+        """What the run's metrics say of it."""
+        best = {at_best(name): value for name, value in self.metrics.items()}
+        return {
+            SELECTED_EPOCH: self.epoch,
+            **best,
+            TRAINABLE: self.trainable,
+            TOTAL_S: self.wall_s,
+        }
+
+    @property
+    def best_line(self) -> str:
+        """The line that every stage run ends with, and that `gate` reads back."""
+        m = self.metrics
+        return (
+            f"Stage-{self.number} Best results: Train Loss: {m[TRAIN_LOSS]:.4f} | "
+            f"Val Loss: {m[VAL_LOSS]:.4f} | Train Acc: {m[TRAIN_ACC]:.2%} | "
+            f"Val Acc: {m[VAL_ACC]:.2%}"
+        )
+
+
+def metrics_at_best(run: RunView) -> dict[str, float]:
+    """A finished stage run's metrics at its selected epoch, by their names in `EPOCH_METRICS`."""
+    found = {name: run.metrics.get(at_best(name)) for name in EPOCH_METRICS}
+    return {name: value for name, value in found.items() if value is not None}

@@ -1,0 +1,359 @@
+"""Schedules: the table of the method, files of one's own, and how a stage splits a backbone."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from pipeline.cli import main
+from pipeline.comparing.arms import comparison_of
+from pipeline.comparing.grid import grid_of
+from pipeline.entries.parser import parse
+from pipeline.errors import SettingsError
+from pipeline.runs.lineage import lineage_key, recipe_key
+from pipeline.settings.layers import Layer, resolve
+from pipeline.settings.request import load_settings
+from pipeline.settings.run import plain_values
+from pipeline.settings.schedules import BLOCKS, FILES, SCHEDULES, Stage, schedule_of
+from pipeline.settings.search_space import SPACES_DIR, default_space
+from tests.conftest import Command, words_of
+from tests.helpers import planned_epochs, request_of
+
+FORWARD = ("stem", "block1", "block2", "block3", "block4", "head")
+ALL_STAGES = [
+    pytest.param(stage, id=f"{stage.schedule}-{stage.number}")
+    for schedule in SCHEDULES.values()
+    for stage in schedule.stages
+]
+
+
+def test_the_schedules_are_those_of_the_method() -> None:
+    table = {
+        "three_stage": [{"head"}, {"block4", "head"}, {"block3", "block4", "head"}],
+        "two_stage": [{"block4", "head"}, {"block3", "block4", "head"}],
+        "full": [set(FORWARD)],
+        "lp_ft": [{"head"}, set(FORWARD)],
+        "head_only": [{"head"}],
+        "stage1_continued": [{"head"}, {"head"}],
+        "stage2_continued": [{"head"}, {"block4", "head"}, {"block4", "head"}],
+    }
+    assert {
+        name: [set(stage.trainable) for stage in schedule.stages]
+        for name, schedule in SCHEDULES.items()
+    } == table
+
+
+def test_blocks_are_named_head_first() -> None:
+    assert BLOCKS == ("head", "block4", "block3", "block2", "block1", "stem")
+
+
+@pytest.mark.parametrize("stage", ALL_STAGES)
+def test_a_stage_knows_its_schedule_and_number(stage: Stage) -> None:
+    assert SCHEDULES[stage.schedule].stage(stage.number) is stage
+
+
+@pytest.mark.parametrize("stage", ALL_STAGES)
+def test_prefix_and_suffix_are_all_blocks_in_forward_order(stage: Stage) -> None:
+    assert stage.prefix + stage.suffix == FORWARD
+
+
+@pytest.mark.parametrize("stage", ALL_STAGES)
+def test_the_prefix_is_frozen_and_the_suffix_begins_with_a_trainable_block(stage: Stage) -> None:
+    assert not set(stage.prefix) & set(stage.trainable)
+    assert stage.suffix[0] == stage.deepest
+    assert stage.deepest in stage.trainable
+
+
+@pytest.mark.parametrize(
+    ("trainable", "deepest", "prefix"),
+    [
+        (("head",), "head", FORWARD[:5]),
+        (("head", "block4"), "block4", FORWARD[:4]),
+        (("block3", "head"), "block3", FORWARD[:3]),  # a gap: block4 is frozen, not in the prefix
+        (BLOCKS, "stem", ()),
+    ],
+)
+def test_everything_below_the_deepest_trainable_block_is_prefix(
+    trainable: tuple[str, ...], deepest: str, prefix: tuple[str, ...]
+) -> None:
+    stage = Stage("example", 1, trainable)
+    assert (stage.deepest, stage.prefix) == (deepest, prefix)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "number", "message"),
+    [
+        (
+            "full",
+            2,
+            "full has 1 stage, got stage 2: .*schedule=three_stage or two_stage or lp_ft$",
+        ),
+        ("two_stage", 3, "two_stage has 2 stages, got stage 3: .*schedule=three_stage$"),
+        ("three_stage", 4, "three_stage has 3 stages, got stage 4: run an earlier stage"),
+        ("head_only", 0, "head_only has 1 stage, got stage 0"),
+        ("head_only", -1, "head_only has 1 stage, got stage -1"),
+    ],
+)
+def test_a_missing_stage_names_the_schedules_that_have_it(
+    schedule: str, number: int, message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        SCHEDULES[schedule].stage(number)
+
+
+# lineage and recipe keys by stage, begun with; made before schedules were files
+KEYS = {
+    "three_stage": [
+        ("b63b253b2e446151", "4d79f58e82773ae3"),
+        ("0594f8d107d1f073", "48d7c579268e55a7"),
+        ("7cc0beda611745c3", "7ea8e4be9ce60abd"),
+    ],
+    "two_stage": [
+        ("8ed4c832158c5506", "1db2f9a7472f5b75"),
+        ("fcc2fecf46aa5576", "b0eefc05b2c76863"),
+    ],
+    "full": [("faf3bf6a1c08b4e5", "83b960099b84ddfb")],
+    "lp_ft": [("b63b253b2e446151", "4d79f58e82773ae3"), ("19ce519123cb95c1", "36cb7fb47d893095")],
+    "head_only": [("b63b253b2e446151", "4d79f58e82773ae3")],
+    "stage1_continued": [
+        ("b63b253b2e446151", "4d79f58e82773ae3"),
+        ("8f302dcc407dbd32", "f00a1fca69968733"),
+    ],
+    "stage2_continued": [
+        ("b63b253b2e446151", "4d79f58e82773ae3"),
+        ("0594f8d107d1f073", "48d7c579268e55a7"),
+        ("e0ed9ce8b845e2b9", "6e3d6618a5480c69"),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_keys_of_runs_of_the_built_in_schedules_are_what_they_were(name: str) -> None:
+    """Or no finished run would be found again."""
+    options = {"schedule": name, "seed": "3", "stage1.lr": "0.01", "norm_stats": "source"}
+    settings = load_settings(options)
+    made = {"weights_digest": "w" * 8, "precision": "float32"}
+    parent, found = None, []
+    for stage in SCHEDULES[name].stages:
+        parent = lineage_key(settings, stage, fingerprint="f" * 8, parent_key=parent, **made)
+        recipe = recipe_key(
+            settings, stage, trained=stage.number, data="pool", class_names=("a", "b"), **made
+        )
+        found.append((parent[:16], recipe[:16]))
+    assert found == KEYS[name]
+
+
+FOUR = """
+stages:
+  - [head]
+  - [head, block4]
+  - [block3, block4, head]
+  - [head, block4, block3, block2]
+"""
+FOUR_TEXT = "four(head; head+block4; head+block4+block3; head+block4+block3+block2)"
+
+
+@pytest.fixture
+def four(tmp_path: Path) -> Path:
+    path = tmp_path / "four.yaml"
+    path.write_text(FOUR)
+    return path
+
+
+def test_a_file_is_a_schedule_of_its_own_named_after_it(four: Path) -> None:
+    schedule = schedule_of(str(four))
+    assert (schedule.name, schedule.words) == ("four", "four")
+    assert [set(blocks) for blocks in schedule.trains()] == [
+        {"head"},
+        {"head", "block4"},
+        {"head", "block4", "block3"},
+        {"head", "block4", "block3", "block2"},
+    ]
+    assert schedule.stage(4).prefix == ("stem", "block1")
+
+
+def test_a_file_becomes_text_that_needs_no_file(four: Path) -> None:
+    settings = load_settings({"schedule": str(four)})
+    four.unlink()
+    assert settings.schedule == FOUR_TEXT
+    assert load_settings({"schedule": FOUR_TEXT}) == settings
+    again = resolve([Layer("test", json.loads(json.dumps(plain_values(settings))))])
+    assert again == settings
+    assert len(settings.stages) == 4
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_copy_of_a_built_in_file_is_that_schedule(name: str, tmp_path: Path) -> None:
+    path = tmp_path / f"{name}.yaml"
+    path.write_text((FILES / f"{name}.yaml").read_text())
+    assert load_settings({"schedule": str(path)}).schedule == name
+    other = tmp_path / "other.yaml"
+    other.write_text(path.read_text())
+    assert schedule_of(str(schedule_of(str(other)))).trains() == SCHEDULES[name].trains()
+
+
+def test_stages_that_go_on_are_told_from_stages_that_repeat(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("stages:\n  - [head, block4]\n  - continued\n  - continued\n")
+    schedule = schedule_of(str(path))
+    assert str(schedule) == "twice(head+block4; continued; continued)"
+    assert schedule.trains() == [("head", "block4")] * 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "stages: [[head], [head, blok4]]",
+            r"stage 2: unknown block blok4: did you mean block4\?",
+        ),
+        ("stages: [[head], []]", r"stage 2 must be a list of blocks .* got \[\]"),
+        ("stages: [[head], block4]", "stage 2 must be a list of blocks .* got 'block4'"),
+        ("stages: [[head, block4], [head, block3]]", "stage 2 leaves out block4, which stage 1"),
+        ("stages: [[head], [block4]]", "stage 2 leaves out head, which stage 1 trains"),
+        ("stages: [[head], [head]]", "stage 2 trains the same blocks as stage 1: .*continued"),
+        ("stages: [[block4]]", "stage 1 must train the head"),
+        ("stages: [[head, head]]", "stage 1 names a block twice"),
+        ("stages: [continued]", "stage 1 has no stage before it"),
+        ("stages: []", r"stages must be a list of stages.* got \[\]"),
+        ("stages: head", "stages must be a list of stages.* got 'head'"),
+        ("stages: {a: [head]}", "stages must be a list of stages"),
+        ("stage: [[head]]", r"unknown word stage: did you mean stages\?"),
+        ("- [head]", "holds a list"),
+        ("stages: [[", "line 1 is not valid YAML"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_one_line_and_exit_code_2(
+    content: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(content)
+    assert main(["stage1", "--schedule", str(path)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert re.search(message, line)
+    assert f"schedule={path}" in line
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("three_stages", r"'three_stages' is not known: did you mean three_stage\?"),
+        ("release_block3", r"'release_block3' is not known: choose from three_stage, "),
+        ("nowhere.yaml", r"cannot read .*nowhere\.yaml"),
+        ("mine(head; head+blok4)", r"stage 2: unknown block blok4: did you mean block4\?"),
+    ],
+)
+def test_an_unknown_schedule_is_named_with_what_there_is(given: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        load_settings({"schedule": given})
+
+
+def test_no_other_schedule_has_a_built_in_name_or_one_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="full is the name of a built-in schedule"):
+        schedule_of("full(head; head+block4)")
+    for name, message in (("full", "name of a built-in schedule"), ("a b", "use letters, digits")):
+        (tmp_path / f"{name}.yaml").write_text(FOUR)
+        with pytest.raises(SettingsError, match=message):
+            schedule_of(str(tmp_path / f"{name}.yaml"))
+
+
+def test_defaults_and_spaces_of_a_stage_follow_from_what_it_trains(four: Path) -> None:
+    settings = load_settings({"schedule": str(four), "stage4.epochs": "7", "data": "/images"})
+    assert [training.lr for training in settings.stages] == [3e-3, 3e-4, 1e-4, 1e-4]
+    assert settings.training(4).epochs == 7
+    schedule = schedule_of(FOUR_TEXT)
+    spaces = [default_space(schedule, n).relative_to(SPACES_DIR) for n in (1, 2, 3, 4)]
+    assert [*map(str, spaces)] == ["stage1.yaml", "stage2.yaml", "stage3.yaml", "stage3.yaml"]
+    others = {
+        "a(head+block4+block3; continued)": ["two_stage/stage1", "stage2_continued/stage3"],
+        "b(head; continued; continued)": ["stage1", *["stage1_continued/stage2"] * 2],
+        "c(head; head+stem)": ["stage1", "stage2"],
+    }
+    for text, files in others.items():
+        found = [default_space(schedule_of(text), n) for n in range(1, len(files) + 1)]
+        assert found == [SPACES_DIR / f"{file}.yaml" for file in files]
+        assert all(path.is_file() for path in found)
+
+
+def test_a_stage_beyond_the_schedule_is_refused_and_one_within_is_taken(four: Path) -> None:
+    with pytest.raises(SettingsError, match=r"stage5\.lr .*schedule four has 4 stages"):
+        load_settings({"schedule": str(four), "stage5.lr": "1"})
+    assert parse(["stage1", "--stage12.lr", "1"]) == ("stage1", {"stage12.lr": "1"})
+    with pytest.raises(SettingsError, match=r"stage12\.lrr .*did you mean stage12\.lr\?"):
+        parse(["stage1", "--stage12.lrr", "1"])
+
+
+def test_arms_of_files_have_equal_steps(four: Path, tmp_path: Path) -> None:
+    control = tmp_path / "three_continued.yaml"
+    control.write_text(FOUR.replace("[head, block4, block3, block2]", "continued"))
+    options = {"preset": "cifar10_small", "stage4.lr": "0.5"}
+    both = {"treatment": str(four), "control": str(control)}
+    plan = comparison_of(request_of("decide", {**options, **both}))
+    assert plan.treatment.words == "four"
+    assert plan.control.settings.stages == plan.treatment.settings.stages
+    swapped = {"treatment": "three_stage", "control": str(four)}
+    with pytest.raises(SettingsError, match="cannot share the steps"):
+        comparison_of(request_of("decide", {"preset": "digits", **swapped}))
+    (tmp_path / "same.yaml").write_text(FOUR)
+    same = {"treatment": str(four), "control": str(tmp_path / "same.yaml")}
+    with pytest.raises(SettingsError, match="train the same blocks"):
+        comparison_of(request_of("decide", {**options, **same}))
+    words = {**options, "schedules": f"full,{four},two_stage"}
+    request = request_of("compare", words)
+    assert request.typed["schedules"] == f"full,{FOUR_TEXT},two_stage"  # for workers and reports
+    grid = grid_of(request)
+    ours = next(iter(grid.arms.values()))
+    assert [arm.name for arm in ours] == ["full", "four", "two_stage"]
+    assert len({planned_epochs(arm) for arm in ours}) == 1
+    assert grid.explicit[4] == {"lr"}
+
+
+def test_four_stages_work_from_end_to_end(
+    command: Command, four: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    own = {"train_per_class": "2", "val_per_class": "2", "schedule": str(four)}
+    own |= {f"stage{n}.epochs": "1" for n in (2, 3, 4)}
+    assert command("stage", **own, number="3") == 0
+    assert command("main", **own, **{"stage4.lr": "0.01"}) == 0
+    out = capfd.readouterr().out
+    assert "stage 3: found run" in out  # the same run, by whatever command
+    runs = mlflow.search_runs(["0"], "tags.kind = 'stage'", output_format="list")
+    by_stage = {run.data.tags["stage"]: run.data.tags for run in runs}
+    assert sorted(by_stage) == ["1", "2", "3", "4"]
+    assert by_stage["4"]["trains"] == "head block4 block3 block2"
+    assert {tags["schedule"] for tags in by_stage.values()} == {"four"}
+    assert json.loads(by_stage["4"]["settings"])["schedule"] == FOUR_TEXT
+    note = by_stage["3"]["mlflow.note.content"]
+    assert "mlflow run . -e stage -P number=4 -P parent_run_id=" in note
+    parent = next(run.info.run_id for run in runs if run.data.tags["stage"] == "3")
+    four.unlink()  # runs say what their stages are
+    few = {"epochs": "1", "number": "4", "parent_run_id": parent, "cache_dir": "cache"}
+    assert main(words_of("stage", {**few, "seed": "0", "log_model": "off"})) == 0
+    capfd.readouterr()
+    assert main(words_of("stage", {**few, "number": "5"})) == 2
+    assert "stage5 needs a stage-4 checkpoint" in capfd.readouterr().err
+
+
+def test_a_fourth_stage_is_tuned_decided_and_compared(
+    command: Command, four: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    control = tmp_path / "three_continued.yaml"
+    control.write_text(FOUR.replace("[head, block4, block3, block2]", "continued"))
+    own = {"train_per_class": "2", "val_per_class": "1", "test_per_class": "4", "epochs": "1"}
+    study = {"n_trials": "1", "stage": "4", "schedule": str(four)}
+    assert command("tune", **own, **study) == 0
+    assert "use them: mlflow run . -e stage -P number=4 " in capfd.readouterr().out
+    studies = mlflow.search_runs(["0"], "tags.kind = 'study'", output_format="list")
+    assert [run.data.tags["stage"] for run in studies] == ["4"]
+    both = {"treatment": str(four), "control": str(control)}
+    assert command("decide", **own, **both, looks="2", register_as="off") == 0
+    [decision] = mlflow.search_runs(["0"], "tags.kind = 'decision'", output_format="list")
+    assert "Four gains" in decision.data.tags["mlflow.note.content"]
+    own["stage1.batch_size"] = "64"
+    assert command("compare", **own, schedules=f"full,{four}", draws="2") == 0
+    [comparison] = mlflow.search_runs(["0"], "tags.kind = 'comparison'", output_format="list")
+    assert any(name.endswith("/four") for name in comparison.data.metrics)
