@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
-from pipeline.system.addresses import beside, file_of, hidden, why_unwritable, without_password
+from pipeline.system.addresses import (
+    beside,
+    file_of,
+    hidden,
+    misread,
+    why_unwritable,
+    without_password,
+)
+
+MISTYPED = ("", "http:", "http:/", "http:///", "http//", "postgresql:/")
 
 
 @pytest.mark.parametrize(
@@ -27,15 +37,27 @@ from pipeline.system.addresses import beside, file_of, hidden, why_unwritable, w
         ("http://me:p@ss@host", "http://me:***@host"),
         ("http://me:p@ss/w@host", "http://me:***@host"),
         ("http://me@realm:secret@host", "http://***@host"),
-        ("http://host/a@b", "http://host/a@b"),
-        ("http://host:5000/a@b", "http://host:5000/a@b"),
+        ("http://host/a@b", "http://***@b"),
+        ("http://alice:1/word@h", "http://alice:***@h"),
+        ("http://alice:p@ss?word@h", "http://alice:***@h"),
+        ("http://alice:p@ss#word@h", "http://alice:***@h"),
+        ("http:/alice:pw@h:5550", "http:/***@h:5550"),
+        ("http:///alice:pw@h", "http:///***@h"),
+        ("http//alice:pw@h", "http//***@h"),
+        ("http:alice:pw@h", "***@h"),
+        ("alice:pw@h", "***@h"),
+        ("postgresql:/u:pw@h/db", "postgresql:/***@h/db"),
+        ("postgresql://u:1?w@h/db", "postgresql://u:***@h/db"),
+        ("postgresql://h/db?a=b&password=p@ss&c=d", "postgresql://***&c=d"),
+        ("./mlruns@home", "./mlruns@home"),
+        ("file:///data/a@b", "file:///data/a@b"),
         ("http://host:abc", "http://host:abc"),
         ("HTTPS://me:secret@host", "HTTPS://me:***@host"),
         ("postgresql://u:p@ss@host/db", "postgresql://u:***@host/db"),
         ("postgresql://u:p@s/s@host/db", "postgresql://u:***@host/db"),
         ("postgresql://u:p?w@host/db", "postgresql://u:***@host/db"),
         ("postgresql://u:p@s?w@host/db", "postgresql://u:***@host/db"),
-        ("postgresql://host:5432/db?options=a@b", "postgresql://host:5432/db?options=a@b"),
+        ("postgresql://host:5432/db?options=a@b", "postgresql://host:***@b"),
         ("redis://:secret@host/0", "redis://:***@host/0"),
         ("mssql://host?odbc_connect=x%3BPWD%3Dy", "mssql://host?odbc_connect=***"),
         ("postgresql://host/db?PASSWORD=secret", "postgresql://host/db?PASSWORD=***"),
@@ -55,6 +77,30 @@ from pipeline.system.addresses import beside, file_of, hidden, why_unwritable, w
 def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
     assert without_password(url) == shown
     assert without_password(shown) == shown
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        *((f"{start}alice:pw@h", "no address.*like http://host:5000") for start in MISTYPED),
+        ("127.0.0.1:5550", "no address"),
+        ("localhost", "no address"),
+        ('"http://host:5000"', "no address"),
+        *((f"http://alice:p{sign}w@h", "%2F, %3F, %23 or %40") for sign in ("/", "?", "#")),
+        ("http://alice:1/word@h", "%40"),
+        ("postgresql://u:1?w@h/db", "%40"),
+    ],
+)
+def test_an_address_that_is_read_otherwise_than_meant_is_told(url: str, why: str) -> None:
+    assert re.search(why, misread(url))
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://me:p%40@h:1/x", "sqlite:////a/b@c.db", "postgresql://me:pw@h/db", "./mlruns@home"],
+)
+def test_an_address_that_can_be_read_is_left_alone(url: str) -> None:
+    assert misread(url) == ""
 
 
 @pytest.mark.parametrize(
@@ -106,6 +152,8 @@ def test_a_relative_file_moves_beside_an_absolute_one(url: str, other: str, move
         ("http://tok3n@host", "request to http://tok3n@host/api failed: tok3n is no user"),
         ("postgresql://me:secret@host/db", 'connection "user=me password=secret" failed'),
         ("postgresql://host/db?password=secret", "no user for secret"),
+        ("http:/me:secret@host", "No host supplied in http:/me:secret@host/api/2.0"),
+        ("me:secret@host", "got unsupported URI 'me:secret@host', for me:secret"),
         ("http://host", "http://me:secret@proxy:3128 refused, see postgresql://a:secret@b/c"),
     ],
 )
@@ -117,7 +165,7 @@ def test_what_others_say_is_told_without_secrets(url: str, text: str) -> None:
 
 
 def test_what_others_say_stays_as_it_is_without_secrets_in_it() -> None:
-    text = "connection to http://127.0.0.1:5000/a@b refused: sqlite:////data/me:and@you.db"
+    text = "connection to http://127.0.0.1:5000/a refused: sqlite:////data/me:and@you.db"
     assert hidden(text, "http://127.0.0.1:5000", "postgresql://me@host/db", "") == text
 
 

@@ -275,7 +275,7 @@ def test_evaluate_takes_a_runs_images_where_they_are_now(
     assert told in errors(capfd)[0]
     assert command("evaluate", run_id=run_id, data=new) == 0
     said = capfd.readouterr().out
-    assert f"data={new}: the images that run {run_id} had as data={ann}" in said
+    assert f"data={new}: the training and validation images that run {run_id} had" in said
     assert runs()["metrics.test/acc"][0] == before
     assert command("evaluate", run_id=run_id, data=bob) == 2
     [error] = errors(capfd)
@@ -284,6 +284,31 @@ def test_evaluate_takes_a_runs_images_where_they_are_now(
         "them, or pass -P data=<where they are now>$",
         error,
     )
+
+
+def test_evaluate_scores_no_run_on_other_test_images(
+    command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = with_copies(tmp_path / "images", 0)
+    assert command("stage1", data=data, **FEW) == 0
+    run_id = runs()["run_id"][0]
+    other = Path(shutil.copytree(data, tmp_path / "other"))
+    first, second = sorted(path for path in (other / "test").iterdir())[:2]
+    first.rename(other / "x")
+    second.rename(first)
+    (other / "x").rename(second)
+    assert command("evaluate", run_id=run_id, data=str(other)) == 0  # never scored: told, and done
+    assert f"note: the files of the test images of data={other}" in capfd.readouterr().out
+    Tracking.connect().add_tags(run_id, {"test_sha256": "unknown"})
+    assert command("evaluate", run_id=run_id) == 0
+    assert "note: the files" not in capfd.readouterr().out
+    kept = runs().iloc[0]
+    assert command("evaluate", run_id=run_id, data=str(other)) == 2
+    [error] = errors(capfd)
+    assert f"the test images of data={other} are not those" in error
+    assert "delete the run's tag test_sha256" in error
+    for name in ("metrics.test/acc", "metrics.test/loss", "tags.test_sha256"):
+        assert runs().iloc[0][name] == kept[name]
 
 
 @pytest.mark.parametrize("entry_point", ["stage2", "gate"])
@@ -301,7 +326,10 @@ def test_every_entry_point_that_takes_a_run_takes_its_images_where_they_are_now(
         assert command(entry_point, data=ann, **asked, **few) == 2
         assert f"are not at data={ann} any more: pass -P data=<" in errors(capfd)[0]
     assert command(entry_point, data=new, **asked, **few) == 0
-    assert f"data={new}: the images that run {run_id} had as data={ann}" in capfd.readouterr().out
+    assert (
+        f"data={new}: the training and validation images that run {run_id} had"
+        in capfd.readouterr().out
+    )
     assert command(entry_point, data=bob, **asked, **few) == 2
     [error] = errors(capfd)
     assert f"the images of data={bob} are not those that run {run_id} was trained on" in error

@@ -124,3 +124,10 @@ def test_a_file_that_holds_something_else_is_never_written(
         with pytest.raises(StudyError, match="is no journal of Optuna"):
             open_storage(f"journal:///{path}")
     assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", ['{"op_code": 0}', '{"op_code": 99, "worker_id": "x"}'])
+def test_a_journal_that_is_damaged_is_named(content: str, path: Path) -> None:
+    path.write_text(f"{content}\n")
+    with pytest.raises(StudyError, match=r"is damaged .*restore it from a copy"):
+        open_storage(f"journal:///{path}")

@@ -155,3 +155,14 @@ def test_a_missing_run_is_no_fault_of_a_disk(
 ) -> None:
     assert main(["gate", "--run_id", "x"]) == 2
     assert "disk" not in capfd.readouterr().err
+
+
+def test_artifacts_whose_driver_is_missing_are_missed_at_once(
+    command: Command, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    mlflow.create_experiment("far", artifact_location="s3://bucket/folder")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "far")
+    line = refused(command, capfd)
+    assert "s3://bucket/folder: its driver is not installed" in line
+    assert "pip install boto3" in line

@@ -7,7 +7,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from threading import Thread
@@ -212,9 +212,13 @@ def test_a_proxy_is_asked_but_for_hosts_that_no_proxy_names(
         ("http://", "no machine of that name"),
         ("http://nobody.invalid:5000", "no tracking server answers .*no machine of that name"),
         ("http://bücher..example", "no address"),
-        ("http://me:s3cret-w@rd/x@127.0.0.1", "holds a / or an @ as it is: write %2F and %40"),
-        ("http://me:s3cret-w/rd@127.0.0.1", "holds a / or an @ as it is: write %2F and %40"),
+        ("http://me:s3cret-w@rd/x@127.0.0.1", "it holds a /, .* as it is: write %2F"),
+        ("http://me:s3cret-w/rd@127.0.0.1", "it holds a /, .* as it is: write %2F"),
         ("http://me:s3cret-w@127.0.0.1:abc", "no address"),
+        ("http:/me:s3cret-w@127.0.0.1", "no address: write it like http://host:5000"),
+        ("me:s3cret-w@127.0.0.1", "no address: write it like"),
+        ("http://127.0.0.1:5000/?x=1", r"has a \? or #: leave out"),
+        ("http://127.0.0.1:5000/#frag", r"has a \? or #: leave out"),
         ("foo://me:s3cret-w@host", "unsupported URI"),
         ("postgresql://me:s3cret-w@rd@host/db", "its login holds an @ as it is: write %40"),
         ("mysql://me:s3cret-w@host/db", "driver is not installed"),
@@ -313,3 +317,71 @@ def test_something_else_that_answers(
         point_at(f"{scheme}://127.0.0.1:{port}")
         with pytest.raises(TrackingError, match=why):
             usable_address()
+
+
+def test_a_server_that_answers_byte_by_byte_is_not_waited_for(
+    point_at: PointAt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(faults, "CONNECT_S", 0.3)
+    monkeypatch.setattr(faults, "ANSWER_S", 0.3)
+
+    def drip(caller: socket.socket) -> None:
+        with suppress(OSError), caller:
+            caller.sendall(b"HTTP/1.1 200 OK\r\n\r\n{")
+            for _ in range(40):
+                caller.sendall(b" ")
+                time.sleep(0.1)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = Thread(target=lambda: drip(listener.accept()[0]))
+        thread.start()
+        point_at(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        begun = time.monotonic()
+        with pytest.raises(TrackingError, match="takes too long to answer"):
+            usable_address()
+        assert time.monotonic() - begun < 3
+        thread.join()
+
+
+def test_a_server_that_answers_with_nothing_is_none_of_mlflow(
+    serve: Serve, point_at: PointAt
+) -> None:
+    point_at(serve(partial(Tracking, status=200, body="{}")))
+    with pytest.raises(TrackingError, match="is no MLflow server: check host"):
+        faults_of_connecting()
+
+
+@pytest.mark.parametrize("body", ["bad Bearer s3cret-w", '{"message": "Basic czNjcmV0LXc= bad"}'])
+def test_an_answer_that_repeats_the_login_is_told_without_it(
+    body: str, serve: Serve, point_at: PointAt
+) -> None:
+    point_at(serve(partial(Tracking, status=401, body=body)))
+    with pytest.raises(TrackingError, match=r"(Bearer|Basic) \*\*\*") as caught:
+        usable_address()
+    assert "s3cret" not in str(caught.value)
+    assert "czNj" not in str(caught.value)
+
+
+@pytest.mark.parametrize("token", ["s3cret-w\n", " s3cret\nw"])
+def test_a_token_that_cannot_be_sent_is_not_shown(
+    token: str, serve: Serve, point_at: PointAt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = serve(partial(Tracking, status=200, body="{}"))
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", token)
+    point_at(address)
+    with pytest.raises(TrackingError, match="MLFLOW_TRACKING_URI") as caught:
+        usable_address()
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("MLFLOW_TRACKING_INSECURE_TLS", "maybe"), ("MLFLOW_HTTP_REQUEST_TIMEOUT", "abc")],
+)
+def test_a_variable_that_mlflow_cannot_read_is_named(
+    name: str, value: str, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(TrackingError, match=f"{value}.*: correct {name}"):
+        usable_address()

@@ -524,6 +524,42 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path, backbone: Backbo
         load_pretrained(saved(state, tmp_path / "w.pth"), backbone)
 
 
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda _, v: v.to(torch.int8), "are of whole numbers"),
+        (lambda _, v: v > 0, "are of whole numbers, truth values"),
+        (lambda _, v: v.to(torch.complex64), "or complex numbers"),
+        (lambda n, v: v - 9 if n.endswith("running_var") else v, "hold variances below zero"),
+        (lambda _, v: torch.zeros_like(v), "are all zeros"),
+        (lambda _, v: v.to("meta"), "hold no values"),
+    ],
+)
+def test_values_that_no_training_leaves_are_refused(
+    change: Callable[[str, Tensor], Tensor],
+    why: str,
+    state: State,
+    tmp_path: Path,
+    backbone: Backbone,
+) -> None:
+    changed = {n: change(n, v) if v.is_floating_point() else v for n, v in state.items()}
+    with pytest.raises(WeightsError, match=why):
+        load_pretrained(saved(changed, tmp_path / "w.pth"), backbone)
+    half = {n: v.half() if v.is_floating_point() else v for n, v in state.items()}
+    assert load_pretrained(saved(half, tmp_path / "w.pth"), backbone).tensors
+
+
+def test_a_byte_that_has_changed_since_is_a_damaged_file(
+    state: State, tmp_path: Path, backbone: Backbone
+) -> None:
+    path = Path(saved(state, tmp_path / "w.pth"))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x40
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match="damaged or cut short"):
+        load_pretrained(str(path), backbone)
+
+
 # --- imagenet ------------------------------------------------------------------------------------
 
 

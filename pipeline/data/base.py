@@ -90,8 +90,15 @@ class Source:
         are replaced by others of the same size, outside the sample, go unnoticed here: a draw's
         own fingerprint is of every pixel.
         """
+        return self._digest(self.pool, self.val)
+
+    def test_digest(self) -> str:
+        """The same of the test split; empty where there is none."""
+        return self._digest(self.test) if self.test else ""
+
+    def _digest(self, *splits: Split | None) -> str:
         hasher = hashlib.sha256(json.dumps(self.class_names).encode())
-        for split in (self.pool, self.val):
+        for split in splits:
             hasher.update(b"split" if split else b"none")
             if split:
                 hasher.update(split.labels.astype("<i8").tobytes())

@@ -114,8 +114,8 @@ def find_network(content: Any, backbone: str, weights: str) -> tuple[Fit, str]: 
     if not isinstance(content, Mapping) or not any(True for _ in _states(content)):
         kind = "an empty mapping" if content == {} else f"a {type(content).__name__.lower()}"
         raise WeightsError(
-            f"weights={weights}: holds no state dict (name -> tensor) but {kind}: save "
-            "model.state_dict()"
+            f"weights={weights}: holds no state dict (name -> tensor) but {kind}, also inside its "
+            f"mappings, {_DEPTH} deep: save model.state_dict()"
         )
     found = [
         _held_against(layout, backbone, where, prefix, state)
@@ -153,6 +153,8 @@ def _states(
 
 def _plain(tensor: Tensor) -> Tensor:
     """The tensor with a value for every element, neither quantized nor sparse."""
+    if tensor.is_meta:
+        return tensor
     if tensor.is_quantized:
         return tensor.dequantize()
     return tensor if tensor.layout == torch.strided else tensor.to_dense()
@@ -205,7 +207,10 @@ def _held_against(
 
 
 def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    return one.keys() == other.keys() and all(
+        not one[name].is_meta and not other[name].is_meta and torch.equal(one[name], other[name])
+        for name in one
+    )
 
 
 def _misfit(content: Mapping[Any, Any], backbone: str, weights: str, found: list[Fit]) -> str:

@@ -120,6 +120,7 @@ def read_weights(weights: str, backbone: str) -> Weights:
     else:
         content = read_content(_path_of(weights, backbone), weights)
     fit, note = find_network(content, backbone, weights)
+    _check_values(weights, fit.trunk)
     _check_finite(weights, fit.trunk)
     return Weights(weights, {**fit.trunk, **fit.head}, note + fit.note)
 
@@ -136,6 +137,33 @@ def is_here(weights: str, backbone: str) -> bool:
         WeightsError: torchvision has none of that name.
     """
     return names_a_file(weights) or weights in OWN or published(weights, backbone).path.is_file()
+
+
+def _check_values(weights: str, trunk: Mapping[str, Tensor]) -> None:
+    """Refuse a trunk that no training can have left, whatever its names and shapes."""
+    values = {n: t for n, t in trunk.items() if not n.endswith("num_batches_tracked")}
+    learned = [t for n, t in values.items() if n.endswith("weight") and t.dim() > 1]
+    faults = {
+        "hold no values (they are on torch's meta device)": [
+            n for n, t in trunk.items() if t.is_meta
+        ],
+        "are of whole numbers, truth values or complex numbers": [
+            n for n, t in values.items() if not t.is_floating_point()
+        ],
+    }
+    if not any(faults.values()):
+        faults["hold variances below zero"] = [
+            n for n, t in values.items() if n.endswith("running_var") and (t.float() < 0).any()
+        ]
+        if not any(t.float().any() for t in learned):
+            faults["are all zeros"] = list(values)
+    for fault, names in faults.items():
+        if names:
+            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+            raise WeightsError(
+                f"weights={weights}: {', '.join(names[:4])}{more} {fault}: use other weights, "
+                "saved as floats with torch.save(model.state_dict(), path)"
+            )
 
 
 def _check_finite(weights: str, tensors: Mapping[str, Tensor]) -> None:

@@ -12,6 +12,7 @@ import argparse
 import pathlib
 import re
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,9 @@ def _zip_kind(path: Path) -> tuple[str, str] | None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError):
+            if broken := archive.testzip():
+                raise zipfile.BadZipFile(broken)
+    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, NotImplementedError):
         return "a torch file that is damaged or cut short", "fetch or save it again"
     parts = {name.partition("/")[2] for name in names}
     if "constants.pkl" in parts:

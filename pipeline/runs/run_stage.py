@@ -40,7 +40,7 @@ from pipeline.system.interrupts import check
 from pipeline.system.memory import PEAK_METRIC, PeakMemory
 from pipeline.tracking import RunLog, RunView
 from pipeline.tracking.history import Summary
-from pipeline.tracking.keys import EPOCH_METRICS, POOL, VAL, VAL_LOSS, at_best
+from pipeline.tracking.keys import EPOCH_METRICS, POOL, TEST_AS_STORED, VAL, VAL_LOSS, at_best
 from pipeline.training.device import kernels
 from pipeline.training.features import Features
 from pipeline.training.trainer import Trainer
@@ -150,6 +150,8 @@ def _keys_of(session: Session, number: int) -> dict[str, str]:
         "norm_stats": session.settings.norm_stats,
         "precision": session.precision,
     }
+    if session.test_as_stored:
+        keys[TEST_AS_STORED] = session.test_as_stored
     if session.norm_choice:
         keys["norm_stats_reason"] = session.norm_choice.reason
     if kernels() != "fast":

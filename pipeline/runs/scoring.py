@@ -23,10 +23,11 @@ from pipeline.settings.run import Settings
 from pipeline.stats.metrics import Row, score_logits
 from pipeline.system.text import first_of
 from pipeline.tracking import RunView, Tracking
-from pipeline.tracking.keys import TEST
+from pipeline.tracking.keys import TEST, TEST_AS_STORED
 from pipeline.training.device import compute_copy, run_blocks
 from pipeline.training.prefix_cache import PrefixCache
 
+TEST_SHA256 = "test_sha256"
 PIXELS_PER_BATCH = 256 * 64 * 64
 
 
@@ -35,7 +36,7 @@ def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
 
     Raises:
         LineageError: not a finished stage run.
-        DataError: the run's data has no test split.
+        DataError: the run's data has no test split, or another than the run was scored on.
     """
     run_id, say = plan.run_id, command.say
     tracking = Tracking.connect(with_artifacts=False)
@@ -53,6 +54,7 @@ def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
         session = Session.open(settings, tracking, say)
         session.check_images(run)
         images = read_test_split(source, settings, say)
+        _check_test(run, images.fingerprint(), session)
         with tracking.run(f"evaluate · {run.name}", {"kind": "evaluate"}, target=True) as log:
             backbone = session.restore(run)
             prefix = settings.stage(int(run.tags["stage"])).prefix
@@ -82,6 +84,29 @@ def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
     return scores
 
 
+def _check_test(run: RunView, digest: str, session: Session) -> None:
+    """Refuse to score a run on other test images than before: its accuracy would be another's.
+
+    Before a first evaluation only the files are known, which may hold the same pixels otherwise.
+
+    Raises:
+        DataError: they are others.
+    """
+    before, stored = run.tags.get(TEST_SHA256, "unknown"), run.tags.get(TEST_AS_STORED)
+    data = session.settings.data
+    if before not in (digest, "unknown"):
+        raise DataError(
+            f"the test images of data={data} are not those that test/acc of run {run.run_id} was "
+            "measured on (their SHA-256 differ): restore them, or pass -P data=<where they are "
+            f"now>; if others are meant, delete the run's tag {TEST_SHA256} in the MLflow UI first"
+        )
+    if before == "unknown" and stored and stored != session.test_as_stored:
+        session.say(
+            f"note: the files of the test images of data={data} are not those that were there "
+            f"when run {run.run_id} was trained: see that these are the images that you mean"
+        )
+
+
 def _without_copies(overlap: Overlap, logits: torch.Tensor) -> str:
     """What the copies among the test images are, and what the accuracy is without them."""
     counts, new = overlap.counts, torch.from_numpy(~overlap.either)
@@ -100,7 +125,7 @@ def _without_copies(overlap: Overlap, logits: torch.Tensor) -> str:
 
 def scored_on(test_digest: str, precision: str) -> dict[str, str]:
     """The tags that say what a run's `test/acc` was measured on, and how."""
-    return {"test_sha256": test_digest, "test_precision": precision}
+    return {TEST_SHA256: test_digest, "test_precision": precision}
 
 
 def keep_scores(

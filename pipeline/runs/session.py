@@ -95,6 +95,7 @@ class Session:
         tuned_by: the study that a stage's training settings were taken from, by stage number.
         is_trial: log what other stages and people need of a trial: no pictures, no served model.
         otherwise: what else to do where a given run cannot be used, for messages.
+        test_as_stored: digest of the test split's files; empty where there is none.
         norm_choice: what `norm_stats=auto` came to; None where nobody asked.
     """
 
@@ -114,6 +115,7 @@ class Session:
     tuned_by: dict[int, str] = field(default_factory=dict)
     is_trial: bool = False
     otherwise: str = ""
+    test_as_stored: str = ""
     norm_choice: NormStatsChoice | None = None
 
     @classmethod
@@ -127,7 +129,6 @@ class Session:
         """Read the images and weights that the settings name."""
         keep_freed_memory()
         device = pick_device(settings.device)
-        cache_dir = cache_folder(settings)
         source, weights = source_and_weights(settings)
         draw = draw_in(source, settings)
         say(f"preset {settings.preset}; every setting is in the run's settings.json")
@@ -142,7 +143,7 @@ class Session:
         say(pretrained.report)
         state = backbone.model.state_dict()
         initial = {n: t.clone() for n, t in state.items() if n not in pretrained.tensors}
-        folder = cache_dir / "prefix" if settings.cache else None
+        folder = cache_folder(settings) / "prefix" if settings.cache else None
         session = cls(
             settings=settings,
             tracking=tracking,
@@ -155,6 +156,7 @@ class Session:
             say=say,
             on_epoch=on_epoch,
             initial=initial,
+            test_as_stored=source.test_digest(),
         )
         session.settings = session.resolved(settings)
         return session
@@ -193,9 +195,7 @@ class Session:
         )
 
     def check_images(self, run: RunView) -> None:
-        """Refuse a run that was trained on other images, or on other classes.
-
-        Images that have moved since are the same ones; says so.
+        """Refuse a run of other images or classes; say where the same ones have moved.
 
         Raises:
             LineageError: they are others.
@@ -210,8 +210,9 @@ class Session:
                 f"the images of data={data} are not those that run {run.run_id} was trained on "
                 f"({why}): restore them, or pass -P data=<where they are now>{self.otherwise}"
             )
-        if before["data"] != data:
-            self.say(f"data={data}: the images that run {run.run_id} had as data={before['data']}")
+        if (was := before["data"]) != data:
+            what = f"the training and validation images that run {run.run_id} had"
+            self.say(f"data={data}: {what} as data={was}")
 
     @property
     def precision(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -16,15 +17,16 @@ _IN_QUERY = re.compile(
     r"([?&;][^=&;]*(?:passw(?:or)?d|passphrase|pwd|token|secret|odbc_connect)[^=&;]*=)([^&;]*)",
     re.IGNORECASE,
 )
-_IN_TEXT = re.compile(r"[a-zA-Z][\w.+-]*://[^\s'\"<>]+")
-_PORT = re.compile(r"\d*(?:[/?#]|$)")
+_IN_TEXT = re.compile(r"[a-zA-Z][\w.+-]*:/+[^\s'\"<>]+")
+_START = re.compile(r"[a-zA-Z][\w.+-]*(?::/+|//+)")
+"""What an address begins with, slashes or a colon forgotten perhaps."""
 
 
 def without_password(url: str) -> str:
     """The URL with `***` for its secrets: a password, a server's only login, words in the query.
 
-    A password that holds @, / or ? as they are, which nothing can read, is hidden as well: up to
-    the last @ that may end it.
+    Whatever stands before the last @ of an address that is mistyped may be a password, and is
+    hidden; so is a password that holds @, /, ? or # as they are.
     """
     if login := _login(url):
         url = f"{url[: login.start]}***{url[login.stop :]}"
@@ -44,22 +46,38 @@ def hidden(text: str, *urls: str) -> str:
 
 def _login(url: str) -> slice | None:
     """Where the secret part of the login stands in a URL; None without any."""
-    scheme, mark, rest = url.partition("://")
-    begin, last = len(scheme + mark), len(url) - len(rest) + rest.rfind("@")
-    if not mark or "@" not in rest or rest.startswith("/"):
+    last = url.rfind("@")
+    if last < 0 or _is_local(url):
         return None
-    user, colon, tail = rest.partition(":")
+    # an @ in a query's secret ends where that does
+    ends = [m.end(2) for m in _IN_QUERY.finditer(url) if m.start(2) <= last < m.end(2)]
+    stop = max([last, *ends])
+    start = _START.match(url)
+    begin = start.end() if start else 0
+    user, colon, password = url[begin:last].partition(":")
+    if not start or not start[0].endswith("://") or re.search("[/?#]", user):
+        return slice(begin, stop)
     if is_server(url):
-        host = re.split(r"[/?#]", rest, maxsplit=1)[0]
-        if "@" not in host and _PORT.match(tail if ":" in host else ""):
-            return None  # the @ belongs to the path
-        named = colon and not tail.startswith("@") and "@" not in user and "/" not in user
-        return slice(begin + (len(user) + 1 if named else 0), last)
-    if not colon or "/" in user or "@" not in tail:
-        return None
-    if "@" not in tail.partition("?")[0] and _PORT.match(tail):
-        return None  # the @ belongs to an option
-    return slice(begin + len(user) + 1, last)
+        named = colon and password and "@" not in user
+        return slice(begin + (len(user) + 1 if named else 0), stop)
+    return slice(begin + len(user) + 1, stop) if colon else None
+
+
+def misread(url: str) -> str:
+    """Why a URL cannot be read as it is meant, and what to write; empty if it can be."""
+    start = _START.match(url)
+    if _is_local(url):
+        return ""
+    if not start or not re.fullmatch(r"[^:/]+://", start[0]):
+        return "no address: write it like http://host:5000 or postgresql://host/db"
+    if re.search("[/?#].*@", url[start.end() :]):
+        return "it holds a /, ?, # or @ as it is: write %2F, %3F, %23 or %40"
+    return ""
+
+
+def _is_local(url: str) -> bool:
+    """Whether it is a file's or a folder's, in which an @ is a letter like any other."""
+    return bool(_FILE.fullmatch(url)) or url.startswith(("/", "./", "../", "~", "file:"))
 
 
 def is_server(url: str) -> bool:
@@ -115,4 +133,11 @@ def why_unwritable(path: Path, *, may_make_folders: bool = False) -> str:
         return f"the folder {folder} may not be written"
     if path.exists() and not os.access(path, os.W_OK):
         return f"{path} may not be written"
+    try:  # a system may refuse what its permissions allow
+        if path.exists():
+            path.open("ab").close()
+        else:
+            tempfile.TemporaryFile(dir=folder).close()
+    except OSError as err:
+        return f"{path if path.exists() else f'the folder {folder}'}: {err.strerror}"
     return ""

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
-from pipeline.errors import TrackingError
+from pipeline.errors import TrackingError, first_line
 from pipeline.system.addresses import (
     file_of,
     hidden,
     is_server,
+    misread,
     why_unwritable,
     with_file,
     without_password,
@@ -28,6 +29,8 @@ URI, USERNAME, PASSWORD = (
     "MLFLOW_TRACKING_USERNAME",
     "MLFLOW_TRACKING_PASSWORD",
 )
+_OTHERS = ("databricks", "uc")
+"""Addresses of MLflow's that have no scheme."""
 
 
 def usable_address() -> str:
@@ -42,6 +45,9 @@ def usable_address() -> str:
         os.environ.pop(URI, None)
     given = mlflow.get_tracking_uri()
     uri = given.strip()
+    _check_variables()
+    if (why := misread(uri)) and not (uri.startswith(_OTHERS) or Path(uri).is_dir()):
+        raise TrackingError(f"{URI}={without_password(uri)}: {why}")
     if is_server(uri):
         uri = _without_login(uri)
         contact(uri)
@@ -68,11 +74,8 @@ def _without_login(uri: str) -> str:
     except ValueError as err:
         what = f"{shown} ({hidden(str(err), uri)})"
         raise TrackingError(f"{what}: no address: write it like http://host:5000") from None
-    if "@" in parts.path and (user or not _has_port(parts)):
-        raise TrackingError(
-            f"{shown}: its login holds a / or an @ as it is: write %2F and %40, or set {USERNAME} "
-            f"and {PASSWORD}"
-        )
+    if parts.query or parts.fragment:
+        raise TrackingError(f"{shown}: no server's address has a ? or #: leave out what follows")
     if not user:
         return uri
     if password == "":
@@ -85,12 +88,16 @@ def _without_login(uri: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
-def _has_port(parts: SplitResult) -> bool:
-    """Whether its port, if there is one, is a number: else it is the start of a password."""
-    try:
-        return parts.port is None or parts.port >= 0
-    except ValueError:
-        return False
+def _check_variables() -> None:
+    """Refuse values of MLflow's variables that it would fail at, at once or much later."""
+    from mlflow import environment_variables as known
+
+    for variable in vars(known).values():
+        if isinstance(variable, known._EnvironmentVariable):
+            try:
+                variable.get()  # type: ignore[no-untyped-call]
+            except ValueError as err:
+                raise TrackingError(f"{first_line(err)}: correct {variable.name}") from None
 
 
 def _check_file(uri: str, path: Path) -> None:

@@ -8,12 +8,13 @@ may not write, is refused here: MLflow itself would refuse it once a stage is tr
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from pipeline.errors import TrackingError
-from pipeline.system.addresses import why_unwritable
+from pipeline.errors import TrackingError, first_line
+from pipeline.system.addresses import why_unwritable, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -21,6 +22,16 @@ if TYPE_CHECKING:
 
 ID, NAME = "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"
 DEFAULT = "0"
+_DRIVERS = {
+    "s3": "boto3",
+    "gs": "google.cloud.storage",
+    "wasbs": "azure.storage.blob",
+    "abfss": "azure.storage.filedatalake",
+    "hdfs": "pyarrow",
+    "viewfs": "pyarrow",
+    "sftp": "pysftp",
+}
+"""What MLflow needs for artifacts kept elsewhere, by the scheme of their address."""
 
 
 def usable_experiment(
@@ -35,13 +46,28 @@ def usable_experiment(
     """
     experiment = _experiment(client, launched, uri)
     number = str(experiment.experiment_id)
+    if not experiment.experiment_id:  # `{}`, whatever is asked
+        raise TrackingError(
+            f"what answers at {uri} is no MLflow server: check host, port and path"
+        )
     named = f"experiment {experiment.name} (id {number}) at {uri}"
     if experiment.lifecycle_stage != "active":
         raise TrackingError(
             f"{named} was deleted: restore it (`mlflow experiments restore -x {number}`) or name "
             f"another with {NAME}"
         )
-    folder = _local_folder(str(experiment.artifact_location)) if with_artifacts else None
+    location = str(experiment.artifact_location)
+    module = _DRIVERS.get(urlsplit(location).scheme) if with_artifacts else None
+    if module:
+        try:
+            import_module(module)
+        except ImportError as err:
+            raise TrackingError(
+                f"{named} keeps its artifacts in {without_password(location)}: its driver is not "
+                f"installed ({first_line(err)}): pip install {module.replace('.', '-')}, or name "
+                f"another with {NAME}"
+            ) from None
+    folder = _local_folder(location) if with_artifacts else None
     if folder and (why := why_unwritable(folder / "a-new-run", may_make_folders=True)):
         raise TrackingError(
             f"{named} keeps its artifacts in {folder}, which cannot be used from here ({why}): "

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from queue import Empty, Queue
+from threading import Thread
+from typing import Any
 
 from pipeline.errors import TrackingError, first_line
 from pipeline.system.addresses import hidden, without_password
@@ -79,28 +83,55 @@ def contact(uri: str) -> None:
     Raises:
         TrackingError: none does; says which of the things that can be wrong it is.
     """
+    import requests
     from mlflow.exceptions import MlflowException
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
     shown = f"MLFLOW_TRACKING_URI={without_password(uri)}"
     try:
-        answer = http_request(  # type: ignore[no-untyped-call]
-            get_default_host_creds(uri),  # type: ignore[no-untyped-call]
-            QUESTION,
-            "GET",
-            max_retries=0,
-            timeout=(CONNECT_S, ANSWER_S),
-            raise_on_status=False,
+        answer = _in_time(
+            lambda: http_request(  # type: ignore[no-untyped-call]
+                get_default_host_creds(uri),  # type: ignore[no-untyped-call]
+                QUESTION,
+                "GET",
+                max_retries=0,
+                timeout=(CONNECT_S, ANSWER_S),
+                raise_on_status=False,
+            )
         )
-    except MlflowException as err:
-        fault = fault_of_transport(err) or Fault(str(err), "check MLflow's variables")
+    except (MlflowException, requests.RequestException) as err:
+        fault = fault_of_transport(err) or Fault(
+            " ".join(str(err).split()), "check MLflow's variables"
+        )
     else:
         if answer.status_code == 200 and _is_json_object(answer.text):
             return
         fault = fault_of_status(answer.status_code, answer.text)
     where = shown if fault.answered else f"no tracking server answers at {shown}"
     raise TrackingError(f"{where} ({_hidden(fault.reason, uri)}): {fault.advice}")
+
+
+def _in_time(ask: Callable[[], Any]) -> Any:  # noqa: ANN401 - what was asked for
+    """What `ask` gives; a server that answers byte by byte has no more time than any other."""
+    import requests
+
+    answers: Queue[tuple[Any, Exception | None]] = Queue()
+
+    def tell() -> None:
+        try:
+            answers.put((ask(), None))
+        except Exception as err:  # noqa: BLE001 - raised below
+            answers.put((None, err))
+
+    Thread(target=tell, daemon=True).start()
+    try:
+        answer, err = answers.get(timeout=CONNECT_S + ANSWER_S)
+    except Empty:
+        raise requests.ReadTimeout from None
+    if err:
+        raise err
+    return answer
 
 
 def fault_of_transport(err: BaseException) -> Fault | None:
@@ -233,4 +264,8 @@ def _is_json_object(text: str) -> bool:
 
 
 def _hidden(text: str, uri: str = "") -> str:
-    return hidden(text, uri, os.environ.get("MLFLOW_TRACKING_URI", ""))
+    text = hidden(text, uri, os.environ.get("MLFLOW_TRACKING_URI", "").strip())
+    for name in ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD"):
+        if secret := os.environ.get(name, "").strip():
+            text = text.replace(secret, "***")
+    return re.sub(r"\b(Bearer|Basic)\s+[^\s'\"]+", r"\1 ***", text, flags=re.IGNORECASE)

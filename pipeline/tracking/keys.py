@@ -11,6 +11,8 @@ from pipeline.stats.metrics import METRICS
 
 POOL = "pool_sha256"
 """The tag that says what a run's draw was dealt from."""
+TEST_AS_STORED = "test_stored_sha256"
+"""The test split's files as they were when a stage was trained."""
 
 TRAIN_LOSS, TRAIN_ACC = "train/loss", "train/acc"
 """Running averages over the batches of an epoch."""

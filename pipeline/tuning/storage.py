@@ -28,6 +28,7 @@ from pipeline.system.addresses import (
     file_of,
     hidden,
     is_same_database,
+    misread,
     why_unwritable,
     with_file,
     without_password,
@@ -111,6 +112,8 @@ def storage_url(given: str, tracking_uri: str) -> str:
     for start, why in _REFUSED.items():
         if given.startswith(start) and not given.startswith(JOURNAL):
             raise StudyError(f"{shown}: {why}")
+    if why := misread(given):
+        raise StudyError(f"{shown}: {why}")
     url = beside(given, tracking_uri)
     if file_of(url) is None:
         _check_database(url, shown)
@@ -158,7 +161,13 @@ def open_storage(url: str, heartbeat_s: int = 15, *, must_exist: bool = False) -
     )
     with translated(url), experiments_known(), exclusively(url):
         if path is not None and url.startswith(JOURNAL):
-            return Journal(url, path, heartbeat_s, grace_s)
+            try:
+                return Journal(url, path, heartbeat_s, grace_s)
+            except (LookupError, TypeError, ValueError, AttributeError, AssertionError) as err:
+                raise StudyError(
+                    f"storage={url}: {path} is damaged ({type(err).__name__}: {first_line(err)}): "
+                    "restore it from a copy, or name another file"
+                ) from None
         storage = RDBStorage(
             url, engine_kwargs=engine, heartbeat_interval=heartbeat_s, grace_period=grace_s
         )
