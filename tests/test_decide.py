@@ -328,6 +328,21 @@ def test_evaluating_a_run_changes_no_gain_of_a_later_decision(decided: Decided) 
     assert marks() == (acc(run), "float32")
 
 
+def test_a_score_on_other_test_images_stays_on_its_run(decided: Decided) -> None:
+    run_id, before = decided.arms()[0][0].info.run_id, decided.gains_pp()
+    client = mlflow.MlflowClient()
+    client.set_tag(run_id, "test_sha256", "0" * 64)
+    client.log_metric(run_id, "test/acc", 0.125)
+    said = len(decided.desk.said)
+    assert decided.desk.decide(**STAGE3, **OFF).gains_pp == pytest.approx(before)
+    now = mlflow.get_run(run_id).data
+    assert (now.metrics["test/acc"], now.tags["test_sha256"]) == (0.125, "0" * 64)
+    assert any(run_id in line and "other test images" in line for line in decided.desk.said[said:])
+    client.set_tag(run_id, "test_sha256", "unknown")  # measured anew, for the tests that follow
+    assert decided.desk.decide(**STAGE3, **OFF).gains_pp == pytest.approx(before)
+    assert mlflow.get_run(run_id).data.tags["test_sha256"] != "unknown"
+
+
 def test_what_the_design_can_tell_is_said_before_anything_is_run(decided: Decided) -> None:
     said, then = decided.said, decided.runs_then
     table = next(n for n, line in enumerate(said) if "true gain, pp" in line)

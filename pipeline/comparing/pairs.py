@@ -19,7 +19,7 @@ from pipeline.comparing.draws import Pool
 from pipeline.data.overlap import Overlap
 from pipeline.runs.completion import complete
 from pipeline.runs.run_stage import find_or_run
-from pipeline.runs.scoring import keep_scores, predict, scored_on
+from pipeline.runs.scoring import TEST_SHA256, keep_scores, predict, scored_on
 from pipeline.runs.session import Session, cache_folder
 from pipeline.settings.run import Settings
 from pipeline.stats.metrics import DEFAULT_SHARE, score_logits
@@ -242,7 +242,13 @@ class PairRunner:
             )
             scores = score_logits(logits, self.test.labels)
             test = scores[self.metric]
-            keep_scores(self.tracking, run, scores, measured, counts)
+            if run.tags.get(TEST_SHA256, "unknown") in (self.test_digest, "unknown"):
+                keep_scores(self.tracking, run, scores, measured, counts)
+            else:
+                self.say(
+                    f"note: run {run.run_id} was scored on other test images before: its test/acc "
+                    "stays, and this command counts what it measured now"
+                )
         return ArmResult(
             summary.run_id,
             summary.metrics[VAL[self.metric]],
