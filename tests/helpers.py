@@ -14,10 +14,12 @@ from pipeline.data.images import ImageSet, digest_image, fit_square
 from pipeline.entries.table import ENTRY_POINTS
 from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.settings.request import Request
+from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Stage
 from pipeline.training.features import Features
 from pipeline.training.norm_stats import calibrate_norm_stats
 from pipeline.training.prefix_cache import PrefixCache
+from pipeline.training.trainer import Trainer
 from tests.conftest import class_image
 
 CPU = torch.device("cpu")
@@ -91,3 +93,16 @@ def changed_names(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[st
 def planned_epochs(arm: Arm) -> int:
     """Planned epochs of all stages of an arm together."""
     return sum(arm.settings.training(number).epochs for number in range(1, arm.last + 1))
+
+
+def trainer_for(backbone: Backbone, stage: Stage, settings: TrainSettings) -> Trainer:
+    """A trainer on the CPU in float32, seed 0, one stored view."""
+    return Trainer(
+        backbone=backbone,
+        stage=stage,
+        settings=settings,
+        seed=0,
+        views=1,
+        device=CPU,
+        dtype=torch.float32,
+    )

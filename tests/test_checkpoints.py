@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -19,15 +18,14 @@ from pipeline.model.pretrained import Pretrained
 from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import SCHEDULES
 from pipeline.system.digests import digest_file, digest_tensors
-from pipeline.training.trainer import Trainer
 from tests.helpers import (
     CLASSES,
-    CPU,
     calibrated_backbone,
     changed_names,
     copy_state,
     live_features,
     make_images,
+    trainer_for,
 )
 
 NAME = "mobilenet_v3_small"
@@ -90,15 +88,7 @@ def test_every_stage_of_a_chain_comes_back_bit_for_bit(
     for number in (1, 2, 3):
         stage = SCHEDULES["three_stage"].stage(number)
         settings = TrainSettings(epochs=1, batch_size=3, augment="none", lr=0.01)
-        trainer = Trainer(
-            backbone=backbone,
-            stage=stage,
-            settings=settings,
-            seed=0,
-            views=1,
-            device=CPU,
-            dtype=torch.float32,
-        )
+        trainer = trainer_for(backbone, stage, settings)
         features = live_features(backbone, stage, images)
         for _ in trainer.epochs(images, features, images, features):
             pass

@@ -25,6 +25,7 @@ from tests.helpers import (
     copy_state,
     live_features,
     make_images,
+    trainer_for,
 )
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -43,15 +44,7 @@ def test_a_stage_changes_its_trainable_blocks_and_nothing_else(name: str, stage:
     before, proof = copy_state(backbone), FrozenProof.take(backbone, stage)
     features = live_features(backbone, stage, images)
     settings = TrainSettings(epochs=1, batch_size=4, augment="none", lr=0.01)
-    trainer = Trainer(
-        backbone=backbone,
-        stage=stage,
-        settings=settings,
-        seed=0,
-        views=1,
-        device=CPU,
-        dtype=torch.float32,
-    )
+    trainer = trainer_for(backbone, stage, settings)
     for _ in trainer.epochs(images, features, images, features):
         pass
     backbone.model.load_state_dict(trainer.best, strict=False)
@@ -96,15 +89,7 @@ def test_frozen_weights_get_no_gradient_and_no_optimizer_state(number: int) -> N
     backbone, images = build_backbone("mobilenet_v3_small", CLASSES, seed=0), make_images(4)
     features = live_features(backbone, stage, images)
     settings = TrainSettings(epochs=1, batch_size=2, augment="none")
-    trainer = Trainer(
-        backbone=backbone,
-        stage=stage,
-        settings=settings,
-        seed=0,
-        views=1,
-        device=CPU,
-        dtype=torch.float32,
-    )
+    trainer = trainer_for(backbone, stage, settings)
     for _ in trainer.epochs(images, features, images, features):
         pass
     stepped = {id(parameter) for parameter in trainer.optimizer.state}
@@ -145,15 +130,7 @@ def test_statistics_of_trainable_blocks_adapt_or_are_kept(
     before = copy_state(backbone)
     features = live_features(backbone, stage, images)
     settings = TrainSettings(epochs=1, batch_size=4, augment="none", norm=norm, lr=0.01)
-    trainer = Trainer(
-        backbone=backbone,
-        stage=stage,
-        settings=settings,
-        seed=0,
-        views=1,
-        device=CPU,
-        dtype=torch.float32,
-    )
+    trainer = trainer_for(backbone, stage, settings)
     for _ in trainer.epochs(images, features, images, features):
         pass
     names = set(backbone.tensor_names(stage.trainable))
