@@ -131,6 +131,15 @@ def test_handlers_come_back_once_a_command_is_done() -> None:
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
+def test_a_signal_does_not_outlive_its_command() -> None:
+    with stopped_by_signals(signal.signal):
+        begun()
+        signal.raise_signal(signal.SIGINT)
+    check()
+    with at_once():
+        pass
+
+
 def test_signals_at_any_moment_leave_no_lock_behind(store: Path) -> None:
     """MLflow's and Optuna's databases, written without a pause."""
     client = mlflow.MlflowClient()

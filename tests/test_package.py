@@ -48,9 +48,7 @@ def test_a_setting_without_name_or_value_is_refused(words: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_a_stage_is_run_and_its_model_loaded_from_python(
-    empty_database: Path, tmp_path: Path
-) -> None:
+def test_a_stage_is_run_and_its_model_loaded_from_python(store: Path, tmp_path: Path) -> None:
     summary = pipeline.run_stage(1, **TINY, cache_dir=tmp_path)
     classifier = pipeline.load(summary.run_id)
     picture = tmp_path / "grey.png"
@@ -65,7 +63,7 @@ def test_a_stage_is_run_and_its_model_loaded_from_python(
 
 
 @pytest.mark.slow
-def test_what_has_no_model_is_told(empty_database: Path, tmp_path: Path) -> None:
+def test_what_has_no_model_is_told(store: Path, tmp_path: Path) -> None:
     summary = pipeline.run_stage(1, **TINY, cache_dir=tmp_path, log_model=False)
     with pytest.raises(LineageError, match=r"logged no model.*log_model=on"):
         pipeline.load(summary.run_id)

@@ -113,13 +113,16 @@ def end_with_parent() -> None:
 def stopped_by_signals(handle: Callable[..., Any]) -> Iterator[None]:
     """Let Ctrl-C and SIGTERM stop what runs here; `handle` is `signal.signal`, or does nothing.
 
-    The handlers that were there come back, unless the process is about to end.
+    The handlers that were there come back, unless a signal has come and the process is about to
+    end. No signal outlives this: what the process does afterwards is not stopped by it.
     """
-    _state.asked_at, _state.raised, _state.waits, _state.begun = None, False, 0, False
+    vars(_state).update(vars(_State(begun=False)))
     former = {number: handle(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        if _state.asked_at is None:
+        asked = _state.asked_at is not None
+        vars(_state).update(vars(_State()))
+        if not asked:
             for number, handler in former.items():
                 handle(number, handler)
