@@ -1,0 +1,300 @@
+"""A network cut where its blocks meet, so that a frozen prefix can be computed once and kept.
+
+In: any `nn.Module` whose tensors each belong to a block, and the size of its images. Out: `Run`s
+that, one after another, compute what the network computes. A run ends at a border that a single
+tensor crosses: (N, C, H, W) maps, (N, L, C) tokens or (N, C) vectors. Blocks between which more
+has to pass (a skip connection over their border, a tuple) share a run. The forward pass is traced
+by `torch.fx` (Reed et al. 2022, arXiv 2112.08429); a module inside one block stays whole. Not
+covered: a forward pass that branches on the values of its input; such a network is a single run.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
+
+BATCHES = (2, 3)
+"""Two sizes of batches, which tell what depends on a batch's size from what does not."""
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Run:
+    """Consecutive blocks that are computed together.
+
+    Attributes:
+        blocks: their names, in forward order.
+        module: computes them; its tensors are the network's own, under the same names.
+        owners: name of a module or of a bare tensor in `module` -> its block.
+    """
+
+    blocks: tuple[str, ...]
+    module: nn.Module
+    owners: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A run of any network of one architecture; without a graph it is the whole network."""
+
+    blocks: tuple[str, ...]
+    owners: Mapping[str, str]
+    graph: fx.Graph | None = None
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How networks of one architecture are cut.
+
+    Attributes:
+        parts: what becomes runs, in forward order.
+        merged: block -> why there is no cut between this block and the one after it.
+        added: modules in place of functions that know nothing of training: name -> module.
+    """
+
+    parts: tuple[_Part, ...]
+    merged: Mapping[str, str]
+    added: Mapping[str, nn.Module]
+
+    def of(self, model: nn.Module) -> tuple[Run, ...]:
+        """The runs of such a network, which share its tensors."""
+        return tuple(Run(p.blocks, self._module(model, p.graph), p.owners) for p in self.parts)
+
+    def _module(self, model: nn.Module, graph: fx.Graph | None) -> nn.Module:
+        if graph is None:
+            return model
+        named = [str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")]
+        used = {n: self.added[n] if n in self.added else attrgetter(n)(model) for n in named}
+        return fx.GraphModule(used, graph)
+
+
+def cut(model: nn.Module, owners: Mapping[str, str], order: Sequence[str], image: Tensor) -> Cut:
+    """Cut a network between its blocks wherever a single tensor crosses.
+
+    Args:
+        model: the network, in eval mode.
+        owners: name of each parameter and buffer -> its block.
+        order: the blocks in forward order.
+        image: an example, (1, 3, H, W).
+    """
+    try:
+        traced = fx.GraphModule(model, _Tracer(owners).trace(model, _defaults(model)))
+        traced.graph.eliminate_dead_code()
+        added = _dropouts_as_modules(traced)
+        places = _Places(traced, owners, order)
+        if places.sizes_may_cross():
+            _write_sizes(traced, image)
+            places.settle()
+        found = Cut(*places.parts(), added)
+        reason = "" if _agree(model, found, image) else "its parts compute something else"
+    except Exception as err:  # noqa: BLE001 - a network's own code may raise anything when traced
+        first = (str(err).splitlines() or [""])[0]
+        reason = f"its forward pass cannot be traced ({type(err).__name__}: {first[:120]})"
+    return _whole(model, owners, order, reason) if reason else found
+
+
+def _whole(model: nn.Module, owners: Mapping[str, str], order: Sequence[str], why: str) -> Cut:
+    modules = {
+        name: {owners[tensor] for tensor in _tensors(module, name)}
+        for name, module in model.named_modules()
+    }
+    owned = {name: min(blocks) for name, blocks in modules.items() if len(blocks) == 1}
+    bare = {name: block for name, block in owners.items() if name.rpartition(".")[0] not in owned}
+    return Cut((_Part(tuple(order), owned | bare),), dict.fromkeys(order[:-1], why), {})
+
+
+class _Tracer(fx.Tracer):
+    """Leaves every module whole whose tensors belong to one block."""
+
+    def __init__(self, owners: Mapping[str, str]) -> None:
+        super().__init__()
+        self.owners = owners
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return len({self.owners[name] for name in _tensors(m, module_qualified_name)}) <= 1
+
+
+def _tensors(module: nn.Module, name: str) -> list[str]:
+    return [f"{name}.{inner}".lstrip(".") for inner in module.state_dict(keep_vars=True)]
+
+
+def _defaults(model: nn.Module) -> dict[str, Any]:
+    """The optional arguments of the forward pass, which keep their defaults."""
+    _image, *others = inspect.signature(model.forward).parameters.values()
+    return {p.name: p.default for p in others if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+
+
+def _dropouts_as_modules(traced: fx.GraphModule) -> dict[str, nn.Module]:
+    """Replace dropout functions, traced as they are in evaluation, by modules with a mode."""
+    added: dict[str, nn.Module] = {}
+    for node in traced.graph.nodes:
+        if node.op == "call_function" and node.target is F.dropout:
+            name = f"functional_dropout_{len(added)}"
+            p = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
+            added[name] = nn.Dropout(p)
+            traced.add_submodule(name, added[name])
+            node.op, node.target, node.args, node.kwargs = "call_module", name, node.args[:1], {}
+    traced.recompile()
+    return added
+
+
+def _write_sizes(traced: fx.GraphModule, image: Tensor) -> None:
+    """Write numbers computed from shapes, the same for every batch, into the graph as literals."""
+    one, two = (_values(traced, image.expand(size, *image.shape[1:])) for size in BATCHES)
+    for node, value in one.items():
+        node.meta["tensor"] = isinstance(value, Tensor)
+        if node.op.startswith("call_") and _is_number(value) and value == two[node]:
+            _replace(node, value)
+    traced.graph.eliminate_dead_code()
+
+
+def _replace(node: fx.Node, value: Any) -> None:  # noqa: ANN401
+    def literal(each: fx.Node) -> Any:  # noqa: ANN401
+        return value if each is node else each
+
+    for user in list(node.users):
+        user.args = map_arg(user.args, literal)
+        user.kwargs = map_arg(user.kwargs, literal)
+
+
+def _values(traced: fx.GraphModule, images: Tensor) -> dict[fx.Node, Any]:
+    """What every node of a graph gives for these images."""
+    values: dict[fx.Node, Any] = {}
+
+    class Recorder(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401
+            values[n] = super().run_node(n)
+            return values[n]
+
+    with torch.no_grad():
+        Recorder(traced).run(images)
+    return values
+
+
+def _is_number(value: Any) -> bool:  # noqa: ANN401
+    """Whether a value is a number, or a tuple or list of numbers."""
+    if isinstance(value, tuple | list):
+        return all(map(_is_number, value))
+    return isinstance(value, int | float)
+
+
+@torch.no_grad()
+def _agree(model: nn.Module, found: Cut, image: Tensor) -> bool:
+    """Whether the runs compute what the network does, and leave what crosses a border as it is."""
+    x = torch.linspace(-2, 2, image.numel()).view_as(image).repeat(2, 1, 1, 1)
+    direct = model(x.clone())
+    for run in found.of(model):
+        inputs, before = x, x.clone()
+        x = run.module(inputs)
+        if not torch.equal(inputs, before):
+            return False
+    return torch.equal(x, direct)
+
+
+class _Places:
+    """Where each node of a graph is: the number of its block in forward order."""
+
+    def __init__(
+        self, traced: fx.GraphModule, owners: Mapping[str, str], order: Sequence[str]
+    ) -> None:
+        self.traced, self.owners, self.order = traced, owners, tuple(order)
+        self.image = next(node for node in traced.graph.nodes if node.op == "placeholder")
+        self.settle()
+
+    def settle(self) -> None:
+        """Place nodes anew: in their own block, and in none before those of their inputs.
+
+        `free` nodes have no place: parameters, and what is computed from parameters alone.
+        """
+        self.free: set[fx.Node] = set()
+        self.at: dict[fx.Node, int] = {}
+        last = len(self.order) - 1
+        for node in self.traced.graph.nodes:
+            inputs = [self.at[each] for each in node.all_input_nodes if each not in self.free]
+            if not inputs and node.op in ("get_attr", "call_function", "call_method"):
+                self.free.add(node)
+                continue
+            block = self._block_of(node)
+            own = self.order.index(block) if block else 0
+            self.at[node] = last if node.op == "output" else max([own, *inputs])
+
+    def _block_of(self, node: fx.Node) -> str | None:
+        """The block of a module or tensor that a node uses; None where none is named for it."""
+        name = str(node.target)
+        if node.op == "get_attr":
+            return self.owners.get(name)
+        if node.op != "call_module":
+            return None
+        tensors = _tensors(self.traced.get_submodule(name), name)
+        return self.owners[tensors[0]] if tensors else None
+
+    def _crossing(self) -> dict[int, list[fx.Node]]:
+        """Border k, between blocks k and k + 1 -> the nodes whose values pass it."""
+        found: dict[int, list[fx.Node]] = {k: [] for k in range(len(self.order) - 1)}
+        for node in self.at:
+            last = max((self.at[user] for user in node.users), default=0)
+            for border in range(self.at[node], last):
+                found[border].append(node)
+        return found
+
+    def sizes_may_cross(self) -> bool:
+        """Whether something else than a module's output crosses a border."""
+        nodes = {node for crossing in self._crossing().values() for node in crossing}
+        return any(node.op != "call_module" for node in nodes)
+
+    def parts(self) -> tuple[tuple[_Part, ...], dict[str, str]]:
+        """The parts between borders that one tensor crosses, and why other borders are none."""
+        crossing = self._crossing()
+        merged: dict[str, str] = {}
+        groups, enters = [[0]], [self.image]
+        for border, nodes in crossing.items():
+            if (
+                len(nodes) == 1
+                and nodes[0] is not self.image
+                and nodes[0].meta.get("tensor", True)
+            ):
+                groups.append([])
+                enters.append(nodes[0])
+            else:
+                names = ", ".join(node.name for node in nodes[:_SHOWN])
+                more = ", …" if len(nodes) > _SHOWN else ""
+                merged[self.order[border]] = f"no single tensor crosses ({names}{more})"
+            groups[-1].append(border + 1)
+        leaves = [*enters[1:], None]
+        return tuple(map(self._part, groups, enters, leaves)), merged
+
+    def _part(self, group: list[int], enters: fx.Node, leaves: fx.Node | None) -> _Part:
+        """One run: the nodes of its blocks, with a copy of each free node that they use."""
+        graph = fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {enters: graph.placeholder("x")}
+        owned: dict[str, str] = {}
+
+        def copied(node: fx.Node) -> fx.Node:
+            if node not in copies:
+                copies[node] = graph.node_copy(node, copied)
+                block = self._block_of(node) or (None if node in self.free else self.at[node])
+                if node.op in ("get_attr", "call_module") and block is not None:
+                    name = block if isinstance(block, str) else self.order[block]
+                    owned.setdefault(str(node.target), name)
+            return copies[node]
+
+        for node in self._inside(group, enters):
+            copied(node)
+        graph.output(copied(leaves) if leaves else map_arg(self._result(), copied))
+        return _Part(tuple(self.order[k] for k in group), owned, graph)
+
+    def _inside(self, group: list[int], enters: fx.Node) -> Iterator[fx.Node]:
+        for node, place in self.at.items():
+            if place in group and node is not enters and node.op not in ("placeholder", "output"):
+                yield node
+
+    def _result(self) -> Any:  # noqa: ANN401 - what the network returns
+        return next(node for node in self.at if node.op == "output").args[0]
