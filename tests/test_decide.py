@@ -24,7 +24,6 @@ from scipy import stats
 
 from pipeline.cli import main
 from pipeline.comparing.results import Decision
-from pipeline.data.draws import make_draw
 from pipeline.data.images import digest_image
 from pipeline.entries.decide import TRUE_GAINS_PP
 from pipeline.entries.table import perform
@@ -36,7 +35,7 @@ from pipeline.settings.layers import Layer, resolve
 from pipeline.settings.run import Settings
 from pipeline.stats.operating import characteristics_text, operating_characteristics
 from tests.conftest import class_image, enter_store, words_of
-from tests.helpers import planned_epochs
+from tests.helpers import make_draw, planned_epochs
 from tests.reports import artifact, reports, tables_of_markdown
 
 CLASSES = ("apple", "berry", "cherry")
