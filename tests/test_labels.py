@@ -104,6 +104,7 @@ def right(*colours: str) -> Seen:
         ),
         ((RED_BLUE, [0, 10]), (["blue", "red"], [10.0, 0.0]), [("blue", "10"), ("red", "0")], ""),
         ((RED_BLUE, [-1, 1]), (["red"], [-1]), [("red", "-1")], ""),
+        ((COLOURS, [10, 2, 7]), (["green", "red"], [2, 10]), [("green", "2"), ("red", "10")], ""),
     ],
     ids=[
         "another order",
@@ -114,6 +115,7 @@ def right(*colours: str) -> Seen:
         "names that training lacks",
         "whole numbers as floats",
         "a class -1",
+        "natural order",
     ],
 )
 def test_the_labels_of_a_test_file_are_read_by_name(
@@ -122,6 +124,7 @@ def test_the_labels_of_a_test_file_are_read_by_name(
     """Pandas makes floats of whole numbers once a row has none."""
     source = opened(write_all(tmp_path, train=train, test=test))
     assert seen(source, source.test) == named
+    assert source.class_names == tuple(sorted(source.class_names, key=len)) or len(train) == 3
     if len(train) == 3:
         assert source.class_names == tuple(train[2])
         assert seen(source, source.pool) == right(*train[0])
@@ -309,6 +312,7 @@ def test_a_class_that_only_the_test_file_has_is_refused(tmp_path: Path) -> None:
         ("data/train-0", "data/test-0"),
         ("train/0", "test/0"),
         ("plain/train/0", "plain/test/0"),
+        ("train.v2", "test.v2"),
     ],
 )
 def test_a_word_for_a_split_is_one_in_files_as_it_is_in_folders(
@@ -316,6 +320,7 @@ def test_a_word_for_a_split_is_one_in_files_as_it_is_in_folders(
 ) -> None:
     write(tmp_path / f"{train}.parquet", RED_BLUE, [0, 1])
     write(tmp_path / f"{test}.parquet", ["blue"], [1])
+    (tmp_path / "._train.parquet").write_bytes(b"of a Mac, and hidden")
     source = opened(tmp_path)
     assert (len(source.pool.labels), seen(source, source.test)) == (2, [("blue", "1")])
 
@@ -341,6 +346,7 @@ def test_what_is_assumed_of_files_is_told(
 @pytest.mark.parametrize(
     ("names", "words"),
     [
+        (("test-0", "val"), "holds test-0.parquet, val.parquet but no training file: name one"),
         (("train", "extra"), "extra.parquet: no word in the name says which split"),
         (("train", "unlabeled"), "while train.parquet is named"),
         (("mnisttrain", "mnisttest2"), "mnisttest2 and mnisttrain differ in the word of a split"),
@@ -452,6 +458,9 @@ def test_a_column_that_is_not_there_is_refused_with_those_that_are(
     path = write(tmp_path / "train.parquet", RED_BLUE, [0, 1])
     with pytest.raises(DataError, match=f"has columns image, label, asked for -P {key}=nothing"):
         opened(path, **{key: "nothing"})
+    kept = {"label_column": "image", "image_column": "label"}[key]
+    pq.write_table(pq.read_table(path).select([kept]), path)
+    refused(path, f"train.parquet has columns {kept}: name the images")
 
 
 @pytest.mark.parametrize("data", ["digits", "folder"])

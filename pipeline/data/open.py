@@ -24,7 +24,7 @@ from pipeline.data.folders.listing import entries_of, holds_images, list_files, 
 from pipeline.data.images import DEEP_KINDS, IntArray
 from pipeline.data.parquet.columns import holds_image_column
 from pipeline.data.parquet.read import open_parquet
-from pipeline.data.stored import stored_arrays
+from pipeline.data.stored import stored_images
 from pipeline.errors import DataError, DownloadError, first_line
 from pipeline.system.files import holding
 from pipeline.system.interrupts import at_once
@@ -134,7 +134,7 @@ def _open_digits() -> Source:
         is_test[order[labels[order] == label][:DIGITS_TEST_PER_CLASS]] = True
 
     def split(rows: IntArray) -> Split:
-        return Split(labels[rows], stored_arrays(pixels[rows]))
+        return Split(labels[rows], stored_images(pixels[rows]))
 
     return Source(
         name="digits",
@@ -166,6 +166,6 @@ def _open_cifar(name: str, folder: Path) -> Source:
         socket.setdefaulttimeout(timeout)
 
     def split(part: Any) -> Split:  # noqa: ANN401 - torchvision has no types here
-        return Split(np.asarray(part.targets, dtype=np.int64), stored_arrays(part.data))
+        return Split(np.asarray(part.targets, dtype=np.int64), stored_images(part.data))
 
     return Source(name=name, class_names=tuple(train.classes), pool=split(train), test=split(test))

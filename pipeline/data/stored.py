@@ -31,7 +31,7 @@ class Stored:
 
     Attributes:
         items: of these rows, in their order: where the image stands, and the image as a file, as
-            bytes, as pixels, or as a cell that holds bytes or nothing.
+            pixels, or as a cell of a parquet file, which may hold nothing.
         sizes: bytes of each image, (N,).
         sample: SHA-256 over the bytes of at most `SAMPLED` images that are spread evenly.
     """
@@ -58,27 +58,23 @@ def spread(count: int) -> list[int]:
     return [int(row) for row in np.linspace(0, count - 1, min(count, SAMPLED)).astype(np.int64)]
 
 
-def stored_files(files: Sequence[Path]) -> Stored:
-    """Images that are a file each."""
+def stored_images(images: Sequence[Path] | NDArray[np.uint8]) -> Stored:
+    """Images that are a file each, or pixels in one array, (N, ...)."""
 
-    def size(path: Path) -> int:
+    def items(rows: Sequence[int]) -> Iterator[tuple[str, Any]]:
+        for row in rows:
+            image = images[row]
+            yield str(image) if isinstance(image, Path) else f"image {row}", image
+
+    def size(image: Path | NDArray[np.uint8]) -> int:
         try:
-            return path.stat().st_size
+            return image.stat().st_size if isinstance(image, Path) else image.nbytes
         except OSError:
             return 0
 
     return Stored(
-        lambda rows: ((str(files[row]), files[row]) for row in rows),
-        lambda: np.array([size(path) for path in files], dtype=np.int64),
-        lambda: _digest_all(_bytes(files[row]) for row in spread(len(files))),
-    )
-
-
-def stored_arrays(images: NDArray[np.uint8]) -> Stored:
-    """Images of one size as an array, (N, ...)."""
-    return Stored(
-        lambda rows: ((f"row {row}", images[row]) for row in rows),
-        lambda: np.full(len(images), images[0].nbytes, dtype=np.int64),
+        items,
+        lambda: np.array([size(image) for image in images], dtype=np.int64),
         lambda: _digest_all(_bytes(images[row]) for row in spread(len(images))),
     )
 

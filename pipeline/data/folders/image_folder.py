@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.data.base import Source, Split
 from pipeline.data.folders.layout import find_layout, only_one_class
 from pipeline.data.folders.listing import image_endings, in_words, list_files
-from pipeline.data.stored import stored_files
+from pipeline.data.stored import stored_images
 from pipeline.errors import DataError
 from pipeline.system.text import normalised
 
@@ -54,7 +54,7 @@ def open_image_folder(root: Path) -> Source:
     for split, by_class in files.items():
         paths = [by_class.get(name, []) for name in files["train"]]
         labels = np.repeat(np.arange(len(paths), dtype=np.int64), list(map(len, paths)))
-        splits[split] = Split(labels, stored_files([*chain(*paths)]))
+        splits[split] = Split(labels, stored_images([*chain(*paths)]))
     passed_over = f"files passed over: {in_words(counts)}" if counts else ""
     return Source(
         name=root.name,
