@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -202,14 +202,6 @@ def read_images(
     Raises:
         DataError: images cannot be read; names them all, or as many as fit on a line.
     """
-    images = read_those_that_can_be(split, rows, image_size)
-    if not skip_unreadable:
-        refuse_unreadable(images.unreadable, len(rows))
-    return images
-
-
-def read_those_that_can_be(split: Split, rows: IntArray, image_size: int) -> ImageSet:
-    """The readable images among these."""
     pixels = np.empty((len(rows), 3, image_size, image_size), dtype=np.uint8)
     digests = np.empty((len(rows), 32), dtype=np.uint8)
     kept: list[int] = []
@@ -224,6 +216,8 @@ def read_those_that_can_be(split: Split, rows: IntArray, image_size: int) -> Ima
         digests[len(kept)] = np.frombuffer(digest_image(rgb), dtype=np.uint8)
         pixels[len(kept)] = fit_square(rgb, image_size)
         kept.append(position)
+    if not skip_unreadable:
+        refuse_unreadable(unreadable, len(rows))
     return ImageSet(
         torch.from_numpy(pixels[: len(kept)]),
         torch.from_numpy(split.labels[rows[kept]]),
@@ -234,12 +228,12 @@ def read_those_that_can_be(split: Split, rows: IntArray, image_size: int) -> Ima
     )
 
 
-def refuse_unreadable(unreadable: Sequence[str], count: int) -> None:
+def refuse_unreadable(unreadable: Iterable[str], count: int) -> None:
     """Refuse images that cannot be read, of `count` that were asked for."""
-    if unreadable:
+    if named := sorted(unreadable):
         raise DataError(
-            f"cannot read {len(unreadable)} of {count} images: "
-            f"{first_of(unreadable, SHOWN_UNREADABLE)}: replace or remove them, or go on without: "
+            f"cannot read {len(named)} of {count} images: "
+            f"{first_of(named, SHOWN_UNREADABLE)}: replace or remove them, or go on without: "
             "-P skip_unreadable=true"
         )
 

@@ -23,7 +23,7 @@ from pipeline.data.base import (
     Split,
     Unreadable,
     notes_on,
-    read_those_that_can_be,
+    read_images,
     refuse_unreadable,
 )
 from pipeline.data.images import ImageSet, IntArray, Ranges
@@ -206,7 +206,7 @@ def draw_in(source: Source, settings: Settings) -> Draw:
         DataError: too few images, no such draw, or images that cannot be read.
     """
     rows = _rows_of(source, settings)
-    train, val = (read_those_that_can_be(*part, settings.image_size) for part in rows)
+    train, val = (read_images(*part, settings.image_size, skip_unreadable=True) for part in rows)
     dealt = Draw(source.name, source.class_names, train, val, source.digest(), source.pool.ranges)
     if not settings.skip_unreadable:
         refuse_unreadable(dealt.unreadable, sum(part.size for _, part in rows))
@@ -235,7 +235,7 @@ def check_readable(source: Source, draws: Iterable[Settings]) -> None:
         for split, rows in _rows_of(source, settings):
             found.update(str(i) for i in split.read(rows.tolist()) if isinstance(i, Unreadable))
             count += rows.size
-    refuse_unreadable(sorted(found), count)
+    refuse_unreadable(found, count)
 
 
 def _rows_of(source: Source, settings: Settings) -> list[tuple[Split, IntArray]]:
