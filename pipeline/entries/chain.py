@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 from pipeline.entries.plans import StagePlan
 from pipeline.reporting.page import to_markdown
 from pipeline.runs.command import Command
-from pipeline.runs.completion import complete
 from pipeline.runs.lineage import check_agreement, check_parent, check_places, inherit
-from pipeline.runs.run_stage import find_or_run, run_stage
+from pipeline.runs.run_stage import complete, find_or_run, run_stage
 from pipeline.runs.session import Session
 from pipeline.runs.summary import summary_table
 from pipeline.settings.request import Request

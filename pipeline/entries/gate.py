@@ -19,8 +19,14 @@ from pipeline.runs.session import Session
 from pipeline.settings.entry import GateSettings
 from pipeline.settings.request import Request
 from pipeline.settings.run import PLACE_KEYS, Settings
-from pipeline.signals.gate import Gate, parse_best_lines, read_gate
-from pipeline.signals.gate_runs import REPORT, gate_of_run, report_markdown
+from pipeline.signals.gate import (
+    REPORT,
+    Gate,
+    gate_of_run,
+    parse_best_lines,
+    read_gate,
+    report_markdown,
+)
 from pipeline.tracking import RunView, Tracking
 
 

@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from pydantic import BaseModel
 
@@ -18,12 +18,7 @@ from pipeline.entries.table import ENTRY_POINTS, EntryPoint
 from pipeline.errors import SettingsError
 from pipeline.settings.entry import CommandSettings, TuneSettings, describe_field
 from pipeline.settings.layers import hint_for, preset_names, split_stage_key
-from pipeline.settings.run import (
-    RUN_KEYS,
-    TRAIN_KEYS,
-    Settings,
-    TrainSettings,
-)
+from pipeline.settings.run import RUN_KEYS, TRAIN_KEYS, Settings, TrainSettings
 from pipeline.system.text import is_unicode, printable
 
 HIDDEN = ("joins",)
@@ -58,7 +53,7 @@ def build_parser(stage_keys: Iterable[str] = ()) -> argparse.ArgumentParser:
     return parser
 
 
-def _add_row(command: argparse.ArgumentParser, row: EntryPoint[Any]) -> None:
+def _add_row(command: argparse.ArgumentParser, row: EntryPoint) -> None:
     if row.run_keys is None:
         command.add_argument("--config", help="a YAML file of settings, weaker than the options")
     if row.own:
@@ -89,8 +84,7 @@ def _add(
 
 def _help(key: str, model: type[BaseModel]) -> str:
     default = model.model_fields[key].default
-    words: dict[object, str] = {True: "on", False: "off", "": "empty"}
-    shown = words.get(default, default) if isinstance(default, bool | str) else default
+    shown = {"True": "on", "False": "off", "": "empty"}.get(str(default), default)
     extra = f" [{', '.join(preset_names())}]" if key == "preset" else ""
     return f"{describe_field(key, model)} (default {shown}){extra}".replace("%", "%%")
 
@@ -101,42 +95,33 @@ def parse(argv: Sequence[str] | None) -> tuple[str, dict[str, str]]:
     Raises:
         SettingsError: an option that is not known.
     """
-    words = sys.argv[1:] if argv is None else argv
-    words = _without_flags(words)
+    given = iter(sys.argv[1:] if argv is None else argv)
+    # `-P key=value`, as `mlflow run` takes it and as messages put it, is `--key=value`
+    words = [f"--{next(given, '')}" if word == "-P" else word for word in given]
     known, unknown = build_parser(_stage_keys(words)).parse_known_args(words)
-    options = {key: value for key, value in vars(known).items() if key != "entry_point"}
+    options = dict(vars(known))
+    entry_point = options.pop("entry_point")
     for key, value in options.items():
         if not is_unicode(value):
             raise SettingsError(
                 f"{key}={printable(value)} (command line) is not UTF-8 text: rename what it names"
             )
     if unknown:
-        extra = [word[2:].partition("=")[0] for word in unknown if word.startswith("--")]
-        lines = [_unknown(key, known.entry_point) for key in dict.fromkeys(extra)]
-        raise SettingsError(
-            "\n".join(lines)
-            or f"unexpected words on the command line: {' '.join(unknown)}: see --help"
-        )
-    return known.entry_point, options
+        lines = [_unknown(key, entry_point) for key in _keys_among(unknown)]
+        stray = f"unexpected words on the command line: {' '.join(unknown)}: see --help"
+        raise SettingsError("\n".join(lines) or stray)
+    return entry_point, options
 
 
-def _stage_keys(words: Sequence[str]) -> list[str]:
-    """The settings of single stages, of whatever number, among these words."""
-    keys = dict.fromkeys(word[2:].partition("=")[0] for word in words if word.startswith("--"))
-    split = {key: split_stage_key(key) for key in keys}
+def _keys_among(words: Iterable[str]) -> list[str]:
+    keys = (word[2:].partition("=")[0] for word in words if word.startswith("--"))
+    return list(dict.fromkeys(keys))
+
+
+def _stage_keys(words: Iterable[str]) -> list[str]:
+    """The settings of single stages, of any number, among these words."""
+    split = {key: split_stage_key(key) for key in _keys_among(words)}
     return [key for key, (number, name) in split.items() if number and name in TRAIN_KEYS]
-
-
-def _without_flags(words: Sequence[str]) -> list[str]:
-    """`-P key=value`, as `mlflow run` takes it and as messages put it, is `--key=value`."""
-    plain: list[str] = []
-    rest = iter(words)
-    for word in rest:
-        if word == "-P":
-            plain.append(f"--{next(rest, '')}")
-        else:
-            plain.append(word)
-    return plain
 
 
 def _unknown(key: str, entry_point: str) -> str:

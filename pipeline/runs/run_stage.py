@@ -17,31 +17,26 @@ from pipeline.errors import LineageError, TrainingError
 from pipeline.model.backbones import Backbone
 from pipeline.model.checkpoints import save_checkpoint
 from pipeline.model.freezing import FrozenProof
-from pipeline.reporting.figures import best_effort
-from pipeline.runs.scoring import predict
+from pipeline.runs.scoring import logits_of
 from pipeline.runs.session import CHECKPOINT, Session
-from pipeline.runs.stage_log import (
-    log_outcome,
-    log_outcome_pictures,
-    log_served_model,
-    log_start,
-)
+from pipeline.runs.stage_log import log_outcome, log_pictures, log_served_model, log_start
 from pipeline.settings.run import Settings
 from pipeline.signals.evidence import (
+    COMPLETED,
     Subject,
     has_pictures,
     instability_now,
     log_evidence,
-    log_evidence_pictures,
+    parent_of,
+    signals_of,
 )
-from pipeline.signals.gate_runs import gate_of_run
+from pipeline.signals.gate import gate_of_run
 from pipeline.stats.metrics import score_logits
 from pipeline.system.interrupts import check
 from pipeline.system.memory import PEAK_METRIC, PeakMemory
 from pipeline.tracking import RunLog, RunView
-from pipeline.tracking.history import Summary
-from pipeline.tracking.keys import EPOCH_METRICS, POOL, TEST_AS_STORED, VAL, VAL_LOSS, at_best
-from pipeline.training.device import kernels
+from pipeline.tracking.history import Summary, read_history
+from pipeline.tracking.keys import EPOCH_METRICS, POOL, VAL, VAL_LOSS, at_best
 from pipeline.training.features import Features
 from pipeline.training.trainer import Trainer
 
@@ -66,11 +61,7 @@ def run_stage(
         ) as log,
         tempfile.TemporaryDirectory() as folder,
     ):
-        keys = _keys_of(session, number)
-        log_start(log, settings, stage, session.draw, session.pretrained, keys, parent)
-        if session.norm_choice:
-            scores = session.norm_choice.scores.items()
-            log.metrics({f"norm_stats/{name}": score for name, score in scores})
+        log_start(log, session, stage, parent)
         training = settings.training(number)
         if distinct_views(training.augment) is None and 0 < settings.views < training.epochs:
             session.say(
@@ -114,19 +105,19 @@ def run_stage(
             log.metrics({PEAK_METRIC: peak_mib})
         log.file(checkpoint, str(Path(CHECKPOINT).parent))
         subject = Subject(
-            stage, settings, trainer.history, trainer.best_logits, session.draw.val, parent
+            stage=stage,
+            settings=settings,
+            draw=session.draw,
+            history=trainer.history,
+            logits=trainer.best_logits,
+            parent=parent,
         )
         signals = log_evidence(log, session.tracking, subject)
-        log_outcome(log, settings, stage, session.draw, summary, trainer.best_logits, signals)
+        log_outcome(log, subject, summary, signals)
         if not session.is_trial:
-            with best_effort("a picture of the signals", session.say):
-                log_evidence_pictures(log, session.tracking, subject, signals)
-            with best_effort("a picture of the result", session.say):
-                log_outcome_pictures(
-                    log, stage, session.draw, trainer.history, trainer.best_logits
-                )
-        if settings.log_model and not session.is_trial:
-            log_served_model(log, settings, session.draw, backbone, Path(folder))
+            log_pictures(log, session.tracking, subject, signals, session.say)
+            if settings.log_model:
+                log_served_model(log, settings, session.draw, backbone, Path(folder))
     _meet(session, number)
     if parent and not session.is_trial:
         now = instability_now(session.tracking, session.recipe(number), settings)
@@ -139,28 +130,6 @@ def run_stage(
     session.say(f"stage {number}: run {summary.run_id}")
     session.say(summary.best_line)
     return summary
-
-
-def _keys_of(session: Session, number: int) -> dict[str, str]:
-    """Tags by which a run is found, and those that say how its command came to its settings."""
-    keys = {
-        "lineage_key": session.key(number),
-        "recipe_key": session.recipe(number),
-        POOL: session.draw.pool,
-        "norm_stats": session.settings.norm_stats,
-        "precision": session.precision,
-    }
-    if session.test_as_stored:
-        keys[TEST_AS_STORED] = session.test_as_stored
-    if session.norm_choice:
-        keys["norm_stats_reason"] = session.norm_choice.reason
-    if kernels() != "fast":
-        keys["kernels"] = kernels()
-    if session.is_trial:
-        keys["is_trial"] = "true"
-    if number in session.tuned_by:
-        keys["tuned_by"] = session.tuned_by[number]
-    return keys
 
 
 def _train(
@@ -250,15 +219,48 @@ def _with_every_metric(session: Session, run: RunView, backbone: Backbone, numbe
     missing = [name for name, key in VAL.items() if at_best(key) not in run.metrics]
     if not missing:
         return run
-    val, prefix = session.draw.val, session.settings.stage(number).prefix
-    logits = predict(
-        backbone, val, session.dtype, session.device, cache=session.cache, prefix=prefix
-    )
+    val = session.draw.val
+    logits = logits_of(session, backbone, val, session.settings.stage(number).prefix)
     scores = score_logits(logits, val.labels)
     session.tracking.add_metrics(
         run.run_id, {at_best(VAL[name]): scores[name] for name in missing}
     )
     return session.tracking.get(run.run_id)
+
+
+def complete(session: Session, number: int, run_id: str) -> None:
+    """Give a trial's or pair's run its pictures, and its served model if `log_model` asks for one.
+
+    Raises:
+        LineageError: the run's checkpoint is missing or damaged.
+    """
+    settings, tracking = session.settings, session.tracking
+    run, log = tracking.get(run_id), tracking.writing(run_id)
+    lacks_pictures = not has_pictures(run)
+    lacks_model = settings.log_model and "model_uri" not in run.tags
+    if not lacks_pictures and not lacks_model:
+        return
+    backbone = session.restore(run)
+    if lacks_pictures:
+        stage = settings.stage(number)
+        logits = logits_of(session, backbone, session.draw.val, stage.prefix)
+        if history := read_history(tracking, run):
+            subject = Subject(
+                stage=stage,
+                settings=settings,
+                draw=session.draw,
+                history=history,
+                logits=logits,
+                parent=parent_of(tracking, run),
+            )
+            log_pictures(log, tracking, subject, signals_of(tracking, run), session.say)
+        log.tags({COMPLETED: "true"})
+    if lacks_model:
+        with tempfile.TemporaryDirectory() as folder:
+            log_served_model(log, settings, session.draw, backbone, Path(folder))
+    session.say(
+        f"stage {number}: run {run_id} has its pictures and its model now, not trained again"
+    )
 
 
 def _meet(session: Session, number: int) -> None:

@@ -58,14 +58,7 @@ def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
         with tracking.run(f"evaluate · {run.name}", {"kind": "evaluate"}, target=True) as log:
             backbone = session.restore(run)
             prefix = settings.stage(int(run.tags["stage"])).prefix
-            logits = predict(
-                backbone,
-                images,
-                session.dtype,
-                session.device,
-                cache=session.cache,
-                prefix=prefix,
-            )
+            logits = logits_of(session, backbone, images, prefix)
             scores = score_logits(logits, images.labels)
             overlap = Overlap.of(images, source).after([session.draw])
             log.tags({"evaluated_run_id": run.run_id})
@@ -185,6 +178,15 @@ def read_test_split(source: Source, settings: Settings, say: Callable[[str], Non
     if not len(images):
         raise DataError(f"{settings.data}: no image of the test split can be read: replace them")
     return images
+
+
+def logits_of(
+    session: Session, backbone: Backbone, images: ImageSet, prefix: tuple[str, ...]
+) -> torch.Tensor:
+    """`predict` with a session's device, precision and cache."""
+    return predict(
+        backbone, images, session.dtype, session.device, cache=session.cache, prefix=prefix
+    )
 
 
 @torch.no_grad()
