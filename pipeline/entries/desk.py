@@ -52,15 +52,10 @@ class Desk:
         reserved: int,
         asked: str,
     ) -> Desk:
-        """The desk of arms with these settings; draws and test images are those of the first.
+        """The desk of arms with these settings, one for each backbone.
 
-        Args:
-            command: what was asked for.
-            tracking: the store.
-            settings: one for each backbone.
-            looks: numbers of pairs at which a verdict may fall.
-            reserved: draws that tuning uses; 0: nothing is tuned.
-            asked: the setting that says how many pairs there are.
+        `reserved`: draws that tuning uses; 0: nothing is tuned. `asked`: the setting that says how
+        many pairs there are.
         """
         if reserved:
             check_storage(command, tracking)
@@ -116,14 +111,9 @@ class Desk:
         run_id: str,
         tell: Callable[[int, str, Results], str],
     ) -> PairRunner:
-        """A runner of these arms.
+        """A runner of these arms; `overlap`: with the draws that have been run before.
 
-        Args:
-            arms: run in this order on every pair.
-            overlap: with the draws that have been run before.
-            metric: what the arms are compared by.
-            run_id: the run that new runs are nested in.
-            tell: a line about a finished pair: number, images and seed in words, results.
+        `tell`: a line about a finished pair: number, images and seed in words, results.
         """
 
         def line(key: PairKey, results: Results) -> str:

@@ -20,7 +20,6 @@ from pipeline.comparing.grid import grid_of
 from pipeline.entries.plans import (
     evaluate_plan,
     gate_plan,
-    numbered_stage_plan,
     pretrain_plan,
     stage_plan,
 )
@@ -116,7 +115,7 @@ _ROWS = (
     EntryPoint(
         name="stage",
         help="the stage that number= says, for schedules with more than three",
-        plan=numbered_stage_plan,
+        plan=stage_plan,
         work="entries.chain:stage_entry",
         own=NumberedStageSettings,
         trains="that stage",
