@@ -16,7 +16,7 @@ import pytest
 from tests.books import read_books
 from tests.integration.conftest import ROOT
 from tests.postgres import Postgres
-from tests.test_run_stage import TINY
+from tests.conftest import TINY
 
 pytestmark = pytest.mark.slow
 
