@@ -19,8 +19,7 @@ from pipeline.errors import SettingsError
 from pipeline.settings.entry import CompareSettings, DecideSettings
 from pipeline.settings.layers import preset_layer
 from pipeline.stats.design import Design
-from tests.conftest import TINY, class_image, enter_store, words_of
-from tests.test_decide import inside
+from tests.conftest import TINY, class_image, enter_store, inside, words_of
 
 ROOT = Path(__file__).resolve().parent.parent
 OPENED: list[Path] = []
