@@ -69,12 +69,12 @@ def class_image(label: int, number: int, size: int = 32) -> Image.Image:
     return Image.fromarray(pixels.astype(np.uint8))
 
 
-def write_image_folder(root: Path) -> Path:
-    """Three classes of 12 images each, one folder a class."""
+def write_image_folder(root: Path, count: int = 12, start: int = 0) -> Path:
+    """Three classes of so many images each, one folder a class; another `start`: other images."""
     for label, name in enumerate(("apple", "berry", "cherry")):
         (root / name).mkdir(parents=True)
-        for number in range(12):
-            class_image(label, number).save(root / name / f"{number:02}.png")
+        for number in range(count):
+            class_image(label, start + number).save(root / name / f"{number:02}.png")
     return root
 
 

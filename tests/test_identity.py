@@ -33,15 +33,6 @@ FEW = {"train_per_class": "2", "val_per_class": "2"}
 TEST = {**FEW, "test_per_class": "2"}
 
 
-def write_images(root: Path, start: int = 0) -> str:
-    """As the image folder; another `start` gives other pictures of the same names and sizes."""
-    write_image_folder(root)
-    for label, name in enumerate(("apple", "berry", "cherry")) if start else ():
-        for number in range(12):
-            class_image(label, start + number).save(root / name / f"{number:02}.png")
-    return str(root)
-
-
 @pytest.fixture
 def command(command: Command, store: Path) -> Command:
     """As everywhere, except that `evaluate` and `gate` take few options."""
@@ -56,12 +47,12 @@ def command(command: Command, store: Path) -> Command:
 
 @pytest.fixture
 def ann(tmp_path: Path) -> str:
-    return write_images(tmp_path / "ann" / "images")
+    return str(write_image_folder(tmp_path / "ann" / "images"))
 
 
 @pytest.fixture
 def bob(tmp_path: Path) -> str:
-    return write_images(tmp_path / "bob" / "images", 500)
+    return str(write_image_folder(tmp_path / "bob" / "images", start=500))
 
 
 def moved(path: str, name: str = "moved") -> str:
