@@ -1,7 +1,7 @@
 """The entry points that train: which settings, which parent, which stages, in which order.
 
-In: what was typed. Out: finished runs. `gate.py` and `runs.scoring` hold those that only
-read finished runs.
+In: what was typed. Out: finished runs. `gate.py` and `runs.scoring` hold the entry points that
+only read finished runs.
 """
 
 from __future__ import annotations

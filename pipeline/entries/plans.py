@@ -29,7 +29,7 @@ PRETRAIN_DEFAULTS = {
     "weight_decay": "0.05",
     "views": "0",
 }
-"""What random weights want, where neither a preset nor anybody says otherwise."""
+"""What random weights want, where no preset and no option sets another value."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class PretrainPlan:
-    """`sized`, `val_sized`: somebody has said how many images a class to train, to validate on."""
+    """`sized`, `val_sized`: the number of images a class to train, to validate on, is given."""
 
     out: str
     settings: Settings
@@ -59,9 +59,9 @@ class PretrainPlan:
 
 
 def stage_plan(request: Request, number: int = 0) -> StagePlan:
-    """The plan of stage `number` (0: that the request says).
+    """The plan of stage `number`; 0: of the request's own `number`.
 
-    Whether the schedule has that stage, a given parent run says later.
+    Where a parent run is given, its schedule decides later whether there is such a stage.
 
     Raises:
         SettingsError: a wrong setting, or no such stage.

@@ -101,27 +101,30 @@ def recipe_key(
     )
 
 
+def other_than(run: RunView, stage: int | None = None, schedule: str | None = None) -> str:
+    """What a run is instead of a finished run of that stage and schedule (None: of any); or ""."""
+    kind, number, own = (run.tags.get(key) for key in ("kind", "stage", "schedule"))
+    if kind != "stage" or run.status != "FINISHED":
+        return f"{kind or 'no stage run'}, {run.status}"
+    if (stage and number != str(stage)) or (schedule and own != schedule):
+        return f"stage {number} of {own}"
+    return ""
+
+
 def check_parent(run: RunView, stage_number: int) -> None:
     """Refuse a run that stage `stage_number` cannot continue from.
 
     Raises:
-        LineageError: not a stage run, not finished, or not of the stage before.
+        LineageError: not a finished run of the stage before.
     """
     if stage_number == 1:
         raise LineageError("stage1 starts from pretrained weights: leave parent_run_id out")
-    before, stage = str(stage_number - 1), run.tags.get("stage")
-    if run.tags.get("kind") != "stage":
-        fault = "not a stage run"
-    elif stage != before:
-        fault = f"stage {stage}"
-    elif run.status != "FINISHED":
-        fault = run.status
-    else:
-        return
-    raise LineageError(
-        f"stage{stage_number} needs a stage-{before} checkpoint, run {run.run_id} is {fault}: "
-        f"pass -P parent_run_id=<a finished stage-{before} run>, or leave it out"
-    )
+    before = stage_number - 1
+    if other := other_than(run, before):
+        raise LineageError(
+            f"stage{stage_number} needs a stage-{before} checkpoint, run {run.run_id} is {other}: "
+            f"pass -P parent_run_id=<a finished stage-{before} run>, or leave it out"
+        )
 
 
 _OF_EACH_RUN = (

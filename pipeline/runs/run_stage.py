@@ -20,7 +20,6 @@ from pipeline.model.freezing import FrozenProof
 from pipeline.runs.scoring import logits_of
 from pipeline.runs.session import CHECKPOINT, Session
 from pipeline.runs.stage_log import log_outcome, log_pictures, log_served_model, log_start
-from pipeline.settings.run import Settings
 from pipeline.signals.evidence import (
     COMPLETED,
     Subject,
@@ -55,9 +54,11 @@ def run_stage(
         assert parent
         gate_of_run(session.tracking, parent, settings, session.say)[0].enforce()
     started = time.perf_counter()
+    name = f"stage{number} · {Path(settings.data).name} · {settings.backbone}"
+    name += f" · draw {settings.draw} · seed {settings.seed}"
     with (
         session.tracking.run(
-            run_name(settings, number), {"kind": "stage"}, target=target, nested_under=nested_under
+            name, {"kind": "stage"}, target=target, nested_under=nested_under
         ) as log,
         tempfile.TemporaryDirectory() as folder,
     ):
@@ -98,7 +99,17 @@ def run_stage(
             schedule=stage.schedule,
             stage=number,
         )
-        summary = summarise(trainer, log.run_id, time.perf_counter() - started)
+        best = trainer.history.best
+        summary = Summary(
+            number=number,
+            trains=stage.trainable,
+            run_id=log.run_id,
+            reused=False,
+            epoch=trainer.history.selected,
+            metrics={name: best[name] for name in EPOCH_METRICS},
+            wall_s=time.perf_counter() - started,
+            trainable=sum(weight.master.numel() for weight in trainer.weights),
+        )
         log.tags({"checkpoint_sha256": sha256, "frozen_sha256": proof.digest})
         log.metrics({"time/prefix_s": prefix_s})
         if math.isfinite(peak_mib := peak.read_mib()):
@@ -158,21 +169,6 @@ def _train(
             f"stage {stage.number}: no epoch had a finite validation loss: lower "
             f"stage{stage.number}.lr ({training.lr}) or set clip_norm"
         )
-
-
-def summarise(trainer: Trainer, run_id: str, wall_s: float) -> Summary:
-    """What a stage came to at its selected epoch."""
-    best = trainer.history.best
-    return Summary(
-        number=trainer.stage.number,
-        trains=trainer.stage.trainable,
-        run_id=run_id,
-        reused=False,
-        epoch=trainer.history.selected,
-        metrics={name: best[name] for name in EPOCH_METRICS},
-        wall_s=wall_s,
-        trainable=sum(weight.master.numel() for weight in trainer.weights),
-    )
 
 
 def find_or_run(session: Session, number: int, nested_under: str | None = None) -> Summary:
@@ -275,10 +271,3 @@ def adopt(session: Session, run: RunView, number: int) -> None:
     if POOL not in run.tags and run.tags["recipe_key"] == former:
         tags = {"recipe_key": session.recipe(number), POOL: session.draw.pool}
         session.tracking.add_tags(run.run_id, tags)
-
-
-def run_name(settings: Settings, number: int) -> str:
-    """A name that tells runs apart in a list."""
-    data = Path(settings.data).name
-    what = f"stage{number} · {data} · {settings.backbone}"
-    return f"{what} · draw {settings.draw} · seed {settings.seed}"

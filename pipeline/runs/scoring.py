@@ -15,7 +15,7 @@ from pipeline.data.reading import doubtful, left_out, read_images
 from pipeline.errors import DataError, LineageError
 from pipeline.model.backbones import FORWARD_ORDER, Backbone
 from pipeline.runs.command import Command
-from pipeline.runs.lineage import check_places, settings_of
+from pipeline.runs.lineage import check_places, other_than, settings_of
 from pipeline.runs.session import Session, source_and_weights, source_of
 from pipeline.runs.stage_log import log_unreadable
 from pipeline.settings.entry import EvaluateSettings
@@ -42,11 +42,10 @@ def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
     tracking = Tracking.connect(with_artifacts=False)
     with tracking.explained():
         run = tracking.get(run_id)
-        if run.tags.get("kind") != "stage" or run.status != "FINISHED":
+        if other := other_than(run):
             raise LineageError(
-                f"evaluate needs a finished stage run, run {run_id} is "
-                f"{run.tags.get('kind', 'no stage run')}, {run.status}: copy the id of a stage "
-                "run from the MLflow UI"
+                f"evaluate needs a finished stage run, run {run_id} is {other}: copy the id of a "
+                "stage run from the MLflow UI"
             )
         settings = command.request.settings(settings_of(run))
         check_places(settings, run)
@@ -78,12 +77,13 @@ def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
 
 
 def _check_test(run: RunView, digest: str, session: Session) -> None:
-    """Refuse to score a run on other test images than before: its accuracy would be another's.
+    """Refuse to score a run on other test images than before.
 
-    Before a first evaluation only the files are known, which may hold the same pixels otherwise.
+    Before a first evaluation only the files are known: other files, perhaps of the same pixels,
+    are a note.
 
     Raises:
-        DataError: they are others.
+        DataError: the images differ.
     """
     before, stored = run.tags.get(TEST_SHA256, "unknown"), run.tags.get(TEST_AS_STORED)
     data = session.settings.data
@@ -91,7 +91,7 @@ def _check_test(run: RunView, digest: str, session: Session) -> None:
         raise DataError(
             f"the test images of data={data} are not those that test/acc of run {run.run_id} was "
             "measured on (their SHA-256 differ): restore them, or pass -P data=<where they are "
-            f"now>; if others are meant, delete the run's tag {TEST_SHA256} in the MLflow UI first"
+            f"now>; to score others, delete the run's tag {TEST_SHA256} in the MLflow UI first"
         )
     if before == "unknown" and stored and stored != session.test_as_stored:
         session.say(
@@ -128,7 +128,7 @@ def keep_scores(
     measured: Mapping[str, str],
     counts: Mapping[str, float],
 ) -> None:
-    """Add a run's scores to it; its tags speak of no others at any time, even if this stops.
+    """Add scores to a run; its tags are `unknown` until the scores are those that they describe.
 
     `counts`: how many of the test images are no new ones.
     """

@@ -96,7 +96,7 @@ class Session:
         is_trial: log what other stages and people need of a trial: no pictures, no served model.
         otherwise: what else to do where a given run cannot be used, for messages.
         test_as_stored: digest of the test split's files; empty where there is none.
-        norm_choice: what `norm_stats=auto` came to; None where nobody asked.
+        norm_choice: what `norm_stats=auto` came to; None where another value was given.
     """
 
     settings: Settings
