@@ -156,10 +156,11 @@ def test_too_few_draws_are_told_from_a_stage_2_that_does_not_gain() -> None:
         read_gate(pairs(2, val_acc=0.5), T).enforce()
 
 
-def planted(tracking: Tracking, draw: int, seed: int) -> str:
+def planted(tracking: Tracking, draw: int, seed: int, **more: str) -> str:
     """A stage-2 run whose parent is gone; its id."""
     tags = {"kind": "stage", "stage": "2", "recipe_key": "one", POOL: "all", "parent_run_id": "x"}
     tags |= {"draw": str(draw), "seed": str(seed), "settings": '{"stage2.epochs": 2}'}
+    tags |= more
     with tracking.run(f"draw {draw} seed {seed}", tags, target=False) as log:
         log.metrics({PARENT_VAL_ACC: 0.5, SELECTED_EPOCH: 1})
         log.metrics({at_best(name): 0.6 for name in EPOCH_METRICS})

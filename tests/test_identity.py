@@ -21,10 +21,13 @@ from pipeline.model.backbones import build_backbone
 from pipeline.runs.lineage import settings_of
 from pipeline.runs.session import Session
 from pipeline.settings.request import load_settings
+from pipeline.settings.run import Thresholds
+from pipeline.signals.evidence import instability_now
 from pipeline.system.digests import digest_values
 from pipeline.tracking import Tracking
 from pipeline.tracking.keys import POOL
 from tests.conftest import TINY, Command, class_image, words_of, write_image_folder
+from tests.test_gate import planted
 from tests.test_run_stage import artifact, runs
 from tests.test_tuning import space_file, studies
 
@@ -74,12 +77,15 @@ def of_stage(number: int) -> pd.DataFrame:
 # --- recipes, siblings, gate ---------------------------------------------------------------------
 
 
-def test_two_folders_of_one_name_are_two_data_sets(command: Command, ann: str, bob: str) -> None:
-    for draw in ("0", "1", "2"):
+def test_two_folders_of_one_name_are_two_data_sets_and_a_moved_one_is_the_same(
+    command: Command, ann: str, bob: str
+) -> None:
+    for draw in ("0", "1"):
         assert command("stage2", data=ann, draw=draw, **FEW) == 0
+    assert command("stage2", data=moved(ann), draw="2", **FEW) == 0
     assert command("stage2", data=bob, draw="1", **FEW) == 0
     second = of_stage(2)
-    assert set(second["tags.data"]) == {"images"}
+    assert list(second["tags.data"]) == ["images", "images", "moved", "images"]
     for key in ("recipe_key", POOL):
         assert [len(set(second[f"tags.{key}"][:3])), len(set(second[f"tags.{key}"]))] == [1, 2]
     evidence = [json.loads(artifact(i, "evidence.json").read_text()) for i in second["run_id"]]
@@ -90,26 +96,13 @@ def test_two_folders_of_one_name_are_two_data_sets(command: Command, ann: str, b
     assert list(of_stage(2)["tags.gate.prior"].notna()) == [True, True, True, False]
 
 
-def test_moved_images_are_the_same_data_set(command: Command, ann: str) -> None:
-    assert command("stage2", data=ann, draw="0", **FEW) == 0
-    assert command("stage2", data=moved(ann), draw="1", **FEW) == 0
-    second = of_stage(2)
-    assert set(second["tags.data"]) == {"images", "moved"}
-    for key in ("recipe_key", POOL):
-        assert len(set(second[f"tags.{key}"])) == 1
-
-
-def test_seeds_that_share_a_parent_say_nothing_about_stability(command: Command) -> None:
-    assert command("stage1") == 0
-    parent = runs()["run_id"][0]
-    for seed in ("0", "1", "2"):
-        assert command("stage2", parent_run_id=parent, seed=seed) == 0
-    for run_id in of_stage(2)["run_id"]:
-        signal = json.loads(artifact(run_id, "evidence.json").read_text())["signals"][
-            "negative.unstable_across_runs"
-        ]
-        assert signal["state"] == "unknown"
-        assert "3 are needed with a parent each, these have one parent" in signal["sentence"]
+def test_seeds_that_share_a_parent_say_nothing_about_stability(store: Path) -> None:
+    tracking = Tracking.connect()
+    for seed in (0, 1, 2):
+        planted(tracking, 0, seed, parent_checkpoint_sha256="one")
+    signal = instability_now(tracking, "one", Thresholds())
+    assert signal.state == "unknown"
+    assert "3 are needed with a parent each, these have one parent" in signal.sentence
 
 
 # --- runs and studies of an earlier version ------------------------------------------------------

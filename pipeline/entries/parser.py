@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -47,39 +47,35 @@ def build_parser(stage_keys: Iterable[str] = ()) -> argparse.ArgumentParser:
             allow_abbrev=False,
             argument_default=argparse.SUPPRESS,
         )
-        _add_row(command, row)
-        for key in stage_keys if row.run_keys is None else ():
-            command.add_argument(f"--{key}", help=argparse.SUPPRESS)
+        if row.run_keys is None:
+            command.add_argument(
+                "--config", help="a YAML file of settings, weaker than the options"
+            )
+            for key in stage_keys:
+                command.add_argument(f"--{key}", help=argparse.SUPPRESS)
+        for title, model, keys in _groups(row):
+            group = command.add_argument_group(title)
+            if model is TrainSettings:
+                group.description = "the same for one stage: --stage1.lr, --stage2.epochs, ..."
+            for key in keys:
+                shown = argparse.SUPPRESS if key in HIDDEN else _help(key, model)
+                group.add_argument(f"--{key}", help=shown)
     return parser
 
 
-def _add_row(command: argparse.ArgumentParser, row: EntryPoint) -> None:
-    if row.run_keys is None:
-        command.add_argument("--config", help="a YAML file of settings, weaker than the options")
+def _groups(row: EntryPoint) -> Iterator[tuple[str, type[BaseModel], Iterable[str]]]:
+    """The settings of an entry point as its help shows them: title, model, names."""
     if row.own:
-        _add(command, f"what {row.name} does", row.own, row.own.model_fields)
+        yield f"what {row.name} does", row.own, row.own.model_fields
     if row.study:
-        _add(command, "the study, if there is one", TuneSettings, row.study)
+        yield "the study, if there is one", TuneSettings, row.study
     if row.shared:
-        _add(command, "studies", CommandSettings, row.shared)
+        yield "studies", CommandSettings, row.shared
     if row.run_keys is not None:
-        _add(command, "the run, as it is now", Settings, row.run_keys)
-        return
-    _add(command, "what is run", Settings, RUN_KEYS)
-    group = _add(command, f"how {row.trains} is trained", TrainSettings, TRAIN_KEYS)
-    group.description = "the same for one stage: --stage1.lr, --stage2.epochs, ..."
-
-
-def _add(
-    command: argparse.ArgumentParser, title: str, model: type[BaseModel], keys: Iterable[str]
-) -> argparse._ArgumentGroup:
-    """A group of options: settings of one model."""
-    group = command.add_argument_group(title)
-    for key in keys:
-        group.add_argument(
-            f"--{key}", help=argparse.SUPPRESS if key in HIDDEN else _help(key, model)
-        )
-    return group
+        yield "the run, as it is now", Settings, row.run_keys
+    else:
+        yield "what is run", Settings, RUN_KEYS
+        yield f"how {row.trains} is trained", TrainSettings, TRAIN_KEYS
 
 
 def _help(key: str, model: type[BaseModel]) -> str:

@@ -80,14 +80,9 @@ def recipe_key(
 ) -> str:
     """What sibling runs share: everything in the lineage except the draw, the seed and the images.
 
-    Args:
-        settings: of the run. A parent that was trained by other settings makes another key.
-        stage: the stage.
-        trained: the last stage whose training settings count; those of a study's trials differ.
-        data: the digest of the data set; before there was one, its name.
-        class_names: in the order of the labels.
-        weights_digest: of the pretrained weights.
-        precision: what blocks are computed in.
+    `trained`: the last stage whose training settings count, for a study the one before its own.
+    `data`: the digest of the data set, in earlier versions its name. A parent that was trained by
+    other settings makes another key.
     """
     apart = [settings.test_per_class] if settings.test_per_class else []
     return digest_values(
