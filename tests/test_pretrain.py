@@ -19,9 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pipeline.cli import main
-from pipeline.data.draws import make_draw
+from pipeline.data.draws import draw_in
 from pipeline.entries.plans import pretrain_plan
-from pipeline.errors import SettingsError
 from pipeline.model.backbones import build_backbone
 from pipeline.model.pretrained import load_pretrained
 from pipeline.runs.session import CHECKPOINT, source_of
@@ -137,14 +136,7 @@ def test_the_file_holds_the_runs_model_without_its_last_layer(lab: Lab) -> None:
 def test_the_file_says_where_its_weights_came_from(lab: Lab) -> None:
     about, run = provenance(lab.weights), stage_run(lab)
     settings = settings_of(run)
-    draw = make_draw(
-        source_of(settings),
-        train_per_class=9,
-        val_per_class=1,
-        data_seed=0,
-        draw=0,
-        image_size=32,
-    )
+    draw = draw_in(source_of(settings), settings)
     assert about["data_sha256"] == draw.fingerprint == run.data.tags["data_sha256"]
     assert about["weights_sha256"] == digest_tensors(load_file(lab.weights))
     assert (about["run_id"], about["data"]) == (run.info.run_id, "domain")
@@ -213,6 +205,7 @@ def test_the_same_command_trains_nothing_and_writes_the_same_bytes(
         ({"stage2.lr": "1"}, "schedule full has 1 stage"),
         ({"data": "nowhere"}, "data=nowhere: neither digits"),
         ({"backbone": "resnet19"}, "did you mean resnet18?"),
+        ({"preset": "imags"}, "unknown preset imags"),
         ({"train_per_class": "10", "val_per_class": "1"}, "too few images in class moss (10)"),
         ({"val_per_class": "10"}, "class moss has 10 images, 10 of them to validate on"),
     ],
@@ -256,34 +249,29 @@ def test_a_place_that_cannot_be_written_is_one_line_before_anything_is_trained(
     assert (tmp_path / "precious.safetensors").read_bytes() == content
 
 
-def plan_settings(config: Path | None = None, **options: str) -> TrainSettings:
-    plan = pretrain_plan(request_of("pretrain", {**DOMAIN, **options}, config))
-    return plan.settings.training(1)
-
-
-def test_random_weights_are_trained_longer_and_harder_than_pretrained_ones() -> None:
-    expected = TrainSettings(epochs=30, lr=1e-3, weight_decay=0.05, augment="strong")
-    assert plan_settings() == expected
-    assert plan_settings(epochs="4") == expected.model_copy(update={"epochs": 4})
+LONG = TrainSettings(epochs=30, lr=1e-3, weight_decay=0.05, augment="strong")
+"""What random weights want."""
 
 
 @pytest.mark.parametrize(
-    "text", ["lr: 0.5\n", "stage1: {lr: 0.5}\n", "stage1.lr: 0.5\n", "lr: 2\nstage1.lr: 0.5\n"]
+    ("text", "options", "expected"),
+    [
+        ("", {}, LONG),
+        ("", {"epochs": "4"}, LONG.model_copy(update={"epochs": 4})),
+        ("lr: 0.5", {}, LONG.model_copy(update={"lr": 0.5})),
+        ("stage1: {lr: 0.5}", {}, LONG.model_copy(update={"lr": 0.5})),
+        ("lr: 2\nstage1.lr: 0.5", {}, LONG.model_copy(update={"lr": 0.5})),
+        ("stage1.lr: 0.5", {"stage1.lr": "0.25"}, LONG.model_copy(update={"lr": 0.25})),
+        ("", {"preset": "images"}, TrainSettings(epochs=10, lr=3e-4, augment="light")),
+    ],
 )
-def test_what_a_file_says_is_stronger_than_what_random_weights_want(
-    tmp_path: Path, text: str
+def test_random_weights_are_trained_longer_unless_a_preset_file_or_option_says_otherwise(
+    tmp_path: Path, text: str, options: dict[str, str], expected: TrainSettings
 ) -> None:
-    config = tmp_path / "mine.yaml"
-    config.write_text(text)
-    training = plan_settings(config)
-    assert (training.lr, training.epochs, training.augment) == (0.5, 30, "strong")
-    assert plan_settings(config, **{"stage1.lr": "0.25"}).lr == 0.25
-
-
-def test_a_preset_is_taken_at_its_word() -> None:
-    assert plan_settings(preset="images") == TrainSettings(epochs=10, lr=3e-4, augment="light")
-    with pytest.raises(SettingsError, match="unknown preset imags"):
-        plan_settings(preset="imags")
+    (tmp_path / "mine.yaml").write_text(text)
+    config = tmp_path / "mine.yaml" if text else None
+    plan = pretrain_plan(request_of("pretrain", {**DOMAIN, **options}, config))
+    assert plan.settings.training(1) == expected
 
 
 @pytest.mark.parametrize(

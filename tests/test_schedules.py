@@ -77,11 +77,7 @@ def test_everything_below_the_deepest_trainable_block_is_prefix(
 @pytest.mark.parametrize(
     ("schedule", "number", "message"),
     [
-        (
-            "full",
-            2,
-            "full has 1 stage, got stage 2: .*schedule=three_stage or two_stage or lp_ft$",
-        ),
+        ("full", 2, "full has 1 stage, got stage 2: .*three_stage or two_stage or lp_ft$"),
         ("two_stage", 3, "two_stage has 2 stages, got stage 3: .*schedule=three_stage$"),
         ("three_stage", 4, "three_stage has 3 stages, got stage 4: run an earlier stage"),
         ("head_only", 0, "head_only has 1 stage, got stage 0"),
@@ -190,10 +186,7 @@ def test_stages_that_go_on_are_told_from_stages_that_repeat(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (
-            "stages: [[head], [head, blok4]]",
-            r"stage 2: unknown block blok4: did you mean block4\?",
-        ),
+        ("stages: [[head], [head, blok4]]", r"stage 2: unknown block blok4: .* block4\?"),
         ("stages: [[head], []]", r"stage 2 must be a list of blocks .* got \[\]"),
         ("stages: [[head], block4]", "stage 2 must be a list of blocks .* got 'block4'"),
         ("stages: [[head, block4], [head, block3]]", "stage 2 leaves out block4, which stage 1"),

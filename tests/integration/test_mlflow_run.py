@@ -94,22 +94,15 @@ def test_isolated_environments_work(
     assert "Stage-1 Best results" in done.stdout
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    """A real tracking server with a database and artifact store of its own."""
+def test_a_tracking_server_works_the_same(mlflow_run: Run, clone: Path, tmp_path: Path) -> None:
     (tmp_path / "server").mkdir()
-    with tracking_server(tmp_path / "server") as address:
-        yield address
-
-
-def test_a_tracking_server_works_the_same(mlflow_run: Run, server: str, clone: Path) -> None:
-    done = mlflow_run("stage2", env={"MLFLOW_TRACKING_URI": server})
-    assert done.returncode == 0, done.stderr
-    runs = stored_runs(server)
-    assert [r.info.status for r in runs] == ["FINISHED", "FINISHED"]
-    assert not (clone / "mlflow.db").exists()
-    again = mlflow_run("stage3", env={"MLFLOW_TRACKING_URI": server})
-    assert "stage 2: found run" in again.stdout
+    with tracking_server(tmp_path / "server") as server:
+        done = mlflow_run("stage2", env={"MLFLOW_TRACKING_URI": server})
+        assert done.returncode == 0, done.stderr
+        assert [r.info.status for r in stored_runs(server)] == ["FINISHED", "FINISHED"]
+        assert not (clone / "mlflow.db").exists()
+        again = mlflow_run("stage3", env={"MLFLOW_TRACKING_URI": server})
+        assert "stage 2: found run" in again.stdout
 
 
 def python_run(
