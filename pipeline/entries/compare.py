@@ -76,7 +76,7 @@ def compare_entry(command: Command, grid: Grid) -> Compared | None:
 
 def _tell_beforehand(grid: Grid, desk: Desk) -> list[int]:
     """What is compared and what it costs, before anything is spent; returns steps an arm."""
-    say, draws, images = desk.command.say, len(desk.keys), len(desk.test)
+    say, draws, images = desk.command.say, len(desk.keys), len(desk.overlap.test)
     steps = equal_steps([arm for arms in grid.arms.values() for arm in arms], desk.images)
     names = [arm.name for arm in next(iter(grid.arms.values()))]
     say(

@@ -85,7 +85,7 @@ def decide_entry(command: Command, plan: Comparison) -> Decision | None:
 
 def _tell_beforehand(plan: Comparison, desk: Desk, design: Design) -> None:
     """What the design can tell and what it costs, before anything is spent."""
-    say, arms, images = desk.command.say, [plan.treatment, plan.control], len(desk.test)
+    say, arms, images = desk.command.say, [plan.treatment, plan.control], len(desk.overlap.test)
     say(
         f"{plan.treatment.words} against {plan.control.words}, "
         f"{shown_steps(equal_steps(arms, desk.images))} optimizer steps; {desk.pool.sentence}; "
@@ -166,7 +166,7 @@ def _walk(
             [pair.gain_pp for pair in pairs],
             design,
             desk.pool.correction,
-            resolution_pp(len(desk.test)),
+            resolution_pp(len(desk.overlap.test)),
         )
         known = found.posterior
         assert known

@@ -14,7 +14,6 @@ from pipeline.comparing.draws import Pool, pool_in
 from pipeline.comparing.pairs import PairKey, PairRunner, Results, pair_keys
 from pipeline.data.base import Source
 from pipeline.data.draws import check_readable
-from pipeline.data.images import ImageSet
 from pipeline.data.overlap import Overlap, tuning_draws
 from pipeline.entries.chain import check_storage
 from pipeline.runs.command import Command
@@ -30,14 +29,13 @@ from pipeline.tracking import RunLog, Tracking
 class Desk:
     """What paired runs work with: where they are recorded, scored on what, how they are dealt.
 
-    `overlap`: which of the test images are no new ones, before any pair.
+    `overlap`: the test images, and which of them are no new ones before any pair.
     """
 
     command: Command
     tracking: Tracking
     settings: Settings
     source: Source
-    test: ImageSet
     overlap: Overlap
     pool: Pool
 
@@ -72,7 +70,6 @@ class Desk:
             tracking=tracking,
             settings=first,
             source=source,
-            test=test,
             overlap=overlap,
             pool=pool,
         )
@@ -98,7 +95,7 @@ class Desk:
     ) -> None:
         """Log what is known, and let local workers do what they can."""
         log.params(params)
-        log_unreadable(log, self.test.unreadable)
+        log_unreadable(log, self.overlap.test.unreadable)
         if workers > 1:
             experiment_id = self.tracking.experiment_id
             run_workers(workers, entry_point, self.command, experiment_id, log.run_id)
