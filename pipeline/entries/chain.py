@@ -40,7 +40,7 @@ def stage_entry(command: Command, plan: StagePlan) -> Summary:
     number, settings = plan.number, plan.settings
     tracking = Tracking.connect()
     with tracking.explained():
-        studies = _studies(command, tracking)
+        studies = check_storage(command, tracking, must_exist=True) if command.tuned else None
         parent: RunView | None = None
         if plan.parent_run_id:
             parent = tracking.get(plan.parent_run_id)
@@ -81,16 +81,11 @@ def check_storage(command: Command, tracking: Tracking, *, must_exist: bool = Fa
     """Open the storage of studies, before anything is read for them.
 
     Raises:
-        StudyError: it cannot be used, or `must_exist` and there is no such file.
+        StudyError: the storage cannot be used, or is a file that `must_exist` and does not.
     """
     from pipeline.tuning.storage import open_storage, storage_url
 
     return open_storage(storage_url(command.storage, tracking.uri), must_exist=must_exist)
-
-
-def _studies(command: Command, tracking: Tracking) -> Storage | None:
-    """The storage of the studies whose settings are to be taken, if any are."""
-    return check_storage(command, tracking, must_exist=True) if command.tuned else None
 
 
 def _tuned(
@@ -111,7 +106,7 @@ def main_entry(command: Command, settings: Settings) -> list[Summary]:
     data = Path(settings.data).name
     name = f"{settings.stage(1).schedule} · {data} · {settings.backbone} · draw {settings.draw}"
     with tracking.explained():  # what is wrong with the images is told before a run is started
-        studies = _studies(command, tracking)
+        studies = check_storage(command, tracking, must_exist=True) if command.tuned else None
         session = Session.open(settings, tracking, command.say, command.on_epoch)
     numbers = range(1, len(settings.stages) + 1)
     with tracking.run(name, {"kind": "chain"}, target=True) as log:
