@@ -15,7 +15,6 @@ from pipeline.data.images import ImageSet
 from pipeline.data.open import open_source
 from pipeline.errors import WeightsError
 from pipeline.model.backbones import FORWARD_ORDER, Backbone, batch_norms, build_backbone
-from pipeline.model.pretrained import load_pretrained
 from pipeline.training.norm_choice import NormStatsChoice, choose_norm_stats, decide_by_hits
 from tests.conftest import SHARED
 from tests.helpers import (
@@ -25,6 +24,7 @@ from tests.helpers import (
     calibrated_backbone,
     changed_names,
     copy_state,
+    load_pretrained,
     make_images,
 )
 
