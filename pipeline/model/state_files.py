@@ -123,7 +123,9 @@ def _zip_kind(path: Path) -> str | None:
     parts = {name.partition("/")[2] for name in names}
     if "constants.pkl" in parts:
         return "a TorchScript program, which is not run"
-    return None if "data.pkl" in parts else f"a ZIP archive, which holds {first_of(names, 3)}"
+    if "data.pkl" in parts:
+        return None
+    return f"a ZIP archive that holds {first_of(names, 3) or 'nothing'}"
 
 
 def _why(err: Exception, head: bytes) -> str:

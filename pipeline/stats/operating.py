@@ -67,15 +67,9 @@ def operating_characteristics(
     All true gains are tried on the same noise, so rows differ less by chance than their standard
     errors, `sqrt(p * (1 - p) / studies)`, suggest.
 
-    Args:
-        design: the looks, ROPE and threshold.
-        sd_pp: standard deviation of one gain around the true gain. Gains of one pool spread less,
-            by `sqrt(1 - rho)`: from a spread s seen in one, pass `s * sqrt(1 + c)`.
-        true_gains: in percentage points.
-        studies: simulated studies for each true gain.
-        seed: of the noise; the same seed gives the same table.
-        correction: as for `posterior.posterior`.
-        resolution_pp: as for `posterior.posterior`; the gains themselves are not rounded to it.
+    `sd_pp` is the standard deviation of one gain around the true gain. Gains of one pool spread
+    less, by `sqrt(1 - rho)`: from a spread s seen in one, pass `s * sqrt(1 + c)`. The simulated
+    gains themselves are not rounded to `resolution_pp`.
     """
     rho = correction / (1 + correction)
     rng = np.random.default_rng(seed)

@@ -95,18 +95,11 @@ class PrefixCache:
         also: Sequence[Cut] = (),
         digests: Mapping[str, str] | None = None,
     ) -> Features:
-        """What the suffix above `prefix` is fed with.
+        """What the suffix above `prefix`, which may be empty, is fed with.
 
-        Args:
-            backbone: the frozen prefix's weights; read, never changed.
-            prefix: block names in forward order; may be empty.
-            images: the images to pass through.
-            augment: what may be done to them.
-            views: stored views an image; 0: compute fresh ones, store none.
-            dtype: precision of the prefix and of its outputs.
-            device: where to compute.
-            also: shorter prefixes that later stages need, filled by the same forward pass.
-            digests: `digest_each` of these very weights, where the caller has it already.
+        `views`: stored views an image; 0: compute fresh ones, store none. `also`: shorter prefixes
+        that later stages need, filled by the same forward pass. `digests`: `digest_each` of these
+        very weights, where the caller has it already.
         """
         stored = min(views, distinct_views(augment) or views)
         if self.folder is not None and stored and prefix:
