@@ -12,7 +12,7 @@ import socket
 import tarfile
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -549,20 +549,10 @@ def test_imagenet_weights_are_downloaded_once(
     assert load_pretrained("imagenet", backbone).digest == first.digest
 
 
-@pytest.fixture
-def users_timeout() -> Iterator[float]:
-    """A default timeout for sockets that somebody else has set."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(77.0)
-    yield 77.0
-    socket.setdefaulttimeout(before)
-
-
 def test_imagenet_weights_put_where_the_message_says_are_used(
     published: Path,
     checkpoints: Path,
     set_url: Callable[[str], None],
-    users_timeout: float,
     backbone: Backbone,
 ) -> None:
     set_url(f"{CLOSED}/{published.name}")
@@ -571,21 +561,16 @@ def test_imagenet_weights_put_where_the_message_says_are_used(
         f"put {published.name} into {checkpoints}, or pass -P weights=<a .pth or .safetensors "
         f"file of {SMALL}>, or -P backbone=resnet18 -P weights=tiny_imagenet"
     )
-    with pytest.raises(DownloadError, match=message):
-        load_pretrained("imagenet", backbone)
-    assert socket.getdefaulttimeout() == users_timeout
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(77.0)  # as a user of the package may have done
+    try:
+        with pytest.raises(DownloadError, match=message):
+            load_pretrained("imagenet", backbone)
+        assert socket.getdefaulttimeout() == 77.0
+    finally:
+        socket.setdefaulttimeout(before)
     (checkpoints / published.name).write_bytes(published.read_bytes())
     assert len(load_pretrained("imagenet", backbone).tensors) == COUNT - 2
-
-
-def test_a_local_file_with_another_digest_is_refused(
-    checkpoints: Path, set_url: Callable[[str], None], backbone: Backbone
-) -> None:
-    set_url(f"{CLOSED}/{SMALL}-0badc0de.pth")
-    checkpoints.mkdir(parents=True)
-    (checkpoints / f"{SMALL}-0badc0de.pth").write_bytes(b"cut short")
-    with pytest.raises(WeightsError, match=r"0badc0de\.pth is damaged .*delete it to fetch it"):
-        load_pretrained("imagenet", backbone)
 
 
 @pytest.mark.parametrize(
@@ -609,6 +594,9 @@ def test_a_download_that_goes_wrong_is_an_error_and_leaves_nothing(
     with pytest.raises(DownloadError, match=f"cannot download the imagenet weights .*{reason}"):
         load_pretrained("imagenet", backbone)
     assert list(checkpoints.iterdir()) == []
+    (checkpoints / name).write_bytes(b"cut short")
+    with pytest.raises(WeightsError, match=r"0badc0de\.pth is damaged .*delete it to fetch it"):
+        load_pretrained("imagenet", backbone)
 
 
 # --- torchvision's names -------------------------------------------------------------------------
@@ -677,9 +665,8 @@ def test_where_a_download_fails_another_file_of_the_model_is_named(
         f"cannot download the {asked} weights of mobilenet_v2 .*"
         f"{both_published[here].name} is there: use it with -P weights={here}, or put "
     )
-    with pytest.raises(DownloadError, match=message) as caught:
+    with pytest.raises(DownloadError, match=message):
         load_pretrained(asked, mobilenet)
-    assert "preset" not in str(caught.value)
     assert load_pretrained(here, mobilenet).digest == digest
 
 
@@ -700,19 +687,7 @@ def unreadable(image_folder: Path) -> Path:
     return image_folder
 
 
-@pytest.mark.parametrize(
-    ("fault", "words"),
-    [
-        ("IMAGENET1K_V7", "no such weights"),
-        ("imagenet", "cannot download"),
-        ("empty", "the file is empty"),
-        ("nan", "not finite numbers"),
-        ("other", "do not fit"),
-    ],
-)
 def test_faults_of_weights_come_before_any_image_is_read(
-    fault: str,
-    words: str,
     command: Command,
     unreadable: Path,
     tmp_path: Path,
@@ -723,22 +698,21 @@ def test_faults_of_weights_come_before_any_image_is_read(
 ) -> None:
     set_url(f"{CLOSED}/{SMALL}-0badc0de.pth")
     (tmp_path / "empty.pth").write_bytes(b"")
-    saved({"a": torch.zeros(1)}, tmp_path / "other.pth")
     state["features.0.0.weight"] = state["features.0.0.weight"] * math.nan
-    saved(state, tmp_path / "nan.pth")
-    path = tmp_path / f"{fault}.pth"
-    assert command("stage1", weights=str(path) if path.exists() else fault) == 2
-    assert words in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("entry_point", ["main", "tune", "decide", "compare"])
-def test_every_entry_point_checks_weights_before_images(
-    entry_point: str, command: Command, unreadable: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert command(entry_point, weights="nowhere.pth", test_per_class="2") == 2
-    assert "nowhere.pth does not exist" in capsys.readouterr().err
-    assert command(entry_point, test_per_class="2") == 2
-    assert "cannot read" in capsys.readouterr().err
+    for weights, words in (
+        ("IMAGENET1K_V7", "no such weights"),
+        ("imagenet", "cannot download"),
+        (str(tmp_path / "empty.pth"), "the file is empty"),
+        (saved(state, tmp_path / "nan.pth"), "not finite numbers"),
+        (saved({"a": torch.zeros(1)}, tmp_path / "other.pth"), "do not fit"),
+    ):
+        assert command("stage1", weights=weights) == 2
+        assert words in capsys.readouterr().err
+    for entry_point in ("main", "tune", "decide", "compare"):
+        assert command(entry_point, weights="nowhere.pth", test_per_class="2") == 2
+        assert "nowhere.pth does not exist" in capsys.readouterr().err
+        assert command(entry_point, test_per_class="2") == 2
+        assert "cannot read" in capsys.readouterr().err
 
 
 def test_what_must_be_fetched_comes_after_what_may_be_wrong_at_once(
@@ -772,22 +746,3 @@ def test_real_files_match_under_any_prefix(
     state = load_file(path) if path.suffix == ".safetensors" else torch.load(path)
     moved = saved({"model": under("module._orig_mod.", state)}, tmp_path / "moved.safetensors")
     assert load_pretrained(moved, backbone).digest == plain.digest
-
-
-def test_a_real_older_file_in_torchs_folder_is_named_and_used(
-    checkpoints: Path, monkeypatch: pytest.MonkeyPatch, mobilenet: Backbone
-) -> None:
-    import torchvision
-
-    path = SHARED / "weights" / "mobilenet_v2-b0353104.pth"
-    if not path.is_file():
-        pytest.skip(f"real weights are not at {path}")
-    checkpoints.mkdir(parents=True)
-    (checkpoints / path.name).symlink_to(path)
-    entry: Any = torchvision.models.get_model_weights("mobilenet_v2").DEFAULT
-    monkeypatch.setattr(entry.value, "url", f"{CLOSED}/mobilenet_v2-7ebf99e0.pth")
-    message = "mobilenet_v2-b0353104.pth is there: use it with -P weights=IMAGENET1K_V1"
-    with pytest.raises(DownloadError, match=message):
-        load_pretrained("imagenet", mobilenet)
-    report = load_pretrained("IMAGENET1K_V1", mobilenet).report
-    assert report.startswith("weights IMAGENET1K_V1: 312 of 314 tensors matched")
