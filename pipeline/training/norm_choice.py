@@ -37,10 +37,10 @@ from pipeline.system.files import write_atomically
 from pipeline.training.device import compute_copy, run_blocks
 from pipeline.training.norm_stats import (
     PIXELS_PER_BATCH,
-    STATISTICS,
     keep_norm_stats,
     kept_at,
     recalibrate,
+    statistics_of,
 )
 
 FOLDS = 5
@@ -128,8 +128,7 @@ def _probe(
     device: torch.device,
     statistics: Path | None,
 ) -> NormStatsChoice:
-    state = backbone.model.state_dict()
-    before = {name: t.clone() for name, t in state.items() if name.endswith(STATISTICS)}
+    before = {name: t.clone() for name, t in statistics_of(backbone.model).items()}
     features = {"source": _features(backbone, images, dtype, device)}
     features["target"] = recalibrate(backbone, images, dtype, device).numpy()
     if statistics:
