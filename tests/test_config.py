@@ -100,6 +100,7 @@ def test_all_faults_are_shown_together_and_once() -> None:
         ("epochs: true\n", r"epochs must be a valid integer.*got 'True' \(config"),
         ("- 1\n", r"holds a list: write one"),
         ("a: [\n", r"line 2 is not valid YAML"),
+        ("lr: 1\nlr: 2\n", "line 2 .*lr stands here twice"),
         ("stage1: 3\n", r"unknown setting stage1"),
     ],
 )
