@@ -43,7 +43,7 @@ def test_a_fault_of_mlflow_is_named_with_what_was_being_done() -> None:
     [
         (
             RestException({"error_code": "PERMISSION_DENIED", "message": "read-only token"}),
-            r"\(403, it forbids this: .*read-only token\): ask whoever keeps it",
+            r"\(403, it forbids this: .*read-only token\): ask the keeper",
         ),
         (
             MlflowException("error code 401 != 200", error_code=CUSTOMER_UNAUTHORIZED),

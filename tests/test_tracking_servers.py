@@ -255,7 +255,7 @@ def faults_of_connecting() -> None:
     ("status", "body", "why"),
     [
         (401, "You are not authenticated.", r"401, it wants a login, or .*: You are not auth"),
-        (403, '{"message": "no right"}', r"403, it forbids this: no right\): ask whoever keeps"),
+        (403, '{"message": "no right"}', r"403, it forbids this: no right\): ask the keeper"),
         (404, "<html>", r"404, what answers there is no MLflow server\): check host, port and"),
         (407, "", r"407, the proxy wants a login\): check http_proxy"),
         (429, "", r"429, it has too many requests\): wait"),
