@@ -126,24 +126,22 @@ class Tracking:
 
     def find(self, tags: Mapping[str, str], *, status: str | None = "FINISHED") -> list[RunView]:
         """Runs of this experiment of a status (None: any) with all these tags, oldest first."""
+        from mlflow.utils import get_results_from_paginated_fn
+
         wanted = [f"tags.`{key}` = '{value}'" for key, value in tags.items()]
         if status:
             wanted.append(f"attributes.status = '{status}'")
-        found: list[Any] = []
-        token: str | None = None
         with translated("search runs", self.uri):
-            while True:
-                page = self._client.search_runs(
+            found = get_results_from_paginated_fn(  # type: ignore[no-untyped-call]
+                lambda count, token: self._client.search_runs(
                     [self.experiment_id],
                     " and ".join(wanted),
                     order_by=["attributes.start_time ASC"],
-                    max_results=1000,
+                    max_results=count,
                     page_token=token,
-                )
-                found += page
-                token = page.token
-                if not token:
-                    break
+                ),
+                1000,
+            )
         return [_view(run) for run in found]
 
     def fetch(self, run: RunView, artifact: str, folder: Path) -> Path:
@@ -168,9 +166,8 @@ class Tracking:
     def _holds(self, run: RunView, artifact: str) -> bool:
         with translated(f"list artifacts of run {run.run_id}", self.uri):
             folder = artifact.rpartition("/")[0] or None
-            return artifact in {
-                file.path for file in self._client.list_artifacts(run.run_id, folder)
-            }
+            files = self._client.list_artifacts(run.run_id, folder)
+        return artifact in {file.path for file in files}
 
     def history(self, run_id: str, metric: str) -> list[float]:
         """A metric's values in the order of their steps; empty if it was never logged."""
