@@ -108,14 +108,15 @@ def tracking_server(folder: Path, *words: str) -> Iterator[str]:
             command, env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        _wait_for(f"http://127.0.0.1:{port}/health", process)
+        wait_for(f"http://127.0.0.1:{port}/health", process)
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
-def _wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
+def wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a server that is starting answers."""
     end = time.monotonic() + 120
     with requests.Session() as session:
         session.trust_env = False
