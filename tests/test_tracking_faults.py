@@ -106,9 +106,9 @@ def test_an_artifact_that_is_there_and_cannot_be_read_is_no_missing_one(
 
 def test_a_run_that_came_to_a_good_end_keeps_no_reason_to_have_failed(run: RunView) -> None:
     tracking = Tracking.connect()
-    tracking.set_status(run.run_id, "KILLED", "stopped")
+    tracking.writing(run.run_id).set_status("KILLED", "stopped")
     assert tracking.get(run.run_id).tags["failure"] == "stopped"
-    tracking.set_status(run.run_id, "FINISHED")
+    tracking.writing(run.run_id).set_status("FINISHED")
     assert "failure" not in tracking.get(run.run_id).tags
 
 
