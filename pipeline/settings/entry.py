@@ -173,7 +173,7 @@ class CompareSettings(StrictModel):
     """Which backbones and schedules are compared, and on how many draws."""
 
     backbones: str = Field(
-        "", description="names with commas between them; empty: the one that `backbone` says"
+        "", description="names with commas between them; empty: the setting `backbone`"
     )
     schedules: str = Field(
         "full,two_stage,three_stage,lp_ft",

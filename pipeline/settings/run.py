@@ -39,7 +39,7 @@ Augment = Literal["none", "light", "strong"]
 if TYPE_CHECKING:
     ObjectiveName: TypeAlias = str
     ShareName: TypeAlias = str
-else:  # the table of metrics is the one list of names
+else:  # the table of metrics lists the names
     ObjectiveName, ShareName = Literal[tuple(OBJECTIVES)], Literal[SHARES]
 
 
@@ -80,7 +80,7 @@ class TrainSettings(StrictModel):
     augment: Augment = Field("light", description="light: flips; strong: flips, crops, colour")
     norm: Literal["adapt", "keep"] = Field(
         "adapt",
-        description="trainable BatchNorm: adapt its statistics, or keep those it came with",
+        description="statistics of trainable BatchNorm: adapt or keep them",
     )
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps that ramp the rate up")
     clip_norm: float = Field(0.0, ge=0, description="largest gradient norm; 0: no clipping")
@@ -183,8 +183,8 @@ class Settings(Thresholds):
     )
     norm_stats: Literal["auto", "source", "target"] = Field(
         "auto",
-        description="BatchNorm statistics to start from: the weights' own (source), those of the "
-        "training images (target), or whichever a probe on the training images finds better",
+        description="where BatchNorm statistics come from: the weights (source), the training "
+        "images (target), or the better of both in a probe on the training images (auto)",
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where the processor is fast at it"
@@ -198,7 +198,10 @@ class Settings(Thresholds):
         20.0, gt=0, description="gigabytes of disk for the frozen prefix's outputs"
     )
     views: int = Field(
-        10, ge=0, le=1000, description="stored augmented views an image; 0: fresh ones every epoch"
+        10,
+        ge=0,
+        le=1000,
+        description="stored augmented views an image; 0: fresh views every epoch",
     )
     reuse: bool = Field(True, description="use finished parent runs of the same content (on/off)")
     log_model: bool = Field(True, description="log a servable MLflow model (on/off)")
@@ -223,7 +226,7 @@ INHERITED_KEYS = (
 )
 """What a child stage takes from its parent run and may not contradict."""
 PLACE_KEYS = ("data", "label_column", "image_column", "skip_unreadable", "weights")
-"""Where images and weights stand: another place may hold the same, as their digests show."""
+"""Where images and weights stand: another place may hold the same content, by digest."""
 
 
 def plain_values(settings: Settings, stages: Iterable[int] | None = None) -> dict[str, object]:
