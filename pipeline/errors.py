@@ -10,7 +10,7 @@
     ├── FreezingError             a frozen tensor changed during training
     ├── GateError                 the gate was asked to stop stage 3, or cannot be read
     ├── StudyError                a study: none that matches, unfinished, its storage out of reach
-    ├── DesignError               a decision's looks, ROPE or threshold, or gains it cannot judge
+    ├── DesignError               a decision or comparison that these images or arms do not allow
     ├── StorageError              a disk that is full or cannot be written
     └── TrackingError             MLflow's store cannot be reached or refuses
 
@@ -62,7 +62,7 @@ class StudyError(PipelineError):
 
 
 class DesignError(PipelineError):
-    """A decision that cannot be made as designed, or from the gains at hand."""
+    """A decision or comparison that these images or arms do not allow."""
 
 
 class StorageError(PipelineError):

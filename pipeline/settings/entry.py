@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from pipeline.settings.run import STRICT, ObjectiveName, ScheduleText, ShareName
-from pipeline.stats.design import LOOKS, ROPE_PP, THRESHOLD, Design, parse_looks
+from pipeline.stats.design import LOOKS, ROPE_PP, THRESHOLD, Design
 from pipeline.stats.metrics import DEFAULT_OBJECTIVE, DEFAULT_SHARE
 
 NAMED_STAGES = 3
@@ -143,12 +143,17 @@ class DecideSettings(BaseModel):
         DEFAULT_SHARE, description="what of the test images the arms are compared by"
     )
     rope_pp: float = Field(
-        ROPE_PP, description="gains up to this many percentage points are not worth it"
+        ROPE_PP,
+        ge=0,
+        lt=100,
+        description="gains up to this many percentage points are not worth it",
     )
     looks: str = Field(
         ",".join(map(str, LOOKS)), description="numbers of pairs after which a verdict may fall"
     )
-    threshold: float = Field(THRESHOLD, description="posterior probability at which it falls")
+    threshold: float = Field(
+        THRESHOLD, gt=0.5, lt=1, description="posterior probability at which it falls"
+    )
     sd_pp: float = Field(
         1.0, gt=0, le=100, description="spread of gains assumed in what is printed beforehand"
     )
@@ -169,19 +174,23 @@ class DecideSettings(BaseModel):
             )
         return name
 
+    @field_validator("looks")
+    @classmethod
+    def _rise(cls, looks: str) -> str:
+        parts = [part.strip() for part in looks.split(",")]
+        numbers = [int(part) if re.fullmatch("[0-9]{1,9}", part) else 0 for part in parts]
+        if numbers[0] < 2 or numbers != sorted(set(numbers)):
+            raise PydanticCustomError(
+                "looks",
+                "must be whole numbers of pairs, at least 2, each larger than the one before "
+                "(such as 5,10,20)",
+            )
+        return looks
+
     @property
     def design(self) -> Design:
-        """What counts as a gain, and when there is enough evidence.
-
-        Raises:
-            DesignError: a value that cannot be used.
-        """
-        return Design(self.rope_pp, parse_looks(self.looks), self.threshold)
-
-    @model_validator(mode="after")
-    def _has_a_design(self) -> DecideSettings:
-        _ = self.design
-        return self
+        """What counts as a gain, and when there is enough evidence."""
+        return Design(self.rope_pp, tuple(map(int, self.looks.split(","))), self.threshold)
 
 
 class CompareSettings(BaseModel):
@@ -206,16 +215,14 @@ class CompareSettings(BaseModel):
         DEFAULT_SHARE, description="what of the test images the arms are compared by"
     )
     rope_pp: float = Field(
-        ROPE_PP, description="differences up to this many percentage points do not count"
+        ROPE_PP,
+        ge=0,
+        lt=100,
+        description="differences up to this many percentage points do not count",
     )
     tune_draws: int = Field(
         1, ge=1, le=1000, description="draws that a trial is scored on, with tuned=on"
     )
-
-    @field_validator("rope_pp")
-    @classmethod
-    def _is_of_a_design(cls, rope_pp: float) -> float:
-        return Design(rope_pp).rope_pp
 
 
 class PretrainSettings(BaseModel):
