@@ -10,7 +10,7 @@ import pytest
 from pipeline.comparing.arms import TunedArm, comparison_of
 from pipeline.comparing.decision_page import command_of, page_of
 from pipeline.comparing.draws import Pool
-from pipeline.comparing.pairs import ArmResult, ChainCost, Pair, pair_keys
+from pipeline.comparing.pairs import ArmResult, Pair, pair_keys
 from pipeline.comparing.results import Decision
 from pipeline.data.overlap import Counts
 from pipeline.tracking import RunView
@@ -22,8 +22,15 @@ UP_SIDE_DOWN = {"treatment": "stage2_continued", "control": "three_stage"}
 
 
 def result(acc: float, seconds: float = 3.0, trained: int = 1000) -> ArmResult:
-    cost = ChainCost(training_s=seconds, prefix_s=1.0, trained=trained, peak_mib=10.0)
-    return ArmResult("a-run", acc + 0.02, acc, cost)
+    return ArmResult(
+        run_id="a-run",
+        val=acc + 0.02,
+        test=acc,
+        training_s=seconds,
+        prefix_s=1.0,
+        trained=trained,
+        peak_mib=10.0,
+    )
 
 
 def decision(both: tuple[ArmResult, ArmResult] | None = None, **options: str) -> Decision:
@@ -112,7 +119,7 @@ def test_the_report_shows_what_the_chosen_trial_promised(
 ) -> None:
     made = decision(question="stage2")
     val = {} if val_acc is None else {"val_acc": val_acc}
-    tuned = TunedArm(made.treatment, val, {2: "a-study"}, ("a-run",))
+    tuned = TunedArm(arm=made.treatment, val=val, studies={2: "a-study"}, run_ids=("a-run",))
     found = report(replace(made, tuned=(tuned,)))
     (line,) = (line for line in found.splitlines() if line.startswith("Tuning of stage 2: "))
     assert all(words in line for words in shown)

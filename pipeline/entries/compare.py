@@ -155,7 +155,7 @@ def _tuned(
             kept = {
                 n: {"epochs", "batch_size", *explicit_keys_of_arm(grid, arm, n)} for n in stages
             }
-            done = tune_arm(command, tracking, tune, arm, stages, kept)
+            done = tune_arm(command, tracking, tune, arm, kept)
             tuned.append(done.arm)
             studies[backbone, arm.name] = tuple(done.studies.values())
         arms[backbone] = tuple(tuned)

@@ -12,7 +12,7 @@ are chosen; `tuning/` leaves that to Optuna.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -75,6 +75,20 @@ class SearchSpace:
         """Whether these settings are a point of the space."""
         return all(d.holds(values[key]) for key, d in self.dimensions.items())
 
+    def without(self, fixed: Collection[str], stage: str) -> SearchSpace:
+        """The space without settings that are fixed by hand.
+
+        Raises:
+            SettingsError: nothing is left to tune; the message begins with `stage`.
+        """
+        left = {key: d for key, d in self.dimensions.items() if key not in fixed}
+        if not left:
+            raise SettingsError(
+                f"{stage}: every setting of {self.source} is fixed by hand "
+                f"({', '.join(self.dimensions)}): leave one to be tuned"
+            )
+        return SearchSpace(self.source, left)
+
 
 def default_space(schedule: Schedule, number: int) -> Path:
     """The file for a stage where the user gives none.
@@ -135,14 +149,7 @@ def plan_of(request: Request) -> Plan:
     spaces = {}
     for number in numbers:
         space = read_space(_space_path(tune, settings, number))
-        fixed = request.explicit_keys(number)
-        left = {key: d for key, d in space.dimensions.items() if key not in fixed}
-        if not left:
-            raise SettingsError(
-                f"stage {number}: every setting of {space.source} is fixed by hand "
-                f"({', '.join(space.dimensions)}): leave one to be tuned"
-            )
-        spaces[number] = SearchSpace(space.source, left)
+        spaces[number] = space.without(request.explicit_keys(number), f"stage {number}")
     return Plan(tune, settings, spaces)
 
 
