@@ -14,7 +14,6 @@ from optuna.trial import FrozenTrial, TrialState
 from pipeline.errors import StudyError
 from pipeline.runs.session import Session
 from pipeline.runs.workers import threads_each
-from pipeline.settings.schedules import SCHEDULES
 from pipeline.settings.search_space import Choices, Range, SearchSpace, plan_of
 from pipeline.tracking import Tracking
 from pipeline.tuning.storage import open_storage, patiently, storage_url
@@ -24,6 +23,7 @@ from tests.conftest import TINY, Command
 from tests.helpers import request_of
 from tests.postgres import Postgres
 from tests.test_run_stage import runs
+from tests.test_trials import LR, SPEC
 from tests.test_tuning import TUNE, space_file, studies
 
 COMPLETE, PRUNED, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
@@ -125,9 +125,6 @@ def trial(state: TrialState, value: float | None = None, *, reason: bool = False
 @pytest.mark.parametrize(
     ("trials", "finished", "running"),
     [
-        ([], 0, 0),
-        ([trial(COMPLETE, 0.5), trial(COMPLETE, 0.0)], 2, 0),
-        ([trial(PRUNED)], 1, 0),
         ([trial(FAIL, reason=True)], 1, 0),
         ([trial(FAIL)], 0, 0),  # its worker was lost: the retry counts
         ([trial(FAIL), trial(WAITING)], 0, 0),
@@ -146,11 +143,8 @@ def test_a_trial_counts_once_it_has_ended_by_itself(
 @pytest.mark.parametrize(
     ("trials", "highest", "lowest"),
     [
-        ([], None, None),
         ([trial(PRUNED), trial(FAIL, reason=True), trial(RUNNING), trial(WAITING)], None, None),
-        ([trial(COMPLETE, 0.5)], 0, 0),
         ([trial(COMPLETE, 0.5), trial(COMPLETE, 0.7), trial(COMPLETE, 0.2)], 1, 2),
-        ([trial(COMPLETE, 0.5), trial(COMPLETE, 0.5)], 0, 0),
         ([trial(FAIL), trial(COMPLETE, 0.0), trial(COMPLETE, 0.0)], 1, 1),
         ([trial(PRUNED, 0.9), trial(COMPLETE, 0.5), trial(PRUNED, 0.1)], 1, 1),
         ([trial(COMPLETE, -0.5), trial(COMPLETE, 0.0)], 1, 0),
@@ -187,26 +181,14 @@ def test_suggestions_are_of_the_settings_own_types_and_inside_the_space() -> Non
 
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed:UserWarning")
 def test_a_seed_gives_the_same_trials_but_not_to_those_who_join(tmp_path: Path) -> None:
-    space = SearchSpace("", {"lr": Range(1e-4, 1e-2, log=True)})
-    spec = Spec(
-        name="a-study",
-        stage=SCHEDULES["full"].stage(1),
-        draws=(0,),
-        objective="val_acc",
-        space=space,
-        tuning_key="key",
-        fixed={},
-        defaults={"lr": 1e-3},
-    )
-
     def rates(study: Study) -> list[object]:
-        return [suggest(study.optuna.ask(), space)["lr"] for _ in range(3)]
+        return [suggest(study.optuna.ask(), LR)["lr"] for _ in range(3)]
 
     first, again, other = (
-        Study.join(open_storage(f"sqlite:///{tmp_path}/{name}.db"), spec, seed)
+        Study.join(open_storage(f"sqlite:///{tmp_path}/{name}.db"), SPEC, seed)
         for name, seed in (("first", 0), ("again", 0), ("other", 1))
     )
-    joined = Study.join(first.storage, spec, seed=0)
+    joined = Study.join(first.storage, SPEC, seed=0)
     assert [first.created, joined.created] == [True, False]
     wanted = rates(first)
     assert wanted[0] == 1e-3

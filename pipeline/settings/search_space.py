@@ -12,7 +12,7 @@ are chosen; `tuning/` leaves that to Optuna.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -76,18 +76,13 @@ class SearchSpace:
         return all(d.holds(values[key]) for key, d in self.dimensions.items())
 
     def without(self, fixed: Collection[str], stage: str) -> SearchSpace:
-        """The space without settings that are fixed by hand.
-
-        Raises:
-            SettingsError: nothing is left to tune; the message begins with `stage`.
-        """
-        left = {key: d for key, d in self.dimensions.items() if key not in fixed}
-        if not left:
-            raise SettingsError(
-                f"{stage}: every setting of {self.source} is fixed by hand "
-                f"({', '.join(self.dimensions)}): leave one to be tuned"
-            )
-        return SearchSpace(self.source, left)
+        """The space without settings that are fixed by hand; SettingsError where none is left."""
+        if left := {key: d for key, d in self.dimensions.items() if key not in fixed}:
+            return SearchSpace(self.source, left)
+        raise SettingsError(
+            f"{stage}: every setting of {self.source} is fixed by hand "
+            f"({', '.join(self.dimensions)}): leave one to be tuned"
+        )
 
 
 def default_space(schedule: Schedule, number: int) -> Path:
@@ -147,9 +142,9 @@ def plan_of(request: Request) -> Plan:
     settings = request.settings()
     numbers = [target] if target else range(1, len(settings.stages) + 1)
     spaces = {}
-    for number in numbers:
-        space = read_space(_space_path(tune, settings, number))
-        spaces[number] = space.without(request.explicit_keys(number), f"stage {number}")
+    for n in numbers:
+        space = read_space(_space_path(tune, settings, n))
+        spaces[n] = space.without(request.explicit_keys(n), f"stage {n}")
     return Plan(tune, settings, spaces)
 
 
@@ -287,9 +282,8 @@ def _range(key: str, given: Mapping[Any, object]) -> Range:
 def _step(key: str, given: object, low: float, high: float) -> float:
     if isinstance(given, bool):
         raise ValueError(f"{key}: step is a number, got {given}")
-    kind: type[int | float] = type(low)
     try:
-        step = TypeAdapter(kind).validate_python(given)
+        step = TypeAdapter(type(low)).validate_python(given)
     except ValidationError as err:
         raise ValueError(f"{key}: step {_fault(err)}, got {given!r}") from None
     if not math.isfinite(step) or step <= 0 or not _on_grid(high - low, step):
@@ -306,11 +300,10 @@ def _value(key: str, given: object) -> str | int | float:
     kind: Any = (
         Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
     )
-    check: Callable[[object], Any] = TypeAdapter(kind).validate_python
     try:
         if isinstance(given, bool) and not get_args(field.annotation):
             raise ValueError(f"{key} is a number, got {given}")
-        value = check(given)
+        value = TypeAdapter(kind).validate_python(given)
     except ValidationError as err:
         raise ValueError(f"{key} {_fault(err)}, got {given!r}") from None
     if isinstance(value, float) and not math.isfinite(value):
