@@ -76,12 +76,12 @@ def pool_of(
     left = held - first
     beyond = " beyond those used for tuning" if reserved else ""
     if left >= looks[-1]:
-        told = f"pairs are disjoint draws, of {left} that the pool holds{beyond}"
-        return Pool(first, False, 0.0, looks, told)
+        sentence = f"pairs are disjoint draws, of {left} that the pool holds{beyond}"
+        return Pool(first, False, 0.0, looks, sentence)
     if left >= looks[0]:
-        told = f"the pool holds {left} disjoint draws{beyond}, {looks[-1]} were asked for: it "
-        told += f"ends after {left} pairs"
-        return Pool(first, False, 0.0, (*(n for n in looks if n < left), left), told)
+        sentence = f"the pool holds {left} disjoint draws{beyond}, {looks[-1]} were asked for: it "
+        sentence += f"ends after {left} pairs"
+        return Pool(first, False, 0.0, (*(n for n in looks if n < left), left), sentence)
     size = f"{settings.train_per_class} + {settings.val_per_class} images a class"
     if held < 1:
         raise DesignError(f"{settings.data} holds no draw of {size}: ask for fewer")
@@ -97,11 +97,11 @@ def pool_of(
             f"so that all {looks[0]} pairs would train on the same ones: ask for fewer, at best "
             f"for {max(1, settings.train_per_class // looks[0])}"
         )
-    told = (
+    sentence = (
         f"the pool holds {max(left, 0)} disjoint draw{'' if left == 1 else 's'}{beyond}, "
         f"{looks[0]} are needed: pairs are resampled and share images ({share:.0%} of two draws, "
         "on average), which costs power"
         f"{', and tuning uses images of theirs' if reserved else ''}: fewer images a class"
         f"{f', or {asked}={left},' if left > 1 else ''} would give disjoint draws"
     )
-    return Pool(0, True, share / (1 - share), looks, told)
+    return Pool(0, True, share / (1 - share), looks, sentence)

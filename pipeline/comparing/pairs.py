@@ -128,7 +128,7 @@ class PairRunner:
         nested_under: the run that new runs are nested in.
         tell: a line about a finished pair.
         metric: of `METRICS`, what the arms are compared by.
-        only_new: nothing is said of pairs that were found; the process that started this one
+        only_new: pairs that were found are not reported; the process that started this one
             reports them.
         done: results in the order of `arms`, by the number of the pair.
     """

@@ -179,17 +179,17 @@ def _match(
     attrs, name = study.user_attrs, study.study_name
     chosen = study.get_trials(deepcopy=False)[attrs[CHOSEN]]
     values = {key: value for key, value in chosen.params.items() if key not in explicit}
-    told = [str(attrs[CHOICE])]
+    parts = [str(attrs[CHOICE])]
     if overruled := sorted(explicit & attrs[SPACE].keys()):
-        told.append(f"set by hand, not as tuned: {', '.join(overruled)}")
+        parts.append(f"set by hand, not as tuned: {', '.join(overruled)}")
     if others:
         own_seed = attrs.get(SEED) == session.settings.seed
         why = "this one has the same seed" if own_seed else "this one has most trials"
-        told.append(f"{', '.join(others)} would match, too: {why}")
+        parts.append(f"{', '.join(sorted(others))} would match, too: {why}")
     line = (
         f"stage {number}: tuned by study {name}, trial {chosen.number} "
         f"({attrs['objective']} {chosen.value:.4f}): {shown_settings(values)}; "
-        f"{'; '.join([*told, *notes])}"
+        f"{'; '.join([*parts, *notes])}"
     )
     return _Match(name, values, line)
 

@@ -2,7 +2,7 @@
 
 In: what was typed. Out: studies in Optuna's storage, runs in MLflow, a summary. Any number of
 processes may work on one study; each asks for the next trial until the study has enough, then
-waits for the trials of others, to take over those of workers that are lost.
+waits for the trials of others, to take over the trials of lost workers.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ class Worker:
         return patiently(do, STORAGE_FAULTS, self.say)
 
     def _run_one(self, study: Study, objective: TrialObjective, run_id: str) -> bool:
-        """One trial, if the study wants one more than those that run now.
+        """One trial, if the study wants more than it has finished or running.
 
         Where the storage or MLflow is away the trial is given up, and run again once both can be
         written; a trial that is lost again and again ends the command, which can be repeated.
