@@ -30,7 +30,7 @@ from sklearn.metrics import roc_auc_score
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline.data.draws import read_images  # noqa: E402
+from pipeline.data.base import read_images  # noqa: E402
 from pipeline.data.open import open_source  # noqa: E402
 from pipeline.runs.run_stage import find_or_run  # noqa: E402
 from pipeline.runs.scoring import predict  # noqa: E402

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from pipeline.comparing.arms import Arm
+from pipeline.data.base import Source, Split
+from pipeline.data.draws import Draw, draw_in
 from pipeline.data.images import ImageSet, digest_image, fit_square
+from pipeline.data.open import open_source
+from pipeline.data.stored import Stored
 from pipeline.entries.table import ENTRY_POINTS
+from pipeline.errors import DataError
 from pipeline.model.backbones import Backbone, build_backbone
-from pipeline.settings.request import Request
+from pipeline.settings.request import Request, load_settings
 from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Stage
 from pipeline.training.features import Features
@@ -47,6 +55,43 @@ def make_images(count: int, size: int = 32, start: int = 0) -> ImageSet:
         torch.tensor(labels),
         np.stack([np.frombuffer(digest_image(image), dtype=np.uint8) for image in images]),
     )
+
+
+def fill(root: Path, *folders: str, count: int = 2, start: int = 0) -> Path:
+    """Images of a class in each of these folders."""
+    for label, folder in enumerate(folders):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for number in range(start, start + count):
+            class_image(label, number).save(root / folder / f"{number}.png")
+    return root
+
+
+def opened(root: Path, **columns: str) -> Source:
+    """The source in a folder."""
+    return open_source(str(root), root.parent / "cache", **columns)
+
+
+def refused(root: Path, *words: str) -> None:
+    """Assert that a folder is refused with these words, in this order."""
+    with pytest.raises(DataError, match=".*".join(map(re.escape, words))):
+        opened(root)
+
+
+def split_of(
+    labels: Sequence[int], read: Callable[[Sequence[int]], Iterable[Image.Image]]
+) -> Split:
+    """A split of images that `read` makes of row numbers."""
+
+    def items(rows: Sequence[int]) -> Iterator[tuple[str, np.ndarray]]:
+        return ((f"row {row}", np.asarray(i)) for row, i in zip(rows, read(rows), strict=True))
+
+    numbers = np.array(labels, dtype=np.int64)
+    return Split(numbers, Stored(items, lambda: np.zeros(len(numbers), np.int64), lambda: b""))
+
+
+def make_draw(source: Source, **settings: object) -> Draw:
+    """The draw that these settings name, which may be smaller than a person may ask for."""
+    return draw_in(source, load_settings({}).model_copy(update=settings))
 
 
 def calibrate(backbone: Backbone, images: ImageSet, cache_folder: Path | None = None) -> None:

@@ -24,7 +24,7 @@ from scipy import stats
 
 from pipeline.cli import main
 from pipeline.comparing.results import Decision
-from pipeline.data.draws import make_draw
+from pipeline.data.draws import draw_in
 from pipeline.data.images import digest_image
 from pipeline.entries.decide import TRUE_GAINS_PP
 from pipeline.entries.table import perform
@@ -430,14 +430,7 @@ def settings_of(run: Run) -> Settings:
 
 def digests_of_draw(settings: Settings, fingerprint: str) -> set[str]:
     """The images that a run saw, proved by its tag."""
-    draw = make_draw(
-        source_of(settings),
-        train_per_class=settings.train_per_class,
-        val_per_class=settings.val_per_class,
-        data_seed=settings.data_seed,
-        draw=settings.draw,
-        image_size=settings.image_size,
-    )
+    draw = draw_in(source_of(settings), settings)
     assert draw.fingerprint == fingerprint
     return {row.tobytes().hex() for part in (draw.train, draw.val) for row in part.digests}
 

@@ -131,7 +131,7 @@ def test_unreadable_images_are_left_out_where_that_is_asked_for_and_listed(
 ) -> None:
     root = with_test_split(tmp_path / "set")
     assert command("stage1", data=str(root)) == 2
-    assert f"cannot read image {root}/train/a/0.png (an empty file)" in capfd.readouterr().err
+    assert f"images: {root}/train/a/0.png (an empty file)" in capfd.readouterr().err
     assert all_runs() == []
 
     assert command("stage1", data=str(root), skip_unreadable="true") == 0

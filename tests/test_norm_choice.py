@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.data.draws import make_draw
 from pipeline.data.images import ImageSet
 from pipeline.data.open import open_source
 from pipeline.errors import WeightsError
@@ -25,6 +24,7 @@ from tests.helpers import (
     calibrated_backbone,
     changed_names,
     copy_state,
+    make_draw,
     make_images,
 )
 

@@ -16,7 +16,7 @@ from pipeline.comparing.arms import Arm, Comparison, comparison_of
 from pipeline.comparing.draws import Pool, pool_of
 from pipeline.comparing.pairs import PairKey, PairRunner, pair_keys, scored_prefix
 from pipeline.data.base import Source, Split
-from pipeline.data.draws import deal_rows, draws_held, make_draw, set_aside, share_in_common
+from pipeline.data.draws import deal_rows, draws_held, set_aside, share_in_common
 from pipeline.data.images import digest_image
 from pipeline.data.overlap import Overlap
 from pipeline.errors import DataError, DesignError, StorageError
@@ -28,7 +28,7 @@ from pipeline.settings.schedules import SCHEDULES
 from pipeline.tracking import Tracking
 from pipeline.training.prefix_cache import PrefixCache
 from tests.conftest import write_image_folder
-from tests.helpers import CLASSES, CPU, calibrated_backbone, make_images, request_of
+from tests.helpers import CLASSES, CPU, calibrated_backbone, make_draw, make_images, request_of
 from tests.test_draws import make_source, make_split
 
 
@@ -65,10 +65,11 @@ def test_a_cache_folder_that_cannot_be_used_is_told(store: Path, place: str, cac
     for name in ("file", "folder/pairs"):
         (store / name).touch()
     where = {"cache_dir": place.removesuffix("/pairs"), "cache": cache}
+    nothing = np.zeros(2, dtype=np.bool_)
     treatment = Arm("full", load_settings({"schedule": "full", **where}), 1)
     runner = PairRunner(
         arms=(treatment,),
-        overlap=Overlap.of(make_images(2)),
+        overlap=Overlap(make_images(2), nothing, nothing, ()),
         tracking=Tracking.connect(),
         nested_under=None,
         say=print,

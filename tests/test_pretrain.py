@@ -19,7 +19,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pipeline.cli import main
-from pipeline.data.draws import make_draw
 from pipeline.entries.plans import pretrain_plan
 from pipeline.errors import SettingsError
 from pipeline.model.backbones import build_backbone
@@ -28,7 +27,7 @@ from pipeline.runs.session import CHECKPOINT, source_of
 from pipeline.settings.run import TrainSettings
 from pipeline.system.digests import digest_tensors
 from tests.conftest import class_image, enter_store, words_of
-from tests.helpers import request_of
+from tests.helpers import make_draw, request_of
 from tests.reports import artifact
 from tests.test_decide import inside, runs, settings_of
 

@@ -1,1 +1,1 @@
-"""Images in: `sources` opens them, `draws` samples them, `augment` varies them."""
+"""Images in: `open` opens a source, `draws` samples one, `augment` varies images."""

@@ -1,4 +1,9 @@
-"""What every source of images gives: labelled splits whose images are decoded when asked for."""
+"""What every source of images gives: labelled splits whose images are decoded when asked for.
+
+In: encoded images, and the rows of a split that are wanted. Out: an `ImageSet` with pixels, labels
+and digests in the order of the rows. Images that cannot be read are named all at once, or left out
+and listed.
+"""
 
 from __future__ import annotations
 
@@ -6,29 +11,37 @@ import hashlib
 import io
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.data.images import (
     DOUBT,
+    ImageSet,
     IntArray,
     Ranges,
     deep_values,
+    digest_image,
+    fit_square,
     is_deep,
-    kind_of,
     range_of,
     to_rgb,
 )
 from pipeline.data.stored import Stored, spread
-from pipeline.errors import first_line
-from pipeline.system.text import one_line
+from pipeline.errors import DataError, first_line
+from pipeline.system.interrupts import check
+from pipeline.system.text import first_of, one_line
 
 SHOWN_CLASSES = 10
+SHOWN_UNREADABLE = 20
+UNREADABLE = "unreadable_images.txt"
+"""The artifact of a run that lists the images which the run went on without."""
 
 
 @dataclass(frozen=True)
@@ -42,20 +55,28 @@ class Unreadable:
         return f"{one_line(self.where)} ({one_line(self.reason)})"
 
 
-Read = Callable[[Sequence[int]], Iterator[Image.Image | Unreadable]]
-
-
 @dataclass(frozen=True)
 class Split:
-    """Labelled images: `labels` (N,) and `read(rows)`, the images of those rows in that order.
+    """N labelled images.
 
-    `read` gives an `Unreadable` in place of an image that cannot be decoded, and goes on.
-    `stored`: the same images undecoded; None where there is no such thing.
+    Attributes:
+        labels: class numbers, (N,).
+        ranges: from which values deep images are scaled: one range for all splits of a source.
     """
 
     labels: IntArray
-    read: Read
-    stored: Stored | None = None
+    stored: Stored
+    ranges: Ranges = field(default_factory=dict)
+
+    def read(self, rows: Sequence[int]) -> Iterator[Image.Image | Unreadable]:
+        """The images of these rows, in that order; goes on after one that cannot be decoded."""
+        return (
+            decode_image(image, where, self.ranges) for where, image in self.stored.items(rows)
+        )
+
+    def part(self, rows: IntArray) -> Split:
+        """These rows as a split."""
+        return Split(self.labels[rows], self.stored.part(rows), self.ranges)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +86,6 @@ class Source:
     Attributes:
         notes: what a person should know of how the data was understood, a sentence each.
         passed_over: files that lie among the images and were not read, in words; may be empty.
-        ranges: from which values deep images are scaled, in every split.
     """
 
     name: str
@@ -75,17 +95,16 @@ class Source:
     test: Split | None = None
     notes: tuple[str, ...] = ()
     passed_over: str = ""
-    ranges: Ranges = field(default_factory=dict)
 
     def class_sizes(self, split: Split) -> IntArray:
         """How many images each class has in a split of this source, (classes,)."""
         return np.bincount(split.labels, minlength=len(self.class_names))
 
     def digest(self) -> str:
-        """SHA-256 of what draws are dealt from: the same wherever it lies, 64 hex digits.
+        """SHA-256 of what draws are dealt from: the same wherever the images lie, 64 hex digits.
 
-        It takes in class names, and of the pool and of validation images of their own, in their
-        order: labels, stored sizes, and the bytes of a sample (see `stored.py`). No image is
+        The digest takes in class names, and of the pool and of validation images of their own, in
+        their order: labels, stored sizes, and the bytes of a sample (see `stored.py`). No image is
         decoded; 40,000 files cost 40,000 calls of stat. The test split plays no part. Images that
         are replaced by others of the same size, outside the sample, go unnoticed here: a draw's
         own fingerprint is of every pixel.
@@ -102,7 +121,6 @@ class Source:
             hasher.update(b"split" if split else b"none")
             if split:
                 hasher.update(split.labels.astype("<i8").tobytes())
-            if split and split.stored:
                 hasher.update(split.stored.sizes().astype("<i8").tobytes())
                 hasher.update(split.stored.sample())
         return hasher.hexdigest()
@@ -126,35 +144,38 @@ def ranges_of(split: Split) -> Ranges:
     ends: dict[str, list[float]] = {}
     with suppress(Exception), warnings.catch_warnings():  # a damaged file is told elsewhere
         warnings.simplefilter("ignore")
-        for content in split.stored.read(spread(len(split.labels))) if split.stored else ():
+        for content in split.stored.read(spread(len(split.labels))):
             with suppress(Exception), Image.open(io.BytesIO(content)) as image:
-                if not is_deep(image):
-                    continue
-                upright, values = deep_values(image)
-                assert values is not None
-                finite = values[np.isfinite(values)]
-                ends.setdefault(kind_of(upright), []).extend((finite.min(), finite.max()))
+                if is_deep(image):
+                    upright, values = deep_values(image)
+                    assert values is not None
+                    finite = values[np.isfinite(values)]
+                    ends.setdefault(upright.mode[0], []).extend((finite.min(), finite.max()))
     return {kind: range_of(kind, min(found), max(found)) for kind, found in ends.items()}
 
 
-def decode_image(
-    content: bytes | Path, where: str, ranges: Ranges | None = None
-) -> Image.Image | Unreadable:
-    """The image in these bytes or in this file as upright 8-bit RGB; `where` names it."""
+def decode_image(image: Any, where: str, ranges: Ranges | None = None) -> Image.Image | Unreadable:  # noqa: ANN401
+    """An image of a `Stored` as upright 8-bit RGB; `where` names it."""
+    content = image.get("bytes") if isinstance(image, dict) else image
+    if content is None:
+        only = ", only a path" if isinstance(image, dict) and image.get("path") else ""
+        return Unreadable(where, f"no image bytes{only}: embed the image")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged metadata: the pixels count
+            if isinstance(content, np.ndarray):
+                return to_rgb(Image.fromarray(content))
             with Image.open(
                 io.BytesIO(content) if isinstance(content, bytes) else content
-            ) as image:
-                rgb = to_rgb(image, ranges)
-        if DOUBT in rgb.info:
-            rgb.info[DOUBT] = str(Unreadable(where, rgb.info[DOUBT]))
-        return rgb
+            ) as file:
+                rgb = to_rgb(file, ranges)
     except UnidentifiedImageError:
         return Unreadable(where, what_it_is(content) or "not an image that Pillow knows")
     except Exception as err:  # noqa: BLE001 - each format of Pillow raises its own
         return Unreadable(where, first_line(err))
+    if DOUBT in rgb.info:
+        rgb.info[DOUBT] = str(Unreadable(where, rgb.info[DOUBT]))
+    return rgb
 
 
 def what_it_is(content: bytes | Path) -> str:
@@ -170,6 +191,64 @@ def what_it_is(content: bytes | Path) -> str:
         return "an empty file"
     if start.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer instead of the file: run `git lfs pull`"
-    if start.startswith((b"<!doctype html", b"<html")):
-        return "an HTML page"
-    return ""
+    return "an HTML page" if start.startswith((b"<!doctype html", b"<html")) else ""
+
+
+def read_images(
+    split: Split, rows: IntArray, image_size: int, *, skip_unreadable: bool = False
+) -> ImageSet:
+    """The images of these rows as an `ImageSet`, in order.
+
+    Raises:
+        DataError: images cannot be read; names them all, or as many as fit on a line.
+    """
+    pixels = np.empty((len(rows), 3, image_size, image_size), dtype=np.uint8)
+    digests = np.empty((len(rows), 32), dtype=np.uint8)
+    kept: list[int] = []
+    unreadable: list[str] = []
+    doubts: list[str] = []
+    for position, rgb in enumerate(split.read(rows.tolist())):
+        check()
+        if isinstance(rgb, Unreadable):
+            unreadable.append(str(rgb))
+            continue
+        doubts += [rgb.info[DOUBT]] if DOUBT in rgb.info else []
+        digests[len(kept)] = np.frombuffer(digest_image(rgb), dtype=np.uint8)
+        pixels[len(kept)] = fit_square(rgb, image_size)
+        kept.append(position)
+    if not skip_unreadable:
+        refuse_unreadable(unreadable, len(rows))
+    return ImageSet(
+        torch.from_numpy(pixels[: len(kept)]),
+        torch.from_numpy(split.labels[rows[kept]]),
+        digests[: len(kept)],
+        tuple(sorted(unreadable)),
+        tuple(doubts),
+        rows[kept],
+    )
+
+
+def refuse_unreadable(unreadable: Iterable[str], count: int) -> None:
+    """Refuse images that cannot be read, of `count` that were asked for."""
+    if named := sorted(unreadable):
+        raise DataError(
+            f"cannot read {len(named)} of {count} images: "
+            f"{first_of(named, SHOWN_UNREADABLE)}: replace or remove them, or go on without: "
+            "-P skip_unreadable=true"
+        )
+
+
+def notes_on(unreadable: Sequence[str], doubts: Sequence[str]) -> list[str]:
+    """What a person should know of images that were left out, or that may have lost something."""
+    notes = []
+    if unreadable:
+        notes.append(
+            f"images left out, as they cannot be read: {len(unreadable)} "
+            f"({first_of(unreadable, 3)}); the list stands in {UNREADABLE} of the run"
+        )
+    if doubts:
+        notes.append(
+            f"deep images that may have lost what they show: {len(doubts)} "
+            f"({first_of(doubts, 3)}): store all images as 8-bit ones"
+        )
+    return notes

@@ -5,27 +5,28 @@ Each class's images are permuted once by `data_seed`; draw k takes the k-th slic
 split of its own has both pools sliced, each by its own size. The test split is not touched here.
 
 Images of a draw that cannot be read are named, all at once. With `skip_unreadable` the draw goes
-on without them: the rest of it stays as it is, and so do all other draws. A substitute would have
-to be taken from the images of another draw, or all images of the pool be decoded beforehand.
+on without them: its other images stay as they are, and so do all other draws. A substitute would
+have to be taken from another draw, or all images of the pool be decoded beforehand.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from PIL import Image
 
-from pipeline.data.base import Source, Split, Unreadable
-from pipeline.data.images import (
-    ImageSet,
-    IntArray,
-    Ranges,
+from pipeline.data.base import (
+    Source,
+    Split,
+    Unreadable,
+    notes_on,
+    read_images,
+    refuse_unreadable,
 )
-from pipeline.data.reading import doubtful, left_out, read_those_that_can_be, refuse_unreadable
+from pipeline.data.images import ImageSet, IntArray, Ranges
 from pipeline.errors import DataError
 from pipeline.settings.run import Settings
 from pipeline.system.text import first_of, one_line
@@ -35,9 +36,11 @@ _TEST_STREAM = 0x7E57  # another permutation than that of the draws
 
 @dataclass(frozen=True)
 class Draw:
-    """One draw's images. `fingerprint`: SHA-256 of all its images, labels and class names.
+    """One draw's images.
 
-    `source`: what the data set is called; `pool`: what it is, see `Source.digest`.
+    Attributes:
+        source: what the data set is called.
+        pool: what the data set is, see `Source.digest`.
     """
 
     source: str
@@ -60,16 +63,17 @@ class Draw:
             notes.append(
                 f"{self.shared_images} validation images have the pixels of a training image"
             )
-        if twice := self._of_two_classes:
+        labels: dict[bytes, set[int]] = {}
+        for part in (self.train, self.val):
+            for digest, label in zip(_digests(part), part.labels.tolist(), strict=True):
+                labels.setdefault(digest, set()).add(label)
+        if twice := [sorted(several) for several in labels.values() if len(several) > 1]:
+            names = " and ".join(one_line(self.class_names[label]) for label in twice[0])
             notes.append(
                 f"{len(twice)} pictures stand under two classes each, the first one under "
-                f"{' and '.join(map(one_line, twice[0]))}: remove them from one"
+                f"{names}: remove them from one"
             )
-        if self.unreadable:
-            notes.append(left_out(self.unreadable))
-        if doubts := self.train.doubts + self.val.doubts:
-            notes.append(doubtful(doubts))
-        return notes
+        return notes + notes_on(self.unreadable, self.train.doubts + self.val.doubts)
 
     @property
     def fingerprint(self) -> str:
@@ -80,18 +84,12 @@ class Draw:
     @property
     def shared_images(self) -> int:
         """How many validation images have the pixels of a training image."""
-        train = {row.tobytes() for row in self.train.digests}
-        return sum(row.tobytes() in train for row in self.val.digests)
+        train = set(_digests(self.train))
+        return sum(digest in train for digest in _digests(self.val))
 
-    @property
-    def _of_two_classes(self) -> list[tuple[str, ...]]:
-        """The classes of each picture that has several."""
-        labels: dict[bytes, set[int]] = {}
-        for part in (self.train, self.val):
-            for row, label in zip(part.digests, part.labels.tolist(), strict=True):
-                labels.setdefault(row.tobytes(), set()).add(label)
-        found = (sorted(several) for several in labels.values() if len(several) > 1)
-        return [tuple(self.class_names[n] for n in several) for several in found]
+
+def _digests(images: ImageSet) -> list[bytes]:
+    return [row.tobytes() for row in images.digests]
 
 
 def deal_rows(
@@ -102,23 +100,15 @@ def deal_rows(
     Raises:
         DataError: a class is too small, or the pool holds fewer draws; says which and how many.
     """
+    sizes = {"train_per_class": train_per_class, "val_per_class": val_per_class}
     if source.val is None:
-        size = train_per_class + val_per_class
-        asked = f"train_per_class + val_per_class = {size}"
-        rows = _slice(source, source.pool, data_seed, draw, size, asked)
+        rows = _slice(source, source.pool, data_seed, draw, sizes)
         return rows[:, :train_per_class].reshape(-1), rows[:, train_per_class:].reshape(-1)
-    train = _slice(
-        source,
-        source.pool,
-        data_seed,
-        draw,
-        train_per_class,
-        f"train_per_class = {train_per_class}",
+    train, val = (
+        _slice(source, split, data_seed, draw, {name: sizes[name]}).reshape(-1)
+        for name, split in zip(sizes, (source.pool, source.val), strict=True)
     )
-    val = _slice(
-        source, source.val, data_seed, draw, val_per_class, f"val_per_class = {val_per_class}"
-    )
-    return train.reshape(-1), val.reshape(-1)
+    return train, val
 
 
 def set_aside(source: Source, per_class: int) -> Source:
@@ -128,7 +118,7 @@ def set_aside(source: Source, per_class: int) -> Source:
     have shuffles of their own, and none may train on what all are scored on.
 
     Raises:
-        DataError: there is one already, or a class has no more images than that.
+        DataError: there is a test split already, or a class has no more images than that.
     """
     if per_class == 0:
         return source
@@ -137,10 +127,10 @@ def set_aside(source: Source, per_class: int) -> Source:
             f"test_per_class = {per_class}: {source.name} has a test split of its own "
             f"({len(source.test.labels)} images): leave test_per_class out"
         )
-    labels = source.pool.labels
-    is_test = np.zeros(len(labels), dtype=bool)
+    pool = source.pool
+    is_test = np.zeros(len(pool.labels), dtype=bool)
     for label, name in enumerate(source.class_names):
-        rows = np.flatnonzero(labels == label)
+        rows = np.flatnonzero(pool.labels == label)
         if len(rows) <= per_class:
             raise DataError(
                 f"{source.name}: test_per_class = {per_class} takes all {len(rows)} images of "
@@ -149,14 +139,8 @@ def set_aside(source: Source, per_class: int) -> Source:
         order = np.random.default_rng([label, _TEST_STREAM]).permutation(rows)
         is_test[order[:per_class]] = True
 
-    def part(rows: IntArray) -> Split:
-        def read(wanted: Sequence[int]) -> Iterator[Image.Image | Unreadable]:
-            return source.pool.read([int(rows[i]) for i in wanted])
-
-        stored = source.pool.stored
-        return Split(labels[rows], read, stored.part(rows) if stored else None)
-
-    return replace(source, pool=part(np.flatnonzero(~is_test)), test=part(np.flatnonzero(is_test)))
+    rest, test = (pool.part(np.flatnonzero(which)) for which in (~is_test, is_test))
+    return replace(source, pool=rest, test=test)
 
 
 def draws_held(source: Source, train_per_class: int, val_per_class: int) -> int:
@@ -173,40 +157,36 @@ def draws_held(source: Source, train_per_class: int, val_per_class: int) -> int:
 def share_in_common(source: Source, train_per_class: int, val_per_class: int) -> float:
     """Share of its images that a draw has in common with that of another shuffle, on average.
 
-    Of the smallest class, where it is largest, and of training or validation images, of which
-    there are more. A validation split of its own is left out: what is found holds for it, as it
-    does for the test split.
+    Of the smallest class, where the share is largest, and of training or validation images, of
+    which there are more. A validation split of its own is left out: what is found holds for it, as
+    for the test split.
     """
     larger = train_per_class if source.val else max(train_per_class, val_per_class)
     return larger / int(source.class_sizes(source.pool).min())
 
 
 def _slice(
-    source: Source, split: Split, data_seed: int, draw: int, size: int, asked: str
+    source: Source, split: Split, data_seed: int, draw: int, sizes: dict[str, int]
 ) -> IntArray:
-    """Rows of slice `draw` of every class, (classes, size)."""
-    counts = source.class_sizes(split)
-    small = [
-        f"{one_line(name)} ({count})"
-        for name, count in zip(source.class_names, counts, strict=True)
-        if count < size
-    ]
+    """Rows of slice `draw` of every class, (classes, size); `sizes`: settings that add up."""
+    size = sum(sizes.values())
+    asked = f"{' + '.join(sizes)} = {size}"
+    counts = source.class_sizes(split).tolist()
+    named = dict(zip(map(one_line, source.class_names), counts, strict=True))
+    small = [f"{name} ({count})" for name, count in named.items() if count < size]
     if small:
-        more = f" and {len(small) - 5} more" if len(small) > 5 else ""
         passed_over = f" ({source.passed_over})" if source.passed_over else ""
         raise DataError(
-            f"{source.name}: too few images in class {', '.join(small[:5])}{more} for {asked}"
+            f"{source.name}: too few images in class {first_of(small, 5)} for {asked}"
             f"{passed_over}: lower it or add images"
         )
-    smallest = int(counts.argmin())
-    held = int(counts[smallest]) // size
+    smallest = min(named, key=named.__getitem__)
+    held = named[smallest] // size
     if draw >= held:
         raise DataError(
             f"{source.name}: draw {draw} asked for, the pool holds {held} "
-            f"draw{'s' if held > 1 else ''} "
-            f"(0 to {held - 1}) of {asked} a class (smallest class: "
-            f"{one_line(source.class_names[smallest])}, "
-            f"{counts[smallest]} images): ask for a lower draw, fewer draws, or fewer "
+            f"draw{'s' * (held > 1)} (0 to {held - 1}) of {asked} a class (smallest class: "
+            f"{smallest}, {named[smallest]} images): ask for a lower draw, fewer draws, or fewer "
             "images a class"
         )
     return np.stack(
@@ -214,34 +194,22 @@ def _slice(
             np.random.default_rng([data_seed, label]).permutation(
                 np.flatnonzero(split.labels == label)
             )[draw * size : (draw + 1) * size]
-            for label in range(len(source.class_names))
+            for label in range(len(counts))
         ]
     )
 
 
-def make_draw(
-    source: Source,
-    *,
-    train_per_class: int,
-    val_per_class: int,
-    data_seed: int,
-    draw: int,
-    image_size: int,
-    skip_unreadable: bool = False,
-) -> Draw:
-    """Deal and read one draw (see the module's header).
+def draw_in(source: Source, settings: Settings) -> Draw:
+    """The draw that the settings name (see the module's header).
 
     Raises:
         DataError: too few images, no such draw, or images that cannot be read.
     """
-    rows = deal_rows(source, train_per_class, val_per_class, data_seed, draw)
-    train, val = (
-        read_those_that_can_be(split, part, image_size)
-        for split, part in zip((source.pool, source.val or source.pool), rows, strict=True)
-    )
-    dealt = Draw(source.name, source.class_names, train, val, source.digest(), source.ranges)
-    if not skip_unreadable:
-        refuse_unreadable(dealt.unreadable, rows[0].size + rows[1].size)
+    rows = _rows_of(source, settings)
+    train, val = (read_images(*part, settings.image_size, skip_unreadable=True) for part in rows)
+    dealt = Draw(source.name, source.class_names, train, val, source.digest(), source.pool.ranges)
+    if not settings.skip_unreadable:
+        refuse_unreadable(dealt.unreadable, sum(part.size for _, part in rows))
     for images, what in ((train, "train"), (val, "validate")):
         counts = np.bincount(images.labels.numpy(), minlength=len(source.class_names))
         if not counts.all():
@@ -264,22 +232,14 @@ def check_readable(source: Source, draws: Iterable[Settings]) -> None:
     for settings in draws:
         if settings.skip_unreadable:
             return
-        per_class = settings.train_per_class, settings.val_per_class
-        dealt = deal_rows(source, *per_class, settings.data_seed, settings.draw)
-        for split, rows in zip((source.pool, source.val or source.pool), dealt, strict=True):
+        for split, rows in _rows_of(source, settings):
             found.update(str(i) for i in split.read(rows.tolist()) if isinstance(i, Unreadable))
             count += rows.size
-    refuse_unreadable(sorted(found), count)
+    refuse_unreadable(found, count)
 
 
-def draw_in(source: Source, settings: Settings) -> Draw:
-    """The draw that the settings name."""
-    return make_draw(
-        source,
-        train_per_class=settings.train_per_class,
-        val_per_class=settings.val_per_class,
-        data_seed=settings.data_seed,
-        draw=settings.draw,
-        image_size=settings.image_size,
-        skip_unreadable=settings.skip_unreadable,
-    )
+def _rows_of(source: Source, settings: Settings) -> list[tuple[Split, IntArray]]:
+    """The rows to train on and those to validate on, each with their split."""
+    per_class = settings.train_per_class, settings.val_per_class
+    rows = deal_rows(source, *per_class, settings.data_seed, settings.draw)
+    return list(zip((source.pool, source.val or source.pool), rows, strict=True))

@@ -29,7 +29,6 @@ U8Array = NDArray[np.uint8]
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
-
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -42,7 +41,7 @@ _TURNS = {
 """What sets an image of this EXIF orientation upright."""
 Range = tuple[float, float]
 Ranges = Mapping[str, Range]
-"""By kind of deep image (see `DEEP_KINDS`), the values that become black and white."""
+"""The values that become black and white, by the first letter of a deep image's mode."""
 DEEP_KINDS = {"I": "whole numbers", "F": "floating point", "R": "16-bit colour"}
 TOPS = (255, 1023, 4095, 65535)
 """Largest values of 8, 10, 12 and 16 bits."""
@@ -54,7 +53,7 @@ _LOW_BYTES = {
     "RGBA;16B": "RGBA;16L",
     "RGBA;16L": "RGBA;16B",
 }
-"""What Pillow has to be told in place of a file's own layout to read the lower 8 of 16 bits."""
+"""For the layout of a 16-bit file, the layout by which Pillow reads the lower 8 bits."""
 
 
 def to_rgb(image: Image.Image, ranges: Ranges | None = None) -> Image.Image:
@@ -120,11 +119,6 @@ def is_deep(image: Image.Image) -> bool:
     return image.mode[0] in "IF" or _layout(image) in _LOW_BYTES
 
 
-def kind_of(image: Image.Image) -> str:
-    """The key of a deep image in `Ranges`."""
-    return image.mode[0]
-
-
 def range_of(kind: str, low: float, high: float) -> Range:
     """The range of a data set whose finite values lie between these.
 
@@ -144,25 +138,23 @@ def _eight_bits(
     image: Image.Image, values: FloatArray, ranges: Ranges | None
 ) -> tuple[Image.Image, str]:
     """A deep image as one of 8 bits, and what may have been lost; not a number is black."""
-    finite = values[np.isfinite(values)]
-    own = range_of(kind_of(image), finite.min(initial=np.inf), finite.max(initial=-np.inf))
-    low, high = (ranges or {}).get(kind_of(image), own if finite.size else (0, 1))
+    kind, finite = image.mode[0], values[np.isfinite(values)]
+    own = range_of(kind, finite.min(), finite.max()) if finite.size else (0.0, 1.0)
+    low, high = (ranges or {}).get(kind, own)
     shown = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
     grey = np.clip(np.rint((shown - low) * (255 / (high - low))), 0, 255).astype(np.uint8)
     key = image.info.get("transparency")
     if isinstance(key, int):
         grey[values == key] = 255
     doubt = _doubt(finite, grey, (low, high))
-    if ranges is not None and kind_of(image) not in ranges:
+    if ranges is not None and kind not in ranges:
         doubt = f"scaled by its own values, {low:g} to {high:g}, as no training image is deep"
-    if values.ndim == 2:
-        return Image.fromarray(grey), doubt
-    if high == TOPS[-1]:
+    if values.ndim == 3 and high == TOPS[-1]:
         return image, doubt  # its upper bytes are what Pillow gives
-    colour = Image.fromarray(grey)
+    scaled = Image.fromarray(grey)
     if image.mode == "RGBA":
-        colour.putalpha(image.getchannel("A"))
-    return colour, doubt
+        scaled.putalpha(image.getchannel("A"))
+    return scaled, doubt
 
 
 def _doubt(values: FloatArray, grey: U8Array, known: Range) -> str:
@@ -174,8 +166,7 @@ def _doubt(values: FloatArray, grey: U8Array, known: Range) -> str:
             f"holds values from {values.min():g} to {values.max():g}, the training images "
             f"{low:g} to {high:g}"
         )
-    levels = min(len(np.unique(values)), 256)
-    left = len(np.unique(grey))
+    levels, left = min(len(np.unique(values)), 256), len(np.unique(grey))
     return f"{left} of {levels} levels are left" if left * 16 < levels else ""
 
 
@@ -189,8 +180,7 @@ def _upright(image: Image.Image) -> Image.Image:
     if turn is None:
         return image
     turned = image.transpose(turn)
-    kept = image.info.get("transparency")
-    turned.info = {} if kept is None else {"transparency": kept}  # turned once and for all
+    turned.info = {key: image.info[key] for key in ("transparency",) if key in image.info}
     return turned
 
 
@@ -216,7 +206,7 @@ class ImageSet:
         labels: int64, (N,).
         digests: the SHA-256 of each original image, uint8, (N, 32).
         unreadable: images that were asked for and left out, and why, a line each.
-        rows: where each stands in the split that it was read from, (N,).
+        rows: of the split that the images were read from, (N,).
         doubts: deep images that may have lost what they show, and why, a line each.
     """
 

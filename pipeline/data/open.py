@@ -9,7 +9,7 @@ for.
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from http.client import HTTPException
 from pathlib import Path
@@ -17,20 +17,18 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
-from PIL import Image
 
 from pipeline.data.base import Source, Split, ranges_of
 from pipeline.data.folders.image_folder import open_image_folder
-from pipeline.data.folders.listing import entries_of, holds_images, list_files
-from pipeline.data.images import DEEP_KINDS, IntArray, Ranges
+from pipeline.data.folders.listing import entries_of, holds_images, list_files, names_of
+from pipeline.data.images import DEEP_KINDS, IntArray
 from pipeline.data.parquet.columns import holds_image_column
-from pipeline.data.parquet.labels import check_names
 from pipeline.data.parquet.read import open_parquet
-from pipeline.data.stored import stored_arrays
+from pipeline.data.stored import stored_images
 from pipeline.errors import DataError, DownloadError, first_line
 from pipeline.system.files import holding
 from pipeline.system.interrupts import at_once
-from pipeline.system.text import first_of, one_line
+from pipeline.system.text import is_unicode, one_line
 
 NAMES = ("digits", "cifar10", "cifar100")
 """What `data` may be beside a path."""
@@ -48,77 +46,78 @@ def open_source(
         DownloadError: CIFAR is not in `cache_dir` and could not be fetched.
     """
     columns = {"label_column": label_column, "image_column": image_column}
-    named = {key: name for key, name in columns.items() if name}
-    if data in NAMES:
-        _refuse_columns(data, named)
-        return _open_digits() if data == "digits" else _open_cifar(data, cache_dir / "data")
     path = Path(data).expanduser()
+    parquet, notes = ([], []) if data in NAMES else _parquet_files(data, path, image_column)
+    for key, name in columns.items():
+        if name and not parquet:
+            raise DataError(f"{key}={name}: data={data} is no parquet file: leave {key} out")
+    if data == "digits":
+        return _open_digits()
+    if data in NAMES:
+        return _open_cifar(data, cache_dir / "data")
+
+    source = open_parquet(path, parquet, **columns) if parquet else open_image_folder(path)
+    _check_classes(data, source.class_names)
+    if source.test and not len(source.test.labels):
+        notes.append("the test split holds no image: it is left out")
+        source = replace(source, test=None)
+    ranges = ranges_of(source.pool)
+    pool, val, test = (
+        split and replace(split, ranges=ranges) for split in (source.pool, source.val, source.test)
+    )
+    assert pool
+    deep = [
+        f"deep images ({DEEP_KINDS[kind]}) are scaled from {low:g} to {high:g}"
+        for kind, (low, high) in ranges.items()
+    ]
+    notes = [*notes, *source.notes, *deep]
+    return replace(source, pool=pool, val=val, test=test, notes=tuple(notes))
+
+
+def _parquet_files(data: str, path: Path, image_column: str) -> tuple[list[Path], list[str]]:
+    """The parquet files that are the data, and a note on what lies beside them.
+
+    Tables without a column of images, which describe images in folders, are not the data.
+    """
     if not path.exists():
         raise DataError(
             f"data={data}: neither digits, cifar10, cifar100 nor a path ({path.absolute()} does "
             "not exist): pass one of these, an image folder or a folder of parquet files"
         )
-    if path.is_file() and path.suffix != ".parquet":
+    if path.is_file():
+        if path.suffix == ".parquet":
+            return [path], []
         raise DataError(
             f"data={data}: a file that is not .parquet: pass an image folder or parquet files"
         )
-    parquet, notes = ([path], ()) if path.is_file() else _parquet_files(path, image_column)
-    if not parquet:
-        _refuse_columns(data, named)
-
-    def opened(ranges: Ranges) -> Source:
-        if parquet:
-            return open_parquet(path, parquet, ranges, **named)
-        return open_image_folder(path, ranges)
-
-    source = opened({})
-    if ranges := ranges_of(source.pool):
-        source = replace(opened(ranges), ranges=ranges)
-    _check_classes(data, source)
-    if source.test is not None and not len(source.test.labels):
-        notes = (*notes, "the test split holds no image: it is left out")
-        source = replace(source, test=None)
-    deep = tuple(
-        f"deep images ({DEEP_KINDS[kind]}) are scaled from {low:g} to {high:g}"
-        for kind, (low, high) in ranges.items()
-    )
-    return replace(source, notes=(*notes, *source.notes, *deep))
+    files, _ = list_files(path, {".parquet"})
+    folders = [below for below in entries_of(path).folders if holds_images(below)] if files else []
+    if not folders:
+        return files, []
+    names = names_of(files, 3)
+    if not any(holds_image_column(file, image_column) for file in files):
+        return [], [f"{names}: not read, as there is no column of images beside the folders"]
+    return files, [
+        f"images are read from {names}; those in the folders {names_of(folders)} are not"
+    ]
 
 
-def _parquet_files(folder: Path, image_column: str) -> tuple[list[Path], tuple[str, ...]]:
-    """The parquet files that are the data, and what is said of what lies beside them.
-
-    Tables without a column of images, which describe images in folders, are not the data.
-    """
-    files = list_files(folder, {".parquet"}).files
-    if not files:
-        return [], ()
-    folders = [path.name for path in entries_of(folder).folders if holds_images(path)]
-    names = first_of([path.name for path in files], 3)
-    if folders and not any(holds_image_column(path, image_column) for path in files):
-        return [], (f"{names}: not read, as there is no column of images beside the folders",)
-    if folders:
-        return files, (
-            f"images are read from {names}; those in the folders {first_of(folders)} are not",
-        )
-    return files, ()
-
-
-def _refuse_columns(data: str, named: Mapping[str, str]) -> None:
-    for key, name in named.items():
-        raise DataError(f"{key}={name}: data={data} is no parquet file: leave {key} out")
-
-
-def _check_classes(data: str, source: Source) -> None:
-    check_names(source.class_names, data)
-    if "label" in source.class_names:
+def _check_classes(data: str, names: Sequence[str]) -> None:
+    for name in names:
+        if not name.strip():
+            raise DataError(f"data={data}: a class has no name: give each class a name of its own")
+        if not is_unicode(name):
+            raise DataError(
+                f"data={data}: the class name {one_line(name)} is not UTF-8: rename it"
+            )
+    if "label" in names:
         raise DataError(
             f"data={data}: a class is named label, as is the answer of the served model: rename it"
         )
-    if len(source.class_names) < 2:
+    if len(names) < 2:
         raise DataError(
-            f"data={data}: only one class ({one_line(source.class_names[0])}), a classifier needs "
-            "two or more: add a class"
+            f"data={data}: only one class ({one_line(names[0])}), a classifier needs two or more: "
+            "add a class"
         )
 
 
@@ -135,16 +134,11 @@ def _open_digits() -> Source:
         is_test[order[labels[order] == label][:DIGITS_TEST_PER_CLASS]] = True
 
     def split(rows: IntArray) -> Split:
-        return Split(
-            labels[rows],
-            lambda wanted: (Image.fromarray(pixels[rows[i]]).convert("RGB") for i in wanted),
-            stored_arrays(pixels[rows]),
-        )
+        return Split(labels[rows], stored_images(pixels[rows]))
 
-    names = tuple(str(n) for n in range(10))
     return Source(
         name="digits",
-        class_names=names,
+        class_names=tuple("0123456789"),
         pool=split(np.flatnonzero(~is_test)),
         test=split(np.flatnonzero(is_test)),
     )
@@ -172,11 +166,6 @@ def _open_cifar(name: str, folder: Path) -> Source:
         socket.setdefaulttimeout(timeout)
 
     def split(part: Any) -> Split:  # noqa: ANN401 - torchvision has no types here
-        labels = np.asarray(part.targets, dtype=np.int64)
-        return Split(
-            labels,
-            lambda rows: (Image.fromarray(part.data[row]) for row in rows),
-            stored_arrays(part.data),
-        )
+        return Split(np.asarray(part.targets, dtype=np.int64), stored_images(part.data))
 
     return Source(name=name, class_names=tuple(train.classes), pool=split(train), test=split(test))

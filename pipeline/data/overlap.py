@@ -45,7 +45,28 @@ class Counts:
     @property
     def words(self) -> str:
         """The test images in a sentence about what they were used for."""
-        return "; ".join([self._copies_in_words, *self._gaps])
+        use = " that no training, tuning or selection has seen"
+        if self.copies:
+            verb = "is a copy" if self.copies == 1 else "are copies"
+            met = f"{self.seen or 'none'} of them {'was' if self.seen <= 1 else 'were'}"
+            use = (
+                f", of which {self.copies} {verb} of images that draws are dealt from ({met} "
+                "trained or validated on in these runs), so that accuracies are not all on unseen "
+                "images"
+            )
+        return "; ".join([f"{self.images} test images{use}", *self._gaps])
+
+    @property
+    def note(self) -> str:
+        """A line a gap for people; empty where all is well."""
+        gaps = self._gaps
+        if self.copies:
+            met = f", {self.seen} of them trained or validated on by these runs"
+            gaps.append(
+                f"{self.copies} of {self.images} test images are copies of images that draws are "
+                f"dealt from{met if self.seen else ''}: take them out of the test split"
+            )
+        return "\n".join(f"note: {gap}" for gap in gaps)
 
     @property
     def _gaps(self) -> list[str]:
@@ -58,30 +79,6 @@ class Counts:
         return gaps
 
     @property
-    def _copies_in_words(self) -> str:
-        if not self.copies:
-            return f"{self.images} test images that no training, tuning or selection has seen"
-        verb = "is a copy" if self.copies == 1 else "are copies"
-        met = f"{self.seen or 'none'} of them {'was' if self.seen <= 1 else 'were'}"
-        return (
-            f"{self.images} test images, of which {self.copies} {verb} of images that draws are "
-            f"dealt from ({met} trained or validated on in these runs), so that accuracies are "
-            "not all on unseen images"
-        )
-
-    @property
-    def note(self) -> str:
-        """A line a gap for people; empty where all is well."""
-        lines = [f"note: {gap}" for gap in self._gaps]
-        if self.copies:
-            met = f", {self.seen} of them trained or validated on by these runs"
-            lines.append(
-                f"note: {self.copies} of {self.images} test images are copies of images that "
-                f"draws are dealt from{met if self.seen else ''}: take them out of the test split"
-            )
-        return "\n".join(lines)
-
-    @property
     def metrics(self) -> dict[str, float]:
         """What a run's metrics say."""
         return {"test/copies_of_pool": self.copies, "test/seen_in_training": self.seen}
@@ -92,7 +89,6 @@ class Overlap:
     """Which of N test images are no new ones.
 
     Attributes:
-        test: the test images.
         copies: stored among the images that draws are dealt from, (N,).
         seen: trained or validated on, (N,).
         class_names: of the source.
@@ -102,19 +98,17 @@ class Overlap:
     test: ImageSet
     copies: BoolArray
     seen: BoolArray
-    class_names: tuple[str, ...] = ()
+    class_names: tuple[str, ...]
     left_out: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, test: ImageSet, source: Source | None = None) -> Overlap:
-        """Before any draw was used. `source`: whose test split `test` was read from."""
+    def of(cls, test: ImageSet, source: Source) -> Overlap:
+        """Before any draw was used; `test` was read from the test split of `source`."""
         nothing = np.zeros(len(test), dtype=np.bool_)
-        if source is None:
-            return cls(test, nothing, nothing)
         return cls(test, stored_copies(source)[test.rows], nothing, source.class_names)
 
     def after(self, draws: Iterable[Draw]) -> Overlap:
-        """The same once these draws were trained and validated on, too."""
+        """The same overlap once these draws were trained and validated on, too."""
         met: set[bytes] = set()
         left_out = set(self.left_out)
         for draw in draws:
@@ -149,20 +143,17 @@ def tuning_draws(source: Source, settings: Settings, count: int) -> Iterator[Dra
 
 def stored_copies(source: Source) -> BoolArray:
     """Images of the test split whose stored bytes stand in the pool as well, (N,)."""
-    test = source.test
-    assert test is not None
-    found = np.zeros(len(test.labels), dtype=np.bool_)
-    if test.stored is None:
-        return found
-    sizes = test.stored.sizes()
-    for split in (source.pool, source.val):
-        if split and split.stored:
-            others = split.stored.sizes()
-            rows = np.flatnonzero((sizes > 0) & np.isin(sizes, others))
-            alike = np.flatnonzero(np.isin(others, sizes[rows])).tolist()
-            known = set(map(_digest, split.stored.read(alike)))
-            contents = test.stored.read(rows.tolist())
-            found[rows] |= np.array([_digest(c) in known for c in contents], dtype=np.bool_)
+    assert source.test is not None
+    test = source.test.stored
+    sizes = test.sizes()
+    found = np.zeros(len(sizes), dtype=np.bool_)
+    for split in filter(None, (source.pool, source.val)):
+        others = split.stored.sizes()
+        rows = np.flatnonzero((sizes > 0) & np.isin(sizes, others))
+        alike = np.flatnonzero(np.isin(others, sizes[rows])).tolist()
+        known = set(map(_digest, split.stored.read(alike)))
+        contents = test.read(rows.tolist())
+        found[rows] |= np.array([_digest(c) in known for c in contents], dtype=np.bool_)
     return found
 
 

@@ -1,9 +1,8 @@
 """Images as they are stored, before they are decoded: what tells one data set from another.
 
-In: files, arrays or cells of parquet files, in the order of a split's rows. Out: a `Stored`: sizes
-and bytes of images.
-Where images lie, and what their files are called, plays no part: a copy of a folder, or one with
-another name, is the same data set.
+In: files, arrays or cells of parquet files, in the order of a split's rows. Out: a `Stored`.
+Where images lie, and what their files are called, plays no part in digests: a copy of a folder, or
+one with another name, is the same data set.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.images import IntArray
+from pipeline.errors import DataError, first_line
 from pipeline.system.interrupts import check
 
 SAMPLED = 128
@@ -30,100 +30,109 @@ class Stored:
     """A split's N images, encoded.
 
     Attributes:
+        items: of these rows, in their order: where the image stands, and the image as a file, as
+            pixels, or as a cell of a parquet file, which may hold nothing.
         sizes: bytes of each image, (N,).
         sample: SHA-256 over the bytes of at most `SAMPLED` images that are spread evenly.
-        read: the bytes of these rows, which ascend; empty where they cannot be read.
     """
 
+    items: Callable[[Sequence[int]], Iterator[tuple[str, Any]]]
     sizes: Callable[[], IntArray]
     sample: Callable[[], bytes]
-    read: Callable[[Sequence[int]], Iterator[bytes]]
+
+    def read(self, rows: Sequence[int]) -> Iterator[bytes]:
+        """The bytes of these rows; empty where they cannot be read."""
+        return (_bytes(image) for _, image in self.items(rows))
 
     def part(self, rows: IntArray) -> Stored:
-        """These rows of it, which ascend; the sample stays that of the whole."""
+        """These rows; the sample stays that of the whole."""
         return Stored(
+            lambda wanted: self.items(rows[list(wanted)].tolist()),
             lambda: self.sizes()[rows],
             self.sample,
-            lambda wanted: self.read([int(rows[i]) for i in wanted]),
         )
 
 
-def spread(count: int, at_most: int = SAMPLED) -> list[int]:
-    """Row numbers that lie evenly among `count`."""
-    return [int(row) for row in np.linspace(0, count - 1, min(count, at_most)).astype(np.int64)]
+def spread(count: int) -> list[int]:
+    """At most `SAMPLED` row numbers that lie evenly among `count`."""
+    return [int(row) for row in np.linspace(0, count - 1, min(count, SAMPLED)).astype(np.int64)]
 
 
-def digest_all(contents: Iterable[bytes]) -> bytes:
-    """SHA-256 over the SHA-256 of each."""
-    hasher = hashlib.sha256()
-    for content in contents:
-        check()
-        hasher.update(hashlib.sha256(content).digest())
-    return hasher.digest()
+def stored_images(images: Sequence[Path] | NDArray[np.uint8]) -> Stored:
+    """Images that are a file each, or pixels in one array, (N, ...)."""
 
+    def items(rows: Sequence[int]) -> Iterator[tuple[str, Any]]:
+        for row in rows:
+            image = images[row]
+            yield str(image) if isinstance(image, Path) else f"image {row}", image
 
-def stored_files(files: Sequence[Path]) -> Stored:
-    """Images that are a file each."""
-
-    def size(path: Path) -> int:
+    def size(image: Path | NDArray[np.uint8]) -> int:
         try:
-            return path.stat().st_size
+            return image.stat().st_size if isinstance(image, Path) else image.nbytes
         except OSError:
             return 0
 
-    def content(path: Path) -> bytes:
-        try:
-            return path.read_bytes()
-        except OSError:
-            return b""
-
-    def read(rows: Sequence[int]) -> Iterator[bytes]:
-        return (content(files[row]) for row in rows)
-
     return Stored(
-        lambda: np.array([size(path) for path in files], dtype=np.int64),
-        lambda: digest_all(read(spread(len(files)))),
-        read,
+        items,
+        lambda: np.array([size(image) for image in images], dtype=np.int64),
+        lambda: _digest_all(_bytes(images[row]) for row in spread(len(images))),
     )
 
 
-def stored_arrays(images: NDArray[np.uint8]) -> Stored:
-    """Images of one size as an array, (N, ...)."""
-
-    def read(rows: Sequence[int]) -> Iterator[bytes]:
-        return (images[row].tobytes() for row in rows)
-
-    size = images[0].nbytes if len(images) else 0
-    return Stored(
-        lambda: np.full(len(images), size, dtype=np.int64),
-        lambda: digest_all(read(spread(len(images)))),
-        read,
-    )
-
-
-def stored_cells(columns: Sequence[tuple[Path, str]]) -> Stored:
-    """Images in cells of parquet files, each with its image column; one file is in memory."""
+def stored_cells(files: Sequence[Path], column: str) -> Stored:
+    """Images in cells of parquet files."""
 
     def marks() -> list[tuple[IntArray, bytes]]:
-        return [_cell_marks(path, name, *_version(path)) for path, name in columns]
+        stats = [path.stat() for path in files]
+        return [
+            _cell_marks(path, column, stat.st_mtime_ns, stat.st_size)
+            for path, stat in zip(files, stats, strict=True)
+        ]
 
-    def read(rows: Sequence[int]) -> Iterator[bytes]:
-        wanted, first = np.asarray(rows, dtype=np.int64), 0
-        for (path, name), (sizes, _) in zip(columns, marks(), strict=True):
-            here = wanted[(wanted >= first) & (wanted < first + len(sizes))] - first
-            yield from _cells(_column(path, name), here) if here.size else ()
-            first += len(sizes)
+    def ascending(rows: IntArray) -> Iterator[tuple[str, Any]]:
+        """One file is in memory at a time."""
+        first = 0
+        for path in files:
+            size = count_rows(path)
+            here = rows[(rows >= first) & (rows < first + size)] - first
+            cells = read_column(path, column).take(here).to_pylist() if here.size else ()
+            yield from ((f"{path} row {n}", cell) for n, cell in zip(here, cells, strict=True))
+            first += size
+
+    def items(rows: Sequence[int]) -> Iterator[tuple[str, Any]]:
+        ordered = np.unique(np.array(rows, dtype=np.int64))
+        if ordered.tolist() == list(rows):
+            return ascending(ordered)
+        by_row = dict(zip(ordered.tolist(), ascending(ordered), strict=True))
+        return (by_row[row] for row in rows)
 
     return Stored(
+        items,
         lambda: np.concatenate([sizes for sizes, _ in marks()]),
-        lambda: digest_all(sample for _, sample in marks()),
-        read,
+        lambda: _digest_all(sample for _, sample in marks()),
     )
 
 
-def _version(path: Path) -> tuple[int, int]:
-    about = path.stat()
-    return about.st_mtime_ns, about.st_size
+def count_rows(path: Path) -> int:
+    """How many rows a parquet file has; images are not read."""
+    import pyarrow.parquet as pq
+
+    return int(pq.read_metadata(path).num_rows)
+
+
+def read_column(path: Path, name: str) -> Any:  # noqa: ANN401 - pyarrow has no types
+    """A column of a parquet file.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path, columns=[name], memory_map=True).column(0)
+    except (pa.ArrowException, OSError) as err:
+        raise DataError(f"cannot read {path} ({first_line(err)}): replace it") from None
 
 
 @lru_cache(maxsize=1024)
@@ -132,8 +141,8 @@ def _cell_marks(path: Path, name: str, _mtime_ns: int, _size: int) -> tuple[IntA
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    column = _column(path, name)
-    sample = digest_all(_cells(column, np.array(spread(len(column)), dtype=np.int64)))
+    column = read_column(path, name)
+    sample = _digest_all(map(_bytes, column.take(spread(len(column))).to_pylist()))
     try:
         cells = pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
         lengths = pc.fill_null(pc.binary_length(cells), 0).to_numpy()
@@ -142,13 +151,22 @@ def _cell_marks(path: Path, name: str, _mtime_ns: int, _size: int) -> tuple[IntA
     return lengths.astype(np.int64), sample
 
 
-def _column(path: Path, name: str) -> Any:  # noqa: ANN401 - pyarrow has no types
-    import pyarrow.parquet as pq
+def _bytes(image: Any) -> bytes:  # noqa: ANN401
+    if isinstance(image, Path):
+        try:
+            return image.read_bytes()
+        except OSError:
+            return b""
+    if isinstance(image, np.ndarray):
+        return image.tobytes()
+    content = image.get("bytes") if isinstance(image, dict) else image
+    return content if isinstance(content, bytes) else b""
 
-    return pq.read_table(path, columns=[name], memory_map=True).column(0)
 
-
-def _cells(column: Any, rows: IntArray) -> Iterator[bytes]:  # noqa: ANN401
-    for cell in column.take(rows).to_pylist():
-        content = cell.get("bytes") if isinstance(cell, dict) else cell
-        yield content if isinstance(content, bytes) else b""
+def _digest_all(contents: Iterable[bytes]) -> bytes:
+    """SHA-256 over the SHA-256 of each."""
+    hasher = hashlib.sha256()
+    for content in contents:
+        check()
+        hasher.update(hashlib.sha256(content).digest())
+    return hasher.digest()

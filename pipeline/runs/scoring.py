@@ -8,10 +8,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 
-from pipeline.data.base import Source, Split
+from pipeline.data.base import Source, Split, notes_on, read_images
 from pipeline.data.images import ImageSet
 from pipeline.data.overlap import Overlap
-from pipeline.data.reading import doubtful, left_out, read_images
 from pipeline.errors import DataError, LineageError
 from pipeline.model.backbones import FORWARD_ORDER, Backbone
 from pipeline.runs.command import Command
@@ -178,10 +177,8 @@ def read_test_split(source: Source, settings: Settings, say: Callable[[str], Non
     test = test_split(source, settings)
     rows = np.arange(len(test.labels))
     images = read_images(test, rows, settings.image_size, skip_unreadable=settings.skip_unreadable)
-    if images.unreadable:
-        say(f"note: test split: {left_out(images.unreadable)}")
-    if images.doubts:
-        say(f"note: test split: {doubtful(images.doubts)}")
+    for note in notes_on(images.unreadable, images.doubts):
+        say(f"note: test split: {note}")
     if not len(images):
         raise DataError(f"{settings.data}: no image of the test split can be read: replace them")
     return images

@@ -16,9 +16,9 @@ from PIL import Image
 from safetensors.torch import save
 
 from pipeline.data.augment import MEAN, STD
+from pipeline.data.base import UNREADABLE
 from pipeline.data.draws import Draw
 from pipeline.data.images import ImageSet
-from pipeline.data.reading import UNREADABLE
 from pipeline.model.backbones import Backbone
 from pipeline.model.pretrained import Pretrained
 from pipeline.reporting.figures import confusion_matrix, learning_curves

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -59,31 +59,23 @@ class Entries:
     broken: list[Path] = field(default_factory=list)
     hidden: list[Path] = field(default_factory=list)
 
+    def with_endings(self, endings: Collection[str]) -> list[Path]:
+        """The files with these endings, in lower case."""
+        return [path for path in self.files if path.suffix.lower() in endings]
+
     def passed_over(self, endings: Collection[str]) -> Counter[str]:
         """How many files without these endings there are, by kind, and what is hidden."""
-        others = [path.suffix.lower() for path in self.files]
-        counts = Counter(_kind(e) for e in others if e not in endings and e not in USUAL)
-        counts[BROKEN_LINK] += len(self.broken)
+        others = {path.suffix.lower() for path in self.files} - USUAL - {*endings}
+        counts = Counter(_kind(path) for path in self.with_endings(others))
+        counts[BROKEN_LINK] = len(self.broken)
         for path in self.hidden:
             if not path.is_dir():
                 counts[HIDDEN] += 1
                 continue
             with suppress(DataError):  # nobody has to be able to read it
                 inside = sum(len(entries.with_endings(endings)) for entries in _walk(path))
-                counts[f"in the hidden folder {path.name}"] += inside
+                counts[f"in the hidden folder {path.name}"] = inside
         return +counts
-
-    def with_endings(self, endings: Collection[str]) -> list[Path]:
-        """The files with these endings, in lower case."""
-        return [path for path in self.files if path.suffix.lower() in endings]
-
-
-@dataclass(frozen=True)
-class Listing:
-    """Files at any depth, sorted, and how many others were passed over, by kind."""
-
-    files: list[Path]
-    passed_over: Counter[str]
 
 
 @cache
@@ -96,37 +88,34 @@ def entries_of(folder: Path) -> Entries:
     """What lies in a folder.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the folder cannot be read.
     """
     check()
     found = Entries()
     try:
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
+                path, is_link = folder / entry.name, entry.is_symlink()
                 if entry.name in SYSTEM_NAMES or entry.name.startswith("._"):
                     continue
-                path = folder / entry.name
-                is_link = entry.is_symlink()
                 if entry.name.startswith("."):
                     found.hidden.append(path)
-                elif path.is_dir() if is_link else entry.is_dir():
+                elif (path if is_link else entry).is_dir():
                     found.folders.append(path)
-                    if is_link:
-                        found.links.add(path)
-                elif path.is_file() if is_link else entry.is_file():
+                    found.links.update([path] if is_link else [])
+                elif (path if is_link else entry).is_file():
                     found.files.append(path)
                 elif is_link:
                     found.broken.append(path)
     except OSError as err:
-        raise DataError(
-            f"cannot read the folder {one_line(str(folder))} ({err.strerror}): make it readable, "
-            "or move it away"
-        ) from None
+        raise _cannot_read(folder, err) from None
     return found
 
 
-def list_files(folder: Path, endings: Collection[str], above: Iterable[Path] = ()) -> Listing:
-    """The files with these endings, in lower case, at any depth.
+def list_files(
+    folder: Path, endings: Collection[str], above: Iterable[Path] = ()
+) -> tuple[list[Path], Counter[str]]:
+    """The files with these endings, in lower case, at any depth; others are counted by kind.
 
     Folders that are there come before those that links lead to, so that a folder which is reached
     twice keeps its own name; a link to a folder `above` is not followed.
@@ -139,7 +128,7 @@ def list_files(folder: Path, endings: Collection[str], above: Iterable[Path] = (
     for entries in _walk(folder, above):
         files += entries.with_endings(endings)
         passed_over += entries.passed_over(endings)
-    return Listing(sorted(files), passed_over)
+    return sorted(files), passed_over
 
 
 def holds_images(folder: Path) -> bool:
@@ -148,7 +137,7 @@ def holds_images(folder: Path) -> bool:
 
 
 def _walk(folder: Path, above: Iterable[Path] = ()) -> Iterator[Entries]:
-    """What lies in the folder and in those below it; see `list_files`."""
+    """What lies in the folder and in those below; see `list_files`."""
     seen = {_identity(path) for path in above}
     here, linked = [folder], list[Path]()
     while here or linked:
@@ -162,12 +151,18 @@ def _walk(folder: Path, above: Iterable[Path] = ()) -> Iterator[Entries]:
         yield entries
 
 
+def names_of(paths: Sequence[Path], count: int = 10) -> str:
+    """The names of the first paths, for a message."""
+    return first_of([path.name for path in paths], count)
+
+
 def in_words(passed_over: Counter[str]) -> str:
     """`20 .heic, 6 without an ending, 3 broken links`; empty where nothing was passed over."""
-    plural = {BROKEN_LINK: f"{BROKEN_LINK}s"}
-    ordered = sorted(passed_over.items(), key=lambda item: (item[0] == BROKEN_LINK, -item[1]))
     return first_of(
-        [f"{count} {plural.get(kind, kind) if count > 1 else kind}" for kind, count in ordered]
+        [
+            f"{count} {kind}{'s' * (kind == BROKEN_LINK and count > 1)}"
+            for kind, count in passed_over.most_common()
+        ]
     )
 
 
@@ -176,13 +171,18 @@ def _identity(path: Path) -> tuple[int, int]:
     try:
         status = path.stat()
     except OSError as err:
-        raise DataError(
-            f"cannot read the folder {one_line(str(path))} ({err.strerror}): make it readable, or "
-            "move it away"
-        ) from None
+        raise _cannot_read(path, err) from None
     return status.st_dev, status.st_ino
 
 
-def _kind(ending: str) -> str:
+def _cannot_read(folder: Path, err: OSError) -> DataError:
+    return DataError(
+        f"cannot read the folder {one_line(str(folder))} ({err.strerror}): make it readable, or "
+        "move it away"
+    )
+
+
+def _kind(path: Path) -> str:
+    ending = path.suffix.lower()
     odd = not ending or len(ending) > _LONGEST_ENDING or " " in ending
     return NO_ENDING if odd else ending

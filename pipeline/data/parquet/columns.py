@@ -1,13 +1,15 @@
-"""Which columns of parquet files hold the images and the classes.
+"""What the schemas of parquet files say: the columns of images and labels, and class names.
 
 In: the schemas of all files, and the columns that a person named, if any. Out: one name for the
 images and one for the labels of the whole data set. A column goes by a usual name, or by the type
-that Hugging Face's metadata gives it, and is one that all files have; of several that could be
-meant the one called `label` is taken and the others are told, else a person has to choose.
+that Hugging Face's metadata gives the column, and is one that all files have. Of several
+candidates `img`, `image` or `label` is taken and the others are told, else a person has to choose.
+Metadata of any but the known form counts as none: exporters write all sorts of things there.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,18 +17,23 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.base import what_it_is
-from pipeline.data.parquet.metadata import columns_of_type
 from pipeline.errors import DataError, first_line
 from pipeline.system.text import first_of
 
-USUAL_IMAGES = ("img", "image", "images", "picture", "photo", "jpg", "png")
-USUAL_LABELS = ("label", "labels", "class", "category", "target")
+Schemas = Mapping[Path, Any]
+"""Of pyarrow, which has no types."""
 _LABEL = re.compile(r"\w+_labels?")
+_USUAL = {
+    "image_column": ("img", "image", "images", "picture", "photo", "jpg", "png"),
+    "label_column": ("label", "labels", "class", "category", "target"),
+}
+_TAKEN = ("img", "image", "label")
+"""Names that need no choice where other columns could be meant, too."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns that are read."""
+    """The columns that are read, and what was assumed."""
 
     label: str
     image: str
@@ -34,46 +41,30 @@ class Columns:
 
 
 def choose_columns(
-    files: Sequence[Path], unlabelled: Sequence[Path], label_column: str, image_column: str
+    schemas: Schemas, labelled: Sequence[Path], label_column: str, image_column: str
 ) -> Columns:
-    """The columns of a data set; empty: not named.
-
-    Args:
-        files: those that have to have labels, training files first.
-        unlabelled: the others.
-        label_column: asked for.
-        image_column: asked for.
+    """The columns of a data set; `labelled`: files that need labels, training files first.
 
     Raises:
-        DataError: there is none that all files have, several could be meant, or the images are
-            not encoded ones.
+        DataError: no column is in all files, several could be meant, or the images are not
+            encoded.
     """
-    schemas = {path: parquet_schema(path) for path in (*files, *unlabelled)}
+    asked = {"image_column": image_column, "label_column": label_column}
     found: dict[str, str] = {}
     notes: list[str] = []
-    for key, asked, usual, paths in (
-        ("image_column", image_column, USUAL_IMAGES[:2], [*schemas]),
-        ("label_column", label_column, USUAL_LABELS[:1], files),
-    ):
-        by_file = {
-            path: [asked]
-            if asked in schemas[path].names
-            else []
-            if asked
-            else _image_columns(schemas[path])
-            if key == "image_column"
-            else [n for n in _label_columns(schemas[path]) if n != found["image_column"]]
-            for path in paths
-        }
+    for key, paths in (("image_column", schemas), ("label_column", labelled)):
+        by_file = {path: _candidates(schemas[path], key, asked[key]) for path in paths}
         names = list(dict.fromkeys(name for columns in by_file.values() for name in columns))
+        if key == "label_column" and not label_column:
+            names = [name for name in names if name != found["image_column"]]
         common = [name for name in names if all(name in columns for columns in by_file.values())]
         if not common:
             lacks = next(p for p, columns in by_file.items() if not {*names[:1]} & {*columns})
-            raise _missing(lacks, label_column, image_column, names)
-        if len(common) > 1 and common[0] not in usual:
+            raise _missing(lacks, schemas[lacks].names, asked, names)
+        if len(common) > 1 and common[0] not in _TAKEN:
             what = "classes" if key == "label_column" else "images"
             raise DataError(
-                f"{files[0]} has several columns that may hold the {what}, {first_of(common)}: "
+                f"{labelled[0]} has several columns that may hold the {what}, {first_of(common)}: "
                 f"choose one with -P {key}={common[0]}"
             )
         found[key] = common[0]
@@ -84,6 +75,65 @@ def choose_columns(
     for path, schema in schemas.items():
         _check_columns(path, schema, found)
     return Columns(found["label_column"], found["image_column"], notes)
+
+
+def holds_image_column(path: Path, image_column: str) -> bool:
+    """Whether a parquet file has the column of images, or any where none is named."""
+    return bool(_candidates(parquet_schema(path), "image_column", image_column))
+
+
+def parquet_schema(path: Path) -> Any:  # noqa: ANN401 - pyarrow has no types
+    """The schema of a parquet file.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_schema(path)
+    except (pa.ArrowException, OSError) as err:
+        why = what_it_is(path) or first_line(err)
+        raise DataError(f"cannot read {path} ({why}): replace it") from None
+
+
+def class_names(schema: Any, column: str) -> dict[int, str] | None:  # noqa: ANN401
+    """The class names by number that the metadata of a file lists for a column."""
+    names = _features(schema).get(column, {}).get("names")
+    if isinstance(names, list):
+        names = dict(enumerate(names))
+    if not isinstance(names, dict) or not all(isinstance(n, str | int) for n in names.values()):
+        return None
+    try:
+        numbered = {int(number): str(name) for number, name in names.items()}
+    except ValueError:
+        return None
+    return dict(sorted(numbered.items())) or None
+
+
+def _features(schema: Any) -> dict[str, dict[str, Any]]:  # noqa: ANN401
+    """What Hugging Face's metadata holds about each column."""
+    try:
+        found = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    except (ValueError, RecursionError):
+        return {}
+    for key in ("info", "features"):
+        found = found.get(key) if isinstance(found, dict) else None
+    columns = found.items() if isinstance(found, dict) else ()
+    return {name: about for name, about in columns if isinstance(about, dict)}
+
+
+def _candidates(schema: Any, key: str, asked: str) -> list[str]:  # noqa: ANN401
+    """The columns of a file that may hold images, or labels."""
+    if asked:
+        return [asked] if asked in schema.names else []
+    of_images = key == "image_column"
+    kind = "Image" if of_images else "ClassLabel"
+    typed = [name for name, about in _features(schema).items() if about.get("_type") == kind]
+    ending = [name for name in schema.names if _LABEL.fullmatch(name) and not of_images]
+    names = dict.fromkeys((*_USUAL[key], *typed, *ending))
+    return [name for name in names if name in schema.names]
 
 
 def _check_columns(path: Path, schema: Any, found: Mapping[str, str]) -> None:  # noqa: ANN401
@@ -102,68 +152,32 @@ def _check_columns(path: Path, schema: Any, found: Mapping[str, str]) -> None:  
         )
 
 
-def holds_image_column(path: Path, image_column: str = "") -> bool:
-    """Whether a parquet file has a column of images."""
-    schema = parquet_schema(path)
-    return image_column in schema.names if image_column else bool(_image_columns(schema))
-
-
-def parquet_schema(path: Path) -> Any:  # noqa: ANN401 - pyarrow has no types
-    """The schema of a parquet file.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.read_schema(path)
-    except (pa.ArrowException, OSError) as err:
-        why = what_it_is(path) or first_line(err)
-        raise DataError(f"cannot read {path} ({why}): replace it") from None
-
-
-def _image_columns(schema: Any) -> list[str]:  # noqa: ANN401
-    typed = columns_of_type((schema.metadata or {}).get(b"huggingface"), "Image")
-    return _in_order([*USUAL_IMAGES, *typed], schema.names)
-
-
-def _label_columns(schema: Any) -> list[str]:  # noqa: ANN401
-    typed = columns_of_type((schema.metadata or {}).get(b"huggingface"), "ClassLabel")
-    ending = [name for name in schema.names if _LABEL.fullmatch(name)]
-    return _in_order([*USUAL_LABELS, *typed, *ending], schema.names)
-
-
-def _in_order(names: Sequence[str], there: Sequence[str]) -> list[str]:
-    return [name for name in dict.fromkeys(names) if name in there]
-
-
 def _holds_bytes(kind: Any) -> bool:  # noqa: ANN401
-    import pyarrow as pa
+    from pyarrow import types
 
-    types = pa.types
     if types.is_struct(kind):
         at = kind.get_field_index("bytes")
-        return at >= 0 and (
-            types.is_null(kind.field(at).type) or _holds_bytes(kind.field(at).type)
-        )
-    return bool(
-        types.is_binary(kind)
-        or types.is_large_binary(kind)
-        or types.is_fixed_size_binary(kind)
-        or types.is_binary_view(kind)
+        kind = kind.field(at).type if at >= 0 else kind
+        return at >= 0 and (types.is_null(kind) or _holds_bytes(kind))
+    tests = (
+        types.is_binary,
+        types.is_large_binary,
+        types.is_fixed_size_binary,
+        types.is_binary_view,
     )
+    return any(test(kind) for test in tests)
 
 
-def _missing(path: Path, label: str, image: str, elsewhere: Sequence[str]) -> DataError:
-    """What to say of a file without a column; `elsewhere`: what other files have."""
-    columns = parquet_schema(path).names
-    wanted = [f"-P {k}={v}" for k, v in (("label_column", label), ("image_column", image)) if v]
-    asked = f", asked for {' '.join(wanted)}" if wanted else ""
-    others = f", while other files have {first_of(elsewhere)}" if elsewhere and not asked else ""
+def _missing(
+    path: Path, columns: Sequence[str], asked: Mapping[str, str], elsewhere: Sequence[str]
+) -> DataError:
+    """A file lacks a column; `elsewhere`: the candidates in other files."""
+    wanted = " ".join(f"-P {key}={name}" for key, name in asked.items() if name)
+    but = f", asked for {wanted}" if wanted else ""
+    if elsewhere and not wanted:
+        but = f", while other files have {first_of(elsewhere)}"
     return DataError(
-        f"{path} has columns {first_of(columns, 20)}{asked}{others}: name the images `img` or "
+        f"{path} has columns {first_of(columns, 20)}{but}: name the images `img` or "
         "`image` and the classes `label` in all files, or choose with -P image_column= and "
         "-P label_column="
     )

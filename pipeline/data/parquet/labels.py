@@ -1,15 +1,14 @@
-"""What a label may be, and which class it means.
+"""What a label may be, and which class a label means.
 
 In: the labels of each file, as Arrow holds them, and the class names that stand in that very file.
 Out: one list of classes, and a class number for each row. Class names belong to the file they
 stand in: two files may number the same classes in another order, so that numbers are brought
-together by name. A label is a number or text; a row without one (null, NaN) has no class. Not
+together by name. A label is a number or text; a row without a label (null, NaN) has no class. Not
 covered: several labels a row.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from pipeline.data.images import IntArray
-from pipeline.errors import DataError
-from pipeline.system.text import first_of, is_unicode, normalised, one_line
+from pipeline.errors import DataError, first_line
+from pipeline.system.text import first_of, normalised, one_line
 
 MISSING = -1
 """The class number of a row without a label."""
@@ -44,7 +44,7 @@ class FileLabels:
 
     @property
     def has_numbers(self) -> bool:
-        """Whether labels are numbers and no text."""
+        """Whether no label is text."""
         return not any(isinstance(value, str) for value in self.values)
 
 
@@ -52,70 +52,44 @@ def labels_of(path: Path, name: str, column: Any, names: Mapping[int, str] | Non
     """The labels in a column of a file, as pyarrow read it.
 
     Raises:
-        DataError: labels that are none (lists, fractions, empty text), or names that are.
+        DataError: lists, fractions, or empty text as labels; two classes of one name.
     """
     import pyarrow as pa
 
-    types, kind = pa.types, column.type
-    if types.is_dictionary(kind):
-        kind = kind.value_type
-        column = column.cast(kind)
-    is_text = types.is_string(kind) or types.is_large_string(kind)
-    is_number = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
-    if not (is_text or is_number or types.is_null(kind)):
-        several = ", several labels an image" if "list" in str(kind) else ""
-        raise DataError(
-            f"{path}: column {name} holds {kind}{several}: store one class number or name for "
-            "each image, or choose another column with -P label_column="
-        )
-    if types.is_null(kind):
-        return FileLabels(path, [], np.full(len(column), MISSING), names)
-    if types.is_float16(kind):  # Arrow encodes no column of these
-        column = column.cast(pa.float32())
-    coded = column.combine_chunks().dictionary_encode()
+    types = pa.types
+    if types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    kinds = (
+        *(types.is_string, types.is_large_string, types.is_integer, types.is_floating),
+        *(types.is_boolean, types.is_null),
+    )
+    other = "store class numbers or names, or choose another column with -P label_column="
+    if not any(is_kind(column.type) for is_kind in kinds):
+        several = ", several labels an image" if "list" in str(column.type) else ""
+        raise DataError(f"{path}: column {name} holds {column.type}{several}: {other}")
     try:
-        values = coded.dictionary.to_pylist()
-    except UnicodeDecodeError as err:
+        rows, values = pd.factorize(column.to_numpy())
+    except pa.ArrowException as err:
         raise DataError(
-            f"{path}: column {name} holds text that is not UTF-8, {err.object!r}: store it as "
-            "UTF-8, or choose another column with -P label_column="
+            f"{path}: column {name} holds text that is not UTF-8 ({first_line(err)}): {other}"
         ) from None
-    rows = coded.indices.fill_null(MISSING).to_numpy(zero_copy_only=False).astype(np.int64)
-    for number, value in enumerate(values):
-        if isinstance(value, float) and math.isnan(value):
-            rows[rows == number] = MISSING
-    labels = FileLabels(path, values, rows, names)
-    _check(labels, name)
-    return labels
-
-
-def _check(labels: FileLabels, column: str) -> None:
-    for number in np.unique(labels.rows[labels.rows != MISSING]):
-        value = labels.values[number]
+    labels = FileLabels(path, values.tolist(), rows, names)
+    for number, value in enumerate(labels.values):
         if isinstance(value, float) and not value.is_integer():
             raise DataError(
-                f"{labels.path}: column {column} holds {value}, which is no class: store class "
-                "numbers or names, or choose another column with -P label_column="
+                f"{path}: column {name} holds {value}, which is no class number: {other}"
             )
         if value == "":
-            count = int((labels.rows == number).sum())
-            raise DataError(
-                f"{labels.path}: column {column} holds empty text in {count} rows: name their "
-                "class, or remove them"
-            )
-    twice = _repeated(labels.names.values()) if labels.names else None
-    if twice:
-        assert labels.names
-        numbers = [n for n, name in labels.names.items() if normalised(name) == normalised(twice)]
+            count = (rows == number).sum()
+            raise DataError(f"{path}: column {name} holds empty text in {count} rows: {other}")
+    same = Counter(map(normalised, (names or {}).values()))
+    for twice in (name for name, count in same.items() if count > 1):
+        numbers = [str(n) for n, listed in (names or {}).items() if normalised(listed) == twice]
         raise DataError(
-            f"{labels.path}: classes {' and '.join(map(str, numbers))} are both named "
-            f"{one_line(twice)}: give each class a name of its own"
+            f"{path}: classes {' and '.join(numbers)} are both named {one_line(twice)}: give each "
+            "class a name of its own"
         )
-
-
-def _repeated(names: Any) -> str | None:  # noqa: ANN401 - any iterable of text
-    count: Counter[str] = Counter(map(normalised, names))
-    return next((name for name, times in count.items() if times > 1), None)
+    return labels
 
 
 @dataclass(frozen=True)
@@ -124,7 +98,7 @@ class Classes:
 
     Attributes:
         names: in the order of their numbers.
-        index: the number of each class by the name that it has in any file.
+        index: the number of each class by the name that the class has in any file.
         listed: what the numbers of files without names of their own mean; None: no training file
             lists names, and classes are what the labels are.
         source: the file whose names they are.
@@ -142,51 +116,44 @@ class Classes:
         """The classes of these training files.
 
         Raises:
-            DataError: files list other names, and neither list holds the other.
+            DataError: one file has truth values as labels, another numbers.
         """
-        are_numbers = all(file.has_numbers for file in files)
-        naming = [file for file in files if file.names]
-        if not naming:
+        largest = max(files, key=lambda file: len(file.names or ()))
+        if largest.names:
+            found = {_key(name): name for name in largest.names.values()}
+        else:
             _refuse_bool_and_numbers(files)
-            found: dict[str, str] = {}
-            for file in files:
-                for number in np.unique(file.rows[file.rows != MISSING]):
-                    found.setdefault(_key(file.values[number]), str(file.values[number]))
-            keys = sorted(found, key=lambda key: _natural(found[key]))
-            names = tuple(found[key] for key in keys)
-            index = {key: number for number, key in enumerate(keys)}
-            return cls(names, index, None, files[0].path, are_numbers)
-        largest = max(naming, key=lambda file: len(file.names or ()))
-        assert largest.names
-        names = tuple(largest.names.values())
-        index = {_key(name): number for number, name in enumerate(names)}
-        classes = cls(names, index, largest.names, largest.path, are_numbers)
-        for file in naming:
-            classes.check_agreement(file)
-        return classes
-
-    def check_agreement(self, file: FileLabels) -> None:
-        """Refuse a file whose list of names neither holds this one nor is held by it."""
-        if not file.names or self.listed is None:
-            return
-        here, there = (set(map(_key, names)) for names in (self.names, file.names.values()))
-        if not (here <= there or there <= here):
-            raise DataError(
-                f"{self.source} lists the classes {first_of(self.names)}, {file.path} lists "
-                f"{first_of(list(file.names.values()))}: neither list holds the other: store all "
-                "files with one list of classes, or move one of them away"
-            )
+            found = {_key(value): str(value) for file in reversed(files) for value in file.values}
+            found = dict(sorted(found.items(), key=lambda item: _natural(item[1])))
+        return cls(
+            tuple(found.values()),
+            {key: number for number, key in enumerate(found)},
+            largest.names,
+            largest.path,
+            all(file.has_numbers for file in files),
+        )
 
     def numbers(self, file: FileLabels, split: str) -> IntArray:
-        """The class number of each row of a file, `MISSING` for a row without a label, (N,).
+        """The class number of each row of a file, (N,).
 
         Raises:
-            DataError: a label that is none of the classes, or names that do not agree.
+            DataError: a row without a label, a label that is none of the classes, or two lists of
+                names of which neither holds the other.
         """
-        self.check_agreement(file)
-        means = np.full(len(file.values) + 1, MISSING)  # the last one: of `MISSING`
-        for number in np.unique(file.rows[file.rows != MISSING]):
-            means[number] = self._number(file, file.values[number], split)
+        here, there = (
+            set(map(_key, names)) for names in (self.names, (file.names or {}).values())
+        )
+        if self.listed and there and not (here <= there or there <= here):
+            raise DataError(
+                f"{self.source} lists the classes {first_of(self.names)}, {file.path} lists "
+                f"{first_of([*(file.names or {}).values()])}: neither list holds the other: store "
+                "all files with one list of classes, or move one of them away"
+            )
+        means = np.array([self._number(file, value, split) for value in file.values], np.int64)
+        if missing := (file.rows == MISSING).sum():
+            raise DataError(
+                f"{file.path} has {missing} of {len(file.rows)} rows without a label: remove them"
+            )
         numbers: IntArray = means[file.rows]
         return numbers
 
@@ -207,7 +174,7 @@ class Classes:
             whose = "" if file.names else f" of {self.source}"
             raise DataError(
                 f"{file.path}: the {split} split has label {int(value)}, outside the "
-                f"{len(listed)} classes{whose} ({first_of(list(listed.values()))}): remove "
+                f"{len(listed)} classes{whose} ({first_of([*listed.values()])}): remove "
                 "those rows"
             )
         if key not in self.index:
@@ -235,12 +202,13 @@ class Classes:
 
 
 def _key(value: Label) -> str:
-    """What a class goes by: 3, 3.0 and `3` are one; True and 1 are two."""
+    """What a class goes by: 3, 3.0 and `3` are the same class; True and 1 are two."""
     whole = isinstance(value, float) and value.is_integer()
     return str(int(value)) if whole else normalised(str(value))
 
 
 def _natural(name: str) -> tuple[bool, float, str]:
+    """Sorts numbers by size, before words."""
     is_number = name.isdecimal()  # `²` is a digit and no number
     return (not is_number, float(name) if is_number else 0.0, name)
 
@@ -261,39 +229,16 @@ def check_lists(files: Sequence[FileLabels]) -> None:
     """Refuse lists of names that contradict each other where a file without one relies on them.
 
     Raises:
-        DataError: says which files give one number two names.
+        DataError: two files give one number two names.
     """
-    if all(file.names or not (file.has_numbers and len(file.values)) for file in files):
-        return
+    relies = [file for file in files if not file.names and file.has_numbers and file.values]
     first: dict[int, tuple[str, Path]] = {}
-    for file in files:
+    for file in files if relies else ():
         for number, name in (file.names or {}).items():
             other, path = first.setdefault(number, (name, file.path))
             if normalised(other) != normalised(name):
-                (unlisted, *_) = (f.path for f in files if f.names is None)
                 raise DataError(
                     f"class {number} is {one_line(other)} in {path}, {one_line(name)} in "
-                    f"{file.path}, and {unlisted.name} lists no names: store all files with one "
-                    "list of classes"
+                    f"{file.path}, and {relies[0].path.name} lists no names: store all files with "
+                    "one list of classes"
                 )
-
-
-def check_names(names: Sequence[str], data: str) -> None:
-    """Refuse class names that cannot be stored, or that are one and the same.
-
-    Raises:
-        DataError: says which.
-    """
-    for name in names:
-        if not name.strip():
-            raise DataError(f"data={data}: a class has no name: give each class a name of its own")
-        if not is_unicode(name):
-            raise DataError(
-                f"data={data}: the class name {one_line(name)} is not UTF-8: rename it"
-            )
-    twice = _repeated(names)
-    if twice is not None:
-        raise DataError(
-            f"data={data}: two classes are named {one_line(twice)}: give each class a name of its "
-            "own"
-        )

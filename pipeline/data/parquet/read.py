@@ -11,36 +11,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from pipeline.data.base import Read, Source, Split, Unreadable, decode_image
-from pipeline.data.images import IntArray, Ranges
-from pipeline.data.parquet.columns import choose_columns, parquet_schema
-from pipeline.data.parquet.labels import (
-    MISSING,
-    Classes,
-    FileLabels,
-    check_lists,
-    labels_of,
-)
-from pipeline.data.parquet.metadata import names_in
+from pipeline.data.base import Source, Split
+from pipeline.data.folders.listing import names_of
+from pipeline.data.parquet.columns import choose_columns, class_names, parquet_schema
+from pipeline.data.parquet.labels import Classes, check_lists, labels_of
 from pipeline.data.splits import splits_in, twins_by_split
-from pipeline.data.stored import stored_cells
-from pipeline.errors import DataError, first_line
+from pipeline.data.stored import count_rows, read_column, stored_cells
+from pipeline.errors import DataError
 from pipeline.system.text import data_option, first_of
-
-_SHARED = "; if they are parts of one data set, put them into one folder"
 
 
 def open_parquet(
-    root: Path,
-    files: Sequence[Path],
-    ranges: Ranges,
-    label_column: str = "",
-    image_column: str = "",
+    root: Path, files: Sequence[Path], *, label_column: str, image_column: str
 ) -> Source:
     """The source in these files, which lie under `root`, or are it; see `open_image_folder`.
 
@@ -50,39 +35,47 @@ def open_parquet(
     """
     by_split, notes = _splits_of(root, files)
     _refuse_configurations(root, by_split)
+    schemas = {path: parquet_schema(path) for paths in by_split.values() for path in paths}
     tests = by_split.get("test", [])
-    labelled = [path for split, paths in by_split.items() if split != "test" for path in paths]
-    columns = choose_columns(labelled, tests, label_column, image_column)
+    columns = choose_columns(
+        schemas, [path for path in schemas if path not in tests], label_column, image_column
+    )
     notes += columns.notes
-    without = [path for path in tests if columns.label not in parquet_schema(path).names]
+    without = [path for path in tests if columns.label not in schemas[path].names]
     if without and len(without) < len(tests):
         raise DataError(
             f"{without[0]} has no column {columns.label}, unlike other test files: add it, or "
             "move the file away"
         )
     labels = {
-        split: [_labels(path, columns.label) for path in paths]
-        for split, paths in by_split.items()
-        if not (split == "test" and without)
+        path: labels_of(
+            path,
+            columns.label,
+            read_column(path, columns.label),
+            class_names(schemas[path], columns.label),
+        )
+        for path in schemas
+        if path not in without
     }
-    classes = Classes.of(labels["train"])
-    check_lists([file for files in labels.values() for file in files])
+    classes = Classes.of([labels[path] for path in by_split["train"]])
+    check_lists([*labels.values()])
+    if all(  # as in the test split of a competition
+        value == -1 and "-1" not in classes.index
+        for path in tests
+        if path in labels
+        for value in labels[path].values
+    ):
+        by_split.pop("test", None)
     splits = {}
     for split, paths in by_split.items():
-        if split == "test" and _is_unlabelled(labels.get(split), classes):
-            rows = sum(map(_count_rows, paths))
-            notes.append(
-                f"the test split ({rows} rows) has no labels in a column {columns.label}: it is "
-                "left out"
-            )
-            continue
-        numbers = [classes.numbers(file, split) for file in labels[split]]
-        for file, found in zip(labels[split], numbers, strict=True):
-            _refuse_missing(file, found)
-        notes += [note for file in labels[split] if (note := classes.note(file))]
-        stored = stored_cells([(path, columns.image) for path in paths])
-        splits[split] = Split(
-            np.concatenate(numbers), _reader(paths, columns.image, ranges), stored
+        numbers = [classes.numbers(labels[path], split) for path in paths]
+        notes += [note for path in paths if (note := classes.note(labels[path]))]
+        splits[split] = Split(np.concatenate(numbers), stored_cells(paths, columns.image))
+    if tests and "test" not in splits:
+        rows = sum(map(count_rows, tests))
+        notes.append(
+            f"the test split ({rows} rows) has no labels in a column {columns.label}: it is left "
+            "out"
         )
     return Source(
         name=root.name,
@@ -95,16 +88,16 @@ def open_parquet(
 
 
 def _splits_of(root: Path, files: Sequence[Path]) -> tuple[dict[str, list[Path]], list[str]]:
-    """The files of each split; those that no word names are training files where none is named."""
+    """The files of each split; files that no word names are for training where none is named."""
     by_split: dict[str, list[Path]] = {}
     for path in files:
         by_split.setdefault(_split_of(path, root), []).append(path)
     unnamed = by_split.pop("", [])
     if unnamed and "train" in by_split:
         raise DataError(
-            f"data={root}: {first_of([path.name for path in unnamed])}: no word in the name says "
-            f"which split this belongs to, while {by_split['train'][0].name} is named: name files "
-            "train-*, validation-* or test-*, or move them away"
+            f"data={root}: {names_of(unnamed)}: no word in the name says which split this belongs "
+            f"to, while {by_split['train'][0].name} is named: name files train-*, validation-* or "
+            "test-*, or move them away"
         )
     if twins := twins_by_split(path.stem for path in unnamed):
         raise DataError(
@@ -113,23 +106,21 @@ def _splits_of(root: Path, files: Sequence[Path]) -> tuple[dict[str, list[Path]]
         )
     if not unnamed and "train" not in by_split:
         raise DataError(
-            f"data={root}: holds {first_of([path.name for path in files], 3)} but no training "
-            "file: name one train-*.parquet"
+            f"data={root}: holds {names_of(files, 3)} but no training file: name one "
+            "train-*.parquet"
         )
     notes = _missing_shards(files)
     if unnamed and by_split:
-        names = first_of([path.name for path in unnamed], 3)
-        notes.append(f"{names}: taken for training, as no file is named train")
-    return ({"train": unnamed} if unnamed else {}) | by_split, notes
+        notes.append(f"{names_of(unnamed, 3)}: taken for training, as no file is named train")
+    return {"train": unnamed or by_split.pop("train"), **by_split}, notes
 
 
 def _missing_shards(files: Sequence[Path]) -> list[str]:
     """A note on each series `train-00000-of-00003` that is not whole."""
-    series: dict[tuple[Path, str, int], set[int]] = {}
+    series: dict[tuple[Path, str, int], set[str]] = {}
     for path in files:
         if named := re.fullmatch(r"(.*?)(\d+)-of-(\d+)", path.stem):
-            whole = path.parent, named[1], int(named[3])
-            series.setdefault(whole, set()).add(int(named[2]))
+            series.setdefault((path.parent, named[1], int(named[3])), set()).add(named[2])
     return [
         f"{name}*-of-{count:05}: {len(there)} of {count} files are there, the images of the "
         "others are missing"
@@ -138,10 +129,13 @@ def _missing_shards(files: Sequence[Path]) -> list[str]:
     ]
 
 
+def _folders_of(path: Path, root: Path) -> tuple[str, ...]:
+    return path.relative_to(root).parts[:-1] if path != root else ()
+
+
 def _split_of(path: Path, root: Path) -> str:
     """From the words that name a split: in the file's name, else in its folders'; `` for none."""
-    folders = path.relative_to(root).parts[:-1] if path != root else ()
-    for name in (path.stem, *reversed(folders)):
+    for name in (path.stem, *reversed(_folders_of(path, root))):
         named = splits_in(name)
         if len(named) > 1:
             raise DataError(
@@ -155,89 +149,23 @@ def _split_of(path: Path, root: Path) -> str:
 
 def _refuse_configurations(root: Path, by_split: Mapping[str, Sequence[Path]]) -> None:
     """Refuse several folders that each hold files of splits: they are several data sets."""
-    found = sorted({_configuration(path, root) for paths in by_split.values() for path in paths})
-    if len(found) > 1:
-        names = first_of([str(folder.relative_to(root)) for folder in found])
-        trains = max(_configuration(path, root) for path in by_split["train"])
+    found: dict[str, list[Path]] = {
+        split: [root.joinpath(*_above_splits(path, root)) for path in paths]
+        for split, paths in by_split.items()
+    }
+    folders = sorted({folder for several in found.values() for folder in several})
+    if len(folders) > 1:
+        names = first_of([str(folder.relative_to(root)) for folder in folders])
         raise DataError(
-            f"data={root}: holds {len(found)} configurations, in the folders {names}: pass one "
-            f"of them, {data_option(trains)}{_SHARED}"
+            f"data={root}: holds {len(folders)} configurations, in the folders {names}: pass one "
+            f"of them, {data_option(max(found['train']))}; if they are parts of one data set, put "
+            "them into one folder"
         )
 
 
-def _configuration(path: Path, root: Path) -> Path:
-    """The folder that holds a file's data set: the one above a folder that names a split."""
-    if path == root:
-        return root.parent
-    folder = root
-    for part in path.relative_to(root).parts[:-1]:
-        if splits_in(part):
-            break
-        folder /= part
-    return folder
-
-
-def _labels(path: Path, column: str) -> FileLabels:
-    metadata = (parquet_schema(path).metadata or {}).get(b"huggingface")
-    return labels_of(path, column, _read_column(path, column), names_in(metadata, column))
-
-
-def _is_unlabelled(labels: Sequence[FileLabels] | None, classes: Classes) -> bool:
-    """Whether no row has a label, as in the test split of a competition: null or -1 in all."""
-    if labels is None:
-        return True
-    nothing = "-1" not in classes.index
-    return all(
-        nothing and file.values[number] == -1
-        for file in labels
-        for number in np.unique(file.rows[file.rows != MISSING])
-    )
-
-
-def _refuse_missing(file: FileLabels, numbers: IntArray) -> None:
-    missing = int((numbers == MISSING).sum())
-    if missing:
-        raise DataError(
-            f"{file.path} has {missing} of {len(numbers)} rows without a label: remove them"
-        )
-
-
-def _count_rows(path: Path) -> int:
-    import pyarrow.parquet as pq
-
-    return int(pq.read_metadata(path).num_rows)
-
-
-def _read_column(path: Path, name: str) -> Any:  # noqa: ANN401 - pyarrow has no types
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.read_table(path, columns=[name], memory_map=True).column(0)
-    except (pa.ArrowException, OSError) as err:
-        raise DataError(f"cannot read {path} ({first_line(err)}): replace it") from None
-
-
-def _reader(files: Sequence[Path], image_column: str, ranges: Ranges) -> Read:
-    def read(rows: Sequence[int]) -> Iterator[Image.Image | Unreadable]:
-        wanted = np.asarray(rows, dtype=np.int64)
-        cells: dict[int, tuple[Any, str]] = {}
-        first = 0
-        for path in files:
-            size = _count_rows(path)
-            here = wanted[(wanted >= first) & (wanted < first + size)]
-            if here.size:
-                column = _read_column(path, image_column)
-                for row, cell in zip(here, column.take(here - first).to_pylist(), strict=True):
-                    cells[int(row)] = cell, f"{path} row {row - first}"
-            first += size
-        for row in wanted:
-            cell, where = cells[int(row)]
-            content = cell.get("bytes") if isinstance(cell, dict) else cell
-            if isinstance(content, bytes):
-                yield decode_image(content, where, ranges)
-            else:
-                only = ", only a path" if isinstance(cell, dict) and cell.get("path") else ""
-                yield Unreadable(where, f"no image bytes{only}: embed the image")
-
-    return read
+def _above_splits(path: Path, root: Path) -> Iterator[str]:
+    """The folders that lead to a file, down to the first that names a split."""
+    for name in _folders_of(path, root):
+        if splits_in(name):
+            return
+        yield name
