@@ -51,7 +51,7 @@ class StudyError(PipelineError):
 
 
 class DesignError(PipelineError):
-    """A decision that cannot be made as designed, or from the gains at hand."""
+    """A decision or comparison that these images or arms do not allow."""
 
 
 class StorageError(PipelineError):

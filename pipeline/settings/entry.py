@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, field_validator
 from pydantic_core import PydanticCustomError
 
 from pipeline.settings.run import ObjectiveName, ScheduleText, ShareName, StrictModel, setting
-from pipeline.stats.design import LOOKS, ROPE_PP, THRESHOLD, Design, parse_looks
+from pipeline.stats.design import LOOKS, ROPE_PP, THRESHOLD, Design
 from pipeline.stats.metrics import DEFAULT_OBJECTIVE, DEFAULT_SHARE
 
 NAMED_STAGES = 3
@@ -120,10 +120,12 @@ class DecideSettings(StrictModel):
     )
     metric: ShareName = setting(DEFAULT_SHARE, "what of the test images the arms are compared by")
     rope_pp: float = setting(
-        ROPE_PP, "gains up to this many percentage points are not worth the stage"
+        ROPE_PP, "gains up to this many percentage points are not worth the stage", ge=0, lt=100
     )
     looks: str = setting(",".join(map(str, LOOKS)), "pairs after which a verdict may be given")
-    threshold: float = setting(THRESHOLD, "posterior probability that a verdict needs")
+    threshold: float = setting(
+        THRESHOLD, "posterior probability that a verdict needs", gt=0.5, lt=1
+    )
     sd_pp: float = setting(1.0, "spread of gains that the forecast assumes", gt=0, le=100)
     beside: int = setting(
         0, "pairs on which full and lp_ft are run as well, for show", ge=0, le=1000
@@ -142,19 +144,23 @@ class DecideSettings(StrictModel):
             )
         return name
 
+    @field_validator("looks")
+    @classmethod
+    def _rise(cls, looks: str) -> str:
+        parts = [part.strip() for part in looks.split(",")]
+        numbers = [int(part) if re.fullmatch("[0-9]{1,9}", part) else 0 for part in parts]
+        if numbers[0] < 2 or numbers != sorted(set(numbers)):
+            raise PydanticCustomError(
+                "looks",
+                "must be whole numbers of pairs, at least 2, each larger than the one before "
+                "(such as 5,10,20)",
+            )
+        return looks
+
     @property
     def design(self) -> Design:
-        """What counts as a gain, and when there is enough evidence.
-
-        Raises:
-            DesignError: a value that cannot be used.
-        """
-        return Design(self.rope_pp, parse_looks(self.looks), self.threshold)
-
-    @model_validator(mode="after")
-    def _has_a_design(self) -> DecideSettings:
-        _ = self.design
-        return self
+        """What counts as a gain, and when there is enough evidence."""
+        return Design(self.rope_pp, tuple(map(int, self.looks.split(","))), self.threshold)
 
 
 class CompareSettings(StrictModel):
@@ -169,13 +175,10 @@ class CompareSettings(StrictModel):
     )
     draws: int = setting(10, "paired draws that every arm is run on", ge=2, le=1000)
     metric: ShareName = setting(DEFAULT_SHARE, "what of the test images the arms are compared by")
-    rope_pp: float = setting(ROPE_PP, "differences up to this many percentage points do not count")
+    rope_pp: float = setting(
+        ROPE_PP, "differences up to this many percentage points do not count", ge=0, lt=100
+    )
     tune_draws: int = setting(1, "draws that a trial is scored on, with tuned=on", ge=1, le=1000)
-
-    @field_validator("rope_pp")
-    @classmethod
-    def _is_of_a_design(cls, rope_pp: float) -> float:
-        return Design(rope_pp).rope_pp
 
 
 class PretrainSettings(StrictModel):
