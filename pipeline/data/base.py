@@ -32,6 +32,7 @@ from pipeline.data.images import (
     is_deep,
     range_of,
     to_rgb,
+    without_strays,
 )
 from pipeline.data.stored import Stored, spread
 from pipeline.errors import DataError, first_line
@@ -140,18 +141,30 @@ class Source:
 
 
 def ranges_of(split: Split) -> Ranges:
-    """From which values deep images are scaled, as a sample of a split shows."""
+    """From which values deep images are scaled, as a sample of a split shows.
+
+    Raises:
+        DataError: all of the sample are deep images without a finite value.
+    """
     ends: dict[str, list[float]] = {}
+    blank = 0
+    sampled = spread(len(split.labels))
     with suppress(Exception), warnings.catch_warnings():  # a damaged file is told elsewhere
         warnings.simplefilter("ignore")
-        for content in split.stored.read(spread(len(split.labels))):
+        for content in split.stored.read(sampled):
             with suppress(Exception), Image.open(io.BytesIO(content)) as image:
                 if is_deep(image):
                     upright, values = deep_values(image)
                     assert values is not None
-                    finite = values[np.isfinite(values)]
-                    ends.setdefault(upright.mode[0], []).extend((finite.min(), finite.max()))
-    return {kind: range_of(kind, min(found), max(found)) for kind, found in ends.items()}
+                    usual = without_strays(values)
+                    blank += not usual.size
+                    ends.setdefault(upright.mode[0], []).extend((usual.min(), usual.max()))
+    if blank and blank == len(sampled):
+        raise DataError(
+            f"none of {blank} training images looked at holds a finite value (all are NaN or "
+            "infinite): store their pixels as finite numbers"
+        )
+    return {kind: range_of(kind, min(found), max(found)) for kind, found in ends.items() if found}
 
 
 def decode_image(image: Any, where: str, ranges: Ranges | None = None) -> Image.Image | Unreadable:  # noqa: ANN401
@@ -249,6 +262,6 @@ def notes_on(unreadable: Sequence[str], doubts: Sequence[str]) -> list[str]:
     if doubts:
         notes.append(
             f"deep images that may have lost what they show: {len(doubts)} "
-            f"({first_of(doubts, 3)}): store all images as 8-bit ones"
+            f"({first_of(doubts, 3)}): store all images in one range of values, or as 8-bit ones"
         )
     return notes

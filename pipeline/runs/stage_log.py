@@ -133,6 +133,7 @@ def description(
         f"{len(draw.val)} validation images.",
         f"    {summary.best_line}",
         sentences(signals),
+        *(f"Note: {as_markdown(note)}" for note in draw.notes),
     ]
     if stage.number < len(settings.stages):
         lines.append(
