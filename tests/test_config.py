@@ -79,6 +79,11 @@ def test_yaml_and_text_values_mean_the_same(tmp_path: Path) -> None:
         ({"image_size": "8"}, r"image_size must be greater than or equal to 32"),
         ({"preset": "cifar"}, r"unknown preset cifar: did you mean cifar10\? \(there are"),
         ({"draw": "-1"}, r"draw must be greater than or equal to 0"),
+        *(
+            ({key: "~nobody-of-that-name/x"}, rf"^{key}=~nobody.*: write the path in full")
+            for key in ("data", "cache_dir", "weights")
+        ),
+        ({"schedule": "~nobody-of-that-name/x.yaml"}, r"^~nobody.*: write the path in full"),
     ],
 )
 def test_a_fault_says_what_got_where_and_the_nearest_valid_name(

@@ -92,8 +92,9 @@ def test_a_folder_that_may_not_be_read_is_named() -> None:
         "from pipeline.data.open import open_source\n"
         "from pipeline.errors import DataError\n"
         "if os.geteuid() == 0: os.setgid(65534); os.setuid(65534)\n"
-        "try: open_source(sys.argv[1], Path(sys.argv[1]))\n"
-        "except DataError as err: print(err)\n"
+        "for path in sys.argv[1:]:\n"
+        "    try: open_source(path, Path(path))\n"
+        "    except DataError as err: print(err)\n"
     )
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         root = Path(folder)
@@ -102,7 +103,7 @@ def test_a_folder_that_may_not_be_read_is_named() -> None:
             touch(root / name)
         (root / "cats" / "private").chmod(0)
         done = subprocess.run(
-            [sys.executable, "-c", code, folder],
+            [sys.executable, "-c", code, folder, str(root / "cats" / "private" / "b.png")],
             cwd=ROOT,
             env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True,
@@ -111,3 +112,4 @@ def test_a_folder_that_may_not_be_read_is_named() -> None:
         )
         (root / "cats" / "private").chmod(0o755)
     assert f"cannot read the folder {root / 'cats' / 'private'} (Permission denied)" in done.stdout
+    assert "private/b.png: cannot be read (Permission denied)" in done.stdout

@@ -26,7 +26,7 @@ from pipeline.data.parquet.columns import holds_image_column
 from pipeline.data.parquet.read import open_parquet
 from pipeline.data.stored import stored_images
 from pipeline.errors import DataError, DownloadError, first_line
-from pipeline.system.files import holding
+from pipeline.system.files import holding, storage_faults, typed_path
 from pipeline.system.interrupts import at_once
 from pipeline.system.text import is_unicode, one_line
 
@@ -46,7 +46,7 @@ def open_source(
         DownloadError: CIFAR is not in `cache_dir` and could not be fetched.
     """
     columns = {"label_column": label_column, "image_column": image_column}
-    path = Path(data).expanduser()
+    path = typed_path(data, "data")
     parquet, notes = ([], []) if data in NAMES else _parquet_files(data, path, image_column)
     for key, name in columns.items():
         if name and not parquet:
@@ -79,13 +79,21 @@ def _parquet_files(data: str, path: Path, image_column: str) -> tuple[list[Path]
 
     Tables without a column of images, which describe images in folders, are not the data.
     """
-    if not path.exists():
+    try:
+        is_file = path.is_file()
+        there = path.exists()
+    except (OSError, ValueError) as err:  # a folder above is closed, a name is too long
+        why = getattr(err, "strerror", None) or str(err)
+        raise DataError(
+            f"data={data}: cannot be read ({why}): pass a path that you may read"
+        ) from None
+    if not there:
         raise DataError(
             f"data={data}: neither digits, cifar10, cifar100 nor a path ({path.absolute()} does "
             "not exist): pass one of these, an image folder or a folder of parquet files"
         )
-    if path.is_file():
-        if path.suffix == ".parquet":
+    if is_file:
+        if path.suffix.lower() == ".parquet":
             return [path], []
         raise DataError(
             f"data={data}: a file that is not .parquet: pass an image folder or parquet files"
@@ -149,7 +157,8 @@ def _open_cifar(name: str, folder: Path) -> Source:
     from torchvision.datasets import CIFAR10, CIFAR100
 
     dataset: Any = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
-    folder.mkdir(parents=True, exist_ok=True)
+    with storage_faults("the cache", folder):
+        folder.mkdir(parents=True, exist_ok=True)
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
     try:

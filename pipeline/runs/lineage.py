@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
 from pipeline.data.open import NAMES
 from pipeline.errors import LineageError
@@ -24,6 +23,7 @@ from pipeline.model.pretrained import names_a_file
 from pipeline.settings.run import INHERITED_KEYS, PLACE_KEYS, THRESHOLD_KEYS, Settings
 from pipeline.settings.schedules import Stage
 from pipeline.system.digests import digest_values
+from pipeline.system.files import typed_path
 from pipeline.tracking import RunView
 
 METHOD = 2
@@ -154,7 +154,7 @@ def check_places(settings: Settings, run: RunView) -> None:
     paths = {"data": settings.data not in NAMES, "weights": names_a_file(settings.weights)}
     for key in (key for key, is_path in paths.items() if is_path):
         place = getattr(settings, key)
-        if place == logged[key] and not Path(place).expanduser().exists():
+        if place == logged[key] and not typed_path(place).exists():
             raise LineageError(
                 f"the {key} of run {run.run_id} are not at {key}={place} any more: pass "
                 f"-P {key}=<where they are now>"

@@ -277,6 +277,6 @@ def adopt(session: Session, run: RunView, number: int) -> None:
 
 def run_name(settings: Settings, number: int) -> str:
     """A name that tells runs apart in a list."""
-    data = Path(settings.data).name
+    data = settings.data_name
     what = f"stage{number} · {data} · {settings.backbone}"
     return f"{what} · draw {settings.draw} · seed {settings.seed}"

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from pipeline.settings.run import STRICT, ObjectiveName, ScheduleText, ShareName
+from pipeline.settings.run import STRICT, ObjectiveName, PathText, ScheduleText, ShareName
 from pipeline.stats.design import LOOKS, ROPE_PP, THRESHOLD, Design, parse_looks
 from pipeline.stats.metrics import DEFAULT_OBJECTIVE, DEFAULT_SHARE
 
@@ -223,7 +223,7 @@ class PretrainSettings(BaseModel):
 
     model_config = STRICT
 
-    out: str = Field("", description="the .safetensors file to write")
+    out: PathText = Field("", description="the .safetensors file to write")
 
 
 def describe_field(key: str, model: type[BaseModel]) -> str:

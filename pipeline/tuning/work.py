@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 from pipeline.errors import StudyError, TrackingError, first_line
@@ -72,7 +71,7 @@ def tune_entry(command: Command, plan: Plan) -> list[Tuned]:
         if command.joins:
             return work(command, plan, tracking, storage)
         check_draws(source_of(settings), settings, tune_draws(settings, tune))
-        data = Path(settings.data).name
+        data = settings.data_name
         schedule = settings.stage(1).schedule
         name = f"tune · {data} · {settings.backbone} · {schedule} · stage {tune.stage}"
         with tracking.run(name, {"kind": "tune"}, target=True) as log:

@@ -21,6 +21,7 @@ from pipeline.data.parquet.labels import Classes, check_lists, labels_of
 from pipeline.data.splits import splits_in, twins_by_split
 from pipeline.data.stored import count_rows, read_column, stored_cells
 from pipeline.errors import DataError
+from pipeline.system.files import name_of
 from pipeline.system.text import data_option, first_of
 
 
@@ -78,7 +79,7 @@ def open_parquet(
             "out"
         )
     return Source(
-        name=root.name,
+        name=name_of(root),
         class_names=classes.names,
         pool=splits["train"],
         val=splits.get("val"),
