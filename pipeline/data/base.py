@@ -130,7 +130,10 @@ class Source:
     def classes_in_words(self) -> str:
         """The first class names, and how many images each has in the pool."""
         sizes = self.class_sizes(self.pool).tolist()
-        named = [one_line(name) for name in self.class_names[:SHOWN_CLASSES]]
+        named = [
+            one_line(name if name == name.strip() else repr(name))
+            for name in self.class_names[:SHOWN_CLASSES]
+        ]
         rest = sizes[len(named) :]
         more = f" and {len(rest)} more" if rest else ""
         if len(set(sizes)) == 1:

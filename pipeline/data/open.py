@@ -9,6 +9,7 @@ for.
 from __future__ import annotations
 
 import socket
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from http.client import HTTPException
@@ -32,6 +33,8 @@ from pipeline.system.text import is_unicode, one_line
 
 NAMES = ("digits", "cifar10", "cifar100")
 """What `data` may be beside a path."""
+_UNSEEN = ("Cc", "Cf")
+"""Categories of Unicode's signs that have no shape: they steer, or join others."""
 DIGITS_TEST_PER_CLASS = 60
 DOWNLOAD_TIMEOUT_S = 30.0
 
@@ -57,7 +60,7 @@ def open_source(
         return _open_cifar(data, cache_dir / "data")
 
     source = open_parquet(path, parquet, **columns) if parquet else open_image_folder(path)
-    _check_classes(data, source.class_names)
+    notes += _check_classes(data, source.class_names)
     if source.test and not len(source.test.labels):
         notes.append("the test split holds no image: it is left out")
         source = replace(source, test=None)
@@ -110,10 +113,17 @@ def _parquet_files(data: str, path: Path, image_column: str) -> tuple[list[Path]
     ]
 
 
-def _check_classes(data: str, names: Sequence[str]) -> None:
+def _check_classes(data: str, names: Sequence[str]) -> list[str]:
+    """A note on classes whose names look alike; refuses names that cannot be used."""
+    alike: dict[str, list[str]] = {}
     for name in names:
-        if not name.strip():
-            raise DataError(f"data={data}: a class has no name: give each class a name of its own")
+        shown = "".join(letter for letter in name if unicodedata.category(letter) not in _UNSEEN)
+        alike.setdefault(" ".join(shown.casefold().split()), []).append(name)
+        if not shown.strip():
+            raise DataError(
+                f"data={data}: a class has no name that can be seen ({name!a}): give each class a "
+                "name of its own"
+            )
         if not is_unicode(name):
             raise DataError(
                 f"data={data}: the class name {one_line(name)} is not UTF-8: rename it"
@@ -127,6 +137,12 @@ def _check_classes(data: str, names: Sequence[str]) -> None:
             f"data={data}: only one class ({one_line(names[0])}), a classifier needs two or more: "
             "add a class"
         )
+    return [
+        f"the classes {', '.join(map(repr, several))} differ in case, spaces or signs that are "
+        "not seen alone: if they are one class, put their images together"
+        for several in alike.values()
+        if len(several) > 1
+    ]
 
 
 def _open_digits() -> Source:
