@@ -143,7 +143,7 @@ class Source:
         return f"{', '.join(shown)} images{more}{theirs}"
 
 
-def ranges_of(split: Split) -> Ranges:
+def ranges_of(split: Split, data: str) -> Ranges:
     """From which values deep images are scaled, as a sample of a split shows.
 
     Raises:
@@ -164,8 +164,8 @@ def ranges_of(split: Split) -> Ranges:
                     ends.setdefault(upright.mode[0], []).extend((usual.min(), usual.max()))
     if blank and blank == len(sampled):
         raise DataError(
-            f"none of {blank} training images looked at holds a finite value (all are NaN or "
-            "infinite): store their pixels as finite numbers"
+            f"data={data}: none of {blank} training images looked at holds a finite value (all "
+            "are NaN or infinite): store their pixels as finite numbers"
         )
     return {kind: range_of(kind, min(found), max(found)) for kind, found in ends.items() if found}
 

@@ -64,7 +64,7 @@ def open_source(
     if source.test and not len(source.test.labels):
         notes.append("the test split holds no image: it is left out")
         source = replace(source, test=None)
-    ranges = ranges_of(source.pool)
+    ranges = ranges_of(source.pool, data)
     pool, val, test = (
         split and replace(split, ranges=ranges) for split in (source.pool, source.val, source.test)
     )

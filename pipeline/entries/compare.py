@@ -15,7 +15,7 @@ from pipeline.comparing.comparison_page import log_comparison
 from pipeline.comparing.cost import equal_steps, seconds_a_draw, shown_steps
 from pipeline.comparing.draws import Pool, pool_in
 from pipeline.comparing.grid import Grid, explicit_keys_of_arm
-from pipeline.comparing.pairs import PairKey, PairRunner, Results, pair_keys
+from pipeline.comparing.pairs import PairKey, PairRunner, Results, lock_folder, pair_keys
 from pipeline.comparing.results import Compared
 from pipeline.data.draws import check_readable
 from pipeline.data.overlap import Overlap, tuning_draws
@@ -45,6 +45,7 @@ def compare_entry(command: Command, grid: Grid) -> Compared | None:
     with tracking.explained():
         if command.tuned:
             check_storage(command, tracking)
+        lock_folder(settings)
         for arms in grid.arms.values():
             source, _ = source_and_weights(arms[0].settings)
         test_split(source, settings)

@@ -21,7 +21,15 @@ from pipeline.comparing.arms import (
 from pipeline.comparing.cost import equal_steps, operations_of, seconds_a_draw, shown_steps
 from pipeline.comparing.decision_page import log_decision
 from pipeline.comparing.draws import Pool, pool_in
-from pipeline.comparing.pairs import Pair, PairKey, PairRunner, Results, pair_keys, resolution_pp
+from pipeline.comparing.pairs import (
+    Pair,
+    PairKey,
+    PairRunner,
+    Results,
+    lock_folder,
+    pair_keys,
+    resolution_pp,
+)
 from pipeline.comparing.results import Decision
 from pipeline.data.draws import check_readable
 from pipeline.data.images import ImageSet
@@ -75,6 +83,7 @@ def decide_entry(command: Command, plan: Comparison) -> Decision | None:
     with tracking.explained():
         if plan.decide.tune:
             check_storage(command, tracking)
+        lock_folder(settings)
         source, _ = source_and_weights(settings)
         test_split(source, settings)
         reserved = plan.tune.draws if plan.decide.tune else 0
