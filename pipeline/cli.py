@@ -17,9 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.entries.parser import parse
-from pipeline.entries.table import ENTRY_POINTS
+from pipeline.entries.table import perform
 from pipeline.errors import PipelineError
-from pipeline.settings.entry import STORAGE, CommandSettings
+from pipeline.settings.entry import STORAGE
 from pipeline.system.addresses import without_password
 from pipeline.system.interrupts import end_with_parent, stopped_by_signals
 from pipeline.system.text import printable
@@ -50,8 +50,8 @@ class Progress:
 
         if self._bar is None:
             self._bar = tqdm(total=epochs, desc=f"stage {stage.number}", unit="epoch", leave=False)
+        self._bar.set_postfix_str(numbers, refresh=False)
         self._bar.update(epoch - self._bar.n)
-        self._bar.set_postfix_str(numbers)
         if epoch == epochs:
             self.close()
 
@@ -63,27 +63,22 @@ class Progress:
 
 
 def run(name: str, options: Mapping[str, str]) -> None:
-    """Do what an entry point does; its plan is made before anything slow is imported."""
+    """Do what an entry point does, its lines on the terminal."""
     progress = Progress()
 
     def say(line: str) -> None:
         progress.close()
         print(printable(line), flush=True)
 
-    entry_point = ENTRY_POINTS[name]
-    request = entry_point.read(options)
-    plan = entry_point.plan(request)
-    shared = request.own_settings(CommandSettings)
-    if os.environ.get("MLFLOW_RUN_ID") and without_password(shared.storage) != shared.storage:
+    storage = options.get("storage", "")
+    if os.environ.get("MLFLOW_RUN_ID") and without_password(storage) != storage:
         say(
             "note: `mlflow run` has written storage= with its password into the run's parameters: "
             f"name it in {STORAGE} instead of on the command line"
         )
-    from pipeline.runs.command import Command
-
-    if shared.joins:
+    if options.get("joins"):
         end_with_parent()
-    entry_point.run(Command.of(request, say, progress), plan)
+    perform(name, options, say, progress)
 
 
 def _notes(err: BaseException) -> str:
@@ -104,11 +99,11 @@ def main(
         for line in str(err).splitlines():
             print(printable(f"error: {line}{_notes(err)}"), file=sys.stderr)
         return 2
-    except BrokenPipeError:  # whoever read our lines has gone
+    except BrokenPipeError:  # the reader of our lines has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt as err:
-        said = _notes(err) or ": what ran is marked KILLED"
-        print(f"stopped{said}; the same command reuses what is finished", file=sys.stderr)
+        state = _notes(err) or ": what ran is marked KILLED"
+        print(f"stopped{state}; the same command reuses what is finished", file=sys.stderr)
         return 130
     return 0

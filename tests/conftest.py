@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import shutil
@@ -9,7 +10,8 @@ import sqlite3
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -67,12 +69,12 @@ def class_image(label: int, number: int, size: int = 32) -> Image.Image:
     return Image.fromarray(pixels.astype(np.uint8))
 
 
-def write_image_folder(root: Path) -> Path:
-    """Three classes of 12 images each, one folder a class."""
+def write_image_folder(root: Path, count: int = 12, start: int = 0) -> Path:
+    """Three classes of so many images each, one folder a class; another `start`: other images."""
     for label, name in enumerate(("apple", "berry", "cherry")):
         (root / name).mkdir(parents=True)
-        for number in range(12):
-            class_image(label, number).save(root / name / f"{number:02}.png")
+        for number in range(count):
+            class_image(label, start + number).save(root / name / f"{number:02}.png")
     return root
 
 
@@ -183,15 +185,53 @@ def words_of(entry_point: str, options: Mapping[str, str]) -> list[str]:
     return [entry_point, *(word for k, v in options.items() for word in (f"--{k}", v))]
 
 
+def tiny(images: Path, folder: Path, options: Mapping[str, str]) -> dict[str, str]:
+    """Options of a small run on these images, its cache in the folder."""
+    return {"data": str(images), "cache_dir": str(folder / "cache"), **TINY, **options}
+
+
 @pytest.fixture
 def command(store: Path, image_folder: Path) -> Command:
     """Run an entry point on the small image folder: `command("stage2", seed="1")`."""
+    return lambda name, **options: main(words_of(name, tiny(image_folder, store, options)))
 
-    def run(entry_point: str, **options: str) -> int:
-        own = {"data": str(image_folder), "cache_dir": str(store / "cache")}
-        return main(words_of(entry_point, {**own, **TINY, **options}))
 
-    return run
+@contextmanager
+def inside(folder: Path) -> Iterator[None]:
+    """In a folder that `enter_store` has made, with the MLflow store in it."""
+    import mlflow
+
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        mlflow.set_tracking_uri(uri)
+        yield
+
+
+@dataclass(frozen=True)
+class Work:
+    """A store and images that the tests of a module share."""
+
+    folder: Path
+    images: Path
+
+    def run(self, entry_point: str, **options: str) -> str:
+        """What a command prints that ends well."""
+        output = io.StringIO()
+        with inside(self.folder), contextlib.redirect_stdout(output):
+            words = words_of(entry_point, tiny(self.images, self.folder, options))
+            assert main(words) == 0
+        return output.getvalue()
+
+
+@pytest.fixture(scope="module")
+def shared_work(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Work:
+    """An empty store, and the small image folder."""
+    root = tmp_path_factory.mktemp("shared")
+    with pytest.MonkeyPatch.context() as patch:
+        enter_store(root / "work", empty_database, patch)
+    return Work(root / "work", write_image_folder(root / "images"))
 
 
 @pytest.fixture(scope="session")

@@ -16,20 +16,28 @@ from pipeline.errors import SettingsError
 from tests.conftest import Command, PointAt
 
 
-def test_options_are_taken_as_words_or_with_an_equals_sign() -> None:
-    entry_point, options = parse(["stage2", "--lr", "0.1", "--stage1.epochs=3", "--data=a b"])
-    assert entry_point == "stage2"
-    assert options == {"lr": "0.1", "stage1.epochs": "3", "data": "a b"}
+def test_options_are_taken_as_words_or_with_an_equals_sign_or_as_for_mlflow_run() -> None:
+    words = ["stage2", "--lr", "0.1", "--stage1.epochs=3", "--data=a b", "-P", "draw=1"]
+    options = {"lr": "0.1", "stage1.epochs": "3", "data": "a b", "draw": "1"}
+    assert parse(words) == ("stage2", options)
 
 
-def test_an_unknown_option_is_named_with_the_nearest_valid_one() -> None:
-    with pytest.raises(SettingsError, match=r"unknown setting epoch .*did you mean epochs\?"):
-        parse(["stage2", "--epoch", "3"])
-
-
-def test_stray_words_are_refused() -> None:
-    with pytest.raises(SettingsError, match="unexpected words on the command line: what"):
-        parse(["stage2", "what"])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("stage2 --epoch 3", r"unknown setting epoch .*did you mean epochs\?"),
+        ("stage2 what", "unexpected words on the command line: what"),
+        ("main --rope_pp 1", r"rope_pp .* is one of decide, compare, not of main"),
+        ("tune --run_id abc", r"run_id .* is one of evaluate, gate, not of tune"),
+        ("stage3 -P", "unknown setting|expected one argument"),
+        ("stage3 -P =1", "unknown setting|expected one argument"),
+        ("stage3 -P lrr=1", "unknown setting lrr"),
+        ("stage3 -P lr", "expected one argument"),
+    ],
+)
+def test_words_that_are_no_settings_are_refused(words: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        parse(words.split())
 
 
 @pytest.mark.parametrize(

@@ -7,95 +7,76 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import mlflow
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from pipeline.cli import main
 from tests.conftest import Command, class_image
 from tests.test_run_stage import artifact, runs
 
 NO_IMAGE = b"would be named if anything were decoded"
 
 
-def undecodable(
-    root: Path, *, splits: tuple[str, ...] = ("train", "test"), count: int = 8
-) -> Path:
-    for split in splits:
+def undecodable(root: Path, splits: str = "train test") -> Path:
+    for split in splits.split():
         for name in ("a", "b"):
             (root / split / name).mkdir(parents=True)
-            for number in range(count):
+            for number in range(8):
                 (root / split / name / f"{number}.png").write_bytes(NO_IMAGE)
     return root
 
 
 def all_runs() -> list[str]:
-    import mlflow
-
     found = mlflow.search_runs(["0"], run_view_type=3)
     assert isinstance(found, pd.DataFrame)
     return found["run_id"].tolist() if len(found) else []
 
 
+BOTH, TRAINING = "train test", ("main", "stage1", "tune", "decide", "compare")
 DRAW = r"error: .*draw \d asked for, the pool holds 1 draw"
+FEW = "too few images in class a .8., b .8. for"
 
 
 @pytest.mark.parametrize(
-    ("entry_point", "options", "message"),
+    ("entry_point", "options", "splits", "message"),
     [
-        ("main", {"draw": "1"}, DRAW),
-        ("stage2", {"draw": "1"}, DRAW),
-        ("tune", {"draws": "2", "stage": "1"}, DRAW),
-        ("tune", {"draw": "1", "stage": "all"}, DRAW),
-        ("decide", {"draw": "1"}, DRAW),
-        ("decide", {"tune": "on", "draws": "2"}, DRAW),
-        ("compare", {"draw": "1"}, DRAW),
-        ("compare", {"tuned": "on", "tune_draws": "2"}, DRAW),
-        ("pretrain", {"train_per_class": "8"}, "too few images in class a .8., b .8. for train"),
+        ("main", {"draw": "1"}, BOTH, DRAW),
+        ("stage2", {"draw": "1"}, BOTH, DRAW),
+        ("tune", {"draws": "2", "stage": "1"}, BOTH, DRAW),
+        ("tune", {"draw": "1", "stage": "all"}, BOTH, DRAW),
+        ("decide", {"draw": "1"}, BOTH, DRAW),
+        ("decide", {"tune": "on", "draws": "2"}, BOTH, DRAW),
+        ("compare", {"draw": "1"}, BOTH, DRAW),
+        ("compare", {"tuned": "on", "tune_draws": "2"}, BOTH, DRAW),
+        ("pretrain", {"train_per_class": "8", "val_per_class": "4"}, BOTH, f"{FEW} train"),
+        *((name, {"train_per_class": "9"}, BOTH, FEW) for name in TRAINING),
+        ("decide", {}, "train", "has no test split"),
+        ("compare", {}, "train", "has no test split"),
         *(
-            (entry_point, {"train_per_class": "9"}, "too few images in class a .8., b .8. for")
-            for entry_point in ("main", "stage1", "tune", "decide", "compare")
+            (name, {}, "train_images test_images", "are named like splits, not like classes: did")
+            for name in (*TRAINING, "stage3", "pretrain")
         ),
     ],
 )
-def test_what_the_pool_does_not_hold_is_refused_at_once(
+def test_what_the_images_cannot_give_is_refused_at_once(
     entry_point: str,
     options: dict[str, str],
+    splits: str,
     message: str,
     command: Command,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    own = {"data": str(undecodable(tmp_path / "set"))} | options
+    own = {"data": str(undecodable(tmp_path / "set", splits)), **options}
     if entry_point == "pretrain":
-        own |= {"out": str(tmp_path / "w.safetensors"), "val_per_class": "4"}
-        own |= {"norm_stats": "source"}
+        own |= {"out": str(tmp_path / "w.safetensors"), "norm_stats": "source"}
     assert command(entry_point, **own) == 2
     error = capfd.readouterr().err
     assert re.search(message, error)
     assert error.count("error: ") == 1
-    assert all_runs() == []
-
-
-@pytest.mark.parametrize("entry_point", ["decide", "compare"])
-def test_a_missing_test_split_is_told_at_once(
-    entry_point: str, command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    root = undecodable(tmp_path / "set", splits=("train",))
-    assert command(entry_point, data=str(root)) == 2
-    assert "has no test split" in capfd.readouterr().err
-    assert all_runs() == []
-
-
-@pytest.mark.parametrize(
-    "entry_point", ["main", "stage1", "stage3", "tune", "decide", "compare", "pretrain"]
-)
-def test_a_layout_that_is_none_is_told_at_once(
-    entry_point: str, command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    root = undecodable(tmp_path / "set", splits=("train_images", "test_images"))
-    pretrain = {"out": str(tmp_path / "w.safetensors"), "norm_stats": "source"}
-    options = pretrain if entry_point == "pretrain" else {}
-    assert command(entry_point, data=str(root), **options) == 2
-    assert "are named like splits, not like classes: did you mean" in capfd.readouterr().err
     assert all_runs() == []
 
 
@@ -137,31 +118,24 @@ def test_unreadable_images_are_left_out_where_that_is_asked_for_and_listed(
     assert command("stage1", data=str(root), skip_unreadable="true") == 0
     out = capfd.readouterr().out
     assert f"note: images left out, as they cannot be read: 1 ({root}/train/a/0.png (" in out
-    (run,) = (row for _, row in runs().iterrows())
-    listed = artifact(run["run_id"], "unreadable_images.txt").read_text().splitlines()
-    assert listed == [f"{root}/train/a/0.png (an empty file)"]
-    assert run["params.skip_unreadable"] == "True"
+    [parent] = runs()["run_id"]
+    assert unreadable(parent) == [f"{root}/train/a/0.png (an empty file)"]
+    assert runs()["params.skip_unreadable"][0] == "True"
 
-    parent = run["run_id"]
-    assert command("stage2", data=str(root), parent_run_id=parent, **NO_STAGE_1) == 0
+    assert command("stage2", data=str(root), parent_run_id=parent, epochs="1") == 0
     assert "skip_unreadable=True" in capfd.readouterr().out
-
-    capfd.readouterr()
     assert evaluated(parent) == 0
-    assert (
-        "note: test split: images left out, as they cannot be read: 1 (" in capfd.readouterr().out
-    )
-    (run,) = (row for _, row in runs("evaluate").iterrows())
-    listed = artifact(run["run_id"], "unreadable_images.txt").read_text().splitlines()
-    assert listed == [f"{root}/test/a/0.png (an empty file)"]
+    told = "note: test split: images left out, as they cannot be read: 1 ("
+    assert told in capfd.readouterr().out
+    [evaluation] = runs("evaluate")["run_id"]
+    assert unreadable(evaluation) == [f"{root}/test/a/0.png (an empty file)"]
 
 
-NO_STAGE_1: dict[str, str] = {"epochs": "1"}
+def unreadable(run_id: str) -> list[str]:
+    return artifact(run_id, "unreadable_images.txt").read_text().splitlines()
 
 
 def evaluated(run_id: str, *words: str) -> int:
-    from pipeline.cli import main
-
     return main(["evaluate", "--run_id", run_id, *words])
 
 
@@ -173,10 +147,10 @@ def test_a_decision_counts_and_lists_the_images_that_it_goes_on_without(
     for path in (root / "train" / "a").iterdir():
         path.write_bytes(b"" if path.name == "1.png" else (root / "train/a/7.png").read_bytes())
     assert command("decide", data=str(root), skip_unreadable="true", **options) == 0
-    (run,) = (row for _, row in runs("decision").iterrows())
-    assert artifact(run["run_id"], "unreadable_images.txt").read_text().count("\n") == 4
+    [run_id] = runs("decision")["run_id"]
+    assert len(unreadable(run_id)) == 4
     gaps = "left out, as they cannot be read: 4 test images, 1 of draws"
-    for text in (capfd.readouterr().out, artifact(run["run_id"], "report.md").read_text()):
+    for text in (capfd.readouterr().out, artifact(run_id, "report.md").read_text()):
         assert gaps in text
         assert "no test image is of class a" in text
 
@@ -218,9 +192,6 @@ def test_a_child_reads_the_columns_that_its_parent_read(
     write_parquet: Callable[..., Path],
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     path = write_parquet(tmp_path / "set" / "train.parquet", [0, 1, 2] * 8, list("abc"))
     table = pq.read_table(path)
     other = [("x", "y")[n % 2] for n in range(24)]
@@ -243,8 +214,6 @@ def test_a_child_reads_the_columns_that_its_parent_read(
 def test_a_run_of_before_there_were_columns_is_continued_and_found(
     command: Command, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    import mlflow
-
     assert command("stage1") == 0
     (parent,) = (row for _, row in runs().iterrows())
     settings = json.loads(parent["tags.settings"])

@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from pipeline.errors import GateError
 from pipeline.settings.run import Thresholds
-from pipeline.signals.gate import Gate, Pair, last_fifth_span, parse_best_lines, read_gate
-from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, VAL_ACC, VAL_LOSS
+from pipeline.signals.gate import (
+    Gate,
+    Pair,
+    gate_of_run,
+    last_fifth_span,
+    parse_best_lines,
+    read_gate,
+)
+from pipeline.tracking import Tracking
+from pipeline.tracking.keys import (
+    EPOCH_METRICS,
+    PARENT_VAL_ACC,
+    POOL,
+    SELECTED_EPOCH,
+    TRAIN_ACC,
+    TRAIN_LOSS,
+    VAL_ACC,
+    VAL_LOSS,
+    at_best,
+)
 
 T = Thresholds()
 FLAT = [1.5, 1.2, 1.0, 0.95, 0.92, 0.91, 0.905, 0.902, 0.901, 0.9]
@@ -116,11 +135,18 @@ def test_lines_of_several_draws_are_read_draw_after_draw() -> None:
     assert states(read_gate(read, T))["consistent_gains"] == "false"
 
 
-def test_lines_that_cannot_be_paired_or_true_are_refused() -> None:
-    with pytest.raises(GateError, match="1 lines of stage 1 and 2 of stage 2"):
-        parse_best_lines(REFERENCE + REFERENCE.splitlines()[2])
-    with pytest.raises(GateError, match=r"Stage-2: accuracy 186\.2% is above 100%"):
-        parse_best_lines(REFERENCE.replace("86.20", "186.20"))
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (REFERENCE + REFERENCE.splitlines()[2], "1 lines of stage 1 and 2 of stage 2"),
+        (REFERENCE.replace("86.20", "186.20"), r"Stage-2: accuracy 186\.2% is above 100%"),
+        (REFERENCE.splitlines()[1], "no line `Stage-2"),
+        ("nothing of the kind", "no line `Stage-1"),
+    ],
+)
+def test_lines_that_cannot_be_paired_or_true_are_refused(text: str, message: str) -> None:
+    with pytest.raises(GateError, match=message):
+        parse_best_lines(text)
 
 
 def test_too_few_draws_are_told_from_a_stage_2_that_does_not_gain() -> None:
@@ -130,8 +156,32 @@ def test_too_few_draws_are_told_from_a_stage_2_that_does_not_gain() -> None:
         read_gate(pairs(2, val_acc=0.5), T).enforce()
 
 
-def test_lines_without_a_stage_are_refused_by_name() -> None:
-    with pytest.raises(GateError, match="Stage-2"):
-        parse_best_lines(REFERENCE.splitlines()[1])
-    with pytest.raises(GateError, match="Stage-1"):
-        parse_best_lines("nothing of the kind")
+def planted(tracking: Tracking, draw: int, seed: int, **more: str) -> str:
+    """A stage-2 run whose parent is gone; its id."""
+    tags = {"kind": "stage", "stage": "2", "recipe_key": "one", POOL: "all", "parent_run_id": "x"}
+    tags |= {"draw": str(draw), "seed": str(seed), "settings": '{"stage2.epochs": 2}'}
+    tags |= more
+    with tracking.run(f"draw {draw} seed {seed}", tags, target=False) as log:
+        log.metrics({PARENT_VAL_ACC: 0.5, SELECTED_EPOCH: 1})
+        log.metrics({at_best(name): 0.6 for name in EPOCH_METRICS})
+    return log.run_id
+
+
+@pytest.mark.parametrize(
+    ("asked", "read"),
+    [
+        ((0, 5), {(0, 5), (1, 6), (2, 7)}),  # moved with the draw
+        ((0, 6), {(0, 6), (1, 6), (2, 3)}),  # the same seed; neither, so the lowest
+        ((1, 7), {(0, 6), (1, 7), (2, 7)}),
+    ],
+)
+def test_the_gate_counts_draws_that_have_other_seeds_and_no_draw_twice(
+    store: Path, asked: tuple[int, int], read: set[tuple[int, int]]
+) -> None:
+    """Of a draw's runs that with the same seed counts, or else as `decide` deals seeds."""
+    tracking = Tracking.connect()
+    dealt = [(0, 5), (0, 6), (1, 7), (1, 6), (1, 4), (2, 7), (2, 3)]
+    ids = {key: planted(tracking, *key) for key in dealt}
+    _, found = gate_of_run(tracking, tracking.get(ids[asked]), T, lambda _: None)
+    assert [pair.draw for pair in found] == ["0", "1", "2"]
+    assert {key for key, i in ids.items() if "gate.prior" in tracking.get(i).tags} == read

@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 import pipeline
-from pipeline.entries.parser import parse
 from pipeline.errors import DataError, LineageError, SettingsError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,17 +33,6 @@ def test_every_package_is_listed_for_the_wheel() -> None:
         for path in (ROOT / "pipeline").rglob("__init__.py")
     }
     assert set(listed) == found | {"pipeline.search_spaces"}
-
-
-@pytest.mark.parametrize("words", [["-P", "lr=1e-3"], ["--lr", "1e-3"], ["--lr=1e-3"]])
-def test_settings_are_written_as_for_mlflow_run_or_as_options(words: list[str]) -> None:
-    assert parse(["stage3", *words]) == ("stage3", {"lr": "1e-3"})
-
-
-@pytest.mark.parametrize("words", [["-P"], ["-P", "=1"], ["-P", "lrr=1"], ["-P", "lr"]])
-def test_a_setting_without_name_or_value_is_refused(words: list[str]) -> None:
-    with pytest.raises(SettingsError, match=r"unknown setting|expected one argument"):
-        parse(["stage3", *words])
 
 
 @pytest.mark.slow

@@ -14,20 +14,21 @@ from jinja2 import UndefinedError
 from matplotlib.figure import Figure
 
 from pipeline.reporting.page import to_html, to_markdown
-from pipeline.signals.gate import Gate, Pair, Reading
+from pipeline.signals.gate import Gate, Pair
+from pipeline.signals.readings import Signal
 from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, VAL_ACC, VAL_LOSS
 from tests.reports import Html
 from tests.test_decision import decision, report
 
 ROOT = Path(__file__).resolve().parent.parent
 NASTY = "<script>alert(1)</script> *x* [a](javascript:1) ![b](c) `y` $z$ ~~q~~ &amp; a|b \\| __w__"
-GATE = Gate((Reading("headroom", "true", "some"),), "promising", "")
+GATE = Gate((Signal("headroom", "true", "some"),), "promising", "")
 
 
 def gate_page(name: str) -> str:
     """A page with a fact in a sentence, in a list and in a table."""
     outcome = {TRAIN_LOSS: 1.0, VAL_LOSS: 1.0, TRAIN_ACC: 0.5, VAL_ACC: 0.5}
-    gate = Gate((Reading("headroom", "true", name),), "promising", "")
+    gate = Gate((Signal("headroom", "true", name),), "promising", "")
     return to_markdown("gate", gate=gate, pairs=[Pair(name, outcome, outcome, [])], title=name)
 
 

@@ -26,27 +26,22 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_norms_run_over_all_tensors_together() -> None:
+def test_drift_is_the_distance_over_the_size_at_the_start_of_all_tensors_together() -> None:
     assert norm_of([torch.tensor([3.0]), torch.tensor([[0.0, 4.0]])]) == pytest.approx(5.0)
-
-
-def test_drift_is_the_distance_over_the_size_at_the_start() -> None:
     start = [torch.tensor([3.0, 0.0]), torch.tensor([4.0])]
     now = [torch.tensor([3.0, 1.0]), torch.tensor([4.0])]
     assert relative_drift(now, start) == pytest.approx(0.2)
-    assert relative_drift(start, start) == 0.0
-
-
-def test_drift_from_nothing() -> None:
     zero = [torch.zeros(2)]
-    assert relative_drift(zero, zero) == 0.0
+    assert relative_drift(start, start) == relative_drift(zero, zero) == 0.0
     assert relative_drift([torch.ones(2)], zero) == math.inf
 
 
-def test_cka_is_blind_to_rotation_scale_and_shift() -> None:
-    x = random(40, 6)
+def test_cka_is_blind_to_rotation_scale_shift_and_shape() -> None:
+    x, maps = random(40, 6), random(20, 3, 2, 2)
     rotation = torch.linalg.qr(random(6, 6, seed=1))[0]
     assert cka(x, 3 * x @ rotation + 5) == pytest.approx(1.0, abs=1e-5)
+    assert cka(maps, maps.flatten(1)) == pytest.approx(1.0, abs=1e-5)
+    assert cka(torch.ones(5, 3), random(5, 3)) == 0.0  # a constant is similar to nothing
 
 
 def test_cka_by_hand() -> None:
@@ -56,15 +51,6 @@ def test_cka_by_hand() -> None:
     expected = (y.t() @ x).norm() ** 2 / ((x.t() @ x).norm() * (y.t() @ y).norm())
     assert cka(x.float(), y.float()) == pytest.approx(float(expected), abs=1e-5)
     assert 0 < float(expected) < 0.5
-
-
-def test_cka_of_maps_is_that_of_their_flattened_values() -> None:
-    x = random(20, 3, 2, 2)
-    assert cka(x, x.flatten(1)) == pytest.approx(1.0, abs=1e-5)
-
-
-def test_a_constant_representation_has_no_similarity() -> None:
-    assert cka(torch.ones(5, 3), random(5, 3)) == 0.0
 
 
 @pytest.mark.parametrize("images", [1, 5, PROBES, PROBES + 1, 1000])

@@ -47,22 +47,12 @@ def test_the_schedules_are_those_of_the_method() -> None:
     } == table
 
 
-def test_blocks_are_named_head_first() -> None:
-    assert BLOCKS == ("head", "block4", "block3", "block2", "block1", "stem")
-
-
 @pytest.mark.parametrize("stage", ALL_STAGES)
-def test_a_stage_knows_its_schedule_and_number(stage: Stage) -> None:
+def test_a_stage_is_a_frozen_prefix_and_a_suffix_that_begins_with_a_trainable_block(
+    stage: Stage,
+) -> None:
     assert SCHEDULES[stage.schedule].stage(stage.number) is stage
-
-
-@pytest.mark.parametrize("stage", ALL_STAGES)
-def test_prefix_and_suffix_are_all_blocks_in_forward_order(stage: Stage) -> None:
     assert stage.prefix + stage.suffix == FORWARD
-
-
-@pytest.mark.parametrize("stage", ALL_STAGES)
-def test_the_prefix_is_frozen_and_the_suffix_begins_with_a_trainable_block(stage: Stage) -> None:
     assert not set(stage.prefix) & set(stage.trainable)
     assert stage.suffix[0] == stage.deepest
     assert stage.deepest in stage.trainable
@@ -87,11 +77,7 @@ def test_everything_below_the_deepest_trainable_block_is_prefix(
 @pytest.mark.parametrize(
     ("schedule", "number", "message"),
     [
-        (
-            "full",
-            2,
-            "full has 1 stage, got stage 2: .*schedule=three_stage or two_stage or lp_ft$",
-        ),
+        ("full", 2, "full has 1 stage, got stage 2: .*three_stage or two_stage or lp_ft$"),
         ("two_stage", 3, "two_stage has 2 stages, got stage 3: .*schedule=three_stage$"),
         ("three_stage", 4, "three_stage has 3 stages, got stage 4: run an earlier stage"),
         ("head_only", 0, "head_only has 1 stage, got stage 0"),
@@ -164,19 +150,12 @@ def four(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_file_is_a_schedule_of_its_own_named_after_it(four: Path) -> None:
+def test_a_file_is_a_schedule_of_its_own_and_becomes_text_that_needs_no_file(four: Path) -> None:
     schedule = schedule_of(str(four))
     assert (schedule.name, schedule.words) == ("four", "four")
-    assert [set(blocks) for blocks in schedule.trains()] == [
-        {"head"},
-        {"head", "block4"},
-        {"head", "block4", "block3"},
-        {"head", "block4", "block3", "block2"},
-    ]
+    blocks = ["head", "block4", "block3", "block2"]
+    assert [set(trains) for trains in schedule.trains()] == [set(blocks[:n]) for n in (1, 2, 3, 4)]
     assert schedule.stage(4).prefix == ("stem", "block1")
-
-
-def test_a_file_becomes_text_that_needs_no_file(four: Path) -> None:
     settings = load_settings({"schedule": str(four)})
     four.unlink()
     assert settings.schedule == FOUR_TEXT
@@ -207,10 +186,7 @@ def test_stages_that_go_on_are_told_from_stages_that_repeat(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (
-            "stages: [[head], [head, blok4]]",
-            r"stage 2: unknown block blok4: did you mean block4\?",
-        ),
+        ("stages: [[head], [head, blok4]]", r"stage 2 names unknown block blok4: .* block4\?"),
         ("stages: [[head], []]", r"stage 2 must be a list of blocks .* got \[\]"),
         ("stages: [[head], block4]", "stage 2 must be a list of blocks .* got 'block4'"),
         ("stages: [[head, block4], [head, block3]]", "stage 2 leaves out block4, which stage 1"),
@@ -219,10 +195,10 @@ def test_stages_that_go_on_are_told_from_stages_that_repeat(tmp_path: Path) -> N
         ("stages: [[block4]]", "stage 1 must train the head"),
         ("stages: [[head, head]]", "stage 1 names a block twice"),
         ("stages: [continued]", "stage 1 has no stage before it"),
-        ("stages: []", r"stages must be a list of stages.* got \[\]"),
-        ("stages: head", "stages must be a list of stages.* got 'head'"),
+        ("stages: []", "stages must be a list of stages"),
+        ("stages: head", "stages must be a list of stages"),
         ("stages: {a: [head]}", "stages must be a list of stages"),
-        ("stage: [[head]]", r"unknown word stage: did you mean stages\?"),
+        ("stage: [[head]]", "stages must be a list of stages"),
         ("- [head]", "holds a list"),
         ("stages: [[", "line 1 is not valid YAML"),
     ],
@@ -244,21 +220,20 @@ def test_a_schedule_that_cannot_be_is_one_line_and_exit_code_2(
         ("three_stages", r"'three_stages' is not known: did you mean three_stage\?"),
         ("release_block3", r"'release_block3' is not known: choose from three_stage, "),
         ("nowhere.yaml", r"cannot read .*nowhere\.yaml"),
-        ("mine(head; head+blok4)", r"stage 2: unknown block blok4: did you mean block4\?"),
+        ("mine(head; head+blok4)", r"stage 2 names unknown block blok4: did you mean block4\?"),
+        ("full(head; head+block4)", "full is the name of a built-in schedule"),
+        ("full.yaml", "name of a built-in schedule"),
+        ("a b.yaml", "use letters, digits"),
     ],
 )
-def test_an_unknown_schedule_is_named_with_what_there_is(given: str, message: str) -> None:
+def test_an_unknown_schedule_or_a_name_that_cannot_be_is_refused(
+    given: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if given in ("full.yaml", "a b.yaml"):
+        Path(given).write_text(FOUR)
     with pytest.raises(SettingsError, match=message):
         load_settings({"schedule": given})
-
-
-def test_no_other_schedule_has_a_built_in_name_or_one_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="full is the name of a built-in schedule"):
-        schedule_of("full(head; head+block4)")
-    for name, message in (("full", "name of a built-in schedule"), ("a b", "use letters, digits")):
-        (tmp_path / f"{name}.yaml").write_text(FOUR)
-        with pytest.raises(SettingsError, match=message):
-            schedule_of(str(tmp_path / f"{name}.yaml"))
 
 
 def test_defaults_and_spaces_of_a_stage_follow_from_what_it_trains(four: Path) -> None:

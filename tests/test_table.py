@@ -13,14 +13,11 @@ import mlflow
 import pytest
 
 from pipeline.cli import main
-from pipeline.entries.parser import build_parser, parse
+from pipeline.entries.parser import build_parser
 from pipeline.entries.table import ENTRY_POINTS
 from pipeline.errors import SettingsError
-from pipeline.settings.entry import CompareSettings, DecideSettings
 from pipeline.settings.layers import preset_layer
-from pipeline.stats.design import Design
-from tests.conftest import TINY, class_image, enter_store, words_of
-from tests.test_decide import inside
+from tests.conftest import TINY, enter_store, inside, words_of, write_image_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 OPENED: list[Path] = []
@@ -39,10 +36,7 @@ sys.addaudithook(_note)
 def work(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Path]:
     """A store with images, a settings file, and the runs of a chain."""
     root = tmp_path_factory.mktemp("table")
-    for label, name in enumerate(("apple", "berry", "cherry")):
-        (root / "images" / name).mkdir(parents=True)
-        for number in range(24):
-            class_image(label, number).save(root / "images" / name / f"{number:02}.png")
+    write_image_folder(root / "images", 24)
     own = {**TINY, "epochs": "1", "train_per_class": "2", "val_per_class": "2"}
     own |= {"data": str(root / "images"), "cache_dir": str(root / "cache")}
     own |= {"test_per_class": "8", "preset": "images"}
@@ -95,7 +89,6 @@ def test_every_entry_point_reads_each_yaml_file_once(name: str, work: Path) -> N
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)
 def test_a_fault_in_any_entry_points_settings_comes_before_torch(name: str) -> None:
-    row = ENTRY_POINTS[name]
     words = words_of(name, {"cache_dir": "x", "rope": "1"})
     code = (
         "import json, sys\n"
@@ -103,13 +96,8 @@ def test_a_fault_in_any_entry_points_settings_comes_before_torch(name: str) -> N
         "codes = [main(words) for words in json.loads(sys.argv[1])]\n"
         "print(codes, [m for m in ('torch', 'mlflow', 'optuna', 'numpy') if m in sys.modules])\n"
     )
-    faults = [words]
-    if row.run_keys is None:
-        faults.append(words_of(name, {"epochs": "x"}))
-    elif name == "gate":
-        faults.append(words_of(name, {"gate_flat": "-1"}))
-    else:
-        faults.append(words_of(name, {"device": "abacus"}))
+    wrong = {"gate": {"gate_flat": "-1"}, "evaluate": {"device": "abacus"}}
+    faults = [words, words_of(name, wrong.get(name, {"epochs": "x"}))]
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(faults)],
         cwd=ROOT,
@@ -119,13 +107,6 @@ def test_a_fault_in_any_entry_points_settings_comes_before_torch(name: str) -> N
     )
     assert done.stdout.splitlines()[-1] == "[2, 2] []"
     assert len(done.stderr.splitlines()) == 2
-
-
-def test_an_option_of_another_entry_point_is_said_to_be_one_of_it() -> None:
-    with pytest.raises(SettingsError, match=r"rope_pp .* is one of decide, compare, not of main"):
-        parse(["main", "--rope_pp", "1"])
-    with pytest.raises(SettingsError, match=r"run_id .* is one of evaluate, gate, not of tune"):
-        parse(["tune", "--run_id", "abc"])
 
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)
@@ -150,8 +131,3 @@ def test_a_stage_by_number_is_that_stage_and_needs_the_number() -> None:
         stage.plan(stage.read(options))
     with pytest.raises(SettingsError, match="three_stage has 3 stages, got stage 4"):
         stage.plan(stage.read({"number": "4"}))
-
-
-def test_the_defaults_of_a_decision_are_those_of_its_design() -> None:
-    assert DecideSettings().design == Design()
-    assert CompareSettings().rope_pp == Design().rope_pp

@@ -38,7 +38,7 @@ def test_a_tuned_arm_has_its_chosen_trials_validation_accuracy_over_the_draws(
 ) -> None:
     words = {"n_trials": 2, "draws": 2, "objective": objective, "margin": 0}
     tune = TuneSettings.model_validate(words)
-    command = Command.of(request_of("decide", options), say=lambda _: None)
+    command = Command(request=request_of("decide", options), say=lambda _: None)
     tuned = tune_arm(command, Tracking.connect(), tune, head(options), [1])
     stages = mlflow.search_runs(["0"], "tags.kind = 'stage'", output_format="list")
     chosen = {
@@ -53,7 +53,7 @@ def test_a_tuned_arm_has_its_chosen_trials_validation_accuracy_over_the_draws(
 def test_the_accuracy_is_unknown_where_the_trials_run_is_gone(options: dict[str, str]) -> None:
     tune = TuneSettings(n_trials=1)
     command, tracking = (
-        Command.of(request_of("decide", options), say=lambda _: None),
+        Command(request=request_of("decide", options), say=lambda _: None),
         Tracking.connect(),
     )
     tune_arm(command, tracking, tune, head(options), [1])
@@ -65,7 +65,7 @@ def test_the_accuracy_is_unknown_where_the_trials_run_is_gone(options: dict[str,
 def test_a_study_without_a_completed_trial_is_one_line(options: dict[str, str]) -> None:
     options |= {"schedule": "full", "optimizer": "sgd", "lr": "100", "stage1.epochs": "4"}
     arm = Arm("full", load_settings(options), 1)
-    command = Command.of(request_of("decide", options), say=lambda _: None)
+    command = Command(request=request_of("decide", options), say=lambda _: None)
     with pytest.raises(
         StudyError, match=r"^unfreezing everything at once, stage 1: every trial of study "
     ) as err:
@@ -78,7 +78,7 @@ def test_a_space_with_patience_is_refused(
 ) -> None:
     (tmp_path / "stage1.yaml").write_text("lr: [0.1, 0.2]\npatience: [0, 3]\n")
     monkeypatch.setattr("pipeline.settings.search_space.SPACES_DIR", tmp_path)
-    command = Command.of(request_of("decide", options), say=lambda _: None)
+    command = Command(request=request_of("decide", options), say=lambda _: None)
     with pytest.raises(SettingsError, match=r"stage1\.yaml: patience .* take it out$"):
         tune_arm(command, Tracking.connect(), TuneSettings(), head(options), [1])
     assert mlflow.search_runs(["0"], output_format="list") == []
@@ -86,6 +86,6 @@ def test_a_space_with_patience_is_refused(
 
 def test_an_arm_that_ran_out_of_time_is_not_taken_for_tuned(options: dict[str, str]) -> None:
     tune = TuneSettings(n_trials=100_000, timeout=4)
-    command = Command.of(request_of("decide", options), say=lambda _: None)
+    command = Command(request=request_of("decide", options), say=lambda _: None)
     with pytest.raises(StudyError, match=r"timeout=4 s was over before the studies had their tri"):
         tune_arm(command, Tracking.connect(), tune, head(options), [1])

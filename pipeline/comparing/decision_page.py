@@ -22,8 +22,7 @@ from pipeline.reporting.page import to_html, to_markdown
 from pipeline.runs.command_line import command_line
 from pipeline.runs.summary import came_to, minutes, stage_in_words
 from pipeline.settings.run import INHERITED_KEYS, RUN_KEYS
-from pipeline.signals.gate import Gate
-from pipeline.signals.gate_runs import gate_over
+from pipeline.signals.gate import Gate, gate_over
 from pipeline.stats.metrics import DEFAULT_SHARE, METRICS
 from pipeline.stats.verdict import shown_probability
 from pipeline.tracking import RunLog, RunView, Tracking
@@ -131,7 +130,7 @@ def mark(decision: Decision, decision_run_id: str, run: RunView, tracking: Track
         same and int(run.tags["verdict.pairs"]) <= int(new["verdict.pairs"])
     ):
         return
-    tracking.add_tags(run.run_id, {**new, "decision_run_id": decision_run_id})
+    tracking.writing(run.run_id).tags({**new, "decision_run_id": decision_run_id})
 
 
 def gate_of_parents(

@@ -19,9 +19,8 @@ from filelock import FileLock, Timeout
 from pipeline.comparing.arms import Arm
 from pipeline.comparing.draws import Pool
 from pipeline.data.overlap import Overlap
-from pipeline.runs.completion import complete
-from pipeline.runs.run_stage import find_or_run
-from pipeline.runs.scoring import TEST_SHA256, keep_scores, predict, scored_on
+from pipeline.runs.run_stage import complete, find_or_run
+from pipeline.runs.scoring import TEST_SHA256, keep_scores, logits_of, scored_on
 from pipeline.runs.session import Session, cache_folder
 from pipeline.settings.run import Settings
 from pipeline.stats.metrics import DEFAULT_SHARE, score_logits
@@ -243,16 +242,10 @@ class PairRunner:
         if measured.items() <= run.tags.items() and TEST[self.metric] in run.metrics:
             test = run.metrics[TEST[self.metric]]
             if not counts.items() <= run.metrics.items():
-                self.tracking.add_metrics(run.run_id, counts)
+                self.tracking.writing(run.run_id).metrics(counts)
         else:
-            logits = predict(
-                session.restore(run),
-                self.test,
-                session.dtype,
-                session.device,
-                cache=session.cache,
-                prefix=scored_prefix(arm, self.arms),
-            )
+            prefix = scored_prefix(arm, self.arms)
+            logits = logits_of(session, session.restore(run), self.test, prefix)
             scores = score_logits(logits, self.test.labels)
             test = scores[self.metric]
             if run.tags.get(TEST_SHA256, "unknown") in (self.test_digest, "unknown"):

@@ -1,21 +1,26 @@
 """The entry points that train: which settings, which parent, which stages, in which order.
 
-In: what was typed. Out: finished runs. `gate.py` and `runs.scoring` hold those that only
-read finished runs.
+In: what was typed. Out: finished runs. `gate.py` and `runs.scoring` hold the entry points that
+only read finished runs.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.entries.plans import StagePlan
 from pipeline.reporting.page import to_markdown
 from pipeline.runs.command import Command
-from pipeline.runs.completion import complete
-from pipeline.runs.lineage import check_agreement, check_parent, check_places, inherit
-from pipeline.runs.run_stage import find_or_run, run_stage
+from pipeline.runs.lineage import (
+    WITHOUT_PARENT,
+    check_agreement,
+    check_parent,
+    check_places,
+    inherit,
+)
+from pipeline.runs.run_stage import complete, find_or_run, run_stage
 from pipeline.runs.session import Session
 from pipeline.runs.summary import summary_table
 from pipeline.settings.request import Request
@@ -28,23 +33,23 @@ from pipeline.tracking.history import Summary
 if TYPE_CHECKING:
     from pipeline.tuning.storage import Storage
 
-WITHOUT_PARENT = "leave parent_run_id out to have a parent found or trained"
-
 
 def stage_entry(command: Command, plan: StagePlan) -> Summary:
     """Entry points stage1, stage2, …: the stage's parent is given, found or trained."""
     number, settings = plan.number, plan.settings
     tracking = Tracking.connect()
     with tracking.explained():
-        studies = _studies(command, tracking)
+        studies = check_storage(command, tracking, must_exist=True) if command.tuned else None
         parent: RunView | None = None
         if plan.parent_run_id:
             parent = tracking.get(plan.parent_run_id)
             check_parent(parent, number)
             settings = _inheriting(command, plan, parent)
         session = Session.open(settings, tracking, command.say, command.on_epoch)
-        if parent:
-            _adopt(session, number, parent)
+        if parent:  # it stands for the stage before, if it saw the same images
+            session.otherwise = f", or {WITHOUT_PARENT}"
+            session.check_images(parent)
+            session.keys[number - 1] = parent.tags["lineage_key"]
         stages = [number] if parent else range(1, number + 1)
         session = _tuned(plan.request, session, stages, studies)
         if not parent and number > 1:
@@ -58,7 +63,7 @@ def _inheriting(command: Command, plan: StagePlan, parent: RunView) -> Settings:
     """The settings, with all that a parent run hands down."""
     inherited = inherit(parent)
     settings = plan.request.settings(inherited)
-    check_agreement(settings, inherited, parent, WITHOUT_PARENT)
+    check_agreement(settings, parent)
     check_places(settings, parent)
     settings = settings.model_copy(update={"norm_stats": inherited["norm_stats"]})
     taken = ", ".join(
@@ -71,40 +76,27 @@ def _inheriting(command: Command, plan: StagePlan, parent: RunView) -> Settings:
     return settings
 
 
-def _adopt(session: Session, number: int, parent: RunView) -> None:
-    """Let a given run stand for the stage before, if it saw the same images."""
-    session.otherwise = f", or {WITHOUT_PARENT}"
-    session.check_images(parent)
-    session.keys[number - 1] = parent.tags["lineage_key"]
-
-
 def check_storage(command: Command, tracking: Tracking, *, must_exist: bool = False) -> Storage:
     """Open the storage of studies, before anything is read for them.
 
     Raises:
-        StudyError: it cannot be used, or `must_exist` and there is no such file.
+        StudyError: the storage cannot be used, or is a file that `must_exist` and does not.
     """
     from pipeline.tuning.storage import open_storage, storage_url
 
     return open_storage(storage_url(command.storage, tracking.uri), must_exist=must_exist)
 
 
-def _studies(command: Command, tracking: Tracking) -> Storage | None:
-    """The storage of the studies whose settings are to be taken, if any are."""
-    return check_storage(command, tracking, must_exist=True) if command.tuned else None
-
-
 def _tuned(
-    request: Request, session: Session, numbers: Iterable[int], studies: Storage | None
+    request: Request, session: Session, stages: Sequence[int], studies: Storage | None
 ) -> Session:
     """The session with the settings of matching studies, where that was asked for."""
     if studies is None:
         return session
     from pipeline.tuning.reuse import with_tuned
 
-    stages = list(numbers)
     explicit = {number: request.explicit_keys(number) for number in stages}
-    return with_tuned(session, stages, explicit, studies)
+    return with_tuned(session, list(stages), explicit, studies)
 
 
 def main_entry(command: Command, settings: Settings) -> list[Summary]:
@@ -113,17 +105,17 @@ def main_entry(command: Command, settings: Settings) -> list[Summary]:
     data = settings.data_name
     name = f"{settings.stage(1).schedule} · {data} · {settings.backbone} · draw {settings.draw}"
     with tracking.explained():  # what is wrong with the images is told before a run is started
-        studies = _studies(command, tracking)
+        studies = check_storage(command, tracking, must_exist=True) if command.tuned else None
         session = Session.open(settings, tracking, command.say, command.on_epoch)
+    numbers = range(1, len(settings.stages) + 1)
     with tracking.run(name, {"kind": "chain"}, target=True) as log:
-        session = _tuned(command.request, session, range(1, len(settings.stages) + 1), studies)
-        settings = session.settings
-        numbers = range(1, len(settings.stages) + 1)
+        session = _tuned(command.request, session, numbers, studies)
+        values = plain_values(session.settings)
         rows = [find_or_run(session, number, log.run_id) for number in numbers]
         for row in rows:
             complete(session, row.number, row.run_id)
         refresh_siblings(tracking, command.say)
-        log.params(plain_values(settings))
+        log.params(values)
         for row in rows:
             prefix = f"stage{row.number}"
             log.metrics({f"{prefix}/{name}": value for name, value in row.val.items()})
@@ -132,8 +124,7 @@ def main_entry(command: Command, settings: Settings) -> list[Summary]:
         page = to_markdown("chain", name=name, table=table)
         log.tags({"mlflow.note.content": page})
         log.text(page, "summary.md")
-        log.text(json.dumps(plain_values(settings), indent=2) + "\n", "settings.json")
-    command.say("")
-    command.say(in_columns(table))
+        log.text(json.dumps(values, indent=2) + "\n", "settings.json")
+    command.say(f"\n{in_columns(table)}")
     command.say(f"\nbrowse the runs: {tracking.ui_command}")
     return rows

@@ -9,38 +9,16 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from pipeline.comparing.arms import (
-    Arm,
-    Comparison,
-    TunedArm,
-    at_equal_steps,
-    own_stages,
-)
+from pipeline.comparing.arms import Arm, Comparison, TunedArm, at_equal_steps, own_stages
 from pipeline.comparing.cost import equal_steps, operations_of, seconds_a_draw, shown_steps
 from pipeline.comparing.decision_page import log_decision
-from pipeline.comparing.draws import Pool, pool_in
-from pipeline.comparing.pairs import (
-    Pair,
-    PairKey,
-    PairRunner,
-    Results,
-    lock_folder,
-    pair_keys,
-    resolution_pp,
-)
+from pipeline.comparing.pairs import Pair, PairRunner, Results, resolution_pp
 from pipeline.comparing.results import Decision
-from pipeline.data.draws import check_readable
-from pipeline.data.images import ImageSet
-from pipeline.data.overlap import Overlap, tuning_draws
-from pipeline.entries.chain import check_storage
+from pipeline.entries.desk import Desk
 from pipeline.runs.command import Command
-from pipeline.runs.scoring import read_test_split, test_split
-from pipeline.runs.session import check_draws, source_and_weights
-from pipeline.runs.stage_log import log_unreadable
 from pipeline.runs.summary import minutes
-from pipeline.runs.workers import run_workers
 from pipeline.settings.entry import usable_name
 from pipeline.settings.run import plain_values
 from pipeline.signals.evidence import refresh_siblings
@@ -54,89 +32,47 @@ TRUE_GAINS_PP = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0)
 CHAMPION = "champion"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Desk:
-    """What a decision works with: where it records, what it scores on, how pairs are dealt.
-
-    `overlap`: the test images, and which of them are no new ones; `images`: training images of a
-    draw.
-    """
-
-    command: Command
-    tracking: Tracking
-    overlap: Overlap
-    images: int
-    pool: Pool
-    design: Design
-
-    @property
-    def test(self) -> ImageSet:
-        """What is scored on."""
-        return self.overlap.test
-
-
 def decide_entry(command: Command, plan: Comparison) -> Decision | None:
     """Entry point decide; None where this process only took part in another's decision."""
     started = time.perf_counter()
-    asked, settings, looks = plan, plan.treatment.settings, plan.decide.design.looks
+    asked, settings = plan, plan.treatment.settings
     tracking = Tracking.connect()
     with tracking.explained():
-        if plan.decide.tune:
-            check_storage(command, tracking)
-        lock_folder(settings)
-        source, _ = source_and_weights(settings)
-        test_split(source, settings)
-        reserved = plan.tune.draws if plan.decide.tune else 0
-        check_draws(source, settings, range(settings.draw, settings.draw + max(1, reserved)))
-        pool = pool_in(source, settings, looks, reserved=reserved)
-        test = read_test_split(source, settings, command.say)
-        overlap = Overlap.of(test, source).after(tuning_draws(source, settings, reserved))
-        design = replace(plan.decide.design, looks=pool.looks)
-        images = settings.train_per_class * len(source.class_names)
-        desk = Desk(
-            command=command,
-            tracking=tracking,
-            overlap=overlap,
-            images=images,
-            pool=pool,
-            design=design,
+        desk = Desk.open(
+            command,
+            tracking,
+            [settings],
+            plan.decide.design.looks,
+            reserved=plan.tune.draws if plan.decide.tune else 0,
+            asked="looks",
         )
+        design = replace(plan.decide.design, looks=desk.pool.looks)
         if command.joins:
             plan, _ = _tuned(plan, desk)
-            _walk(plan, desk, None)
+            _walk(plan, desk, design, None)
             return None
-        first = pair_keys(pool, settings)[: design.looks[0]]
-        check_readable(source, [key.apply(settings) for key in first])
-        for note in source.notes:
-            command.say(f"note: {note}")
-        _tell_beforehand(plan, desk)
-        name = f"decision · {source.name} · {plan.treatment.words} or {plan.control.words}"
+        desk.check(desk.keys[: design.looks[0]])
+        _tell_beforehand(plan, desk, design)
+        name = f"decision · {desk.source.name} · {plan.treatment.words} or {plan.control.words}"
         with tracking.run(name, {"kind": "decision"}, target=True) as log:
-            log.params({**plain_values(settings), **plan.decide.model_dump()})
-            log_unreadable(log, test.unreadable)
-            if plan.tune.workers > 1:
-                run_workers(
-                    plan.tune.workers, "decide", command, tracking.experiment_id, log.run_id
-                )
+            params = {**plain_values(settings), **plan.decide.model_dump()}
+            desk.begin(log, "decide", params, plan.tune.workers)
             plan, tuned = _tuned(plan, desk)
-            pairs, runner = _walk(plan, desk, log)
+            pairs, runner = _walk(plan, desk, design, log)
             beside = _run_extra_arms(plan, runner, pairs)
-            classes = len(source.class_names)
+            arms, classes = (plan.treatment, plan.control), len(desk.source.class_names)
             decision = Decision(
                 asked=asked,
                 treatment=plan.treatment,
                 control=plan.control,
                 design=design,
-                pool=pool,
+                pool=desk.pool,
                 pairs=tuple(pairs),
                 beside=beside,
                 test=runner.overlap.counts,
                 classes=classes,
                 tuned=tuned,
-                operations=(
-                    operations_of(plan.treatment, classes),
-                    operations_of(plan.control, classes),
-                ),
+                operations=(operations_of(arms[0], classes), operations_of(arms[1], classes)),
                 wall_s=time.perf_counter() - started,
             )
             refresh_siblings(tracking, command.say)
@@ -146,25 +82,17 @@ def decide_entry(command: Command, plan: Comparison) -> Decision | None:
     return decision
 
 
-def _tell_beforehand(plan: Comparison, desk: Desk) -> None:
+def _tell_beforehand(plan: Comparison, desk: Desk, design: Design) -> None:
     """What the design can tell and what it costs, before anything is spent."""
-    say, design, pool = desk.command.say, desk.design, desk.pool
-    steps = equal_steps([plan.treatment, plan.control], desk.images)
+    say, arms, images = desk.command.say, [plan.treatment, plan.control], len(desk.overlap.test)
     say(
-        f"{plan.treatment.words} against {plan.control.words}, {shown_steps(steps)} optimizer "
-        f"steps; {pool.sentence}; {METRICS[plan.decide.metric].words} "
-        f"on {len(desk.test)} test images"
+        f"{plan.treatment.words} against {plan.control.words}, "
+        f"{shown_steps(equal_steps(arms, desk.images))} optimizer steps; {desk.pool.sentence}; "
+        f"{METRICS[plan.decide.metric].words} on {images} test images"
     )
     if note := desk.overlap.counts.note:
         say(note)
-    worth = resolution_pp(len(desk.test))
-    rows = operating_characteristics(
-        design,
-        plan.decide.sd_pp,
-        TRUE_GAINS_PP,
-        correction=pool.correction,
-        resolution_pp=worth,
-    )
+    worth = resolution_pp(images)
     if worth > design.rope_pp:
         say(
             f"note: one test image is worth {worth:.2g} pp, more than the {design.rope_pp:g} pp "
@@ -174,8 +102,15 @@ def _tell_beforehand(plan: Comparison, desk: Desk) -> None:
         f"\nwhat this design can tell, if gains spread by sd_pp={plan.decide.sd_pp:g} "
         f"(share of decisions; a gain counts above {design.rope_pp:g} pp):"
     )
+    rows = operating_characteristics(
+        design,
+        plan.decide.sd_pp,
+        TRUE_GAINS_PP,
+        correction=desk.pool.correction,
+        resolution_pp=worth,
+    )
     say(characteristics_text(rows))
-    pair_s = seconds_a_draw([plan.treatment, plan.control], len(desk.test), desk.tracking)
+    pair_s = seconds_a_draw(arms, images, desk.tracking)
     times = ", ".join(f"{n} pairs {minutes(n * pair_s)}" for n in design.looks)
     tuning = "; tuning is not counted" if plan.decide.tune else ""
     say(
@@ -209,31 +144,19 @@ def _tuned(plan: Comparison, desk: Desk) -> tuple[Comparison, tuple[TunedArm, ..
     return plan, (treatment, tuned)
 
 
-def _walk(plan: Comparison, desk: Desk, log: RunLog | None) -> tuple[list[Pair], PairRunner]:
+def _walk(
+    plan: Comparison, desk: Desk, design: Design, log: RunLog | None
+) -> tuple[list[Pair], PairRunner]:
     """Pairs up to the look at which the verdict falls."""
-    settings, pool, design = plan.treatment.settings, desk.pool, desk.design
+    keys, names = desk.keys, (plan.treatment.words, plan.control.words)
 
-    def tell(key: PairKey, results: Results) -> str:
-        treatment, control = results
-        images = f"data_seed {key.data_seed}" if pool.resampled else f"draw {key.draw}"
-        return (
-            f"pair {key.number + 1} ({images}, seed {key.seed}): "
-            f"{plan.treatment.words} {treatment.test:.2%}, "
-            f"{plan.control.words} {control.test:.2%}, "
-            f"gain {Pair(key, treatment, control).gain_pp:+.2f} pp"
-        )
+    def tell(number: int, pair: str, results: Results) -> str:
+        shown = (f"{name} {result.test:.2%}" for name, result in zip(names, results, strict=True))
+        gain_pp = 100 * (results[0].test - results[1].test)
+        return f"pair {number + 1} ({pair}): {', '.join(shown)}, gain {gain_pp:+.2f} pp"
 
-    runner = PairRunner(
-        arms=(plan.treatment, plan.control),
-        overlap=desk.overlap,
-        tracking=desk.tracking,
-        nested_under=log.run_id if log else desk.command.joins,
-        say=desk.command.say,
-        tell=tell,
-        metric=plan.decide.metric,
-        only_new=log is None,
-    )
-    keys = pair_keys(pool, settings)
+    arms, run_id = (plan.treatment, plan.control), log.run_id if log else desk.command.joins
+    runner = desk.runner(arms, desk.overlap, plan.decide.metric, run_id, tell)
     pairs: list[Pair] = []
     for look in design.looks:
         results = runner.run_all(keys[:look])
@@ -241,21 +164,20 @@ def _walk(plan: Comparison, desk: Desk, log: RunLog | None) -> tuple[list[Pair],
         found = verdict(
             [pair.gain_pp for pair in pairs],
             design,
-            pool.correction,
-            resolution_pp(len(desk.test)),
+            desk.pool.correction,
+            resolution_pp(len(desk.overlap.test)),
         )
-        words = found.sentence(plan.treatment.words, plan.control.words)
         known = found.posterior
         assert known
         if log:
-            desk.command.say(f"after {look} pairs: {words}")
+            desk.command.say(f"after {look} pairs: {found.sentence(*names)}")
             numbers = {
                 "p_gain": known.p_above,
                 "p_inside": known.p_inside,
                 "p_harm": known.p_below,
+                "mean_gain_pp": known.mean_pp,
             }
-            log.metrics({f"look/{k}": v for k, v in numbers.items()}, step=look)
-            log.metrics({"look/mean_gain_pp": known.mean_pp}, step=look)
+            log.metrics({f"look/{key}": value for key, value in numbers.items()}, step=look)
         if found.state != "go_on":
             break
     return pairs, runner

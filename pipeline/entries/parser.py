@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from pydantic import BaseModel
 
@@ -18,12 +18,7 @@ from pipeline.entries.table import ENTRY_POINTS, EntryPoint
 from pipeline.errors import SettingsError
 from pipeline.settings.entry import CommandSettings, TuneSettings, describe_field
 from pipeline.settings.layers import hint_for, preset_names, split_stage_key
-from pipeline.settings.run import (
-    RUN_KEYS,
-    TRAIN_KEYS,
-    Settings,
-    TrainSettings,
-)
+from pipeline.settings.run import RUN_KEYS, TRAIN_KEYS, Settings, TrainSettings
 from pipeline.system.text import is_unicode, printable
 
 HIDDEN = ("joins",)
@@ -52,45 +47,40 @@ def build_parser(stage_keys: Iterable[str] = ()) -> argparse.ArgumentParser:
             allow_abbrev=False,
             argument_default=argparse.SUPPRESS,
         )
-        _add_row(command, row)
-        for key in stage_keys if row.run_keys is None else ():
-            command.add_argument(f"--{key}", help=argparse.SUPPRESS)
+        if row.run_keys is None:
+            command.add_argument(
+                "--config", help="a YAML file of settings, weaker than the options"
+            )
+            for key in stage_keys:
+                command.add_argument(f"--{key}", help=argparse.SUPPRESS)
+        for title, model, keys in _groups(row):
+            group = command.add_argument_group(title)
+            if model is TrainSettings:
+                group.description = "the same for one stage: --stage1.lr, --stage2.epochs, ..."
+            for key in keys:
+                shown = argparse.SUPPRESS if key in HIDDEN else _help(key, model)
+                group.add_argument(f"--{key}", help=shown)
     return parser
 
 
-def _add_row(command: argparse.ArgumentParser, row: EntryPoint[Any]) -> None:
-    if row.run_keys is None:
-        command.add_argument("--config", help="a YAML file of settings, weaker than the options")
+def _groups(row: EntryPoint) -> Iterator[tuple[str, type[BaseModel], Iterable[str]]]:
+    """The settings of an entry point as its help shows them: title, model, names."""
     if row.own:
-        _add(command, f"what {row.name} does", row.own, row.own.model_fields)
+        yield f"what {row.name} does", row.own, row.own.model_fields
     if row.study:
-        _add(command, "the study, if there is one", TuneSettings, row.study)
+        yield "the study, if there is one", TuneSettings, row.study
     if row.shared:
-        _add(command, "studies", CommandSettings, row.shared)
+        yield "studies", CommandSettings, row.shared
     if row.run_keys is not None:
-        _add(command, "the run, as it is now", Settings, row.run_keys)
-        return
-    _add(command, "what is run", Settings, RUN_KEYS)
-    group = _add(command, f"how {row.trains} is trained", TrainSettings, TRAIN_KEYS)
-    group.description = "the same for one stage: --stage1.lr, --stage2.epochs, ..."
-
-
-def _add(
-    command: argparse.ArgumentParser, title: str, model: type[BaseModel], keys: Iterable[str]
-) -> argparse._ArgumentGroup:
-    """A group of options: settings of one model."""
-    group = command.add_argument_group(title)
-    for key in keys:
-        group.add_argument(
-            f"--{key}", help=argparse.SUPPRESS if key in HIDDEN else _help(key, model)
-        )
-    return group
+        yield "the run, as it is now", Settings, row.run_keys
+    else:
+        yield "what is run", Settings, RUN_KEYS
+        yield f"how {row.trains} is trained", TrainSettings, TRAIN_KEYS
 
 
 def _help(key: str, model: type[BaseModel]) -> str:
     default = model.model_fields[key].default
-    words: dict[object, str] = {True: "on", False: "off", "": "empty"}
-    shown = words.get(default, default) if isinstance(default, bool | str) else default
+    shown = {"True": "on", "False": "off", "": "empty"}.get(str(default), default)
     extra = f" [{', '.join(preset_names())}]" if key == "preset" else ""
     return f"{describe_field(key, model)} (default {shown}){extra}".replace("%", "%%")
 
@@ -101,42 +91,33 @@ def parse(argv: Sequence[str] | None) -> tuple[str, dict[str, str]]:
     Raises:
         SettingsError: an option that is not known.
     """
-    words = sys.argv[1:] if argv is None else argv
-    words = _without_flags(words)
+    given = iter(sys.argv[1:] if argv is None else argv)
+    # `-P key=value`, as `mlflow run` takes it and as messages put it, is `--key=value`
+    words = [f"--{next(given, '')}" if word == "-P" else word for word in given]
     known, unknown = build_parser(_stage_keys(words)).parse_known_args(words)
-    options = {key: value for key, value in vars(known).items() if key != "entry_point"}
+    options = dict(vars(known))
+    entry_point = options.pop("entry_point")
     for key, value in options.items():
         if not is_unicode(value):
             raise SettingsError(
                 f"{key}={printable(value)} (command line) is not UTF-8 text: rename what it names"
             )
     if unknown:
-        extra = [word[2:].partition("=")[0] for word in unknown if word.startswith("--")]
-        lines = [_unknown(key, known.entry_point) for key in dict.fromkeys(extra)]
-        raise SettingsError(
-            "\n".join(lines)
-            or f"unexpected words on the command line: {' '.join(unknown)}: see --help"
-        )
-    return known.entry_point, options
+        lines = [_unknown(key, entry_point) for key in _keys_among(unknown)]
+        stray = f"unexpected words on the command line: {' '.join(unknown)}: see --help"
+        raise SettingsError("\n".join(lines) or stray)
+    return entry_point, options
 
 
-def _stage_keys(words: Sequence[str]) -> list[str]:
-    """The settings of single stages, of whatever number, among these words."""
-    keys = dict.fromkeys(word[2:].partition("=")[0] for word in words if word.startswith("--"))
-    split = {key: split_stage_key(key) for key in keys}
+def _keys_among(words: Iterable[str]) -> list[str]:
+    keys = (word[2:].partition("=")[0] for word in words if word.startswith("--"))
+    return list(dict.fromkeys(keys))
+
+
+def _stage_keys(words: Iterable[str]) -> list[str]:
+    """The settings of single stages, of any number, among these words."""
+    split = {key: split_stage_key(key) for key in _keys_among(words)}
     return [key for key, (number, name) in split.items() if number and name in TRAIN_KEYS]
-
-
-def _without_flags(words: Sequence[str]) -> list[str]:
-    """`-P key=value`, as `mlflow run` takes it and as messages put it, is `--key=value`."""
-    plain: list[str] = []
-    rest = iter(words)
-    for word in rest:
-        if word == "-P":
-            plain.append(f"--{next(rest, '')}")
-        else:
-            plain.append(word)
-    return plain
 
 
 def _unknown(key: str, entry_point: str) -> str:

@@ -29,7 +29,7 @@ PRETRAIN_DEFAULTS = {
     "weight_decay": "0.05",
     "views": "0",
 }
-"""What random weights want, where neither a preset nor anybody says otherwise."""
+"""What random weights want, where no preset and no option sets another value."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class PretrainPlan:
-    """`sized`, `val_sized`: somebody has said how many images a class to train, to validate on."""
+    """`sized`, `val_sized`: the number of images a class to train, to validate on, is given."""
 
     out: str
     settings: Settings
@@ -58,24 +58,23 @@ class PretrainPlan:
     val_sized: bool
 
 
-def stage_plan(request: Request, number: int) -> StagePlan:
-    """The plan of stage `number`; whether the schedule has it, a given parent run says later.
+def stage_plan(request: Request, number: int = 0) -> StagePlan:
+    """The plan of stage `number`; 0: of the request's own `number`.
+
+    Where a parent run is given, its schedule decides later whether there is such a stage.
 
     Raises:
         SettingsError: a wrong setting, or no such stage.
     """
-    parent_run_id = request.own_settings(StageSettings).parent_run_id
-    targeted = request.for_stage(number)
-    settings = request.settings() if parent_run_id else targeted.settings()
-    return StagePlan(number, targeted, settings, parent_run_id)
-
-
-def numbered_stage_plan(request: Request) -> StagePlan:
-    """The plan of the stage that `number` says; see `stage_plan`."""
-    number = request.own_settings(NumberedStageSettings).number
+    model = StageSettings if number else NumberedStageSettings
+    own = request.own_settings(model)
+    if isinstance(own, NumberedStageSettings):
+        number = own.number
     if not number:
         raise SettingsError("number is not given: pass -P number=<a stage of the schedule>")
-    return stage_plan(request, number)
+    targeted = request.for_stage(number)
+    settings = request.settings() if own.parent_run_id else targeted.settings()
+    return StagePlan(number, targeted, settings, own.parent_run_id)
 
 
 def evaluate_plan(request: Request) -> EvaluateSettings:
@@ -100,16 +99,16 @@ def gate_plan(request: Request) -> GateSettings:
     """
     request.settings()
     own = request.own_settings(GateSettings)
-    if own.lines and own.run_id:
+    if bool(own.lines) != bool(own.run_id):
+        return own
+    if own.lines:
         raise GateError(
             f"gate takes run_id or lines, got both ({own.run_id}, {own.lines}): leave one out"
         )
-    if not own.lines and not own.run_id:
-        raise GateError(
-            "gate needs -P run_id=<a finished stage-2 run> or -P lines=<a file with the result "
-            "lines of stages 1 and 2>"
-        )
-    return own
+    raise GateError(
+        "gate needs -P run_id=<a finished stage-2 run> or -P lines=<a file with the result lines "
+        "of stages 1 and 2>"
+    )
 
 
 def pretrain_plan(request: Request) -> PretrainPlan:

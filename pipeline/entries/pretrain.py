@@ -1,4 +1,4 @@
-"""Entry point pretrain: weights for those who have none, trained from scratch on labelled images.
+"""Entry point pretrain: weights where there are none, trained from scratch on labelled images.
 
 In: a labelled image set of the domain (medical, satellite, ...). Out: a safetensors file that
 `-P weights=<path>` reads, with where it came from in its metadata, and the MLflow run that trained

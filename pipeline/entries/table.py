@@ -10,23 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from pipeline.comparing.arms import Comparison, comparison_of
-from pipeline.comparing.grid import Grid, grid_of
+from pipeline.comparing.arms import comparison_of
+from pipeline.comparing.grid import grid_of
 from pipeline.entries.plans import (
-    PretrainPlan,
-    StagePlan,
     evaluate_plan,
     gate_plan,
-    numbered_stage_plan,
     pretrain_plan,
     stage_plan,
 )
 from pipeline.settings.entry import (
     NAMED_STAGES,
+    CommandSettings,
     CompareSettings,
     DecideSettings,
     EvaluateSettings,
@@ -37,30 +36,21 @@ from pipeline.settings.entry import (
     TuneSettings,
 )
 from pipeline.settings.request import Request
-from pipeline.settings.run import (
-    PLACE_KEYS,
-    RUN_KEYS,
-    THRESHOLD_KEYS,
-    TRAIN_KEYS,
-    Settings,
-)
-from pipeline.settings.search_space import Plan, plan_of
+from pipeline.settings.run import PLACE_KEYS, RUN_KEYS, THRESHOLD_KEYS, TRAIN_KEYS
+from pipeline.settings.search_space import plan_of
 
 if TYPE_CHECKING:
-    from pipeline.runs.command import Command
     from pipeline.runs.session import OnEpoch, Say
-
-P = TypeVar("P")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EntryPoint(Generic[P]):
+class EntryPoint:
     """A row: one subcommand of the command line, and one entry point of MLproject.
 
     Attributes:
         help: one line.
         plan: from a request to what is to be done; imports nothing slow.
-        run: does the work, and imports what it needs when it is called.
+        work: `module:function` that takes a `Command` and the plan, imported when it is called.
         own: the settings that this entry point alone has.
         shared: settings of `CommandSettings` that it takes.
         study: settings of `TuneSettings` that it takes.
@@ -70,8 +60,8 @@ class EntryPoint(Generic[P]):
 
     name: str
     help: str
-    plan: Callable[[Request], P]
-    run: Callable[[Command, P], object]
+    plan: Callable[[Request], Any]
+    work: str
     own: type[BaseModel] | None = None
     shared: tuple[str, ...] = ("storage", "tuned")
     study: tuple[str, ...] = ()
@@ -100,141 +90,90 @@ class EntryPoint(Generic[P]):
         return Request.read(options, self.own_keys)
 
 
-def _run_main(command: Command, plan: Settings) -> object:
-    from pipeline.entries.chain import main_entry
-
-    return main_entry(command, plan)
-
-
-def _run_stage(command: Command, plan: StagePlan) -> object:
-    from pipeline.entries.chain import stage_entry
-
-    return stage_entry(command, plan)
-
-
-def _run_tune(command: Command, plan: Plan) -> object:
-    from pipeline.tuning.work import tune_entry
-
-    return tune_entry(command, plan)
-
-
-def _run_decide(command: Command, plan: Comparison) -> object:
-    from pipeline.entries.decide import decide_entry
-
-    return decide_entry(command, plan)
-
-
-def _run_compare(command: Command, plan: Grid) -> object:
-    from pipeline.entries.compare import compare_entry
-
-    return compare_entry(command, plan)
-
-
-def _run_pretrain(command: Command, plan: PretrainPlan) -> object:
-    from pipeline.entries.pretrain import pretrain_entry
-
-    return pretrain_entry(command, plan)
-
-
-def _run_evaluate(command: Command, plan: EvaluateSettings) -> object:
-    from pipeline.runs.scoring import evaluate_entry
-
-    return evaluate_entry(command, plan)
-
-
-def _run_gate(command: Command, plan: GateSettings) -> object:
-    from pipeline.entries.gate import gate_entry
-
-    return gate_entry(command, plan)
-
-
 def _study_keys(*left_out: str) -> tuple[str, ...]:
     return tuple(key for key in TuneSettings.model_fields if key not in left_out)
 
 
-def _stage(number: int) -> EntryPoint[StagePlan]:
-    return EntryPoint(
-        name=f"stage{number}",
-        help=f"stage {number}; missing parent stages are trained first",
-        plan=partial(stage_plan, number=number),
-        run=_run_stage,
-        own=StageSettings,
-        trains=f"stage{number}",
-    )
-
-
-_MAIN = EntryPoint(
-    name="main",
-    help="every stage of the schedule, and a run that sums them up",
-    plan=Request.settings,
-    run=_run_main,
+_ROWS = (
+    EntryPoint(
+        name="main",
+        help="every stage of the schedule, and a run that sums them up",
+        plan=Request.settings,
+        work="entries.chain:main_entry",
+    ),
+    *(
+        EntryPoint(
+            name=f"stage{number}",
+            help=f"stage {number}; missing parent stages are trained first",
+            plan=partial(stage_plan, number=number),
+            work="entries.chain:stage_entry",
+            own=StageSettings,
+            trains=f"stage{number}",
+        )
+        for number in range(1, NAMED_STAGES + 1)
+    ),
+    EntryPoint(
+        name="stage",
+        help="the stage that number= says, for schedules with more than three",
+        plan=stage_plan,
+        work="entries.chain:stage_entry",
+        own=NumberedStageSettings,
+        trains="that stage",
+    ),
+    EntryPoint(
+        name="tune",
+        help="Optuna studies of each stage's settings; any number of these commands share them",
+        plan=plan_of,
+        work="tuning.work:tune_entry",
+        shared=("storage", "joins"),
+        study=_study_keys(),
+    ),
+    EntryPoint(
+        name="decide",
+        help="is stage 3 justified? paired runs, look by look, to a verdict and its report",
+        plan=comparison_of,
+        work="entries.decide:decide_entry",
+        own=DecideSettings,
+        shared=("storage", "joins"),
+        study=_study_keys("stage", "space", "timeout"),
+    ),
+    EntryPoint(
+        name="compare",
+        help="which schedule, on which backbone? paired draws at equal optimizer steps",
+        plan=grid_of,
+        work="entries.compare:compare_entry",
+        own=CompareSettings,
+        shared=("storage", "tuned", "joins"),
+        study=_study_keys("stage", "space", "timeout", "draws"),
+    ),
+    EntryPoint(
+        name="pretrain",
+        help="weights from scratch on labelled images, for those who have none",
+        plan=pretrain_plan,
+        work="entries.pretrain:pretrain_entry",
+        own=PretrainSettings,
+        shared=(),
+    ),
+    EntryPoint(
+        name="evaluate",
+        help="accuracy of a finished stage run on the test split",
+        plan=evaluate_plan,
+        work="runs.scoring:evaluate_entry",
+        own=EvaluateSettings,
+        shared=(),
+        run_keys=(*PLACE_KEYS, "device", "precision", "cache_dir"),
+    ),
+    EntryPoint(
+        name="gate",
+        help="has stage 3 been earned? read from finished stage-2 runs, or from result lines",
+        plan=gate_plan,
+        work="entries.gate:gate_entry",
+        own=GateSettings,
+        shared=(),
+        run_keys=(*PLACE_KEYS, "cache_dir", *THRESHOLD_KEYS),
+    ),
 )
-_STAGE = EntryPoint(
-    name="stage",
-    help="the stage that number= says, for schedules with more than three",
-    plan=numbered_stage_plan,
-    run=_run_stage,
-    own=NumberedStageSettings,
-    trains="that stage",
-)
-_TUNE = EntryPoint(
-    name="tune",
-    help="Optuna studies of each stage's settings; any number of these commands share them",
-    plan=plan_of,
-    run=_run_tune,
-    shared=("storage", "joins"),
-    study=_study_keys(),
-)
-_DECIDE = EntryPoint(
-    name="decide",
-    help="is stage 3 justified? paired runs, look by look, to a verdict and its report",
-    plan=comparison_of,
-    run=_run_decide,
-    own=DecideSettings,
-    shared=("storage", "joins"),
-    study=_study_keys("stage", "space", "timeout"),
-)
-_COMPARE = EntryPoint(
-    name="compare",
-    help="which schedule, on which backbone? paired draws at equal optimizer steps",
-    plan=grid_of,
-    run=_run_compare,
-    own=CompareSettings,
-    shared=("storage", "tuned", "joins"),
-    study=_study_keys("stage", "space", "timeout", "draws"),
-)
-_PRETRAIN = EntryPoint(
-    name="pretrain",
-    help="weights from scratch on labelled images, for those who have none",
-    plan=pretrain_plan,
-    run=_run_pretrain,
-    own=PretrainSettings,
-    shared=(),
-)
-_EVALUATE = EntryPoint(
-    name="evaluate",
-    help="accuracy of a finished stage run on the test split",
-    plan=evaluate_plan,
-    run=_run_evaluate,
-    own=EvaluateSettings,
-    shared=(),
-    run_keys=(*PLACE_KEYS, "device", "precision", "cache_dir"),
-)
-_GATE = EntryPoint(
-    name="gate",
-    help="has stage 3 been earned? read from finished stage-2 runs, or from result lines",
-    plan=gate_plan,
-    run=_run_gate,
-    own=GateSettings,
-    shared=(),
-    run_keys=(*PLACE_KEYS, "cache_dir", *THRESHOLD_KEYS),
-)
-_ROWS: tuple[EntryPoint[Any], ...] = (
-    _MAIN,
-    *map(_stage, range(1, NAMED_STAGES + 1)),
-    *(_STAGE, _TUNE, _DECIDE, _COMPARE, _PRETRAIN, _EVALUATE, _GATE),
-)
-ENTRY_POINTS: Mapping[str, EntryPoint[Any]] = {row.name: row for row in _ROWS}
+ENTRY_POINTS: Mapping[str, EntryPoint] = {row.name: row for row in _ROWS}
 
 
 def perform(
@@ -248,9 +187,11 @@ def perform(
     Raises:
         PipelineError: whatever a person can mend.
     """
-    entry_point = ENTRY_POINTS[name]
-    request = entry_point.read(options)
-    plan = entry_point.plan(request)
+    row = ENTRY_POINTS[name]
+    request = row.read(options)
+    plan = row.plan(request)
+    shared = request.own_settings(CommandSettings)
     from pipeline.runs.command import Command
 
-    return entry_point.run(Command.of(request, say, on_epoch), plan)
+    command = Command(request=request, **shared.model_dump(), say=say, on_epoch=on_epoch)
+    return resolve_name(f"pipeline.{row.work}")(command, plan)

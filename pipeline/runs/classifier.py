@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pandas as pd
+from torch import nn
 
 from pipeline.errors import DataError, LineageError, first_line
+from pipeline.model.served_model import ImageClassifier
 from pipeline.tracking import Tracking
 from pipeline.tracking.registry import load_python_model
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from torch import nn
-
-    from pipeline.model.served_model import ImageClassifier
 
 
 @dataclass(frozen=True)
@@ -60,8 +57,6 @@ class Classifier:
         Raises:
             DataError: a file cannot be read; says which.
         """
-        import pandas as pd
-
         table = pd.DataFrame({"image": [*map(_content, images)]})
         try:
             return self.served.predict(None, table)

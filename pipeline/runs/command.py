@@ -1,11 +1,10 @@
-"""One command: what was asked for, and where to report; entry points take it and a plan."""
+"""One command, as entry points take it beside their plan."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from pipeline.runs.session import OnEpoch, Say
-from pipeline.settings.entry import CommandSettings
 from pipeline.settings.request import Request
 
 
@@ -28,11 +27,3 @@ class Command:
     joins: str = ""
     say: Say = print
     on_epoch: OnEpoch = field(default=lambda *_: None)
-
-    @classmethod
-    def of(
-        cls, request: Request, say: Say = print, on_epoch: OnEpoch = lambda *_: None
-    ) -> Command:
-        """The command of a request."""
-        own = request.own_settings(CommandSettings)
-        return cls(request=request, **own.model_dump(), say=say, on_epoch=on_epoch)

@@ -15,7 +15,6 @@ has found them by their lineage key, which proves that they saw the same images.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 
 from pipeline.data.open import NAMES
 from pipeline.errors import LineageError
@@ -26,6 +25,7 @@ from pipeline.system.digests import digest_values
 from pipeline.system.files import typed_path
 from pipeline.tracking import RunView
 
+WITHOUT_PARENT = "leave parent_run_id out to have a parent found or trained"
 METHOD = 2
 """Raised whenever the same settings would train to other weights than before."""
 
@@ -57,9 +57,7 @@ def _method(
     """What a stage's weights depend on beside images, seed, training settings and parent."""
     return {
         "method": METHOD,
-        "trains": list(
-            stage.trainable
-        ),  # not the schedule: stage 1 of several is one and the same
+        "trains": list(stage.trainable),  # not the schedule: several share a stage 1
         "stage": stage.number,
         "backbone": settings.backbone,
         "weights": weights_digest,
@@ -80,11 +78,11 @@ def recipe_key(
     weights_digest: str,
     precision: str,
 ) -> str:
-    """What sibling runs share: everything in the lineage but the draw, the seed and the images.
+    """What sibling runs share: everything in the lineage except the draw, the seed and the images.
 
-    `data`: the digest of the data set; before there was one, its name. A parent that was trained
-    by another recipe than this run's settings say makes another key. With `trained` below the
-    stage's number it is what a study's trials share, too.
+    `trained`: the last stage whose training settings count, for a study the one before its own.
+    `data`: the digest of the data set, in earlier versions its name. A parent that was trained by
+    other settings makes another key.
     """
     apart = [settings.test_per_class] if settings.test_per_class else []
     return digest_values(
@@ -98,44 +96,42 @@ def recipe_key(
     )
 
 
-_OPEN = {"norm_stats": "auto"}
-"""Settings that leave it to the parent run, whatever it came to."""
+def other_than(run: RunView, stage: int | None = None, schedule: str | None = None) -> str:
+    """What a run is instead of a finished run of that stage and schedule (None: of any); or ""."""
+    kind, number, own = (run.tags.get(key) for key in ("kind", "stage", "schedule"))
+    if kind != "stage" or run.status != "FINISHED":
+        return f"{kind or 'no stage run'}, {run.status}"
+    if (stage and number != str(stage)) or (schedule and own != schedule):
+        return f"stage {number} of {own}"
+    return ""
 
 
 def check_parent(run: RunView, stage_number: int) -> None:
     """Refuse a run that stage `stage_number` cannot continue from.
 
     Raises:
-        LineageError: not a stage run, not finished, or not of the stage before.
+        LineageError: not a finished run of the stage before.
     """
-    asked = f"stage{stage_number} needs a stage-{stage_number - 1} checkpoint, run {run.run_id}"
-    hint = f"pass -P parent_run_id=<a finished stage-{stage_number - 1} run>, or leave it out"
     if stage_number == 1:
         raise LineageError("stage1 starts from pretrained weights: leave parent_run_id out")
-    if run.tags.get("kind") != "stage":
-        raise LineageError(f"{asked} is not a stage run: {hint}")
-    if run.tags.get("stage") != str(stage_number - 1):
-        raise LineageError(f"{asked} is stage {run.tags.get('stage')}: {hint}")
-    if run.status != "FINISHED":
-        raise LineageError(f"{asked} is {run.status}: {hint}")
+    before = stage_number - 1
+    if other := other_than(run, before):
+        raise LineageError(
+            f"stage{stage_number} needs a stage-{before} checkpoint, run {run.run_id} is {other}: "
+            f"pass -P parent_run_id=<a finished stage-{before} run>, or leave it out"
+        )
+
+
+_OF_EACH_RUN = (
+    *("device", "cache", "cache_dir", "cache_limit", "reuse", "log_model", "precision"),
+    *THRESHOLD_KEYS,
+)
+"""How and where to compute, and how to read the result: no parent hands that down."""
 
 
 def inherit(run: RunView) -> dict[str, object]:
     """A stage run's resolved settings, as logged, for a child to take over."""
-    raw = json.loads(run.tags["settings"])
-    assert isinstance(raw, dict)
-    # how and where to compute is each run's own business
-    own = (
-        "device",
-        "cache",
-        "cache_dir",
-        "cache_limit",
-        "reuse",
-        "log_model",
-        "precision",
-        *THRESHOLD_KEYS,
-    )
-    return {key: value for key, value in raw.items() if key not in own}
+    return {k: v for k, v in json.loads(run.tags["settings"]).items() if k not in _OF_EACH_RUN}
 
 
 def settings_of(run: RunView) -> dict[str, object]:
@@ -151,9 +147,8 @@ def check_places(settings: Settings, run: RunView) -> None:
         LineageError: says which, and how to name the place.
     """
     logged = json.loads(run.tags["settings"])
-    paths = {"data": settings.data not in NAMES, "weights": names_a_file(settings.weights)}
-    for key in (key for key, is_path in paths.items() if is_path):
-        place = getattr(settings, key)
+    is_path = {"data": settings.data not in NAMES, "weights": names_a_file(settings.weights)}
+    for key, place in ((key, getattr(settings, key)) for key in is_path if is_path[key]):
         if place == logged[key] and not typed_path(place).exists():
             raise LineageError(
                 f"the {key} of run {run.run_id} are not at {key}={place} any more: pass "
@@ -161,38 +156,32 @@ def check_places(settings: Settings, run: RunView) -> None:
             )
 
 
-def check_agreement(
-    settings: Settings, values: Mapping[str, object], run: RunView, otherwise: str
-) -> None:
-    """Refuse settings that contradict what a run was made with.
+def check_agreement(settings: Settings, run: RunView) -> None:
+    """Refuse settings that contradict what a parent run was made with.
 
-    Where images and weights lie is no matter of settings: their digests are compared.
-    `otherwise`: what to do where a setting is meant.
+    Places of images and weights may differ: their digests are compared.
 
     Raises:
         LineageError: names each setting, both values, and what to do.
     """
-    stage = int(run.tags["stage"])
-    conflicts = [
-        f"{key} is {value} there, got {_current(settings, key)}"
-        for key, value in values.items()
-        if key not in PLACE_KEYS
-        and (
-            key in INHERITED_KEYS
-            or key.startswith(tuple(f"stage{n}." for n in range(1, stage + 1)))
-        )
-        and _current(settings, key) not in (value, _OPEN.get(key))
-    ]
+    stages = tuple(f"stage{n}." for n in range(1, int(run.tags["stage"]) + 1))
+    conflicts = []
+    for key, value in inherit(run).items():
+        if key in PLACE_KEYS or not (key in INHERITED_KEYS or key.startswith(stages)):
+            continue
+        current = _current(settings, key)
+        if current != value and (key, current) != ("norm_stats", "auto"):  # auto: as the parent
+            conflicts.append(f"{key} is {value} there, got {current}")
     if conflicts:
         raise LineageError(
             f"settings contradict run {run.run_id}: {'; '.join(conflicts)}: leave them out, or "
-            f"{otherwise}"
+            f"{WITHOUT_PARENT}"
         )
 
 
 def _current(settings: Settings, key: str) -> object:
-    if "." in key:
-        stage, name = key.split(".")
-        number = int(stage.removeprefix("stage"))
-        return getattr(settings.training(number), name) if number <= len(settings.stages) else None
-    return getattr(settings, key)
+    if "." not in key:
+        return getattr(settings, key)
+    stage, name = key.split(".")
+    number = int(stage.removeprefix("stage"))
+    return getattr(settings.training(number), name) if number <= len(settings.stages) else None

@@ -17,31 +17,25 @@ from pipeline.errors import LineageError, TrainingError
 from pipeline.model.backbones import Backbone
 from pipeline.model.checkpoints import save_checkpoint
 from pipeline.model.freezing import FrozenProof
-from pipeline.reporting.figures import best_effort
-from pipeline.runs.scoring import predict
+from pipeline.runs.scoring import logits_of
 from pipeline.runs.session import CHECKPOINT, Session
-from pipeline.runs.stage_log import (
-    log_outcome,
-    log_outcome_pictures,
-    log_served_model,
-    log_start,
-)
-from pipeline.settings.run import Settings
+from pipeline.runs.stage_log import log_outcome, log_pictures, log_served_model, log_start
 from pipeline.signals.evidence import (
+    COMPLETED,
     Subject,
     has_pictures,
     instability_now,
     log_evidence,
-    log_evidence_pictures,
+    parent_of,
+    signals_of,
 )
-from pipeline.signals.gate_runs import gate_of_run
+from pipeline.signals.gate import gate_of_run
 from pipeline.stats.metrics import score_logits
 from pipeline.system.interrupts import check
 from pipeline.system.memory import PEAK_METRIC, PeakMemory
 from pipeline.tracking import RunLog, RunView
-from pipeline.tracking.history import Summary
-from pipeline.tracking.keys import EPOCH_METRICS, POOL, TEST_AS_STORED, VAL, VAL_LOSS, at_best
-from pipeline.training.device import kernels
+from pipeline.tracking.history import Summary, read_history
+from pipeline.tracking.keys import EPOCH_METRICS, POOL, VAL, VAL_LOSS, at_best
 from pipeline.training.features import Features
 from pipeline.training.trainer import Trainer
 
@@ -60,17 +54,15 @@ def run_stage(
         assert parent
         gate_of_run(session.tracking, parent, settings, session.say)[0].enforce()
     started = time.perf_counter()
+    name = f"stage{number} · {settings.data_name} · {settings.backbone}"
+    name += f" · draw {settings.draw} · seed {settings.seed}"
     with (
         session.tracking.run(
-            run_name(settings, number), {"kind": "stage"}, target=target, nested_under=nested_under
+            name, {"kind": "stage"}, target=target, nested_under=nested_under
         ) as log,
         tempfile.TemporaryDirectory() as folder,
     ):
-        keys = _keys_of(session, number)
-        log_start(log, settings, stage, session.draw, session.pretrained, keys, parent)
-        if session.norm_choice:
-            scores = session.norm_choice.scores.items()
-            log.metrics({f"norm_stats/{name}": score for name, score in scores})
+        log_start(log, session, stage, parent)
         training = settings.training(number)
         if distinct_views(training.augment) is None and 0 < settings.views < training.epochs:
             session.say(
@@ -107,26 +99,36 @@ def run_stage(
             schedule=stage.schedule,
             stage=number,
         )
-        summary = summarise(trainer, log.run_id, time.perf_counter() - started)
+        best = trainer.history.best
+        summary = Summary(
+            number=number,
+            trains=stage.trainable,
+            run_id=log.run_id,
+            reused=False,
+            epoch=trainer.history.selected,
+            metrics={name: best[name] for name in EPOCH_METRICS},
+            wall_s=time.perf_counter() - started,
+            trainable=sum(weight.master.numel() for weight in trainer.weights),
+        )
         log.tags({"checkpoint_sha256": sha256, "frozen_sha256": proof.digest})
         log.metrics({"time/prefix_s": prefix_s})
         if math.isfinite(peak_mib := peak.read_mib()):
             log.metrics({PEAK_METRIC: peak_mib})
         log.file(checkpoint, str(Path(CHECKPOINT).parent))
         subject = Subject(
-            stage, settings, trainer.history, trainer.best_logits, session.draw.val, parent
+            stage=stage,
+            settings=settings,
+            draw=session.draw,
+            history=trainer.history,
+            logits=trainer.best_logits,
+            parent=parent,
         )
         signals = log_evidence(log, session.tracking, subject)
-        log_outcome(log, settings, stage, session.draw, summary, trainer.best_logits, signals)
+        log_outcome(log, subject, summary, signals)
         if not session.is_trial:
-            with best_effort("a picture of the signals", session.say):
-                log_evidence_pictures(log, session.tracking, subject, signals)
-            with best_effort("a picture of the result", session.say):
-                log_outcome_pictures(
-                    log, stage, session.draw, trainer.history, trainer.best_logits
-                )
-        if settings.log_model and not session.is_trial:
-            log_served_model(log, settings, session.draw, backbone, Path(folder))
+            log_pictures(log, session.tracking, subject, signals, session.say)
+            if settings.log_model:
+                log_served_model(log, settings, session.draw, backbone, Path(folder))
     _meet(session, number)
     if parent and not session.is_trial:
         now = instability_now(session.tracking, session.recipe(number), settings)
@@ -139,28 +141,6 @@ def run_stage(
     session.say(f"stage {number}: run {summary.run_id}")
     session.say(summary.best_line)
     return summary
-
-
-def _keys_of(session: Session, number: int) -> dict[str, str]:
-    """Tags by which a run is found, and those that say how its command came to its settings."""
-    keys = {
-        "lineage_key": session.key(number),
-        "recipe_key": session.recipe(number),
-        POOL: session.draw.pool,
-        "norm_stats": session.settings.norm_stats,
-        "precision": session.precision,
-    }
-    if session.test_as_stored:
-        keys[TEST_AS_STORED] = session.test_as_stored
-    if session.norm_choice:
-        keys["norm_stats_reason"] = session.norm_choice.reason
-    if kernels() != "fast":
-        keys["kernels"] = kernels()
-    if session.is_trial:
-        keys["is_trial"] = "true"
-    if number in session.tuned_by:
-        keys["tuned_by"] = session.tuned_by[number]
-    return keys
 
 
 def _train(
@@ -189,21 +169,6 @@ def _train(
             f"stage {stage.number}: no epoch had a finite validation loss: lower "
             f"stage{stage.number}.lr ({training.lr}) or set clip_norm"
         )
-
-
-def summarise(trainer: Trainer, run_id: str, wall_s: float) -> Summary:
-    """What a stage came to at its selected epoch."""
-    best = trainer.history.best
-    return Summary(
-        number=trainer.stage.number,
-        trains=trainer.stage.trainable,
-        run_id=run_id,
-        reused=False,
-        epoch=trainer.history.selected,
-        metrics={name: best[name] for name in EPOCH_METRICS},
-        wall_s=wall_s,
-        trainable=sum(weight.master.numel() for weight in trainer.weights),
-    )
 
 
 def find_or_run(session: Session, number: int, nested_under: str | None = None) -> Summary:
@@ -250,15 +215,48 @@ def _with_every_metric(session: Session, run: RunView, backbone: Backbone, numbe
     missing = [name for name, key in VAL.items() if at_best(key) not in run.metrics]
     if not missing:
         return run
-    val, prefix = session.draw.val, session.settings.stage(number).prefix
-    logits = predict(
-        backbone, val, session.dtype, session.device, cache=session.cache, prefix=prefix
-    )
+    val = session.draw.val
+    logits = logits_of(session, backbone, val, session.settings.stage(number).prefix)
     scores = score_logits(logits, val.labels)
-    session.tracking.add_metrics(
-        run.run_id, {at_best(VAL[name]): scores[name] for name in missing}
+    session.tracking.writing(run.run_id).metrics(
+        {at_best(VAL[name]): scores[name] for name in missing}
     )
     return session.tracking.get(run.run_id)
+
+
+def complete(session: Session, number: int, run_id: str) -> None:
+    """Give a trial's or pair's run its pictures, and its served model if `log_model` asks for one.
+
+    Raises:
+        LineageError: the run's checkpoint is missing or damaged.
+    """
+    settings, tracking = session.settings, session.tracking
+    run, log = tracking.get(run_id), tracking.writing(run_id)
+    lacks_pictures = not has_pictures(run)
+    lacks_model = settings.log_model and "model_uri" not in run.tags
+    if not lacks_pictures and not lacks_model:
+        return
+    backbone = session.restore(run)
+    if lacks_pictures:
+        stage = settings.stage(number)
+        logits = logits_of(session, backbone, session.draw.val, stage.prefix)
+        if history := read_history(tracking, run):
+            subject = Subject(
+                stage=stage,
+                settings=settings,
+                draw=session.draw,
+                history=history,
+                logits=logits,
+                parent=parent_of(tracking, run),
+            )
+            log_pictures(log, tracking, subject, signals_of(tracking, run), session.say)
+        log.tags({COMPLETED: "true"})
+    if lacks_model:
+        with tempfile.TemporaryDirectory() as folder:
+            log_served_model(log, settings, session.draw, backbone, Path(folder))
+    session.say(
+        f"stage {number}: run {run_id} has its pictures and its model now, not trained again"
+    )
 
 
 def _meet(session: Session, number: int) -> None:
@@ -272,11 +270,4 @@ def adopt(session: Session, run: RunView, number: int) -> None:
     former = session.recipe(number, data=run.tags["data"])
     if POOL not in run.tags and run.tags["recipe_key"] == former:
         tags = {"recipe_key": session.recipe(number), POOL: session.draw.pool}
-        session.tracking.add_tags(run.run_id, tags)
-
-
-def run_name(settings: Settings, number: int) -> str:
-    """A name that tells runs apart in a list."""
-    data = settings.data_name
-    what = f"stage{number} · {data} · {settings.backbone}"
-    return f"{what} · draw {settings.draw} · seed {settings.seed}"
+        session.tracking.writing(run.run_id).tags(tags)

@@ -14,7 +14,7 @@ from pipeline.data.overlap import Overlap
 from pipeline.errors import DataError, LineageError
 from pipeline.model.backbones import FORWARD_ORDER, Backbone
 from pipeline.runs.command import Command
-from pipeline.runs.lineage import check_places, settings_of
+from pipeline.runs.lineage import check_places, other_than, settings_of
 from pipeline.runs.session import Session, source_and_weights, source_of
 from pipeline.runs.stage_log import log_unreadable
 from pipeline.settings.entry import EvaluateSettings
@@ -41,11 +41,10 @@ def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
     tracking = Tracking.connect(with_artifacts=False)
     with tracking.explained():
         run = tracking.get(run_id)
-        if run.tags.get("kind") != "stage" or run.status != "FINISHED":
+        if other := other_than(run):
             raise LineageError(
-                f"evaluate needs a finished stage run, run {run_id} is "
-                f"{run.tags.get('kind', 'no stage run')}, {run.status}: copy the id of a stage "
-                "run from the MLflow UI"
+                f"evaluate needs a finished stage run, run {run_id} is {other}: copy the id of a "
+                "stage run from the MLflow UI"
             )
         settings = command.request.settings(settings_of(run))
         check_places(settings, run)
@@ -57,14 +56,7 @@ def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
         with tracking.run(f"evaluate · {run.name}", {"kind": "evaluate"}, target=True) as log:
             backbone = session.restore(run)
             prefix = settings.stage(int(run.tags["stage"])).prefix
-            logits = predict(
-                backbone,
-                images,
-                session.dtype,
-                session.device,
-                cache=session.cache,
-                prefix=prefix,
-            )
+            logits = logits_of(session, backbone, images, prefix)
             scores = score_logits(logits, images.labels)
             overlap = Overlap.of(images, source).after([session.draw])
             log.tags({"evaluated_run_id": run.run_id})
@@ -84,12 +76,13 @@ def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
 
 
 def _check_test(run: RunView, digest: str, session: Session) -> None:
-    """Refuse to score a run on other test images than before: its accuracy would be another's.
+    """Refuse to score a run on other test images than before.
 
-    Before a first evaluation only the files are known, which may hold the same pixels otherwise.
+    Before a first evaluation only the files are known: other files, perhaps of the same pixels,
+    are a note.
 
     Raises:
-        DataError: they are others.
+        DataError: the images differ.
     """
     before, stored = run.tags.get(TEST_SHA256, "unknown"), run.tags.get(TEST_AS_STORED)
     data = session.settings.data
@@ -97,7 +90,7 @@ def _check_test(run: RunView, digest: str, session: Session) -> None:
         raise DataError(
             f"the test images of data={data} are not those that test/acc of run {run.run_id} was "
             "measured on (their SHA-256 differ): restore them, or pass -P data=<where they are "
-            f"now>; if others are meant, delete the run's tag {TEST_SHA256} in the MLflow UI first"
+            f"now>; to score others, delete the run's tag {TEST_SHA256} in the MLflow UI first"
         )
     if before == "unknown" and stored and stored != session.test_as_stored:
         session.say(
@@ -134,14 +127,15 @@ def keep_scores(
     measured: Mapping[str, str],
     counts: Mapping[str, float],
 ) -> None:
-    """Add a run's scores to it; its tags speak of no others at any time, even if this stops.
+    """Add scores to a run; its tags are `unknown` until the scores are those that they describe.
 
     `counts`: how many of the test images are no new ones.
     """
+    log = tracking.writing(run.run_id)
     if measured.keys() & run.tags.keys():
-        tracking.add_tags(run.run_id, dict.fromkeys(measured, "unknown"))
-    tracking.add_metrics(run.run_id, {**_named(scores), **counts})
-    tracking.add_tags(run.run_id, measured)
+        log.tags(dict.fromkeys(measured, "unknown"))
+    log.metrics({**_named(scores), **counts})
+    log.tags(measured)
 
 
 def _named(scores: Row) -> dict[str, float]:
@@ -182,6 +176,15 @@ def read_test_split(source: Source, settings: Settings, say: Callable[[str], Non
     if not len(images):
         raise DataError(f"{settings.data}: no image of the test split can be read: replace them")
     return images
+
+
+def logits_of(
+    session: Session, backbone: Backbone, images: ImageSet, prefix: tuple[str, ...]
+) -> torch.Tensor:
+    """`predict` with a session's device, precision and cache."""
+    return predict(
+        backbone, images, session.dtype, session.device, cache=session.cache, prefix=prefix
+    )
 
 
 @torch.no_grad()

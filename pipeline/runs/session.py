@@ -17,13 +17,14 @@ from torch import Tensor
 
 from pipeline.data.base import Source
 from pipeline.data.draws import Draw, deal_rows, draw_in, set_aside
+from pipeline.data.images import ImageSet
 from pipeline.data.open import open_source
 from pipeline.errors import LineageError
 from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.model.checkpoints import load_checkpoint
 from pipeline.model.pretrained import Pretrained, Weights, is_here, read_weights
 from pipeline.runs.lineage import lineage_key, recipe_key
-from pipeline.settings.run import Settings
+from pipeline.settings.run import Augment, Settings
 from pipeline.settings.schedules import Stage, schedule_of
 from pipeline.system.files import typed_path
 from pipeline.tracking import RunView, Tracking
@@ -82,11 +83,10 @@ def check_draws(source: Source, settings: Settings, draws: Iterable[int]) -> Non
 
 @dataclass(kw_only=True)
 class Session:
-    """What the stages of one command share: images, pretrained weights, the cache, the store.
-
-    `backbone` is one model for all stages: each sets all its weights before it begins.
+    """What the stages of one command share.
 
     Attributes:
+        backbone: one model for all stages: each sets all its weights before it begins.
         initial: what the seed drew and no pretrained tensor replaces: the new head, or everything.
         keys: lineage keys by stage number, an adopted parent's among them.
         done: stages that this command has found or trained.
@@ -94,7 +94,7 @@ class Session:
         is_trial: log what other stages and people need of a trial: no pictures, no served model.
         otherwise: what else to do where a given run cannot be used, for messages.
         test_as_stored: digest of the test split's files; empty where there is none.
-        norm_choice: what `norm_stats=auto` came to; None where nobody asked.
+        norm_choice: what `norm_stats=auto` came to; None where another value was given.
     """
 
     settings: Settings
@@ -180,7 +180,7 @@ class Session:
         return cache_folder(self.settings) / "norm_stats" if self.settings.cache else None
 
     def with_training(self, number: int, values: Mapping[str, object]) -> Session:
-        """The same with other training settings for one stage; what depends on it is forgotten."""
+        """The same with other training settings for a stage; what depends on them is forgotten."""
         training = self.settings.training(number).model_copy(update=dict(values))
         stages = list(self.settings.stages)
         stages[number - 1] = training
@@ -218,7 +218,7 @@ class Session:
         return str(self.dtype).removeprefix("torch.")
 
     def key(self, number: int) -> str:
-        """The lineage key of a stage; an adopted parent's key is put into `keys` beforehand."""
+        """The lineage key of a stage."""
         if number not in self.keys:
             self.keys[number] = lineage_key(
                 self.settings,
@@ -292,27 +292,20 @@ class Session:
             for step in schedule_of(settings.schedule).stages[stage.number :]
             if step.prefix and settings.training(step.number).augment == augment
         ]
-        train = self.cache.features(
-            backbone,
-            stage.prefix,
-            self.draw.train,
-            augment=augment,
-            views=settings.views,
-            dtype=self.dtype,
-            device=self.device,
-            also=later,
-            digests=digests,
-        )
+
+        def features(images: ImageSet, augment: Augment, views: int) -> Features:
+            return self.cache.features(
+                backbone,
+                stage.prefix,
+                images,
+                augment=augment,
+                views=views,
+                dtype=self.dtype,
+                device=self.device,
+                also=later,
+                digests=digests,
+            )
+
+        train = features(self.draw.train, augment, settings.views)
         # validation images are never varied: one view, kept even where training views are fresh
-        val = self.cache.features(
-            backbone,
-            stage.prefix,
-            self.draw.val,
-            augment="none",
-            views=1,
-            dtype=self.dtype,
-            device=self.device,
-            also=later,
-            digests=digests,
-        )
-        return train, val
+        return train, features(self.draw.val, "none", 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +20,26 @@ from pipeline.data.base import UNREADABLE
 from pipeline.data.draws import Draw
 from pipeline.data.images import ImageSet
 from pipeline.model.backbones import Backbone
-from pipeline.model.pretrained import Pretrained
-from pipeline.reporting.figures import confusion_matrix, learning_curves
+from pipeline.reporting.figures import best_effort, confusion_matrix, learning_curves
 from pipeline.runs.command_line import stage_entry_point
-from pipeline.settings.run import THRESHOLD_KEYS, TRAIN_KEYS, Settings, plain_values
+from pipeline.runs.session import Session
+from pipeline.settings.run import THRESHOLD_KEYS, Settings, plain_values
 from pipeline.settings.schedules import Stage
-from pipeline.signals.evidence import PREDICTIONS, sentences
+from pipeline.signals.evidence import (
+    NOTE,
+    PREDICTIONS,
+    Subject,
+    log_evidence_pictures,
+    sentences,
+)
 from pipeline.signals.readings import Signal
 from pipeline.system.files import write_atomically
 from pipeline.system.provenance import COMMAND, requirements_of
 from pipeline.system.text import as_markdown
-from pipeline.tracking import RunLog, RunView
-from pipeline.tracking.history import History, Summary
+from pipeline.tracking import RunLog, RunView, Tracking
+from pipeline.tracking.history import Summary
+from pipeline.tracking.keys import POOL, TEST_AS_STORED
+from pipeline.training.device import kernels
 
 PACKAGE = Path(__file__).parent.parent
 SERVED_MODEL = PACKAGE / "model" / "served_model.py"
@@ -39,40 +47,48 @@ SERVED_HELPERS = (PACKAGE / "data" / "images.py",)
 SERVED_PACKAGES = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "torch", "torchvision")
 
 
-def log_start(
-    log: RunLog,
-    settings: Settings,
-    stage: Stage,
-    draw: Draw,
-    pretrained: Pretrained,
-    keys: Mapping[str, str],
-    parent: RunView | None,
-) -> None:
+def log_start(log: RunLog, session: Session, stage: Stage, parent: RunView | None) -> None:
     """Everything that is known before the first step."""
-    values = plain_values(settings, range(1, stage.number + 1))
-    own = {name: getattr(settings.training(stage.number), name) for name in TRAIN_KEYS}
+    settings, draw, number = session.settings, session.draw, stage.number
+    values = plain_values(settings, range(1, number + 1))
     run = {k: v for k, v in values.items() if "." not in k and k not in THRESHOLD_KEYS}
-    log.params({**run, **own, "precision": keys["precision"]})  # in which it was really computed
+    own = settings.training(number).model_dump()
+    log.params({**run, **own, "precision": session.precision})  # in which it is really computed
     log.tags(
         {
             "preset": settings.preset,
-            "stage": str(stage.number),
+            "stage": str(number),
             "schedule": stage.schedule,
             "trains": " ".join(stage.trainable),
             "backbone": settings.backbone,
             "weights": settings.weights,
-            "weights_sha256": pretrained.digest,
-            "weights_report": pretrained.report,
+            "weights_sha256": session.pretrained.digest,
+            "weights_report": session.pretrained.report,
             "data": draw.source,
             "data_sha256": draw.fingerprint,
+            POOL: draw.pool,
             "draw": str(settings.draw),
             "seed": str(settings.seed),
             "parent_run_id": parent.run_id if parent else "none",
             "parent_checkpoint_sha256": parent.tags["checkpoint_sha256"] if parent else "none",
-            **keys,
+            "lineage_key": session.key(number),
+            "recipe_key": session.recipe(number),
+            "norm_stats": settings.norm_stats,
+            "precision": session.precision,
             "settings": json.dumps(values),
         }
     )
+    choice = session.norm_choice
+    where_it_applies = {
+        TEST_AS_STORED: session.test_as_stored,
+        "norm_stats_reason": choice.reason if choice else "",
+        "kernels": "" if kernels() == "fast" else kernels(),
+        "is_trial": "true" if session.is_trial else "",
+        "tuned_by": session.tuned_by.get(number, ""),
+    }
+    log.tags({key: value for key, value in where_it_applies.items() if value})
+    if choice:
+        log.metrics({f"norm_stats/{name}": score for name, score in choice.scores.items()})
     log.text(json.dumps(values, indent=2) + "\n", "settings.json")
     log_unreadable(log, draw.unreadable)
     for part, context in ((draw.train, "training"), (draw.val, "validation")):
@@ -92,39 +108,41 @@ def log_unreadable(log: RunLog, unreadable: Sequence[str]) -> None:
 
 
 def log_outcome(
-    log: RunLog,
-    settings: Settings,
-    stage: Stage,
-    draw: Draw,
-    summary: Summary,
-    logits: torch.Tensor,
-    signals: list[Signal],
+    log: RunLog, subject: Subject, summary: Summary, signals: Sequence[Signal]
 ) -> None:
-    """Everything that is known after the last step, but for pictures and the served model."""
+    """Everything that is known after the last step, except pictures and the served model."""
     log.metrics(summary.logged)
-    log.text(predictions_csv(logits, draw.val, draw.class_names), PREDICTIONS)
-    log.tags({"mlflow.note.content": description(settings, stage, draw, summary, signals)})
+    draw = subject.draw
+    log.text(predictions_csv(subject.logits, draw.val, draw.class_names), PREDICTIONS)
+    log.tags({NOTE: _description(subject, summary, signals)})
 
 
-def log_outcome_pictures(
-    log: RunLog, stage: Stage, draw: Draw, history: History, logits: torch.Tensor
-) -> None:
-    """Learning curves, and which classes are taken for which."""
-    name = f"stage {stage.number} of {stage.schedule}: {' + '.join(stage.trainable)}"
-    log.figure(learning_curves(name, history), "figures/learning_curves.png")
-    matrix = confusion(logits, draw.val.labels, len(draw.class_names))
-    title = f"validation images, epoch {history.selected}"
-    log.figure(confusion_matrix(title, matrix, draw.class_names), "figures/confusion_matrix.png")
-
-
-def description(
-    settings: Settings,
-    stage: Stage,
-    draw: Draw,
-    summary: Summary,
+def log_pictures(
+    log: RunLog,
+    tracking: Tracking,
+    subject: Subject,
     signals: Sequence[Signal],
-) -> str:
+    say: Callable[[str], None],
+) -> None:
+    """The signals' pictures, learning curves, and which classes are taken for which."""
+    stage, draw, history = subject.stage, subject.draw, subject.history
+    with best_effort("a picture of the signals", say):
+        log_evidence_pictures(log, tracking, subject, signals)
+    with best_effort("a picture of the result", say):
+        name = f"stage {stage.number} of {stage.schedule}: {' + '.join(stage.trainable)}"
+        log.figure(learning_curves(name, history), "figures/learning_curves.png")
+        classes = len(draw.class_names)  # rows: true, columns: predicted
+        cells = draw.val.labels.numpy() * classes + subject.logits.argmax(1).numpy()
+        counts = np.bincount(cells, minlength=classes**2).reshape(classes, classes)
+        title = f"validation images, epoch {history.selected}"
+        log.figure(
+            confusion_matrix(title, counts, draw.class_names), "figures/confusion_matrix.png"
+        )
+
+
+def _description(subject: Subject, summary: Summary, signals: Sequence[Signal]) -> str:
     """The run's note in the MLflow UI, as Markdown."""
+    stage, settings, draw = subject.stage, subject.settings, subject.draw
     lines = [
         f"**Stage {stage.number}** of `{stage.schedule}` trains {' + '.join(stage.trainable)} of "
         f"{settings.backbone} ({summary.trainable:,} parameters) on {len(draw.train)} images of "
@@ -141,12 +159,6 @@ def description(
             f"-P parent_run_id={summary.run_id}`"
         )
     return "\n\n".join(lines)
-
-
-def confusion(logits: torch.Tensor, labels: torch.Tensor, classes: int) -> np.ndarray:
-    """Counts of true class (rows) against predicted class (columns), (classes, classes)."""
-    flat = labels.numpy() * classes + logits.argmax(1).numpy()
-    return np.bincount(flat, minlength=classes * classes).reshape(classes, classes)
 
 
 def predictions_csv(logits: torch.Tensor, images: ImageSet, class_names: tuple[str, ...]) -> str:

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from pipeline.settings.run import Settings
 from pipeline.tracking.history import Summary
 from pipeline.tracking.keys import TRAIN_ACC, VAL_ACC, VAL_LOSS
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 def summary_table(rows: Sequence[Summary]) -> pd.DataFrame:
     """The stages as a table of text."""
-    import pandas as pd
-
     cells = [
         {
             "stage": str(row.number),
@@ -37,11 +33,9 @@ def summary_table(rows: Sequence[Summary]) -> pd.DataFrame:
 
 def came_to(asked: object, found: Sequence[str]) -> str:
     """What a setting was, and where it was `auto`, what that came to on how many pairs."""
-    counts = Counter(filter(None, found))
-    if asked != "auto" or not counts:
-        return str(asked)
-    shown = ", ".join(f"{value} ({count} pairs)" for value, count in counts.most_common())
-    return f"auto: {shown}"
+    counts = Counter(filter(None, found)).most_common() if asked == "auto" else []
+    shown = ", ".join(f"{value} ({count} pairs)" for value, count in counts)
+    return f"{asked}: {shown}" if shown else str(asked)
 
 
 def stage_in_words(settings: Settings, number: int) -> str:

@@ -31,16 +31,13 @@ def threads_each(workers: int, cores: int) -> int:
 def run_workers(
     count: int, entry_point: str, command: Command, experiment_id: str, run_id: str
 ) -> None:
-    """Start so many of an entry point and wait for them; lost ones are noted, others go on.
-
-    `run_id`: the run that they work for.
+    """Start so many of an entry point, for run `run_id`, and wait; lost workers are a note.
 
     Raises:
         StudyError: not one worker came to its end.
     """
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    affinity = getattr(os, "sched_getaffinity", None)  # macOS has none
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     threads = str(threads_each(count, cores))
     command.say(f"{count} workers with {threads} thread(s) each on {cores} cores")
     options = {**command.request.typed, "workers": "1", "joins": run_id}
@@ -59,8 +56,9 @@ def run_workers(
     environment.pop("MLFLOW_RUN_ID", None)
     if command.storage:  # its password would stand in the list of processes
         environment[STORAGE] = command.storage
-    workers = [
-        subprocess.Popen(
+    workers, readers = [], []
+    for number in range(1, count + 1):
+        worker = subprocess.Popen(
             words,
             env=environment,
             stdout=subprocess.PIPE,
@@ -68,14 +66,10 @@ def run_workers(
             text=True,
             errors="replace",
         )
-        for _ in range(count)
-    ]
-    readers = [
-        threading.Thread(target=_pass_on, args=(worker, number, command.say), daemon=True)
-        for number, worker in enumerate(workers, start=1)
-    ]
-    for reader in readers:
+        reader = threading.Thread(target=_pass_on, args=(worker, number, command.say), daemon=True)
         reader.start()
+        workers.append(worker)
+        readers.append(reader)
     try:
         with at_once():
             codes = [worker.wait() for worker in workers]

@@ -2,14 +2,13 @@
 
 In: a finished stage and its parent run. Out: tags `signal.…`, metrics `signal/…`, `evidence.json`,
 pictures, sentences for the description. At the end of a command that has met siblings of a run,
-the run's reading of instability is brought up to date: by its own thresholds, since it may be
-another person's run.
+the run's reading of instability is brought up to date: by its own thresholds, since the run may be
+another person's.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,9 +20,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch.nn.functional as F
+from pydantic_core import to_json
 from torch import Tensor
 
-from pipeline.data.images import ImageSet
+from pipeline.data.draws import Draw
 from pipeline.errors import LineageError, StorageError
 from pipeline.reporting.figures import best_effort, by_block, chain_curves
 from pipeline.settings.run import THRESHOLD_KEYS, Settings, Thresholds
@@ -42,55 +42,64 @@ COMPLETED = "completed"
 """Tag of a trial's run that has been given its pictures since."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Subject:
-    """The run that speaks, and the parent it compares itself with (None: a first stage)."""
+    """A stage run that has ended, and the parent it is compared with (None: a first stage)."""
 
     stage: Stage
     settings: Settings
+    draw: Draw
     history: History
     logits: Tensor
-    val: ImageSet
     parent: RunView | None
 
     @property
     def scored(self) -> Scored:
         """Its result on each validation image at the selected epoch."""
-        logits, labels = self.logits, self.val.labels
-        images = tuple(row.tobytes().hex() for row in self.val.digests)
-        nll = F.cross_entropy(logits, labels, reduction="none")
-        return Scored(images, labels.numpy(), logits.argmax(1).numpy(), nll.double().numpy())
+        val = self.draw.val
+        images = tuple(row.tobytes().hex() for row in val.digests)
+        nll = F.cross_entropy(self.logits, val.labels, reduction="none")
+        predicted = self.logits.argmax(1).numpy()
+        return Scored(images, val.labels.numpy(), predicted, nll.double().numpy())
 
 
 def log_evidence(log: RunLog, tracking: Tracking, subject: Subject) -> list[Signal]:
     """Read the signals of a run that is about to finish, and log them; siblings come later."""
-    parent = scores_of(tracking, subject.parent) if subject.parent else None
-    signals = read_signals(
-        subject.history,
-        subject.scored,
-        parent,
-        [],
-        subject.settings,
-        has_parent=subject.parent is not None,
-    )
-    log.tags({f"signal.{signal.name}": signal.state for signal in signals})
-    log.metrics({f"signal/{k}": v for signal in signals for k, v in signal.numbers.items()})
-    if subject.parent:
-        log.metrics({PARENT_VAL_ACC: subject.parent.metrics[at_best(VAL_ACC)]})
+    history, settings, parent = subject.history, subject.settings, subject.parent
+    scores = scores_of(tracking, parent) if parent else None
+    has_parent = parent is not None
+    signals = read_signals(history, subject.scored, scores, settings, has_parent=has_parent)
+    log.tags(_tags(signals))
+    log.metrics(_metrics(signals))
+    if parent:
+        log.metrics({PARENT_VAL_ACC: parent.metrics[at_best(VAL_ACC)]})
     content = {
         "signals": {signal.name: asdict(signal) for signal in signals},
-        "thresholds": {key: getattr(subject.settings, key) for key in THRESHOLD_KEYS},
+        "thresholds": {key: getattr(settings, key) for key in THRESHOLD_KEYS},
         "inputs": {
-            "curves": {flat(name): subject.history[name] for name in CURVES}
-            | {"planned": subject.history.planned},
-            "selected_epoch": subject.history.selected,
-            "validation_images": len(subject.val),
-            "parent_run_id": subject.parent.run_id if subject.parent else None,
-            "parent_scores_found": parent is not None,
+            "curves": {flat(name): history[name] for name in CURVES}
+            | {"planned": history.planned},
+            "selected_epoch": history.selected,
+            "validation_images": len(subject.draw.val),
+            "parent_run_id": parent.run_id if parent else None,
+            "parent_scores_found": scores is not None,
         },
     }
     log.text(_as_json(content), EVIDENCE)
     return signals
+
+
+def _tags(signals: Sequence[Signal]) -> dict[str, str]:
+    return {f"signal.{signal.name}": signal.state for signal in signals}
+
+
+def _metrics(signals: Sequence[Signal]) -> dict[str, float]:
+    return {f"signal/{key}": value for s in signals for key, value in s.numbers.items()}
+
+
+def _as_json(content: object) -> str:
+    """JSON text; numbers that JSON does not know are null."""
+    return to_json(content, indent=2, inf_nan_mode="null").decode() + "\n"
 
 
 def log_evidence_pictures(
@@ -101,23 +110,36 @@ def log_evidence_pictures(
     risks = by_block(f"{name}: drift and gradients", subject.history.rows)
     log.figure(risks, "figures/risks.png")
     log.figure(signal_table(signals), SIGNALS_PICTURE)
-    own = (subject.stage.number, subject.history)
-    parts = [*ancestors(tracking, subject.parent), own]
-    if len(parts) > 1:
-        log.figure(chain_curves(parts), "figures/chain.png")
+    if before := _ancestors(tracking, subject.parent):
+        chain = chain_curves([*before, (subject.stage.number, subject.history)])
+        log.figure(chain, "figures/chain.png")
+
+
+def _ancestors(tracking: Tracking, run: RunView | None) -> list[tuple[int, History]]:
+    """The stages before, first stage first, as far as the store still has them."""
+    if run is None:
+        return []
+    before = _ancestors(tracking, parent_of(tracking, run))
+    history = read_history(tracking, run, CURVES)
+    return [*before, (int(run.tags["stage"]), history)] if history else before
+
+
+def parent_of(tracking: Tracking, run: RunView) -> RunView | None:
+    """The run that a stage run continued from; None where there is none, or none any more."""
+    parent_id = run.tags.get("parent_run_id", "none")
+    try:
+        return None if parent_id == "none" else tracking.get(parent_id)
+    except LineageError:
+        return None
 
 
 def sentences(signals: Sequence[Signal]) -> str:
     """The signals as a Markdown list, one line each."""
-    return "\n".join(_line(signal) for signal in signals)
-
-
-def _line(signal: Signal) -> str:
-    return f"- `{signal.name}` **{signal.state}**: {signal.sentence}"
+    return "\n".join(f"- `{s.name}` **{s.state}**: {s.sentence}" for s in signals)
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
-    """The table of `run_log.predictions_csv`, class names as text: `null`, `NA` and `nan` are."""
+    """The table of `stage_log.predictions_csv`; class names `null`, `NA` and `nan` stay text."""
     return pd.read_csv(
         path, dtype=str, keep_default_na=False, na_values={"nll": [""]}, lineterminator="\n"
     )
@@ -128,28 +150,11 @@ def scores_of(tracking: Tracking, run: RunView) -> Scored | None:
     try:
         with tempfile.TemporaryDirectory() as folder:
             table = read_predictions(tracking.fetch(run, PREDICTIONS, Path(folder)))
-            return Scored(
-                tuple(table["image_sha256"]),
-                table["label"].to_numpy(),
-                table["predicted"].to_numpy(),
-                np.asarray(table["nll"], dtype=np.float64),
-            )
+        labels, predicted = table["label"].to_numpy(), table["predicted"].to_numpy()
+        nll = np.asarray(table["nll"], dtype=np.float64)
+        return Scored(tuple(table["image_sha256"]), labels, predicted, nll)
     except (LineageError, KeyError, ValueError):
         return None
-
-
-def ancestors(tracking: Tracking, run: RunView | None) -> list[tuple[int, History]]:
-    """The stages before, first stage first, as far as the store still has them."""
-    parts: list[tuple[int, History]] = []
-    while run is not None:
-        if history := read_history(tracking, run, CURVES):
-            parts.insert(0, (int(run.tags["stage"]), history))
-        parent_id = run.tags.get("parent_run_id", "none")
-        try:
-            run = None if parent_id == "none" else tracking.get(parent_id)
-        except LineageError:
-            run = None
-    return parts
 
 
 def siblings_of(tracking: Tracking, recipe: str) -> dict[str, RunView]:
@@ -164,29 +169,28 @@ def siblings_of(tracking: Tracking, recipe: str) -> dict[str, RunView]:
 def siblings_of_run(tracking: Tracking, run: RunView) -> dict[str, RunView]:
     """Finished runs of this run's recipe, itself included, as in `siblings_of`.
 
-    Runs of an earlier version knew their data set by its folder's name alone: only those with the
-    same `data` count.
+    Runs of an earlier version knew their data set by its folder's name alone: of them only those
+    with the same `data` count.
     """
+
+    def data_of(run: RunView) -> object:
+        return json.loads(run.tags["settings"]).get("data")
+
     found = siblings_of(tracking, run.tags["recipe_key"])
     if POOL in run.tags:
         return found
-    data = _data_of(run)
-    return {i: r for i, r in found.items() if POOL not in r.tags and _data_of(r) == data}
-
-
-def _data_of(run: RunView) -> object:
-    return json.loads(run.tags["settings"]).get("data")
+    return {i: r for i, r in found.items() if POOL not in r.tags and data_of(r) == data_of(run)}
 
 
 def instability_now(tracking: Tracking, recipe: str, thresholds: Thresholds) -> Signal:
     """The reading of instability over all finished runs of a recipe; nothing is written."""
-    return instability(_siblings(siblings_of(tracking, recipe)), thresholds)
+    return _instability(siblings_of(tracking, recipe), thresholds)
 
 
 def refresh_siblings(tracking: Tracking, say: Callable[[str], None]) -> None:
     """Bring instability up to date on all runs of the recipes that this command has met.
 
-    Only runs that say something else are written to. Once more where siblings have finished
+    Only runs with another reading are written to. Once more where siblings have finished
     meanwhile: of two processes that do this at once, the one with the older list may write last.
     """
     while tracking.recipes_met:
@@ -194,14 +198,13 @@ def refresh_siblings(tracking: Tracking, say: Callable[[str], None]) -> None:
         while not (runs := siblings_of(tracking, recipe)).keys() <= seen:
             seen |= runs.keys()
             for run in runs.values():
-                reading = instability(_siblings(runs), thresholds_of(run))
-                if not _says(run, reading):
-                    with as_far_as_allowed(run, say):
-                        _refresh(tracking, run, reading, sorted(runs), say)
+                signal = _instability(runs, thresholds_of(run))
+                with as_far_as_allowed(run, say):
+                    _refresh(tracking, run, signal, sorted(runs), say)
 
 
-def _siblings(runs: Mapping[str, RunView]) -> list[Sibling]:
-    return [
+def _instability(runs: Mapping[str, RunView], thresholds: Thresholds) -> Signal:
+    siblings = [
         Sibling(
             run.metrics[at_best(VAL_ACC)],
             run.metrics[PARENT_VAL_ACC],
@@ -209,19 +212,7 @@ def _siblings(runs: Mapping[str, RunView]) -> list[Sibling]:
         )
         for run in runs.values()
     ]
-
-
-def _says(run: RunView, signal: Signal) -> bool:
-    """Whether a run has this very reading."""
-    logged = {f"signal/{key}": value for key, value in signal.numbers.items()}
-    tags = {f"signal.{signal.name}": signal.state, NOTE: _note(run, signal)}
-    return tags.items() <= run.tags.items() and logged.items() <= run.metrics.items()
-
-
-def _note(run: RunView, signal: Signal) -> str:
-    """A run's description with this reading in place of the one before."""
-    pattern = re.compile(rf"^- `{re.escape(signal.name)}` .*$", re.MULTILINE)
-    return pattern.sub(lambda _: _line(signal), run.tags.get(NOTE, ""))
+    return instability(siblings, thresholds)
 
 
 def thresholds_of(run: RunView) -> Thresholds:
@@ -232,7 +223,7 @@ def thresholds_of(run: RunView) -> Thresholds:
 
 @contextmanager
 def as_far_as_allowed(run: RunView, say: Callable[[str], None]) -> Iterator[None]:
-    """Write to a run that may be somebody else's; if its files cannot be written, that is said."""
+    """Write to a run, perhaps another person's; files that cannot be written are a note."""
     try:
         yield
     except StorageError as err:
@@ -243,16 +234,28 @@ def _refresh(
     tracking: Tracking,
     run: RunView,
     signal: Signal,
-    run_ids: Sequence[str],
+    siblings: Sequence[str],
     say: Callable[[str], None],
 ) -> None:
-    tags = {f"signal.{signal.name}": signal.state, NOTE: _note(run, signal)}
-    tracking.add_tags(run.run_id, tags)
-    tracking.add_metrics(
-        run.run_id, {f"signal/{key}": value for key, value in signal.numbers.items()}
-    )
-    with best_effort("the picture of a sibling's signals", say):
-        _refresh_evidence(tracking, run, signal, run_ids)
+    """Put a reading in place of the one before: tags, metrics, description, evidence, picture."""
+    line = re.compile(rf"^- `{re.escape(signal.name)}` .*$", re.MULTILINE)
+    note = line.sub(lambda _: sentences([signal]), run.tags.get(NOTE, ""))
+    tags, metrics = {**_tags([signal]), NOTE: note}, _metrics([signal])
+    if tags.items() <= run.tags.items() and metrics.items() <= run.metrics.items():
+        return
+    log = tracking.writing(run.run_id)
+    log.tags(tags)
+    log.metrics(metrics)
+    content = _evidence_of(tracking, run)
+    if not content:
+        return
+    content["signals"][signal.name] = asdict(signal)
+    content["inputs"]["siblings"] = siblings
+    log.text(_as_json(content), EVIDENCE)
+    if has_pictures(run):
+        with best_effort("the picture of a sibling's signals", say):
+            table = signal_table(_signals_in(content))
+            log.figure(table, SIGNALS_PICTURE)
 
 
 def has_pictures(run: RunView) -> bool:
@@ -262,8 +265,11 @@ def has_pictures(run: RunView) -> bool:
 
 def signals_of(tracking: Tracking, run: RunView) -> list[Signal]:
     """A finished run's signals as they were last read; none where its evidence is lost."""
-    signals = _evidence_of(tracking, run).get("signals", {})
-    return [Signal(**values) for values in signals.values()]
+    return _signals_in(_evidence_of(tracking, run))
+
+
+def _signals_in(evidence: Mapping[str, Any]) -> list[Signal]:
+    return [Signal(**values) for values in evidence.get("signals", {}).values()]
 
 
 def _evidence_of(tracking: Tracking, run: RunView) -> dict[str, Any]:
@@ -273,30 +279,3 @@ def _evidence_of(tracking: Tracking, run: RunView) -> dict[str, Any]:
             return dict(json.loads(path.read_text(encoding="utf-8")))
     except (LineageError, ValueError):
         return {}
-
-
-def _refresh_evidence(
-    tracking: Tracking, run: RunView, signal: Signal, run_ids: Sequence[str]
-) -> None:
-    content = _evidence_of(tracking, run)
-    if not content:
-        return
-    content["signals"][signal.name] = asdict(signal)
-    content["inputs"]["siblings"] = list(run_ids)
-    tracking.add_text(run.run_id, _as_json(content), EVIDENCE)
-    if has_pictures(run):
-        signals = [Signal(**values) for values in content["signals"].values()]
-        tracking.add_figure(run.run_id, signal_table(signals), SIGNALS_PICTURE)
-
-
-def _as_json(content: object) -> str:
-    return json.dumps(_standard(content), indent=2, allow_nan=False) + "\n"
-
-
-def _standard(value: Any) -> Any:  # noqa: ANN401 - any JSON value
-    """Numbers that JSON does not know as null."""
-    if isinstance(value, Mapping):
-        return {key: _standard(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_standard(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,28 +1,33 @@
 """Has stage 3 been earned? What finished stage-1 and stage-2 runs say, before any stage-3 run.
 
-In: the loss by epoch and the results of stage 2, and of its parents, one pair a draw. Out: a
-`Gate`, four readings and a prior in words. It advises; `enforce_gate` lets it refuse. Pure
-functions.
+In: a stage-2 run (its siblings are found), several, or the lines that runs end with. Out: a
+`Gate`, four readings and a prior in words; tags `gate.…` and a one-page report on the stage-2
+runs. The gate advises; `enforce_gate` lets it refuse.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal
 
-from pipeline.errors import GateError
+from pipeline.errors import GateError, LineageError
+from pipeline.reporting.page import to_markdown
 from pipeline.settings.run import Thresholds
-from pipeline.signals.readings import State
+from pipeline.signals.evidence import as_far_as_allowed, siblings_of_run, thresholds_of
+from pipeline.signals.readings import Signal
 from pipeline.stats.metrics import Row
-from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, VAL_ACC, VAL_LOSS
+from pipeline.tracking import RunView, Tracking
+from pipeline.tracking.history import metrics_at_best, read_history
+from pipeline.tracking.keys import PARENT_VAL_ACC, TRAIN_ACC, TRAIN_LOSS, VAL_ACC, VAL_LOSS
 
-Prior = Literal["promising", "confirmation_only", "not_yet"]
 MIN_DRAWS = 3
+REPORT = "gate/report.md"
 LINE = re.compile(
-    r"Stage-(\d+) Best results: Train Loss: (\d+\.?\d*) \| Val Loss: (\d+\.?\d*) \| "
+    r"Stage-([12]) Best results: Train Loss: (\d+\.?\d*) \| Val Loss: (\d+\.?\d*) \| "
     r"Train Acc: (\d+\.?\d*)% \| Val Acc: (\d+\.?\d*)%"
 )
 
@@ -31,8 +36,7 @@ LINE = re.compile(
 class Pair:
     """Stage 1 and stage 2 of one draw, each at its selected epoch.
 
-    Attributes:
-        val_loss: stage 2's by epoch; empty where it is not known.
+    `val_loss`: stage 2's by epoch; empty where it is not known.
     """
 
     draw: str
@@ -42,20 +46,11 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """One of the gate's four: its tag is `gate.<name>`."""
-
-    name: str
-    state: State
-    sentence: str
-
-
-@dataclass(frozen=True)
 class Gate:
     """The four readings, and what they come to."""
 
-    readings: tuple[Reading, ...]
-    prior: Prior
+    readings: tuple[Signal, ...]
+    prior: Literal["promising", "confirmation_only", "not_yet"]
     reason: str
 
     @property
@@ -67,31 +62,26 @@ class Gate:
         """Stop unless stage 3 is promising.
 
         Raises:
-            GateError: says why.
+            GateError: says why, and what to do.
         """
-        if self.prior != "promising":
-            raise GateError(
-                f"stage 3 is not started: the gate says {self.prior} ({self.reason}): "
-                f"{self.advice}, or pass -P enforce_gate=false to run it all the same"
-            )
-
-    @property
-    def advice(self) -> str:
-        """What to do before stage 3."""
-        consistent = next(r for r in self.readings if r.name == "consistent_gains")
-        if self.prior == "not_yet" and consistent.state == "unknown":
-            return f"run stage 2 on {MIN_DRAWS} draws or more first"
-        return "improve stage 2 first"
+        if self.prior == "promising":
+            return
+        advice = "improve stage 2 first"
+        if self.prior == "not_yet" and self.tags["gate.consistent_gains"] == "unknown":
+            advice = f"run stage 2 on {MIN_DRAWS} draws or more first"
+        raise GateError(
+            f"stage 3 is not started: the gate says {self.prior} ({self.reason}): {advice}, or "
+            "pass -P enforce_gate=false to run it all the same"
+        )
 
 
 def parse_best_lines(text: str) -> list[Pair]:
     """Stages 1 and 2 of each draw, from the lines that stage runs end with, draw after draw.
 
     Raises:
-        GateError: a stage has no line, or one of them has more than the other; an accuracy above
-            100%.
+        GateError: a stage has no line, or more than the other; an accuracy above 100%.
     """
-    found: dict[int, list[Row]] = {1: [], 2: []}
+    found: dict[str, list[Row]] = {"1": [], "2": []}
     for stage, *numbers in LINE.findall(text):
         train_loss, val_loss, train_acc, val_acc = map(float, numbers)
         if max(train_acc, val_acc) > 100:
@@ -99,104 +89,151 @@ def parse_best_lines(text: str) -> list[Pair]:
                 f"Stage-{stage}: accuracy {max(train_acc, val_acc):g}% is above 100%: pass the "
                 "lines as the runs printed them"
             )
-        values = (train_loss, val_loss, train_acc / 100, val_acc / 100)
-        names = (TRAIN_LOSS, VAL_LOSS, TRAIN_ACC, VAL_ACC)
-        found.setdefault(int(stage), []).append(dict(zip(names, values, strict=True)))
-    for number in (1, 2):
-        if not found[number]:
+        row = {TRAIN_LOSS: train_loss, TRAIN_ACC: train_acc / 100}
+        found[stage].append(row | {VAL_LOSS: val_loss, VAL_ACC: val_acc / 100})
+    for stage, rows in found.items():
+        if not rows:
             raise GateError(
-                f"no line `Stage-{number} Best results: Train Loss: … | Val Loss: … | Train Acc: "
+                f"no line `Stage-{stage} Best results: Train Loss: … | Val Loss: … | Train Acc: "
                 "…% | Val Acc: …%` found: pass the lines of stages 1 and 2"
             )
-    if len(found[1]) != len(found[2]):
+    first, second = found.values()
+    if len(first) != len(second):
         raise GateError(
-            f"{len(found[1])} lines of stage 1 and {len(found[2])} of stage 2: pass one of each "
-            "for every draw"
+            f"{len(first)} lines of stage 1 and {len(second)} of stage 2: pass one of each for "
+            "every draw"
         )
-    pairs = zip(found[1], found[2], strict=True)
-    return [Pair(str(draw), first, second) for draw, (first, second) in enumerate(pairs)]
+    return [Pair(str(draw), *rows) for draw, rows in enumerate(zip(first, second, strict=True))]
 
 
 def read_gate(pairs: Sequence[Pair], thresholds: Thresholds) -> Gate:
     """The gate over one or more draws of the same recipe."""
-    readings = (
-        _stabilized(pairs, thresholds),
-        _consistent(pairs),
-        _headroom(pairs, thresholds),
-        _memorising(pairs, thresholds),
-    )
-    stabilized, consistent, headroom, memorising = readings
+    memorising = _memorising(pairs, thresholds)
+    conditions = _stabilized(pairs, thresholds), _consistent(pairs), _headroom(pairs, thresholds)
+    readings = (*conditions, memorising)
     if memorising.state == "true":
         return Gate(readings, "confirmation_only", memorising.sentence)
-    unmet = [r for r in (stabilized, consistent, headroom) if r.state != "true"]
-    if unmet:
-        return Gate(readings, "not_yet", "; ".join(r.sentence for r in unmet))
-    return Gate(readings, "promising", "; ".join(r.sentence for r in readings[:3]))
+    unmet = [reading for reading in conditions if reading.state != "true"]
+    reason = "; ".join(reading.sentence for reading in unmet or conditions)
+    return Gate(readings, "not_yet" if unmet else "promising", reason)
 
 
 def last_fifth_span(val_loss: Sequence[float]) -> float:
     """Highest over lowest, minus 1, in the last fifth of the epochs, at least two.
 
-    Infinite where one of them is no number, or zero.
+    Infinite where a loss is no number, or zero.
     """
     tail = val_loss[-max(2, math.ceil(len(val_loss) / 5)) :]
     readable = all(map(math.isfinite, tail)) and min(tail) > 0
     return max(tail) / min(tail) - 1 if readable else math.inf
 
 
-def _stabilized(pairs: Sequence[Pair], thresholds: Thresholds) -> Reading:
+def _stabilized(pairs: Sequence[Pair], thresholds: Thresholds) -> Signal:
     name = "optimization_stabilized"
-    spans = [last_fifth_span(pair.val_loss) for pair in pairs if len(pair.val_loss) > 1]
-    if len(spans) < len(pairs):
-        return Reading(name, "unknown", "stage 2's loss by epoch is not known")
-    worst = max(spans)
+    if any(len(pair.val_loss) < 2 for pair in pairs):
+        return Signal(name, "unknown", "stage 2's loss by epoch is not known")
+    worst = max(last_fifth_span(pair.val_loss) for pair in pairs)
     if not math.isfinite(worst):
-        return Reading(name, "false", "stage 2's validation loss ends as no number")
+        return Signal(name, "false", "stage 2's validation loss ends as no number")
     flat = worst <= thresholds.gate_flat
     what = "flat" if flat else "not flat"
     sentence = f"stage 2's validation loss is {what} at the end (its last fifth spans {worst:.1%})"
-    return Reading(name, "true" if flat else "false", sentence)
+    return Signal(name, "true" if flat else "false", sentence)
 
 
-def _consistent(pairs: Sequence[Pair]) -> Reading:
+def _consistent(pairs: Sequence[Pair]) -> Signal:
     name = "consistent_gains"
     better = sum(pair.second[VAL_ACC] > pair.first[VAL_ACC] for pair in pairs)
     sentence = f"stage 2 beats stage 1 on {better} of {len(pairs)} draws"
     if better < len(pairs):
-        return Reading(name, "false", sentence)
+        return Signal(name, "false", sentence)
     if len(pairs) < MIN_DRAWS:
-        return Reading(name, "unknown", f"{sentence}, {MIN_DRAWS} are needed")
-    return Reading(name, "true", sentence)
+        return Signal(name, "unknown", f"{sentence}, {MIN_DRAWS} are needed")
+    return Signal(name, "true", sentence)
 
 
-def _headroom(pairs: Sequence[Pair], thresholds: Thresholds) -> Reading:
-    count = len(pairs)
-    first = sum(pair.first[VAL_ACC] for pair in pairs) / count
-    second = sum(pair.second[VAL_ACC] for pair in pairs) / count
-    below = second < thresholds.gate_ceiling
-    rising = second - first >= thresholds.gate_min_gain
+def _headroom(pairs: Sequence[Pair], thresholds: Thresholds) -> Signal:
+    second = fmean(pair.second[VAL_ACC] for pair in pairs)
+    gain = second - fmean(pair.first[VAL_ACC] for pair in pairs)
+    below, rising = second < thresholds.gate_ceiling, gain >= thresholds.gate_min_gain
     sentence = (
         f"mean validation accuracy {second:.1%} is {'below' if below else 'not below'} the "
-        f"ceiling of {thresholds.gate_ceiling:.0%} and changed by {100 * (second - first):+.1f} "
-        f"pp from stage 1{'' if rising else ', no real rise'}"
+        f"ceiling of {thresholds.gate_ceiling:.0%} and changed by {100 * gain:+.1f} pp from stage "
+        f"1{'' if rising else ', no real rise'}"
     )
-    return Reading("headroom", "true" if below and rising else "false", sentence)
+    return Signal("headroom", "true" if below and rising else "false", sentence)
 
 
-def _memorising(pairs: Sequence[Pair], thresholds: Thresholds) -> Reading:
-    def memorises(row: Row) -> bool:
-        gap = row[VAL_LOSS] - row[TRAIN_LOSS]
-        fits = row[TRAIN_ACC] >= thresholds.gate_memorising_acc
-        return fits and gap >= thresholds.gate_memorising_gap
-
-    count = sum(memorises(pair.second) for pair in pairs)
+def _memorising(pairs: Sequence[Pair], thresholds: Thresholds) -> Signal:
+    rows = [pair.second for pair in pairs]
+    count = sum(
+        row[TRAIN_ACC] >= thresholds.gate_memorising_acc
+        and row[VAL_LOSS] - row[TRAIN_LOSS] >= thresholds.gate_memorising_gap
+        for row in rows
+    )
     train_acc, train_loss, val_loss = (
-        sum(pair.second[name] for pair in pairs) / len(pairs)
-        for name in (TRAIN_ACC, TRAIN_LOSS, VAL_LOSS)
+        fmean(row[name] for row in rows) for name in (TRAIN_ACC, TRAIN_LOSS, VAL_LOSS)
     )
     sentence = (
-        f"stage 2 memorises the training set on {count} of {len(pairs)} draws (mean training "
+        f"stage 2 memorises the training set on {count} of {len(rows)} draws (mean training "
         f"accuracy {train_acc:.1%}, loss {train_loss:.3f} against {val_loss:.3f} nats on "
         "validation images)"
     )
-    return Reading("memorising", "true" if 2 * count > len(pairs) else "false", sentence)
+    return Signal("memorising", "true" if 2 * count > len(rows) else "false", sentence)
+
+
+def gate_of_run(
+    tracking: Tracking, run: RunView, thresholds: Thresholds, say: Callable[[str], None]
+) -> tuple[Gate, list[Pair]]:
+    """The gate over a stage-2 run and one sibling of each other draw; tags all of them."""
+
+    def preference(sibling: RunView) -> tuple[bool, bool, bool, int]:
+        """Of a draw the run itself, then its seed, then seeds as `decide` deals them."""
+        seed = int(sibling.tags["seed"])
+        moved, draws = seed - int(run.tags["seed"]), int(sibling.tags["draw"]) - draw
+        return sibling.run_id != run.run_id, moved != 0, moved != draws, seed
+
+    draw = int(run.tags["draw"])
+    found = [*siblings_of_run(tracking, run).values(), run]
+    by_draw = {int(r.tags["draw"]): r for r in sorted(found, key=preference, reverse=True)}
+    runs = [by_draw[number] for number in sorted(by_draw)]
+    return gate_over(tracking, runs, thresholds, run.name, say)
+
+
+def gate_over(
+    tracking: Tracking,
+    runs: Sequence[RunView],
+    thresholds: Thresholds,
+    title: str,
+    say: Callable[[str], None],
+    *,
+    only_new: bool = False,
+) -> tuple[Gate, list[Pair]]:
+    """The gate over these stage-2 runs; tags each of them, other people's too, by its thresholds.
+
+    `only_new`: leave the tags of runs that have been read.
+    """
+    pairs = [_pair(tracking, run) for run in runs]
+    for run in runs:
+        if only_new and "gate.prior" in run.tags:
+            continue
+        own = read_gate(pairs, thresholds_of(run))
+        with as_far_as_allowed(run, say):
+            tracking.writing(run.run_id).tags(own.tags)
+            tracking.writing(run.run_id).text(report_markdown(own, pairs, title), REPORT)
+    return read_gate(pairs, thresholds), pairs
+
+
+def _pair(tracking: Tracking, run: RunView) -> Pair:
+    history = read_history(tracking, run, [VAL_LOSS])
+    try:
+        first = metrics_at_best(tracking.get(run.tags["parent_run_id"]))
+    except LineageError:  # deleted since: the child has the accuracy, and nothing else is read
+        first = {VAL_ACC: run.metrics[PARENT_VAL_ACC]}
+    losses = history[VAL_LOSS] if history else ()
+    return Pair(run.tags["draw"], first, metrics_at_best(run), losses)
+
+
+def report_markdown(gate: Gate, pairs: Sequence[Pair], title: str) -> str:
+    """One page: the prior, the four readings, the numbers by draw."""
+    return to_markdown("gate", gate=gate, pairs=pairs, title=title)

@@ -1,8 +1,7 @@
-"""What a stage run says about itself: positive and negative signals, from finished numbers alone.
+"""Positive and negative signals of a stage run, from finished numbers alone. Pure functions.
 
 In: the history of the run R, per-image scores of R and of its parent U on the same validation
-images, validation accuracies of sibling runs, thresholds. Out: `Signal`s, each `true`, `false` or
-`unknown`, with its numbers and a sentence. Pure functions: nothing is read, trained or logged.
+images, validation accuracies of sibling runs, thresholds. Out: `Signal`s.
 
 Positive:  val_acc_gain, val_loss_stable, no_early_spike
 Negative:  train_acc_saturates, val_loss_rises, unstable_across_runs
@@ -31,14 +30,7 @@ MIN_SIBLINGS = 3
 
 @dataclass(frozen=True)
 class Signal:
-    """One reading of a run.
-
-    Attributes:
-        name: `positive.…` or `negative.…`.
-        state: what the tag `signal.<name>` says.
-        sentence: the reading in words, with its numbers.
-        numbers: what the metrics `signal/<key>` say.
-    """
+    """One reading: a run's tag `signal.<name>` or `gate.<name>`, its metrics `signal/<number>`."""
 
     name: str
     state: State
@@ -71,10 +63,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Sibling:
-    """A run with the same everything but draw or seed: its accuracy and its parent's.
-
-    `parent`: which one that is; siblings of one parent have no spread of parents to compare with.
-    """
+    """A run that differs in draw or seed alone: its accuracy, and its parent by digest."""
 
     val_acc: float
     parent_val_acc: float
@@ -85,14 +74,13 @@ def read_signals(
     history: History,
     scored: Scored,
     parent: Scored | None,
-    siblings: Sequence[Sibling],
     thresholds: Thresholds,
     *,
     has_parent: bool,
 ) -> list[Signal]:
-    """Every signal that makes sense for this run; a first stage has no parent to be better than.
+    """Every signal that makes sense for a run that has just ended; a first stage has no parent.
 
-    `parent` is None where the parent's scores are lost: then what needs them is `unknown`.
+    `parent` is None where the parent's scores are lost: signals that need them are `unknown`.
     """
     readings = [
         early_spike(history, thresholds),
@@ -103,7 +91,7 @@ def read_signals(
         readings += [
             accuracy_gain(scored, parent, thresholds),
             loss_stability(scored, parent),
-            instability(siblings, thresholds),
+            instability([], thresholds),
         ]
     return sorted(readings, key=lambda signal: signal.name, reverse=True)
 
@@ -114,11 +102,11 @@ def aligned(scored: Scored, parent: Scored) -> NDArray[np.int64]:
     Raises:
         ValueError: the two are not about the same images.
     """
+    if scored.images == parent.images:  # equal images may appear twice, in one order
+        return np.arange(len(parent.images))
     row_of = {image: row for row, image in enumerate(parent.images)}
     if len(row_of) != len(parent.images) or set(row_of) != set(scored.images):
-        if scored.images != parent.images:  # equal images may appear twice, in one order
-            raise ValueError("the run and its parent were not scored on the same images")
-        return np.arange(len(parent.images))
+        raise ValueError("the run and its parent were not scored on the same images")
     return np.array([row_of[image] for image in scored.images])
 
 
@@ -133,17 +121,21 @@ def paired(scored: Scored, parent: Scored) -> tuple[NDArray[np.float64], NDArray
     return accuracy, scored.nll - parent.nll[rows]
 
 
-def mean_and_error(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Mean and its standard error."""
-    return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
+def _change(scored: Scored, parent: Scored | None, column: int) -> tuple[float, float] | None:
+    """Mean and standard error of a column of `paired`; None without scores to pair."""
+    if parent is None or len(scored.images) < 2:
+        return None
+    values = paired(scored, parent)[column]
+    return float(values.mean()), float(stats.sem(values))
 
 
 def accuracy_gain(scored: Scored, parent: Scored | None, thresholds: Thresholds) -> Signal:
     """True if the lower one-sided bound of the paired accuracy difference is above 0."""
     name = "positive.val_acc_gain"
-    if parent is None or len(scored.images) < 2:
-        return _unknown(name, "the parent's validation scores")
-    mean, error = mean_and_error(paired(scored, parent)[0])
+    change = _change(scored, parent, 0)
+    if change is None:
+        return Signal(name, "unknown", "the parent's validation scores are missing")
+    mean, error = change
     quantile = float(stats.t.ppf(thresholds.signal_confidence, len(scored.images) - 1))
     bound = mean - quantile * error
     return Signal(
@@ -159,9 +151,10 @@ def accuracy_gain(scored: Scored, parent: Scored | None, thresholds: Thresholds)
 def loss_stability(scored: Scored, parent: Scored | None) -> Signal:
     """True if the mean cross-entropy is at most the parent's plus one paired standard error."""
     name = "positive.val_loss_stable"
-    if parent is None or len(scored.images) < 2:
-        return _unknown(name, "the parent's validation scores")
-    mean, error = mean_and_error(paired(scored, parent)[1])
+    change = _change(scored, parent, 1)
+    if change is None:
+        return Signal(name, "unknown", "the parent's validation scores are missing")
+    mean, error = change
     return Signal(
         name,
         _state(mean <= error),
@@ -171,33 +164,32 @@ def loss_stability(scored: Scored, parent: Scored | None) -> Signal:
     )
 
 
-def first_epoch_at(train_acc: Sequence[float], level: float) -> int | None:
-    """The first epoch, from 1, whose training accuracy is at least `level`; None: never."""
-    return next((epoch for epoch, acc in enumerate(train_acc, start=1) if acc >= level), None)
-
-
 def early_spike(history: History, thresholds: Thresholds) -> Signal:
     """True if training accuracy saturates after half of the epochs, or never."""
-    level, share = thresholds.signal_saturation_acc, thresholds.signal_spike_share
-    epoch = first_epoch_at(history[TRAIN_ACC], level)
-    late = epoch is None or epoch > share * history.planned
-    diverged = epoch is None and not math.isfinite(history[TRAIN_LOSS][-1])
-    state: State = "unknown" if diverged else _state(late)
-    sentence = _when(epoch, level, history) + (", and the loss diverged" if diverged else "")
-    return Signal("positive.no_early_spike", state, sentence, _at(epoch, history))
+    share, numbers, sentence = _saturated(history, thresholds)
+    if not numbers and not math.isfinite(history[TRAIN_LOSS][-1]):
+        return Signal("positive.no_early_spike", "unknown", f"{sentence}, and the loss diverged")
+    late = share > thresholds.signal_spike_share
+    return Signal("positive.no_early_spike", _state(late), sentence, numbers)
 
 
 def saturation(history: History, thresholds: Thresholds) -> Signal:
     """True if training accuracy saturates within the first quarter of the epochs."""
-    level, share = thresholds.signal_saturation_acc, thresholds.signal_early_share
-    epoch = first_epoch_at(history[TRAIN_ACC], level)
-    early = epoch is not None and epoch <= share * history.planned
-    return Signal(
-        "negative.train_acc_saturates",
-        _state(early),
-        _when(epoch, level, history),
-        _at(epoch, history),
-    )
+    share, numbers, sentence = _saturated(history, thresholds)
+    early = share <= thresholds.signal_early_share
+    return Signal("negative.train_acc_saturates", _state(early), sentence, numbers)
+
+
+def _saturated(history: History, thresholds: Thresholds) -> tuple[float, dict[str, float], str]:
+    """The share of the planned epochs at which training accuracy saturates; infinite: never."""
+    level = thresholds.signal_saturation_acc
+    epochs = (epoch for epoch, acc in enumerate(history[TRAIN_ACC], start=1) if acc >= level)
+    epoch = next(epochs, None)
+    reached = f"reached {level:.0%} in epoch {epoch}" if epoch else f"never reached {level:.0%}"
+    sentence = f"training accuracy {reached} (of {history.planned} epochs)"
+    if epoch is None:
+        return math.inf, {}, sentence
+    return epoch / history.planned, {"saturation_share": epoch / history.planned}, sentence
 
 
 def loss_rise(
@@ -209,23 +201,24 @@ def loss_rise(
     has_parent: bool,
 ) -> Signal:
     """True if the loss exceeds the parent's by a standard error, or ends above its minimum."""
-    name = "negative.val_loss_rises"
     finite = [loss for loss in history[VAL_LOSS] if math.isfinite(loss)]
     lowest, last = min(finite, default=math.nan), history[VAL_LOSS][-1]
     rise = 0.0 if lowest == 0 else last / lowest - 1
-    own = not math.isfinite(last) or rise > thresholds.signal_loss_rise
+    rises = not math.isfinite(last) or rise > thresholds.signal_loss_rise
     shown = f"{lowest:.3f}" if lowest < 1000 else f"{lowest:.2g}"
     how = f"{rise:.1%} above" if math.isfinite(last) else "as no number, after"
     sentence = f"validation loss ended {how} its minimum of {shown} nats"
+    state = _state(rises)
+    if change := _change(scored, parent, 1):
+        mean, error = change
+        sentence += f"; at the selected epoch it is {mean:+.3f} nats from the parent's"
+        sentence += f" (s.e. {error:.3f})"
+        state = _state(rises or mean > error)
+    elif has_parent:
+        sentence += "; the parent's scores are missing"
+        state = "true" if rises else "unknown"
     numbers = {"loss_rise": rise} if math.isfinite(rise) else {}
-    if not has_parent:
-        return Signal(name, _state(own), sentence, numbers)
-    if parent is None or len(scored.images) < 2:
-        state: State = "true" if own else "unknown"
-        return Signal(name, state, f"{sentence}; the parent's scores are missing", numbers)
-    mean, error = mean_and_error(paired(scored, parent)[1])
-    compared = f"at the selected epoch it is {mean:+.3f} nats from the parent's (s.e. {error:.3f})"
-    return Signal(name, _state(own or mean > error), f"{sentence}; {compared}", numbers)
+    return Signal("negative.val_loss_rises", state, sentence, numbers)
 
 
 def variance_test(values: Sequence[float], reference: Sequence[float]) -> float:
@@ -234,15 +227,9 @@ def variance_test(values: Sequence[float], reference: Sequence[float]) -> float:
     Sums and differences of the pairs correlate exactly as far as the variances differ.
     """
     x, y = np.asarray(values, dtype=float), np.asarray(reference, dtype=float)
-    total, difference = x + y, x - y
-    tiny = 1e-12
-    if np.ptp(total) < tiny or np.ptp(difference) < tiny:
+    if min(np.ptp(x + y), np.ptp(x - y)) < 1e-12:
         return 0.5  # equal variances
-    r = float(np.corrcoef(total, difference)[0, 1])
-    if abs(r) > 1 - tiny:
-        return 0.0 if r > 0 else 1.0
-    t = r * math.sqrt((len(x) - 2) / (1 - r * r))
-    return float(stats.t.sf(t, len(x) - 2))
+    return float(stats.pearsonr(x + y, x - y, alternative="greater").pvalue)
 
 
 def instability(siblings: Sequence[Sibling], thresholds: Thresholds) -> Signal:
@@ -259,34 +246,21 @@ def instability(siblings: Sequence[Sibling], thresholds: Thresholds) -> Signal:
         runs = f"{len(siblings)} run{' differs' if len(siblings) == 1 else 's differ'}"
         sentence = f"{runs} only in draw or seed: {MIN_SIBLINGS} are needed"
         if count < len(siblings):
-            parents_told = "one parent" if count == 1 else f"{count} parents"
-            sentence += f" with a parent each, these have {parents_told}"
+            parents = "one parent" if count == 1 else f"{count} parents"
+            sentence += f" with a parent each, these have {parents}"
         return Signal(name, "unknown", sentence, {"siblings": count})
     own = [100 * sibling.val_acc for sibling in first_of.values()]
-    parents = [100 * sibling.parent_val_acc for sibling in first_of.values()]
-    p = variance_test(own, parents)
-    spread, before = float(np.std(own, ddof=1)), float(np.std(parents, ddof=1))
+    before = [100 * sibling.parent_val_acc for sibling in first_of.values()]
+    p = variance_test(own, before)
+    spread, parent_spread = float(np.std(own, ddof=1)), float(np.std(before, ddof=1))
     return Signal(
         name,
         _state(p < thresholds.signal_spread_p),
         f"over {count} runs that differ only in draw or seed validation accuracy has a standard "
-        f"deviation of {spread:.2f} pp, their parents' {before:.2f} pp (p = {p:.2f})",
-        {"siblings": count, "spread": spread, "parent_spread": before, "spread_p": p},
+        f"deviation of {spread:.2f} pp, their parents' {parent_spread:.2f} pp (p = {p:.2f})",
+        {"siblings": count, "spread": spread, "parent_spread": parent_spread, "spread_p": p},
     )
 
 
 def _state(holds: bool) -> State:
     return "true" if holds else "false"
-
-
-def _unknown(name: str, missing: str) -> Signal:
-    return Signal(name, "unknown", f"{missing} are missing")
-
-
-def _when(epoch: int | None, level: float, history: History) -> str:
-    reached = f"reached {level:.0%} in epoch {epoch}" if epoch else f"never reached {level:.0%}"
-    return f"training accuracy {reached} (of {history.planned} epochs)"
-
-
-def _at(epoch: int | None, history: History) -> dict[str, float]:
-    return {} if epoch is None else {"saturation_share": epoch / history.planned}

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,8 +17,10 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import class_image
-from tests.integration.conftest import QUICK, Run, free_port
+from tests.conftest import write_image_folder
+from tests.integration.conftest import QUICK, Run
+from tests.postgres import free_port
+from tests.served import tracking_server, wait_for
 
 pytestmark = pytest.mark.slow
 ENVIRONMENT_GIB = 16  # the standard build of torch with CUDA, and its packages on the way
@@ -31,18 +32,6 @@ def stored_runs(uri: str) -> list[Any]:
     return list(
         mlflow.MlflowClient(uri).search_runs(["0"], order_by=["attributes.start_time ASC"])
     )
-
-
-def wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        assert process.poll() is None, "the server has ended"
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except OSError:
-            time.sleep(0.3)
-    raise AssertionError(f"{url} does not answer")
 
 
 def test_stage3_on_a_clean_clone_is_one_launched_run_and_its_parents(
@@ -65,19 +54,17 @@ def test_stage3_on_a_clean_clone_is_one_launched_run_and_its_parents(
     assert again.stdout.count("(reused)") == 3
 
 
-def test_a_fault_fails_the_launched_run_with_one_line(mlflow_run: Run, clone: Path) -> None:
+def test_a_fault_fails_the_launched_run_with_one_line_and_the_reason(
+    mlflow_run: Run, clone: Path
+) -> None:
     done = mlflow_run("stage2", epohcs="3")
     assert done.returncode != 0
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert errors == ["error: unknown setting epohcs (command line): did you mean epochs?"]
-    assert [r.info.status for r in stored_runs(f"sqlite:///{clone / 'mlflow.db'}")] == ["FAILED"]
-
-
-def test_a_launched_run_that_fails_early_carries_the_reason(mlflow_run: Run, clone: Path) -> None:
     assert mlflow_run("stage2", data="nowhere").returncode != 0
-    (run,) = stored_runs(f"sqlite:///{clone / 'mlflow.db'}")
-    assert run.info.status == "FAILED"
-    assert "data=nowhere: neither digits" in run.data.tags["failure"]
+    runs = stored_runs(f"sqlite:///{clone / 'mlflow.db'}")
+    assert [run.info.status for run in runs] == ["FAILED", "FAILED"]
+    assert "data=nowhere: neither digits" in runs[1].data.tags["failure"]
 
 
 @pytest.fixture
@@ -107,33 +94,15 @@ def test_isolated_environments_work(
     assert "Stage-1 Best results" in done.stdout
 
 
-@pytest.fixture
-def server(tmp_path: Path, environment: dict[str, str]) -> Iterator[str]:
-    """A real tracking server with a database and artifact store of its own."""
-    port = free_port()
-    words = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    words += ["--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}"]
-    words += ["--artifacts-destination", str(tmp_path / "artifacts")]
-    with (tmp_path / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            words, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-        try:
-            wait_for(f"http://127.0.0.1:{port}/health", process)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def test_a_tracking_server_works_the_same(mlflow_run: Run, server: str, clone: Path) -> None:
-    done = mlflow_run("stage2", env={"MLFLOW_TRACKING_URI": server})
-    assert done.returncode == 0, done.stderr
-    runs = stored_runs(server)
-    assert [r.info.status for r in runs] == ["FINISHED", "FINISHED"]
-    assert not (clone / "mlflow.db").exists()
-    again = mlflow_run("stage3", env={"MLFLOW_TRACKING_URI": server})
-    assert "stage 2: found run" in again.stdout
+def test_a_tracking_server_works_the_same(mlflow_run: Run, clone: Path, tmp_path: Path) -> None:
+    (tmp_path / "server").mkdir()
+    with tracking_server(tmp_path / "server") as server:
+        done = mlflow_run("stage2", env={"MLFLOW_TRACKING_URI": server})
+        assert done.returncode == 0, done.stderr
+        assert [r.info.status for r in stored_runs(server)] == ["FINISHED", "FINISHED"]
+        assert not (clone / "mlflow.db").exists()
+        again = mlflow_run("stage3", env={"MLFLOW_TRACKING_URI": server})
+        assert "stage 2: found run" in again.stdout
 
 
 def python_run(
@@ -213,11 +182,7 @@ def test_a_full_disk_is_one_line_and_a_failed_run(
 def test_the_logged_model_answers_with_class_names_and_probabilities(
     mlflow_run: Run, clone: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    images = tmp_path / "images"
-    for label, name in enumerate(("apple", "berry", "cherry")):
-        (images / name).mkdir(parents=True)
-        for number in range(20):
-            class_image(label, number).save(images / name / f"{number:02}.png")
+    images = write_image_folder(tmp_path / "images", 20)
     quick = {f"stage{n}.epochs": "4" for n in (1, 2, 3)}
     done = mlflow_run("stage2", data=str(images), weights="tiny_imagenet", lr="0.003", **quick)
     assert done.returncode == 0, done.stderr
@@ -246,20 +211,10 @@ def test_the_logged_model_answers_with_class_names_and_probabilities(
     assert sum(row[name] for name in ("apple", "berry", "cherry")) == pytest.approx(1)
 
     port = free_port()
-    served = [
-        "mlflow",
-        "models",
-        "serve",
-        "-m",
-        uri,
-        "--port",
-        str(port),
-        "--env-manager",
-        "local",
-    ]
+    serve = ["mlflow", "models", "serve", "-m", uri, "--port", str(port), "--env-manager", "local"]
     with (tmp_path / "serve.log").open("wb") as log:
         process = subprocess.Popen(
-            served, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True
+            serve, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True
         )
         try:
             wait_for(f"http://127.0.0.1:{port}/ping", process)
@@ -295,11 +250,7 @@ def test_tune_and_decide_are_one_launched_run_each(mlflow_run: Run, clone: Path)
     assert set(launched) == {"tune", "stage", "decision"}
     assert {run.info.status for run in runs} <= {"FINISHED", "KILLED"}
     assert launched["stage"].data.tags["tuned_by"] == name
-    assert launched["decision"].data.tags["verdict"] in (
-        "justified",
-        "not_justified",
-        "inconclusive",
-    )
+    assert launched["decision"].data.tags["verdict"]
 
 
 def test_compare_and_pretrain_are_one_launched_run_each(

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from tests.books import read_books
+from tests.conftest import TINY
 from tests.integration.conftest import ROOT
 from tests.postgres import Postgres
-from tests.test_run_stage import TINY
 
 pytestmark = pytest.mark.slow
 

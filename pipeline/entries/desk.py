@@ -1,0 +1,130 @@
+"""What `decide` and `compare` share: test images, pairs dealt from a pool, workers, a runner.
+
+In: settings of the arms. Out: a `Desk`. What images, weights and storage cannot give is refused
+before an image is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline.comparing.arms import Arm
+from pipeline.comparing.draws import Pool, pool_in
+from pipeline.comparing.pairs import PairKey, PairRunner, Results, lock_folder, pair_keys
+from pipeline.data.base import Source
+from pipeline.data.draws import check_readable
+from pipeline.data.overlap import Overlap, tuning_draws
+from pipeline.entries.chain import check_storage
+from pipeline.runs.command import Command
+from pipeline.runs.scoring import read_test_split, test_split
+from pipeline.runs.session import check_draws, source_and_weights
+from pipeline.runs.stage_log import log_unreadable
+from pipeline.runs.workers import run_workers
+from pipeline.settings.run import Settings
+from pipeline.tracking import RunLog, Tracking
+
+
+@dataclass(frozen=True, kw_only=True)
+class Desk:
+    """What paired runs work with: where they are recorded, scored on what, how they are dealt.
+
+    `overlap`: the test images, and which of them are no new ones before any pair.
+    """
+
+    command: Command
+    tracking: Tracking
+    settings: Settings
+    source: Source
+    overlap: Overlap
+    pool: Pool
+
+    @classmethod
+    def open(
+        cls,
+        command: Command,
+        tracking: Tracking,
+        settings: Sequence[Settings],
+        looks: tuple[int, ...],
+        *,
+        reserved: int,
+        asked: str,
+    ) -> Desk:
+        """The desk of arms with these settings, one for each backbone.
+
+        `reserved`: draws that tuning uses; 0: nothing is tuned. `asked`: the setting that says how
+        many pairs there are.
+        """
+        if reserved:
+            check_storage(command, tracking)
+        lock_folder(settings[0])
+        for one in settings:
+            source, _ = source_and_weights(one)
+        first = settings[0]
+        test_split(source, first)
+        check_draws(source, first, range(first.draw, first.draw + max(1, reserved)))
+        pool = pool_in(source, first, looks, reserved=reserved, asked=asked)
+        test = read_test_split(source, first, command.say)
+        overlap = Overlap.of(test, source).after(tuning_draws(source, first, reserved))
+        return cls(
+            command=command,
+            tracking=tracking,
+            settings=first,
+            source=source,
+            overlap=overlap,
+            pool=pool,
+        )
+
+    @property
+    def keys(self) -> list[PairKey]:
+        """The pairs, up to the last look."""
+        return pair_keys(self.pool, self.settings)
+
+    @property
+    def images(self) -> int:
+        """Training images of a draw."""
+        return self.settings.train_per_class * len(self.source.class_names)
+
+    def check(self, keys: Sequence[PairKey]) -> None:
+        """Refuse pairs with images that cannot be read, and tell what is known of the images."""
+        check_readable(self.source, [key.apply(self.settings) for key in keys])
+        for note in self.source.notes:
+            self.command.say(f"note: {note}")
+
+    def begin(
+        self, log: RunLog, entry_point: str, params: Mapping[str, object], workers: int
+    ) -> None:
+        """Log what is known, and let local workers do what they can."""
+        log.params(params)
+        log_unreadable(log, self.overlap.test.unreadable)
+        if workers > 1:
+            experiment_id = self.tracking.experiment_id
+            run_workers(workers, entry_point, self.command, experiment_id, log.run_id)
+
+    def runner(
+        self,
+        arms: tuple[Arm, ...],
+        overlap: Overlap,
+        metric: str,
+        run_id: str,
+        tell: Callable[[int, str, Results], str],
+    ) -> PairRunner:
+        """A runner of these arms; `overlap`: with the draws that have been run before.
+
+        `tell`: a line about a finished pair: number, images and seed in words, results.
+        """
+
+        def line(key: PairKey, results: Results) -> str:
+            images = f"data_seed {key.data_seed}" if self.pool.resampled else f"draw {key.draw}"
+            return tell(key.number, f"{images}, seed {key.seed}", results)
+
+        return PairRunner(
+            arms=arms,
+            overlap=overlap,
+            tracking=self.tracking,
+            nested_under=run_id,
+            say=self.command.say,
+            tell=line,
+            metric=metric,
+            only_new=bool(self.command.joins),
+        )
