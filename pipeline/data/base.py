@@ -265,6 +265,7 @@ def notes_on(unreadable: Sequence[str], doubts: Sequence[str]) -> list[str]:
     if doubts:
         notes.append(
             f"deep images that may have lost what they show: {len(doubts)} "
-            f"({first_of(doubts, 3)}): store all images in one range of values, or as 8-bit ones"
+            f"({first_of(doubts, 3)}): take stray values (markers, no data) out, "
+            "or store all images as 8-bit ones"
         )
     return notes
