@@ -91,7 +91,7 @@ def page_of(
         words=METRICS[decision.metric].words,
         settings=settings,
         weights=Path(settings.weights).name,
-        data=Path(settings.data).name,
+        data=settings.data_name,
         steps=shown_steps(decision.steps),
         probability=partial(shown_probability, threshold=decision.design.threshold),
         stage_in_words=stage_in_words,

@@ -15,12 +15,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pipeline.errors import WeightsError
+from pipeline.errors import SettingsError, WeightsError
 from pipeline.model.backbones import Backbone
 from pipeline.model.fitting import Layout, find_network
 from pipeline.model.published import fetch, is_published_name, published
 from pipeline.model.state_files import read_content
 from pipeline.system.digests import digest_file, digest_tensors
+from pipeline.system.files import typed_path
 from pipeline.system.text import first_of
 
 OWN = ("tiny_imagenet", "none")
@@ -174,7 +175,7 @@ def _path_of(weights: str, backbone: str) -> Path:
             "with the package",
         )
     try:
-        path = Path(weights).expanduser()
+        path = typed_path(weights)
         if path.is_dir():
             raise WeightsError(
                 f"weights={weights} is a folder: pass the .pth or .safetensors file in it"
@@ -182,7 +183,7 @@ def _path_of(weights: str, backbone: str) -> Path:
         if path.is_file():
             return path
         reason = f"{path.absolute()} {'is no file' if path.exists() else 'does not exist'}"
-    except (OSError, RuntimeError, ValueError) as err:  # permissions, a long name, no home
+    except (OSError, SettingsError, ValueError) as err:  # permissions, a long name, no home
         reason = getattr(err, "strerror", None) or str(err)
     raise WeightsError(
         f"weights={weights}: neither imagenet, tiny_imagenet, none, a name such as IMAGENET1K_V1 "

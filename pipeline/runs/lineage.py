@@ -15,7 +15,6 @@ has found them by their lineage key, which proves that they saw the same images.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from pipeline.data.open import NAMES
 from pipeline.errors import LineageError
@@ -23,6 +22,7 @@ from pipeline.model.pretrained import names_a_file
 from pipeline.settings.run import INHERITED_KEYS, PLACE_KEYS, THRESHOLD_KEYS, Settings
 from pipeline.settings.schedules import Stage
 from pipeline.system.digests import digest_values
+from pipeline.system.files import typed_path
 from pipeline.tracking import RunView
 
 WITHOUT_PARENT = "leave parent_run_id out to have a parent found or trained"
@@ -149,7 +149,7 @@ def check_places(settings: Settings, run: RunView) -> None:
     logged = json.loads(run.tags["settings"])
     is_path = {"data": settings.data not in NAMES, "weights": names_a_file(settings.weights)}
     for key, place in ((key, getattr(settings, key)) for key in is_path if is_path[key]):
-        if place == logged[key] and not Path(place).expanduser().exists():
+        if place == logged[key] and not typed_path(place).exists():
             raise LineageError(
                 f"the {key} of run {run.run_id} are not at {key}={place} any more: pass "
                 f"-P {key}=<where they are now>"

@@ -54,7 +54,7 @@ def run_stage(
         assert parent
         gate_of_run(session.tracking, parent, settings, session.say)[0].enforce()
     started = time.perf_counter()
-    name = f"stage{number} · {Path(settings.data).name} · {settings.backbone}"
+    name = f"stage{number} · {settings.data_name} · {settings.backbone}"
     name += f" · draw {settings.draw} · seed {settings.seed}"
     with (
         session.tracking.run(

@@ -26,7 +26,7 @@ from pipeline.model.pretrained import Pretrained, Weights, is_here, read_weights
 from pipeline.runs.lineage import lineage_key, recipe_key
 from pipeline.settings.run import Augment, Settings
 from pipeline.settings.schedules import Stage, schedule_of
-from pipeline.system.files import storage_faults
+from pipeline.system.files import typed_path
 from pipeline.tracking import RunView, Tracking
 from pipeline.tracking.history import History, Summary
 from pipeline.training.device import keep_freed_memory, pick_device, pick_precision, with_kernels
@@ -44,19 +44,17 @@ OnEpoch = Callable[[Stage, History], None]
 
 def cache_folder(settings: Settings) -> Path:
     """Where downloads and prefix outputs are kept."""
-    return Path(settings.cache_dir or DEFAULT_CACHE_DIR).expanduser()
+    return typed_path(settings.cache_dir or DEFAULT_CACHE_DIR)
 
 
 def source_of(settings: Settings) -> Source:
     """The images that the settings name, their test split set aside where that is asked for."""
-    folder = cache_folder(settings)
-    with storage_faults("the cache", folder):
-        source = open_source(
-            settings.data,
-            folder,
-            label_column=settings.label_column,
-            image_column=settings.image_column,
-        )
+    source = open_source(
+        settings.data,
+        cache_folder(settings),
+        label_column=settings.label_column,
+        image_column=settings.image_column,
+    )
     return set_aside(source, settings.test_per_class)
 
 

@@ -151,6 +151,7 @@ def _description(subject: Subject, summary: Summary, signals: Sequence[Signal]) 
         f"{len(draw.val)} validation images.",
         f"    {summary.best_line}",
         sentences(signals),
+        *(f"Note: {as_markdown(note)}" for note in draw.notes),
     ]
     if stage.number < len(settings.stages):
         lines.append(

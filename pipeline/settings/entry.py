@@ -8,7 +8,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from pipeline.settings.run import ObjectiveName, ScheduleText, ShareName, StrictModel
+from pipeline.settings.run import ObjectiveName, PathText, ScheduleText, ShareName, StrictModel
 from pipeline.stats.design import LOOKS, ROPE_PP, THRESHOLD, Design
 from pipeline.stats.metrics import DEFAULT_OBJECTIVE, DEFAULT_SHARE
 
@@ -211,7 +211,7 @@ class CompareSettings(StrictModel):
 class PretrainSettings(StrictModel):
     """Where pretrained weights are written."""
 
-    out: str = Field("", description="the .safetensors file to write")
+    out: PathText = Field("", description="the .safetensors file to write")
 
 
 def describe_field(key: str, model: type[BaseModel]) -> str:

@@ -15,11 +15,13 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    ValidationInfo,
     model_serializer,
 )
 
 from pipeline.settings.schedules import SCHEDULES, Stage, schedule_of
 from pipeline.stats.metrics import DEFAULT_OBJECTIVE, OBJECTIVES, SHARES
+from pipeline.system.files import name_of, typed_path
 
 DEFAULT_PRESET = "digits"
 OWN_IMAGES_PRESET = "images"
@@ -35,6 +37,15 @@ BackboneName = Literal[
 ]
 ScheduleText = Annotated[str, AfterValidator(lambda text: str(schedule_of(text)) if text else "")]
 """A schedule: the name of a built-in one, a file, or spelled out, which a file's becomes."""
+
+
+def _with_a_home(text: str, info: ValidationInfo) -> str:
+    typed_path(text, info.field_name or "")
+    return text
+
+
+PathText = Annotated[str, AfterValidator(_with_a_home)]
+"""A path, or a name that may stand in its place; the home folder that it begins with is there."""
 Augment = Literal["none", "light", "strong"]
 if TYPE_CHECKING:
     ObjectiveName: TypeAlias = str
@@ -147,7 +158,7 @@ class Settings(Thresholds):
     preset: str = Field(
         DEFAULT_PRESET, description="recipe for all else; images, where data is not digits"
     )
-    data: str = Field(
+    data: PathText = Field(
         "digits", min_length=1, description="digits, cifar10, cifar100, or a path to your images"
     )
     label_column: str = Field(
@@ -170,7 +181,7 @@ class Settings(Thresholds):
         0, ge=0, lt=2**31, description="head initialisation, batch order, augmentation"
     )
     backbone: BackboneName = Field("resnet18", description="the pretrained classifier")
-    weights: str = Field(
+    weights: PathText = Field(
         "imagenet",
         min_length=1,
         description="imagenet, tiny_imagenet, none, IMAGENET1K_V1, or a .pth/.safetensors file",
@@ -191,7 +202,7 @@ class Settings(Thresholds):
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to compute")
     cache: bool = Field(True, description="keep the frozen prefix's outputs (on/off)")
-    cache_dir: str = Field(
+    cache_dir: PathText = Field(
         "", description="folder for downloads and caches; empty: ~/.cache/unfreeze"
     )
     cache_limit: float = Field(
@@ -203,6 +214,11 @@ class Settings(Thresholds):
     reuse: bool = Field(True, description="use finished parent runs of the same content (on/off)")
     log_model: bool = Field(True, description="log a servable MLflow model (on/off)")
     stages: tuple[TrainSettings, ...] = ()
+
+    @property
+    def data_name(self) -> str:
+        """What the images are called in the names of runs."""
+        return name_of(typed_path(self.data))
 
     def stage(self, number: int) -> Stage:
         """The stage of that number in this schedule."""
