@@ -127,7 +127,7 @@ def mark(decision: Decision, decision_run_id: str, run: RunView, tracking: Track
     new = decision.tags
     same = run.tags.get("verdict.question") == new["verdict.question"]
     if "verdict" in run.tags and not (
-        same and int(run.tags["verdict.pairs"]) <= int(new["verdict.pairs"])
+        same and run.number("verdict.pairs") <= int(new["verdict.pairs"])
     ):
         return
     tracking.add_tags(run.run_id, {**new, "decision_run_id": decision_run_id})

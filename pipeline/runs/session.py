@@ -6,7 +6,6 @@ its suffix's inputs and its lineage key.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -201,7 +200,7 @@ class Session:
             LineageError: they are others.
         """
         data = self.settings.data
-        before = json.loads(run.tags["settings"])
+        before = run.settings
         if run.tags["data_sha256"] != self.draw.fingerprint:
             mine = self.settings.model_dump(include={"label_column", "image_column"})
             others = [f"{k}={before[k]}" for k, v in mine.items() if before.get(k, v) != v]
@@ -264,12 +263,13 @@ class Session:
         Raises:
             LineageError: the checkpoint is missing or damaged, or does not fit; names the run.
         """
+        sha256 = run.tags["checkpoint_sha256"]
         with tempfile.TemporaryDirectory() as folder:
             try:
                 path = self.tracking.fetch(run, CHECKPOINT, Path(folder))
                 load_checkpoint(
                     path,
-                    run.tags["checkpoint_sha256"],
+                    sha256,
                     self.backbone,
                     self.pretrained,
                     self.draw.class_names,
