@@ -10,6 +10,7 @@ import json
 import os
 import re
 import ssl
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from threading import Thread
 from typing import Any
 
 from pipeline.errors import TrackingError, first_line
-from pipeline.system.addresses import hidden, without_password
+from pipeline.system.addresses import hidden, is_server, without_password
 from pipeline.system.files import storage_faults
 
 QUESTION = "/api/2.0/mlflow/experiments/search?max_results=1"
@@ -39,6 +40,8 @@ _STATUS_OF = {
     "TEMPORARILY_UNAVAILABLE": 503,
 }
 """MLflow's names of what a server refuses whoever asks, whatever is asked for."""
+_DATABASES = ("sqlite", "postgres", "mysql", "mssql")
+_STORES = "a database (sqlite:///mlflow.db, postgresql://host/db) or a server (http://host:5000)"
 _OF_CONTENT = {
     *("RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "NOT_FOUND", "ALREADY_EXISTS"),
     *("INVALID_PARAMETER_VALUE", "INVALID_STATE", "BAD_REQUEST"),
@@ -69,7 +72,7 @@ def translated(doing: str, uri: str) -> Iterator[None]:
         with storage_faults(f"MLflow's files ({doing})", uri):
             yield
     except (MlflowException, requests.RequestException, SQLAlchemyError) as err:
-        fault = fault_of_transport(err) or _fault_of_store(err)
+        fault = fault_of_transport(err) or _fault_of_store(err, uri)
         what = f"MLflow could not {doing} at {uri} ({_hidden(fault.reason)})"
         advice = fault.advice if fault.answered else "see whether the server still runs"
         raise TrackingError(f"{what}: {advice}, {_AGAIN}") from None
@@ -84,14 +87,16 @@ def contact(uri: str) -> None:
         TrackingError: none does; says which of the things that can be wrong it is.
     """
     import requests
+    from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES
     from mlflow.exceptions import MlflowException
     from mlflow.utils.credentials import get_default_host_creds
-    from mlflow.utils.rest_utils import http_request
+    from mlflow.utils.rest_utils import _validate_max_retries, http_request
 
-    shown = f"MLFLOW_TRACKING_URI={without_password(uri)}"
-    try:
-        answer = _in_time(
-            lambda: http_request(  # type: ignore[no-untyped-call]
+    def ask() -> requests.Response:
+        _validate_max_retries(MLFLOW_HTTP_REQUEST_MAX_RETRIES.get())  # type: ignore[no-untyped-call]
+        with warnings.catch_warnings():  # MLflow would go on without a login
+            warnings.filterwarnings("error", "Could not find any registered plugin")
+            return http_request(  # type: ignore[no-untyped-call,no-any-return]
                 get_default_host_creds(uri),  # type: ignore[no-untyped-call]
                 QUESTION,
                 "GET",
@@ -99,7 +104,14 @@ def contact(uri: str) -> None:
                 timeout=(CONNECT_S, ANSWER_S),
                 raise_on_status=False,
             )
-        )
+
+    shown = f"MLFLOW_TRACKING_URI={without_password(uri)}"
+    try:
+        answer = _in_time(ask)
+    except ImportError as err:
+        fault = Fault(first_line(err), f"pip install {str(err.name).replace('_', '-')}")
+    except UserWarning as err:
+        fault = Fault(first_line(err), "correct MLFLOW_TRACKING_AUTH, or install its plugin")
     except (MlflowException, requests.RequestException) as err:
         fault = fault_of_transport(err) or Fault(
             " ".join(str(err).split()), "check MLflow's variables"
@@ -140,6 +152,8 @@ def fault_of_transport(err: BaseException) -> Fault | None:
     import urllib3.exceptions as u
 
     causes = list(_causes(err))
+    if socks := next((c for c in causes if "dependencies for SOCKS" in str(c)), None):
+        return Fault(f"the proxy is a SOCKS proxy: {first_line(socks)}", "pip install pysocks")
     told: list[tuple[tuple[type[BaseException], ...], Callable[[BaseException], Fault]]] = [
         (
             (r.InvalidURL, r.InvalidSchema, r.MissingSchema, u.LocationParseError),
@@ -228,21 +242,29 @@ def fault_of_status(status: int, said: str) -> Fault:
     return Fault(f"{status}, {reason}{': ' if said else ''}{said}", advice)
 
 
-def _fault_of_store(err: BaseException) -> Fault:
+def _fault_of_store(err: BaseException, uri: str) -> Fault:
     """What a server or a database says of a request that it has understood."""
-    code = str(getattr(err, "error_code", ""))
-    if status := _STATUS_OF.get(code):
-        return fault_of_status(status, first_line(err))
-    if code in _OF_CONTENT:
-        return Fault(first_line(err), "change what it names")
-    return Fault(first_line(err), "check the server and the disk")
+    code, reason = str(getattr(err, "error_code", "")), first_line(err)
+    is_database = uri.startswith(_DATABASES)
+    if is_database and "database is locked" in reason:
+        return Fault(reason, "another program holds the file: wait for that program, or end it")
+    # MLflow says the same of a database that is away as of a server that answers 503
+    status = None if is_database and code == "TEMPORARILY_UNAVAILABLE" else _STATUS_OF.get(code)
+    if status:
+        return fault_of_status(status, reason)
+    if not is_database and not is_server(uri):
+        return Fault(reason, f"set MLFLOW_TRACKING_URI to {_STORES}")
+    return Fault(
+        reason, "change what it names" if code in _OF_CONTENT else "check the server and the disk"
+    )
 
 
 def _causes(err: BaseException | None) -> Iterator[BaseException]:
-    """A fault, and those that it came from; requests keeps urllib3's in its arguments."""
+    """A fault, and those that it came from; urllib3 keeps some in its arguments."""
     while err is not None:
         yield err
-        err = err.__cause__ or err.__context__
+        inside = (part for part in err.args if isinstance(part, BaseException))
+        err = err.__cause__ or err.__context__ or next(inside, None)
 
 
 def _message(body: str) -> str:
