@@ -21,6 +21,7 @@ from pipeline.data.stored import Stored
 from pipeline.entries.table import ENTRY_POINTS
 from pipeline.errors import DataError
 from pipeline.model.backbones import Backbone, build_backbone
+from pipeline.model.pretrained import Pretrained, read_weights
 from pipeline.settings.request import Request, load_settings
 from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Stage
@@ -140,14 +141,27 @@ def planned_epochs(arm: Arm) -> int:
     return sum(arm.settings.training(number).epochs for number in range(1, arm.last + 1))
 
 
-def trainer_for(backbone: Backbone, stage: Stage, settings: TrainSettings) -> Trainer:
-    """A trainer on the CPU in float32, seed 0, one stored view."""
+def load_pretrained(weights: str, backbone: Backbone) -> Pretrained:
+    """The tensors of `weights` that fit `backbone`."""
+    return read_weights(weights, backbone.name).fitted(backbone)
+
+
+def trainer_for(
+    backbone: Backbone,
+    stage: Stage,
+    settings: TrainSettings,
+    *,
+    seed: int = 0,
+    views: int = 1,
+    dtype: torch.dtype = torch.float32,
+) -> Trainer:
+    """A trainer on the CPU."""
     return Trainer(
         backbone=backbone,
         stage=stage,
         settings=settings,
-        seed=0,
-        views=1,
+        seed=seed,
+        views=views,
         device=CPU,
-        dtype=torch.float32,
+        dtype=dtype,
     )

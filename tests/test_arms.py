@@ -260,12 +260,9 @@ def test_arms_that_cannot_be_compared_are_refused(decide: dict[str, str], messag
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"looks": "5,3"}, "looks are '5,3': they must be whole numbers of pairs"),
-        ({"looks": "five"}, "looks are 'five'"),
-        ({"looks": "1,2"}, "looks are '1,2'"),
-        ({"threshold": "0.5"}, "threshold is 0.5: it must be a probability above 0.5"),
-        ({"threshold": "1"}, "threshold is 1.0: it must be a probability above 0.5"),
-        ({"rope_pp": "-1"}, "rope_pp is -1.0: it must be a number of percentage points"),
+        ({"looks": "5,3"}, "looks must be whole numbers of pairs"),
+        ({"threshold": "1"}, "threshold must be less than 1"),
+        ({"rope_pp": "-1"}, "rope_pp must be greater than or equal to 0"),
         ({"rope_pp": "nan"}, "rope_pp must be a finite number"),
         ({"sd_pp": "0"}, "sd_pp must be greater than 0"),
         ({"question": "stage4"}, "question must be 'stage2' or 'stage3', got 'stage4'"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.rank_blocks import BATCH, agreement, rank_blocks
+from benchmarks.rank_blocks import BATCH, BlockRank, agreement, rank_blocks
 from pipeline.data.images import ImageSet
 from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.settings.schedules import BLOCKS
@@ -41,6 +41,16 @@ def plain_norms(backbone: Backbone, images: ImageSet) -> dict[str, tuple[float, 
     return found
 
 
+def rank(backbone: Backbone, images: ImageSet) -> list[BlockRank]:
+    """The ranks; the model is left without gradients and bit for bit as it was."""
+    before = copy_state(backbone)
+    ranks = rank_blocks(backbone, images, CPU)
+    assert changed_names(before, copy_state(backbone)) == set()
+    assert all(p.grad is None and not p.requires_grad for p in backbone.model.parameters())
+    assert not any(module.training for module in backbone.model.modules())
+    return ranks
+
+
 def set_to_zero(backbone: Backbone, *blocks: str) -> None:
     with torch.no_grad():
         for block in blocks:
@@ -54,68 +64,54 @@ def test_norms_are_those_of_a_plain_loop_over_all_images_at_once(name: str, coun
     images = make_images(count)
     backbone = calibrated_backbone(name, images)
     expected = plain_norms(backbone, images)
-    ranks = rank_blocks(backbone, images, CPU)
-    assert {rank.block for rank in ranks} == set(BLOCKS)
-    for rank in ranks:
-        gradient, size = expected[rank.block]
-        assert rank.gradient == pytest.approx(gradient, rel=1e-3)
-        assert rank.size == pytest.approx(size, rel=1e-4)
-        assert rank.relative == pytest.approx(gradient / size, rel=1e-3)
-    assert len({rank.gradient for rank in ranks}) == len(BLOCKS)
+    ranks = rank(backbone, images)
+    assert {found.block for found in ranks} == set(BLOCKS)
+    for found in ranks:
+        gradient, size = expected[found.block]
+        assert found.gradient == pytest.approx(gradient, rel=1e-3)
+        assert found.size == pytest.approx(size, rel=1e-4)
+        assert found.relative == pytest.approx(gradient / size, rel=1e-3)
+    assert len({found.gradient for found in ranks}) == len(BLOCKS)
 
 
 def test_the_largest_comes_first() -> None:
     images = make_images(12)
     backbone = calibrated_backbone(NAMES[0], images)
-    relative = [rank.relative for rank in rank_blocks(backbone, images, CPU)]
+    relative = [found.relative for found in rank(backbone, images)]
     assert relative == sorted(relative, reverse=True)
     with torch.no_grad():  # larger weights before a BatchNorm: nothing changes but ||g|| / ||w||
         backbone.blocks["stem"][0][0].weight *= 1e-3
-    assert rank_blocks(backbone, images, CPU)[0].block == "stem"
+    assert rank(backbone, images)[0].block == "stem"
 
 
 def test_without_weights_a_block_is_infinitely_far_and_ties_go_from_head_to_stem() -> None:
     images = make_images(12)
     backbone = calibrated_backbone("resnet18", images)
     set_to_zero(backbone, "stem", "block3", "block1")
-    ranks = rank_blocks(backbone, images, CPU)
-    assert [rank.block for rank in ranks[:3]] == ["block3", "block1", "stem"]
-    assert [rank.relative for rank in ranks[:3]] == [math.inf] * 3
-    assert all(math.isfinite(rank.relative) for rank in ranks[3:])
+    ranks = rank(backbone, images)
+    assert [found.block for found in ranks[:3]] == ["block3", "block1", "stem"]
+    assert [found.relative for found in ranks[:3]] == [math.inf] * 3
+    assert all(math.isfinite(found.relative) for found in ranks[3:])
 
 
 def test_blocks_that_no_gradient_reaches_tie_at_zero() -> None:
     images = make_images(12)
     backbone = calibrated_backbone("resnet18", images)
     set_to_zero(backbone, "head")
-    ranks = rank_blocks(backbone, images, CPU)
-    assert [rank.block for rank in ranks] == list(BLOCKS)
+    ranks = rank(backbone, images)
+    assert [found.block for found in ranks] == list(BLOCKS)
     assert ranks[0].gradient > 0
-    assert [rank.relative for rank in ranks] == [math.inf, 0, 0, 0, 0, 0]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_model_is_left_without_gradients_and_bit_for_bit_as_it_was(name: str) -> None:
-    images = make_images(12)
-    backbone = calibrated_backbone(name, images)
-    before = copy_state(backbone)
-    first = rank_blocks(backbone, images, CPU)
-    assert changed_names(before, copy_state(backbone)) == set()
-    for parameter in backbone.model.parameters():
-        assert parameter.grad is None
-        assert not parameter.requires_grad
-    assert not any(module.training for module in backbone.model.modules())
-    assert rank_blocks(backbone, images, CPU) == first
+    assert [found.relative for found in ranks] == [math.inf, 0, 0, 0, 0, 0]
 
 
 def test_what_training_left_behind_does_not_count() -> None:
     images = make_images(12)
     backbone = calibrated_backbone("resnet18", images)
-    expected = rank_blocks(backbone, images, CPU)
+    expected = rank(backbone, images)
     backbone.model.train().requires_grad_(True)
     for parameter in backbone.model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    assert rank_blocks(backbone, images, CPU) == expected
+    assert rank(backbone, images) == expected
 
 
 def test_a_fault_leaves_no_gradients_behind() -> None:
@@ -123,7 +119,7 @@ def test_a_fault_leaves_no_gradients_behind() -> None:
     backbone = calibrated_backbone("resnet18", images)
     images.labels[-1] = CLASSES  # in the second batch: the first has left gradients
     with pytest.raises(IndexError, match="out of bounds"):
-        rank_blocks(backbone, images, CPU)
+        rank(backbone, images)
     assert all(p.grad is None and not p.requires_grad for p in backbone.model.parameters())
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from pipeline.errors import LineageError
 from pipeline.model.backbones import Backbone, build_backbone
@@ -51,20 +50,34 @@ def save(path: Path, backbone: Backbone, pretrained: Pretrained, stage: int = 1)
     )
 
 
-@pytest.fixture
-def fresh() -> Callable[[], Backbone]:
-    """A backbone of the same classes but other weights: what a checkpoint is loaded into."""
-    return lambda: build_backbone(NAME, CLASSES, seed=9)
+def load(path: Path, sha256: str, pretrained: Pretrained) -> Backbone:
+    """The checkpoint, in a backbone that had other weights."""
+    restored = build_backbone(NAME, CLASSES, seed=9)
+    load_checkpoint(path, sha256, restored, pretrained, CLASS_NAMES)
+    return restored
 
 
-@pytest.fixture
-def saved(tmp_path: Path) -> tuple[Path, str, Backbone, Pretrained]:
+def same(one: Backbone, other: Backbone) -> bool:
+    return changed_names(copy_state(one), copy_state(other)) == set()
+
+
+@dataclass
+class Saved:
     """A checkpoint of a backbone whose head and one bias differ from the pretrained weights."""
+
+    path: Path
+    sha256: str
+    backbone: Backbone
+    pretrained: Pretrained
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Saved:
     backbone = build_backbone(NAME, CLASSES, seed=0)
     pretrained = pretrained_of(backbone)
     backbone.model.state_dict()["features.12.1.bias"] += 1
     path = tmp_path / "checkpoint.safetensors"
-    return path, save(path, backbone, pretrained), backbone, pretrained
+    return Saved(path, save(path, backbone, pretrained), backbone, pretrained)
 
 
 def metadata(path: Path) -> dict[str, str]:
@@ -73,15 +86,7 @@ def metadata(path: Path) -> dict[str, str]:
     return content
 
 
-def rewrite(path: Path, tensors: dict[str, Tensor], about: dict[str, str] | None) -> str:
-    """The same file with other content; returns its SHA-256, as if a run had logged it."""
-    save_file(tensors, path, about)
-    return digest_file(path)
-
-
-def test_every_stage_of_a_chain_comes_back_bit_for_bit(
-    fresh: Callable[[], Backbone], tmp_path: Path
-) -> None:
+def test_every_stage_of_a_chain_comes_back_bit_for_bit(tmp_path: Path) -> None:
     images = make_images(6)
     pretrained = pretrained_of(build_backbone(NAME, CLASSES, seed=0))
     backbone = calibrated_backbone(NAME, images)
@@ -99,175 +104,112 @@ def test_every_stage_of_a_chain_comes_back_bit_for_bit(
         path = tmp_path / f"{number}.safetensors"
         sha256 = save(path, backbone, pretrained, stage=number)
         assert sha256 == digest_file(path)
-        restored = fresh()
-        load_checkpoint(path, sha256, restored, pretrained, CLASS_NAMES)
-        assert changed_names(copy_state(backbone), copy_state(restored)) == set()
+        restored = load(path, sha256, pretrained)
+        assert same(backbone, restored)
         backbone = restored  # the next stage starts from what was read
 
 
-def test_only_tensors_that_differ_from_the_pretrained_ones_are_stored(
-    saved: tuple[Path, str, Backbone, Pretrained],
-) -> None:
-    path = saved[0]
-    assert set(load_file(path)) == {
-        "classifier.3.weight",
-        "classifier.3.bias",
-        "features.12.1.bias",
+def test_only_tensors_that_differ_are_stored_with_what_they_are_of(saved: Saved) -> None:
+    changed = {"classifier.3.weight", "classifier.3.bias", "features.12.1.bias"}
+    assert set(load_file(saved.path)) == changed
+    assert json.loads(metadata(saved.path)["checkpoint"]) == {
+        "format": 1,
+        "backbone": NAME,
+        "class_names": list(CLASS_NAMES),
+        "weights": "example",
+        "weights_digest": saved.pretrained.digest,
+        "schedule": "three_stage",
+        "stage": 1,
+        "model_digest": digest_tensors(saved.backbone.model.state_dict()),
     }
 
 
-def test_random_weights_are_stored_whole(tmp_path: Path, fresh: Callable[[], Backbone]) -> None:
-    backbone, nothing = build_backbone(NAME, CLASSES, seed=0), Pretrained("none", "none", {}, "")
-    path = tmp_path / "checkpoint.safetensors"
-    sha256 = save(path, backbone, nothing)
-    assert set(load_file(path)) == set(backbone.model.state_dict())
-    restored = fresh()
-    load_checkpoint(path, sha256, restored, nothing, CLASS_NAMES)
-    assert changed_names(copy_state(backbone), copy_state(restored)) == set()
+def test_random_weights_are_stored_whole(saved: Saved) -> None:
+    nothing = Pretrained("none", "none", {}, "")
+    sha256 = save(saved.path, saved.backbone, nothing)
+    assert set(load_file(saved.path)) == set(saved.backbone.model.state_dict())
+    assert same(saved.backbone, load(saved.path, sha256, nothing))
 
 
 @pytest.mark.parametrize("value", [-0.0, float("nan"), float("inf")])
-def test_unusual_numbers_come_back_bit_for_bit(
-    value: float, tmp_path: Path, fresh: Callable[[], Backbone]
-) -> None:
+def test_unusual_numbers_come_back_bit_for_bit(value: float, tmp_path: Path) -> None:
     """Minus zero equals zero, and NaN is not equal to itself: bits are what counts."""
     backbone = build_backbone(NAME, CLASSES, seed=0)
     backbone.model.state_dict()["features.0.1.bias"].zero_()
     pretrained = pretrained_of(backbone)
     backbone.model.state_dict()["features.0.1.bias"].fill_(value)
     path = tmp_path / "checkpoint.safetensors"
-    sha256 = save(path, backbone, pretrained)
-    restored = fresh()
-    load_checkpoint(path, sha256, restored, pretrained, CLASS_NAMES)
-    assert changed_names(copy_state(backbone), copy_state(restored)) == set()
+    assert same(backbone, load(path, save(path, backbone, pretrained), pretrained))
 
 
-def test_the_file_tells_what_it_is_of(saved: tuple[Path, str, Backbone, Pretrained]) -> None:
-    path, _, backbone, pretrained = saved
-    assert json.loads(metadata(path)["checkpoint"]) == {
-        "format": 1,
-        "backbone": NAME,
-        "class_names": list(CLASS_NAMES),
-        "weights": "example",
-        "weights_digest": pretrained.digest,
-        "schedule": "three_stage",
-        "stage": 1,
-        "model_digest": digest_tensors(backbone.model.state_dict()),
-    }
+def test_the_same_model_gives_the_same_file_every_time(saved: Saved, tmp_path: Path) -> None:
+    path = tmp_path / "again.safetensors"
+    assert {save(path, saved.backbone, saved.pretrained) for _ in range(8)} == {saved.sha256}
 
 
-def test_the_same_model_gives_the_same_file_every_time(
-    saved: tuple[Path, str, Backbone, Pretrained], tmp_path: Path
+@pytest.mark.parametrize("position", [20, -1, None])
+def test_a_truncated_file_or_one_flipped_bit_is_refused(
+    position: int | None, saved: Saved
 ) -> None:
-    _, sha256, backbone, pretrained = saved
-    again = {save(tmp_path / "again.safetensors", backbone, pretrained) for _ in range(8)}
-    assert again == {sha256}
+    content = bytearray(saved.path.read_bytes())
+    if position is None:
+        del content[-1]
+    else:
+        content[position] ^= 1
+    saved.path.write_bytes(content)
+    with pytest.raises(LineageError, match=f"is damaged: its SHA-256 is not {saved.sha256[:12]}"):
+        load(saved.path, saved.sha256, saved.pretrained)
 
 
-def test_a_truncated_file_is_refused(
-    saved: tuple[Path, str, Backbone, Pretrained], fresh: Callable[[], Backbone]
-) -> None:
-    path, sha256, _, pretrained = saved
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(LineageError, match=f"is damaged: its SHA-256 is not {sha256[:12]}"):
-        load_checkpoint(path, sha256, fresh(), pretrained, CLASS_NAMES)
-
-
-@pytest.mark.parametrize("position", [20, -1])
-def test_one_flipped_bit_is_refused(
-    position: int,
-    saved: tuple[Path, str, Backbone, Pretrained],
-    fresh: Callable[[], Backbone],
-) -> None:
-    path, sha256, _, pretrained = saved
-    content = bytearray(path.read_bytes())
-    content[position] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(LineageError, match="is damaged"):
-        load_checkpoint(path, sha256, fresh(), pretrained, CLASS_NAMES)
-
-
-def test_a_digest_of_another_file_is_refused(
-    saved: tuple[Path, str, Backbone, Pretrained], fresh: Callable[[], Backbone]
-) -> None:
-    path, _, _, pretrained = saved
-    with pytest.raises(LineageError, match="its SHA-256 is not 000000000000…"):
-        load_checkpoint(path, "0" * 64, fresh(), pretrained, CLASS_NAMES)
-
-
-def test_other_pretrained_weights_are_refused(
-    saved: tuple[Path, str, Backbone, Pretrained], fresh: Callable[[], Backbone]
-) -> None:
-    path, sha256, _, pretrained = saved
+def test_other_pretrained_weights_are_refused(saved: Saved) -> None:
     other = pretrained_of(build_backbone(NAME, CLASSES, seed=1), "others")
-    message = (
-        f"from weights example .{pretrained.digest[:12]}.*weights others .* {other.digest[:12]}"
-    )
+    digests = [weights.digest[:12] for weights in (saved.pretrained, other)]
+    message = f"from weights example .{digests[0]}.*weights others .* {digests[1]}"
     with pytest.raises(LineageError, match=message):
-        load_checkpoint(path, sha256, fresh(), other, CLASS_NAMES)
+        load(saved.path, saved.sha256, other)
 
 
-def test_another_backbone_is_refused(saved: tuple[Path, str, Backbone, Pretrained]) -> None:
-    path, sha256, _, pretrained = saved
+def test_another_backbone_is_refused(saved: Saved) -> None:
     other = build_backbone("mobilenet_v2", CLASSES, seed=0)
     with pytest.raises(LineageError, match=f"is of {NAME}, got backbone mobilenet_v2"):
-        load_checkpoint(path, sha256, other, pretrained, CLASS_NAMES)
+        load_checkpoint(saved.path, saved.sha256, other, saved.pretrained, CLASS_NAMES)
 
 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (
-            ("apple", "zebra", "cherry"),
-            "has 3 classes, the images 3: class 2 is berry there and z",
-        ),
-        (
-            (*CLASS_NAMES, "kiwi"),
-            "3 classes, the images 4: class 4 is missing there and kiwi here",
-        ),
-        (CLASS_NAMES[:2], "3 classes, the images 2: class 3 is cherry there and missing here"),
+        (("apple", "zebra", "cherry"), "3 classes, .* 3: class 2 is berry there and zebra here"),
+        ((*CLASS_NAMES, "kiwi"), "3 classes, .* 4: class 4 is missing there and kiwi here"),
+        (CLASS_NAMES[:2], "3 classes, .* 2: class 3 is cherry there and missing here"),
     ],
 )
-def test_other_classes_are_refused(
-    saved: tuple[Path, str, Backbone, Pretrained], names: tuple[str, ...], message: str
-) -> None:
-    path, sha256, _, pretrained = saved
+def test_other_classes_are_refused(saved: Saved, names: tuple[str, ...], message: str) -> None:
+    backbone = build_backbone(NAME, len(names), 0)
     with pytest.raises(LineageError, match=message):
-        load_checkpoint(path, sha256, build_backbone(NAME, len(names), 0), pretrained, names)
+        load_checkpoint(saved.path, saved.sha256, backbone, saved.pretrained, names)
 
 
-def test_a_model_that_does_not_add_up_is_refused(
-    saved: tuple[Path, str, Backbone, Pretrained], fresh: Callable[[], Backbone]
-) -> None:
+def test_a_model_that_does_not_add_up_is_refused(saved: Saved) -> None:
     """The file and its digest are right, but one of its tensors is missing or changed."""
-    path, _, _, pretrained = saved
-    about, tensors = metadata(path), load_file(path)
+    about, tensors = metadata(saved.path), load_file(saved.path)
     missing = {n: t for n, t in tensors.items() if n != "features.12.1.bias"}
     changed = tensors | {"features.12.1.bias": tensors["features.12.1.bias"] + 1}
     for content in (missing, changed):
-        sha256 = rewrite(path, content, about)
+        save_file(content, saved.path, about)
         with pytest.raises(LineageError, match="do not add up to the model that was saved"):
-            load_checkpoint(path, sha256, fresh(), pretrained, CLASS_NAMES)
+            load(saved.path, digest_file(saved.path), saved.pretrained)
 
 
 @pytest.mark.parametrize(
-    "about", [None, {"format": "1"}, {"checkpoint": "{"}, {"checkpoint": "{}"}]
+    "about",
+    [None, {"format": "1"}, {"checkpoint": "{"}, {"checkpoint": "{}"}, "not safetensors"],
 )
-def test_a_safetensors_file_of_something_else_is_refused(
-    about: dict[str, str] | None,
-    saved: tuple[Path, str, Backbone, Pretrained],
-    fresh: Callable[[], Backbone],
+def test_a_file_of_something_else_is_refused(
+    about: dict[str, str] | str | None, saved: Saved
 ) -> None:
-    path, _, _, pretrained = saved
-    sha256 = rewrite(path, load_file(path), about)
+    if isinstance(about, str):
+        saved.path.write_text(about)
+    else:
+        save_file(load_file(saved.path), saved.path, about)
     with pytest.raises(LineageError, match="is not a checkpoint of this pipeline"):
-        load_checkpoint(path, sha256, fresh(), pretrained, CLASS_NAMES)
-
-
-def test_a_file_that_is_no_safetensors_is_refused(
-    saved: tuple[Path, str, Backbone, Pretrained], fresh: Callable[[], Backbone]
-) -> None:
-    path, _, _, pretrained = saved
-    path.write_bytes(b"not safetensors")
-    with pytest.raises(LineageError, match="is not a checkpoint of this pipeline"):
-        load_checkpoint(path, digest_file(path), fresh(), pretrained, CLASS_NAMES)
+        load(saved.path, digest_file(saved.path), saved.pretrained)

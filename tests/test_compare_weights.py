@@ -13,9 +13,9 @@ import torchvision
 
 from pipeline.cli import main
 from pipeline.model.backbones import build_backbone
-from pipeline.model.pretrained import load_pretrained
 from tests.comparisons import OWN, compare, new_desk, results
 from tests.conftest import words_of
+from tests.helpers import load_pretrained
 from tests.served import Quiet, publish
 from tests.test_decide import Desk, acc, inside, runs
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from pipeline.errors import DesignError
 from pipeline.stats.design import Design
 from pipeline.stats.operating import (
-    Characteristic,
-    Shares,
     characteristics_text,
     operating_characteristics,
     walk_studies,
@@ -39,40 +37,21 @@ def near(share: float, documented: float, studies: int = STUDIES) -> bool:
     return abs(share - documented) <= 4 * error + 0.0005
 
 
-@pytest.fixture(scope="module")
-def table() -> tuple[Characteristic, ...]:
-    return operating_characteristics(D, 1.0, [row[0] for row in TABLE])
-
-
-def test_the_documented_table_is_reproduced(table: tuple[Characteristic, ...]) -> None:
-    for row, (gain_pp, justified, not_justified, inconclusive, pairs) in zip(
-        table, TABLE, strict=True
-    ):
-        assert row.true_gain_pp == gain_pp
-        assert near(row.shares.justified, justified), row
-        assert near(row.shares.not_justified, not_justified), row
-        assert near(row.shares.inconclusive, inconclusive), row
-        # pairs are 5 to 20: a standard deviation of at most 7.5
-        assert row.shares.mean_pairs == pytest.approx(pairs, abs=0.05 + 4 * 7.5 / 100)
-
-
-@pytest.mark.parametrize("other", [Design(threshold=0.97), Design(rope_pp=0.6)])
-def test_a_slightly_different_design_does_not_reproduce_it(other: Design) -> None:
-    rows = operating_characteristics(other, 1.0, [row[0] for row in TABLE])
-    assert not all(
-        near(row.shares.justified, documented[1])
-        for row, documented in zip(rows, TABLE, strict=True)
-    )
-
-
-def test_shares_sum_to_one_and_a_larger_gain_is_justified_more_often(
-    table: tuple[Characteristic, ...],
-) -> None:
-    for row in table:
-        ends = (row.shares.justified, row.shares.not_justified, row.shares.inconclusive)
-        assert sum(ends) == pytest.approx(1)
-    rates = [row.shares.justified for row in table]
-    assert rates == sorted(rates)
+def test_the_documented_table_is_reproduced_and_not_by_other_designs() -> None:
+    gains = [row[0] for row in TABLE]
+    table = operating_characteristics(D, 1.0, gains)
+    assert list(table["true gain, pp"]) == gains
+    ends = ["justified", "not justified", "inconclusive"]
+    for row, documented in zip(table[ends].to_numpy(), TABLE, strict=True):
+        assert all(map(near, row, documented[1:4])), row
+    # pairs are 5 to 20: a standard deviation of at most 7.5
+    pairs = [row[4] for row in TABLE]
+    assert list(table["mean pairs used"]) == pytest.approx(pairs, abs=0.05 + 4 * 7.5 / 100)
+    assert list(table[ends].sum(axis=1)) == pytest.approx([1.0] * len(TABLE))
+    assert table["justified"].is_monotonic_increasing
+    for other in (Design(threshold=0.97), Design(rope_pp=0.6)):
+        rates = operating_characteristics(other, 1.0, gains)["justified"]
+        assert not all(map(near, rates, (row[1] for row in TABLE)))
 
 
 @pytest.mark.parametrize("correction", [0.0, 0.25, 1.0])
@@ -81,10 +60,10 @@ def test_one_look_at_a_gain_on_the_edge_errs_exactly_as_often_as_the_threshold_a
     correction: float, look: int
 ) -> None:
     design = Design(looks=(look,), threshold=0.95)
-    (row,) = operating_characteristics(design, 1.3, [0.5], correction=correction, seed=look)
+    table = operating_characteristics(design, 1.3, [0.5], correction=correction, seed=look)
     error = math.sqrt(0.05 * 0.95 / STUDIES)
-    assert row.shares.justified == pytest.approx(0.05, abs=4 * error)
-    assert row.shares.not_justified == pytest.approx(0.05, abs=4 * error)
+    shares = table.loc[0, ["justified", "not justified"]]
+    assert list(shares) == pytest.approx([0.05, 0.05], abs=4 * error)
 
 
 def correlated(rho: float, pairs: int, studies: int, seed: int) -> np.ndarray:
@@ -101,16 +80,18 @@ def test_shared_images_are_gains_that_correlate_by_the_share_of_test_images(
 ) -> None:
     rho = correction / (1 + correction)
     noise = correlated(rho, 20, STUDIES, seed=8)
-    for row in operating_characteristics(D, 1.0, [0.0, 1.0, 2.0], correction=correction):
-        ends, used = walk_studies(noise + row.true_gain_pp, D, correction)
-        assert near(row.shares.justified, float(np.mean(ends == "justified")))
-        assert near(row.shares.equivalent, float(np.mean(ends == "equivalent")))
-        assert row.shares.mean_pairs == pytest.approx(np.mean(used), abs=0.3)
+    table = operating_characteristics(D, 1.0, [0.0, 1.0, 2.0], correction=correction)
+    for _, row in table.iterrows():
+        ends, used = walk_studies(noise + row["true gain, pp"], D, correction)
+        equivalent = row["not justified"] - row["of these harmful"]
+        assert near(row["justified"], float(np.mean(ends == "justified")))
+        assert near(equivalent, float(np.mean(ends == "equivalent")))
+        assert row["mean pairs used"] == pytest.approx(np.mean(used), abs=0.3)
 
 
 def test_shared_images_cost_power() -> None:
     rates = [
-        operating_characteristics(D, 1.0, [1.5], correction=c)[0].shares.justified
+        operating_characteristics(D, 1.0, [1.5], correction=c).loc[0, "justified"]
         for c in (0.0, 0.1, 0.5)
     ]
     assert rates[0] > 0.9 > rates[1] > 0.6 > rates[2]
@@ -141,51 +122,29 @@ def test_many_studies_end_as_each_does_alone(
             assert (ends[row], used[row]) == walk(list(study), (2, 4, 8), 0.5, 0.9, correction)
 
 
-def test_a_table_knows_what_one_test_image_is_worth() -> None:
+def test_gains_without_spread_end_at_the_first_look_unless_an_image_is_worth_more() -> None:
     """Gains that all round to 0.6 pp are no certainty where an image is worth 5 pp."""
-    [sharp] = operating_characteristics(D, 0.0, [0.6], studies=3)
-    [coarse] = operating_characteristics(D, 0.0, [0.6], studies=3, resolution_pp=5.0)
-    assert (sharp.shares.justified, coarse.shares.inconclusive) == (1, 1)
-
-
-def test_gains_without_spread_end_at_the_first_look() -> None:
-    rows = operating_characteristics(D, 0.0, [0.6, 0.5, -0.6], studies=3)
-    assert [row.shares.justified for row in rows] == [1, 0, 0]
-    assert [row.shares.equivalent for row in rows] == [0, 1, 0]
-    assert [row.shares.harmful for row in rows] == [0, 0, 1]
-    assert [row.shares.mean_pairs for row in rows] == [5, 5, 5]
+    table = operating_characteristics(D, 0.0, [0.6, 0.5, -0.6], studies=3)
+    assert table.to_numpy().tolist() == [
+        [0.6, 1, 0, 0, 0, 5],
+        [0.5, 0, 1, 0, 0, 5],
+        [-0.6, 0, 1, 1, 0, 5],
+    ]
+    coarse = operating_characteristics(D, 0.0, [0.6], studies=3, resolution_pp=5.0)
+    assert coarse.loc[0, "inconclusive"] == 1
 
 
 def test_the_same_seed_gives_the_same_table() -> None:
-    def rates(seed: int) -> tuple[Characteristic, ...]:
-        return operating_characteristics(D, 1.0, [0.5, 1.0], studies=500, seed=seed)
-
-    assert rates(3) == rates(3)
-    assert rates(3) != rates(4)
-
-
-@pytest.mark.parametrize("sd_pp", [-1.0, math.nan, math.inf])
-def test_a_spread_that_is_none_is_refused(sd_pp: float) -> None:
-    with pytest.raises(DesignError, match="standard deviation of the gains is"):
-        operating_characteristics(D, sd_pp, [0.0])
-
-
-def test_no_studies_and_a_negative_correction_are_refused() -> None:
-    with pytest.raises(DesignError, match="0 studies say nothing"):
-        operating_characteristics(D, 1.0, [0.0], studies=0)
-    with pytest.raises(DesignError, match=r"rho / \(1 - rho\)"):
-        operating_characteristics(D, 1.0, [0.0], correction=-1.0)
-
-
-# The table
-
-ROWS = (
-    Characteristic(-1.0, Shares(1000, 0.0, 0.8754, 0.1246, 0.0, 6.94)),
-    Characteristic(0.5, Shares(1000, 0.051, 0.05, 0.0, 0.899, 19.06)),
-)
+    first, again, other = (
+        operating_characteristics(D, 1.0, [0.5, 1.0], studies=500, seed=seed) for seed in (3, 3, 4)
+    )
+    assert first.equals(again)
+    assert not first.equals(other)
 
 
 def test_the_text_table_is_aligned() -> None:
-    lines = characteristics_text(ROWS).splitlines()
+    table = operating_characteristics(D, 0.0, [-1.0, 0.5], studies=3)
+    lines = characteristics_text(pd.concat([table, table + 0.1234])).splitlines()
     assert len({len(line) for line in lines}) == 1
-    assert lines[1].split() == ["-1", "0.000", "1.000", "0.125", "0.000", "6.9"]
+    assert lines[1].split() == ["-1", "0.000", "1.000", "1.000", "0.000", "5.0"]
+    assert lines[3].split() == ["-0.8766", "0.123", "1.123", "1.123", "0.123", "5.1"]

@@ -22,12 +22,11 @@ from pipeline.cli import main
 from pipeline.data.draws import draw_in
 from pipeline.entries.plans import pretrain_plan
 from pipeline.model.backbones import build_backbone
-from pipeline.model.pretrained import load_pretrained
 from pipeline.runs.session import CHECKPOINT, source_of
 from pipeline.settings.run import TrainSettings
 from pipeline.system.digests import digest_tensors
 from tests.conftest import class_image, enter_store, inside, words_of
-from tests.helpers import request_of
+from tests.helpers import load_pretrained, request_of
 from tests.reports import artifact
 from tests.test_decide import runs, settings_of
 

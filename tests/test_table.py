@@ -16,9 +16,7 @@ from pipeline.cli import main
 from pipeline.entries.parser import build_parser
 from pipeline.entries.table import ENTRY_POINTS
 from pipeline.errors import SettingsError
-from pipeline.settings.entry import CompareSettings, DecideSettings
 from pipeline.settings.layers import preset_layer
-from pipeline.stats.design import Design
 from tests.conftest import TINY, enter_store, inside, words_of, write_image_folder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -133,8 +131,3 @@ def test_a_stage_by_number_is_that_stage_and_needs_the_number() -> None:
         stage.plan(stage.read(options))
     with pytest.raises(SettingsError, match="three_stage has 3 stages, got stage 4"):
         stage.plan(stage.read({"number": "4"}))
-
-
-def test_the_defaults_of_a_decision_are_those_of_its_design() -> None:
-    assert DecideSettings().design == Design()
-    assert CompareSettings().rope_pp == Design().rope_pp

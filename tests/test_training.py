@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, get_args
+from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.data.augment import normalise
 from pipeline.data.images import ImageSet
-from pipeline.model.backbones import FORWARD_ORDER, Backbone
+from pipeline.model.backbones import FORWARD_ORDER, Backbone, batch_norms
 from pipeline.runs.scoring import predict
 from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Stage
@@ -23,7 +24,6 @@ from pipeline.stats.metrics import OBJECTIVES, score_logits
 from pipeline.tracking.history import History
 from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, VAL, VAL_ACC, VAL_LOSS
 from pipeline.training.trainer import (
-    OPTIMIZERS,
     Trainer,
     learning_rates,
     schedule_factor,
@@ -37,6 +37,7 @@ from tests.helpers import (
     copy_state,
     live_features,
     make_images,
+    trainer_for,
 )
 
 NAME = "mobilenet_v3_small"
@@ -71,6 +72,12 @@ class Run:
         return math.sqrt(sum(float(square) for square in squares))
 
 
+@cache
+def small_backbone() -> Backbone:
+    """What trainings begin from that change nothing of it themselves."""
+    return calibrated_backbone(NAME, make_images(12))
+
+
 def train(
     stage: Stage = HEAD,
     *,
@@ -84,22 +91,17 @@ def train(
     """Train a small network on 12 images, validated on 6 others, for 2 epochs of 3 batches."""
     images = images or make_images(12)
     val = val or make_images(6, start=50)
-    backbone = backbone or calibrated_backbone(NAME, images)
+    backbone = backbone or small_backbone()
     chosen = TrainSettings(**{"epochs": 2, "batch_size": 4, "augment": "none", **settings})
     before = copy_state(backbone)
-    trainer = Trainer(
-        backbone=backbone,
-        stage=stage,
-        settings=chosen,
-        seed=seed,
-        views=1,
-        device=CPU,
-        dtype=dtype,
-    )
+    trainer = trainer_for(backbone, stage, chosen, seed=seed, dtype=dtype)
     train_features = live_features(backbone, stage, images, dtype)
     val_features = live_features(backbone, stage, val, dtype)
     assert list(trainer.epochs(images, train_features, val, val_features)) == trainer.history.rows
-    assert changed_names(before, copy_state(backbone)) == set()  # whatever the settings
+    # the backbone is never changed, whatever the settings
+    assert changed_names(before, copy_state(backbone)) == set()
+    assert not any(module.training for module in backbone.model.modules())
+    assert all(p.grad is None and p.requires_grad for p in backbone.model.parameters())
     return Run(trainer, before)
 
 
@@ -110,7 +112,6 @@ def train(
     ("schedule", "number", "lr_decay", "rates"),
     [
         ("three_stage", 1, 0.1, {"head": 0.01}),
-        ("three_stage", 2, 1.0, {"head": 0.01, "block4": 0.01}),
         ("three_stage", 3, 0.5, {"head": 0.01, "block4": 0.005, "block3": 0.0025}),
         ("three_stage", 3, 2.0, {"head": 0.01, "block4": 0.02, "block3": 0.04}),
         (
@@ -143,17 +144,6 @@ def test_the_rate_ramps_up_and_then_follows_a_cosine(
     assert [schedule_factor(s, steps, warmup) for s in range(steps)] == pytest.approx(factors)
 
 
-@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5, 0.99])
-@pytest.mark.parametrize("steps", [1, 2, 7, 160])
-def test_the_rate_is_positive_and_peaks_once(steps: int, warmup: float) -> None:
-    factors = [schedule_factor(step, steps, warmup) for step in range(steps)]
-    assert min(factors) > 0
-    assert factors.count(1.0) == 1
-    peak = factors.index(1.0)
-    assert factors[: peak + 1] == sorted(factors[: peak + 1])
-    assert factors[peak:] == sorted(factors[peak:], reverse=True)
-
-
 def test_a_result_tells_the_rate_of_its_last_step() -> None:
     run = train(BLOCK4, lr=0.01, lr_decay=0.5, warmup=0.0)
     rates = [0.01 * schedule_factor(last_step, 6, 0.0) for last_step in (2, 5)]
@@ -170,11 +160,9 @@ def test_a_result_tells_the_rate_of_its_last_step() -> None:
         (12, 4, [4, 4, 4]),
         (10, 4, [4, 3, 3]),
         (9, 8, [5, 4]),
-        (3, 8, [3]),
         (1, 8, [1]),
         (3, 2, [3]),
         (5, 2, [3, 2]),
-        (7, 3, [3, 2, 2]),
         (4, 3, [2, 2]),
     ],
 )
@@ -370,10 +358,6 @@ def test_clip_norm_bounds_the_step(dtype: torch.dtype) -> None:
     assert length(free) > 10 * length(clipped)
 
 
-def test_a_large_clip_norm_changes_nothing() -> None:
-    assert changed_names(train(BLOCK4).last, train(BLOCK4, clip_norm=1e6).last) == set()
-
-
 # Precision
 
 
@@ -388,70 +372,41 @@ def test_reduced_precision_keeps_float32_masters() -> None:
     assert (run.last[convolution] != run.last[convolution].bfloat16()).double().mean() > 0.9
     assert (moved > 0).double().mean() > 0.9
     assert (moved < step).double().mean() > 0.5  # in bfloat16 alone these would have stood still
-
-
-def test_what_computes_is_the_snapshot_rounded() -> None:
-    run = train(BLOCK4, dtype=torch.bfloat16, epochs=1)
-    for name, tensor in run.last.items():
+    for name, tensor in run.last.items():  # what computes is the snapshot, rounded
         computed = run.trainer.computed[name]
         assert torch.equal(computed, tensor.to(computed.dtype))
         assert computed.grad is None
 
 
-def test_precisions_agree_roughly() -> None:
-    settings = {"epochs": 1, "optimizer": "sgd", "lr": 0.01}
-    full, reduced = train(BLOCK4, **settings), train(BLOCK4, dtype=torch.bfloat16, **settings)
-    assert reduced.history[VAL_LOSS] == pytest.approx(full.history[VAL_LOSS], rel=0.1)
-
-
 # Which epoch is selected, and when training ends
 
 
-def wrong_labels(images: ImageSet) -> ImageSet:
-    return ImageSet(images.pixels, (images.labels + 1) % CLASSES, images.digests)
-
-
-def test_the_selected_epoch_has_the_best_accuracy_then_loss_then_comes_first() -> None:
-    run = train(FULL, epochs=12, batch_size=2, lr=0.02, val=make_images(12, start=50))
-    rows = enumerate(run.history.rows, start=1)
-    ranks = [(row[VAL_ACC], -row[VAL_LOSS], -epoch) for epoch, row in rows]
-    assert len({rank[0] for rank in ranks}) > 2  # or the test would show nothing
-    assert run.history.selected == -max(ranks)[2]
-
-
 @pytest.mark.parametrize("select", OBJECTIVES)
-def test_any_validation_metric_can_select_the_epoch(select: str) -> None:
+def test_the_selected_epoch_is_best_by_any_metric_then_by_loss_then_comes_first(
+    select: str,
+) -> None:
     val, rows = make_images(12, start=50), [0, 3, 6, 9, 1, 4, 2]  # four, two and one of a class
     unequal = ImageSet(val.pixels[rows], val.labels[rows], val.digests[rows])
     run = train(FULL, val=unequal, epochs=8, batch_size=2, lr=0.02, select=select)
     objective = OBJECTIVES[select]
     values = run.history[VAL[objective.metric]]
-    best = max(values) if objective.maximised else min(values)
-    assert run.history.best[VAL[objective.metric]] == best
+    sign = 1 if objective.maximised else -1
+    losses = [-loss for loss in run.history[VAL_LOSS]]
+    ranks = list(zip((sign * value for value in values), losses, range(0, -8, -1), strict=True))
+    assert run.history.selected == 1 + ranks.index(max(ranks))
     assert len(set(values)) > 1  # or the test would show nothing
 
 
 def test_of_equal_accuracies_the_lower_loss_wins() -> None:
     """Never a hit: each epoch fits the right labels better and these wrong ones worse."""
     images = make_images(12)
-    falling = train(images=images, val=wrong_labels(images), epochs=6, lr=0.05)
+    wrong = ImageSet(images.pixels, (images.labels + 1) % CLASSES, images.digests)
+    falling = train(images=images, val=wrong, epochs=6, lr=0.05)
     accuracies, losses = falling.history[VAL_ACC], falling.history[VAL_LOSS]
     assert accuracies[-2:] == [0.0, 0.0]
     assert losses[-1] > losses[-2]
     best = max(zip(accuracies, (-loss for loss in losses), range(1, 7), strict=True))
     assert falling.history.selected == best[2]
-    assert len(set(losses)) == len(losses)
-
-
-def test_every_optimizer_that_may_be_named_is_there() -> None:
-    named = TrainSettings.model_fields["optimizer"].annotation
-    assert set(OPTIMIZERS) == set(get_args(named))
-
-
-def test_of_equal_scores_the_first_epoch_wins() -> None:
-    run = train(**STILL, epochs=3)
-    assert len({(row[VAL_ACC], row[VAL_LOSS]) for row in run.history.rows}) == 1
-    assert run.history.selected == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -468,9 +423,9 @@ def test_best_holds_the_weights_of_the_selected_epoch(dtype: torch.dtype) -> Non
 
 @pytest.mark.parametrize(("patience", "epochs"), [(1, 2), (3, 4), (0, 6), (10, 6)])
 def test_training_ends_when_patience_does(patience: int, epochs: int) -> None:
-    """Weights that stand still never get better than in their first epoch."""
+    """Weights that stand still never get better than in their first epoch: the first is kept."""
     run = train(**STILL, epochs=6, patience=patience)
-    assert len(run.history) == epochs
+    assert (len(run.history), run.history.selected) == (epochs, 1)
 
 
 def test_patience_counts_from_the_last_better_epoch() -> None:
@@ -500,31 +455,6 @@ def test_an_epoch_without_numbers_is_not_selected_over_one_with_them() -> None:
     assert run.history.best in finite
 
 
-@pytest.mark.parametrize(
-    ("loss", "diverged"), [(math.nan, True), (math.inf, True), (1e9, False), (0.0, False)]
-)
-def test_a_training_loss_that_is_no_number_is_divergence(loss: float, *, diverged: bool) -> None:
-    assert History(planned=1, rows=[{TRAIN_LOSS: loss}]).diverged == diverged
-
-
-# What a training leaves alone
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("stage", [HEAD, BLOCK4, FULL], ids=["head", "block4", "full"])
-def test_the_backbone_passed_in_is_never_changed(stage: Stage, dtype: torch.dtype) -> None:
-    backbone = calibrated_backbone(NAME, make_images(12))
-    before = copy_state(backbone)
-    needed = [parameter.requires_grad for parameter in backbone.model.parameters()]
-    run = train(stage, backbone=backbone, dtype=dtype, epochs=1)
-    assert changed_names(run.last, before)  # the training did something
-    assert changed_names(before, copy_state(backbone)) == set()
-    assert not any(module.training for module in backbone.model.modules())
-    assert [p.requires_grad for p in backbone.model.parameters()] == needed
-    assert all(parameter.grad is None for parameter in backbone.model.parameters())
-    assert {p.dtype for p in backbone.model.parameters()} == {torch.float32}
-
-
 @pytest.mark.parametrize("stage", [HEAD, BLOCK4, FULL], ids=["head", "block4", "full"])
 def test_a_snapshot_is_every_trainable_tensor_and_a_copy(stage: Stage) -> None:
     run = train(stage, epochs=1)
@@ -536,9 +466,8 @@ def test_a_snapshot_is_every_trainable_tensor_and_a_copy(stage: Stage) -> None:
 
 
 def test_blocks_run_in_training_mode_again_after_validation() -> None:
-    run = train(BLOCK4, epochs=1, norm="adapt")
-    assert run.trainer.blocks["block4"].training
-    assert list(run.trainer.blocks) == list(FORWARD_ORDER[4:])
-    norms = [m for m in run.trainer.blocks["block4"].modules() if isinstance(m, nn.BatchNorm2d)]
+    blocks = train(BLOCK4, epochs=1, norm="adapt").trainer.blocks
+    assert list(blocks) == list(FORWARD_ORDER[4:])
+    norms = list(batch_norms(blocks.values()))
     assert norms
-    assert all(norm.training for norm in norms)
+    assert all(layer.training for layer in (blocks["block4"], *norms))

@@ -326,8 +326,8 @@ def test_runs_are_given_the_end_that_their_trial_came_to(
         run_id = tracking.start("trial", tags | marks, nested_under=own)
         inner = tracking.start("stage", {"kind": "stage"}, nested_under=run_id)
         if status != "RUNNING":
-            tracking.set_status(run_id, status)
-            tracking.set_status(inner, status)
+            tracking.writing(run_id).set_status(status)
+            tracking.writing(inner).set_status(status)
         attrs = {"run_id": run_id if whose == "own" else "another's"}
         attrs |= {"reason": why} if why else {}
         trial = optuna.create_trial(state=state, value=value, user_attrs=attrs)
@@ -399,7 +399,7 @@ def test_trials_of_another_storage_are_left_as_they_are(
     run_id = tracking.start("their trial", tags, nested_under=theirs)
     inner = tracking.start("their stage", {"kind": "stage"}, nested_under=run_id)
     if status != "RUNNING":
-        tracking.set_status(run_id, status)
+        tracking.writing(run_id).set_status(status)
     study.optuna.add_trial(optuna.create_trial(state=FAIL, user_attrs={"run_id": "ours"}))
     before = [tracking.get(run) for run in (theirs, run_id, inner)]
     assert reconcile(study, tracking, study.optuna.user_attrs["run_id"]) == 0

@@ -130,7 +130,7 @@ def mark(decision: Decision, decision_run_id: str, run: RunView, tracking: Track
         same and run.number("verdict.pairs") <= int(new["verdict.pairs"])
     ):
         return
-    tracking.add_tags(run.run_id, {**new, "decision_run_id": decision_run_id})
+    tracking.writing(run.run_id).tags({**new, "decision_run_id": decision_run_id})
 
 
 def gate_of_parents(

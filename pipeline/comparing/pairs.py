@@ -229,7 +229,7 @@ class PairRunner:
         if measured.items() <= run.tags.items() and TEST[self.metric] in run.metrics:
             test = run.metrics[TEST[self.metric]]
             if not counts.items() <= run.metrics.items():
-                self.tracking.add_metrics(run.run_id, counts)
+                self.tracking.writing(run.run_id).metrics(counts)
         else:
             prefix = scored_prefix(arm, self.arms)
             logits = logits_of(session, session.restore(run), self.test, prefix)

@@ -8,29 +8,29 @@ that what was put together again is what was saved.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from pipeline.errors import LineageError
+from pipeline.errors import LineageError, first_line
 from pipeline.model.backbones import Backbone
 from pipeline.model.pretrained import Pretrained
 from pipeline.system.digests import digest_file, digest_tensors
 from pipeline.system.files import write_atomically
 
-FORMAT = 1
 
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointInfo:
+class CheckpointInfo(BaseModel):
     """What a checkpoint is of. `model_digest`: SHA-256 of every tensor of the assembled model."""
 
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal[1] = 1
     backbone: str
     class_names: tuple[str, ...]
     weights: str
@@ -70,7 +70,7 @@ def save_checkpoint(
         model_digest=digest_tensors(state),
     )
     # one key only: safetensors writes several in random order, and equal models would differ
-    metadata = {"checkpoint": json.dumps({"format": FORMAT, **asdict(info)})}
+    metadata = {"checkpoint": json.dumps(info.model_dump())}
     write_atomically(path, save(changed, metadata))
     return digest_file(path)
 
@@ -94,10 +94,12 @@ def load_checkpoint(
         )
     try:
         with safe_open(path, framework="pt") as file:
-            info = CheckpointInfo(**_without_format(file.metadata()["checkpoint"]))
+            info = CheckpointInfo.model_validate_json(file.metadata()["checkpoint"])
             changed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError, ValueError) as err:
-        raise LineageError(f"{path.name} is not a checkpoint of this pipeline ({err})") from None
+        raise LineageError(
+            f"{path.name} is not a checkpoint of this pipeline ({first_line(err)})"
+        ) from None
     if info.backbone != backbone.name:
         raise LineageError(f"the checkpoint is of {info.backbone}, got backbone {backbone.name}")
     both = zip_longest(info.class_names, class_names, fillvalue="missing")
@@ -124,10 +126,3 @@ def load_checkpoint(
 def _same_bytes(one: Tensor, other: Tensor) -> bool:
     first, second = (t.contiguous().view(-1).view(torch.uint8) for t in (one, other))
     return torch.equal(first, second)
-
-
-def _without_format(text: str) -> Any:  # noqa: ANN401 - CheckpointInfo checks its own fields
-    about = json.loads(text)
-    if about.pop("format") != FORMAT:
-        raise ValueError("another format")
-    return about

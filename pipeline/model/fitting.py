@@ -6,15 +6,15 @@ that come before the classifier, and what the file has for the classifier itself
 Every mapping in the file, and every prefix of its names, may hold the network; it is there where
 all tensors before the classifier have their shapes. Wrappers (`state_dict`, `model`, …) and
 prefixes (`module.`, `_orig_mod.`, `backbone.`, `encoder_q.`, …) need not be known by name for
-that. What the file holds besides is passed over, but for unknown tensors inside the backbone's own
-modules: they make it another network.
+that. Tensors beside the network are passed over; unknown ones inside the backbone's own modules
+make it another network.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import takewhile
@@ -26,6 +26,7 @@ from torch import Tensor
 from pipeline.errors import WeightsError
 from pipeline.model.backbones import build_backbone
 from pipeline.settings.run import BackboneName
+from pipeline.system.text import first_of
 
 _DEPTH = 4
 """Mappings inside mappings are looked into this far."""
@@ -83,7 +84,7 @@ class Fit:
 
     @property
     def path(self) -> str:
-        """Where it lies, for people and for telling networks of one file apart."""
+        """Where the network lies in the file, for messages."""
         return "/".join((*self.where, self.prefix)).removesuffix("/")
 
     @property
@@ -99,9 +100,8 @@ class Fit:
             else ".".join(name.split(".")[:depth])
             for name in self.passed_over
         }
-        return (
-            f"{text}, passed over {_counted(self.passed_over)} ({_listed(sorted(groups), ', ')})"
-        )
+        shown = first_of(sorted(groups), _SHOWN)
+        return f"{text}, passed over {_counted(self.passed_over)} ({shown})"
 
 
 def find_network(content: Any, backbone: str, weights: str) -> tuple[Fit, str]:  # noqa: ANN401
@@ -110,18 +110,13 @@ def find_network(content: Any, backbone: str, weights: str) -> tuple[Fit, str]: 
     Raises:
         WeightsError: there is none, or several of which none goes without saying.
     """
-    layout = Layout.of(backbone)
-    if not isinstance(content, Mapping) or not any(True for _ in _states(content)):
+    if not isinstance(content, Mapping) or not any(_states(content)):
         kind = "an empty mapping" if content == {} else f"a {type(content).__name__.lower()}"
         raise WeightsError(
             f"weights={weights}: holds no state dict (name -> tensor) but {kind}, also inside its "
             f"mappings, {_DEPTH} deep: save model.state_dict()"
         )
-    found = [
-        _held_against(layout, backbone, where, prefix, state)
-        for where, state in _states(content)
-        for prefix in _prefixes(layout, state)
-    ]
+    found = _candidates(content, backbone)
     fits = [fit for fit in found if not fit.wrong]
     if not fits:
         raise WeightsError(_misfit(content, backbone, weights, found))
@@ -129,13 +124,22 @@ def find_network(content: Any, backbone: str, weights: str) -> tuple[Fit, str]: 
     if any(not _same(first[0].trunk, fit.trunk) for fit in first[1:]):
         raise WeightsError(
             f"weights={weights} hold {len(first)} networks that fit {backbone}: "
-            f"{_listed([fit.path for fit in first], ', ')}: save the state dict of one of them "
+            f"{first_of([fit.path for fit in first], _SHOWN)}: save the state dict of one of them "
             "as a file"
         )
     others = [fit.path for fit in fits if fit is not first[0]]
     chosen = first[0].path or "the plain names"
-    note = f", from {chosen} (not {_listed(others, ', ')})" if others else ""
+    note = f", from {chosen} (not {first_of(others, _SHOWN)})" if others else ""
     return first[0], note
+
+
+def _candidates(content: Mapping[Any, Any], backbone: str) -> list[Fit]:
+    layout = Layout.of(backbone)
+    return [
+        _held_against(layout, backbone, where, prefix, state)
+        for where, state in _states(content)
+        for prefix in _prefixes(layout, state)
+    ]
 
 
 def _states(
@@ -215,45 +219,29 @@ def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 
 def _misfit(content: Mapping[Any, Any], backbone: str, weights: str, found: list[Fit]) -> str:
     """Why no network in the file fits, and what to do."""
-    others = [name for name in get_args(BackboneName) if name != backbone]
-    fitting = [name for name in others if _fits(content, name)]
-    if fitting:
-        todo = f"pass -P backbone={fitting[0]}, which they fit"
+    others = (name for name in get_args(BackboneName) if name != backbone)
+    fitting = (n for n in others if any(not fit.wrong for fit in _candidates(content, n)))
+    if other := next(fitting, None):
+        todo = f"pass -P backbone={other}, which they fit"
     else:
         todo = f"they fit no other backbone of this pipeline either: pass weights of {backbone}"
     start = f"weights={weights} do not fit {backbone}:"
     nearest = max(found, key=lambda fit: len(fit.trunk), default=None)
-    if nearest is None or not nearest.trunk:
-        names = [name for _, state in _states(content) for name in state]
-        columns = zip(*(name.split(".")[:-1] for name in names), strict=False)
-        common = [column[0] for column in takewhile(lambda c: len(set(c)) == 1, columns)]
-        tops = list(dict.fromkeys(name.partition(".")[0] for name in names))
-        how = (
-            f"all begin with {'.'.join(common)}."
-            if common
-            else f"begin with {_listed(tops, ', ')}"
-        )
-        wanted = _listed(
-            list(dict.fromkeys(n.partition(".")[0] for n in Layout.of(backbone).trunk)), ", "
-        )
-        return f"{start} the names of its {_counted(names)} {how}, not with {wanted}: {todo}"
-    under = f" under {nearest.path}" if nearest.path else ""
-    return f"{start}{under} {_listed(nearest.wrong, '; ')}: {todo}"
+    if nearest and nearest.trunk:
+        under = f" under {nearest.path}" if nearest.path else ""
+        return f"{start}{under} {first_of(nearest.wrong, _SHOWN)}: {todo}"
+    names = [name for _, state in _states(content) for name in state]
+    columns = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    common = [column[0] for column in takewhile(lambda c: len(set(c)) == 1, columns)]
+    begin = f"all begin with {'.'.join(common)}." if common else f"begin with {_modules(names)}"
+    wanted = _modules(Layout.of(backbone).trunk)
+    return f"{start} the names of its {_counted(names)} {begin}, not with {wanted}: {todo}"
 
 
-def _fits(content: Mapping[Any, Any], backbone: str) -> bool:
-    layout = Layout.of(backbone)
-    return any(
-        not _held_against(layout, backbone, where, prefix, state).wrong
-        for where, state in _states(content)
-        for prefix in _prefixes(layout, state)
-    )
+def _modules(names: Iterable[str]) -> str:
+    """The first parts of the names, in order."""
+    return first_of(list(dict.fromkeys(name.partition(".")[0] for name in names)), _SHOWN)
 
 
-def _counted(names: list[str] | tuple[str, ...]) -> str:
+def _counted(names: Sequence[str]) -> str:
     return f"{len(names)} tensor{'' if len(names) == 1 else 's'}"
-
-
-def _listed(words: list[str] | tuple[str, ...], separator: str) -> str:
-    more = f" and {len(words) - _SHOWN} more" if len(words) > _SHOWN else ""
-    return separator.join(words[:_SHOWN]) + more

@@ -9,23 +9,21 @@ an error that names the tensors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.errors import WeightsError
 from pipeline.model.backbones import Backbone
 from pipeline.model.fitting import Layout, find_network
-from pipeline.model.published import DEFAULT, fetch, is_published_name, published
+from pipeline.model.published import fetch, is_published_name, published
 from pipeline.model.state_files import read_content
 from pipeline.system.digests import digest_file, digest_tensors
+from pipeline.system.text import first_of
 
 OWN = ("tiny_imagenet", "none")
-NAMES = (DEFAULT, *OWN)
-"""What `weights` may be beside a file and torchvision's own names."""
 STARTER = Path(__file__).parent / "weights" / "resnet18-tiny-imagenet-64px.safetensors"
 STARTER_BACKBONE = "resnet18"
 STARTER_SHA256 = "28c7281f45aaee0437d1b242cab83877735eb8924ffeadd8040beb853759cbc4"
@@ -54,7 +52,7 @@ class Pretrained:
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights that fit a backbone but for its classifier, whose size is not known yet.
+    """Weights that fit a backbone up to its classifier, whose size is not known yet.
 
     Attributes:
         name: what `weights` said.
@@ -97,37 +95,24 @@ class Weights:
         return Pretrained(self.name, digest_tensors(tensors), tensors, report)
 
 
-def load_pretrained(weights: str, backbone: Backbone) -> Pretrained:
-    """The tensors of `weights` that fit `backbone`.
+def read_weights(weights: str, backbone: str) -> Weights:
+    """The weights, checked for all but the classifier; `backbone` is the name of a model.
 
     Raises:
         WeightsError: no such file, a damaged one, or one made for another backbone.
         DownloadError: `imagenet` weights are not here and could not be fetched.
     """
-    return read_weights(weights, backbone.name).fitted(backbone)
-
-
-def read_weights(weights: str, backbone: str) -> Weights:
-    """The weights, checked for all but the classifier; `backbone` is the name of a model.
-
-    Raises:
-        WeightsError, DownloadError: as in `load_pretrained`.
-    """
     if weights == "none":
         return Weights("none", None)
-    if weights == "tiny_imagenet":
-        content: object = _read_starter(backbone)
-    else:
-        content = read_content(_path_of(weights, backbone), weights)
+    content = read_content(_path_of(weights, backbone), weights)
     fit, note = find_network(content, backbone, weights)
     _check_values(weights, fit.trunk)
-    _check_finite(weights, fit.trunk)
     return Weights(weights, {**fit.trunk, **fit.head}, note + fit.note)
 
 
 def names_a_file(weights: str) -> bool:
     """Whether `weights` is a path, and none of the names that weights go by."""
-    return weights not in NAMES and not is_published_name(weights)
+    return weights not in OWN and not is_published_name(weights)
 
 
 def is_here(weights: str, backbone: str) -> bool:
@@ -136,49 +121,58 @@ def is_here(weights: str, backbone: str) -> bool:
     Raises:
         WeightsError: torchvision has none of that name.
     """
-    return names_a_file(weights) or weights in OWN or published(weights, backbone).path.is_file()
+    return names_a_file(weights) or weights in OWN or published(weights, backbone)[1].is_file()
 
 
 def _check_values(weights: str, trunk: Mapping[str, Tensor]) -> None:
     """Refuse a trunk that no training can have left, whatever its names and shapes."""
     values = {n: t for n, t in trunk.items() if not n.endswith("num_batches_tracked")}
     learned = [t for n, t in values.items() if n.endswith("weight") and t.dim() > 1]
-    faults = {
-        "hold no values (they are on torch's meta device)": [
-            n for n, t in trunk.items() if t.is_meta
-        ],
-        "are of whole numbers, truth values or complex numbers": [
-            n for n, t in values.items() if not t.is_floating_point()
-        ],
-    }
-    if not any(faults.values()):
-        faults["hold variances below zero"] = [
-            n for n, t in values.items() if n.endswith("running_var") and (t.float() < 0).any()
-        ]
-        if not any(t.float().any() for t in learned):
-            faults["are all zeros"] = list(values)
-    for fault, names in faults.items():
-        if names:
-            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    checks: list[tuple[str, Callable[[], list[str]]]] = [
+        (
+            "hold no values (they are on torch's meta device)",
+            lambda: [n for n, t in trunk.items() if t.is_meta],
+        ),
+        (
+            "are of whole numbers, truth values or complex numbers",
+            lambda: [n for n, t in values.items() if not t.is_floating_point()],
+        ),
+        (
+            "hold variances below zero",
+            lambda: [n for n, t in values.items() if n.endswith("running_var") and (t < 0).any()],
+        ),
+        ("are all zeros", lambda: [] if any(t.any() for t in learned) else list(values)),
+    ]
+    for fault, found in checks:
+        if names := found():
             raise WeightsError(
-                f"weights={weights}: {', '.join(names[:4])}{more} {fault}: use other weights, "
+                f"weights={weights}: {first_of(names, 4)} {fault}: use other weights, "
                 "saved as floats with torch.save(model.state_dict(), path)"
             )
+    _check_finite(weights, trunk)
 
 
 def _check_finite(weights: str, tensors: Mapping[str, Tensor]) -> None:
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:
         raise WeightsError(
-            f"weights={weights}: {', '.join(broken[:4])} hold values that are not finite numbers: "
+            f"weights={weights}: {first_of(broken, 4)} hold values that are not finite numbers: "
             "use other weights"
         )
 
 
 def _path_of(weights: str, backbone: str) -> Path:
     """The file of these weights, fetched where torchvision publishes it."""
+    if weights == "tiny_imagenet":
+        return _starter_for(backbone)
     if not names_a_file(weights):
-        return fetch(weights, backbone, _others(backbone))
+        starter = f"-P backbone={STARTER_BACKBONE} -P weights=tiny_imagenet"
+        return fetch(
+            weights,
+            backbone,
+            f"-P weights=<a .pth or .safetensors file of {backbone}>, or {starter}, which come "
+            "with the package",
+        )
     try:
         path = Path(weights).expanduser()
         if path.is_dir():
@@ -196,18 +190,7 @@ def _path_of(weights: str, backbone: str) -> Path:
     )
 
 
-def _others(backbone: str) -> str:
-    """What else than a download the weights may be, for messages."""
-    if backbone == STARTER_BACKBONE:
-        starter = "-P weights=tiny_imagenet, which comes with the package"
-    else:
-        starter = (
-            f"-P backbone={STARTER_BACKBONE} -P weights=tiny_imagenet, which come with the package"
-        )
-    return f"-P weights=<a .pth or .safetensors file of {backbone}>, or {starter}"
-
-
-def _read_starter(backbone: str) -> dict[str, Tensor]:
+def _starter_for(backbone: str) -> Path:
     if backbone != STARTER_BACKBONE:
         raise WeightsError(
             f"weights=tiny_imagenet are for {STARTER_BACKBONE}, got backbone {backbone}: pass "
@@ -216,7 +199,6 @@ def _read_starter(backbone: str) -> dict[str, Tensor]:
     if not STARTER.is_file() or digest_file(STARTER) != STARTER_SHA256:
         raise WeightsError(
             f"weights=tiny_imagenet: {STARTER} is damaged (its SHA-256 is not "
-            f"{STARTER_SHA256[:12]}…): "
-            "restore it from the repository"
+            f"{STARTER_SHA256[:12]}…): restore it from the repository"
         )
-    return load_file(STARTER)
+    return STARTER

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import socket
-from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -25,54 +24,27 @@ DOWNLOAD_TIMEOUT_S = 30.0
 _NAME = re.compile(r"(?:(\w+_Weights)\.)?(DEFAULT|IMAGENET\w+)", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Published:
-    """One file of weights that torchvision publishes."""
-
-    name: str
-    url: str
-
-    @property
-    def file(self) -> str:
-        """The file's name, which ends in its digest."""
-        return self.url.rpartition("/")[2]
-
-    @property
-    def path(self) -> Path:
-        """Where torch keeps it."""
-        return Path(torch.hub.get_dir()) / "checkpoints" / self.file
-
-
 def is_published_name(weights: str) -> bool:
     """Whether this is how torchvision names weights: `IMAGENET1K_V1`, `DEFAULT`, with its enum."""
-    return _NAME.fullmatch(weights) is not None
+    return weights == DEFAULT or _NAME.fullmatch(weights) is not None
 
 
-def published(weights: str, backbone: str) -> Published:
-    """The published file of that name for that backbone.
+def published(weights: str, backbone: str) -> tuple[str, Path]:
+    """The address of the published file of that name, and where torch keeps the file.
 
     Raises:
         WeightsError: torchvision has none of that name; lists those that there are.
     """
-    import torchvision
-
-    enum: Any = torchvision.models.get_model_weights(backbone)
-    if weights == DEFAULT:
-        return _entry(enum.DEFAULT)
-    found = _NAME.fullmatch(weights)
+    enum = _members(backbone)
+    found = _NAME.fullmatch("DEFAULT" if weights == DEFAULT else weights)
     assert found, weights
     of, name = found[1] or enum.__name__, found[2].upper()
     if of.lower() != enum.__name__.lower() or name not in enum.__members__:
-        names = ", ".join(entry.name for entry in enum)
         raise WeightsError(
             f"weights={weights}: torchvision has no such weights of {backbone}: pass one of "
-            f"{DEFAULT}, {names}, or a .pth/.safetensors file"
+            f"{DEFAULT}, {', '.join(entry.name for entry in enum)}, or a .pth/.safetensors file"
         )
-    return _entry(enum[name])
-
-
-def _entry(member: Any) -> Published:  # noqa: ANN401 - torchvision has no types
-    return Published(member.name, str(member.url))
+    return enum[name].url, _kept_at(enum[name])
 
 
 def fetch(weights: str, backbone: str, otherwise: str) -> Path:
@@ -84,10 +56,8 @@ def fetch(weights: str, backbone: str, otherwise: str) -> Path:
         DownloadError: it is not here and could not be fetched.
         WeightsError: torchvision has none of that name, or the file here is damaged.
     """
-    wanted = published(weights, backbone)
-    path = wanted.path
-    match = re.search(r"-([0-9a-f]{8,})\.", path.name)
-    assert match, f"torchvision's file name holds no digest: {path.name}"
+    url, path = published(weights, backbone)
+    digest = path.stem.rpartition("-")[2]
     if not path.is_file():
         with storage_faults("weights", path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,31 +65,33 @@ def fetch(weights: str, backbone: str, otherwise: str) -> Path:
         socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
         try:
             with at_once():
-                torch.hub.download_url_to_file(
-                    wanted.url, str(path), hash_prefix=match[1], progress=False
-                )
+                torch.hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=False)
         except (OSError, RuntimeError, HTTPException) as err:
+            here = [e for e in reversed(_members(backbone)) if _kept_at(e).is_file()]
+            instead = "".join(
+                f"{_kept_at(e).name} is there: use it with -P weights={e.name}, or " for e in here
+            )
             raise DownloadError(
-                f"cannot download the {weights} weights of {backbone} from {wanted.url} "
-                f"({first_line(err)}): {_instead(wanted, backbone)}put {path.name} into "
-                f"{path.parent}, or pass {otherwise}"
+                f"cannot download the {weights} weights of {backbone} from {url} "
+                f"({first_line(err)}): {instead}put {path.name} into {path.parent}, or pass "
+                f"{otherwise}"
             ) from None
         finally:
             socket.setdefaulttimeout(timeout)
-    if not digest_file(path).startswith(match[1]):
+    if not digest_file(path).startswith(digest):
         raise WeightsError(
-            f"weights={weights}: {path} is damaged (its SHA-256 does not begin with {match[1]}): "
+            f"weights={weights}: {path} is damaged (its SHA-256 does not begin with {digest}): "
             "delete it to fetch it again"
         )
     return path
 
 
-def _instead(wanted: Published, backbone: str) -> str:
-    """Other weights of the same backbone that lie where torch keeps downloads."""
+def _members(backbone: str) -> Any:  # noqa: ANN401 - torchvision has no types
     import torchvision
 
-    enum: Any = torchvision.models.get_model_weights(backbone)
-    here = [e for e in map(_entry, enum) if e != wanted and e.path.is_file()]
-    return "".join(
-        f"{e.file} is there: use it with -P weights={e.name}, or " for e in reversed(here)
-    )
+    return torchvision.models.get_model_weights(backbone)
+
+
+def _kept_at(member: Any) -> Path:  # noqa: ANN401
+    """Where torch keeps the file, whose name ends in its digest."""
+    return Path(torch.hub.get_dir(), "checkpoints", member.url.rpartition("/")[2])

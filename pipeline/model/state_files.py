@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.errors import WeightsError, first_line
+from pipeline.system.text import first_of
 
 SAVE = "save one with torch.save(model.state_dict(), path) or as .safetensors"
 _HEAD_BYTES = 512
@@ -29,25 +30,21 @@ _LONGEST_HEADER = 100_000_000
 """Bytes of a safetensors header, by its format."""
 _OLD_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"
 """How files of torch.save began before version 1.6."""
-_UNPACK = "unpack it and pass the .pth or .safetensors file in it"
 _FOREIGN = {
-    b"version https://git-lfs": (
-        "a Git LFS pointer, which stands for the file in a clone",
-        "fetch the file itself with `git lfs pull`",
-    ),
-    b"\x1f\x8b": ("an archive packed with gzip", _UNPACK),
-    b"BZh": ("an archive packed with bzip2", _UNPACK),
-    b"\xfd7zXZ\x00": ("an archive packed with xz", _UNPACK),
-    b"7z\xbc\xaf\x27\x1c": ("a 7-Zip archive", _UNPACK),
-    b"Rar!": ("a RAR archive", _UNPACK),
-    b"\x89HDF": ("an HDF5 file (Keras)", SAVE),
-    b"\x93NUMPY": ("a NumPy array", SAVE),
-    b"\x89PNG": ("a PNG image", SAVE),
-    b"\xff\xd8\xff": ("a JPEG image", SAVE),
-    b"%PDF": ("a PDF document", SAVE),
-    b"PAR1": ("a Parquet file", SAVE),
+    b"version https://git-lfs": "a Git LFS pointer: fetch the file itself with `git lfs pull`",
+    b"\x1f\x8b": "an archive packed with gzip",
+    b"BZh": "an archive packed with bzip2",
+    b"\xfd7zXZ\x00": "an archive packed with xz",
+    b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive",
+    b"Rar!": "a RAR archive",
+    b"\x89HDF": "an HDF5 file (Keras)",
+    b"\x93NUMPY": "a NumPy array",
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"%PDF": "a PDF document",
+    b"PAR1": "a Parquet file",
 }
-"""Kinds of file by their first bytes: what they are, what to do."""
+"""Kinds of file by their first bytes."""
 _scalar: Any = np.float64(0).__reduce__()[0]
 _PLAIN_VALUES: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     argparse.Namespace,
@@ -75,9 +72,9 @@ def read_content(path: Path, weights: str) -> Any:  # noqa: ANN401 - whatever wa
             f"weights={weights}: {path.name} cannot be read ({err.strerror}): check its "
             "permissions and its disk"
         ) from None
-    if foreign := _foreign_kind(path, head):
-        what, todo = foreign
-        raise WeightsError(f"weights={weights}: not a readable state dict ({what}): {todo}")
+    if kind := _foreign_kind(path, head):
+        todo = "unpack it and pass the file in it" if "archive" in kind else SAVE
+        raise WeightsError(f"weights={weights}: not a readable state dict ({kind}): {todo}")
     try:
         if _is_safetensors(head):
             return load_file(path)
@@ -95,27 +92,26 @@ def _is_safetensors(head: bytes) -> bool:
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") < _LONGEST_HEADER
 
 
-def _foreign_kind(path: Path, head: bytes) -> tuple[str, str] | None:
-    """What a file is that holds no weights, and what to do about it; None: it may hold some."""
+def _foreign_kind(path: Path, head: bytes) -> str | None:
+    """What a file is that holds no weights; None: it may hold some."""
     if not head:
-        return "the file is empty", "fetch or save it again"
+        return "the file is empty"
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if re.match(rb"<(!doctype|html|head|body|!--|\?xml)", text, re.IGNORECASE):
-        return "a web page", "fetch the file itself, not the page that shows or refuses it"
-    for magic, kind in _FOREIGN.items():
-        if head.startswith(magic):
-            return kind
+        return "a web page: fetch the file itself, not the page that shows or refuses it"
+    if kind := next((k for magic, k in _FOREIGN.items() if head.startswith(magic)), None):
+        return kind
     if head[257:262] == b"ustar":
-        return "a tar archive", _UNPACK
+        return "a tar archive"
     if head.startswith(b"PK"):
         return _zip_kind(path)
-    if text[:1] and _is_text(head):
+    if text and all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in head):
         line = text.splitlines()[0][:40].decode(errors="replace")
-        return f"a text file, which begins {line!r}", SAVE
+        return f"a text file, which begins {line!r}"
     return None
 
 
-def _zip_kind(path: Path) -> tuple[str, str] | None:
+def _zip_kind(path: Path) -> str | None:
     """As `_foreign_kind`, of a ZIP archive: a torch file is one that holds `…/data.pkl`."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -123,22 +119,13 @@ def _zip_kind(path: Path) -> tuple[str, str] | None:
             if broken := archive.testzip():
                 raise zipfile.BadZipFile(broken)
     except (zipfile.BadZipFile, zlib.error, OSError, ValueError, NotImplementedError):
-        return "a torch file that is damaged or cut short", "fetch or save it again"
+        return "a torch file that is damaged or cut short: fetch it again"
     parts = {name.partition("/")[2] for name in names}
     if "constants.pkl" in parts:
-        return "a TorchScript program, which is not run", SAVE
+        return "a TorchScript program, which is not run"
     if "data.pkl" in parts:
         return None
-    shown = ", ".join(names[:3]) or "nothing"
-    return (
-        f"a ZIP archive that is no torch file, it holds {shown}",
-        _UNPACK,
-    )
-
-
-def _is_text(head: bytes) -> bool:
-    """Whether the bytes are printable ASCII, as no file with tensors is."""
-    return all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in head)
+    return f"a ZIP archive that holds {first_of(names, 3) or 'nothing'}"
 
 
 def _why(err: Exception, head: bytes) -> str:

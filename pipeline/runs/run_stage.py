@@ -219,8 +219,8 @@ def _with_every_metric(session: Session, run: RunView, backbone: Backbone, numbe
     val = session.draw.val
     logits = logits_of(session, backbone, val, session.settings.stage(number).prefix)
     scores = score_logits(logits, val.labels)
-    session.tracking.add_metrics(
-        run.run_id, {at_best(VAL[name]): scores[name] for name in missing}
+    session.tracking.writing(run.run_id).metrics(
+        {at_best(VAL[name]): scores[name] for name in missing}
     )
     return session.tracking.get(run.run_id)
 
@@ -271,4 +271,4 @@ def adopt(session: Session, run: RunView, number: int) -> None:
     former = session.recipe(number, data=run.tags["data"])
     if POOL not in run.tags and run.tags["recipe_key"] == former:
         tags = {"recipe_key": session.recipe(number), POOL: session.draw.pool}
-        session.tracking.add_tags(run.run_id, tags)
+        session.tracking.writing(run.run_id).tags(tags)

@@ -131,10 +131,11 @@ def keep_scores(
 
     `counts`: how many of the test images are no new ones.
     """
+    log = tracking.writing(run.run_id)
     if measured.keys() & run.tags.keys():
-        tracking.add_tags(run.run_id, dict.fromkeys(measured, "unknown"))
-    tracking.add_metrics(run.run_id, {**_named(scores), **counts})
-    tracking.add_tags(run.run_id, measured)
+        log.tags(dict.fromkeys(measured, "unknown"))
+    log.metrics({**_named(scores), **counts})
+    log.tags(measured)
 
 
 def _named(scores: Row) -> dict[str, float]:

@@ -1,18 +1,15 @@
-"""What single entry points take beside the settings of a run: how long to tune, what to compare.
-
-Unknown keys are refused, as in `run.py`.
-"""
+"""What an entry point takes beside the settings of a run: how long to tune, what to compare."""
 
 from __future__ import annotations
 
 import re
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from pipeline.settings.run import STRICT, ObjectiveName, ScheduleText, ShareName
-from pipeline.stats.design import LOOKS, ROPE_PP, THRESHOLD, Design, parse_looks
+from pipeline.settings.run import ObjectiveName, ScheduleText, ShareName, StrictModel
+from pipeline.stats.design import LOOKS, ROPE_PP, THRESHOLD, Design
 from pipeline.stats.metrics import DEFAULT_OBJECTIVE, DEFAULT_SHARE
 
 NAMED_STAGES = 3
@@ -27,10 +24,8 @@ RunId = Annotated[str, BeforeValidator(lambda text: "" if text in UNSET else tex
 """The id of a run, or a file, that MLproject may pass as not given."""
 
 
-class CommandSettings(BaseModel):
+class CommandSettings(StrictModel):
     """What several entry points take, whatever they do."""
-
-    model_config = STRICT
 
     storage: str = Field(
         "",
@@ -46,10 +41,8 @@ class CommandSettings(BaseModel):
     joins: str = Field("", description="the run of another command, which this one takes part in")
 
 
-class StageSettings(BaseModel):
+class StageSettings(StrictModel):
     """Where a stage begins."""
-
-    model_config = STRICT
 
     parent_run_id: RunId = Field(
         "", description="the stage run to continue from; auto: found by content or trained"
@@ -57,40 +50,34 @@ class StageSettings(BaseModel):
 
 
 class NumberedStageSettings(StageSettings):
-    """Which stage it is."""
+    """Which stage is run."""
 
     number: int = Field(0, ge=0, description="the stage of the schedule, from 1")
 
 
-class EvaluateSettings(BaseModel):
+class EvaluateSettings(StrictModel):
     """Which run is scored."""
-
-    model_config = STRICT
 
     run_id: RunId = Field("", description="the stage run to evaluate")
 
 
-class GateSettings(BaseModel):
+class GateSettings(StrictModel):
     """What the gate reads."""
-
-    model_config = STRICT
 
     run_id: RunId = Field("", description="a finished stage-2 run; siblings are found")
     lines: RunId = Field("", description="or a file with the lines `Stage-k Best results`")
 
 
-class TuneSettings(BaseModel):
+class TuneSettings(StrictModel):
     """How long and how a study looks for better settings."""
-
-    model_config = STRICT
 
     stage: str = Field(
         "all",
-        description="the number of the stage to tune; all: each from the best of the one before",
+        description="number of the stage to tune; all: each from the best of the stage before",
     )
-    n_trials: int = Field(20, ge=1, le=100_000, description="trials a study, whoever runs them")
+    n_trials: int = Field(20, ge=1, le=100_000, description="trials a study, of all processes")
     timeout: float = Field(
-        0, ge=0, description="seconds after which this command ends, study or no; 0: never"
+        0, ge=0, description="seconds after which this command ends, finished or not; 0: never"
     )
     draws: int = Field(
         1, ge=1, le=1000, description="draws that a trial is scored on, from `draw` on"
@@ -109,7 +96,7 @@ class TuneSettings(BaseModel):
     )
     workers: int = Field(1, ge=1, le=256, description="local processes that share the cores")
     heartbeat: int = Field(
-        15, ge=1, le=3600, description="seconds; a worker silent for four times that is given up"
+        15, ge=1, le=3600, description="seconds; a worker silent for four times this is given up"
     )
 
     @field_validator("stage")
@@ -125,32 +112,35 @@ def usable_name(text: str) -> str:
     return re.sub(r"^\W+", "", re.sub(r"[/:'?\t\n]", "-", text))
 
 
-class DecideSettings(BaseModel):
+class DecideSettings(StrictModel):
     """What a decision compares, and when there is enough evidence."""
 
-    model_config = STRICT
-
     question: Literal["stage2", "stage3"] = Field(
-        "stage3", description="is that stage justified over going on with the one before?"
+        "stage3", description="the stage that is compared with going on with the stage before"
     )
     treatment: ScheduleText = Field(
-        "", description="any schedule, or a YAML file of one, instead of the question's"
+        "", description="a schedule or a YAML file of a schedule, instead of the question's"
     )
     control: ScheduleText = Field(
-        "", description="the schedule it is held against, at equal optimizer steps"
+        "", description="schedule to compare the treatment with, at equal optimizer steps"
     )
     metric: ShareName = Field(
         DEFAULT_SHARE, description="what of the test images the arms are compared by"
     )
     rope_pp: float = Field(
-        ROPE_PP, description="gains up to this many percentage points are not worth it"
+        ROPE_PP,
+        ge=0,
+        lt=100,
+        description="gains up to this many percentage points are not worth the stage",
     )
     looks: str = Field(
-        ",".join(map(str, LOOKS)), description="numbers of pairs after which a verdict may fall"
+        ",".join(map(str, LOOKS)), description="pairs after which a verdict may be given"
     )
-    threshold: float = Field(THRESHOLD, description="posterior probability at which it falls")
+    threshold: float = Field(
+        THRESHOLD, gt=0.5, lt=1, description="posterior probability that a verdict needs"
+    )
     sd_pp: float = Field(
-        1.0, gt=0, le=100, description="spread of gains assumed in what is printed beforehand"
+        1.0, gt=0, le=100, description="spread of gains that the forecast assumes"
     )
     beside: int = Field(
         0, ge=0, le=1000, description="pairs on which full and lp_ft are run as well, for show"
@@ -169,25 +159,27 @@ class DecideSettings(BaseModel):
             )
         return name
 
+    @field_validator("looks")
+    @classmethod
+    def _rise(cls, looks: str) -> str:
+        parts = [part.strip() for part in looks.split(",")]
+        numbers = [int(part) if re.fullmatch("[0-9]{1,9}", part) else 0 for part in parts]
+        if numbers[0] < 2 or numbers != sorted(set(numbers)):
+            raise PydanticCustomError(
+                "looks",
+                "must be whole numbers of pairs, at least 2, each larger than the one before "
+                "(such as 5,10,20)",
+            )
+        return looks
+
     @property
     def design(self) -> Design:
-        """What counts as a gain, and when there is enough evidence.
-
-        Raises:
-            DesignError: a value that cannot be used.
-        """
-        return Design(self.rope_pp, parse_looks(self.looks), self.threshold)
-
-    @model_validator(mode="after")
-    def _has_a_design(self) -> DecideSettings:
-        _ = self.design
-        return self
+        """What counts as a gain, and when there is enough evidence."""
+        return Design(self.rope_pp, tuple(map(int, self.looks.split(","))), self.threshold)
 
 
-class CompareSettings(BaseModel):
+class CompareSettings(StrictModel):
     """Which backbones and schedules are compared, and on how many draws."""
-
-    model_config = STRICT
 
     backbones: str = Field(
         "", description="names with commas between them; empty: the one that `backbone` says"
@@ -199,29 +191,25 @@ class CompareSettings(BaseModel):
     baseline: ScheduleText = Field(
         "full",
         min_length=1,
-        description="the schedule that differences are taken to; added if it is missing",
+        description="the schedule that differences are taken to; added if missing",
     )
     draws: int = Field(10, ge=2, le=1000, description="paired draws that every arm is run on")
     metric: ShareName = Field(
         DEFAULT_SHARE, description="what of the test images the arms are compared by"
     )
     rope_pp: float = Field(
-        ROPE_PP, description="differences up to this many percentage points do not count"
+        ROPE_PP,
+        ge=0,
+        lt=100,
+        description="differences up to this many percentage points do not count",
     )
     tune_draws: int = Field(
         1, ge=1, le=1000, description="draws that a trial is scored on, with tuned=on"
     )
 
-    @field_validator("rope_pp")
-    @classmethod
-    def _is_of_a_design(cls, rope_pp: float) -> float:
-        return Design(rope_pp).rope_pp
 
-
-class PretrainSettings(BaseModel):
+class PretrainSettings(StrictModel):
     """Where pretrained weights are written."""
-
-    model_config = STRICT
 
     out: str = Field("", description="the .safetensors file to write")
 

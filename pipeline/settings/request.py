@@ -19,10 +19,10 @@ from pipeline.settings.layers import (
     COMMAND_LINE,
     Given,
     Layer,
-    checked,
     flatten,
     preset_layer,
     resolve,
+    validated,
 )
 from pipeline.settings.run import DEFAULT_PRESET, OWN_IMAGES_PRESET, TRAIN_KEYS, Settings
 from pipeline.settings.schedules import schedule_of
@@ -109,10 +109,11 @@ class Request:
         layer = Layer(COMMAND_LINE, {**self.own, **instead})
         keys = model.model_fields.keys() & layer.values.keys()
         given = {key: Given(layer.values[key], key, layer) for key in keys}
-        model_or_faults = checked(model, given, {})
-        if isinstance(model_or_faults, list):
-            raise SettingsError("\n".join(model_or_faults))
-        return model_or_faults
+        faults: list[str] = []
+        own = validated(model, given, faults)
+        if own is None:
+            raise SettingsError("\n".join(faults))
+        return own
 
     def settings(
         self, inherited: Mapping[str, object] | None = None, of: str = "", **instead: str

@@ -1,7 +1,7 @@
 """What a run is made of: typed settings, their ranges and their defaults.
 
-`TrainSettings` says how one stage is trained, `Settings` everything else a run depends on. Unknown
-keys are refused. `layers.py` fills them from presets, files and the command line.
+`TrainSettings` says how one stage is trained, `Settings` everything else a run depends on.
+`layers.py` fills both from presets, files and the command line.
 """
 
 from __future__ import annotations
@@ -42,13 +42,17 @@ if TYPE_CHECKING:
 else:  # the table of metrics is the one list of names
     ObjectiveName, ShareName = Literal[tuple(OBJECTIVES)], Literal[SHARES]
 
-STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+class StrictModel(BaseModel):
+    """Settings that refuse unknown keys and numbers that are not finite."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True
+    )
 
 
-class TrainSettings(BaseModel):
+class TrainSettings(StrictModel):
     """How one stage is trained."""
-
-    model_config = STRICT
 
     epochs: int = Field(10, ge=1, le=10_000, description="passes over the training images")
     batch_size: int = Field(64, ge=2, le=100_000, description="images per optimizer step")
@@ -96,10 +100,8 @@ class TrainSettings(BaseModel):
         return values
 
 
-class Thresholds(BaseModel):
+class Thresholds(StrictModel):
     """Where a signal or the gate changes its mind; they read a run, never change its weights."""
-
-    model_config = STRICT
 
     signal_saturation_acc: float = Field(
         0.99, gt=0, le=1, description="training accuracy that counts as saturated"

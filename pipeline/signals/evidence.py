@@ -247,18 +247,19 @@ def _refresh(
     tags, metrics = {**_tags([signal]), NOTE: note}, _metrics([signal])
     if tags.items() <= run.tags.items() and metrics.items() <= run.metrics.items():
         return
-    tracking.add_tags(run.run_id, tags)
-    tracking.add_metrics(run.run_id, metrics)
+    log = tracking.writing(run.run_id)
+    log.tags(tags)
+    log.metrics(metrics)
     content = _evidence_of(tracking, run)
     if not content:
         return
     content["signals"][signal.name] = asdict(signal)
     content["inputs"]["siblings"] = siblings
-    tracking.add_text(run.run_id, _as_json(content), EVIDENCE)
+    log.text(_as_json(content), EVIDENCE)
     if has_pictures(run):
         with best_effort("the picture of a sibling's signals", say):
             table = signal_table(_signals_in(content))
-            tracking.add_figure(run.run_id, table, SIGNALS_PICTURE)
+            log.figure(table, SIGNALS_PICTURE)
 
 
 def has_pictures(run: RunView) -> bool:

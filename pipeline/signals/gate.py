@@ -219,8 +219,8 @@ def gate_over(
             continue
         with as_far_as_allowed(run, say):
             own = read_gate(pairs, thresholds_of(run))
-            tracking.add_tags(run.run_id, own.tags)
-            tracking.add_text(run.run_id, report_markdown(own, pairs, title), REPORT)
+            tracking.writing(run.run_id).tags(own.tags)
+            tracking.writing(run.run_id).text(report_markdown(own, pairs, title), REPORT)
     return read_gate(pairs, thresholds), pairs
 
 

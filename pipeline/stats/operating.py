@@ -11,58 +11,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.errors import DesignError
 from pipeline.stats.design import Design
-from pipeline.stats.posterior import Floats, check_correction, moments, scale_of, tails
+from pipeline.stats.posterior import Floats, moments, scale_of, tails
 from pipeline.stats.verdict import rule
 from pipeline.system.text import in_columns
 
-
-@dataclass(frozen=True)
-class Shares:
-    """How studies end, as shares of all `studies`; they sum to 1.
-
-    Attributes:
-        mean_pairs: pairs that a study rests on, on average.
-    """
-
-    studies: int
-    justified: float
-    equivalent: float
-    harmful: float
-    inconclusive: float
-    mean_pairs: float
-
-    @property
-    def not_justified(self) -> float:
-        """Equivalent or harmful."""
-        return self.equivalent + self.harmful
-
-
-@dataclass(frozen=True)
-class Characteristic:
-    """How studies end if the true gain is `true_gain_pp`."""
-
-    true_gain_pp: float
-    shares: Shares
+_FORMATS = {"true gain, pp": "{:g}", "mean pairs used": "{:.1f}"}
 
 
 def walk_studies(
     gains_pp: Floats, design: Design, correction: float = 0.0, resolution_pp: float = 0.0
 ) -> tuple[NDArray[np.str_], NDArray[np.int64]]:
-    """`verdict.verdict` for many studies at once, one a row.
-
-    Args:
-        gains_pp: `(studies, pairs)`, finite; pairs beyond a study's verdict are not used.
-        design: the looks, ROPE and threshold.
-        correction: as for `posterior.posterior`.
-        resolution_pp: as for `posterior.posterior`.
+    """`verdict.verdict` for many studies at once, one a row of `gains_pp` `(studies, pairs)`.
 
     Returns:
         How each study ends (`justified`, `equivalent`, `harmful`, `inconclusive` or `go_on`), and
@@ -89,8 +54,8 @@ def operating_characteristics(
     seed: int = 0,
     correction: float = 0.0,
     resolution_pp: float = 0.0,
-) -> tuple[Characteristic, ...]:
-    """How often each verdict falls, by true gain, in simulated studies with normal gains.
+) -> pd.DataFrame:
+    """How often each verdict falls, a row for each true gain, in simulated studies.
 
     With `correction` = 0 the gains of a study are independent. With `correction` c > 0 its pairs
     are resampled from one pool and share images: any two gains correlate by rho = c / (1 + c), the
@@ -102,66 +67,34 @@ def operating_characteristics(
     All true gains are tried on the same noise, so rows differ less by chance than their standard
     errors, `sqrt(p * (1 - p) / studies)`, suggest.
 
-    Args:
-        design: the looks, ROPE and threshold.
-        sd_pp: standard deviation of one gain around the true gain. Gains of one pool spread less,
-            by `sqrt(1 - rho)`: from a spread s seen in one, pass `s * sqrt(1 + c)`.
-        true_gains: in percentage points, in the order of the rows.
-        studies: simulated studies for each true gain.
-        seed: of the noise; the same seed gives the same table.
-        correction: as for `posterior.posterior`.
-        resolution_pp: as for `posterior.posterior`; the gains themselves are not rounded to it.
-
-    Raises:
-        DesignError: a standard deviation or a number of studies that cannot be used.
+    `sd_pp` is the standard deviation of one gain around the true gain. Gains of one pool spread
+    less, by `sqrt(1 - rho)`: from a spread s seen in one, pass `s * sqrt(1 + c)`. The simulated
+    gains themselves are not rounded to `resolution_pp`.
     """
-    check_correction(correction)
-    _check_studies(studies)
-    if not (math.isfinite(sd_pp) and sd_pp >= 0):
-        raise DesignError(
-            f"the standard deviation of the gains is {sd_pp} pp: it must be a number of at least "
-            "0: pass what finished pairs show"
-        )
     rho = correction / (1 + correction)
     rng = np.random.default_rng(seed)
     own = rng.standard_normal((studies, design.looks[-1]))
     common = rng.standard_normal((studies, 1))
     noise = sd_pp * (math.sqrt(1 - rho) * own + math.sqrt(rho) * common)
-    return tuple(
-        Characteristic(
-            gain, _shares(*walk_studies(noise + gain, design, correction, resolution_pp))
+    rows = []
+    for gain in true_gains:
+        ends, used = walk_studies(noise + gain, design, correction, resolution_pp)
+        rows.append(
+            {
+                "true gain, pp": gain,
+                "justified": np.mean(ends == "justified"),
+                "not justified": np.mean((ends == "equivalent") | (ends == "harmful")),
+                "of these harmful": np.mean(ends == "harmful"),
+                "inconclusive": np.mean(ends == "inconclusive"),
+                "mean pairs used": np.mean(used),
+            }
         )
-        for gain in true_gains
-    )
+    return pd.DataFrame(rows)
 
 
-def characteristics_text(rows: Sequence[Characteristic]) -> str:
+def characteristics_text(table: pd.DataFrame) -> str:
     """The table as aligned columns for a terminal."""
-    cells = [
-        {
-            "true gain, pp": f"{row.true_gain_pp:g}",
-            "justified": f"{row.shares.justified:.3f}",
-            "not justified": f"{row.shares.not_justified:.3f}",
-            "of these harmful": f"{row.shares.harmful:.3f}",
-            "inconclusive": f"{row.shares.inconclusive:.3f}",
-            "mean pairs used": f"{row.shares.mean_pairs:.1f}",
-        }
-        for row in rows
-    ]
-    return in_columns(pd.DataFrame(cells))
-
-
-def _shares(ends: NDArray[np.str_], used: NDArray[np.int64]) -> Shares:
-    return Shares(
-        studies=len(ends),
-        justified=float(np.mean(ends == "justified")),
-        equivalent=float(np.mean(ends == "equivalent")),
-        harmful=float(np.mean(ends == "harmful")),
-        inconclusive=float(np.mean(ends == "inconclusive")),
-        mean_pairs=float(np.mean(used)),
+    columns = map(str, table)
+    return in_columns(
+        pd.DataFrame({c: table[c].map(_FORMATS.get(c, "{:.3f}").format) for c in columns})
     )
-
-
-def _check_studies(studies: int) -> None:
-    if studies < 1:
-        raise DesignError(f"{studies} studies say nothing: pass at least 1, better 20000")

@@ -14,7 +14,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import DesignError
 from pipeline.stats.design import Design
 from pipeline.stats.posterior import INTERVAL, Floats, Gains, Posterior, posterior
 
@@ -24,17 +23,11 @@ Kind = Literal["equivalent", "harmful"]
 
 @dataclass(frozen=True)
 class Look:
-    """One look: what was believed, and what follows.
-
-    Attributes:
-        kind: of `not_justified`; otherwise None.
-        pairs_needed: further pairs until the next look; 0 unless the state is `go_on`.
-    """
+    """One look: what was believed, and what follows; `kind` is that of `not_justified`."""
 
     posterior: Posterior
     state: VerdictState
     kind: Kind | None
-    pairs_needed: int
     reason: str
 
 
@@ -109,30 +102,18 @@ def decide_at_look(
     `justified` at P(gain > ROPE) >= threshold. `not_justified` at P(gain < ROPE) >= threshold:
     `harmful` if P(gain < -ROPE) reaches it too, else `equivalent`. Otherwise `go_on`, after the
     last look `inconclusive`.
-
-    Raises:
-        DesignError: as many gains as no look has; gains that `posterior` refuses.
     """
-    count = len(gains_pp)
-    if count not in design.looks:
-        looks = ",".join(map(str, design.looks))
-        raise DesignError(
-            f"{_pairs(count)} at a look, the looks are {looks}: looking elsewhere makes false "
-            "verdicts more frequent: add pairs up to a look, or choose -P looks before the first "
-            "pair is run"
-        )
     known = posterior(
         gains_pp, rope_pp=design.rope_pp, correction=correction, resolution_pp=resolution_pp
     )
     found = str(rule(np.asarray(known.p_above), np.asarray(known.p_below), design.threshold))
-    needed = design.pairs_to_next_look(count) if found == "open" else 0
-    state: VerdictState = "go_on" if needed else "inconclusive"
+    state: VerdictState = "go_on" if design.pairs_to_next_look(known.pairs) else "inconclusive"
     kind: Kind | None = None
     if found == "justified":
         state = "justified"
     elif found != "open":
         state, kind = "not_justified", "harmful" if found == "harmful" else "equivalent"
-    return Look(known, state, kind, needed, _reason(known, state, kind, design.threshold))
+    return Look(known, state, kind, _reason(known, state, kind, design.threshold))
 
 
 def verdict(
@@ -140,18 +121,11 @@ def verdict(
 ) -> Verdict:
     """Walk through the looks until a verdict falls, over gains in the order they were run.
 
-    Gains beyond the look at which it falls are not used, nor are those beyond the last look taken:
-    with 7 gains and looks after 5 and 10, the state `go_on` rests on 5. They are not checked
-    either, so a pair that failed after the verdict does no harm. Before the first look the state
-    is `go_on` and nothing has been read.
-
-    Raises:
-        DesignError: gains in use that `posterior` refuses.
+    Gains beyond the last look taken are not used: with 7 gains and looks after 5 and 10, the state
+    `go_on` rests on 5. Before the first look the state is `go_on`.
     """
     taken: list[Look] = []
-    for pairs in design.looks:
-        if pairs > len(gains_pp):
-            break
+    for pairs in (look for look in design.looks if look <= len(gains_pp)):
         look = decide_at_look(gains_pp[:pairs], design, correction, resolution_pp)
         taken.append(look)
         if look.state != "go_on":
@@ -187,7 +161,7 @@ def _reason(known: Posterior, state: VerdictState, kind: Kind | None, threshold:
     else:
         last = "the last look, " if state == "inconclusive" else ""
         words = f"after {last}{known.pairs} pairs, {above} and {at_most} are below {threshold}"
-    equal = "; all gains are equal" if known.is_tie else ""
+    equal = "; all gains are equal" if known.sd_pp == 0 else ""
     shared = f"; pairs share images (correction {known.correction:.2g})"
     return words + equal + (shared if known.correction else "")
 

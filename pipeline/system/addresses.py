@@ -82,7 +82,7 @@ def _is_local(url: str) -> bool:
 
 def is_server(url: str) -> bool:
     """Whether it is an MLflow server's address, not a database's."""
-    return url.partition("://")[0].lower() in ("http", "https")
+    return url.lower().startswith(("http://", "https://"))
 
 
 def file_of(url: str) -> Path | None:

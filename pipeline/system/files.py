@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import FileLock
@@ -27,17 +27,12 @@ def storage_faults(what: str, where: Path | str) -> Iterator[None]:
         yield
     except OSError as err:
         if err.errno in _FULL:
-            raise StorageError(
-                f"cannot write {what} to {where} ({err.strerror}): free some space, then run the "
-                "same "
-                "command again; finished stages are reused"
-            ) from None
-        if err.errno in _REFUSED:
-            raise StorageError(
-                f"cannot write {what} to {where} ({err.strerror}): choose a folder you may write "
-                "to"
-            ) from None
-        raise
+            advice = "free some space, then run the same command again; finished stages are reused"
+        elif err.errno in _REFUSED:
+            advice = "choose a folder you may write to"
+        else:
+            raise
+        raise StorageError(f"cannot write {what} to {where} ({err.strerror}): {advice}") from None
 
 
 @contextmanager
@@ -58,15 +53,11 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         StorageError: the folder may not be written.
     """
-    with storage_faults("a lock", path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        with at_once():
-            lock.acquire()
-    try:
+    with ExitStack() as held:
+        with storage_faults("a lock", path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(holding(FileLock(path)))
         yield
-    finally:
-        lock.release()
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -8,6 +8,7 @@ may not write, is refused here: MLflow itself would refuse it once a stage is tr
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,7 +39,7 @@ _DRIVERS = {
 def usable_experiment(
     client: MlflowClient, launched: str | None, uri: str, *, with_artifacts: bool
 ) -> str:
-    """Its id; an experiment of a new name is created.
+    """The experiment's id; an experiment of a new name is created.
 
     `uri`: the store's, without a password. `with_artifacts`: files will be logged.
 
@@ -59,22 +60,11 @@ def usable_experiment(
             f"another with {NAME}"
         )
     location = str(experiment.artifact_location)
-    module = _DRIVERS.get(urlsplit(location).scheme) if with_artifacts else None
-    if module:
-        try:
-            import_module(module)
-        except ImportError as err:
-            raise TrackingError(
-                f"{named} keeps its artifacts in {without_password(location)}: its driver is not "
-                f"installed ({first_line(err)}): pip install {module.replace('.', '-')}, or name "
-                f"another with {NAME}"
-            ) from None
-    folder = _local_folder(location) if with_artifacts else None
-    if folder and (why := why_unwritable(folder / "a-new-run", may_make_folders=True)):
+    if with_artifacts and (why := _why_unusable(location)):
         raise TrackingError(
-            f"{named} keeps its artifacts in {folder}, which cannot be used from here ({why}): "
-            f"name another with {NAME}, or let a server serve them (`mlflow server "
-            "--serve-artifacts`)"
+            f"{named} keeps its artifacts in {without_password(location)}, which cannot be used "
+            f"from here ({why}): name another with {NAME}, or let a server serve the artifacts "
+            "(`mlflow server --serve-artifacts`)"
         )
     return number
 
@@ -82,18 +72,19 @@ def usable_experiment(
 def _experiment(client: MlflowClient, launched: str | None, uri: str) -> Experiment:
     from mlflow.exceptions import MlflowException
 
-    if not launched and not os.environ.get(ID) and (name := os.environ.get(NAME)):
-        return _called(client, name)
-    what = f"MLFLOW_RUN_ID={launched}" if launched else f"{ID}={os.environ.get(ID) or DEFAULT}"
+    number = os.environ.get(ID)
     try:
         if launched:
             run = client.get_run(launched)
             _check_launched(run)
             return client.get_experiment(run.info.experiment_id)
-        return client.get_experiment(os.environ.get(ID) or DEFAULT)
+        if not number and (name := os.environ.get(NAME)):
+            return _called(client, name)
+        return client.get_experiment(number or DEFAULT)
     except MlflowException as err:
         if err.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
+    what = f"MLFLOW_RUN_ID={launched}" if launched else f"{ID}={number or DEFAULT}"
     raise TrackingError(f"{what}: there is none at {uri}: name one that is there, or unset it")
 
 
@@ -115,23 +106,28 @@ def _check_launched(run: Run) -> None:
 
 
 def _called(client: MlflowClient, name: str) -> Experiment:
-    """An experiment, which is created if need be: by one of those who ask at once."""
+    """The experiment of a name, created if need be: by one of the commands that ask at once."""
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            return client.get_experiment(client.create_experiment(name))
-        except MlflowException as err:
-            found = client.get_experiment_by_name(name)
-            if err.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
-                raise
-    return found
+    if found := client.get_experiment_by_name(name):
+        return found
+    with suppress(MlflowException):  # another command has created it meanwhile
+        return client.get_experiment(client.create_experiment(name))
+    if found := client.get_experiment_by_name(name):
+        return found
+    return client.get_experiment(client.create_experiment(name))  # and say why not
 
 
-def _local_folder(location: str) -> Path | None:
-    """The folder of this machine that artifacts are kept in; None where it is another's to say."""
+def _why_unusable(location: str) -> str:
+    """Why artifacts cannot be written there; empty if they can, or another machine will tell."""
     parts = urlsplit(location)
-    if parts.scheme == "file" and not parts.netloc:
-        return Path(unquote(parts.path))
-    return None if parts.scheme else Path(location)
+    if module := _DRIVERS.get(parts.scheme):
+        try:
+            import_module(module)
+        except ImportError as err:
+            package = module.replace(".", "-")
+            return f"its driver is not installed, {first_line(err)}: pip install {package}"
+    elif not parts.scheme or (parts.scheme == "file" and not parts.netloc):
+        folder = Path(unquote(parts.path) if parts.scheme else location)
+        return why_unwritable(folder / "a-new-run", may_make_folders=True)
+    return ""

@@ -59,11 +59,6 @@ class History:
         return self.rows[self.selected - 1]
 
     @property
-    def is_best(self) -> bool:
-        """Whether the last epoch is the best so far."""
-        return self.selected == len(self.rows)
-
-    @property
     def diverged(self) -> bool:
         """Whether the last training loss is no number."""
         return not math.isfinite(self.rows[-1][TRAIN_LOSS])

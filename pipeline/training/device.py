@@ -32,19 +32,13 @@ def pick_device(name: str) -> torch.device:
     Raises:
         SettingsError: the device asked for is not here.
     """
-    here = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if name == "auto":
-        return torch.device(next(device for device, present in here.items() if present))
-    if not here[name]:
-        present = ", ".join(device for device in here if here[device])
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    here = [*(device for device, is_here in present.items() if is_here), "cpu"]
+    if name not in ("auto", *here):
         raise SettingsError(
-            f"device={name} is not available here: pass -P device=auto ({present})"
+            f"device={name} is not available here: pass -P device=auto ({', '.join(here)})"
         )
-    return torch.device(name)
+    return torch.device(here[0] if name == "auto" else name)
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:

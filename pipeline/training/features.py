@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,25 +22,15 @@ RESIDENT_BYTES = 128 << 20
 """So much is read from a mapped file before its pages are let go: a large one need not fit."""
 
 
-class Features(Protocol):
-    """The suffix's inputs: what the prefix makes of given views of given images."""
-
-    @property
-    def running(self) -> dict[str, nn.Sequential]:
-        """The copies of frozen blocks that run for each batch; none where outputs are stored."""
-        ...
-
-    def batch(self, rows: IntRows, views: IntRows) -> Tensor:
-        """The outputs for view `views[i]` of image `rows[i]`, (B, ...)."""
-        ...
-
-
 class StoredFeatures:
     """Outputs that were computed before, read from a memory-mapped file.
 
     Attributes:
         values: (views, N, C) or (views, N, H, W, C).
+        running: as in `LiveFeatures`; nothing runs.
     """
+
+    running: ClassVar[dict[str, nn.Sequential]] = {}
 
     def __init__(
         self, path: Path, shape: list[int], dtype: torch.dtype, device: torch.device
@@ -51,13 +41,8 @@ class StoredFeatures:
         self._device = device
         self._resident_bytes = 0
 
-    @property
-    def running(self) -> dict[str, nn.Sequential]:
-        """See `Features.running`."""
-        return {}
-
     def batch(self, rows: IntRows, views: IntRows) -> Tensor:
-        """See `Features.batch`."""
+        """The outputs for view `views[i]` of image `rows[i]`, (B, ...)."""
         flat = self.values.flatten(0, 1)
         index = torch.from_numpy(views * self.values.shape[1] + rows)
         outputs = flat.index_select(0, index)
@@ -71,21 +56,24 @@ class StoredFeatures:
 
 @dataclass(frozen=True)
 class LiveFeatures:
-    """Outputs computed for each batch: for fresh views, or where the cache is off or too small."""
+    """Outputs computed for each batch: for fresh views, or where the cache is off or too small.
+
+    Attributes:
+        running: the copies of frozen blocks that run for each batch.
+    """
 
     images: ImageSet
-    prefix: dict[str, nn.Sequential]
+    running: dict[str, nn.Sequential]
     augment: Augment
     dtype: torch.dtype
 
-    @property
-    def running(self) -> dict[str, nn.Sequential]:
-        """See `Features.running`."""
-        return self.prefix
-
     @torch.no_grad()
     def batch(self, rows: IntRows, views: IntRows) -> Tensor:
-        """See `Features.batch`."""
+        """The outputs for view `views[i]` of image `rows[i]`, (B, ...)."""
         pixels = self.images.pixels[torch.from_numpy(rows).to(self.images.pixels.device)]
         rendered = render_views(pixels, self.images.keys[rows], views, self.augment)
-        return run_blocks(self.prefix, rendered, self.dtype)
+        return run_blocks(self.running, rendered, self.dtype)
+
+
+Features = StoredFeatures | LiveFeatures
+"""The suffix's inputs: what the prefix makes of given views of given images."""

@@ -1,4 +1,4 @@
-"""A trainable parameter twice: the copy that computes, and the float32 master that is optimized.
+"""Trainable parameters in reduced precision.
 
 Reduced precision keeps float32 master weights beside the copies that compute (Micikevicius et al.
 2018, arXiv 1710.03740).
@@ -22,7 +22,6 @@ class MasterWeight:
         self.name = name
         self.block = block
         self.computed = computed
-        self.decayed = computed.ndim > 1
         self._channels_last = computed.ndim == 4 and not computed.is_contiguous()
         self._shared = computed.dtype == torch.float32
         self.start = self._in_memory_order(start).contiguous()

@@ -37,10 +37,10 @@ from pipeline.system.files import write_atomically
 from pipeline.training.device import compute_copy, run_blocks
 from pipeline.training.norm_stats import (
     PIXELS_PER_BATCH,
-    STATISTICS,
     keep_norm_stats,
     kept_at,
     recalibrate,
+    statistics_of,
 )
 
 FOLDS = 5
@@ -50,6 +50,7 @@ NOISE_SE = 1.0
 FORMAT = 1
 """Raised whenever the same images and weights could be chosen for otherwise than before."""
 
+Statistics = Literal["source", "target"]
 Hits = NDArray[np.float64]
 
 
@@ -64,7 +65,7 @@ class NormStatsChoice:
             `lead_se`; empty where nothing was probed.
     """
 
-    value: Literal["source", "target"]
+    value: Statistics
     reason: str
     scores: Mapping[str, float]
 
@@ -83,40 +84,33 @@ def choose_norm_stats(
 ) -> NormStatsChoice:
     """Probe both candidates on `images` (see the module's header); the backbone stays as it is.
 
-    Args:
-        backbone: the pretrained weights and statistics.
-        images: the draw's training images.
-        dtype: precision of the features, as the frozen prefix will compute them.
-        device: where to compute.
-        cache_folder: where a choice, and the statistics found on the way, are kept under a digest
-            of all that they depend on.
+    `dtype` is that of the features, as the frozen prefix will compute them. A choice, and the
+    statistics found on the way, are kept in `cache_folder` under a digest of all that they depend
+    on.
 
     Raises:
         WeightsError: under neither candidate are the features finite numbers.
     """
+    reason = ""
     if not any(True for _ in batch_norms([backbone.model])):
         reason = f"{backbone.name} has no BatchNorm, there is nothing to choose"
-        return NormStatsChoice(value="source", reason=reason, scores={})
-    smallest = int(torch.bincount(images.labels).min())
-    if smallest < 2:
+    elif torch.bincount(images.labels).min() < 2:
         reason = "a class has 1 training image, a probe needs 2 to be cross-validated"
+    if reason:
         return NormStatsChoice(value="source", reason=reason, scores={})
-    statistics = cache_folder and kept_at(cache_folder, backbone, images, dtype, device)
-    path = statistics and _choice_path(statistics, images)
-    if path and (kept := _read(path)):
-        return kept
-    choice = _probe(backbone, images, dtype, device, statistics)
-    if path:
-        with contextlib.suppress(StorageError):  # a cache: not worth failing for
-            write_atomically(path, json.dumps(asdict(choice)).encode())
-    return choice
-
-
-def _choice_path(statistics: Path, images: ImageSet) -> Path:
-    """A file beside the statistics that a choice was made about; a choice needs labels, too."""
+    if cache_folder is None:
+        return _probe(backbone, images, dtype, device, None)
+    statistics = kept_at(cache_folder, backbone, images, dtype, device)
+    # beside the statistics that the choice is about; a choice needs labels, too
     rule = [FORMAT, FOLDS, SEED, PENALTY, NOISE_SE]
     digest = digest_values([statistics.stem, images.fingerprint(), rule])
-    return statistics.with_name(f"{digest}.choice.json")
+    path = statistics.with_name(f"{digest}.choice.json")
+    if kept := _read(path):
+        return kept
+    choice = _probe(backbone, images, dtype, device, statistics)
+    with contextlib.suppress(StorageError):  # a cache: not worth failing for
+        write_atomically(path, json.dumps(asdict(choice)).encode())
+    return choice
 
 
 def _read(path: Path) -> NormStatsChoice | None:
@@ -134,8 +128,7 @@ def _probe(
     device: torch.device,
     statistics: Path | None,
 ) -> NormStatsChoice:
-    state = backbone.model.state_dict()
-    before = {name: t.clone() for name, t in state.items() if name.endswith(STATISTICS)}
+    before = {name: t.clone() for name, t in statistics_of(backbone.model).items()}
     features = {"source": _features(backbone, images, dtype, device)}
     features["target"] = recalibrate(backbone, images, dtype, device).numpy()
     if statistics:
@@ -147,12 +140,12 @@ def _probe(
             f"norm_stats=auto: with these weights the features that enter the head of "
             f"{backbone.name} are not finite numbers: use other weights, or -P precision=float32"
         )
-    if not all(usable.values()):
-        value: Literal["source", "target"] = "source" if usable["source"] else "target"
-        other = "target" if value == "source" else "source"
-        reason = f"features under {other} statistics are not finite numbers"
-        return NormStatsChoice(value=value, reason=reason, scores={})
-    return decide_by_hits(*(_hits(features[name], images) for name in ("source", "target")))
+    names: list[Statistics] = ["source", "target"]
+    for value, other in (names, names[::-1]):
+        if not usable[other]:
+            reason = f"features under {other} statistics are not finite numbers"
+            return NormStatsChoice(value=value, reason=reason, scores={})
+    return decide_by_hits(*(_hits(features[name], images) for name in names))
 
 
 @torch.no_grad()
@@ -192,7 +185,7 @@ def decide_by_hits(source: Hits, target: Hits) -> NormStatsChoice:
     difference = target - source
     lead, count = float(difference.mean()), len(difference)
     lead_se = float(difference.std(ddof=1) / np.sqrt(count))
-    value: Literal["source", "target"] = "target" if lead > NOISE_SE * lead_se else "source"
+    value: Statistics = "target" if lead > NOISE_SE * lead_se else "source"
     if value == "target":
         why = f"target leads by {100 * lead:.1f} pp"
     elif lead > 0:

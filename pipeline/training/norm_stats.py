@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.data.augment import normalise
 from pipeline.data.images import ImageSet
@@ -43,17 +43,18 @@ def calibrate_norm_stats(
     images equally. With `cache_folder` the result is kept there, under a digest of the weights
     and images, and read back next time; a damaged file is computed anew.
     """
-    if cache_folder is None:
-        recalibrate(backbone, images, dtype, device)
-        return
-    path = kept_at(cache_folder, backbone, images, dtype, device)
-    names = [name for name in backbone.model.state_dict() if name.endswith(STATISTICS)]
-    kept = _read(path, names)
-    if kept is None:
-        recalibrate(backbone, images, dtype, device)
-        keep_norm_stats(path, backbone)
-    else:
+    path = cache_folder and kept_at(cache_folder, backbone, images, dtype, device)
+    if path and (kept := _read(path, list(statistics_of(backbone.model)))):
         backbone.model.load_state_dict(kept, strict=False)
+        return
+    recalibrate(backbone, images, dtype, device)
+    if path:
+        keep_norm_stats(path, backbone)
+
+
+def statistics_of(module: nn.Module) -> dict[str, Tensor]:
+    """The BatchNorm statistics in a module's state dict."""
+    return {n: tensor for n, tensor in module.state_dict().items() if n.endswith(STATISTICS)}
 
 
 def kept_at(
@@ -79,8 +80,7 @@ def kept_at(
 
 def keep_norm_stats(path: Path, backbone: Backbone) -> None:
     """Write the backbone's statistics; a folder that cannot be written is no fault."""
-    state = backbone.model.state_dict()
-    kept = {name: tensor for name, tensor in state.items() if name.endswith(STATISTICS)}
+    kept = statistics_of(backbone.model)
     with contextlib.suppress(StorageError):  # a cache: not worth failing for
         write_atomically(path, save(kept, {"sha256": digest_tensors(kept)}))
 
@@ -118,12 +118,7 @@ def recalibrate(
         pixels = images.pixels[torch.from_numpy(rows)].to(device)
         parts.append(run_blocks(blocks, normalise(pixels), dtype).float().cpu())
     for name, block in blocks.items():
-        statistics = {
-            inner: tensor
-            for inner, tensor in block.state_dict().items()
-            if inner.endswith(STATISTICS)
-        }
-        backbone.blocks[name].load_state_dict(statistics, strict=False)
+        backbone.blocks[name].load_state_dict(statistics_of(block), strict=False)
     features = torch.cat(parts)
     in_order = torch.empty_like(features)
     in_order[torch.from_numpy(order)] = features

@@ -19,18 +19,20 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
-from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 from filelock import FileLock
+from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline.data.augment import distinct_views, render_views
 from pipeline.data.images import ImageSet
-from pipeline.model.backbones import Backbone
+from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.settings.run import Augment
 from pipeline.system.digests import digest_each, digest_file, digest_values
 from pipeline.system.files import holding
@@ -44,261 +46,222 @@ ABANDONED_AFTER_S = 3600
 _PARTS = (".tmp", ".about")
 """Endings of what is being written."""
 
+Cut = tuple[str, ...]
+"""Blocks of a prefix, in forward order."""
+Compute = Callable[[Sequence[Cut]], Iterator[tuple[int, NDArray[np.uint8]]]]
+"""From cuts, the shortest first, to the number of a cut and bytes of its outputs, by batches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """A cut's outputs for every view of every image, (views, N, ...), channels last."""
+
+    cut: Cut
+    values: Path
+    shape: list[int]
+    dtype: torch.dtype
+
+    @property
+    def size_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def about(self, sha256: str) -> dict[str, object]:
+        """The content of the entry's description."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return {"shape": self.shape, "dtype": dtype, "sha256": sha256}
+
 
 @dataclass
 class PrefixCache:
     """A folder of entries with a size limit; `folder=None` turns the cache off.
 
-    `notes` collects what a person should know: entries recomputed, caches that did not fit. An
-    entry stays mapped for as long as some features use it.
+    `notes` collects what a person should know: entries recomputed, caches that did not fit.
     """
 
     folder: Path | None
     limit_bytes: int
     notes: list[str] = field(default_factory=list)
-    _open: WeakValueDictionary[str, StoredFeatures] = field(default_factory=WeakValueDictionary)
-    _shapes: dict[tuple[object, ...], list[int]] = field(default_factory=dict)
 
     def features(
         self,
         backbone: Backbone,
-        prefix: tuple[str, ...],
+        prefix: Cut,
         images: ImageSet,
         *,
         augment: Augment,
         views: int,
         dtype: torch.dtype,
         device: torch.device,
-        also: Sequence[tuple[str, ...]] = (),
+        also: Sequence[Cut] = (),
         digests: Mapping[str, str] | None = None,
     ) -> Features:
-        """What the suffix above `prefix` is fed with.
+        """What the suffix above `prefix`, which may be empty, is fed with.
 
-        Args:
-            backbone: the frozen prefix's weights; read, never changed.
-            prefix: block names in forward order; may be empty.
-            images: the images to pass through.
-            augment: what may be done to them.
-            views: stored views an image; 0: compute fresh ones, store none.
-            dtype: precision of the prefix and of its outputs.
-            device: where to compute.
-            also: shorter prefixes that later stages need, filled by the same forward pass.
-            digests: `digest_each` of these very weights, where the caller has it already.
+        `views`: stored views an image; 0: compute fresh ones, store none. `also`: shorter prefixes
+        that later stages need, filled by the same forward pass. `digests`: `digest_each` of these
+        very weights, where the caller has it already.
         """
         stored = min(views, distinct_views(augment) or views)
         if self.folder is not None and stored and prefix:
             cuts = sorted({prefix, *also}, key=len)
-            recipe = _Recipe(
-                backbone=backbone,
-                digests=digests
-                or digest_each(backbone.model.state_dict(), backbone.tensor_names(cuts[-1])),
-                shapes={cut: self._output_shape(backbone, images, cut) for cut in cuts},
-                images_digest=hashlib.sha256(images.digests.tobytes()).hexdigest(),
-                images=images,
-                augment=augment,
-                views=stored,
-                dtype=dtype,
-                device=device,
-            )
-            features = self._load_or_fill(recipe, prefix, cuts)
+            if digests is None:
+                names = backbone.tensor_names(cuts[-1])
+                digests = digest_each(backbone.model.state_dict(), names)
+            depends_on = {
+                "format": FORMAT,
+                "backbone": backbone.name,
+                "images": hashlib.sha256(images.digests.tobytes()).hexdigest(),
+                "pixels": list(images.pixels.shape),
+                "augment": augment,
+                "views": stored,
+                "dtype": str(dtype),
+                "device": with_kernels(device.type),
+            }
+            entries, side = {}, images.pixels.shape[-1]
+            for cut in cuts:
+                weights = [(name, digests[name]) for name in backbone.tensor_names(cut)]
+                key = digest_values({**depends_on, "weights": weights})
+                shape = [stored, len(images), *_output_shape(backbone.name, cut, side)]
+                values = self.folder / f"{key}.bin"
+                entries[cut] = _Entry(cut=cut, values=values, shape=shape, dtype=dtype)
+            compute = partial(_outputs, backbone, images, augment, stored, dtype, device)
+            features = self._load_or_fill(entries[prefix], list(entries.values()), device, compute)
             if features is not None:
                 return features
         blocks = compute_copy(backbone, prefix, dtype, device)
         return LiveFeatures(images.to(device), blocks, augment, dtype)
 
-    def _output_shape(
-        self, backbone: Backbone, images: ImageSet, cut: tuple[str, ...]
-    ) -> list[int]:
-        """Shape of one image's output as it is stored, channels last, from a pass of zeros."""
-        architecture = (backbone.name, cut, *images.pixels.shape[1:])
-        if architecture not in self._shapes:
-            with torch.no_grad():
-                out = backbone.run(torch.zeros(1, *images.pixels.shape[1:]), cut)
-            out = out.permute(0, 2, 3, 1) if out.ndim == 4 else out
-            self._shapes[architecture] = list(out.shape[1:])
-        return self._shapes[architecture]
-
     def _load_or_fill(
-        self, recipe: _Recipe, prefix: tuple[str, ...], cuts: list[tuple[str, ...]]
+        self, wanted: _Entry, entries: list[_Entry], device: torch.device, compute: Compute
     ) -> StoredFeatures | None:
-        assert self.folder is not None
-        key = recipe.key(prefix)
-        if (held := self._open.get(key)) is not None:
-            return held
-        need = sum(recipe.size_bytes(cut) for cut in cuts)
-        if need > self.limit_bytes:
-            cuts = [prefix]
-            need = recipe.size_bytes(prefix)
-        if need > self.limit_bytes:
+        if sum(entry.size_bytes for entry in entries) > self.limit_bytes:
+            entries = [wanted]
+        if wanted.size_bytes > self.limit_bytes:
             self.notes.append(
-                f"the prefix cache would need {need / 1e9:.1f} GB, its limit is "
+                f"the prefix cache would need {wanted.size_bytes / 1e9:.1f} GB, its limit is "
                 f"{self.limit_bytes / 1e9:.1f} GB: training without it"
             )
             return None
+        folder = wanted.values.parent
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with holding(FileLock(self.folder / f"{key}.lock")):
-                features = self._read(recipe, prefix)
-                if features is None:
-                    others = [cut for cut in cuts if cut != prefix]
-                    missing = [cut for cut in others if self._read(recipe, cut) is None]
-                    self._fill(recipe, sorted([prefix, *missing], key=len))
-                    self._evict(keep={recipe.key(cut) for cut in cuts})
-                    features = self._read(recipe, prefix)
+            folder.mkdir(parents=True, exist_ok=True)
+            with holding(FileLock(wanted.values.with_suffix(".lock"))):
+                if not self._is_intact(wanted):
+                    others = [entry for entry in entries if entry is not wanted]
+                    missing = [entry for entry in others if not self._is_intact(entry)]
+                    _fill(sorted([wanted, *missing], key=lambda entry: len(entry.cut)), compute)
+                    self._evict(folder, keep={entry.values.stem for entry in entries})
+                    if not self._is_intact(wanted):
+                        return None
+                return StoredFeatures(wanted.values, wanted.shape, wanted.dtype, device)
         except OSError as err:
             self.notes.append(
-                f"the prefix cache in {self.folder} cannot be used ({err.strerror or err}): "
+                f"the prefix cache in {folder} cannot be used ({err.strerror or err}): "
                 "training without it"
             )
             return None
-        return features
 
-    def _read(self, recipe: _Recipe, cut: tuple[str, ...]) -> StoredFeatures | None:
-        """The entry, memory-mapped, or None if it is not there or damaged."""
-        key = recipe.key(cut)
-        if (held := self._open.get(key)) is not None:
-            return held
-        assert self.folder is not None
-        values_path, about_path = self.folder / f"{key}.bin", self.folder / f"{key}.json"
-        if not about_path.exists():
-            return None
+    def _is_intact(self, entry: _Entry) -> bool:
+        """Whether the entry is there and undamaged; marks it as used."""
+        description = entry.values.with_suffix(".json")
+        if not description.exists():
+            return False
         try:
-            about = json.loads(about_path.read_text(encoding="utf-8"))
-            expected = recipe.about(cut, digest_file(values_path))
-            intact = about == expected
-        except (OSError, ValueError, KeyError, TypeError):
+            about = json.loads(description.read_text(encoding="utf-8"))
+            intact = bool(about == entry.about(digest_file(entry.values)))
+        except (OSError, ValueError):
             intact = False
-        if not intact:
-            self.notes.append(f"prefix cache entry {key[:12]} is damaged: computing it anew")
-            return None
-        os.utime(about_path)  # the time of last use, for eviction
-        features = StoredFeatures(values_path, about["shape"], recipe.dtype, recipe.device)
-        self._open[key] = features
-        return features
+        if intact:
+            os.utime(description)  # the time of last use, for eviction
+        else:
+            key = entry.values.stem[:12]
+            self.notes.append(f"prefix cache entry {key} is damaged: computing it anew")
+        return intact
 
-    @torch.no_grad()
-    def _fill(self, recipe: _Recipe, cuts: list[tuple[str, ...]]) -> None:
-        """One forward pass over every view writes all the cuts."""
-        assert self.folder is not None
-        if not cuts:
-            return
-        blocks = compute_copy(recipe.backbone, cuts[-1], recipe.dtype, recipe.device)
-        images = recipe.images.to(recipe.device)
-        keys = images.keys
-        writer = owner_mark()
-        paths = {cut: self.folder / f"{recipe.key(cut)}.{writer}.tmp" for cut in cuts}
-        hashers = {cut: hashlib.sha256() for cut in cuts}
-        batch = max(1, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
-        files = {cut: path.open("wb") for cut, path in paths.items()}
-        try:
-            for view in range(recipe.views):
-                for start in range(0, len(images), batch):
-                    rows = np.arange(start, min(start + batch, len(images)))
-                    views = np.full(len(rows), view)
-                    pixels = images.pixels[start : start + batch]
-                    x = render_views(pixels, keys[rows], views, recipe.augment)
-                    passed: tuple[str, ...] = ()
-                    for cut in cuts:
-                        x = run_blocks({b: blocks[b] for b in cut[len(passed) :]}, x, recipe.dtype)
-                        passed = cut
-                        stored = (x.permute(0, 2, 3, 1) if x.ndim == 4 else x).contiguous()
-                        raw = stored.to("cpu", recipe.dtype).view(-1).view(torch.uint8).numpy()
-                        files[cut].write(raw.data)
-                        hashers[cut].update(raw.data)
-            for file in files.values():
-                file.close()
-            for cut, path in paths.items():
-                self._publish(recipe, cut, path, hashers[cut].hexdigest())
-        finally:
-            for cut, file in files.items():
-                with contextlib.suppress(OSError):  # a full disk fails again when closing
-                    file.close()
-                paths[cut].unlink(missing_ok=True)
-                paths[cut].with_suffix(".about").unlink(missing_ok=True)
-
-    def _publish(self, recipe: _Recipe, cut: tuple[str, ...], path: Path, sha256: str) -> None:
-        assert self.folder is not None
-        key = recipe.key(cut)
-        about = recipe.about(cut, sha256)
-        about_path = path.with_suffix(".about")
-        about_path.write_text(json.dumps(about), encoding="utf-8")
-        path.replace(self.folder / f"{key}.bin")
-        about_path.replace(self.folder / f"{key}.json")
-
-    def _evict(self, keep: set[str]) -> None:
+    def _evict(self, folder: Path, keep: set[str]) -> None:
         """Remove the least recently used entries until the folder fits its limit.
 
         What killed processes left behind goes too: parts, and values without a description.
         """
-        assert self.folder is not None
-        for path in (p for kind in (*_PARTS, ".bin") for p in self.folder.glob(f"*{kind}")):
+        for path in (p for kind in (*_PARTS, ".bin") for p in folder.glob(f"*{kind}")):
             with contextlib.suppress(FileNotFoundError):
+                # KEY.MARK.tmp and KEY.MARK.about name their writer
+                dead = path.suffix in _PARTS and is_abandoned_mark(path.stem.partition(".")[2])
                 old = time.time() - path.stat().st_mtime > ABANDONED_AFTER_S
-                if (old or _writer_is_dead(path)) and not path.with_suffix(".json").exists():
+                if (old or dead) and not path.with_suffix(".json").exists():
                     path.unlink()
-        used: dict[Path, float] = {}
-        sizes: dict[Path, int] = {}
-        for path in self.folder.glob("*.json"):
+        used: list[tuple[float, int, Path]] = []
+        for path in folder.glob("*.json"):
             with contextlib.suppress(FileNotFoundError):  # another process may be evicting too
-                sizes[path] = path.with_suffix(".bin").stat().st_size
-                used[path] = path.stat().st_mtime
-        total = sum(sizes.values())
-        for path in sorted(used, key=used.__getitem__):
+                size = path.with_suffix(".bin").stat().st_size
+                used.append((path.stat().st_mtime, size, path))
+        total = sum(size for _, size, _ in used)
+        for _, size, path in sorted(used):
             if total <= self.limit_bytes:
                 return
             if path.stem not in keep:
-                path.unlink(missing_ok=True)
-                path.with_suffix(".bin").unlink(missing_ok=True)
-                path.with_suffix(".lock").unlink(missing_ok=True)
-                total -= sizes[path]
+                for kind in (".json", ".bin", ".lock"):
+                    path.with_suffix(kind).unlink(missing_ok=True)
+                total -= size
 
 
-def _writer_is_dead(part: Path) -> bool:
-    """Whether `KEY.MARK.tmp` or `KEY.MARK.about` was left by a process that is no more."""
-    return part.suffix in _PARTS and is_abandoned_mark(part.stem.partition(".")[2])
+def _fill(entries: list[_Entry], compute: Compute) -> None:
+    """Write the values of entries in one pass, the shortest cut first; descriptions come last."""
+    parts = [entry.values.with_suffix(f".{owner_mark()}.tmp") for entry in entries]
+    hashers = [hashlib.sha256() for _ in entries]
+    files = [part.open("wb") for part in parts]
+    try:
+        for number, raw in compute([entry.cut for entry in entries]):
+            files[number].write(raw.data)
+            hashers[number].update(raw.data)
+        for entry, part, file, hasher in zip(entries, parts, files, hashers, strict=True):
+            file.close()
+            about = part.with_suffix(".about")
+            about.write_text(json.dumps(entry.about(hasher.hexdigest())), encoding="utf-8")
+            part.replace(entry.values)
+            about.replace(entry.values.with_suffix(".json"))
+    finally:
+        for part, file in zip(parts, files, strict=True):
+            with contextlib.suppress(OSError):  # a full disk fails again when closing
+                file.close()
+            part.unlink(missing_ok=True)
+            part.with_suffix(".about").unlink(missing_ok=True)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Recipe:
-    """Everything that a prefix's output depends on, beside which blocks it is made of.
+@torch.no_grad()
+def _outputs(
+    backbone: Backbone,
+    images: ImageSet,
+    augment: Augment,
+    views: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    cuts: Sequence[Cut],
+) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """One forward pass over every view: `Compute` with its first arguments given."""
+    blocks = compute_copy(backbone, cuts[-1], dtype, device)
+    images = images.to(device)
+    batch = max(1, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
+    for view in range(views):
+        for start in range(0, len(images), batch):
+            rows = np.arange(start, min(start + batch, len(images)))
+            pixels = images.pixels[start : start + batch]
+            x = render_views(pixels, images.keys[rows], np.full(len(rows), view), augment)
+            passed = 0
+            for number, cut in enumerate(cuts):
+                x = run_blocks({name: blocks[name] for name in cut[passed:]}, x, dtype)
+                passed = len(cut)
+                values = _channels_last(x).contiguous().to("cpu", dtype)
+                yield number, values.view(-1).view(torch.uint8).numpy()
 
-    `digests` are the tensors', `shapes` what each cut's output of one image looks like.
-    """
 
-    backbone: Backbone
-    digests: Mapping[str, str]
-    shapes: dict[tuple[str, ...], list[int]]
-    images_digest: str
-    images: ImageSet
-    augment: Augment
-    views: int
-    dtype: torch.dtype
-    device: torch.device
+@cache
+def _output_shape(backbone: str, cut: Cut, side: int) -> list[int]:
+    """Shape of one image's stored output, from a pass that computes nothing."""
+    with torch.device("meta"), torch.no_grad():
+        out = build_backbone(backbone, 2, seed=0).run(torch.zeros(1, 3, side, side), cut)
+    return list(_channels_last(out).shape[1:])
 
-    def key(self, cut: tuple[str, ...]) -> str:
-        return digest_values(
-            {
-                "format": FORMAT,
-                "backbone": self.backbone.name,
-                "weights": [
-                    (name, self.digests[name]) for name in self.backbone.tensor_names(cut)
-                ],
-                "images": self.images_digest,
-                "pixels": list(self.images.pixels.shape),
-                "augment": self.augment,
-                "views": self.views,
-                "dtype": str(self.dtype),
-                "device": with_kernels(self.device.type),
-            }
-        )
 
-    def about(self, cut: tuple[str, ...], sha256: str) -> dict[str, object]:
-        """What an entry's description says."""
-        return {
-            "shape": [self.views, len(self.images), *self.shapes[cut]],
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "sha256": sha256,
-        }
-
-    def size_bytes(self, cut: tuple[str, ...]) -> int:
-        return self.views * len(self.images) * math.prod(self.shapes[cut]) * self.dtype.itemsize
+def _channels_last(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1) if x.ndim == 4 else x

@@ -79,7 +79,7 @@ class _SmallConv(torch.autograd.Function):
         if not ctx.as_product:
             return F.conv2d(x, weight, None, stride, padding)
         columns = _columns(x, weight, stride, padding)
-        out = columns @ _matrix(weight).t()
+        out = columns @ _rows(weight).t()
         return out.view(len(x), height, width, -1).permute(0, 3, 1, 2)
 
     @staticmethod
@@ -108,13 +108,8 @@ class _SmallConv(torch.autograd.Function):
             o, c, kh, kw = weight.shape
             grad_weight = product.view(o, kh, kw, c).permute(0, 3, 1, 2)
         if wants_x and ctx.as_product:
-            grad_x = _fold(rows @ _matrix(weight), x, weight, grad, stride, padding)
+            grad_x = _fold(rows @ _rows(weight), x, weight, grad, stride, padding)
         return grad_x, grad_weight, None, None
-
-
-def _rows(x: Tensor) -> Tensor:
-    """(N, C, H, W) as (N, H * W * C), a view of channels-last tensors."""
-    return x.permute(0, 2, 3, 1).reshape(len(x), -1)
 
 
 def _dense_matrix(weight: Tensor, height: int, width: int) -> Tensor:
@@ -150,9 +145,9 @@ def _dense_weight_gradient(x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
     return taps.permute(0, 3, 1, 2)
 
 
-def _matrix(weight: Tensor) -> Tensor:
-    """(O, C, kh, kw) as (O, kh * kw * C), a view of channels-last weights."""
-    return weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
+def _rows(x: Tensor) -> Tensor:
+    """(N, C, H, W) as (N, H * W * C), weights, too: a view of channels-last tensors."""
+    return x.permute(0, 2, 3, 1).reshape(len(x), -1)
 
 
 def _columns(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:

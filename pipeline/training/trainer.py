@@ -40,9 +40,8 @@ from pipeline.training.master_weights import MasterWeight
 EVAL_BATCH = 500
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
-    "sgd": partial(
-        torch.optim.SGD, lr=1.0, momentum=0.9, nesterov=True
-    ),  # groups have their rates
+    # groups have their rates
+    "sgd": partial(torch.optim.SGD, lr=1.0, momentum=0.9, nesterov=True),
 }
 
 
@@ -111,20 +110,22 @@ class Trainer:
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         rates = learning_rates(self.settings, self.stage)
-        groups = []
-        for block in self.stage.trainable:
-            for decayed in (True, False):  # biases and BatchNorm have one dimension: not decayed
-                members = [w for w in self.weights if w.block == block and w.decayed == decayed]
-                if members:
-                    groups.append(
-                        {
-                            "params": [w.master for w in members],
-                            "lr": rates[block],
-                            "peak": rates[block],
-                            "block": block,
-                            "weight_decay": self.settings.weight_decay if decayed else 0.0,
-                        }
-                    )
+        by_group: dict[tuple[str, bool], list[nn.Parameter]] = {
+            (block, decayed): [] for block in self.stage.trainable for decayed in (True, False)
+        }
+        for w in self.weights:  # biases and BatchNorm have one dimension: not decayed
+            by_group[w.block, w.computed.ndim > 1].append(w.master)
+        groups = [
+            {
+                "params": masters,
+                "lr": rates[block],
+                "peak": rates[block],
+                "block": block,
+                "weight_decay": self.settings.weight_decay if decayed else 0.0,
+            }
+            for (block, decayed), masters in by_group.items()
+            if masters
+        ]
         make = OPTIMIZERS[self.settings.optimizer]
         return make(groups, fused=self.device.type in ("cpu", "cuda"))
 

@@ -128,10 +128,10 @@ def reconcile(study: Study, tracking: Tracking, run_id: str) -> int:
 
 def _end(tracking: Tracking, run: RunView, status: str, reason: str) -> None:
     for child in tracking.find({NESTED_UNDER: run.run_id}, status="RUNNING"):
-        tracking.set_status(child.run_id, "FAILED", reason)
-    tracking.set_status(run.run_id, status, "" if status == "FINISHED" else reason)
+        tracking.writing(child.run_id).set_status("FAILED", reason)
+    tracking.writing(run.run_id).set_status(status, "" if status == "FINISHED" else reason)
     state = {"FINISHED": "complete", "KILLED": "pruned"}.get(status, "failed")
-    tracking.add_tags(run.run_id, {STATE: state})
+    tracking.writing(run.run_id).tags({STATE: state})
 
 
 def _reason(trial: FrozenTrial) -> str:

@@ -36,30 +36,32 @@ def log_study(study: Study, tracking: Tracking, run_id: str) -> None:
     """Log the study as it stands; safe to repeat, and to do from several processes."""
     trials = study.optuna.get_trials(deepcopy=False)
     best, chosen = study.best, study.chosen
-    tracking.add_text(run_id, trials_csv(study), "trials.csv")
+    log = tracking.writing(run_id)
+    log.text(trials_csv(study), "trials.csv")
     if best is not None and chosen is not None:
-        tracking.add_text(run_id, chosen_yaml(study, chosen), "best.yaml")
+        log.text(chosen_yaml(study, chosen), "best.yaml")
         taken = {f"chosen.{key}": str(value) for key, value in _settings(study, chosen).items()}
-        tracking.add_tags(run_id, {**taken, "choice": study.optuna.user_attrs.get(CHOICE, "")})
+        log.tags({**taken, "choice": study.optuna.user_attrs.get(CHOICE, "")})
         for name, trial in (("best", best), ("chosen", chosen)):
             numbers = {f"{name}/value": trial.value or 0.0, f"{name}/trial": trial.number}
-            tracking.add_metrics(run_id, numbers, step=study.progress().finished)
+            log.metrics(numbers, step=study.progress().finished)
             trial_run_id = str(trial.user_attrs.get(RUN_ID, ""))
-            tracking.add_tags(run_id, {f"{name}_trial_run_id": trial_run_id})
+            log.tags({f"{name}_trial_run_id": trial_run_id})
         for name, figure in pictures(study.optuna).items():
-            tracking.add_figure(run_id, figure, f"figures/{name}.png")
+            log.figure(figure, f"figures/{name}.png")
     counts = outcomes(trials)
-    tracking.add_metrics(run_id, {f"trials/{name}": count for name, count in counts.items()})
-    tracking.add_tags(run_id, {NOTE: description(study)})
+    log.metrics({f"trials/{name}": count for name, count in counts.items()})
+    log.tags({NOTE: description(study)})
 
 
 def log_trial(study: Study, tracking: Tracking, run_id: str, number: int) -> None:
     """A trial's value, and the best so far, as curves of the study's run."""
     trial, best = study.optuna.get_trials(deepcopy=False)[number], study.best
+    log = tracking.writing(run_id)
     if best and best.value is not None:  # trials end in another order than that of their numbers
-        tracking.add_metrics(run_id, {"best/value": best.value}, step=study.progress().finished)
+        log.metrics({"best/value": best.value}, step=study.progress().finished)
     if trial.value is not None and trial.state == TrialState.COMPLETE:
-        tracking.add_metrics(run_id, {"trial/value": trial.value}, step=trial.number)
+        log.metrics({"trial/value": trial.value}, step=trial.number)
 
 
 def trials_csv(study: Study) -> str:

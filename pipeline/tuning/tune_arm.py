@@ -14,7 +14,7 @@ from pipeline.comparing.arms import Arm, TunedArm
 from pipeline.errors import LineageError, SettingsError, StudyError
 from pipeline.runs.command import Command
 from pipeline.settings.entry import TuneSettings
-from pipeline.settings.search_space import Plan, SearchSpace, default_space, read_space
+from pipeline.settings.search_space import Plan, default_space, read_space
 from pipeline.stats.metrics import OBJECTIVES
 from pipeline.tracking import Tracking
 from pipeline.tuning.storage import open_storage, storage_url
@@ -47,14 +47,8 @@ def tune_arm(
                 f"{space.source}: patience cannot be tuned here, arms have equal optimizer steps "
                 "and may not stop early: take it out"
             )
-        kept = (fixed or {}).get(number, set())
-        left = {key: d for key, d in space.dimensions.items() if key not in kept}
-        if not left:
-            raise SettingsError(
-                f"{arm.words}, stage {number}: every setting of {space.source} is fixed "
-                f"({', '.join(space.dimensions)}): leave one to be tuned"
-            )
-        spaces[number] = SearchSpace(space.source, left)
+        whose = f"{arm.words}, stage {number}"
+        spaces[number] = space.without((fixed or {}).get(number, set()), whose)
     storage = open_storage(storage_url(command.storage, tracking.uri), tune.heartbeat)
     done = work(command, Plan(tune, arm.settings, spaces), tracking, storage)
     stages = list(arm.settings.stages)

@@ -190,7 +190,7 @@ class Worker:
             self.say(f"study {study.name} has its {finished} trials: none is added")
         else:
             self.say(f"study {study.name}: {finished} of {self.tune.n_trials} trials so far")
-            self.tracking.set_status(run_id, "RUNNING")
+            self.tracking.writing(run_id).set_status("RUNNING")
         try:
             if finished < self.tune.n_trials:
                 self._train_parents(run_id)
@@ -262,7 +262,7 @@ class Worker:
                 self.say(f"note: a trial was lost ({first_line(err)}): it will be run again")
             if study.times_lost(trial) > RETRIES:
                 raise
-            writable = partial(self.tracking.set_status, run_id, "RUNNING")
+            writable = partial(self.tracking.writing(run_id).set_status, "RUNNING")
             patiently(writable, (TrackingError,), self.say)
             return True
         except BaseException as err:
@@ -294,7 +294,9 @@ class Worker:
         if progress.finished >= self.tune.n_trials:
             study.optuna.set_user_attr(FINISHED, progress.finished)
             failure = study.failure
-            self.tracking.set_status(run_id, "FAILED" if failure else "FINISHED", failure)
+            self.tracking.writing(run_id).set_status("FAILED" if failure else "FINISHED", failure)
         elif progress.running == 0:
-            self.tracking.set_status(run_id, "KILLED", "stopped before it had all its trials")
+            self.tracking.writing(run_id).set_status(
+                "KILLED", "stopped before it had all its trials"
+            )
         self.say(summary(study))
