@@ -263,17 +263,22 @@ class Session:
         Raises:
             LineageError: the checkpoint is missing or damaged, or does not fit; names the run.
         """
-        sha256 = run.tags["checkpoint_sha256"]
+        sha256, wanted = run.tags["checkpoint_sha256"], (run.tags["schedule"], run.number("stage"))
         with tempfile.TemporaryDirectory() as folder:
             try:
                 path = self.tracking.fetch(run, CHECKPOINT, Path(folder))
-                load_checkpoint(
+                info = load_checkpoint(
                     path,
                     sha256,
                     self.backbone,
                     self.pretrained,
                     self.draw.class_names,
                 )
+                if (info.schedule, info.stage) != wanted:
+                    raise LineageError(
+                        f"the checkpoint is of stage {info.stage} of {info.schedule}, not of "
+                        f"stage {wanted[1]} of {wanted[0]}"
+                    )
             except LineageError as err:
                 raise LineageError(
                     f"run {run.run_id} ({run.name}): {err}: use another run{self.otherwise}"

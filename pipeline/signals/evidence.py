@@ -9,7 +9,6 @@ another person's.
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -241,16 +240,23 @@ def _refresh(
     siblings: Sequence[str],
     say: Callable[[str], None],
 ) -> None:
-    """Put a reading in place of the one before: tags, metrics, description, evidence, picture."""
-    line = re.compile(rf"^- `{re.escape(signal.name)}` .*$", re.MULTILINE)
-    note = line.sub(lambda _: sentences([signal]), run.tags.get(NOTE, ""))
-    tags, metrics = {**_tags([signal]), NOTE: note}, _metrics([signal])
-    if tags.items() <= run.tags.items() and metrics.items() <= run.metrics.items():
+    """Put a reading in place of the one before: tags, metrics, description, evidence, picture.
+
+    A description in which a person has changed the sentence of that reading stays as it is.
+    """
+    note, tags, metrics = run.tags.get(NOTE, ""), _tags([signal]), _metrics([signal])
+    told = tags.items() <= run.tags.items() and metrics.items() <= run.metrics.items()
+    if told and sentences([signal]) in note:
         return
+    content = _evidence_of(tracking, run)
+    former = next((s for s in _signals_in(content) if s.name == signal.name), None)
+    if told and former == signal:
+        return
+    if former and sentences([former]) in note:
+        tags[NOTE] = note.replace(sentences([former]), sentences([signal]))
     log = tracking.writing(run.run_id)
     log.tags(tags)
     log.metrics(metrics)
-    content = _evidence_of(tracking, run)
     if not content:
         return
     content["signals"][signal.name] = asdict(signal)
