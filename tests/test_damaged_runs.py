@@ -11,9 +11,10 @@ import mlflow
 import pytest
 
 from pipeline.cli import main
+from pipeline.runs.session import CHECKPOINT
 from tests.conftest import words_of
-from tests.test_earlier_version import SECOND, THIRD
-from tests.test_run_stage import runs
+from tests.test_earlier_version import FIRST, SECOND, THIRD
+from tests.test_run_stage import artifact, runs
 
 ON_SECOND = {"gate": {"run_id": SECOND}, "stage3": {"parent_run_id": SECOND}}
 
@@ -63,3 +64,16 @@ def test_a_run_that_was_damaged_is_named_with_what_it_lacks(
     assert told in line
     assert run_id in line
     assert "RUNNING" not in set(runs()["status"])
+
+
+def test_a_checkpoint_of_another_stage_is_refused_though_its_digest_is_the_tagged_one(
+    finished_chain: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    client = mlflow.MlflowClient()
+    artifact(SECOND, CHECKPOINT).write_bytes(artifact(FIRST, CHECKPOINT).read_bytes())
+    digest = client.get_run(FIRST).data.tags["checkpoint_sha256"]
+    client.set_tag(SECOND, "checkpoint_sha256", digest)
+    assert main(words_of("stage3", {"parent_run_id": SECOND})) == 2
+    error = capfd.readouterr().err
+    assert f"run {SECOND}" in error
+    assert "is of stage 1 of three_stage, not of stage 2 of three_stage" in error
