@@ -222,7 +222,7 @@ def test_a_trial_that_came_to_nothing_by_itself_is_not_repeated(study: Study) ->
     give_up(study, trial)  # before its worker, which is lost, could say so
     assert "defaults" not in asked(study).user_attrs
     assert outcomes(study) == ["failed", "running"]
-    assert study.progress().finished == 1
+    assert study.finished() == 1
 
 
 def test_the_defaults_are_never_pruned(study: Study) -> None:

@@ -131,14 +131,13 @@ def _tuned(plan: Comparison, desk: Desk) -> tuple[Comparison, tuple[TunedArm, ..
     from pipeline.tuning.tune_arm import tune_arm
 
     last = plan.treatment.last
-    stages, fixed = range(1, last + 1), plan.explicit
-    treatment = tune_arm(desk.command, desk.tracking, plan.tune, plan.treatment, stages, fixed)
+    treatment = tune_arm(desk.command, desk.tracking, plan.tune, plan.treatment, plan.explicit)
     control = at_equal_steps(treatment.arm, plan.control.schedule, plan.request, plan.treatment)
     equal_steps([treatment.arm, control], desk.images)
     fixed = own_stages(plan)
     trials = plan.tune.n_trials * (last - control.last + len(fixed))
     tune = plan.tune.model_copy(update={"n_trials": math.ceil(trials / len(fixed))})
-    tuned = tune_arm(desk.command, desk.tracking, tune, control, fixed, fixed)
+    tuned = tune_arm(desk.command, desk.tracking, tune, control, fixed)
     schedules = [arm.schedule for arm in plan.extra_arms]
     extra = tuple(at_equal_steps(treatment.arm, one, plan.request) for one in schedules)
     plan = replace(plan, treatment=treatment.arm, control=tuned.arm, extra_arms=extra)

@@ -73,19 +73,14 @@ class SearchSpace:
         """Whether these settings are a point of the space."""
         return all(d.holds(values[key]) for key, d in self.dimensions.items())
 
-    def without(self, fixed: Collection[str], whose: str) -> SearchSpace:
-        """The space without settings that are fixed by hand; `whose`: what the space is for.
-
-        Raises:
-            SettingsError: nothing is left to tune.
-        """
-        left = {key: d for key, d in self.dimensions.items() if key not in fixed}
-        if not left:
-            raise SettingsError(
-                f"{whose}: every setting of {self.source} is fixed by hand "
-                f"({', '.join(self.dimensions)}): leave one to be tuned"
-            )
-        return SearchSpace(self.source, left)
+    def without(self, fixed: Collection[str], stage: str) -> SearchSpace:
+        """The space without settings that are fixed by hand; SettingsError where none is left."""
+        if left := {key: d for key, d in self.dimensions.items() if key not in fixed}:
+            return SearchSpace(self.source, left)
+        raise SettingsError(
+            f"{stage}: every setting of {self.source} is fixed by hand "
+            f"({', '.join(self.dimensions)}): leave one to be tuned"
+        )
 
 
 def default_space(schedule: Schedule, number: int) -> Path:
@@ -127,9 +122,9 @@ def plan_of(request: Request) -> Plan:
     request = request.for_stage(target)
     settings = request.settings()
     spaces = {}
-    for number in [target] if target else range(1, len(settings.stages) + 1):
-        space = read_space(_space_path(tune, settings, number))
-        spaces[number] = space.without(request.explicit_keys(number), f"stage {number}")
+    for n in [target] if target else range(1, len(settings.stages) + 1):
+        space = read_space(_space_path(tune, settings, n))
+        spaces[n] = space.without(request.explicit_keys(n), f"stage {n}")
     return Plan(tune, settings, spaces)
 
 
