@@ -129,7 +129,7 @@ def mark(decision: Decision, decision_run_id: str, run: RunView, tracking: Track
     old, new = run.tags, decision.tags
     is_same = old.get("verdict.question") == new["verdict.question"]
     if "verdict" in old and not (
-        is_same and int(old["verdict.pairs"]) <= int(new["verdict.pairs"])
+        is_same and run.number("verdict.pairs") <= int(new["verdict.pairs"])
     ):
         return
     tracking.writing(run.run_id).tags({**new, "decision_run_id": decision_run_id})

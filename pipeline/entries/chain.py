@@ -62,10 +62,10 @@ def stage_entry(command: Command, plan: StagePlan) -> Summary:
 def _inheriting(command: Command, plan: StagePlan, parent: RunView) -> Settings:
     """The settings, with all that a parent run hands down."""
     inherited = inherit(parent)
-    settings = plan.request.settings(inherited)
+    settings = plan.request.settings(inherited, parent.run_id)
     check_agreement(settings, parent)
     check_places(settings, parent)
-    settings = settings.model_copy(update={"norm_stats": inherited["norm_stats"]})
+    settings = settings.model_copy(update={"norm_stats": parent.settings["norm_stats"]})
     taken = ", ".join(
         f"{key}={value}"
         for key in INHERITED_KEYS

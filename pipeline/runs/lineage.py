@@ -14,8 +14,6 @@ has found them by their lineage key, which proves that they saw the same images.
 
 from __future__ import annotations
 
-import json
-
 from pipeline.data.open import NAMES
 from pipeline.errors import LineageError
 from pipeline.model.pretrained import names_a_file
@@ -131,7 +129,7 @@ _OF_EACH_RUN = (
 
 def inherit(run: RunView) -> dict[str, object]:
     """A stage run's resolved settings, as logged, for a child to take over."""
-    return {k: v for k, v in json.loads(run.tags["settings"]).items() if k not in _OF_EACH_RUN}
+    return {k: v for k, v in run.settings.items() if k not in _OF_EACH_RUN}
 
 
 def settings_of(run: RunView) -> dict[str, object]:
@@ -146,7 +144,7 @@ def check_places(settings: Settings, run: RunView) -> None:
     Raises:
         LineageError: says which, and how to name the place.
     """
-    logged = json.loads(run.tags["settings"])
+    logged = run.settings
     is_path = {"data": settings.data not in NAMES, "weights": names_a_file(settings.weights)}
     for key, place in ((key, getattr(settings, key)) for key in is_path if is_path[key]):
         if place == logged[key] and not typed_path(place).exists():
@@ -164,7 +162,7 @@ def check_agreement(settings: Settings, run: RunView) -> None:
     Raises:
         LineageError: names each setting, both values, and what to do.
     """
-    stages = tuple(f"stage{n}." for n in range(1, int(run.tags["stage"]) + 1))
+    stages = tuple(f"stage{n}." for n in range(1, run.number("stage") + 1))
     conflicts = []
     for key, value in inherit(run).items():
         if key in PLACE_KEYS or not (key in INHERITED_KEYS or key.startswith(stages)):

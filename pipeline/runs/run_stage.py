@@ -200,6 +200,7 @@ def find_run(session: Session, number: int) -> RunView | None:
     found = session.tracking.find({"lineage_key": session.key(number)})
     for run in sorted(found, key=lambda run: not (session.is_trial or has_pictures(run))):
         try:
+            Summary.of(run)  # as whole as what follows needs it
             backbone = session.restore(run)
         except LineageError as err:
             session.say(f"note: passing over {err}")

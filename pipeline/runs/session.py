@@ -6,7 +6,6 @@ its suffix's inputs and its lineage key.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -199,7 +198,7 @@ class Session:
             LineageError: they are others.
         """
         data = self.settings.data
-        before = json.loads(run.tags["settings"])
+        before = run.settings
         if run.tags["data_sha256"] != self.draw.fingerprint:
             mine = self.settings.model_dump(include={"label_column", "image_column"})
             others = [f"{k}={before[k]}" for k, v in mine.items() if before.get(k, v) != v]
@@ -262,16 +261,22 @@ class Session:
         Raises:
             LineageError: the checkpoint is missing or damaged, or does not fit; names the run.
         """
+        sha256, wanted = run.tags["checkpoint_sha256"], (run.tags["schedule"], run.number("stage"))
         with tempfile.TemporaryDirectory() as folder:
             try:
                 path = self.tracking.fetch(run, CHECKPOINT, Path(folder))
-                load_checkpoint(
+                info = load_checkpoint(
                     path,
-                    run.tags["checkpoint_sha256"],
+                    sha256,
                     self.backbone,
                     self.pretrained,
                     self.draw.class_names,
                 )
+                if (info.schedule, info.stage) != wanted:
+                    raise LineageError(
+                        f"the checkpoint is of stage {info.stage} of {info.schedule}, not of "
+                        f"stage {wanted[1]} of {wanted[0]}"
+                    )
             except LineageError as err:
                 raise LineageError(
                     f"run {run.run_id} ({run.name}): {err}: use another run{self.otherwise}"

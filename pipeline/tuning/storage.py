@@ -114,7 +114,7 @@ def storage_url(given: str, tracking_uri: str) -> str:
     for start, why in _REFUSED.items():
         if given.startswith(start) and not given.startswith(JOURNAL):
             raise StudyError(f"{shown}: {why}")
-    if why := misread(given):
+    if why := misread(given, like="sqlite:///optuna.db or postgresql://host/db"):
         raise StudyError(f"{shown}: {why}")
     url = beside(given, tracking_uri)
     if file_of(url) is None:
