@@ -75,6 +75,11 @@ def test_yaml_and_text_values_mean_the_same(tmp_path: Path) -> None:
         ({"image_size": "8"}, r"image_size must be greater than or equal to 32"),
         ({"preset": "cifar"}, r"unknown preset cifar: did you mean cifar10\? \(there are"),
         ({"draw": "-1"}, r"draw must be greater than or equal to 0"),
+        *(
+            ({key: "~nobody-of-that-name/x"}, rf"^{key}=~nobody.*: write the path in full")
+            for key in ("data", "cache_dir", "weights")
+        ),
+        ({"schedule": "~nobody-of-that-name/x.yaml"}, r"^~nobody.*: write the path in full"),
         ({"schedule": "head_only"}, "schedule head_only has 1 stage, got stage 2"),
         ({"schedule": "head_only", "stage3.lr": "1"}, r"stage3\.lr .*head_only has 1 stage"),
     ],

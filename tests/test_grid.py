@@ -52,7 +52,7 @@ FAULTS: list[tuple[dict[str, str], str]] = [
     ({"enforce_gate": "on"}, "enforce_gate=on: the gate reads finished draws"),
     ({"draws": "1"}, "draws must be greater than or equal to 2, got '1'"),
     ({"tune_draws": "0"}, "tune_draws must be greater than or equal to 1"),
-    ({"rope_pp": "-1"}, "rope_pp is -1.0: it must be a number of percentage points"),
+    ({"rope_pp": "-1"}, "rope_pp must be greater than or equal to 0, got '-1'"),
     ({"n_trials": "0"}, "n_trials must be greater than or equal to 1"),
     (
         {"weights": "/w/{bakbone}.pth"},

@@ -87,7 +87,9 @@ def test_another_process_with_the_same_number_is_not_taken_for_the_owner() -> No
     assert is_abandoned_mark(f"{place}-{number}-{int(started) - 1}")
 
 
-@pytest.mark.parametrize("number", [str(os.getpid()), "", "x", "-1", "1.5", "9" * 20])
+@pytest.mark.parametrize(
+    "number", [pytest.param(str(os.getpid()), id="own"), "", "x", "-1", "1.5", "9" * 20]
+)
 def test_no_process_of_unknown_start_or_without_a_number_is_gone(number: str) -> None:
     assert not is_gone(number, "")
     assert not {".", "/"} & set(owner_mark())  # a mark fits into a file name between dots

@@ -12,6 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from pipeline.cli import main
 from pipeline.comparing.arms import Arm, Comparison, comparison_of
 from pipeline.comparing.draws import Pool, pool_of
 from pipeline.comparing.pairs import PairKey, PairRunner, pair_keys, scored_prefix
@@ -77,6 +78,17 @@ def test_a_cache_folder_that_cannot_be_used_is_told(store: Path, place: str, cac
     )
     with pytest.raises(StorageError, match=r"^cannot write the cache to .*: choose a folder"):
         runner.run_all([PairKey(0, 0, 0, 0)])
+
+
+@pytest.mark.parametrize("words", [["decide", "--looks", "2"], ["compare", "--draws", "2"]])
+def test_a_cache_folder_that_cannot_be_used_is_told_before_images_are_read(
+    words: list[str], store: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in image_folder.rglob("*.png"):
+        path.write_bytes(b"")
+    own = ["--data", str(image_folder), "--weights", "none", "--cache_dir", "/proc/nope"]
+    assert main([*words, *own]) == 2
+    assert "cannot write the cache to /proc/nope/pairs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

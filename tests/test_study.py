@@ -250,6 +250,7 @@ STORAGES = [
     ("sqlite:///.", r"cannot be used: .* is a folder"),
     ("sqlite:///images.txt", r"cannot be used \(.*file is not a database\)"),
     ("sqlite://", r"storage=sqlite:// is forgotten when this command ends: name a file"),
+    ("optuna.db", r"write it like sqlite:///optuna.db"),
     ("sqlite:///:memory:", r"is forgotten when this command ends"),
     ("journal:////nowhere/o.journal", r"cannot be used: there is no folder /nowhere$"),
     ("journal:///images.txt", r"images\.txt is no journal of Optuna: name another file"),

@@ -5,12 +5,21 @@ from __future__ import annotations
 import errno
 import os
 import re
+import ssl
 from pathlib import Path
 
 import mlflow
 import pytest
-from mlflow.exceptions import CUSTOMER_UNAUTHORIZED, MlflowException, RestException
+import requests
+from mlflow.exceptions import (
+    CUSTOMER_UNAUTHORIZED,
+    TEMPORARILY_UNAVAILABLE,
+    MlflowException,
+    RestException,
+)
 from sqlalchemy.exc import OperationalError
+from urllib3 import HTTPSConnectionPool
+from urllib3.exceptions import MaxRetryError, SSLError
 
 from pipeline.errors import LineageError, StorageError, TrackingError, first_line
 from pipeline.tracking import RunView, Tracking
@@ -20,6 +29,15 @@ from tests.postgres import free_port
 
 URI = "sqlite:///mlflow.db"
 PREAMBLE = "(raised as a result of Query-invoked autoflush"
+
+
+def certificate_required() -> requests.exceptions.SSLError:
+    """As urllib3 and requests wrap what a server tells after a handshake of TLS 1.3."""
+    alert = ssl.SSLError(1, "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] tlsv13 alert")
+    outer = requests.exceptions.SSLError(f"HTTPSConnectionPool(host='{'h' * 200}'): {alert}")
+    outer.__context__ = MaxRetryError(HTTPSConnectionPool("h"), "/", SSLError(alert))
+    outer.__context__.__cause__ = outer.__context__.reason
+    return outer
 
 
 @pytest.mark.parametrize(
@@ -38,6 +56,12 @@ PREAMBLE = "(raised as a result of Query-invoked autoflush"
             r"no run x\): change what it names, then",
         ),
         (MlflowException("(sqlite3.OperationalError) disk I/O error"), "check the server and the"),
+        (
+            MlflowException("(OperationalError) database is locked", TEMPORARILY_UNAVAILABLE),
+            "another program holds the file",
+        ),
+        (certificate_required(), r"a certificate of ours: .*REQUIRED.*CLIENT_CERT_PATH"),
+        (MlflowException("(Error) it is full", TEMPORARILY_UNAVAILABLE), r"full\): check the se"),
         (MlflowException("API request to http://me:qqq@host failed"), r"http://me:\*\*\*@host"),
         (OperationalError(f"{PREAMBLE}; consider)", {}, None), r"check the server and the disk"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "free some space"),
@@ -47,7 +71,7 @@ PREAMBLE = "(raised as a result of Query-invoked autoflush"
 def test_a_fault_is_named_with_what_was_being_done_where_and_what_to_do(
     fault: Exception, message: str
 ) -> None:
-    expected = StorageError if isinstance(fault, OSError) else TrackingError
+    expected = StorageError if type(fault) is OSError else TrackingError
     with pytest.raises(expected, match=message) as caught, translated("log metrics", URI):
         raise fault
     assert re.search(f"log metrics.* {URI} ", str(caught.value))

@@ -12,7 +12,9 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from pipeline.cli import main
 from pipeline.errors import TrackingError
+from pipeline.system.processes import owner_tags
 from pipeline.tracking import Tracking
 from tests.conftest import Command, PointAt
 
@@ -52,7 +54,6 @@ def test_an_experiment_in_the_trash_is_named_with_how_to_restore_it(
     ("variable", "value"),
     [
         ("MLFLOW_EXPERIMENT_ID", "999"),
-        ("MLFLOW_EXPERIMENT_ID", "abc"),
         ("MLFLOW_RUN_ID", "f" * 32),
     ],
 )
@@ -65,6 +66,38 @@ def test_what_the_environment_names_and_is_not_there(
 ) -> None:
     monkeypatch.setenv(variable, value)
     assert f"error: {variable}={value}: there is none at sqlite:///" in refused(command, capfd)
+
+
+@pytest.mark.parametrize(
+    ("tags", "status", "deleted"),
+    [
+        ({"kind": "stage"}, "FINISHED", False),
+        ({}, "FAILED", False),
+        ({"kind": "stage"}, "RUNNING", False),
+        (owner_tags(), "RUNNING", False),
+        ({}, "RUNNING", True),
+    ],
+)
+@pytest.mark.parametrize("words", [["stage1", "--weights", "/nope"], ["gate", "--run_id", "x"]])
+def test_a_run_that_mlflow_run_has_not_just_started_is_never_written_to(
+    words: list[str],
+    tags: dict[str, str],
+    status: str,
+    deleted: bool,
+    store: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = mlflow.MlflowClient()
+    run_id = client.create_run("0", tags=tags).info.run_id
+    client.update_run(run_id, status=status)
+    if deleted:
+        client.delete_run(run_id)
+    before = client.get_run(run_id).to_dictionary()
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+    assert main(words) == 2
+    assert f"error: MLFLOW_RUN_ID={run_id} is no run that `mlflow run`" in capfd.readouterr().err
+    assert client.get_run(run_id).to_dictionary() == before
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 import ssl
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -139,7 +141,10 @@ def test_any_certificate_is_trusted_on_demand(
 
 
 def test_a_certificate_of_ours_is_sent_where_the_server_wants_one(
-    serve: Serve, point_at: PointAt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    serve: Serve,
+    point_at: PointAt,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pem = certificate(tmp_path)
     context = tls(pem)
@@ -190,6 +195,9 @@ def test_a_proxy_is_asked_for_hosts_that_no_proxy_does_not_name(
         ("foo://me:s3cret-w@host", "unsupported URI"),
         ("postgresql://me:s3cret-w@rd@host/db", "its login holds an @ as it is: write %40"),
         ("mysql://me:s3cret-w@host/db", "driver is not installed"),
+        ("sqlite://", "is forgotten when this command ends: name a file"),
+        ("sqlite:///:memory:", "is forgotten when this command ends: name a file"),
+        ("uc", r"set MLFLOW_TRACKING_URI to a database \(sqlite:///mlflow.db"),
     ],
 )
 def test_an_address_that_cannot_be_used_is_one_line_without_its_password(
@@ -299,6 +307,37 @@ def test_no_login_is_shown_that_an_answer_repeats_or_that_cannot_be_sent(
         usable_address()
     assert "s3cret" not in str(caught.value)
     assert "czNj" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "-1", "Got -1.*check MLflow's variables"),
+        ("MLFLOW_TRACKING_AUTH", "nope", "plugin for nope.*correct MLFLOW_TRACKING_AUTH"),
+        ("MLFLOW_TRACKING_AWS_SIGV4", "true", "pip install requests-auth-aws-sigv4"),
+        pytest.param(
+            *("http_proxy", "socks5://127.0.0.1:1", "SOCKS proxy.*pip install pysocks"),
+            marks=pytest.mark.skipif(
+                find_spec("socks") is not None, reason="pysocks is installed"
+            ),
+        ),
+    ],
+)
+def test_what_mlflow_cannot_ask_a_server_with_is_named(
+    name: str,
+    value: str,
+    why: str,
+    serve: Serve,
+    point_at: PointAt,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    point_at(serve(Tracking))
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv(name, value)
+    monkeypatch.setitem(sys.modules, "requests_auth_aws_sigv4", None)  # as not installed
+    with pytest.raises(TrackingError, match=why):
+        usable_address()
 
 
 @pytest.mark.parametrize(

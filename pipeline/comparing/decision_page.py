@@ -91,7 +91,7 @@ def page_of(
         words=METRICS[decision.metric].words,
         settings=settings,
         weights=Path(settings.weights).name,
-        data=Path(settings.data).name,
+        data=settings.data_name,
         steps=shown_steps(decision.steps),
         probability=partial(shown_probability, threshold=decision.design.threshold),
         stage_in_words=stage_in_words,
@@ -129,7 +129,7 @@ def mark(decision: Decision, decision_run_id: str, run: RunView, tracking: Track
     old, new = run.tags, decision.tags
     is_same = old.get("verdict.question") == new["verdict.question"]
     if "verdict" in old and not (
-        is_same and int(old["verdict.pairs"]) <= int(new["verdict.pairs"])
+        is_same and run.number("verdict.pairs") <= int(new["verdict.pairs"])
     ):
         return
     tracking.writing(run.run_id).tags({**new, "decision_run_id": decision_run_id})

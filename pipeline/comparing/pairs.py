@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -118,6 +120,19 @@ def scored_prefix(arm: Arm, arms: Sequence[Arm]) -> tuple[str, ...]:
     return min((p for p in frozen if p and p == own[: len(p)]), key=len, default=())
 
 
+def lock_folder(settings: Settings) -> Path:
+    """Where processes that divide pairs among them hold locks; made if need be.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    folder = cache_folder(settings) / "pairs"
+    with storage_faults("the cache", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            return folder
+
+
 @dataclass(kw_only=True)
 class PairRunner:
     """Runs the same arms on draw after draw.
@@ -155,17 +170,15 @@ class PairRunner:
 
     def _try(self, key: PairKey, *, wait: bool = False) -> bool:
         """Run a pair unless another process works on it (`wait`: once that has finished)."""
-        folder = cache_folder(self.arms[0].settings) / "pairs"
+        folder = lock_folder(self.arms[0].settings)
         content = [
             arm.settings.model_copy(update={"draw": key.draw}).model_dump() | {"pair": str(key)}
             for arm in self.arms
         ]
         lock = FileLock(folder / f"{digest_values(content)}.lock")
         try:
-            with storage_faults("the cache", folder):
-                folder.mkdir(parents=True, exist_ok=True)
-                with at_once():
-                    held = lock.acquire(timeout=-1 if wait else 0)
+            with storage_faults("the cache", folder), at_once():
+                held = lock.acquire(timeout=-1 if wait else 0)
         except Timeout:
             return False
         with held:

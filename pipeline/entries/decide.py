@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
-from pathlib import Path
 
 from pipeline.comparing.arms import Arm, Comparison, TunedArm, at_equal_steps, own_stages
 from pipeline.comparing.cost import equal_steps, operations_of, seconds_a_draw, shown_steps
@@ -206,9 +205,7 @@ def _register(decision: Decision, plan: Comparison, runner: PairRunner, log: Run
     result = runner.completed(decision.pairs[0].key, arm)
     run = runner.tracking.get(result.run_id)
     settings = arm.settings
-    name = plan.decide.register_as or usable_name(
-        f"{Path(settings.data).name}-{settings.backbone}"
-    )
+    name = plan.decide.register_as or usable_name(f"{settings.data_name}-{settings.backbone}")
     tags = {"verdict": decision.verdict.state, "decision_run_id": log.run_id}
     text = (
         f"{decision.sentence}\n\nRecommended: {arm.words}; this model, of the first pair, "

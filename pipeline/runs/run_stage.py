@@ -54,7 +54,7 @@ def run_stage(
         assert parent
         gate_of_run(session.tracking, parent, settings, session.say)[0].enforce()
     started = time.perf_counter()
-    name = f"stage{number} · {Path(settings.data).name} · {settings.backbone}"
+    name = f"stage{number} · {settings.data_name} · {settings.backbone}"
     name += f" · draw {settings.draw} · seed {settings.seed}"
     with (
         session.tracking.run(
@@ -200,6 +200,7 @@ def find_run(session: Session, number: int) -> RunView | None:
     found = session.tracking.find({"lineage_key": session.key(number)})
     for run in sorted(found, key=lambda run: not (session.is_trial or has_pictures(run))):
         try:
+            Summary.of(run)  # as whole as what follows needs it
             backbone = session.restore(run)
         except LineageError as err:
             session.say(f"note: passing over {err}")

@@ -8,7 +8,14 @@ from typing import Annotated, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, field_validator
 from pydantic_core import PydanticCustomError
 
-from pipeline.settings.run import ObjectiveName, ScheduleText, ShareName, StrictModel, setting
+from pipeline.settings.run import (
+    ObjectiveName,
+    PathText,
+    ScheduleText,
+    ShareName,
+    StrictModel,
+    setting,
+)
 from pipeline.stats.design import LOOKS, ROPE_PP, THRESHOLD, Design
 from pipeline.stats.metrics import DEFAULT_OBJECTIVE, DEFAULT_SHARE
 
@@ -184,7 +191,7 @@ class CompareSettings(StrictModel):
 class PretrainSettings(StrictModel):
     """Where pretrained weights are written."""
 
-    out: str = setting("", "the .safetensors file to write")
+    out: PathText = setting("", "the .safetensors file to write")
 
 
 def describe_field(key: str, model: type[BaseModel]) -> str:

@@ -115,11 +115,14 @@ class Request:
             raise SettingsError("\n".join(faults))
         return own
 
-    def settings(self, inherited: Mapping[str, object] | None = None, **instead: str) -> Settings:
+    def settings(
+        self, inherited: Mapping[str, object] | None = None, of: str = "", **instead: str
+    ) -> Settings:
         """Settings of a run.
 
         Args:
             inherited: a parent run's settings, stronger than the preset and weaker than the rest.
+            of: the id of that run.
             instead: options that are stronger than the command line.
 
         Raises:
@@ -133,7 +136,7 @@ class Request:
             preset = (inherited or {}).get("preset", usual)
         layers = [preset_layer(str(preset)), Layer("default", {"preset": preset})]
         if inherited is not None:
-            layers.append(Layer("parent run", inherited, by_user=False))
+            layers.append(Layer(f"run {of}", inherited, by_user=False))
         layers.append(Layer(f"config {self.config}", self.file, self.target))
         settings = resolve([*layers, Layer(COMMAND_LINE, options, self.target)])
         if self.target is not None:

@@ -15,11 +15,13 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    ValidationInfo,
     model_serializer,
 )
 
 from pipeline.settings.schedules import SCHEDULES, Stage, schedule_of
 from pipeline.stats.metrics import DEFAULT_OBJECTIVE, OBJECTIVES, SHARES
+from pipeline.system.files import name_of, typed_path
 
 _Value = TypeVar("_Value")
 DEFAULT_PRESET = "digits"
@@ -36,6 +38,15 @@ BackboneName = Literal[
 ]
 ScheduleText = Annotated[str, AfterValidator(lambda text: str(schedule_of(text)) if text else "")]
 """A schedule: the name of a built-in one, a file, or spelled out, which a file's becomes."""
+
+
+def _with_a_home(text: str, info: ValidationInfo) -> str:
+    typed_path(text, info.field_name or "")
+    return text
+
+
+PathText = Annotated[str, AfterValidator(_with_a_home)]
+"""A path, or a name that may stand in its place; the home folder that it begins with is there."""
 Augment = Literal["none", "light", "strong"]
 if TYPE_CHECKING:
     ObjectiveName: TypeAlias = str
@@ -142,7 +153,7 @@ class Settings(Thresholds):
     """Everything one run depends on; `stages` holds the training settings of each stage."""
 
     preset: str = setting(DEFAULT_PRESET, "recipe for all else; images, where data is not digits")
-    data: str = setting(
+    data: PathText = setting(
         "digits", "digits, cifar10, cifar100, or a path to your images", min_length=1
     )
     label_column: str = setting(
@@ -163,7 +174,7 @@ class Settings(Thresholds):
     draw: int = setting(0, "which disjoint sample of the images, from 0", ge=0)
     seed: int = setting(0, "head initialisation, batch order, augmentation", ge=0, lt=2**31)
     backbone: BackboneName = setting("resnet18", "the pretrained classifier")
-    weights: str = setting(
+    weights: PathText = setting(
         "imagenet",
         "imagenet, tiny_imagenet, none, IMAGENET1K_V1, or a .pth/.safetensors file",
         min_length=1,
@@ -184,7 +195,7 @@ class Settings(Thresholds):
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to compute")
     cache: bool = setting(True, "keep the frozen prefix's outputs (on/off)")
-    cache_dir: str = setting("", "folder for downloads and caches; empty: ~/.cache/unfreeze")
+    cache_dir: PathText = setting("", "folder for downloads and caches; empty: ~/.cache/unfreeze")
     cache_limit: float = setting(20.0, "gigabytes of disk for the frozen prefix's outputs", gt=0)
     views: int = setting(
         10, "stored augmented views an image; 0: fresh views every epoch", ge=0, le=1000
@@ -192,6 +203,11 @@ class Settings(Thresholds):
     reuse: bool = setting(True, "use finished parent runs of the same content (on/off)")
     log_model: bool = setting(True, "log a servable MLflow model (on/off)")
     stages: tuple[TrainSettings, ...] = ()
+
+    @property
+    def data_name(self) -> str:
+        """What the images are called in the names of runs."""
+        return name_of(typed_path(self.data))
 
     def stage(self, number: int) -> Stage:
         """The stage of that number in this schedule."""

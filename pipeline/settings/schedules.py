@@ -25,6 +25,7 @@ from pathlib import Path
 
 from pipeline.errors import SettingsError
 from pipeline.settings.yaml_file import nearest, read_yaml
+from pipeline.system.files import typed_path
 
 BLOCKS = ("head", "block4", "block3", "block2", "block1", "stem")
 """Every block, head first: a block's index is its depth."""
@@ -130,7 +131,7 @@ def schedule_of(text: str) -> Schedule:
         ]
         schedule = _checked(spelled[1], stages, f"schedule={text}")
     elif text.endswith((".yaml", ".yml")):
-        schedule = read_schedule(Path(text).expanduser())
+        schedule = read_schedule(typed_path(text))
     else:
         hint = nearest(text, SCHEDULES) or (
             f": choose from {', '.join(SCHEDULES)}, or pass the path of a .yaml file with stages"

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and what a full disk says."""
+"""Files that appear whole or not at all, what a full disk says, and paths as people type them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from pipeline.errors import StorageError
+from pipeline.errors import SettingsError, StorageError, first_line
 from pipeline.system.interrupts import at_once
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -18,6 +18,26 @@ _REFUSED = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST),
     *(errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ENOENT),
 }
+
+
+def typed_path(text: str, key: str = "") -> Path:
+    """The path that a person typed as that setting, `~` replaced.
+
+    Raises:
+        SettingsError: `~name` of no user.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as err:
+        what = f"{key}={text}" if key else text
+        raise SettingsError(
+            f"{what}: {first_line(err).rstrip('.')}: write the path in full"
+        ) from None
+
+
+def name_of(path: Path) -> str:
+    """What a folder is called, `.` and `..` too; links are not followed."""
+    return Path(os.path.abspath(path)).name or str(path)  # noqa: PTH100 - `resolve` follows links
 
 
 @contextmanager

@@ -16,10 +16,11 @@ from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import TrackingError, first_line
 from pipeline.system.addresses import why_unwritable, without_password
+from pipeline.system.processes import MACHINE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Experiment
+    from mlflow.entities import Experiment, Run
 
 ID, NAME = "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"
 DEFAULT = "0"
@@ -43,7 +44,8 @@ def usable_experiment(
     `uri`: the store's, without a password. `with_artifacts`: files will be logged.
 
     Raises:
-        TrackingError: it is not there, was deleted, or its artifacts cannot be written.
+        TrackingError: it is not there, was deleted, or its artifacts cannot be written; or the
+            launched run is another command's.
     """
     experiment = _experiment(client, launched, uri)
     number = str(experiment.experiment_id)
@@ -73,15 +75,34 @@ def _experiment(client: MlflowClient, launched: str | None, uri: str) -> Experim
     number = os.environ.get(ID)
     try:
         if launched:
-            return client.get_experiment(client.get_run(launched).info.experiment_id)
+            run = client.get_run(launched)
+            _check_launched(run)
+            return client.get_experiment(run.info.experiment_id)
         if not number and (name := os.environ.get(NAME)):
             return _called(client, name)
         return client.get_experiment(number or DEFAULT)
     except MlflowException as err:
-        if err.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        if err.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
     what = f"MLFLOW_RUN_ID={launched}" if launched else f"{ID}={number or DEFAULT}"
     raise TrackingError(f"{what}: there is none at {uri}: name one that is there, or unset it")
+
+
+def _check_launched(run: Run) -> None:
+    """Refuse a run that `mlflow run` has not just made: what it holds would be overwritten.
+
+    Raises:
+        TrackingError: the run has ended, was deleted, or a command of ours has written to it.
+    """
+    kind = run.data.tags.get("kind", "")
+    is_ours = kind or MACHINE in run.data.tags
+    is_new = run.info.status in ("RUNNING", "SCHEDULED") and run.info.lifecycle_stage == "active"
+    if is_ours or not is_new:
+        raise TrackingError(
+            f"MLFLOW_RUN_ID={run.info.run_id} is no run that `mlflow run` has just started "
+            f"({kind or 'run'}, {run.info.status}, {run.info.lifecycle_stage}) and would be "
+            "overwritten: unset MLFLOW_RUN_ID"
+        )
 
 
 def _called(client: MlflowClient, name: str) -> Experiment:

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import ssl
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from threading import Thread
 from typing import TypeVar
 
 from pipeline.errors import TrackingError, first_line
-from pipeline.system.addresses import hidden, without_password
+from pipeline.system.addresses import hidden, is_server, without_password
 from pipeline.system.files import storage_faults
 
 _Answer = TypeVar("_Answer")
@@ -47,6 +48,8 @@ _STATUS_OF = {
     "TEMPORARILY_UNAVAILABLE": 503,
 }
 """MLflow's names of what a server refuses, whatever the request is about."""
+_DATABASES = ("sqlite", "postgres", "mysql", "mssql")
+_STORES = "a database (sqlite:///mlflow.db, postgresql://host/db) or a server (http://host:5000)"
 _OF_CONTENT = {
     *("RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "NOT_FOUND", "ALREADY_EXISTS"),
     *("INVALID_PARAMETER_VALUE", "INVALID_STATE", "BAD_REQUEST"),
@@ -77,7 +80,7 @@ def translated(doing: str, uri: str) -> Iterator[None]:
         with storage_faults(f"MLflow's files ({doing})", uri):
             yield
     except (MlflowException, requests.RequestException, SQLAlchemyError) as err:
-        fault = fault_of_transport(err) or _fault_of_store(err)
+        fault = fault_of_transport(err) or _fault_of_store(err, uri)
         what = f"MLflow could not {doing} at {uri} ({_hidden(fault.reason)})"
         advice = fault.advice if fault.answered else "see whether the server still runs"
         raise TrackingError(f"{what}: {advice}, {_AGAIN}") from None
@@ -92,22 +95,30 @@ def contact(uri: str) -> None:
         TrackingError: none does; says which of the things that can be wrong it is.
     """
     import requests
+    from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES
     from mlflow.exceptions import MlflowException
     from mlflow.utils.credentials import get_default_host_creds
-    from mlflow.utils.rest_utils import http_request
+    from mlflow.utils.rest_utils import _validate_max_retries, http_request
 
     def ask() -> requests.Response:
-        return http_request(  # type: ignore[no-untyped-call,no-any-return]
-            get_default_host_creds(uri),  # type: ignore[no-untyped-call]
-            QUESTION,
-            "GET",
-            max_retries=0,
-            timeout=(CONNECT_S, ANSWER_S),
-            raise_on_status=False,
-        )
+        _validate_max_retries(MLFLOW_HTTP_REQUEST_MAX_RETRIES.get())  # type: ignore[no-untyped-call]
+        with warnings.catch_warnings():  # MLflow would go on without a login
+            warnings.filterwarnings("error", "Could not find any registered plugin")
+            return http_request(  # type: ignore[no-untyped-call,no-any-return]
+                get_default_host_creds(uri),  # type: ignore[no-untyped-call]
+                QUESTION,
+                "GET",
+                max_retries=0,
+                timeout=(CONNECT_S, ANSWER_S),
+                raise_on_status=False,
+            )
 
     try:
         answer = _in_time(ask)
+    except ImportError as err:
+        fault = Fault(first_line(err), f"pip install {str(err.name).replace('_', '-')}")
+    except UserWarning as err:
+        fault = Fault(first_line(err), "correct MLFLOW_TRACKING_AUTH, or install its plugin")
     except (MlflowException, requests.RequestException) as err:
         unknown = Fault(" ".join(str(err).split()), "check MLflow's variables")
         fault = fault_of_transport(err) or unknown
@@ -144,9 +155,9 @@ def fault_of_transport(err: BaseException) -> Fault | None:
     import requests.exceptions as r
     import urllib3.exceptions as u
 
-    causes = [err]  # the innermost, which says most, comes last
-    while inner := causes[-1].__cause__ or causes[-1].__context__:
-        causes.append(inner)
+    causes = list(_causes(err))  # the innermost, which says most, comes last
+    if socks := next((c for c in causes if "dependencies for SOCKS" in str(c)), None):
+        return Fault(f"the proxy is a SOCKS proxy: {first_line(socks)}", "pip install pysocks")
 
     def found(*kinds: type[BaseException]) -> BaseException | None:
         return next((cause for cause in reversed(causes) if isinstance(cause, kinds)), None)
@@ -195,7 +206,7 @@ def _fault_of_tls(err: BaseException) -> Fault:
         return Fault(f"it wants a certificate of ours: {message}", advice)
     if "WRONG_VERSION_NUMBER" in message or "record layer" in message:
         return Fault("it does not speak TLS", "write http:// instead of https://")
-    return Fault(f"TLS failed: {message}", "check the port and the certificates")
+    return Fault(f"TLS failed: {message}", "check the port and the certificates, ours included")
 
 
 def fault_of_status(status: int, body: str) -> Fault:
@@ -210,15 +221,29 @@ def fault_of_status(status: int, body: str) -> Fault:
     return Fault(f"{status}, {reason}{': ' if message else ''}{message}", advice)
 
 
-def _fault_of_store(err: BaseException) -> Fault:
+def _fault_of_store(err: BaseException, uri: str) -> Fault:
     """What a server or a database says of a request that it has understood."""
-    code = str(getattr(err, "error_code", ""))
-    if status := _STATUS_OF.get(code):
-        return fault_of_status(status, first_line(err))
+    code, reason = str(getattr(err, "error_code", "")), first_line(err)
+    is_database = uri.startswith(_DATABASES)
+    if is_database and "database is locked" in reason:
+        return Fault(reason, "another program holds the file: wait for that program, or end it")
+    # MLflow says the same of a database that is away as of a server that answers 503
+    status = None if is_database and code == "TEMPORARILY_UNAVAILABLE" else _STATUS_OF.get(code)
+    if status:
+        return fault_of_status(status, reason)
+    if not is_database and not is_server(uri):
+        return Fault(reason, f"set MLFLOW_TRACKING_URI to {_STORES}")
     return Fault(
-        first_line(err),
-        "change what it names" if code in _OF_CONTENT else "check the server and the disk",
+        reason, "change what it names" if code in _OF_CONTENT else "check the server and the disk"
     )
+
+
+def _causes(err: BaseException | None) -> Iterator[BaseException]:
+    """A fault, and those that it came from; urllib3 keeps some in its arguments."""
+    while err is not None:
+        yield err
+        inside = (part for part in err.args if isinstance(part, BaseException))
+        err = err.__cause__ or err.__context__ or next(inside, None)
 
 
 def _read_json(text: str) -> object:

@@ -10,9 +10,8 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.errors import LineageError, PipelineError, RunStopped, TrackingError
 from pipeline.system.addresses import is_server, without_password
@@ -31,23 +30,12 @@ from pipeline.tracking.experiment import usable_experiment
 from pipeline.tracking.faults import translated
 from pipeline.tracking.registry import ModelVersion, Registered, register
 from pipeline.tracking.run import RunLog, to_tags
+from pipeline.tracking.view import RunView
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 NESTED_UNDER = "mlflow.parentRunId"
-
-
-@dataclass(frozen=True)
-class RunView:
-    """A run as it is stored: what other modules may know of it."""
-
-    run_id: str
-    name: str
-    status: str
-    tags: Mapping[str, str]
-    params: Mapping[str, str]
-    metrics: Mapping[str, float]
 
 
 class Tracking:
@@ -114,7 +102,7 @@ class Tracking:
             try:
                 run = self._client.get_run(run_id)
                 if run.info.lifecycle_stage == "active":
-                    return _view(run)
+                    return RunView.of(run)
             except MlflowException as err:
                 if err.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                     raise
@@ -141,7 +129,7 @@ class Tracking:
                 ),
                 1000,
             )
-        return [_view(run) for run in found]
+        return [RunView.of(run) for run in found]
 
     def fetch(self, run: RunView, artifact: str, folder: Path) -> Path:
         """A local copy of a run's artifact.
@@ -266,14 +254,3 @@ def _why(err: BaseException) -> str:
     if isinstance(err, KeyboardInterrupt):
         return "stopped by Ctrl-C or a signal"
     return str(err) if isinstance(err, PipelineError) else f"{type(err).__name__}: {err}"
-
-
-def _view(run: Any) -> RunView:  # noqa: ANN401 - MLflow's own type
-    return RunView(
-        run.info.run_id,
-        run.info.run_name or "",
-        run.info.status,
-        run.data.tags,
-        run.data.params,
-        run.data.metrics,
-    )

@@ -111,5 +111,5 @@ def _scored(tracking: Tracking, trial: FrozenTrial, draw: int) -> Scored | None:
     try:
         run = tracking.get(str(trial.user_attrs.get(RUN_ID, "")))
         return scores_of(tracking, tracking.get(run.tags[f"draw{draw}_run_id"]))
-    except (LineageError, KeyError):
+    except LineageError:
         return None

@@ -102,7 +102,7 @@ def reconcile(study: Study, tracking: Tracking, run_id: str) -> int:
     mended = 0
     own = {"kind": "trial", "study": study.name, NESTED_UNDER: run_id}
     for run in tracking.find(own, status=None):
-        trial = trials.get(int(run.tags["trial"]))
+        trial = trials.get(run.number("trial"))
         if trial is None or not trial.state.is_finished():
             continue
         owns = trial.user_attrs.get(RUN_ID) == run.run_id

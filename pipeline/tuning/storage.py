@@ -34,6 +34,7 @@ from pipeline.system.addresses import (
     without_password,
 )
 from pipeline.system.databases import exclusively
+from pipeline.system.files import typed_path
 from pipeline.system.interrupts import check
 from pipeline.system.provenance import COMMAND
 from pipeline.tuning.journal import Journal, is_journal
@@ -108,12 +109,12 @@ def storage_url(given: str, tracking_uri: str) -> str:
     """
     given = given.strip() or os.environ.get(STORAGE, "").strip() or DEFAULT_STORAGE
     shown = f"storage={without_password(given)}"
-    if "://" not in given and (file := Path(given).expanduser()).is_file():
+    if "://" not in given and (file := typed_path(given)).is_file():
         given = with_file(f"{JOURNAL}file", file.absolute())
     for start, why in _REFUSED.items():
         if given.startswith(start) and not given.startswith(JOURNAL):
             raise StudyError(f"{shown}: {why}")
-    if why := misread(given):
+    if why := misread(given, like="sqlite:///optuna.db or postgresql://host/db"):
         raise StudyError(f"{shown}: {why}")
     url = beside(given, tracking_uri)
     if file_of(url) is None:

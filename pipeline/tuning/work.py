@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 from pipeline.errors import StudyError, TrackingError, first_line
@@ -81,7 +80,7 @@ def tune_entry(command: Command, plan: Plan) -> list[Tuned]:
             return work(command, plan, tracking, storage)
         draws = range(settings.draw, settings.draw + tune.draws)
         check_draws(source_of(settings), settings, draws)
-        data, schedule = Path(settings.data).name, settings.stage(1).schedule
+        data, schedule = settings.data_name, settings.stage(1).schedule
         name = f"tune · {data} · {settings.backbone} · {schedule} · stage {tune.stage}"
         with tracking.run(name, {"kind": "tune"}, target=True) as log:
             log.params({**plain_values(settings), **tune.model_dump()})
