@@ -123,19 +123,6 @@ def test_a_process_that_dies_inside_lets_the_next_one_in(
         assert exit_code(start(HOLD_AND_DIE, url, folder=tmp_path)) == 9
 
 
-def test_another_database_is_not_kept_waiting(tmp_path: Path) -> None:
-    with exclusively(f"sqlite:///{tmp_path}/one.db"):
-        url = f"sqlite:///{tmp_path}/other.db"
-        assert exit_code(start(HOLD_AND_DIE, url, folder=tmp_path)) == 9
-
-
-def test_a_fault_inside_lets_go_and_is_passed_on(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/optuna.db"
-    with pytest.raises(ZeroDivisionError, match="division"), exclusively(url):
-        _ = 1 / 0
-    assert exit_code(start(HOLD_AND_DIE, url, folder=tmp_path)) == 9
-
-
 def test_a_postgresql_server_that_does_not_answer_is_a_fault() -> None:
     url = "postgresql://me@127.0.0.1:9/db"
     with pytest.raises(SQLAlchemyError, match="connection failed"), exclusively(url):

@@ -89,7 +89,7 @@ class Request:
 
     @property
     def typed(self) -> dict[str, str]:
-        """The options to type for the same command, without those of `CommandSettings`."""
+        """The options to type for the same command, except what `CommandSettings` holds."""
         shared = CommandSettings.model_fields
         own = {key: text for key, text in self.own.items() if key not in shared}
         return {**self.options, **own, **({"config": self.config} if self.config else {})}
@@ -123,7 +123,7 @@ class Request:
         Args:
             inherited: a parent run's settings, stronger than the preset and weaker than the rest.
             of: the id of that run.
-            instead: options that are stronger than those of the command line.
+            instead: options that are stronger than the command line.
 
         Raises:
             SettingsError: see `resolve`.

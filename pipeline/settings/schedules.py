@@ -1,8 +1,8 @@
-"""Schedules and their stages: data in YAML files, the built-in ones in `schedule_files`.
+"""Schedules and their stages: YAML files, of which `schedule_files` holds the built-in schedules.
 
 A *stage* is one training run with a fixed set of trainable blocks; a *schedule* is an ordered list
-of stages, each started from the checkpoint of the one before. Blocks are named head first; every
-backbone has the same six (see `backbones.py`).
+of stages, each started from the checkpoint of the stage before. Every backbone has the same six
+blocks (see `backbones.py`), which are named head first.
 
     stages:
       - [head]
@@ -11,8 +11,8 @@ backbone has the same six (see `backbones.py`).
       - continued                      # the same blocks again, from the stage before
 
 In: the name of a built-in schedule, the path of such a file, or a schedule spelled out, as runs
-record it: `mine(head; head+block4; continued)`. Out: a `Schedule`. A stage trains what the one
-before trains, and may add blocks: the frozen prefix of later stages is computed in an earlier one.
+record it: `mine(head; head+block4; continued)`. Out: a `Schedule`. A stage trains what the stage
+before trains, and may add blocks: a later stage freezes no more than an earlier stage.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BLOCKS = ("head", "block4", "block3", "block2", "block1", "stem")
 """Every block, head first: a block's index is its depth."""
 FILES = Path(__file__).parent / "schedule_files"
 CONTINUED = "continued"
-"""In place of a stage's blocks: those of the stage before."""
+"""In place of a stage's blocks: the blocks of the stage before."""
 _NAME = "[A-Za-z0-9_.-]+"
 
 
@@ -90,7 +90,7 @@ class Schedule:
 
     @property
     def is_continued(self) -> bool:
-        """Whether a stage goes on with the one before: such schedules are controls."""
+        """Whether a stage trains the blocks of the stage before: such schedules are controls."""
         return CONTINUED in self._spelled
 
     def trains(self, count: int | None = None) -> list[tuple[str, ...]]:

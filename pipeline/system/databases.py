@@ -22,7 +22,7 @@ from pipeline.system.files import holding
 
 _ADVISORY_KEY = 0x756E66726565  # any constant that all our processes agree on
 _FOR_ALL = 0o666
-"""People who share a database share its lock, whoever made the file."""
+"""People who share a database share its lock."""
 
 
 @contextmanager

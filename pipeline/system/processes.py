@@ -74,8 +74,8 @@ def is_abandoned_mark(mark: str) -> bool:
 def is_gone(number: str, started: str) -> bool:
     """Whether a process of this machine and PID namespace is no more.
 
-    `started`: its start as `_started` told it; another start is that of another process with the
-    same number. Empty: a process of that number counts as the one that is meant.
+    `started`: its start as `_started` gives it; a process of the same number with another start is
+    another process. Empty: any process of that number counts.
     """
     if not number.isdecimal():
         return False

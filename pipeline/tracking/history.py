@@ -1,7 +1,7 @@
 """The course of a run, and the run in one line: written once, read by all who judge it.
 
 In: epochs as they come, or a finished run in the store. Out: a `History`, a row an epoch, and a
-`Summary`, the run at its selected epoch. Names of metrics are those of `keys.py`.
+`Summary`, the run at its selected epoch. Metrics are named in `keys.py`.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Summary:
         trains: its trainable blocks.
         reused: found, not trained by this command.
         epoch: the selected one, from 1.
-        metrics: those of `EPOCH_METRICS` there, by name; a run of an earlier version lacks some.
+        metrics: `EPOCH_METRICS` at that epoch, by name; a run of an earlier version lacks some.
         trainable: parameters.
     """
 

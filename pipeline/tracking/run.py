@@ -37,7 +37,7 @@ class RunLog:
         self._pending: list[Future[Any]] = []
 
     def params(self, values: Mapping[str, object]) -> None:
-        """Log parameters; those that `mlflow run` logged from the command line stay as typed."""
+        """Log parameters; what `mlflow run` logged from the command line stays as typed."""
         from mlflow.entities import Param
 
         new = {key: value for key, value in values.items() if key not in self._known_params}

@@ -184,7 +184,7 @@ class Tracking:
         Under `mlflow run` MLflow sets KILLED to FAILED after our process has ended (seen in
         MLflow 3.17): there the tag alone tells them apart.
 
-        `target`: the run that the user asked for; it adopts the one that `mlflow run` started.
+        `target`: the run that the user asked for; it adopts the run that `mlflow run` started.
         """
         if target:
             self._end_abandoned()
@@ -200,7 +200,9 @@ class Tracking:
             try:
                 log.set_status(_status(err), _why(err))
             except TrackingError as lost:
-                err.add_note(str(lost))  # what ended the run counts, not that it cannot be said
+                err.add_note(
+                    str(lost)
+                )  # what ended the run counts, and not that the store cannot record it
             raise
         log.set_status("FINISHED")
 
