@@ -15,6 +15,7 @@ import pytest
 
 from pipeline.system.memory import PEAK_METRIC
 from tests.comparisons import NAME, Finished, Known, check_numbers, compare, new_desk, results
+from tests.conftest import inside
 from tests.reports import artifact, reports, tables_of_markdown
 from tests.test_decide import (
     acc,
@@ -22,7 +23,6 @@ from tests.test_decide import (
     check_test_images_unseen,
     digests_of_draw,
     epochs_of,
-    inside,
     runs,
     settings_of,
 )

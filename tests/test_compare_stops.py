@@ -24,14 +24,13 @@ from tests.comparisons import (
     new_desk,
     results,
 )
-from tests.conftest import words_of
+from tests.conftest import inside, words_of
 from tests.reports import artifact, reports
 from tests.test_decide import (
     Desk,
     check_test_images_unseen,
     check_told_once,
     digests_of_draw,
-    inside,
     runs,
     settings_of,
 )

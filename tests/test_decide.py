@@ -11,7 +11,7 @@ import sqlite3
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,7 @@ from pipeline.runs.summary import came_to
 from pipeline.settings.layers import Layer, resolve
 from pipeline.settings.run import Settings
 from pipeline.stats.operating import characteristics_text, operating_characteristics
-from tests.conftest import class_image, enter_store, words_of
+from tests.conftest import class_image, enter_store, inside, words_of
 from tests.helpers import planned_epochs
 from tests.reports import artifact, reports, tables_of_markdown
 
@@ -107,17 +107,6 @@ def runs(kind: str = "stage") -> list[Run]:
     )
     assert isinstance(found, list)
     return found
-
-
-@contextmanager
-def inside(folder: Path) -> Iterator[None]:
-    """In that folder, with the MLflow store in it."""
-    uri = f"sqlite:///{folder / 'mlflow.db'}"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("MLFLOW_TRACKING_URI", uri)
-        mlflow.set_tracking_uri(uri)
-        yield
 
 
 @pytest.fixture(scope="module")
