@@ -1,40 +1,29 @@
-"""Every fault a user can cause, as one tree.
+"""Every fault that a user can cause, as one tree below `PipelineError`.
 
-    PipelineError                 one line: what, got, where, what to do next; exit code 2
-    ├── SettingsError             an unknown setting, a value out of range, settings that disagree
-    ├── DataError                 images: missing, unreadable, too few, only one class
-    ├── WeightsError              pretrained weights: missing, damaged, made for another backbone
-    ├── DownloadError             a file had to come from the network and did not
-    ├── LineageError              a parent run: missing, of the wrong stage, damaged, contradicted
-    ├── TrainingError             no epoch came to a finite loss
-    ├── FreezingError             a frozen tensor changed during training
-    ├── GateError                 the gate was asked to stop stage 3, or cannot be read
-    ├── StudyError                a study: none that matches, unfinished, its storage out of reach
-    ├── DesignError               a decision or comparison that these images or arms do not allow
-    ├── StorageError              a disk that is full or cannot be written
-    └── TrackingError             MLflow's store cannot be reached or refuses
-
-`RunStopped` is no fault: it ends a run early on purpose.
-Broken invariants of our own are asserts, not members of this tree.
+`RunStopped` is no fault: it ends a run early on purpose. Broken invariants of our own are asserts,
+not members of this tree.
 """
 
 from __future__ import annotations
 
 
 class PipelineError(Exception):
-    """A fault that the user can mend. `str()` is the whole message, one line a fault."""
+    """A fault that the user can mend; exit code 2.
+
+    `str()` is the whole message, one line a fault: what, got, where, what to do next.
+    """
 
 
 class SettingsError(PipelineError):
-    """Settings that cannot be used; holds every fault found, one a line."""
+    """Unknown settings, values out of range, settings that disagree: every fault found."""
 
 
 class DataError(PipelineError):
-    """Images that cannot be used."""
+    """Images that are missing, unreadable, too few or of one class."""
 
 
 class WeightsError(PipelineError):
-    """Pretrained weights that cannot be used."""
+    """Pretrained weights that are missing, damaged or made for another backbone."""
 
 
 class DownloadError(PipelineError):
@@ -42,11 +31,11 @@ class DownloadError(PipelineError):
 
 
 class LineageError(PipelineError):
-    """A parent run that cannot be continued from."""
+    """A parent run that is missing, of the wrong stage, damaged or contradicted."""
 
 
 class TrainingError(PipelineError):
-    """Training that came to nothing."""
+    """No epoch came to a finite loss."""
 
 
 class FreezingError(PipelineError):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import datetime
 import hashlib
-import ipaddress
 import os
 import signal
 import subprocess
@@ -13,17 +11,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from socketserver import BaseRequestHandler
 from typing import Any
 
 import requests
 import torch
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from pipeline.model.backbones import build_backbone
 from tests.postgres import free_port
@@ -39,11 +33,23 @@ class Quiet(SimpleHTTPRequestHandler):
 
 
 class NotHttp(BaseRequestHandler):
-    """Another protocol."""
+    """Another protocol, or no answer: sends `reply` byte by byte, with a pause before each."""
+
+    def __init__(
+        self,
+        *args: Any,  # noqa: ANN401 - the server's own
+        reply: bytes = b"220 mail.example ready\r\n",
+        pause_s: float = 0,
+    ) -> None:
+        self.reply, self.pause_s = reply, pause_s
+        super().__init__(*args)
 
     def handle(self) -> None:
         self.request.recv(4096)
-        self.request.sendall(b"220 mail.example ready\r\n")
+        with suppress(OSError):  # the caller has gone
+            for byte in self.reply:
+                time.sleep(self.pause_s)
+                self.request.sendall(bytes([byte]))
 
 
 def publish(backbone: str, folder: Path, seed: int = 2) -> Path:
@@ -54,10 +60,10 @@ def publish(backbone: str, folder: Path, seed: int = 2) -> Path:
     return path.rename(folder / f"{backbone}-{digest[:8]}.pth")
 
 
-class Tracking(SimpleHTTPRequestHandler):
-    """What an MLflow server answers to whoever asks whether it is one, below `prefix`.
+class Tracking(Quiet):
+    """What an MLflow server answers, below `prefix`, when asked whether it is an MLflow server.
 
-    `login`: the Authorization header that it wants; `status`, `body`: what it says instead.
+    `login`: the Authorization header that it wants; `status`, `body`: another answer.
     """
 
     protocol_version = "HTTP/1.1"
@@ -71,10 +77,8 @@ class Tracking(SimpleHTTPRequestHandler):
         body: str = '{"experiments": []}',
         seen: list[str] | None = None,
     ) -> None:
-        self.prefix, self.login, self.status, self.body, self.seen = (
-            *(prefix, login, status, body),
-            [] if seen is None else seen,
-        )
+        self.prefix, self.login, self.status, self.body = prefix, login, status, body
+        self.seen = [] if seen is None else seen
         super().__init__(*args)
 
     def do_GET(self) -> None:
@@ -88,9 +92,6 @@ class Tracking(SimpleHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body.encode())))
         self.end_headers()
         self.wfile.write(body.encode())
-
-    def log_message(self, *_: object) -> None:
-        pass
 
 
 @contextmanager
@@ -128,7 +129,7 @@ def wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
     raise AssertionError("the server does not answer")
 
 
-class Guard(BaseHTTPRequestHandler):
+class Guard(Quiet):
     """A proxy before a tracking server at `target` that wants a login, as nginx would."""
 
     protocol_version = "HTTP/1.1"
@@ -160,43 +161,16 @@ class Guard(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    def log_message(self, *_: object) -> None:
-        pass
-
 
 def basic(user: str, password: str) -> str:
     """The header that a login is sent in."""
     return f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
 
 
-def certificate(folder: Path, name: str = "127.0.0.1") -> Path:
+def certificate(folder: Path, name: str = "IP:127.0.0.1") -> Path:
     """A file with a certificate for that name, signed by its own key, and the key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    try:
-        who: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(name))
-    except ValueError:
-        who = x509.DNSName(name)
-    day = datetime.timedelta(days=1)
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - day)
-        .not_valid_after(now + day)
-        .add_extension(x509.SubjectAlternativeName([who]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    path = folder / f"{name}.pem"
-    path.write_bytes(
-        made.public_bytes(serialization.Encoding.PEM)
-        + key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    return path
+    path = str(folder / "own.pem")
+    words = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=test"
+    own = ["-addext", f"subjectAltName={name}", "-keyout", path, "-out", path]
+    subprocess.run([*words.split(), *own], check=True, capture_output=True)
+    return Path(path)

@@ -17,61 +17,41 @@ from pipeline.system.addresses import (
     without_password,
 )
 
+WITHOUT_SECRETS = (
+    *("postgresql://me@host:5432/db", "http://127.0.0.1:5000", "http://host:abc", "./mlruns@home"),
+    *("sqlite:////data/me:and@you.db", "sqlite:///optuna.db", "file:///data/a@b"),
+)
 MISTYPED = ("", "http:", "http:/", "http:///", "http//", "postgresql:/")
 
 
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
-        ("postgresql://me:secret@host:5432/db", "postgresql://me:***@host:5432/db"),
         ("postgresql+psycopg://me:s%40:e/c@host/db", "postgresql+psycopg://me:***@host/db"),
         ("postgresql://me@realm:secret@host/db", "postgresql://me@realm:***@host/db"),
         ("postgresql://:secret@host/db", "postgresql://:***@host/db"),
         ("postgresql://me:@host/db", "postgresql://me:***@host/db"),
-        ("https://me:secret@host:5000", "https://me:***@host:5000"),
-        ("https://me:secret@host:5000/mlflow", "https://me:***@host:5000/mlflow"),
+        ("postgresql://u:p@s?w@host/db", "postgresql://u:***@host/db"),
+        ("postgresql://host:5432/db?options=a@b", "postgresql://host:***@b"),
+        ("HTTPS://me:secret@host:5000/mlflow", "HTTPS://me:***@host:5000/mlflow"),
         ("https://token@host:5000/mlflow", "https://***@host:5000/mlflow"),
         ("https://token:@host", "https://***@host"),
-        ("http://me:s3/cret@host", "http://me:***@host"),
-        ("http://me:s3?cret@host", "http://me:***@host"),
-        ("http://me:p@ss@host", "http://me:***@host"),
+        *((f"http://me:p{sign}w@host", "http://me:***@host") for sign in ("/", "?", "#", "@")),
         ("http://me:p@ss/w@host", "http://me:***@host"),
         ("http://me@realm:secret@host", "http://***@host"),
         ("http://host/a@b", "http://***@b"),
-        ("http://alice:1/word@h", "http://alice:***@h"),
-        ("http://alice:p@ss?word@h", "http://alice:***@h"),
-        ("http://alice:p@ss#word@h", "http://alice:***@h"),
         ("http:/alice:pw@h:5550", "http:/***@h:5550"),
         ("http:///alice:pw@h", "http:///***@h"),
         ("http//alice:pw@h", "http//***@h"),
         ("http:alice:pw@h", "***@h"),
         ("alice:pw@h", "***@h"),
         ("postgresql:/u:pw@h/db", "postgresql:/***@h/db"),
-        ("postgresql://u:1?w@h/db", "postgresql://u:***@h/db"),
         ("postgresql://h/db?a=b&password=p@ss&c=d", "postgresql://***&c=d"),
-        ("./mlruns@home", "./mlruns@home"),
-        ("file:///data/a@b", "file:///data/a@b"),
-        ("http://host:abc", "http://host:abc"),
-        ("HTTPS://me:secret@host", "HTTPS://me:***@host"),
-        ("postgresql://u:p@ss@host/db", "postgresql://u:***@host/db"),
-        ("postgresql://u:p@s/s@host/db", "postgresql://u:***@host/db"),
-        ("postgresql://u:p?w@host/db", "postgresql://u:***@host/db"),
-        ("postgresql://u:p@s?w@host/db", "postgresql://u:***@host/db"),
-        ("postgresql://host:5432/db?options=a@b", "postgresql://host:***@b"),
-        ("redis://:secret@host/0", "redis://:***@host/0"),
         ("mssql://host?odbc_connect=x%3BPWD%3Dy", "mssql://host?odbc_connect=***"),
-        ("postgresql://host/db?PASSWORD=secret", "postgresql://host/db?PASSWORD=***"),
-        (
-            "postgresql://host/db?user=me&password=secret&sslmode=require",
-            "postgresql://host/db?user=me&password=***&sslmode=require",
-        ),
-        ("postgresql://host/db?sslpassword=secret", "postgresql://host/db?sslpassword=***"),
+        ("pg://host/db?a=b&PASSWORD=secret&c=d", "pg://host/db?a=b&PASSWORD=***&c=d"),
+        ("pg://host/db?sslpassword=secret", "pg://host/db?sslpassword=***"),
         ("mysql://host/db?passwd=secret", "mysql://host/db?passwd=***"),
-        ("postgresql://me@host:5432/db", "postgresql://me@host:5432/db"),
-        ("postgresql://host:5432/db", "postgresql://host:5432/db"),
-        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
-        ("sqlite:////data/me:and@you.db", "sqlite:////data/me:and@you.db"),
-        ("sqlite:///optuna.db", "sqlite:///optuna.db"),
+        *((url, url) for url in WITHOUT_SECRETS),
     ],
 )
 def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
@@ -87,7 +67,6 @@ def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
         ("localhost", "no address"),
         ('"http://host:5000"', "no address"),
         *((f"http://alice:p{sign}w@h", "%2F, %3F, %23 or %40") for sign in ("/", "?", "#")),
-        ("http://alice:1/word@h", "%40"),
         ("postgresql://u:1?w@h/db", "%40"),
     ],
 )
@@ -112,12 +91,9 @@ def test_an_address_that_can_be_read_is_left_alone(url: str) -> None:
         ("sqlite:///a\nb.db", Path("a\nb.db")),
         ("sqlite:////data/optuna.db?timeout=5", Path("/data/optuna.db")),
         ("sqlite:///:memory:", None),
-        ("sqlite:///", None),
         ("sqlite://", None),
-        ("journal:///optuna.log", Path("optuna.log")),
         ("journal:////data/optuna.log", Path("/data/optuna.log")),
         ("postgresql://host/optuna.db", None),
-        ("http://host/sqlite:///optuna.db", None),
         ("mlruns", None),
     ],
 )
@@ -132,9 +108,7 @@ def test_the_file_of_a_url(url: str, path: Path | None) -> None:
         ("sqlite:///a/optuna.db", "sqlite:////data/mlflow.db", "sqlite:////data/a/optuna.db"),
         ("sqlite:////own/optuna.db", "sqlite:////data/mlflow.db", "sqlite:////own/optuna.db"),
         ("sqlite:///optuna.db", "sqlite:///mlflow.db", "sqlite:///optuna.db"),
-        ("sqlite:///optuna.db", "sqlite:///a/mlflow.db", "sqlite:///optuna.db"),
         ("sqlite:///optuna.db", "http://host:5000", "sqlite:///optuna.db"),
-        ("sqlite:///optuna.db", "postgresql://host/mlflow", "sqlite:///optuna.db"),
         ("postgresql://host/optuna", "sqlite:////data/mlflow.db", "postgresql://host/optuna"),
         ("journal:///o.log", "sqlite:////data/mlflow.db", "journal:////data/o.log"),
         ("sqlite:///o.db", "sqlite:////my%20data/50%/m.db", "sqlite:////my data/50%/o.db"),
@@ -169,28 +143,32 @@ def test_what_others_say_stays_as_it_is_without_secrets_in_it() -> None:
     assert hidden(text, "http://127.0.0.1:5000", "postgresql://me@host/db", "") == text
 
 
-def test_where_a_file_can_be_made_or_written(tmp_path: Path) -> None:
-    (tmp_path / "there.db").touch()
-    assert why_unwritable(tmp_path / "there.db") == ""
-    assert why_unwritable(tmp_path / "new.db") == ""
-    assert why_unwritable(tmp_path / "a" / "b" / "new.db", may_make_folders=True) == ""
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("file", ""),
+        ("new.db", ""),
+        ("", "{tmp} is a folder"),
+        ("a/b.db", "there is no folder {tmp}/a"),
+        ("file/b.db", "{tmp}/file is no folder"),
+    ],
+)
+def test_why_a_file_cannot_be_made_or_written(tmp_path: Path, path: str, why: str) -> None:
+    (tmp_path / "file").touch()
+    assert why_unwritable(tmp_path / path) == why.format(tmp=tmp_path)
+    if path != "a/b.db":
+        assert why_unwritable(tmp_path / path, may_make_folders=True) == why.format(tmp=tmp_path)
 
 
-def test_why_a_file_cannot_be_made_or_written(
+def test_why_a_file_in_a_closed_folder_cannot_be_made_or_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
-    assert why_unwritable(tmp_path) == f"{tmp_path} is a folder"
-    missing = tmp_path / "a" / "b.db"
-    assert why_unwritable(missing) == f"there is no folder {tmp_path / 'a'}"
-    for may_make_folders in (False, True):
-        below = tmp_path / "file" / "b.db"
-        said = why_unwritable(below, may_make_folders=may_make_folders)
-        assert said == f"{tmp_path / 'file'} is no folder"
-    read_only = os.W_OK | os.X_OK
-    monkeypatch.setattr(os, "access", lambda path, how: how != read_only)  # root may all
-    assert why_unwritable(tmp_path / "b.db") == f"the folder {tmp_path} may not be written"
-    said = why_unwritable(missing, may_make_folders=True)
-    assert said == f"the folder {tmp_path} may not be written"
-    monkeypatch.setattr(os, "access", lambda path, how: how == read_only)
+    assert why_unwritable(tmp_path / "a" / "b.db", may_make_folders=True) == ""
+    folder = os.W_OK | os.X_OK
+    monkeypatch.setattr(os, "access", lambda path, how: how != folder)  # root may all
+    for path in (tmp_path / "b.db", tmp_path / "a" / "b.db"):
+        why = why_unwritable(path, may_make_folders=True)
+        assert why == f"the folder {tmp_path} may not be written"
+    monkeypatch.setattr(os, "access", lambda path, how: how == folder)
     assert why_unwritable(tmp_path / "file") == f"{tmp_path / 'file'} may not be written"

@@ -15,6 +15,7 @@ import pytest
 
 from pipeline.system.memory import PEAK_METRIC
 from tests.comparisons import NAME, Finished, Known, check_numbers, compare, new_desk, results
+from tests.conftest import inside
 from tests.reports import artifact, reports, tables_of_markdown
 from tests.test_decide import (
     acc,
@@ -22,7 +23,6 @@ from tests.test_decide import (
     check_test_images_unseen,
     digests_of_draw,
     epochs_of,
-    inside,
     runs,
     settings_of,
 )
@@ -114,12 +114,8 @@ def test_the_table_of_results_is_what_the_runs_carry(finished: Finished) -> None
         assert row.prefix_s == pytest.approx(prefix, abs=6e-3)
         assert row.training_s == pytest.approx(total - prefix, abs=6e-3)
         peak = max(run.data.metrics[PEAK_METRIC] for run in stages)
+        assert 50 < peak < 100_000
         assert row.peak_mib == pytest.approx(peak, abs=0.06)
-
-
-def test_every_stage_run_says_its_peak_memory(finished: Finished) -> None:
-    for run in finished.stages:
-        assert 50 < run.data.metrics[PEAK_METRIC] < 100_000
 
 
 def test_differences_and_probabilities_follow_from_the_runs_accuracies(
@@ -138,6 +134,7 @@ def test_differences_and_probabilities_follow_from_the_runs_accuracies(
 def test_the_report_shows_every_schedule_and_all_their_differences(finished: Finished) -> None:
     page, markdown = reports(finished.run)
     assert page.tables == tables_of_markdown(markdown)
+    assert artifact(finished.run, "figures/comparison.png").stat().st_size > 10_000
     table = {row[1]: row for row in page.tables[0][1:]}
     assert list(table) == list(SCHEDULES)
     assert table["full"][3:7] == ["", "", "", ""]
@@ -157,16 +154,6 @@ def test_the_report_shows_every_schedule_and_all_their_differences(finished: Fin
                 inside_rope = 1 - known.p_better - known.p_worse
                 shown = [f"{p:.3f}" for p in (known.p_better, inside_rope, known.p_worse)]
                 assert table[row[0]][3:7] == [known.shown(), *shown]
-
-
-def test_the_page_needs_no_other_file(finished: Finished) -> None:
-    page, markdown = reports(finished.run)
-    assert page.open == []
-    assert [key for key, _ in page.references] == ["src"]
-    assert page.references[0][1].startswith("data:image/png;base64,")
-    assert not {"script", "link", "iframe", "object"} & set(page.seen)
-    assert "(figures/comparison.png)" in markdown
-    assert artifact(finished.run, "figures/comparison.png").stat().st_size > 10_000
 
 
 def test_what_it_costs_is_said_before_anything_is_run(finished: Finished) -> None:

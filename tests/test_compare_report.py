@@ -10,12 +10,13 @@ from matplotlib.figure import Figure
 from pipeline.comparing.comparison_page import page_of
 from pipeline.comparing.draws import Pool, pool_of
 from pipeline.comparing.grid import grid_of
-from pipeline.comparing.pairs import ArmResult, ChainCost, pair_keys
+from pipeline.comparing.pairs import pair_keys
 from pipeline.comparing.results import Compared
 from pipeline.data.overlap import Counts
 from pipeline.reporting.page import to_html
 from tests.helpers import request_of
 from tests.reports import Html, tables_of_markdown
+from tests.test_decision import result
 
 
 def compared(*, resampled: bool, **options: str) -> Compared:
@@ -25,9 +26,7 @@ def compared(*, resampled: bool, **options: str) -> Compared:
     (arms,) = grid.arms.values()
     pool = Pool(0, resampled, 0.5 if resampled else 0.0, (3,), "pairs")
     keys = pair_keys(pool, arms[0].settings)
-    cost = ChainCost(training_s=3.0, prefix_s=1.0, trained=1000, peak_mib=10.0)
-    accs = 0.7, 0.8
-    row = tuple(ArmResult("a-run", acc, acc, cost) for acc in accs)
+    row = (result(0.7), result(0.8))
     results = {arms[0].settings.backbone: [row] * 3}
     return Compared(
         grid=grid,

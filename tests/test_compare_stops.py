@@ -14,8 +14,6 @@ import pytest
 from mlflow.entities import Run
 
 from pipeline.cli import main
-from pipeline.comparing.arms import Arm
-from pipeline.comparing.results import Compared
 from tests.comparisons import (
     NAME,
     OWN,
@@ -26,14 +24,13 @@ from tests.comparisons import (
     new_desk,
     results,
 )
-from tests.conftest import words_of
+from tests.conftest import inside, words_of
 from tests.reports import artifact, reports
 from tests.test_decide import (
     Desk,
     check_test_images_unseen,
     check_told_once,
     digests_of_draw,
-    inside,
     runs,
     settings_of,
 )
@@ -159,86 +156,43 @@ def test_two_workers_come_to_the_same_and_make_no_run_twice(
     check_told_once(desk.said, f"{NAME}, draw ", len(results(expected).draw.unique()))
 
 
-@dataclass
-class Tuned:
-    """A comparison of tuned arms, one setting of which was set by hand."""
-
-    desk: Desk
-    compared: Compared
-    stages: list[Run]
-    run: Run
-
-    @property
-    def arms(self) -> dict[str, Arm]:
-        return {arm.name: arm for arm in self.compared.grid.arms[NAME]}
-
-
-TUNED = {"tuned": "on", "n_trials": "6", "margin": "0", "lr": "0.02"}
-TUNED |= {"schedules": "full,three_stage,lp_ft"}
-
-
-@pytest.fixture(scope="module")
-def tuned_once(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Tuned:
-    desk = new_desk(tmp_path_factory, empty_database)
-    with inside(desk.folder):
-        return Tuned(desk, compare(desk, **TUNED), runs(), runs("comparison")[0])
-
-
-@pytest.fixture
-def tuned(tuned_once: Tuned) -> Iterator[Tuned]:
-    with inside(tuned_once.desk.folder):
-        yield tuned_once
-
-
 @pytest.mark.slow
-def test_tuned_arms_are_compared_on_draws_that_no_study_has_seen(tuned: Tuned) -> None:
-    assert [key.draw for key in tuned.compared.keys] == [1, 2]
+def test_tuned_arms_are_compared_at_equal_steps_on_draws_that_no_study_has_seen(
+    desk: Desk,
+) -> None:
+    words = {"tuned": "on", "n_trials": "6", "margin": "0", "lr": "0.02"}
+    words["schedules"] = "full,three_stage,lp_ft"
+    compared, stages, run = compare(desk, **words), runs(), runs("comparison")[0]
+    assert [key.draw for key in compared.keys] == [1, 2]
     drawn: dict[str, set[str]] = {"0": set(), "1": set(), "2": set()}
-    for run in tuned.stages:
-        drawn[run.data.tags["draw"]] |= digests_of_draw(
-            settings_of(run), run.data.tags["data_sha256"]
+    for stage in stages:
+        drawn[stage.data.tags["draw"]] |= digests_of_draw(
+            settings_of(stage), stage.data.tags["data_sha256"]
         )
+        assert (stage.data.params["lr"], stage.data.params["batch_size"]) == ("0.02", "8")
     assert [len(images) for images in drawn.values()] == [18, 18, 18]
     assert len(drawn["0"] | drawn["1"] | drawn["2"]) == 54
-    whole = [run for run in tuned.stages if run.info.status == "FINISHED"]  # others are pruned
+    whole = [stage for stage in stages if stage.info.status == "FINISHED"]  # others are pruned
     assert len(whole) > 2 * (1 + 3 + 1)
-    check_test_images_unseen(whole, settings_of(tuned.stages[0]), 30)
-
-
-@pytest.mark.slow
-def test_tuning_changes_neither_steps_nor_what_was_set_by_hand(tuned: Tuned) -> None:
+    check_test_images_unseen(whole, settings_of(stages[0]), 30)
     epochs = {
-        name: [arm.settings.training(n).epochs for n in range(1, arm.last + 1)]
-        for name, arm in tuned.arms.items()
+        arm.name: [arm.settings.training(n).epochs for n in range(1, arm.last + 1)]
+        for arm in compared.grid.arms[NAME]
     }
     assert epochs == {"full": [3], "three_stage": [1, 1, 1], "lp_ft": [1, 2]}
-    for arm in tuned.arms.values():
-        for number in range(1, arm.last + 1):
-            training = arm.settings.training(number)
-            assert (training.lr, training.batch_size) == (0.02, 8)
-    for run in tuned.stages:
-        assert (run.data.params["lr"], run.data.params["batch_size"]) == ("0.02", "8")
 
-
-@pytest.mark.slow
-def test_trials_are_shared_out_over_an_arms_stages(tuned: Tuned) -> None:
-    studies = tuned.compared.studies
-    names = {schedule: found for (_, schedule), found in studies.items()}
+    names = {schedule: found for (_, schedule), found in compared.studies.items()}
     assert len({name for found in names.values() for name in found}) == 1 + 3 + 2
-    url = f"sqlite:///{tuned.desk.folder}/optuna.db"
+    url = f"sqlite:///{desk.folder}/optuna.db"
     trials = {
         schedule: [len(optuna.load_study(study_name=n, storage=url).trials) for n in found]
         for schedule, found in names.items()
     }
     assert trials == {"full": [6], "three_stage": [2, 2, 2], "lp_ft": [3, 3]}
-    shown = reports(tuned.run)[0].tables[-1][1:]
+    shown = reports(run)[0].tables[-1][1:]
     assert shown == [[NAME, schedule, ", ".join(found)] for schedule, found in names.items()]
 
-
-@pytest.mark.slow
-def test_the_same_tuned_comparison_again_trains_nothing(tuned: Tuned) -> None:
-    again = compare(tuned.desk, **TUNED)
-    assert len(runs()) == len(tuned.stages)
-    assert again.studies == tuned.compared.studies
-    assert again.grid == tuned.compared.grid
-    assert runs("comparison")[-1].data.metrics == pytest.approx(tuned.run.data.metrics)
+    again = compare(desk, **words)
+    assert len(runs()) == len(stages)
+    assert (again.studies, again.grid) == (compared.studies, compared.grid)
+    assert runs("comparison")[-1].data.metrics == pytest.approx(run.data.metrics)

@@ -14,10 +14,10 @@ import torchvision
 from pipeline.cli import main
 from pipeline.model.backbones import build_backbone
 from tests.comparisons import OWN, compare, new_desk, results
-from tests.conftest import words_of
+from tests.conftest import inside, words_of
 from tests.helpers import load_pretrained
 from tests.served import Quiet, publish
-from tests.test_decide import Desk, acc, inside, runs
+from tests.test_decide import Desk, acc, runs
 
 BACKBONES = ("mobilenet_v3_small", "mobilenet_v2")
 TWO = {

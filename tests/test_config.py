@@ -26,14 +26,10 @@ def test_images_of_ones_own_do_not_get_the_recipe_for_digits() -> None:
     assert settings.image_size == 224
 
 
-def test_a_plain_training_setting_applies_to_the_target_stage_alone() -> None:
-    usual = load_settings({})
-    settings = load_settings({"epochs": "17"}, target=3)
-    assert [t.epochs for t in settings.stages] == [*[t.epochs for t in usual.stages[:2]], 17]
-
-
-def test_without_a_target_a_plain_training_setting_applies_to_every_stage() -> None:
-    assert {t.epochs for t in load_settings({"epochs": "17"}).stages} == {17}
+def test_a_plain_training_setting_applies_to_the_target_stage_or_to_every_stage() -> None:
+    usual = [t.epochs for t in load_settings({}).stages]
+    assert [t.epochs for t in load_settings({"epochs": "17"}, target=3).stages] == [*usual[:2], 17]
+    assert [t.epochs for t in load_settings({"epochs": "17"}).stages] == [17, 17, 17]
 
 
 def test_a_named_stage_wins_over_a_plain_setting_of_the_same_layer() -> None:
@@ -61,9 +57,9 @@ def test_yaml_and_text_values_mean_the_same(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("lr: 1e-3\ncache: off\nseed: 4\nweights: none\n")
     from_file = load_settings({}, config=str(path))
-    said = load_settings({"lr": "1e-3", "cache": "off", "seed": "4", "weights": "none"})
-    assert from_file == said
-    assert said.cache is False
+    typed = load_settings({"lr": "1e-3", "cache": "off", "seed": "4", "weights": "none"})
+    assert from_file == typed
+    assert typed.cache is False
 
 
 @pytest.mark.parametrize(
@@ -79,13 +75,20 @@ def test_yaml_and_text_values_mean_the_same(tmp_path: Path) -> None:
         ({"image_size": "8"}, r"image_size must be greater than or equal to 32"),
         ({"preset": "cifar"}, r"unknown preset cifar: did you mean cifar10\? \(there are"),
         ({"draw": "-1"}, r"draw must be greater than or equal to 0"),
+        *(
+            ({key: "~nobody-of-that-name/x"}, rf"^{key}=~nobody.*: write the path in full")
+            for key in ("data", "cache_dir", "weights")
+        ),
+        ({"schedule": "~nobody-of-that-name/x.yaml"}, r"^~nobody.*: write the path in full"),
+        ({"schedule": "head_only"}, "schedule head_only has 1 stage, got stage 2"),
+        ({"schedule": "head_only", "stage3.lr": "1"}, r"stage3\.lr .*head_only has 1 stage"),
     ],
 )
 def test_a_fault_says_what_got_where_and_the_nearest_valid_name(
     options: dict[str, str], message: str
 ) -> None:
     with pytest.raises(SettingsError, match=message):
-        load_settings(options)
+        load_settings(options, target=2)
 
 
 def test_all_faults_are_shown_together_and_once() -> None:
@@ -100,6 +103,7 @@ def test_all_faults_are_shown_together_and_once() -> None:
         ("epochs: true\n", r"epochs must be a valid integer.*got 'True' \(config"),
         ("- 1\n", r"holds a list: write one"),
         ("a: [\n", r"line 2 is not valid YAML"),
+        ("lr: 1\nlr: 2\n", "line 2 .*lr stands here twice"),
         ("stage1: 3\n", r"unknown setting stage1"),
     ],
 )
@@ -115,16 +119,6 @@ def test_a_wrong_file_is_refused_with_its_place(
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"nowhere\.yaml \(No such file"):
         read_yaml(tmp_path / "nowhere.yaml", "config=nowhere.yaml")
-
-
-def test_a_stage_that_the_schedule_lacks_is_refused() -> None:
-    with pytest.raises(SettingsError, match="schedule two_stage has 2 stages, got stage 3"):
-        load_settings({"schedule": "two_stage"}, target=3)
-
-
-def test_a_setting_of_a_stage_that_the_schedule_lacks_is_refused() -> None:
-    with pytest.raises(SettingsError, match=r"stage3\.lr .*schedule head_only has 1 stage"):
-        load_settings({"schedule": "head_only", "stage3.lr": "0.1"})
 
 
 def test_settings_round_trip_through_plain_values() -> None:

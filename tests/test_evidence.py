@@ -126,6 +126,10 @@ def test_siblings_are_brought_up_to_date_each_by_its_own_thresholds(command: Com
     assert command("stage2", seed="5", lr="0.5") == 0  # another recipe: no sibling
     assert list(of_stage(2)[f"tags.signal.{UNSTABLE}"]) == ["unknown"] * 3
     assert list(of_stage(2)["metrics.signal/siblings"]) == [2, 2, 1]
+    client, (first, second) = mlflow.MlflowClient(), of_stage(2)["run_id"][:2]
+    client.set_tag(first, "mlflow.note.content", "my own words")
+    note = client.get_run(second).data.tags["mlflow.note.content"]
+    client.set_tag(second, "mlflow.note.content", f"my own words\n{note}")
 
     assert command("stage2", seed="2", signal_spread_p=own["2"]) == 0
     stranger, family = of_stage(2).iloc[2], of_stage(2).drop(index=2)
@@ -135,7 +139,12 @@ def test_siblings_are_brought_up_to_date_each_by_its_own_thresholds(command: Com
     for _, run in family.iterrows():
         state = "true" if p < float(own[run["tags.seed"]]) else "false"
         assert signals_of(run)[UNSTABLE] == state
-        assert f"`{UNSTABLE}` **{state}**: over 3 runs" in run["tags.mlflow.note.content"]
+        note = run["tags.mlflow.note.content"]
+        if run["run_id"] == first:
+            assert note == "my own words"  # a person's
+        else:
+            assert f"`{UNSTABLE}` **{state}**: over 3 runs" in note
+            assert note.startswith("my own words") == (run["run_id"] == second)
         evidence = evidence_of(run["run_id"])
         assert evidence["signals"][UNSTABLE]["state"] == state
         assert evidence["inputs"]["siblings"] == sorted(family["run_id"])

@@ -14,6 +14,8 @@ from pipeline.errors import StorageError
 from pipeline.system.files import storage_faults, write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT)
 
 
 def run(script: str, *arguments: str) -> None:
@@ -23,29 +25,14 @@ def run(script: str, *arguments: str) -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_a_file_is_written_with_the_folders_it_needs(tmp_path: Path) -> None:
-    path = tmp_path / "a" / "b" / "file.bin"
-    write_atomically(path, b"content")
-    assert path.read_bytes() == b"content"
-    assert list(path.parent.iterdir()) == [path]
-
-
 def test_a_file_is_replaced_and_who_has_it_open_keeps_the_old_one(tmp_path: Path) -> None:
-    path = tmp_path / "file.bin"
+    path = tmp_path / "a" / "b" / "file.bin"
     write_atomically(path, b"old")
     with path.open("rb") as reader:
         write_atomically(path, b"newer")
         assert reader.read() == b"old"
     assert path.read_bytes() == b"newer"
-
-
-def test_content_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "file.bin"
-    write_atomically(path, b"old")
-    with pytest.raises(TypeError, match="bytes-like"):
-        write_atomically(path, "text")  # type: ignore[arg-type]
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_full_disk_leaves_the_old_file_and_no_part_of_the_new(tmp_path: Path) -> None:
@@ -93,36 +80,21 @@ else:
     assert list(folder.iterdir()) == []
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's own")
-def test_a_disk_without_space_is_told_with_what_and_where() -> None:
-    message = r"cannot write the cache to /dev \(No space left on device\): free some space"
-    with (
-        pytest.raises(StorageError, match=message),
-        storage_faults("the cache", "/dev"),
-        Path("/dev/full").open("wb", buffering=0) as file,
-    ):
-        file.write(b"x")
-
-
 @pytest.mark.parametrize(
     ("code", "advice"),
     [
-        (errno.ENOSPC, "free some space, then run the same command again"),
-        (errno.EDQUOT, "free some space, then run the same command again"),
-        (errno.EFBIG, "free some space, then run the same command again"),
-        (errno.EACCES, "choose a folder you may write to"),
-        (errno.EPERM, "choose a folder you may write to"),
-        (errno.EROFS, "choose a folder you may write to"),
-        (errno.ENOENT, "choose a folder you may write to"),
+        *((code, "free some space, then run the same command again") for code in FULL),
+        *((code, "choose a folder you may write to") for code in CLOSED),
     ],
 )
 def test_a_storage_fault_is_one_line_with_its_advice(code: int, advice: str) -> None:
     with (
-        pytest.raises(StorageError, match=f"cannot write it to there .*{advice}") as caught,
+        pytest.raises(
+            StorageError, match=f"^cannot write it to there .*{advice}[^\n]*$"
+        ) as caught,
         storage_faults("it", "there"),
     ):
         raise OSError(code, os.strerror(code))
-    assert "\n" not in str(caught.value)
     assert caught.value.__suppress_context__
 
 

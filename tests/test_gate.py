@@ -182,6 +182,8 @@ def test_the_gate_counts_draws_that_have_other_seeds_and_no_draw_twice(
     tracking = Tracking.connect()
     dealt = [(0, 5), (0, 6), (1, 7), (1, 6), (1, 4), (2, 7), (2, 3)]
     ids = {key: planted(tracking, *key) for key in dealt}
+    planted(tracking, 3, 5, settings="{")  # damaged: nobody's siblings
+    tracking.writing(planted(tracking, 4, 5)).tags({"seed": "x"})
     _, found = gate_of_run(tracking, tracking.get(ids[asked]), T, lambda _: None)
     assert [pair.draw for pair in found] == ["0", "1", "2"]
     assert {key for key, i in ids.items() if "gate.prior" in tracking.get(i).tags} == read

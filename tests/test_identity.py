@@ -262,7 +262,7 @@ def test_evaluate_scores_no_run_on_other_test_images(
     (other / "x").rename(second)
     assert command("evaluate", run_id=run_id, data=str(other)) == 0  # never scored: told, and done
     assert f"note: the files of the test images of data={other}" in capfd.readouterr().out
-    Tracking.connect().add_tags(run_id, {"test_sha256": "unknown"})
+    Tracking.connect().writing(run_id).tags({"test_sha256": "unknown"})
     assert command("evaluate", run_id=run_id) == 0
     assert "note: the files" not in capfd.readouterr().out
     kept = runs().iloc[0]

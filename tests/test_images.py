@@ -135,6 +135,13 @@ def png_of_16_bits(values: np.ndarray, colour_type: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
+@pytest.mark.parametrize(("top", "opaque"), [(255, 255), (1023, 1023), (4095, 4095)])
+def test_transparency_is_as_deep_as_the_colours(top: int, opaque: int) -> None:
+    values = np.array([[[0, top // 5, top, opaque], [top, 0, top // 5, 0]]])
+    image = Image.open(io.BytesIO(png_of_16_bits(values, 6)))
+    assert np.asarray(to_rgb(image)).tolist() == [[[0, 51, 255], list(WHITE)]]
+
+
 @pytest.mark.parametrize("top", [255, 1023, 4095, 65535])
 @pytest.mark.parametrize("alpha", [False, True])
 def test_8_to_16_bits_of_colour_are_the_same_picture(top: int, alpha: bool) -> None:
@@ -160,6 +167,8 @@ def test_8_to_16_bits_of_colour_are_the_same_picture(top: int, alpha: bool) -> N
         ([float("nan"), 1.0], [0, 255]),
         ([float("-inf"), 0.5, 1.0, float("inf")], [0, 128, 255, 255]),
         ([float("nan")], [0]),
+        ([280.0, 310.0], [0, 255]),
+        ([0.0, 0.001, 0.003], [0, 85, 255]),
     ],
 )
 def test_floating_point_greyscale_is_brought_into_range(
@@ -173,9 +182,12 @@ def test_floating_point_greyscale_is_brought_into_range(
 @pytest.mark.parametrize(
     ("values", "ranges", "doubt"),
     [
-        (range(4000), {"I": (0, 65535)}, ""),
+        (range(9000), {"I": (0, 65535)}, ""),
+        (range(4096), {"I": (0, 65535)}, "17 of 256 levels are left"),
+        ([*range(4096), *range(60000, 60040)], {"I": (0, 65535)}, "17 of 256 levels are left"),
+        ([*range(4096), *[65535] * 99], {"I": (0, 4095)}, ""),
         (range(0, 8000, 8), {"I": (0, 4095)}, "holds values from 0 to 7992, the training images"),
-        (range(256), {"I": (0, 65535)}, "2 of 256 levels are left"),
+        (range(256), {"I": (0, 65535)}, "2 of 252 levels are left"),
         (range(256), {}, "scaled by its own values, 0 to 255"),
         ([0] * 9, {"I": (0, 65535)}, ""),
     ],

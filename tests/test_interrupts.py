@@ -72,17 +72,17 @@ def test_a_wait_ends_at_once(number: signal.Signals) -> None:
         signal.raise_signal(number)
 
 
-def test_a_command_that_has_not_begun_ends_at_once() -> None:
-    with stopped_by_signals(signal.signal), pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
-
-
 def test_no_wait_begins_after_a_signal() -> None:
     with stopped_by_signals(signal.signal):
         begun()
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt), at_once():
             pytest.fail("a wait began")
+
+
+def test_a_command_that_has_not_begun_ends_at_once() -> None:
+    with stopped_by_signals(signal.signal), pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_a_second_ctrl_c_ends_at_once_and_sigterm_after_ctrl_c_is_the_same_stop(
@@ -124,14 +124,11 @@ def test_a_third_ctrl_c_ends_a_process_that_cannot_mark_its_runs() -> None:
         assert process.wait(timeout=30) == -signal.SIGINT
 
 
-def test_handlers_come_back_once_a_command_is_done() -> None:
+def test_handlers_come_back_and_no_signal_outlives_its_command() -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
     with stopped_by_signals(signal.signal):
         assert signal.getsignal(signal.SIGINT) is stop
     assert [signal.getsignal(number) for number in SIGNALS] == before
-
-
-def test_a_signal_does_not_outlive_its_command() -> None:
     with stopped_by_signals(signal.signal):
         begun()
         signal.raise_signal(signal.SIGINT)

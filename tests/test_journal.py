@@ -6,7 +6,6 @@ import errno
 import time
 from pathlib import Path
 
-import optuna
 import pytest
 from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
@@ -70,16 +69,6 @@ def test_a_beat_after_the_end_changes_nothing(path: Path) -> None:
     study.optuna.tell(trial, 0.5)
     study.storage.record_heartbeat(trial._trial_id)
     assert [t.state for t in study.optuna.trials] == [TrialState.COMPLETE]
-
-
-def test_processes_see_what_others_have_written(path: Path) -> None:
-    mine, other = joined(path), joined(path)
-    assert (mine.created, other.created) == (True, False)
-    trial = mine.ask(MANY)
-    assert trial
-    mine.optuna.tell(trial, 0.5)
-    assert other.progress().finished == 1
-    assert optuna.get_all_study_names(opened(path)) == [SPEC.name]
 
 
 def test_a_disk_that_fails_is_a_fault_of_the_storage(

@@ -211,6 +211,7 @@ def test_names_and_labels_of_many_kinds_are_read_as_they_are(
         b'{"info": {"features": {"label": {"names": [null, "cat"]}}}}',
         b'{"info": {"features": {"label": {"names": {"zero": "cat"}}}}}',
         b'{"info": {"features": {"label": {"names": {"0": ["cat"]}}}}}',
+        b'{"info": {"features": {"label": {"names": {"0": "a", "00": "b", "1": "c"}}}}}',
         b"[" * 200_000,
     ],
 )
@@ -230,7 +231,7 @@ def test_metadata_of_any_other_form_counts_as_none(content: bytes, tmp_path: Pat
         ([None, None], ["a", "b"], "has 2 of 2 rows without a label: remove them"),
         ([0.2, 1.7], ["a", "b"], "column label holds 0.2, which is no class"),
         ([0.0, float("inf")], None, "column label holds inf, which is no class"),
-        (["", "b"], None, "column label holds empty text in 1 rows"),
+        (["", "b"], None, "has 1 of 2 rows without a label: remove them"),
         ([[0], [0, 1]], None, "holds list<element: int64>, several labels an image"),
         ([{"x": 0}, {"x": 1}], None, "column label holds struct<x: int64>: store class"),
         ([b"a", b"b"], None, "column label holds binary: store class"),
@@ -240,6 +241,7 @@ def test_metadata_of_any_other_form_counts_as_none(content: bytes, tmp_path: Pat
         ([0, 1], ["caf\udce9", "b"], r"the class name caf\xe9 is not UTF-8: rename it"),
         ([0, 1], ["\ud800", "b"], r"the class name \ud800 is not UTF-8: rename it"),
         ([0, 1], ["", "b"], "a class has no name"),
+        ([0, 1], ["\ufeff ", "b"], "a class has no name that can be seen"),
         ([0, 1], ["crane", "b", "crane"], "classes 0 and 2 are both named crane"),
         ([0, 1], ["é", "b", "e\u0301"], "classes 0 and 2 are both named"),
     ],
@@ -257,8 +259,17 @@ def test_text_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     refused(write(tmp_path / "train.parquet", RED_BLUE, labels), "holds text that is not UTF-8")
 
 
-@pytest.mark.parametrize("labels", [[-1] * 3, [None] * 3, [-1, None, -1], [float("nan")] * 3, []])
-@pytest.mark.parametrize("names", [RED_BLUE, None])
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        *(([-1] * 3, names) for names in (RED_BLUE, None)),
+        *(([None] * 3, names) for names in (RED_BLUE, None)),
+        *(([], names) for names in (RED_BLUE, None)),
+        ([-1, None, -1], RED_BLUE),
+        ([float("nan")] * 3, None),
+        (["", "", None], None),
+    ],
+)
 def test_a_test_split_without_labels_is_left_out_and_told(
     labels: list[object], names: list[str] | None, tmp_path: Path
 ) -> None:
@@ -353,6 +364,8 @@ def test_what_is_assumed_of_files_is_told(
         (("train", "train-test"), "train-test.parquet names several splits (test, train)"),
         (("a/train/0", "b/test/0"), "2 configurations, in the folders a, b"),
         (("a/train", "b/test"), "2 configurations, in the folders a, b"),
+        (("cat/data", "dog/data"), "if the folders are classes, put .* a column label; if"),
+        (("label=cat/0", "label=dog/0"), "the folders label=cat, label=dog hold parquet files"),
     ],
 )
 def test_files_whose_split_is_not_clear_are_refused(
@@ -360,7 +373,7 @@ def test_files_whose_split_is_not_clear_are_refused(
 ) -> None:
     for name in names:
         write(tmp_path / f"{name}.parquet", RED_BLUE, [0, 1])
-    refused(tmp_path, words)
+    refused(tmp_path, *words.split(" .* "))
 
 
 def test_several_configurations_are_named_and_one_is_chosen_by_its_folder(tmp_path: Path) -> None:
@@ -458,6 +471,8 @@ def test_a_column_that_is_not_there_is_refused_with_those_that_are(
     path = write(tmp_path / "train.parquet", RED_BLUE, [0, 1])
     with pytest.raises(DataError, match=f"has columns image, label, asked for -P {key}=nothing"):
         opened(path, **{key: "nothing"})
+    with pytest.raises(DataError, match="column label holds int64, no encoded images"):
+        opened(path, image_column="label")
     kept = {"label_column": "image", "image_column": "label"}[key]
     pq.write_table(pq.read_table(path).select([kept]), path)
     refused(path, f"train.parquet has columns {kept}: name the images")

@@ -59,6 +59,14 @@ def colours(split: Split | None) -> list[int]:
         (("images/cat", "images/dog", "masks/cat"), "images beside masks: .* {}/images?"),
         (("images", "annotations/trimaps"), "images beside annotations: .* of its own"),
         (("train/images", "train/masks"), "images beside masks: .* of its own"),
+        (("imgs", "gt"), "imgs beside gt: .* of its own"),
+        (("images", "groundtruth"), "images beside groundtruth: .* of its own"),
+        (
+            ("JPEGImages", "SegmentationClass", "SegmentationObject", "ImageSets"),
+            "JPEGImages beside ImageSets, SegmentationClass, SegmentationObject: .* of its own",
+        ),
+        (("leftImg8bit/cat", "leftImg8bit/dog", "gtFine/cat"), "beside gtFine: .* {}/left"),
+        (("\u200b", "dogs"), "a class has no name that can be seen ('\\u200b')"),
         ((".",), "no images found .* images in no folder of a class: 2"),
         (("café", "cafe\u0301"), "two folders named .* in two encodings"),
     ],
@@ -120,6 +128,14 @@ def test_empty_folders_that_describe_images_are_no_classes(
         (("cat", "dog", "."), ("cat", "dog"), "images in no folder of a class: 2"),
         (("null", "$10_$20"), ("$10_$20", "null"), ""),
         (("<b>", "a|b"), ("<b>", "a|b"), ""),
+        (
+            ("cats", "cats ", "dogs"),
+            ("cats", "cats ", "dogs"),
+            "the classes 'cats', 'cats ' differ",
+        ),
+        (("Cat", "cat"), ("Cat", "cat"), "the classes 'Cat', 'cat' differ in case"),
+        (("cat", "c\u200bat"), ("cat", "c\u200bat"), r"the classes 'cat', 'c\u200bat' differ"),
+        (("with_mask", "without_mask"), ("with_mask", "without_mask"), ""),
     ],
     ids=str,
 )
@@ -164,6 +180,7 @@ def test_splits_of_a_mac_and_of_linux_name_the_same_classes(tmp_path: Path) -> N
 def test_the_count_of_images_names_the_first_ten_classes(tmp_path: Path) -> None:
     source = opened(fill(tmp_path / "set", "a", "b"))
     assert source.classes_in_words == "a, b (2 images each)"
+    assert opened(fill(tmp_path / "two", "a ", "b")).classes_in_words.startswith("'a ', b (2")
     fill(tmp_path / "set", "b", count=5)
     assert opened(tmp_path / "set").classes_in_words == "a (2), b (5) images"
     fill(tmp_path / "set", *"cdefghijk")

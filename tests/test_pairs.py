@@ -12,6 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from pipeline.cli import main
 from pipeline.comparing.arms import Arm, Comparison, comparison_of
 from pipeline.comparing.draws import Pool, pool_of
 from pipeline.comparing.pairs import PairKey, PairRunner, pair_keys, scored_prefix
@@ -58,15 +59,6 @@ def test_resampled_pairs_take_the_first_draw_of_a_shuffle_each() -> None:
     assert keys == [PairKey(0, 0, 6, 40), PairKey(1, 0, 7, 41), PairKey(2, 0, 8, 42)]
 
 
-@pytest.mark.parametrize("resampled", [False, True])
-def test_more_pairs_begin_with_the_same_ones(resampled: bool) -> None:
-    few, many = (
-        pair_keys(pool(count, resampled=resampled), load_settings({})) for count in (3, 8)
-    )
-    assert many[:3] == few
-    assert len(set(many)) == len({key.seed for key in many}) == 8
-
-
 @pytest.mark.parametrize("place", ["/proc/nope", "file", "folder/pairs"])
 @pytest.mark.parametrize("cache", ["on", "off"])
 def test_a_cache_folder_that_cannot_be_used_is_told(store: Path, place: str, cache: str) -> None:
@@ -86,6 +78,17 @@ def test_a_cache_folder_that_cannot_be_used_is_told(store: Path, place: str, cac
     )
     with pytest.raises(StorageError, match=r"^cannot write the cache to .*: choose a folder"):
         runner.run_all([PairKey(0, 0, 0, 0)])
+
+
+@pytest.mark.parametrize("words", [["decide", "--looks", "2"], ["compare", "--draws", "2"]])
+def test_a_cache_folder_that_cannot_be_used_is_told_before_images_are_read(
+    words: list[str], store: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in image_folder.rglob("*.png"):
+        path.write_bytes(b"")
+    own = ["--data", str(image_folder), "--weights", "none", "--cache_dir", "/proc/nope"]
+    assert main([*words, *own]) == 2
+    assert "cannot write the cache to /proc/nope/pairs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -144,27 +147,19 @@ def test_logits_through_a_kept_prefix_are_those_of_the_whole_model(
     assert len(list(tmp_path.glob("*.bin"))) == (1 if prefix else 0)  # computed once
 
 
-@pytest.mark.parametrize("blocks", [("stem",), ("block1",)])
+@pytest.mark.parametrize("blocks", [("stem",), ("block1",), ()])
 def test_a_prefix_that_changed_is_computed_again(tmp_path: Path, blocks: tuple[str, ...]) -> None:
     images = make_images(12)
     backbone = calibrated_backbone("resnet18", images)
     cache, prefix = PrefixCache(tmp_path, 1 << 30), ("stem", "block1")
     before = predict(backbone, images, torch.float32, CPU, cache=cache, prefix=prefix)
-    vary(backbone, blocks, 2)
+    if blocks:
+        vary(backbone, blocks, 2)
+    else:  # one statistic is enough
+        norm = next(batch_norms([backbone.blocks["stem"]]))
+        assert norm.running_mean is not None
+        norm.running_mean[0] += 3
     after = predict(backbone, images, torch.float32, CPU, cache=cache, prefix=prefix)
-    torch.testing.assert_close(after, predict(backbone, images, torch.float32, CPU))
-    assert not torch.allclose(after, before)
-
-
-def test_one_statistic_of_the_prefix_is_enough_to_compute_it_again(tmp_path: Path) -> None:
-    images = make_images(12)
-    backbone = calibrated_backbone("mobilenet_v3_small", images)
-    cache = PrefixCache(tmp_path, 1 << 30)
-    before = predict(backbone, images, torch.float32, CPU, cache=cache, prefix=("stem",))
-    norm = next(batch_norms([backbone.blocks["stem"]]))
-    assert norm.running_mean is not None
-    norm.running_mean[0] += 3
-    after = predict(backbone, images, torch.float32, CPU, cache=cache, prefix=("stem",))
     torch.testing.assert_close(after, predict(backbone, images, torch.float32, CPU))
     assert not torch.allclose(after, before)
 
@@ -220,31 +215,6 @@ def test_the_same_images_are_set_aside_whatever_is_drawn_and_shuffled(
     assert all(one == found[0] for one in found)
 
 
-def test_each_class_has_the_asked_number_set_aside_and_they_are_not_its_first() -> None:
-    source = make_source(12, 20)
-    split = set_aside(source, 5)
-    assert split.test
-    assert np.bincount(split.test.labels).tolist() == [5, 5]
-    assert np.bincount(split.pool.labels).tolist() == [7, 15]
-    first = [int(row) for k in (0, 1) for row in np.flatnonzero(source.pool.labels == k)[:5]]
-    assert digests(split.test) != {digest_image(image) for image in source.pool.read(first)}
-
-
-def test_images_set_aside_keep_their_labels() -> None:
-    source = make_source(6, 6)
-    labels = {
-        digest_image(image): label
-        for image, label in zip(
-            source.pool.read(range(12)), source.pool.labels.tolist(), strict=True
-        )
-    }
-    split = set_aside(source, 2)
-    for part in (split.pool, split.test):
-        assert part
-        images = part.read(range(len(part.labels)))
-        assert [labels[digest_image(image)] for image in images] == part.labels.tolist()
-
-
 @pytest.mark.parametrize(("per_class", "refused"), [(4, False), (5, True), (6, True)])
 def test_a_class_that_would_be_left_empty_is_named(per_class: int, refused: bool) -> None:
     source = make_source(9, 5)
@@ -254,20 +224,6 @@ def test_a_class_that_would_be_left_empty_is_named(per_class: int, refused: bool
     message = f"^farm: test_per_class = {per_class} takes all 5 images of class bee: lower it"
     with pytest.raises(DataError, match=message):
         set_aside(source, per_class)
-
-
-def test_a_source_with_a_test_split_is_left_as_it_is() -> None:
-    source = make_source(6, 6, test=make_split(2, 2, start=50))
-    assert set_aside(source, 0) is source
-    with pytest.raises(DataError, match=r"test_per_class = 3: .* of its own \(4 images\): leave"):
-        set_aside(source, 3)
-    without = make_source(6, 6)
-    assert set_aside(without, 0) is without
-
-
-def test_a_validation_split_of_its_own_is_left_as_it_is() -> None:
-    source = make_source(6, 6, val=make_split(3, 3, start=50))
-    assert set_aside(source, 2).val is source.val
 
 
 @pytest.mark.parametrize(
@@ -437,3 +393,30 @@ def test_a_pool_without_a_draw_is_refused() -> None:
     plan = comparison_of(request_of("decide", {"preset": "cifar10_small"}))
     with pytest.raises(DesignError, match=r"cifar10 holds no draw of 100 \+ 100 images a class"):
         dealt(plan, 0)
+
+
+def test_images_set_aside_are_as_many_of_each_class_with_their_labels_and_not_its_first() -> None:
+    source = make_source(12, 20, val=make_split(3, 3, start=50))
+    labels = {
+        digest_image(image): label
+        for image, label in zip(
+            source.pool.read(range(32)), source.pool.labels.tolist(), strict=True
+        )
+    }
+    split = set_aside(source, 5)
+    assert split.test
+    assert split.val is source.val
+    assert np.bincount(split.test.labels).tolist() == [5, 5]
+    assert np.bincount(split.pool.labels).tolist() == [7, 15]
+    first = [int(row) for k in (0, 1) for row in np.flatnonzero(source.pool.labels == k)[:5]]
+    assert digests(split.test) != {digest_image(image) for image in source.pool.read(first)}
+    for part in (split.pool, split.test):
+        images = part.read(range(len(part.labels)))
+        assert [labels[digest_image(image)] for image in images] == part.labels.tolist()
+
+
+def test_a_source_with_a_test_split_of_its_own_has_none_set_aside() -> None:
+    source = make_source(6, 6, test=make_split(2, 2, start=50))
+    assert set_aside(source, 0) is source
+    with pytest.raises(DataError, match=r"test_per_class = 3: .* of its own \(4 images\): leave"):
+        set_aside(source, 3)

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import mlflow
 import pytest
 
 from pipeline.settings.entry import DecideSettings, usable_name
 from pipeline.tracking import ModelVersion, Tracking
+
+
+def logged_model() -> str:
+    with mlflow.start_run():
+        mlflow.log_text("x", "model/model.txt")
+        return mlflow.get_artifact_uri("model")
 
 
 @pytest.mark.parametrize(
@@ -24,14 +31,9 @@ from pipeline.tracking import ModelVersion, Tracking
 def test_a_made_up_name_is_one_that_can_be_given_and_found(
     store: Path, text: str, name: str
 ) -> None:
-    import mlflow
-
     assert usable_name(text) == name
     assert DecideSettings(register_as=name).register_as == name
-    with mlflow.start_run():
-        mlflow.log_text("x", "model/model.txt")
-        uri = mlflow.get_artifact_uri("model")
-    tracking = Tracking.connect()
+    tracking, uri = Tracking.connect(), logged_model()
     for _ in range(2):  # registering again finds the version that there is
         registered = tracking.register(name, ModelVersion(uri, "best", "why", {"mark": "1"}))
         assert (registered.number, registered.replaced) == ("1", None)
@@ -40,15 +42,12 @@ def test_a_made_up_name_is_one_that_can_be_given_and_found(
 
 
 def test_the_version_that_had_the_alias_before_is_named(store: Path) -> None:
-    import mlflow
-
-    tracking, uris = Tracking.connect(), []
-    for _ in range(2):
-        with mlflow.start_run():
-            mlflow.log_text("x", "model/model.txt")
-            uris.append(mlflow.get_artifact_uri("model"))
-    tracking.register("name", ModelVersion(uris[0], "best", "", {"decision": "one"}))
-    second = tracking.register("name", ModelVersion(uris[1], "best", "", {"decision": "two"}))
-    assert (second.number, second.replaced) == ("2", ("1", {"decision": "one"}))
-    back = tracking.register("name", ModelVersion(uris[0], "best", "", {"decision": "one"}))
+    tracking = Tracking.connect()
+    one = ModelVersion(logged_model(), "best", "", {"decision": "one"})
+    two = ModelVersion(logged_model(), "best", "", {"decision": "two"})
+    replaced = {"1": None, "2": ("1", {"decision": "one"})}
+    for version, number in ((one, "1"), (two, "2")):
+        registered = tracking.register("name", version)
+        assert (registered.number, registered.replaced) == (number, replaced[number])
+    back = tracking.register("name", one)
     assert (back.number, back.replaced) == ("1", ("2", {"decision": "two"}))

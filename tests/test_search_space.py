@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import yaml
 from pipeline.errors import SettingsError
 from pipeline.settings.layers import preset_names
 from pipeline.settings.request import load_settings
-from pipeline.settings.run import TRAIN_KEYS, TrainSettings
+from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Stage
 from pipeline.settings.search_space import (
     SPACES_DIR,
@@ -29,10 +28,6 @@ STAGES = [stage for schedule in SCHEDULES.values() for stage in schedule.stages]
 FILES = sorted(SPACES_DIR.rglob("*.yaml"))
 
 
-def named(path: Path) -> str:
-    return str(path.relative_to(SPACES_DIR))
-
-
 def written(folder: Path, text: str, name: str = "space.yaml") -> Path:
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,44 +35,14 @@ def written(folder: Path, text: str, name: str = "space.yaml") -> Path:
     return path
 
 
-def as_yaml(plain: Mapping[str, object]) -> str:
-    """`SearchSpace.plain()` in the words of a file."""
-    words: dict[str, object] = {}
-    for key, dimension in json.loads(json.dumps(plain)).items():
-        spoken = {word: v for word, v in dimension.items() if v is not None and v is not False}
-        words[key] = dimension.get("values", spoken)
-    return yaml.safe_dump(words)
-
-
-def test_every_stage_of_every_schedule_has_a_file_and_every_file_a_stage() -> None:
-    assert {default_space(SCHEDULES[stage.schedule], stage.number) for stage in STAGES} == set(
-        FILES
-    )
-
-
-def test_stages_that_begin_alike_share_a_file() -> None:
+def test_every_stage_has_a_file_every_file_a_stage_and_stages_that_begin_alike_share_it() -> None:
     by_chain: dict[str, set[Path]] = {}
     for stage in STAGES:
-        steps = SCHEDULES[stage.schedule].stages[: stage.number]
-        chain = str([step.trainable for step in steps])
-        by_chain.setdefault(chain, set()).add(
-            default_space(SCHEDULES[stage.schedule], stage.number)
-        )
+        schedule = SCHEDULES[stage.schedule]
+        files = by_chain.setdefault(str(schedule.trains(stage.number)), set())
+        files.add(default_space(schedule, stage.number))
+    assert sorted(path for files in by_chain.values() for path in files) == FILES
     assert all(len(files) == 1 for files in by_chain.values())
-    assert len(by_chain) == len(FILES)
-
-
-@pytest.mark.parametrize("path", FILES, ids=named)
-def test_a_shipped_space_is_of_training_settings_and_survives_being_written_again(
-    path: Path, tmp_path: Path
-) -> None:
-    space = read_space(path)
-    assert space.source == str(path)
-    assert set(space.dimensions) <= set(TRAIN_KEYS)
-    assert "lr" in space.dimensions
-    again = read_space(written(tmp_path, as_yaml(space.plain())))
-    assert again.dimensions == space.dimensions
-    assert again.plain() == space.plain()
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda s: f"{s.schedule}-{s.number}")
@@ -86,13 +51,10 @@ def test_a_shipped_space_holds_the_defaults_of_every_preset(preset: str, stage: 
     settings = load_settings({"preset": preset, "schedule": stage.schedule})
     space = read_space(default_space(SCHEDULES[stage.schedule], stage.number))
     training = settings.training(stage.number)
-    outside = {
-        key: getattr(training, key)
-        for key, dimension in space.dimensions.items()
-        if not dimension.holds(getattr(training, key))
-    }
-    assert outside == {}
-    assert space.holds(training.model_dump())
+    assert "lr" in space.dimensions
+    values = training.model_dump()
+    assert [key for key, d in space.dimensions.items() if not d.holds(values[key])] == []
+    assert space.holds(values)
 
 
 def test_values_are_read_as_the_settings_own_types(tmp_path: Path) -> None:
@@ -103,16 +65,13 @@ def test_values_are_read_as_the_settings_own_types(tmp_path: Path) -> None:
         norm: [keep]
     """
     dimensions = read_space(written(tmp_path, text)).dimensions
-    assert dimensions == {
+    expected = {
         "lr": Range(1e-4, 1.0, None, log=True),
         "epochs": Range(5, 20, 5),
         "l2_sp": Choices((0.0, 1e-3)),
         "norm": Choices(("keep",)),
     }
-    for value in (dimensions["epochs"].low, dimensions["epochs"].high, dimensions["epochs"].step):
-        assert type(value) is int
-    for value in (dimensions["lr"].low, dimensions["lr"].high, *dimensions["l2_sp"].values):
-        assert type(value) is float
+    assert repr(dimensions) == repr(expected)  # 5 is no 5.0
 
 
 @pytest.mark.parametrize(
@@ -139,123 +98,88 @@ def test_a_space_holds_settings_only_if_every_dimension_does() -> None:
     assert not space.holds(TrainSettings(lr=2.0, norm="keep").model_dump())
 
 
-FAULTS = [
-    ("lrr: [1.0]", r"unknown training setting lrr: did you mean lr\?"),
-    ("zzzz: [1.0]", r"unknown training setting zzzz: a space may hold epochs, batch_size"),
-    ("draw: [0, 1]", r"unknown training setting draw"),
-    ("1: [1.0]", r"unknown training setting 1"),
-    ("lr: {low: 0.1, high: 0.01}", r"lr: the range is reversed, got low 0\.1 and high 0\.01"),
-    ("lr: {low: 0.1, high: 0.1}", r"lr: the range is empty, got low 0\.1 and high 0\.1"),
-    ("lr: {high: 0.1}", r"lr: the range has no low, got \{'high': 0\.1\}"),
-    ("lr: {low: 0.1}", r"lr: the range has no high"),
-    ("lr: {log: true}", r"lr: the range has no low and no high"),
-    ("lr: {}", r"lr: the range has no low and no high"),
-    ("lr: {low: 0.1, hihg: 1.0}", r"lr: unknown word hihg: did you mean high\?: a range has"),
-    ("lr: {low: 0.1, high: 1.0, 7: 1}", r"lr: unknown word 7: a range has low, high"),
-    ("lr: {low: 0.1, low: 0.2, high: 1.0}", r"lr names low twice: keep one"),
-    ("l2_sp: {low: 0.0, high: 1.0, log: true}", r"l2_sp: a log range needs low > 0 and no step"),
-    ("epochs: {low: 5, high: 20, step: 5, log: true}", r"epochs: a log range needs low > 0 and"),
-    ("lr: {low: 0.1, high: 1.0, log: 1}", r"lr: log is true or false, got 1"),
-    ("lr: {low: 0.1, high: 1.0, log: 'on'}", r"lr: log is true or false, got 'on'"),
-    ("epochs: {low: 5, high: 20, step: 4}", r".*: steps of 4 do not lead from 5 to 20"),
-    (
-        "warmup: {low: 0.0, high: 0.5, step: 0.3}",
-        r".*: steps of 0\.3 do not lead from 0\.0 to 0\.5",
-    ),
-    ("epochs: {low: 5, high: 20, step: 30}", r".*: steps of 30 do not lead from 5 to 20"),
-    ("epochs: {low: 5, high: 20, step: 0}", r".*: steps of 0 do not lead"),
-    ("epochs: {low: 5, high: 20, step: -5}", r".*: steps of -5 do not lead"),
-    ("epochs: {low: 5, high: 20, step: 2.5}", r"epochs: step must be a valid integer.*got 2\.5"),
-    ("epochs: {low: 5, high: 20, step: null}", r"epochs: step must be a valid integer, got None"),
-    ("epochs: {low: 5, high: 20, step: true}", r"epochs: step is a number, got True"),
-    ("warmup: {low: 0.0, high: 0.5, step: .nan}", r".*: steps of nan do not lead"),
-    ("warmup: {low: 0.0, high: 0.5, step: .inf}", r".*: steps of inf do not lead"),
-    ("lr: []", r"lr has an empty list: give one value or more"),
-    ("norm: [keep, keep]", r"norm names a value twice, got \['keep', 'keep'\]: keep one"),
-    ("lr: [0.1, 1.0e-1]", r"lr names a value twice"),
-    ("l2_sp: [0, 0.0]", r"l2_sp names a value twice"),
-    ("norm: {low: 1, high: 2}", r"norm takes a list of adapt, keep, got \{'low': 1, 'high': 2\}"),
-    ("norm: keep", r"norm takes a list of adapt, keep, got 'keep'"),
-    ("augment: [light, flips]", r"augment must be 'none', 'light' or 'strong', got 'flips'"),
-    ("augment: [null]", r"augment must be 'none', 'light' or 'strong', got None"),
-    ("augment: [off]", r"augment must be 'none', 'light' or 'strong', got False"),
-    ("lr: 0.1", r"lr must be a range like \{low: 1, high: 9\} or a list, got 0\.1"),
-    ("lr:", r"lr must be a range .* got None"),
-    ("lr: {low: 0.0, high: 0.1}", r"lr must be greater than 0, got 0\.0"),
-    ("lr: {low: 0.1, high: 101.0}", r"lr must be less than or equal to 100, got 101\.0"),
-    ("label_smoothing: [1.0]", r"label_smoothing must be less than 1, got 1\.0"),
-    ("epochs: [10, 0]", r"epochs must be greater than or equal to 1, got 0"),
-    ("epochs: [2.5]", r"epochs must be a valid integer.*got 2\.5"),
-    ("epochs: [ten]", r"epochs must be a valid integer.*got 'ten'"),
-    ("lr: [[0.1]]", r"lr must be a valid number, got \[0\.1\]"),
-    ("lr: [true]", r"lr is a number, got True"),
-    ("epochs: {low: yes, high: 9}", r"epochs is a number, got True"),
-    ("lr: [.nan]", r"lr must be .* got nan"),
-    ("clip_norm: [.inf]", r"clip_norm must be a finite number, got inf"),
-    ("clip_norm: {low: 0.0, high: .inf}", r"clip_norm must be a finite number, got inf"),
-    ("weight_decay: [.nan]", r"weight_decay must be .* got nan"),
-    ("optimizer: [sgd, adam]", r"optimizer stands here twice: keep one"),
-]
-
-
-@pytest.mark.parametrize(("line", "message"), FAULTS)
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("lrr: [1.0]", r"unknown training setting lrr: did you mean lr\?"),
+        ("zzzz: [1.0]", "unknown training setting zzzz: a space may hold epochs, batch_size"),
+        ("1: [1.0]", "unknown training setting 1"),
+        ("lr: {low: 0.1, high: 0.01}", r"low must be below high, got low 0\.1 and high 0\.01"),
+        ("lr: {high: 0.1}", r"range with low, high .* got \{'high': 0\.1\}"),
+        ("lr: {low: 0.1, high: 1.0, hihg: 1.0}", "range with low, high .*hihg"),
+        ("l2_sp: {low: 0.0, high: 1.0, log: true}", "true with low > 0 and no step"),
+        ("epochs: {low: 5, high: 20, step: 5, log: true}", "true with low > 0 and no step"),
+        ("lr: {low: 0.1, high: 1.0, log: 1}", "log is true or false"),
+        *(
+            (f"epochs: {{low: 5, high: 20, step: {step}}}", "do not lead from 5 to 20")
+            for step in ("4", "30", "0", "-5", "2.5", "null", "true", ".nan", ".inf")
+        ),
+        ("warmup: {low: 0.0, high: 0.5, step: 0.3}", r"steps of 0\.3 do not lead from 0\.0 to"),
+        ("warmup: {low: 0.0, high: 0.5, step: .inf}", "steps of inf do not lead"),
+        ("lr: []", "one or more different values"),
+        ("norm: [keep, keep]", r"different values, got \['keep', 'keep'\]"),
+        ("l2_sp: [0, 0.0]", "different values"),
+        ("norm: {low: 1, high: 2}", "norm must be a list of adapt, keep, got {'low': 1"),
+        ("norm: keep", "norm must be a list of adapt, keep, got 'keep'"),
+        ("augment: [light, flips]", "augment must be 'none', 'light' or 'strong', got 'flips'"),
+        ("augment: [off]", "augment must be .* got False"),
+        ("lr: 0.1", r"lr must be a list, or a range .* got 0\.1"),
+        ("lr:", "lr must be a list, or a range .* got None"),
+        ("lr: {low: 0.0, high: 0.1}", r"lr must be greater than 0, got 0\.0"),
+        ("epochs: [2.5]", r"epochs must be a valid integer.*got 2\.5"),
+        ("lr: [[0.1]]", r"lr must be a valid number, got \[0\.1\]"),
+        ("lr: [true]", "lr must be a valid number.* got 'True'"),
+        ("epochs: {low: yes, high: 9}", "epochs must be a valid integer.* got 'True'"),
+        ("lr: [.nan]", "lr must be .* got nan"),
+        ("clip_norm: {low: 0.0, high: .inf}", "clip_norm must be a finite number, got inf"),
+    ],
+)
 def test_a_fault_is_one_line_with_file_and_line_number(
     tmp_path: Path, line: str, message: str
 ) -> None:
     path = written(tmp_path, f"# mine\noptimizer: [sgd]\n{line}\n")
-    with pytest.raises(SettingsError, match=rf"space\.yaml:3: {message}") as caught:
+    with pytest.raises(SettingsError, match=rf"space\.yaml:3: .*{message}") as caught:
         read_space(path)
-    assert str(caught.value).startswith(f"{path}:3: ")
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_several_faults_are_all_listed_in_their_order(tmp_path: Path) -> None:
-    text = "lr: [0.1]\nlrr: [1]\n\nepochs:\n  low: 9\n  high: 3\nlr: [0.2]\nnorm: [odd]\n"
+    text = "lr: [0.1]\nlrr: [1]\n\nepochs:\n  low: 9\n  high: 3\nnorm: [odd]\n"
     with pytest.raises(SettingsError, match="lrr") as caught:
         read_space(written(tmp_path, text))
     places = [line.split(": ")[0].rpartition(":")[2] for line in str(caught.value).splitlines()]
-    assert places == ["2", "4", "7", "8"]
+    assert places == ["2", "4", "7"]
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", r"space\.yaml: holds no ranges: write lines like"),
-        ("# nothing\n", r"space\.yaml: holds no ranges"),
-        ("{}", r"space\.yaml: holds no ranges"),
-        ("- lr\n", r"space\.yaml: holds no ranges"),
-        ("lr", r"space\.yaml: holds no ranges"),
-        ("norm: [keep]\nlr: {low: 1\n", r"space\.yaml:3: not YAML \(.+\): write lines like"),
-        ("norm: [keep]\nlr: !odd 1\n", r"space\.yaml:2: not YAML \(could not determine"),
-        ("? [lr]\n: 1\n", r"space\.yaml:1: unknown training setting \['lr'\]"),
-        ("norm: [keep]\n---\nlr: [1]\n", r"space\.yaml:2: not YAML \(.*another document\)"),
-        ("norm: \0", r"space\.yaml: not YAML \(unacceptable character #x0000.*: write lines"),
+        ("# nothing\n", "holds no ranges: write lines like"),
+        ("- lr\n", "holds a list"),
+        ("lr", "holds a str"),
+        ("norm: [keep]\nlr: {low: 1\n", "line 3 is not valid YAML"),
+        ("norm: [keep]\nlr: !odd 1\n", r"line 2 is not valid YAML \(could not determine"),
+        ("? [lr]\n: 1\n", "line 1 is not valid YAML"),
+        ("norm: [keep]\n---\nlr: [1]\n", "another document"),
+        ("norm: \0", "unacceptable character #x0000"),
+        ("norm: [keep]\nlr: [1]\nnorm: [adapt]\n", "line 3 .*norm stands here twice: keep one"),
+        ("lr: {low: 0.1, low: 0.2, high: 1.0}", "line 1 .*low stands here twice"),
+        (b"lr: \xff\xfe", "can't decode byte 0xff"),
+        ("folder", "Is a directory"),
+        (None, "No such file"),
     ],
 )
-def test_what_is_no_mapping_of_ranges_is_refused_in_one_line(
-    tmp_path: Path, content: str, message: str
+def test_what_is_no_file_of_ranges_is_refused_in_one_line(
+    tmp_path: Path, content: str | bytes | None, message: str
 ) -> None:
-    with pytest.raises(SettingsError, match=message) as caught:
-        read_space(written(tmp_path, content))
+    path = tmp_path / "space.yaml"
+    if content == "folder":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(SettingsError, match=rf"^space={path}.*{message}") as caught:
+        read_space(path)
     assert len(str(caught.value).splitlines()) == 1
-
-
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    binary = tmp_path / "binary.yaml"
-    binary.write_bytes(b"lr: \xff\xfe")
-    for path, why in (
-        (tmp_path / "nowhere.yaml", "No such file"),
-        (tmp_path, "Is a directory"),
-        (binary, "can't decode byte 0xff"),
-    ):
-        with pytest.raises(SettingsError, match=rf"space=.*: cannot be read \(.*{why}") as caught:
-            read_space(path)
-        assert str(caught.value).startswith(f"space={path}: ")
-
-
-def test_a_folder_of_spaces_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"space=.*nowhere: cannot be read \(.*No such file"):
-        plan_of(request_of("tune", {"space": str(tmp_path / "nowhere")}))
 
 
 LR, BOTH = "lr: [0.1, 0.2]\n", "lr: [0.1, 0.2]\nnorm: [keep, adapt]\n"
@@ -295,41 +219,33 @@ def test_settings_fixed_by_hand_leave_the_space(
     assert planned(space, str(config)) == {2: left}
 
 
-def test_a_setting_fixed_for_all_stages_leaves_every_space(tmp_path: Path) -> None:
-    for number in (1, 2):
-        written(tmp_path, BOTH, f"stage{number}.yaml")
-    options = {"schedule": "two_stage", "space": str(tmp_path)}
-    assert planned({**options, "lr": "0.5"}) == {1: ["norm"], 2: ["norm"]}
-    assert planned({**options, "stage1.lr": "0.5"}) == {1: ["norm"], 2: ["lr", "norm"]}
-
-
-def test_a_folder_gives_each_stage_its_file(tmp_path: Path) -> None:
+def test_a_folder_gives_each_stage_its_file_and_a_setting_fixed_for_all_leaves_every_space(
+    tmp_path: Path,
+) -> None:
     written(tmp_path, LR, "stage1.yaml")
     written(tmp_path, BOTH, "stage2.yaml")
     options = {"schedule": "two_stage", "space": str(tmp_path)}
     assert planned(options) == {1: ["lr"], 2: ["lr", "norm"]}
     assert planned({**options, "stage": "2"}) == {2: ["lr", "norm"]}
-
-
-def test_one_file_will_do_for_a_schedule_of_one_stage(tmp_path: Path) -> None:
-    path = str(written(tmp_path, LR))
-    assert planned({"schedule": "full", "space": path}) == {1: ["lr"]}
+    written(tmp_path, BOTH, "stage1.yaml")
+    assert planned({**options, "lr": "0.5"}) == {1: ["norm"], 2: ["norm"]}
+    assert planned({**options, "stage1.lr": "0.5"}) == {1: ["norm"], 2: ["lr", "norm"]}
+    one_file = {"schedule": "full", "space": str(tmp_path / "stage1.yaml")}
+    assert planned(one_file) == {1: ["lr", "norm"]}
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"space": "{file}"}, r"space\.yaml is one file for 3 stages: pass -P stage="),
-        ({"space": "{folder}"}, r"stage2\.yaml: cannot be read \(.*No such file"),
+        ({"space": "{folder}"}, r"stage2\.yaml: cannot read .*No such file"),
+        ({"space": "{folder}/nowhere"}, "nowhere: cannot read .*No such file"),
         ({"space": "{file}", "stage": "2", "lr": "1", "norm": "keep"},
          r"stage 2: every setting of .*space\.yaml is fixed by hand \(lr, norm\): leave one"),
-        ({"schedule": "two_stage", "stage": "3"}, r"schedule two_stage has 2 stages, got stage 3"),
         ({"stage": "4"}, r"schedule three_stage has 3 stages, got stage 4"),
-            ({"stage": "first"}, r"stage must be all, or the number of a stage, got 'first'"),
+        ({"stage": "first"}, r"stage must be all, or the number of a stage, got 'first'"),
         ({"n_trials": "0"}, r"n_trials must be greater than or equal to 1, got '0'"),
         ({"objective": "val_los"}, r"got 'val_los' \(command line\): did you mean val_loss\?"),
-        ({"timeout": "-1"}, r"timeout must be greater than or equal to 0"),
-        ({"lrr": "1"}, r"unknown setting lrr \(command line\): did you mean lr\?"),
     ],
 )  # fmt: skip
 def test_a_plan_that_cannot_be_is_refused(

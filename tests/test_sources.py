@@ -23,6 +23,7 @@ from pipeline.data.base import Split, read_images
 from pipeline.data.images import digest_image
 from pipeline.data.open import open_source
 from pipeline.errors import DataError, DownloadError
+from pipeline.settings.request import load_settings
 from tests.conftest import class_image
 from tests.helpers import fill, opened, refused
 from tests.served import NotHttp, Quiet
@@ -171,10 +172,31 @@ def test_a_test_split_without_images_is_left_out_and_told(tmp_path: Path) -> Non
     assert source.notes == ("the test split holds no image: it is left out",)
 
 
-@pytest.mark.parametrize("name", ["picture.png", "nowhere"])
-def test_a_path_of_no_known_kind_is_named(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("picture.png", "picture.png: a file that is not .parquet"),
+        ("nowhere", "nowhere does not exist"),
+        ("n" * 300, "cannot be read (File name too long)"),
+    ],
+)
+def test_a_path_of_no_known_kind_is_named(name: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "picture.png").write_bytes(b"x")
-    refused(tmp_path / name, name)
+    refused(tmp_path / name, words)
+
+
+@pytest.mark.parametrize("typed", [".", "../set", "../set/deeper/.."])
+def test_a_data_set_is_called_what_its_folder_is_called(
+    typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_parquet: WriteParquet
+) -> None:
+    (tmp_path / "set" / "deeper").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "set")
+    write_parquet(tmp_path / "set" / "TRAIN.PARQUET", [0, 1])
+    assert opened(Path(typed)).name == load_settings({"data": typed}).data_name == "set"
+    assert opened(Path("TRAIN.PARQUET")).class_names == ("0", "1")
+    (tmp_path / "set" / "TRAIN.PARQUET").unlink()
+    fill(tmp_path / "set", "a", "b")
+    assert opened(Path(typed)).name == "set"
 
 
 def damaged_png() -> bytes:

@@ -14,16 +14,16 @@ from optuna.trial import FrozenTrial, TrialState
 from pipeline.errors import StudyError
 from pipeline.runs.session import Session
 from pipeline.runs.workers import threads_each
-from pipeline.settings.schedules import SCHEDULES
 from pipeline.settings.search_space import Choices, Range, SearchSpace, plan_of
 from pipeline.tracking import Tracking
 from pipeline.tuning.storage import open_storage, patiently, storage_url
-from pipeline.tuning.study import Spec, Study, shown_settings, suggest
-from pipeline.tuning.trial_state import Progress, best_of, progress_of
+from pipeline.tuning.study import Spec, Study, suggest
+from pipeline.tuning.trial_state import best_of, finished_of, outcomes
 from tests.conftest import TINY, Command
 from tests.helpers import request_of
 from tests.postgres import Postgres
 from tests.test_run_stage import runs
+from tests.test_trials import LR, SPEC
 from tests.test_tuning import TUNE, space_file, studies
 
 COMPLETE, PRUNED, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
@@ -125,9 +125,6 @@ def trial(state: TrialState, value: float | None = None, *, reason: bool = False
 @pytest.mark.parametrize(
     ("trials", "finished", "running"),
     [
-        ([], 0, 0),
-        ([trial(COMPLETE, 0.5), trial(COMPLETE, 0.0)], 2, 0),
-        ([trial(PRUNED)], 1, 0),
         ([trial(FAIL, reason=True)], 1, 0),
         ([trial(FAIL)], 0, 0),  # its worker was lost: the retry counts
         ([trial(FAIL), trial(WAITING)], 0, 0),
@@ -139,17 +136,15 @@ def trial(state: TrialState, value: float | None = None, *, reason: bool = False
 def test_a_trial_counts_once_it_has_ended_by_itself(
     trials: list[FrozenTrial], finished: int, running: int
 ) -> None:
-    assert progress_of(trials) == Progress(finished, running)
+    counts = outcomes(trials)
+    assert (finished_of(counts), counts["running"]) == (finished, running)
 
 
 @pytest.mark.parametrize(
     ("trials", "highest", "lowest"),
     [
-        ([], None, None),
         ([trial(PRUNED), trial(FAIL, reason=True), trial(RUNNING), trial(WAITING)], None, None),
-        ([trial(COMPLETE, 0.5)], 0, 0),
         ([trial(COMPLETE, 0.5), trial(COMPLETE, 0.7), trial(COMPLETE, 0.2)], 1, 2),
-        ([trial(COMPLETE, 0.5), trial(COMPLETE, 0.5)], 0, 0),
         ([trial(FAIL), trial(COMPLETE, 0.0), trial(COMPLETE, 0.0)], 1, 1),
         ([trial(PRUNED, 0.9), trial(COMPLETE, 0.5), trial(PRUNED, 0.1)], 1, 1),
         ([trial(COMPLETE, -0.5), trial(COMPLETE, 0.0)], 1, 0),
@@ -186,43 +181,20 @@ def test_suggestions_are_of_the_settings_own_types_and_inside_the_space() -> Non
 
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed:UserWarning")
 def test_a_seed_gives_the_same_trials_but_not_to_those_who_join(tmp_path: Path) -> None:
-    space = SearchSpace("", {"lr": Range(1e-4, 1e-2, log=True)})
-    spec = Spec(
-        name="a-study",
-        stage=SCHEDULES["full"].stage(1),
-        draws=(0,),
-        objective="val_acc",
-        space=space,
-        tuning_key="key",
-        fixed={},
-        defaults={"lr": 1e-3},
-    )
-
     def rates(study: Study) -> list[object]:
-        return [suggest(study.optuna.ask(), space)["lr"] for _ in range(3)]
+        return [suggest(study.optuna.ask(), LR)["lr"] for _ in range(3)]
 
     first, again, other = (
-        Study.join(open_storage(f"sqlite:///{tmp_path}/{name}.db"), spec, seed)
+        Study.join(open_storage(f"sqlite:///{tmp_path}/{name}.db"), SPEC, seed)
         for name, seed in (("first", 0), ("again", 0), ("other", 1))
     )
-    joined = Study.join(first.storage, spec, seed=0)
+    joined = Study.join(first.storage, SPEC, seed=0)
     assert [first.created, joined.created] == [True, False]
     wanted = rates(first)
     assert wanted[0] == 1e-3
     assert rates(again) == wanted
     assert rates(other)[1:] != wanted[1:]
     assert not {*rates(joined)} & {*wanted}
-
-
-@pytest.mark.parametrize(
-    ("values", "shown"),
-    [
-        ({}, "the settings as they are"),
-        ({"lr": 0.00123456, "epochs": 5, "norm": "keep"}, "lr 0.00123, epochs 5, norm keep"),
-    ],
-)
-def test_settings_are_shown_on_one_line(values: dict[str, object], shown: str) -> None:
-    assert shown_settings(values) == shown
 
 
 @pytest.mark.parametrize(
@@ -278,6 +250,7 @@ STORAGES = [
     ("sqlite:///.", r"cannot be used: .* is a folder"),
     ("sqlite:///images.txt", r"cannot be used \(.*file is not a database\)"),
     ("sqlite://", r"storage=sqlite:// is forgotten when this command ends: name a file"),
+    ("optuna.db", r"write it like sqlite:///optuna.db"),
     ("sqlite:///:memory:", r"is forgotten when this command ends"),
     ("journal:////nowhere/o.journal", r"cannot be used: there is no folder /nowhere$"),
     ("journal:///images.txt", r"images\.txt is no journal of Optuna: name another file"),
@@ -336,23 +309,6 @@ def test_studies_that_cannot_be_read_are_missed_before_images_are_read(
     assert mlflow.search_runs(["0"], output_format="list") == []
 
 
-def test_the_storage_may_be_named_by_the_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OPTUNA_STORAGE", "postgresql://me@host/optuna")
-    assert storage_url("", "http://host:5000") == "postgresql://me@host/optuna"
-    assert storage_url(" sqlite:///o.db ", "http://host:5000") == "sqlite:///o.db"
-
-
-def test_a_journal_that_is_there_may_be_named_as_to_optunas_own_command_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "o.journal").touch()
-    for given in ("o.journal", f"{tmp_path}/o.journal"):
-        assert storage_url(given, "sqlite:////data/m.db") == f"journal:///{tmp_path}/o.journal"
-
-
 @pytest.mark.parametrize("kind", ["sqlite", "journal", "postgresql"])
 def test_a_study_is_kept_gone_on_with_and_used_in_every_kind_of_storage(
     kind: str, command: Command, store: Path, request: pytest.FixtureRequest
@@ -394,35 +350,28 @@ def test_a_password_that_mlflow_run_has_recorded_is_told(
         assert "qqq" not in said
 
 
-def test_a_server_that_is_away_is_waited_for_and_said_once() -> None:
-    said: list[str] = []
-    answers: list[Exception | int] = [OSError("away"), OSError("still away"), 7]
+def test_a_storage_is_named_by_the_environment_or_by_a_journal_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPTUNA_STORAGE", "postgresql://me@host/optuna")
+    assert storage_url("", "http://host:5000") == "postgresql://me@host/optuna"
+    assert storage_url(" sqlite:///o.db ", "http://host:5000") == "sqlite:///o.db"
+    (tmp_path / "o.journal").touch()
+    for given in ("o.journal", f"{tmp_path}/o.journal"):
+        assert storage_url(given, "sqlite:////data/m.db") == f"journal:///{tmp_path}/o.journal"
+
+
+def test_a_server_that_is_away_is_waited_for_and_told_once_but_not_for_ever_nor_a_bug() -> None:
+    lines: list[str] = []
+    answers: list[Exception] = [OSError("away"), OSError("still away"), KeyError("bug")]
 
     def ask() -> int:
-        answer = answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    assert patiently(ask, (OSError,), said.append, every_s=0) == 7
-    assert said == ["note: waiting for a server (away)"]
-
-
-def test_a_server_that_stays_away_is_a_fault_in_the_end() -> None:
-    def ask() -> int:
-        raise OSError("away")
-
-    with pytest.raises(OSError, match="away"):
-        patiently(ask, (OSError,), lambda _: None, for_s=-1, every_s=0)
-
-
-def test_a_bug_is_not_waited_for() -> None:
-    asked: list[int] = []
-
-    def ask() -> int:
-        asked.append(1)
-        raise KeyError("bug")
+        raise answers.pop(0) if len(answers) > 1 else answers[0]
 
     with pytest.raises(KeyError, match="bug"):
-        patiently(ask, (OSError,), lambda _: None, every_s=0)
-    assert len(asked) == 1
+        patiently(ask, (OSError,), lines.append, every_s=0)
+    assert lines == ["note: waiting for a server (away)"]
+    answers = [OSError("away")]
+    with pytest.raises(OSError, match="away"):
+        patiently(ask, (OSError,), lines.append, for_s=-1, every_s=0)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import optuna
 import pandas as pd
 import pytest
 import yaml
 
-from pipeline.entries.table import perform
+from pipeline.cli import main
 from pipeline.errors import StudyError
 from pipeline.runs.session import Session
 from pipeline.settings.request import load_settings
 from pipeline.tracking import Tracking
 from pipeline.tuning.reuse import with_tuned
 from pipeline.tuning.storage import open_storage
-from tests.conftest import TINY, Command
+from tests.conftest import TINY, Command, enter_store, words_of, write_image_folder
+from tests.test_decide import inside
 from tests.test_run_stage import artifact, runs
 from tests.test_tuning import space_file, studies
 
@@ -60,39 +64,6 @@ def test_a_tuned_stage_takes_the_best_settings_says_whose_and_reproduces_the_tri
     assert run["metrics.best/val_acc"] == trial_run["metrics.best/val_acc"]
     for tag in ("lineage_key", "checkpoint_sha256", "parent_run_id"):
         assert run[f"tags.{tag}"] == trial_run[f"tags.{tag}"], tag
-
-
-def test_what_a_person_sets_wins_over_the_study(
-    command: Command, space: str, store: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert command("tune", stage="1", n_trials="2", space=space, **LOSS) == 0
-    epochs = {"stage1.epochs": "4"}
-    assert command("stage1", tuned="on", lr="0.02", **epochs) == 0
-    config = space_file(store, "stage1:\n  norm: adapt\n", "config.yaml")
-    assert command("stage1", tuned="on", config=config, **epochs) == 0
-    by_option, by_file = runs().iloc[-2], runs().iloc[-1]
-    assert [by_option["params.lr"], by_option["params.norm"]] == ["0.02", "keep"]
-    assert [by_file["params.lr"], by_file["params.norm"]] == ["1e-07", "adapt"]
-
-
-def test_the_best_settings_can_be_used_as_a_file(command: Command, space: str) -> None:
-    assert command("tune", stage="1", n_trials="2", space=space, **LOSS) == 0
-    best = artifact(runs("study")["run_id"][0], "best.yaml")
-    # all that the study held fixed stands in it, too
-    values = yaml.safe_load(best.read_text())
-    assert [values["stage1.epochs"], values["stage1.lr"]] == [4, 1e-07]
-    assert command("stage1", config=str(best), **{"stage1.epochs": "4"}) == 0
-    trial_run, run = runs().iloc[-2], runs().iloc[-1]
-    assert run["params.lr"] == "1e-07"
-    assert run["tags.lineage_key"] == trial_run["tags.lineage_key"]
-    assert run["tags.checkpoint_sha256"] == trial_run["tags.checkpoint_sha256"]
-
-
-def test_without_tuned_nothing_is_taken(command: Command, space: str) -> None:
-    assert command("tune", stage="1", n_trials="2", space=space, **LOSS) == 0
-    assert command("stage1", tuned="off") == 0
-    assert runs()["params.lr"].iloc[-1] == "0.003"
-    assert "tags.tuned_by" not in runs().iloc[-1].dropna()
 
 
 @pytest.mark.parametrize("pair", [({}, {}), ({"stage": "2"}, {"stage1.epochs": "1"})])
@@ -142,20 +113,6 @@ def test_a_study_matches_runs_that_differ_in_draw_seed_or_what_it_tuned(
             taken(change)
 
 
-def test_no_study_is_one_line_that_says_how_to_get_one(
-    command: Command, space: str, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert command("tune", stage="1", n_trials="1", space=space) == 0
-    trained = len(runs())
-    capfd.readouterr()
-    assert command("stage1", tuned="on", image_size="33") == 2
-    [line] = said_errors(capfd)
-    assert "tuned=true: no finished study in storage=sqlite:///" in line
-    assert "matches stage 1 of three_stage with mobilenet_v3_small on " in line
-    assert "has image_size=32 (here 33)): run `mlflow run . -e tune`" in line
-    assert len(runs()) == trained
-
-
 def test_of_studies_that_match_that_of_the_seed_is_taken_or_the_one_with_most_trials(
     command: Command, space: str, store: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -173,54 +130,6 @@ def test_of_studies_that_match_that_of_the_seed_is_taken_or_the_one_with_most_tr
         assert line.startswith(f"stage 1: tuned by study {study.study_name},")
         assert line.endswith(f" would match, too: {why}")
         assert all(other.study_name in line for other in by_size)
-
-
-def test_another_margin_that_changes_the_choice_is_announced(
-    command: Command, space: str, capfd: pytest.CaptureFixture[str]
-) -> None:
-    words = {**LOSS, "stage": "1", "n_trials": "2", "space": space}
-    assert command("tune", **words) == 0
-    assert "note: from now on" not in capfd.readouterr().out
-    assert command("tune", **{**words, "margin": "100"}) == 0
-    said = capfd.readouterr().out
-    assert "note: from now on tuned=true takes trial 0 of study stage1-" in said
-    assert "(margin=100), it was trial 1" in said
-
-
-def test_a_later_study_is_found_from_the_settings_that_it_was_made_from(
-    command: Command, space: str, store: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Stage 2 was tuned from stage 1 as it is, although a better one had been found."""
-    assert command("tune", **LOSS, stage="1", n_trials="2", space=space) == 0
-    second = {"stage1.epochs": "4", "stage": "2", "n_trials": "1", "space": space}
-    assert command("tune", **second) == 0
-    [study] = [one for one in studies(store) if one.study_name.startswith("stage2-")]
-    capfd.readouterr()
-    assert command("stage2", **{"stage1.epochs": "4", "tuned": "on"}) == 0
-    assert f"stage 2: tuned by study {study.study_name}," in capfd.readouterr().out
-    assert command("stage1", **{"stage1.epochs": "4", "tuned": "on"}) == 0
-    assert "stage 1: tuned by study stage1-" in capfd.readouterr().out
-
-
-def test_an_unfinished_study_is_not_used(
-    command: Command, space: str, store: Path, image_folder: Path,
-    capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    def stop(line: str) -> None:
-        if line.startswith("trial 0:"):
-            raise KeyboardInterrupt
-
-    own = {"data": str(image_folder), "cache_dir": str(store / "cache"), **TINY}
-    with pytest.raises(KeyboardInterrupt):
-        perform("tune", {**own, "stage": "1", "n_trials": "2", "space": space}, say=stop)
-    [study] = studies(store)
-    capfd.readouterr()
-    assert command("stage1", tuned="on") == 2
-    [line] = said_errors(capfd)
-    assert f"tuned=true: study {study.study_name} in storage=sqlite:///" in line
-    assert "matches stage 1, but is not finished: go on with the `tune` command" in line
-    assert command("tune", stage="1", n_trials="2", space=space) == 0
-    assert command("stage1", tuned="on") == 0
 
 
 def test_without_a_storage_file_nothing_is_created(
@@ -281,52 +190,140 @@ def test_main_takes_every_stages_study_but_no_trials_run_as_its_result(
     assert artifact(trials["run_id"][1], "figures/learning_curves.png").exists()
 
 
-def test_a_lead_within_noise_leaves_the_defaults(
-    command: Command, space: str, store: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    words = {**LOSS, "margin": "100"}
-    assert command("tune", stage="1", n_trials="2", space=space, **words) == 0
-    [study] = studies(store)
-    assert study.best_trial.number == 1
-    assert study.user_attrs["chosen"] == 0
-    assert "less than 100 s.e.: the defaults stay" in capfd.readouterr().out
-    assert command("stage1", tuned="on", **{"stage1.epochs": "4"}) == 0
-    run = runs().iloc[-1]
-    assert run["metrics.best/val_loss"] == study.trials[0].value
-    assert "the defaults stay" in capfd.readouterr().out
-    # the same study, asked again with another margin
-    assert command("tune", stage="1", n_trials="2", space=space, **LOSS) == 0
-    [study] = studies(store)
-    assert study.user_attrs["chosen"] == 1
+@dataclass
+class Home:
+    """A store in which stage 1 was tuned: two trials, the second beats the defaults."""
+
+    folder: Path
+    options: dict[str, str]
+
+    def run(self, entry_point: str, **options: str) -> int:
+        return main(words_of(entry_point, {**self.options, **options}))
+
+    def tune(self, **options: str) -> int:
+        own = {"stage": "1", "n_trials": "2", "space": f"{self.folder}/space.yaml"}
+        return self.run("tune", **{**own, **LOSS, **options})
+
+    @property
+    def study(self) -> optuna.Study:
+        return next(one for one in studies(self.folder) if one.study_name.startswith("stage1-"))
 
 
-def test_the_lead_is_the_paired_difference_over_the_validation_images(
-    command: Command, space: str, store: Path
-) -> None:
-    assert command("tune", stage="1", n_trials="2", space=space, **LOSS) == 0
-    [study] = studies(store)
+@pytest.fixture(scope="module")
+def home_once(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Home:
+    base = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        folder = enter_store(base / "work", empty_database, patch)
+        space_file(folder, SPACE)
+        places = {"data": str(write_image_folder(base / "images")), "cache_dir": f"{folder}/cache"}
+        made = Home(folder, {**TINY, **places, "stage1.epochs": "4"})
+        assert made.tune() == 0
+        return made
+
+
+@pytest.fixture
+def home(home_once: Home) -> Iterator[Home]:
+    with inside(home_once.folder):
+        yield home_once
+
+
+def test_the_lead_is_the_paired_difference_over_the_validation_images(home: Home) -> None:
     first, second = (
         pd.read_csv(artifact(run_id, "evaluation/val_predictions.csv"))
-        for run_id in runs().sort_values("start_time")["run_id"]
+        for run_id in runs()["run_id"][:2]
     )
     assert list(first["image_sha256"]) == list(second["image_sha256"])
     difference = first["nll"] - second["nll"]
     mean, error = difference.mean(), difference.std(ddof=1) / len(difference) ** 0.5
-    found = re.search(r"by ([-\d.]+) \(s\.e\. ([\d.]+)\)", study.user_attrs["choice"])
+    found = re.search(r"by ([-\d.]+) \(s\.e\. ([\d.]+)\)", home.study.user_attrs["choice"])
     assert found
     assert [float(word) for word in found.groups()] == pytest.approx([mean, error], abs=1e-4)
 
 
-def test_a_study_of_before_there_were_columns_is_named_without_them(
-    command: Command, space: str, store: Path, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("words", "file", "taken"),
+    [
+        ({"tuned": "on", "lr": "0.02"}, "", ["0.02", "keep"]),
+        ({"tuned": "on"}, "stage1: {norm: adapt}\n", ["1e-07", "adapt"]),
+        ({"tuned": "off"}, "", ["0.003", "adapt"]),
+    ],
+)
+def test_what_a_person_sets_wins_and_without_tuned_nothing_is_taken(
+    home: Home, words: dict[str, str], file: str, taken: list[str]
 ) -> None:
-    assert command("tune", stage="1", n_trials="1", space=space) == 0
-    [study] = studies(store)
-    fixed = dict(study.user_attrs["fixed"])
-    for key in ("label_column", "image_column", "skip_unreadable"):
-        del fixed[key]
-    study.set_user_attr("fixed", fixed)
-    capfd.readouterr()
-    assert command("stage1", tuned="on", image_size="33") == 2
-    [error] = said_errors(capfd)
-    assert "has image_size=32 (here 33)): run" in error  # the only difference
+    config = {"config": space_file(home.folder, file, "config.yaml")} if file else {}
+    assert home.run("stage1", **words, **config) == 0
+    last = runs().iloc[-1]
+    assert [last["params.lr"], last["params.norm"]] == taken
+    assert ("tags.tuned_by" in last.dropna()) == (words["tuned"] == "on")
+
+
+def test_the_best_settings_can_be_used_as_a_file(home: Home) -> None:
+    best = artifact(runs("study")["run_id"][0], "best.yaml")
+    # all that the study held fixed stands in it, too
+    values = yaml.safe_load(best.read_text())
+    assert [values["stage1.epochs"], values["stage1.lr"]] == [4, 1e-07]
+    assert home.run("stage1", config=str(best)) == 0
+    trial_run, run = runs().iloc[1], runs().iloc[-1]
+    assert run["params.lr"] == "1e-07"
+    for tag in ("tags.lineage_key", "tags.checkpoint_sha256"):
+        assert run[tag] == trial_run[tag]
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_no_study_is_one_line_that_says_how_to_get_one(
+    home: Home, capfd: pytest.CaptureFixture[str], earlier: bool
+) -> None:
+    """A study of before there were columns does not name them: they are no difference."""
+    fixed, trained = home.study.user_attrs["fixed"], len(runs())
+    columns = ("label_column", "image_column", "skip_unreadable") if earlier else ()
+    named = {key: value for key, value in fixed.items() if key not in columns}
+    home.study.set_user_attr("fixed", named)
+    assert home.run("stage1", tuned="on", image_size="33") == 2
+    home.study.set_user_attr("fixed", fixed)
+    [line] = said_errors(capfd)
+    assert "tuned=true: no finished study in storage=sqlite:///" in line
+    assert "matches stage 1 of three_stage with mobilenet_v3_small on " in line
+    assert "has image_size=32 (here 33)): run `mlflow run . -e tune`" in line
+    assert len(runs()) == trained
+
+
+def test_a_lead_within_noise_leaves_the_defaults_and_another_choice_is_announced(
+    home: Home, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert (home.study.best_trial.number, home.study.user_attrs["chosen"]) == (1, 1)
+    assert home.tune(margin="100") == 0
+    told = capfd.readouterr().out
+    assert "less than 100 s.e.: the defaults stay" in told
+    assert "note: from now on tuned=true takes trial 0 of study stage1-" in told
+    assert "(margin=100), it was trial 1" in told
+    assert home.study.user_attrs["chosen"] == 0
+    assert home.run("stage1", tuned="on") == 0
+    assert runs().iloc[-1]["metrics.best/val_loss"] == home.study.trials[0].value
+    assert "the defaults stay" in capfd.readouterr().out
+    assert home.tune() == 0
+    assert home.study.user_attrs["chosen"] == 1
+
+
+def test_a_later_study_is_found_from_the_settings_that_it_was_made_from(
+    home: Home, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Stage 2 was tuned from stage 1 as it is, although a better one had been found."""
+    assert home.tune(stage="2", n_trials="1") == 0
+    name = studies(home.folder)[-1].study_name
+    assert name.startswith("stage2-")
+    for stage in ("2", "1"):
+        capfd.readouterr()
+        assert home.run(f"stage{stage}", tuned="on") == 0
+        told = capfd.readouterr().out
+        assert f"stage {stage}: tuned by study {name if stage == '2' else 'stage1-'}" in told
+
+
+def test_an_unfinished_study_is_not_used(home: Home, capfd: pytest.CaptureFixture[str]) -> None:
+    finished = home.study.user_attrs["finished"]
+    home.study.set_user_attr("finished", 0)
+    assert home.run("stage1", tuned="on") == 2
+    home.study.set_user_attr("finished", finished)
+    [line] = said_errors(capfd)
+    assert f"tuned=true: study {home.study.study_name} in storage=sqlite:///" in line
+    assert "matches stage 1, but is not finished: go on with the `tune` command" in line

@@ -86,14 +86,16 @@ def test_a_study_ends_with_as_many_trials_as_were_asked_for(finished: Finished) 
     assert states == ENDS
     assert "1 of 8 trials so far" in finished.said
     assert "8 trials (5 complete, 2 pruned, 1 failed): best val_acc 0.4167" in finished.said
-
-
-def test_the_first_trial_has_the_settings_of_an_untuned_run(finished: Finished) -> None:
-    first = finished.trials[0]
-    assert first.params == {"lr": 3e-4}
-    assert first.user_attrs["defaults"] == "inside the space"
+    for kind in ("tune", "study"):
+        assert {run.info.status for run in finished.runs(kind)} == {"FINISHED"}
+    first = finished.trials[0]  # the settings of an untuned run
+    assert (first.params, first.user_attrs["defaults"]) == ({"lr": 3e-4}, "inside the space")
     [stage_run] = finished.stage_runs_in(finished.run_of(first))
     assert stage_run.data.params["lr"] == "0.0003"
+    assert stage_run.data.tags["is_trial"] == "true"
+    held = {path.name for path in Path(stage_run.info.artifact_uri).iterdir()}
+    assert ("checkpoint" in held, "figures" in held) == (True, False)
+    assert "model_uri" not in stage_run.data.tags
 
 
 def test_trials_are_nested_in_the_study_and_stage_runs_in_trials(finished: Finished) -> None:
@@ -108,19 +110,12 @@ def test_trials_are_nested_in_the_study_and_stage_runs_in_trials(finished: Finis
     assert len(finished.runs("tune")) == 2
 
 
-def test_no_run_is_left_running(finished: Finished) -> None:
-    for kind in ("tune", "study"):
-        assert {run.info.status for run in finished.runs(kind)} == {"FINISHED"}
-    for trial in finished.trials:
-        run = finished.run_of(trial)
-        nested = {inner.info.status for inner in finished.stage_runs_in(run)}
-        assert run.info.status == STATES[trial.state][0]
-        assert nested <= {run.info.status}
-
-
 def test_a_trials_run_has_its_settings_value_state_and_signals(finished: Finished) -> None:
     for trial in finished.trials:
         run = finished.run_of(trial)
+        status = STATES[trial.state][0]
+        assert run.info.status == status
+        assert {inner.info.status for inner in finished.stage_runs_in(run)} <= {status}
         assert run.data.params == {"lr": str(trial.params["lr"])}
         assert run.data.tags["trial_state"] == STATES[trial.state][1]
         assert run.data.tags["study"] == finished.study.study_name
@@ -194,23 +189,15 @@ def test_the_best_value_is_that_of_a_recount_in_mlflow(finished: Finished) -> No
         "trials/interrupted": 0,
         "trials/waiting": 0,
     }
+    history = finished.client.get_metric_history
+    complete = {t.number: t.value for t in finished.trials if t.state == TrialState.COMPLETE}
+    assert {p.step: p.value for p in history(study_run.info.run_id, "trial/value")} == complete
+    best = sorted(history(study_run.info.run_id, "best/value"), key=lambda point: point.step)
+    assert [p.value for p in best] == sorted(p.value for p in best)
     tune_run = finished.runs("tune")[-1]
     assert tune_run.data.metrics["stage1/best_value"] == values[best_run_id]
     assert tune_run.data.tags["study.stage1"] == finished.study.study_name
     assert tune_run.data.tags["run.stage1"] == study_run.info.run_id
-
-
-def test_the_study_run_draws_values_and_the_best_so_far(finished: Finished) -> None:
-    [study_run] = finished.runs("study")
-    points = finished.client.get_metric_history(study_run.info.run_id, "trial/value")
-    complete = [t for t in finished.trials if t.state == TrialState.COMPLETE]
-    assert {p.step: p.value for p in points} == {t.number: t.value for t in complete}
-    points = finished.client.get_metric_history(study_run.info.run_id, "best/value")
-    assert [p.value for p in sorted(points, key=lambda p: p.step)] == sorted(
-        p.value for p in points
-    )
-    assert {p.step for p in points} <= set(range(1, 9))
-    assert study_run.data.metrics["best/value"] == max(t.value or 0.0 for t in complete)
 
 
 def test_the_study_run_holds_a_table_of_trials_pictures_and_how_to_go_on(
@@ -238,17 +225,6 @@ def test_the_study_run_holds_a_table_of_trials_pictures_and_how_to_go_on(
         f"`{finished.study.study_name}`**: stage 1 of `full`, judged by val_acc on draws 0" in note
     )
     assert "mlflow run . -e stage1 -P tuned=true" in note
-
-
-def test_a_trials_stage_run_has_a_checkpoint_but_neither_pictures_nor_a_model(
-    finished: Finished,
-) -> None:
-    [stage_run] = finished.stage_runs_in(finished.run_of(finished.trials[0]))
-    assert stage_run.data.tags["is_trial"] == "true"
-    held = {path.name for path in Path(stage_run.info.artifact_uri).iterdir()}
-    assert "checkpoint" in held
-    assert "figures" not in held
-    assert "model_uri" not in stage_run.data.tags
 
 
 TUNE = {"stage": "1", "stage1.epochs": "2", "n_trials": "1"}

@@ -18,7 +18,7 @@ from pipeline.data.draws import Draw
 from pipeline.data.images import digest_image
 from pipeline.errors import DataError
 from tests.conftest import class_image
-from tests.helpers import fill, make_draw, opened
+from tests.helpers import fill, make_draw, opened, refused
 
 
 def damaged(root: Path, count: int = 6, bad: int = 0) -> Path:
@@ -131,6 +131,48 @@ def test_the_depth_is_that_of_the_training_images_in_every_split(
         assert isinstance(image, Image.Image)
         assert np.asarray(image).max() == round(brightest * 255 / bits_top)
     assert drawn(tmp_path / "set").notes == []
+
+
+BITS_12 = np.arange(4096).reshape(64, 64)
+
+
+@pytest.mark.parametrize(
+    ("values", "strays", "known"),
+    [
+        (BITS_12.astype(np.uint16), [65535], (0, 4095)),
+        (BITS_12.astype(np.uint16) // 16, [4095], (0, 255)),
+        (BITS_12.astype(np.uint16), [50000, 60000, 65535], (0, 65535)),
+        (BITS_12.astype(np.int32) - 1024, [-32768], (-1024, 3071)),
+        (BITS_12 / np.float32(4095), [-9999, 3.4e38], (0, 1)),
+        (BITS_12 / np.float32(4095) * 30 + 280, [0, np.nan], (280, 310)),
+        (BITS_12 / np.float32(4095) - 20, [-9999], (-20, -19)),
+    ],
+)
+def test_a_value_far_from_all_others_sets_no_range(
+    values: np.ndarray, strays: list[float], known: tuple[float, float], tmp_path: Path
+) -> None:
+    """A marker, padding, or `no data`; a tail of several values, as of stars, is none."""
+    for label, name in enumerate(("cats", "dogs")):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            image = np.roll(values, 9 * label + number).astype(values.dtype)
+            for row, stray in enumerate(strays):
+                image[row, : 5 if number else 0] = stray
+            Image.fromarray(image).save(tmp_path / name / f"{number}.tiff")
+    source = opened(tmp_path)
+    assert [*source.pool.ranges.values()] == [pytest.approx(known)]
+    told = drawn(tmp_path).notes
+    assert bool(told) == (known == (0, 65535))
+    assert all("levels are left" in note for note in told)
+
+
+def test_images_without_a_finite_value_are_refused(tmp_path: Path) -> None:
+    for name in ("cats", "dogs"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.full((8, 8), np.nan, np.float32)).save(tmp_path / name / "0.tiff")
+    refused(tmp_path, "none of 2 training images looked at holds a finite value")
+    Image.fromarray(np.eye(8, dtype=np.float32)).save(tmp_path / "cats" / "1.tiff")
+    assert opened(tmp_path).pool.ranges == {"F": (0, 1)}
 
 
 @pytest.mark.parametrize(

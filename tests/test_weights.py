@@ -35,6 +35,9 @@ SMALL = "mobilenet_v3_small"
 HEAD = ("classifier.3.weight", "classifier.3.bias")
 BELOW = {"classifier.0.weight": (1024, 576), "classifier.0.bias": (1024,)}
 COUNT = 244
+ALL_MATCHED = (
+    f"{COUNT} of {COUNT} tensors matched, the classifier among them: it has as many classes"
+)
 CLOSED = "http://127.0.0.1:1"
 State = dict[str, Tensor]
 
@@ -101,7 +104,7 @@ def test_none_leaves_every_tensor_as_it_is(backbone: Backbone) -> None:
 
 def test_applied_weights_are_those_of_the_file(load: Load, state: State) -> None:
     pretrained = load(state)
-    assert pretrained.report.endswith(f"{COUNT} of {COUNT} tensors matched")
+    assert pretrained.report.endswith(ALL_MATCHED)
     backbone = build_backbone(SMALL, 4, seed=0)
     pretrained.apply(backbone)
     assert changed_names(state, copy_state(backbone)) == set()
@@ -123,7 +126,7 @@ def check_same(load: Load) -> Callable[..., None]:
     def check(content: object, state: State, note: str = "") -> None:
         plain, wrapped = load(state), load(content)
         assert wrapped.digest == plain.digest
-        assert wrapped.report.endswith(f"w.pth: {COUNT} of {COUNT} tensors matched{note}")
+        assert wrapped.report.endswith(f"w.pth: {ALL_MATCHED}{note}")
 
     return check
 
@@ -169,7 +172,7 @@ def test_a_prefix_that_all_names_share_is_taken_off_and_told(
             *("module.", {"module.projection.0.weight": 2, "module.prototypes": 1}),
             "prefix module., passed over 2 tensors (projection, prototypes)",
         ),
-        ("", {"fc.weight": 3}, "tensors matched, passed over 1 tensor (fc)"),
+        ("", {"fc.weight": 3}, "as many classes, passed over 1 tensor (fc)"),
     ],
 )
 def test_tensors_beside_the_network_are_passed_over_and_told(
@@ -290,6 +293,13 @@ def test_a_head_of_any_form_is_left_out_whole(
     assert pretrained.report.endswith(f"left out {' and '.join(own)} (new classes)")
     pretrained.apply(backbone)
     assert changed_names(before, copy_state(backbone)) & set(own) == set()
+
+
+def test_a_classifier_that_is_not_finite_is_left_out_and_told(state: State, load: Load) -> None:
+    state["classifier.3.bias"] = state["classifier.3.bias"] * math.nan
+    found = load(state)
+    assert found.report.endswith("left out classifier.3.weight and classifier.3.bias (not finite)")
+    assert all(tensor.isfinite().all() for tensor in found.tensors.values())
 
 
 def test_batch_counters_that_an_old_file_lacks_are_not_missed(state: State, load: Load) -> None:
@@ -491,6 +501,7 @@ def test_a_folder_is_no_file(tmp_path: Path, backbone: Backbone) -> None:
         (lambda _, v: v > 0, "are of whole numbers, truth values"),
         (lambda _, v: v.to(torch.complex64), "or complex numbers"),
         (lambda n, v: v - 9 if n.endswith("running_var") else v, "hold variances below zero"),
+        (lambda n, v: v * 0 if n.endswith("running_var") else v, "variances that are all zero"),
         (lambda _, v: torch.zeros_like(v), "are all zeros"),
         (lambda _, v: v.to("meta"), "hold no values"),
         (lambda n, v: v * math.nan if n.endswith("0.0.weight") else v, "are not finite numbers"),

@@ -1,1 +1,1 @@
-"""Two arms held against each other: pairs, their costs, decisions and comparisons."""
+"""Two arms compared: pairs, their costs, decisions and comparisons."""

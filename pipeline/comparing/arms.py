@@ -1,19 +1,20 @@
 """The arms of a comparison: schedules that see the same images for the same number of steps.
 
-In: a resolved treatment, and the name of a schedule to hold against it. Out: that schedule's
-settings at equal optimizer steps. Pure functions.
+In: a resolved treatment, and a schedule to compare it with. Out: that schedule's settings at equal
+optimizer steps. Pure functions.
 
 Stages that an arm has in common with the treatment keep its settings, so they are the same runs.
-The steps that are left go to the arm's other stages: to the first of them all that the treatment
-spent before the matching one. A stage that begins as the treatment does keeps its settings, too. A
-stage that goes on with the one before has the settings of the treatment's stage that it is held
-against: the arms differ in what they train, not in how.
+The arm's other stages share the steps that are left: the first of them gets all that the treatment
+spent before the matching stage. A stage that begins as the treatment does keeps the treatment's
+settings, too. A stage that continues the one before has the settings of the treatment's stage in
+its place: the arms differ in what they train, not in how.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Literal
 
 from pipeline.errors import SettingsError
@@ -26,7 +27,7 @@ QUESTIONS: Mapping[Literal["stage2", "stage3"], tuple[int, str]] = {
     "stage2": (2, "stage1_continued"),
     "stage3": (3, "stage2_continued"),
 }
-"""The stage of `three_stage` that is judged, and the control it is held against."""
+"""The stage of `three_stage` that is judged, and its control."""
 
 EXTRA_ARMS = ("full", "lp_ft")
 """Schedules that are run for show, where `beside` asks for them."""
@@ -34,11 +35,7 @@ EXTRA_ARMS = ("full", "lp_ft")
 
 @dataclass(frozen=True)
 class Arm:
-    """A schedule up to one of its stages, whose result counts.
-
-    Attributes:
-        is_stage: what is judged is its last stage alone, against going on with the one before.
-    """
+    """A schedule up to stage `last`; `is_stage`: that stage alone is judged."""
 
     name: str
     settings: Settings
@@ -47,23 +44,23 @@ class Arm:
 
     @property
     def schedule(self) -> Schedule:
-        """The schedule that its settings name."""
+        """The schedule in the settings."""
         return schedule_of(self.settings.schedule)
 
     @property
     def words(self) -> str:
-        """Its name in a sentence."""
+        """The arm's name in a sentence."""
         return f"stage {self.last}" if self.is_stage else self.schedule.words
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TunedArm:
     """An arm after tuning.
 
     Attributes:
-        val: the chosen trial's validation metrics, means over the tuning draws, as objectives are
-            named; empty where its run is gone.
-        studies: name by stage number.
+        val: the chosen trial's validation metrics by objective, means over the tuning draws; empty
+            where its run is gone.
+        studies: names by stage number.
         run_ids: the studies' MLflow runs.
     """
 
@@ -104,18 +101,14 @@ def arms_of(decide: DecideSettings, request: Request) -> tuple[Arm, Arm]:
 
 
 def check_comparable(settings: Settings) -> None:
-    """Refuse what runs that are to be compared cannot have.
-
-    Raises:
-        SettingsError: says which setting.
-    """
+    """Raise SettingsError for settings with which no runs can be compared."""
     if not settings.reuse:
         raise SettingsError(
             "reuse=off: arms start from common runs, which are found by content: leave reuse out"
         )
     if settings.enforce_gate:
         raise SettingsError(
-            "enforce_gate=on: the gate reads finished draws, which are only made here: leave "
+            "enforce_gate=on: the gate reads finished draws, and this command makes them: leave "
             "enforce_gate out"
         )
 
@@ -125,14 +118,13 @@ def at_equal_steps(
 ) -> Arm:
     """Another schedule with as many optimizer steps as the treatment has up to its last stage.
 
-    `untuned`: the treatment before it was tuned; a stage that goes on with the one before starts
-    from its settings, as the stage that it is held against did.
+    `untuned`: the treatment before it was tuned, whose settings continued stages start from.
 
     Raises:
-        SettingsError: more stages than the treatment has steps for, or one that may stop early.
+        SettingsError: more stages than the treatment has steps for, or a stage may stop early.
     """
     settings, ours = treatment.settings, schedule.stages
-    theirs, shared = settings.stages[: treatment.last], shared_stages(treatment, schedule)
+    theirs, shared = settings.stages[: treatment.last], _shared_stages(treatment, schedule)
     if len(ours) > len(theirs):
         raise SettingsError(
             f"{len(ours) - shared} stages cannot share the steps of {len(theirs) - shared}: "
@@ -144,14 +136,19 @@ def at_equal_steps(
     own = request.of_no_stage().settings(schedule=str(schedule))
     bases: list[TrainSettings] = []
     for n in range(len(ours)):
-        if n < stages_alike(treatment, schedule):
+        if n < _stages_alike(treatment, schedule):
             bases.append(theirs[n])
-        elif goes_on(schedule, n + 1):
+        elif _is_continued(schedule, n + 1):
             bases.append((untuned or treatment).settings.stages[first + n - shared - 1])
         else:
             bases.append(own.stages[n])
     stages = tuple(_with_steps(*both) for both in zip(bases, steps_of, strict=True))
-    refuse_patience([*theirs, *stages])
+    for training in (*theirs, *stages):
+        if training.patience:
+            raise SettingsError(
+                f"patience={training.patience}: arms have equal optimizer steps, which stages "
+                "that stop early would not have: leave patience out (0)"
+            )
     run = {key: getattr(settings, key) for key in RUN_KEYS}
     arm_settings = Settings(**{**run, "schedule": str(schedule)}).model_copy(
         update={"stages": stages}
@@ -159,42 +156,24 @@ def at_equal_steps(
     return Arm(schedule.name, arm_settings, len(ours))
 
 
-def goes_on(schedule: Schedule, number: int) -> bool:
+def _is_continued(schedule: Schedule, number: int) -> bool:
     """Whether a stage of a schedule trains the same blocks as the one before."""
     trains = schedule.trains()
     return number > 1 and trains[number - 1] == trains[number - 2]
 
 
-def stages_alike(treatment: Arm, schedule: Schedule) -> int:
+def _stages_alike(treatment: Arm, schedule: Schedule) -> int:
     """How many stages of a schedule, from the first on, train what the treatment's train."""
-    ours, theirs = schedule.trains(), treatment.schedule.trains(treatment.last)
-    alike = 0
-    while alike < min(len(ours), len(theirs)) and ours[alike] == theirs[alike]:
-        alike += 1
-    return alike
+    both = zip(schedule.trains(), treatment.schedule.trains(treatment.last), strict=False)
+    return len(list(takewhile(lambda stages: stages[0] == stages[1], both)))
 
 
-def shared_stages(treatment: Arm, schedule: Schedule) -> int:
-    """How many stages a schedule at equal steps has in common with the treatment: the same runs.
+def _shared_stages(treatment: Arm, schedule: Schedule) -> int:
+    """How many runs a schedule at equal steps has in common with the treatment.
 
-    The last stage of either is never one: it has the steps that are left.
+    The last stage of either is never in common: it has the steps that are left.
     """
-    alike = stages_alike(treatment, schedule)
-    return min(alike, treatment.last - 1, len(schedule.stages) - 1)
-
-
-def refuse_patience(stages: Iterable[TrainSettings]) -> None:
-    """Nobody knows beforehand how many steps a stage has that may stop early.
-
-    Raises:
-        SettingsError: one of them may.
-    """
-    for training in stages:
-        if training.patience:
-            raise SettingsError(
-                f"patience={training.patience}: arms have equal optimizer steps, which those that "
-                "stop early would not have: leave patience out (0)"
-            )
+    return min(_stages_alike(treatment, schedule), treatment.last - 1, len(schedule.stages) - 1)
 
 
 def _with_steps(base: TrainSettings, group: Sequence[TrainSettings]) -> TrainSettings:
@@ -210,8 +189,8 @@ class Comparison:
 
     Attributes:
         extra_arms: arms that may be run for show.
-        general: training settings that are given for no single stage; every arm has them.
-        explicit: training settings of the treatment that are set by hand, by stage.
+        general: training settings of every stage of every arm, as typed.
+        explicit: names of the treatment's training settings that are set by hand, by stage.
     """
 
     request: Request
@@ -225,10 +204,10 @@ class Comparison:
 
 
 def comparison_of(request: Request) -> Comparison:
-    """What was asked for, understood; nothing slow is done.
+    """The comparison behind a request; nothing slow is done.
 
     Raises:
-        SettingsError, DesignError: what cannot be.
+        SettingsError, DesignError: a setting that cannot be used.
     """
     decide, tune = request.own_settings(DecideSettings), request.own_settings(TuneSettings)
     general = request.general
@@ -256,18 +235,16 @@ def comparison_of(request: Request) -> Comparison:
 def own_stages(plan: Comparison) -> dict[int, set[str]]:
     """The control's stages that are no runs of the treatment's, and what no study of them tunes.
 
-    Steps stay equal, and what was set by hand stays: for all stages, for one that begins alike, or
-    for the stage that one which goes on is held against.
+    Steps stay equal, and what was set by hand stays: for all stages, for a stage that begins as
+    the treatment does, or for the treatment's stage in the place of a continued one.
     """
-    control, alike = plan.control, stages_alike(plan.treatment, plan.control.schedule)
-    behind = plan.treatment.last - control.last
-    return {
-        number: {
-            "epochs",
-            "batch_size",
-            *plan.general,
-            *(plan.explicit[number] if number <= alike else ()),
-            *(plan.explicit[number + behind] if goes_on(control.schedule, number) else ()),
-        }
-        for number in range(shared_stages(plan.treatment, control.schedule) + 1, control.last + 1)
-    }
+    treatment, control = plan.treatment, plan.control
+    alike, behind = _stages_alike(treatment, control.schedule), treatment.last - control.last
+    kept = {}
+    for number in range(_shared_stages(treatment, control.schedule) + 1, control.last + 1):
+        kept[number] = {"epochs", "batch_size", *plan.general}
+        if number <= alike:
+            kept[number] |= plan.explicit[number]
+        if _is_continued(control.schedule, number):
+            kept[number] |= plan.explicit[number + behind]
+    return kept

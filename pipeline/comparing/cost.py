@@ -20,7 +20,7 @@ from pipeline.model.backbones import FORWARD_ORDER
 from pipeline.model.flops import training_operations
 from pipeline.model.freezing import set_trainable
 from pipeline.runs.session import Session
-from pipeline.settings.schedules import SCHEDULES
+from pipeline.settings.schedules import SCHEDULES, Stage
 from pipeline.signals.evidence import siblings_of
 from pipeline.system.processes import MACHINE, this_machine
 from pipeline.tracking import Tracking
@@ -56,22 +56,18 @@ def equal_steps(arms: Sequence[Arm], images: int) -> list[int]:
 
 
 def shown_steps(steps: Sequence[int]) -> str:
-    """`470`, or `470 and 464` where rounding keeps them apart."""
+    """`470`, or `470 and 464` where rounding to whole epochs keeps arms apart."""
     return " and ".join(map(str, dict.fromkeys(steps)))
 
 
 def operations_of(arm: Arm, classes: int) -> float:
     """Floating-point operations of all stages' training, without the frozen prefix."""
-    settings = arm.settings
-    an_epoch = settings.train_per_class * classes
-    return sum(
-        settings.training(number).epochs
-        * an_epoch
-        * training_operations(
-            settings.backbone, classes, settings.image_size, settings.stage(number)
-        )
-        for number in range(1, arm.last + 1)
-    )
+    of, total = arm.settings, 0.0
+    for number in range(1, arm.last + 1):
+        images = of.training(number).epochs * of.train_per_class * classes
+        stage = of.stage(number)
+        total += images * training_operations(of.backbone, classes, of.image_size, stage)
+    return total
 
 
 def seconds_a_draw(arms: Sequence[Arm], test_count: int, tracking: Tracking) -> float:
@@ -81,26 +77,22 @@ def seconds_a_draw(arms: Sequence[Arm], test_count: int, tracking: Tracking) -> 
     its operations say, at the speed of one measured step. The prefix cache is not touched.
     """
     session = Session.open(arms[0].settings, tracking, lambda _: None)
-    train, val, classes = (
-        len(session.draw.train),
-        len(session.draw.val),
-        session.draw.class_names,
-    )
+    train, val = len(session.draw.train), len(session.draw.val)
     forward_s, step_s = _seconds_an_image(session)
-    everything, size = SCHEDULES["full"].stage(1), session.settings.image_size
     stages = _distinct_stages(arms)
     augments = {arm.settings.training(number).augment for arm, number in stages}
     views = sum(distinct_views(augment) or session.settings.views or 10 for augment in augments)
     total = OVERHEAD_S + (len(arms) * test_count + train * views + val) * forward_s
-    whole = training_operations(session.backbone.name, len(classes), size, everything)
+
+    def operations(stage: Stage) -> float:
+        classes, size = len(session.draw.class_names), session.settings.image_size
+        return training_operations(session.backbone.name, classes, size, stage)
+
     for arm, number in stages:
-        before = _earlier_s(session, arm, number)
-        if not before:
-            stage, epochs = arm.settings.stage(number), arm.settings.training(number).epochs
-            operations = training_operations(session.backbone.name, len(classes), size, stage)
-            an_epoch = train * step_s + val * forward_s
-            before = epochs * an_epoch * operations / whole
-        total += before
+        share = operations(arm.settings.stage(number)) / operations(SCHEDULES["full"].stage(1))
+        epochs = arm.settings.training(number).epochs
+        measured = epochs * (train * step_s + val * forward_s) * share
+        total += _earlier_s(session, arm, number) or measured
     return total
 
 
@@ -138,13 +130,11 @@ def _seconds_an_image(session: Session) -> tuple[float, float]:
 
 
 def _distinct_stages(arms: Sequence[Arm]) -> list[tuple[Arm, int]]:
-    """Stages that are trained once for all arms."""
+    """Each stage that is trained once for all arms, with its number."""
     found: dict[str, tuple[Arm, int]] = {}
     for arm in arms:
+        chain = ""
         for number in range(1, arm.last + 1):
-            chain = [
-                (arm.settings.stage(n).trainable, arm.settings.training(n))
-                for n in range(1, number + 1)
-            ]
-            found.setdefault(repr(chain), (arm, number))
+            chain += repr((arm.settings.stage(number).trainable, arm.settings.training(number)))
+            found.setdefault(chain, (arm, number))
     return list(found.values())

@@ -2,8 +2,8 @@
 
 In: a `Decision`, and the tags of its runs. Out: the page (`decision.md.j2`), as HTML that needs no
 other file and as Markdown, on the decision's MLflow run; tags `verdict` on the treatment's runs
-and on studies, `gate.…` on parents. These runs may be other people's: nothing that another
-decision or command has written is written over.
+and on studies, `gate.…` on parents. These runs may be other people's: what another decision or
+command has written stays.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pipeline.tracking import RunLog, RunView, Tracking
 
 PICTURE = "figures/gains.png"
 NOT_SHOWN = ("draw", "data_seed", "seed", "enforce_gate")
-"""Settings in which pairs differ, which have a table of their own, and one that is always off."""
+"""Settings that differ between pairs, which the table of pairs shows, and one that is off."""
 
 
 def log_decision(
@@ -37,11 +37,13 @@ def log_decision(
 ) -> None:
     """The report, the tags and the numbers; prints the verdict."""
     runs = [tracking.get(pair.treatment.run_id) for pair in decision.pairs]
-    gate = gate_of_parents(decision, tracking, runs, say)
-    page, figure = (
-        page_of(decision, runs, gate, _commits(decision, tracking)),
-        picture_of(decision),
-    )
+    gate, treatment = None, decision.treatment
+    if (treatment.name, treatment.last) == ("three_stage", 3):
+        parents = [tracking.get(run.tags["parent_run_id"]) for run in runs]
+        title = f"{len(parents)} pairs of a decision"
+        gate = gate_over(tracking, parents, treatment.settings, title, say, only_new=True)[0]
+    page = page_of(decision, runs, gate, _commits(decision, tracking))
+    figure = _picture_of(decision)
     log.figure(figure, PICTURE)
     log.text(page, "report.md")
     log.text(to_html(page, {PICTURE: figure}), "report.html")
@@ -56,7 +58,7 @@ def log_decision(
     say(f"report: report.html and report.md of run {log.run_id}")
 
 
-def picture_of(decision: Decision) -> Figure:
+def _picture_of(decision: Decision) -> Figure:
     """Every pair, mean, interval, ROPE, and the looks."""
     found = decision.verdict
     known = found.posterior
@@ -89,7 +91,7 @@ def page_of(
         words=METRICS[decision.metric].words,
         settings=settings,
         weights=Path(settings.weights).name,
-        data=Path(settings.data).name,
+        data=settings.data_name,
         steps=shown_steps(decision.steps),
         probability=partial(shown_probability, threshold=decision.design.threshold),
         stage_in_words=stage_in_words,
@@ -109,75 +111,53 @@ def page_of(
 
 def _commits(decision: Decision, tracking: Tracking) -> list[str]:
     """The commits of all runs of both arms, parents included: some may have been found."""
-    left = [arm.run_id for pair in decision.pairs for arm in (pair.treatment, pair.control)]
-    found: dict[str, str] = {"none": ""}
-    for run_id in left:
-        while run_id not in found:
-            run = tracking.get(run_id)
-            found[run_id], run_id = run.tags["git_commit"], run.tags["parent_run_id"]
+    found = {"none": ""}
+    for pair in decision.pairs:
+        for run_id in (pair.treatment.run_id, pair.control.run_id):
+            while run_id not in found:
+                run = tracking.get(run_id)
+                found[run_id], run_id = run.tags["git_commit"], run.tags["parent_run_id"]
     return sorted({*found.values()} - {""})
 
 
 def mark(decision: Decision, decision_run_id: str, run: RunView, tracking: Tracking) -> None:
-    """Tag a run with the verdict that rests on it, unless it carries that of another question.
+    """Tag a run with the verdict that rests on it, unless it carries another question's.
 
     Runs are found by content, so they may be another person's. The same question asked again, with
     as many pairs or more, has the last word.
     """
-    new = decision.tags
-    same = run.tags.get("verdict.question") == new["verdict.question"]
-    if "verdict" in run.tags and not (
-        same and int(run.tags["verdict.pairs"]) <= int(new["verdict.pairs"])
+    old, new = run.tags, decision.tags
+    is_same = old.get("verdict.question") == new["verdict.question"]
+    if "verdict" in old and not (
+        is_same and run.number("verdict.pairs") <= int(new["verdict.pairs"])
     ):
         return
-    tracking.add_tags(run.run_id, {**new, "decision_run_id": decision_run_id})
-
-
-def gate_of_parents(
-    decision: Decision, tracking: Tracking, runs: Sequence[RunView], say: Callable[[str], None]
-) -> Gate | None:
-    """The gate over the parents of stage 3, where stage 3 is what was judged."""
-    if (decision.treatment.name, decision.treatment.last) != ("three_stage", 3):
-        return None
-    parents = [tracking.get(run.tags["parent_run_id"]) for run in runs]
-    title = f"{len(parents)} pairs of a decision"
-    settings = decision.treatment.settings
-    return gate_over(tracking, parents, settings, title, say, only_new=True)[0]
+    tracking.writing(run.run_id).tags({**new, "decision_run_id": decision_run_id})
 
 
 def command_of(decision: Decision) -> str:
     """A command line that makes the same decision: what was asked, spelled out."""
-    asked = decision.asked
-    settings = asked.treatment.settings
-    keys = ["preset", *INHERITED_KEYS, "seed", "views", "precision"]
-    keys.remove("schedule")  # each arm has its own
-    values = {key: getattr(settings, key) for key in keys}
+    asked, design = decision.asked, decision.design
+    settings, treatment = asked.treatment.settings, decision.treatment
+    keys = ("preset", *INHERITED_KEYS, "seed", "views", "precision")
+    values = {key: getattr(settings, key) for key in keys if key != "schedule"}  # arms have own
     options = {key: value for key, value in values.items() if value != "" and value is not False}
-    options |= dict(asked.general)
-    for arm_stage in range(1, decision.treatment.last + 1):
-        training = settings.training(arm_stage).model_dump()
-        # what is tuned must stay open
-        kept = asked.explicit[arm_stage] if asked.decide.tune else training.keys()
-        options |= {f"stage{arm_stage}.{key}": training[key] for key in training if key in kept}
-    options |= {
-        "rope_pp": decision.design.rope_pp,
-        "looks": ",".join(map(str, decision.design.looks)),
-        "threshold": decision.design.threshold,
-    }
-    for key in ("beside", "register_as"):
-        if given := getattr(asked.decide, key):
-            options[key] = given
+    options |= asked.general
+    for number in range(1, treatment.last + 1):
+        for key, value in settings.training(number).model_dump().items():
+            if key in asked.explicit[number] or not asked.decide.tune:  # what is tuned stays open
+                options[f"stage{number}.{key}"] = value
+    options |= {"rope_pp": design.rope_pp, "looks": ",".join(map(str, design.looks))}
+    options["threshold"] = design.threshold
+    options |= {k: v for k in ("beside", "register_as") if (v := getattr(asked.decide, k))}
     if decision.metric != DEFAULT_SHARE:
         options["metric"] = decision.metric
     if asked.decide.tune:
-        tune = asked.tune
-        options |= {"tune": "on", "n_trials": tune.n_trials, "draws": tune.draws}
-        options |= {"objective": tune.objective, "margin": tune.margin}
-    if decision.treatment.is_stage:
-        options["question"] = f"stage{decision.treatment.last}"
+        study = ("n_trials", "draws", "objective", "margin")
+        options |= {"tune": "on", **{key: getattr(asked.tune, key) for key in study}}
+    if treatment.is_stage:
+        options["question"] = f"stage{treatment.last}"
     else:
-        options |= {
-            "treatment": decision.treatment.settings.schedule,
-            "control": decision.control.settings.schedule,
-        }
+        arms = {"treatment": treatment, "control": decision.control}
+        options |= {key: arm.settings.schedule for key, arm in arms.items()}
     return command_line("decide", options)

@@ -1,14 +1,14 @@
 """How many draws a pool of images holds for a comparison, and what to do where they are too few.
 
 In: settings, how many pairs are wanted, how many draws there are. Out: a `Pool`: disjoint draws as
-far as they reach; where not even the first look has them, resampled ones, which share images.
+far as they reach; resampled draws, which share images, where too few are left for the first look.
 
 Gains of resampled pairs are correlated, and the scale of their posterior is Nadeau and Bengio's
 (2003, Machine Learning 52, 239-281), s * sqrt(1 / n + rho / (1 - rho)). Their rho, which is
 n_test / (n_train + n_test), is meant for test images that are resampled, too. Here all pairs have
-the same ones, and rho is at most the share of its images that a draw has in common with another
-(Hoeffding 1948, Annals of Mathematical Statistics 19, 293-325: what a function of n images owes to
-c of them is at most c / n of its variance). Seeds are never in common: the truth lies below it.
+the same test images, and rho is at most the share of its images that a draw has in common with
+another (Hoeffding 1948, Annals of Mathematical Statistics 19, 293-325: what a function of n images
+owes to c of them is at most c / n of its variance). Seeds are never in common: rho lies below it.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Pool:
         first_draw: the first pair's draw; later pairs have the draws that follow.
         resampled: pairs share images.
         correction: rho / (1 - rho); 0 where pairs share no image.
-        looks: the design's looks, as far as the pool reaches.
-        sentence: the same in words.
+        looks: numbers of pairs at which a verdict may fall, as far as the pool reaches.
+        sentence: the pool in words.
     """
 
     first_draw: int
@@ -49,15 +49,9 @@ def pool_in(
     asked: str = "looks",
 ) -> Pool:
     """The pool that the images of a source make; see `pool_of`."""
-    per_class = settings.train_per_class, settings.val_per_class
-    return pool_of(
-        settings,
-        looks,
-        reserved=reserved,
-        held=draws_held(source, *per_class),
-        share=share_in_common(source, *per_class),
-        asked=asked,
-    )
+    sizes = settings.train_per_class, settings.val_per_class
+    held, share = draws_held(source, *sizes), share_in_common(source, *sizes)
+    return pool_of(settings, looks, reserved=reserved, held=held, share=share, asked=asked)
 
 
 def pool_of(
@@ -71,13 +65,9 @@ def pool_of(
 ) -> Pool:
     """The pool for pairs at these looks.
 
-    Args:
-        settings: of any arm.
-        looks: numbers of pairs at which a verdict may fall.
-        reserved: draws that tuning uses, from `settings.draw` on.
-        held: draws that the images make.
-        share: of its images that a draw has in common with one of another shuffle.
-        asked: the setting that says how many pairs there are.
+    `reserved`: draws that tuning uses, from `settings.draw` on. `held`: draws that the images
+    make. `share`: of its images that a draw has in common with a draw of another shuffle. `asked`:
+    the setting that says how many pairs there are.
 
     Raises:
         DesignError: no draw at all is left, or all pairs would have the same images.
@@ -86,18 +76,12 @@ def pool_of(
     left = held - first
     beyond = " beyond those used for tuning" if reserved else ""
     if left >= looks[-1]:
-        told = f"pairs are disjoint draws, of {left} that the pool holds{beyond}"
-        return Pool(first, False, 0.0, looks, told)
+        sentence = f"pairs are disjoint draws, of {left} that the pool holds{beyond}"
+        return Pool(first, False, 0.0, looks, sentence)
     if left >= looks[0]:
-        kept = tuple(look for look in looks if look < left)
-        return Pool(
-            first,
-            False,
-            0.0,
-            (*kept, left),
-            f"the pool holds {left} disjoint draws{beyond}, {looks[-1]} were asked for: it ends "
-            f"after {left} pairs",
-        )
+        sentence = f"the pool holds {left} disjoint draws{beyond}, {looks[-1]} were asked for: it "
+        sentence += f"ends after {left} pairs"
+        return Pool(first, False, 0.0, (*(n for n in looks if n < left), left), sentence)
     size = f"{settings.train_per_class} + {settings.val_per_class} images a class"
     if held < 1:
         raise DesignError(f"{settings.data} holds no draw of {size}: ask for fewer")
@@ -113,14 +97,11 @@ def pool_of(
             f"so that all {looks[0]} pairs would train on the same ones: ask for fewer, at best "
             f"for {max(1, settings.train_per_class // looks[0])}"
         )
-    return Pool(
-        0,
-        True,
-        share / (1 - share),
-        looks,
+    sentence = (
         f"the pool holds {max(left, 0)} disjoint draw{'' if left == 1 else 's'}{beyond}, "
         f"{looks[0]} are needed: pairs are resampled and share images ({share:.0%} of two draws, "
         "on average), which costs power"
         f"{', and tuning uses images of theirs' if reserved else ''}: fewer images a class"
-        f"{f', or {asked}={left},' if left > 1 else ''} would give disjoint draws",
+        f"{f', or {asked}={left},' if left > 1 else ''} would give disjoint draws"
     )
+    return Pool(0, True, share / (1 - share), looks, sentence)

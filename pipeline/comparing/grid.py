@@ -1,7 +1,7 @@
 """A grid of arms: every schedule on every backbone, all with the same optimizer steps.
 
 In: what was typed. Out: a `Grid`. Pure functions. Steps are those of the default schedule with the
-same settings; how another schedule shares them out is told in `arms.py`.
+same settings; `arms.py` says how another schedule shares the steps.
 """
 
 from __future__ import annotations

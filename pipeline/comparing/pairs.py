@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -26,7 +28,7 @@ from pipeline.system.digests import digest_values
 from pipeline.system.files import storage_faults
 from pipeline.system.interrupts import at_once
 from pipeline.system.memory import PEAK_METRIC
-from pipeline.tracking import RunView, Tracking
+from pipeline.tracking import Tracking
 from pipeline.tracking.history import Summary
 from pipeline.tracking.keys import TEST, VAL
 
@@ -46,37 +48,26 @@ class PairKey:
         return settings.model_copy(update=own)
 
 
-@dataclass(frozen=True)
-class ChainCost:
-    """What an arm's stages cost together, as their runs say.
-
-    Attributes:
-        training_s: seconds without the frozen prefix.
-        prefix_s: seconds for the prefix, which the first arm to need it pays for all.
-        trained: parameters of the largest stage.
-        peak_mib: the largest stage's peak memory; NaN where it could not be measured.
-    """
-
-    training_s: float
-    prefix_s: float
-    trained: int
-    peak_mib: float
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ArmResult:
-    """One arm on one pair.
+    """One arm on one pair: its last run, and what all its stages cost together.
 
     Attributes:
         val: the comparison's metric on the validation images, at the selected epoch; 0 to 1.
         test: the same on the test images.
-        chain: what all its stages cost together.
+        training_s: without the frozen prefix.
+        prefix_s: for the frozen prefix, which the first arm to need it pays for all.
+        trained: parameters of the largest stage.
+        peak_mib: the largest stage's peak memory; NaN where it could not be measured.
     """
 
     run_id: str
     val: float
     test: float
-    chain: ChainCost
+    training_s: float
+    prefix_s: float
+    trained: int
+    peak_mib: float
 
 
 Results = tuple[ArmResult, ...]
@@ -98,7 +89,7 @@ class Pair:
 
 
 def resolution_pp(test_images: int) -> float:
-    """What one test image is worth: gains are multiples of it."""
+    """What one test image is worth: gains are multiples of this."""
     return 100 / test_images
 
 
@@ -107,8 +98,8 @@ def pair_keys(pool: Pool, settings: Settings) -> list[PairKey]:
 
     Disjoint: draw after draw of one shuffle. Resampled: the first draw of a new shuffle for each
     pair, so that pairs share images; the shuffle by `data_seed` itself is left to tuning. The seed
-    moves on with the images: every source of chance does, and a draw has the same seed however
-    many draws tuning has used before it, so that its runs can be reused.
+    moves on with the images, and a draw has the same seed however many draws tuning has used
+    before it: its runs can be reused.
     """
     data_seed, seed, numbers = settings.data_seed, settings.seed, range(pool.looks[-1])
     if pool.resampled:
@@ -120,8 +111,8 @@ def pair_keys(pool: Pool, settings: Settings) -> list[PairKey]:
 def scored_prefix(arm: Arm, arms: Sequence[Arm]) -> tuple[str, ...]:
     """The blocks whose outputs an arm's scoring shares with the other arms', in forward order.
 
-    No stage of the arm trains them; they are the shortest such blocks of any arm that trains not
-    everything, so that one entry of the prefix cache serves as many arms as can be.
+    The shortest frozen prefix of any arm, so that one entry of the prefix cache serves as many
+    arms as can be; arms that train everything aside.
     """
     chains = [a.schedule.stages[: a.last] for a in (arm, *arms)]
     frozen = [min((stage.prefix for stage in chain), key=len) for chain in chains]
@@ -129,18 +120,30 @@ def scored_prefix(arm: Arm, arms: Sequence[Arm]) -> tuple[str, ...]:
     return min((p for p in frozen if p and p == own[: len(p)]), key=len, default=())
 
 
+def lock_folder(settings: Settings) -> Path:
+    """Where processes that divide pairs among them hold locks; made if need be.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    folder = cache_folder(settings) / "pairs"
+    with storage_faults("the cache", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            return folder
+
+
 @dataclass(kw_only=True)
 class PairRunner:
     """Runs the same arms on draw after draw.
 
     Attributes:
-        overlap: the images that accuracies are measured on, and which of them are no new ones,
-            after the pairs that are done.
+        overlap: the test images, and which of them the pairs that are done have seen.
         nested_under: the run that new runs are nested in.
         tell: a line about a finished pair.
         metric: of `METRICS`, what the arms are compared by.
-        only_new: nothing is said of pairs that were there already; whoever started this process
-            says it.
+        only_new: pairs that were found are not reported; the process that started this one
+            reports them.
         done: results in the order of `arms`, by the number of the pair.
     """
 
@@ -159,25 +162,23 @@ class PairRunner:
         self.test_digest = self.test.fingerprint()
 
     def run_all(self, keys: list[PairKey]) -> list[Results]:
-        """Every pair, found or run; those that another process is at come last."""
+        """Every pair, found or run; the pairs that another process works on come last."""
         later = [key for key in keys if key.number not in self.done and not self._try(key)]
         for key in later:
             self._try(key, wait=True)
         return [self.done[key.number] for key in keys]
 
     def _try(self, key: PairKey, *, wait: bool = False) -> bool:
-        """Run a pair unless another process is at it (`wait`: once it has finished)."""
-        folder = cache_folder(self.arms[0].settings) / "pairs"
+        """Run a pair unless another process works on it (`wait`: once that has finished)."""
+        folder = lock_folder(self.arms[0].settings)
         content = [
             arm.settings.model_copy(update={"draw": key.draw}).model_dump() | {"pair": str(key)}
             for arm in self.arms
         ]
         lock = FileLock(folder / f"{digest_values(content)}.lock")
         try:
-            with storage_faults("the cache", folder):
-                folder.mkdir(parents=True, exist_ok=True)
-                with at_once():
-                    held = lock.acquire(timeout=-1 if wait else 0)
+            with storage_faults("the cache", folder), at_once():
+                held = lock.acquire(timeout=-1 if wait else 0)
         except Timeout:
             return False
         with held:
@@ -187,15 +188,16 @@ class PairRunner:
     def _run(self, key: PairKey) -> Results:
         session = self._session(key, self.arms[0])
         self.overlap = self.overlap.after([session.draw])
-        results, new = [], False
+        summaries, found = [], []
         for arm in self.arms:
-            own = self._for_arm(session, key, arm)
-            summary = find_or_run(own, arm.last, self.nested_under)
-            results.append(self._scored(own, arm, summary))
-            new = new or not summary.reused
-        if new or not self.only_new:
-            self.say(f"{self.tell(key, tuple(results))}{'' if new else ' (reused)'}")
-        return tuple(results)
+            settings = session.resolved(key.apply(arm.settings))
+            own = replace(session, settings=settings, keys={}, done={})
+            summaries.append(find_or_run(own, arm.last, self.nested_under))
+            found.append(self._scored(own, arm, summaries[-1]))
+        results, reused = tuple(found), all(summary.reused for summary in summaries)
+        if not (reused and self.only_new):
+            self.say(f"{self.tell(key, results)}{' (reused)' if reused else ''}")
+        return results
 
     def completed(self, key: PairKey, arm: Arm) -> ArmResult:
         """An arm's result on a pair that is done, its run now with pictures and a served model."""
@@ -215,13 +217,8 @@ class PairRunner:
         session = Session.open(key.apply(arm.settings), self.tracking, lambda _: None)
         return replace(session, is_trial=True)
 
-    @staticmethod
-    def _for_arm(session: Session, key: PairKey, arm: Arm) -> Session:
-        settings = session.resolved(key.apply(arm.settings))
-        return replace(session, settings=settings, keys={}, done={})
-
     def _scored(self, session: Session, arm: Arm, summary: Summary) -> ArmResult:
-        """A run's score on the test images: as it was measured before, or measured now."""
+        """A run's score on the test images, measured before or now, and its chain's cost."""
         run = self.tracking.get(summary.run_id)
         measured = scored_on(self.test_digest, session.precision)
         alone = replace(self.overlap, seen=np.zeros_like(self.overlap.seen))
@@ -229,7 +226,7 @@ class PairRunner:
         if measured.items() <= run.tags.items() and TEST[self.metric] in run.metrics:
             test = run.metrics[TEST[self.metric]]
             if not counts.items() <= run.metrics.items():
-                self.tracking.add_metrics(run.run_id, counts)
+                self.tracking.writing(run.run_id).metrics(counts)
         else:
             prefix = scored_prefix(arm, self.arms)
             logits = logits_of(session, session.restore(run), self.test, prefix)
@@ -242,21 +239,16 @@ class PairRunner:
                     f"note: run {run.run_id} was scored on other test images before: its test/acc "
                     "stays, and this command counts what it measured now"
                 )
-        return ArmResult(
-            summary.run_id,
-            summary.metrics[VAL[self.metric]],
-            test,
-            self._chain_cost(run),
-        )
-
-    def _chain_cost(self, last: RunView) -> ChainCost:
-        chain = [last]
+        chain = [run]
         while (parent := chain[-1].tags["parent_run_id"]) != "none":
             chain.append(self.tracking.get(parent))
-        prefix_s = sum(run.metrics["time/prefix_s"] for run in chain)
-        return ChainCost(
-            sum(run.metrics["time/total_s"] for run in chain) - prefix_s,
-            prefix_s,
-            max(int(run.metrics["parameters/trainable"]) for run in chain),
-            float(np.max([run.metrics.get(PEAK_METRIC, math.nan) for run in chain])),
+        prefix_s = sum(one.metrics["time/prefix_s"] for one in chain)
+        return ArmResult(
+            run_id=summary.run_id,
+            val=summary.metrics[VAL[self.metric]],
+            test=test,
+            training_s=sum(one.metrics["time/total_s"] for one in chain) - prefix_s,
+            prefix_s=prefix_s,
+            trained=max(int(one.metrics["parameters/trainable"]) for one in chain),
+            peak_mib=float(np.max([one.metrics.get(PEAK_METRIC, math.nan) for one in chain])),
         )

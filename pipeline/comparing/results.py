@@ -32,12 +32,9 @@ SURE = 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class ArmCost:
-    """What an arm of a decision cost: means over pairs.
+    """What an arm of a decision cost: see `ArmResult`, means over pairs.
 
-    Attributes:
-        training_s: of all its stages, without the frozen prefix.
-        trained: parameters of its largest stage.
-        operations: floating-point operations of all its stages' training.
+    `operations`: floating-point operations of all its stages' training.
     """
 
     arm: Arm
@@ -60,7 +57,7 @@ class Decision:
     Attributes:
         asked: the comparison before tuning.
         beside: arms that were not judged, with their gains over the control on the first pairs.
-        test: how many images arms were scored on, and how many of them are no new ones.
+        test: how many images arms were scored on, and how many of these were seen before.
         tuned: what tuning came to, by arm; empty without tuning.
         operations: of the treatment's and of the control's training, from `cost.operations_of`.
     """
@@ -97,11 +94,10 @@ class Decision:
 
     @property
     def sentence(self) -> str:
-        """The verdict for those who will not read the rest."""
+        """The verdict in one sentence."""
         sentence = self.verdict.sentence(self.treatment.words, self.control.words)
-        if self.metric == DEFAULT_SHARE:
-            return sentence
-        return f"By {METRICS[self.metric].words}: {sentence}"
+        by = "" if self.metric == DEFAULT_SHARE else f"By {METRICS[self.metric].words}: "
+        return f"{by}{sentence}"
 
     @property
     def recommended(self) -> Arm:
@@ -154,7 +150,7 @@ class Decision:
 
     @property
     def question(self) -> str:
-        """What was asked, whatever the number of pairs: two arms, and what counts as a gain."""
+        """Digest of what was asked, without the number of pairs: two arms, and a gain's size."""
         arms = [
             [arm.name, *(arm.settings.training(n).model_dump() for n in range(1, arm.last + 1))]
             for arm in (self.treatment, self.control)
@@ -168,8 +164,8 @@ class Decision:
 def _cost(arm: Arm, operations: float, results: Sequence[ArmResult]) -> ArmCost:
     return ArmCost(
         arm=arm,
-        training_s=mean(result.chain.training_s for result in results),
-        trained=results[0].chain.trained,
+        training_s=mean(result.training_s for result in results),
+        trained=results[0].trained,
         operations=operations,
         val=mean(result.val for result in results),
         test=mean(result.test for result in results),
@@ -182,8 +178,8 @@ class Compared:
 
     Attributes:
         results: by backbone, a row a draw, in the order of the grid's arms.
-        test: how many images arms were scored on, and how many of them are no new ones.
         studies: names of the studies that an arm was tuned by, by backbone and schedule.
+        test: how many images arms were scored on, and how many of these were seen before.
     """
 
     grid: Grid
@@ -198,73 +194,61 @@ class Compared:
     @property
     def cells(self) -> list[Cell]:
         """Every backbone and schedule, in the order of the grid."""
-        return [
-            Cell(backbone, arm, [row[number] for row in self.results[backbone]])
-            for backbone, arms in self.grid.arms.items()
-            for number, arm in enumerate(arms)
-        ]
+        return [cell for backbone in self.grid.arms for cell in self.cells_of(backbone)]
 
     def cells_of(self, backbone: str) -> list[Cell]:
         """The schedules on one backbone, the baseline first."""
-        return [cell for cell in self.cells if cell.backbone == backbone]
+        rows = zip(*self.results[backbone], strict=True)
+        pairs = zip(self.grid.arms[backbone], rows, strict=True)
+        return [Cell(backbone, arm, results) for arm, results in pairs]
 
     def difference(self, one: Cell, other: Cell) -> Posterior:
         """What is believed about the metric of one minus that of another, draw by draw."""
-        return posterior(
-            one.test_pp - other.test_pp,
-            rope_pp=self.grid.compare.rope_pp,
-            correction=self.pool.correction,
-            resolution_pp=resolution_pp(self.test.images),
-        )
+        return self._posterior(one.test_pp - other.test_pp, rope_pp=self.grid.compare.rope_pp)
 
     def mean(self, cell: Cell) -> Posterior:
         """What is believed about a cell's metric, in per cent."""
-        return posterior(
-            cell.test_pp,
-            correction=self.pool.correction,
-            resolution_pp=resolution_pp(self.test.images),
-        )
+        return self._posterior(cell.test_pp)
+
+    def _posterior(self, values: Floats, **rope: float) -> Posterior:
+        correction, resolution = self.pool.correction, resolution_pp(self.test.images)
+        return posterior(values, correction=correction, resolution_pp=resolution, **rope)
 
     def frame(self) -> pd.DataFrame:
         """A row for each run."""
-        rows, metric = [], self.grid.compare.metric
-        for cell in self.cells:
-            for key, result in zip(self.keys, cell.results, strict=True):
-                rows.append(
-                    {
-                        "backbone": cell.backbone,
-                        "schedule": cell.arm.name,
-                        "draw": key.draw,
-                        "data_seed": key.data_seed,
-                        "seed": key.seed,
-                        flat(TEST[metric]): result.test,
-                        flat(VAL[metric]): result.val,
-                        "parameters_trained": result.chain.trained,
-                        "training_s": round(result.chain.training_s, 2),
-                        "prefix_s": round(result.chain.prefix_s, 2),
-                        "peak_mib": round(result.chain.peak_mib, 1),
-                        "run_id": result.run_id,
-                    }
-                )
-        return pd.DataFrame(rows)
+        metric = self.grid.compare.metric
+        return pd.DataFrame(
+            {
+                "backbone": cell.backbone,
+                "schedule": cell.arm.name,
+                "draw": key.draw,
+                "data_seed": key.data_seed,
+                "seed": key.seed,
+                flat(TEST[metric]): result.test,
+                flat(VAL[metric]): result.val,
+                "parameters_trained": result.trained,
+                "training_s": round(result.training_s, 2),
+                "prefix_s": round(result.prefix_s, 2),
+                "peak_mib": round(result.peak_mib, 1),
+                "run_id": result.run_id,
+            }
+            for cell in self.cells
+            for key, result in zip(self.keys, cell.results, strict=True)
+        )
 
     def summary(self) -> list[str]:
         """A sentence for each schedule against the baseline, over all backbones."""
-        lines = []
-        base = self.grid.baseline
-        for name in [arm.name for arm in next(iter(self.grid.arms.values()))][1:]:
-            known = {}
-            for backbone in self.grid.arms:
-                first, *others = self.cells_of(backbone)
-                cell = next(cell for cell in others if cell.arm.name == name)
-                known[backbone] = self.difference(cell, first)
-            rope = self.grid.compare.rope_pp
-            better = [b for b, p in known.items() if p.p_above >= SURE]
-            worse = [b for b, p in known.items() if p.p_below >= SURE]
+        lines, rope = [], self.grid.compare.rope_pp
+        rows = {backbone: self.cells_of(backbone) for backbone in self.grid.arms}
+        baseline, *others = next(iter(rows.values()))
+        for number, other in enumerate(others, start=1):
+            known = {b: self.difference(row[number], row[0]) for b, row in rows.items()}
             sizes = ", ".join(f"{b} {p.size}" for b, p in known.items())
+            better = sum(p.p_above >= SURE for p in known.values())
+            worse = sum(p.p_below >= SURE for p in known.values())
             lines.append(
-                f"{name} against {base}: {sizes}; better by more than {rope:g} pp on "
-                f"{len(better)} of {len(known)} backbones, worse on {len(worse)} "
+                f"{other.arm.name} against {baseline.arm.name}: {sizes}; better by more than "
+                f"{rope:g} pp on {better} of {len(known)} backbones, worse on {worse} "
                 f"(posterior probability {SURE} or more)"
             )
         return lines
@@ -286,9 +270,9 @@ class Cell:
     @property
     def training_s(self) -> float:
         """Seconds of all stages without the prefix, mean over draws."""
-        return float(np.mean([result.chain.training_s for result in self.results]))
+        return float(np.mean([result.training_s for result in self.results]))
 
     @property
     def peak_mib(self) -> float:
         """Peak memory, the largest of all draws; NaN where unknown."""
-        return float(np.max([result.chain.peak_mib for result in self.results]))
+        return float(np.max([result.peak_mib for result in self.results]))

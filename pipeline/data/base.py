@@ -32,6 +32,7 @@ from pipeline.data.images import (
     is_deep,
     range_of,
     to_rgb,
+    without_strays,
 )
 from pipeline.data.stored import Stored, spread
 from pipeline.errors import DataError, first_line
@@ -129,7 +130,10 @@ class Source:
     def classes_in_words(self) -> str:
         """The first class names, and how many images each has in the pool."""
         sizes = self.class_sizes(self.pool).tolist()
-        named = [one_line(name) for name in self.class_names[:SHOWN_CLASSES]]
+        named = [
+            one_line(name if name == name.strip() else repr(name))
+            for name in self.class_names[:SHOWN_CLASSES]
+        ]
         rest = sizes[len(named) :]
         more = f" and {len(rest)} more" if rest else ""
         if len(set(sizes)) == 1:
@@ -139,19 +143,31 @@ class Source:
         return f"{', '.join(shown)} images{more}{theirs}"
 
 
-def ranges_of(split: Split) -> Ranges:
-    """From which values deep images are scaled, as a sample of a split shows."""
+def ranges_of(split: Split, data: str) -> Ranges:
+    """From which values deep images are scaled, as a sample of a split shows.
+
+    Raises:
+        DataError: all of the sample are deep images without a finite value.
+    """
     ends: dict[str, list[float]] = {}
+    blank = 0
+    sampled = spread(len(split.labels))
     with suppress(Exception), warnings.catch_warnings():  # a damaged file is told elsewhere
         warnings.simplefilter("ignore")
-        for content in split.stored.read(spread(len(split.labels))):
+        for content in split.stored.read(sampled):
             with suppress(Exception), Image.open(io.BytesIO(content)) as image:
                 if is_deep(image):
                     upright, values = deep_values(image)
                     assert values is not None
-                    finite = values[np.isfinite(values)]
-                    ends.setdefault(upright.mode[0], []).extend((finite.min(), finite.max()))
-    return {kind: range_of(kind, min(found), max(found)) for kind, found in ends.items()}
+                    usual = without_strays(values)
+                    blank += not usual.size
+                    ends.setdefault(upright.mode[0], []).extend((usual.min(), usual.max()))
+    if blank and blank == len(sampled):
+        raise DataError(
+            f"data={data}: none of {blank} training images looked at holds a finite value (all "
+            "are NaN or infinite): store their pixels as finite numbers"
+        )
+    return {kind: range_of(kind, min(found), max(found)) for kind, found in ends.items() if found}
 
 
 def decode_image(image: Any, where: str, ranges: Ranges | None = None) -> Image.Image | Unreadable:  # noqa: ANN401
@@ -249,6 +265,7 @@ def notes_on(unreadable: Sequence[str], doubts: Sequence[str]) -> list[str]:
     if doubts:
         notes.append(
             f"deep images that may have lost what they show: {len(doubts)} "
-            f"({first_of(doubts, 3)}): store all images as 8-bit ones"
+            f"({first_of(doubts, 3)}): take stray values (markers, no data) out, "
+            "or store all images as 8-bit ones"
         )
     return notes

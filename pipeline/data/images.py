@@ -7,7 +7,8 @@ three colour channels, 16-bit greyscale with transparency (Pillow gives the uppe
 
 Deep images (more than 8 bits a channel) are scaled from one range for a whole data set, which
 `range_of` finds from the values of its training images: files of 16 bits hold 8, 10, 12 or 16 of
-them, and floating-point numbers lie where their author wants them. A picture that goes far beyond
+them, and floating-point numbers lie where their author wants them. One value far from all
+others of its image (a marker, padding, `no data`) sets no range. A picture that goes far beyond
 the range, or of which it leaves next to nothing, says so in `Image.info` under `DOUBT`.
 """
 
@@ -45,6 +46,8 @@ Ranges = Mapping[str, Range]
 DEEP_KINDS = {"I": "whole numbers", "F": "floating point", "R": "16-bit colour"}
 TOPS = (255, 1023, 4095, 65535)
 """Largest values of 8, 10, 12 and 16 bits."""
+_FEWEST_LEVELS = 16
+"""An image of fewer different values is a mask or a drawing: none of them is a stray."""
 DOUBT = "unfreeze: doubt"
 """Key of `Image.info`: what may have been lost when a deep image became one of 8 bits."""
 _LOW_BYTES = {
@@ -90,7 +93,11 @@ def deep_values(image: Image.Image) -> tuple[Image.Image, FloatArray | None]:
     high = np.asarray(image, dtype=np.float64)[..., :3]
     if high.max(initial=0) > TOPS[2] >> 8:
         return image, high * 257
-    return image, high * 256 + np.asarray(_upright(twin))[..., :3]
+    deep = np.asarray(image, dtype=np.float64) * 256 + np.asarray(_upright(twin))
+    top = range_of("R", 0, deep.max())[1]
+    if image.mode == "RGBA" and top < TOPS[-1]:  # as deep as the colours
+        image.putalpha(Image.fromarray(np.rint(deep[..., 3] * (255 / top)).astype(np.uint8)))
+    return image, deep[..., :3]
 
 
 def _twin_of_low_bytes(image: Image.Image) -> Image.Image | None:
@@ -123,7 +130,8 @@ def range_of(kind: str, low: float, high: float) -> Range:
     """The range of a data set whose finite values lie between these.
 
     Whole numbers fill 8, 10, 12 or 16 bits. Floating-point ones lie in 0 to 1, -1 to 1, or are
-    whole numbers; interpolation leads a little beyond. All others are taken as they are.
+    whole numbers; interpolation leads a little beyond. All others are taken as they are, and so
+    are those that would fill less than a 16th of such a range (kelvins, reflectances).
     """
     slack = 0.02 if kind == "F" else 0.0
     if kind == "F" and -1 - slack <= low < -0.1 and high <= 1 + slack:
@@ -131,23 +139,40 @@ def range_of(kind: str, low: float, high: float) -> Range:
     if low < -0.05 * high:
         return low, max(high, low + 1)
     tops = (1, *TOPS) if kind == "F" else TOPS
-    return 0, next((top for top in tops if high <= top * (1 + slack)), high)
+    top = next((top for top in tops if high <= top * (1 + slack)), high)
+    return (low, high) if kind == "F" and 0 < (high - low) * 16 < top else (0, top)
+
+
+def without_strays(values: FloatArray) -> FloatArray:
+    """The finite values, sorted, less the largest and the smallest where far from all others.
+
+    Far: four times as far as the others lie from each other. A tail of many values stays, as of
+    stars, and so do the values of a mask.
+    """
+    finite = np.sort(values[np.isfinite(values)])
+    levels = finite[np.diff(finite, prepend=-np.inf) > 0]
+    if len(levels) < _FEWEST_LEVELS:
+        return finite
+    far = 4 * (levels[-2] - levels[1])
+    low = levels[int(levels[1] - levels[0] > far)]
+    high = levels[-1 - int(levels[-1] - levels[-2] > far)]
+    return finite[np.searchsorted(finite, low) : np.searchsorted(finite, high, "right")]
 
 
 def _eight_bits(
     image: Image.Image, values: FloatArray, ranges: Ranges | None
 ) -> tuple[Image.Image, str]:
     """A deep image as one of 8 bits, and what may have been lost; not a number is black."""
-    kind, finite = image.mode[0], values[np.isfinite(values)]
-    own = range_of(kind, finite.min(), finite.max()) if finite.size else (0.0, 1.0)
+    kind, usual = image.mode[0], without_strays(values)
+    own = range_of(kind, usual.min(), usual.max()) if usual.size else (0.0, 1.0)
     low, high = (ranges or {}).get(kind, own)
     shown = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
     grey = np.clip(np.rint((shown - low) * (255 / (high - low))), 0, 255).astype(np.uint8)
     key = image.info.get("transparency")
     if isinstance(key, int):
         grey[values == key] = 255
-    doubt = _doubt(finite, grey, (low, high))
-    if ranges is not None and kind not in ranges:
+    doubt = _doubt(usual, (low, high))
+    if ranges is not None and kind not in ranges and usual.size:
         doubt = f"scaled by its own values, {low:g} to {high:g}, as no training image is deep"
     if values.ndim == 3 and high == TOPS[-1]:
         return image, doubt  # its upper bytes are what Pillow gives
@@ -157,17 +182,24 @@ def _eight_bits(
     return scaled, doubt
 
 
-def _doubt(values: FloatArray, grey: U8Array, known: Range) -> str:
+def _doubt(values: FloatArray, known: Range) -> str:
+    """What the range may have cost the middle 98% of an image's sorted values."""
+    if not values.size:
+        return "holds no finite value"
     low, high = known
     slack = 0.02 * (high - low)
     beyond = (values < low - slack) | (values > high + slack)
-    if values.size and beyond.mean() > 0.01:
+    if beyond.mean() > 0.01:
         return (
             f"holds values from {values.min():g} to {values.max():g}, the training images "
             f"{low:g} to {high:g}"
         )
-    levels, left = min(len(np.unique(values)), 256), len(np.unique(grey))
-    return f"{left} of {levels} levels are left" if left * 16 < levels else ""
+    tail = len(values) // 100
+    middle = values[tail : len(values) - tail]
+    scaled = np.rint((middle.clip(low, high) - low) * (255 / (high - low)))
+    left, levels = (int(np.count_nonzero(np.diff(of))) + 1 for of in (scaled, middle))
+    levels = min(levels, 256)  # 12 bits in a range of 16 are 17 of them
+    return f"{left} of {levels} levels are left" if left * 15 < levels else ""
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -9,6 +9,7 @@ for.
 from __future__ import annotations
 
 import socket
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from http.client import HTTPException
@@ -26,12 +27,14 @@ from pipeline.data.parquet.columns import holds_image_column
 from pipeline.data.parquet.read import open_parquet
 from pipeline.data.stored import stored_images
 from pipeline.errors import DataError, DownloadError, first_line
-from pipeline.system.files import holding
+from pipeline.system.files import holding, storage_faults, typed_path
 from pipeline.system.interrupts import at_once
 from pipeline.system.text import is_unicode, one_line
 
 NAMES = ("digits", "cifar10", "cifar100")
 """What `data` may be beside a path."""
+_UNSEEN = ("Cc", "Cf")
+"""Categories of Unicode's signs that have no shape: they steer, or join others."""
 DIGITS_TEST_PER_CLASS = 60
 DOWNLOAD_TIMEOUT_S = 30.0
 
@@ -46,7 +49,7 @@ def open_source(
         DownloadError: CIFAR is not in `cache_dir` and could not be fetched.
     """
     columns = {"label_column": label_column, "image_column": image_column}
-    path = Path(data).expanduser()
+    path = typed_path(data, "data")
     parquet, notes = ([], []) if data in NAMES else _parquet_files(data, path, image_column)
     for key, name in columns.items():
         if name and not parquet:
@@ -57,11 +60,11 @@ def open_source(
         return _open_cifar(data, cache_dir / "data")
 
     source = open_parquet(path, parquet, **columns) if parquet else open_image_folder(path)
-    _check_classes(data, source.class_names)
+    notes += _check_classes(data, source.class_names)
     if source.test and not len(source.test.labels):
         notes.append("the test split holds no image: it is left out")
         source = replace(source, test=None)
-    ranges = ranges_of(source.pool)
+    ranges = ranges_of(source.pool, data)
     pool, val, test = (
         split and replace(split, ranges=ranges) for split in (source.pool, source.val, source.test)
     )
@@ -79,13 +82,21 @@ def _parquet_files(data: str, path: Path, image_column: str) -> tuple[list[Path]
 
     Tables without a column of images, which describe images in folders, are not the data.
     """
-    if not path.exists():
+    try:
+        is_file = path.is_file()
+        there = path.exists()
+    except (OSError, ValueError) as err:  # a folder above is closed, a name is too long
+        why = getattr(err, "strerror", None) or str(err)
+        raise DataError(
+            f"data={data}: cannot be read ({why}): pass a path that you may read"
+        ) from None
+    if not there:
         raise DataError(
             f"data={data}: neither digits, cifar10, cifar100 nor a path ({path.absolute()} does "
             "not exist): pass one of these, an image folder or a folder of parquet files"
         )
-    if path.is_file():
-        if path.suffix == ".parquet":
+    if is_file:
+        if path.suffix.lower() == ".parquet":
             return [path], []
         raise DataError(
             f"data={data}: a file that is not .parquet: pass an image folder or parquet files"
@@ -102,10 +113,17 @@ def _parquet_files(data: str, path: Path, image_column: str) -> tuple[list[Path]
     ]
 
 
-def _check_classes(data: str, names: Sequence[str]) -> None:
+def _check_classes(data: str, names: Sequence[str]) -> list[str]:
+    """A note on classes whose names look alike; refuses names that cannot be used."""
+    alike: dict[str, list[str]] = {}
     for name in names:
-        if not name.strip():
-            raise DataError(f"data={data}: a class has no name: give each class a name of its own")
+        shown = "".join(letter for letter in name if unicodedata.category(letter) not in _UNSEEN)
+        alike.setdefault(" ".join(shown.casefold().split()), []).append(name)
+        if not shown.strip():
+            raise DataError(
+                f"data={data}: a class has no name that can be seen ({name!a}): give each class a "
+                "name of its own"
+            )
         if not is_unicode(name):
             raise DataError(
                 f"data={data}: the class name {one_line(name)} is not UTF-8: rename it"
@@ -119,6 +137,12 @@ def _check_classes(data: str, names: Sequence[str]) -> None:
             f"data={data}: only one class ({one_line(names[0])}), a classifier needs two or more: "
             "add a class"
         )
+    return [
+        f"the classes {', '.join(map(repr, several))} differ in case, spaces or signs that are "
+        "not seen alone: if they are one class, put their images together"
+        for several in alike.values()
+        if len(several) > 1
+    ]
 
 
 def _open_digits() -> Source:
@@ -149,7 +173,8 @@ def _open_cifar(name: str, folder: Path) -> Source:
     from torchvision.datasets import CIFAR10, CIFAR100
 
     dataset: Any = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
-    folder.mkdir(parents=True, exist_ok=True)
+    with storage_faults("the cache", folder):
+        folder.mkdir(parents=True, exist_ok=True)
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
     try:

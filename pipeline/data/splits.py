@@ -20,8 +20,9 @@ _ANYWHERE = re.compile("|".join(sorted(SPLIT_NAMES, key=len, reverse=True)))
 
 
 def words_of(name: str) -> set[str]:
-    """`trainSet_2` has the words train and set."""
-    return set(re.findall("[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()))
+    """`trainSet_2` has the words train and set, `JPEGImages` has jpeg and images."""
+    parted = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
+    return set(re.findall("[a-z]+", parted.lower()))
 
 
 def splits_in(name: str) -> set[str]:

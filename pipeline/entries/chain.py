@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.entries.plans import StagePlan
@@ -63,10 +62,10 @@ def stage_entry(command: Command, plan: StagePlan) -> Summary:
 def _inheriting(command: Command, plan: StagePlan, parent: RunView) -> Settings:
     """The settings, with all that a parent run hands down."""
     inherited = inherit(parent)
-    settings = plan.request.settings(inherited)
+    settings = plan.request.settings(inherited, parent.run_id)
     check_agreement(settings, parent)
     check_places(settings, parent)
-    settings = settings.model_copy(update={"norm_stats": inherited["norm_stats"]})
+    settings = settings.model_copy(update={"norm_stats": parent.settings["norm_stats"]})
     taken = ", ".join(
         f"{key}={value}"
         for key in INHERITED_KEYS
@@ -103,7 +102,7 @@ def _tuned(
 def main_entry(command: Command, settings: Settings) -> list[Summary]:
     """Entry point main: every stage of the schedule, and a run that sums them up."""
     tracking = Tracking.connect()
-    data = Path(settings.data).name
+    data = settings.data_name
     name = f"{settings.stage(1).schedule} · {data} · {settings.backbone} · draw {settings.draw}"
     with tracking.explained():  # what is wrong with the images is told before a run is started
         studies = check_storage(command, tracking, must_exist=True) if command.tuned else None

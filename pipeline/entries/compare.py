@@ -118,7 +118,7 @@ def _tuned(grid: Grid, desk: Desk) -> tuple[Grid, Mapping[tuple[str, str], tuple
             kept = {
                 n: {"epochs", "batch_size", *explicit_keys_of_arm(grid, arm, n)} for n in stages
             }
-            done = tune_arm(desk.command, desk.tracking, tune, arm, stages, kept)
+            done = tune_arm(desk.command, desk.tracking, tune, arm, kept)
             tuned.setdefault(backbone, []).append(done.arm)
             studies[backbone, arm.name] = tuple(done.studies.values())
     return replace(grid, arms={name: tuple(arms) for name, arms in tuned.items()}), studies

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
-from pathlib import Path
 
 from pipeline.comparing.arms import Arm, Comparison, TunedArm, at_equal_steps, own_stages
 from pipeline.comparing.cost import equal_steps, operations_of, seconds_a_draw, shown_steps
@@ -131,14 +130,13 @@ def _tuned(plan: Comparison, desk: Desk) -> tuple[Comparison, tuple[TunedArm, ..
     from pipeline.tuning.tune_arm import tune_arm
 
     last = plan.treatment.last
-    stages, fixed = range(1, last + 1), plan.explicit
-    treatment = tune_arm(desk.command, desk.tracking, plan.tune, plan.treatment, stages, fixed)
+    treatment = tune_arm(desk.command, desk.tracking, plan.tune, plan.treatment, plan.explicit)
     control = at_equal_steps(treatment.arm, plan.control.schedule, plan.request, plan.treatment)
     equal_steps([treatment.arm, control], desk.images)
     fixed = own_stages(plan)
     trials = plan.tune.n_trials * (last - control.last + len(fixed))
     tune = plan.tune.model_copy(update={"n_trials": math.ceil(trials / len(fixed))})
-    tuned = tune_arm(desk.command, desk.tracking, tune, control, fixed, fixed)
+    tuned = tune_arm(desk.command, desk.tracking, tune, control, fixed)
     schedules = [arm.schedule for arm in plan.extra_arms]
     extra = tuple(at_equal_steps(treatment.arm, one, plan.request) for one in schedules)
     plan = replace(plan, treatment=treatment.arm, control=tuned.arm, extra_arms=extra)
@@ -207,9 +205,7 @@ def _register(decision: Decision, plan: Comparison, runner: PairRunner, log: Run
     result = runner.completed(decision.pairs[0].key, arm)
     run = runner.tracking.get(result.run_id)
     settings = arm.settings
-    name = plan.decide.register_as or usable_name(
-        f"{Path(settings.data).name}-{settings.backbone}"
-    )
+    name = plan.decide.register_as or usable_name(f"{settings.data_name}-{settings.backbone}")
     tags = {"verdict": decision.verdict.state, "decision_run_id": log.run_id}
     text = (
         f"{decision.sentence}\n\nRecommended: {arm.words}; this model, of the first pair, "

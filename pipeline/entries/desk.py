@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pipeline.comparing.arms import Arm
 from pipeline.comparing.draws import Pool, pool_in
-from pipeline.comparing.pairs import PairKey, PairRunner, Results, pair_keys
+from pipeline.comparing.pairs import PairKey, PairRunner, Results, lock_folder, pair_keys
 from pipeline.data.base import Source
 from pipeline.data.draws import check_readable
 from pipeline.data.overlap import Overlap, tuning_draws
@@ -57,6 +57,7 @@ class Desk:
         """
         if reserved:
             check_storage(command, tracking)
+        lock_folder(settings[0])
         for one in settings:
             source, _ = source_and_weights(one)
         first = settings[0]

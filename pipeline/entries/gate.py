@@ -51,7 +51,7 @@ def gate_entry(command: Command, plan: GateSettings) -> Gate:
                 f"gate needs a finished stage-2 run of schedule three_stage, run {run.run_id} is "
                 f"{other}: copy the id of one from the MLflow UI"
             )
-        settings = request.settings(settings_of(run))
+        settings = request.settings(settings_of(run), run.run_id)
         if request.options.keys() & set(PLACE_KEYS):
             session = Session.open(settings, tracking, lambda _: None)
             session.say = say

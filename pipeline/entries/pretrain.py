@@ -22,7 +22,7 @@ from pipeline.runs.run_stage import find_or_run
 from pipeline.runs.session import Session, source_of
 from pipeline.settings.run import Settings
 from pipeline.system.digests import digest_tensors
-from pipeline.system.files import storage_faults, write_atomically
+from pipeline.system.files import storage_faults, typed_path, write_atomically
 from pipeline.tracking import Tracking
 from pipeline.tracking.keys import VAL_ACC, flat
 
@@ -38,12 +38,12 @@ def pretrain_entry(command: Command, plan: PretrainPlan) -> Path:
         SettingsError, DataError: a place that cannot be written to, wrong images.
         StorageError: the file cannot be written.
     """
-    path = Path(plan.out).expanduser()
+    path = typed_path(plan.out)
     tracking = Tracking.connect()
     with tracking.explained():
         _check_place(path)
         settings = _sized(plan, command)
-        name = f"pretrain · {Path(settings.data).name} · {settings.backbone}"
+        name = f"pretrain · {settings.data_name} · {settings.backbone}"
         session = Session.open(settings, tracking, command.say, command.on_epoch)
         with tracking.run(name, {"kind": "pretrain"}, target=True) as log:
             summary = find_or_run(session, 1, log.run_id)

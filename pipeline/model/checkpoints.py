@@ -81,8 +81,10 @@ def load_checkpoint(
     backbone: Backbone,
     pretrained: Pretrained,
     class_names: tuple[str, ...],
-) -> None:
+) -> CheckpointInfo:
     """Put the checkpoint's model into `backbone`, which has the classes it was saved with.
+
+    Returns what the checkpoint is of; the caller knows which stage it should be.
 
     Raises:
         LineageError: the file is damaged, or was saved over other weights, another backbone, or
@@ -121,6 +123,7 @@ def load_checkpoint(
         raise LineageError(
             "the checkpoint and its weights do not add up to the model that was saved"
         )
+    return info
 
 
 def _same_bytes(one: Tensor, other: Tensor) -> bool:

@@ -15,12 +15,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pipeline.errors import WeightsError
+from pipeline.errors import SettingsError, WeightsError
 from pipeline.model.backbones import Backbone
 from pipeline.model.fitting import Layout, find_network
 from pipeline.model.published import fetch, is_published_name, published
 from pipeline.model.state_files import read_content
 from pipeline.system.digests import digest_file, digest_tensors
+from pipeline.system.files import typed_path
 from pipeline.system.text import first_of
 
 OWN = ("tiny_imagenet", "none")
@@ -67,8 +68,7 @@ class Weights:
     def fitted(self, backbone: Backbone) -> Pretrained:
         """The tensors for a backbone with its number of classes.
 
-        Raises:
-            WeightsError: a classifier that fits holds values that are not finite.
+        A classifier of as many classes is taken, if its values are finite: the report says so.
         """
         if self.state is None:
             return Pretrained("none", "none", {}, "weights none: every block starts at random")
@@ -77,7 +77,9 @@ class Weights:
         tensors = {
             name: self.state[name].to(target.dtype)
             for name, target in expected.items()
-            if name in self.state and self.state[name].shape == target.shape
+            if name in self.state
+            and self.state[name].shape == target.shape
+            and self.state[name].isfinite().all()
         }
         # half a classifier is of no use: its last layer needs the layers below it
         for part in (last, root):
@@ -85,13 +87,14 @@ class Weights:
             below = [name for name in whole if not name.startswith(f"{last}.")] or whole
             if not all(name in tensors for name in below):
                 tensors = {n: t for n, t in tensors.items() if n not in whole}
-        _check_finite(self.name, tensors)
         left_out = [n for n in expected if n not in tensors and n.startswith(f"{root}.")]
-        missing = f", left out {' and '.join(left_out)} (new classes)" if left_out else ""
-        report = (
-            f"weights {self.name}: {len(tensors)} of {len(expected)} tensors matched"
-            f"{missing}{self.note}"
-        )
+        broken = any(not tensor.isfinite().all() for tensor in self.state.values())
+        why = "not finite" if broken else "new classes"
+        head = ", the classifier among them: it has as many classes"
+        if left_out:
+            head = f", left out {' and '.join(left_out)} ({why})"
+        matched = f"{len(tensors)} of {len(expected)} tensors matched"
+        report = f"weights {self.name}: {matched}{head}{self.note}"
         return Pretrained(self.name, digest_tensors(tensors), tensors, report)
 
 
@@ -142,6 +145,10 @@ def _check_values(weights: str, trunk: Mapping[str, Tensor]) -> None:
             lambda: [n for n, t in values.items() if n.endswith("running_var") and (t < 0).any()],
         ),
         ("are all zeros", lambda: [] if any(t.any() for t in learned) else list(values)),
+        (
+            "hold variances that are all zero",
+            lambda: [n for n, t in values.items() if n.endswith("running_var") and not t.any()],
+        ),
     ]
     for fault, found in checks:
         if names := found():
@@ -174,7 +181,7 @@ def _path_of(weights: str, backbone: str) -> Path:
             "with the package",
         )
     try:
-        path = Path(weights).expanduser()
+        path = typed_path(weights)
         if path.is_dir():
             raise WeightsError(
                 f"weights={weights} is a folder: pass the .pth or .safetensors file in it"
@@ -182,7 +189,7 @@ def _path_of(weights: str, backbone: str) -> Path:
         if path.is_file():
             return path
         reason = f"{path.absolute()} {'is no file' if path.exists() else 'does not exist'}"
-    except (OSError, RuntimeError, ValueError) as err:  # permissions, a long name, no home
+    except (OSError, SettingsError, ValueError) as err:  # permissions, a long name, no home
         reason = getattr(err, "strerror", None) or str(err)
     raise WeightsError(
         f"weights={weights}: neither imagenet, tiny_imagenet, none, a name such as IMAGENET1K_V1 "

@@ -51,10 +51,12 @@ class ImageClassifier(PythonModel):  # type: ignore[misc, unused-ignore]
         """Class name and probabilities of each image in column `image`."""
         size, names = self.about["image_size"], self.about["class_names"]
         ranges = self.about.get("ranges")
-        images = [
-            fit_square(to_rgb(Image.open(io.BytesIO(content)), ranges), size)
-            for content in model_input["image"]
-        ]
+        images = []
+        for row, content in enumerate(model_input["image"]):
+            try:
+                images.append(fit_square(to_rgb(Image.open(io.BytesIO(content)), ranges), size))
+            except Exception as err:  # each format of Pillow raises its own
+                raise ValueError(f"the image in row {row} cannot be read ({err})") from err
         if not images:
             return pd.DataFrame(columns=["label", *names])
         batch = torch.from_numpy(np.stack(images)).float()

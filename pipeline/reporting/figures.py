@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -26,15 +27,30 @@ BLOCK_COLOURS = {
     "block1": "#b08cc0",
     "stem": "#d9a441",
 }
+PANELS = (
+    ("cross-entropy (nats)", 1, TRAIN_LOSS, VAL_LOSS),
+    ("accuracy (%)", 100, TRAIN_ACC, VAL_ACC),
+)
+STYLE: dict[Any, Any] = {
+    "figure.constrained_layout.use": True,
+    "figure.titlesize": 11,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.markersize": 3,
+}
+"""What every picture has, in matplotlib's own words."""
 MAX_LABELLED_CLASSES = 30
 MAX_NUMBERED_CLASSES = 15
 
 
 @contextmanager
 def best_effort(what: str, say: Callable[[str], None]) -> Iterator[None]:
-    """Pictures of a training that is over: one that cannot be drawn is a note, and no more.
+    """Pictures of a finished training: a picture that cannot be drawn becomes a note.
 
-    Faults of the store are raised as ever; letters that a font lacks are drawn as boxes.
+    Faults of the store are raised; letters that a font lacks are drawn as boxes.
     """
     try:
         with warnings.catch_warnings():
@@ -46,113 +62,99 @@ def best_effort(what: str, say: Callable[[str], None]) -> Iterator[None]:
         say(f"note: {what} could not be drawn ({first_line(err)}): nothing else is missing")
 
 
+@rc_context(STYLE)
 def learning_curves(title: str, history: History) -> Figure:
     """Loss and accuracy by epoch, side by side; the selected epoch is marked."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    figure.suptitle(title, fontsize=11)
-    loss_axes, acc_axes = figure.subplots(1, 2)
-    epochs = np.arange(1, len(history) + 1)
-    selected = history.selected
-    panels = [
-        (loss_axes, "cross-entropy (nats)", *_losses(history)),
-        (acc_axes, "accuracy (%)", *_accuracies(history)),
-    ]
-    for axes, label, train, val in panels:
-        axes.plot(epochs, train, "o-", ms=3, color=TRAIN_COLOUR, label="training")
-        axes.plot(epochs, val, "o-", ms=3, color=VAL_COLOUR, label="validation")
+    figure = Figure(figsize=(9, 3.6))
+    figure.suptitle(title)
+    for axes, panel in zip(figure.subplots(1, 2), PANELS, strict=True):
+        _plot_curves(axes, panel, history)
+        selected = history.selected
         axes.axvline(selected, color="0.6", lw=1, ls="--", label=f"selected epoch {selected}")
         axes.set_xlabel("epoch")
-        axes.set_ylabel(label)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.spines[["top", "right"]].set_visible(False)
-    loss_axes.legend(frameon=False, fontsize=8)
+    figure.axes[0].legend()
     return figure
 
 
-def _losses(history: History) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    return np.array(history[TRAIN_LOSS]), np.array(history[VAL_LOSS])
-
-
-def _accuracies(history: History) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    return 100 * np.array(history[TRAIN_ACC]), 100 * np.array(history[VAL_ACC])
-
-
+@rc_context(STYLE)
 def chain_curves(parts: Sequence[tuple[int, History]]) -> Figure:
     """Loss and accuracy of consecutive stages on one axis of epochs, stage boundaries marked.
 
     `parts`: each stage's number and history.
     """
-    figure = Figure(figsize=(10, 3.8), layout="constrained")
-    figure.suptitle("from stage to stage", fontsize=11)
-    loss_axes, acc_axes = figure.subplots(1, 2)
-    for axes, label in ((loss_axes, "cross-entropy (nats)"), (acc_axes, "accuracy (%)")):
-        axes.set_xlabel("epoch of the chain")
-        axes.set_ylabel(label)
-        axes.spines[["top", "right"]].set_visible(False)
-    start = 0
-    for number, history in parts:
-        epochs = start + np.arange(1, len(history) + 1)
-        panels = [(loss_axes, *_losses(history)), (acc_axes, *_accuracies(history))]
-        for axes, train, val in panels:
-            named = {"training": train, "validation": val}
-            for (name, values), colour in zip(
-                named.items(), (TRAIN_COLOUR, VAL_COLOUR), strict=True
-            ):
-                axes.plot(epochs, values, "o-", ms=3, color=colour)
-                if not start:
-                    axes.lines[-1].set_label(name)
-            marked = val[history.selected - 1]
-            axes.plot(start + history.selected, marked, "o", ms=9, mfc="none", color=VAL_COLOUR)
+    figure = Figure(figsize=(10, 3.8))
+    figure.suptitle("from stage to stage")
+    for axes, panel in zip(figure.subplots(1, 2), PANELS, strict=True):
+        start = 0
+        for number, history in parts:
+            val = _plot_curves(axes, panel, history, start)[history.selected - 1]
+            axes.plot(start + history.selected, val, "o", ms=9, mfc="none", color=VAL_COLOUR)
             if start:
                 axes.axvline(start + 0.5, color="0.6", lw=1, ls="--")
+            middle, above = start + len(history) / 2 + 0.5, axes.get_xaxis_transform()
             axes.text(
-                start + len(epochs) / 2 + 0.5,
-                1.0,
-                f"stage {number}",
-                transform=axes.get_xaxis_transform(),
-                ha="center",
-                va="bottom",
-                fontsize=9,
+                middle, 1, f"stage {number}", transform=above, ha="center", va="bottom", fontsize=9
             )
-        start += len(epochs)
-    loss_axes.legend(frameon=False, fontsize=8)
+            start += len(history)
+        axes.set_xlabel("epoch of the chain")
+    figure.axes[0].legend()
     return figure
 
 
+def _plot_curves(
+    axes: Axes, panel: tuple[str, int, str, str], history: History, start: int = 0
+) -> NDArray[np.float64]:
+    """Training and validation from the epoch after `start`; returns the validation's values."""
+    label, scale, *names = panel
+    for name, metric, colour in zip(
+        ("training", "validation"), names, (TRAIN_COLOUR, VAL_COLOUR), strict=True
+    ):
+        values = scale * np.array(history[metric])
+        axes.plot(
+            start + _count(values), values, "o-", color=colour, label=None if start else name
+        )
+    axes.set_ylabel(label)
+    return values
+
+
+def _count(values: Sequence[object] | NDArray[np.float64]) -> NDArray[np.int64]:
+    return np.arange(1, len(values) + 1)
+
+
+@rc_context(STYLE)
 def by_block(title: str, risks: Sequence[Mapping[str, float]]) -> Figure:
     """Drift, CKA and relative gradient of each block, by epoch, from `RiskMeter.read`."""
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    figure = Figure(figsize=(11, 3.4))
+    figure.suptitle(title)
     panels = {
         "drift": "relative weight drift",
         "cka": "CKA with the start",
         "grad_relative": "gradient norm / weight norm",
     }
-    epochs = np.arange(1, len(risks) + 1)
     for axes, (kind, label) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         for name in risks[0]:
             measure, _, block = name.partition("/")
             if measure == kind:
                 values = [risk[name] for risk in risks]
-                axes.plot(
-                    epochs, values, "o-", ms=3, label=block, color=BLOCK_COLOURS.get(block, "0.4")
-                )
+                colour = BLOCK_COLOURS.get(block, "0.4")
+                axes.plot(_count(values), values, "o-", label=block, color=colour)
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.spines[["top", "right"]].set_visible(False)
-        if kind == "grad_relative":
-            axes.set_yscale("log")
-    figure.axes[0].legend(frameon=False, fontsize=8)
+    axes.set_yscale("log")
+    figure.axes[0].legend()
     return figure
 
 
+@rc_context(STYLE | {"axes.spines.top": True, "axes.spines.right": True})
 def confusion_matrix(title: str, matrix: NDArray[np.int64], class_names: Sequence[str]) -> Figure:
     """Counts of true class (rows) against predicted class (columns), shaded by row share."""
     count = len(class_names)
     side = min(12.0, max(4.0, 1.8 + 0.42 * count))
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    figure = Figure(figsize=(side + 0.8, side))
     axes = figure.subplots()
+    # rows of classes without images stay 0
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
@@ -168,10 +170,11 @@ def confusion_matrix(title: str, matrix: NDArray[np.int64], class_names: Sequenc
             axes.text(column, row, number, ha="center", va="center", fontsize=7, color=colour)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    axes.set_title(title, fontsize=11)
+    axes.set_title(title)
     return figure
 
 
+@rc_context(STYLE)
 def gains_picture(
     title: str,
     gains_pp: Sequence[float],
@@ -184,19 +187,18 @@ def gains_picture(
 
     `path`: pairs, P(gain > ROPE), P(inside), P(gain < -ROPE) of each look.
     """
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    figure = Figure(figsize=(9, 3.8))
+    figure.suptitle(title)
     gains, looks = figure.subplots(1, 2, width_ratios=[3, 2])
-    numbers = np.arange(1, len(gains_pp) + 1)
     gains.axhspan(-rope_pp, rope_pp, color="0.9", label=f"not worth it (±{rope_pp:g} pp)")
     gains.axhspan(*interval_pp, color=TRAIN_COLOUR, alpha=0.25, label="95% interval of the mean")
     gains.axhline(mean_pp, color=TRAIN_COLOUR, lw=1.5, label=f"mean {mean_pp:+.2f} pp")
     gains.axhline(0, color="0.3", lw=0.8)
-    gains.plot(numbers, gains_pp, "o", ms=5, color=VAL_COLOUR, label="a pair")
+    gains.plot(_count(gains_pp), gains_pp, "o", ms=5, color=VAL_COLOUR, label="a pair")
     gains.set_xlabel("pair")
     gains.set_ylabel("gain on test images (pp)")
     gains.xaxis.get_major_locator().set_params(integer=True)
-    gains.legend(frameon=False, fontsize=8)
+    gains.legend()
     left = np.zeros(len(path))
     labels = [str(pairs) for pairs, *_ in path]
     parts = [
@@ -210,9 +212,7 @@ def gains_picture(
     looks.set_xlim(0, 1)
     looks.set_xlabel("posterior probability")
     looks.set_ylabel("pairs at the look")
-    looks.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    for axes in (gains, looks):
-        axes.spines[["top", "right"]].set_visible(False)
+    looks.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure
 
 
@@ -229,16 +229,17 @@ class ArmRow:
     difference: tuple[float, float, float] | None
 
 
+@rc_context(STYLE)
 def comparison_picture(
     metric: str, rows: Sequence[ArmRow], baseline: str, rope_pp: float
 ) -> Figure:
     """Every arm's draws and interval by the metric; beside them differences to the baseline."""
-    figure = Figure(figsize=(10, 1.2 + 0.4 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(10, 1.2 + 0.4 * len(rows)))
     left, right = figure.subplots(1, 2, sharey=True)
     right.axvspan(-rope_pp, rope_pp, color="0.9", label=f"does not count (±{rope_pp:g} pp)")
     right.axvline(0, color="0.3", lw=0.8)
     for place, row in enumerate(rows):
-        left.plot(row.values, [place] * len(row.values), "o", ms=3, color="0.7")
+        left.plot(row.values, [place] * len(row.values), "o", color="0.7")
         _interval(left, place, row.mean, VAL_COLOUR)
         if row.difference:
             _interval(right, place, row.difference, TRAIN_COLOUR)
@@ -246,9 +247,7 @@ def comparison_picture(
     left.invert_yaxis()
     left.set_xlabel(f"{metric} on test images (%), draws and 95% interval")
     right.set_xlabel(f"difference to {baseline} (pp), 95% interval")
-    right.legend(frameon=False, fontsize=8)
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
+    right.legend()
     return figure
 
 

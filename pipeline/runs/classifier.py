@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from torch import nn
 
-from pipeline.errors import DataError, LineageError
+from pipeline.errors import DataError, LineageError, first_line
 from pipeline.model.served_model import ImageClassifier
 from pipeline.tracking import Tracking
 from pipeline.tracking.registry import load_python_model
@@ -55,9 +55,15 @@ class Classifier:
             images: paths, or the bytes of PNG, JPEG, ... files.
 
         Raises:
-            DataError: a file cannot be read.
+            DataError: a file cannot be read; says which.
         """
-        return self.served.predict(None, pd.DataFrame({"image": [*map(_content, images)]}))
+        table = pd.DataFrame({"image": [*map(_content, images)]})
+        try:
+            return self.served.predict(None, table)
+        except (OSError, ValueError) as err:  # a model of an earlier version does not say which
+            raise DataError(
+                f"{first_line(err)}: pass PNG, JPEG, ... images, rows from 0"
+            ) from None
 
 
 def _content(image: str | Path | bytes) -> bytes:

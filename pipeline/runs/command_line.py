@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
 
 from pipeline.data.open import NAMES
 from pipeline.model.pretrained import names_a_file
 from pipeline.settings.entry import NAMED_STAGES
+from pipeline.system.files import typed_path
 from pipeline.system.provenance import COMMAND, IS_CLONE
 
 
@@ -23,7 +23,7 @@ def command_line(entry_point: str, options: Mapping[str, object]) -> str:
     is_a_path = {"data": lambda data: data not in NAMES, "weights": names_a_file, "config": bool}
     for key, holds in is_a_path.items():
         if values.get(key) and holds(values[key]):
-            values[key] = str(Path(values[key]).expanduser().absolute())
+            values[key] = str(typed_path(values[key]).absolute())
     words = " ".join(f"-P {key}={shlex.quote(value)}" for key, value in values.items())
     local = " --env-manager local" if IS_CLONE else ""
     return f"{COMMAND} {entry_point}{local} {words}"

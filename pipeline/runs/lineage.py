@@ -14,15 +14,13 @@ has found them by their lineage key, which proves that they saw the same images.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 from pipeline.data.open import NAMES
 from pipeline.errors import LineageError
 from pipeline.model.pretrained import names_a_file
 from pipeline.settings.run import INHERITED_KEYS, PLACE_KEYS, THRESHOLD_KEYS, Settings
 from pipeline.settings.schedules import Stage
 from pipeline.system.digests import digest_values
+from pipeline.system.files import typed_path
 from pipeline.tracking import RunView
 
 WITHOUT_PARENT = "leave parent_run_id out to have a parent found or trained"
@@ -131,7 +129,7 @@ _OF_EACH_RUN = (
 
 def inherit(run: RunView) -> dict[str, object]:
     """A stage run's resolved settings, as logged, for a child to take over."""
-    return {k: v for k, v in json.loads(run.tags["settings"]).items() if k not in _OF_EACH_RUN}
+    return {k: v for k, v in run.settings.items() if k not in _OF_EACH_RUN}
 
 
 def settings_of(run: RunView) -> dict[str, object]:
@@ -146,10 +144,10 @@ def check_places(settings: Settings, run: RunView) -> None:
     Raises:
         LineageError: says which, and how to name the place.
     """
-    logged = json.loads(run.tags["settings"])
+    logged = run.settings
     is_path = {"data": settings.data not in NAMES, "weights": names_a_file(settings.weights)}
     for key, place in ((key, getattr(settings, key)) for key in is_path if is_path[key]):
-        if place == logged[key] and not Path(place).expanduser().exists():
+        if place == logged[key] and not typed_path(place).exists():
             raise LineageError(
                 f"the {key} of run {run.run_id} are not at {key}={place} any more: pass "
                 f"-P {key}=<where they are now>"
@@ -164,7 +162,7 @@ def check_agreement(settings: Settings, run: RunView) -> None:
     Raises:
         LineageError: names each setting, both values, and what to do.
     """
-    stages = tuple(f"stage{n}." for n in range(1, int(run.tags["stage"]) + 1))
+    stages = tuple(f"stage{n}." for n in range(1, run.number("stage") + 1))
     conflicts = []
     for key, value in inherit(run).items():
         if key in PLACE_KEYS or not (key in INHERITED_KEYS or key.startswith(stages)):

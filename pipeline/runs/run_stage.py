@@ -54,7 +54,7 @@ def run_stage(
         assert parent
         gate_of_run(session.tracking, parent, settings, session.say)[0].enforce()
     started = time.perf_counter()
-    name = f"stage{number} · {Path(settings.data).name} · {settings.backbone}"
+    name = f"stage{number} · {settings.data_name} · {settings.backbone}"
     name += f" · draw {settings.draw} · seed {settings.seed}"
     with (
         session.tracking.run(
@@ -200,6 +200,7 @@ def find_run(session: Session, number: int) -> RunView | None:
     found = session.tracking.find({"lineage_key": session.key(number)})
     for run in sorted(found, key=lambda run: not (session.is_trial or has_pictures(run))):
         try:
+            Summary.of(run)  # as whole as what follows needs it
             backbone = session.restore(run)
         except LineageError as err:
             session.say(f"note: passing over {err}")
@@ -218,8 +219,8 @@ def _with_every_metric(session: Session, run: RunView, backbone: Backbone, numbe
     val = session.draw.val
     logits = logits_of(session, backbone, val, session.settings.stage(number).prefix)
     scores = score_logits(logits, val.labels)
-    session.tracking.add_metrics(
-        run.run_id, {at_best(VAL[name]): scores[name] for name in missing}
+    session.tracking.writing(run.run_id).metrics(
+        {at_best(VAL[name]): scores[name] for name in missing}
     )
     return session.tracking.get(run.run_id)
 
@@ -270,4 +271,4 @@ def adopt(session: Session, run: RunView, number: int) -> None:
     former = session.recipe(number, data=run.tags["data"])
     if POOL not in run.tags and run.tags["recipe_key"] == former:
         tags = {"recipe_key": session.recipe(number), POOL: session.draw.pool}
-        session.tracking.add_tags(run.run_id, tags)
+        session.tracking.writing(run.run_id).tags(tags)

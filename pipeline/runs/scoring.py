@@ -46,7 +46,7 @@ def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
                 f"evaluate needs a finished stage run, run {run_id} is {other}: copy the id of a "
                 "stage run from the MLflow UI"
             )
-        settings = command.request.settings(settings_of(run))
+        settings = command.request.settings(settings_of(run), run.run_id)
         check_places(settings, run)
         source, _ = source_and_weights(settings)  # their faults, before images are read
         session = Session.open(settings, tracking, say)
@@ -55,7 +55,7 @@ def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
         _check_test(run, images.fingerprint(), session)
         with tracking.run(f"evaluate · {run.name}", {"kind": "evaluate"}, target=True) as log:
             backbone = session.restore(run)
-            prefix = settings.stage(int(run.tags["stage"])).prefix
+            prefix = settings.stage(run.number("stage")).prefix
             logits = logits_of(session, backbone, images, prefix)
             scores = score_logits(logits, images.labels)
             overlap = Overlap.of(images, source).after([session.draw])
@@ -131,10 +131,11 @@ def keep_scores(
 
     `counts`: how many of the test images are no new ones.
     """
+    log = tracking.writing(run.run_id)
     if measured.keys() & run.tags.keys():
-        tracking.add_tags(run.run_id, dict.fromkeys(measured, "unknown"))
-    tracking.add_metrics(run.run_id, {**_named(scores), **counts})
-    tracking.add_tags(run.run_id, measured)
+        log.tags(dict.fromkeys(measured, "unknown"))
+    log.metrics({**_named(scores), **counts})
+    log.tags(measured)
 
 
 def _named(scores: Row) -> dict[str, float]:

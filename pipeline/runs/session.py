@@ -6,7 +6,6 @@ its suffix's inputs and its lineage key.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -26,7 +25,7 @@ from pipeline.model.pretrained import Pretrained, Weights, is_here, read_weights
 from pipeline.runs.lineage import lineage_key, recipe_key
 from pipeline.settings.run import Augment, Settings
 from pipeline.settings.schedules import Stage, schedule_of
-from pipeline.system.files import storage_faults
+from pipeline.system.files import typed_path
 from pipeline.tracking import RunView, Tracking
 from pipeline.tracking.history import History, Summary
 from pipeline.training.device import keep_freed_memory, pick_device, pick_precision, with_kernels
@@ -44,19 +43,17 @@ OnEpoch = Callable[[Stage, History], None]
 
 def cache_folder(settings: Settings) -> Path:
     """Where downloads and prefix outputs are kept."""
-    return Path(settings.cache_dir or DEFAULT_CACHE_DIR).expanduser()
+    return typed_path(settings.cache_dir or DEFAULT_CACHE_DIR)
 
 
 def source_of(settings: Settings) -> Source:
     """The images that the settings name, their test split set aside where that is asked for."""
-    folder = cache_folder(settings)
-    with storage_faults("the cache", folder):
-        source = open_source(
-            settings.data,
-            folder,
-            label_column=settings.label_column,
-            image_column=settings.image_column,
-        )
+    source = open_source(
+        settings.data,
+        cache_folder(settings),
+        label_column=settings.label_column,
+        image_column=settings.image_column,
+    )
     return set_aside(source, settings.test_per_class)
 
 
@@ -201,7 +198,7 @@ class Session:
             LineageError: they are others.
         """
         data = self.settings.data
-        before = json.loads(run.tags["settings"])
+        before = run.settings
         if run.tags["data_sha256"] != self.draw.fingerprint:
             mine = self.settings.model_dump(include={"label_column", "image_column"})
             others = [f"{k}={before[k]}" for k, v in mine.items() if before.get(k, v) != v]
@@ -264,16 +261,22 @@ class Session:
         Raises:
             LineageError: the checkpoint is missing or damaged, or does not fit; names the run.
         """
+        sha256, wanted = run.tags["checkpoint_sha256"], (run.tags["schedule"], run.number("stage"))
         with tempfile.TemporaryDirectory() as folder:
             try:
                 path = self.tracking.fetch(run, CHECKPOINT, Path(folder))
-                load_checkpoint(
+                info = load_checkpoint(
                     path,
-                    run.tags["checkpoint_sha256"],
+                    sha256,
                     self.backbone,
                     self.pretrained,
                     self.draw.class_names,
                 )
+                if (info.schedule, info.stage) != wanted:
+                    raise LineageError(
+                        f"the checkpoint is of stage {info.stage} of {info.schedule}, not of "
+                        f"stage {wanted[1]} of {wanted[0]}"
+                    )
             except LineageError as err:
                 raise LineageError(
                     f"run {run.run_id} ({run.name}): {err}: use another run{self.otherwise}"

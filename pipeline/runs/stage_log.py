@@ -38,7 +38,7 @@ from pipeline.system.provenance import COMMAND, requirements_of
 from pipeline.system.text import as_markdown
 from pipeline.tracking import RunLog, RunView, Tracking
 from pipeline.tracking.history import Summary
-from pipeline.tracking.keys import POOL, TEST_AS_STORED
+from pipeline.tracking.keys import PARENT_VAL_ACC, POOL, TEST_AS_STORED, VAL_ACC, at_best
 from pipeline.training.device import kernels
 
 PACKAGE = Path(__file__).parent.parent
@@ -78,6 +78,8 @@ def log_start(log: RunLog, session: Session, stage: Stage, parent: RunView | Non
             "settings": json.dumps(values),
         }
     )
+    if parent:
+        log.metrics({PARENT_VAL_ACC: parent.metrics[at_best(VAL_ACC)]})
     choice = session.norm_choice
     where_it_applies = {
         TEST_AS_STORED: session.test_as_stored,
@@ -151,6 +153,7 @@ def _description(subject: Subject, summary: Summary, signals: Sequence[Signal]) 
         f"{len(draw.val)} validation images.",
         f"    {summary.best_line}",
         sentences(signals),
+        *(f"Note: {as_markdown(note)}" for note in draw.notes),
     ]
     if stage.number < len(settings.stages):
         lines.append(

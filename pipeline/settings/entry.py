@@ -1,17 +1,21 @@
-"""What single entry points take beside the settings of a run: how long to tune, what to compare.
-
-Unknown keys are refused, as in `run.py`.
-"""
+"""What an entry point takes beside the settings of a run: how long to tune, what to compare."""
 
 from __future__ import annotations
 
 import re
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, field_validator
 from pydantic_core import PydanticCustomError
 
-from pipeline.settings.run import STRICT, ObjectiveName, ScheduleText, ShareName
+from pipeline.settings.run import (
+    ObjectiveName,
+    PathText,
+    ScheduleText,
+    ShareName,
+    StrictModel,
+    setting,
+)
 from pipeline.stats.design import LOOKS, ROPE_PP, THRESHOLD, Design
 from pipeline.stats.metrics import DEFAULT_OBJECTIVE, DEFAULT_SHARE
 
@@ -27,89 +31,73 @@ RunId = Annotated[str, BeforeValidator(lambda text: "" if text in UNSET else tex
 """The id of a run, or a file, that MLproject may pass as not given."""
 
 
-class CommandSettings(BaseModel):
+class CommandSettings(StrictModel):
     """What several entry points take, whatever they do."""
 
-    model_config = STRICT
-
-    storage: str = Field(
+    storage: str = setting(
         "",
-        description="where studies are kept, an Optuna URL: sqlite:///, postgresql://, or "
+        "where studies are kept, an Optuna URL: sqlite:///, postgresql://, or "
         f"journal:/// before a file in a shared folder; empty: {STORAGE}, or optuna.db beside "
         "MLflow's database",
     )
-    tuned: bool = Field(
+    tuned: bool = setting(
         False,
-        description="take the best settings of the finished study; of compare: tune every arm "
+        "take the best settings of the finished study; of compare: tune every arm "
         "first, on draws of its own (on/off)",
     )
-    joins: str = Field("", description="the run of another command, which this one takes part in")
+    joins: str = setting("", "the run of another command, which this one takes part in")
 
 
-class StageSettings(BaseModel):
+class StageSettings(StrictModel):
     """Where a stage begins."""
 
-    model_config = STRICT
-
-    parent_run_id: RunId = Field(
-        "", description="the stage run to continue from; auto: found by content or trained"
+    parent_run_id: RunId = setting(
+        "", "the stage run to continue from; auto: found by content or trained"
     )
 
 
 class NumberedStageSettings(StageSettings):
-    """Which stage it is."""
+    """Which stage is run."""
 
-    number: int = Field(0, ge=0, description="the stage of the schedule, from 1")
+    number: int = setting(0, "the stage of the schedule, from 1", ge=0)
 
 
-class EvaluateSettings(BaseModel):
+class EvaluateSettings(StrictModel):
     """Which run is scored."""
 
-    model_config = STRICT
-
-    run_id: RunId = Field("", description="the stage run to evaluate")
+    run_id: RunId = setting("", "the stage run to evaluate")
 
 
-class GateSettings(BaseModel):
+class GateSettings(StrictModel):
     """What the gate reads."""
 
-    model_config = STRICT
-
-    run_id: RunId = Field("", description="a finished stage-2 run; siblings are found")
-    lines: RunId = Field("", description="or a file with the lines `Stage-k Best results`")
+    run_id: RunId = setting("", "a finished stage-2 run; siblings are found")
+    lines: RunId = setting("", "or a file with the lines `Stage-k Best results`")
 
 
-class TuneSettings(BaseModel):
+class TuneSettings(StrictModel):
     """How long and how a study looks for better settings."""
 
-    model_config = STRICT
-
-    stage: str = Field(
-        "all",
-        description="the number of the stage to tune; all: each from the best of the one before",
+    stage: str = setting(
+        "all", "number of the stage to tune; all: each from the best of the stage before"
     )
-    n_trials: int = Field(20, ge=1, le=100_000, description="trials a study, whoever runs them")
-    timeout: float = Field(
-        0, ge=0, description="seconds after which this command ends, study or no; 0: never"
+    n_trials: int = setting(20, "trials a study, of all processes", ge=1, le=100_000)
+    timeout: float = setting(
+        0, "seconds after which this command ends, finished or not; 0: never", ge=0
     )
-    draws: int = Field(
-        1, ge=1, le=1000, description="draws that a trial is scored on, from `draw` on"
+    draws: int = setting(1, "draws that a trial is scored on, from `draw` on", ge=1, le=1000)
+    objective: ObjectiveName = setting(
+        DEFAULT_OBJECTIVE, "what a trial is judged by, as a mean over the draws"
     )
-    objective: ObjectiveName = Field(
-        DEFAULT_OBJECTIVE, description="what a trial is judged by, as a mean over the draws"
+    margin: float = setting(
+        2.0, "paired standard errors by which the best trial must beat the defaults", ge=0, le=100
     )
-    margin: float = Field(
-        2.0,
-        ge=0,
-        le=100,
-        description="paired standard errors by which the best trial must beat the defaults",
+    space: str = setting(
+        "", "your search space: a file, or a folder with stage1.yaml, stage2.yaml, ..."
     )
-    space: str = Field(
-        "", description="your search space: a file, or a folder with stage1.yaml, stage2.yaml, ..."
-    )
-    workers: int = Field(1, ge=1, le=256, description="local processes that share the cores")
-    heartbeat: int = Field(
-        15, ge=1, le=3600, description="seconds; a worker silent for four times that is given up"
+    workers: int = setting(1, "local processes that share the cores", ge=1, le=256)
+    heartbeat: int = setting(
+        15, "seconds; a worker silent for four times this is given up", ge=1, le=3600
     )
 
     @field_validator("stage")
@@ -125,44 +113,33 @@ def usable_name(text: str) -> str:
     return re.sub(r"^\W+", "", re.sub(r"[/:'?\t\n]", "-", text))
 
 
-class DecideSettings(BaseModel):
+class DecideSettings(StrictModel):
     """What a decision compares, and when there is enough evidence."""
 
-    model_config = STRICT
-
-    question: Literal["stage2", "stage3"] = Field(
-        "stage3", description="is that stage justified over going on with the one before?"
+    question: Literal["stage2", "stage3"] = setting(
+        "stage3", "the stage that is compared with going on with the stage before"
     )
-    treatment: ScheduleText = Field(
-        "", description="any schedule, or a YAML file of one, instead of the question's"
+    treatment: ScheduleText = setting(
+        "", "a schedule or a YAML file of a schedule, instead of the question's"
     )
-    control: ScheduleText = Field(
-        "", description="the schedule it is held against, at equal optimizer steps"
+    control: ScheduleText = setting(
+        "", "schedule to compare the treatment with, at equal optimizer steps"
     )
-    metric: ShareName = Field(
-        DEFAULT_SHARE, description="what of the test images the arms are compared by"
+    metric: ShareName = setting(DEFAULT_SHARE, "what of the test images the arms are compared by")
+    rope_pp: float = setting(
+        ROPE_PP, "gains up to this many percentage points are not worth the stage", ge=0, lt=100
     )
-    rope_pp: float = Field(
-        ROPE_PP,
-        ge=0,
-        lt=100,
-        description="gains up to this many percentage points are not worth it",
+    looks: str = setting(",".join(map(str, LOOKS)), "pairs after which a verdict may be given")
+    threshold: float = setting(
+        THRESHOLD, "posterior probability that a verdict needs", gt=0.5, lt=1
     )
-    looks: str = Field(
-        ",".join(map(str, LOOKS)), description="numbers of pairs after which a verdict may fall"
+    sd_pp: float = setting(1.0, "spread of gains that the forecast assumes", gt=0, le=100)
+    beside: int = setting(
+        0, "pairs on which full and lp_ft are run as well, for show", ge=0, le=1000
     )
-    threshold: float = Field(
-        THRESHOLD, gt=0.5, lt=1, description="posterior probability at which it falls"
-    )
-    sd_pp: float = Field(
-        1.0, gt=0, le=100, description="spread of gains assumed in what is printed beforehand"
-    )
-    beside: int = Field(
-        0, ge=0, le=1000, description="pairs on which full and lp_ft are run as well, for show"
-    )
-    tune: bool = Field(False, description="tune both arms on draws of their own first (on/off)")
-    register_as: str = Field(
-        "", description="name in the model registry; empty: from data and backbone; off: none"
+    tune: bool = setting(False, "tune both arms on draws of their own first (on/off)")
+    register_as: str = setting(
+        "", "name in the model registry; empty: from data and backbone; off: none"
     )
 
     @field_validator("register_as")
@@ -193,44 +170,28 @@ class DecideSettings(BaseModel):
         return Design(self.rope_pp, tuple(map(int, self.looks.split(","))), self.threshold)
 
 
-class CompareSettings(BaseModel):
+class CompareSettings(StrictModel):
     """Which backbones and schedules are compared, and on how many draws."""
 
-    model_config = STRICT
-
-    backbones: str = Field(
-        "", description="names with commas between them; empty: the one that `backbone` says"
+    backbones: str = setting("", "names with commas between them; empty: the setting `backbone`")
+    schedules: str = setting(
+        "full,two_stage,three_stage,lp_ft", "names, or YAML files, with commas between them"
     )
-    schedules: str = Field(
-        "full,two_stage,three_stage,lp_ft",
-        description="names, or YAML files, with commas between them",
+    baseline: ScheduleText = setting(
+        "full", "the schedule that differences are taken to; added if missing", min_length=1
     )
-    baseline: ScheduleText = Field(
-        "full",
-        min_length=1,
-        description="the schedule that differences are taken to; added if it is missing",
+    draws: int = setting(10, "paired draws that every arm is run on", ge=2, le=1000)
+    metric: ShareName = setting(DEFAULT_SHARE, "what of the test images the arms are compared by")
+    rope_pp: float = setting(
+        ROPE_PP, "differences up to this many percentage points do not count", ge=0, lt=100
     )
-    draws: int = Field(10, ge=2, le=1000, description="paired draws that every arm is run on")
-    metric: ShareName = Field(
-        DEFAULT_SHARE, description="what of the test images the arms are compared by"
-    )
-    rope_pp: float = Field(
-        ROPE_PP,
-        ge=0,
-        lt=100,
-        description="differences up to this many percentage points do not count",
-    )
-    tune_draws: int = Field(
-        1, ge=1, le=1000, description="draws that a trial is scored on, with tuned=on"
-    )
+    tune_draws: int = setting(1, "draws that a trial is scored on, with tuned=on", ge=1, le=1000)
 
 
-class PretrainSettings(BaseModel):
+class PretrainSettings(StrictModel):
     """Where pretrained weights are written."""
 
-    model_config = STRICT
-
-    out: str = Field("", description="the .safetensors file to write")
+    out: PathText = setting("", "the .safetensors file to write")
 
 
 def describe_field(key: str, model: type[BaseModel]) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TypeVar, get_args
@@ -22,12 +22,7 @@ from typing import TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import SettingsError
-from pipeline.settings.run import (
-    RUN_KEYS,
-    TRAIN_KEYS,
-    Settings,
-    TrainSettings,
-)
+from pipeline.settings.run import RUN_KEYS, TRAIN_KEYS, Settings, TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Schedule, schedule_of
 from pipeline.settings.yaml_file import nearest, read_yaml
 
@@ -55,51 +50,6 @@ class Given:
     layer: Layer
 
 
-@dataclass
-class _Collected:
-    """What is given, weakest first: settings of the run, of stages (None: of all), and faults."""
-
-    run: dict[str, Given] = field(default_factory=dict)
-    training: list[tuple[int | None, str, Given]] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
-
-    def add(self, layer: Layer) -> None:
-        plain_first = sorted(flatten(layer.values).items(), key=lambda item: "." in item[0])
-        for key, value in plain_first:
-            given = Given(value, key, layer)
-            number, name = split_stage_key(key)
-            if key in RUN_KEYS:
-                self.run[key] = given
-            elif name in TRAIN_KEYS:
-                self.training.append((number or layer.stage, name, given))
-            else:
-                self.faults.append(f"unknown setting {key} ({layer.source}){hint_for(key)}")
-
-    def of_stage(self, number: int) -> dict[str, Given]:
-        """The strongest value of each training setting of a stage."""
-        return {key: given for stage, key, given in self.training if stage in (None, number)}
-
-    def check(
-        self, model: type[_Model], given: Mapping[str, Given], defaults: Mapping[str, object]
-    ) -> _Model | None:
-        """The model of these values, or None with its faults noted."""
-        model_or_faults = checked(model, given, defaults)
-        if isinstance(model_or_faults, list):
-            self.faults += model_or_faults
-            return None
-        return model_or_faults
-
-    def refuse_stages_beyond(self, schedule: Schedule) -> None:
-        """Note settings that a person gave to a stage which the schedule does not have."""
-        count = len(schedule.stages)
-        self.faults += [
-            f"{given.key} ({given.layer.source}): schedule {schedule.name} has {count} "
-            f"stage{'s' if count > 1 else ''}: leave it out or choose another schedule"
-            for number, _, given in self.training
-            if "." in given.key and given.layer.by_user and (number or 0) > count
-        ]
-
-
 def split_stage_key(key: str) -> tuple[int | None, str]:
     """`stage2.lr` is (2, lr), `lr` is (None, lr)."""
     found = re.fullmatch(r"stage([1-9][0-9]{0,3})\.(\w+)", key)
@@ -114,28 +64,24 @@ def hint_for(key: str, known: Iterable[str] = (*RUN_KEYS, *TRAIN_KEYS)) -> str:
     return nearest(key, known) or ": --help lists every setting"
 
 
-def checked(
-    model: type[_Model], given: Mapping[str, Given], defaults: Mapping[str, object]
-) -> _Model | list[str]:
-    """The model of these values, or a line for each fault."""
+def validated(
+    model: type[_Model], given: Mapping[str, Given], faults: list[str], **defaults: object
+) -> _Model | None:
+    """The model of these values; or None, with a line for each fault added to `faults`."""
     values = {key: _as_text(model, key, one.value) for key, one in given.items()}
     try:
         return model.model_validate({**defaults, **values})
     except ValidationError as err:
-        faults = []
         for fault in err.errors():
             key = str(fault["loc"][0])
             choices = map(str, get_args(model.model_fields[key].annotation))
-            hint = nearest(str(fault["input"]), choices)
-            message = (
-                fault["msg"]
-                .removeprefix("Input ")
-                .removeprefix("String ")
-                .replace("should be", "must be")
+            message = fault["msg"].removeprefix("Input ").removeprefix("String ")
+            place = f" ({given[key].layer.source})" if given[key].layer.source else ""
+            faults.append(
+                f"{given[key].key} {message.replace('should be', 'must be')}, got "
+                f"{fault['input']!r}{place}{nearest(str(fault['input']), choices)}"
             )
-            got = f"got {fault['input']!r} ({given[key].layer.source})"
-            faults.append(f"{given[key].key} {message}, {got}{hint}")
-        return faults
+        return None
 
 
 def _as_text(model: type[BaseModel], key: str, value: object) -> object:
@@ -163,33 +109,47 @@ def resolve(layers: Iterable[Layer]) -> Settings:
     Raises:
         SettingsError: one line for each unknown key, wrong value or stage that does not exist.
     """
-    collected = _Collected()
+    run: dict[str, Given] = {}
+    training: list[tuple[int | None, str, Given]] = []
+    faults: list[str] = []
     for layer in layers:
-        collected.add(layer)
-    run = collected.check(Settings, collected.run, {})
-    schedule = schedule_of(run.schedule) if run is not None else SCHEDULES["three_stage"]
-    collected.refuse_stages_beyond(schedule)
-    stages = [
-        collected.check(
-            TrainSettings, collected.of_stage(number), _stage_defaults(schedule, number)
-        )
-        for number in range(1, len(schedule.stages) + 1)
+        plain_first = sorted(flatten(layer.values).items(), key=lambda item: "." in item[0])
+        for key, value in plain_first:
+            given = Given(value, key, layer)
+            number, name = split_stage_key(key)
+            if key in RUN_KEYS:
+                run[key] = given
+            elif name in TRAIN_KEYS:
+                training.append((number or layer.stage, name, given))
+            else:
+                faults.append(f"unknown setting {key} ({layer.source}){hint_for(key)}")
+    settings = validated(Settings, run, faults)
+    schedule = schedule_of(settings.schedule) if settings else SCHEDULES["three_stage"]
+    faults += [
+        f"{given.key} ({given.layer.source}): schedule {schedule.name} has {schedule.length}: "
+        "leave it out or choose another schedule"
+        for number, _, given in training
+        if "." in given.key and given.layer.by_user and (number or 0) > len(schedule.stages)
     ]
-    if run is None or None in stages or collected.faults:
-        raise SettingsError("\n".join(dict.fromkeys(collected.faults)))
-    return run.model_copy(update={"stages": tuple(stages)})
+    stages = []
+    for number in range(1, len(schedule.stages) + 1):
+        own = {name: given for stage, name, given in training if stage in (None, number)}
+        stages.append(validated(TrainSettings, own, faults, lr=_default_lr(schedule, number)))
+    if settings is None or faults:
+        raise SettingsError("\n".join(dict.fromkeys(faults)))
+    return settings.model_copy(update={"stages": tuple(stages)})
 
 
-def _stage_defaults(schedule: Schedule, number: int) -> dict[str, object]:
-    """Training defaults that depend on what a stage trains (measured: docs/reference.md).
+def _default_lr(schedule: Schedule, number: int) -> float:
+    """A learning rate for what a stage trains (measured: docs/reference.md).
 
-    A new head wants a high rate, pretrained blocks a tenth of it, and a stage that goes on from
-    blocks which the stage before has fitted to these images a third of that again.
+    A new head wants a high rate, pretrained blocks a tenth of that rate, and blocks that a stage
+    before has fitted to these images a third of that again.
     """
     *before, stage = schedule.stages[:number]
     if stage.deepest == "head":
-        return {"lr": 3e-3}
-    return {"lr": 1e-4 if any(one.deepest != "head" for one in before) else 3e-4}
+        return 3e-3
+    return 1e-4 if any(one.deepest != "head" for one in before) else 3e-4
 
 
 def preset_names() -> list[str]:
@@ -204,10 +164,9 @@ def preset_layer(name: str) -> Layer:
     Raises:
         SettingsError: no such preset; names the nearest.
     """
-    if name not in preset_names():
+    if name not in (known := preset_names()):
         raise SettingsError(
-            f"unknown preset {name}{nearest(name, preset_names())} "
-            f"(there are {', '.join(preset_names())})"
+            f"unknown preset {name}{nearest(name, known)} (there are {', '.join(known)})"
         )
     values = read_yaml(PRESETS_DIR / f"{name}.yaml", "preset")
     return Layer(f"preset {name}", values, by_user=False)

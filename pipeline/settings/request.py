@@ -19,10 +19,10 @@ from pipeline.settings.layers import (
     COMMAND_LINE,
     Given,
     Layer,
-    checked,
     flatten,
     preset_layer,
     resolve,
+    validated,
 )
 from pipeline.settings.run import DEFAULT_PRESET, OWN_IMAGES_PRESET, TRAIN_KEYS, Settings
 from pipeline.settings.schedules import schedule_of
@@ -89,7 +89,7 @@ class Request:
 
     @property
     def typed(self) -> dict[str, str]:
-        """The options to type for the same command, without those of `CommandSettings`."""
+        """The options to type for the same command, except what `CommandSettings` holds."""
         shared = CommandSettings.model_fields
         own = {key: text for key, text in self.own.items() if key not in shared}
         return {**self.options, **own, **({"config": self.config} if self.config else {})}
@@ -109,17 +109,21 @@ class Request:
         layer = Layer(COMMAND_LINE, {**self.own, **instead})
         keys = model.model_fields.keys() & layer.values.keys()
         given = {key: Given(layer.values[key], key, layer) for key in keys}
-        model_or_faults = checked(model, given, {})
-        if isinstance(model_or_faults, list):
-            raise SettingsError("\n".join(model_or_faults))
-        return model_or_faults
+        faults: list[str] = []
+        own = validated(model, given, faults)
+        if own is None:
+            raise SettingsError("\n".join(faults))
+        return own
 
-    def settings(self, inherited: Mapping[str, object] | None = None, **instead: str) -> Settings:
+    def settings(
+        self, inherited: Mapping[str, object] | None = None, of: str = "", **instead: str
+    ) -> Settings:
         """Settings of a run.
 
         Args:
             inherited: a parent run's settings, stronger than the preset and weaker than the rest.
-            instead: options that are stronger than those of the command line.
+            of: the id of that run.
+            instead: options that are stronger than the command line.
 
         Raises:
             SettingsError: see `resolve`.
@@ -132,7 +136,7 @@ class Request:
             preset = (inherited or {}).get("preset", usual)
         layers = [preset_layer(str(preset)), Layer("default", {"preset": preset})]
         if inherited is not None:
-            layers.append(Layer("parent run", inherited, by_user=False))
+            layers.append(Layer(f"run {of}", inherited, by_user=False))
         layers.append(Layer(f"config {self.config}", self.file, self.target))
         settings = resolve([*layers, Layer(COMMAND_LINE, options, self.target)])
         if self.target is not None:

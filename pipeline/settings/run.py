@@ -1,13 +1,13 @@
 """What a run is made of: typed settings, their ranges and their defaults.
 
-`TrainSettings` says how one stage is trained, `Settings` everything else a run depends on. Unknown
-keys are refused. `layers.py` fills them from presets, files and the command line.
+`TrainSettings` says how one stage is trained, `Settings` everything else a run depends on.
+`layers.py` fills both from presets, files and the command line.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -15,12 +15,15 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    ValidationInfo,
     model_serializer,
 )
 
 from pipeline.settings.schedules import SCHEDULES, Stage, schedule_of
 from pipeline.stats.metrics import DEFAULT_OBJECTIVE, OBJECTIVES, SHARES
+from pipeline.system.files import name_of, typed_path
 
+_Value = TypeVar("_Value")
 DEFAULT_PRESET = "digits"
 OWN_IMAGES_PRESET = "images"
 
@@ -35,56 +38,65 @@ BackboneName = Literal[
 ]
 ScheduleText = Annotated[str, AfterValidator(lambda text: str(schedule_of(text)) if text else "")]
 """A schedule: the name of a built-in one, a file, or spelled out, which a file's becomes."""
+
+
+def _with_a_home(text: str, info: ValidationInfo) -> str:
+    typed_path(text, info.field_name or "")
+    return text
+
+
+PathText = Annotated[str, AfterValidator(_with_a_home)]
+"""A path, or a name that may stand in its place; the home folder that it begins with is there."""
 Augment = Literal["none", "light", "strong"]
 if TYPE_CHECKING:
     ObjectiveName: TypeAlias = str
     ShareName: TypeAlias = str
-else:  # the table of metrics is the one list of names
+else:  # the table of metrics lists the names
     ObjectiveName, ShareName = Literal[tuple(OBJECTIVES)], Literal[SHARES]
 
-STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+def setting(default: _Value, description: str, **limits: Any) -> _Value:  # noqa: ANN401
+    """A field with its help text; `limits`: pydantic's own (`ge`, `gt`, `min_length`, …)."""
+    field: _Value = Field(default, description=description, **limits)
+    return field
 
 
-class TrainSettings(BaseModel):
+class StrictModel(BaseModel):
+    """Settings that refuse unknown keys and numbers that are not finite."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True
+    )
+
+
+class TrainSettings(StrictModel):
     """How one stage is trained."""
 
-    model_config = STRICT
-
-    epochs: int = Field(10, ge=1, le=10_000, description="passes over the training images")
-    batch_size: int = Field(64, ge=2, le=100_000, description="images per optimizer step")
-    optimizer: Literal["adamw", "sgd"] = Field(
-        "adamw", description="sgd has Nesterov momentum 0.9"
-    )
-    lr: float = Field(
+    epochs: int = setting(10, "passes over the training images", ge=1, le=10_000)
+    batch_size: int = setting(64, "images per optimizer step", ge=2, le=100_000)
+    optimizer: Literal["adamw", "sgd"] = setting("adamw", "sgd has Nesterov momentum 0.9")
+    lr: float = setting(
         3e-4,
-        gt=0,
-        le=100,
-        description="peak learning rate; 3e-3 where only the head trains, 1e-4 after a "
+        "peak learning rate; 3e-3 where only the head trains, 1e-4 after a "
         "stage that trained pretrained blocks",
-    )
-    lr_decay: float = Field(
-        1.0,
         gt=0,
         le=100,
-        description="block rate = lr * lr_decay ** depth, the head's depth being 0",
     )
-    weight_decay: float = Field(
-        0.01, ge=0, le=10, description="of weights, not of biases and norms"
+    lr_decay: float = setting(
+        1.0, "block rate = lr * lr_decay ** depth, the head's depth being 0", gt=0, le=100
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share spread over all classes")
-    l2_sp: float = Field(0.0, ge=0, le=100, description="pull towards the weights it started from")
-    augment: Augment = Field("light", description="light: flips; strong: flips, crops, colour")
-    norm: Literal["adapt", "keep"] = Field(
-        "adapt",
-        description="trainable BatchNorm: adapt its statistics, or keep those it came with",
+    weight_decay: float = setting(0.01, "of weights, not of biases and norms", ge=0, le=10)
+    label_smoothing: float = setting(0.0, "share spread over all classes", ge=0, lt=1)
+    l2_sp: float = setting(0.0, "pull towards the weights it started from", ge=0, le=100)
+    augment: Augment = setting("light", "light: flips; strong: flips, crops, colour")
+    norm: Literal["adapt", "keep"] = setting(
+        "adapt", "statistics of trainable BatchNorm: adapt or keep them"
     )
-    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps that ramp the rate up")
-    clip_norm: float = Field(0.0, ge=0, description="largest gradient norm; 0: no clipping")
-    patience: int = Field(
-        0, ge=0, description="stop after this many epochs without a better one; 0: never"
-    )
-    select: ObjectiveName = Field(
-        DEFAULT_OBJECTIVE, description="the best epoch by this is the stage's result; ties by loss"
+    warmup: float = setting(0.1, "share of the steps that ramp the rate up", ge=0, lt=1)
+    clip_norm: float = setting(0.0, "largest gradient norm; 0: no clipping", ge=0)
+    patience: int = setting(0, "stop after this many epochs without a better one; 0: never", ge=0)
+    select: ObjectiveName = setting(
+        DEFAULT_OBJECTIVE, "the best epoch by this is the stage's result; ties by loss"
     )
 
     @model_serializer(mode="wrap")
@@ -96,111 +108,106 @@ class TrainSettings(BaseModel):
         return values
 
 
-class Thresholds(BaseModel):
+class Thresholds(StrictModel):
     """Where a signal or the gate changes its mind; they read a run, never change its weights."""
 
-    model_config = STRICT
-
-    signal_saturation_acc: float = Field(
-        0.99, gt=0, le=1, description="training accuracy that counts as saturated"
+    signal_saturation_acc: float = setting(
+        0.99, "training accuracy that counts as saturated", gt=0, le=1
     )
-    signal_early_share: float = Field(
-        0.25, gt=0, le=1, description="train_acc_saturates: within this share of the epochs"
+    signal_early_share: float = setting(
+        0.25, "train_acc_saturates: within this share of the epochs", gt=0, le=1
     )
-    signal_spike_share: float = Field(
-        0.5, gt=0, le=1, description="no_early_spike: saturated after this share of the epochs"
+    signal_spike_share: float = setting(
+        0.5, "no_early_spike: saturated after this share of the epochs", gt=0, le=1
     )
-    signal_confidence: float = Field(
-        0.9, gt=0.5, lt=1, description="val_acc_gain: one-sided confidence that there is a gain"
+    signal_confidence: float = setting(
+        0.9, "val_acc_gain: one-sided confidence that there is a gain", gt=0.5, lt=1
     )
-    signal_loss_rise: float = Field(
-        0.05, ge=0, description="val_loss_rises: ends by this share above its own minimum"
+    signal_loss_rise: float = setting(
+        0.05, "val_loss_rises: ends by this share above its own minimum", ge=0
     )
-    signal_spread_p: float = Field(
-        0.1, gt=0, lt=1, description="unstable_across_runs: p of the paired variance test"
+    signal_spread_p: float = setting(
+        0.1, "unstable_across_runs: p of the paired variance test", gt=0, lt=1
     )
-    gate_flat: float = Field(
-        0.05, ge=0, description="loss is flat if its last fifth spans at most this share"
+    gate_flat: float = setting(
+        0.05, "loss is flat if its last fifth spans at most this share", ge=0
     )
-    gate_ceiling: float = Field(
-        0.97, gt=0, le=1, description="validation accuracy beyond which there is no headroom"
+    gate_ceiling: float = setting(
+        0.97, "validation accuracy beyond which there is no headroom", gt=0, le=1
     )
-    gate_min_gain: float = Field(
-        0.005, ge=0, description="a smaller gain from stage 1 to 2 is flat: no headroom"
+    gate_min_gain: float = setting(
+        0.005, "a smaller gain from stage 1 to 2 is flat: no headroom", ge=0
     )
-    gate_memorising_acc: float = Field(
-        0.995, gt=0, le=1, description="training accuracy of a stage that memorises"
+    gate_memorising_acc: float = setting(
+        0.995, "training accuracy of a stage that memorises", gt=0, le=1
     )
-    gate_memorising_gap: float = Field(
-        0.2, ge=0, description="nats by which its validation loss stays above its training loss"
+    gate_memorising_gap: float = setting(
+        0.2, "nats by which its validation loss stays above its training loss", ge=0
     )
-    enforce_gate: bool = Field(
-        False, description="refuse to start stage 3 unless the gate says promising (on/off)"
+    enforce_gate: bool = setting(
+        False, "refuse to start stage 3 unless the gate says promising (on/off)"
     )
 
 
 class Settings(Thresholds):
     """Everything one run depends on; `stages` holds the training settings of each stage."""
 
-    preset: str = Field(
-        DEFAULT_PRESET, description="recipe for all else; images, where data is not digits"
+    preset: str = setting(DEFAULT_PRESET, "recipe for all else; images, where data is not digits")
+    data: PathText = setting(
+        "digits", "digits, cifar10, cifar100, or a path to your images", min_length=1
     )
-    data: str = Field(
-        "digits", min_length=1, description="digits, cifar10, cifar100, or a path to your images"
+    label_column: str = setting(
+        "", "column of the classes in parquet files; empty: label, or a usual name"
     )
-    label_column: str = Field(
-        "", description="column of the classes in parquet files; empty: label, or a usual name"
+    image_column: str = setting(
+        "", "column of the images in parquet files; empty: img, image, or a usual name"
     )
-    image_column: str = Field(
-        "", description="column of the images in parquet files; empty: img, image, or a usual name"
+    skip_unreadable: bool = setting(
+        False, "go on without images that cannot be read, and list them (on/off)"
     )
-    skip_unreadable: bool = Field(
-        False, description="go on without images that cannot be read, and list them (on/off)"
+    train_per_class: int = setting(100, "training images a class", ge=1)
+    val_per_class: int = setting(100, "validation images a class", ge=1)
+    test_per_class: int = setting(
+        0, "images a class set aside as test split, where the data has none", ge=0
     )
-    train_per_class: int = Field(100, ge=1, description="training images a class")
-    val_per_class: int = Field(100, ge=1, description="validation images a class")
-    test_per_class: int = Field(
-        0, ge=0, description="images a class set aside as test split, where the data has none"
-    )
-    data_seed: int = Field(0, ge=0, description="the shuffle that deals images to draws")
-    draw: int = Field(0, ge=0, description="which disjoint sample of the images, from 0")
-    seed: int = Field(
-        0, ge=0, lt=2**31, description="head initialisation, batch order, augmentation"
-    )
-    backbone: BackboneName = Field("resnet18", description="the pretrained classifier")
-    weights: str = Field(
+    data_seed: int = setting(0, "the shuffle that deals images to draws", ge=0)
+    draw: int = setting(0, "which disjoint sample of the images, from 0", ge=0)
+    seed: int = setting(0, "head initialisation, batch order, augmentation", ge=0, lt=2**31)
+    backbone: BackboneName = setting("resnet18", "the pretrained classifier")
+    weights: PathText = setting(
         "imagenet",
+        "imagenet, tiny_imagenet, none, IMAGENET1K_V1, or a .pth/.safetensors file",
         min_length=1,
-        description="imagenet, tiny_imagenet, none, IMAGENET1K_V1, or a .pth/.safetensors file",
     )
-    image_size: int = Field(224, ge=32, le=1024, description="pixels a side")
-    schedule: ScheduleText = Field(
+    image_size: int = setting(224, "pixels a side", ge=32, le=1024)
+    schedule: ScheduleText = setting(
         "three_stage",
+        f"which blocks each stage trains: {', '.join(SCHEDULES)}, or a YAML file",
         min_length=1,
-        description=f"which blocks each stage trains: {', '.join(SCHEDULES)}, or a YAML file",
     )
-    norm_stats: Literal["auto", "source", "target"] = Field(
+    norm_stats: Literal["auto", "source", "target"] = setting(
         "auto",
-        description="BatchNorm statistics to start from: the weights' own (source), those of the "
-        "training images (target), or whichever a probe on the training images finds better",
+        "where BatchNorm statistics come from: the weights (source), the training "
+        "images (target), or the better of both in a probe on the training images (auto)",
     )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 where the processor is fast at it"
+    precision: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto", "auto: bfloat16 where the processor is fast at it"
     )
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to compute")
-    cache: bool = Field(True, description="keep the frozen prefix's outputs (on/off)")
-    cache_dir: str = Field(
-        "", description="folder for downloads and caches; empty: ~/.cache/unfreeze"
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to compute")
+    cache: bool = setting(True, "keep the frozen prefix's outputs (on/off)")
+    cache_dir: PathText = setting("", "folder for downloads and caches; empty: ~/.cache/unfreeze")
+    cache_limit: float = setting(20.0, "gigabytes of disk for the frozen prefix's outputs", gt=0)
+    views: int = setting(
+        10, "stored augmented views an image; 0: fresh views every epoch", ge=0, le=1000
     )
-    cache_limit: float = Field(
-        20.0, gt=0, description="gigabytes of disk for the frozen prefix's outputs"
-    )
-    views: int = Field(
-        10, ge=0, le=1000, description="stored augmented views an image; 0: fresh ones every epoch"
-    )
-    reuse: bool = Field(True, description="use finished parent runs of the same content (on/off)")
-    log_model: bool = Field(True, description="log a servable MLflow model (on/off)")
+    reuse: bool = setting(True, "use finished parent runs of the same content (on/off)")
+    log_model: bool = setting(True, "log a servable MLflow model (on/off)")
     stages: tuple[TrainSettings, ...] = ()
+
+    @property
+    def data_name(self) -> str:
+        """What the images are called in the names of runs."""
+        return name_of(typed_path(self.data))
 
     def stage(self, number: int) -> Stage:
         """The stage of that number in this schedule."""
@@ -221,7 +228,7 @@ INHERITED_KEYS = (
 )
 """What a child stage takes from its parent run and may not contradict."""
 PLACE_KEYS = ("data", "label_column", "image_column", "skip_unreadable", "weights")
-"""Where images and weights stand: another place may hold the same, as their digests show."""
+"""Where images and weights stand: another place may hold the same content, by digest."""
 
 
 def plain_values(settings: Settings, stages: Iterable[int] | None = None) -> dict[str, object]:

@@ -1,8 +1,8 @@
-"""Schedules and their stages: data in YAML files, the built-in ones in `schedule_files`.
+"""Schedules and their stages: YAML files, of which `schedule_files` holds the built-in schedules.
 
 A *stage* is one training run with a fixed set of trainable blocks; a *schedule* is an ordered list
-of stages, each started from the checkpoint of the one before. Blocks are named head first; every
-backbone has the same six (see `backbones.py`).
+of stages, each started from the checkpoint of the stage before. Every backbone has the same six
+blocks (see `backbones.py`), which are named head first.
 
     stages:
       - [head]
@@ -11,8 +11,8 @@ backbone has the same six (see `backbones.py`).
       - continued                      # the same blocks again, from the stage before
 
 In: the name of a built-in schedule, the path of such a file, or a schedule spelled out, as runs
-record it: `mine(head; head+block4; continued)`. Out: a `Schedule`. A stage trains what the one
-before trains, and may add blocks: the frozen prefix of later stages is computed in an earlier one.
+record it: `mine(head; head+block4; continued)`. Out: a `Schedule`. A stage trains what the stage
+before trains, and may add blocks: a later stage freezes no more than an earlier stage.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from pathlib import Path
 
 from pipeline.errors import SettingsError
 from pipeline.settings.yaml_file import nearest, read_yaml
+from pipeline.system.files import typed_path
 
 BLOCKS = ("head", "block4", "block3", "block2", "block1", "stem")
 """Every block, head first: a block's index is its depth."""
 FILES = Path(__file__).parent / "schedule_files"
 CONTINUED = "continued"
-"""In place of a stage's blocks: those of the stage before."""
+"""In place of a stage's blocks: the blocks of the stage before."""
 _NAME = "[A-Za-z0-9_.-]+"
 
 
@@ -70,6 +71,12 @@ class Schedule:
         """Its name in a sentence."""
         return _IN_WORDS.get(str(self), self.name)
 
+    @property
+    def length(self) -> str:
+        """`3 stages`."""
+        count = len(self.stages)
+        return f"{count} stage{'s' if count > 1 else ''}"
+
     def __str__(self) -> str:
         """The name of a built-in schedule; another one spelled out, so that no file is needed."""
         if SCHEDULES.get(self.name) == self:
@@ -78,18 +85,12 @@ class Schedule:
 
     @property
     def _spelled(self) -> list[str]:
-        first, *_ = self.stages
-        return [
-            "+".join(first.trainable),
-            *(
-                CONTINUED if a.trainable == b.trainable else "+".join(b.trainable)
-                for a, b in pairwise(self.stages)
-            ),
-        ]
+        blocks = ["+".join(stage.trainable) for stage in self.stages]
+        return [blocks[0], *(CONTINUED if a == b else b for a, b in pairwise(blocks))]
 
     @property
     def is_continued(self) -> bool:
-        """Whether a stage goes on with the one before: such schedules are controls."""
+        """Whether a stage trains the blocks of the stage before: such schedules are controls."""
         return CONTINUED in self._spelled
 
     def trains(self, count: int | None = None) -> list[tuple[str, ...]]:
@@ -104,16 +105,14 @@ class Schedule:
         """
         if 1 <= number <= len(self.stages):
             return self.stages[number - 1]
-        count = len(self.stages)
         fitting = [
             name
             for name, other in SCHEDULES.items()
             if len(other.stages) >= number and not other.is_continued
         ]
         raise SettingsError(
-            f"schedule {self.name} has {count} stage{'s' if count > 1 else ''}, "
-            f"got stage {number}: run an earlier stage, or pass -P schedule="
-            f"{' or '.join(fitting) or '<a YAML file with as many stages>'}"
+            f"schedule {self.name} has {self.length}, got stage {number}: run an earlier stage, "
+            f"or pass -P schedule={' or '.join(fitting) or '<a YAML file with as many stages>'}"
         )
 
 
@@ -132,7 +131,7 @@ def schedule_of(text: str) -> Schedule:
         ]
         schedule = _checked(spelled[1], stages, f"schedule={text}")
     elif text.endswith((".yaml", ".yml")):
-        schedule = read_schedule(Path(text).expanduser())
+        schedule = read_schedule(typed_path(text))
     else:
         hint = nearest(text, SCHEDULES) or (
             f": choose from {', '.join(SCHEDULES)}, or pass the path of a .yaml file with stages"
@@ -154,15 +153,11 @@ def read_schedule(path: Path) -> Schedule:
     """
     where = f"schedule={path}"
     content = read_yaml(path, where)
-    if unknown := [key for key in content if key != "stages"]:
-        raise SettingsError(
-            f"{where}: unknown word {unknown[0]}{nearest(unknown[0], ['stages'])}: a schedule has "
-            "stages and nothing else"
-        )
     stages = content.get("stages")
-    if not isinstance(stages, list) or not stages:
+    if len(content) != 1 or not isinstance(stages, list) or not stages:
         raise SettingsError(
-            f"{where}: stages must be a list of stages, each a list of blocks, got {stages!r}"
+            f"{where}: stages must be a list of stages, each a list of blocks, and all that the "
+            f"file holds, got {content}"
         )
     if not re.fullmatch(_NAME, path.stem):
         raise SettingsError(
@@ -172,55 +167,48 @@ def read_schedule(path: Path) -> Schedule:
 
 
 def _checked(name: str, given: Sequence[object], where: str) -> Schedule:
-    """A schedule of these stages.
+    """A schedule of these stages, each a list of blocks or `continued`.
 
     Raises:
         SettingsError: a stage that cannot be; says which and why.
     """
     stages: list[Stage] = []
-    for number, one in enumerate(given, start=1):
-        before = set(stages[-1].trainable) if stages else set()
-        here = f"{where}: stage {number}"
-        if one == CONTINUED:
-            if not before:
-                raise SettingsError(
-                    f"{here} has no stage before it to go on with: list its blocks"
-                )
-            blocks = before
-        else:
-            blocks = _blocks(one, here)
-            if "head" not in blocks and not before:
-                raise SettingsError(f"{here} must train the head, which is new: add head")
-            if left := [block for block in BLOCKS if block in before - blocks]:
-                raise SettingsError(
-                    f"{here} leaves out {' and '.join(left)}, which stage {number - 1} trains: a "
-                    "stage trains what the one before it trains, and may add blocks"
-                )
-            if blocks == before:
-                raise SettingsError(
-                    f"{here} trains the same blocks as stage {number - 1}: add a block, or write "
-                    f"`{CONTINUED}` where it is meant to go on with them"
-                )
-        stages.append(Stage(name, number, tuple(sorted(blocks, key=BLOCKS.index))))
+    for number, blocks in enumerate(given, start=1):
+        before = stages[-1].trainable if stages else ()
+        if fault := _fault(blocks, before, number - 1):
+            raise SettingsError(f"{where}: stage {number} {fault}")
+        if blocks != CONTINUED:
+            assert isinstance(blocks, list)
+            before = tuple(sorted(blocks, key=BLOCKS.index))
+        stages.append(Stage(name, number, before))
     return Schedule(name, tuple(stages))
 
 
-def _blocks(given: object, here: str) -> set[str]:
-    """The blocks of one stage."""
-    if not isinstance(given, list) or not given:
-        raise SettingsError(
-            f"{here} must be a list of blocks ({', '.join(BLOCKS)}) or `{CONTINUED}`, "
-            f"got {given!r}"
-        )
-    for block in map(str, given):
+def _fault(blocks: object, before: tuple[str, ...], number_before: int) -> str:
+    """What is wrong with a stage after one that trains `before`; empty if nothing is."""
+    if blocks == CONTINUED:
+        return "" if before else "has no stage before it to go on with: list its blocks"
+    known = ", ".join(BLOCKS)
+    if not isinstance(blocks, list) or not blocks:
+        return f"must be a list of blocks ({known}) or `{CONTINUED}`, got {blocks!r}"
+    for block in map(str, blocks):
         if block not in BLOCKS:
-            raise SettingsError(
-                f"{here}: unknown block {block}{nearest(block, BLOCKS)} (there are "
-                f"{', '.join(BLOCKS)})"
-            )
-    if len(set(given)) < len(given):
-        raise SettingsError(f"{here} names a block twice, got {given}: keep one")
-    return set(given)
+            return f"names unknown block {block}{nearest(block, BLOCKS)} (there are {known})"
+    if len(set(blocks)) < len(blocks):
+        return f"names a block twice, got {blocks}: keep one"
+    if "head" not in blocks and not before:
+        return "must train the head, which is new: add head"
+    if left := [block for block in before if block not in blocks]:
+        return (
+            f"leaves out {' and '.join(left)}, which stage {number_before} trains: a stage trains "
+            "what the stage before trains, and may add blocks"
+        )
+    if len(blocks) == len(before):
+        return (
+            f"trains the same blocks as stage {number_before}: add a block, or write "
+            f"`{CONTINUED}` where the stage is meant to go on with them"
+        )
+    return ""
 
 
 _IN_WORDS = {

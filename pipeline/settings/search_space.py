@@ -12,24 +12,22 @@ are chosen; `tuning/` leaves that to Optuna.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import get_args
 
-import yaml
-from pydantic import TypeAdapter, ValidationError
-
-from pipeline.errors import SettingsError, first_line
+from pipeline.errors import SettingsError
 from pipeline.settings.entry import TuneSettings
+from pipeline.settings.layers import Given, Layer, validated
 from pipeline.settings.request import Request
 from pipeline.settings.run import TRAIN_KEYS, Settings, TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Schedule, schedule_of
-from pipeline.settings.yaml_file import nearest
+from pipeline.settings.yaml_file import key_lines, nearest, read_yaml
 from pipeline.system.provenance import IS_CLONE, PACKAGE_DIR, PROJECT_DIR
 
 SPACES_DIR = (PROJECT_DIR if IS_CLONE else PACKAGE_DIR) / "search_spaces"
-_RANGE_KEYS = ("low", "high", "step", "log")
+_RANGE_KEYS = {"low", "high", "step", "log"}
 _EXAMPLE = "write lines like `lr: {low: 1.0e-4, high: 1.0e-2, log: true}`"
 
 
@@ -75,41 +73,33 @@ class SearchSpace:
         """Whether these settings are a point of the space."""
         return all(d.holds(values[key]) for key, d in self.dimensions.items())
 
+    def without(self, fixed: Collection[str], stage: str) -> SearchSpace:
+        """The space without settings that are fixed by hand; SettingsError where none is left."""
+        if left := {key: d for key, d in self.dimensions.items() if key not in fixed}:
+            return SearchSpace(self.source, left)
+        raise SettingsError(
+            f"{stage}: every setting of {self.source} is fixed by hand "
+            f"({', '.join(self.dimensions)}): leave one to be tuned"
+        )
+
 
 def default_space(schedule: Schedule, number: int) -> Path:
     """The file for a stage where the user gives none.
 
-    It is that of the first built-in schedule which begins so; for another chain of stages, that of
-    the built-in stage which has the same part in its chain.
+    The file is that of the first built-in schedule which begins as this one does; for another
+    chain of stages, that of the built-in stage which has the same part in its chain.
     """
     chain = schedule.trains(number)
-    same = [name for name, known in SCHEDULES.items() if known.trains(number) == chain]
-    if not same:
-        return SPACES_DIR / _SPACE_BY_PART[_part(chain)]
-    folder = SPACES_DIR if same[0] == "three_stage" else SPACES_DIR / same[0]
-    return folder / f"stage{number}.yaml"
-
-
-_SPACE_BY_PART = {
-    "head first": "stage1.yaml",
-    "head continued": "stage1_continued/stage2.yaml",
-    "blocks with a new head": "two_stage/stage1.yaml",
-    "first blocks": "stage2.yaml",
-    "more blocks": "stage3.yaml",
-    "blocks continued": "stage2_continued/stage3.yaml",
-}
-
-
-def _part(chain: Sequence[tuple[str, ...]]) -> str:
-    """What the last stage of a chain does: a key of `_SPACE_BY_PART`."""
+    for name, known in SCHEDULES.items():
+        if known.trains(number) == chain:
+            return SPACES_DIR / ("" if name == "three_stage" else name) / f"stage{number}.yaml"
     *before, blocks = chain
-    if len(blocks) == 1:
-        return "head continued" if before else "head first"
     if not before:
-        return "blocks with a new head"
+        return SPACES_DIR / "two_stage" / "stage1.yaml"
     if before[-1] == blocks:
-        return "blocks continued"
-    return "first blocks" if len(before[-1]) == 1 else "more blocks"
+        file = "stage1_continued/stage2" if blocks == ("head",) else "stage2_continued/stage3"
+        return SPACES_DIR / f"{file}.yaml"
+    return SPACES_DIR / ("stage2.yaml" if before[-1] == ("head",) else "stage3.yaml")
 
 
 @dataclass(frozen=True)
@@ -131,18 +121,10 @@ def plan_of(request: Request) -> Plan:
     target = None if tune.stage == "all" else int(tune.stage)
     request = request.for_stage(target)
     settings = request.settings()
-    numbers = [target] if target else range(1, len(settings.stages) + 1)
     spaces = {}
-    for number in numbers:
-        space = read_space(_space_path(tune, settings, number))
-        fixed = request.explicit_keys(number)
-        left = {key: d for key, d in space.dimensions.items() if key not in fixed}
-        if not left:
-            raise SettingsError(
-                f"stage {number}: every setting of {space.source} is fixed by hand "
-                f"({', '.join(space.dimensions)}): leave one to be tuned"
-            )
-        spaces[number] = SearchSpace(space.source, left)
+    for n in [target] if target else range(1, len(settings.stages) + 1):
+        space = read_space(_space_path(tune, settings, n))
+        spaces[n] = space.without(request.explicit_keys(n), f"stage {n}")
     return Plan(tune, settings, spaces)
 
 
@@ -167,59 +149,20 @@ def read_space(path: Path) -> SearchSpace:
         SettingsError: no such file, not YAML, or ranges that cannot be; a line for each fault,
             with the file and the line in it.
     """
-    faults: list[str] = []
+    content = read_yaml(path, f"space={path}")
+    if not content:
+        raise SettingsError(f"space={path} holds no ranges: {_EXAMPLE}")
+    faults: dict[str, ValueError] = {}
     dimensions: dict[str, Range | Choices] = {}
-    for line, key, given, doubled in _entries(path):
-        where = f"{path}:{line}"
-        if key in dimensions:
-            faults.append(f"{where}: {key} stands here twice: keep one")
-            continue
+    for key, given in content.items():
         try:
-            if doubled:
-                raise ValueError(f"{key} names {doubled} twice: keep one")
             dimensions[key] = _dimension(key, given)
         except ValueError as err:
-            faults.append(f"{where}: {err}")
+            faults[key] = err
     if faults:
-        raise SettingsError("\n".join(faults))
+        lines = key_lines(path)
+        raise SettingsError("\n".join(f"{path}:{lines.get(k, 1)}: {f}" for k, f in faults.items()))
     return SearchSpace(str(path), dimensions)
-
-
-def _entries(path: Path) -> list[tuple[int, str, object, str]]:
-    """Each entry of a YAML mapping: its line, key, value, and a word that stands twice in it."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        loader = yaml.SafeLoader(text)
-        node = loader.get_single_node()
-        pairs = node.value if isinstance(node, yaml.MappingNode) else []
-        entries = [
-            (
-                key.start_mark.line + 1,
-                str(loader.construct_object(key, deep=True)),
-                loader.construct_object(value, deep=True),
-                _doubled(value),
-            )
-            for key, value in pairs
-        ]
-    except (OSError, UnicodeDecodeError) as err:
-        raise SettingsError(
-            f"space={path}: cannot be read ({err}): pass a YAML file of ranges"
-        ) from None
-    except yaml.YAMLError as err:
-        mark = getattr(err, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise SettingsError(
-            f"{where}: not YAML ({getattr(err, 'problem', None) or first_line(err)}): {_EXAMPLE}"
-        ) from None
-    if not entries:
-        raise SettingsError(f"{path}: holds no ranges: {_EXAMPLE}")
-    return entries
-
-
-def _doubled(node: yaml.Node) -> str:
-    """The first word that a mapping holds twice; YAML itself would keep the last."""
-    words = [str(key.value) for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
-    return next((word for word in words if words.count(word) > 1), "")
 
 
 def _dimension(key: str, given: object) -> Range | Choices:
@@ -232,88 +175,57 @@ def _dimension(key: str, given: object) -> Range | Choices:
         hint = nearest(key, TRAIN_KEYS) or f": a space may hold {', '.join(TRAIN_KEYS)}"
         raise ValueError(f"unknown training setting {key}{hint}")
     if isinstance(given, list):
-        return _choices(key, given)
-    words = get_args(TrainSettings.model_fields[key].annotation)
-    if words:
-        raise ValueError(f"{key} takes a list of {', '.join(words)}, got {given!r}")
-    if not isinstance(given, dict):
+        values = tuple(_value(key, one) for one in given)
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"{key} must be a list of one or more different values, got {given}")
+        return Choices(values)
+    if choices := get_args(TrainSettings.model_fields[key].annotation):
+        raise ValueError(f"{key} must be a list of {', '.join(choices)}, got {given!r}")
+    if not isinstance(given, dict) or not {"low", "high"} <= given.keys() <= _RANGE_KEYS:
         raise ValueError(
-            f"{key} must be a range like {{low: 1, high: 9}} or a list, got {given!r}"
+            f"{key} must be a list, or a range with low, high and, if wanted, step or log, "
+            f"got {given!r}"
         )
     return _range(key, given)
 
 
-def _choices(key: str, given: list[object]) -> Choices:
-    if not given:
-        raise ValueError(f"{key} has an empty list: give one value or more")
-    values = tuple(_value(key, one) for one in given)
-    if len(set(values)) < len(values):
-        raise ValueError(f"{key} names a value twice, got {given}: keep one")
-    return Choices(values)
-
-
-def _range(key: str, given: Mapping[Any, object]) -> Range:
-    unknown = [str(word) for word in given if word not in _RANGE_KEYS]
-    if unknown:
-        raise ValueError(
-            f"{key}: unknown word {unknown[0]}{nearest(unknown[0], _RANGE_KEYS)}: a range has "
-            "low, high and, if wanted, step or log"
-        )
-    missing = [word for word in ("low", "high") if word not in given]
-    if missing:
-        raise ValueError(f"{key}: the range has no {' and no '.join(missing)}, got {dict(given)}")
+def _range(key: str, given: Mapping[str, object]) -> Range:
     low, high = _value(key, given["low"]), _value(key, given["high"])
-    log = given.get("log", False)
-    assert isinstance(low, int | float)
-    assert isinstance(high, int | float)
+    step, log = given.get("step"), given.get("log", False)
+    assert not isinstance(low, str)
+    assert not isinstance(high, str)
     if low >= high:
-        what = "reversed" if low > high else "empty"
-        raise ValueError(f"{key}: the range is {what}, got low {low} and high {high}: low < high")
-    if not isinstance(log, bool):
-        raise ValueError(f"{key}: log is true or false, got {log!r}")
-    if log and (low <= 0 or "step" in given):
-        raise ValueError(f"{key}: a log range needs low > 0 and no step, got {dict(given)}")
-    step = _step(key, given["step"], low, high) if "step" in given else None
-    return Range(low, high, step, log)
-
-
-def _step(key: str, given: object, low: float, high: float) -> float:
-    if isinstance(given, bool):
-        raise ValueError(f"{key}: step is a number, got {given}")
-    kind: type[int | float] = type(low)
+        raise ValueError(f"{key}: low must be below high, got low {low} and high {high}")
+    if not isinstance(log, bool) or (log and (low <= 0 or "step" in given)):
+        raise ValueError(
+            f"{key}: log is true or false, and true with low > 0 and no step, got {dict(given)}"
+        )
+    if "step" not in given:
+        return Range(low, high, None, log)
     try:
-        step = TypeAdapter(kind).validate_python(given)
-    except ValidationError as err:
-        raise ValueError(f"{key}: step {_fault(err)}, got {given!r}") from None
-    if not math.isfinite(step) or step <= 0 or not _on_grid(high - low, step):
+        width = float(str(step))
+        fits = (
+            0 < width <= high - low and _on_grid(high - low, width) and type(low)(width) == width
+        )
+    except (ValueError, OverflowError):  # no number, NaN or infinity
+        fits = False
+    if not fits:
         raise ValueError(
             f"{key}: steps of {step} do not lead from {low} to {high}: "
             "high - low must be a multiple of step"
         )
-    return step
+    return Range(low, high, type(low)(width), log)
 
 
 def _value(key: str, given: object) -> str | int | float:
     """A value as the setting's own type, inside the setting's own limits."""
-    field = TrainSettings.model_fields[key]
-    kind: Any = (
-        Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
-    )
-    check: Callable[[object], Any] = TypeAdapter(kind).validate_python
-    try:
-        if isinstance(given, bool) and not get_args(field.annotation):
-            raise ValueError(f"{key} is a number, got {given}")
-        value = check(given)
-    except ValidationError as err:
-        raise ValueError(f"{key} {_fault(err)}, got {given!r}") from None
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{key} must be a finite number, got {given!r}")
+    faults: list[str] = []
+    settings = validated(TrainSettings, {key: Given(given, key, Layer("", {}))}, faults)
+    if settings is None:
+        raise ValueError(*faults)
+    value = getattr(settings, key)
     assert isinstance(value, str | int | float)
     return value
-
-
-def _fault(err: ValidationError) -> str:
-    return err.errors()[0]["msg"].removeprefix("Input ").replace("should be", "must be")
 
 
 def _on_grid(distance: float, step: float) -> bool:

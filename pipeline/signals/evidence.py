@@ -9,10 +9,9 @@ another person's.
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,15 @@ from pipeline.signals.pictures import signal_table
 from pipeline.signals.readings import Scored, Sibling, Signal, instability, read_signals
 from pipeline.tracking import RunLog, RunView, Tracking
 from pipeline.tracking.history import History, read_history
-from pipeline.tracking.keys import CURVES, PARENT_VAL_ACC, POOL, VAL_ACC, at_best, flat
+from pipeline.tracking.keys import (
+    CURVES,
+    PARENT_VAL_ACC,
+    POOL,
+    SELECTED_EPOCH,
+    VAL_ACC,
+    at_best,
+    flat,
+)
 
 PREDICTIONS = "evaluation/val_predictions.csv"
 EVIDENCE = "evidence.json"
@@ -71,8 +78,6 @@ def log_evidence(log: RunLog, tracking: Tracking, subject: Subject) -> list[Sign
     signals = read_signals(history, subject.scored, scores, settings, has_parent=has_parent)
     log.tags(_tags(signals))
     log.metrics(_metrics(signals))
-    if parent:
-        log.metrics({PARENT_VAL_ACC: parent.metrics[at_best(VAL_ACC)]})
     content = {
         "signals": {signal.name: asdict(signal) for signal in signals},
         "thresholds": {key: getattr(settings, key) for key in THRESHOLD_KEYS},
@@ -121,7 +126,7 @@ def _ancestors(tracking: Tracking, run: RunView | None) -> list[tuple[int, Histo
         return []
     before = _ancestors(tracking, parent_of(tracking, run))
     history = read_history(tracking, run, CURVES)
-    return [*before, (int(run.tags["stage"]), history)] if history else before
+    return [*before, (run.number("stage"), history)] if history else before
 
 
 def parent_of(tracking: Tracking, run: RunView) -> RunView | None:
@@ -159,10 +164,11 @@ def scores_of(tracking: Tracking, run: RunView) -> Scored | None:
 
 def siblings_of(tracking: Tracking, recipe: str) -> dict[str, RunView]:
     """Finished runs of one recipe, the latest of each draw and seed, by run id."""
-    latest = {
-        (run.tags["draw"], run.tags["seed"]): run
-        for run in tracking.find({"kind": "stage", "recipe_key": recipe})
-    }
+    latest: dict[tuple[int, int], RunView] = {}
+    for run in tracking.find({"kind": "stage", "recipe_key": recipe}):
+        with suppress(LineageError):  # damaged since: it is nobody's sibling
+            if run.settings and SELECTED_EPOCH in run.metrics:
+                latest[run.number("draw"), run.number("seed")] = run
     return {run.run_id: run for run in latest.values()}
 
 
@@ -174,7 +180,7 @@ def siblings_of_run(tracking: Tracking, run: RunView) -> dict[str, RunView]:
     """
 
     def data_of(run: RunView) -> object:
-        return json.loads(run.tags["settings"]).get("data")
+        return run.settings.get("data")
 
     found = siblings_of(tracking, run.tags["recipe_key"])
     if POOL in run.tags:
@@ -198,26 +204,23 @@ def refresh_siblings(tracking: Tracking, say: Callable[[str], None]) -> None:
         while not (runs := siblings_of(tracking, recipe)).keys() <= seen:
             seen |= runs.keys()
             for run in runs.values():
-                signal = _instability(runs, thresholds_of(run))
                 with as_far_as_allowed(run, say):
+                    signal = _instability(runs, thresholds_of(run))
                     _refresh(tracking, run, signal, sorted(runs), say)
 
 
 def _instability(runs: Mapping[str, RunView], thresholds: Thresholds) -> Signal:
-    siblings = [
-        Sibling(
-            run.metrics[at_best(VAL_ACC)],
-            run.metrics[PARENT_VAL_ACC],
-            run.tags["parent_checkpoint_sha256"],
-        )
-        for run in runs.values()
-    ]
+    siblings = []
+    for run in runs.values():
+        with suppress(LineageError):
+            accuracies = run.metrics[at_best(VAL_ACC)], run.metrics[PARENT_VAL_ACC]
+            siblings.append(Sibling(*accuracies, run.tags["parent_checkpoint_sha256"]))
     return instability(siblings, thresholds)
 
 
 def thresholds_of(run: RunView) -> Thresholds:
     """The thresholds that a stage run's signals were read with."""
-    logged = json.loads(run.tags.get("settings", "{}"))
+    logged = run.settings
     return Thresholds(**{key: logged[key] for key in THRESHOLD_KEYS if key in logged})
 
 
@@ -226,7 +229,7 @@ def as_far_as_allowed(run: RunView, say: Callable[[str], None]) -> Iterator[None
     """Write to a run, perhaps another person's; files that cannot be written are a note."""
     try:
         yield
-    except StorageError as err:
+    except (StorageError, LineageError) as err:
         say(f"note: run {run.run_id} ({run.name}) is not brought up to date: {err}")
 
 
@@ -237,24 +240,32 @@ def _refresh(
     siblings: Sequence[str],
     say: Callable[[str], None],
 ) -> None:
-    """Put a reading in place of the one before: tags, metrics, description, evidence, picture."""
-    line = re.compile(rf"^- `{re.escape(signal.name)}` .*$", re.MULTILINE)
-    note = line.sub(lambda _: sentences([signal]), run.tags.get(NOTE, ""))
-    tags, metrics = {**_tags([signal]), NOTE: note}, _metrics([signal])
-    if tags.items() <= run.tags.items() and metrics.items() <= run.metrics.items():
+    """Put a reading in place of the one before: tags, metrics, description, evidence, picture.
+
+    A description in which a person has changed the sentence of that reading stays as it is.
+    """
+    note, tags, metrics = run.tags.get(NOTE, ""), _tags([signal]), _metrics([signal])
+    told = tags.items() <= run.tags.items() and metrics.items() <= run.metrics.items()
+    if told and sentences([signal]) in note:
         return
-    tracking.add_tags(run.run_id, tags)
-    tracking.add_metrics(run.run_id, metrics)
     content = _evidence_of(tracking, run)
+    former = next((s for s in _signals_in(content) if s.name == signal.name), None)
+    if told and former == signal:
+        return
+    if former and sentences([former]) in note:
+        tags[NOTE] = note.replace(sentences([former]), sentences([signal]))
+    log = tracking.writing(run.run_id)
+    log.tags(tags)
+    log.metrics(metrics)
     if not content:
         return
     content["signals"][signal.name] = asdict(signal)
     content["inputs"]["siblings"] = siblings
-    tracking.add_text(run.run_id, _as_json(content), EVIDENCE)
+    log.text(_as_json(content), EVIDENCE)
     if has_pictures(run):
         with best_effort("the picture of a sibling's signals", say):
             table = signal_table(_signals_in(content))
-            tracking.add_figure(run.run_id, table, SIGNALS_PICTURE)
+            log.figure(table, SIGNALS_PICTURE)
 
 
 def has_pictures(run: RunView) -> bool:

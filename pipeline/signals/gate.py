@@ -189,13 +189,13 @@ def gate_of_run(
 
     def preference(sibling: RunView) -> tuple[bool, bool, bool, int]:
         """Of a draw the run itself, then its seed, then seeds as `decide` deals them."""
-        seed = int(sibling.tags["seed"])
-        moved, draws = seed - int(run.tags["seed"]), int(sibling.tags["draw"]) - draw
+        seed = sibling.number("seed")
+        moved, draws = seed - run.number("seed"), sibling.number("draw") - draw
         return sibling.run_id != run.run_id, moved != 0, moved != draws, seed
 
-    draw = int(run.tags["draw"])
+    draw = run.number("draw")
     found = [*siblings_of_run(tracking, run).values(), run]
-    by_draw = {int(r.tags["draw"]): r for r in sorted(found, key=preference, reverse=True)}
+    by_draw = {r.number("draw"): r for r in sorted(found, key=preference, reverse=True)}
     runs = [by_draw[number] for number in sorted(by_draw)]
     return gate_over(tracking, runs, thresholds, run.name, say)
 
@@ -217,10 +217,10 @@ def gate_over(
     for run in runs:
         if only_new and "gate.prior" in run.tags:
             continue
-        own = read_gate(pairs, thresholds_of(run))
         with as_far_as_allowed(run, say):
-            tracking.add_tags(run.run_id, own.tags)
-            tracking.add_text(run.run_id, report_markdown(own, pairs, title), REPORT)
+            own = read_gate(pairs, thresholds_of(run))
+            tracking.writing(run.run_id).tags(own.tags)
+            tracking.writing(run.run_id).text(report_markdown(own, pairs, title), REPORT)
     return read_gate(pairs, thresholds), pairs
 
 
@@ -228,7 +228,7 @@ def _pair(tracking: Tracking, run: RunView) -> Pair:
     history = read_history(tracking, run, [VAL_LOSS])
     try:
         first = metrics_at_best(tracking.get(run.tags["parent_run_id"]))
-    except LineageError:  # deleted since: the child has the accuracy, and nothing else is read
+    except LineageError:  # deleted or damaged: the child has the accuracy, all that is read of it
         first = {VAL_ACC: run.metrics[PARENT_VAL_ACC]}
     losses = history[VAL_LOSS] if history else ()
     return Pair(run.tags["draw"], first, metrics_at_best(run), losses)

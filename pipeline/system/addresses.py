@@ -63,13 +63,13 @@ def _login(url: str) -> slice | None:
     return slice(begin + len(user) + 1, stop) if colon else None
 
 
-def misread(url: str) -> str:
+def misread(url: str, like: str = "http://host:5000 or postgresql://host/db") -> str:
     """Why a URL cannot be read as it is meant, and what to write; empty if it can be."""
     start = _START.match(url)
     if _is_local(url):
         return ""
     if not start or not re.fullmatch(r"[^:/]+://", start[0]):
-        return "no address: write it like http://host:5000 or postgresql://host/db"
+        return f"no address: write it like {like}"
     if re.search("[/?#].*@", url[start.end() :]):
         return "it holds a /, ?, # or @ as it is: write %2F, %3F, %23 or %40"
     return ""
@@ -82,7 +82,7 @@ def _is_local(url: str) -> bool:
 
 def is_server(url: str) -> bool:
     """Whether it is an MLflow server's address, not a database's."""
-    return url.partition("://")[0].lower() in ("http", "https")
+    return url.lower().startswith(("http://", "https://"))
 
 
 def file_of(url: str) -> Path | None:

@@ -12,7 +12,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import FileLock
@@ -22,7 +22,7 @@ from pipeline.system.files import holding
 
 _ADVISORY_KEY = 0x756E66726565  # any constant that all our processes agree on
 _FOR_ALL = 0o666
-"""People who share a database share its lock, whoever made the file."""
+"""People who share a database share its lock."""
 
 
 @contextmanager
@@ -32,13 +32,18 @@ def exclusively(url: str) -> Iterator[None]:
     Raises:
         sqlalchemy.exc.SQLAlchemyError: the database cannot be reached.
     """
-    path = file_of(url)
-    lock: AbstractContextManager[object] = nullcontext()
-    if path is not None:
-        lock = holding(FileLock(_lock_of(path.resolve()), mode=_FOR_ALL))
-    elif url.startswith("postgres"):
-        lock = _advisory(url)
-    with lock:
+    with ExitStack() as held:
+        if path := file_of(url):
+            held.enter_context(holding(FileLock(_lock_of(path.resolve()), mode=_FOR_ALL)))
+        elif url.startswith("postgres"):
+            import sqlalchemy
+
+            engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
+            connection = held.enter_context(engine.connect())
+            connection.execution_options(isolation_level="AUTOCOMMIT")
+            # let go when the session ends, however that ends
+            ask = sqlalchemy.text("SELECT pg_advisory_lock(:key)")
+            connection.execute(ask, {"key": _ADVISORY_KEY})
         yield
 
 
@@ -48,15 +53,3 @@ def _lock_of(path: Path) -> Path:
         return path.with_name(f".{path.name}.lock")
     name = hashlib.sha256(str(path).encode()).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"unfreeze-tables-{os.getuid()}-{name}.lock"
-
-
-@contextmanager
-def _advisory(url: str) -> Iterator[None]:
-    """PostgreSQL's advisory lock: let go when its session ends, however that ends."""
-    import sqlalchemy
-
-    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        ask = sqlalchemy.text("SELECT pg_advisory_lock(:key)")
-        connection.execute(ask, {"key": _ADVISORY_KEY})
-        yield

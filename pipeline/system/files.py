@@ -1,16 +1,16 @@
-"""Files that appear whole or not at all, and what a full disk says."""
+"""Files that appear whole or not at all, what a full disk says, and paths as people type them."""
 
 from __future__ import annotations
 
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import FileLock
 
-from pipeline.errors import StorageError
+from pipeline.errors import SettingsError, StorageError, first_line
 from pipeline.system.interrupts import at_once
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -20,6 +20,26 @@ _REFUSED = {
 }
 
 
+def typed_path(text: str, key: str = "") -> Path:
+    """The path that a person typed as that setting, `~` replaced.
+
+    Raises:
+        SettingsError: `~name` of no user.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as err:
+        what = f"{key}={text}" if key else text
+        raise SettingsError(
+            f"{what}: {first_line(err).rstrip('.')}: write the path in full"
+        ) from None
+
+
+def name_of(path: Path) -> str:
+    """What a folder is called, `.` and `..` too; links are not followed."""
+    return Path(os.path.abspath(path)).name or str(path)  # noqa: PTH100 - `resolve` follows links
+
+
 @contextmanager
 def storage_faults(what: str, where: Path | str) -> Iterator[None]:
     """Turn a full or read-only disk into a StorageError that names `what` and `where`."""
@@ -27,17 +47,12 @@ def storage_faults(what: str, where: Path | str) -> Iterator[None]:
         yield
     except OSError as err:
         if err.errno in _FULL:
-            raise StorageError(
-                f"cannot write {what} to {where} ({err.strerror}): free some space, then run the "
-                "same "
-                "command again; finished stages are reused"
-            ) from None
-        if err.errno in _REFUSED:
-            raise StorageError(
-                f"cannot write {what} to {where} ({err.strerror}): choose a folder you may write "
-                "to"
-            ) from None
-        raise
+            advice = "free some space, then run the same command again; finished stages are reused"
+        elif err.errno in _REFUSED:
+            advice = "choose a folder you may write to"
+        else:
+            raise
+        raise StorageError(f"cannot write {what} to {where} ({err.strerror}): {advice}") from None
 
 
 @contextmanager
@@ -58,15 +73,11 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         StorageError: the folder may not be written.
     """
-    with storage_faults("a lock", path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        with at_once():
-            lock.acquire()
-    try:
+    with ExitStack() as held:
+        with storage_faults("a lock", path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(holding(FileLock(path)))
         yield
-    finally:
-        lock.release()
 
 
 def write_atomically(path: Path, content: bytes) -> None:

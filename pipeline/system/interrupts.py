@@ -95,9 +95,9 @@ def stop(number: int, _frame: FrameType | None) -> None:
 
 
 def end_with_parent() -> None:
-    """Stop this process, as by SIGTERM, once the one that started it is gone, or if it is already.
+    """Stop this process, as by SIGTERM, once the process that started it is gone.
 
-    That one has left its process id in the environment: it may be gone before this is called.
+    The starter's process id is in the environment: the starter may be gone before this is called.
     """
     parent = int(os.environ.get(PARENT, os.getppid()))
 

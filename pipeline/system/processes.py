@@ -1,9 +1,9 @@
-"""Which process writes a run or a file, so that a later one can tell that nobody does any more.
+"""Which process writes a run or a file, so that a later process can tell whether it is gone.
 
 A process that is killed outright cannot end its runs or remove its files. Both name the process
 that writes them: machine and boot, PID namespace (a container has one of its own, in which other
 containers' processes cannot be seen), number, and start, since numbers are given again. In: such
-names. Out: whether the process is gone, which is only ever said where it can be known.
+names. Out: whether the process is gone: yes only where that can be known.
 Not covered: processes of other machines, of other containers, and of the time before a reboot.
 """
 
@@ -27,7 +27,7 @@ _STATE, _START = 0, 19
 
 @cache
 def this_machine() -> str:
-    """Its name, and where it can be told the boot: process numbers begin again with each."""
+    """The machine and, where known, its boot: process numbers begin again with each boot."""
     boot = _BOOT_ID.read_text(encoding="ascii").strip() if _BOOT_ID.exists() else ""
     return f"{socket.gethostname()} {boot}".strip()
 
@@ -42,12 +42,11 @@ def this_namespace() -> str:
 
 def owner_tags() -> dict[str, str]:
     """What a run of this process is tagged with."""
-    number = os.getpid()
     return {
         MACHINE: this_machine(),
         NAMESPACE: this_namespace(),
-        PROCESS: str(number),
-        STARTED: _started(number),
+        PROCESS: str(os.getpid()),
+        STARTED: _started(os.getpid()),
     }
 
 
@@ -62,8 +61,7 @@ def is_abandoned(tags: Mapping[str, str]) -> bool:
 
 def owner_mark() -> str:
     """This process in a word without dots, as a part of file names."""
-    number = os.getpid()
-    return f"{_place()}-{number}-{_started(number)}"
+    return f"{_place()}-{os.getpid()}-{_started(os.getpid())}"
 
 
 def is_abandoned_mark(mark: str) -> bool:
@@ -76,8 +74,8 @@ def is_abandoned_mark(mark: str) -> bool:
 def is_gone(number: str, started: str) -> bool:
     """Whether a process of this machine and PID namespace is no more.
 
-    `started`: its start as `_started` told it; another start is that of another process with the
-    same number. Empty: a process of that number counts as the one that is meant.
+    `started`: its start as `_started` gives it; a process of the same number with another start is
+    another process. Empty: any process of that number counts.
     """
     if not number.isdecimal():
         return False
@@ -86,7 +84,7 @@ def is_gone(number: str, started: str) -> bool:
     except ProcessLookupError:
         return True
     except (OSError, OverflowError):
-        pass  # somebody else's, or no number of a process
+        pass  # another user's process, or no number of a process
     fields = _fields(int(number))
     if not fields:
         return False
@@ -100,8 +98,7 @@ def _place() -> str:
 
 
 def _started(number: int) -> str:
-    fields = _fields(number)
-    return fields[_START] if fields else ""
+    return fields[_START] if (fields := _fields(number)) else ""
 
 
 def _fields(number: int) -> list[str]:

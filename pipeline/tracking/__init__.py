@@ -2,6 +2,7 @@
 
 from pipeline.tracking.registry import ModelVersion
 from pipeline.tracking.run import RunLog
-from pipeline.tracking.store import RunView, Tracking
+from pipeline.tracking.store import Tracking
+from pipeline.tracking.view import RunView
 
 __all__ = ["ModelVersion", "RunLog", "RunView", "Tracking"]

@@ -123,3 +123,7 @@ def _check_database(uri: str) -> None:
         raise TrackingError(
             f"{URI}={without_password(uri)}: its login holds an @ as it is: write %40"
         )
+    if url.get_backend_name() == "sqlite":
+        raise TrackingError(
+            f"{URI}={uri} is forgotten when this command ends: name a file: sqlite:///mlflow.db"
+        )

@@ -8,6 +8,7 @@ may not write, is refused here: MLflow itself would refuse it once a stage is tr
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,10 +16,11 @@ from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import TrackingError, first_line
 from pipeline.system.addresses import why_unwritable, without_password
+from pipeline.system.processes import MACHINE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Experiment
+    from mlflow.entities import Experiment, Run
 
 ID, NAME = "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"
 DEFAULT = "0"
@@ -37,12 +39,13 @@ _DRIVERS = {
 def usable_experiment(
     client: MlflowClient, launched: str | None, uri: str, *, with_artifacts: bool
 ) -> str:
-    """Its id; an experiment of a new name is created.
+    """The experiment's id; an experiment of a new name is created.
 
     `uri`: the store's, without a password. `with_artifacts`: files will be logged.
 
     Raises:
-        TrackingError: it is not there, was deleted, or its artifacts cannot be written.
+        TrackingError: it is not there, was deleted, or its artifacts cannot be written; or the
+            launched run is another command's.
     """
     experiment = _experiment(client, launched, uri)
     number = str(experiment.experiment_id)
@@ -57,22 +60,11 @@ def usable_experiment(
             f"another with {NAME}"
         )
     location = str(experiment.artifact_location)
-    module = _DRIVERS.get(urlsplit(location).scheme) if with_artifacts else None
-    if module:
-        try:
-            import_module(module)
-        except ImportError as err:
-            raise TrackingError(
-                f"{named} keeps its artifacts in {without_password(location)}: its driver is not "
-                f"installed ({first_line(err)}): pip install {module.replace('.', '-')}, or name "
-                f"another with {NAME}"
-            ) from None
-    folder = _local_folder(location) if with_artifacts else None
-    if folder and (why := why_unwritable(folder / "a-new-run", may_make_folders=True)):
+    if with_artifacts and (why := _why_unusable(location)):
         raise TrackingError(
-            f"{named} keeps its artifacts in {folder}, which cannot be used from here ({why}): "
-            f"name another with {NAME}, or let a server serve them (`mlflow server "
-            "--serve-artifacts`)"
+            f"{named} keeps its artifacts in {without_password(location)}, which cannot be used "
+            f"from here ({why}): name another with {NAME}, or let a server serve the artifacts "
+            "(`mlflow server --serve-artifacts`)"
         )
     return number
 
@@ -80,37 +72,62 @@ def usable_experiment(
 def _experiment(client: MlflowClient, launched: str | None, uri: str) -> Experiment:
     from mlflow.exceptions import MlflowException
 
-    if not launched and not os.environ.get(ID) and (name := os.environ.get(NAME)):
-        return _called(client, name)
-    what = f"MLFLOW_RUN_ID={launched}" if launched else f"{ID}={os.environ.get(ID) or DEFAULT}"
+    number = os.environ.get(ID)
     try:
         if launched:
-            return client.get_experiment(client.get_run(launched).info.experiment_id)
-        return client.get_experiment(os.environ.get(ID) or DEFAULT)
+            run = client.get_run(launched)
+            _check_launched(run)
+            return client.get_experiment(run.info.experiment_id)
+        if not number and (name := os.environ.get(NAME)):
+            return _called(client, name)
+        return client.get_experiment(number or DEFAULT)
     except MlflowException as err:
-        if err.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        if err.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
+    what = f"MLFLOW_RUN_ID={launched}" if launched else f"{ID}={number or DEFAULT}"
     raise TrackingError(f"{what}: there is none at {uri}: name one that is there, or unset it")
 
 
+def _check_launched(run: Run) -> None:
+    """Refuse a run that `mlflow run` has not just made: what it holds would be overwritten.
+
+    Raises:
+        TrackingError: the run has ended, was deleted, or a command of ours has written to it.
+    """
+    kind = run.data.tags.get("kind", "")
+    is_ours = kind or MACHINE in run.data.tags
+    is_new = run.info.status in ("RUNNING", "SCHEDULED") and run.info.lifecycle_stage == "active"
+    if is_ours or not is_new:
+        raise TrackingError(
+            f"MLFLOW_RUN_ID={run.info.run_id} is no run that `mlflow run` has just started "
+            f"({kind or 'run'}, {run.info.status}, {run.info.lifecycle_stage}) and would be "
+            "overwritten: unset MLFLOW_RUN_ID"
+        )
+
+
 def _called(client: MlflowClient, name: str) -> Experiment:
-    """An experiment, which is created if need be: by one of those who ask at once."""
+    """The experiment of a name, created if need be: by one of the commands that ask at once."""
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            return client.get_experiment(client.create_experiment(name))
-        except MlflowException as err:
-            found = client.get_experiment_by_name(name)
-            if err.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
-                raise
-    return found
+    if found := client.get_experiment_by_name(name):
+        return found
+    with suppress(MlflowException):  # another command has created it meanwhile
+        return client.get_experiment(client.create_experiment(name))
+    if found := client.get_experiment_by_name(name):
+        return found
+    return client.get_experiment(client.create_experiment(name))  # and say why not
 
 
-def _local_folder(location: str) -> Path | None:
-    """The folder of this machine that artifacts are kept in; None where it is another's to say."""
+def _why_unusable(location: str) -> str:
+    """Why artifacts cannot be written there; empty if they can, or another machine will tell."""
     parts = urlsplit(location)
-    if parts.scheme == "file" and not parts.netloc:
-        return Path(unquote(parts.path))
-    return None if parts.scheme else Path(location)
+    if module := _DRIVERS.get(parts.scheme):
+        try:
+            import_module(module)
+        except ImportError as err:
+            package = module.replace(".", "-")
+            return f"its driver is not installed, {first_line(err)}: pip install {package}"
+    elif not parts.scheme or (parts.scheme == "file" and not parts.netloc):
+        folder = Path(unquote(parts.path) if parts.scheme else location)
+        return why_unwritable(folder / "a-new-run", may_make_folders=True)
+    return ""

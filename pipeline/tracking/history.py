@@ -1,18 +1,18 @@
 """The course of a run, and the run in one line: written once, read by all who judge it.
 
 In: epochs as they come, or a finished run in the store. Out: a `History`, a row an epoch, and a
-`Summary`, the run at its selected epoch. Names of metrics are those of `keys.py`.
+`Summary`, the run at its selected epoch. Metrics are named in `keys.py`.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from pipeline.stats.metrics import Row
 from pipeline.tracking.keys import (
+    CURVES,
     EPOCH_METRICS,
     SELECTED_EPOCH,
     TOTAL_S,
@@ -25,7 +25,8 @@ from pipeline.tracking.keys import (
     at_best,
     flat,
 )
-from pipeline.tracking.store import RunView, Tracking
+from pipeline.tracking.store import Tracking
+from pipeline.tracking.view import RunView
 
 GROUPS = ("train", "val", "gap", "lr", "drift", "cka", "grad_norm", "grad_relative")
 """The first part of the names that an epoch's metrics have in the store."""
@@ -58,11 +59,6 @@ class History:
         return self.rows[self.selected - 1]
 
     @property
-    def is_best(self) -> bool:
-        """Whether the last epoch is the best so far."""
-        return self.selected == len(self.rows)
-
-    @property
     def diverged(self) -> bool:
         """Whether the last training loss is no number."""
         return not math.isfinite(self.rows[-1][TRAIN_LOSS])
@@ -79,7 +75,7 @@ def read_history(
         names = (name for name in run.metrics if name.partition("/")[0] in GROUPS)
     columns = {name: tracking.history(run.run_id, name) for name in names}
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=False)]
-    planned = json.loads(run.tags["settings"])[f"stage{run.tags['stage']}.epochs"]
+    planned = run.settings[f"stage{run.tags['stage']}.epochs"]
     selected = int(run.metrics[SELECTED_EPOCH])
     return History(planned=planned, rows=list(rows), selected=selected) if rows else None
 
@@ -93,7 +89,7 @@ class Summary:
         trains: its trainable blocks.
         reused: found, not trained by this command.
         epoch: the selected one, from 1.
-        metrics: those of `EPOCH_METRICS` there, by name; a run of an earlier version lacks some.
+        metrics: `EPOCH_METRICS` at that epoch, by name; a run of an earlier version lacks some.
         trainable: parameters.
     """
 
@@ -110,7 +106,7 @@ class Summary:
     def of(cls, run: RunView) -> Summary:
         """The summary of a run that finished earlier."""
         return cls(
-            number=int(run.tags["stage"]),
+            number=run.number("stage"),
             trains=tuple(run.tags["trains"].split()),
             run_id=run.run_id,
             reused=True,
@@ -155,5 +151,5 @@ class Summary:
 
 def metrics_at_best(run: RunView) -> dict[str, float]:
     """A finished stage run's metrics at its selected epoch, by their names in `EPOCH_METRICS`."""
-    found = {name: run.metrics.get(at_best(name)) for name in EPOCH_METRICS}
-    return {name: value for name, value in found.items() if value is not None}
+    known = [n for n in EPOCH_METRICS if n in CURVES or at_best(n) in run.metrics]
+    return {name: run.metrics[at_best(name)] for name in known}

@@ -31,7 +31,7 @@ class ModelVersion:
 
 @dataclass(frozen=True)
 class Registered:
-    """A version's number; number and tags of the one that had the alias before it, if any."""
+    """A version's number; number and tags of the version that had the alias before, if any."""
 
     number: str
     replaced: tuple[str, Mapping[str, str]] | None

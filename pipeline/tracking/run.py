@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,20 +18,26 @@ if TYPE_CHECKING:
 
 
 class RunLog:
-    """One run being written. Metrics go out in the background; `wait` waits for them."""
+    """One run being written; `wait` waits for metrics that are written in the background."""
 
     def __init__(
-        self, client: MlflowClient, uri: str, run_id: str, *, known_params: set[str]
+        self,
+        client: MlflowClient,
+        uri: str,
+        run_id: str,
+        *,
+        known_params: Collection[str] = (),
+        in_background: bool = False,
     ) -> None:
         self._client = client
         self._uri = uri
         self.run_id = run_id
         self._known_params = known_params
-        self._background = ThreadPoolExecutor(1)
+        self._background = ThreadPoolExecutor(1) if in_background else None
         self._pending: list[Future[Any]] = []
 
     def params(self, values: Mapping[str, object]) -> None:
-        """Log parameters; those that `mlflow run` logged from the command line stay as typed."""
+        """Log parameters; what `mlflow run` logged from the command line stays as typed."""
         from mlflow.entities import Param
 
         new = {key: value for key, value in values.items() if key not in self._known_params}
@@ -45,13 +52,17 @@ class RunLog:
             self._client.log_batch(self.run_id, tags=to_tags(values))
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Log metrics without waiting for the store."""
+        """Log metrics, without waiting for the store if that is done in the background."""
         from mlflow.entities import Metric
 
         now_ms = int(time.time() * 1000)
         batch = [Metric(key, float(value), now_ms, step) for key, value in values.items()]
-        send = self._background.submit(self._client.log_batch, self.run_id, metrics=batch)
-        self._pending.append(send)
+        send = partial(self._client.log_batch, self.run_id, metrics=batch)
+        if self._background:
+            self._pending.append(self._background.submit(send))
+        else:
+            with translated("log metrics", self._uri):
+                send()
 
     def dataset(
         self, name: str, fingerprint: str, context: str, about: Mapping[str, object]
@@ -132,17 +143,25 @@ class RunLog:
             for sent in self._pending:
                 sent.result()
 
-    def end(self, status: str, reason: str = "") -> None:
-        """Set the final status; metrics that are still waiting are dropped.
+    def set_status(self, status: str, reason: str = "") -> None:
+        """Change the status; metrics that are still waiting are dropped.
+
+        `reason` becomes a tag; without a reason, a reason that the run had before is taken away.
 
         Raises:
             TrackingError: the store refused it.
         """
-        with translated("end the run", self._uri):
+        with translated("set a run's status", self._uri):
             if reason:
                 self._client.set_tag(self.run_id, "failure", reason[:5000])
-            self._background.shutdown(wait=False, cancel_futures=True)
-            self._client.set_terminated(self.run_id, status)
+            elif "failure" in self._client.get_run(self.run_id).data.tags:
+                self._client.delete_tag(self.run_id, "failure")
+            if self._background:
+                self._background.shutdown(wait=False, cancel_futures=True)
+            if status == "RUNNING":
+                self._client.update_run(self.run_id, status=status)
+            else:
+                self._client.set_terminated(self.run_id, status)
 
 
 class _StatedPyfunc:

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.errors import LineageError, PipelineError, RunStopped, TrackingError
 from pipeline.system.addresses import is_server, without_password
@@ -32,23 +30,12 @@ from pipeline.tracking.experiment import usable_experiment
 from pipeline.tracking.faults import translated
 from pipeline.tracking.registry import ModelVersion, Registered, register
 from pipeline.tracking.run import RunLog, to_tags
+from pipeline.tracking.view import RunView
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 NESTED_UNDER = "mlflow.parentRunId"
-
-
-@dataclass(frozen=True)
-class RunView:
-    """A run as it is stored: what other modules may know of it."""
-
-    run_id: str
-    name: str
-    status: str
-    tags: Mapping[str, str]
-    params: Mapping[str, str]
-    metrics: Mapping[str, float]
 
 
 class Tracking:
@@ -115,7 +102,7 @@ class Tracking:
             try:
                 run = self._client.get_run(run_id)
                 if run.info.lifecycle_stage == "active":
-                    return _view(run)
+                    return RunView.of(run)
             except MlflowException as err:
                 if err.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                     raise
@@ -126,25 +113,23 @@ class Tracking:
 
     def find(self, tags: Mapping[str, str], *, status: str | None = "FINISHED") -> list[RunView]:
         """Runs of this experiment of a status (None: any) with all these tags, oldest first."""
+        from mlflow.utils import get_results_from_paginated_fn
+
         wanted = [f"tags.`{key}` = '{value}'" for key, value in tags.items()]
         if status:
             wanted.append(f"attributes.status = '{status}'")
-        found: list[Any] = []
-        token: str | None = None
         with translated("search runs", self.uri):
-            while True:
-                page = self._client.search_runs(
+            found = get_results_from_paginated_fn(  # type: ignore[no-untyped-call]
+                lambda count, token: self._client.search_runs(
                     [self.experiment_id],
                     " and ".join(wanted),
                     order_by=["attributes.start_time ASC"],
-                    max_results=1000,
+                    max_results=count,
                     page_token=token,
-                )
-                found += page
-                token = page.token
-                if not token:
-                    break
-        return [_view(run) for run in found]
+                ),
+                1000,
+            )
+        return [RunView.of(run) for run in found]
 
     def fetch(self, run: RunView, artifact: str, folder: Path) -> Path:
         """A local copy of a run's artifact.
@@ -168,9 +153,8 @@ class Tracking:
     def _holds(self, run: RunView, artifact: str) -> bool:
         with translated(f"list artifacts of run {run.run_id}", self.uri):
             folder = artifact.rpartition("/")[0] or None
-            return artifact in {
-                file.path for file in self._client.list_artifacts(run.run_id, folder)
-            }
+            files = self._client.list_artifacts(run.run_id, folder)
+        return artifact in {file.path for file in files}
 
     def history(self, run_id: str, metric: str) -> list[float]:
         """A metric's values in the order of their steps; empty if it was never logged."""
@@ -178,57 +162,18 @@ class Tracking:
             found = self._client.get_metric_history(run_id, metric)
         return [point.value for point in sorted(found, key=lambda point: point.step)]
 
-    def add_tags(self, run_id: str, values: Mapping[str, str]) -> None:
-        """Set tags of a run, whoever writes it."""
-        with translated("set tags", self.uri):
-            self._client.log_batch(run_id, tags=to_tags(values))
-
-    def add_text(self, run_id: str, content: str, path: str) -> None:
-        """Store text as an artifact of a run, whoever writes it."""
-        with translated(f"store {path}", self.uri):
-            self._client.log_text(run_id, content, path)
-
-    def add_figure(self, run_id: str, figure: Any, path: str) -> None:  # noqa: ANN401 - as in RunLog
-        """Store a picture of a run, whoever writes it."""
-        with translated(f"store {path}", self.uri):
-            self._client.log_figure(run_id, figure, path)
-
-    def add_metrics(self, run_id: str, values: Mapping[str, float], step: int = 0) -> None:
-        """Add metrics to a run, whoever writes it."""
-        from mlflow.entities import Metric
-
-        now_ms = int(time.time() * 1000)
-        batch = [Metric(key, float(value), now_ms, step) for key, value in values.items()]
-        with translated("log metrics", self.uri):
-            self._client.log_batch(run_id, metrics=batch)
-
     def start(self, name: str, tags: Mapping[str, str], *, nested_under: str | None = None) -> str:
         """Start a run that outlives this process; returns its id."""
         return self._start(name, tags, target=False, nested_under=nested_under).run_id
 
     def writing(self, run_id: str) -> RunLog:
-        """A run that is there already, to add to, whoever made it."""
-        return RunLog(self._client, self.uri, run_id, known_params=set())
+        """A run that is there already, to add to: metrics, too, are stored at once."""
+        return RunLog(self._client, self.uri, run_id)
 
     def register(self, name: str, version: ModelVersion) -> Registered:
         """Put a logged model into the registry."""
         with translated("register the model", self.uri):
             return register(self._client, name, version)
-
-    def set_status(self, run_id: str, status: str, reason: str = "") -> None:
-        """Change the status of a run that another process started; `reason` becomes a tag.
-
-        Without one, a reason that the run had before is taken away.
-        """
-        with translated("set a run's status", self.uri):
-            if reason:
-                self._client.set_tag(run_id, "failure", reason[:5000])
-            elif "failure" in self._client.get_run(run_id).data.tags:
-                self._client.delete_tag(run_id, "failure")
-            if status == "RUNNING":
-                self._client.update_run(run_id, status=status)
-            else:
-                self._client.set_terminated(run_id, status)
 
     @contextmanager
     def run(
@@ -239,7 +184,7 @@ class Tracking:
         Under `mlflow run` MLflow sets KILLED to FAILED after our process has ended (seen in
         MLflow 3.17): there the tag alone tells them apart.
 
-        `target`: the run that the user asked for; it adopts the one that `mlflow run` started.
+        `target`: the run that the user asked for; it adopts the run that `mlflow run` started.
         """
         if target:
             self._end_abandoned()
@@ -249,15 +194,17 @@ class Tracking:
             yield log
             log.wait()
         except RunStopped as stopped:
-            log.end("KILLED", str(stopped))
+            log.set_status("KILLED", str(stopped))
             raise
         except BaseException as err:
             try:
-                log.end(_status(err), _why(err))
+                log.set_status(_status(err), _why(err))
             except TrackingError as lost:
-                err.add_note(str(lost))  # what ended the run counts, not that it cannot be said
+                err.add_note(
+                    str(lost)
+                )  # what ended the run counts, and not that the store cannot record it
             raise
-        log.end("FINISHED")
+        log.set_status("FINISHED")
 
     @contextmanager
     def explained(self) -> Iterator[None]:
@@ -267,14 +214,14 @@ class Tracking:
         except (PipelineError, KeyboardInterrupt) as err:
             if self._launched:
                 run_id, self._launched = self._launched, None
-                self.writing(run_id).end(_status(err), _why(err))
+                self.writing(run_id).set_status(_status(err), _why(err))
             raise
 
     def _end_abandoned(self) -> None:
         """End the runs that processes of this machine were writing when they were killed."""
         for run in self.find({MACHINE: this_machine()}, status="RUNNING"):
             if is_abandoned(run.tags):
-                self.set_status(run.run_id, "FAILED", KILLED_REASON)
+                self.writing(run.run_id).set_status("FAILED", KILLED_REASON)
 
     def _start(
         self, name: str, tags: Mapping[str, str], *, target: bool, nested_under: str | None
@@ -296,7 +243,7 @@ class Tracking:
             else:
                 run_id = self._client.create_run(self.experiment_id, tags=all_tags).info.run_id
                 known = set()
-        return RunLog(self._client, self.uri, run_id, known_params=known)
+        return RunLog(self._client, self.uri, run_id, known_params=known, in_background=True)
 
 
 def _status(err: BaseException) -> str:
@@ -307,14 +254,3 @@ def _why(err: BaseException) -> str:
     if isinstance(err, KeyboardInterrupt):
         return "stopped by Ctrl-C or a signal"
     return str(err) if isinstance(err, PipelineError) else f"{type(err).__name__}: {err}"
-
-
-def _view(run: Any) -> RunView:  # noqa: ANN401 - MLflow's own type
-    return RunView(
-        run.info.run_id,
-        run.info.run_name or "",
-        run.info.status,
-        run.data.tags,
-        run.data.params,
-        run.data.metrics,
-    )

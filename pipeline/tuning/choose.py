@@ -3,7 +3,7 @@
 The best of many noisy trials looks better than it is (the winner's curse). So the best trial must
 beat the first one, which has the defaults, by some (2) standard errors of their paired difference
 over the images of the tuning draws; otherwise the defaults stay. Where the defaults did not
-finish, or the scores are lost, there is nothing to hold it against and the best is taken.
+finish, or the scores are lost, the best trial is taken.
 
 In: a study and its runs. Out: a `Choice`.
 """
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from optuna.trial import FrozenTrial
+from scipy.stats import sem
 from torch.nn import functional
 
 from pipeline.errors import LineageError
@@ -32,78 +33,60 @@ RESAMPLES = 500
 
 @dataclass(frozen=True)
 class Choice:
-    """The trial to go on with.
-
-    Attributes:
-        gain: of the best trial over the defaults, positive where it is better; NaN if unknown.
-        error: its paired standard error; NaN if unknown.
-        margin: standard errors that were asked for.
-    """
+    """The trial to go on with, and why in a sentence."""
 
     trial: FrozenTrial
-    is_default: bool
-    gain: float
-    error: float
-    margin: float
-
-    @property
-    def sentence(self) -> str:
-        """What was chosen and why."""
-        if math.isnan(self.gain):
-            if self.is_default:
-                return "the defaults are the best"
-            return "the best trial is taken: there is no trial of the defaults to hold it against"
-        error = "unknown" if math.isnan(self.error) else f"{self.error:.4f}"
-        size = f"the best trial beats the defaults by {self.gain:.4f} (s.e. {error})"
-        if self.is_default:
-            return f"{size}, less than {self.margin:g} s.e.: the defaults stay"
-        return f"{size}: its settings are taken"
+    sentence: str
 
 
 def choose(study: Study, tracking: Tracking, margin: float) -> Choice | None:
-    """The choice between the best trial and the defaults; None before any trial is complete."""
-    best = study.best
+    """The choice between the best trial and the defaults; None before any trial is complete.
+
+    `margin`: standard errors by which the best must be better.
+    """
+    best, default = study.best, default_of(study.trials)
     if best is None:
         return None
-    nothing = float("nan")
-    default = default_of(study.optuna.get_trials(deepcopy=False))
-    if default is None or default.number == best.number:
-        return Choice(best, default is not None, nothing, nothing, margin)
+    if default is None:
+        why = "the best trial is taken: there is no trial of the defaults to compare it with"
+        return Choice(best, why)
+    if default.number == best.number:
+        return Choice(best, "the defaults are the best")
     gain, error = _gain(study, tracking, best, default)
-    stays = gain <= margin * error  # False where they are unknown
-    return Choice(default if stays else best, stays, gain, error, margin)
+    if math.isnan(gain):
+        return Choice(best, "the best trial is taken: the scores of the defaults are lost")
+    shown = "unknown" if math.isnan(error) else f"{error:.4f}"
+    lead = f"the best trial beats the defaults by {gain:.4f} (s.e. {shown})"
+    if gain <= margin * error:  # False where the error is unknown
+        return Choice(default, f"{lead}, less than {margin:g} s.e.: the defaults stay")
+    return Choice(best, f"{lead}: its settings are taken")
 
 
 def _gain(
     study: Study, tracking: Tracking, best: FrozenTrial, default: FrozenTrial
 ) -> tuple[float, float]:
-    """The gain, a mean over the study's draws, and its standard error; NaN where unknown."""
+    """How much better the best trial is, a mean over draws, and its error; NaN where unknown."""
     both = []
     for draw in study.spec.draws:
-        scored = [_scored(tracking, trial, draw) for trial in (best, default)]
-        if scored[0] is None or scored[1] is None:
+        ours, theirs = (_scored(tracking, trial, draw) for trial in (best, default))
+        if ours is None or theirs is None:
             return math.nan, math.nan
-        both.append((scored[0], scored[1]))
+        both.append((ours, theirs))
     objective = OBJECTIVES[study.spec.objective]
     if objective.metric in ("acc", "loss"):  # means over images
         differences = [paired(*one) for one in both]
         signed = [acc if objective.metric == "acc" else -nll for acc, nll in differences]
-        all_images = np.concatenate(signed)
-        return float(all_images.mean()), float(all_images.std(ddof=1)) / math.sqrt(len(all_images))
-    if METRICS[objective.metric].of_classes:
-        return bootstrapped(both, METRICS[objective.metric])
-    assert best.value is not None
-    assert default.value is not None
-    gain = best.value - default.value
-    return gain if objective.maximised else -gain, math.nan
+        gains = np.concatenate(signed)
+        return float(gains.mean()), float(sem(gains))
+    return bootstrapped(both, METRICS[objective.metric])
 
 
 def bootstrapped(both: Sequence[tuple[Scored, Scored]], metric: Metric) -> tuple[float, float]:
     """The first's metric minus the second's, a mean over draws, and its standard error.
 
     The images of each draw are resampled, the same ones for both (Efron 1979, paired bootstrap).
-    `metric`: one that depends on the predicted classes alone.
     """
+    assert metric.of_classes, "images are resampled by their predicted classes alone"
     rng, gain, resampled = np.random.default_rng(0), 0.0, np.zeros(RESAMPLES)
     for one, other in both:
         predicted = [one.predicted, other.predicted[aligned(one, other)]]
@@ -128,5 +111,5 @@ def _scored(tracking: Tracking, trial: FrozenTrial, draw: int) -> Scored | None:
     try:
         run = tracking.get(str(trial.user_attrs.get(RUN_ID, "")))
         return scores_of(tracking, tracking.get(run.tags[f"draw{draw}_run_id"]))
-    except (LineageError, KeyError):
+    except LineageError:
         return None

@@ -1,9 +1,9 @@
 """Optuna's journal file with heartbeats: a study in a shared folder, without a database server.
 
 In: a file, on a disk that every worker sees. Out: a storage in which a worker that falls silent is
-given up, as in a database. A database knows when a worker last beat by its own clock; a file has
-none, and clocks of machines differ. So who looks here takes the time for which a beat stays the
-same: a worker is given up a grace period after somebody first looked.
+given up, as in a database. A database dates beats by its own clock; a file has no clock, and the
+clocks of machines differ. So each process measures for how long a beat has stayed the same: a
+worker is given up a grace period after that process first saw its last beat.
 """
 
 from __future__ import annotations
@@ -23,17 +23,11 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 BEAT = "beat"
-"""System attribute of a trial: when its worker last said that it lives, by the worker's clock."""
+"""System attribute of a trial: its worker's last heartbeat, by the worker's clock."""
 
 
 class Journal(JournalStorage, BaseHeartbeat):
-    """A journal file; has what our code needs of a database's storage.
-
-    Attributes:
-        url: `journal:///FILE`.
-        heartbeat_interval: seconds between two beats of a worker.
-        grace_period: seconds of silence after which it is given up.
-    """
+    """A journal file with what our code needs of a database's storage; times in seconds."""
 
     def __init__(self, url: str, path: Path, heartbeat_interval: int, grace_period: int) -> None:
         self.url = url
@@ -43,7 +37,7 @@ class Journal(JournalStorage, BaseHeartbeat):
         super().__init__(_File(str(path)))
 
     def record_heartbeat(self, trial_id: int) -> None:
-        """Say that a trial's worker lives."""
+        """Record that a trial's worker lives."""
         with suppress(UpdateFinishedTrialError):
             self.set_trial_system_attr(trial_id, BEAT, time.time_ns())
 
@@ -67,7 +61,7 @@ class Journal(JournalStorage, BaseHeartbeat):
     def get_heartbeat_stale_trial_callback(
         self,
     ) -> Callable[[optuna.Study, FrozenTrial], None] | None:
-        """None: whoever finds a lost trial queues it again itself."""
+        """None: `queue_interrupted` queues lost trials."""
         return None
 
 

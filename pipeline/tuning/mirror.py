@@ -1,10 +1,10 @@
 """A study in MLflow: one run for the study, kept in step with what Optuna's storage says.
 
-Optuna's storage is the truth about its own trials. A worker that is killed leaves runs behind that
-say RUNNING, or a trial run that says FINISHED though its trial was given up: `reconcile` sets them
-right, from any process. Other people who type the same command have a storage and a study run of
-their own: nothing that is nested elsewhere is touched. In: a `Study` and a tracking store. Out:
-MLflow runs that say the same.
+Optuna's storage is the truth about its own trials. A killed worker leaves runs that say RUNNING,
+or a trial run that says FINISHED though its trial was given up: `reconcile` gives these runs their
+trial's end, from any process. Other people who type the same command have a storage and a study
+run of their own: nothing that is nested elsewhere is touched. In: a `Study` and a tracking store.
+Out: MLflow runs that say the same.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from pipeline.errors import LineageError
 from pipeline.runs.session import Session
 from pipeline.settings.run import plain_values
-from pipeline.system.addresses import file_of
+from pipeline.system.addresses import file_of, without_password
 from pipeline.system.interrupts import check
 from pipeline.system.processes import KILLED_REASON
 from pipeline.tracking import RunView, Tracking
@@ -30,29 +30,22 @@ WAIT_FOR_CREATOR_S = 60.0
 PLACE = "storage_place"
 """Tag of a study's run: which file its storage is."""
 LOST = "its worker stopped answering; the trial was queued again"
-_STATUS = {
-    TrialState.COMPLETE: "FINISHED",
-    TrialState.PRUNED: "KILLED",
-    TrialState.FAIL: "FAILED",
-    TrialState.RUNNING: "RUNNING",
-    TrialState.WAITING: "RUNNING",
+_ENDS = {
+    TrialState.COMPLETE: ("FINISHED", "complete"),
+    TrialState.PRUNED: ("KILLED", "pruned"),
+    TrialState.FAIL: ("FAILED", "failed"),
 }
+"""The status of a trial's run, and its tag `trial_state`."""
 
 
-def study_run(
-    study: Study,
-    session: Session,
-    storage_shown: str,
-    say: Callable[[str], None],
-    wait_s: float = WAIT_FOR_CREATOR_S,
-) -> str:
+def study_run(study: Study, session: Session, say: Callable[[str], None]) -> str:
     """The id of the study's MLflow run; the process that created the study starts it.
 
-    Another process waits for it, and starts one itself if the creator seems to have died, or the
-    run is not in this tracking store, or belongs to the storage that this one is a copy of.
+    Another process waits for the run, and starts one itself if the creator seems to have died, or
+    the run is not in this tracking store, or belongs to the storage that this one is a copy of.
     """
     tracking, place = session.tracking, _place(study)
-    end = time.monotonic() + (0.0 if study.created else wait_s)
+    end = time.monotonic() + (0.0 if study.created else WAIT_FOR_CREATOR_S)
     while True:
         run_id = study.optuna.user_attrs.get(RUN_ID)
         if run_id and _is_of(place, tracking, run_id):
@@ -63,9 +56,8 @@ def study_run(
         time.sleep(0.5)
     number, settings = study.spec.stage.number, session.settings
     digest = study.name.rpartition("-")[2]
-    name = f"study · stage {number} · {session.draw.source} · {settings.backbone} · {digest}"
     run_id = tracking.start(
-        name,
+        f"study · stage {number} · {session.draw.source} · {settings.backbone} · {digest}",
         {
             "kind": "study",
             "study": study.name,
@@ -73,7 +65,7 @@ def study_run(
             "schedule": study.spec.stage.schedule,
             "objective": study.spec.objective,
             "draws": " ".join(map(str, study.spec.draws)),
-            "storage": storage_shown,
+            "storage": without_password(study.storage.url),
             PLACE: place,
             "space": study.spec.space.source,
         },
@@ -87,13 +79,13 @@ def study_run(
 
 
 def _place(study: Study) -> str:
-    """Which file of studies this is, by whatever path: a copy is another. Empty for a server."""
+    """The storage's file, by whatever path: a copy is another file. Empty for a server."""
     path = file_of(study.storage.url)
     return f"file {path.stat().st_ino}" if path else ""
 
 
 def _is_of(place: str, tracking: Tracking, run_id: str) -> bool:
-    """Whether there is such a run, made for this storage: earlier versions did not say which."""
+    """Whether there is such a run, made for this storage: earlier versions had no such tag."""
     try:
         return tracking.get(run_id).tags.get(PLACE, place) == place
     except LineageError:
@@ -103,36 +95,31 @@ def _is_of(place: str, tracking: Tracking, run_id: str) -> bool:
 def reconcile(study: Study, tracking: Tracking, run_id: str) -> int:
     """Give every trial run, and the stage runs in it, the end that its trial came to.
 
-    Returns how many were set right. Runs of trials that are still running are left alone, and so
-    is all that is not nested in `run_id`, the study's own run.
+    Returns how many were changed. Runs of trials that still run are left alone, and so is all that
+    is not nested in `run_id`, the study's own run.
     """
-    trials = {trial.number: trial for trial in study.optuna.get_trials(deepcopy=False)}
+    trials = {trial.number: trial for trial in study.trials}
     mended = 0
     own = {"kind": "trial", "study": study.name, NESTED_UNDER: run_id}
     for run in tracking.find(own, status=None):
-        trial = trials.get(int(run.tags["trial"]))
+        trial = trials.get(run.number("trial"))
         if trial is None or not trial.state.is_finished():
             continue
         owns = trial.user_attrs.get(RUN_ID) == run.run_id
         if not owns and run.status != "RUNNING":
             continue
-        wanted = _STATUS[trial.state] if owns else "FAILED"
+        status, state = _ENDS[trial.state if owns else TrialState.FAIL]
         stopped = run.status == "KILLED" and run.tags.get(STATE, INTERRUPTED) == INTERRUPTED
         killed = run.status == "FAILED" and run.tags.get("failure") == KILLED_REASON
-        if (run.status == wanted and not killed) or (wanted == "FAILED" and stopped):
+        if (run.status == status and not killed) or (status == "FAILED" and stopped):
             continue
-        _end(tracking, run, wanted, _reason(trial))
+        _end(tracking, run, status, str(trial.user_attrs.get(REASON, LOST)))
+        tracking.writing(run.run_id).tags({STATE: state})
         mended += 1
     return mended
 
 
 def _end(tracking: Tracking, run: RunView, status: str, reason: str) -> None:
     for child in tracking.find({NESTED_UNDER: run.run_id}, status="RUNNING"):
-        tracking.set_status(child.run_id, "FAILED", reason)
-    tracking.set_status(run.run_id, status, "" if status == "FINISHED" else reason)
-    state = {"FINISHED": "complete", "KILLED": "pruned"}.get(status, "failed")
-    tracking.add_tags(run.run_id, {STATE: state})
-
-
-def _reason(trial: FrozenTrial) -> str:
-    return str(trial.user_attrs.get(REASON, LOST))
+        tracking.writing(child.run_id).set_status("FAILED", reason)
+    tracking.writing(run.run_id).set_status(status, "" if status == "FINISHED" else reason)

@@ -1,12 +1,12 @@
 """One trial: a stage trained with suggested settings on each draw, scored, pruned, logged.
 
-In: an Optuna trial. Out: its value, the mean over the draws of validation accuracy (or loss) at
-each stage run's selected epoch. The trial is a run in MLflow, its stage runs are nested in it and
-are found again by content, so a trial that is repeated costs only what was not finished.
+In: an Optuna trial. Out: its value, the mean over the draws of the objective at each stage run's
+selected epoch. The trial is a run in MLflow, its stage runs are nested in it and are found again
+by content, so a trial that is repeated costs only what was not finished.
 
 Pruning: through each draw a trial reports, in tenths of its own planned epochs, the mean of what
 it has reached on the draws so far. All trials see the same draws in the same order, so reports of
-one step compare like with like, and a trial with few epochs is not held against one with many.
+one step compare like with like, and a trial with few epochs is not compared with a long one early.
 Why not Wilcoxon's test over draws: with fewer than five draws it can never reach p < 0.1.
 """
 
@@ -71,21 +71,21 @@ class TrialObjective:
     say: Callable[[str], None]
 
     def __call__(self, trial: Trial) -> Ending:
-        """Run the trial: complete, pruned, or failed, where its own settings came to nothing.
+        """Run the trial: complete, pruned, or failed by its own settings.
 
         Raises:
             OutOfTime: the deadline passed; the trial is to be run again.
         """
-        params = suggest(trial, self.spec.space)
+        params, number = suggest(trial, self.spec.space), self.spec.stage.number
         tags = {
             "kind": "trial",
             "study": self.spec.name,
-            "stage": str(self.spec.stage.number),
+            "stage": str(number),
             "schedule": self.spec.stage.schedule,
             "trial": str(trial.number),
             "draws": " ".join(map(str, self.spec.draws)),
         }
-        name = f"trial {trial.number} · stage {self.spec.stage.number}"
+        name = f"trial {trial.number} · stage {number}"
         try:
             with self.tracking.run(
                 name, tags, target=False, nested_under=self.study_run_id
@@ -94,25 +94,17 @@ class TrialObjective:
                 log.params(dict(self.spec.defaults) | params)
                 try:
                     value = self._over_draws(trial, params, log)
-                except Pruned:
-                    log.tags({STATE: "pruned"})
+                except (Pruned, OutOfTime, KeyboardInterrupt, *_OWN_FAULTS) as err:
+                    own = "pruned" if isinstance(err, Pruned) else "failed"
+                    from_outside = isinstance(err, OutOfTime | KeyboardInterrupt)
+                    with suppress(TrackingError):  # what stopped the trial counts
+                        log.tags({STATE: INTERRUPTED if from_outside else own})
                     raise
-                except _OWN_FAULTS:
-                    log.tags({STATE: "failed"})
-                    raise
-                except (KeyboardInterrupt, OutOfTime):
-                    with suppress(TrackingError):  # what stopped it counts
-                        log.tags({STATE: INTERRUPTED})
-                    raise
-        except Pruned as err:
-            trial.set_user_attr(REASON, str(err))
-            self.say(f"trial {trial.number} {err}")
-            return Ending(TrialState.PRUNED)
-        except _OWN_FAULTS as err:
-            reason = str(err) or type(err).__name__
+        except (Pruned, *_OWN_FAULTS) as err:
+            pruned, reason = isinstance(err, Pruned), str(err) or type(err).__name__
             trial.set_user_attr(REASON, reason)
-            self.say(f"trial {trial.number} failed: {reason}")
-            return Ending(TrialState.FAIL)
+            self.say(f"trial {trial.number} {'' if pruned else 'failed: '}{reason}")
+            return Ending(TrialState.PRUNED if pruned else TrialState.FAIL)
         self.say(
             f"trial {trial.number}: {self.spec.objective} {value:.4f} with "
             f"{shown_settings(params)}"
@@ -121,11 +113,10 @@ class TrialObjective:
 
     def _over_draws(self, trial: Trial, params: Mapping[str, object], log: RunLog) -> float:
         summaries: list[Summary] = []
-        number = self.spec.stage.number
+        number, objective = self.spec.stage.number, self.spec.objective
         for draw, session in self.sessions.items():
-            reporter = Reporter(
-                trial, self.spec, [s.val[self.spec.objective] for s in summaries], self.deadline
-            )
+            earlier = [summary.val[objective] for summary in summaries]
+            reporter = Reporter(trial, self.spec, earlier, self.deadline)
             prepared = replace(
                 session.with_training(number, params),
                 on_epoch=reporter,
@@ -136,40 +127,41 @@ class TrialObjective:
             summaries.append(summary)
             log.tags({f"draw{draw}_run_id": summary.run_id})
             log.metrics({f"draw{draw}/{name}": value for name, value in summary.val.items()})
-            reporter.finish(summary.val[self.spec.objective])
+            reporter.finish(summary.val[objective])
         means = {
             name: sum(summary.val[name] for summary in summaries) / len(summaries)
             for name in summaries[0].val
         }
-        value = means[self.spec.objective]
-        log.metrics({**means, "value": value, "time/total_s": sum(s.wall_s for s in summaries)})
+        total_s = sum(summary.wall_s for summary in summaries)
+        log.metrics({**means, "value": means[objective], "time/total_s": total_s})
         refresh_siblings(self.tracking, self.say)
         log.tags({STATE: "complete", **self._signals(summaries)})
-        return value
+        return means[objective]
 
     def _signals(self, summaries: list[Summary]) -> dict[str, str]:
-        """What the trial's runs say of themselves; `mixed` where they differ."""
-        said: dict[str, set[str]] = {}
+        """The signals of the trial's stage runs; `mixed` where the runs differ."""
+        states: dict[str, set[str]] = {}
         for summary in summaries:
             for key, state in self.tracking.get(summary.run_id).tags.items():
                 if key.startswith(SIGNAL_PREFIX):
-                    said.setdefault(key, set()).add(state)
-        return {key: states.pop() if len(states) == 1 else "mixed" for key, states in said.items()}
+                    states.setdefault(key, set()).add(state)
+        return {key: one.pop() if len(one) == 1 else "mixed" for key, one in states.items()}
 
 
 @dataclass
 class Reporter:
-    """Tells Optuna how a trial fares, epoch by epoch, and ends it when that is asked for.
+    """Reports to Optuna how a trial fares, epoch by epoch, and ends the trial where asked to.
 
     Attributes:
         earlier: the trial's values on the draws before this one.
+        tenths: of this draw that were reported.
     """
 
     trial: Trial
     spec: Spec
     earlier: list[float]
     deadline: float | None
-    told: int = 0
+    tenths: int = 0
 
     def __call__(self, stage: Stage, history: History) -> None:
         """One epoch is over.
@@ -183,8 +175,8 @@ class Reporter:
             raise OutOfTime("the command's timeout is over")
         epoch, epochs = len(history), history.planned
         reached = history.best[VAL[OBJECTIVES[self.spec.objective].metric]]
-        where = f"at epoch {epoch} of {epochs} of draw {self.spec.draws[len(self.earlier)]}"
-        self._tell(min(STEPS_A_DRAW * epoch // epochs, STEPS_A_DRAW - 1), reached, where)
+        tenths = min(STEPS_A_DRAW * epoch // epochs, STEPS_A_DRAW - 1)
+        self._report(tenths, reached, f"at epoch {epoch} of {epochs} of")
 
     def finish(self, value: float) -> None:
         """The draw is over, or was found finished.
@@ -192,15 +184,17 @@ class Reporter:
         Raises:
             Pruned: leave out the draws that are left.
         """
-        last = len(self.earlier) + 1 == len(self.spec.draws)
-        where = f"after draw {self.spec.draws[len(self.earlier)]}"
-        self._tell(STEPS_A_DRAW, value, where, may_prune=not last)
+        self._report(STEPS_A_DRAW, value, "after")
 
-    def _tell(self, tenths: int, value: float, where: str, *, may_prune: bool = True) -> None:
-        mean = (sum(self.earlier) + value) / (len(self.earlier) + 1)
-        for step in range(self.told + 1, tenths + 1):
-            self.trial.report(mean, len(self.earlier) * STEPS_A_DRAW + step)
-        news, self.told = tenths > self.told, max(tenths, self.told)
-        may_prune = may_prune and DEFAULTS not in self.trial.user_attrs  # others are held to them
-        if news and may_prune and self.trial.should_prune():
-            raise Pruned(f"pruned {where}: {self.spec.objective} {mean:.4f} is on the worse half")
+    def _report(self, tenths: int, value: float, where: str) -> None:
+        mean, count = (sum(self.earlier) + value) / (len(self.earlier) + 1), len(self.earlier)
+        for step in range(self.tenths + 1, tenths + 1):
+            self.trial.report(mean, count * STEPS_A_DRAW + step)
+        is_new, self.tenths = tenths > self.tenths, max(tenths, self.tenths)
+        is_over = count + 1 == len(self.spec.draws) and tenths == STEPS_A_DRAW
+        is_default = DEFAULTS in self.trial.user_attrs  # other trials are compared with it
+        if is_new and not is_over and not is_default and self.trial.should_prune():
+            raise Pruned(
+                f"pruned {where} draw {self.spec.draws[count]}: {self.spec.objective} {mean:.4f} "
+                "is on the worse half"
+            )

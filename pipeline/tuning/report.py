@@ -7,7 +7,6 @@ The pictures are Optuna's own.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import optuna
@@ -17,13 +16,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.reporting.page import to_markdown
 from pipeline.runs.command_line import stage_entry_point
+from pipeline.signals.evidence import NOTE
 from pipeline.system.provenance import COMMAND
 from pipeline.tracking import Tracking
 from pipeline.tuning.storage import experiments_known, for_optunas_commands
 from pipeline.tuning.study import CHOICE, Study, shown_settings
 from pipeline.tuning.trial_state import REASON, RUN_ID, default_of, outcomes, queued_again
 
-NOTE = "mlflow.note.content"
 _PICTURES = {
     "history": "plot_optimization_history",
     "importances": "plot_param_importances",
@@ -34,35 +33,44 @@ _PICTURES = {
 
 def log_study(study: Study, tracking: Tracking, run_id: str) -> None:
     """Log the study as it stands; safe to repeat, and to do from several processes."""
-    trials = study.optuna.get_trials(deepcopy=False)
     best, chosen = study.best, study.chosen
-    tracking.add_text(run_id, trials_csv(study), "trials.csv")
+    log = tracking.writing(run_id)
+    log.text(_trials_csv(study), "trials.csv")
     if best is not None and chosen is not None:
-        tracking.add_text(run_id, chosen_yaml(study, chosen), "best.yaml")
+        log.text(_chosen_yaml(study, chosen), "best.yaml")
         taken = {f"chosen.{key}": str(value) for key, value in _settings(study, chosen).items()}
-        tracking.add_tags(run_id, {**taken, "choice": study.optuna.user_attrs.get(CHOICE, "")})
+        log.tags({**taken, "choice": study.optuna.user_attrs.get(CHOICE, "")})
         for name, trial in (("best", best), ("chosen", chosen)):
             numbers = {f"{name}/value": trial.value or 0.0, f"{name}/trial": trial.number}
-            tracking.add_metrics(run_id, numbers, step=study.progress().finished)
+            log.metrics(numbers, step=study.finished())
             trial_run_id = str(trial.user_attrs.get(RUN_ID, ""))
-            tracking.add_tags(run_id, {f"{name}_trial_run_id": trial_run_id})
-        for name, figure in pictures(study.optuna).items():
-            tracking.add_figure(run_id, figure, f"figures/{name}.png")
-    counts = outcomes(trials)
-    tracking.add_metrics(run_id, {f"trials/{name}": count for name, count in counts.items()})
-    tracking.add_tags(run_id, {NOTE: description(study)})
+            log.tags({f"{name}_trial_run_id": trial_run_id})
+        for name, figure in _pictures(study.optuna).items():
+            log.figure(figure, f"figures/{name}.png")
+    counts = outcomes(study.trials)
+    log.metrics({f"trials/{name}": count for name, count in counts.items()})
+    note = to_markdown(
+        "study",
+        study=study,
+        stage=study.spec.stage,
+        summary=summary(study),
+        command=f"{COMMAND} {stage_entry_point(study.spec.stage.number)} -P tuned=true",
+        where=for_optunas_commands(study.storage.url),
+    )
+    log.tags({NOTE: note})
 
 
 def log_trial(study: Study, tracking: Tracking, run_id: str, number: int) -> None:
     """A trial's value, and the best so far, as curves of the study's run."""
-    trial, best = study.optuna.get_trials(deepcopy=False)[number], study.best
+    trial, best = study.trials[number], study.best
+    log = tracking.writing(run_id)
     if best and best.value is not None:  # trials end in another order than that of their numbers
-        tracking.add_metrics(run_id, {"best/value": best.value}, step=study.progress().finished)
+        log.metrics({"best/value": best.value}, step=study.finished())
     if trial.value is not None and trial.state == TrialState.COMPLETE:
-        tracking.add_metrics(run_id, {"trial/value": trial.value}, step=trial.number)
+        log.metrics({"trial/value": trial.value}, step=trial.number)
 
 
-def trials_csv(study: Study) -> str:
+def _trials_csv(study: Study) -> str:
     """A row a trial: number, state, value, settings, seconds, reason."""
     import pandas as pd
 
@@ -76,17 +84,17 @@ def trials_csv(study: Study) -> str:
             "reason": trial.user_attrs.get(REASON, ""),
             "run_id": trial.user_attrs.get(RUN_ID, ""),
         }
-        for trial in study.optuna.get_trials(deepcopy=False)
+        for trial in study.trials
     ]
     return pd.DataFrame(rows).to_csv(index=False)
 
 
 def _settings(study: Study, trial: FrozenTrial) -> dict[str, object]:
-    """A trial's settings by key of the space; one from outside it has the defaults."""
+    """A trial's settings by key of the space; a trial from outside the space has the defaults."""
     return {**study.spec.defaults, **trial.params}
 
 
-def chosen_yaml(study: Study, chosen: FrozenTrial) -> str:
+def _chosen_yaml(study: Study, chosen: FrozenTrial) -> str:
     """All stages' settings up to the tuned one, in the form that `-P config=best.yaml` reads."""
     number = study.spec.stage.number
     head = f"# {study.name}, trial {chosen.number}: {study.spec.objective} {chosen.value:.4f}\n"
@@ -95,7 +103,7 @@ def chosen_yaml(study: Study, chosen: FrozenTrial) -> str:
     return head + yaml.safe_dump(dict(sorted(values.items())), sort_keys=False)
 
 
-def pictures(study: optuna.Study) -> dict[str, Figure]:
+def _pictures(study: optuna.Study) -> dict[str, Figure]:
     """Optuna's pictures of a study; without those that too few trials allow no picture of."""
     import matplotlib as mpl
 
@@ -108,58 +116,36 @@ def pictures(study: optuna.Study) -> dict[str, Figure]:
     for name, function in _PICTURES.items():
         if name != "history" and (len(complete) < 2 or not any(t.params for t in complete)):
             continue
-        draw: Callable[[optuna.Study], Any] = getattr(drawn, function)
         with experiments_known(), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of few trials, or of one value only
             try:
-                made = draw(study)
+                axes: Any = getattr(drawn, function)(study)
             except (ValueError, RuntimeError):
                 continue  # importances of trials that all have one value
-        axes = made.flat[0] if hasattr(made, "flat") else made
-        figure = axes.figure
+        figure = (axes.flat[0] if hasattr(axes, "flat") else axes).figure
         figure.set_size_inches(max(8.0, figure.get_size_inches()[0]), 5.0)
         figures[name] = figure
         plt.close(figure)
     return figures
 
 
-def description(study: Study) -> str:
-    """The study run's note in the MLflow UI, as Markdown."""
-    where = for_optunas_commands(study.storage.url)
-    return to_markdown(
-        "study",
-        study=study,
-        stage=study.spec.stage,
-        summary=summary(study),
-        command=f"{COMMAND} {stage_entry_point(study.spec.stage.number)} -P tuned=true",
-        where=where,
-    )
-
-
 def summary(study: Study) -> str:
     """One line: how many trials of what kind, the best and the defaults beside it."""
-    trials = study.optuna.get_trials(deepcopy=False)
-    counts, best, again = outcomes(trials), study.best, len(queued_again(trials))
-    stopped = (
-        f"; {counts['interrupted']} interrupted, {again} of them queued again"
-        if counts["interrupted"]
-        else ""
-    )
-    told = (
-        f"stage {study.spec.stage.number}: {study.progress().finished} trials "
+    trials, best = study.trials, study.best
+    counts, stopped = outcomes(trials), ""
+    if counts["interrupted"]:
+        again = len(queued_again(trials))
+        stopped = f"; {counts['interrupted']} interrupted, {again} of them queued again"
+    line = (
+        f"stage {study.spec.stage.number}: {study.finished()} trials "
         f"({counts['complete']} complete, {counts['pruned']} pruned, {counts['failed']} failed"
         f"{stopped})"
     )
     if best is None:
-        return f"{told}: {study.failure or 'none has a value yet'}"
-    default = default_of(trials)
+        return f"{line}: {study.failure or 'none has a value yet'}"
+    default, choice = default_of(trials), study.optuna.user_attrs.get(CHOICE)
     against = f" (defaults {default.value:.4f})" if default else ""
     return (
-        f"{told}: best {study.spec.objective} {best.value:.4f}{against}, trial {best.number}: "
-        f"{shown_settings(best.params)}{_choice(study)}"
+        f"{line}: best {study.spec.objective} {best.value:.4f}{against}, trial {best.number}: "
+        f"{shown_settings(best.params)}{f'; {choice}' if choice else ''}"
     )
-
-
-def _choice(study: Study) -> str:
-    said = study.optuna.user_attrs.get(CHOICE)
-    return f"; {said}" if said else ""

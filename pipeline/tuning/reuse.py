@@ -1,6 +1,6 @@
 """`tuned=true`: the best settings of the finished study that matches a run.
 
-A study matches where everything that it did not tune agrees, but for draws: images' source and
+A study matches where everything that it did not tune agrees, draws aside: images' source and
 classes, backbone, weights, earlier stages, and the stage's other training settings. In: a session.
 Out: the same session with the study's settings, except where a person has set them.
 """
@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
 from optuna.study import StudySummary
-from optuna.trial import FrozenTrial
 
 from pipeline.errors import StudyError
 from pipeline.runs.session import Session
@@ -46,91 +45,21 @@ _LATER = {
 """Settings that older studies do not name, and the values that they had."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Match:
-    """A finished study with settings for a stage.
+    """A finished study: its name, the settings to take, and a line that tells so."""
 
-    Attributes:
-        finished: trials that it has.
-        explicit: settings of the stage that a person has fixed.
-        own_seed: its runs have the seed that is asked for.
-        others: names of more finished studies that match.
-        unfinished: studies that match and lack trials.
-    """
-
-    study: optuna.Study
-    chosen: FrozenTrial
-    finished: int
-    explicit: Set[str]
-    own_seed: bool
-    others: tuple[str, ...] = ()
-    unfinished: int = 0
-
-    @property
-    def overruled(self) -> list[str]:
-        """Settings that it tuned and a person has fixed."""
-        return sorted(self.explicit & self.study.user_attrs[SPACE].keys())
-
-    @property
-    def values(self) -> dict[str, object]:
-        """The settings to take."""
-        return {k: v for k, v in self.chosen.params.items() if k not in self.explicit}
-
-    def line(self, number: int) -> str:
-        """What is taken for this stage, and from where."""
-        notes = [str(self.study.user_attrs[CHOICE])]
-        if self.overruled:
-            notes.append(f"set by hand, not as tuned: {', '.join(self.overruled)}")
-        if self.others:
-            why = "this one has the same seed" if self.own_seed else "this one has most trials"
-            notes.append(f"{', '.join(self.others)} would match, too: {why}")
-        if self.unfinished:
-            notes.append(f"{self.unfinished} more match and are unfinished")
-        return (
-            f"stage {number}: tuned by study {self.study.study_name}, trial {self.chosen.number} "
-            f"({self.study.user_attrs['objective']} {self.chosen.value:.4f}): "
-            f"{shown_settings(self.values)}; {'; '.join(notes)}"
-        )
+    study: str
+    values: Mapping[str, object]
+    line: str
 
 
 @dataclass(frozen=True)
 class _Nothing:
-    """No finished study with a value.
+    """No finished study with a value: why not, as a hint in brackets, and as a whole fault."""
 
-    Attributes:
-        unfinished: the name of one that would match.
-        failed: what is wrong with one that would match, and whose trials all failed.
-        nearest: how the nearest differs.
-    """
-
-    unfinished: str
-    failed: str
-    nearest: str
-
-    @property
-    def hint(self) -> str:
-        if self.unfinished:
-            return f" ({self.unfinished} does, unfinished)"
-        found = self.failed or self.nearest
-        return f" ({found})" if found else ""
-
-    def fault(self, session: Session, number: int, storage: str) -> str:
-        if self.unfinished:
-            return (
-                f"tuned=true: study {self.unfinished} in storage={storage} matches stage "
-                f"{number}, but is not finished: go on with the `tune` command that began it"
-            )
-        if self.failed:
-            return (
-                f"tuned=true: {self.failed}; no other study in storage={storage} matches stage "
-                f"{number}: {AFTER_FAILURES}, and run `tune` again"
-            )
-        return (
-            f"tuned=true: no finished study in storage={storage} matches stage {number} of "
-            f"{session.settings.stage(1).schedule} with {session.settings.backbone} on "
-            f"{session.draw.source}{self.hint}: run `{COMMAND} tune` with the same settings "
-            "first; its last lines say how to use it"
-        )
+    hint: str
+    fault: str
 
 
 def with_tuned(
@@ -139,7 +68,7 @@ def with_tuned(
     """The session with the best settings of each stage's study; the last stage must have one.
 
     A study of a later stage was made from certain settings of the stages before. Of several ways
-    to take studies for these, one is taken that leads to a study of the last stage.
+    to take studies for the stages, the first that leads to a study of the last stage is taken.
 
     `numbers`: the stages, in order. `explicit`: settings that a person has fixed, by stage.
 
@@ -150,16 +79,16 @@ def with_tuned(
         first, *rest = list(_chains(storage, session, numbers, explicit))
     chain = next((c for c in (first, *rest) if isinstance(c[-1], _Match)), first)
     for number, found in zip(numbers, chain, strict=True):
-        if isinstance(found, _Nothing):
-            if number == numbers[-1]:
-                raise StudyError(found.fault(session, number, without_password(storage.url)))
+        if isinstance(found, _Match):
+            session = session.with_training(number, found.values)
+            session.tuned_by[number] = found.study
+            session.say(found.line)
+        elif number == numbers[-1]:
+            raise StudyError(f"tuned=true: {found.fault}")
+        else:
             session.say(
                 f"stage {number}: no finished study matches{found.hint}, its settings stay"
             )
-            continue
-        session = session.with_training(number, found.values)
-        session.tuned_by[number] = found.study.study_name
-        session.say(found.line(number))
     return session
 
 
@@ -171,7 +100,7 @@ def _chains(
         yield []
         return
     number, *later = numbers
-    for found in _matching(storage, session, number, explicit.get(number, set())):
+    for found in _candidates(storage, session, number, explicit.get(number, set())):
         after = session
         if isinstance(found, _Match):
             after = session.with_training(number, found.values)
@@ -179,56 +108,98 @@ def _chains(
             yield [found, *chain]
 
 
-def _matching(
+def _candidates(
     storage: Storage, session: Session, number: int, explicit: Set[str]
 ) -> list[_Match | _Nothing]:
     """Studies that may be taken, best first, and at last none of them.
 
-    First those that tuned nothing that was set by hand, then those with the same seed, then
+    First the studies that tuned nothing that was set by hand, then those with the same seed, then
     those with most trials, then the latest.
     """
-    matches: list[_Match] = []
+    matches: list[optuna.Study] = []
     unfinished: list[str] = []
-    failed = ""
-    nearest = (math.inf, "")
+    failed, nearest = "", (math.inf, "")
     for summary in _of_stage(storage, session, number):
-        attrs = summary.user_attrs
+        attrs, name = summary.user_attrs, summary.study_name
         if differs := _differences(session, number, attrs):
-            nearest = min(nearest, (len(differs), _shown(summary.study_name, differs)))
+            nearest = min(nearest, (len(differs), _shown(name, differs)))
             continue
-        study = optuna.load_study(study_name=summary.study_name, storage=storage)
+        study = optuna.load_study(study_name=name, storage=storage)
         if attrs.get(FINISHED) and (reasons := why_all_failed(study.get_trials(deepcopy=False))):
-            failed = f"every trial of study {summary.study_name} failed ({reasons})"
+            failed = f"every trial of study {name} failed ({reasons})"
         elif not attrs.get(FINISHED) or CHOSEN not in attrs:
-            unfinished.append(summary.study_name)
+            unfinished.append(name)
         else:
-            chosen = study.get_trials(deepcopy=False)[attrs[CHOSEN]]
-            own_seed = attrs.get(SEED) == session.settings.seed
-            matches.append(
-                _Match(
-                    study=study,
-                    chosen=chosen,
-                    finished=attrs[FINISHED],
-                    explicit=explicit,
-                    own_seed=own_seed,
-                )
-            )
-    matches.reverse()
-    matches.sort(key=lambda m: (len(m.overruled), not m.own_seed, -m.finished))
-    names = [match.study.study_name for match in matches]
-    counted = [
-        replace(m, others=tuple(set(names) - {m.study.study_name}), unfinished=len(unfinished))
-        for m in matches
+            matches.insert(0, study)
+
+    def rank(study: optuna.Study) -> tuple[int, bool, int]:
+        attrs = study.user_attrs
+        overruled = explicit & attrs[SPACE].keys()
+        return len(overruled), attrs.get(SEED) != session.settings.seed, -attrs[FINISHED]
+
+    matches = sorted(matches, key=rank)
+    names = {study.study_name for study in matches}
+    notes = [f"{len(unfinished)} more match and are unfinished"] if unfinished else []
+    found = [
+        _match(study, number, explicit, session, names - {study.study_name}, notes)
+        for study in matches
     ]
-    return [*counted, _Nothing(unfinished[-1] if unfinished else "", failed, nearest[1])]
+    where = f"storage={without_password(storage.url)}"
+    if unfinished:
+        hint = f"{unfinished[-1]} does, unfinished"
+        fault = (
+            f"study {unfinished[-1]} in {where} matches stage {number}, but is not finished: go "
+            "on with the `tune` command that began it"
+        )
+    elif failed:
+        hint = failed
+        fault = (
+            f"{failed}; no other study in {where} matches stage {number}: {AFTER_FAILURES}, and "
+            "run `tune` again"
+        )
+    else:
+        hint = nearest[1]
+        fault = (
+            f"no finished study in {where} matches stage {number} of "
+            f"{session.settings.stage(1).schedule} with {session.settings.backbone} on "
+            f"{session.draw.source}{f' ({hint})' if hint else ''}: run `{COMMAND} tune` with the "
+            "same settings first; its last lines say how to use it"
+        )
+    return [*found, _Nothing(f" ({hint})" if hint else "", fault)]
+
+
+def _match(
+    study: optuna.Study,
+    number: int,
+    explicit: Set[str],
+    session: Session,
+    others: Set[str],
+    notes: list[str],
+) -> _Match:
+    attrs, name = study.user_attrs, study.study_name
+    chosen = study.get_trials(deepcopy=False)[attrs[CHOSEN]]
+    values = {key: value for key, value in chosen.params.items() if key not in explicit}
+    parts = [str(attrs[CHOICE])]
+    if overruled := sorted(explicit & attrs[SPACE].keys()):
+        parts.append(f"set by hand, not as tuned: {', '.join(overruled)}")
+    if others:
+        own_seed = attrs.get(SEED) == session.settings.seed
+        why = "this one has the same seed" if own_seed else "this one has most trials"
+        parts.append(f"{', '.join(sorted(others))} would match, too: {why}")
+    line = (
+        f"stage {number}: tuned by study {name}, trial {chosen.number} "
+        f"({attrs['objective']} {chosen.value:.4f}): {shown_settings(values)}; "
+        f"{'; '.join([*parts, *notes])}"
+    )
+    return _Match(name, values, line)
 
 
 def _of_stage(storage: Storage, session: Session, number: int) -> Iterator[StudySummary]:
     """Studies of this stage with this backbone, oldest first."""
     for summary in optuna.get_all_study_summaries(storage, include_best_trial=False):
-        fixed = summary.user_attrs.get(FIXED, {})
-        of_it = fixed.get("backbone") == session.settings.backbone
-        if of_it and summary.user_attrs.get("stage") == number and SPACE in summary.user_attrs:
+        attrs = summary.user_attrs
+        of_it = attrs.get(FIXED, {}).get("backbone") == session.settings.backbone
+        if of_it and attrs.get("stage") == number and SPACE in attrs:
             yield summary
 
 
@@ -246,7 +217,7 @@ def _differences(session: Session, number: int, attrs: Mapping[str, Any]) -> lis
     content = session.recipe(number, trained=number - 1)
     by_name = session.recipe(number, trained=number - 1, data=session.draw.source)
     if attrs[TUNING_KEY] == content or (attrs[TUNING_KEY] == by_name and "data" not in differs):
-        return [words for key, words in differs.items() if key.startswith(f"stage{number}.")]
+        return [text for key, text in differs.items() if key.startswith(f"stage{number}.")]
     return list(differs.values()) or ["other images, weights, views or precision"]
 
 

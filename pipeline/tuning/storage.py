@@ -34,6 +34,7 @@ from pipeline.system.addresses import (
     without_password,
 )
 from pipeline.system.databases import exclusively
+from pipeline.system.files import typed_path
 from pipeline.system.interrupts import check
 from pipeline.system.provenance import COMMAND
 from pipeline.tuning.journal import Journal, is_journal
@@ -43,7 +44,7 @@ JOURNAL = "journal:///"
 Storage = RDBStorage | Journal
 BEATS_UNTIL_GIVEN_UP = 4
 AWAY_S = 300.0
-"""How long a worker waits for a storage or a tracking server that is away."""
+"""Seconds that a worker waits for a storage or a tracking server that is away."""
 STORAGE_FAULTS = (StorageInternalError, SQLAlchemyError)
 _OTHERS = "use postgresql:// or, in a shared folder, journal:///"
 _OWN_DATABASE = "give Optuna one of its own on the same server, say postgresql://host/optuna"
@@ -63,7 +64,7 @@ _Result = TypeVar("_Result")
 
 @contextmanager
 def experiments_known() -> Iterator[None]:
-    """Without Optuna's warnings that heartbeats and its pictures are experimental."""
+    """Keep quiet Optuna's warnings that heartbeats and its pictures are experimental."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         yield
@@ -72,47 +73,48 @@ def experiments_known() -> Iterator[None]:
 @contextmanager
 def translated(url: str) -> Iterator[None]:
     """Raise StudyError, naming the storage, for any fault of Optuna's storage."""
+    shown = f"storage={without_password(url)}"
     try:
         yield
     except ImportError as err:
         raise StudyError(
-            f"storage={without_password(url)}: its driver is not installed ({first_line(err)}): "
-            "pip install it, or use sqlite:/// or postgresql://"
+            f"{shown}: its driver is not installed ({first_line(err)}): pip install it, or use "
+            "sqlite:/// or postgresql://"
         ) from None
     except RuntimeError as err:
         if "compatible with the table schema" not in str(err):
             raise
         raise StudyError(
-            f"storage={without_password(url)} holds tables of another program, or of another "
-            f"version of Optuna: {_OWN_DATABASE}"
+            f"{shown} holds tables of another program, or of another version of Optuna: "
+            f"{_OWN_DATABASE}"
         ) from None
     except STORAGE_FAULTS as err:
         cause = err.__cause__ if isinstance(err, StorageInternalError) else err
         why = hidden(first_line(cause or err), url)
         raise StudyError(
-            f"storage={without_password(url)} cannot be used ({why}): check the URL, the server "
-            "and the disk, then run the same command again: finished trials are kept"
+            f"{shown} cannot be used ({why}): check the URL, the server and the disk, then run "
+            "the same command again: finished trials are kept"
         ) from None
 
 
 def storage_url(given: str, tracking_uri: str) -> str:
-    """The storage that is meant: `given`, or what OPTUNA_STORAGE names, or `optuna.db`.
+    """The URL of the storage: `given`, or what OPTUNA_STORAGE names, or `optuna.db`.
 
-    A relative file lies beside MLflow's database; the name of a file that is there is that of a
-    journal, as to Optuna's own command line.
+    A relative file lies beside MLflow's database; the plain name of an existing file is read as a
+    journal's, as on Optuna's own command line.
 
     Raises:
-        StudyError: it is no URL, of a kind in which a study cannot be shared, or MLflow's own
-            database: both keep a table `alembic_version`.
+        StudyError: no URL, a kind in which a study cannot be shared, or MLflow's own database:
+            both keep a table `alembic_version`.
     """
     given = given.strip() or os.environ.get(STORAGE, "").strip() or DEFAULT_STORAGE
     shown = f"storage={without_password(given)}"
-    if "://" not in given and (file := Path(given).expanduser()).is_file():
+    if "://" not in given and (file := typed_path(given)).is_file():
         given = with_file(f"{JOURNAL}file", file.absolute())
     for start, why in _REFUSED.items():
         if given.startswith(start) and not given.startswith(JOURNAL):
             raise StudyError(f"{shown}: {why}")
-    if why := misread(given):
+    if why := misread(given, like="sqlite:///optuna.db or postgresql://host/db"):
         raise StudyError(f"{shown}: {why}")
     url = beside(given, tracking_uri)
     if file_of(url) is None:
@@ -123,12 +125,12 @@ def storage_url(given: str, tracking_uri: str) -> str:
 
 
 def _check_database(url: str, shown: str) -> None:
-    """Refuse a URL of no file that SQLAlchemy cannot read, or reads in another way than meant."""
+    """Refuse a server's URL that SQLAlchemy cannot read, or reads in another way than meant."""
     try:
         parts = make_url(url)
         parts.get_dialect()
     except ImportError:
-        return  # it knows the kind, its driver is not installed: opening says so
+        return  # a known kind whose driver is not installed: opening says so
     except (ArgumentError, ValueError):
         raise StudyError(
             f"{shown} is no URL that Optuna can keep studies at: write it like "
@@ -156,9 +158,7 @@ def open_storage(url: str, heartbeat_s: int = 15, *, must_exist: bool = False) -
     path, grace_s = file_of(url), BEATS_UNTIL_GIVEN_UP * heartbeat_s
     if path is not None:
         _check_file(url, path, must_exist)
-    engine: dict[str, object] = (
-        {"connect_args": {"timeout": 60}} if path is not None else {"pool_pre_ping": True}
-    )
+    engine = {"connect_args": {"timeout": 60}} if path else {"pool_pre_ping": True}
     with translated(url), experiments_known(), exclusively(url):
         if path is not None and url.startswith(JOURNAL):
             try:
@@ -201,22 +201,22 @@ def patiently(
     for_s: float = AWAY_S,
     every_s: float = 2.0,
 ) -> _Result:
-    """Do something with a server, again and again while it is away.
+    """Do something with a server, again and again while the server is away.
 
     Raises:
-        Exception: the fault, once the server has stayed away for `for_s` seconds, or at once where
-            it is a full disk, which nobody restarts.
+        Exception: the fault, once the server has stayed away for `for_s` seconds; at once where a
+            disk is full.
     """
-    end, told = time.monotonic() + for_s, False
+    end, is_told = time.monotonic() + for_s, False
     while True:
         try:
             return do()
         except faults as err:
             cause = err.__cause__ or err
-            if time.monotonic() > end or any(words in str(cause) for words in _DISK_FULL):
+            if time.monotonic() > end or any(fault in str(cause) for fault in _DISK_FULL):
                 raise
-            if not told:
+            if not is_told:
                 say(f"note: waiting for a server ({first_line(cause)})")
-                told = True
+                is_told = True
             check()
             time.sleep(every_s)

@@ -1,8 +1,8 @@
 """A study: what it is made of, who has begun it, how far it is, what came out best.
 
 Its name is a digest of its content (images, backbone, weights, schedule, stage, space, settings
-that are not tuned), so the same command goes on with the same study and another one never mixes
-in. In: a `Spec` and a storage. Out: a `Study`.
+that are not tuned): the same command goes on with the same study, another command has another
+study. In: a `Spec` and a storage. Out: a `Study`.
 
 Sampler: tree-structured Parzen estimators, Bergstra et al. 2011. Pruner: median stopping, Golovin
 et al. 2017 (Vizier), from half of a trial's first draw on; `objective.py` says what it compares.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -24,18 +25,17 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from pipeline.runs.session import Session
 from pipeline.settings.run import INHERITED_KEYS, Settings, plain_values
 from pipeline.settings.schedules import Stage
-from pipeline.settings.search_space import Choices, Range, SearchSpace
+from pipeline.settings.search_space import Choices, SearchSpace
 from pipeline.stats.metrics import OBJECTIVES
 from pipeline.system.databases import exclusively
 from pipeline.system.digests import digest_values
 from pipeline.tuning.storage import BEATS_UNTIL_GIVEN_UP, Storage, experiments_known
 from pipeline.tuning.trial_state import (
     DEFAULTS,
-    Progress,
-    ask,
     best_of,
-    interrupt,
-    progress_of,
+    finished_of,
+    outcome,
+    outcomes,
     queue_interrupted,
     why_all_failed,
 )
@@ -45,19 +45,16 @@ STEPS_A_DRAW = 10
 
 CHOSEN, CHOICE, FINISHED = "chosen", "choice", "finished"
 """User attributes of a study: the trial whose settings are used, why it is that one, and how many
-trials there were when it last had all that were wanted."""
-
+trials there were when the study last had all that were wanted."""
 FIXED, TUNING_KEY, SEED, HEARTBEAT = "fixed", "tuning_key", "seed", "heartbeat"
 """User attributes of a study: settings that it does not tune, by key; see `Spec`; its runs' seed;
 seconds."""
-
+SPACE = "space"
+"""User attribute of a study: what it tunes. A study without this attribute is half made."""
 AFTER_FAILURES = (
     "change the settings or the search space, which makes another study, or give more n_trials"
 )
 """What to do where every trial failed."""
-
-SPACE = "space"
-"""User attribute of a study: what it tunes. A study without it is not complete yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +64,9 @@ class Spec:
     Attributes:
         tuning_key: digest of images, weights and earlier stages: what a run must share with the
             trials to take over their settings.
-        fixed: the settings that are not tuned, by key; the stage's own must agree as well.
-        defaults: the settings that the first trial has, by key of the space; they may lie outside
-            it.
-        former_name: what an earlier version called it, which knew data sets by their names.
+        fixed: the settings that are not tuned, by key.
+        defaults: the first trial's settings, by key of the space; they may lie outside it.
+        former_name: the study's name in an earlier version, which knew data sets by their names.
     """
 
     name: str
@@ -100,9 +96,9 @@ class Spec:
             "space": space.plain(),
             "objective": objective,
         }
-        start = f"stage{number}-{stage.schedule}-{first.backbone.name}"
         name, former_name = (
-            f"{start}-{digest_values({**content, TUNING_KEY: key})[:12]}"
+            f"stage{number}-{stage.schedule}-{first.backbone.name}-"
+            f"{digest_values({**content, TUNING_KEY: key})[:12]}"
             for key in (tuning_key, former_key)
         )
         return cls(
@@ -123,10 +119,7 @@ class Spec:
         return OBJECTIVES[self.objective].maximised
 
     def as_known(self, storage: Storage) -> Spec:
-        """The spec of the study that an earlier version began, if one did, else this one.
-
-        A study's name holds the digests of all its images: it is the same study.
-        """
+        """The spec with the former name, if the storage holds the study under that name alone."""
         known = set(optuna.get_all_study_names(storage))
         if self.name in known or self.former_name not in known:
             return self
@@ -135,9 +128,10 @@ class Spec:
 
 @dataclass
 class Study:
-    """A study in a storage. `created`: this process was the first.
+    """A study in a storage.
 
     Attributes:
+        created: this process was the first.
         seen_at: when this process first saw a trial run elsewhere, by number; infinity once the
             trial has been given a heartbeat.
     """
@@ -150,9 +144,9 @@ class Study:
 
     @classmethod
     def join(cls, storage: Storage, spec: Spec, seed: int) -> Study:
-        """Create the study, or load it if any process has: exactly one creates it.
+        """Create the study, load it, or complete what a killed process left half made.
 
-        One that was left half made, by a process that was killed over it, is completed.
+        Of several processes exactly one creates the study.
         """
         direction = StudyDirection.MAXIMIZE if spec.maximised else StudyDirection.MINIMIZE
         with exclusively(storage.url):
@@ -182,7 +176,7 @@ class Study:
         return cls(spec, storage, study, created=False)._at_its_pace()
 
     def _at_its_pace(self) -> Study:
-        """Whoever began the study has said how long a worker may be silent."""
+        """The study, with the heartbeat that it was begun with."""
         pace = int(self.optuna.user_attrs.get(HEARTBEAT, self.storage.heartbeat_interval or 1))
         self.storage.heartbeat_interval = pace
         self.storage.grace_period = BEATS_UNTIL_GIVEN_UP * pace
@@ -190,45 +184,53 @@ class Study:
 
     @property
     def name(self) -> str:
-        """Its name in the storage."""
+        """The study's name in the storage."""
         return self.spec.name
 
-    def progress(self) -> Progress:
-        """Where the study stands, whoever runs its trials."""
-        return progress_of(self.optuna.get_trials(deepcopy=False))
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        """Every trial as the storage has it now, by number; not to be changed."""
+        return self.optuna.get_trials(deepcopy=False)
+
+    def finished(self) -> int:
+        """How many trials came to an end that counts."""
+        return finished_of(outcomes(self.trials))
 
     def ask(self, wanted: int) -> Trial | None:
-        """The next trial, if this many are wanted and fewer have finished or run now.
+        """The next trial, with its first heartbeat, if fewer than `wanted` have finished or run.
 
-        One process at a time counts and asks, so that no trial is one too many; and a trial that
-        is asked for is one that its worker knows of.
+        One process at a time counts and asks, so that no trial is one too many.
         """
         with exclusively(self.storage.url):
             self._give_up_silent_workers()
             queue_interrupted(self.optuna)
-            progress = self.progress()
-            if progress.finished + progress.running >= wanted:
+            counts = outcomes(self.trials)
+            if finished_of(counts) + counts["running"] >= wanted:
                 return None
-            return ask(self.optuna, self.storage)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Heartbeat of storage")  # ours is `beating`
+                trial = self.optuna.ask()
+            self.storage.record_heartbeat(trial._trial_id)
+            return trial
 
     def interrupt(self, trial: Trial) -> bool:
         """Queue a trial again that cannot go on; False if it had come to its end already."""
-        if not interrupt(self.optuna, trial):
+        ended = self.optuna.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+        if outcome(ended) != "interrupted":
             return False
         with exclusively(self.storage.url):
             queue_interrupted(self.optuna)
         return True
 
     def times_lost(self, trial: Trial) -> int:
-        """How often a trial that was interrupted has been, with those that it repeats."""
-        stored = self.optuna.get_trials(deepcopy=False)[trial.number]
-        return 1 + len(stored.system_attrs.get("retry_history", []))
+        """How often an interrupted trial and those that it repeats were interrupted."""
+        return 1 + len(self.trials[trial.number].system_attrs.get("retry_history", []))
 
     def _give_up_silent_workers(self) -> None:
         """Mark trials of workers that have fallen silent as failed.
 
-        Optuna does not see trials whose worker was lost before its first heartbeat: each that is
-        still running a grace period after it was first seen is given one, to fall silent after.
+        Optuna does not see a trial whose worker was lost before its first heartbeat: where such a
+        trial still runs a grace period after it was first seen, it is given a heartbeat here.
         """
         with experiments_known():
             optuna.storages.fail_stale_trials(self.optuna)
@@ -241,19 +243,19 @@ class Study:
     @property
     def failure(self) -> str:
         """What is wrong, where every trial so far failed by its own settings; else empty."""
-        reasons = why_all_failed(self.optuna.get_trials(deepcopy=False))
+        reasons = why_all_failed(self.trials)
         return f"every trial of study {self.name} failed ({reasons})" if reasons else ""
 
     @property
     def chosen(self) -> FrozenTrial | None:
-        """The trial whose settings are used (see `choice.py`); the best before that is settled."""
+        """The trial whose settings are used (see `choose.py`); the best before that is settled."""
         number = self.optuna.user_attrs.get(CHOSEN)
-        return self.best if number is None else self.optuna.get_trials(deepcopy=False)[number]
+        return self.best if number is None else self.trials[number]
 
     @property
     def best(self) -> FrozenTrial | None:
         """The completed trial with the best value, the earliest of equals; None before any."""
-        return best_of(self.optuna.get_trials(deepcopy=False), maximised=self.spec.maximised)
+        return best_of(self.trials, maximised=self.spec.maximised)
 
 
 def _pruner() -> MedianPruner:
@@ -262,14 +264,18 @@ def _pruner() -> MedianPruner:
 
 
 def _begin(study: optuna.Study, spec: Spec, seed: int, storage: Storage) -> None:
-    """Say what a new study is made of, and queue its first trial; `SPACE` comes last."""
-    study.set_user_attr(TUNING_KEY, spec.tuning_key)
-    study.set_user_attr(FIXED, dict(spec.fixed))
-    study.set_user_attr("stage", spec.stage.number)
-    study.set_user_attr("draws", list(spec.draws))
-    study.set_user_attr("objective", spec.objective)
-    study.set_user_attr(SEED, seed)
-    study.set_user_attr(HEARTBEAT, storage.heartbeat_interval)
+    """Store what a new study is made of, and queue its first trial; `SPACE` comes last."""
+    content = {
+        TUNING_KEY: spec.tuning_key,
+        FIXED: dict(spec.fixed),
+        "stage": spec.stage.number,
+        "draws": list(spec.draws),
+        "objective": spec.objective,
+        SEED: seed,
+        HEARTBEAT: storage.heartbeat_interval,
+    }
+    for key, value in content.items():
+        study.set_user_attr(key, value)
     inside = spec.space.holds(spec.defaults)
     if not study.get_trials(deepcopy=False):
         study.enqueue_trial(
@@ -292,16 +298,16 @@ def suggest(trial: Trial, space: SearchSpace) -> dict[str, object]:
     """A point of the space; nothing for a trial with defaults from outside it."""
     if trial.user_attrs.get(DEFAULTS) == "outside the space":
         return {}
-    return {key: _suggest(trial, key, dimension) for key, dimension in space.dimensions.items()}
-
-
-def _suggest(trial: Trial, key: str, dimension: Range | Choices) -> object:
-    if isinstance(dimension, Choices):
-        return trial.suggest_categorical(key, list(dimension.values))
-    low, high, step = dimension.low, dimension.high, dimension.step
-    if isinstance(low, int) and isinstance(high, int):
-        return trial.suggest_int(key, low, high, step=int(step or 1), log=dimension.log)
-    return trial.suggest_float(key, low, high, step=step, log=dimension.log)
+    values: dict[str, object] = {}
+    for key, of in space.dimensions.items():
+        if isinstance(of, Choices):
+            values[key] = trial.suggest_categorical(key, list(of.values))
+        elif isinstance(of.low, int) and isinstance(of.high, int):
+            step = int(of.step or 1)
+            values[key] = trial.suggest_int(key, of.low, of.high, step=step, log=of.log)
+        else:
+            values[key] = trial.suggest_float(key, of.low, of.high, step=of.step, log=of.log)
+    return values
 
 
 def shown_settings(values: Mapping[str, object]) -> str:

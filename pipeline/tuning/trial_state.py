@@ -1,17 +1,15 @@
 """The life of a trial in Optuna's storage: its heartbeat, its end, and whether it is run again.
 
-A trial whose worker was lost or interrupted is queued again with the same settings, and does not
-count; its retry does. In: trials. Out: their outcomes, counts, the best of them.
+A trial whose worker was lost or interrupted does not count: the trial is queued again with the
+same settings, and its repetition counts. In: trials. Out: their outcomes, the best of them.
 """
 
 from __future__ import annotations
 
 import threading
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Literal
 
 import optuna
@@ -23,16 +21,13 @@ from pipeline.tuning.storage import STORAGE_FAULTS, Storage, experiments_known
 
 DEFAULTS = "defaults"
 """User attribute of the first trial, which has the settings that an untuned run would have."""
-
 REASON = "reason"
 """User attribute of trials that ended early: absent where a worker was lost."""
-
 RUN_ID = "run_id"
 """User attribute of a trial, and of a study: its run in MLflow."""
-
-_SHOWN_REASONS = 2
 RETRIES = 3
-"""How often a trial is queued again; the defaults, which all are held against, always."""
+"""How often a trial is queued again; the defaults, which every trial is compared with, always."""
+_SHOWN_REASONS = 2
 
 Outcome = Literal["complete", "pruned", "failed", "interrupted", "running", "waiting"]
 _OUTCOMES: dict[TrialState, Outcome] = {
@@ -57,19 +52,9 @@ def outcomes(trials: Sequence[FrozenTrial]) -> dict[Outcome, int]:
     return {name: found.count(name) for name in names}
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How many trials have come to an end that counts, and how many run now."""
-
-    finished: int
-    running: int
-
-
-def progress_of(trials: Sequence[FrozenTrial]) -> Progress:
-    """Count trials: those that were interrupted do not count, their retries do."""
-    counts = outcomes(trials)
-    finished = counts["complete"] + counts["pruned"] + counts["failed"]
-    return Progress(finished, counts["running"])
+def finished_of(counts: Mapping[Outcome, int]) -> int:
+    """How many trials came to an end that counts."""
+    return counts["complete"] + counts["pruned"] + counts["failed"]
 
 
 def why_all_failed(trials: Sequence[FrozenTrial]) -> str:
@@ -112,18 +97,9 @@ def default_of(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
     return next(done, None)
 
 
-def ask(study: optuna.Study, storage: Storage) -> Trial:
-    """The next trial: one that waits, or a new one; with its first heartbeat."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Heartbeat of storage")  # ours is `beating`
-        trial = study.ask()
-    storage.record_heartbeat(trial._trial_id)
-    return trial
-
-
 @contextmanager
 def beating(storage: Storage, trial: Trial) -> Iterator[None]:
-    """Say every few seconds that this trial's worker is alive.
+    """Record every few seconds that this trial's worker is alive.
 
     A beat that a storage misses is not the last one, as it would be in `Study.optimize`.
     """
@@ -143,12 +119,6 @@ def beating(storage: Storage, trial: Trial) -> Iterator[None]:
         thread.join()
 
 
-def interrupt(study: optuna.Study, trial: Trial) -> bool:
-    """Mark a trial as interrupted; False if it had come to its end already."""
-    ended = study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
-    return outcome(ended) == "interrupted"
-
-
 def is_given_up(err: BaseException) -> bool:
-    """Whether a trial of ours was ended by another process, which took us for lost."""
+    """Whether a trial of ours was ended by another process, which took this one for lost."""
     return isinstance(err, UpdateFinishedTrialError) or str(err).startswith("Cannot tell a ")

@@ -5,16 +5,14 @@ In: an arm. Out: the same arm with the best settings found, and what they were f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-
-from optuna.trial import FrozenTrial
 
 from pipeline.comparing.arms import Arm, TunedArm
 from pipeline.errors import LineageError, SettingsError, StudyError
 from pipeline.runs.command import Command
 from pipeline.settings.entry import TuneSettings
-from pipeline.settings.search_space import Plan, SearchSpace, default_space, read_space
+from pipeline.settings.search_space import Plan, default_space, read_space
 from pipeline.stats.metrics import OBJECTIVES
 from pipeline.tracking import Tracking
 from pipeline.tuning.storage import open_storage, storage_url
@@ -28,58 +26,47 @@ def tune_arm(
     tracking: Tracking,
     tune: TuneSettings,
     arm: Arm,
-    numbers: Iterable[int],
-    fixed: Mapping[int, set[str]] | None = None,
+    fixed: Mapping[int, set[str]],
 ) -> TunedArm:
-    """Studies of these stages, each from the best of the one before.
+    """Studies of an arm's stages, each from the best of the one before.
 
-    `fixed`: settings that are not tuned, by stage.
+    `fixed`: the stages, in order, and the settings of each that are not tuned.
 
     Raises:
         SettingsError: nothing is left to tune, or patience.
         StudyError: a study without a completed trial, or without all of its trials.
     """
     spaces = {}
-    for number in numbers:
+    for number, kept in fixed.items():
         space = read_space(default_space(arm.schedule, number))
         if "patience" in space.dimensions:
             raise SettingsError(
                 f"{space.source}: patience cannot be tuned here, arms have equal optimizer steps "
                 "and may not stop early: take it out"
             )
-        kept = (fixed or {}).get(number, set())
-        left = {key: d for key, d in space.dimensions.items() if key not in kept}
-        if not left:
-            raise SettingsError(
-                f"{arm.words}, stage {number}: every setting of {space.source} is fixed "
-                f"({', '.join(space.dimensions)}): leave one to be tuned"
-            )
-        spaces[number] = SearchSpace(space.source, left)
+        spaces[number] = space.without(kept, f"{arm.words}, stage {number}")
     storage = open_storage(storage_url(command.storage, tracking.uri), tune.heartbeat)
     done = work(command, Plan(tune, arm.settings, spaces), tracking, storage)
     stages = list(arm.settings.stages)
     for one in done:
-        number = one.study.spec.stage.number
         if one.choice is None:
             failure = one.study.failure or f"no trial of study {one.study.name} was completed"
-            raise StudyError(f"{arm.words}, stage {number}: {failure}: {AFTER_FAILURES}")
-        stages[number - 1] = stages[number - 1].model_copy(update=dict(one.settings))
+            raise StudyError(f"{arm.words}, stage {one.number}: {failure}: {AFTER_FAILURES}")
+        stages[one.number - 1] = stages[one.number - 1].model_copy(update=dict(one.settings))
         chosen = one.choice.trial
     if not all(one.finished for one in done) or len(done) < len(spaces):
         raise StudyError(
             f"{arm.words}: timeout={tune.timeout:g} s was over before the studies had their "
             "trials: the same command goes on with them"
         )
-    settings = arm.settings.model_copy(update={"stages": tuple(stages)})
-    studies = {one.study.spec.stage.number: one.study.name for one in done}
-    run_ids = tuple(one.run_id for one in done)
-    val = _val(tracking, chosen)
-    return TunedArm(replace(arm, settings=settings), val, studies, run_ids)
-
-
-def _val(tracking: Tracking, trial: FrozenTrial) -> dict[str, float]:
     try:
-        metrics = tracking.get(str(trial.user_attrs.get(RUN_ID, ""))).metrics
+        metrics = tracking.get(str(chosen.user_attrs.get(RUN_ID, ""))).metrics
     except LineageError:
-        return {}
-    return {name: value for name, value in metrics.items() if name in OBJECTIVES}
+        metrics = {}
+    settings = arm.settings.model_copy(update={"stages": tuple(stages)})
+    return TunedArm(
+        arm=replace(arm, settings=settings),
+        val={name: value for name, value in metrics.items() if name in OBJECTIVES},
+        studies={one.number: one.study.name for one in done},
+        run_ids=tuple(one.run_id for one in done),
+    )

@@ -2,18 +2,17 @@
 
 In: what was typed. Out: studies in Optuna's storage, runs in MLflow, a summary. Any number of
 processes may work on one study; each asks for the next trial until the study has enough, then
-waits for the trials of others, to take over those of workers that are lost.
+waits for the trials of others, to take over the trials of lost workers.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 from pipeline.errors import StudyError, TrackingError, first_line
@@ -23,7 +22,7 @@ from pipeline.runs.run_stage import find_or_run
 from pipeline.runs.session import Session, cache_folder, check_draws, source_of
 from pipeline.runs.workers import run_workers
 from pipeline.settings.entry import STORAGE, TuneSettings
-from pipeline.settings.run import Settings, plain_values
+from pipeline.settings.run import plain_values
 from pipeline.settings.search_space import Plan
 from pipeline.system.addresses import without_password
 from pipeline.system.files import locked
@@ -43,9 +42,8 @@ from pipeline.tuning.storage import (
     translated,
 )
 from pipeline.tuning.study import AFTER_FAILURES, CHOICE, CHOSEN, FINISHED, Spec, Study
-from pipeline.tuning.trial_state import RETRIES, RUN_ID, beating, is_given_up
+from pipeline.tuning.trial_state import RETRIES, RUN_ID, beating, is_given_up, outcomes
 
-Say = Callable[[str], None]
 _Result = TypeVar("_Result")
 
 
@@ -59,9 +57,18 @@ class Tuned:
     settings: Mapping[str, object]
     finished: bool
 
+    @property
+    def number(self) -> int:
+        """The stage that was tuned."""
+        return self.study.spec.stage.number
+
 
 def tune_entry(command: Command, plan: Plan) -> list[Tuned]:
-    """Entry point tune: work on the studies until they have their trials, or time is over."""
+    """Entry point tune: work on the studies until they have their trials, or time is over.
+
+    Raises:
+        StudyError: a study has all its trials and no value.
+    """
     # a server's client would print two lines for every run that ends
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     tune, settings = plan.tune, plan.settings
@@ -71,9 +78,9 @@ def tune_entry(command: Command, plan: Plan) -> list[Tuned]:
         storage = open_storage(url, tune.heartbeat)
         if command.joins:
             return work(command, plan, tracking, storage)
-        check_draws(source_of(settings), settings, tune_draws(settings, tune))
-        data = Path(settings.data).name
-        schedule = settings.stage(1).schedule
+        draws = range(settings.draw, settings.draw + tune.draws)
+        check_draws(source_of(settings), settings, draws)
+        data, schedule = settings.data_name, settings.stage(1).schedule
         name = f"tune · {data} · {settings.backbone} · {schedule} · stage {tune.stage}"
         with tracking.run(name, {"kind": "tune"}, target=True) as log:
             log.params({**plain_values(settings), **tune.model_dump()})
@@ -82,43 +89,33 @@ def tune_entry(command: Command, plan: Plan) -> list[Tuned]:
                 run_workers(tune.workers, "tune", command, tracking.experiment_id, log.run_id)
             done = work(command, plan, tracking, storage, only_read=tune.workers > 1)
             for one in done:
-                number, best = one.study.spec.stage.number, one.study.best
-                log.tags(
-                    {f"study.stage{number}": one.study.name, f"run.stage{number}": one.run_id}
-                )
-                if best:
-                    log.metrics({f"stage{number}/best_value": best.value or 0.0})
+                stage = f"stage{one.number}"
+                log.tags({f"study.{stage}": one.study.name, f"run.{stage}": one.run_id})
+                if best := one.study.best:
+                    log.metrics({f"{stage}/best_value": best.value or 0.0})
             lines = [summary(one.study) for one in done]
             log.tags({"mlflow.note.content": "\n".join(f"- {line}" for line in lines)})
-            refuse_failures(done)
+            for one in done:
+                if one.finished and one.study.failure:
+                    raise StudyError(f"{one.study.failure}: {AFTER_FAILURES}")
     if len(done) == len(plan.spaces) and all(one.finished for one in done):
-        entry_point = "main" if tune.stage == "all" else stage_entry_point(int(tune.stage))
-        tuning = TuneSettings.model_fields
-        options = {k: v for k, v in command.request.typed.items() if k not in tuning}
-        secret = without_password(command.storage) != command.storage
-        if command.storage and not secret:
-            options["storage"] = command.storage
-        where = f" (with the same storage in {STORAGE})" if secret else ""
-        command.say(f"use them: {command_line(entry_point, {**options, 'tuned': 'true'})}{where}")
+        command.say(f"use them: {_next_command(command, tune)}")
     command.say(f"look at them: optuna-dashboard {for_optunas_commands(url)}")
     command.say(f"browse the runs: {tracking.ui_command}")
     return done
 
 
-def tune_draws(settings: Settings, tune: TuneSettings) -> range:
-    """The draws that a study's trials are scored on."""
-    return range(settings.draw, settings.draw + tune.draws)
-
-
-def refuse_failures(done: Sequence[Tuned]) -> None:
-    """Say where a study has all its trials and no value.
-
-    Raises:
-        StudyError: it has, with the reasons.
-    """
-    for one in done:
-        if one.finished and one.study.failure:
-            raise StudyError(f"{one.study.failure}: {AFTER_FAILURES}")
+def _next_command(command: Command, tune: TuneSettings) -> str:
+    """The command line that takes what was tuned."""
+    entry_point = "main" if tune.stage == "all" else stage_entry_point(int(tune.stage))
+    typed = command.request.typed.items()
+    options = {key: value for key, value in typed if key not in TuneSettings.model_fields}
+    where = ""
+    if without_password(command.storage) != command.storage:
+        where = f" (with the same storage in {STORAGE})"
+    elif command.storage:
+        options["storage"] = command.storage
+    return f"{command_line(entry_point, {**options, 'tuned': 'true'})}{where}"
 
 
 def work(
@@ -131,23 +128,21 @@ def work(
         draw: Session.open(
             settings.model_copy(update={"draw": draw}), tracking, command.say, command.on_epoch
         )
-        for draw in tune_draws(settings, tune)
+        for draw in range(settings.draw, settings.draw + tune.draws)
     }
     done: list[Tuned] = []
     for number, space in plan.spaces.items():
         spec = Spec.of(sessions, number, space, tune.objective)
         with translated(storage.url):
-            spec = spec.as_known(storage)
-        worker = Worker(
-            spec=spec,
-            sessions=sessions,
-            tracking=tracking,
-            storage=storage,
-            tune=tune,
-            deadline=deadline,
-            say=command.say,
-        )
-        with translated(storage.url):
+            worker = Worker(
+                spec=spec.as_known(storage),
+                sessions=sessions,
+                tracking=tracking,
+                storage=storage,
+                tune=tune,
+                deadline=deadline,
+                say=command.say,
+            )
             one = worker.read() if only_read else worker.work()
         if one is None:
             break
@@ -170,7 +165,7 @@ class Worker:
     storage: Storage
     tune: TuneSettings
     deadline: float | None
-    say: Say
+    say: Callable[[str], None]
 
     def read(self) -> Tuned | None:
         """The study as it stands, worked on by others; None if they never came to it."""
@@ -178,48 +173,42 @@ class Worker:
         if study is None:
             return None
         self.say(summary(study))
-        return self._tuned(study)
+        return self._tuned(study, str(study.optuna.user_attrs.get(RUN_ID, "")))
 
     def work(self) -> Tuned:
         """Run trials until the study has enough of them, or time is over."""
-        study = Study.join(self.storage, self.spec, self._seed)
         first = next(iter(self.sessions.values()))
-        run_id = study_run(study, first, without_password(self.storage.url), self.say)
-        finished = study.progress().finished
+        study = Study.join(self.storage, self.spec, first.settings.seed)
+        run_id = study_run(study, first, self.say)
+        finished = study.finished()
         if finished >= self.tune.n_trials:
             self.say(f"study {study.name} has its {finished} trials: none is added")
         else:
             self.say(f"study {study.name}: {finished} of {self.tune.n_trials} trials so far")
-            self.tracking.set_status(run_id, "RUNNING")
+            self.tracking.writing(run_id).set_status("RUNNING")
         try:
             if finished < self.tune.n_trials:
                 self._train_parents(run_id)
             self._loop(study, run_id)
         except OutOfTime as err:
             self.say(f"note: {err}: the study can be gone on with by the same command")
-        except BaseException:  # what stopped it counts, not that the storage may be away as well
+        except BaseException:  # what stopped the study counts, not that the storage may be away
             with suppress(*STORAGE_FAULTS, TrackingError):
                 self._sum_up(study, run_id)
             raise
         self._sum_up(study, run_id)
         return self._tuned(study, run_id)
 
-    @property
-    def _seed(self) -> int:
-        return next(iter(self.sessions.values())).settings.seed
-
-    def _tuned(self, study: Study, run_id: str | None = None) -> Tuned:
-        run_id = run_id or str(study.optuna.user_attrs.get(RUN_ID, ""))
+    def _tuned(self, study: Study, run_id: str) -> Tuned:
         choice = choose(study, self.tracking, self.tune.margin)
-        finished = study.progress().finished >= self.tune.n_trials
-        return Tuned(study, run_id, choice, dict(choice.trial.params) if choice else {}, finished)
+        is_finished = study.finished() >= self.tune.n_trials
+        settings = choice.trial.params if choice else {}
+        return Tuned(study, run_id, choice, settings, is_finished)
 
     def _train_parents(self, study_run_id: str) -> None:
         """The checkpoints that trials start from: found, or trained by one process a machine."""
         number = self.spec.stage.number
-        if number == 1:
-            return
-        for session in self.sessions.values():
+        for session in self.sessions.values() if number > 1 else ():
             folder = cache_folder(session.settings) / "parents"
             with locked(folder / f"{session.key(number - 1)}.lock"):
                 find_or_run(session, number - 1, study_run_id)
@@ -233,7 +222,7 @@ class Worker:
             deadline=self.deadline,
             say=self.say,
         )
-        while self._patiently(study.progress).finished < self.tune.n_trials:
+        while self._patiently(study.finished) < self.tune.n_trials:
             check()
             if self.deadline is not None and time.monotonic() > self.deadline:
                 raise OutOfTime("the command's timeout is over")
@@ -245,10 +234,10 @@ class Worker:
         return patiently(do, STORAGE_FAULTS, self.say)
 
     def _run_one(self, study: Study, objective: TrialObjective, run_id: str) -> bool:
-        """One trial, if the study wants one more than those that run now.
+        """One trial, if the study wants more than it has finished or running.
 
         Where the storage or MLflow is away the trial is given up, and run again once both can be
-        written; one that is lost again and again ends the command, which can be repeated.
+        written; a trial that is lost again and again ends the command, which can be repeated.
         """
         trial = self._patiently(partial(study.ask, self.tune.n_trials))
         if trial is None:
@@ -262,14 +251,14 @@ class Worker:
                 self.say(f"note: a trial was lost ({first_line(err)}): it will be run again")
             if study.times_lost(trial) > RETRIES:
                 raise
-            writable = partial(self.tracking.set_status, run_id, "RUNNING")
+            writable = partial(self.tracking.writing(run_id).set_status, "RUNNING")
             patiently(writable, (TrackingError,), self.say)
             return True
         except BaseException as err:
             if is_given_up(err):
                 self.say(f"note: trial {trial.number} was given up meanwhile: result dropped")
                 return True
-            with suppress(*STORAGE_FAULTS):  # what stopped it counts
+            with suppress(*STORAGE_FAULTS):  # what stopped the trial counts
                 study.interrupt(trial)
             raise
         log = partial(log_trial, study, self.tracking, run_id, trial.number)
@@ -277,24 +266,23 @@ class Worker:
         return True
 
     def _sum_up(self, study: Study, run_id: str) -> None:
-        """Set right what lost workers left behind, and log the study as it stands."""
+        """Give the runs of lost workers their end, and log the study as it stands."""
         reconcile(study, self.tracking, run_id)
-        choice = choose(study, self.tracking, self.tune.margin)
-        before = study.optuna.user_attrs.get(CHOSEN)
-        if choice and before not in (None, choice.trial.number):
-            self.say(
-                f"note: from now on tuned=true takes trial {choice.trial.number} of study "
-                f"{study.name} (margin={self.tune.margin:g}), it was trial {before}"
-            )
-        if choice:
-            study.optuna.set_user_attr(CHOSEN, choice.trial.number)
+        if choice := choose(study, self.tracking, self.tune.margin):
+            number, before = choice.trial.number, study.optuna.user_attrs.get(CHOSEN)
+            if before not in (None, number):
+                self.say(
+                    f"note: from now on tuned=true takes trial {number} of study {study.name} "
+                    f"(margin={self.tune.margin:g}), it was trial {before}"
+                )
+            study.optuna.set_user_attr(CHOSEN, number)
             study.optuna.set_user_attr(CHOICE, choice.sentence)
         log_study(study, self.tracking, run_id)
-        progress = study.progress()
-        if progress.finished >= self.tune.n_trials:
-            study.optuna.set_user_attr(FINISHED, progress.finished)
-            failure = study.failure
-            self.tracking.set_status(run_id, "FAILED" if failure else "FINISHED", failure)
-        elif progress.running == 0:
-            self.tracking.set_status(run_id, "KILLED", "stopped before it had all its trials")
+        finished, failure = study.finished(), study.failure
+        log = self.tracking.writing(run_id)
+        if finished >= self.tune.n_trials:
+            study.optuna.set_user_attr(FINISHED, finished)
+            log.set_status("FAILED" if failure else "FINISHED", failure)
+        elif not outcomes(study.trials)["running"]:
+            log.set_status("KILLED", "stopped before it had all its trials")
         self.say(summary(study))

@@ -12,6 +12,7 @@ from pipeline.data.folders.layout import find_layout, only_one_class
 from pipeline.data.folders.listing import image_endings, in_words, list_files
 from pipeline.data.stored import stored_images
 from pipeline.errors import DataError
+from pipeline.system.files import name_of
 from pipeline.system.text import normalised
 
 
@@ -57,7 +58,7 @@ def open_image_folder(root: Path) -> Source:
         splits[split] = Split(labels, stored_images([*chain(*paths)]))
     passed_over = f"files passed over: {in_words(counts)}" if counts else ""
     return Source(
-        name=root.name,
+        name=name_of(root),
         class_names=tuple(train),
         pool=splits["train"],
         val=splits.get("val"),

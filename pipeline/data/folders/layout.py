@@ -29,9 +29,11 @@ _CONTAINERS = {
 }
 """Words that name what lies above the classes, and no class."""
 _DESCRIPTIONS = {
-    *("annotation", "annotations", "attribute", "attributes", "bbox", "bboxes", "boxes", "label"),
-    *("labels", "landmarks", "mask", "masks", "metadata", "parts", "segmentation"),
-    *("segmentations", "trimap", "trimaps", "xml", "xmls"),
+    *("ann", "anno", "annos", "annotation", "annotations", "anns", "attribute", "attributes"),
+    *("bbox", "bboxes", "boxes", "contour", "contours", "depth", "edges", "groundtruth"),
+    *("groundtruths", "gt", "gts", "instances", "keypoints", "label", "labels", "landmarks"),
+    *("mask", "masks", "matte", "mattes", "metadata", "parts", "saliency", "seg", "segmentation"),
+    *("segmentations", "segs", "semantic", "sets", "trimap", "trimaps", "truth", "xml", "xmls"),
 }
 """Words that name what describes images, and no class."""
 
@@ -217,8 +219,8 @@ def _check_depth(root: Path, classes: list[Path]) -> list[str]:
 
 def _refuse_images_beside_descriptions(root: Path, folders: list[Path]) -> None:
     """Refuse `images` beside `masks` or `annotations`: neither is a class."""
-    above = [path for path in folders if words_of(path.name) & _CONTAINERS]
     beside = [path for path in folders if words_of(path.name) & _DESCRIPTIONS]
+    above = [p for p in folders if words_of(p.name) & _CONTAINERS and p not in beside]
     if len(above) != 1 or not beside or len(beside) + 1 < len(folders):
         return
     below = _where_folders_part(above[0])

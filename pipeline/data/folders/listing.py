@@ -39,7 +39,7 @@ USUAL = {
 }
 """Endings of files that usually lie beside images and that nobody takes for one."""
 BROKEN_LINK, NO_ENDING, HIDDEN = "broken link", "without an ending", "hidden"
-_LONGEST_ENDING = 8
+_LONGEST_ENDING = 16
 
 
 @dataclass(frozen=True)

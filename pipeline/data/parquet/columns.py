@@ -68,12 +68,12 @@ def choose_columns(
                 f"choose one with -P {key}={common[0]}"
             )
         found[key] = common[0]
+        for path, schema in schemas.items():
+            _check_column(path, schema, key, common[0])
         if others := [name for name in names if name != common[0]]:
             notes.append(
                 f"column {common[0]} is read, not {first_of(others)}: -P {key}= chooses another"
             )
-    for path, schema in schemas.items():
-        _check_columns(path, schema, found)
     return Columns(found["label_column"], found["image_column"], notes)
 
 
@@ -109,7 +109,8 @@ def class_names(schema: Any, column: str) -> dict[int, str] | None:  # noqa: ANN
         numbered = {int(number): str(name) for number, name in names.items()}
     except ValueError:
         return None
-    return dict(sorted(numbered.items())) or None
+    same = len(numbered) < len(names)  # `0` and `00` are one number
+    return None if same else dict(sorted(numbered.items())) or None
 
 
 def _features(schema: Any) -> dict[str, dict[str, Any]]:  # noqa: ANN401
@@ -136,16 +137,13 @@ def _candidates(schema: Any, key: str, asked: str) -> list[str]:  # noqa: ANN401
     return [name for name in names if name in schema.names]
 
 
-def _check_columns(path: Path, schema: Any, found: Mapping[str, str]) -> None:  # noqa: ANN401
-    for key, name in found.items():
-        if schema.names.count(name) > 1:
-            raise DataError(
-                f"{path} has {schema.names.count(name)} columns named {name}: rename or remove "
-                f"all but one, or choose another column with -P {key}="
-            )
-    name = found["image_column"]
-    kind = schema.field(name).type
-    if not _holds_bytes(kind):
+def _check_column(path: Path, schema: Any, key: str, name: str) -> None:  # noqa: ANN401
+    if schema.names.count(name) > 1:
+        raise DataError(
+            f"{path} has {schema.names.count(name)} columns named {name}: rename or remove "
+            f"all but one, or choose another column with -P {key}="
+        )
+    if key == "image_column" and not _holds_bytes(kind := schema.field(name).type):
         raise DataError(
             f"{path}: column {name} holds {kind}, no encoded images: store the bytes of PNG "
             "or JPEG files there, or choose another column with -P image_column="

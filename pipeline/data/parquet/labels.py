@@ -3,8 +3,8 @@
 In: the labels of each file, as Arrow holds them, and the class names that stand in that very file.
 Out: one list of classes, and a class number for each row. Class names belong to the file they
 stand in: two files may number the same classes in another order, so that numbers are brought
-together by name. A label is a number or text; a row without a label (null, NaN) has no class. Not
-covered: several labels a row.
+together by name. A label is a number or text; a row without a label (null, NaN, empty text) has no
+class. Not covered: several labels a row.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def labels_of(path: Path, name: str, column: Any, names: Mapping[int, str] | Non
     """The labels in a column of a file, as pyarrow read it.
 
     Raises:
-        DataError: lists, fractions, or empty text as labels; two classes of one name.
+        DataError: lists or fractions as labels; two classes of one name.
     """
     import pyarrow as pa
 
@@ -68,20 +68,20 @@ def labels_of(path: Path, name: str, column: Any, names: Mapping[int, str] | Non
         several = ", several labels an image" if "list" in str(column.type) else ""
         raise DataError(f"{path}: column {name} holds {column.type}{several}: {other}")
     try:
-        rows, values = pd.factorize(column.to_numpy())
+        cells = column.to_numpy()
+        if cells.dtype == object:
+            cells = np.where(cells == "", None, cells)
+        rows, values = pd.factorize(cells)
     except pa.ArrowException as err:
         raise DataError(
             f"{path}: column {name} holds text that is not UTF-8 ({first_line(err)}): {other}"
         ) from None
     labels = FileLabels(path, values.tolist(), rows, names)
-    for number, value in enumerate(labels.values):
+    for value in labels.values:
         if isinstance(value, float) and not value.is_integer():
             raise DataError(
                 f"{path}: column {name} holds {value}, which is no class number: {other}"
             )
-        if value == "":
-            count = (rows == number).sum()
-            raise DataError(f"{path}: column {name} holds empty text in {count} rows: {other}")
     same = Counter(map(normalised, (names or {}).values()))
     for twice in (name for name, count in same.items() if count > 1):
         numbers = [str(n) for n, listed in (names or {}).items() if normalised(listed) == twice]

@@ -21,6 +21,7 @@ from pipeline.data.parquet.labels import Classes, check_lists, labels_of
 from pipeline.data.splits import splits_in, twins_by_split
 from pipeline.data.stored import count_rows, read_column, stored_cells
 from pipeline.errors import DataError
+from pipeline.system.files import name_of
 from pipeline.system.text import data_option, first_of
 
 
@@ -78,7 +79,7 @@ def open_parquet(
             "out"
         )
     return Source(
-        name=root.name,
+        name=name_of(root),
         class_names=classes.names,
         pool=splits["train"],
         val=splits.get("val"),
@@ -156,9 +157,16 @@ def _refuse_configurations(root: Path, by_split: Mapping[str, Sequence[Path]]) -
     folders = sorted({folder for several in found.values() for folder in several})
     if len(folders) > 1:
         names = first_of([str(folder.relative_to(root)) for folder in folders])
+        one = data_option(max(found["train"]))
+        if not any(_split_of(path, root) for paths in by_split.values() for path in paths):
+            raise DataError(
+                f"data={root}: the folders {names} hold parquet files whose names speak of no "
+                "split: if the folders are classes, put all images into one folder of files with "
+                f"a column label; if they are several data sets, pass one of them, {one}"
+            )
         raise DataError(
             f"data={root}: holds {len(folders)} configurations, in the folders {names}: pass one "
-            f"of them, {data_option(max(found['train']))}; if they are parts of one data set, put "
+            f"of them, {one}; if they are parts of one data set, put "
             "them into one folder"
         )
 

@@ -1,0 +1,80 @@
+"""A run as it is stored: what other modules may know of it.
+
+Tags can be edited and deleted in the MLflow UI, whole runs restored in part: what a run lacks is
+a fault that names the run, not a bug.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
+
+from pipeline.errors import LineageError
+
+Value = TypeVar("Value")
+
+
+class Held(dict[str, Value]):
+    """What a run holds of one kind: tags, parameters, metrics or settings."""
+
+    def __init__(self, values: Mapping[str, Value], kind: str, run: str) -> None:
+        super().__init__(values)
+        self._kind, self._run = kind, run
+
+    def __missing__(self, key: str) -> NoReturn:
+        raise LineageError(f"{self._run} lacks the {self._kind} {key}: use another run")
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run as it is stored."""
+
+    run_id: str
+    name: str
+    status: str
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+
+    @classmethod
+    def of(cls, run: Any) -> RunView:  # noqa: ANN401 - MLflow's own type
+        """MLflow's run as ours."""
+        run_id, data = run.info.run_id, run.data
+        name = run.info.run_name or ""
+        shown = f"run {run_id} ({name})"
+        tags, params = Held(data.tags, "tag", shown), Held(data.params, "parameter", shown)
+        metrics = Held(data.metrics, "metric", shown)
+        return cls(run_id, name, run.info.status, tags, params, metrics)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """A stage run's resolved settings.
+
+        Raises:
+            LineageError: the tag is gone or damaged.
+        """
+        try:
+            values = json.loads(self.tags["settings"])
+        except ValueError:
+            values = None
+        if not isinstance(values, dict):
+            raise self._damaged("settings")
+        return Held(values, "setting", f"run {self.run_id} ({self.name})")
+
+    def number(self, tag: str) -> int:
+        """A tag that is a whole number.
+
+        Raises:
+            LineageError: the tag is gone or damaged.
+        """
+        try:
+            return int(self.tags[tag])
+        except ValueError:
+            raise self._damaged(tag) from None
+
+    def _damaged(self, tag: str) -> LineageError:
+        return LineageError(
+            f"run {self.run_id} ({self.name}): its tag {tag} is damaged: use another run"
+        )
