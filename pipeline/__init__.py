@@ -19,7 +19,7 @@ from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
     from pipeline.comparing.results import Decision
-    from pipeline.runs.classifier import Classifier
+    from pipeline.serving.classifier import Classifier
     from pipeline.tracking.history import Summary
 
 __all__ = ["PipelineError", "decide", "load", "run_stage"]
@@ -65,7 +65,7 @@ def load(run_id: str) -> Classifier:
     Raises:
         PipelineError: no such run, or a run without a model.
     """
-    from pipeline.runs.classifier import Classifier
+    from pipeline.serving.classifier import Classifier
     from pipeline.tracking import Tracking
 
     return Classifier.of_run(Tracking.connect(), run_id)

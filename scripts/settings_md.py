@@ -15,7 +15,7 @@ from pipeline.entries.table import ENTRY_POINTS  # noqa: E402
 from pipeline.settings.entry import CommandSettings, TuneSettings  # noqa: E402
 from pipeline.settings.layers import PRESETS_DIR, preset_names  # noqa: E402
 from pipeline.settings.run import Settings, Thresholds, TrainSettings  # noqa: E402
-from pipeline.settings.yaml_file import read_yaml  # noqa: E402
+from pipeline.system.yaml_file import read_yaml  # noqa: E402
 
 HEAD = """# Settings
 

@@ -16,15 +16,14 @@ import numpy as np
 from pipeline.comparing.arms import Arm
 from pipeline.data.augment import distinct_views, normalise
 from pipeline.errors import DesignError
-from pipeline.model.backbones import FORWARD_ORDER
 from pipeline.model.flops import training_operations
 from pipeline.model.freezing import set_trainable
 from pipeline.runs.session import Session
-from pipeline.settings.schedules import SCHEDULES, Stage
+from pipeline.settings.run import Settings
 from pipeline.signals.evidence import siblings_of
 from pipeline.system.processes import MACHINE, this_machine
 from pipeline.tracking import Tracking
-from pipeline.training.device import compute_copy, run_blocks
+from pipeline.training.device import compute_copy, run_segments
 from pipeline.training.trainer import split_batches
 
 PROBE_IMAGES = 32
@@ -65,9 +64,14 @@ def operations_of(arm: Arm, classes: int) -> float:
     of, total = arm.settings, 0.0
     for number in range(1, arm.last + 1):
         images = of.training(number).epochs * of.train_per_class * classes
-        stage = of.stage(number)
-        total += images * training_operations(of.backbone, classes, of.image_size, stage)
+        total += images * _operations(of, classes, of.stage(number).trainable)
     return total
+
+
+def _operations(settings: Settings, classes: int, trainable: Sequence[str]) -> float:
+    return training_operations(
+        settings.backbone, classes, settings.image_size, trainable, settings.blocks
+    )
 
 
 def seconds_a_draw(arms: Sequence[Arm], test_count: int, tracking: Tracking) -> float:
@@ -84,12 +88,11 @@ def seconds_a_draw(arms: Sequence[Arm], test_count: int, tracking: Tracking) -> 
     views = sum(distinct_views(augment) or session.settings.views or 10 for augment in augments)
     total = OVERHEAD_S + (len(arms) * test_count + train * views + val) * forward_s
 
-    def operations(stage: Stage) -> float:
-        classes, size = len(session.draw.class_names), session.settings.image_size
-        return training_operations(session.backbone.name, classes, size, stage)
-
+    classes, every_block = len(session.draw.class_names), session.backbone.order
+    whole = _operations(session.settings, classes, every_block)
     for arm, number in stages:
-        share = operations(arm.settings.stage(number)) / operations(SCHEDULES["full"].stage(1))
+        trainable = arm.settings.stage(number).trainable
+        share = _operations(session.settings, classes, trainable) / whole
         epochs = arm.settings.training(number).epochs
         measured = epochs * (train * step_s + val * forward_s) * share
         total += _earlier_s(session, arm, number) or measured
@@ -112,14 +115,13 @@ def _earlier_s(session: Session, arm: Arm, number: int) -> float:
 def _seconds_an_image(session: Session) -> tuple[float, float]:
     """A forward pass, and a training step of every block: seconds for each image of a batch."""
     pixels = session.draw.train.pixels[:PROBE_IMAGES].to(session.device)
-    blocks = compute_copy(
-        session.pretrained_backbone(), FORWARD_ORDER, session.dtype, session.device
-    )
-    set_trainable(blocks, FORWARD_ORDER, "adapt")
-    last = next(blocks[FORWARD_ORDER[0]].parameters())
+    backbone = session.pretrained_backbone()
+    segments = compute_copy(backbone.segments, session.dtype, session.device)
+    set_trainable(segments, backbone.order, "adapt")
+    last = next(segments[0].module.parameters())
     for _ in range(2):  # the first warms up
         started = time.perf_counter()
-        loss = run_blocks(blocks, normalise(pixels), session.dtype).float().square().sum()
+        loss = run_segments(segments, normalise(pixels), session.dtype).float().square().sum()
         loss.item()
         forward = time.perf_counter()
         loss.backward()  # type: ignore[no-untyped-call]

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from pipeline.comparing.arms import Arm
 from pipeline.comparing.draws import Pool
 from pipeline.data.overlap import Overlap
+from pipeline.model.backbones import Backbone
 from pipeline.runs.run_stage import complete, find_or_run
 from pipeline.runs.scoring import TEST_SHA256, keep_scores, logits_of, scored_on
 from pipeline.runs.session import Session, cache_folder
@@ -108,16 +109,16 @@ def pair_keys(pool: Pool, settings: Settings) -> list[PairKey]:
     return [PairKey(n, pool.first_draw + n, data_seed, seed + used + n) for n in numbers]
 
 
-def scored_prefix(arm: Arm, arms: Sequence[Arm]) -> tuple[str, ...]:
-    """The blocks whose outputs an arm's scoring shares with the other arms', in forward order.
+def shared_prefix(backbone: Backbone, arm: Arm, arms: Sequence[Arm]) -> int:
+    """How many segments' outputs an arm's scoring shares with the other arms'.
 
     The shortest frozen prefix of any arm, so that one entry of the prefix cache serves as many
     arms as can be; arms that train everything aside.
     """
-    chains = [a.schedule.stages[: a.last] for a in (arm, *arms)]
-    frozen = [min((stage.prefix for stage in chain), key=len) for chain in chains]
-    own = frozen[0]
-    return min((p for p in frozen if p and p == own[: len(p)]), key=len, default=())
+    own, *others = (
+        backbone.frozen_segments(a.settings.stage(a.last).trainable) for a in (arm, *arms)
+    )
+    return min(prefix for prefix in (own, *others) if prefix) if own else 0
 
 
 def lock_folder(settings: Settings) -> Path:
@@ -228,8 +229,9 @@ class PairRunner:
             if not counts.items() <= run.metrics.items():
                 self.tracking.writing(run.run_id).metrics(counts)
         else:
-            prefix = scored_prefix(arm, self.arms)
-            logits = logits_of(session, session.restore(run), self.test, prefix)
+            backbone = session.restore(run)
+            prefix = shared_prefix(backbone, arm, self.arms)
+            logits = logits_of(session, backbone, self.test, prefix)
             scores = score_logits(logits, self.test.labels)
             test = scores[self.metric]
             if run.tags.get(TEST_SHA256, "unknown") in (self.test_digest, "unknown"):

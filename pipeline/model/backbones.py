@@ -1,101 +1,155 @@
-"""Pretrained classifiers cut into the same six blocks.
+"""A pretrained classifier as blocks, and as the segments that are computed one after another.
 
-In: a backbone's name and a number of classes. Out: torchvision's model, its modules grouped into
-`head, block4, block3, block2, block1, stem` that can be run one after another. Parameters keep
-torchvision's names, so that checkpoints load into torchvision's own models.
+In: a network's name, a number of classes, a size of images. Out: a `Backbone`: the network with
+random weights, which block each of its tensors belongs to (`grouping.py`), and the segments that
+it was cut into (`cutting.py`). Parameters keep the names that the network's library gives them, so
+that checkpoints load into the library's own models.
 
-ResNets are cut at `fc, layer4..layer1, conv1+bn1`. The others are runs of `features` at one
-spatial resolution: a layer with stride 2 begins a new block, and `block4` ends with the final 1x1
-convolution. Pooling has no parameters and ends `block4`, so that the head's input is a plain
-vector.
+Most segments are one block. Blocks between which more than one tensor passes share a segment: a
+frozen prefix ends at the border of a segment.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.settings.schedules import BLOCKS
+from pipeline.errors import SettingsError
+from pipeline.model.cutting import Cut, Segment, cut
+from pipeline.model.grouping import HEAD, Blocks, blocks_of
+from pipeline.model.networks import build_network, check_network, is_factory
 
-FORWARD_ORDER = tuple(reversed(BLOCKS))
+AUTO = "auto"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """A classifier as blocks. `model` owns the parameters; `blocks` (stem first) share them.
+    """A classifier as blocks. `model` owns the tensors; the segments share them.
 
     Attributes:
-        name: torchvision's name of the model.
-        model: the torchvision model.
-        blocks: block name -> its layers, in forward order.
+        name: as in the setting `backbone`.
+        model: the network, in eval mode.
+        order: names of its blocks in the order images pass through them, `head` last.
+        owners: name of each parameter and buffer -> its block.
+        segments: compute, one after another, what the network computes.
+        merged: block -> why it shares a segment with the block after it.
     """
 
     name: str
     model: nn.Module
-    blocks: dict[str, nn.Sequential]
+    order: tuple[str, ...]
+    owners: Mapping[str, str]
+    segments: tuple[Segment, ...]
+    merged: Mapping[str, str]
 
-    def run(self, inputs: Tensor, blocks: Iterable[str]) -> Tensor:
-        """Pass `inputs` through the named blocks, which must be given in forward order."""
-        for block in blocks:
-            inputs = self.blocks[block](inputs)
+    def run(self, inputs: Tensor, start: int = 0, end: int | None = None) -> Tensor:
+        """Pass `inputs` through the segments from `start` up to and without `end`."""
+        for segment in self.segments[start:end]:
+            inputs = segment.module(inputs)
         return inputs
+
+    def frozen_segments(self, trainable: Iterable[str]) -> int:
+        """How many segments, from the first on, hold no block of these: the frozen prefix."""
+        wanted = set(trainable)
+        holds = [not wanted.isdisjoint(segment.blocks) for segment in self.segments]
+        return holds.index(True)
 
     def tensor_names(self, blocks: Iterable[str]) -> list[str]:
         """State-dict names (parameters and buffers) of these blocks, in the model's order."""
-        wanted = {
-            id(t)
-            for block in blocks
-            for t in self.blocks[block].state_dict(keep_vars=True).values()
-        }
-        named = self.model.state_dict(keep_vars=True)
-        return [name for name, tensor in named.items() if id(tensor) in wanted]
+        wanted = set(blocks)
+        return [name for name in self.model.state_dict() if self.owners[name] in wanted]
+
+    def segment_tensors(self, count: int) -> list[str]:
+        """State-dict names of the first `count` segments, in the model's order."""
+        return self.tensor_names(b for s in self.segments[:count] for b in s.blocks)
 
     def head_layer(self) -> str:
-        """Name of the last linear layer, whose size depends on the number of classes."""
-        layers = self.model.named_modules()
-        return str([name for name, module in layers if isinstance(module, nn.Linear)][-1])
+        """Name of the last layer of the head, which gives a logit a class."""
+        return self.tensor_names([HEAD])[-1].rpartition(".")[0]
+
+    def depth(self, block: str) -> int:
+        """How many blocks lie between this one and the logits: 0 for the head."""
+        return len(self.order) - 1 - self.order.index(block)
 
 
-def batch_norms(blocks: Iterable[nn.Module]) -> Iterator[nn.BatchNorm2d]:
-    """Every BatchNorm layer in these modules."""
-    layers = (layer for block in blocks for layer in block.modules())
-    return (layer for layer in layers if isinstance(layer, nn.BatchNorm2d))
+BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
-def build_backbone(name: str, num_classes: int, seed: int) -> Backbone:
+def batch_norms(modules: Iterable[nn.Module]) -> Iterator[BatchNorm]:
+    """Every BatchNorm layer, of one dimension or two, in these modules."""
+    layers = (layer for module in modules for layer in module.modules())
+    return (layer for layer in layers if isinstance(layer, BatchNorm))
+
+
+def build_backbone(
+    name: str, num_classes: int, image_size: int, seed: int, blocks: str = AUTO
+) -> Backbone:
     """A backbone in eval mode with random weights drawn from `seed`.
 
     Pretrained weights replace all but the new head, so `seed` is the head's initialisation.
+
+    Args:
+        name: a network of torchvision, `timm:` and a network of timm, or `package.module:factory`.
+        num_classes: logits of an image.
+        image_size: pixels a side of the images; `run` takes other sizes where the network does.
+        seed: of the random weights.
+        blocks: `auto`, a number of blocks between stem and head, or a YAML file of patterns.
+
+    Raises:
+        SettingsError: no such network, images that it refuses, blocks that it cannot have.
     """
-    import torchvision
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model: nn.Module = torchvision.models.get_model(
-            name, weights=None, num_classes=num_classes
-        )
-    parts = dict(model.named_children())
-    if name.startswith("resnet"):
-        stem = [parts[part] for part in ("conv1", "bn1", "relu", "maxpool")]
-        runs = [stem, *([parts[f"layer{i}"]] for i in range(1, 5))]
-        head = [parts["fc"]]
+    model = build_network(name, num_classes, image_size, seed)
+    grouped = blocks_of(model, name, blocks)
+    if is_factory(name):
+        found = _cut(model, name, grouped, num_classes, image_size)
     else:
-        runs = _resolution_runs(parts["features"])
-        head = list(parts["classifier"].children())
-    runs[-1] += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    groups = zip(FORWARD_ORDER, [*runs, head], strict=True)
-    blocks = {block: nn.Sequential(*layers).eval() for block, layers in groups}
-    return Backbone(name, model.eval(), blocks)
+        found = _cut_of(name, num_classes, image_size, blocks)
+    return Backbone(
+        name=name,
+        model=model,
+        order=grouped.order,
+        owners=grouped.owners,
+        segments=found.of(model),
+        merged=found.merged,
+    )
 
 
-def _resolution_runs(features: nn.Module) -> list[list[nn.Module]]:
-    runs: list[list[nn.Module]] = []
-    for layer in features.children():
-        halves = any(isinstance(m, nn.Conv2d) and m.stride[0] == 2 for m in layer.modules())
-        if halves:
-            runs.append([])
-        runs[-1].append(layer)
-    return runs
+@cache
+def _cut_of(name: str, classes: int, image_size: int, blocks: str) -> Cut:
+    """How a library's network is cut; the same for all its weights."""
+    model = build_network(name, classes, image_size, seed=0)
+    return _cut(model, name, blocks_of(model, name, blocks), classes, image_size)
+
+
+def _cut(model: nn.Module, name: str, grouped: Blocks, classes: int, image_size: int) -> Cut:
+    check_network(name, model, classes, image_size)
+    return cut(model, grouped.owners, grouped.order, torch.zeros(1, 3, image_size, image_size))
+
+
+def shapes_of(name: str, image_size: int) -> nn.Module:
+    """A network of two classes whose tensors' shapes count, not their values."""
+    return build_network(name, 2, image_size, 0) if is_factory(name) else _on_meta(name, image_size)
+
+
+@cache
+def block_order(name: str, image_size: int, blocks: str = AUTO) -> tuple[str, ...]:
+    """The names of a network's blocks, head first.
+
+    Raises:
+        SettingsError: see `build_backbone`.
+    """
+    return tuple(reversed(blocks_of(shapes_of(name, image_size), name, blocks).order))
+
+
+@cache
+def _on_meta(name: str, image_size: int) -> nn.Module:
+    """A library's network with shapes alone, where it can be made so; of two classes."""
+    try:
+        with torch.device("meta"):
+            return build_network(name, 2, image_size, seed=0)
+    except SettingsError:  # reads values of its weights while it is made
+        return build_network(name, 2, image_size, seed=0)

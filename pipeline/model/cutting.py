@@ -1,18 +1,20 @@
 """A network cut where its blocks meet, so that a frozen prefix can be computed once and kept.
 
-In: any `nn.Module` whose tensors each belong to a block, and the size of its images. Out: `Run`s
-that, one after another, compute what the network computes. A run ends at a border that a single
-tensor crosses: (N, C, H, W) maps, (N, L, C) tokens or (N, C) vectors. Blocks between which more
-has to pass (a skip connection over their border, a tuple) share a run. The forward pass is traced
-by `torch.fx` (Reed et al. 2022, arXiv 2112.08429); a module inside one block stays whole. Not
-covered: a forward pass that branches on the values of its input; such a network is a single run.
+In: any `nn.Module` whose tensors each belong to a block, and the size of its images. Out:
+`Segment`s that, one after another, compute what the network computes. A segment ends at a border
+that a single tensor crosses: (N, C, H, W) maps, (N, L, C) tokens or (N, C) vectors. Blocks between
+which more has to pass (a skip connection over their border, a tuple) share a segment. The forward
+pass is traced by `torch.fx` (Reed et al. 2022, arXiv 2112.08429); a module inside one block stays
+whole. Not covered: a forward pass that branches on the values of its input; such a network is a
+single segment.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
@@ -26,24 +28,54 @@ BATCHES = (2, 3)
 _SHOWN = 3
 
 
-@dataclass(frozen=True)
-class Run:
+@dataclass(frozen=True, kw_only=True)
+class Segment:
     """Consecutive blocks that are computed together.
 
     Attributes:
         blocks: their names, in forward order.
         module: computes them; its tensors are the network's own, under the same names.
         owners: name of a module or of a bare tensor in `module` -> its block.
+        shape: of what it makes of one image, such as (C, H, W).
     """
 
     blocks: tuple[str, ...]
     module: nn.Module
     owners: Mapping[str, str]
+    shape: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """Its blocks as one word."""
+        return "+".join(self.blocks)
+
+    def copied(self) -> Segment:
+        """The same with tensors of its own."""
+        return replace(self, module=copy.deepcopy(self.module))
+
+    def block_of(self, name: str) -> str:
+        """The block of a tensor or a module inside `module`."""
+        if len(self.blocks) == 1:
+            return self.blocks[0]
+        while name not in self.owners:
+            name = name.rpartition(".")[0]
+        return self.owners[name]
+
+    def parts(self) -> Iterator[tuple[str, nn.Module | nn.Parameter]]:
+        """Its blocks' modules and bare parameters, each with the name of its block.
+
+        A module that belongs to no block alone is not among them, the modules inside it are.
+        """
+        if len(self.blocks) == 1:
+            yield self.blocks[0], self.module
+            return
+        for name, block in self.owners.items():
+            yield block, attrgetter(name)(self.module)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A run of any network of one architecture; without a graph it is the whole network."""
+    """A segment of any network of one architecture; without a graph it is the whole network."""
 
     blocks: tuple[str, ...]
     owners: Mapping[str, str]
@@ -55,18 +87,28 @@ class Cut:
     """How networks of one architecture are cut.
 
     Attributes:
-        parts: what becomes runs, in forward order.
+        parts: what becomes segments, in forward order.
         merged: block -> why there is no cut between this block and the one after it.
         added: modules in place of functions that know nothing of training: name -> module.
+        shapes: of what each part makes of one image.
     """
 
     parts: tuple[_Part, ...]
     merged: Mapping[str, str]
     added: Mapping[str, nn.Module]
+    shapes: tuple[tuple[int, ...], ...] = ()
 
-    def of(self, model: nn.Module) -> tuple[Run, ...]:
-        """The runs of such a network, which share its tensors."""
-        return tuple(Run(p.blocks, self._module(model, p.graph), p.owners) for p in self.parts)
+    def of(self, model: nn.Module) -> tuple[Segment, ...]:
+        """The segments of such a network, which share its tensors."""
+        return tuple(
+            Segment(
+                blocks=part.blocks,
+                module=self._module(model, part.graph),
+                owners=part.owners,
+                shape=shape,
+            )
+            for part, shape in zip(self.parts, self.shapes, strict=True)
+        )
 
     def _module(self, model: nn.Module, graph: fx.Graph | None) -> nn.Module:
         if graph is None:
@@ -93,12 +135,16 @@ def cut(model: nn.Module, owners: Mapping[str, str], order: Sequence[str], image
         if places.sizes_may_cross():
             _write_sizes(traced, image)
             places.settle()
-        found = Cut(*places.parts(), added)
-        reason = "" if _agree(model, found, image) else "its parts compute something else"
+        found = _measured(model, Cut(*places.parts(), added), image)
+        reason = "its parts compute something else"
     except Exception as err:  # noqa: BLE001 - a network's own code may raise anything when traced
-        first = (str(err).splitlines() or [""])[0]
+        found, first = None, (str(err).splitlines() or [""])[0]
         reason = f"its forward pass cannot be traced ({type(err).__name__}: {first[:120]})"
-    return _whole(model, owners, order, reason) if reason else found
+    if found:
+        return found
+    whole = _measured(model, _whole(model, owners, order, reason), image)
+    assert whole
+    return whole
 
 
 def _whole(model: nn.Module, owners: Mapping[str, str], order: Sequence[str], why: str) -> Cut:
@@ -187,16 +233,21 @@ def _is_number(value: Any) -> bool:  # noqa: ANN401
 
 
 @torch.no_grad()
-def _agree(model: nn.Module, found: Cut, image: Tensor) -> bool:
-    """Whether the runs compute what the network does, and leave what crosses a border as it is."""
+def _measured(model: nn.Module, found: Cut, image: Tensor) -> Cut | None:
+    """The cut with its shapes; None where its parts compute something else than the network.
+
+    Parts must leave their inputs as they are, too.
+    """
     x = torch.linspace(-2, 2, image.numel()).view_as(image).repeat(2, 1, 1, 1)
     direct = model(x.clone())
-    for run in found.of(model):
+    shapes = []
+    for part in found.parts:
         inputs, before = x, x.clone()
-        x = run.module(inputs)
+        x = found._module(model, part.graph)(inputs)
         if not torch.equal(inputs, before):
-            return False
-    return torch.equal(x, direct)
+            return None
+        shapes.append(tuple(x.shape[1:]))
+    return replace(found, shapes=tuple(shapes)) if torch.equal(x, direct) else None
 
 
 class _Places:

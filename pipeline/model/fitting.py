@@ -13,21 +13,30 @@ make it another network.
 from __future__ import annotations
 
 import re
-from collections import Counter
+import sys
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import takewhile
-from typing import Any, get_args
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.models.vision_transformer import interpolate_embeddings
 
 from pipeline.errors import WeightsError
-from pipeline.model.backbones import build_backbone
-from pipeline.settings.run import BackboneName
+from pipeline.model.backbones import AUTO, shapes_of
+from pipeline.model.grouping import HEAD, blocks_of
+from pipeline.model.networks import TIMM
 from pipeline.system.text import first_of
 
+OFTEN = (
+    *("resnet18", "resnet34", "resnet50", "mobilenet_v2"),
+    *("mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0"),
+)
+"""Networks that a file is tried for where it does not fit the one that was asked for."""
+USUAL_SIZE = 224
 _DEPTH = 4
 """Mappings inside mappings are looked into this far."""
 _SHOWN = 4
@@ -36,30 +45,54 @@ _SECOND = re.compile(r"(^|[._/])(ema|\w+_ema|ema_\w+|momentum_\w+|encoder_k)([._
 encoder (He et al. 2020, arXiv 1911.05722, whose evaluation uses the query encoder)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Layout:
-    """A backbone's tensors as shapes (on torch's meta device).
+    """A network's tensors as shapes.
 
     Attributes:
+        name: of the backbone.
         trunk: what comes before the classifier.
-        root: the classifier's module, such as `fc`.
-        modules: the backbone's other modules.
+        roots: the classifier's modules, such as `fc`.
+        modules: the network's other modules.
+        model: the network itself, of two classes.
     """
 
+    name: str
     trunk: Mapping[str, Tensor]
-    root: str
+    roots: tuple[str, ...]
     modules: frozenset[str]
+    model: nn.Module
 
     @classmethod
     @cache
-    def of(cls, backbone: str) -> Layout:
-        """The layout of the backbone of that name."""
-        with torch.device("meta"):
-            built = build_backbone(backbone, 2, seed=0)
-        root = built.head_layer().partition(".")[0]
-        state = built.model.state_dict()
-        trunk = {n: t for n, t in state.items() if not n.startswith(f"{root}.")}
-        return cls(trunk, root, frozenset(name.partition(".")[0] for name in trunk))
+    def of(cls, name: str, image_size: int, blocks: str = AUTO) -> Layout:
+        """The layout of the backbone of that name for images of that size."""
+        model = shapes_of(name, image_size)
+        owners = blocks_of(model, name, blocks).owners
+        state = model.state_dict()
+        trunk = {n: t for n, t in state.items() if owners[n] != HEAD}
+        return cls(
+            name=name,
+            trunk=trunk,
+            roots=_roots([n for n in state if n not in trunk], list(trunk)),
+            modules=frozenset(n.partition(".")[0] for n in trunk),
+            model=model,
+        )
+
+    def in_head(self, name: str) -> bool:
+        """Whether a tensor of that name belongs to the classifier, whatever its form."""
+        return name.startswith(self.roots)
+
+
+def _roots(head: Iterable[str], trunk: Sequence[str]) -> tuple[str, ...]:
+    """The outermost modules that hold tensors of the head alone, each as `fc.`."""
+    found = []
+    for name in head:
+        parts = name.split(".")
+        prefixes = (".".join([*parts[:n], ""]) for n in range(1, len(parts)))
+        own = (p for p in prefixes if not any(other.startswith(p) for other in trunk))
+        found.append(next(own, name))
+    return tuple(dict.fromkeys(found))
 
 
 @dataclass(frozen=True)
@@ -104,8 +137,8 @@ class Fit:
         return f"{text}, passed over {_counted(self.passed_over)} ({shown})"
 
 
-def find_network(content: Any, backbone: str, weights: str) -> tuple[Fit, str]:  # noqa: ANN401
-    """The network in a file's content that fits the backbone, and why it was this one of several.
+def find_network(content: Any, layout: Layout, weights: str) -> tuple[Fit, str]:  # noqa: ANN401
+    """The network in a file's content that fits the layout, and why it was this one of several.
 
     Raises:
         WeightsError: there is none, or several of which none goes without saying.
@@ -116,14 +149,14 @@ def find_network(content: Any, backbone: str, weights: str) -> tuple[Fit, str]: 
             f"weights={weights}: holds no state dict (name -> tensor) but {kind}, also inside its "
             f"mappings, {_DEPTH} deep: save model.state_dict()"
         )
-    found = _candidates(content, backbone)
+    found = _candidates(content, layout)
     fits = [fit for fit in found if not fit.wrong]
     if not fits:
-        raise WeightsError(_misfit(content, backbone, weights, found))
+        raise WeightsError(_misfit(content, layout, weights, found))
     first = [fit for fit in fits if not _SECOND.search(fit.path)] or fits
     if any(not _same(first[0].trunk, fit.trunk) for fit in first[1:]):
         raise WeightsError(
-            f"weights={weights} hold {len(first)} networks that fit {backbone}: "
+            f"weights={weights} hold {len(first)} networks that fit {layout.name}: "
             f"{first_of([fit.path for fit in first], _SHOWN)}: save the state dict of one of them "
             "as a file"
         )
@@ -133,13 +166,38 @@ def find_network(content: Any, backbone: str, weights: str) -> tuple[Fit, str]: 
     return first[0], note
 
 
-def _candidates(content: Mapping[Any, Any], backbone: str) -> list[Fit]:
-    layout = Layout.of(backbone)
-    return [
-        _held_against(layout, backbone, where, prefix, state)
-        for where, state in _states(content)
-        for prefix in _prefixes(layout, state)
-    ]
+def _candidates(content: Mapping[Any, Any], layout: Layout) -> list[Fit]:
+    found = []
+    for where, state in _states(content):
+        for prefix in _prefixes(layout, state):
+            fit = _held_against(layout, where, prefix, state)
+            if fit.wrong and (adapted := _adapted(layout, prefix, state)):
+                fit = min(fit, _held_against(layout, where, prefix, adapted), key=_faults)
+            found.append(fit)
+    return found
+
+
+def _faults(fit: Fit) -> int:
+    return len(fit.wrong)
+
+
+def _adapted(
+    layout: Layout, prefix: str, state: Mapping[str, Tensor]
+) -> dict[str, Tensor] | None:
+    """The state as the network's library adapts it: older names, positions for other sizes."""
+    own = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+    try:
+        if layout.name.startswith(TIMM):
+            adapt = sys.modules[type(layout.model).__module__].checkpoint_filter_fn
+            own = adapt(own, layout.model)
+        elif layout.name.startswith("vit_"):
+            side = layout.model.image_size, layout.model.patch_size
+            own = dict(interpolate_embeddings(*side, OrderedDict(own)))
+        else:
+            return None
+    except Exception:  # noqa: BLE001 - the library's own code, on any file
+        return None
+    return {f"{prefix}{name}": tensor for name, tensor in own.items()}
 
 
 def _states(
@@ -177,7 +235,6 @@ def _prefixes(layout: Layout, state: Mapping[str, Tensor]) -> list[str]:
 
 def _held_against(
     layout: Layout,
-    backbone: str,
     where: tuple[str, ...],
     prefix: str,
     state: Mapping[str, Tensor],
@@ -201,10 +258,10 @@ def _held_against(
         module = name.partition(".")[0]
         if not full.startswith(prefix):
             passed_over.append(full)
-        elif module == layout.root:
+        elif layout.in_head(name):
             head[name] = tensor
         elif name not in layout.trunk and module in layout.modules:
-            wrong.append(f"{name} is not part of {backbone}")
+            wrong.append(f"{name} is not part of {layout.name}")
         elif name not in layout.trunk:
             passed_over.append(full)
     return Fit(where, prefix, trunk, head, tuple(passed_over), tuple(wrong))
@@ -217,14 +274,15 @@ def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     )
 
 
-def _misfit(content: Mapping[Any, Any], backbone: str, weights: str, found: list[Fit]) -> str:
+def _misfit(content: Mapping[Any, Any], layout: Layout, weights: str, found: list[Fit]) -> str:
     """Why no network in the file fits, and what to do."""
-    others = (name for name in get_args(BackboneName) if name != backbone)
-    fitting = (n for n in others if any(not fit.wrong for fit in _candidates(content, n)))
+    backbone = layout.name
+    others = (Layout.of(name, USUAL_SIZE) for name in OFTEN if name != backbone)
+    fitting = (o.name for o in others if any(not f.wrong for f in _candidates(content, o)))
     if other := next(fitting, None):
         todo = f"pass -P backbone={other}, which they fit"
     else:
-        todo = f"they fit no other backbone of this pipeline either: pass weights of {backbone}"
+        todo = f"they fit none of {', '.join(OFTEN)} either: pass weights of {backbone}"
     start = f"weights={weights} do not fit {backbone}:"
     nearest = max(found, key=lambda fit: len(fit.trunk), default=None)
     if nearest and nearest.trunk:
@@ -234,7 +292,7 @@ def _misfit(content: Mapping[Any, Any], backbone: str, weights: str, found: list
     columns = zip(*(name.split(".")[:-1] for name in names), strict=False)
     common = [column[0] for column in takewhile(lambda c: len(set(c)) == 1, columns)]
     begin = f"all begin with {'.'.join(common)}." if common else f"begin with {_modules(names)}"
-    wanted = _modules(Layout.of(backbone).trunk)
+    wanted = _modules(layout.trunk)
     return f"{start} the names of its {_counted(names)} {begin}, not with {wanted}: {todo}"
 
 

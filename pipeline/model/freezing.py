@@ -7,7 +7,7 @@ before and after and fails the run if they differ.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,52 +15,59 @@ from torch import nn
 
 from pipeline.errors import FreezingError
 from pipeline.model.backbones import Backbone, batch_norms
-from pipeline.settings.schedules import BLOCKS, Stage
+from pipeline.model.cutting import Segment
 from pipeline.system.digests import digest_each, digest_values
 
 
 def set_trainable(
-    blocks: Mapping[str, nn.Sequential], trainable: Iterable[str], norm: Literal["adapt", "keep"]
+    segments: Iterable[Segment], trainable: Iterable[str], norm: Literal["adapt", "keep"]
 ) -> None:
     """Put each block into the mode it has during a stage.
 
     Trainable blocks are in training mode with gradients; with `norm="keep"` their BatchNorm layers
     use the statistics they came with, while their scale and shift still learn. Other blocks are in
-    eval mode without gradients.
+    eval mode without gradients: their dropout and stochastic depth are off.
     """
     wanted = set(trainable)
-    for name, block in blocks.items():
-        block.train(name in wanted).requires_grad_(name in wanted)
+    for segment in segments:
+        for block, part in segment.parts():
+            part.requires_grad_(block in wanted)
+            if isinstance(part, nn.Module):
+                part.train(block in wanted)
         if norm == "keep":
-            for layer in batch_norms([block]):
+            for layer in batch_norms([segment.module]):
                 layer.eval()
 
 
-@dataclass
+@dataclass(kw_only=True)
 class FrozenProof:
     """The digests of every tensor outside a stage's trainable blocks.
 
-    Blocks run as copies in the precision of the computation, so the proof covers both the model's
-    own tensors and the copies that run for each batch.
+    Segments run as copies in the precision of the computation, so the proof covers both the
+    model's own tensors and the frozen ones of the copies that run for each batch.
 
     Attributes:
+        stage: number of the stage, for messages.
+        trainable: its blocks.
         digests: frozen tensor's name -> SHA-256, before the stage.
     """
 
-    stage: Stage
+    stage: int
+    trainable: tuple[str, ...]
     digests: dict[str, str]
-    running: Mapping[str, nn.Sequential] = field(default_factory=dict)
+    running: Mapping[str, Sequence[Segment]] = field(default_factory=dict)
     running_digests: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def take(cls, backbone: Backbone, stage: Stage) -> FrozenProof:
+    def take(cls, backbone: Backbone, stage: int, trainable: tuple[str, ...]) -> FrozenProof:
         """Digest the frozen tensors."""
-        names = backbone.tensor_names([b for b in BLOCKS if b not in stage.trainable])
-        return cls(stage, digest_each(backbone.model.state_dict(), names))
+        names = backbone.tensor_names(set(backbone.order) - set(trainable))
+        digests = digest_each(backbone.model.state_dict(), names)
+        return cls(stage=stage, trainable=trainable, digests=digests)
 
-    def watch(self, running: Mapping[str, nn.Sequential]) -> None:
-        """Digest the copies of frozen blocks that will run, too."""
-        self.running, self.running_digests = running, _digests(running)
+    def watch(self, running: Mapping[str, Sequence[Segment]]) -> None:
+        """Digest the frozen tensors of segments that will run, too, by what they run for."""
+        self.running, self.running_digests = running, self._of_running(running)
 
     @property
     def digest(self) -> str:
@@ -73,19 +80,25 @@ class FrozenProof:
         Raises:
             FreezingError: a frozen tensor changed; names it.
         """
-        now = digest_each(backbone.model.state_dict(), self.digests) | _digests(self.running)
+        now = digest_each(backbone.model.state_dict(), self.digests)
+        now |= self._of_running(self.running)
         before = self.digests | self.running_digests
         moved = [name for name in before if now[name] != before[name]]
         if moved:
             raise FreezingError(
-                f"stage {self.stage.number} changed frozen tensors ({', '.join(moved[:4])}): only "
-                f"{', '.join(self.stage.trainable)} may train; the run's result is void"
+                f"stage {self.stage} changed frozen tensors ({', '.join(moved[:4])}): only "
+                f"{', '.join(self.trainable)} may train; the run's result is void"
             )
 
+    def _of_running(self, running: Mapping[str, Sequence[Segment]]) -> dict[str, str]:
+        return {
+            f"{purpose}.{name}": digest
+            for purpose, segments in running.items()
+            for segment in segments
+            for name, digest in self._frozen_in(segment).items()
+        }
 
-def _digests(blocks: Mapping[str, nn.Sequential]) -> dict[str, str]:
-    return {
-        f"{block}.{name}": digest
-        for block, module in blocks.items()
-        for name, digest in digest_each(module.state_dict(), module.state_dict()).items()
-    }
+    def _frozen_in(self, segment: Segment) -> dict[str, str]:
+        state = segment.module.state_dict()
+        names = [name for name in state if segment.block_of(name) not in self.trainable]
+        return digest_each(state, names)

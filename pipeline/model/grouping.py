@@ -9,6 +9,7 @@ one block. Blocks are numbered in the order images pass through them, between `s
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ import numpy as np
 from torch import nn
 
 from pipeline.errors import SettingsError
-from pipeline.settings.yaml_file import read_yaml
+from pipeline.model.networks import TIMM, is_factory
+from pipeline.system.yaml_file import read_yaml
 
 HEAD, STEM = "head", "stem"
 LAYERED = 8
@@ -101,7 +103,7 @@ def blocks_of(model: nn.Module, name: str, blocks: str) -> Blocks:
             model, read_yaml(Path(blocks).expanduser(), f"blocks={blocks}"), blocks
         )
     own = getattr(model, "blocks", None)
-    if ":" in name and not name.startswith("timm:"):
+    if is_factory(name):
         if not isinstance(own, Mapping):
             parts = ", ".join(child for child, _ in model.named_children())
             raise SettingsError(
@@ -110,7 +112,7 @@ def blocks_of(model: nn.Module, name: str, blocks: str) -> Blocks:
                 f"-P blocks=<a YAML file>; its modules are {parts}"
             )
         return _by_patterns(model, own, f"{name}.blocks")
-    keys = _timm_keys(model) if name.startswith("timm:") else _torchvision_keys(model, name)
+    keys = _timm_keys(model) if name.startswith(TIMM) else _torchvision_keys(model, name)
     return _numbered(keys, name, blocks)
 
 
@@ -122,8 +124,8 @@ def classifiers(model: nn.Module) -> tuple[str, ...]:
 
 
 _Key = tuple[int, ...]
-_HEAD: _Key = (9,)
-_LAST: _Key = (8,)
+_HEAD: _Key = (sys.maxsize,)
+_LAST: _Key = (sys.maxsize - 1,)
 
 
 def _timm_keys(model: nn.Module) -> dict[str, _Key]:

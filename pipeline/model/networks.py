@@ -7,12 +7,14 @@ of images, such as transformers with learnt positions, are made for this one.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import re
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,13 @@ from torch import nn
 from pipeline.errors import PipelineError, SettingsError, first_line
 
 TIMM = "timm:"
+
+
+def is_factory(name: str) -> bool:
+    """Whether this is a person's own function, `package.module:function`."""
+    return ":" in name and not name.startswith(TIMM)
+
+
 _EXTRA: dict[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": True, "transform_input": True},
     "inception_v3": {"aux_logits": False, "init_weights": True, "transform_input": True},
@@ -81,20 +90,36 @@ def check_network(name: str, model: nn.Module, classes: int, image_size: int) ->
         )
 
 
-def _builder(name: str, image_size: int) -> Callable[[int], Any]:
+def check_name(name: str) -> None:
+    """Refuse a name that no network has.
+
+    Raises:
+        SettingsError: names the nearest.
+    """
     if name.startswith(TIMM):
-        return _timm_builder(name.removeprefix(TIMM), image_size)
-    if ":" in name:
+        _check_timm(name.removeprefix(TIMM))
+    elif is_factory(name):
+        _factory(name)
+    else:
+        import torchvision
+
+        known = torchvision.models.list_models(module=torchvision.models)
+        if name not in known:
+            raise SettingsError(
+                f"backbone={name} is not known{_nearest(name, known)}: pass a classifier of "
+                f"torchvision, {TIMM}NAME for one of timm, or package.module:function for your own"
+            )
+
+
+def _builder(name: str, image_size: int) -> Callable[[int], Any]:
+    check_name(name)
+    if name.startswith(TIMM):
+        return lambda classes: build_timm(name.removeprefix(TIMM), classes, image_size)
+    if is_factory(name):
         factory = _factory(name)
         return lambda classes: factory(num_classes=classes)
     import torchvision
 
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        raise SettingsError(
-            f"backbone={name} is not known{_nearest(name, known)}: torchvision's classifiers, "
-            f"{TIMM}NAME for timm's, or package.module:function for your own"
-        )
     extra = dict(_EXTRA.get(name, {}))
     if name.startswith("vit_"):
         extra["image_size"] = image_size
@@ -108,7 +133,7 @@ def _nearest(name: str, known: list[str]) -> str:
     return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 
-def _timm_builder(name: str, image_size: int) -> Callable[[int], Any]:
+def _check_timm(name: str) -> None:
     try:
         import timm
     except ImportError:
@@ -122,17 +147,28 @@ def _timm_builder(name: str, image_size: int) -> Callable[[int], Any]:
             f"{_nearest(base, timm.list_models())}"
         )
 
-    def build(classes: int) -> nn.Module:
-        model: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes)
-        takes_size = "img_size" in inspect.signature(type(model).__init__).parameters
-        if takes_size and model.pretrained_cfg["input_size"][-1] != image_size:  # type: ignore[index, call-overload, unused-ignore]
-            torch.manual_seed(torch.initial_seed())
-            model = timm.create_model(
-                name, pretrained=False, num_classes=classes, img_size=image_size
-            )
-        return model
 
-    return build
+def build_timm(
+    name: str, classes: int, image_size: int, *, pretrained: bool = False
+) -> nn.Module:
+    """A network of timm for this size of images, where it is made for one; else for any."""
+    import timm
+    from timm.models import model_entrypoint
+
+    entry = inspect.getmodule(model_entrypoint(name.partition(".")[0]))
+    kinds = [k for k in vars(entry).values() if inspect.isclass(k) and issubclass(k, nn.Module)]
+    create: Callable[..., nn.Module] = partial(
+        timm.create_model, name, pretrained=pretrained, num_classes=classes
+    )
+    if any(map(_takes_size, kinds)):
+        # a TypeError: another network of the same module takes a size, this one does not
+        with contextlib.suppress(TypeError):
+            return create(img_size=image_size)
+    return create()
+
+
+def _takes_size(kind: type[nn.Module]) -> bool:
+    return "img_size" in inspect.signature(kind.__init__).parameters
 
 
 def _factory(name: str) -> Callable[..., Any]:

@@ -1,10 +1,10 @@
 """Pretrained weights: where they come from, what matched, and the digest they go by.
 
-In: `imagenet` (torchvision's default weights, fetched on first use) or torchvision's name for them
-(`IMAGENET1K_V1`), `tiny_imagenet` (the starter in this folder, ResNet-18 only), `none`, or a state
-dict file. Out: `Pretrained`. All but the classifier is checked by `read_weights`, before the
-number of classes is known. A classifier of another size or form is left out; any other mismatch is
-an error that names the tensors.
+In: `imagenet` or `pretrained` (the library's default weights, fetched on first use; what a factory
+returns), torchvision's name for some (`IMAGENET1K_V1`), `tiny_imagenet` (the starter in this
+folder, ResNet-18 only), `none`, or a state dict file. Out: `Pretrained`. All but the classifier is
+checked by `read_weights`, before the number of classes is known. A classifier of another size or
+form is left out; any other mismatch is an error that names the tensors.
 """
 
 from __future__ import annotations
@@ -16,9 +16,16 @@ from pathlib import Path
 from torch import Tensor
 
 from pipeline.errors import SettingsError, WeightsError
-from pipeline.model.backbones import Backbone
+from pipeline.model.backbones import AUTO, Backbone
 from pipeline.model.fitting import Layout, find_network
-from pipeline.model.published import fetch, is_published_name, published
+from pipeline.model.networks import TIMM, build_network, is_factory
+from pipeline.model.published import (
+    PRETRAINED,
+    fetch,
+    fetch_from_timm,
+    is_published_name,
+    published,
+)
 from pipeline.model.state_files import read_content
 from pipeline.system.digests import digest_file, digest_tensors
 from pipeline.system.files import typed_path
@@ -37,7 +44,7 @@ class Pretrained:
     Attributes:
         name: what `weights` said.
         digest: SHA-256 of `tensors`; "none" for random weights.
-        tensors: float32 (counters int64), named as in torchvision's state dict.
+        tensors: float32 (counters int64), named as in the network's state dict.
         report: one line: how many tensors matched, which were left out.
     """
 
@@ -58,11 +65,13 @@ class Weights:
     Attributes:
         name: what `weights` said.
         state: their tensors, finite before the classifier; None for random weights.
+        roots: the classifier's modules, each as `fc.`.
         note: what was taken off or passed over, as an addition to the report.
     """
 
     name: str
     state: Mapping[str, Tensor] | None
+    roots: tuple[str, ...] = ()
     note: str = ""
 
     def fitted(self, backbone: Backbone) -> Pretrained:
@@ -73,7 +82,7 @@ class Weights:
         if self.state is None:
             return Pretrained("none", "none", {}, "weights none: every block starts at random")
         expected = backbone.model.state_dict()
-        last, root = backbone.head_layer(), Layout.of(backbone.name).root
+        last = f"{backbone.head_layer()}."
         tensors = {
             name: self.state[name].to(target.dtype)
             for name, target in expected.items()
@@ -82,12 +91,12 @@ class Weights:
             and self.state[name].isfinite().all()
         }
         # half a classifier is of no use: its last layer needs the layers below it
-        for part in (last, root):
-            whole = [name for name in expected if name.startswith(f"{part}.")]
-            below = [name for name in whole if not name.startswith(f"{last}.")] or whole
+        for part in (last, *self.roots):
+            whole = [name for name in expected if name.startswith(part)]
+            below = [name for name in whole if not name.startswith(last)] or whole
             if not all(name in tensors for name in below):
                 tensors = {n: t for n, t in tensors.items() if n not in whole}
-        left_out = [n for n in expected if n not in tensors and n.startswith(f"{root}.")]
+        left_out = [n for n in expected if n not in tensors and n.startswith(self.roots)]
         broken = any(not tensor.isfinite().all() for tensor in self.state.values())
         why = "not finite" if broken else "new classes"
         head = ", the classifier among them: it has as many classes"
@@ -98,19 +107,46 @@ class Weights:
         return Pretrained(self.name, digest_tensors(tensors), tensors, report)
 
 
-def read_weights(weights: str, backbone: str) -> Weights:
-    """The weights, checked for all but the classifier; `backbone` is the name of a model.
+def read_weights(weights: str, backbone: str, image_size: int, blocks: str = AUTO) -> Weights:
+    """The weights, checked for all but the classifier.
+
+    Args:
+        weights: as in the setting.
+        backbone: name of the network.
+        image_size: pixels a side; learnt positions are interpolated where they are for others.
+        blocks: as in the setting: they tell what is the classifier.
 
     Raises:
         WeightsError: no such file, a damaged one, or one made for another backbone.
-        DownloadError: `imagenet` weights are not here and could not be fetched.
+        DownloadError: published weights are not here and could not be fetched.
     """
     if weights == "none":
         return Weights("none", None)
-    content = read_content(_path_of(weights, backbone), weights)
-    fit, note = find_network(content, backbone, weights)
+    layout = Layout.of(backbone, image_size, blocks)
+    if is_published_name(weights) and is_factory(backbone):
+        content = _as_built(weights, backbone, image_size)
+    elif is_published_name(weights) and backbone.startswith(TIMM):
+        content = fetch_from_timm(weights, backbone, image_size)
+    else:
+        content = read_content(_path_of(weights, backbone), weights)
+    fit, note = find_network(content, layout, weights)
     _check_values(weights, fit.trunk)
-    return Weights(weights, {**fit.trunk, **fit.head}, note + fit.note)
+    state = {**fit.trunk, **fit.head}
+    return Weights(weights, state, layout.roots, note + fit.note)
+
+
+def _as_built(weights: str, backbone: str, image_size: int) -> dict[str, Tensor]:
+    """What a factory returns, which may have loaded weights itself.
+
+    Raises:
+        WeightsError: other weights than `pretrained` are asked for.
+    """
+    if weights != PRETRAINED:
+        raise WeightsError(
+            f"weights={weights}: {backbone} is a factory, nobody publishes its weights: pass a "
+            f"file, none, or {PRETRAINED} for what the factory returns"
+        )
+    return build_network(backbone, 2, image_size, seed=0).state_dict()
 
 
 def names_a_file(weights: str) -> bool:
@@ -124,7 +160,9 @@ def is_here(weights: str, backbone: str) -> bool:
     Raises:
         WeightsError: torchvision has none of that name.
     """
-    return names_a_file(weights) or weights in OWN or published(weights, backbone)[1].is_file()
+    if names_a_file(weights) or weights in OWN or is_factory(backbone):
+        return True
+    return not backbone.startswith(TIMM) and published(weights, backbone)[1].is_file()
 
 
 def _check_values(weights: str, trunk: Mapping[str, Tensor]) -> None:
@@ -192,7 +230,7 @@ def _path_of(weights: str, backbone: str) -> Path:
     except (OSError, SettingsError, ValueError) as err:  # permissions, a long name, no home
         reason = getattr(err, "strerror", None) or str(err)
     raise WeightsError(
-        f"weights={weights}: neither imagenet, tiny_imagenet, none, a name such as IMAGENET1K_V1 "
+        f"weights={weights}: neither imagenet, pretrained, tiny_imagenet, none, a name such as IMAGENET1K_V1 "
         f"nor a file ({reason}): pass one of these or a .pth/.safetensors file"
     )
 

@@ -1,32 +1,38 @@
-"""Torchvision's published weights: which there are, where they lie, fetched on first use.
+"""Published weights of torchvision and timm: which there are, where they lie, fetched once.
 
-In: a backbone and `imagenet` (torchvision's default) or a member of its weights enum, such as
-`IMAGENET1K_V1`. Out: the file in torch's own download folder, its digest verified.
+In: a backbone and `imagenet` or `pretrained` (the library's default) or a member of torchvision's
+weights enum, such as `IMAGENET1K_V1`. Out: torchvision's file in torch's own download folder, its
+digest verified; of timm's networks, the tensors, for the size of image that is asked for. timm
+keeps its files where the Hugging Face Hub's client does.
 """
 
 from __future__ import annotations
 
 import re
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pipeline.errors import DownloadError, WeightsError, first_line
+from pipeline.model.networks import TIMM, build_timm
 from pipeline.system.digests import digest_file
 from pipeline.system.files import storage_faults
 from pipeline.system.interrupts import at_once
 
-DEFAULT = "imagenet"
+DEFAULT, PRETRAINED = "imagenet", "pretrained"
 DOWNLOAD_TIMEOUT_S = 30.0
 _NAME = re.compile(r"(?:(\w+_Weights)\.)?(DEFAULT|IMAGENET\w+)", re.IGNORECASE)
 
 
 def is_published_name(weights: str) -> bool:
     """Whether this is how torchvision names weights: `IMAGENET1K_V1`, `DEFAULT`, with its enum."""
-    return weights == DEFAULT or _NAME.fullmatch(weights) is not None
+    return weights in (DEFAULT, PRETRAINED) or _NAME.fullmatch(weights) is not None
 
 
 def published(weights: str, backbone: str) -> tuple[str, Path]:
@@ -36,7 +42,7 @@ def published(weights: str, backbone: str) -> tuple[str, Path]:
         WeightsError: torchvision has none of that name; lists those that there are.
     """
     enum = _members(backbone)
-    found = _NAME.fullmatch("DEFAULT" if weights == DEFAULT else weights)
+    found = _NAME.fullmatch("DEFAULT" if weights in (DEFAULT, PRETRAINED) else weights)
     assert found, weights
     of, name = found[1] or enum.__name__, found[2].upper()
     if of.lower() != enum.__name__.lower() or name not in enum.__members__:
@@ -61,10 +67,8 @@ def fetch(weights: str, backbone: str, otherwise: str) -> Path:
     if not path.is_file():
         with storage_faults("weights", path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-        timeout = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
         try:
-            with at_once():
+            with at_once(), download_timeout():
                 torch.hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=False)
         except (OSError, RuntimeError, HTTPException) as err:
             here = [e for e in reversed(_members(backbone)) if _kept_at(e).is_file()]
@@ -76,14 +80,53 @@ def fetch(weights: str, backbone: str, otherwise: str) -> Path:
                 f"({first_line(err)}): {instead}put {path.name} into {path.parent}, or pass "
                 f"{otherwise}"
             ) from None
-        finally:
-            socket.setdefaulttimeout(timeout)
     if not digest_file(path).startswith(digest):
         raise WeightsError(
             f"weights={weights}: {path} is damaged (its SHA-256 does not begin with {digest}): "
             "delete it to fetch it again"
         )
     return path
+
+
+def fetch_from_timm(weights: str, backbone: str, image_size: int) -> dict[str, Tensor]:
+    """The published tensors of a network of timm, fetched where they are not here yet.
+
+    Raises:
+        DownloadError: they are not here and could not be fetched.
+        WeightsError: timm publishes none for this name.
+    """
+    import timm
+
+    name = backbone.removeprefix(TIMM)
+    config = timm.models.get_pretrained_cfg(name)
+    if weights not in (DEFAULT, PRETRAINED) or config is None or not config.has_weights:
+        known = timm.list_pretrained(f"{name.partition('.')[0]}*")
+        there = f"timm has {', '.join(TIMM + n for n in known[:4])}" if known else "timm has none"
+        raise WeightsError(
+            f"weights={weights}: timm publishes no such weights of {name} ({there}): pass "
+            f"-P weights={PRETRAINED} with a name that has some, none, or a .pth/.safetensors file"
+        )
+    try:
+        with at_once(), download_timeout():
+            model = build_timm(name, config.num_classes, image_size, pretrained=True)
+    except Exception as err:  # noqa: BLE001 - each way of fetching raises its own
+        raise DownloadError(
+            f"cannot fetch the {weights} weights of {backbone} from {config.hf_hub_id or config.url} "
+            f"({type(err).__name__}: {first_line(err)}): pass -P weights=<a .pth or .safetensors "
+            f"file of {name}>"
+        ) from None
+    return model.state_dict()
+
+
+@contextmanager
+def download_timeout() -> Iterator[None]:
+    """Sockets give up after `DOWNLOAD_TIMEOUT_S` without an answer."""
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(timeout)
 
 
 def _members(backbone: str) -> Any:  # noqa: ANN401 - torchvision has no types

@@ -71,10 +71,8 @@ def run_stage(
             )
         prepare_started, peak = time.perf_counter(), PeakMemory(session.device)
         backbone = session.restore(parent) if parent else session.pretrained_backbone()
-        proof = FrozenProof.take(backbone, stage)
+        proof = FrozenProof.take(backbone, number, stage.trainable)
         train_features, val_features = session.prefix_features(backbone, stage, proof.digests)
-        running = {f"train.{name}": block for name, block in train_features.running.items()}
-        running |= {f"val.{name}": block for name, block in val_features.running.items()}
         prefix_s = time.perf_counter() - prepare_started
 
         trainer = Trainer(
@@ -86,7 +84,13 @@ def run_stage(
             device=session.device,
             dtype=session.dtype,
         )
-        proof.watch(running | {f"suffix.{n}": block for n, block in trainer.frozen.items()})
+        proof.watch(
+            {
+                "train": train_features.running,
+                "val": val_features.running,
+                "suffix": trainer.segments,
+            }
+        )
         _train(session, log, trainer, train_features, val_features)
         backbone.model.load_state_dict(trainer.best, strict=False)
         proof.check(backbone)
@@ -217,7 +221,8 @@ def _with_every_metric(session: Session, run: RunView, backbone: Backbone, numbe
     if not missing:
         return run
     val = session.draw.val
-    logits = logits_of(session, backbone, val, session.settings.stage(number).prefix)
+    prefix = backbone.frozen_segments(session.settings.stage(number).trainable)
+    logits = logits_of(session, backbone, val, prefix)
     scores = score_logits(logits, val.labels)
     session.tracking.writing(run.run_id).metrics(
         {at_best(VAL[name]): scores[name] for name in missing}
@@ -240,7 +245,8 @@ def complete(session: Session, number: int, run_id: str) -> None:
     backbone = session.restore(run)
     if lacks_pictures:
         stage = settings.stage(number)
-        logits = logits_of(session, backbone, session.draw.val, stage.prefix)
+        prefix = backbone.frozen_segments(stage.trainable)
+        logits = logits_of(session, backbone, session.draw.val, prefix)
         if history := read_history(tracking, run):
             subject = Subject(
                 stage=stage,

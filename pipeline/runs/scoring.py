@@ -12,7 +12,7 @@ from pipeline.data.base import Source, Split, notes_on, read_images
 from pipeline.data.images import ImageSet
 from pipeline.data.overlap import Overlap
 from pipeline.errors import DataError, LineageError
-from pipeline.model.backbones import FORWARD_ORDER, Backbone
+from pipeline.model.backbones import Backbone
 from pipeline.runs.command import Command
 from pipeline.runs.lineage import check_places, other_than, settings_of
 from pipeline.runs.session import Session, source_and_weights, source_of
@@ -23,7 +23,7 @@ from pipeline.stats.metrics import Row, score_logits
 from pipeline.system.text import first_of
 from pipeline.tracking import RunView, Tracking
 from pipeline.tracking.keys import TEST, TEST_AS_STORED
-from pipeline.training.device import compute_copy, run_blocks
+from pipeline.training.device import compute_copy, run_segments
 from pipeline.training.prefix_cache import PrefixCache
 
 TEST_SHA256 = "test_sha256"
@@ -55,7 +55,7 @@ def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
         _check_test(run, images.fingerprint(), session)
         with tracking.run(f"evaluate · {run.name}", {"kind": "evaluate"}, target=True) as log:
             backbone = session.restore(run)
-            prefix = settings.stage(run.number("stage")).prefix
+            prefix = backbone.frozen_segments(settings.stage(run.number("stage")).trainable)
             logits = logits_of(session, backbone, images, prefix)
             scores = score_logits(logits, images.labels)
             overlap = Overlap.of(images, source).after([session.draw])
@@ -179,7 +179,7 @@ def read_test_split(source: Source, settings: Settings, say: Callable[[str], Non
 
 
 def logits_of(
-    session: Session, backbone: Backbone, images: ImageSet, prefix: tuple[str, ...]
+    session: Session, backbone: Backbone, images: ImageSet, prefix: int
 ) -> torch.Tensor:
     """`predict` with a session's device, precision and cache."""
     return predict(
@@ -195,7 +195,7 @@ def predict(
     device: torch.device,
     *,
     cache: PrefixCache | None = None,
-    prefix: tuple[str, ...] = (),
+    prefix: int = 0,
 ) -> torch.Tensor:
     """Logits of every image, float32, (N, classes); memory for one batch beside the images.
 
@@ -206,17 +206,16 @@ def predict(
         device: where to compute.
         cache: keeps the outputs of `prefix`, so that models with the same prefix, in this command
             or in any other, compute them once.
-        prefix: the blocks, in forward order, that such models have in common.
+        prefix: how many segments, from the first on, such models have in common.
     """
     features = (cache or PrefixCache(None, 0)).features(
         backbone, prefix, images, augment="none", views=1, dtype=dtype, device=device
     )
-    suffix = FORWARD_ORDER[len(prefix) :]
-    blocks = compute_copy(backbone, suffix, dtype, device)
+    segments = compute_copy(backbone.segments[prefix:], dtype, device)
     size = max(1, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
     batches = np.array_split(np.arange(len(images)), math.ceil(len(images) / size))
     logits = [
-        run_blocks(blocks, features.batch(rows, np.zeros_like(rows)), dtype).float().cpu()
+        run_segments(segments, features.batch(rows, np.zeros_like(rows)), dtype).float().cpu()
         for rows in batches
     ]
     return torch.cat(logits)

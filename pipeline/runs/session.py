@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from pipeline.model.checkpoints import load_checkpoint
 from pipeline.model.pretrained import Pretrained, Weights, is_here, read_weights
 from pipeline.runs.lineage import lineage_key, recipe_key
 from pipeline.settings.run import Augment, Settings
-from pipeline.settings.schedules import Stage, schedule_of
+from pipeline.settings.schedules import Stage
 from pipeline.system.files import typed_path
 from pipeline.tracking import RunView, Tracking
 from pipeline.tracking.history import History, Summary
@@ -62,10 +63,12 @@ def source_and_weights(settings: Settings) -> tuple[Source, Weights]:
 
     What may be wrong at once comes before what must be fetched.
     """
-    here = is_here(settings.weights, settings.backbone)
-    weights = read_weights(settings.weights, settings.backbone) if here else None
+    read = partial(
+        read_weights, settings.weights, settings.backbone, settings.image_size, settings.blocks
+    )
+    weights = read() if is_here(settings.weights, settings.backbone) else None
     source = source_of(settings)
-    return source, weights or read_weights(settings.weights, settings.backbone)
+    return source, weights or read()
 
 
 def check_draws(source: Source, settings: Settings, draws: Iterable[int]) -> None:
@@ -135,7 +138,13 @@ class Session:
         )
         for note in (*source.notes, *draw.notes):
             say(f"note: {note}")
-        backbone = build_backbone(settings.backbone, len(draw.class_names), settings.seed)
+        backbone = build_backbone(
+            settings.backbone,
+            len(draw.class_names),
+            settings.image_size,
+            settings.seed,
+            settings.blocks,
+        )
         pretrained = weights.fitted(backbone)
         say(pretrained.report)
         state = backbone.model.state_dict()
@@ -293,15 +302,15 @@ class Session:
         settings = self.settings
         augment = settings.training(stage.number).augment
         later = [
-            step.prefix
-            for step in schedule_of(settings.schedule).stages[stage.number :]
-            if step.prefix and settings.training(step.number).augment == augment
+            backbone.frozen_segments(step.trainable)
+            for step in settings.chain.stages[stage.number :]
+            if settings.training(step.number).augment == augment
         ]
 
         def features(images: ImageSet, augment: Augment, views: int) -> Features:
             return self.cache.features(
                 backbone,
-                stage.prefix,
+                backbone.frozen_segments(stage.trainable),
                 images,
                 augment=augment,
                 views=views,

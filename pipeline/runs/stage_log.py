@@ -42,7 +42,7 @@ from pipeline.tracking.keys import PARENT_VAL_ACC, POOL, TEST_AS_STORED, VAL_ACC
 from pipeline.training.device import kernels
 
 PACKAGE = Path(__file__).parent.parent
-SERVED_MODEL = PACKAGE / "model" / "served_model.py"
+SERVED_MODEL = PACKAGE / "serving" / "served_model.py"
 SERVED_HELPERS = (PACKAGE / "data" / "images.py",)
 SERVED_PACKAGES = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "torch", "torchvision")
 

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ValidationError
 from pipeline.errors import SettingsError
 from pipeline.settings.run import RUN_KEYS, TRAIN_KEYS, Settings, TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Schedule, schedule_of
-from pipeline.settings.yaml_file import nearest, read_yaml
+from pipeline.system.yaml_file import nearest, read_yaml
 
 COMMAND_LINE = "command line"
 PRESETS_DIR = Path(__file__).parent / "presets"
@@ -147,9 +147,9 @@ def _default_lr(schedule: Schedule, number: int) -> float:
     before has fitted to these images a third of that again.
     """
     *before, stage = schedule.stages[:number]
-    if stage.deepest == "head":
+    if stage.is_probe:
         return 3e-3
-    return 1e-4 if any(one.deepest != "head" for one in before) else 3e-4
+    return 1e-4 if any(not one.is_probe for one in before) else 3e-4
 
 
 def preset_names() -> list[str]:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
@@ -18,8 +19,9 @@ from pydantic import (
     ValidationInfo,
     model_serializer,
 )
+from pydantic_core import PydanticCustomError
 
-from pipeline.settings.schedules import SCHEDULES, Stage, schedule_of
+from pipeline.settings.schedules import SCHEDULES, Schedule, Stage, schedule_of
 from pipeline.stats.metrics import DEFAULT_OBJECTIVE, OBJECTIVES, SHARES
 from pipeline.system.files import name_of, typed_path
 
@@ -27,17 +29,28 @@ _Value = TypeVar("_Value")
 DEFAULT_PRESET = "digits"
 OWN_IMAGES_PRESET = "images"
 
-BackboneName = Literal[
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "mobilenet_v2",
-    "mobilenet_v3_small",
-    "mobilenet_v3_large",
-    "efficientnet_b0",
-]
 ScheduleText = Annotated[str, AfterValidator(lambda text: str(schedule_of(text)) if text else "")]
 """A schedule: the name of a built-in one, a file, or spelled out, which a file's becomes."""
+
+
+def _known_network(name: str) -> str:
+    from pipeline.model.networks import check_name  # torch is slow to import
+
+    check_name(name)
+    return name
+
+
+def _usable_blocks(text: str) -> str:
+    if text != "auto" and not re.fullmatch("[1-9][0-9]{0,2}", text):
+        if not text.endswith((".yaml", ".yml")):
+            raise PydanticCustomError("blocks", "must be auto, a number, or the path of a .yaml file")
+        typed_path(text, "blocks")
+    return text
+
+
+BackboneText = Annotated[str, AfterValidator(_known_network)]
+"""A network's name, as `backbones.build_backbone` takes it."""
+BlocksText = Annotated[str, AfterValidator(_usable_blocks)]
 
 
 def _with_a_home(text: str, info: ValidationInfo) -> str:
@@ -173,10 +186,21 @@ class Settings(Thresholds):
     data_seed: int = setting(0, "the shuffle that deals images to draws", ge=0)
     draw: int = setting(0, "which disjoint sample of the images, from 0", ge=0)
     seed: int = setting(0, "head initialisation, batch order, augmentation", ge=0, lt=2**31)
-    backbone: BackboneName = setting("resnet18", "the pretrained classifier")
+    backbone: BackboneText = setting(
+        "resnet18",
+        "the pretrained classifier: a network of torchvision (resnet18, convnext_tiny, vit_b_16), "
+        "of timm (timm:vit_small_patch14_dinov2.lvd142m), or your own function (package.module:build)",
+        min_length=1,
+    )
+    blocks: BlocksText = setting(
+        "auto",
+        "how the network is cut into blocks: as its library groups it (auto), a number of blocks "
+        "between stem and head, or a YAML file of patterns of parameter names",
+    )
     weights: PathText = setting(
         "imagenet",
-        "imagenet, tiny_imagenet, none, IMAGENET1K_V1, or a .pth/.safetensors file",
+        "imagenet or pretrained (what the network's library publishes), tiny_imagenet, none, "
+        "IMAGENET1K_V1, or a .pth/.safetensors file",
         min_length=1,
     )
     image_size: int = setting(224, "pixels a side", ge=32, le=1024)
@@ -209,9 +233,14 @@ class Settings(Thresholds):
         """What the images are called in the names of runs."""
         return name_of(typed_path(self.data))
 
+    @property
+    def chain(self) -> Schedule:
+        """The schedule on this network's blocks."""
+        return schedule_of(self.schedule)
+
     def stage(self, number: int) -> Stage:
         """The stage of that number in this schedule."""
-        return schedule_of(self.schedule).stage(number)
+        return self.chain.stage(number)
 
     def training(self, number: int) -> TrainSettings:
         """The training settings of that stage."""

@@ -24,8 +24,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from pipeline.errors import SettingsError
-from pipeline.settings.yaml_file import nearest, read_yaml
 from pipeline.system.files import typed_path
+from pipeline.system.yaml_file import nearest, read_yaml
 
 BLOCKS = ("head", "block4", "block3", "block2", "block1", "stem")
 """Every block, head first: a block's index is its depth."""
@@ -44,19 +44,9 @@ class Stage:
     trainable: tuple[str, ...]
 
     @property
-    def deepest(self) -> str:
-        """The deepest trainable block: everything below it is the frozen prefix."""
-        return max(self.trainable, key=BLOCKS.index)
-
-    @property
-    def prefix(self) -> tuple[str, ...]:
-        """The blocks below the deepest trainable one, in the order images pass through them."""
-        return tuple(reversed(BLOCKS[BLOCKS.index(self.deepest) + 1 :]))
-
-    @property
-    def suffix(self) -> tuple[str, ...]:
-        """The blocks from the deepest trainable one up to the head, in forward order."""
-        return tuple(reversed(BLOCKS[: BLOCKS.index(self.deepest) + 1]))
+    def is_probe(self) -> bool:
+        """Whether the head alone trains."""
+        return self.trainable == ("head",)
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from pipeline.settings.layers import Given, Layer, validated
 from pipeline.settings.request import Request
 from pipeline.settings.run import TRAIN_KEYS, Settings, TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Schedule, schedule_of
-from pipeline.settings.yaml_file import key_lines, nearest, read_yaml
 from pipeline.system.provenance import IS_CLONE, PACKAGE_DIR, PROJECT_DIR
+from pipeline.system.yaml_file import key_lines, nearest, read_yaml
 
 SPACES_DIR = (PROJECT_DIR if IS_CLONE else PACKAGE_DIR) / "search_spaces"
 _RANGE_KEYS = {"low", "high", "step", "log"}

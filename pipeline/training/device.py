@@ -1,22 +1,23 @@
-"""Where and in what precision blocks are computed.
+"""Where and in what precision segments are computed.
 
-Out: a device, a dtype, and copies of blocks cast to it. BatchNorm's parameters and statistics and
+Out: a device, a dtype, and copies of segments cast to it. BatchNorm's parameters and statistics and
 the head stay float32: they are small, and the head's logits feed the loss.
 """
 
 from __future__ import annotations
 
-import copy
 import ctypes
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.errors import SettingsError
-from pipeline.model.backbones import Backbone
+from pipeline.model.backbones import BatchNorm
+from pipeline.model.cutting import Segment
+from pipeline.model.grouping import HEAD
 from pipeline.system.interrupts import check
 from pipeline.training.small_conv import use_small_convolutions
 
@@ -90,29 +91,42 @@ def uses_channels_last(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def compute_copy(
-    backbone: Backbone, blocks: Iterable[str], dtype: torch.dtype, device: torch.device
-) -> dict[str, nn.Sequential]:
-    """Independent copies of the named blocks in `dtype` on `device`, in eval mode.
+    segments: Iterable[Segment], dtype: torch.dtype, device: torch.device
+) -> tuple[Segment, ...]:
+    """Independent copies of segments in `dtype` on `device`, in eval mode.
 
     On a processor small maps are convolved as matrix products (`small_conv`), unless `kernels`
     are plain.
     """
-    copies = copy.deepcopy({name: backbone.blocks[name] for name in blocks})
-    for name, block in copies.items():
-        block.to(device).eval().requires_grad_(False)
-        if name != "head":
-            for module in block.modules():
-                if isinstance(module, nn.Conv2d | nn.Linear):
-                    module.to(dtype)
+    copies = tuple(segment.copied() for segment in segments)
+    for segment in copies:
+        module = segment.module.to(device).eval().requires_grad_(False)
+        _cast(module, dtype_of(segment, dtype))
         if uses_channels_last(dtype, device):
-            block.to(memory_format=torch.channels_last)
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload, unused-ignore]
         if device.type == "cpu" and kernels() == "fast":
-            use_small_convolutions(block)
+            use_small_convolutions(module)
     return copies
 
 
-def run_blocks(blocks: dict[str, nn.Sequential], inputs: Tensor, dtype: torch.dtype) -> Tensor:
-    """Pass `inputs` through blocks in forward order: `dtype` inside, float32 into the head.
+def dtype_of(segment: Segment, dtype: torch.dtype) -> torch.dtype:
+    """What a segment is computed in: float32 where the head is part of it."""
+    return torch.float32 if HEAD in segment.blocks else dtype
+
+
+def _cast(module: nn.Module, dtype: torch.dtype) -> None:
+    """Cast every floating-point tensor, except those of BatchNorm."""
+    for inner in module.modules():
+        if isinstance(inner, BatchNorm):
+            continue
+        tensors = [*inner.parameters(recurse=False), *inner.buffers(recurse=False)]
+        for tensor in tensors:
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(dtype)
+
+
+def run_segments(segments: Iterable[Segment], inputs: Tensor, dtype: torch.dtype) -> Tensor:
+    """Pass `inputs` through segments in forward order: `dtype` inside, float32 into the head.
 
     Raises:
         KeyboardInterrupt: Ctrl-C has asked for it; every batch of every pass comes through here.
@@ -121,7 +135,21 @@ def run_blocks(blocks: dict[str, nn.Sequential], inputs: Tensor, dtype: torch.dt
         last = uses_channels_last(dtype, inputs.device)
         order = torch.channels_last if last else torch.contiguous_format
         inputs = inputs.contiguous(memory_format=order)
-    for name, block in blocks.items():
+    for segment in segments:
         check()
-        inputs = block(inputs.to(torch.float32 if name == "head" else dtype))
+        inputs = segment.module(inputs.to(dtype_of(segment, dtype)))
     return inputs
+
+
+def run_to_head(segments: Sequence[Segment], inputs: Tensor, dtype: torch.dtype) -> Tensor:
+    """What enters the head, float32, (N, C), from all segments of a network."""
+    *body, last = segments
+    x = run_segments(body, inputs, dtype)
+    if last.blocks != (HEAD,):
+        entered: list[Tensor] = []
+        first = next(p for block, p in last.parts() if block == HEAD and isinstance(p, nn.Module))
+        hook = first.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
+        run_segments([last], x, dtype)
+        hook.remove()
+        x = entered[0]
+    return x.flatten(1).float()

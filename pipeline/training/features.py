@@ -10,12 +10,13 @@ from typing import ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.data.augment import render_views
 from pipeline.data.images import ImageSet
+from pipeline.model.cutting import Segment
 from pipeline.settings.run import Augment
-from pipeline.training.device import run_blocks
+from pipeline.training.device import run_segments
 
 IntRows = NDArray[np.int64]
 RESIDENT_BYTES = 128 << 20
@@ -30,7 +31,7 @@ class StoredFeatures:
         running: as in `LiveFeatures`; nothing runs.
     """
 
-    running: ClassVar[dict[str, nn.Sequential]] = {}
+    running: ClassVar[tuple[Segment, ...]] = ()
 
     def __init__(
         self, path: Path, shape: list[int], dtype: torch.dtype, device: torch.device
@@ -59,11 +60,11 @@ class LiveFeatures:
     """Outputs computed for each batch: for fresh views, or where the cache is off or too small.
 
     Attributes:
-        running: the copies of frozen blocks that run for each batch.
+        running: the copies of frozen segments that run for each batch.
     """
 
     images: ImageSet
-    running: dict[str, nn.Sequential]
+    running: tuple[Segment, ...]
     augment: Augment
     dtype: torch.dtype
 
@@ -72,7 +73,7 @@ class LiveFeatures:
         """The outputs for view `views[i]` of image `rows[i]`, (B, ...)."""
         pixels = self.images.pixels[torch.from_numpy(rows).to(self.images.pixels.device)]
         rendered = render_views(pixels, self.images.keys[rows], views, self.augment)
-        return run_blocks(self.running, rendered, self.dtype)
+        return run_segments(self.running, rendered, self.dtype)
 
 
 Features = StoredFeatures | LiveFeatures

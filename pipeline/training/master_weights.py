@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pipeline.model.grouping import HEAD
+
 
 class MasterWeight:
     """A trainable parameter: the copy that computes, and the float32 master that is optimized.
@@ -49,7 +51,7 @@ class MasterWeight:
         else:
             assert self.master.grad is not None
             self.master.grad.copy_(gradient)
-        if l2_sp and self.block != "head":
+        if l2_sp and self.block != HEAD:
             assert self.master.grad is not None
             self.master.grad.add_(self.master - self.start, alpha=l2_sp)
 

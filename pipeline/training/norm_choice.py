@@ -31,10 +31,10 @@ from numpy.typing import NDArray
 from pipeline.data.augment import normalise
 from pipeline.data.images import ImageSet
 from pipeline.errors import StorageError, WeightsError
-from pipeline.model.backbones import FORWARD_ORDER, Backbone, batch_norms
+from pipeline.model.backbones import Backbone, batch_norms
 from pipeline.system.digests import digest_values
 from pipeline.system.files import write_atomically
-from pipeline.training.device import compute_copy, run_blocks
+from pipeline.training.device import compute_copy, run_to_head
 from pipeline.training.norm_stats import (
     PIXELS_PER_BATCH,
     keep_norm_stats,
@@ -153,10 +153,10 @@ def _features(
     backbone: Backbone, images: ImageSet, dtype: torch.dtype, device: torch.device
 ) -> NDArray[np.float32]:
     """What enters the head under the backbone's own statistics, (N, C)."""
-    blocks = compute_copy(backbone, FORWARD_ORDER[:-1], dtype, device)
+    segments = compute_copy(backbone.segments, dtype, device)
     size = max(1, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
     parts = [
-        run_blocks(blocks, normalise(pixels.to(device)), dtype).float().cpu()
+        run_to_head(segments, normalise(pixels.to(device)), dtype).cpu()
         for pixels in torch.split(images.pixels, size)
     ]
     features: NDArray[np.float32] = torch.cat(parts).numpy()

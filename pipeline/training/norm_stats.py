@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from pipeline.data.augment import normalise
 from pipeline.data.images import ImageSet
 from pipeline.errors import StorageError
-from pipeline.model.backbones import FORWARD_ORDER, Backbone, batch_norms
+from pipeline.model.backbones import Backbone, batch_norms
+from pipeline.model.grouping import HEAD
 from pipeline.system.digests import digest_tensors, digest_values
 from pipeline.system.files import write_atomically
-from pipeline.training.device import compute_copy, run_blocks, with_kernels
+from pipeline.training.device import compute_copy, run_to_head, with_kernels
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 PIXELS_PER_BATCH = 256 * 64 * 64  # 256 images at 64 px: about 0.5 GB of ResNet-18 activations
@@ -68,7 +69,7 @@ def kept_at(
     key = digest_values(
         {
             "backbone": backbone.name,
-            "weights": digest_tensors(state, backbone.tensor_names(FORWARD_ORDER[:-1])),
+            "weights": digest_tensors(state, backbone.tensor_names(backbone.order[:-1])),
             "images": digest_tensors({"digests": torch.from_numpy(images.digests)}),
             "pixels": list(images.pixels.shape),
             "dtype": str(dtype),
@@ -105,8 +106,9 @@ def recalibrate(
         What entered the head meanwhile, float32, (N, C), in the order of `images`: features under
         the statistics of each image's batch, a close estimate of those under the new statistics.
     """
-    blocks = compute_copy(backbone, FORWARD_ORDER[:-1], dtype, device)  # no BatchNorm in the head
-    for layer in batch_norms(blocks.values()):
+    segments = compute_copy(backbone.segments, dtype, device)
+    below_head = [m for segment in segments for block, m in segment.parts() if block != HEAD]
+    for layer in batch_norms(m for m in below_head if isinstance(m, nn.Module)):
         layer.reset_running_stats()
         layer.train()
         layer.momentum = None  # None: a plain average over the batches seen
@@ -116,9 +118,9 @@ def recalibrate(
     parts = []
     for rows in np.array_split(order, count):
         pixels = images.pixels[torch.from_numpy(rows)].to(device)
-        parts.append(run_blocks(blocks, normalise(pixels), dtype).float().cpu())
-    for name, block in blocks.items():
-        backbone.blocks[name].load_state_dict(statistics_of(block), strict=False)
+        parts.append(run_to_head(segments, normalise(pixels), dtype).cpu())
+    for segment in segments:
+        backbone.model.load_state_dict(statistics_of(segment.module), strict=False)
     features = torch.cat(parts)
     in_order = torch.empty_like(features)
     in_order[torch.from_numpy(order)] = features

@@ -21,23 +21,22 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from filelock import FileLock
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pipeline.data.augment import distinct_views, render_views
 from pipeline.data.images import ImageSet
-from pipeline.model.backbones import Backbone, build_backbone
+from pipeline.model.backbones import Backbone
 from pipeline.settings.run import Augment
 from pipeline.system.digests import digest_each, digest_file, digest_values
 from pipeline.system.files import holding
 from pipeline.system.processes import is_abandoned_mark, owner_mark
-from pipeline.training.device import compute_copy, run_blocks, with_kernels
+from pipeline.training.device import compute_copy, run_segments, with_kernels
 from pipeline.training.features import Features, LiveFeatures, StoredFeatures
 
 FORMAT = 5
@@ -46,17 +45,19 @@ ABANDONED_AFTER_S = 3600
 _PARTS = (".tmp", ".about")
 """Endings of what is being written."""
 
-Cut = tuple[str, ...]
-"""Blocks of a prefix, in forward order."""
-Compute = Callable[[Sequence[Cut]], Iterator[tuple[int, NDArray[np.uint8]]]]
-"""From cuts, the shortest first, to the number of a cut and bytes of its outputs, by batches."""
+Compute = Callable[[Sequence[int]], Iterator[tuple[int, NDArray[np.uint8]]]]
+"""From lengths of prefixes, the shortest first, to the number of one and bytes of its outputs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Entry:
-    """A cut's outputs for every view of every image, (views, N, ...), channels last."""
+    """A prefix's outputs for every view of every image, (views, N, ...), channels last.
 
-    cut: Cut
+    Attributes:
+        prefix: how many segments it has.
+    """
+
+    prefix: int
     values: Path
     shape: list[int]
     dtype: torch.dtype
@@ -85,17 +86,17 @@ class PrefixCache:
     def features(
         self,
         backbone: Backbone,
-        prefix: Cut,
+        prefix: int,
         images: ImageSet,
         *,
         augment: Augment,
         views: int,
         dtype: torch.dtype,
         device: torch.device,
-        also: Sequence[Cut] = (),
+        also: Sequence[int] = (),
         digests: Mapping[str, str] | None = None,
     ) -> Features:
-        """What the suffix above `prefix`, which may be empty, is fed with.
+        """What the suffix above the first `prefix` segments, which may be none, is fed with.
 
         `views`: stored views an image; 0: compute fresh ones, store none. `also`: shorter prefixes
         that later stages need, filled by the same forward pass. `digests`: `digest_each` of these
@@ -103,9 +104,9 @@ class PrefixCache:
         """
         stored = min(views, distinct_views(augment) or views)
         if self.folder is not None and stored and prefix:
-            cuts = sorted({prefix, *also}, key=len)
+            prefixes = sorted({prefix, *also} - {0})
             if digests is None:
-                names = backbone.tensor_names(cuts[-1])
+                names = backbone.segment_tensors(prefixes[-1])
                 digests = digest_each(backbone.model.state_dict(), names)
             depends_on = {
                 "format": FORMAT,
@@ -117,19 +118,19 @@ class PrefixCache:
                 "dtype": str(dtype),
                 "device": with_kernels(device.type),
             }
-            entries, side = {}, images.pixels.shape[-1]
-            for cut in cuts:
-                weights = [(name, digests[name]) for name in backbone.tensor_names(cut)]
+            entries = {}
+            for count in prefixes:
+                weights = [(name, digests[name]) for name in backbone.segment_tensors(count)]
                 key = digest_values({**depends_on, "weights": weights})
-                shape = [stored, len(images), *_output_shape(backbone.name, cut, side)]
+                shape = [stored, len(images), *_channels_last(backbone.segments[count - 1].shape)]
                 values = self.folder / f"{key}.bin"
-                entries[cut] = _Entry(cut=cut, values=values, shape=shape, dtype=dtype)
+                entries[count] = _Entry(prefix=count, values=values, shape=shape, dtype=dtype)
             compute = partial(_outputs, backbone, images, augment, stored, dtype, device)
             features = self._load_or_fill(entries[prefix], list(entries.values()), device, compute)
             if features is not None:
                 return features
-        blocks = compute_copy(backbone, prefix, dtype, device)
-        return LiveFeatures(images.to(device), blocks, augment, dtype)
+        segments = compute_copy(backbone.segments[:prefix], dtype, device)
+        return LiveFeatures(images.to(device), segments, augment, dtype)
 
     def _load_or_fill(
         self, wanted: _Entry, entries: list[_Entry], device: torch.device, compute: Compute
@@ -149,7 +150,7 @@ class PrefixCache:
                 if not self._is_intact(wanted):
                     others = [entry for entry in entries if entry is not wanted]
                     missing = [entry for entry in others if not self._is_intact(entry)]
-                    _fill(sorted([wanted, *missing], key=lambda entry: len(entry.cut)), compute)
+                    _fill(sorted([wanted, *missing], key=lambda entry: entry.prefix), compute)
                     self._evict(folder, keep={entry.values.stem for entry in entries})
                     if not self._is_intact(wanted):
                         return None
@@ -206,12 +207,12 @@ class PrefixCache:
 
 
 def _fill(entries: list[_Entry], compute: Compute) -> None:
-    """Write the values of entries in one pass, the shortest cut first; descriptions come last."""
+    """Write the values of entries in one pass, the shortest prefix first; descriptions come last."""
     parts = [entry.values.with_suffix(f".{owner_mark()}.tmp") for entry in entries]
     hashers = [hashlib.sha256() for _ in entries]
     files = [part.open("wb") for part in parts]
     try:
-        for number, raw in compute([entry.cut for entry in entries]):
+        for number, raw in compute([entry.prefix for entry in entries]):
             files[number].write(raw.data)
             hashers[number].update(raw.data)
         for entry, part, file, hasher in zip(entries, parts, files, hashers, strict=True):
@@ -236,10 +237,10 @@ def _outputs(
     views: int,
     dtype: torch.dtype,
     device: torch.device,
-    cuts: Sequence[Cut],
+    prefixes: Sequence[int],
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """One forward pass over every view: `Compute` with its first arguments given."""
-    blocks = compute_copy(backbone, cuts[-1], dtype, device)
+    segments = compute_copy(backbone.segments[: prefixes[-1]], dtype, device)
     images = images.to(device)
     batch = max(1, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
     for view in range(views):
@@ -248,20 +249,14 @@ def _outputs(
             pixels = images.pixels[start : start + batch]
             x = render_views(pixels, images.keys[rows], np.full(len(rows), view), augment)
             passed = 0
-            for number, cut in enumerate(cuts):
-                x = run_blocks({name: blocks[name] for name in cut[passed:]}, x, dtype)
-                passed = len(cut)
-                values = _channels_last(x).contiguous().to("cpu", dtype)
+            for number, count in enumerate(prefixes):
+                x = run_segments(segments[passed:count], x, dtype)
+                passed = count
+                values = x.permute(0, 2, 3, 1) if x.ndim == 4 else x
+                values = values.contiguous().to("cpu", dtype)
                 yield number, values.view(-1).view(torch.uint8).numpy()
 
 
-@cache
-def _output_shape(backbone: str, cut: Cut, side: int) -> list[int]:
-    """Shape of one image's stored output, from a pass that computes nothing."""
-    with torch.device("meta"), torch.no_grad():
-        out = build_backbone(backbone, 2, seed=0).run(torch.zeros(1, 3, side, side), cut)
-    return list(_channels_last(out).shape[1:])
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.permute(0, 2, 3, 1) if x.ndim == 4 else x
+def _channels_last(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(C, H, W) as (H, W, C); tokens (L, C) and vectors (C,) as they are."""
+    return (*shape[1:], shape[0]) if len(shape) == 3 else shape

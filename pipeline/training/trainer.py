@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -27,12 +27,13 @@ from pipeline.data.augment import pick_views
 from pipeline.data.images import ImageSet
 from pipeline.model.backbones import Backbone
 from pipeline.model.freezing import set_trainable
+from pipeline.model.grouping import HEAD
 from pipeline.settings.run import TrainSettings
-from pipeline.settings.schedules import BLOCKS, Stage
+from pipeline.settings.schedules import Stage
 from pipeline.stats.metrics import OBJECTIVES, Row, score_logits
 from pipeline.tracking.history import History
 from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, TRAIN_S, VAL, VAL_S
-from pipeline.training.device import compute_copy, run_blocks
+from pipeline.training.device import compute_copy, run_segments
 from pipeline.training.diagnostics import RiskMeter
 from pipeline.training.features import Features
 from pipeline.training.master_weights import MasterWeight
@@ -45,9 +46,11 @@ OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-def learning_rates(settings: TrainSettings, stage: Stage) -> dict[str, float]:
+def learning_rates(
+    settings: TrainSettings, trainable: Iterable[str], backbone: Backbone
+) -> dict[str, float]:
     """Peak rate of each trainable block: `lr * lr_decay ** depth`, depth 0 being the head."""
-    return {b: settings.lr * settings.lr_decay ** BLOCKS.index(b) for b in stage.trainable}
+    return {b: settings.lr * settings.lr_decay ** backbone.depth(b) for b in trainable}
 
 
 def schedule_factor(step: int, steps: int, warmup: float) -> float:
@@ -92,24 +95,24 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.history = History(planned=self.settings.epochs)
-        self.blocks = compute_copy(self.backbone, self.stage.suffix, self.dtype, self.device)
-        set_trainable(self.blocks, self.stage.trainable, self.settings.norm)
-        source = self.backbone.model.state_dict(keep_vars=True)
-        names = {id(tensor): name for name, tensor in source.items()}
+        suffix = self.backbone.segments[self.backbone.frozen_segments(self.stage.trainable) :]
+        self.segments = compute_copy(suffix, self.dtype, self.device)
+        set_trainable(self.segments, self.stage.trainable, self.settings.norm)
+        source, owners = self.backbone.model.state_dict(keep_vars=True), self.backbone.owners
         self.weights: list[MasterWeight] = []
         self.computed: dict[str, Tensor] = {}  # every tensor that may move, as it computes
-        for block in (b for b in self.stage.suffix if b in self.stage.trainable):
-            origin = self.backbone.blocks[block].state_dict(keep_vars=True)
-            for inner, tensor in self.blocks[block].state_dict(keep_vars=True).items():
-                name = names[id(origin[inner])]
+        for segment in self.segments:
+            for name, tensor in segment.module.state_dict(keep_vars=True).items():
+                if owners.get(name) not in self.stage.trainable:
+                    continue  # frozen, or a constant that the network's state dict leaves out
                 self.computed[name] = tensor
                 if isinstance(tensor, nn.Parameter):
-                    start = origin[inner].detach().to(self.device)
-                    self.weights.append(MasterWeight(name, block, tensor, start))
+                    start = source[name].detach().to(self.device)
+                    self.weights.append(MasterWeight(name, owners[name], tensor, start))
         self.optimizer = self._make_optimizer()
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
-        rates = learning_rates(self.settings, self.stage)
+        rates = learning_rates(self.settings, self.stage.trainable, self.backbone)
         by_group: dict[tuple[str, bool], list[nn.Parameter]] = {
             (block, decayed): [] for block in self.stage.trainable for decayed in (True, False)
         }
@@ -203,7 +206,7 @@ class Trainer:
 
     def _step(self, inputs: Tensor, target: Tensor, meter: RiskMeter | None = None) -> Tensor:
         """One optimizer step; returns the batch's logits, detached. `meter` sees the gradients."""
-        logits = run_blocks(self.blocks, inputs, self.dtype)
+        logits = run_segments(self.segments, inputs, self.dtype)
         loss = F.cross_entropy(logits, target, label_smoothing=self.settings.label_smoothing)
         torch.autograd.backward(loss)
         for weight in self.weights:
@@ -225,28 +228,26 @@ class Trainer:
         for start in range(0, count, EVAL_BATCH):
             rows = np.arange(start, min(start + EVAL_BATCH, count))
             outputs = self._outputs(features, rows)
-            logits.append(outputs["head"])
+            logits.append(outputs[HEAD])
             chosen = torch.from_numpy(probes[np.isin(probes, rows)] - start)
             seen.append({block: x[chosen.to(x.device)] for block, x in outputs.items()})
         return torch.cat(logits).cpu(), {b: torch.cat([part[b] for part in seen]) for b in seen[0]}
 
     @torch.no_grad()
     def _outputs(self, features: Features, rows: NDArray[np.int64]) -> dict[str, Tensor]:
-        """What each trainable block makes of view 0 of these images, in eval mode."""
-        for block in self.blocks.values():
-            block.eval()
-        x, outputs = features.batch(rows, np.zeros_like(rows)), {}
-        for name, block in self.blocks.items():
-            x = run_blocks({name: block}, x, self.dtype)
-            if name in self.stage.trainable:
-                outputs[name] = x
-        set_trainable(self.blocks, self.stage.trainable, self.settings.norm)
-        return outputs | {"head": x.float()}
+        """What each trainable block makes of view 0 of these images, in eval mode.
 
-    @property
-    def frozen(self) -> dict[str, nn.Sequential]:
-        """The copies of frozen blocks that run between trainable ones."""
-        return {n: block for n, block in self.blocks.items() if n not in self.stage.trainable}
+        Of blocks that share a segment, what the last makes counts for each of them.
+        """
+        for segment in self.segments:
+            segment.module.eval()
+        outputs: dict[str, Tensor] = {}
+        x = features.batch(rows, np.zeros_like(rows))
+        for segment in self.segments:
+            x = run_segments([segment], x, self.dtype)
+            outputs |= dict.fromkeys(set(segment.blocks) & set(self.stage.trainable), x)
+        set_trainable(self.segments, self.stage.trainable, self.settings.norm)
+        return outputs | {HEAD: x.float()}
 
     def snapshot(self) -> dict[str, Tensor]:
         """Every tensor of the trainable blocks as it is now: float32 masters, and buffers."""

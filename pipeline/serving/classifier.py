@@ -10,7 +10,7 @@ import pandas as pd
 from torch import nn
 
 from pipeline.errors import DataError, LineageError, first_line
-from pipeline.model.served_model import ImageClassifier
+from pipeline.serving.served_model import ImageClassifier
 from pipeline.tracking import Tracking
 from pipeline.tracking.registry import load_python_model
 
