@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from pipeline.errors import SettingsError
 from pipeline.model.cutting import Cut, Segment, cut
+from pipeline.model.factories import is_factory
 from pipeline.model.grouping import HEAD, Blocks, blocks_of
-from pipeline.model.networks import build_network, check_network, is_factory
+from pipeline.model.networks import build_network, check_network
 
 AUTO = "auto"
 
@@ -132,7 +133,9 @@ def _cut(model: nn.Module, name: str, grouped: Blocks, classes: int, image_size:
 
 def shapes_of(name: str, image_size: int) -> nn.Module:
     """A network of two classes whose tensors' shapes count, not their values."""
-    return build_network(name, 2, image_size, 0) if is_factory(name) else _on_meta(name, image_size)
+    return (
+        build_network(name, 2, image_size, 0) if is_factory(name) else _on_meta(name, image_size)
+    )
 
 
 @cache

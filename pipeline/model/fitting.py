@@ -181,9 +181,7 @@ def _faults(fit: Fit) -> int:
     return len(fit.wrong)
 
 
-def _adapted(
-    layout: Layout, prefix: str, state: Mapping[str, Tensor]
-) -> dict[str, Tensor] | None:
+def _adapted(layout: Layout, prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     """The state as the network's library adapts it: older names, positions for other sizes."""
     own = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
     try:

@@ -19,7 +19,8 @@ import numpy as np
 from torch import nn
 
 from pipeline.errors import SettingsError
-from pipeline.model.networks import TIMM, is_factory
+from pipeline.model.factories import is_factory
+from pipeline.model.networks import TIMM
 from pipeline.system.yaml_file import read_yaml
 
 HEAD, STEM = "head", "stem"

@@ -1,55 +1,82 @@
 """Networks by name: torchvision's, timm's (`timm:NAME`), and a factory's (`package.module:build`).
 
-In: a name, a number of classes, an image size. Out: a network with random weights whose forward
-pass takes (N, 3, H, W) images and returns (N, classes) logits. Networks that are made for one size
-of images, such as transformers with learnt positions, are made for this one.
+In: a name, a number of classes, a size of images. Out: a `Recipe`, and a network with random
+weights whose forward pass takes (N, 3, H, W) images and returns (N, classes) logits. Networks that
+are made for one size of images, such as transformers with learnt positions, are made for this one.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import inspect
-import re
-import sys
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import partial
-from pathlib import Path
+from functools import cache
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
 from pipeline.errors import PipelineError, SettingsError, first_line
+from pipeline.model.factories import factory_of, is_factory
 
 TIMM = "timm:"
-
-
-def is_factory(name: str) -> bool:
-    """Whether this is a person's own function, `package.module:function`."""
-    return ":" in name and not name.startswith(TIMM)
-
-
-_EXTRA: dict[str, dict[str, Any]] = {
+_ADVICE = "pass another -P image_size= or another backbone"
+_OF_TORCHVISION: Mapping[str, Mapping[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": True, "transform_input": True},
     "inception_v3": {"aux_logits": False, "init_weights": True, "transform_input": True},
 }
 """As these two are used with torchvision's weights; classifiers beside the last one are left out."""
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is made: a function, `package.module:function`, and its arguments.
+
+    The served model, which has nothing of this package, makes its network by the same recipe.
+    """
+
+    function: str
+    arguments: Mapping[str, Any]
+
+    def build(self) -> Any:  # noqa: ANN401 - a person's function may return anything
+        """Call the function."""
+        module, _, function = self.function.partition(":")
+        return getattr(import_module(module), function)(**self.arguments)
+
+
+def recipe_of(name: str, classes: int, image_size: int) -> Recipe:
+    """The recipe of the network of that name.
+
+    Raises:
+        SettingsError: there is none; names the nearest.
+    """
+    check_name(name)
+    if name.startswith(TIMM):
+        own = name.removeprefix(TIMM)
+        size = {"img_size": image_size} if _takes_size(own) else {}
+        arguments = {"model_name": own, "pretrained": False, "num_classes": classes, **size}
+        return Recipe("timm:create_model", arguments)
+    if is_factory(name):
+        return Recipe(name, {"num_classes": classes})
+    size = {"image_size": image_size} if name.startswith("vit_") else {}
+    arguments = {"name": name, "weights": None, "num_classes": classes, **size}
+    return Recipe("torchvision.models:get_model", {**arguments, **_OF_TORCHVISION.get(name, {})})
+
+
 def build_network(name: str, classes: int, image_size: int, seed: int) -> nn.Module:
     """The network in eval mode, its random weights drawn from `seed`.
 
     Raises:
-        SettingsError: there is no such network, it cannot be made, or it does not do what a
-            classifier does.
+        SettingsError: there is no such network, or it cannot be made.
     """
-    build = _builder(name, image_size)
+    recipe = recipe_of(name, classes, image_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model = build(classes)
+            model = recipe.build()
         except PipelineError:
             raise
         except Exception as err:  # noqa: BLE001 - a factory's or a library's own code
@@ -63,9 +90,6 @@ def build_network(name: str, classes: int, image_size: int, seed: int) -> nn.Mod
             "the network"
         )
     return model.eval()
-
-
-_ADVICE = "pass another -P image_size= or another backbone"
 
 
 def check_network(name: str, model: nn.Module, classes: int, image_size: int) -> None:
@@ -97,9 +121,14 @@ def check_name(name: str) -> None:
         SettingsError: names the nearest.
     """
     if name.startswith(TIMM):
-        _check_timm(name.removeprefix(TIMM))
+        timm, base = timm_library(name), name.removeprefix(TIMM).partition(".")[0]
+        if not timm.is_model(base):
+            raise SettingsError(
+                f"backbone={name} is not known to timm {timm.__version__}"
+                f"{_nearest(base, timm.list_models(), TIMM)}: pass {TIMM}NAME of one of its networks"
+            )
     elif is_factory(name):
-        _factory(name)
+        factory_of(name)
     else:
         import torchvision
 
@@ -111,88 +140,35 @@ def check_name(name: str) -> None:
             )
 
 
-def _builder(name: str, image_size: int) -> Callable[[int], Any]:
-    check_name(name)
-    if name.startswith(TIMM):
-        return lambda classes: build_timm(name.removeprefix(TIMM), classes, image_size)
-    if is_factory(name):
-        factory = _factory(name)
-        return lambda classes: factory(num_classes=classes)
-    import torchvision
-
-    extra = dict(_EXTRA.get(name, {}))
-    if name.startswith("vit_"):
-        extra["image_size"] = image_size
-    return lambda classes: torchvision.models.get_model(
-        name, weights=None, num_classes=classes, **extra
-    )
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    close = get_close_matches(name, known, n=3)
+def _nearest(name: str, known: list[str], prefix: str = "") -> str:
+    close = [f"{prefix}{each}" for each in get_close_matches(name, known, n=3)]
     return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 
-def _check_timm(name: str) -> None:
+def timm_library(name: str) -> ModuleType:
+    """timm, which is an extra.
+
+    Raises:
+        SettingsError: it is not installed.
+    """
     try:
-        import timm
+        return import_module("timm")
     except ImportError:
         raise SettingsError(
-            f"backbone={TIMM}{name}: timm is not installed: pip install timm"
+            f"backbone={name}: timm is not installed: pip install timm, or pass a network of "
+            "torchvision"
         ) from None
-    base = name.partition(".")[0]
-    if not timm.is_model(base):
-        raise SettingsError(
-            f"backbone={TIMM}{name} is not known to timm {timm.__version__}"
-            f"{_nearest(base, timm.list_models())}"
-        )
 
 
-def build_timm(
-    name: str, classes: int, image_size: int, *, pretrained: bool = False
-) -> nn.Module:
-    """A network of timm for this size of images, where it is made for one; else for any."""
+@cache
+def _takes_size(name: str) -> bool:
+    """Whether a network of timm is made for one size of images."""
     import timm
-    from timm.models import model_entrypoint
 
-    entry = inspect.getmodule(model_entrypoint(name.partition(".")[0]))
-    kinds = [k for k in vars(entry).values() if inspect.isclass(k) and issubclass(k, nn.Module)]
-    create: Callable[..., nn.Module] = partial(
-        timm.create_model, name, pretrained=pretrained, num_classes=classes
-    )
-    if any(map(_takes_size, kinds)):
-        # a TypeError: another network of the same module takes a size, this one does not
-        with contextlib.suppress(TypeError):
-            return create(img_size=image_size)
-    return create()
-
-
-def _takes_size(kind: type[nn.Module]) -> bool:
-    return "img_size" in inspect.signature(kind.__init__).parameters
-
-
-def _factory(name: str) -> Callable[..., Any]:
-    """The function `package.module:function`, found as Python finds modules, or where we are."""
-    module_name, _, function = name.partition(":")
-    if not re.fullmatch(r"[\w.]+", module_name) or not function.isidentifier():
-        raise SettingsError(
-            f"backbone={name}: write a factory as package.module:function, such as nets.small:build"
-        )
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
     try:
-        module = importlib.import_module(module_name)
-    except Exception as err:  # noqa: BLE001 - the user's module may raise anything
-        raise SettingsError(
-            f"backbone={name}: {module_name} cannot be imported "
-            f"({type(err).__name__}: {first_line(err)}): it must lie on Python's path or in {here}"
-        ) from None
-    found = getattr(module, function, None)
-    if not callable(found):
-        functions = [n for n, f in vars(module).items() if callable(f) and n[0] != "_"]
-        raise SettingsError(
-            f"backbone={name}: {module_name} has no function {function}"
-            f"{_nearest(function, functions)}"
-        )
-    return found  # type: ignore[no-any-return]
+        with torch.device("meta"):
+            model = timm.create_model(name)
+    except Exception:  # noqa: BLE001 - reads values of its weights while it is made
+        model = timm.create_model(name)
+    constructors = (vars(kind).get("__init__") for kind in type(model).__mro__)
+    return any("img_size" in inspect.signature(c).parameters for c in constructors if c)

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from pipeline.errors import SettingsError, WeightsError
 from pipeline.model.backbones import AUTO, Backbone
+from pipeline.model.factories import is_factory
 from pipeline.model.fitting import Layout, find_network
-from pipeline.model.networks import TIMM, build_network, is_factory
+from pipeline.model.networks import TIMM, build_network
 from pipeline.model.published import (
     PRETRAINED,
     fetch,

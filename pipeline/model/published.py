@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import DownloadError, WeightsError, first_line
-from pipeline.model.networks import TIMM, build_timm
+from pipeline.model.networks import TIMM, recipe_of, timm_library
 from pipeline.system.digests import digest_file
 from pipeline.system.files import storage_faults
 from pipeline.system.interrupts import at_once
@@ -95,8 +95,7 @@ def fetch_from_timm(weights: str, backbone: str, image_size: int) -> dict[str, T
         DownloadError: they are not here and could not be fetched.
         WeightsError: timm publishes none for this name.
     """
-    import timm
-
+    timm = timm_library(backbone)
     name = backbone.removeprefix(TIMM)
     config = timm.models.get_pretrained_cfg(name)
     if weights not in (DEFAULT, PRETRAINED) or config is None or not config.has_weights:
@@ -108,14 +107,16 @@ def fetch_from_timm(weights: str, backbone: str, image_size: int) -> dict[str, T
         )
     try:
         with at_once(), download_timeout():
-            model = build_timm(name, config.num_classes, image_size, pretrained=True)
+            recipe = recipe_of(backbone, config.num_classes, image_size)
+            model = timm.create_model(**{**recipe.arguments, "pretrained": True})
     except Exception as err:  # noqa: BLE001 - each way of fetching raises its own
         raise DownloadError(
             f"cannot fetch the {weights} weights of {backbone} from {config.hf_hub_id or config.url} "
             f"({type(err).__name__}: {first_line(err)}): pass -P weights=<a .pth or .safetensors "
             f"file of {name}>"
         ) from None
-    return model.state_dict()
+    state: dict[str, Tensor] = model.state_dict()
+    return state
 
 
 @contextmanager

@@ -178,9 +178,7 @@ def read_test_split(source: Source, settings: Settings, say: Callable[[str], Non
     return images
 
 
-def logits_of(
-    session: Session, backbone: Backbone, images: ImageSet, prefix: int
-) -> torch.Tensor:
+def logits_of(session: Session, backbone: Backbone, images: ImageSet, prefix: int) -> torch.Tensor:
     """`predict` with a session's device, precision and cache."""
     return predict(
         backbone, images, session.dtype, session.device, cache=session.cache, prefix=prefix

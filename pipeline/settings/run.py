@@ -43,7 +43,9 @@ def _known_network(name: str) -> str:
 def _usable_blocks(text: str) -> str:
     if text != "auto" and not re.fullmatch("[1-9][0-9]{0,2}", text):
         if not text.endswith((".yaml", ".yml")):
-            raise PydanticCustomError("blocks", "must be auto, a number, or the path of a .yaml file")
+            raise PydanticCustomError(
+                "blocks", "must be auto, a number, or the path of a .yaml file"
+            )
         typed_path(text, "blocks")
     return text
 

@@ -1,0 +1,78 @@
+"""A person's own network: a function `package.module:function` that returns it.
+
+In: its name. Out: the function, and the source files that the served model needs to build the
+network again. The module is found as Python finds modules, or in the folder where the command
+runs.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import SettingsError, first_line
+
+
+def is_factory(name: str) -> bool:
+    """Whether the name of a network is that of a function, `package.module:function`."""
+    return ":" in name and not name.startswith("timm:")
+
+
+def factory_of(name: str) -> Callable[..., Any]:
+    """The function of that name.
+
+    Raises:
+        SettingsError: no such module or function, or the module cannot be imported.
+    """
+    module_name, _, function = name.partition(":")
+    if not re.fullmatch(r"[\w.]+", module_name) or not function.isidentifier():
+        raise SettingsError(
+            f"backbone={name}: write a factory as package.module:function, such as nets.small:build"
+        )
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        module = import_module(module_name)
+    except Exception as err:  # noqa: BLE001 - the person's module may raise anything
+        raise SettingsError(
+            f"backbone={name}: {module_name} cannot be imported "
+            f"({type(err).__name__}: {first_line(err)}): it must lie on Python's path or in {here}"
+        ) from None
+    found = getattr(module, function, None)
+    if not callable(found):
+        functions = [n for n, f in vars(module).items() if callable(f) and n[0] != "_"]
+        close = get_close_matches(function, functions, n=1)
+        hint = f": did you mean {close[0]}?" if close else ""
+        raise SettingsError(f"backbone={name}: {module_name} has no function {function}{hint}")
+    return found  # type: ignore[no-any-return]
+
+
+def distribution_of(name: str) -> str | None:
+    """The installed distribution that a factory comes from; None: files of the person's own."""
+    top = name.partition(":")[0].partition(".")[0]
+    found = packages_distributions().get(top)
+    return found[0] if found else None
+
+
+def sources_of(name: str) -> dict[str, Path]:
+    """A factory's Python files, by their path below the folder that has to be on Python's path.
+
+    All of its package, or its one module.
+    """
+    module = import_module(name.partition(":")[0].partition(".")[0])
+    assert module.__file__ is not None or module.__path__
+    if not hasattr(module, "__path__"):
+        path = Path(str(module.__file__))
+        return {path.name: path}
+    return {
+        str(path.relative_to(Path(folder).parent)): path
+        for folder in module.__path__
+        for path in sorted(Path(folder).rglob("*.py"))
+    }
