@@ -33,7 +33,8 @@ def factory_of(name: str) -> Callable[..., Any]:
     module_name, _, function = name.partition(":")
     if not re.fullmatch(r"[\w.]+", module_name) or not function.isidentifier():
         raise SettingsError(
-            f"backbone={name}: write a factory as package.module:function, such as nets.small:build"
+            f"backbone={name}: write a factory as package.module:function, such as "
+            "nets.small:build"
         )
     here = str(Path.cwd())
     if here not in sys.path:

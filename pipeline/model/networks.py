@@ -28,7 +28,7 @@ _OF_TORCHVISION: Mapping[str, Mapping[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": True, "transform_input": True},
     "inception_v3": {"aux_logits": False, "init_weights": True, "transform_input": True},
 }
-"""As these two are used with torchvision's weights; classifiers beside the last one are left out."""
+"""As these two are used with torchvision's weights, without the classifiers beside the last."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def check_name(name: str) -> None:
         if not timm.is_model(base):
             raise SettingsError(
                 f"backbone={name} is not known to timm {timm.__version__}"
-                f"{_nearest(base, timm.list_models(), TIMM)}: pass {TIMM}NAME of one of its networks"
+                f"{_nearest(base, timm.list_models(), TIMM)}: pass {TIMM}NAME of one that it has"
             )
     elif is_factory(name):
         factory_of(name)

@@ -231,8 +231,8 @@ def _path_of(weights: str, backbone: str) -> Path:
     except (OSError, SettingsError, ValueError) as err:  # permissions, a long name, no home
         reason = getattr(err, "strerror", None) or str(err)
     raise WeightsError(
-        f"weights={weights}: neither imagenet, pretrained, tiny_imagenet, none, a name such as IMAGENET1K_V1 "
-        f"nor a file ({reason}): pass one of these or a .pth/.safetensors file"
+        f"weights={weights}: neither imagenet, pretrained, tiny_imagenet, none, a name such as "
+        f"IMAGENET1K_V1 nor a file ({reason}): pass one of these or a .pth/.safetensors file"
     )
 
 

@@ -111,9 +111,9 @@ def fetch_from_timm(weights: str, backbone: str, image_size: int) -> dict[str, T
             model = timm.create_model(**{**recipe.arguments, "pretrained": True})
     except Exception as err:  # noqa: BLE001 - each way of fetching raises its own
         raise DownloadError(
-            f"cannot fetch the {weights} weights of {backbone} from {config.hf_hub_id or config.url} "
-            f"({type(err).__name__}: {first_line(err)}): pass -P weights=<a .pth or .safetensors "
-            f"file of {name}>"
+            f"cannot fetch the {weights} weights of {backbone} from "
+            f"{config.hf_hub_id or config.url} ({type(err).__name__}: {first_line(err)}): pass "
+            f"-P weights=<a .pth or .safetensors file of {name}>"
         ) from None
     state: dict[str, Tensor] = model.state_dict()
     return state
