@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from pipeline.data.base import UNREADABLE
 from pipeline.data.draws import Draw
 from pipeline.data.images import ImageSet
 from pipeline.model.backbones import Backbone
+from pipeline.model.factories import distribution_of, is_factory, sources_of
+from pipeline.model.networks import TIMM, recipe_of
 from pipeline.reporting.figures import best_effort, confusion_matrix, learning_curves
 from pipeline.runs.command_line import stage_entry_point
 from pipeline.runs.session import Session
@@ -184,8 +187,11 @@ def log_served_model(
     weights, about = folder / "model.safetensors", folder / "about.json"
     state = {name: tensor.contiguous() for name, tensor in backbone.model.state_dict().items()}
     write_atomically(weights, save(state))
+    recipe = recipe_of(backbone.name, len(draw.class_names), settings.image_size)
     content = {
         "backbone": backbone.name,
+        "function": recipe.function,
+        "arguments": recipe.arguments,
         "class_names": draw.class_names,
         "image_size": settings.image_size,
         "mean": MEAN,
@@ -197,10 +203,29 @@ def log_served_model(
     Image.fromarray(draw.val.pixels[0].permute(1, 2, 0).numpy()).save(example, "PNG")
     uri = log.model(
         code=SERVED_MODEL,
-        helpers=SERVED_HELPERS,
+        helpers=[*SERVED_HELPERS, *_factory_files(backbone.name, folder)],
         artifacts={"weights": weights, "about": about},
         example_image=example.getvalue(),
         class_names=draw.class_names,
-        requirements=requirements_of(SERVED_PACKAGES),
+        requirements=requirements_of([*SERVED_PACKAGES, *_libraries_of(backbone.name)]),
     )
     log.tags({"model_uri": uri})
+
+
+def _libraries_of(backbone: str) -> list[str]:
+    """Installed distributions, beside `SERVED_PACKAGES`, that make the network."""
+    if backbone.startswith(TIMM):
+        return ["timm"]
+    own = distribution_of(backbone) if is_factory(backbone) else None
+    return [own] if own else []
+
+
+def _factory_files(backbone: str, folder: Path) -> list[Path]:
+    """Copies of a factory's source files, where no installed distribution has them."""
+    if not is_factory(backbone) or distribution_of(backbone):
+        return []
+    copies = folder / "factory"
+    for below, path in sources_of(backbone).items():
+        (copies / below).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copies / below)
+    return sorted(copies.iterdir())

@@ -1,8 +1,8 @@
 """The model that MLflow serves: encoded images in, class names and probabilities out.
 
-MLflow stores this file and `data/images.py` beside the weights and runs them by themselves in
-their own
-environment: an image is prepared by the same code in training and in service. In: a column `image`
+MLflow stores this file and `data/images.py` beside the weights, and a factory's source files, and
+runs them by themselves in their own environment: an image is prepared by the same code in training
+and in service, and the network is made by the same function. In: a column `image`
 with PNG, JPEG, ... bytes (base64 over HTTP). Out: a row an image: `label` and one column of
 probability for each class.
 """
@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import io
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-import torchvision
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from PIL import Image
@@ -30,15 +30,14 @@ except ImportError:  # in a server: images.py stands alone on the path
 
 
 class ImageClassifier(PythonModel):  # type: ignore[misc, unused-ignore]
-    """A torchvision classifier with its class names and preprocessing."""
+    """A classifier with its class names and preprocessing."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Build the network from the logged files."""
         self.about = json.loads(Path(context.artifacts["about"]).read_text(encoding="utf-8"))
-        names = self.about["class_names"]
-        self.network = torchvision.models.get_model(
-            self.about["backbone"], weights=None, num_classes=len(names)
-        )
+        module, _, function = self.about["function"].partition(":")
+        build = getattr(import_module(module), function)
+        self.network = build(**self.about["arguments"])
         self.network.load_state_dict(load_file(context.artifacts["weights"]))
         self.network.eval()
 

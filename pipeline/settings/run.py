@@ -190,8 +190,8 @@ class Settings(Thresholds):
     seed: int = setting(0, "head initialisation, batch order, augmentation", ge=0, lt=2**31)
     backbone: BackboneText = setting(
         "resnet18",
-        "the pretrained classifier: a network of torchvision (resnet18, convnext_tiny, vit_b_16), "
-        "of timm (timm:vit_small_patch14_dinov2.lvd142m), or your own function (package.module:build)",
+        "the pretrained classifier: of torchvision (resnet18, convnext_tiny, vit_b_16), of timm "
+        "(timm:vit_small_patch14_dinov2.lvd142m), or your own function (package.module:build)",
         min_length=1,
     )
     blocks: BlocksText = setting(

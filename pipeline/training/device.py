@@ -1,7 +1,7 @@
 """Where and in what precision segments are computed.
 
-Out: a device, a dtype, and copies of segments cast to it. BatchNorm's parameters and statistics and
-the head stay float32: they are small, and the head's logits feed the loss.
+Out: a device, a dtype, and copies of segments cast to it. BatchNorm's parameters and statistics
+and the head stay float32: they are small, and the head's logits feed the loss.
 """
 
 from __future__ import annotations

@@ -207,7 +207,7 @@ class PrefixCache:
 
 
 def _fill(entries: list[_Entry], compute: Compute) -> None:
-    """Write the values of entries in one pass, the shortest prefix first; descriptions come last."""
+    """Write the values of entries in one pass, the shortest prefix first, descriptions last."""
     parts = [entry.values.with_suffix(f".{owner_mark()}.tmp") for entry in entries]
     hashers = [hashlib.sha256() for _ in entries]
     files = [part.open("wb") for part in parts]
