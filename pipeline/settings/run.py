@@ -21,6 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from pipeline.model.often import OFTEN
 from pipeline.settings.schedules import SCHEDULES, Schedule, Stage, schedule_of
 from pipeline.stats.metrics import DEFAULT_OBJECTIVE, OBJECTIVES, SHARES
 from pipeline.system.files import name_of, typed_path
@@ -34,9 +35,10 @@ ScheduleText = Annotated[str, AfterValidator(lambda text: str(schedule_of(text))
 
 
 def _known_network(name: str) -> str:
-    from pipeline.model.networks import check_name  # torch is slow to import
+    if name not in OFTEN:
+        from pipeline.model.networks import check_name  # torch is slow to import
 
-    check_name(name)
+        check_name(name)
     return name
 
 
