@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from pipeline.model.often import OFTEN
+from pipeline.model.often import BLOCKS, OFTEN
 from pipeline.settings.schedules import SCHEDULES, Schedule, Stage, schedule_of
 from pipeline.stats.metrics import DEFAULT_OBJECTIVE, OBJECTIVES, SHARES
 from pipeline.system.files import name_of, typed_path
@@ -239,8 +239,21 @@ class Settings(Thresholds):
 
     @property
     def chain(self) -> Schedule:
-        """The schedule on this network's blocks."""
-        return schedule_of(self.schedule)
+        """The schedule on the network's blocks.
+
+        Raises:
+            SettingsError: the network has no such blocks.
+        """
+        return schedule_of(self.schedule).on(self.order)
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The network's blocks, head first."""
+        if self.backbone in OFTEN and self.blocks == "auto":
+            return BLOCKS
+        from pipeline.model.backbones import block_order
+
+        return block_order(self.backbone, self.image_size, self.blocks)
 
     def stage(self, number: int) -> Stage:
         """The stage of that number in this schedule."""
@@ -257,7 +270,7 @@ THRESHOLD_KEYS = tuple(Thresholds.model_fields)
 INHERITED_KEYS = (
     *("data", "label_column", "image_column", "skip_unreadable"),
     *("train_per_class", "val_per_class", "test_per_class", "data_seed", "draw"),
-    *("backbone", "weights", "image_size", "schedule", "norm_stats"),
+    *("backbone", "blocks", "weights", "image_size", "schedule", "norm_stats"),
 )
 """What a child stage takes from its parent run and may not contradict."""
 PLACE_KEYS = ("data", "label_column", "image_column", "skip_unreadable", "weights")
