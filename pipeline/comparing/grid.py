@@ -125,10 +125,21 @@ def _arms(
     settings = request.settings(schedule=str(reference))
     check_comparable(settings)
     longest = Arm(reference.name, settings, reference.count)
+    _refuse_twins([schedule.on(settings.order) for schedule in schedules])
     return tuple(
         longest if schedule == reference else at_equal_steps(longest, schedule, request)
         for schedule in schedules
     )
+
+
+def _refuse_twins(schedules: Sequence[Schedule]) -> None:
+    for number, one in enumerate(schedules):
+        for other in schedules[:number]:
+            if one.trains() == other.trains():
+                raise SettingsError(
+                    f"schedules {other.name} and {one.name} train the same blocks in the same "
+                    "stages: leave one out"
+                )
 
 
 def _refuse_doubles(key: str, text: str, names: Sequence[str]) -> None:

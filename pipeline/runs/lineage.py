@@ -33,6 +33,7 @@ def lineage_key(
     stage: Stage,
     *,
     fingerprint: str,
+    network: str,
     weights_digest: str,
     precision: str,
     parent_key: str | None,
@@ -40,7 +41,7 @@ def lineage_key(
     """The key of stage `stage` under these settings (see the module's header)."""
     return digest_values(
         {
-            **_method(settings, stage, weights_digest, precision),
+            **_method(settings, stage, network, weights_digest, precision),
             "data": fingerprint,
             "seed": settings.seed,
             "training": settings.training(stage.number).model_dump(),
@@ -50,10 +51,11 @@ def lineage_key(
 
 
 def _method(
-    settings: Settings, stage: Stage, weights_digest: str, precision: str
+    settings: Settings, stage: Stage, network: str, weights_digest: str, precision: str
 ) -> dict[str, object]:
     """What a stage's weights depend on beside images, seed, training settings and parent."""
     return {
+        **({"network": network} if network else {}),
         "method": METHOD,
         "trains": list(stage.trainable),  # not the schedule: several share a stage 1
         "stage": stage.number,
@@ -73,19 +75,20 @@ def recipe_key(
     trained: int,
     data: str,
     class_names: tuple[str, ...],
+    network: str,
     weights_digest: str,
     precision: str,
 ) -> str:
     """What sibling runs share: everything in the lineage except the draw, the seed and the images.
 
     `trained`: the last stage whose training settings count, for a study the one before its own.
-    `data`: the digest of the data set, in earlier versions its name. A parent that was trained by
+    `network`: `Backbone.identity`. `data`: the digest of the data set, in earlier versions its name. A parent that was trained by
     other settings makes another key.
     """
     apart = [settings.test_per_class] if settings.test_per_class else []
     return digest_values(
         {
-            **_method(settings, stage, weights_digest, precision),
+            **_method(settings, stage, network, weights_digest, precision),
             "data": [data, *class_names],
             "per_class": [settings.train_per_class, settings.val_per_class, *apart],
             "data_seed": settings.data_seed,

@@ -232,6 +232,7 @@ class Session:
                 self.settings,
                 self.settings.stage(number),
                 fingerprint=self.draw.fingerprint,
+                network=self.backbone.identity,
                 weights_digest=self.pretrained.digest,
                 precision=with_kernels(self.precision),
                 parent_key=self.key(number - 1) if number > 1 else None,
@@ -250,6 +251,7 @@ class Session:
             trained=number if trained is None else trained,
             data=self.draw.pool if data is None else data,
             class_names=self.draw.class_names,
+            network=self.backbone.identity,
             weights_digest=self.pretrained.digest,
             precision=with_kernels(self.precision),
         )

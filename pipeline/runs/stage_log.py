@@ -222,10 +222,10 @@ def _libraries_of(backbone: str) -> list[str]:
 
 def _factory_files(backbone: str, folder: Path) -> list[Path]:
     """Copies of a factory's source files, where no installed distribution has them."""
-    if not is_factory(backbone) or distribution_of(backbone):
+    if is_factory(backbone) and distribution_of(backbone):
         return []
     copies = folder / "factory"
     for below, path in sources_of(backbone).items():
         (copies / below).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copies / below)
-    return sorted(copies.iterdir())
+    return sorted(copies.glob("*"))

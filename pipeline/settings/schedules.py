@@ -13,9 +13,9 @@ the head, which every network has, or by name.
       - all                   # every block
 
 In: the name of a built-in schedule, the path of such a file, or a schedule spelled out, as runs
-record it: `mine(head; head+1; continued)`. Out: a `Schedule`, whose stages are those of a network's
-blocks. A stage trains what the stage before trains, and may add blocks: a later stage freezes no
-more than an earlier stage.
+record it: `mine(head; head+1; continued)`. Out: a `Schedule`, whose stages are those of the blocks
+of a network. A stage trains what the stage before trains, and may add blocks: a later stage
+freezes no more than an earlier stage.
 """
 
 from __future__ import annotations
@@ -252,7 +252,7 @@ def _as_written(stage: object, number: int, where: str) -> tuple[str, ...]:
             f"{where}: stage {number} must be a list of blocks (head, 1 for the last block before "
             f"it, 2, …, or names), `{ALL}` or `{CONTINUED}`, got {stage!r}"
         )
-    return tuple(map(str, listed))
+    return tuple(str(one) for one in listed)
 
 
 def _rank(schedule: Schedule) -> tuple[bool, int, str]:
@@ -261,6 +261,6 @@ def _rank(schedule: Schedule) -> tuple[bool, int, str]:
 
 SCHEDULES: Mapping[str, Schedule] = {
     schedule.name: schedule
-    for schedule in sorted(map(read_schedule, FILES.glob("*.yaml")), key=_rank)
+    for schedule in sorted((read_schedule(path) for path in FILES.glob("*.yaml")), key=_rank)
 }
 """The built-in schedules: those with most stages first, those that only go on with stages last."""
