@@ -54,9 +54,10 @@ def fill_bank(options: dict[str, str], draws: int, seeds: int) -> pd.DataFrame:
                 done={2: parent},
             )
             run = tracking.get(find_or_run(own, 3).run_id)
-            backbone = own.restore(run)
-            prefix = backbone.frozen_segments(settings.stage(3).trainable)
-            logits = logits_of(own, backbone, test, prefix)
+            prefix = settings.stage(3).prefix
+            logits = predict(
+                own.restore(run), test, own.dtype, own.device, cache=own.cache, prefix=prefix
+            )
             acc = score_logits(logits, test.labels)["acc"]
             rows.append({"draw": draw, "seed": number, "test_acc": acc})
             sys.stderr.write(f"draw {draw} seed {seed}: {acc:.4f}\n")

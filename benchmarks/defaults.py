@@ -65,10 +65,15 @@ def run_recipe(
     """A recipe's last stage: found or trained, and scored."""
     own = replace(session, settings=session.resolved(settings), keys={}, done={}, is_trial=True)
     summary = find_or_run(own, stage)
-    backbone = own.restore(own.tracking.get(summary.run_id))
-    # one pass for all recipes
-    prefix = min(backbone.frozen_segments(settings.stage(n).trainable) for n in (2, 3))
-    logits = logits_of(own, backbone, images, prefix)
+    prefix = min((settings.stage(n).prefix for n in (2, 3)), key=len)  # one pass for all recipes
+    logits = predict(
+        own.restore(own.tracking.get(summary.run_id)),
+        images,
+        own.dtype,
+        own.device,
+        cache=own.cache,
+        prefix=prefix,
+    )
     scores = score_logits(logits, images.labels)
     return {
         "stage": stage,

@@ -62,8 +62,14 @@ def confirm(options: dict[str, str], done: Sequence[Tuned], draws: Sequence[int]
                 quiet = replace(session, is_trial=True)
                 summary = find_or_run(quiet, number)
                 backbone = quiet.restore(tracking.get(summary.run_id))
-                prefix = backbone.frozen_segments(settings.stage(3).trainable)
-                logits = logits_of(quiet, backbone, test, prefix)
+                logits = predict(
+                    backbone,
+                    test,
+                    quiet.dtype,
+                    quiet.device,
+                    cache=quiet.cache,
+                    prefix=settings.stage(3).prefix,
+                )
                 acc = score_logits(logits, test.labels)["acc"]
                 rows.append(
                     {"draw": draw, "arm": arm, "stage": number, "val_acc": summary.val_acc}

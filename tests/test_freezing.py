@@ -44,7 +44,7 @@ def train(
     features = live_features(backbone, stage, images, dtype)
     settings = TrainSettings(epochs=1, batch_size=4, augment="none", norm=norm, lr=0.01)
     trainer = trainer_for(backbone, stage, settings, dtype=dtype)
-    proof.watch({"suffix": trainer.segments})
+    proof.watch(trainer.frozen)
     for _ in trainer.epochs(images, features, images, features):
         pass
     backbone.model.load_state_dict(trainer.best, strict=False)
@@ -66,11 +66,10 @@ def test_a_stage_changes_its_trainable_blocks_and_nothing_else(name: str, stage:
     trainable = set(backbone.tensor_names(stage.trainable))
     assert changed_names(before, copy_state(backbone)) == trainable
 
-    for segment in features.running:  # the copy of the prefix that was really run
-        copied = segment.module
-        assert list(copied.state_dict()) == backbone.tensor_names(segment.blocks)
-        for inner, tensor in copied.state_dict().items():
-            assert torch.equal(tensor, before[inner])
+    for block, copied in features.running.items():  # the copy of the prefix that was really run
+        assert copied.state_dict().keys() == backbone.blocks[block].state_dict().keys()
+        for inner, tensor in backbone.blocks[block].state_dict().items():
+            assert torch.equal(copied.state_dict()[inner], tensor)
         assert not any(module.training for module in copied.modules())
         assert not any(p.requires_grad or p.grad is not None for p in copied.parameters())
 
@@ -89,8 +88,8 @@ def test_a_frozen_block_above_a_trainable_one_stays_frozen(dtype: torch.dtype) -
     backbone = build_backbone("mobilenet_v3_small", CLASSES, seed=0)
     before = copy_state(backbone)
     trainer, proof, _ = train(backbone, stage, dtype=dtype)
-    (block4,) = [s for s in trainer.segments if s.blocks == ("block4",)]
-    assert all(p.grad is None for p in block4.module.parameters())
+    assert set(trainer.frozen) == {"block4"}
+    assert all(p.grad is None for p in trainer.blocks["block4"].parameters())
     proof.check(backbone)
     trainable = set(backbone.tensor_names(stage.trainable))
     assert changed_names(before, copy_state(backbone)) == trainable
@@ -172,11 +171,11 @@ def test_the_proof_of_a_stage_that_trains_everything_covers_nothing(resnet: Back
 
 
 def test_a_running_copy_of_the_prefix_in_training_mode_is_caught(resnet: Backbone) -> None:
-    copies = compute_copy(resnet.segments[:4], torch.float32, CPU)
+    copies = compute_copy(resnet, STAGE_2.prefix, torch.float32, CPU)
     proof = FrozenProof.take(resnet, STAGE_2)
-    proof.watch({"train": copies})
-    copies[2].module.train()
+    proof.watch(copies)
+    copies["block2"].train()
     with torch.no_grad():
         run_blocks(copies, torch.rand(4, 3, 32, 32), torch.float32)
-    with pytest.raises(FreezingError, match=r"train\.layer2\.0\.bn1\.running_mean"):
+    with pytest.raises(FreezingError, match=r"block2\.0\.0\.bn1\.running_mean"):
         proof.check(resnet)

@@ -52,6 +52,10 @@ def test_a_stage_is_a_frozen_prefix_and_a_suffix_that_begins_with_a_trainable_bl
     stage: Stage,
 ) -> None:
     assert SCHEDULES[stage.schedule].stage(stage.number) is stage
+    assert stage.prefix + stage.suffix == FORWARD
+    assert not set(stage.prefix) & set(stage.trainable)
+    assert stage.suffix[0] == stage.deepest
+    assert stage.deepest in stage.trainable
 
 
 @pytest.mark.parametrize(
@@ -151,6 +155,7 @@ def test_a_file_is_a_schedule_of_its_own_and_becomes_text_that_needs_no_file(fou
     assert (schedule.name, schedule.words) == ("four", "four")
     blocks = ["head", "block4", "block3", "block2"]
     assert [set(trains) for trains in schedule.trains()] == [set(blocks[:n]) for n in (1, 2, 3, 4)]
+    assert schedule.stage(4).prefix == ("stem", "block1")
     settings = load_settings({"schedule": str(four)})
     four.unlink()
     assert settings.schedule == FOUR_TEXT

@@ -82,8 +82,8 @@ def recipe_key(
     """What sibling runs share: everything in the lineage except the draw, the seed and the images.
 
     `trained`: the last stage whose training settings count, for a study the one before its own.
-    `network`: `Backbone.identity`. `data`: the digest of the data set, in earlier versions its name. A parent that was trained by
-    other settings makes another key.
+    `network`: `Backbone.identity`. `data`: the digest of the data set, in earlier versions its
+    name. A parent that was trained by other settings makes another key.
     """
     apart = [settings.test_per_class] if settings.test_per_class else []
     return digest_values(

@@ -244,15 +244,16 @@ def _as_written(stage: object, number: int, where: str) -> tuple[str, ...]:
         SettingsError: the stage is no list of names and positions.
     """
     listed = [stage] if stage in (ALL, CONTINUED) else stage
-    fits = isinstance(listed, list) and all(
-        isinstance(one, str | int) and re.fullmatch(_NAME, str(one)) for one in listed
-    )
-    if not fits or not listed:
+    if not isinstance(listed, list) or not listed or not all(map(_is_name, listed)):
         raise SettingsError(
             f"{where}: stage {number} must be a list of blocks (head, 1 for the last block before "
             f"it, 2, …, or names), `{ALL}` or `{CONTINUED}`, got {stage!r}"
         )
     return tuple(str(one) for one in listed)
+
+
+def _is_name(one: object) -> bool:
+    return isinstance(one, str | int) and re.fullmatch(_NAME, str(one)) is not None
 
 
 def _rank(schedule: Schedule) -> tuple[bool, int, str]:
