@@ -23,6 +23,7 @@ from pipeline.data.images import ImageSet
 from pipeline.settings.run import Settings
 from pipeline.system.interrupts import check
 from pipeline.system.text import first_of
+from pipeline.tracking.keys import COPIES_OF_POOL, SEEN_IN_TRAINING
 
 BoolArray = NDArray[np.bool_]
 
@@ -81,7 +82,7 @@ class Counts:
     @property
     def metrics(self) -> dict[str, float]:
         """What a run's metrics say."""
-        return {"test/copies_of_pool": self.copies, "test/seen_in_training": self.seen}
+        return {COPIES_OF_POOL: self.copies, SEEN_IN_TRAINING: self.seen}
 
 
 @dataclass(frozen=True)

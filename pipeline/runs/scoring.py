@@ -22,11 +22,17 @@ from pipeline.settings.run import Settings
 from pipeline.stats.metrics import Row, score_logits
 from pipeline.system.text import first_of
 from pipeline.tracking import RunView, Tracking
-from pipeline.tracking.keys import TEST, TEST_AS_STORED
+from pipeline.tracking.keys import (
+    KIND,
+    STAGE,
+    TEST,
+    TEST_AS_STORED,
+    TEST_PRECISION,
+    TEST_SHA256,
+)
 from pipeline.training.device import compute_copy, run_blocks
 from pipeline.training.prefix_cache import PrefixCache
 
-TEST_SHA256 = "test_sha256"
 PIXELS_PER_BATCH = 256 * 64 * 64
 
 
@@ -53,9 +59,9 @@ def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
         session.check_images(run)
         images = read_test_split(source, settings, say)
         _check_test(run, images.fingerprint(), session)
-        with tracking.run(f"evaluate · {run.name}", {"kind": "evaluate"}, target=True) as log:
+        with tracking.run(f"evaluate · {run.name}", {KIND: "evaluate"}, target=True) as log:
             backbone = session.restore(run)
-            prefix = settings.stage(run.number("stage")).prefix
+            prefix = settings.stage(run.number(STAGE)).prefix
             logits = logits_of(session, backbone, images, prefix)
             scores = score_logits(logits, images.labels)
             overlap = Overlap.of(images, source).after([session.draw])
@@ -117,7 +123,7 @@ def _without_copies(overlap: Overlap, logits: torch.Tensor) -> str:
 
 def scored_on(test_digest: str, precision: str) -> dict[str, str]:
     """The tags that say what a run's `test/acc` was measured on, and how."""
-    return {TEST_SHA256: test_digest, "test_precision": precision}
+    return {TEST_SHA256: test_digest, TEST_PRECISION: precision}
 
 
 def keep_scores(

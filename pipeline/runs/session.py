@@ -26,7 +26,7 @@ from pipeline.runs.lineage import lineage_key, recipe_key
 from pipeline.settings.run import Augment, Settings
 from pipeline.settings.schedules import Stage, schedule_of
 from pipeline.system.files import typed_path
-from pipeline.tracking import RunView, Tracking
+from pipeline.tracking import RunView, Tracking, keys
 from pipeline.tracking.history import History, Summary
 from pipeline.training.device import keep_freed_memory, pick_device, pick_precision, with_kernels
 from pipeline.training.features import Features
@@ -199,7 +199,7 @@ class Session:
         """
         data = self.settings.data
         before = run.settings
-        if run.tags["data_sha256"] != self.draw.fingerprint:
+        if run.tags[keys.DATA_SHA256] != self.draw.fingerprint:
             mine = self.settings.model_dump(include={"label_column", "image_column"})
             others = [f"{k}={before[k]}" for k, v in mine.items() if before.get(k, v) != v]
             why = f"it had {', '.join(others)}" if others else "their SHA-256 differ"
@@ -261,7 +261,10 @@ class Session:
         Raises:
             LineageError: the checkpoint is missing or damaged, or does not fit; names the run.
         """
-        sha256, wanted = run.tags["checkpoint_sha256"], (run.tags["schedule"], run.number("stage"))
+        sha256, wanted = (
+            run.tags[keys.CHECKPOINT_SHA256],
+            (run.tags[keys.SCHEDULE], run.number(keys.STAGE)),
+        )
         with tempfile.TemporaryDirectory() as folder:
             try:
                 path = self.tracking.fetch(run, CHECKPOINT, Path(folder))

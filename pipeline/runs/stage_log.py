@@ -26,7 +26,6 @@ from pipeline.runs.session import Session
 from pipeline.settings.run import THRESHOLD_KEYS, Settings, plain_values
 from pipeline.settings.schedules import Stage
 from pipeline.signals.evidence import (
-    NOTE,
     PREDICTIONS,
     Subject,
     log_evidence_pictures,
@@ -36,9 +35,8 @@ from pipeline.signals.readings import Signal
 from pipeline.system.files import write_atomically
 from pipeline.system.provenance import COMMAND, requirements_of
 from pipeline.system.text import as_markdown
-from pipeline.tracking import RunLog, RunView, Tracking
+from pipeline.tracking import RunLog, RunView, Tracking, keys
 from pipeline.tracking.history import Summary
-from pipeline.tracking.keys import PARENT_VAL_ACC, POOL, TEST_AS_STORED, VAL_ACC, at_best
 from pipeline.training.device import kernels
 
 PACKAGE = Path(__file__).parent.parent
@@ -53,39 +51,41 @@ def log_start(log: RunLog, session: Session, stage: Stage, parent: RunView | Non
     values = plain_values(settings, range(1, number + 1))
     run = {k: v for k, v in values.items() if "." not in k and k not in THRESHOLD_KEYS}
     own = settings.training(number).model_dump()
-    log.params({**run, **own, "precision": session.precision})  # in which it is really computed
+    log.params({**run, **own, keys.PRECISION: session.precision})  # in which it is really computed
     log.tags(
         {
             "preset": settings.preset,
-            "stage": str(number),
-            "schedule": stage.schedule,
-            "trains": " ".join(stage.trainable),
+            keys.STAGE: str(number),
+            keys.SCHEDULE: stage.schedule,
+            keys.TRAINS: " ".join(stage.trainable),
             "backbone": settings.backbone,
             "weights": settings.weights,
-            "weights_sha256": session.pretrained.digest,
+            keys.WEIGHTS_SHA256: session.pretrained.digest,
             "weights_report": session.pretrained.report,
-            "data": draw.source,
-            "data_sha256": draw.fingerprint,
-            POOL: draw.pool,
-            "draw": str(settings.draw),
-            "seed": str(settings.seed),
-            "parent_run_id": parent.run_id if parent else "none",
-            "parent_checkpoint_sha256": parent.tags["checkpoint_sha256"] if parent else "none",
-            "lineage_key": session.key(number),
-            "recipe_key": session.recipe(number),
+            keys.DATA: draw.source,
+            keys.DATA_SHA256: draw.fingerprint,
+            keys.POOL: draw.pool,
+            keys.DRAW: str(settings.draw),
+            keys.SEED: str(settings.seed),
+            keys.PARENT_RUN_ID: parent.run_id if parent else keys.NO_PARENT,
+            keys.PARENT_CHECKPOINT_SHA256: parent.tags[keys.CHECKPOINT_SHA256]
+            if parent
+            else keys.NO_PARENT,
+            keys.LINEAGE_KEY: session.key(number),
+            keys.RECIPE_KEY: session.recipe(number),
             "norm_stats": settings.norm_stats,
-            "precision": session.precision,
-            "settings": json.dumps(values),
+            keys.PRECISION: session.precision,
+            keys.SETTINGS: json.dumps(values),
         }
     )
     if parent:
-        log.metrics({PARENT_VAL_ACC: parent.metrics[at_best(VAL_ACC)]})
+        log.metrics({keys.PARENT_VAL_ACC: parent.metrics[keys.at_best(keys.VAL_ACC)]})
     choice = session.norm_choice
     where_it_applies = {
-        TEST_AS_STORED: session.test_as_stored,
+        keys.TEST_AS_STORED: session.test_as_stored,
         "norm_stats_reason": choice.reason if choice else "",
         "kernels": "" if kernels() == "fast" else kernels(),
-        "is_trial": "true" if session.is_trial else "",
+        keys.IS_TRIAL: "true" if session.is_trial else "",
         "tuned_by": session.tuned_by.get(number, ""),
     }
     log.tags({key: value for key, value in where_it_applies.items() if value})
@@ -116,7 +116,7 @@ def log_outcome(
     log.metrics(summary.logged)
     draw = subject.draw
     log.text(predictions_csv(subject.logits, draw.val, draw.class_names), PREDICTIONS)
-    log.tags({NOTE: _description(subject, summary, signals)})
+    log.tags({keys.NOTE: _description(subject, summary, signals)})
 
 
 def log_pictures(
@@ -203,4 +203,4 @@ def log_served_model(
         class_names=draw.class_names,
         requirements=requirements_of(SERVED_PACKAGES),
     )
-    log.tags({"model_uri": uri})
+    log.tags({keys.MODEL_URI: uri})

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 from pipeline.errors import LineageError
+from pipeline.tracking.keys import SETTINGS
 
 Value = TypeVar("Value")
 
@@ -56,11 +57,11 @@ class RunView:
             LineageError: the tag is gone or damaged.
         """
         try:
-            values = json.loads(self.tags["settings"])
+            values = json.loads(self.tags[SETTINGS])
         except ValueError:
             values = None
         if not isinstance(values, dict):
-            raise self._damaged("settings")
+            raise self._damaged(SETTINGS)
         return Held(values, "setting", f"run {self.run_id} ({self.name})")
 
     def number(self, tag: str) -> int:
