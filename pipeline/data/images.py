@@ -229,7 +229,7 @@ def fit_square(rgb: Image.Image, size: int) -> U8Array:
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ImageSet:
     """N labelled images, ready to be batched.
 

@@ -28,7 +28,7 @@ from pipeline.tracking.keys import COPIES_OF_POOL, SEEN_IN_TRAINING
 BoolArray = NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Counts:
     """Test images, those that are copies of pool images, those of these that runs have met.
 
@@ -85,7 +85,7 @@ class Counts:
         return {COPIES_OF_POOL: self.copies, SEEN_IN_TRAINING: self.seen}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Overlap:
     """Which of N test images are no new ones.
 
@@ -106,7 +106,12 @@ class Overlap:
     def of(cls, test: ImageSet, source: Source) -> Overlap:
         """Before any draw was used; `test` was read from the test split of `source`."""
         nothing = np.zeros(len(test), dtype=np.bool_)
-        return cls(test, stored_copies(source)[test.rows], nothing, source.class_names)
+        return cls(
+            test=test,
+            copies=stored_copies(source)[test.rows],
+            seen=nothing,
+            class_names=source.class_names,
+        )
 
     def after(self, draws: Iterable[Draw]) -> Overlap:
         """The same overlap once these draws were trained and validated on, too."""
@@ -128,11 +133,11 @@ class Overlap:
         """How many."""
         there = set(self.test.labels.tolist())
         return Counts(
-            len(self.test),
-            int(self.either.sum()),
-            int(self.seen.sum()),
-            tuple(name for n, name in enumerate(self.class_names) if n not in there),
-            (len(self.test.unreadable), len(self.left_out)),
+            images=len(self.test),
+            copies=int(self.either.sum()),
+            seen=int(self.seen.sum()),
+            missing=tuple(name for n, name in enumerate(self.class_names) if n not in there),
+            left_out=(len(self.test.unreadable), len(self.left_out)),
         )
 
 

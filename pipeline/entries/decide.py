@@ -214,7 +214,7 @@ def _register(decision: Decision, plan: Comparison, runner: PairRunner, log: Run
         f"Decision: run {log.run_id}."
     )
     registered = runner.tracking.register(
-        name, ModelVersion(run.tags[MODEL_URI], CHAMPION, text, tags)
+        name, ModelVersion(uri=run.tags[MODEL_URI], alias=CHAMPION, description=text, tags=tags)
     )
     log.tags({"champion": f"models:/{name}@{CHAMPION}", "champion_run_id": run.run_id})
     runner.say(

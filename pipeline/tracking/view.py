@@ -28,7 +28,7 @@ class Held(dict[str, Value]):
         raise LineageError(f"{self._run} lacks the {self._kind} {key}: use another run")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunView:
     """A run as it is stored."""
 
@@ -47,7 +47,14 @@ class RunView:
         shown = f"run {run_id} ({name})"
         tags, params = Held(data.tags, "tag", shown), Held(data.params, "parameter", shown)
         metrics = Held(data.metrics, "metric", shown)
-        return cls(run_id, name, run.info.status, tags, params, metrics)
+        return cls(
+            run_id=run_id,
+            name=name,
+            status=run.info.status,
+            tags=tags,
+            params=params,
+            metrics=metrics,
+        )
 
     @property
     def settings(self) -> Mapping[str, Any]:
