@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipeline.data.augment import normalise
-from pipeline.data.images import ImageSet
+from pipeline.data.images import ImageSet, normalise
 from pipeline.model.backbones import FORWARD_ORDER, Backbone, batch_norms, build_backbone
 from pipeline.system.digests import digest_tensors
 from pipeline.training.norm_stats import STATISTICS, calibrate_norm_stats

@@ -14,8 +14,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from pipeline.data.augment import normalise
-from pipeline.data.images import ImageSet
+from pipeline.data.images import ImageSet, normalise
 from pipeline.model.backbones import FORWARD_ORDER, Backbone, batch_norms
 from pipeline.runs.scoring import predict
 from pipeline.settings.run import TrainSettings

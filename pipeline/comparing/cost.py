@@ -14,7 +14,8 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.comparing.arms import Arm
-from pipeline.data.augment import distinct_views, normalise
+from pipeline.data.augment import distinct_views
+from pipeline.data.images import normalise
 from pipeline.errors import DesignError
 from pipeline.model.backbones import FORWARD_ORDER
 from pipeline.model.flops import training_operations

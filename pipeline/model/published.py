@@ -7,8 +7,6 @@ In: a backbone and `imagenet` (torchvision's default) or a member of its weights
 from __future__ import annotations
 
 import re
-import socket
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +14,10 @@ import torch
 
 from pipeline.errors import DownloadError, WeightsError, first_line
 from pipeline.system.digests import digest_file
+from pipeline.system.downloads import FAULTS, downloading
 from pipeline.system.files import storage_faults
-from pipeline.system.interrupts import at_once
 
 DEFAULT = "imagenet"
-DOWNLOAD_TIMEOUT_S = 30.0
 _NAME = re.compile(r"(?:(\w+_Weights)\.)?(DEFAULT|IMAGENET\w+)", re.IGNORECASE)
 
 
@@ -61,12 +58,10 @@ def fetch(weights: str, backbone: str, otherwise: str) -> Path:
     if not path.is_file():
         with storage_faults("weights", path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-        timeout = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
         try:
-            with at_once():
+            with downloading():
                 torch.hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=False)
-        except (OSError, RuntimeError, HTTPException) as err:
+        except FAULTS as err:
             here = [e for e in reversed(_members(backbone)) if _kept_at(e).is_file()]
             instead = "".join(
                 f"{_kept_at(e).name} is there: use it with -P weights={e.name}, or " for e in here
@@ -76,8 +71,6 @@ def fetch(weights: str, backbone: str, otherwise: str) -> Path:
                 f"({first_line(err)}): {instead}put {path.name} into {path.parent}, or pass "
                 f"{otherwise}"
             ) from None
-        finally:
-            socket.setdefaulttimeout(timeout)
     if not digest_file(path).startswith(digest):
         raise WeightsError(
             f"weights={weights}: {path} is damaged (its SHA-256 does not begin with {digest}): "

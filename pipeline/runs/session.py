@@ -58,9 +58,9 @@ def source_of(settings: Settings) -> Source:
 
 
 def source_and_weights(settings: Settings) -> tuple[Source, Weights]:
-    """What the settings name, before any image is read.
+    """The source and the weights that the settings name, before any image is read.
 
-    What may be wrong at once comes before what must be fetched.
+    Weights that are on this machine are read first: their faults come before a download.
     """
     here = is_here(settings.weights, settings.backbone)
     weights = read_weights(settings.weights, settings.backbone) if here else None
@@ -69,7 +69,7 @@ def source_and_weights(settings: Settings) -> tuple[Source, Weights]:
 
 
 def check_draws(source: Source, settings: Settings, draws: Iterable[int]) -> None:
-    """Refuse what the images cannot give, before any of them is read.
+    """Refuse draws that the images cannot give, before any image is read.
 
     Raises:
         DataError: a class is too small, or the pool holds fewer draws.
@@ -179,7 +179,7 @@ class Session:
         return cache_folder(self.settings) / "norm_stats" if self.settings.cache else None
 
     def with_training(self, number: int, values: Mapping[str, object]) -> Session:
-        """The same with other training settings for a stage; what depends on them is forgotten."""
+        """A session with other training settings for a stage, without what depended on them."""
         training = self.settings.training(number).model_copy(update=dict(values))
         stages = list(self.settings.stages)
         stages[number - 1] = training
@@ -192,10 +192,10 @@ class Session:
         )
 
     def check_images(self, run: RunView) -> None:
-        """Refuse a run of other images or classes; say where the same ones have moved.
+        """Refuse a run of other images or classes; a note says where moved images are now.
 
         Raises:
-            LineageError: they are others.
+            LineageError: the run's images or classes are not the session's.
         """
         data = self.settings.data
         before = run.settings
@@ -230,7 +230,7 @@ class Session:
         return self.keys[number]
 
     def recipe(self, number: int, trained: int | None = None, data: str | None = None) -> str:
-        """What runs of this stage that differ only in draw or seed have in common.
+        """The recipe key: what runs of this stage that differ only in draw or seed share.
 
         `trained`: count the training settings up to that stage only (None: this one's too).
         `data`: the name that the data set had for earlier versions (None: it goes by content).

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save
 
-from pipeline.data.augment import MEAN, STD
 from pipeline.data.base import UNREADABLE
 from pipeline.data.draws import Draw
 from pipeline.data.images import ImageSet
@@ -52,44 +51,10 @@ def log_start(log: RunLog, session: Session, stage: Stage, parent: RunView | Non
     run = {k: v for k, v in values.items() if "." not in k and k not in THRESHOLD_KEYS}
     own = settings.training(number).model_dump()
     log.params({**run, **own, keys.PRECISION: session.precision})  # in which it is really computed
-    log.tags(
-        {
-            "preset": settings.preset,
-            keys.STAGE: str(number),
-            keys.SCHEDULE: stage.schedule,
-            keys.TRAINS: " ".join(stage.trainable),
-            "backbone": settings.backbone,
-            "weights": settings.weights,
-            keys.WEIGHTS_SHA256: session.pretrained.digest,
-            "weights_report": session.pretrained.report,
-            keys.DATA: draw.source,
-            keys.DATA_SHA256: draw.fingerprint,
-            keys.POOL: draw.pool,
-            keys.DRAW: str(settings.draw),
-            keys.SEED: str(settings.seed),
-            keys.PARENT_RUN_ID: parent.run_id if parent else keys.NO_PARENT,
-            keys.PARENT_CHECKPOINT_SHA256: parent.tags[keys.CHECKPOINT_SHA256]
-            if parent
-            else keys.NO_PARENT,
-            keys.LINEAGE_KEY: session.key(number),
-            keys.RECIPE_KEY: session.recipe(number),
-            "norm_stats": settings.norm_stats,
-            keys.PRECISION: session.precision,
-            keys.SETTINGS: json.dumps(values),
-        }
-    )
+    log.tags(_tags(session, stage, parent) | {keys.SETTINGS: json.dumps(values)})
     if parent:
         log.metrics({keys.PARENT_VAL_ACC: parent.metrics[keys.at_best(keys.VAL_ACC)]})
-    choice = session.norm_choice
-    where_it_applies = {
-        keys.TEST_AS_STORED: session.test_as_stored,
-        "norm_stats_reason": choice.reason if choice else "",
-        "kernels": "" if kernels() == "fast" else kernels(),
-        keys.IS_TRIAL: "true" if session.is_trial else "",
-        "tuned_by": session.tuned_by.get(number, ""),
-    }
-    log.tags({key: value for key, value in where_it_applies.items() if value})
-    if choice:
+    if choice := session.norm_choice:
         log.metrics({f"norm_stats/{name}": score for name, score in choice.scores.items()})
     log.text(json.dumps(values, indent=2) + "\n", "settings.json")
     log_unreadable(log, draw.unreadable)
@@ -101,6 +66,41 @@ def log_start(log: RunLog, session: Session, stage: Stage, parent: RunView | Non
             "classes": len(draw.class_names),
         }
         log.dataset(f"{draw.source}-{context}", part.fingerprint(), context, about)
+
+
+def _tags(session: Session, stage: Stage, parent: RunView | None) -> dict[str, str]:
+    """What a stage run is found by, and what it was made of."""
+    settings, draw, choice = session.settings, session.draw, session.norm_choice
+    checkpoint = parent.tags[keys.CHECKPOINT_SHA256] if parent else keys.NO_PARENT
+    where_they_apply = {
+        keys.TEST_AS_STORED: session.test_as_stored,
+        "norm_stats_reason": choice.reason if choice else "",
+        "kernels": "" if kernels() == "fast" else kernels(),
+        keys.IS_TRIAL: "true" if session.is_trial else "",
+        "tuned_by": session.tuned_by.get(stage.number, ""),
+    }
+    return {
+        "preset": settings.preset,
+        keys.STAGE: str(stage.number),
+        keys.SCHEDULE: stage.schedule,
+        keys.TRAINS: " ".join(stage.trainable),
+        "backbone": settings.backbone,
+        "weights": settings.weights,
+        keys.WEIGHTS_SHA256: session.pretrained.digest,
+        "weights_report": session.pretrained.report,
+        keys.DATA: draw.source,
+        keys.DATA_SHA256: draw.fingerprint,
+        keys.POOL: draw.pool,
+        keys.DRAW: str(settings.draw),
+        keys.SEED: str(settings.seed),
+        keys.PARENT_RUN_ID: parent.run_id if parent else keys.NO_PARENT,
+        keys.PARENT_CHECKPOINT_SHA256: checkpoint,
+        keys.LINEAGE_KEY: session.key(stage.number),
+        keys.RECIPE_KEY: session.recipe(stage.number),
+        "norm_stats": settings.norm_stats,
+        keys.PRECISION: session.precision,
+        **{key: value for key, value in where_they_apply.items() if value},
+    }
 
 
 def log_unreadable(log: RunLog, unreadable: Sequence[str]) -> None:
@@ -188,8 +188,6 @@ def log_served_model(
         "backbone": backbone.name,
         "class_names": draw.class_names,
         "image_size": settings.image_size,
-        "mean": MEAN,
-        "std": STD,
         "ranges": draw.ranges,
     }
     write_atomically(about, json.dumps(content).encode())
