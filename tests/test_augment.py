@@ -12,15 +12,13 @@ import torch
 from torch import Tensor
 
 from pipeline.data.augment import (
-    MEAN,
-    STD,
     U64Array,
     distinct_views,
     hash_uniform,
-    normalise,
     pick_views,
     render_views,
 )
+from pipeline.data.images import MEAN, STD, normalise
 from pipeline.settings.run import Augment
 
 KEYS = np.random.default_rng(0).integers(0, 2**64, 40, dtype=np.uint64)

@@ -14,7 +14,8 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.comparing.arms import Arm
-from pipeline.data.augment import distinct_views, normalise
+from pipeline.data.augment import distinct_views
+from pipeline.data.images import normalise
 from pipeline.errors import DesignError
 from pipeline.model.flops import training_operations
 from pipeline.model.freezing import set_trainable
@@ -23,6 +24,7 @@ from pipeline.settings.run import Settings
 from pipeline.signals.evidence import siblings_of
 from pipeline.system.processes import MACHINE, this_machine
 from pipeline.tracking import Tracking
+from pipeline.tracking.keys import PREFIX_S, TOTAL_S
 from pipeline.training.device import compute_copy, run_segments
 from pipeline.training.trainer import split_batches
 
@@ -105,7 +107,7 @@ def _earlier_s(session: Session, arm: Arm, number: int) -> float:
     recipe = replace(session, settings=settings, keys={}, done={}).recipe(number)
     host = this_machine().partition(" ")[0]
     found = [
-        run.metrics["time/total_s"] - run.metrics["time/prefix_s"]
+        run.metrics[TOTAL_S] - run.metrics[PREFIX_S]
         for run in siblings_of(session.tracking, recipe).values()
         if run.tags.get(MACHINE, "").partition(" ")[0] == host
     ]

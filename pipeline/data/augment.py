@@ -19,10 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.data.images import normalise
 from pipeline.settings.run import Augment
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 JITTER = 0.3
 U64Array = NDArray[np.uint64]
 
@@ -59,14 +58,6 @@ def pick_views(
     count = min(distinct_views(augment) or stored_views, stored_views)
     start = (hash_uniform(keys ^ salt, 0) * count).astype(np.int64)
     return (start + epoch) % count
-
-
-def normalise(pixels: Tensor) -> Tensor:
-    """uint8 (N, 3, H, W) to float32 with ImageNet's mean and standard deviation."""
-    mean = torch.tensor(MEAN, device=pixels.device).view(1, 3, 1, 1) * 255
-    std = torch.tensor(STD, device=pixels.device).view(1, 3, 1, 1) * 255
-    normalised: Tensor = (pixels.float() - mean) / std
-    return normalised
 
 
 def render_views(

@@ -235,12 +235,12 @@ def read_images(
     if not skip_unreadable:
         refuse_unreadable(unreadable, len(rows))
     return ImageSet(
-        torch.from_numpy(pixels[: len(kept)]),
-        torch.from_numpy(split.labels[rows[kept]]),
-        digests[: len(kept)],
-        tuple(sorted(unreadable)),
-        tuple(doubts),
-        rows[kept],
+        pixels=torch.from_numpy(pixels[: len(kept)]),
+        labels=torch.from_numpy(split.labels[rows[kept]]),
+        digests=digests[: len(kept)],
+        unreadable=tuple(sorted(unreadable)),
+        doubts=tuple(doubts),
+        rows=rows[kept],
     )
 
 

@@ -34,7 +34,7 @@ from pipeline.system.text import first_of, one_line
 _TEST_STREAM = 0x7E57  # another permutation than that of the draws
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Draw:
     """One draw's images.
 
@@ -207,7 +207,14 @@ def draw_in(source: Source, settings: Settings) -> Draw:
     """
     rows = _rows_of(source, settings)
     train, val = (read_images(*part, settings.image_size, skip_unreadable=True) for part in rows)
-    dealt = Draw(source.name, source.class_names, train, val, source.digest(), source.pool.ranges)
+    dealt = Draw(
+        source=source.name,
+        class_names=source.class_names,
+        train=train,
+        val=val,
+        pool=source.digest(),
+        ranges=source.pool.ranges,
+    )
     if not settings.skip_unreadable:
         refuse_unreadable(dealt.unreadable, sum(part.size for _, part in rows))
     for images, what in ((train, "train"), (val, "validate")):

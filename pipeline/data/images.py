@@ -1,9 +1,10 @@
 """One image of any mode and size to RGB pixels, and a set of them as tensors.
 
-Out: uint8 RGB. Transparency is laid on white, EXIF rotation is applied where it can be read
-(damaged metadata beside good pixels is no reason to refuse an image). Images are resized to cover
-a square and cropped at its centre. Not covered: animation (the first frame is taken), more than
-three colour channels, 16-bit greyscale with transparency (Pillow gives the upper 8 of its bits).
+Out: uint8 RGB, and float32 as networks take it. Transparency is laid on white, EXIF rotation is
+applied where it can be read (damaged metadata beside good pixels is no reason to refuse an image).
+Images are resized to cover a square and cropped at its centre. Not covered: animation (the first
+frame is taken), more than three colour channels, 16-bit greyscale with transparency (Pillow gives
+the upper 8 of its bits).
 
 Deep images (more than 8 bits a channel) are scaled from one range for a whole data set, which
 `range_of` finds from the values of its training images: files of 16 bits hold 8, 10, 12 or 16 of
@@ -29,6 +30,9 @@ from torch import Tensor
 U8Array = NDArray[np.uint8]
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet's pixels, from 0 to 1, by channel: what the published weights were trained with."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -229,7 +233,15 @@ def fit_square(rgb: Image.Image, size: int) -> U8Array:
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
 
 
-@dataclass(frozen=True)
+def normalise(pixels: Tensor) -> Tensor:
+    """uint8 (N, 3, H, W) to float32 with ImageNet's mean and standard deviation."""
+    mean = torch.tensor(MEAN, device=pixels.device).view(1, 3, 1, 1) * 255
+    std = torch.tensor(STD, device=pixels.device).view(1, 3, 1, 1) * 255
+    normalised: Tensor = (pixels.float() - mean) / std
+    return normalised
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageSet:
     """N labelled images, ready to be batched.
 

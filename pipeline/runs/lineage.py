@@ -22,6 +22,7 @@ from pipeline.settings.schedules import Stage
 from pipeline.system.digests import digest_values
 from pipeline.system.files import typed_path
 from pipeline.tracking import RunView
+from pipeline.tracking.keys import KIND, PRECISION, SCHEDULE, STAGE
 
 WITHOUT_PARENT = "leave parent_run_id out to have a parent found or trained"
 METHOD = 2
@@ -99,7 +100,7 @@ def recipe_key(
 
 def other_than(run: RunView, stage: int | None = None, schedule: str | None = None) -> str:
     """What a run is instead of a finished run of that stage and schedule (None: of any); or ""."""
-    kind, number, own = (run.tags.get(key) for key in ("kind", "stage", "schedule"))
+    kind, number, own = (run.tags.get(key) for key in (KIND, STAGE, SCHEDULE))
     if kind != "stage" or run.status != "FINISHED":
         return f"{kind or 'no stage run'}, {run.status}"
     if (stage and number != str(stage)) or (schedule and own != schedule):
@@ -137,7 +138,7 @@ def inherit(run: RunView) -> dict[str, object]:
 
 def settings_of(run: RunView) -> dict[str, object]:
     """What `inherit` gives, with the precision that the run was computed in."""
-    precision = run.tags.get("precision", run.params["precision"])  # older runs: as typed
+    precision = run.tags.get(PRECISION, run.params[PRECISION])  # older runs: as typed
     return {**inherit(run), "precision": precision}
 
 
@@ -165,7 +166,7 @@ def check_agreement(settings: Settings, run: RunView) -> None:
     Raises:
         LineageError: names each setting, both values, and what to do.
     """
-    stages = tuple(f"stage{n}." for n in range(1, run.number("stage") + 1))
+    stages = tuple(f"stage{n}." for n in range(1, run.number(STAGE) + 1))
     conflicts = []
     for key, value in inherit(run).items():
         if key in PLACE_KEYS or not (key in INHERITED_KEYS or key.startswith(stages)):

@@ -28,8 +28,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.data.augment import normalise
-from pipeline.data.images import ImageSet
+from pipeline.data.images import ImageSet, normalise
 from pipeline.errors import StorageError, WeightsError
 from pipeline.model.backbones import Backbone, batch_norms
 from pipeline.system.digests import digest_values
