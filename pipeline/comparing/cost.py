@@ -15,7 +15,6 @@ import numpy as np
 
 from pipeline.comparing.arms import Arm
 from pipeline.data.augment import distinct_views
-from pipeline.data.images import normalise
 from pipeline.errors import DesignError
 from pipeline.model.flops import training_operations
 from pipeline.model.freezing import set_trainable
@@ -117,13 +116,15 @@ def _earlier_s(session: Session, arm: Arm, number: int) -> float:
 def _seconds_an_image(session: Session) -> tuple[float, float]:
     """A forward pass, and a training step of every block: seconds for each image of a batch."""
     pixels = session.draw.train.pixels[:PROBE_IMAGES].to(session.device)
+    prepared = session.draw.train.preparation
     backbone = session.pretrained_backbone()
     segments = compute_copy(backbone.segments, session.dtype, session.device)
     set_trainable(segments, backbone.order, "adapt")
     last = next(segments[0].module.parameters())
     for _ in range(2):  # the first warms up
         started = time.perf_counter()
-        loss = run_segments(segments, normalise(pixels), session.dtype).float().square().sum()
+        outputs = run_segments(segments, prepared.normalise(pixels), session.dtype)
+        loss = outputs.float().square().sum()
         loss.item()
         forward = time.perf_counter()
         loss.backward()  # type: ignore[no-untyped-call]

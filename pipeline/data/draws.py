@@ -23,6 +23,7 @@ from pipeline.data.base import (
     Split,
     Unreadable,
     notes_on,
+    preparation_of,
     read_images,
     refuse_unreadable,
 )
@@ -206,7 +207,8 @@ def draw_in(source: Source, settings: Settings) -> Draw:
         DataError: too few images, no such draw, or images that cannot be read.
     """
     rows = _rows_of(source, settings)
-    train, val = (read_images(*part, settings.image_size, skip_unreadable=True) for part in rows)
+    size, prepared = settings.image_size, preparation_of(settings)
+    train, val = (read_images(*part, size, prepared, skip_unreadable=True) for part in rows)
     dealt = Draw(
         source=source.name,
         class_names=source.class_names,

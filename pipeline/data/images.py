@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -227,18 +227,44 @@ def digest_image(rgb: Image.Image) -> bytes:
     return hasher.digest()
 
 
-def fit_square(rgb: Image.Image, size: int) -> U8Array:
-    """The image's central square at `size` pixels a side, as uint8 of shape (3, size, size)."""
-    square = ImageOps.fit(rgb, (size, size), method=Image.Resampling.BILINEAR)
-    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """How a picture becomes what a network is fed with.
+
+    Attributes:
+        interpolation: `bilinear`, `bicubic` or `lanczos`.
+        crop: the share of the central square, a side, that is kept.
+        mean: of each channel, values from 0 to 1.
+        std: standard deviation of each channel.
+    """
+
+    interpolation: str = "bilinear"
+    crop: float = 1.0
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+
+    def fit_square(self, rgb: Image.Image, size: int) -> U8Array:
+        """The picture's central square at `size` pixels a side, uint8, (3, size, size)."""
+        method = Image.Resampling[self.interpolation.upper()]
+        square = ImageOps.fit(rgb, (size, size), method=method, bleed=(1 - self.crop) / 2)
+        return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """uint8 (N, 3, H, W) to float32."""
+        mean, std = (
+            torch.tensor(values, device=pixels.device).view(1, 3, 1, 1) * 255
+            for values in (self.mean, self.std)
+        )
+        normalised: Tensor = (pixels.float() - mean) / std
+        return normalised
 
 
-def normalise(pixels: Tensor) -> Tensor:
-    """uint8 (N, 3, H, W) to float32 with ImageNet's mean and standard deviation."""
-    mean = torch.tensor(MEAN, device=pixels.device).view(1, 3, 1, 1) * 255
-    std = torch.tensor(STD, device=pixels.device).view(1, 3, 1, 1) * 255
-    normalised: Tensor = (pixels.float() - mean) / std
-    return normalised
+USUAL = Preparation()
+
+
+def unusual(preparation: Preparation) -> dict[str, object]:
+    """What a key names of a preparation: nothing of the usual one, which earlier keys have."""
+    return {} if preparation == USUAL else {"preparation": asdict(preparation)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,6 +278,7 @@ class ImageSet:
         unreadable: images that were asked for and left out, and why, a line each.
         rows: of the split that the images were read from, (N,).
         doubts: deep images that may have lost what they show, and why, a line each.
+        preparation: how the pixels were made, and how they are normalised.
     """
 
     pixels: Tensor
@@ -259,6 +286,7 @@ class ImageSet:
     digests: U8Array
     unreadable: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
+    preparation: Preparation = USUAL
     rows: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     def __len__(self) -> int:

@@ -14,6 +14,8 @@ has found them by their lineage key, which proves that they saw the same images.
 
 from __future__ import annotations
 
+from pipeline.data.base import preparation_of
+from pipeline.data.images import MEAN, STD, unusual
 from pipeline.data.open import NAMES
 from pipeline.errors import LineageError
 from pipeline.model.pretrained import names_a_file
@@ -57,6 +59,7 @@ def _method(
     """What a stage's weights depend on beside images, seed, training settings and parent."""
     return {
         **({"network": network} if network else {}),
+        **unusual(preparation_of(settings)),
         "method": METHOD,
         "trains": list(stage.trainable),  # not the schedule: several share a stage 1
         "stage": stage.number,
@@ -131,9 +134,19 @@ _OF_EACH_RUN = (
 """How and where to compute, and how to read the result: no parent hands that down."""
 
 
+_OF_EARLIER_RUNS: dict[str, object] = {
+    "interpolation": "bilinear",
+    "crop": 1.0,
+    "mean": ",".join(map(str, MEAN)),
+    "std": ",".join(map(str, STD)),
+    "blocks": "auto",
+}
+"""What all runs had before these were settings."""
+
+
 def inherit(run: RunView) -> dict[str, object]:
     """A stage run's resolved settings, as logged, for a child to take over."""
-    return {k: v for k, v in run.settings.items() if k not in _OF_EACH_RUN}
+    return _OF_EARLIER_RUNS | {k: v for k, v in run.settings.items() if k not in _OF_EACH_RUN}
 
 
 def settings_of(run: RunView) -> dict[str, object]:

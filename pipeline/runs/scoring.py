@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 
-from pipeline.data.base import Source, Split, notes_on, read_images
+from pipeline.data.base import Source, Split, notes_on, preparation_of, read_images
 from pipeline.data.images import ImageSet
 from pipeline.data.overlap import Overlap
 from pipeline.errors import DataError, LineageError
@@ -174,7 +174,13 @@ def read_test_split(source: Source, settings: Settings, say: Callable[[str], Non
     """
     test = test_split(source, settings)
     rows = np.arange(len(test.labels))
-    images = read_images(test, rows, settings.image_size, skip_unreadable=settings.skip_unreadable)
+    images = read_images(
+        test,
+        rows,
+        settings.image_size,
+        preparation_of(settings),
+        skip_unreadable=settings.skip_unreadable,
+    )
     for note in notes_on(images.unreadable, images.doubts):
         say(f"note: test split: {note}")
     if not len(images):

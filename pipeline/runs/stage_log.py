@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -194,6 +195,7 @@ def log_served_model(
         "arguments": recipe.arguments,
         "class_names": draw.class_names,
         "image_size": settings.image_size,
+        **asdict(draw.val.preparation),
         "ranges": draw.ranges,
     }
     write_atomically(about, json.dumps(content).encode())

@@ -23,9 +23,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 try:
-    from pipeline.data.images import fit_square, normalise, to_rgb
+    from pipeline.data.images import Preparation, to_rgb
 except ImportError:  # in a server: images.py stands alone on the path
-    from images import fit_square, normalise, to_rgb  # type: ignore[import-not-found, no-redef]
+    from images import Preparation, to_rgb  # type: ignore[import-not-found, no-redef]
 
 
 class ImageClassifier(PythonModel):  # type: ignore[misc, unused-ignore]
@@ -49,15 +49,19 @@ class ImageClassifier(PythonModel):  # type: ignore[misc, unused-ignore]
         """Class name and probabilities of each image in column `image`."""
         size, names = self.about["image_size"], self.about["class_names"]
         ranges = self.about.get("ranges")
+        prepared = Preparation(
+            **{key: self.about[key] for key in ("interpolation", "crop", "mean", "std")}
+        )
         images = []
         for row, content in enumerate(model_input["image"]):
             try:
-                images.append(fit_square(to_rgb(Image.open(io.BytesIO(content)), ranges), size))
+                rgb = to_rgb(Image.open(io.BytesIO(content)), ranges)
+                images.append(prepared.fit_square(rgb, size))
             except Exception as err:  # each format of Pillow raises its own
                 raise ValueError(f"the image in row {row} cannot be read ({err})") from err
         if not images:
             return pd.DataFrame(columns=["label", *names])
-        batch = normalise(torch.from_numpy(np.stack(images)))
+        batch = prepared.normalise(torch.from_numpy(np.stack(images)))
         with torch.no_grad():
             probabilities = self.network(batch).softmax(1).numpy()
         table = pd.DataFrame(probabilities.astype(np.float64), columns=names)

@@ -124,6 +124,7 @@ def resolve(layers: Iterable[Layer]) -> Settings:
             else:
                 faults.append(f"unknown setting {key} ({layer.source}){hint_for(key)}")
     settings = validated(Settings, run, faults)
+    settings = settings.as_weights_want() if settings else None
     schedule = settings.chain if settings else SCHEDULES["three_stage"]
     faults += [
         f"{given.key} ({given.layer.source}): schedule {schedule.name} has {schedule.length}: "

@@ -21,11 +21,13 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from pipeline.model.inputs import input_config
 from pipeline.model.often import BLOCKS, OFTEN
 from pipeline.settings.schedules import SCHEDULES, Schedule, Stage, schedule_of
 from pipeline.stats.metrics import DEFAULT_OBJECTIVE, OBJECTIVES, SHARES
 from pipeline.system.files import name_of, typed_path
 
+AUTO = "auto"
 _Value = TypeVar("_Value")
 DEFAULT_PRESET = "digits"
 OWN_IMAGES_PRESET = "images"
@@ -52,8 +54,26 @@ def _usable_blocks(text: str) -> str:
     return text
 
 
+def numbers_of(text: str) -> tuple[float, ...]:
+    """The numbers in a text, with commas between them."""
+    return tuple(float(part) for part in text.split(","))
+
+
+def _three_numbers(text: str) -> str:
+    if text == AUTO:
+        return text
+    try:
+        numbers = numbers_of(text)
+    except ValueError:
+        numbers = ()
+    if len(numbers) != 3 or not all(0 <= number <= 1 for number in numbers):
+        raise PydanticCustomError("numbers", "must be auto, or three numbers from 0 to 1")
+    return text
+
+
 BackboneText = Annotated[str, AfterValidator(_known_network)]
 """A network's name, as `backbones.build_backbone` takes it."""
+NumbersText = Annotated[str, AfterValidator(_three_numbers)]
 BlocksText = Annotated[str, AfterValidator(_usable_blocks)]
 
 
@@ -207,7 +227,25 @@ class Settings(Thresholds):
         "IMAGENET1K_V1, or a .pth/.safetensors file",
         min_length=1,
     )
-    image_size: int = setting(224, "pixels a side", ge=32, le=1024)
+    image_size: int = setting(
+        224, "pixels a side; 0: the size that the weights were trained at", ge=0, le=1024
+    )
+    interpolation: Literal["auto", "bilinear", "bicubic", "lanczos"] = setting(
+        "auto", "how pictures are resized; auto: as those that the weights were trained on"
+    )
+    crop: float = setting(
+        1.0,
+        "share of a picture's central square, a side, that is kept; many weights were validated "
+        "with 0.875, which loses 2 to 4 points on CIFAR-10",
+        gt=0,
+        le=1,
+    )
+    mean: NumbersText = setting(
+        "auto",
+        "mean of each channel, values from 0 to 1 with commas between them; auto: that of the "
+        "images that the weights were trained on",
+    )
+    std: NumbersText = setting("auto", "standard deviation of each channel, as mean")
     schedule: ScheduleText = setting(
         "three_stage",
         f"which blocks each stage trains: {', '.join(SCHEDULES)}, or a YAML file",
@@ -236,6 +274,16 @@ class Settings(Thresholds):
     def data_name(self) -> str:
         """What the images are called in the names of runs."""
         return name_of(typed_path(self.data))
+
+    def as_weights_want(self) -> Settings:
+        """The settings with `auto` replaced by what the weights were trained on."""
+        wanted = input_config(self.backbone, self.weights)
+        texts = {"interpolation": wanted.interpolation}
+        texts |= {key: ",".join(map(str, getattr(wanted, key))) for key in ("mean", "std")}
+        found: dict[str, object] = {k: v for k, v in texts.items() if getattr(self, k) == AUTO}
+        if not self.image_size:
+            found["image_size"] = wanted.size
+        return self.model_copy(update=found)
 
     @property
     def chain(self) -> Schedule:
@@ -270,7 +318,8 @@ THRESHOLD_KEYS = tuple(Thresholds.model_fields)
 INHERITED_KEYS = (
     *("data", "label_column", "image_column", "skip_unreadable"),
     *("train_per_class", "val_per_class", "test_per_class", "data_seed", "draw"),
-    *("backbone", "blocks", "weights", "image_size", "schedule", "norm_stats"),
+    *("backbone", "blocks", "weights", "schedule", "norm_stats"),
+    *("image_size", "interpolation", "crop", "mean", "std"),
 )
 """What a child stage takes from its parent run and may not contradict."""
 PLACE_KEYS = ("data", "label_column", "image_column", "skip_unreadable", "weights")
