@@ -11,6 +11,7 @@ frozen prefix ends at the border of a segment.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -62,6 +63,12 @@ class Backbone:
         wanted = set(trainable)
         holds = [not wanted.isdisjoint(segment.blocks) for segment in self.segments]
         return holds.index(True)
+
+    def computed_anew(self, trainable: Iterable[str]) -> tuple[str, ...]:
+        """Blocks before the first of these that share its segment: no prefix can end there."""
+        wanted = set(trainable)
+        first = self.segments[self.frozen_segments(wanted)].blocks
+        return tuple(itertools.takewhile(lambda block: block not in wanted, first))
 
     def tensor_names(self, blocks: Iterable[str]) -> list[str]:
         """State-dict names (parameters and buffers) of these blocks, in the model's order."""
