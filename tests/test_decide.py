@@ -229,7 +229,8 @@ def by_hand(
         if above >= threshold:
             return ByHand("justified", "none", n, above, below)
         if 1 - above >= threshold:
-            kind = "harmful" if below >= threshold else "equivalent"
+            harmless = "equivalent" if 1 - below >= threshold else "no_gain"
+            kind = "harmful" if below >= threshold else harmless
             return ByHand("not_justified", kind, n, above, below)
     return ByHand("inconclusive", "none", n, above, below)
 

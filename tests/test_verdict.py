@@ -36,8 +36,8 @@ def ending(found: Verdict) -> str:
         (2.6201, "go_on", None),
         (0.5, "go_on", None),
         (-1.6201, "go_on", None),  # 0.5 - 2.1201
-        (-1.6204, "not_justified", "equivalent"),
-        (-2.6201, "not_justified", "equivalent"),  # -0.5 - 2.1201
+        (-1.6204, "not_justified", "no_gain"),
+        (-2.6201, "not_justified", "no_gain"),  # -0.5 - 2.1201
         (-2.6204, "not_justified", "harmful"),
     ],
 )

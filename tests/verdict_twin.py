@@ -53,5 +53,7 @@ def walk(
         if above >= threshold:
             return "justified", look
         if inside + below >= threshold:
-            return ("harmful" if below >= threshold else "equivalent"), look
+            if below >= threshold:
+                return "harmful", look
+            return ("equivalent" if 1 - below >= threshold else "no_gain"), look
     return "inconclusive", used

@@ -11,6 +11,14 @@ ROPE_PP = 0.5
 LOOKS = (5, 10, 20)
 THRESHOLD = 0.98
 
+GRID = (5, 10, 20, 40, 80, 160)
+"""Looks at which an `anytime` design spends most of its error."""
+ANYTIME_THRESHOLD = 0.99
+"""On the grid; with `OFF_GRID` elsewhere a gain at the edge errs in 5% of decisions of one who
+looks after each pair from 5 to 160, whatever makes this person stop (`benchmarks/looks.py`)."""
+OFF_GRID = 0.2
+"""Error allowed at a look off the grid, as a share of that at a look on the grid."""
+
 
 @dataclass(frozen=True)
 class Design:
@@ -21,11 +29,20 @@ class Design:
             of exactly this size is inside, so not worth having.
         looks: numbers of pairs after which a verdict may fall, at least 2, rising.
         threshold: posterior probability at which a verdict falls, above one half.
+        anytime: looking again, and going on after `inconclusive`, must not add to the error: the
+            threshold is higher away from the looks of `GRID` (`threshold_at`).
     """
 
     rope_pp: float = ROPE_PP
     looks: tuple[int, ...] = LOOKS
     threshold: float = THRESHOLD
+    anytime: bool = False
+
+    def threshold_at(self, pairs: int) -> float:
+        """The probability at which a verdict falls after so many pairs."""
+        if not self.anytime or pairs in GRID:
+            return self.threshold
+        return 1 - OFF_GRID * (1 - self.threshold)
 
     def pairs_to_next_look(self, pairs: int) -> int:
         """Further pairs until the first look beyond `pairs`; 0 if no look is left."""

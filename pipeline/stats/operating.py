@@ -2,7 +2,7 @@
 
 In: a `Design` and how much gains vary. Out: the share of studies that end in each verdict, and the
 pairs they use; a table of it. All studies are judged at once, by the functions that judge one. Not
-covered: gains that are not normal.
+covered: gains that are not normal, and other test images (`simulated.py`).
 
 Gains of resampled pools: Nadeau & Bengio 2003 (Machine Learning 52, 239-281).
 """
@@ -30,8 +30,8 @@ def walk_studies(
     """`verdict.verdict` for many studies at once, one a row of `gains_pp` `(studies, pairs)`.
 
     Returns:
-        How each study ends (`justified`, `equivalent`, `harmful`, `inconclusive` or `go_on`), and
-        the pairs it rests on, both `(studies,)`.
+        How each study ends (`justified`, `equivalent`, `no_gain`, `harmful`, `inconclusive` or
+        `go_on`), and the pairs it rests on, both `(studies,)`.
     """
     studies, pairs = gains_pp.shape
     ends = np.full(studies, "open", dtype="<U12")
@@ -40,7 +40,9 @@ def walk_studies(
         still = np.flatnonzero(ends == "open")
         mean, sd = moments(gains_pp[still, :look])
         scale = scale_of(sd, look, correction, resolution_pp)
-        ends[still] = rule(*tails(mean, scale, look - 1, design.rope_pp), design.threshold)
+        ends[still] = rule(
+            *tails(mean, scale, look - 1, design.rope_pp), design.threshold_at(look)
+        )
         used[still] = look
     ends[ends == "open"] = "inconclusive" if pairs >= design.looks[-1] else "go_on"
     return ends, used
@@ -79,17 +81,22 @@ def operating_characteristics(
     rows = []
     for gain in true_gains:
         ends, used = walk_studies(noise + gain, design, correction, resolution_pp)
-        rows.append(
-            {
-                "true gain, pp": gain,
-                "justified": np.mean(ends == "justified"),
-                "not justified": np.mean((ends == "equivalent") | (ends == "harmful")),
-                "of these harmful": np.mean(ends == "harmful"),
-                "inconclusive": np.mean(ends == "inconclusive"),
-                "mean pairs used": np.mean(used),
-            }
-        )
+        rows.append(share_of_ends(gain, ends, used))
     return pd.DataFrame(rows)
+
+
+def share_of_ends(
+    gain: float, ends: NDArray[np.str_], used: NDArray[np.int64]
+) -> dict[str, float]:
+    """A row of a table of operating characteristics."""
+    return {
+        "true gain, pp": gain,
+        "justified": float(np.mean(ends == "justified")),
+        "not justified": float(np.mean(np.isin(ends, ["equivalent", "harmful", "no_gain"]))),
+        "of these harmful": float(np.mean(ends == "harmful")),
+        "inconclusive": float(np.mean(ends == "inconclusive")),
+        "mean pairs used": float(np.mean(used)),
+    }
 
 
 def characteristics_text(table: pd.DataFrame) -> str:

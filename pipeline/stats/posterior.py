@@ -30,14 +30,16 @@ TINY_PP = 1e-9
 
 @dataclass(frozen=True)
 class Posterior:
-    """What is believed about the true gain after some pairs: a Student-t of `pairs - 1` degrees.
+    """What is believed about the true gain after some pairs: a Student-t.
 
     Attributes:
         pairs: paired gains it rests on.
         mean_pp: their mean, the posterior's location.
         sd_pp: their standard deviation, with `pairs - 1` in the denominator.
-        scale_pp: the posterior's scale, `sd_pp * sqrt(1 / pairs + correction)`; 0: a point mass.
+        scale_pp: the posterior's scale; 0: a point mass. For the test images at hand it is
+            `sd_pp * sqrt(1 / pairs + correction)`, for other images `crossed.py` has the formula.
             Where gains are known to a resolution, `sd_pp` counts as at least that of rounding.
+        degrees: of freedom; `pairs - 1` for the test images at hand.
         correction: of resampled pairs; 0: disjoint draws.
         rope_pp: the region of practical equivalence is -rope_pp to rope_pp, edges included.
         p_above: probability of a gain above the region.
@@ -50,6 +52,7 @@ class Posterior:
     mean_pp: float
     sd_pp: float
     scale_pp: float
+    degrees: float
     correction: float
     rope_pp: float
     p_above: float
@@ -67,7 +70,7 @@ class Posterior:
     def p_positive(self) -> float:
         """Probability of any gain at all; a mass on zero is no gain."""
         mean, scale = np.asarray(self.mean_pp), np.asarray(self.scale_pp)
-        return float(tails(mean, scale, self.pairs - 1, 0.0)[0])
+        return float(tails(mean, scale, self.degrees, 0.0)[0])
 
 
 def moments(gains_pp: Floats) -> tuple[Floats, Floats]:
@@ -87,7 +90,7 @@ def scale_of(sd_pp: Floats, pairs: int, correction: float, resolution_pp: float)
 
 
 def tails(
-    mean_pp: Floats, scale_pp: Floats, degrees: int, rope_pp: float
+    mean_pp: Floats, scale_pp: Floats, degrees: float | Floats, rope_pp: float
 ) -> tuple[Floats, Floats]:
     """Probability of a gain above the ROPE, and of one below it; any shape.
 
@@ -131,17 +134,41 @@ def posterior(
     count = len(gains)
     mean, sd = moments(gains)
     scale = scale_of(sd, count, correction, resolution_pp)
-    above, below = (float(p) for p in tails(mean, scale, count - 1, rope_pp))
-    half = float(special.stdtrit(count - 1, (1 + INTERVAL) / 2) * scale)
-    return Posterior(
+    return student_posterior(
         pairs=count,
         mean_pp=float(mean),
         sd_pp=float(sd),
         scale_pp=float(scale),
+        degrees=count - 1,
+        correction=correction,
+        rope_pp=rope_pp,
+    )
+
+
+def student_posterior(
+    *,
+    pairs: int,
+    mean_pp: float,
+    sd_pp: float,
+    scale_pp: float,
+    degrees: float,
+    correction: float,
+    rope_pp: float,
+) -> Posterior:
+    """The posterior with this location, scale and degrees of freedom; see `Posterior`."""
+    location, scale = np.asarray(mean_pp), np.asarray(scale_pp)
+    above, below = (float(p) for p in tails(location, scale, degrees, rope_pp))
+    half = float(special.stdtrit(degrees, (1 + INTERVAL) / 2) * scale_pp)
+    return Posterior(
+        pairs=pairs,
+        mean_pp=mean_pp,
+        sd_pp=sd_pp,
+        scale_pp=scale_pp,
+        degrees=degrees,
         correction=correction,
         rope_pp=rope_pp,
         p_above=above,
         p_inside=max(0.0, 1 - above - below),
         p_below=below,
-        interval_pp=(float(mean) - half, float(mean) + half),
+        interval_pp=(mean_pp - half, mean_pp + half),
     )

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.stats.crossed import Crossed
 from pipeline.stats.design import Design
 from pipeline.stats.posterior import INTERVAL, Floats, Gains, Posterior, posterior
 
+Table = NDArray[np.integer[Any]]
+"""Differences of pairs on test images (pairs, images): 1, 0 or -1."""
+
 VerdictState = Literal["justified", "not_justified", "inconclusive", "go_on"]
-Kind = Literal["equivalent", "harmful"]
+Kind = Literal["equivalent", "no_gain", "harmful"]
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,9 @@ class Verdict:
     """The whole path of a decision, and where it stands.
 
     Attributes:
-        kind: of `not_justified`; otherwise None. `equivalent` says that a gain above the ROPE is
-            ruled out and a loss beyond it has not been shown, nothing more.
+        kind: of `not_justified`; otherwise None. `harmful`: a loss beyond the ROPE is shown;
+            `equivalent`: a gain and a loss beyond it are both ruled out; `no_gain`: a gain above
+            it is ruled out, a loss beyond it is neither shown nor ruled out.
         looks: every look taken, first to last; empty before the first.
         pairs_needed: further pairs until the next look; 0 unless the state is `go_on`.
     """
@@ -77,7 +82,7 @@ class Verdict:
             return f"no verdict yet, {_pairs(self.pairs_needed)} to the next look"
         if self.kind == "harmful":
             return "not justified, harmful"
-        if self.kind == "equivalent":
+        if self.kind in {"equivalent", "no_gain"}:
             return f"not justified, a gain above {rope_pp:g} pp is ruled out"
         if self.state == "inconclusive":
             return f"inconclusive, whether it gains more than {rope_pp:g} pp stays open"
@@ -85,39 +90,54 @@ class Verdict:
 
 
 def rule(above: Floats, below: Floats, threshold: float) -> NDArray[np.str_]:
-    """What a look finds: `justified`, `harmful`, `equivalent`, or `open`; any shape.
+    """What a look finds: `justified`, `harmful`, `equivalent`, `no_gain` or `open`; any shape.
 
-    P(gain < ROPE), which rules a gain out, includes the losses. A threshold above one half keeps
-    the findings apart.
+    P(gain < ROPE), which rules a gain out, includes the losses. Equivalence asks for two one-sided
+    tests (Schuirmann 1987, J. Pharmacokinetics and Biopharmaceutics 15, 657-680). A threshold
+    above one half keeps the findings apart.
     """
-    found = [above >= threshold, below >= threshold, 1 - above >= threshold]
-    return np.select(found, ["justified", "harmful", "equivalent"], "open")
+    no_gain, no_loss = 1 - above >= threshold, 1 - below >= threshold
+    found = [above >= threshold, below >= threshold, no_gain & no_loss, no_gain]
+    return np.select(found, ["justified", "harmful", "equivalent", "no_gain"], "open")
 
 
 def decide_at_look(
-    gains_pp: Gains, design: Design, correction: float = 0.0, resolution_pp: float = 0.0
+    gains_pp: Gains,
+    design: Design,
+    correction: float = 0.0,
+    resolution_pp: float = 0.0,
+    differences: Table | None = None,
 ) -> Look:
     """One look at all of `gains_pp`; what earlier looks found plays no part.
 
     `justified` at P(gain > ROPE) >= threshold. `not_justified` at P(gain < ROPE) >= threshold:
     `harmful` if P(gain < -ROPE) reaches it too, else `equivalent`. Otherwise `go_on`, after the
-    last look `inconclusive`.
+    last look `inconclusive`. With `differences` (pairs, images), from which the gains come, the
+    posterior covers other test images, too, and brings its own resolution.
     """
-    known = posterior(
-        gains_pp, rope_pp=design.rope_pp, correction=correction, resolution_pp=resolution_pp
-    )
-    found = str(rule(np.asarray(known.p_above), np.asarray(known.p_below), design.threshold))
+    if differences is None:
+        known = posterior(
+            gains_pp, rope_pp=design.rope_pp, correction=correction, resolution_pp=resolution_pp
+        )
+    else:
+        known = Crossed.of(differences).posterior(rope_pp=design.rope_pp, correction=correction)
+    threshold = design.threshold_at(known.pairs)
+    found = str(rule(np.asarray(known.p_above), np.asarray(known.p_below), threshold))
     state: VerdictState = "go_on" if design.pairs_to_next_look(known.pairs) else "inconclusive"
     kind: Kind | None = None
     if found == "justified":
         state = "justified"
     elif found != "open":
-        state, kind = "not_justified", "harmful" if found == "harmful" else "equivalent"
-    return Look(known, state, kind, _reason(known, state, kind, design.threshold))
+        state, kind = "not_justified", cast("Kind", found)
+    return Look(known, state, kind, _reason(known, state, kind, threshold))
 
 
 def verdict(
-    gains_pp: Gains, design: Design, correction: float = 0.0, resolution_pp: float = 0.0
+    gains_pp: Gains,
+    design: Design,
+    correction: float = 0.0,
+    resolution_pp: float = 0.0,
+    differences: Table | None = None,
 ) -> Verdict:
     """Walk through the looks until a verdict falls, over gains in the order they were run.
 
@@ -126,7 +146,8 @@ def verdict(
     """
     taken: list[Look] = []
     for pairs in (look for look in design.looks if look <= len(gains_pp)):
-        look = decide_at_look(gains_pp[:pairs], design, correction, resolution_pp)
+        table = None if differences is None else differences[:pairs]
+        look = decide_at_look(gains_pp[:pairs], design, correction, resolution_pp, table)
         taken.append(look)
         if look.state != "go_on":
             return Verdict(look.state, look.kind, look.reason, tuple(taken), 0)
@@ -156,7 +177,7 @@ def _reason(known: Posterior, state: VerdictState, kind: Kind | None, threshold:
         words = f"{above} is at least {threshold}"
     elif kind == "harmful":
         words = f"{below} is at least {threshold}"
-    elif kind == "equivalent":
+    elif kind:
         words = f"{at_most} is at least {threshold}, {below} is not"
     else:
         last = "the last look, " if state == "inconclusive" else ""
