@@ -21,12 +21,16 @@ compares this with others; results in docs/experiments.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import NDArray
 
 from pipeline.stats.design import ROPE_PP
 from pipeline.stats.posterior import Floats, Posterior, student_posterior
+
+Table = NDArray[np.integer[Any]]
+"""Differences of pairs on test images (pairs, images): 1, 0 or -1."""
 
 ADDED = 1.0
 """Images that are added for each arm, which wins them in every pair."""
@@ -53,7 +57,7 @@ class Crossed:
     square_cell: Floats
 
     @classmethod
-    def of(cls, differences: ArrayLike) -> Crossed:
+    def of(cls, differences: Table) -> Crossed:
         """The sums of one table (pairs, images)."""
         table = np.asarray(differences)
         assert table.ndim == 2, table.shape

@@ -31,12 +31,14 @@ class Design:
         threshold: posterior probability at which a verdict falls, above one half.
         anytime: looking again, and going on after `inconclusive`, must not add to the error: the
             threshold is higher away from the looks of `GRID` (`threshold_at`).
+        robust: `justified` must not rest on a single pair (`robustness.py`).
     """
 
     rope_pp: float = ROPE_PP
     looks: tuple[int, ...] = LOOKS
     threshold: float = THRESHOLD
     anytime: bool = False
+    robust: bool = False
 
     def threshold_at(self, pairs: int) -> float:
         """The probability at which a verdict falls after so many pairs."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.stats.design import Design
 from pipeline.stats.posterior import Floats, moments, scale_of, tails
+from pipeline.stats.robustness import many_stand
 from pipeline.stats.verdict import rule
 from pipeline.system.text import in_columns
 
@@ -40,9 +41,13 @@ def walk_studies(
         still = np.flatnonzero(ends == "open")
         mean, sd = moments(gains_pp[still, :look])
         scale = scale_of(sd, look, correction, resolution_pp)
-        ends[still] = rule(
-            *tails(mean, scale, look - 1, design.rope_pp), design.threshold_at(look)
-        )
+        threshold = design.threshold_at(look)
+        found = rule(*tails(mean, scale, look - 1, design.rope_pp), threshold)
+        if design.robust:
+            shared = correction, resolution_pp
+            stand = many_stand(gains_pp[still, :look], design.rope_pp, threshold, *shared)
+            found[(found == "justified") & ~stand] = "open"
+        ends[still] = found
         used[still] = look
     ends[ends == "open"] = "inconclusive" if pairs >= design.looks[-1] else "go_on"
     return ends, used

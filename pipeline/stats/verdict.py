@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.stats.crossed import Crossed
+from pipeline.stats.crossed import Crossed, Table
 from pipeline.stats.design import Design
 from pipeline.stats.posterior import INTERVAL, Floats, Gains, Posterior, posterior
-
-Table = NDArray[np.integer[Any]]
-"""Differences of pairs on test images (pairs, images): 1, 0 or -1."""
+from pipeline.stats.robustness import Robustness, robustness, still_enough
 
 VerdictState = Literal["justified", "not_justified", "inconclusive", "go_on"]
 Kind = Literal["equivalent", "no_gain", "harmful"]
@@ -113,7 +111,8 @@ def decide_at_look(
     `justified` at P(gain > ROPE) >= threshold. `not_justified` at P(gain < ROPE) >= threshold:
     `harmful` if P(gain < -ROPE) reaches it too, else `equivalent`. Otherwise `go_on`, after the
     last look `inconclusive`. With `differences` (pairs, images), from which the gains come, the
-    posterior covers other test images, too, and brings its own resolution.
+    posterior covers other test images, too, and brings its own resolution. A `robust` design
+    does not say `justified` where a single pair carries it (`robustness.py`).
     """
     if differences is None:
         known = posterior(
@@ -123,13 +122,26 @@ def decide_at_look(
         known = Crossed.of(differences).posterior(rope_pp=design.rope_pp, correction=correction)
     threshold = design.threshold_at(known.pairs)
     found = str(rule(np.asarray(known.p_above), np.asarray(known.p_below), threshold))
-    state: VerdictState = "go_on" if design.pairs_to_next_look(known.pairs) else "inconclusive"
+    more = design.pairs_to_next_look(known.pairs)
+    otherwise: Literal["go_on", "inconclusive"] = "go_on" if more else "inconclusive"
+    state: VerdictState = otherwise
     kind: Kind | None = None
     if found == "justified":
         state = "justified"
     elif found != "open":
         state, kind = "not_justified", cast("Kind", found)
-    return Look(known, state, kind, _reason(known, state, kind, threshold))
+    reason = _reason(known, state, kind, threshold)
+    if state == "justified" and design.robust and known.pairs > 2:
+        record = robustness(
+            gains_pp,
+            rope_pp=design.rope_pp,
+            correction=correction,
+            resolution_pp=resolution_pp,
+            differences=differences,
+        )
+        if not record.stands(threshold):
+            return Look(known, otherwise, None, f"{reason}, but {_carried(record, threshold)}")
+    return Look(known, state, kind, reason)
 
 
 def verdict(
@@ -185,6 +197,13 @@ def _reason(known: Posterior, state: VerdictState, kind: Kind | None, threshold:
     equal = "; all gains are equal" if known.sd_pp == 0 else ""
     shared = f"; pairs share images (correction {known.correction:.2g})"
     return words + equal + (shared if known.correction else "")
+
+
+def _carried(record: Robustness, threshold: float) -> str:
+    if not record.keeps_sign:
+        return "leaving out a single pair changes the sign"
+    odds = f"P = {record.p_above[record.weakest]:.3f}, below {still_enough(threshold):.3g}"
+    return f"pair {record.weakest + 1} carries it: without this pair {odds}"
 
 
 def _pairs(count: int) -> str:

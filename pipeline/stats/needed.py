@@ -1,0 +1,111 @@
+"""What would settle an open decision: so many more pairs, or so many more test images.
+
+In: what is known now, as variances of pairs, images and the rest. Out: the fewest pairs, or the
+fewest test images, with which a verdict would fall if the gain and the variances are what they
+seem. The true gain may lie on either side, so that the verdict falls with a probability of about
+one half. Pure functions. Not covered: what the pairs and images cost.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from scipy import special
+
+from pipeline.stats.crossed import ADDED, Crossed, Table
+from pipeline.stats.design import GRID, Design
+from pipeline.stats.posterior import Posterior
+
+MOST_IMAGES = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needed:
+    """More of what would settle a decision; None: no number of them alone does.
+
+    Attributes:
+        pairs: further pairs on these test images, to 160 in all at most.
+        images: further test images for these pairs; None also where images are not known.
+    """
+
+    pairs: int | None
+    images: int | None
+
+    @property
+    def sentence(self) -> str:
+        """In words."""
+        pairs = f"about {self.pairs:,} more pairs" if self.pairs is not None else ""
+        images = f"about {self.images:,} more test images" if self.images is not None else ""
+        either = " or ".join(filter(None, (pairs, images)))
+        if either:
+            return f"to settle this {either} are needed, if the gain stays what it seems"
+        return "to settle this, neither more pairs nor more test images alone are enough"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variances:
+    """What varies, in squared percentage points: of a pair, of an image, of one cell beside both.
+
+    `correction`: of resampled pairs.
+    """
+
+    pair: float
+    image: float
+    rest: float
+    correction: float = 0.0
+
+    def scale(self, pairs: int, images: float) -> tuple[float, float]:
+        """The scale that `Crossed.scale` would find on average, and its degrees of freedom."""
+        one_pair = self.pair + self.rest / images
+        of_pairs = one_pair * (1 / pairs + self.correction)
+        chance = self.rest / (pairs * images)
+        by_image = self.image / images + chance + 1e4 * 2 * ADDED / images**2
+        variance = of_pairs + by_image - chance
+        share = of_pairs**2 / (pairs - 1) + by_image**2 / images
+        share += chance**2 / ((pairs - 1) * images)
+        degrees = variance**2 / share if share else math.inf
+        return math.sqrt(variance), min(max(degrees, pairs - 1), images)
+
+
+def needed(known: Posterior, design: Design, differences: Table | None = None) -> Needed:
+    """What would settle a decision of which `known` is believed.
+
+    `differences` (pairs, images): those that `known` rests on; without them test images count as
+    fixed.
+    """
+    gap_pp = abs(known.mean_pp - design.rope_pp)
+    if differences is None:
+        alone = Variances(pair=known.sd_pp**2, image=0.0, rest=0.0, correction=known.correction)
+        return Needed(pairs=_pairs(alone, gap_pp, design, known.pairs, math.inf), images=None)
+    table = Crossed.of(differences)
+    pair, image, rest = table.components
+    both = Variances(pair=pair, image=image, rest=rest, correction=known.correction)
+    return Needed(
+        pairs=_pairs(both, gap_pp, design, known.pairs, table.images),
+        images=_images(both, gap_pp, design, known.pairs, table.images),
+    )
+
+
+def _settles(one: Variances, gap_pp: float, design: Design, pairs: int, images: float) -> bool:
+    scale_pp, degrees = one.scale(pairs, images)
+    quantile = special.stdtrit(min(degrees, 1e9), design.threshold_at(pairs))
+    return bool(gap_pp >= quantile * scale_pp)
+
+
+def _pairs(one: Variances, gap_pp: float, design: Design, pairs: int, images: float) -> int | None:
+    more = range(1, GRID[-1] - pairs + 1)
+    return next((n for n in more if _settles(one, gap_pp, design, pairs + n, images)), None)
+
+
+def _images(one: Variances, gap_pp: float, design: Design, pairs: int, images: int) -> int | None:
+    low, high = images, MOST_IMAGES
+    if not _settles(one, gap_pp, design, pairs, high):
+        return None
+    while high - low > max(1, low // 100):  # to 1%
+        middle = (low + high) // 2
+        if _settles(one, gap_pp, design, pairs, middle):
+            high = middle
+        else:
+            low = middle
+    return high - images
