@@ -148,3 +148,20 @@ def test_the_text_table_is_aligned() -> None:
     assert len({len(line) for line in lines}) == 1
     assert lines[1].split() == ["-1", "0.000", "1.000", "1.000", "0.000", "5.0"]
     assert lines[3].split() == ["-0.8766", "0.123", "1.123", "1.123", "0.123", "5.1"]
+
+
+@pytest.mark.parametrize(
+    "looks", [tuple(range(5, 81)), (5, 10, 20, *range(21, 81)), (5, 10, 20, 40)]
+)
+def test_a_person_who_looks_again_and_again_errs_in_at_most_one_of_twenty(
+    looks: tuple[int, ...],
+) -> None:
+    studies = 4000
+    gains = 0.5 + np.random.default_rng(7).standard_normal((studies, 80))
+    anytime = Design(looks=looks, threshold=0.99, anytime=True)
+    for sign in (1, -1):
+        ends, _ = walk_studies(0.5 + sign * (gains - 0.5), anytime)
+        assert np.mean(ends == "justified") <= 0.05
+    if len(looks) > 4:
+        ends, _ = walk_studies(gains, Design(looks=looks))
+        assert np.mean(ends == "justified") > 0.09

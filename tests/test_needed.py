@@ -1,0 +1,73 @@
+"""What would settle a decision, by hand and by running decisions with so much more."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from pipeline.stats.crossed import Crossed
+from pipeline.stats.design import Design
+from pipeline.stats.needed import Variances, needed
+from pipeline.stats.posterior import posterior
+
+D = Design()
+
+
+def test_pairs_are_those_worked_out_by_hand() -> None:
+    # s = 1, gap 0.5: t quantile of 0.98 over sqrt(n) at most 0.5; n = 20: 2.2047 / 4.4721 = 0.493
+    # n = 19: 2.2137 / 4.3589 = 0.508
+    gains = np.array([0.0, 2.0, 1.0, 0.0, 2.0, 1.0])
+    gains = (gains - 1) / gains.std(ddof=1) + 1
+    assert needed(posterior(gains), D).pairs == 20 - 6
+    assert needed(posterior(gains), D).images is None
+
+
+def test_a_gain_on_the_edge_or_correlated_pairs_are_never_settled() -> None:
+    assert needed(posterior([0.0, 1.0, 0.5]), D).pairs is None
+    known = posterior([0.0, 2.0, 1.0, 0.0, 2.0, 1.0], correction=1.0)
+    assert needed(known, D).pairs is None
+    assert "neither" in needed(known, D).sentence
+
+
+def test_an_anytime_design_goes_to_a_look_of_its_grid() -> None:
+    gains = np.array([0.0, 2.0, 1.0, 0.0, 2.0, 1.0])
+    gains = (gains - 1) / gains.std(ddof=1) + 1
+    anytime = Design(threshold=0.99, anytime=True)
+    # 0.99 at 40: 2.4258 / 6.3246 = 0.384; at 0.998 first at 36 or so: 3.09 / 6 = 0.515
+    found = needed(posterior(gains), anytime).pairs
+    assert found is not None
+    n = found + 6
+    assert stats.t.ppf(anytime.threshold_at(n), n - 1) / n**0.5 <= 0.5
+    assert stats.t.ppf(anytime.threshold_at(n - 1), n - 2) / (n - 1) ** 0.5 > 0.5
+
+
+def tables(images: int, pairs: int, seed: int) -> np.ndarray:
+    """Images decide: 3% are always won, 1.5% always lost, 2% come and go."""
+    rng = np.random.default_rng(seed)
+    kind = rng.random(images)
+    always = (kind < 0.03).astype(int) - (kind > 0.985)
+    come = rng.choice([-1, 0, 1], p=[0.01, 0.98, 0.01], size=(pairs, images))
+    return np.where(always, always, come).astype(np.int8)
+
+
+def test_where_images_are_few_it_asks_for_images_and_these_settle_it() -> None:
+    table = tables(800, 20, 1)
+    known = Crossed.of(table).posterior(rope_pp=0.5)
+    found = needed(known, D, table)
+    assert found.pairs is None
+    assert found.images is not None
+    assert f"about {found.images:,} more test images" in found.sentence
+    # as many more of the same: the gain and the variances stay as they are
+    times = 1 + found.images / 800
+    more = np.tile(table, (1, int(np.ceil(times * 1.1))))
+    assert Crossed.of(more).posterior(rope_pp=0.5).p_above >= 0.98
+    assert known.p_above < 0.98
+
+
+def test_the_scale_foreseen_is_the_one_found() -> None:
+    table = tables(1000, 10, 5)
+    one = Crossed.of(table)
+    pair, image, rest = one.components
+    foreseen = Variances(pair=pair, image=image, rest=rest).scale(10, 1000)
+    assert foreseen == pytest.approx([float(x) for x in one.scale()], rel=0.02)
