@@ -171,12 +171,26 @@ def power(studies: int) -> None:
         print("|", " | ".join([f"{images:,}", f"{q:.0%}", f"{gain:g}", *cells]), "|")
 
 
+def check() -> None:
+    """The formula for the bootstrap's variance against the bootstrap."""
+    rng = np.random.default_rng(6)
+    print("\n| test images | standard error, pp: crossed | formula | 2,000 bootstrap samples |")
+    print("|---|---|---|---|")
+    for images in (150, 1000):
+        own = rng.choice([-1, 0, 1], p=[0.01, 0.97, 0.02], size=images)
+        noise = rng.choice([-1, 0, 1], p=[0.02, 0.96, 0.02], size=(10, images))
+        differences = np.where(own, own, noise).astype(np.int8)
+        table = Crossed.of(differences)
+        shown = table.scale(added=0.0)[0], pigeonhole(table)[0], bootstrapped(differences, rng)
+        print(f"| {images} |", " | ".join(f"{one:.3f}" for one in shown), "|")
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--studies", type=int, default=1000)
     parser.add_argument("--again", type=int, default=4000)
-    parser.add_argument("--tables", nargs="+", default=["edge", "review", "power"])
+    parser.add_argument("--tables", nargs="+", default=["edge", "review", "power", "check"])
     args = parser.parse_args()
     if "edge" in args.tables:
         edge(args.studies, args.again)
@@ -184,6 +198,8 @@ def main() -> None:
         review(args.studies)
     if "power" in args.tables:
         power(args.studies)
+    if "check" in args.tables:
+        check()
 
 
 if __name__ == "__main__":

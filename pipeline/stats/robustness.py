@@ -17,7 +17,7 @@ from pipeline.stats.posterior import Floats, Gains, moments, scale_of, tails
 
 LENIENCE = 2.5
 """Without a pair the probability of no gain may be so many times what the threshold allows: 0.95
-for a verdict at 0.98. Where gains are normal this costs 0.3% of decisions a verdict (`benchmarks/looks.py`)."""
+for a verdict at 0.98. Of normal gains at most 0.3% lose their verdict (`benchmarks/looks.py`)."""
 
 
 def still_enough(threshold: float) -> float:
