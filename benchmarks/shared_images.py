@@ -27,9 +27,11 @@ from scipy import stats
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from pipeline.stats.seeds import images_part  # noqa: E402
+
 Floats = np.ndarray
 CLASSES, POOL, PAIRS = 10, 50, 8
-KAPPAS = (0.0, 0.1, 0.25, 0.5, 1.0)
+KAPPAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def extract(data: Path, weights: Path, out: Path, train: int, test: int) -> None:
@@ -172,6 +174,29 @@ def held(found: Floats, true: float, share: float, kappa: float) -> tuple[float,
     return float(np.mean(abs(found.mean(1) - true) <= half)), float(half.mean())
 
 
+def by_seeds(studies: int = 10_000) -> None:
+    """Intervals over draws with several seeds, normal gains: what is held, and how wide."""
+    rng = np.random.default_rng(0)
+    parts = (0.0, 0.1, 0.3, 0.6, 1.0)
+    print("\n| f | draws | seeds |", " | ".join(f"images' part {part:g}" for part in parts), "|")
+    print("|---|---|---|" + "---|" * len(parts))
+    for share in (0.5, 0.8):
+        for draws, seeds in ((5, 2), (5, 3), (10, 2), (20, 2), (20, 3)):
+            cells = []
+            for part in parts:
+                pool = np.sqrt(part * share) * rng.standard_normal((studies, 1, 1))
+                own = np.sqrt(part * (1 - share)) * rng.standard_normal((studies, draws, 1))
+                seed = np.sqrt(1 - part) * rng.standard_normal((studies, draws, seeds))
+                found = pool + own + seed
+                means, full = found.mean(2), share / (1 - share)
+                root = means.std(1, ddof=1) * stats.t.ppf(0.975, draws - 1)
+                half = root * np.sqrt(1 / draws + full * images_part(found))
+                bound = root * np.sqrt(1 / draws + full)
+                inside = np.mean(abs(means.mean(1)) <= half)
+                cells.append(f"{inside:.1%} ({half.mean() / bound.mean():.2f})")
+            print(f"| {share:g} | {draws} | {seeds} |", " | ".join(cells), "|")
+
+
 def main() -> None:
     """Extract if need be, resample, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -181,6 +206,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=26_000)
     parser.add_argument("--test", type=int, default=2000)
     args = parser.parse_args()
+    by_seeds()
     if not args.out.exists():
         extract(args.data, args.weights, args.out, args.train, args.test)
     images = Images(args.out, args.test)
