@@ -1,4 +1,4 @@
-"""Schedules: the table of the method, files of one's own, and how a stage splits a backbone."""
+"""Schedules: the table of the method, and files of one's own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.runs.lineage import lineage_key, recipe_key
 from pipeline.settings.layers import Layer, resolve
 from pipeline.settings.request import load_settings
 from pipeline.settings.run import plain_values
-from pipeline.settings.schedules import BLOCKS, FILES, SCHEDULES, Stage, schedule_of
+from pipeline.settings.schedules import FILES, SCHEDULES, schedule_of
 from pipeline.settings.search_space import SPACES_DIR, default_space
 from tests.conftest import Command, words_of
 from tests.helpers import planned_epochs, request_of
@@ -45,33 +45,6 @@ def test_the_schedules_are_those_of_the_method() -> None:
         name: [set(stage.trainable) for stage in schedule.stages]
         for name, schedule in SCHEDULES.items()
     } == table
-
-
-@pytest.mark.parametrize("stage", ALL_STAGES)
-def test_a_stage_is_a_frozen_prefix_and_a_suffix_that_begins_with_a_trainable_block(
-    stage: Stage,
-) -> None:
-    assert SCHEDULES[stage.schedule].stage(stage.number) is stage
-    assert stage.prefix + stage.suffix == FORWARD
-    assert not set(stage.prefix) & set(stage.trainable)
-    assert stage.suffix[0] == stage.deepest
-    assert stage.deepest in stage.trainable
-
-
-@pytest.mark.parametrize(
-    ("trainable", "deepest", "prefix"),
-    [
-        (("head",), "head", FORWARD[:5]),
-        (("head", "block4"), "block4", FORWARD[:4]),
-        (("block3", "head"), "block3", FORWARD[:3]),  # a gap: block4 is frozen, not in the prefix
-        (BLOCKS, "stem", ()),
-    ],
-)
-def test_everything_below_the_deepest_trainable_block_is_prefix(
-    trainable: tuple[str, ...], deepest: str, prefix: tuple[str, ...]
-) -> None:
-    stage = Stage("example", 1, trainable)
-    assert (stage.deepest, stage.prefix) == (deepest, prefix)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +128,6 @@ def test_a_file_is_a_schedule_of_its_own_and_becomes_text_that_needs_no_file(fou
     assert (schedule.name, schedule.words) == ("four", "four")
     blocks = ["head", "block4", "block3", "block2"]
     assert [set(trains) for trains in schedule.trains()] == [set(blocks[:n]) for n in (1, 2, 3, 4)]
-    assert schedule.stage(4).prefix == ("stem", "block1")
     settings = load_settings({"schedule": str(four)})
     four.unlink()
     assert settings.schedule == FOUR_TEXT

@@ -6,7 +6,8 @@ that a single tensor crosses: (N, C, H, W) maps, (N, L, C) tokens or (N, C) vect
 which more has to pass (a skip connection over their border, a tuple) share a segment. The forward
 pass is traced by `torch.fx` (Reed et al. 2022, arXiv 2112.08429); a module inside one block stays
 whole. Not covered: a forward pass that branches on the values of its input; such a network is a
-single segment.
+single segment. What a module that spans blocks does in training alone stays as in evaluation,
+except the dropout functions in `_AS_MODULES`.
 """
 
 from __future__ import annotations
@@ -22,10 +23,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
+from torchvision.ops import StochasticDepth, stochastic_depth
 
 BATCHES = (2, 3)
 """Two sizes of batches, which tell what depends on a batch's size from what does not."""
 _SHOWN = 3
+_CONSTANT = "_tensor_constant"
+"""What torch.fx calls a tensor that a forward pass makes of numbers alone."""
+_AS_MODULES: Mapping[Any, type[nn.Module]] = {
+    F.dropout: nn.Dropout,
+    F.dropout1d: nn.Dropout1d,
+    F.dropout2d: nn.Dropout2d,
+    F.dropout3d: nn.Dropout3d,
+    F.alpha_dropout: nn.AlphaDropout,
+    F.feature_alpha_dropout: nn.FeatureAlphaDropout,
+    stochastic_depth: StochasticDepth,
+}
+"""Functions that do nothing in evaluation, and the modules that do the same by their mode."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +95,15 @@ class _Part:
     owners: Mapping[str, str]
     graph: fx.Graph | None = None
 
+    def on_a_copy(self) -> _Part:
+        """The same, with its input copied first; a whole network has images that are its own."""
+        if self.graph:
+            image = next(node for node in self.graph.nodes if node.op == "placeholder")
+            with self.graph.inserting_after(image):
+                copied = self.graph.call_method("clone", (image,))
+            image.replace_all_uses_with(copied, lambda user: user is not copied)
+        return self
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -89,13 +112,14 @@ class Cut:
     Attributes:
         parts: what becomes segments, in forward order.
         merged: block -> why there is no cut between this block and the one after it.
-        added: modules in place of functions that know nothing of training: name -> module.
+        added: name -> what the network does not have under this name: a module in place of a
+            function that knows nothing of training, a constant.
         shapes: of what each part makes of one image.
     """
 
     parts: tuple[_Part, ...]
     merged: Mapping[str, str]
-    added: Mapping[str, nn.Module]
+    added: Mapping[str, nn.Module | Tensor]
     shapes: tuple[tuple[int, ...], ...] = ()
 
     def of(self, model: nn.Module) -> tuple[Segment, ...]:
@@ -114,8 +138,9 @@ class Cut:
         if graph is None:
             return model
         named = [str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")]
-        used = {n: self.added[n] if n in self.added else attrgetter(n)(model) for n in named}
-        return fx.GraphModule(used, graph)
+        own = copy.deepcopy({n: self.added[n] for n in named if n in self.added})
+        used = {n: own[n] if n in own else attrgetter(n)(model) for n in named}
+        return fx.GraphModule(used, graph).eval()
 
 
 def cut(model: nn.Module, owners: Mapping[str, str], order: Sequence[str], image: Tensor) -> Cut:
@@ -130,7 +155,7 @@ def cut(model: nn.Module, owners: Mapping[str, str], order: Sequence[str], image
     try:
         traced = fx.GraphModule(model, _Tracer(owners).trace(model, _defaults(model)))
         traced.graph.eliminate_dead_code()
-        added = _dropouts_as_modules(traced)
+        added = _constants_of(model, traced) | _dropouts_as_modules(traced)
         places = _Places(traced, owners, order)
         if places.sizes_may_cross():
             _write_sizes(traced, image)
@@ -153,16 +178,31 @@ def _whole(model: nn.Module, owners: Mapping[str, str], order: Sequence[str], wh
         for name, module in model.named_modules()
     }
     owned = {name: min(blocks) for name, blocks in modules.items() if len(blocks) == 1}
+    following = order[-1]
+    for name in reversed(modules):  # what has no tensors, such as dropout, goes with what follows
+        following = owned.get(name, following)
+        if not modules[name]:
+            owned[name] = following
     bare = {name: block for name, block in owners.items() if name.rpartition(".")[0] not in owned}
     return Cut((_Part(tuple(order), owned | bare),), dict.fromkeys(order[:-1], why), {})
 
 
 class _Tracer(fx.Tracer):
-    """Leaves every module whole whose tensors belong to one block."""
+    """Leaves every module whole whose tensors belong to one block.
+
+    Buffers of the state dict are read when the network runs, as parameters are: other weights have
+    other values. Other buffers are constants.
+    """
 
     def __init__(self, owners: Mapping[str, str]) -> None:
-        super().__init__()
+        super().__init__(autowrap_functions=(stochastic_depth,))
         self.owners = owners
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:  # noqa: ANN401
+        if isinstance(attr_val, Tensor):
+            kept = self.root.state_dict(keep_vars=True).values()
+            self.proxy_buffer_attributes = any(attr_val is tensor for tensor in kept)
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return len({self.owners[name] for name in _tensors(m, module_qualified_name)}) <= 1
@@ -178,16 +218,25 @@ def _defaults(model: nn.Module) -> dict[str, Any]:
     return {p.name: p.default for p in others if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
 
-def _dropouts_as_modules(traced: fx.GraphModule) -> dict[str, nn.Module]:
+def _constants_of(model: nn.Module, traced: fx.GraphModule) -> dict[str, nn.Module | Tensor]:
+    """Take the constants that tracing has put there out of the network."""
+    names = {str(n.target) for n in traced.graph.nodes if n.op == "get_attr"}
+    return {n: vars(model).pop(n) for n in names if n.startswith(_CONSTANT) and n in vars(model)}
+
+
+def _dropouts_as_modules(traced: fx.GraphModule) -> dict[str, nn.Module | Tensor]:
     """Replace dropout functions, traced as they are in evaluation, by modules with a mode."""
-    added: dict[str, nn.Module] = {}
+    added: dict[str, nn.Module | Tensor] = {}
     for node in traced.graph.nodes:
-        if node.op == "call_function" and node.target is F.dropout:
+        if node.op == "call_function" and node.target in _AS_MODULES:
             name = f"functional_dropout_{len(added)}"
-            p = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
-            added[name] = nn.Dropout(p)
-            traced.add_submodule(name, added[name])
-            node.op, node.target, node.args, node.kwargs = "call_module", name, node.args[:1], {}
+            given = inspect.signature(node.target).bind(*node.args, **node.kwargs)
+            given.apply_defaults()
+            how = {key: given.arguments[key] for key in ("p", "mode") if key in given.arguments}
+            added[name] = module = _AS_MODULES[node.target](**how)
+            traced.add_submodule(name, module)
+            inputs = (given.arguments["input"],)
+            node.op, node.target, node.args, node.kwargs = "call_module", name, inputs, {}
     traced.recompile()
     return added
 
@@ -236,18 +285,22 @@ def _is_number(value: Any) -> bool:  # noqa: ANN401
 def _measured(model: nn.Module, found: Cut, image: Tensor) -> Cut | None:
     """The cut with its shapes; None where its parts compute something else than the network.
 
-    Parts must leave their inputs as they are, too.
+    Parts that would change their inputs in place work on a copy.
     """
     x = torch.linspace(-2, 2, image.numel()).view_as(image).repeat(2, 1, 1, 1)
     direct = model(x.clone())
-    shapes = []
+    parts, shapes = [], []
     for part in found.parts:
         inputs, before = x, x.clone()
         x = found._module(model, part.graph)(inputs)
-        if not torch.equal(inputs, before):
-            return None
+        parts.append(part if _same(inputs, before) else part.on_a_copy())
         shapes.append(tuple(x.shape[1:]))
-    return replace(found, shapes=tuple(shapes)) if torch.equal(x, direct) else None
+    measured = replace(found, parts=tuple(parts), shapes=tuple(shapes))
+    return measured if _same(x, direct) else None
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
 
 
 class _Places:
@@ -276,6 +329,14 @@ class _Places:
             block = self._block_of(node)
             own = self.order.index(block) if block else 0
             self.at[node] = last if node.op == "output" else max([own, *inputs])
+        for node in self.at:  # what drops inputs of the classifier is the classifier's
+            if self._is_dropout(node) and {self.at[user] for user in node.users} == {last}:
+                self.at[node] = last
+
+    def _is_dropout(self, node: fx.Node) -> bool:
+        return node.op == "call_module" and isinstance(
+            self.traced.get_submodule(str(node.target)), nn.modules.dropout._DropoutNd
+        )
 
     def _block_of(self, node: fx.Node) -> str | None:
         """The block of a module or tensor that a node uses; None where none is named for it."""
