@@ -16,7 +16,6 @@ from pipeline.model.freezing import FrozenProof, set_trainable
 from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import Stage
 from pipeline.training.device import compute_copy, run_segments
-from tests import networks
 from tests.helpers import (
     CLASSES,
     CPU,

@@ -68,6 +68,13 @@ class Backbone:
         """State-dict names of the first `count` segments, in the model's order."""
         return self.tensor_names(b for s in self.segments[:count] for b in s.blocks)
 
+    @torch.no_grad()
+    def put(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy tensors of these names into the network; its other tensors stay."""
+        own = self.model.state_dict()
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+
     def head_layer(self) -> str:
         """Name of the last layer of the head, which gives a logit a class."""
         return self.tensor_names([HEAD])[-1].rpartition(".")[0]

@@ -92,7 +92,7 @@ def run_stage(
             }
         )
         _train(session, log, trainer, train_features, val_features)
-        backbone.model.load_state_dict(trainer.best, strict=False)
+        backbone.put(trainer.best)
         proof.check(backbone)
         checkpoint = Path(folder) / Path(CHECKPOINT).name
         sha256 = save_checkpoint(

@@ -38,7 +38,9 @@ class ImageClassifier(PythonModel):  # type: ignore[misc, unused-ignore]
         module, _, function = self.about["function"].partition(":")
         build = getattr(import_module(module), function)
         self.network = build(**self.about["arguments"])
-        self.network.load_state_dict(load_file(context.artifacts["weights"]))
+        own = self.network.state_dict()
+        for name, tensor in load_file(context.artifacts["weights"]).items():
+            own[name].copy_(tensor)
         self.network.eval()
 
     def predict(
