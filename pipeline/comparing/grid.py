@@ -16,8 +16,8 @@ from pipeline.errors import SettingsError
 from pipeline.settings.entry import CompareSettings, TuneSettings
 from pipeline.settings.request import Request
 from pipeline.settings.run import TRAIN_KEYS, BackboneName
-from pipeline.settings.schedules import SCHEDULES, Schedule, schedule_of
-from pipeline.settings.yaml_file import nearest
+from pipeline.settings.schedules import SCHEDULES, Schedule, check_distinct, schedule_of
+from pipeline.settings.yaml_file import did_you_mean
 
 REFERENCE = SCHEDULES["three_stage"]
 """The schedule whose settings say how many steps there are, unless one compared is longer."""
@@ -50,7 +50,7 @@ class Grid:
         return next(iter(self.arms.values()))[0].name
 
 
-def grid_of(request: Request) -> Grid:
+def compare_plan(request: Request) -> Grid:
     """What was asked for, understood; nothing slow is done.
 
     Raises:
@@ -102,14 +102,13 @@ def _schedules(compare: CompareSettings) -> list[Schedule]:
     """The schedules that are compared, the baseline first.
 
     Raises:
-        SettingsError: one that is not known, or two of one name.
+        SettingsError: one that is not known, or two that cannot be told apart.
     """
     baseline = schedule_of(compare.baseline)
     named = [schedule_of(word.strip()) for word in compare.schedules.split(",")]
     _refuse_doubles("schedules", compare.schedules, [schedule.name for schedule in named])
     others = [schedule for schedule in named if schedule != baseline]
-    if baseline.name in [schedule.name for schedule in others]:
-        raise SettingsError(f"two schedules are called {baseline.name}: rename one of the files")
+    check_distinct([baseline, *others])
     return [baseline, *others]
 
 
@@ -141,7 +140,7 @@ def _names(key: str, text: str, known: tuple[str, ...]) -> list[str]:
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if name not in known:
-            hint = nearest(name, known) or f": choose from {', '.join(known)}"
+            hint = did_you_mean(name, known) or f": choose from {', '.join(known)}"
             raise SettingsError(f"{key} names {name!r}, which is not known{hint}")
     _refuse_doubles(key, text, names)
     return names

@@ -1,9 +1,10 @@
-"""Schedules and their stages: YAML files, of which `schedule_files` holds the built-in schedules.
+"""Schedules and their stages: YAML files; those in `schedule_files` are the built-in schedules.
 
 A *stage* is one training run with a fixed set of trainable blocks; a *schedule* is an ordered list
 of stages, each started from the checkpoint of the stage before. Every backbone has the same six
 blocks (see `backbones.py`), which are named head first.
 
+    words: training in four stages     # a built-in schedule's name in a sentence
     stages:
       - [head]
       - [head, block4]
@@ -19,19 +20,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
+from itertools import combinations, pairwise
 from pathlib import Path
 
 from pipeline.errors import SettingsError
-from pipeline.settings.yaml_file import nearest, read_yaml
+from pipeline.settings.yaml_file import did_you_mean, read_yaml
 from pipeline.system.files import typed_path
 
 BLOCKS = ("head", "block4", "block3", "block2", "block1", "stem")
 """Every block, head first: a block's index is its depth."""
-FILES = Path(__file__).parent / "schedule_files"
+SCHEDULES_DIR = Path(__file__).parent / "schedule_files"
 CONTINUED = "continued"
 """In place of a stage's blocks: the blocks of the stage before."""
+LEARNING_RATES = {
+    "for the head alone": 3e-3,
+    "for pretrained blocks": 3e-4,
+    "after a stage that trained pretrained blocks": 1e-4,
+}
+"""Default rates by what a stage trains (measured: docs/reference.md): a new head wants a high
+rate, pretrained blocks a tenth of that, blocks that already fit these images a third of that."""
 _NAME = "[A-Za-z0-9_.-]+"
 
 
@@ -61,15 +69,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Stages in order."""
+    """Stages in order; `words`: the schedule's name in a sentence."""
 
     name: str
     stages: tuple[Stage, ...]
-
-    @property
-    def words(self) -> str:
-        """Its name in a sentence."""
-        return _IN_WORDS.get(str(self), self.name)
+    words: str = field(compare=False)
 
     @property
     def length(self) -> str:
@@ -96,6 +100,14 @@ class Schedule:
     def trains(self, count: int | None = None) -> list[tuple[str, ...]]:
         """The trainable blocks of the first `count` stages (None: of all)."""
         return [stage.trainable for stage in self.stages[:count]]
+
+    def default_lr(self, number: int) -> float:
+        """The learning rate of stage `number` where nothing gives another."""
+        head, pretrained, fitted = LEARNING_RATES.values()
+        *before, stage = (trains == ("head",) for trains in self.trains(number))
+        if stage:
+            return head
+        return pretrained if all(before) else fitted
 
     def stage(self, number: int) -> Stage:
         """Stage `number`.
@@ -133,16 +145,35 @@ def schedule_of(text: str) -> Schedule:
     elif text.endswith((".yaml", ".yml")):
         schedule = read_schedule(typed_path(text))
     else:
-        hint = nearest(text, SCHEDULES) or (
+        hint = did_you_mean(text, SCHEDULES) or (
             f": choose from {', '.join(SCHEDULES)}, or pass the path of a .yaml file with stages"
         )
         raise SettingsError(f"schedule {text!r} is not known{hint}")
-    if SCHEDULES.get(schedule.name, schedule) != schedule:
+    known = SCHEDULES.get(schedule.name)
+    if known is None:  # runs record name and stages, no words
+        return replace(schedule, words=schedule.name)
+    if known != schedule:
         raise SettingsError(
             f"schedule={text}: {schedule.name} is the name of a built-in schedule with other "
             "stages: rename the file"
         )
-    return schedule
+    return known
+
+
+def check_distinct(schedules: Sequence[Schedule]) -> None:
+    """Refuse schedules that cannot be told apart.
+
+    Raises:
+        SettingsError: two train the same blocks in the same stages, or have one name.
+    """
+    for one, other in combinations(schedules, 2):
+        if one.trains() == other.trains():
+            raise SettingsError(
+                f"schedules {one.name} and {other.name} train the same blocks in the same stages: "
+                "choose two that differ"
+            )
+        if one.name == other.name:
+            raise SettingsError(f"two schedules are called {one.name}: rename one of the files")
 
 
 def read_schedule(path: Path) -> Schedule:
@@ -153,20 +184,25 @@ def read_schedule(path: Path) -> Schedule:
     """
     where = f"schedule={path}"
     content = read_yaml(path, where)
-    stages = content.get("stages")
-    if len(content) != 1 or not isinstance(stages, list) or not stages:
+    stages, words = content.get("stages"), content.get("words", path.stem)
+    if not isinstance(stages, list) or not stages or not isinstance(words, str):
         raise SettingsError(
-            f"{where}: stages must be a list of stages, each a list of blocks, and all that the "
-            f"file holds, got {content}"
+            f"{where}: stages must be a list of stages, each a list of blocks, and words, if "
+            f"given, a text, got {content}"
+        )
+    if unknown := content.keys() - {"stages", "words"}:
+        raise SettingsError(
+            f"{where}: a schedule has stages and words, got {', '.join(sorted(unknown))}: leave "
+            "that out"
         )
     if not re.fullmatch(_NAME, path.stem):
         raise SettingsError(
             f"{where}: the file's name names the schedule: use letters, digits and _ . - alone"
         )
-    return _checked(path.stem, stages, where)
+    return _checked(path.stem, stages, where, words)
 
 
-def _checked(name: str, given: Sequence[object], where: str) -> Schedule:
+def _checked(name: str, given: Sequence[object], where: str, words: str = "") -> Schedule:
     """A schedule of these stages, each a list of blocks or `continued`.
 
     Raises:
@@ -181,7 +217,7 @@ def _checked(name: str, given: Sequence[object], where: str) -> Schedule:
             assert isinstance(blocks, list)
             before = tuple(sorted(blocks, key=BLOCKS.index))
         stages.append(Stage(name, number, before))
-    return Schedule(name, tuple(stages))
+    return Schedule(name, tuple(stages), words or name)
 
 
 def _fault(blocks: object, before: tuple[str, ...], number_before: int) -> str:
@@ -193,7 +229,7 @@ def _fault(blocks: object, before: tuple[str, ...], number_before: int) -> str:
         return f"must be a list of blocks ({known}) or `{CONTINUED}`, got {blocks!r}"
     for block in map(str, blocks):
         if block not in BLOCKS:
-            return f"names unknown block {block}{nearest(block, BLOCKS)} (there are {known})"
+            return f"names unknown block {block}{did_you_mean(block, BLOCKS)} (there are {known})"
     if len(set(blocks)) < len(blocks):
         return f"names a block twice, got {blocks}: keep one"
     if "head" not in blocks and not before:
@@ -211,17 +247,7 @@ def _fault(blocks: object, before: tuple[str, ...], number_before: int) -> str:
     return ""
 
 
-_IN_WORDS = {
-    "three_stage": "training in three stages",
-    "two_stage": "training in two stages",
-    "full": "unfreezing everything at once",
-    "lp_ft": "a linear probe and then everything",
-    "head_only": "the head alone",
-    "stage1_continued": "stage 1 continued",
-    "stage2_continued": "stage 2 continued",
-}
-"""The built-in schedules, each in `schedule_files`."""
 SCHEDULES: Mapping[str, Schedule] = {
-    name: read_schedule(FILES / f"{name}.yaml") for name in _IN_WORDS
+    path.stem: read_schedule(path) for path in sorted(SCHEDULES_DIR.glob("*.yaml"))
 }
-"""The built-in schedules; stages that begin alike share the search space of the first of them."""
+"""The built-in schedules: whatever lies in the folder, by name."""
