@@ -139,19 +139,21 @@ def test_help_shows_every_option_that_a_person_types_and_thresholds_last(name: s
 
 
 @pytest.mark.parametrize(
-    ("name", "key", "entry_points"),
+    ("name", "key", "offering"),
     [
-        ("gate", "signal_confidence", "main, stage2, stage3"),
-        ("gate", "enforce_gate", "main, stage3, stage"),
-        ("stage2", "gate_flat", "main, stage3, stage, tune, decide, gate"),
-        ("stage1", "signal_spread_p", "main, stage2"),
-        ("evaluate", "cache_limit", "main, stage1"),
+        ("gate", "signal_confidence", "stage2"),
+        ("gate", "enforce_gate", "stage3"),
+        ("stage2", "gate_flat", "gate"),
+        ("stage1", "signal_spread_p", "stage2"),
+        ("compare", "gate_flat", "decide"),
+        ("evaluate", "cache_limit", "stage1"),
     ],
 )
 def test_a_setting_without_an_effect_is_refused_where_it_has_none(
-    name: str, key: str, entry_points: str
+    name: str, key: str, offering: str
 ) -> None:
-    message = rf"setting {key} .* is one of {entry_points}.*, not of {name}$"
+    assert key in ENTRY_POINTS[offering].offered
+    message = rf"setting {key} .* is one of .*{offering}.*, not of {name}$"
     with pytest.raises(SettingsError, match=message):
         parse([name, f"--{key}", "1"])
 

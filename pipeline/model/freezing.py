@@ -15,7 +15,7 @@ from torch import nn
 
 from pipeline.errors import FreezingError
 from pipeline.model.backbones import Backbone, batch_norms
-from pipeline.settings.schedules import BLOCKS, Stage
+from pipeline.settings.schedules import Stage
 from pipeline.system.digests import digest_each, digest_values
 
 
@@ -55,7 +55,7 @@ class FrozenProof:
     @classmethod
     def take(cls, backbone: Backbone, stage: Stage) -> FrozenProof:
         """Digest the frozen tensors."""
-        names = backbone.tensor_names([b for b in BLOCKS if b not in stage.trainable])
+        names = backbone.tensor_names([b for b in backbone.blocks if b not in stage.trainable])
         return cls(stage, digest_each(backbone.model.state_dict(), names))
 
     def watch(self, running: Mapping[str, nn.Sequential]) -> None:

@@ -28,7 +28,7 @@ from pipeline.data.images import ImageSet
 from pipeline.model.backbones import Backbone
 from pipeline.model.freezing import set_trainable
 from pipeline.settings.run import TrainSettings
-from pipeline.settings.schedules import BLOCKS, Stage
+from pipeline.settings.schedules import Stage
 from pipeline.stats.metrics import OBJECTIVES, Row, score_logits
 from pipeline.tracking.history import History
 from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, TRAIN_S, VAL, VAL_S
@@ -47,7 +47,8 @@ OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
 
 def learning_rates(settings: TrainSettings, stage: Stage) -> dict[str, float]:
     """Peak rate of each trainable block: `lr * lr_decay ** depth`, depth 0 being the head."""
-    return {b: settings.lr * settings.lr_decay ** BLOCKS.index(b) for b in stage.trainable}
+    depths = {block: depth for depth, block in enumerate(reversed(stage.suffix))}
+    return {b: settings.lr * settings.lr_decay ** depths[b] for b in stage.trainable}
 
 
 def schedule_factor(step: int, steps: int, warmup: float) -> float:
