@@ -36,7 +36,7 @@ from pipeline.model.backbones import FORWARD_ORDER, Backbone  # noqa: E402
 from pipeline.runs.run_stage import find_or_run  # noqa: E402
 from pipeline.runs.scoring import read_test_split  # noqa: E402
 from pipeline.runs.session import Session, source_of  # noqa: E402
-from pipeline.settings.request import Request, load_settings  # noqa: E402
+from pipeline.settings.request import Request  # noqa: E402
 from pipeline.settings.run import Settings  # noqa: E402
 from pipeline.settings.schedules import BLOCKS, SCHEDULES  # noqa: E402
 from pipeline.stats.posterior import Posterior, posterior  # noqa: E402
@@ -104,7 +104,7 @@ def check(
     options: Mapping[str, str], draws: int, tracking: Tracking
 ) -> tuple[dict[str, float], dict[str, Posterior]]:
     """By block: the relative gradient norm, mean over the draws, and the gain of releasing it."""
-    settings = load_settings(options)
+    settings = Request.read(options).settings()
     source = source_of(settings)
     pool = pool_in(source, settings, (draws,))
     overlap = Overlap.of(read_test_split(source, settings, print), source)
@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = dict(word.split("=", 1) for word in given.settings)
     tracking = Tracking.connect()
     print("| block | g | w | g / w |\n|---|---|---|---|")
-    for rank in rank_stage1(load_settings(options), tracking):
+    for rank in rank_stage1(Request.read(options).settings(), tracking):
         print(f"| {rank.block} | {rank.gradient:.4g} | {rank.size:.4g} | {rank.relative:.4g} |")
     if given.check:
         relative, gains = check(options, given.check, tracking)

@@ -22,8 +22,8 @@ from pipeline.entries.table import ENTRY_POINTS
 from pipeline.errors import DataError
 from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.model.pretrained import Pretrained, read_weights
-from pipeline.settings.request import Request, load_settings
-from pipeline.settings.run import TrainSettings
+from pipeline.settings.request import Request
+from pipeline.settings.run import Settings, TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Stage
 from pipeline.training.features import Features
 from pipeline.training.norm_stats import calibrate_norm_stats
@@ -45,6 +45,17 @@ def request_of(
     """The request behind an entry point's options and a YAML file."""
     file = {"config": str(config)} if config else {}
     return ENTRY_POINTS[entry_point].read({**options, **file})
+
+
+def load_settings(
+    options: Mapping[str, str],
+    *,
+    config: str = "none",
+    target: int | None = None,
+    inherited: Mapping[str, object] | None = None,
+) -> Settings:
+    """The settings behind the options of a run and a YAML file."""
+    return Request.read({**options, "config": config}).for_stage(target).settings(inherited)
 
 
 def make_images(count: int, size: int = 32, start: int = 0) -> ImageSet:

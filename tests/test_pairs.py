@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.cli import main
-from pipeline.comparing.arms import Arm, Comparison, comparison_of
+from pipeline.comparing.arms import Arm, Comparison, decide_plan
 from pipeline.comparing.draws import Pool, pool_of
 from pipeline.comparing.pairs import PairKey, PairRunner, pair_keys, scored_prefix
 from pipeline.data.base import Source, Split
@@ -24,12 +24,19 @@ from pipeline.errors import DataError, DesignError, StorageError
 from pipeline.model.backbones import FORWARD_ORDER, Backbone, batch_norms
 from pipeline.runs.scoring import predict
 from pipeline.runs.session import source_of
-from pipeline.settings.request import load_settings
 from pipeline.settings.schedules import SCHEDULES
 from pipeline.tracking import Tracking
 from pipeline.training.prefix_cache import PrefixCache
 from tests.conftest import write_image_folder
-from tests.helpers import CLASSES, CPU, calibrated_backbone, make_draw, make_images, request_of
+from tests.helpers import (
+    CLASSES,
+    CPU,
+    calibrated_backbone,
+    load_settings,
+    make_draw,
+    make_images,
+    request_of,
+)
 from tests.test_draws import make_source, make_split
 
 
@@ -297,7 +304,7 @@ def test_a_pool_is_dealt_as_disjoint_draws_as_far_as_it_reaches(
     resampled: bool,
     sentence: str,
 ) -> None:
-    plan = comparison_of(request_of("decide", {"preset": "cifar10_small", **words}))
+    plan = decide_plan(request_of("decide", {"preset": "cifar10_small", **words}))
     pool = dealt(plan, held)
     assert (pool.first_draw, pool.looks, pool.resampled) == (first, looks, resampled)
     assert re.search(sentence, pool.sentence)
@@ -318,7 +325,7 @@ def dealt(plan: Comparison, held: int, share: float = 0.25) -> Pool:
 def test_every_pair_of_a_disjoint_pool_has_a_draw() -> None:
     for held in range(5, 30):
         for draw in range(4):
-            plan = comparison_of(
+            plan = decide_plan(
                 request_of("decide", {"preset": "cifar10_small", "draw": str(draw)})
             )
             if draw and held - draw < 5:
@@ -332,7 +339,7 @@ def test_every_pair_of_a_disjoint_pool_has_a_draw() -> None:
 
 
 def test_pairs_that_would_all_train_on_the_same_images_are_refused() -> None:
-    plan = comparison_of(request_of("decide", {"preset": "cifar10_small"}))
+    plan = decide_plan(request_of("decide", {"preset": "cifar10_small"}))
     with pytest.raises(DesignError, match=r"train_per_class=100 takes all .* at best for 20$"):
         dealt(plan, 1, share=1.0)
     assert dealt(plan, 5, share=1.0).correction == 0  # disjoint draws share nothing
@@ -390,7 +397,7 @@ def test_the_share_in_common_bounds_how_far_gains_correlate() -> None:
 
 
 def test_a_pool_without_a_draw_is_refused() -> None:
-    plan = comparison_of(request_of("decide", {"preset": "cifar10_small"}))
+    plan = decide_plan(request_of("decide", {"preset": "cifar10_small"}))
     with pytest.raises(DesignError, match=r"cifar10 holds no draw of 100 \+ 100 images a class"):
         dealt(plan, 0)
 

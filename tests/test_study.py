@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from pipeline.errors import StudyError
 from pipeline.runs.session import Session
 from pipeline.runs.workers import threads_each
-from pipeline.settings.search_space import Choices, Range, SearchSpace, plan_of
+from pipeline.settings.search_space import Choices, Range, SearchSpace, tune_plan
 from pipeline.tracking import Tracking
 from pipeline.tuning.storage import open_storage, patiently, storage_url
 from pipeline.tuning.study import Spec, Study, suggest
@@ -32,7 +32,7 @@ RUNNING, WAITING = TrialState.RUNNING, TrialState.WAITING
 
 def study_name(options: dict[str, str]) -> str:
     """The name of the study that a command works on."""
-    plan = plan_of(request_of("tune", options))
+    plan = tune_plan(request_of("tune", options))
     tracking = Tracking.connect()
     draws = range(plan.settings.draw, plan.settings.draw + plan.tune.draws)
     sessions = {
@@ -164,9 +164,9 @@ def test_suggestions_are_of_the_settings_own_types_and_inside_the_space() -> Non
     space = SearchSpace(
         "",
         {
-            "epochs": Range(5, 20, 5),
+            "epochs": Range(5, 20, step=5),
             "lr": Range(1e-4, 1e-2, log=True),
-            "label_smoothing": Range(0.0, 0.2, 0.05),
+            "label_smoothing": Range(0.0, 0.2, step=0.05),
             "norm": Choices(("adapt", "keep")),
         },
     )

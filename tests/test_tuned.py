@@ -15,11 +15,11 @@ import yaml
 from pipeline.cli import main
 from pipeline.errors import StudyError
 from pipeline.runs.session import Session
-from pipeline.settings.request import load_settings
 from pipeline.tracking import Tracking
 from pipeline.tuning.reuse import with_tuned
 from pipeline.tuning.storage import open_storage
 from tests.conftest import TINY, Command, enter_store, words_of, write_image_folder
+from tests.helpers import load_settings
 from tests.test_decide import inside
 from tests.test_run_stage import artifact, runs
 from tests.test_tuning import space_file, studies

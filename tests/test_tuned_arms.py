@@ -11,11 +11,10 @@ from pipeline.comparing.arms import Arm
 from pipeline.errors import SettingsError, StudyError
 from pipeline.runs.command import Command
 from pipeline.settings.entry import TuneSettings
-from pipeline.settings.request import load_settings
 from pipeline.tracking import Tracking
 from pipeline.tuning.tune_arm import tune_arm
 from tests.conftest import TINY
-from tests.helpers import request_of
+from tests.helpers import load_settings, request_of
 
 
 @pytest.fixture

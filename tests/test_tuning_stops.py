@@ -19,7 +19,7 @@ from pipeline.entries.table import perform
 from pipeline.errors import LineageError
 from pipeline.runs.session import Session
 from pipeline.settings.entry import TuneSettings
-from pipeline.settings.search_space import plan_of
+from pipeline.settings.search_space import tune_plan
 from pipeline.system.databases import exclusively
 from pipeline.tracking import Tracking
 from pipeline.tuning.mirror import LOST, reconcile, study_run
@@ -46,7 +46,7 @@ def options(store: Path, image_folder: Path) -> dict[str, str]:
 
 def opened(options: dict[str, str]) -> tuple[Tracking, Session, Spec]:
     """What a worker on these options has before it begins."""
-    plan = plan_of(request_of("tune", options))
+    plan = tune_plan(request_of("tune", options))
     tracking = Tracking.connect()
     session = Session.open(plan.settings, tracking, lambda _: None)
     [(number, space)] = plan.spaces.items()

@@ -21,7 +21,7 @@ from pipeline.errors import SettingsError
 from pipeline.settings.entry import DecideSettings, TuneSettings
 from pipeline.settings.request import Request
 from pipeline.settings.run import RUN_KEYS, TRAIN_KEYS, Settings, TrainSettings
-from pipeline.settings.schedules import SCHEDULES, Schedule, schedule_of
+from pipeline.settings.schedules import SCHEDULES, Schedule, check_distinct, schedule_of
 
 QUESTIONS: Mapping[Literal["stage2", "stage3"], tuple[int, str]] = {
     "stage2": (2, "stage1_continued"),
@@ -90,13 +90,7 @@ def arms_of(decide: DecideSettings, request: Request) -> tuple[Arm, Arm]:
     check_comparable(settings)
     is_stage = schedule.name == "three_stage" and (last, control.name) in QUESTIONS.values()
     treatment = Arm(schedule.name, settings, last, is_stage)
-    if control.name == schedule.name:
-        raise SettingsError(f"treatment and control are both {control.name}: choose two schedules")
-    if control.on(settings.order).trains() == treatment.schedule.trains():
-        raise SettingsError(
-            f"treatment={schedule.name} and control={control.name} train the same blocks in the "
-            "same stages: choose two schedules"
-        )
+    check_distinct([one.on(settings.order) for one in (schedule, control)])
     return treatment, at_equal_steps(treatment, control, request)
 
 
@@ -204,7 +198,7 @@ class Comparison:
     explicit: Mapping[int, set[str]]
 
 
-def comparison_of(request: Request) -> Comparison:
+def decide_plan(request: Request) -> Comparison:
     """The comparison behind a request; nothing slow is done.
 
     Raises:

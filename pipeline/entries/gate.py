@@ -1,9 +1,9 @@
-"""Entry point gate: has stage 3 been earned? Reads finished runs, trains nothing.
+"""Entry point gate: has stage 3 been earned? The gate reads finished runs and trains nothing.
 
 In: a stage-2 run (its siblings are found), or the result lines of stages 1 and 2. Out: tags
-`gate.…` on the stage-2 runs and a one-page report, there and on a run of its own. With `data` the
-run's images are compared with these, and a run of an earlier version is given its place among
-others of the same images.
+`gate.…` and a report of one page on the stage-2 runs, and the report on a run of its own. With
+`data` the images of the run are compared with the images there, and a run of an earlier version
+becomes a sibling of newer runs of the same images.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ class Session:
         done: stages that this command has found or trained.
         tuned_by: the study that a stage's training settings were taken from, by stage number.
         is_trial: log what other stages and people need of a trial: no pictures, no served model.
-        otherwise: what else to do where a given run cannot be used, for messages.
+        advice: what else to do where a given run cannot be used, for messages.
         test_as_stored: digest of the test split's files; empty where there is none.
         norm_choice: what `norm_stats=auto` came to; None where another value was given.
     """
@@ -114,7 +114,7 @@ class Session:
     done: dict[int, Summary] = field(default_factory=dict)
     tuned_by: dict[int, str] = field(default_factory=dict)
     is_trial: bool = False
-    otherwise: str = ""
+    advice: str = ""
     test_as_stored: str = ""
     norm_choice: NormStatsChoice | None = None
 
@@ -214,7 +214,7 @@ class Session:
             why = f"it had {', '.join(others)}" if others else "their SHA-256 differ"
             raise LineageError(
                 f"the images of data={data} are not those that run {run.run_id} was trained on "
-                f"({why}): restore them, or pass -P data=<where they are now>{self.otherwise}"
+                f"({why}): restore them, or pass -P data=<where they are now>{self.advice}"
             )
         if (was := before["data"]) != data:
             what = f"the training and validation images that run {run.run_id} had"
@@ -293,7 +293,7 @@ class Session:
                     )
             except LineageError as err:
                 raise LineageError(
-                    f"run {run.run_id} ({run.name}): {err}: use another run{self.otherwise}"
+                    f"run {run.run_id} ({run.name}): {err}: use another run{self.advice}"
                 ) from None
         return self.backbone
 

@@ -23,7 +23,7 @@ from pipeline.runs.session import Session, cache_folder, check_draws, source_of
 from pipeline.runs.workers import run_workers
 from pipeline.settings.entry import STORAGE, TuneSettings
 from pipeline.settings.run import plain_values
-from pipeline.settings.search_space import Plan
+from pipeline.settings.search_space import TunePlan
 from pipeline.system.addresses import without_password
 from pipeline.system.files import locked
 from pipeline.system.interrupts import check
@@ -64,7 +64,7 @@ class Tuned:
         return self.study.spec.stage.number
 
 
-def tune_entry(command: Command, plan: Plan) -> list[Tuned]:
+def tune_entry(command: Command, plan: TunePlan) -> list[Tuned]:
     """Entry point tune: work on the studies until they have their trials, or time is over.
 
     Raises:
@@ -120,7 +120,12 @@ def _next_command(command: Command, tune: TuneSettings) -> str:
 
 
 def work(
-    command: Command, plan: Plan, tracking: Tracking, storage: Storage, *, only_read: bool = False
+    command: Command,
+    plan: TunePlan,
+    tracking: Tracking,
+    storage: Storage,
+    *,
+    only_read: bool = False,
 ) -> list[Tuned]:
     """Work on each stage's study in turn, each from the best of the one before."""
     tune, settings = plan.tune, plan.settings
