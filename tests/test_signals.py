@@ -86,7 +86,8 @@ def test_scores_are_paired_by_image_whatever_their_order() -> None:
     turned = Scored(run.images[::-1], run.labels, run.predicted[::-1], run.nll[::-1])
     twice = Scored(("a", "a"), np.ones(2), np.array([1, 0]), np.array([0.1, 0.9]))  # in order
     for one, other in ((run, turned), (twice, twice)):
-        assert [column.tolist() for column in paired(one, other)] == 2 * [[0] * len(one.images)]
+        for column in paired(one, other).values():
+            assert column.tolist() == [0] * len(one.images)
     others = Scored(("x", "y", "z"), np.ones(3), np.ones(3), np.ones(3))
     with pytest.raises(ValueError, match="not scored on the same images"):
         paired(run, others)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from pipeline.settings.run import Thresholds
+from pipeline.stats.metrics import Column
 from pipeline.tracking.history import History
 from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, VAL_LOSS
 
@@ -110,7 +111,7 @@ def aligned(scored: Scored, parent: Scored) -> NDArray[np.int64]:
     return np.array([row_of[image] for image in scored.images])
 
 
-def paired(scored: Scored, parent: Scored) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def paired(scored: Scored, parent: Scored) -> dict[Column, NDArray[np.float64]]:
     """Differences R - U of correctness and of cross-entropy, image by image, (N,) each.
 
     Raises:
@@ -118,10 +119,10 @@ def paired(scored: Scored, parent: Scored) -> tuple[NDArray[np.float64], NDArray
     """
     rows = aligned(scored, parent)
     accuracy = scored.correct.astype(float) - parent.correct[rows].astype(float)
-    return accuracy, scored.nll - parent.nll[rows]
+    return {"correct": accuracy, "nll": scored.nll - parent.nll[rows]}
 
 
-def _change(scored: Scored, parent: Scored | None, column: int) -> tuple[float, float] | None:
+def _change(scored: Scored, parent: Scored | None, column: Column) -> tuple[float, float] | None:
     """Mean and standard error of a column of `paired`; None without scores to pair."""
     if parent is None or len(scored.images) < 2:
         return None
@@ -132,7 +133,7 @@ def _change(scored: Scored, parent: Scored | None, column: int) -> tuple[float, 
 def accuracy_gain(scored: Scored, parent: Scored | None, thresholds: Thresholds) -> Signal:
     """True if the lower one-sided bound of the paired accuracy difference is above 0."""
     name = "positive.val_acc_gain"
-    change = _change(scored, parent, 0)
+    change = _change(scored, parent, "correct")
     if change is None:
         return Signal(name, "unknown", "the parent's validation scores are missing")
     mean, error = change
@@ -151,7 +152,7 @@ def accuracy_gain(scored: Scored, parent: Scored | None, thresholds: Thresholds)
 def loss_stability(scored: Scored, parent: Scored | None) -> Signal:
     """True if the mean cross-entropy is at most the parent's plus one paired standard error."""
     name = "positive.val_loss_stable"
-    change = _change(scored, parent, 1)
+    change = _change(scored, parent, "nll")
     if change is None:
         return Signal(name, "unknown", "the parent's validation scores are missing")
     mean, error = change
@@ -209,7 +210,7 @@ def loss_rise(
     how = f"{rise:.1%} above" if math.isfinite(last) else "as no number, after"
     sentence = f"validation loss ended {how} its minimum of {shown} nats"
     state = _state(rises)
-    if change := _change(scored, parent, 1):
+    if change := _change(scored, parent, "nll"):
         mean, error = change
         sentence += f"; at the selected epoch it is {mean:+.3f} nats from the parent's"
         sentence += f" (s.e. {error:.3f})"
