@@ -40,6 +40,7 @@ from pipeline.runs.session import Session, source_of  # noqa: E402
 from pipeline.settings.request import Request, load_settings  # noqa: E402
 from pipeline.settings.run import Settings  # noqa: E402
 from pipeline.settings.schedules import BLOCKS, SCHEDULES  # noqa: E402
+from pipeline.stats.design import Design  # noqa: E402
 from pipeline.stats.posterior import Posterior, posterior  # noqa: E402
 from pipeline.tracking import Tracking  # noqa: E402
 from pipeline.training.diagnostics import norm_of  # noqa: E402
@@ -129,6 +130,7 @@ def check(
     gains = {
         block: posterior(
             [100 * (row[number].test - row[0].test) for row in results],
+            rope_pp=Design.rope_pp,
             correction=pool.correction,
             resolution_pp=resolution_pp(len(overlap.test)),
         )

@@ -11,7 +11,7 @@ from pipeline.comparing.arms import TunedArm, comparison_of
 from pipeline.comparing.decision_page import command_of, page_of
 from pipeline.comparing.draws import Pool
 from pipeline.comparing.pairs import ArmResult, Pair, pair_keys
-from pipeline.comparing.results import Decision
+from pipeline.comparing.results import Decision, verdict_of
 from pipeline.data.overlap import Counts
 from pipeline.tracking import RunView
 from tests.helpers import planned_epochs, request_of
@@ -46,6 +46,7 @@ def decision(both: tuple[ArmResult, ArmResult] | None = None, **options: str) ->
         design=plan.decide.design,
         pool=pool,
         pairs=pairs,
+        verdict=verdict_of(pairs, plan.decide.design, pool, 100),
         beside={},
         test=Counts(100, 0, 0),
         classes=10,

@@ -15,7 +15,7 @@ from pipeline.comparing.arms import Arm, Comparison, TunedArm, at_equal_steps, o
 from pipeline.comparing.cost import equal_steps, operations_of, seconds_a_draw, shown_steps
 from pipeline.comparing.decision_page import log_decision
 from pipeline.comparing.pairs import Pair, PairRunner, Results, resolution_pp
-from pipeline.comparing.results import Decision
+from pipeline.comparing.results import Decision, verdict_of
 from pipeline.entries.desk import Desk
 from pipeline.runs.command import Command
 from pipeline.runs.summary import minutes
@@ -25,7 +25,7 @@ from pipeline.signals.evidence import refresh_siblings
 from pipeline.stats.design import Design
 from pipeline.stats.metrics import METRICS
 from pipeline.stats.operating import characteristics_text, operating_characteristics
-from pipeline.stats.verdict import verdict
+from pipeline.stats.verdict import Verdict
 from pipeline.tracking import ModelVersion, RunLog, Tracking
 
 TRUE_GAINS_PP = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0)
@@ -58,7 +58,7 @@ def decide_entry(command: Command, plan: Comparison) -> Decision | None:
             params = {**plain_values(settings), **plan.decide.model_dump()}
             desk.begin(log, "decide", params, plan.tune.workers)
             plan, tuned = _tuned(plan, desk)
-            pairs, runner = _walk(plan, desk, design, log)
+            pairs, found, runner = _walk(plan, desk, design, log)
             beside = _run_extra_arms(plan, runner, pairs)
             arms, classes = (plan.treatment, plan.control), len(desk.source.class_names)
             decision = Decision(
@@ -68,6 +68,7 @@ def decide_entry(command: Command, plan: Comparison) -> Decision | None:
                 design=design,
                 pool=desk.pool,
                 pairs=tuple(pairs),
+                verdict=found,
                 beside=beside,
                 test=runner.overlap.counts,
                 classes=classes,
@@ -145,8 +146,8 @@ def _tuned(plan: Comparison, desk: Desk) -> tuple[Comparison, tuple[TunedArm, ..
 
 def _walk(
     plan: Comparison, desk: Desk, design: Design, log: RunLog | None
-) -> tuple[list[Pair], PairRunner]:
-    """Pairs up to the look at which the verdict falls."""
+) -> tuple[list[Pair], Verdict, PairRunner]:
+    """Pairs up to the look at which the verdict falls, and the verdict."""
     keys, names = desk.keys, (plan.treatment.words, plan.control.words)
 
     def tell(number: int, pair: str, results: Results) -> str:
@@ -160,12 +161,7 @@ def _walk(
     for look in design.looks:
         results = runner.run_all(keys[:look])
         pairs = [Pair(key, *both) for key, both in zip(keys, results, strict=False)]
-        found = verdict(
-            [pair.gain_pp for pair in pairs],
-            design,
-            desk.pool.correction,
-            resolution_pp(len(desk.overlap.test)),
-        )
+        found = verdict_of(pairs, design, desk.pool, len(desk.overlap.test))
         known = found.posterior
         assert known
         if log:
@@ -179,7 +175,7 @@ def _walk(
             log.metrics({f"look/{key}": value for key, value in numbers.items()}, step=look)
         if found.state != "go_on":
             break
-    return pairs, runner
+    return pairs, found, runner
 
 
 def _run_extra_arms(
