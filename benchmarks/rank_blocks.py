@@ -111,12 +111,14 @@ def check(
     pool = pool_in(source, settings, (draws,))
     overlap = Overlap.of(read_test_split(source, settings, print), source)
     control = at_equal_steps(
-        Arm("three_stage", settings, 2), SCHEDULES["stage1_continued"], Request.read(options)
+        Arm(name="three_stage", settings=settings, last=2),
+        SCHEDULES["stage1_continued"],
+        Request.read(options),
     )
     arms = [control]
     for name in RELEASES:
         changes = {"schedule": name, "stages": settings.stages[:2]}
-        arms.append(Arm(name, settings.model_copy(update=changes), 2))
+        arms.append(Arm(name=name, settings=settings.model_copy(update=changes), last=2))
     keys = pair_keys(pool, settings)
     runner = PairRunner(
         arms=tuple(arms),

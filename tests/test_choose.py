@@ -30,7 +30,12 @@ def scored(seed: int, wrong: float) -> Scored:
     moved = (labels + rng.integers(1, 3, IMAGES)) % 3
     predicted = np.where(rng.random(IMAGES) < wrong, moved, labels)
     images = tuple(map(str, range(IMAGES)))
-    return Scored(images, names[labels], names[predicted], np.zeros(IMAGES))
+    return Scored(
+        images=images,
+        labels=names[labels],
+        predicted=names[predicted],
+        nll=np.zeros(IMAGES),
+    )
 
 
 def test_resampled_accuracy_has_the_gain_and_the_error_of_the_paired_mean() -> None:
@@ -47,8 +52,8 @@ def test_a_gain_in_macro_f1_is_scikit_learns_and_is_paired_by_image() -> None:
     gain, error = bootstrapped([(best, default)], METRICS["macro_f1"])
     assert gain == pytest.approx(expected[0] - expected[1])
     assert 0 < error < 0.1
-    columns = (default.labels, default.predicted, default.nll)
-    turned = Scored(default.images[::-1], *(column[::-1] for column in columns))
+    columns = {key: getattr(default, key)[::-1] for key in Scored.__dataclass_fields__}
+    turned = Scored(**columns)
     assert bootstrapped([(best, turned)], METRICS["macro_f1"]) == (gain, error)
     assert bootstrapped([(best, best)], METRICS["macro_f1"]) == (0.0, 0.0)
 

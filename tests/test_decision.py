@@ -37,7 +37,7 @@ def decision(both: tuple[ArmResult, ArmResult] | None = None, **options: str) ->
     """A decision after two equal pairs; `options`: what was typed."""
     plan = comparison_of(request_of("decide", {**PRESET, **options}))
     both = both or (result(0.8), result(0.7))
-    pool = Pool(0, False, 0.0, (2,), "pairs are disjoint draws")
+    pool = Pool(looks=(2,), sentence="pairs are disjoint draws")
     pairs = tuple(Pair(key, *both) for key in pair_keys(pool, plan.treatment.settings))
     return Decision(
         asked=plan,

@@ -33,7 +33,7 @@ EXTRA_ARMS = ("full", "lp_ft")
 """Schedules that are run for show, where `beside` asks for them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Arm:
     """A schedule up to stage `last`; `is_stage`: that stage alone is judged."""
 
@@ -89,7 +89,7 @@ def arms_of(decide: DecideSettings, request: Request) -> tuple[Arm, Arm]:
     settings = request.settings(schedule=str(schedule))
     check_comparable(settings)
     is_stage = schedule.name == "three_stage" and (last, control.name) in QUESTIONS.values()
-    treatment = Arm(schedule.name, settings, last, is_stage)
+    treatment = Arm(name=schedule.name, settings=settings, last=last, is_stage=is_stage)
     if control.name == schedule.name:
         raise SettingsError(f"treatment and control are both {control.name}: choose two schedules")
     if control.trains() == schedule.trains():
@@ -153,7 +153,7 @@ def at_equal_steps(
     arm_settings = Settings(**{**run, "schedule": str(schedule)}).model_copy(
         update={"stages": stages}
     )
-    return Arm(schedule.name, arm_settings, len(ours))
+    return Arm(name=schedule.name, settings=arm_settings, last=len(ours))
 
 
 def _is_continued(schedule: Schedule, number: int) -> bool:

@@ -21,7 +21,7 @@ from pipeline.errors import DesignError
 from pipeline.settings.run import Settings
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pool:
     """How pairs are dealt.
 
@@ -33,9 +33,9 @@ class Pool:
         sentence: the pool in words.
     """
 
-    first_draw: int
-    resampled: bool
-    correction: float
+    first_draw: int = 0
+    resampled: bool = False
+    correction: float = 0.0
     looks: tuple[int, ...]
     sentence: str
 
@@ -77,11 +77,13 @@ def pool_of(
     beyond = " beyond those used for tuning" if reserved else ""
     if left >= looks[-1]:
         sentence = f"pairs are disjoint draws, of {left} that the pool holds{beyond}"
-        return Pool(first, False, 0.0, looks, sentence)
+        return Pool(first_draw=first, looks=looks, sentence=sentence)
     if left >= looks[0]:
         sentence = f"the pool holds {left} disjoint draws{beyond}, {looks[-1]} were asked for: it "
         sentence += f"ends after {left} pairs"
-        return Pool(first, False, 0.0, (*(n for n in looks if n < left), left), sentence)
+        return Pool(
+            first_draw=first, looks=(*(n for n in looks if n < left), left), sentence=sentence
+        )
     size = f"{settings.train_per_class} + {settings.val_per_class} images a class"
     if held < 1:
         raise DesignError(f"{settings.data} holds no draw of {size}: ask for fewer")
@@ -104,4 +106,5 @@ def pool_of(
         f"{', and tuning uses images of theirs' if reserved else ''}: fewer images a class"
         f"{f', or {asked}={left},' if left > 1 else ''} would give disjoint draws"
     )
-    return Pool(0, True, share / (1 - share), looks, sentence)
+    correction = share / (1 - share)
+    return Pool(resampled=True, correction=correction, looks=looks, sentence=sentence)

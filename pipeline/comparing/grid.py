@@ -125,7 +125,7 @@ def _arms(
     request = replace(request, options=own)
     settings = request.settings(schedule=str(reference))
     check_comparable(settings)
-    longest = Arm(reference.name, settings, len(reference.stages))
+    longest = Arm(name=reference.name, settings=settings, last=len(reference.stages))
     return tuple(
         longest if schedule == reference else at_equal_steps(longest, schedule, request)
         for schedule in schedules

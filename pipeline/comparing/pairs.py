@@ -33,7 +33,7 @@ from pipeline.tracking.history import Summary
 from pipeline.tracking.keys import TEST, VAL
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PairKey:
     """Where a pair's images and randomness come from."""
 
@@ -101,11 +101,16 @@ def pair_keys(pool: Pool, settings: Settings) -> list[PairKey]:
     moves on with the images, and a draw has the same seed however many draws tuning has used
     before it: its runs can be reused.
     """
-    data_seed, seed, numbers = settings.data_seed, settings.seed, range(pool.looks[-1])
-    if pool.resampled:
-        return [PairKey(n, 0, data_seed + 1 + n, seed + n) for n in numbers]
-    used = pool.first_draw - settings.draw
-    return [PairKey(n, pool.first_draw + n, data_seed, seed + used + n) for n in numbers]
+    used = 0 if pool.resampled else pool.first_draw - settings.draw
+    return [
+        PairKey(
+            number=n,
+            draw=0 if pool.resampled else pool.first_draw + n,
+            data_seed=settings.data_seed + (1 + n if pool.resampled else 0),
+            seed=settings.seed + used + n,
+        )
+        for n in range(pool.looks[-1])
+    ]
 
 
 def scored_prefix(arm: Arm, arms: Sequence[Arm]) -> tuple[str, ...]:

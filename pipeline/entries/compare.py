@@ -19,7 +19,7 @@ from pipeline.comparing.results import Compared
 from pipeline.data.overlap import Overlap
 from pipeline.entries.desk import Desk
 from pipeline.runs.command import Command
-from pipeline.runs.summary import minutes
+from pipeline.runs.words import minutes
 from pipeline.settings.run import plain_values
 from pipeline.signals.evidence import refresh_siblings
 from pipeline.stats.metrics import METRICS
@@ -70,7 +70,7 @@ def compare_entry(command: Command, grid: Grid) -> Compared | None:
             )
             refresh_siblings(tracking, command.say)
             log_comparison(compared, log, command.say)
-    command.say(f"browse the runs: {tracking.ui_command}")
+    command.say(tracking.how_to_browse)
     return compared
 
 

@@ -18,7 +18,7 @@ from pipeline.comparing.pairs import Pair, PairRunner, Results, resolution_pp
 from pipeline.comparing.results import Decision, verdict_of
 from pipeline.entries.desk import Desk
 from pipeline.runs.command import Command
-from pipeline.runs.summary import minutes
+from pipeline.runs.words import minutes
 from pipeline.settings.entry import usable_name
 from pipeline.settings.run import plain_values
 from pipeline.signals.evidence import refresh_siblings
@@ -79,7 +79,7 @@ def decide_entry(command: Command, plan: Comparison) -> Decision | None:
             refresh_siblings(tracking, command.say)
             log_decision(decision, log, tracking, command.say)
             _register(decision, plan, runner, log)
-    command.say(f"browse the runs: {tracking.ui_command}")
+    command.say(tracking.how_to_browse)
     return decision
 
 

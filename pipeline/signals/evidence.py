@@ -28,7 +28,14 @@ from pipeline.reporting.figures import best_effort, by_block, chain_curves
 from pipeline.settings.run import THRESHOLD_KEYS, Settings, Thresholds
 from pipeline.settings.schedules import Stage
 from pipeline.signals.pictures import signal_table
-from pipeline.signals.readings import Scored, Sibling, Signal, instability, read_signals
+from pipeline.signals.readings import (
+    Scored,
+    Sibling,
+    Signal,
+    instability,
+    numbers_of,
+    read_signals,
+)
 from pipeline.tracking import RunLog, RunView, Tracking
 from pipeline.tracking.history import History, read_history
 from pipeline.tracking.keys import (
@@ -67,7 +74,8 @@ class Subject:
         images = tuple(row.tobytes().hex() for row in val.digests)
         nll = F.cross_entropy(self.logits, val.labels, reduction="none")
         predicted = self.logits.argmax(1).numpy()
-        return Scored(images, val.labels.numpy(), predicted, nll.double().numpy())
+        labels, losses = val.labels.numpy(), nll.double().numpy()
+        return Scored(images=images, labels=labels, predicted=predicted, nll=losses)
 
 
 def log_evidence(log: RunLog, tracking: Tracking, subject: Subject) -> list[Signal]:
@@ -99,7 +107,7 @@ def _tags(signals: Sequence[Signal]) -> dict[str, str]:
 
 
 def _metrics(signals: Sequence[Signal]) -> dict[str, float]:
-    return {f"signal/{key}": value for s in signals for key, value in s.numbers.items()}
+    return {f"signal/{key}": value for key, value in numbers_of(signals).items()}
 
 
 def _as_json(content: object) -> str:
@@ -157,7 +165,8 @@ def scores_of(tracking: Tracking, run: RunView) -> Scored | None:
             table = read_predictions(tracking.fetch(run, PREDICTIONS, Path(folder)))
         labels, predicted = table["label"].to_numpy(), table["predicted"].to_numpy()
         nll = np.asarray(table["nll"], dtype=np.float64)
-        return Scored(tuple(table["image_sha256"]), labels, predicted, nll)
+        images = tuple(table["image_sha256"])
+        return Scored(images=images, labels=labels, predicted=predicted, nll=nll)
     except (LineageError, KeyError, ValueError):
         return None
 

@@ -26,7 +26,7 @@ TINY_PP = 1e-9
 """Gains closer than this are the same gain: they differ by rounding, not by an image."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Posterior:
     """What is believed about the true gain after some pairs: a Student-t of `pairs - 1` degrees.
 

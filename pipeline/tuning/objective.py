@@ -116,7 +116,9 @@ class TrialObjective:
         number, objective = self.spec.stage.number, self.spec.objective
         for draw, session in self.sessions.items():
             earlier = [summary.val[objective] for summary in summaries]
-            reporter = Reporter(trial, self.spec, earlier, self.deadline)
+            reporter = Reporter(
+                trial=trial, spec=self.spec, earlier=earlier, deadline=self.deadline
+            )
             prepared = replace(
                 session.with_training(number, params),
                 on_epoch=reporter,
@@ -148,7 +150,7 @@ class TrialObjective:
         return {key: one.pop() if len(one) == 1 else "mixed" for key, one in states.items()}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Reporter:
     """Reports to Optuna how a trial fares, epoch by epoch, and ends the trial where asked to.
 

@@ -47,7 +47,7 @@ from pipeline.tuning.trial_state import RETRIES, RUN_ID, beating, is_given_up, o
 _Result = TypeVar("_Result")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tuned:
     """A study that was worked on, settings to go on with, whether it has all its trials."""
 
@@ -101,7 +101,7 @@ def tune_entry(command: Command, plan: Plan) -> list[Tuned]:
     if len(done) == len(plan.spaces) and all(one.finished for one in done):
         command.say(f"use them: {_next_command(command, tune)}")
     command.say(f"look at them: optuna-dashboard {for_optunas_commands(url)}")
-    command.say(f"browse the runs: {tracking.ui_command}")
+    command.say(tracking.how_to_browse)
     return done
 
 
@@ -203,7 +203,9 @@ class Worker:
         choice = choose(study, self.tracking, self.tune.margin)
         is_finished = study.finished() >= self.tune.n_trials
         settings = choice.trial.params if choice else {}
-        return Tuned(study, run_id, choice, settings, is_finished)
+        return Tuned(
+            study=study, run_id=run_id, choice=choice, settings=settings, finished=is_finished
+        )
 
     def _train_parents(self, study_run_id: str) -> None:
         """The checkpoints that trials start from: found, or trained by one process a machine."""
