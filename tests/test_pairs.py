@@ -233,7 +233,7 @@ def test_a_class_that_would_be_left_empty_is_named(per_class: int, refused: bool
     if not refused:
         assert np.bincount(set_aside(source, per_class).pool.labels).tolist() == [5, 1]
         return
-    message = f"^farm: test_per_class = {per_class} takes all 5 images of class bee: lower it"
+    message = f"^farm: test_per_class = {per_class} takes all 5 images of class bee: lower test_per_class"
     with pytest.raises(DataError, match=message):
         set_aside(source, per_class)
 
@@ -284,7 +284,7 @@ def test_as_many_draws_are_held_as_can_be_dealt(source: Source, train: int, val:
             False,
             "holds 19 disjoint draws, 20 were",
         ),
-        (10, {}, 0, (5, 10), False, "20 were asked for: it ends after 10 pairs"),
+        (10, {}, 0, (5, 10), False, "20 were asked for: this command ends after 10 pairs"),
         (7, {}, 0, (5, 7), False, "ends after 7 pairs"),
         (5, {}, 0, (5,), False, "ends after 5 pairs"),
         (20, {"tune": "on", "draws": "3"}, 3, (5, 10, 17), False, "beyond those used for tuning"),

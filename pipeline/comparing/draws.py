@@ -79,31 +79,33 @@ def pool_of(
         sentence = f"pairs are disjoint draws, of {left} that the pool holds{beyond}"
         return Pool(first_draw=first, looks=looks, sentence=sentence)
     if left >= looks[0]:
-        sentence = f"the pool holds {left} disjoint draws{beyond}, {looks[-1]} were asked for: it "
-        sentence += f"ends after {left} pairs"
+        sentence = (
+            f"the pool holds {left} disjoint draws{beyond}, {looks[-1]} were asked for: this "
+            f"command ends after {left} pairs"
+        )
         return Pool(
             first_draw=first, looks=(*(n for n in looks if n < left), left), sentence=sentence
         )
     size = f"{settings.train_per_class} + {settings.val_per_class} images a class"
     if held < 1:
-        raise DesignError(f"{settings.data} holds no draw of {size}: ask for fewer")
+        raise DesignError(f"{settings.data} holds no draw of {size}: ask for fewer images a class")
     if settings.draw:
         raise DesignError(
             f"draw={settings.draw}: {max(left, 0)} of the {held} draws of {size} are left, "
             f"{looks[0]} are needed, and resampled pairs would take images of the draws before "
-            "it: leave draw out, or ask for fewer images a class"
+            f"draw {settings.draw}: leave draw out, or ask for fewer images a class"
         )
     if share >= 1:
         raise DesignError(
             f"train_per_class={settings.train_per_class} takes all images of the smallest class, "
-            f"so that all {looks[0]} pairs would train on the same ones: ask for fewer, at best "
-            f"for {max(1, settings.train_per_class // looks[0])}"
+            f"so that all {looks[0]} pairs would train on the same images of that class: ask for "
+            f"fewer images, at best for {max(1, settings.train_per_class // looks[0])}"
         )
     sentence = (
         f"the pool holds {max(left, 0)} disjoint draw{'' if left == 1 else 's'}{beyond}, "
         f"{looks[0]} are needed: pairs are resampled and share images ({share:.0%} of two draws, "
         "on average), which costs power"
-        f"{', and tuning uses images of theirs' if reserved else ''}: fewer images a class"
+        f"{', and tuning uses images of these pairs' if reserved else ''}: fewer images a class"
         f"{f', or {asked}={left},' if left > 1 else ''} would give disjoint draws"
     )
     correction = share / (1 - share)

@@ -174,7 +174,7 @@ class PairRunner:
         return [self.done[key.number] for key in keys]
 
     def _try(self, key: PairKey, *, wait: bool = False) -> bool:
-        """Run a pair unless another process works on it (`wait`: once that has finished)."""
+        """Run a pair unless another process works on it; `wait`: run it afterwards."""
         folder = lock_folder(self.arms[0].settings)
         content = [
             arm.settings.model_copy(update={"draw": key.draw}).model_dump() | {"pair": str(key)}
@@ -242,7 +242,7 @@ class PairRunner:
             else:
                 self.say(
                     f"note: run {run.run_id} was scored on other test images before: its test/acc "
-                    "stays, and this command counts what it measured now"
+                    "stays, and this command counts the score that was measured now"
                 )
         chain = [run]
         while (parent := chain[-1].tags["parent_run_id"]) != "none":

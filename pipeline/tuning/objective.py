@@ -97,7 +97,7 @@ class TrialObjective:
                 except (Pruned, OutOfTime, KeyboardInterrupt, *_OWN_FAULTS) as err:
                     own = "pruned" if isinstance(err, Pruned) else "failed"
                     from_outside = isinstance(err, OutOfTime | KeyboardInterrupt)
-                    with suppress(TrackingError):  # what stopped the trial counts
+                    with suppress(TrackingError):  # must not hide what stopped the trial
                         log.tags({STATE: INTERRUPTED if from_outside else own})
                     raise
         except (Pruned, *_OWN_FAULTS) as err:
@@ -198,5 +198,5 @@ class Reporter:
         if is_new and not is_over and not is_default and self.trial.should_prune():
             raise Pruned(
                 f"pruned {where} draw {self.spec.draws[count]}: {self.spec.objective} {mean:.4f} "
-                "is on the worse half"
+                "is in the worse half of the trials"
             )
