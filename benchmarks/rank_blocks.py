@@ -39,6 +39,7 @@ from pipeline.runs.session import Session, source_of  # noqa: E402
 from pipeline.settings.request import Request  # noqa: E402
 from pipeline.settings.run import Settings  # noqa: E402
 from pipeline.settings.schedules import BLOCKS, SCHEDULES  # noqa: E402
+from pipeline.stats.design import Design  # noqa: E402
 from pipeline.stats.posterior import Posterior, posterior  # noqa: E402
 from pipeline.tracking import Tracking  # noqa: E402
 from pipeline.training.diagnostics import norm_of  # noqa: E402
@@ -109,12 +110,14 @@ def check(
     pool = pool_in(source, settings, (draws,))
     overlap = Overlap.of(read_test_split(source, settings, print), source)
     control = at_equal_steps(
-        Arm("three_stage", settings, 2), SCHEDULES["stage1_continued"], Request.read(options)
+        Arm(name="three_stage", settings=settings, last=2),
+        SCHEDULES["stage1_continued"],
+        Request.read(options),
     )
     arms = [control]
     for name in RELEASES:
         changes = {"schedule": name, "stages": settings.stages[:2]}
-        arms.append(Arm(name, settings.model_copy(update=changes), 2))
+        arms.append(Arm(name=name, settings=settings.model_copy(update=changes), last=2))
     keys = pair_keys(pool, settings)
     runner = PairRunner(
         arms=tuple(arms),
@@ -128,6 +131,7 @@ def check(
     gains = {
         block: posterior(
             [100 * (row[number].test - row[0].test) for row in results],
+            rope_pp=Design.rope_pp,
             correction=pool.correction,
             resolution_pp=resolution_pp(len(overlap.test)),
         )

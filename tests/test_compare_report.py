@@ -24,7 +24,9 @@ def compared(*, resampled: bool, **options: str) -> Compared:
     own = {"preset": "cifar10_small", "schedules": "full,lp_ft", "draws": "3"}
     grid = compare_plan(request_of("compare", {**own, **options}))
     (arms,) = grid.arms.values()
-    pool = Pool(0, resampled, 0.5 if resampled else 0.0, (3,), "pairs")
+    pool = Pool(
+        resampled=resampled, correction=0.5 if resampled else 0.0, looks=(3,), sentence="pairs"
+    )
     keys = pair_keys(pool, arms[0].settings)
     row = (result(0.7), result(0.8))
     results = {arms[0].settings.backbone: [row] * 3}

@@ -11,7 +11,7 @@ from pipeline.comparing.arms import TunedArm, decide_plan
 from pipeline.comparing.decision_page import command_of, page_of
 from pipeline.comparing.draws import Pool
 from pipeline.comparing.pairs import ArmResult, Pair, pair_keys
-from pipeline.comparing.results import Decision
+from pipeline.comparing.results import Decision, verdict_of
 from pipeline.data.overlap import Counts
 from pipeline.tracking import RunView
 from tests.helpers import planned_epochs, request_of
@@ -37,7 +37,7 @@ def decision(both: tuple[ArmResult, ArmResult] | None = None, **options: str) ->
     """A decision after two equal pairs; `options`: what was typed."""
     plan = decide_plan(request_of("decide", {**PRESET, **options}))
     both = both or (result(0.8), result(0.7))
-    pool = Pool(0, False, 0.0, (2,), "pairs are disjoint draws")
+    pool = Pool(looks=(2,), sentence="pairs are disjoint draws")
     pairs = tuple(Pair(key, *both) for key in pair_keys(pool, plan.treatment.settings))
     return Decision(
         asked=plan,
@@ -46,6 +46,7 @@ def decision(both: tuple[ArmResult, ArmResult] | None = None, **options: str) ->
         design=plan.decide.design,
         pool=pool,
         pairs=pairs,
+        verdict=verdict_of(pairs, plan.decide.design, pool, 100),
         beside={},
         test=Counts(images=100, copies=0, seen=0),
         classes=10,

@@ -48,7 +48,7 @@ FAULTS: list[tuple[dict[str, str], str]] = [
         "schedules=full with baseline=full: two are needed to compare, add one",
     ),
     ({"schedule": "full"}, "schedule=full: pass -P schedules=<names with commas between them>"),
-    ({"reuse": "off"}, "reuse=off: arms start from common runs"),
+    ({"reuse": "off"}, "reuse=off: the arms start from common runs"),
     ({"enforce_gate": "on"}, "enforce_gate=on: the gate reads finished draws"),
     ({"draws": "1"}, "draws must be greater than or equal to 2, got '1'"),
     ({"tune_draws": "0"}, "tune_draws must be greater than or equal to 1"),

@@ -42,11 +42,11 @@ from tests.test_draws import make_source, make_split
 
 def arm(name: str, last: int | None = None) -> Arm:
     settings = load_settings({"preset": "cifar10_small", "schedule": name})
-    return Arm(name, settings, last or len(SCHEDULES[name].stages))
+    return Arm(name=name, settings=settings, last=last or len(SCHEDULES[name].stages))
 
 
 def pool(count: int, *, resampled: bool = False) -> Pool:
-    return Pool(2, resampled, 0.0, (2, count), "")
+    return Pool(first_draw=2, resampled=resampled, looks=(2, count), sentence="")
 
 
 def digests(split: Split | None) -> set[bytes]:
@@ -56,14 +56,26 @@ def digests(split: Split | None) -> set[bytes]:
 
 def test_disjoint_pairs_take_draw_after_draw_of_one_shuffle() -> None:
     keys = pair_keys(pool(3), load_settings({"data_seed": "5", "seed": "40"}))
-    assert keys == [PairKey(0, 2, 5, 42), PairKey(1, 3, 5, 43), PairKey(2, 4, 5, 44)]
+    assert keys == [
+        PairKey(number=0, draw=2, data_seed=5, seed=42),
+        PairKey(number=1, draw=3, data_seed=5, seed=43),
+        PairKey(number=2, draw=4, data_seed=5, seed=44),
+    ]
     moved = pair_keys(pool(3), load_settings({"data_seed": "5", "seed": "40", "draw": "2"}))
-    assert moved == [PairKey(0, 2, 5, 40), PairKey(1, 3, 5, 41), PairKey(2, 4, 5, 42)]
+    assert moved == [
+        PairKey(number=0, draw=2, data_seed=5, seed=40),
+        PairKey(number=1, draw=3, data_seed=5, seed=41),
+        PairKey(number=2, draw=4, data_seed=5, seed=42),
+    ]
 
 
 def test_resampled_pairs_take_the_first_draw_of_a_shuffle_each() -> None:
     keys = pair_keys(pool(3, resampled=True), load_settings({"data_seed": "5", "seed": "40"}))
-    assert keys == [PairKey(0, 0, 6, 40), PairKey(1, 0, 7, 41), PairKey(2, 0, 8, 42)]
+    assert keys == [
+        PairKey(number=0, draw=0, data_seed=6, seed=40),
+        PairKey(number=1, draw=0, data_seed=7, seed=41),
+        PairKey(number=2, draw=0, data_seed=8, seed=42),
+    ]
 
 
 @pytest.mark.parametrize("place", ["/proc/nope", "file", "folder/pairs"])
@@ -74,7 +86,7 @@ def test_a_cache_folder_that_cannot_be_used_is_told(store: Path, place: str, cac
         (store / name).touch()
     where = {"cache_dir": place.removesuffix("/pairs"), "cache": cache}
     nothing = np.zeros(2, dtype=np.bool_)
-    treatment = Arm("full", load_settings({"schedule": "full", **where}), 1)
+    treatment = Arm(name="full", settings=load_settings({"schedule": "full", **where}), last=1)
     runner = PairRunner(
         arms=(treatment,),
         overlap=Overlap(test=make_images(2), copies=nothing, seen=nothing, class_names=()),
@@ -84,7 +96,7 @@ def test_a_cache_folder_that_cannot_be_used_is_told(store: Path, place: str, cac
         tell=lambda *_: "",
     )
     with pytest.raises(StorageError, match=r"^cannot write the cache to .*: choose a folder"):
-        runner.run_all([PairKey(0, 0, 0, 0)])
+        runner.run_all([PairKey(number=0, draw=0, data_seed=0, seed=0)])
 
 
 @pytest.mark.parametrize("words", [["decide", "--looks", "2"], ["compare", "--draws", "2"]])
@@ -228,7 +240,7 @@ def test_a_class_that_would_be_left_empty_is_named(per_class: int, refused: bool
     if not refused:
         assert np.bincount(set_aside(source, per_class).pool.labels).tolist() == [5, 1]
         return
-    message = f"^farm: test_per_class = {per_class} takes all 5 images of class bee: lower it"
+    message = f"^farm: test_per_class = {per_class} takes all 5 images of class bee: lower"
     with pytest.raises(DataError, match=message):
         set_aside(source, per_class)
 
@@ -279,7 +291,7 @@ def test_as_many_draws_are_held_as_can_be_dealt(source: Source, train: int, val:
             False,
             "holds 19 disjoint draws, 20 were",
         ),
-        (10, {}, 0, (5, 10), False, "20 were asked for: it ends after 10 pairs"),
+        (10, {}, 0, (5, 10), False, "20 were asked for: this command ends after 10 pairs"),
         (7, {}, 0, (5, 7), False, "ends after 7 pairs"),
         (5, {}, 0, (5,), False, "ends after 5 pairs"),
         (20, {"tune": "on", "draws": "3"}, 3, (5, 10, 17), False, "beyond those used for tuning"),

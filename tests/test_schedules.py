@@ -342,7 +342,7 @@ def test_a_fourth_stage_is_tuned_decided_and_compared(
     own = {"train_per_class": "2", "val_per_class": "1", "test_per_class": "4", "epochs": "1"}
     study = {"n_trials": "1", "stage": "4", "schedule": str(four)}
     assert command("tune", **own, **study) == 0
-    assert "use them: mlflow run . -e stage -P number=4 " in capfd.readouterr().out
+    assert "use the tuned settings: mlflow run . -e stage -P number=4 " in capfd.readouterr().out
     studies = mlflow.search_runs(["0"], "tags.kind = 'study'", output_format="list")
     assert [run.data.tags["stage"] for run in studies] == ["4"]
     both = {"treatment": str(four), "control": str(control)}

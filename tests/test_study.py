@@ -260,18 +260,18 @@ STORAGES = [
     ("journal://o.journal", r"a journal is a file: write journal:///"),
     ("redis://:qqq@host/0", r"redis://:\*\*\*@host/0: Optuna can keep a journal there, but"),
     ("grpc://host:13000", r"Optuna's proxy passes no heartbeats on: name the database behind it"),
-    ("foo://me:qqq@host/db", r"foo://me:\*\*\*@host/db is no URL that Optuna can keep"),
-    ("postgresql+foo://me:qqq@host/db", r"\*\*\*@host/db is no URL that Optuna can keep"),
+    ("foo://me:qqq@host/db", r"foo://me:\*\*\*@host/db is no URL of a storage"),
+    ("postgresql+foo://me:qqq@host/db", r"\*\*\*@host/db is no URL of a storage"),
     ("mysql://me:qqq@host/db", r"me:\*\*\*@host/db: its driver is not installed \(.*pip"),
     ("postgresql+asyncpg://me:qqq@host/db", r"driver is not installed \(No module named"),
     ("postgresql://me:qqq@127.0.0.1:9/db", r"cannot be used \(.*Connection refused\)"),
     ("postgresql://me@realm:qqq@127.0.0.1:9/db", r"realm:\*\*\*@127\.0\.0\.1:9/db cannot be"),
     ("postgresql://127.0.0.1:9/db?user=me&password=qqq", r"password=\*\*\* cannot be used"),
-    ("postgresql://me:qqq@host:port/db", r"me:\*\*\*@host:port/db is no URL that Optuna"),
+    ("postgresql://me:qqq@host:port/db", r"me:\*\*\*@host:port/db is no URL of a storage"),
     ("postgresql://me:q@qqq@host/db", r"me:\*\*\*@host/db: .* as it is"),
     ("postgresql://me:q@q/qq@host/db", r"me:\*\*\*@host/db: it holds a /, .* as it"),
     ("postgres://me:qqq@host/db", r"SQLAlchemy knows no postgres://: write postgresql://"),
-    ("/nowhere/optuna.db", r"storage=/nowhere/optuna\.db is no URL that Optuna .* sqlite:///"),
+    ("/nowhere/optuna.db", r"storage=/nowhere/optuna\.db is no URL of a storage .* sqlite:///"),
 ]
 
 

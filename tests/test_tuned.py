@@ -296,7 +296,7 @@ def test_a_lead_within_noise_leaves_the_defaults_and_another_choice_is_announced
     told = capfd.readouterr().out
     assert "less than 100 s.e.: the defaults stay" in told
     assert "note: from now on tuned=true takes trial 0 of study stage1-" in told
-    assert "(margin=100), it was trial 1" in told
+    assert "(margin=100); until now it took trial 1" in told
     assert home.study.user_attrs["chosen"] == 0
     assert home.run("stage1", tuned="on") == 0
     assert runs().iloc[-1]["metrics.best/val_loss"] == home.study.trials[0].value

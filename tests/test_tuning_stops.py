@@ -88,7 +88,7 @@ def test_a_command_without_time_begins_no_trial_and_the_next_one_goes_on(
     command: Command, options: dict[str, str], capfd: pytest.CaptureFixture[str], store: Path
 ) -> None:
     assert command("tune", **options, timeout="0.001") == 0
-    assert "the command's timeout is over: the study can be gone on with" in capfd.readouterr().out
+    assert "the command's timeout is over: the same command goes on" in capfd.readouterr().out
     assert ends("trial") == []
     assert ends("study") == ["KILLED"]
     assert runs("study")["tags.failure"][0] == "stopped before it had all its trials"
@@ -145,7 +145,7 @@ def test_a_trial_that_runs_out_of_time_is_queued_again(
     assert runs("trial")["tags.failure"][0] == "the command's timeout is over"
     client = mlflow.MlflowClient()
     assert len(client.get_metric_history(runs()["run_id"][0], "val/acc")) == 1
-    assert "note: the command's timeout is over: the study can be gone on with" in " ".join(said)
+    assert "note: the command's timeout is over: the same command goes on" in " ".join(said)
     assert command("tune", **options) == 0
     [study] = studies(store)
     assert states(study) == ["FAIL", "COMPLETE"]

@@ -122,7 +122,7 @@ def _arms(
     request = replace(request, options=own)
     settings = request.settings(schedule=str(reference))
     check_comparable(settings)
-    longest = Arm(reference.name, settings, reference.count)
+    longest = Arm(name=reference.name, settings=settings, last=reference.count)
     check_distinct([schedule.on(settings.order) for schedule in schedules])
     return tuple(
         longest if schedule == reference else at_equal_steps(longest, schedule, request)

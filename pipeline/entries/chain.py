@@ -22,7 +22,7 @@ from pipeline.runs.lineage import (
 )
 from pipeline.runs.run_stage import add_pictures_and_model, find_or_run, run_stage
 from pipeline.runs.session import Session
-from pipeline.runs.summary import summary_table
+from pipeline.runs.words import summary_table
 from pipeline.settings.request import Request
 from pipeline.settings.run import INHERITED_KEYS, PLACE_KEYS, Settings, plain_values
 from pipeline.signals.evidence import refresh_siblings
@@ -127,5 +127,5 @@ def main_entry(command: Command, settings: Settings) -> list[Summary]:
         log.text(page, "summary.md")
         log.text(json.dumps(values, indent=2) + "\n", "settings.json")
     command.say(f"\n{in_columns(table)}")
-    command.say(f"\nbrowse the runs: {tracking.ui_command}")
+    command.say(f"\n{tracking.how_to_browse}")
     return rows

@@ -19,7 +19,7 @@ from pipeline.comparing.results import Compared
 from pipeline.data.overlap import Overlap
 from pipeline.entries.pair_setup import PairSetup
 from pipeline.runs.command import Command
-from pipeline.runs.summary import minutes
+from pipeline.runs.words import minutes
 from pipeline.settings.run import plain_values
 from pipeline.signals.evidence import refresh_siblings
 

@@ -15,17 +15,17 @@ from pipeline.comparing.arms import Arm, Comparison, TunedArm, at_equal_steps, o
 from pipeline.comparing.cost import equal_steps, operations_of, seconds_a_draw
 from pipeline.comparing.decision_page import log_decision
 from pipeline.comparing.pairs import Pair, PairRunner, Results, resolution_pp
-from pipeline.comparing.results import Decision
+from pipeline.comparing.results import Decision, verdict_of
 from pipeline.entries.pair_setup import PairSetup
 from pipeline.runs.command import Command
-from pipeline.runs.summary import minutes
+from pipeline.runs.words import minutes
 from pipeline.settings.entry import usable_name
 from pipeline.settings.run import plain_values
 from pipeline.signals.evidence import refresh_siblings
 from pipeline.stats.design import Design
 from pipeline.stats.metrics import METRICS
 from pipeline.stats.operating import characteristics_text, operating_characteristics
-from pipeline.stats.verdict import verdict
+from pipeline.stats.verdict import Verdict
 from pipeline.tracking import ModelVersion, RunLog
 from pipeline.tracking.keys import DECISION_RUN_ID, MODEL_URI, VERDICT
 
@@ -55,7 +55,7 @@ def decide_entry(command: Command, plan: Comparison) -> Decision | None:
         params = {**plain_values(settings), **plan.decide.model_dump()}
         with setup.run("decision", name, "decide", params, plan.tune.workers) as log:
             plan, tuned = _tuned(plan, setup)
-            pairs, runner = _run_pairs(plan, setup, design, log)
+            pairs, found, runner = _run_pairs(plan, setup, design, log)
             beside = _run_extra_arms(plan, runner, pairs)
             arms, classes = (plan.treatment, plan.control), len(setup.source.class_names)
             decision = Decision(
@@ -65,6 +65,7 @@ def decide_entry(command: Command, plan: Comparison) -> Decision | None:
                 design=design,
                 pool=setup.pool,
                 pairs=tuple(pairs),
+                verdict=found,
                 beside=beside,
                 test=runner.overlap.counts,
                 classes=classes,
@@ -137,8 +138,8 @@ def _tuned(plan: Comparison, setup: PairSetup) -> tuple[Comparison, tuple[TunedA
 
 def _run_pairs(
     plan: Comparison, setup: PairSetup, design: Design, log: RunLog | None
-) -> tuple[list[Pair], PairRunner]:
-    """Pairs up to the look at which the verdict falls."""
+) -> tuple[list[Pair], Verdict, PairRunner]:
+    """Pairs up to the look at which the verdict falls, and the verdict."""
     keys, names = setup.keys, (plan.treatment.words, plan.control.words)
 
     def tell(number: int, pair: str, results: Results) -> str:
@@ -152,12 +153,7 @@ def _run_pairs(
     for look in design.looks:
         results = runner.run_all(keys[:look])
         pairs = [Pair(key, *both) for key, both in zip(keys, results, strict=False)]
-        found = verdict(
-            [pair.gain_pp for pair in pairs],
-            design,
-            setup.pool.correction,
-            resolution_pp(len(setup.overlap.test)),
-        )
+        found = verdict_of(pairs, design, setup.pool, len(setup.overlap.test))
         known = found.posterior
         assert known
         if log:
@@ -171,7 +167,7 @@ def _run_pairs(
             log.metrics({f"look/{key}": value for key, value in numbers.items()}, step=look)
         if found.state != "go_on":
             break
-    return pairs, runner
+    return pairs, found, runner
 
 
 def _run_extra_arms(

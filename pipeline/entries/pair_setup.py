@@ -62,7 +62,7 @@ class PairSetup:
         with tracking.explained():
             yield cls._of(command, tracking, settings, looks, reserved, asked)
         if not command.joins:
-            command.say(f"browse the runs: {tracking.ui_command}")
+            command.say(tracking.how_to_browse)
 
     @classmethod
     def _of(

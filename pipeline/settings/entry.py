@@ -16,7 +16,7 @@ from pipeline.settings.run import (
     StrictModel,
     setting,
 )
-from pipeline.stats.design import LOOKS, ROPE_PP, THRESHOLD, Design
+from pipeline.stats.design import Design
 from pipeline.stats.metrics import DEFAULT_OBJECTIVE, DEFAULT_SHARE
 
 NAMED_STAGES = 3
@@ -135,11 +135,16 @@ class DecideSettings(StrictModel):
         DEFAULT_SHARE, "metric of the test images by which the arms are compared"
     )
     rope_pp: float = setting(
-        ROPE_PP, "gains up to this many percentage points are not worth the stage", ge=0, lt=100
+        Design.rope_pp,
+        "gains up to this many percentage points are not worth the stage",
+        ge=0,
+        lt=100,
     )
-    looks: str = setting(",".join(map(str, LOOKS)), "pairs after which a verdict may be given")
+    looks: str = setting(
+        ",".join(map(str, Design.looks)), "pairs after which a verdict may be given"
+    )
     threshold: float = setting(
-        THRESHOLD, "posterior probability that a verdict needs", gt=0.5, lt=1
+        Design.threshold, "posterior probability that a verdict needs", gt=0.5, lt=1
     )
     sd_pp: float = setting(1.0, "spread of gains that the forecast assumes", gt=0, le=100)
     beside: int = setting(
@@ -196,7 +201,7 @@ class CompareSettings(StrictModel):
         DEFAULT_SHARE, "metric of the test images by which the arms are compared"
     )
     rope_pp: float = setting(
-        ROPE_PP, "differences up to this many percentage points do not count", ge=0, lt=100
+        Design.rope_pp, "differences up to this many percentage points do not count", ge=0, lt=100
     )
     tune_draws: int = setting(1, "draws that a trial is scored on, with tuned=on", ge=1, le=1000)
 
