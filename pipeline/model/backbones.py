@@ -168,6 +168,12 @@ def block_order(name: str, image_size: int, blocks: str = AUTO) -> tuple[str, ..
 
 
 @cache
+def has_batch_norm(name: str, image_size: int) -> bool:
+    """Whether the network has BatchNorm; transformers and ConvNeXt have none."""
+    return any(True for _ in batch_norms([shapes_of(name, image_size)]))
+
+
+@cache
 def _on_meta(name: str, image_size: int) -> nn.Module:
     """A library's network with shapes alone, where it can be made so; of two classes."""
     try:

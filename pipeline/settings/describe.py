@@ -46,7 +46,8 @@ def default_in_words(key: str, model: type[BaseModel]) -> str:
     info = model.model_fields[key]
     words = [_shown(info.default)]
     if info.is_required():  # lr
-        words = [", ".join(f"{rate:g} {what}" for what, rate in LEARNING_RATES.items())]
+        rates = ", ".join(f"{rate:g} {what}" for what, rate in LEARNING_RATES.items())
+        words = [f"{rates}; a third of the latter two for networks without BatchNorm"]
     for value, presets in _of_presets(key).items():
         if value not in words:
             words.append(f"{value} with preset {' or '.join(presets)}")

@@ -27,6 +27,8 @@ from pipeline.settings.schedules import SCHEDULES
 from pipeline.system.yaml_file import did_you_mean, read_yaml
 
 COMMAND_LINE = "command line"
+DECAY_WITHOUT_BATCH_NORM = 0.05
+"""See `schedules.WITHOUT_BATCH_NORM`."""
 PRESETS_DIR = Path(__file__).parent / "presets"
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -134,9 +136,12 @@ def resolve(layers: Iterable[Layer]) -> Settings:
         if "." in given.key and given.layer.by_user and (number or 0) > len(schedule.stages)
     ]
     stages = []
+    batch_norm = settings is None or settings.has_batch_norm
+    decay = {} if batch_norm else {"weight_decay": DECAY_WITHOUT_BATCH_NORM}
     for number in range(1, len(schedule.stages) + 1):
         own = {name: given for stage, name, given in training if stage in (None, number)}
-        stages.append(validated(TrainSettings, own, faults, lr=schedule.default_lr(number)))
+        lr = schedule.default_lr(number, has_batch_norm=batch_norm)
+        stages.append(validated(TrainSettings, own, faults, lr=lr, **decay))
     if settings is None or faults:
         raise SettingsError("\n".join(dict.fromkeys(faults)))
     return settings.model_copy(update={"stages": tuple(stages)})

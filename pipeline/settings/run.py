@@ -121,7 +121,11 @@ class TrainSettings(StrictModel):
         le=100,
     )
     weight_decay: float = setting(
-        0.01, "weight decay; biases and normalisation layers have none", ge=0, le=10
+        0.01,
+        "weight decay; biases and normalisation layers have none; 0.05 for networks without "
+        "BatchNorm, such as transformers",
+        ge=0,
+        le=10,
     )
     label_smoothing: float = setting(
         0.0, "share of each label that is spread over all classes", ge=0, lt=1
@@ -324,6 +328,15 @@ class Settings(Thresholds, MachineSettings, ExperimentSettings):
             SettingsError: the network has no such blocks.
         """
         return schedule_of(self.schedule).on(self.order)
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether the network has BatchNorm; transformers and ConvNeXt have none."""
+        if self.backbone in OFTEN:
+            return True
+        from pipeline.model.backbones import has_batch_norm
+
+        return has_batch_norm(self.backbone, self.image_size)
 
     @property
     def order(self) -> tuple[str, ...]:

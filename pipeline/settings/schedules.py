@@ -42,6 +42,10 @@ LEARNING_RATES = {
 }
 """Default rates by what a stage trains (measured: docs/reference.md): a new head wants a high
 rate, pretrained blocks a tenth of that, blocks that already fit these images a third of that."""
+WITHOUT_BATCH_NORM = 3
+"""Pretrained blocks of networks without BatchNorm start from a rate divided by this. Not measured
+here, as no such weights could be had: 1e-4 is what He et al. 2022 (arXiv 2111.06377) fine-tune ViT
+with at this batch size, with AdamW and a weight decay of 0.05."""
 _NAME = "[A-Za-z0-9_.-]+"
 _TITLES = {"words", "stages"}
 
@@ -131,9 +135,11 @@ class Schedule:
         """The trainable blocks of the first `count` stages (None: of all)."""
         return [stage.trainable for stage in self.stages[:count]]
 
-    def default_lr(self, number: int) -> float:
+    def default_lr(self, number: int, *, has_batch_norm: bool) -> float:
         """The learning rate of stage `number` where nothing gives another."""
         head, pretrained, fitted = LEARNING_RATES.values()
+        if not has_batch_norm:
+            pretrained, fitted = pretrained / WITHOUT_BATCH_NORM, fitted / WITHOUT_BATCH_NORM
         *before, stage = self.stages[:number]
         if stage.is_probe:
             return head
