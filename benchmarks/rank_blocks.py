@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 from pipeline.comparing.arms import Arm, at_equal_steps  # noqa: E402
 from pipeline.comparing.draws import pool_in  # noqa: E402
 from pipeline.comparing.pairs import PairRunner, pair_keys, resolution_pp  # noqa: E402
-from pipeline.data.images import ImageSet, normalise  # noqa: E402
+from pipeline.data.images import USUAL, ImageSet  # noqa: E402
 from pipeline.data.overlap import Overlap  # noqa: E402
 from pipeline.model.backbones import FORWARD_ORDER, Backbone  # noqa: E402
 from pipeline.runs.run_stage import find_or_run  # noqa: E402
@@ -69,7 +69,7 @@ def rank_blocks(backbone: Backbone, images: ImageSet, device: torch.device) -> l
     model.zero_grad(set_to_none=True)
     try:
         for start in range(0, len(images), BATCH):
-            pixels = normalise(images.pixels[start : start + BATCH].to(device))
+            pixels = USUAL.normalise(images.pixels[start : start + BATCH].to(device))
             labels = images.labels[start : start + BATCH].to(device)
             logits = backbone.run(pixels, FORWARD_ORDER)
             loss = F.cross_entropy(logits, labels, reduction="sum") / len(images)

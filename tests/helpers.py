@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline.comparing.arms import Arm
 from pipeline.data.base import Source, Split
 from pipeline.data.draws import Draw, draw_in
-from pipeline.data.images import ImageSet, digest_image, fit_square
+from pipeline.data.images import USUAL, ImageSet, digest_image
 from pipeline.data.open import open_source
 from pipeline.data.stored import Stored
 from pipeline.entries.table import ENTRY_POINTS
@@ -63,7 +63,7 @@ def make_images(count: int, size: int = 32, start: int = 0) -> ImageSet:
     labels = [number % CLASSES for number in range(count)]
     images = [class_image(label, start + number) for number, label in enumerate(labels)]
     return ImageSet(
-        pixels=torch.from_numpy(np.stack([fit_square(image, size) for image in images])),
+        pixels=torch.from_numpy(np.stack([USUAL.fit_square(image, size) for image in images])),
         labels=torch.tensor(labels),
         digests=np.stack([np.frombuffer(digest_image(image), dtype=np.uint8) for image in images]),
     )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.data.images import normalise
+from pipeline.data.images import USUAL
 from pipeline.model.backbones import FORWARD_ORDER, build_backbone
 from pipeline.training.device import compute_copy, run_blocks
 from pipeline.training.small_conv import SmallConv2d
@@ -41,7 +41,7 @@ def test_the_copy_that_computes_gives_the_models_own_logits(name: str, size: int
     """Channels-last copies with matrix products against torchvision's model as it is."""
     images = make_images(6, size)
     backbone = calibrated_backbone(name, images)
-    inputs = normalise(images.pixels)
+    inputs = USUAL.normalise(images.pixels)
     with torch.no_grad():
         wanted = backbone.model(inputs)
         copies = compute_copy(backbone, FORWARD_ORDER, torch.float32, CPU)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from pipeline.data.images import ImageSet, normalise
+from pipeline.data.images import USUAL, ImageSet
 from pipeline.model.backbones import FORWARD_ORDER, Backbone, batch_norms
 from pipeline.runs.scoring import predict
 from pipeline.settings.run import TrainSettings
@@ -216,7 +216,7 @@ def plain_loop(
             for block in stage.trainable:
                 trained[block].train()
             index = torch.from_numpy(rows)
-            logits = model(normalise(images.pixels[index]))
+            logits = model(USUAL.normalise(images.pixels[index]))
             loss = F.cross_entropy(logits, images.labels[index], label_smoothing=0.1)
             plain.zero_grad()
             loss.backward()
@@ -265,7 +265,7 @@ def test_validation_scores_are_those_of_the_whole_model_in_eval_mode() -> None:
     run = train(FULL, backbone=backbone, val=val, lr=1e-3, epochs=1)
     backbone.model.load_state_dict(run.last)
     with torch.no_grad():
-        logits = backbone.model.eval()(normalise(val.pixels))
+        logits = backbone.model.eval()(USUAL.normalise(val.pixels))
     validated = run.trainer.best_logits
     torch.testing.assert_close(validated, logits, rtol=1e-5, atol=1e-5)
     assert validated.dtype == torch.float32
