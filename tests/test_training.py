@@ -45,6 +45,7 @@ HEAD, BLOCK4, FULL = (
     SCHEDULES["three_stage"].stage(2),
     SCHEDULES["full"].stage(1),
 )
+SMALL = {"epochs": 2, "batch_size": 4, "augment": "none", "lr": 3e-4}
 STILL = {"lr": 1e-30, "weight_decay": 0.0}  # a rate too small to move a float32 weight
 
 
@@ -91,7 +92,7 @@ def train(
     images = images or make_images(12)
     val = val or make_images(6, start=50)
     backbone = backbone or small_backbone()
-    chosen = TrainSettings(**{"epochs": 2, "batch_size": 4, "augment": "none", **settings})
+    chosen = TrainSettings(**{**SMALL, **settings})
     before = copy_state(backbone)
     trainer = trainer_for(backbone, stage, chosen, seed=seed, dtype=dtype)
     train_features = live_features(backbone, stage, images, dtype)
