@@ -30,7 +30,8 @@ from pipeline.data.draws import draw_in
 from pipeline.data.images import ImageSet
 from pipeline.runs.run_stage import find_or_run
 from pipeline.runs.scoring import predict
-from pipeline.runs.session import Session, source_of
+from pipeline.runs.session import Session
+from pipeline.runs.sources import source_of
 from pipeline.settings.request import Request
 from pipeline.settings.run import Settings
 from pipeline.stats.metrics import score_logits

@@ -19,7 +19,7 @@ from pipeline.data.augment import (
     render_views,
 )
 from pipeline.data.images import MEAN, STD, USUAL
-from pipeline.settings.run import Augment
+from pipeline.settings.fields import Augment
 
 KEYS = np.random.default_rng(0).integers(0, 2**64, 40, dtype=np.uint64)
 

@@ -30,7 +30,7 @@ from pipeline.entries.decide import TRUE_GAINS_PP
 from pipeline.entries.table import perform
 from pipeline.model.flops import training_operations
 from pipeline.runs.scoring import read_test_split
-from pipeline.runs.session import source_of
+from pipeline.runs.sources import source_of
 from pipeline.runs.words import with_auto_resolved
 from pipeline.settings.layers import Layer, resolve
 from pipeline.settings.run import Settings

@@ -23,7 +23,7 @@ from pipeline.data.overlap import Overlap
 from pipeline.errors import DataError, DesignError, StorageError
 from pipeline.model.backbones import FORWARD_ORDER, Backbone, batch_norms
 from pipeline.runs.scoring import predict
-from pipeline.runs.session import source_of
+from pipeline.runs.sources import source_of
 from pipeline.settings.schedules import SCHEDULES
 from pipeline.tracking import Tracking
 from pipeline.training.prefix_cache import PrefixCache

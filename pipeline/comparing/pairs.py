@@ -22,7 +22,8 @@ from pipeline.data.overlap import Overlap
 from pipeline.model.backbones import Backbone
 from pipeline.runs.run_stage import add_pictures_and_model, find_or_run
 from pipeline.runs.scoring import keep_scores, logits_of, scored_on
-from pipeline.runs.session import Session, cache_folder
+from pipeline.runs.session import Session
+from pipeline.runs.sources import cache_folder
 from pipeline.settings.run import Settings
 from pipeline.stats.metrics import DEFAULT_SHARE, score_logits
 from pipeline.system.digests import digest_values

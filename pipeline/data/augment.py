@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.data.images import USUAL, Preparation
-from pipeline.settings.run import Augment
+from pipeline.settings.fields import Augment
 
 JITTER = 0.3
 U64Array = NDArray[np.uint64]

@@ -20,7 +20,7 @@ from pipeline.data.overlap import Overlap, tuning_draws
 from pipeline.entries.chain import check_storage
 from pipeline.runs.command import Command
 from pipeline.runs.scoring import read_test_split, test_split
-from pipeline.runs.session import check_draws, source_and_weights
+from pipeline.runs.sources import check_draws, source_and_weights
 from pipeline.runs.stage_log import log_unreadable
 from pipeline.runs.workers import run_workers
 from pipeline.settings.run import Settings

@@ -19,7 +19,8 @@ from pipeline.entries.plans import PretrainPlan
 from pipeline.errors import DataError, SettingsError
 from pipeline.runs.command import Command
 from pipeline.runs.run_stage import find_or_run
-from pipeline.runs.session import Session, source_of
+from pipeline.runs.session import Session
+from pipeline.runs.sources import source_of
 from pipeline.settings.run import Settings
 from pipeline.system.digests import digest_tensors
 from pipeline.system.files import storage_faults, typed_path, write_atomically

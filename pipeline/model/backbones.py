@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import SettingsError
-from pipeline.model.cutting import Cut, Segment, cut
+from pipeline.model.cutting import Cut, cut
 from pipeline.model.factories import is_factory, sources_of
 from pipeline.model.grouping import HEAD, Blocks, blocks_of
 from pipeline.model.networks import build_network, check_network
+from pipeline.model.segments import Segment
 from pipeline.system.digests import digest_file, digest_values
 
 AUTO = "auto"

@@ -7,26 +7,24 @@ its suffix's inputs and its lineage key.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from pipeline.data.base import Source
-from pipeline.data.draws import Draw, deal_rows, draw_in, set_aside
+from pipeline.data.draws import Draw, draw_in
 from pipeline.data.images import ImageSet
-from pipeline.data.open import open_source
 from pipeline.errors import LineageError
 from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.model.checkpoints import load_checkpoint
-from pipeline.model.pretrained import Pretrained, Weights, is_here, read_weights
+from pipeline.model.pretrained import Pretrained
 from pipeline.runs.lineage import lineage_key, recipe_key
-from pipeline.settings.run import Augment, Settings
+from pipeline.runs.sources import cache_folder, source_and_weights
+from pipeline.settings.fields import Augment
+from pipeline.settings.run import Settings
 from pipeline.settings.schedules import Stage
-from pipeline.system.files import typed_path
 from pipeline.tracking import RunView, Tracking, keys
 from pipeline.tracking.history import History, Summary
 from pipeline.training.device import keep_freed_memory, pick_device, pick_precision, with_kernels
@@ -35,52 +33,10 @@ from pipeline.training.norm_choice import NormStatsChoice, choose_norm_stats
 from pipeline.training.norm_stats import calibrate_norm_stats
 from pipeline.training.prefix_cache import PrefixCache
 
-DEFAULT_CACHE_DIR = "~/.cache/unfreeze"
 CHECKPOINT = "checkpoint/checkpoint.safetensors"
 
 Say = Callable[[str], None]
 OnEpoch = Callable[[Stage, History], None]
-
-
-def cache_folder(settings: Settings) -> Path:
-    """Where downloads and prefix outputs are kept."""
-    return typed_path(settings.cache_dir or DEFAULT_CACHE_DIR)
-
-
-def source_of(settings: Settings) -> Source:
-    """The images that the settings name, their test split set aside where that is asked for."""
-    source = open_source(
-        settings.data,
-        cache_folder(settings),
-        label_column=settings.label_column,
-        image_column=settings.image_column,
-    )
-    return set_aside(source, settings.test_per_class)
-
-
-def source_and_weights(settings: Settings) -> tuple[Source, Weights]:
-    """The source and the weights that the settings name, before any image is read.
-
-    Weights that are on this machine are read first: their faults come before a download.
-    """
-    read = partial(
-        read_weights, settings.weights, settings.backbone, settings.image_size, settings.blocks
-    )
-    weights = read() if is_here(settings.weights, settings.backbone) else None
-    source = source_of(settings)
-    return source, weights or read()
-
-
-def check_draws(source: Source, settings: Settings, draws: Iterable[int]) -> None:
-    """Refuse draws that the images cannot give, before any image is read.
-
-    Raises:
-        DataError: a class is too small, or the pool holds fewer draws.
-    """
-    for draw in draws:
-        deal_rows(
-            source, settings.train_per_class, settings.val_per_class, settings.data_seed, draw
-        )
 
 
 @dataclass(kw_only=True)

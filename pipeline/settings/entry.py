@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, field_validator
 from pydantic_core import PydanticCustomError
 
-from pipeline.settings.run import (
+from pipeline.settings.fields import (
     ObjectiveName,
     PathText,
     ScheduleText,

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from pipeline.data.augment import distinct_views, render_views
 from pipeline.data.images import ImageSet, unusual
 from pipeline.model.backbones import Backbone
-from pipeline.settings.run import Augment
+from pipeline.settings.fields import Augment
 from pipeline.system.digests import digest_each, digest_file, digest_values
 from pipeline.system.files import holding
 from pipeline.system.processes import is_abandoned_mark, owner_mark
