@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 from pipeline.runs.run_stage import find_or_run  # noqa: E402
 from pipeline.runs.scoring import logits_of, test_images  # noqa: E402
 from pipeline.runs.session import Session  # noqa: E402
-from pipeline.settings.request import load_settings  # noqa: E402
+from pipeline.settings.request import Request  # noqa: E402
 from pipeline.stats.design import Design  # noqa: E402
 from pipeline.stats.metrics import score_logits  # noqa: E402
 from pipeline.stats.verdict import verdict  # noqa: E402
@@ -40,9 +40,9 @@ STUDIES = 2000
 def fill_bank(options: dict[str, str], draws: int, seeds: int) -> pd.DataFrame:
     """Test accuracy of stage 3 by draw and seed, (draws, seeds)."""
     tracking, rows = Tracking.connect(), []
-    test = test_images(load_settings(options))
+    test = test_images(Request.read(options).settings())
     for draw in range(draws):
-        settings = load_settings({**options, "draw": str(draw), "seed": str(draw)})
+        settings = Request.read({**options, "draw": str(draw), "seed": str(draw)}).settings()
         session = replace(Session.open(settings, tracking, lambda _: None), is_trial=True)
         parent = find_or_run(session, 2)
         for number in range(seeds):

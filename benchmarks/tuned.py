@@ -33,7 +33,7 @@ from pipeline.entries.table import perform  # noqa: E402
 from pipeline.runs.run_stage import find_or_run  # noqa: E402
 from pipeline.runs.scoring import logits_of, test_images  # noqa: E402
 from pipeline.runs.session import Session  # noqa: E402
-from pipeline.settings.request import load_settings  # noqa: E402
+from pipeline.settings.request import Request  # noqa: E402
 from pipeline.stats.metrics import score_logits  # noqa: E402
 from pipeline.tracking import Tracking  # noqa: E402
 from pipeline.tuning.work import Tuned  # noqa: E402
@@ -45,7 +45,7 @@ def confirm(options: dict[str, str], done: Sequence[Tuned], draws: Sequence[int]
     """Both arms on fresh draws: validation and test accuracy of each tuned stage."""
     tracking, rows, test = Tracking.connect(), [], None
     for draw in draws:
-        settings = load_settings({**options, "draw": str(draw)})
+        settings = Request.read({**options, "draw": str(draw)}).settings()
         first = Session.open(settings, tracking, lambda _: None)
         if test is None:
             test = test_images(settings)

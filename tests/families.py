@@ -209,6 +209,7 @@ def backbone_of(name: str, model: nn.Module, size: int, blocks: str = "auto") ->
     found = cut(model, grouped.owners, grouped.order, torch.zeros(1, 3, size, size))
     return Backbone(
         name=name,
+        identity="",
         model=model,
         order=grouped.order,
         owners=grouped.owners,

@@ -12,16 +12,14 @@ import torch
 from torch import Tensor
 
 from pipeline.data.augment import (
-    MEAN,
-    STD,
     U64Array,
     distinct_views,
     hash_uniform,
-    normalise,
     pick_views,
     render_views,
 )
-from pipeline.settings.run import Augment
+from pipeline.data.images import MEAN, STD, USUAL
+from pipeline.settings.fields import Augment
 
 KEYS = np.random.default_rng(0).integers(0, 2**64, 40, dtype=np.uint64)
 
@@ -45,7 +43,7 @@ def levels(images: Tensor) -> Tensor:
 def test_normalising_subtracts_the_mean_and_divides_by_the_deviation() -> None:
     pixels = torch.tensor([0, 255, 51], dtype=torch.uint8).view(1, 3, 1, 1)
     expected = [(0 - 0.485) / 0.229, (1 - 0.456) / 0.224, (0.2 - 0.406) / 0.225]
-    normalised = normalise(pixels)
+    normalised = USUAL.normalise(pixels)
     assert normalised.dtype == torch.float32
     assert normalised.flatten().tolist() == pytest.approx(expected, rel=1e-6)
 
@@ -58,7 +56,7 @@ def test_none_leaves_the_image_alone_and_light_mirrors_the_odd_views(
     augment: Augment, view: int, mirrored: bool
 ) -> None:
     pixels = noise(3)
-    expected = normalise(pixels.flip(-1) if mirrored else pixels)
+    expected = USUAL.normalise(pixels.flip(-1) if mirrored else pixels)
     assert torch.equal(rendered(pixels, view, augment), expected)
 
 

@@ -80,7 +80,7 @@ def test_a_step_moves_the_trainable_blocks_alone_wherever_the_cuts_are(name: str
     trainer = trainer_for(backbone, stage, settings)
     proof.watch({"train": features.running, "suffix": trainer.segments})
     assert list(trainer.epochs(images, features, images, features))
-    backbone.model.load_state_dict(trainer.best, strict=False)
+    backbone.put(trainer.best)
     proof.check(backbone)
     moved = changed_names(before, copy_state(backbone))
     assert moved == set(backbone.tensor_names(trainable)) - {"factor"}  # a constant

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torchvision
 
-from pipeline.data.augment import normalise
+from pipeline.data.images import USUAL
 from pipeline.model.backbones import Backbone
 from pipeline.model.freezing import FrozenProof
 from pipeline.model.grouping import FAMILIES as DECLARED
@@ -71,7 +71,7 @@ def test_logits_are_the_same_with_the_cache_at_every_border_and_without(
 ) -> None:
     images = make_images(IMAGES, FAMILIES[family.name][0])
     rows = np.arange(IMAGES)
-    pixels = normalise(images.pixels)
+    pixels = USUAL.normalise(images.pixels)
     whole = family.model(pixels)
     assert torch.equal(family.run(pixels), whole)
     scale = float(whole.abs().max().clamp(min=1.0))
@@ -101,9 +101,9 @@ def test_a_step_moves_tensors_of_the_trainable_blocks_alone(family: Backbone) ->
     trainer = trainer_for(family, stage, settings)
     proof.watch({"train": features.running, "suffix": trainer.segments})
     assert list(trainer.epochs(images, features, images, features))
-    family.model.load_state_dict(trainer.best, strict=False)
+    family.put(trainer.best)
     proof.check(family)
     moved = changed_names(before, copy_state(family))
-    family.model.load_state_dict(before)
+    family.put(before)
     assert moved <= set(family.tensor_names(trainable))
     assert {family.owners[name] for name in moved} == set(trainable)

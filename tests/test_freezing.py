@@ -47,7 +47,7 @@ def train(
     proof.watch({"suffix": trainer.segments})
     for _ in trainer.epochs(images, features, images, features):
         pass
-    backbone.model.load_state_dict(trainer.best, strict=False)
+    backbone.put(trainer.best)
     return trainer, proof, features
 
 

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipeline.data.augment import normalise
-from pipeline.data.images import ImageSet
+from pipeline.data.images import USUAL, ImageSet
 from pipeline.model.backbones import Backbone, batch_norms, build_backbone
 from pipeline.system.digests import digest_tensors
 from pipeline.training.norm_stats import STATISTICS, calibrate_norm_stats
@@ -27,7 +26,7 @@ def check_first_norm(
     `mean`, `var`: relative and absolute tolerance.
     """
     first = next(m for m in backbone.model.modules() if isinstance(m, nn.Conv2d))
-    weight, inputs = first.weight.detach().double(), normalise(images.pixels).double()
+    weight, inputs = first.weight.detach().double(), USUAL.normalise(images.pixels).double()
     values = F.conv2d(inputs, weight, stride=first.stride, padding=first.padding)
     calibrate(backbone, images)
     norm: Any = next(batch_norms([backbone.model]))
@@ -52,7 +51,7 @@ def test_class_by_class_order_in_several_batches_gives_the_same_statistics() -> 
     labels = torch.arange(count) // (count // 2)
     pixels[labels == 1, 0] += 100
     digests = rng.integers(0, 256, (count, 32), dtype=np.uint8)
-    images = ImageSet(pixels, labels, digests)
+    images = ImageSet(pixels=pixels, labels=labels, digests=digests)
     backbone = build_backbone("tests.networks:FirstNormAlone", 2, 32, seed=0)
     check_first_norm(backbone, images, mean=(1e-3, 1e-3), var=(0.02, 0))
 
@@ -99,7 +98,9 @@ def test_bfloat16_statistics_are_those_of_float32_up_to_rounding_and_kept_apart(
 
 def test_calibration_is_blind_to_labels_and_sees_the_images() -> None:
     images = make_images(12)
-    relabelled = ImageSet(images.pixels, images.labels.flip(0), images.digests)
+    relabelled = ImageSet(
+        pixels=images.pixels, labels=images.labels.flip(0), digests=images.digests
+    )
     states = []
     for given in (images, relabelled, make_images(12, start=100)):
         backbone = build_backbone("mobilenet_v3_small", CLASSES, 32, seed=0)

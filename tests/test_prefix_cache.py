@@ -21,7 +21,8 @@ from torch import Tensor
 from pipeline.data.augment import render_views
 from pipeline.data.images import ImageSet
 from pipeline.model.backbones import Backbone, build_backbone
-from pipeline.settings.run import Augment, TrainSettings
+from pipeline.settings.fields import Augment
+from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import SCHEDULES
 from pipeline.system.digests import digest_each
 from pipeline.system.processes import owner_mark
@@ -161,18 +162,26 @@ def _one_pixel(request: Request) -> Request:
     pixels, digests = request.images.pixels.clone(), request.images.digests.copy()
     pixels[-1, 0, 0, 0] ^= 1
     digests[-1, -1] ^= 1
-    return replace(request, images=ImageSet(pixels, request.images.labels, digests))
+    return replace(
+        request, images=ImageSet(pixels=pixels, labels=request.images.labels, digests=digests)
+    )
 
 
 def _reorder(request: Request) -> Request:
     images = request.images
-    flipped = ImageSet(images.pixels.flip(0), images.labels.flip(0), images.digests[::-1].copy())
+    flipped = ImageSet(
+        pixels=images.pixels.flip(0),
+        labels=images.labels.flip(0),
+        digests=images.digests[::-1].copy(),
+    )
     return replace(request, images=flipped)
 
 
 def _resize(request: Request) -> Request:
     images = request.images
-    larger = ImageSet(images.pixels.repeat(1, 1, 2, 2), images.labels, images.digests)
+    larger = ImageSet(
+        pixels=images.pixels.repeat(1, 1, 2, 2), labels=images.labels, digests=images.digests
+    )
     twin = build_backbone(request.backbone.name, CLASSES, 64, 0)
     twin.model.load_state_dict(request.backbone.model.state_dict())
     return replace(request, images=larger, backbone=twin)

@@ -14,8 +14,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from pipeline.data.augment import normalise
-from pipeline.data.images import ImageSet
+from pipeline.data.images import USUAL, ImageSet
 from pipeline.model.backbones import Backbone, batch_norms
 from pipeline.runs.scoring import predict
 from pipeline.settings.run import TrainSettings
@@ -46,6 +45,7 @@ HEAD, BLOCK4, FULL = (
     SCHEDULES["three_stage"].stage(2),
     SCHEDULES["full"].stage(1),
 )
+SMALL = {"epochs": 2, "batch_size": 4, "augment": "none", "lr": 3e-4}
 STILL = {"lr": 1e-30, "weight_decay": 0.0}  # a rate too small to move a float32 weight
 
 
@@ -92,7 +92,7 @@ def train(
     images = images or make_images(12)
     val = val or make_images(6, start=50)
     backbone = backbone or small_backbone()
-    chosen = TrainSettings(**{"epochs": 2, "batch_size": 4, "augment": "none", **settings})
+    chosen = TrainSettings(**{**SMALL, **settings})
     before = copy_state(backbone)
     trainer = trainer_for(backbone, stage, chosen, seed=seed, dtype=dtype)
     train_features = live_features(backbone, stage, images, dtype)
@@ -218,7 +218,7 @@ def plain_loop(
             for block in stage.trainable:
                 trained[block].train()
             index = torch.from_numpy(rows)
-            logits = model(normalise(images.pixels[index]))
+            logits = model(USUAL.normalise(images.pixels[index]))
             loss = F.cross_entropy(logits, images.labels[index], label_smoothing=0.1)
             plain.zero_grad()
             loss.backward()
@@ -267,7 +267,7 @@ def test_validation_scores_are_those_of_the_whole_model_in_eval_mode() -> None:
     run = train(FULL, backbone=backbone, val=val, lr=1e-3, epochs=1)
     backbone.model.load_state_dict(run.last)
     with torch.no_grad():
-        logits = backbone.model.eval()(normalise(val.pixels))
+        logits = backbone.model.eval()(USUAL.normalise(val.pixels))
     validated = run.trainer.best_logits
     torch.testing.assert_close(validated, logits, rtol=1e-5, atol=1e-5)
     assert validated.dtype == torch.float32
@@ -387,7 +387,7 @@ def test_the_selected_epoch_is_best_by_any_metric_then_by_loss_then_comes_first(
     select: str,
 ) -> None:
     val, rows = make_images(12, start=50), [0, 3, 6, 9, 1, 4, 2]  # four, two and one of a class
-    unequal = ImageSet(val.pixels[rows], val.labels[rows], val.digests[rows])
+    unequal = ImageSet(pixels=val.pixels[rows], labels=val.labels[rows], digests=val.digests[rows])
     run = train(FULL, val=unequal, epochs=8, batch_size=2, lr=0.02, select=select)
     objective = OBJECTIVES[select]
     values = run.history[VAL[objective.metric]]
@@ -401,7 +401,9 @@ def test_the_selected_epoch_is_best_by_any_metric_then_by_loss_then_comes_first(
 def test_of_equal_accuracies_the_lower_loss_wins() -> None:
     """Never a hit: each epoch fits the right labels better and these wrong ones worse."""
     images = make_images(12)
-    wrong = ImageSet(images.pixels, (images.labels + 1) % CLASSES, images.digests)
+    wrong = ImageSet(
+        pixels=images.pixels, labels=(images.labels + 1) % CLASSES, digests=images.digests
+    )
     falling = train(images=images, val=wrong, epochs=6, lr=0.05)
     accuracies, losses = falling.history[VAL_ACC], falling.history[VAL_LOSS]
     assert accuracies[-2:] == [0.0, 0.0]
@@ -449,7 +451,9 @@ def test_divergence_is_told_and_ends_the_training(optimizer: str) -> None:
 def test_an_epoch_without_numbers_is_not_selected_over_one_with_them() -> None:
     """Logits that are no numbers always name the first class: full marks where all are of it."""
     val = make_images(6, start=50)
-    first_class = ImageSet(val.pixels, torch.zeros_like(val.labels), val.digests)
+    first_class = ImageSet(
+        pixels=val.pixels, labels=torch.zeros_like(val.labels), digests=val.digests
+    )
     run = train(HEAD, val=first_class, epochs=20, lr=10, weight_decay=10, warmup=0.0)
     finite = [row for row in run.history.rows if math.isfinite(row[VAL_LOSS])]
     assert max(row[VAL_ACC] for row in finite) < run.history[VAL_ACC][-1] == 1.0

@@ -15,11 +15,11 @@ from pipeline.comparing.results import Compared
 from pipeline.reporting.figures import ArmRow, comparison_picture
 from pipeline.reporting.page import to_html, to_markdown
 from pipeline.runs.command_line import command_line
-from pipeline.runs.summary import minutes, stage_in_words
+from pipeline.runs.words import minutes, stage_in_words
 from pipeline.settings.run import RUN_KEYS
 from pipeline.stats.metrics import METRICS
 from pipeline.tracking import RunLog
-from pipeline.tracking.keys import TEST, flat
+from pipeline.tracking.keys import NOTE, TEST, flat
 
 PICTURE = "figures/comparison.png"
 
@@ -49,7 +49,7 @@ def log_comparison(compared: Compared, log: RunLog, say: Callable[[str], None]) 
     if compared.test.note:
         say(compared.test.note)
     lines = compared.summary()
-    log.tags({"mlflow.note.content": "\n".join(f"- {line}" for line in lines)})
+    log.tags({NOTE: "\n".join(f"- {line}" for line in lines)})
     for line in lines:
         say(line)
     say(f"report: report.html and report.md of run {log.run_id}")
@@ -68,10 +68,10 @@ def picture_of(compared: Compared) -> Figure:
                 difference = (known.mean_pp, *known.interval_pp)
             rows.append(
                 ArmRow(
-                    f"{backbone} · {cell.arm.name}",
-                    cell.test_pp.tolist(),
-                    (mean.mean_pp, *mean.interval_pp),
-                    difference,
+                    name=f"{backbone} · {cell.arm.name}",
+                    values=cell.test_pp.tolist(),
+                    mean=(mean.mean_pp, *mean.interval_pp),
+                    difference=difference,
                 )
             )
     compare = compared.grid.compare

@@ -15,7 +15,7 @@ from pipeline.errors import SettingsError
 from pipeline.settings.entry import CompareSettings, TuneSettings
 from pipeline.settings.request import Request
 from pipeline.settings.run import TRAIN_KEYS
-from pipeline.settings.schedules import SCHEDULES, Schedule, schedule_of
+from pipeline.settings.schedules import SCHEDULES, Schedule, check_distinct, schedule_of
 
 REFERENCE = SCHEDULES["three_stage"]
 """The schedule whose settings say how many steps there are, unless one compared is longer."""
@@ -48,7 +48,7 @@ class Grid:
         return next(iter(self.arms.values()))[0].name
 
 
-def grid_of(request: Request) -> Grid:
+def compare_plan(request: Request) -> Grid:
     """What was asked for, understood; nothing slow is done.
 
     Raises:
@@ -66,7 +66,7 @@ def grid_of(request: Request) -> Grid:
             f"backbone={backbone} and backbones={compare.backbones}: give one of the two"
         )
     schedules = _schedules(compare)
-    reference = max((REFERENCE, *schedules), key=lambda schedule: len(schedule.stages))
+    reference = max((REFERENCE, *schedules), key=lambda schedule: schedule.count)
     if len(schedules) < 2:
         raise SettingsError(
             f"schedules={compare.schedules} with baseline={compare.baseline}: two are needed to "
@@ -83,7 +83,7 @@ def grid_of(request: Request) -> Grid:
         arms={name: _arms(name, schedules, reference, request) for name in backbones},
         general={key for key in general if key in TRAIN_KEYS},
         reference=reference,
-        explicit={n: request.explicit_keys(n) for n in range(1, len(reference.stages) + 1)},
+        explicit={n: request.explicit_keys(n) for n in range(1, reference.count + 1)},
         options=request.typed,
     )
 
@@ -93,7 +93,7 @@ def explicit_keys_of_arm(grid: Grid, arm: Arm, number: int) -> set[str]:
 
     `stage2.lr` means the reference schedule's stage 2, and that of every schedule that begins so.
     """
-    alike = arm.schedule.trains(number) == grid.reference.trains(number)
+    alike = arm.schedule.trains(number) == grid.reference.on(arm.schedule.blocks).trains(number)
     return grid.general | (grid.explicit[number] if alike else set())
 
 
@@ -101,14 +101,12 @@ def _schedules(compare: CompareSettings) -> list[Schedule]:
     """The schedules that are compared, the baseline first.
 
     Raises:
-        SettingsError: one that is not known, or two of one name.
+        SettingsError: one that is not known, or two that cannot be told apart.
     """
     baseline = schedule_of(compare.baseline)
     named = [schedule_of(word.strip()) for word in compare.schedules.split(",")]
     _refuse_doubles("schedules", compare.schedules, [schedule.name for schedule in named])
     others = [schedule for schedule in named if schedule != baseline]
-    if baseline.name in [schedule.name for schedule in others]:
-        raise SettingsError(f"two schedules are called {baseline.name}: rename one of the files")
     return [baseline, *others]
 
 
@@ -124,7 +122,8 @@ def _arms(
     request = replace(request, options=own)
     settings = request.settings(schedule=str(reference))
     check_comparable(settings)
-    longest = Arm(reference.name, settings, len(reference.stages))
+    longest = Arm(name=reference.name, settings=settings, last=reference.count)
+    check_distinct([schedule.on(settings.order) for schedule in schedules])
     return tuple(
         longest if schedule == reference else at_equal_steps(longest, schedule, request)
         for schedule in schedules

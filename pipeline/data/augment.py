@@ -19,10 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.settings.run import Augment
+from pipeline.data.images import USUAL, Preparation
+from pipeline.settings.fields import Augment
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 JITTER = 0.3
 U64Array = NDArray[np.uint64]
 
@@ -61,16 +60,12 @@ def pick_views(
     return (start + epoch) % count
 
 
-def normalise(pixels: Tensor) -> Tensor:
-    """uint8 (N, 3, H, W) to float32 with ImageNet's mean and standard deviation."""
-    mean = torch.tensor(MEAN, device=pixels.device).view(1, 3, 1, 1) * 255
-    std = torch.tensor(STD, device=pixels.device).view(1, 3, 1, 1) * 255
-    normalised: Tensor = (pixels.float() - mean) / std
-    return normalised
-
-
 def render_views(
-    pixels: Tensor, keys: U64Array, views: NDArray[np.int64], augment: Augment
+    pixels: Tensor,
+    keys: U64Array,
+    views: NDArray[np.int64],
+    augment: Augment,
+    prepared: Preparation = USUAL,
 ) -> Tensor:
     """The given view of each image, normalised.
 
@@ -79,21 +74,22 @@ def render_views(
         keys: (N,), `ImageSet.keys`.
         views: view numbers, (N,).
         augment: what may be done to them.
+        prepared: tells how they are normalised.
 
     Returns:
         float32, (N, 3, S, S).
     """
     if augment == "none":
-        return normalise(pixels)
+        return prepared.normalise(pixels)
     flip = torch.from_numpy(views % 2 == 1).to(pixels.device)
     pixels = torch.where(flip.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
     if augment == "light":
-        return normalise(pixels)
+        return prepared.normalise(pixels)
     counters = views.astype(np.uint64) * np.uint64(8)
     draws = np.stack([hash_uniform(keys, counters + np.uint64(i)) for i in range(5)])
     uniform = torch.from_numpy(draws).to(pixels.device)
     pixels = _shift(pixels, uniform[0], uniform[1])
-    return normalise(_jitter(pixels, 1 + JITTER * (2 * uniform[2:].float() - 1)))
+    return prepared.normalise(_jitter(pixels, 1 + JITTER * (2 * uniform[2:].float() - 1)))
 
 
 def _shift(pixels: Tensor, down: Tensor, right: Tensor) -> Tensor:

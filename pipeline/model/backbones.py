@@ -11,6 +11,7 @@ frozen prefix ends at the border of a segment.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -19,10 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import SettingsError
-from pipeline.model.cutting import Cut, Segment, cut
-from pipeline.model.factories import is_factory
+from pipeline.model.cutting import Cut, cut
+from pipeline.model.factories import is_factory, sources_of
 from pipeline.model.grouping import HEAD, Blocks, blocks_of
 from pipeline.model.networks import build_network, check_network
+from pipeline.model.segments import Segment
+from pipeline.system.digests import digest_file, digest_values
 
 AUTO = "auto"
 
@@ -38,6 +41,8 @@ class Backbone:
         owners: name of each parameter and buffer -> its block.
         segments: compute, one after another, what the network computes.
         merged: block -> why it shares a segment with the block after it.
+        identity: digest of what the name does not tell: blocks of a person's choice, a factory's
+            source files; else empty.
     """
 
     name: str
@@ -46,6 +51,7 @@ class Backbone:
     owners: Mapping[str, str]
     segments: tuple[Segment, ...]
     merged: Mapping[str, str]
+    identity: str
 
     def run(self, inputs: Tensor, start: int = 0, end: int | None = None) -> Tensor:
         """Pass `inputs` through the segments from `start` up to and without `end`."""
@@ -59,6 +65,12 @@ class Backbone:
         holds = [not wanted.isdisjoint(segment.blocks) for segment in self.segments]
         return holds.index(True)
 
+    def computed_anew(self, trainable: Iterable[str]) -> tuple[str, ...]:
+        """Blocks before the first of these that share its segment: no prefix can end there."""
+        wanted = set(trainable)
+        first = self.segments[self.frozen_segments(wanted)].blocks
+        return tuple(itertools.takewhile(lambda block: block not in wanted, first))
+
     def tensor_names(self, blocks: Iterable[str]) -> list[str]:
         """State-dict names (parameters and buffers) of these blocks, in the model's order."""
         wanted = set(blocks)
@@ -70,10 +82,10 @@ class Backbone:
 
     @torch.no_grad()
     def put(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy tensors of these names into the network; its other tensors stay."""
-        own = self.model.state_dict()
-        for name, tensor in tensors.items():
-            own[name].copy_(tensor)
+        """Copy those of these tensors into the network that are its own; its others stay."""
+        for name, own in self.model.state_dict().items():
+            if name in tensors:
+                own.copy_(tensors[name])
 
     def head_layer(self) -> str:
         """Name of the last layer of the head, which gives a logit a class."""
@@ -123,7 +135,15 @@ def build_backbone(
         owners=grouped.owners,
         segments=found.of(model),
         merged=found.merged,
+        identity=_identity(name, grouped, blocks),
     )
+
+
+def _identity(name: str, grouped: Blocks, blocks: str) -> str:
+    files = {below: digest_file(path) for below, path in sources_of(name).items()}
+    if not files and blocks == AUTO:
+        return ""
+    return digest_values({"files": files, "owners": dict(grouped.owners)})
 
 
 @cache
@@ -153,6 +173,12 @@ def block_order(name: str, image_size: int, blocks: str = AUTO) -> tuple[str, ..
         SettingsError: see `build_backbone`.
     """
     return tuple(reversed(blocks_of(shapes_of(name, image_size), name, blocks).order))
+
+
+@cache
+def has_batch_norm(name: str, image_size: int) -> bool:
+    """Whether the network has BatchNorm; transformers and ConvNeXt have none."""
+    return any(True for _ in batch_norms([shapes_of(name, image_size)]))
 
 
 @cache

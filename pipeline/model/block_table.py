@@ -12,10 +12,9 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 import pandas as pd
-import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.model.backbones import Backbone
+from pipeline.model.flops import segment_operations
 from pipeline.model.grouping import outer_modules
 
 MODULES_SHOWN = 4
@@ -25,7 +24,9 @@ def block_table(backbone: Backbone, image_size: int) -> pd.DataFrame:
     """The table, of text. Operations of blocks that share a segment stand at the last of them."""
     sizes = {name: tensor.numel() for name, tensor in backbone.model.named_parameters()}
     total = sum(sizes.values())
-    operations, shapes = _measured(backbone, image_size)
+    ends = [segment.blocks[-1] for segment in backbone.segments]
+    operations = dict(zip(ends, segment_operations(backbone, image_size), strict=True))
+    shapes = {s.blocks[-1]: " x ".join(map(str, s.shape)) for s in backbone.segments}
     rows = []
     for position, block in enumerate(reversed(backbone.order)):
         names = backbone.tensor_names([block])
@@ -42,19 +43,6 @@ def block_table(backbone: Backbone, image_size: int) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
-
-
-@torch.no_grad()
-def _measured(backbone: Backbone, image_size: int) -> tuple[dict[str, int], dict[str, str]]:
-    """Operations, and the shape of what comes out, by the last block of each segment."""
-    x = torch.zeros(1, 3, image_size, image_size)
-    operations, shapes = {}, {}
-    for segment in backbone.segments:
-        with FlopCounterMode(display=False) as counter:
-            x = segment.module(x)
-        operations[segment.blocks[-1]] = counter.get_total_flops()
-        shapes[segment.blocks[-1]] = " x ".join(map(str, segment.shape))
-    return operations, shapes
 
 
 def _modules(backbone: Backbone, names: Sequence[str]) -> str:

@@ -6,85 +6,25 @@ that a single tensor crosses: (N, C, H, W) maps, (N, L, C) tokens or (N, C) vect
 which more has to pass (a skip connection over their border, a tuple) share a segment. The forward
 pass is traced by `torch.fx` (Reed et al. 2022, arXiv 2112.08429); a module inside one block stays
 whole. Not covered: a forward pass that branches on the values of its input; such a network is a
-single segment. What a module that spans blocks does in training alone stays as in evaluation,
-except the dropout functions in `_AS_MODULES`.
+single segment.
 """
 
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
-from torchvision.ops import StochasticDepth, stochastic_depth
 
-BATCHES = (2, 3)
-"""Two sizes of batches, which tell what depends on a batch's size from what does not."""
+from pipeline.model.segments import Segment
+from pipeline.model.tracing import tensors_of, traced_by_blocks, write_sizes
+
 _SHOWN = 3
-_CONSTANT = "_tensor_constant"
-"""What torch.fx calls a tensor that a forward pass makes of numbers alone."""
-_AS_MODULES: Mapping[Any, type[nn.Module]] = {
-    F.dropout: nn.Dropout,
-    F.dropout1d: nn.Dropout1d,
-    F.dropout2d: nn.Dropout2d,
-    F.dropout3d: nn.Dropout3d,
-    F.alpha_dropout: nn.AlphaDropout,
-    F.feature_alpha_dropout: nn.FeatureAlphaDropout,
-    stochastic_depth: StochasticDepth,
-}
-"""Functions that do nothing in evaluation, and the modules that do the same by their mode."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Segment:
-    """Consecutive blocks that are computed together.
-
-    Attributes:
-        blocks: their names, in forward order.
-        module: computes them; its tensors are the network's own, under the same names.
-        owners: name of a module or of a bare tensor in `module` -> its block.
-        shape: of what it makes of one image, such as (C, H, W).
-    """
-
-    blocks: tuple[str, ...]
-    module: nn.Module
-    owners: Mapping[str, str]
-    shape: tuple[int, ...]
-
-    @property
-    def name(self) -> str:
-        """Its blocks as one word."""
-        return "+".join(self.blocks)
-
-    def copied(self) -> Segment:
-        """The same with tensors of its own."""
-        return replace(self, module=copy.deepcopy(self.module))
-
-    def block_of(self, name: str) -> str:
-        """The block of a tensor or a module inside `module`."""
-        if len(self.blocks) == 1:
-            return self.blocks[0]
-        while name not in self.owners:
-            name = name.rpartition(".")[0]
-        return self.owners[name]
-
-    def parts(self) -> Iterator[tuple[str, nn.Module | nn.Parameter]]:
-        """Its blocks' modules and bare parameters, each with the name of its block.
-
-        A module that belongs to no block alone is not among them, the modules inside it are.
-        """
-        if len(self.blocks) == 1:
-            yield self.blocks[0], self.module
-            return
-        for name, block in self.owners.items():
-            yield block, attrgetter(name)(self.module)
 
 
 @dataclass(frozen=True)
@@ -153,12 +93,10 @@ def cut(model: nn.Module, owners: Mapping[str, str], order: Sequence[str], image
         image: an example, (1, 3, H, W).
     """
     try:
-        traced = fx.GraphModule(model, _Tracer(owners).trace(model, _defaults(model)))
-        traced.graph.eliminate_dead_code()
-        added = _constants_of(model, traced) | _dropouts_as_modules(traced)
+        traced, added = traced_by_blocks(model, owners)
         places = _Places(traced, owners, order)
         if places.sizes_may_cross():
-            _write_sizes(traced, image)
+            write_sizes(traced, image)
             places.settle()
         found = _measured(model, Cut(*places.parts(), added), image)
         reason = "its parts compute something else"
@@ -174,7 +112,7 @@ def cut(model: nn.Module, owners: Mapping[str, str], order: Sequence[str], image
 
 def _whole(model: nn.Module, owners: Mapping[str, str], order: Sequence[str], why: str) -> Cut:
     modules = {
-        name: {owners[tensor] for tensor in _tensors(module, name)}
+        name: {owners[tensor] for tensor in tensors_of(module, name)}
         for name, module in model.named_modules()
     }
     owned = {name: min(blocks) for name, blocks in modules.items() if len(blocks) == 1}
@@ -185,100 +123,6 @@ def _whole(model: nn.Module, owners: Mapping[str, str], order: Sequence[str], wh
             owned[name] = following
     bare = {name: block for name, block in owners.items() if name.rpartition(".")[0] not in owned}
     return Cut((_Part(tuple(order), owned | bare),), dict.fromkeys(order[:-1], why), {})
-
-
-class _Tracer(fx.Tracer):
-    """Leaves every module whole whose tensors belong to one block.
-
-    Buffers of the state dict are read when the network runs, as parameters are: other weights have
-    other values. Other buffers are constants.
-    """
-
-    def __init__(self, owners: Mapping[str, str]) -> None:
-        super().__init__(autowrap_functions=(stochastic_depth,))
-        self.owners = owners
-
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:  # noqa: ANN401
-        if isinstance(attr_val, Tensor):
-            kept = self.root.state_dict(keep_vars=True).values()
-            self.proxy_buffer_attributes = any(attr_val is tensor for tensor in kept)
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return len({self.owners[name] for name in _tensors(m, module_qualified_name)}) <= 1
-
-
-def _tensors(module: nn.Module, name: str) -> list[str]:
-    return [f"{name}.{inner}".lstrip(".") for inner in module.state_dict(keep_vars=True)]
-
-
-def _defaults(model: nn.Module) -> dict[str, Any]:
-    """The optional arguments of the forward pass, which keep their defaults."""
-    _image, *others = inspect.signature(model.forward).parameters.values()
-    return {p.name: p.default for p in others if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-
-
-def _constants_of(model: nn.Module, traced: fx.GraphModule) -> dict[str, nn.Module | Tensor]:
-    """Take the constants that tracing has put there out of the network."""
-    names = {str(n.target) for n in traced.graph.nodes if n.op == "get_attr"}
-    return {n: vars(model).pop(n) for n in names if n.startswith(_CONSTANT) and n in vars(model)}
-
-
-def _dropouts_as_modules(traced: fx.GraphModule) -> dict[str, nn.Module | Tensor]:
-    """Replace dropout functions, traced as they are in evaluation, by modules with a mode."""
-    added: dict[str, nn.Module | Tensor] = {}
-    for node in traced.graph.nodes:
-        if node.op == "call_function" and node.target in _AS_MODULES:
-            name = f"functional_dropout_{len(added)}"
-            given = inspect.signature(node.target).bind(*node.args, **node.kwargs)
-            given.apply_defaults()
-            how = {key: given.arguments[key] for key in ("p", "mode") if key in given.arguments}
-            added[name] = module = _AS_MODULES[node.target](**how)
-            traced.add_submodule(name, module)
-            inputs = (given.arguments["input"],)
-            node.op, node.target, node.args, node.kwargs = "call_module", name, inputs, {}
-    traced.recompile()
-    return added
-
-
-def _write_sizes(traced: fx.GraphModule, image: Tensor) -> None:
-    """Write numbers computed from shapes, the same for every batch, into the graph as literals."""
-    one, two = (_values(traced, image.expand(size, *image.shape[1:])) for size in BATCHES)
-    for node, value in one.items():
-        node.meta["tensor"] = isinstance(value, Tensor)
-        if node.op.startswith("call_") and _is_number(value) and value == two[node]:
-            _replace(node, value)
-    traced.graph.eliminate_dead_code()
-
-
-def _replace(node: fx.Node, value: Any) -> None:  # noqa: ANN401
-    def literal(each: fx.Node) -> Any:  # noqa: ANN401
-        return value if each is node else each
-
-    for user in list(node.users):
-        user.args = map_arg(user.args, literal)
-        user.kwargs = map_arg(user.kwargs, literal)
-
-
-def _values(traced: fx.GraphModule, images: Tensor) -> dict[fx.Node, Any]:
-    """What every node of a graph gives for these images."""
-    values: dict[fx.Node, Any] = {}
-
-    class Recorder(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401
-            values[n] = super().run_node(n)
-            return values[n]
-
-    with torch.no_grad():
-        Recorder(traced).run(images)
-    return values
-
-
-def _is_number(value: Any) -> bool:  # noqa: ANN401
-    """Whether a value is a number, or a tuple or list of numbers."""
-    if isinstance(value, tuple | list):
-        return all(map(_is_number, value))
-    return isinstance(value, int | float)
 
 
 @torch.no_grad()
@@ -345,7 +189,7 @@ class _Places:
             return self.owners.get(name)
         if node.op != "call_module":
             return None
-        tensors = _tensors(self.traced.get_submodule(name), name)
+        tensors = tensors_of(self.traced.get_submodule(name), name)
         return self.owners[tensors[0]] if tensors else None
 
     def _crossing(self) -> dict[int, list[fx.Node]]:

@@ -7,27 +7,25 @@ its suffix's inputs and its lineage key.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from pipeline.data.base import Source
-from pipeline.data.draws import Draw, deal_rows, draw_in, set_aside
+from pipeline.data.draws import Draw, draw_in
 from pipeline.data.images import ImageSet
-from pipeline.data.open import open_source
 from pipeline.errors import LineageError
 from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.model.checkpoints import load_checkpoint
-from pipeline.model.pretrained import Pretrained, Weights, is_here, read_weights
+from pipeline.model.pretrained import Pretrained
 from pipeline.runs.lineage import lineage_key, recipe_key
-from pipeline.settings.run import Augment, Settings
+from pipeline.runs.sources import cache_folder, source_and_weights
+from pipeline.settings.fields import Augment
+from pipeline.settings.run import Settings
 from pipeline.settings.schedules import Stage
-from pipeline.system.files import typed_path
-from pipeline.tracking import RunView, Tracking
+from pipeline.tracking import RunView, Tracking, keys
 from pipeline.tracking.history import History, Summary
 from pipeline.training.device import keep_freed_memory, pick_device, pick_precision, with_kernels
 from pipeline.training.features import Features
@@ -35,52 +33,10 @@ from pipeline.training.norm_choice import NormStatsChoice, choose_norm_stats
 from pipeline.training.norm_stats import calibrate_norm_stats
 from pipeline.training.prefix_cache import PrefixCache
 
-DEFAULT_CACHE_DIR = "~/.cache/unfreeze"
 CHECKPOINT = "checkpoint/checkpoint.safetensors"
 
 Say = Callable[[str], None]
 OnEpoch = Callable[[Stage, History], None]
-
-
-def cache_folder(settings: Settings) -> Path:
-    """Where downloads and prefix outputs are kept."""
-    return typed_path(settings.cache_dir or DEFAULT_CACHE_DIR)
-
-
-def source_of(settings: Settings) -> Source:
-    """The images that the settings name, their test split set aside where that is asked for."""
-    source = open_source(
-        settings.data,
-        cache_folder(settings),
-        label_column=settings.label_column,
-        image_column=settings.image_column,
-    )
-    return set_aside(source, settings.test_per_class)
-
-
-def source_and_weights(settings: Settings) -> tuple[Source, Weights]:
-    """What the settings name, before any image is read.
-
-    What may be wrong at once comes before what must be fetched.
-    """
-    read = partial(
-        read_weights, settings.weights, settings.backbone, settings.image_size, settings.blocks
-    )
-    weights = read() if is_here(settings.weights, settings.backbone) else None
-    source = source_of(settings)
-    return source, weights or read()
-
-
-def check_draws(source: Source, settings: Settings, draws: Iterable[int]) -> None:
-    """Refuse what the images cannot give, before any of them is read.
-
-    Raises:
-        DataError: a class is too small, or the pool holds fewer draws.
-    """
-    for draw in draws:
-        deal_rows(
-            source, settings.train_per_class, settings.val_per_class, settings.data_seed, draw
-        )
 
 
 @dataclass(kw_only=True)
@@ -94,7 +50,7 @@ class Session:
         done: stages that this command has found or trained.
         tuned_by: the study that a stage's training settings were taken from, by stage number.
         is_trial: log what other stages and people need of a trial: no pictures, no served model.
-        otherwise: what else to do where a given run cannot be used, for messages.
+        advice: what else to do where a given run cannot be used, for messages.
         test_as_stored: digest of the test split's files; empty where there is none.
         norm_choice: what `norm_stats=auto` came to; None where another value was given.
     """
@@ -114,7 +70,7 @@ class Session:
     done: dict[int, Summary] = field(default_factory=dict)
     tuned_by: dict[int, str] = field(default_factory=dict)
     is_trial: bool = False
-    otherwise: str = ""
+    advice: str = ""
     test_as_stored: str = ""
     norm_choice: NormStatsChoice | None = None
 
@@ -188,7 +144,7 @@ class Session:
         return cache_folder(self.settings) / "norm_stats" if self.settings.cache else None
 
     def with_training(self, number: int, values: Mapping[str, object]) -> Session:
-        """The same with other training settings for a stage; what depends on them is forgotten."""
+        """A session with other training settings for a stage, without what depended on them."""
         training = self.settings.training(number).model_copy(update=dict(values))
         stages = list(self.settings.stages)
         stages[number - 1] = training
@@ -201,20 +157,20 @@ class Session:
         )
 
     def check_images(self, run: RunView) -> None:
-        """Refuse a run of other images or classes; say where the same ones have moved.
+        """Refuse a run of other images or classes; a note says where moved images are now.
 
         Raises:
-            LineageError: they are others.
+            LineageError: the run's images or classes are not the session's.
         """
         data = self.settings.data
         before = run.settings
-        if run.tags["data_sha256"] != self.draw.fingerprint:
+        if run.tags[keys.DATA_SHA256] != self.draw.fingerprint:
             mine = self.settings.model_dump(include={"label_column", "image_column"})
             others = [f"{k}={before[k]}" for k, v in mine.items() if before.get(k, v) != v]
             why = f"it had {', '.join(others)}" if others else "their SHA-256 differ"
             raise LineageError(
                 f"the images of data={data} are not those that run {run.run_id} was trained on "
-                f"({why}): restore them, or pass -P data=<where they are now>{self.otherwise}"
+                f"({why}): restore them, or pass -P data=<where they are now>{self.advice}"
             )
         if (was := before["data"]) != data:
             what = f"the training and validation images that run {run.run_id} had"
@@ -232,6 +188,7 @@ class Session:
                 self.settings,
                 self.settings.stage(number),
                 fingerprint=self.draw.fingerprint,
+                network=self.backbone.identity,
                 weights_digest=self.pretrained.digest,
                 precision=with_kernels(self.precision),
                 parent_key=self.key(number - 1) if number > 1 else None,
@@ -239,7 +196,7 @@ class Session:
         return self.keys[number]
 
     def recipe(self, number: int, trained: int | None = None, data: str | None = None) -> str:
-        """What runs of this stage that differ only in draw or seed have in common.
+        """The recipe key: what runs of this stage that differ only in draw or seed share.
 
         `trained`: count the training settings up to that stage only (None: this one's too).
         `data`: the name that the data set had for earlier versions (None: it goes by content).
@@ -250,6 +207,7 @@ class Session:
             trained=number if trained is None else trained,
             data=self.draw.pool if data is None else data,
             class_names=self.draw.class_names,
+            network=self.backbone.identity,
             weights_digest=self.pretrained.digest,
             precision=with_kernels(self.precision),
         )
@@ -270,7 +228,10 @@ class Session:
         Raises:
             LineageError: the checkpoint is missing or damaged, or does not fit; names the run.
         """
-        sha256, wanted = run.tags["checkpoint_sha256"], (run.tags["schedule"], run.number("stage"))
+        sha256, wanted = (
+            run.tags[keys.CHECKPOINT_SHA256],
+            (run.tags[keys.SCHEDULE], run.number(keys.STAGE)),
+        )
         with tempfile.TemporaryDirectory() as folder:
             try:
                 path = self.tracking.fetch(run, CHECKPOINT, Path(folder))
@@ -288,7 +249,7 @@ class Session:
                     )
             except LineageError as err:
                 raise LineageError(
-                    f"run {run.run_id} ({run.name}): {err}: use another run{self.otherwise}"
+                    f"run {run.run_id} ({run.name}): {err}: use another run{self.advice}"
                 ) from None
         return self.backbone
 

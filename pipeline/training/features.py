@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pipeline.data.augment import render_views
 from pipeline.data.images import ImageSet
-from pipeline.model.cutting import Segment
-from pipeline.settings.run import Augment
+from pipeline.model.segments import Segment
+from pipeline.settings.fields import Augment
 from pipeline.training.device import run_segments
 
 IntRows = NDArray[np.int64]
@@ -72,7 +72,8 @@ class LiveFeatures:
     def batch(self, rows: IntRows, views: IntRows) -> Tensor:
         """The outputs for view `views[i]` of image `rows[i]`, (B, ...)."""
         pixels = self.images.pixels[torch.from_numpy(rows).to(self.images.pixels.device)]
-        rendered = render_views(pixels, self.images.keys[rows], views, self.augment)
+        keys, prepared = self.images.keys[rows], self.images.preparation
+        rendered = render_views(pixels, keys, views, self.augment, prepared)
         return run_segments(self.running, rendered, self.dtype)
 
 
