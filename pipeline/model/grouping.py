@@ -112,6 +112,12 @@ def blocks_of(model: nn.Module, name: str, blocks: str) -> Blocks:
                 "(name of a block, head first -> pattern of tensors' names), or pass "
                 f"-P blocks=<a YAML file>; its modules are {parts}"
             )
+        if blocks != "auto":
+            raise SettingsError(
+                f"blocks={blocks}: {name} declares its blocks itself "
+                f"({', '.join(map(str, own))}), a number is for networks of a library: leave "
+                "blocks out, or pass a YAML file"
+            )
         return _by_patterns(model, own, f"{name}.blocks")
     keys = _timm_keys(model, name) if name.startswith(TIMM) else _torchvision_keys(model, name)
     return _numbered(keys, name, blocks)
