@@ -65,9 +65,10 @@ def run_recipe(
     """A recipe's last stage: found or trained, and scored."""
     own = replace(session, settings=session.resolved(settings), keys={}, done={}, is_trial=True)
     summary = find_or_run(own, stage)
-    prefix = min((settings.stage(n).prefix for n in (2, 3)), key=len)  # one pass for all recipes
+    backbone = own.restore(own.tracking.get(summary.run_id))
+    prefix = backbone.frozen_segments(settings.stage(3).trainable)  # one pass for all recipes
     logits = predict(
-        own.restore(own.tracking.get(summary.run_id)),
+        backbone,
         images,
         own.dtype,
         own.device,

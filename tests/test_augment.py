@@ -21,7 +21,7 @@ from pipeline.data.augment import (
     pick_views,
     render_views,
 )
-from pipeline.settings.run import Augment
+from pipeline.settings.augmentation import Augment
 
 KEYS = np.random.default_rng(0).integers(0, 2**64, 40, dtype=np.uint64)
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from pipeline.data.augment import render_views
 from pipeline.data.images import ImageSet
 from pipeline.model.backbones import FORWARD_ORDER, Backbone, build_backbone
-from pipeline.settings.run import Augment, TrainSettings
+from pipeline.settings.augmentation import Augment
+from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Stage
 from pipeline.system.digests import digest_each
 from pipeline.system.processes import owner_mark

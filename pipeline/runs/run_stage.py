@@ -37,6 +37,7 @@ from pipeline.tracking import RunLog, RunView
 from pipeline.tracking.history import Summary, read_history
 from pipeline.tracking.keys import EPOCH_METRICS, POOL, VAL, VAL_LOSS, at_best
 from pipeline.training.features import Features
+from pipeline.training.mixing import mixing_line
 from pipeline.training.trainer import Trainer
 
 
@@ -69,6 +70,8 @@ def run_stage(
                 f"note: {settings.views} stored views are met more than once in {training.epochs} "
                 f"epochs: -P views={training.epochs}, or 0 for fresh ones, would not repeat them"
             )
+        if line := mixing_line(session.backbone, settings, number):
+            session.say(line)
         prepare_started, peak = time.perf_counter(), PeakMemory(session.device)
         backbone = session.restore(parent) if parent else session.pretrained_backbone()
         proof = FrozenProof.take(backbone, number, stage.trainable)

@@ -24,13 +24,15 @@ from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.model.checkpoints import load_checkpoint
 from pipeline.model.pretrained import Pretrained, Weights, is_here, read_weights
 from pipeline.runs.lineage import lineage_key, recipe_key
-from pipeline.settings.run import Augment, Settings
+from pipeline.settings.augmentation import Augment, of_images
+from pipeline.settings.run import Settings
 from pipeline.settings.schedules import Stage
 from pipeline.system.files import typed_path
 from pipeline.tracking import RunView, Tracking
 from pipeline.tracking.history import History, Summary
 from pipeline.training.device import keep_freed_memory, pick_device, pick_precision, with_kernels
 from pipeline.training.features import Features
+from pipeline.training.mixing import mixing_line
 from pipeline.training.norm_choice import NormStatsChoice, choose_norm_stats
 from pipeline.training.norm_stats import calibrate_norm_stats
 from pipeline.training.prefix_cache import PrefixCache
@@ -164,6 +166,8 @@ class Session:
             initial=initial,
             test_as_stored=source.test_digest(),
         )
+        for number in range(1, len(settings.stages) + 1):
+            mixing_line(backbone, settings, number)  # what cannot be mixed, before any training
         session.settings = session.resolved(settings)
         return session
 
@@ -304,7 +308,7 @@ class Session:
         later = [
             backbone.frozen_segments(step.trainable)
             for step in settings.chain.stages[stage.number :]
-            if settings.training(step.number).augment == augment
+            if of_images(settings.training(step.number).augment) == of_images(augment)
         ]
 
         def features(images: ImageSet, augment: Augment, views: int) -> Features:

@@ -75,11 +75,12 @@ def validated(
         for fault in err.errors():
             key = str(fault["loc"][0])
             choices = map(str, get_args(model.model_fields[key].annotation))
+            meant = [fault["ctx"]["meant"]] if "meant" in fault.get("ctx", {}) else choices
             message = fault["msg"].removeprefix("Input ").removeprefix("String ")
             place = f" ({given[key].layer.source})" if given[key].layer.source else ""
             faults.append(
                 f"{given[key].key} {message.replace('should be', 'must be')}, got "
-                f"{fault['input']!r}{place}{nearest(str(fault['input']), choices)}"
+                f"{fault['input']!r}{place}{nearest(str(fault['input']), meant)}"
             )
         return None
 

@@ -21,6 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from pipeline.settings.augmentation import Augment
 from pipeline.settings.schedules import SCHEDULES, Schedule, Stage, schedule_of
 from pipeline.stats.metrics import DEFAULT_OBJECTIVE, OBJECTIVES, SHARES
 from pipeline.system.files import name_of, typed_path
@@ -62,7 +63,6 @@ def _with_a_home(text: str, info: ValidationInfo) -> str:
 
 PathText = Annotated[str, AfterValidator(_with_a_home)]
 """A path, or a name that may stand in its place; the home folder that it begins with is there."""
-Augment = Literal["none", "light", "strong"]
 if TYPE_CHECKING:
     ObjectiveName: TypeAlias = str
     ShareName: TypeAlias = str
@@ -103,7 +103,11 @@ class TrainSettings(StrictModel):
     weight_decay: float = setting(0.01, "of weights, not of biases and norms", ge=0, le=10)
     label_smoothing: float = setting(0.0, "share spread over all classes", ge=0, lt=1)
     l2_sp: float = setting(0.0, "pull towards the weights it started from", ge=0, le=100)
-    augment: Augment = setting("light", "light: flips; strong: flips, crops, colour")
+    augment: Augment = setting(
+        "light",
+        "none, light (flips) or strong (flips, crops, colour); randaugment or trivialaugment; "
+        "erasing; mixup or cutmix; several are joined by +",
+    )
     norm: Literal["adapt", "keep"] = setting(
         "adapt", "statistics of trainable BatchNorm: adapt or keep them"
     )
