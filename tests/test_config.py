@@ -74,6 +74,21 @@ def test_yaml_and_text_values_mean_the_same(tmp_path: Path) -> None:
         ({"lr": "nan"}, r"lr must be a finite number"),
         ({"image_size": "8"}, r"image_size must be greater than or equal to 32"),
         ({"preset": "cifar"}, r"unknown preset cifar: did you mean cifar10\? \(there are"),
+        (
+            {"augment": "ligth+erasing"},
+            r"^augment must be .*line\): did you mean light\+erasing\?",
+        ),
+        ({"augment": "mixup+cutmix"}, r"^augment must hold at most one of mixup, cutmix, got"),
+        (
+            {"augment": "light+strong"},
+            r"^augment must hold at most one of none, light, strong, got",
+        ),
+        ({"augment": "mixup+mixup"}, r"^augment must hold at most one of mixup, cutmix, got"),
+        (
+            {"augment": "strong++erasing"},
+            r"^augment must be words joined by \+, out of none, light",
+        ),
+        ({"augment": ""}, r"^augment must be words joined by \+.* got ''"),
         ({"draw": "-1"}, r"draw must be greater than or equal to 0"),
         *(
             ({key: "~nobody-of-that-name/x"}, rf"^{key}=~nobody.*: write the path in full")
@@ -89,6 +104,20 @@ def test_a_fault_says_what_got_where_and_the_nearest_valid_name(
 ) -> None:
     with pytest.raises(SettingsError, match=message):
         load_settings(options, target=2)
+
+
+@pytest.mark.parametrize(
+    ("typed", "kept"),
+    [
+        ("none", "none"),
+        ("light", "light"),
+        ("erasing + light", "light+erasing"),
+        ("mixup+erasing+trivialaugment+strong", "strong+trivialaugment+erasing+mixup"),
+        ("none+cutmix", "cutmix"),
+    ],
+)
+def test_one_augmentation_has_one_name(typed: str, kept: str) -> None:
+    assert load_settings({"augment": typed}).training(1).augment == kept
 
 
 def test_all_faults_are_shown_together_and_once() -> None:

@@ -37,9 +37,7 @@ def in_order(text: str) -> str:
         )
     for group in GROUPS:
         if len([word for word in words if word in group]) > 1:
-            raise PydanticCustomError(
-                "augment", f"must have {' or '.join(group)} once and not together"
-            )
+            raise PydanticCustomError("augment", f"must hold at most one of {', '.join(group)}")
     return "+".join(word for word in WORDS[1:] if word in words) or "none"
 
 
