@@ -120,6 +120,10 @@ class Session:
     test_as_stored: str = ""
     norm_choice: NormStatsChoice | None = None
 
+    def __post_init__(self) -> None:
+        for number in range(1, len(self.settings.stages) + 1):
+            mixing_line(self.backbone, self.settings, number)  # refused before any training
+
     @classmethod
     def open(
         cls,
@@ -166,8 +170,6 @@ class Session:
             initial=initial,
             test_as_stored=source.test_digest(),
         )
-        for number in range(1, len(settings.stages) + 1):
-            mixing_line(backbone, settings, number)  # what cannot be mixed, before any training
         session.settings = session.resolved(settings)
         return session
 
