@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
 import torch
@@ -21,12 +22,17 @@ from pipeline.training.features import Features, LiveFeatures, StoredFeatures
 from pipeline.training.mixing import mix, mixing_line
 from pipeline.training.prefix_cache import PrefixCache
 from pipeline.training.trainer import Trainer
+from tests.conftest import Command
 
 CPU = torch.device("cpu")
 CLASSES, SIZE = 3, 64
 LABELS = torch.tensor([0, 1, 2, 1, 0, 2])
 HEAD, BLOCK4 = SCHEDULES["three_stage"].stage(1), SCHEDULES["three_stage"].stage(2)
 FULL = SCHEDULES["full"].stage(1)
+
+
+def stages_logged() -> int:
+    return len(mlflow.search_runs(["0"], "tags.kind = 'stage'"))
 
 
 def noise(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -250,3 +256,28 @@ def test_cutmix_is_refused_where_there_is_no_map_to_cut(
     with pytest.raises(SettingsError, match=f"^stage{number}.augment=.*{fed}.*{advice}$"):
         line_of(backbone, "light+cutmix", number)
     assert "manifold" in line_of(backbone, "light+mixup", number)
+
+
+def test_a_chain_with_a_stage_that_cannot_be_mixed_ends_before_it_begins(
+    command: Command, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = {"backbone": "resnet18", "image_size": "64"}
+    assert command("main", **words, **{"stage3.augment": "cutmix", "augment": "light+cutmix"}) == 2
+    err = capfd.readouterr().err
+    assert "error: stage1.augment=light+cutmix: cutmix cuts regions out of maps" in err
+    assert stages_logged() == 0
+    assert command("stage1", **words, augment="light+mixup") == 0
+    output = capfd.readouterr().out
+    assert "mixup acts on what head is fed with" in output
+    assert stages_logged() == 1
+
+
+@pytest.mark.slow
+def test_a_space_with_a_choice_that_cannot_be_makes_no_study(
+    command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text("augment: [light, light+cutmix]\n")
+    assert command("tune", stage="1", space=str(space), n_trials="2") == 2
+    assert "stage1.augment=light+cutmix" in capfd.readouterr().err
+    assert stages_logged() == 0
