@@ -26,8 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from pipeline.runs.run_stage import find_or_run  # noqa: E402
-from pipeline.runs.scoring import predict, test_images  # noqa: E402
-from pipeline.runs.session import Session  # noqa: E402
+from pipeline.runs.scoring import predict, read_test_split  # noqa: E402
+from pipeline.runs.session import Session, source_of  # noqa: E402
 from pipeline.settings.request import load_settings  # noqa: E402
 from pipeline.stats.design import Design  # noqa: E402
 from pipeline.stats.metrics import score_logits  # noqa: E402
@@ -40,7 +40,8 @@ STUDIES = 2000
 def fill_bank(options: dict[str, str], draws: int, seeds: int) -> pd.DataFrame:
     """Test accuracy of stage 3 by draw and seed, (draws, seeds)."""
     tracking, rows = Tracking.connect(), []
-    test = test_images(load_settings(options))
+    first = load_settings(options)
+    test = read_test_split(source_of(first), first, print)
     for draw in range(draws):
         settings = load_settings({**options, "draw": str(draw), "seed": str(draw)})
         session = replace(Session.open(settings, tracking, lambda _: None), is_trial=True)

@@ -47,9 +47,9 @@ def images_of(settings: Settings, draws: Sequence[int]) -> ImageSet:
         draw = draw_in(source, settings.model_copy(update={"draw": number}))
         parts += [draw.train, draw.val]
     return ImageSet(
-        torch.cat([part.pixels for part in parts]),
-        torch.cat([part.labels for part in parts]),
-        np.concatenate([part.digests for part in parts]),
+        pixels=torch.cat([part.pixels for part in parts]),
+        labels=torch.cat([part.labels for part in parts]),
+        digests=np.concatenate([part.digests for part in parts]),
     )
 
 

@@ -30,8 +30,7 @@ sys.path.insert(0, str(ROOT))
 from pipeline.comparing.arms import Arm, at_equal_steps  # noqa: E402
 from pipeline.comparing.draws import pool_in  # noqa: E402
 from pipeline.comparing.pairs import PairRunner, pair_keys, resolution_pp  # noqa: E402
-from pipeline.data.augment import normalise  # noqa: E402
-from pipeline.data.images import ImageSet  # noqa: E402
+from pipeline.data.images import ImageSet, normalise  # noqa: E402
 from pipeline.data.overlap import Overlap  # noqa: E402
 from pipeline.model.backbones import FORWARD_ORDER, Backbone  # noqa: E402
 from pipeline.runs.run_stage import find_or_run  # noqa: E402

@@ -52,9 +52,9 @@ def make_images(count: int, size: int = 32, start: int = 0) -> ImageSet:
     labels = [number % CLASSES for number in range(count)]
     images = [class_image(label, start + number) for number, label in enumerate(labels)]
     return ImageSet(
-        torch.from_numpy(np.stack([fit_square(image, size) for image in images])),
-        torch.tensor(labels),
-        np.stack([np.frombuffer(digest_image(image), dtype=np.uint8) for image in images]),
+        pixels=torch.from_numpy(np.stack([fit_square(image, size) for image in images])),
+        labels=torch.tensor(labels),
+        digests=np.stack([np.frombuffer(digest_image(image), dtype=np.uint8) for image in images]),
     )
 
 

@@ -1,12 +1,16 @@
-"""What the import contracts of pyproject.toml cannot say: how long files are, what comes first."""
+"""What the import contracts cannot say: how long files are, what comes first, who names what."""
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from pipeline.tracking import keys
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "pipeline"
@@ -44,3 +48,45 @@ def test_help_and_faults_answer_before_torch_and_mlflow_are_imported(words: list
         [sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def literals_in_the_store(tree: ast.AST) -> Iterator[str]:
+    """Names of tags and metrics that are written out where they are read, or made once more."""
+    known = {value for value in vars(keys).values() if isinstance(value, str)}
+    for node in ast.walk(tree):
+        found: list[ast.AST] = []
+        match node:
+            case ast.Subscript(ast.Attribute(attr="tags" | "metrics" | "params"), name):
+                found = [name]
+            case ast.Compare(name, [ast.In() | ast.NotIn()], [ast.Attribute(attr="tags")]):
+                found = [name]
+            case ast.Call(
+                ast.Attribute(ast.Attribute(attr="tags" | "metrics" | "params"), "get"), [name, *_]
+            ) | ast.Call(ast.Attribute(attr="number"), [name]):
+                found = [name]
+            case ast.Dict():
+                found = [
+                    name
+                    for name in node.keys
+                    if isinstance(name, ast.Constant)
+                    and name.value in known
+                    and set("./") & set(name.value)
+                ]
+            case ast.Call(ast.Attribute(attr="tags" | "metrics" | "find"), [ast.Dict() as names]):
+                found = [n for n in names.keys if getattr(n, "value", None) in known]
+        yield from (ast.unparse(name) for name in found if isinstance(name, ast.Constant))
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name != "tracking.keys"])
+def test_names_in_the_store_are_written_out_in_keys_alone(name: str) -> None:
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    assert not [*literals_in_the_store(tree)]
+
+
+def test_a_name_in_the_store_that_is_written_out_is_found() -> None:
+    lines = (
+        *('run.tags["stage"]', 'run.metrics.get("best/epoch", 0)', '"kind" in run.tags'),
+        *('run.number("draw")', 'log.tags({"kind": "gate"})', '{"time/total_s": 1.0}'),
+    )
+    assert all([*literals_in_the_store(ast.parse(line))] for line in lines)
+    assert not [*literals_in_the_store(ast.parse('log.tags({"preset": "none", KIND: "gate"})'))]

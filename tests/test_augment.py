@@ -16,15 +16,13 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from pipeline.data.augment import (
-    MEAN,
-    STD,
     U64Array,
     distinct_views,
     hash_uniform,
-    normalise,
     pick_views,
     render_views,
 )
+from pipeline.data.images import MEAN, STD, normalise
 from pipeline.settings.augmentation import Augment
 
 EACH = ("none", "light", "strong", "randaugment", "trivialaugment", "erasing")

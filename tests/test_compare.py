@@ -13,7 +13,7 @@ import mlflow
 import pandas as pd
 import pytest
 
-from pipeline.system.memory import PEAK_METRIC
+from pipeline.tracking.keys import PEAK_MIB
 from tests.comparisons import NAME, Finished, Known, check_numbers, compare, new_desk, results
 from tests.conftest import inside
 from tests.reports import artifact, reports, tables_of_markdown
@@ -113,7 +113,7 @@ def test_the_table_of_results_is_what_the_runs_carry(finished: Finished) -> None
         assert row.parameters_trained == trained
         assert row.prefix_s == pytest.approx(prefix, abs=6e-3)
         assert row.training_s == pytest.approx(total - prefix, abs=6e-3)
-        peak = max(run.data.metrics[PEAK_METRIC] for run in stages)
+        peak = max(run.data.metrics[PEAK_MIB] for run in stages)
         assert 50 < peak < 100_000
         assert row.peak_mib == pytest.approx(peak, abs=0.06)
 
@@ -189,7 +189,7 @@ def test_a_peak_is_unknown_where_a_run_of_the_chain_has_none(finished: Finished)
     first = chain(finished.of("lp_ft")[0], finished.stages)[-1].info.run_id
     with contextlib.closing(sqlite3.connect(finished.desk.folder / "mlflow.db")) as database:
         words = "DELETE FROM latest_metrics WHERE key = ? AND run_uuid = ?"
-        database.execute(words, (PEAK_METRIC, first))
+        database.execute(words, (PEAK_MIB, first))
         database.commit()
     compare(finished.desk)
     run = runs("comparison")[-1]
@@ -199,4 +199,4 @@ def test_a_peak_is_unknown_where_a_run_of_the_chain_has_none(finished: Finished)
     assert unknown == {("lp_ft", 0), ("three_stage", 0)}
     shown = {row[1]: row[-1] for row in reports(run)[0].tables[0][1:]}
     assert [shown[name] == "" for name in SCHEDULES] == [False, False, True, True]
-    mlflow.MlflowClient().log_metric(first, PEAK_METRIC, 1.0)
+    mlflow.MlflowClient().log_metric(first, PEAK_MIB, 1.0)

@@ -34,7 +34,7 @@ def compared(*, resampled: bool, **options: str) -> Compared:
         keys=keys,
         results=results,
         studies={},
-        test=Counts(100, 0, 0),
+        test=Counts(images=100, copies=0, seen=0),
         steps=[60, 60],
         wall_s=60.0,
     )

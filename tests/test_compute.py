@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.data.augment import normalise
+from pipeline.data.images import normalise
 from pipeline.model.backbones import FORWARD_ORDER, build_backbone
 from pipeline.training.device import compute_copy, run_blocks
 from pipeline.training.small_conv import SmallConv2d

@@ -29,7 +29,7 @@ from pipeline.data.images import digest_image
 from pipeline.entries.decide import TRUE_GAINS_PP
 from pipeline.entries.table import perform
 from pipeline.model.flops import training_operations
-from pipeline.runs.scoring import test_images as images_of_test_split
+from pipeline.runs.scoring import read_test_split
 from pipeline.runs.session import source_of
 from pipeline.runs.summary import came_to
 from pipeline.settings.layers import Layer, resolve
@@ -426,7 +426,7 @@ def digests_of_draw(settings: Settings, fingerprint: str) -> set[str]:
 
 def check_test_images_unseen(stages: Sequence[Run], settings: Settings, count: int) -> None:
     """No image that runs were scored on is among those that any run was trained or chosen on."""
-    scored_on = images_of_test_split(settings)
+    scored_on = read_test_split(source_of(settings), settings, print)
     test = {row.tobytes().hex() for row in scored_on.digests}
     assert len(test) == count
     marks = {run.data.tags["test_sha256"] for run in stages if "test_sha256" in run.data.tags}

@@ -47,7 +47,7 @@ def decision(both: tuple[ArmResult, ArmResult] | None = None, **options: str) ->
         pool=pool,
         pairs=pairs,
         beside={},
-        test=Counts(100, 0, 0),
+        test=Counts(images=100, copies=0, seen=0),
         classes=10,
         tuned=(),
         operations=(3e12, 1e12),
@@ -85,7 +85,9 @@ def test_another_metric_than_accuracy_is_named_and_asked_for_again() -> None:
 
 def report(made: Decision) -> str:
     marks = {"data_sha256": "d" * 64, "weights_sha256": "w" * 64, "signal.one": "true"}
-    run = RunView("a-run", "stage", "FINISHED", marks, {}, {})
+    run = RunView(
+        run_id="a-run", name="stage", status="FINISHED", tags=marks, params={}, metrics={}
+    )
     return page_of(made, [run] * len(made.pairs), None, ["a-commit"])
 
 

@@ -42,7 +42,8 @@ def noise(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 def images() -> ImageSet:
     rng = np.random.default_rng(0)
     pixels = torch.from_numpy(rng.integers(0, 256, (6, 3, SIZE, SIZE), dtype=np.uint8))
-    return ImageSet(pixels, LABELS, rng.integers(0, 256, (6, 32), dtype=np.uint8))
+    digests = rng.integers(0, 256, (6, 32), dtype=np.uint8)
+    return ImageSet(pixels=pixels, labels=LABELS, digests=digests)
 
 
 def resnet() -> Backbone:

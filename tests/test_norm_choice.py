@@ -91,7 +91,9 @@ def test_a_choice_does_not_depend_on_the_order_of_the_images() -> None:
     images = make_images(COUNT)
     order = np.random.default_rng(0).permutation(COUNT)
     rows = torch.from_numpy(order)
-    mixed = ImageSet(images.pixels[rows], images.labels[rows], images.digests[order])
+    mixed = ImageSet(
+        pixels=images.pixels[rows], labels=images.labels[rows], digests=images.digests[order]
+    )
     backbone = calibrated_backbone("mobilenet_v3_small", make_images(COUNT, start=50))
     assert choose(backbone, images).scores == pytest.approx(choose(backbone, mixed).scores)
 
@@ -112,7 +114,9 @@ def test_a_choice_is_kept_under_its_content_and_really_read(tmp_path: Path) -> N
 
 def test_other_labels_images_or_weights_are_another_choice(tmp_path: Path) -> None:
     images = make_images(COUNT)
-    relabelled = ImageSet(images.pixels, images.labels.flip(0), images.digests)
+    relabelled = ImageSet(
+        pixels=images.pixels, labels=images.labels.flip(0), digests=images.digests
+    )
     first, second = (calibrated_backbone("mobilenet_v3_small", images, seed) for seed in (0, 1))
     asked = [(first, images), (first, relabelled), (first, make_images(COUNT, start=7))]
     for number, (backbone, given) in enumerate([*asked, (second, images)], start=1):

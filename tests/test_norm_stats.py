@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipeline.data.augment import normalise
-from pipeline.data.images import ImageSet
+from pipeline.data.images import ImageSet, normalise
 from pipeline.model.backbones import FORWARD_ORDER, Backbone, batch_norms, build_backbone
 from pipeline.system.digests import digest_tensors
 from pipeline.training.norm_stats import STATISTICS, calibrate_norm_stats
@@ -52,7 +51,10 @@ def test_class_by_class_order_in_several_batches_gives_the_same_statistics() -> 
     labels = torch.arange(count) // (count // 2)
     pixels[labels == 1, 0] += 100
     digests = rng.integers(0, 256, (count, 32), dtype=np.uint8)
-    images, backbone = ImageSet(pixels, labels, digests), build_backbone("resnet18", 2, seed=0)
+    images, backbone = (
+        ImageSet(pixels=pixels, labels=labels, digests=digests),
+        build_backbone("resnet18", 2, seed=0),
+    )
     backbone.blocks.update({name: nn.Sequential() for name in FORWARD_ORDER[1:5]})  # the stem only
     check_first_norm(backbone, images, mean=(1e-3, 1e-3), var=(0.02, 0))
 
@@ -99,7 +101,9 @@ def test_bfloat16_statistics_are_those_of_float32_up_to_rounding_and_kept_apart(
 
 def test_calibration_is_blind_to_labels_and_sees_the_images() -> None:
     images = make_images(12)
-    relabelled = ImageSet(images.pixels, images.labels.flip(0), images.digests)
+    relabelled = ImageSet(
+        pixels=images.pixels, labels=images.labels.flip(0), digests=images.digests
+    )
     states = []
     for given in (images, relabelled, make_images(12, start=100)):
         backbone = build_backbone("mobilenet_v3_small", CLASSES, seed=0)

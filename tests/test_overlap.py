@@ -41,7 +41,7 @@ def test_copies_are_counted_by_their_bytes(tmp_path: Path) -> None:
         (root / "test" / name / new).write_bytes(content)
     source = opened(root)
     assert stored_copies(source).sum() == 3
-    assert overlap_of(source).counts == Counts(14, 3, 0)
+    assert overlap_of(source).counts == Counts(images=14, copies=3, seen=0)
 
 
 def test_copies_in_parquet_files_are_counted(
@@ -70,13 +70,13 @@ def test_copies_in_another_format_are_found_in_the_draws_that_were_used(tmp_path
         class_image(0, number).save(root / "test" / "apple" / f"copy{number}.bmp")
     source = opened(root)
     overlap = overlap_of(source)
-    assert overlap.counts == Counts(16, 0, 0)
+    assert overlap.counts == Counts(images=16, copies=0, seen=0)
     draws = [draw_of(source, n) for n in range(4)]
     for used in range(5):
         after = overlap.after(draws[:used])
-        assert after.counts == Counts(16, used, used)
+        assert after.counts == Counts(images=16, copies=used, seen=used)
         assert after.after(draws[:used]).counts == after.counts
-    assert overlap.after(draws[:1]).after(draws[1:2]).counts == Counts(16, 2, 2)
+    assert overlap.after(draws[:1]).after(draws[1:2]).counts == Counts(images=16, copies=2, seen=2)
 
 
 def test_a_copy_that_was_trained_on_counts_once(tmp_path: Path) -> None:
@@ -84,7 +84,9 @@ def test_a_copy_that_was_trained_on_counts_once(tmp_path: Path) -> None:
     for path in (root / "train" / "apple").iterdir():
         (root / "test" / "apple" / f"copy-{path.name}").write_bytes(path.read_bytes())
     source = opened(root)
-    assert overlap_of(source).after([draw_of(source)]).counts == Counts(16, 4, 1)
+    assert overlap_of(source).after([draw_of(source)]).counts == Counts(
+        images=16, copies=4, seen=1
+    )
 
 
 def test_what_is_missing_is_counted_and_told(tmp_path: Path) -> None:
@@ -102,9 +104,18 @@ def test_what_is_missing_is_counted_and_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("counts", "words"),
     [
-        (Counts(9, 0, 0), "9 test images that no training, tuning or selection has seen"),
-        (Counts(9, 1, 0), "9 test images, of which 1 is a copy of .* (none of them was trained"),
-        (Counts(9, 4, 2), "9 test images, of which 4 are copies of .* (2 of them were trained"),
+        (
+            Counts(images=9, copies=0, seen=0),
+            "9 test images that no training, tuning or selection has seen",
+        ),
+        (
+            Counts(images=9, copies=1, seen=0),
+            "9 test images, of which 1 is a copy of .* (none of them was trained",
+        ),
+        (
+            Counts(images=9, copies=4, seen=2),
+            "9 test images, of which 4 are copies of .* (2 of them were trained",
+        ),
     ],
 )
 def test_the_sentence_is_true_in_either_case(counts: Counts, words: str) -> None:

@@ -161,18 +161,26 @@ def _one_pixel(request: Request) -> Request:
     pixels, digests = request.images.pixels.clone(), request.images.digests.copy()
     pixels[-1, 0, 0, 0] ^= 1
     digests[-1, -1] ^= 1
-    return replace(request, images=ImageSet(pixels, request.images.labels, digests))
+    return replace(
+        request, images=ImageSet(pixels=pixels, labels=request.images.labels, digests=digests)
+    )
 
 
 def _reorder(request: Request) -> Request:
     images = request.images
-    flipped = ImageSet(images.pixels.flip(0), images.labels.flip(0), images.digests[::-1].copy())
+    flipped = ImageSet(
+        pixels=images.pixels.flip(0),
+        labels=images.labels.flip(0),
+        digests=images.digests[::-1].copy(),
+    )
     return replace(request, images=flipped)
 
 
 def _resize(request: Request) -> Request:
     images = request.images
-    larger = ImageSet(images.pixels.repeat(1, 1, 2, 2), images.labels, images.digests)
+    larger = ImageSet(
+        pixels=images.pixels.repeat(1, 1, 2, 2), labels=images.labels, digests=images.digests
+    )
     return replace(request, images=larger)
 
 

@@ -35,7 +35,9 @@ def test_a_made_up_name_is_one_that_can_be_given_and_found(
     assert DecideSettings(register_as=name).register_as == name
     tracking, uri = Tracking.connect(), logged_model()
     for _ in range(2):  # registering again finds the version that there is
-        registered = tracking.register(name, ModelVersion(uri, "best", "why", {"mark": "1"}))
+        registered = tracking.register(
+            name, ModelVersion(uri=uri, alias="best", description="why", tags={"mark": "1"})
+        )
         assert (registered.number, registered.replaced) == ("1", None)
     found = Path(mlflow.artifacts.download_artifacts(f"models:/{name}@best"))
     assert [file.name for file in found.iterdir() if file.suffix == ".txt"] == ["model.txt"]
@@ -43,8 +45,8 @@ def test_a_made_up_name_is_one_that_can_be_given_and_found(
 
 def test_the_version_that_had_the_alias_before_is_named(store: Path) -> None:
     tracking = Tracking.connect()
-    one = ModelVersion(logged_model(), "best", "", {"decision": "one"})
-    two = ModelVersion(logged_model(), "best", "", {"decision": "two"})
+    one = ModelVersion(uri=logged_model(), alias="best", description="", tags={"decision": "one"})
+    two = ModelVersion(uri=logged_model(), alias="best", description="", tags={"decision": "two"})
     replaced = {"1": None, "2": ("1", {"decision": "one"})}
     for version, number in ((one, "1"), (two, "2")):
         registered = tracking.register("name", version)

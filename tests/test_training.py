@@ -14,8 +14,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from pipeline.data.augment import normalise
-from pipeline.data.images import ImageSet
+from pipeline.data.images import ImageSet, normalise
 from pipeline.model.backbones import FORWARD_ORDER, Backbone, batch_norms
 from pipeline.runs.scoring import predict
 from pipeline.settings.run import TrainSettings
@@ -386,7 +385,7 @@ def test_the_selected_epoch_is_best_by_any_metric_then_by_loss_then_comes_first(
     select: str,
 ) -> None:
     val, rows = make_images(12, start=50), [0, 3, 6, 9, 1, 4, 2]  # four, two and one of a class
-    unequal = ImageSet(val.pixels[rows], val.labels[rows], val.digests[rows])
+    unequal = ImageSet(pixels=val.pixels[rows], labels=val.labels[rows], digests=val.digests[rows])
     run = train(FULL, val=unequal, epochs=8, batch_size=2, lr=0.02, select=select)
     objective = OBJECTIVES[select]
     values = run.history[VAL[objective.metric]]
@@ -400,7 +399,9 @@ def test_the_selected_epoch_is_best_by_any_metric_then_by_loss_then_comes_first(
 def test_of_equal_accuracies_the_lower_loss_wins() -> None:
     """Never a hit: each epoch fits the right labels better and these wrong ones worse."""
     images = make_images(12)
-    wrong = ImageSet(images.pixels, (images.labels + 1) % CLASSES, images.digests)
+    wrong = ImageSet(
+        pixels=images.pixels, labels=(images.labels + 1) % CLASSES, digests=images.digests
+    )
     falling = train(images=images, val=wrong, epochs=6, lr=0.05)
     accuracies, losses = falling.history[VAL_ACC], falling.history[VAL_LOSS]
     assert accuracies[-2:] == [0.0, 0.0]
@@ -448,7 +449,9 @@ def test_divergence_is_told_and_ends_the_training(optimizer: str) -> None:
 def test_an_epoch_without_numbers_is_not_selected_over_one_with_them() -> None:
     """Logits that are no numbers always name the first class: full marks where all are of it."""
     val = make_images(6, start=50)
-    first_class = ImageSet(val.pixels, torch.zeros_like(val.labels), val.digests)
+    first_class = ImageSet(
+        pixels=val.pixels, labels=torch.zeros_like(val.labels), digests=val.digests
+    )
     run = train(HEAD, val=first_class, epochs=20, lr=10, weight_decay=10, warmup=0.0)
     finite = [row for row in run.history.rows if math.isfinite(row[VAL_LOSS])]
     assert max(row[VAL_ACC] for row in finite) < run.history[VAL_ACC][-1] == 1.0

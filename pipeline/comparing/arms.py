@@ -45,7 +45,7 @@ class Arm:
     @property
     def schedule(self) -> Schedule:
         """The schedule in the settings."""
-        return schedule_of(self.settings.schedule)
+        return self.settings.chain
 
     @property
     def words(self) -> str:
@@ -85,14 +85,14 @@ def arms_of(decide: DecideSettings, request: Request) -> tuple[Arm, Arm]:
     schedule, control = SCHEDULES["three_stage"], SCHEDULES[name]
     if decide.treatment:
         schedule, control = schedule_of(decide.treatment), schedule_of(decide.control)
-        last = len(schedule.stages)
+        last = schedule.count
     settings = request.settings(schedule=str(schedule))
     check_comparable(settings)
     is_stage = schedule.name == "three_stage" and (last, control.name) in QUESTIONS.values()
     treatment = Arm(schedule.name, settings, last, is_stage)
     if control.name == schedule.name:
         raise SettingsError(f"treatment and control are both {control.name}: choose two schedules")
-    if control.trains() == schedule.trains():
+    if control.on(settings.order).trains() == treatment.schedule.trains():
         raise SettingsError(
             f"treatment={schedule.name} and control={control.name} train the same blocks in the "
             "same stages: choose two schedules"
@@ -123,7 +123,8 @@ def at_equal_steps(
     Raises:
         SettingsError: more stages than the treatment has steps for, or a stage may stop early.
     """
-    settings, ours = treatment.settings, schedule.stages
+    settings, schedule = treatment.settings, schedule.on(treatment.settings.order)
+    ours = schedule.stages
     theirs, shared = settings.stages[: treatment.last], _shared_stages(treatment, schedule)
     if len(ours) > len(theirs):
         raise SettingsError(
@@ -219,7 +220,7 @@ def comparison_of(request: Request) -> Comparison:
     treatment, control = arms_of(decide, request)
     judged = (treatment.name, control.name)
     others = [SCHEDULES[name] for name in EXTRA_ARMS if name not in judged]
-    extra = [schedule for schedule in others if len(schedule.stages) <= treatment.last]
+    extra = [schedule for schedule in others if schedule.count <= treatment.last]
     return Comparison(
         request=request,
         decide=decide,

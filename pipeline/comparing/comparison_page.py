@@ -19,7 +19,7 @@ from pipeline.runs.summary import minutes, stage_in_words
 from pipeline.settings.run import RUN_KEYS
 from pipeline.stats.metrics import METRICS
 from pipeline.tracking import RunLog
-from pipeline.tracking.keys import TEST, flat
+from pipeline.tracking.keys import NOTE, TEST, flat
 
 PICTURE = "figures/comparison.png"
 
@@ -49,7 +49,7 @@ def log_comparison(compared: Compared, log: RunLog, say: Callable[[str], None]) 
     if compared.test.note:
         say(compared.test.note)
     lines = compared.summary()
-    log.tags({"mlflow.note.content": "\n".join(f"- {line}" for line in lines)})
+    log.tags({NOTE: "\n".join(f"- {line}" for line in lines)})
     for line in lines:
         say(line)
     say(f"report: report.html and report.md of run {log.run_id}")

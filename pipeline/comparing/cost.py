@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.comparing.arms import Arm
-from pipeline.data.augment import distinct_views, normalise
+from pipeline.data.augment import distinct_views
 from pipeline.errors import DesignError
 from pipeline.model.flops import training_operations
 from pipeline.model.freezing import set_trainable
@@ -24,6 +24,7 @@ from pipeline.settings.run import Settings
 from pipeline.signals.evidence import siblings_of
 from pipeline.system.processes import MACHINE, this_machine
 from pipeline.tracking import Tracking
+from pipeline.tracking.keys import PREFIX_S, TOTAL_S
 from pipeline.training.device import compute_copy, run_segments
 from pipeline.training.trainer import split_batches
 
@@ -106,7 +107,7 @@ def _earlier_s(session: Session, arm: Arm, number: int) -> float:
     recipe = replace(session, settings=settings, keys={}, done={}).recipe(number)
     host = this_machine().partition(" ")[0]
     found = [
-        run.metrics["time/total_s"] - run.metrics["time/prefix_s"]
+        run.metrics[TOTAL_S] - run.metrics[PREFIX_S]
         for run in siblings_of(session.tracking, recipe).values()
         if run.tags.get(MACHINE, "").partition(" ")[0] == host
     ]
@@ -116,13 +117,15 @@ def _earlier_s(session: Session, arm: Arm, number: int) -> float:
 def _seconds_an_image(session: Session) -> tuple[float, float]:
     """A forward pass, and a training step of every block: seconds for each image of a batch."""
     pixels = session.draw.train.pixels[:PROBE_IMAGES].to(session.device)
+    prepared = session.draw.train.preparation
     backbone = session.pretrained_backbone()
     segments = compute_copy(backbone.segments, session.dtype, session.device)
     set_trainable(segments, backbone.order, "adapt")
     last = next(segments[0].module.parameters())
     for _ in range(2):  # the first warms up
         started = time.perf_counter()
-        loss = run_segments(segments, normalise(pixels), session.dtype).float().square().sum()
+        outputs = run_segments(segments, prepared.normalise(pixels), session.dtype)
+        loss = outputs.float().square().sum()
         loss.item()
         forward = time.perf_counter()
         loss.backward()  # type: ignore[no-untyped-call]

@@ -26,6 +26,17 @@ from pipeline.signals.gate import Gate, gate_over
 from pipeline.stats.metrics import DEFAULT_SHARE, METRICS
 from pipeline.stats.verdict import shown_probability
 from pipeline.tracking import RunLog, RunView, Tracking
+from pipeline.tracking.history import chain_of
+from pipeline.tracking.keys import (
+    DECISION_RUN_ID,
+    GIT_COMMIT,
+    NOTE,
+    PARENT_RUN_ID,
+    SIGNAL_TAGS,
+    VERDICT,
+    VERDICT_PAIRS,
+    VERDICT_QUESTION,
+)
 
 PICTURE = "figures/gains.png"
 NOT_SHOWN = ("draw", "data_seed", "seed", "enforce_gate")
@@ -39,7 +50,7 @@ def log_decision(
     runs = [tracking.get(pair.treatment.run_id) for pair in decision.pairs]
     gate, treatment = None, decision.treatment
     if (treatment.name, treatment.last) == ("three_stage", 3):
-        parents = [tracking.get(run.tags["parent_run_id"]) for run in runs]
+        parents = [tracking.get(run.tags[PARENT_RUN_ID]) for run in runs]
         title = f"{len(parents)} pairs of a decision"
         gate = gate_over(tracking, parents, treatment.settings, title, say, only_new=True)[0]
     page = page_of(decision, runs, gate, _commits(decision, tracking))
@@ -47,7 +58,7 @@ def log_decision(
     log.figure(figure, PICTURE)
     log.text(page, "report.md")
     log.text(to_html(page, {PICTURE: figure}), "report.html")
-    log.tags({**decision.tags, "mlflow.note.content": decision.sentence})
+    log.tags({**decision.tags, NOTE: decision.sentence})
     log.metrics(decision.metrics)
     for number, gain in enumerate(decision.gains_pp, start=1):
         log.metrics({"gain/pair_pp": gain}, step=number)
@@ -81,7 +92,7 @@ def page_of(
         key: came_to(values[key], [run.tags.get(key, "") for run in runs])
         for key in ("norm_stats", "precision")
     }
-    names = {key for run in runs for key in run.tags if key.startswith("signal.")}
+    names = {key for run in runs for key in run.tags if key.startswith(SIGNAL_TAGS)}
     return to_markdown(
         "decision",
         decision=decision,
@@ -97,7 +108,7 @@ def page_of(
         stage_in_words=stage_in_words,
         wall=minutes(decision.wall_s),
         signals={
-            name.removeprefix("signal."): Counter(run.tags.get(name, "missing") for run in runs)
+            name.removeprefix(SIGNAL_TAGS): Counter(run.tags.get(name, "missing") for run in runs)
             for name in sorted(names, reverse=True)
         },
         gate=gate,
@@ -111,13 +122,9 @@ def page_of(
 
 def _commits(decision: Decision, tracking: Tracking) -> list[str]:
     """The commits of all runs of both arms, parents included: some may have been found."""
-    found = {"none": ""}
-    for pair in decision.pairs:
-        for run_id in (pair.treatment.run_id, pair.control.run_id):
-            while run_id not in found:
-                run = tracking.get(run_id)
-                found[run_id], run_id = run.tags["git_commit"], run.tags["parent_run_id"]
-    return sorted({*found.values()} - {""})
+    results = (result for pair in decision.pairs for result in (pair.treatment, pair.control))
+    chains = (chain_of(tracking, tracking.get(result.run_id)) for result in results)
+    return sorted({run.tags[GIT_COMMIT] for chain in chains for run in chain} - {""})
 
 
 def mark(decision: Decision, decision_run_id: str, run: RunView, tracking: Tracking) -> None:
@@ -127,12 +134,10 @@ def mark(decision: Decision, decision_run_id: str, run: RunView, tracking: Track
     as many pairs or more, has the last word.
     """
     old, new = run.tags, decision.tags
-    is_same = old.get("verdict.question") == new["verdict.question"]
-    if "verdict" in old and not (
-        is_same and run.number("verdict.pairs") <= int(new["verdict.pairs"])
-    ):
+    is_same = old.get(VERDICT_QUESTION) == new[VERDICT_QUESTION]
+    if VERDICT in old and not (is_same and run.number(VERDICT_PAIRS) <= int(new[VERDICT_PAIRS])):
         return
-    tracking.writing(run.run_id).tags({**new, "decision_run_id": decision_run_id})
+    tracking.writing(run.run_id).tags({**new, DECISION_RUN_ID: decision_run_id})
 
 
 def command_of(decision: Decision) -> str:

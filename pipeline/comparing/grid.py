@@ -66,7 +66,7 @@ def grid_of(request: Request) -> Grid:
             f"backbone={backbone} and backbones={compare.backbones}: give one of the two"
         )
     schedules = _schedules(compare)
-    reference = max((REFERENCE, *schedules), key=lambda schedule: len(schedule.stages))
+    reference = max((REFERENCE, *schedules), key=lambda schedule: schedule.count)
     if len(schedules) < 2:
         raise SettingsError(
             f"schedules={compare.schedules} with baseline={compare.baseline}: two are needed to "
@@ -83,7 +83,7 @@ def grid_of(request: Request) -> Grid:
         arms={name: _arms(name, schedules, reference, request) for name in backbones},
         general={key for key in general if key in TRAIN_KEYS},
         reference=reference,
-        explicit={n: request.explicit_keys(n) for n in range(1, len(reference.stages) + 1)},
+        explicit={n: request.explicit_keys(n) for n in range(1, reference.count + 1)},
         options=request.typed,
     )
 
@@ -93,7 +93,7 @@ def explicit_keys_of_arm(grid: Grid, arm: Arm, number: int) -> set[str]:
 
     `stage2.lr` means the reference schedule's stage 2, and that of every schedule that begins so.
     """
-    alike = arm.schedule.trains(number) == grid.reference.trains(number)
+    alike = arm.schedule.trains(number) == grid.reference.on(arm.schedule.blocks).trains(number)
     return grid.general | (grid.explicit[number] if alike else set())
 
 
@@ -124,11 +124,22 @@ def _arms(
     request = replace(request, options=own)
     settings = request.settings(schedule=str(reference))
     check_comparable(settings)
-    longest = Arm(reference.name, settings, len(reference.stages))
+    longest = Arm(reference.name, settings, reference.count)
+    _refuse_twins([schedule.on(settings.order) for schedule in schedules])
     return tuple(
         longest if schedule == reference else at_equal_steps(longest, schedule, request)
         for schedule in schedules
     )
+
+
+def _refuse_twins(schedules: Sequence[Schedule]) -> None:
+    for number, one in enumerate(schedules):
+        for other in schedules[:number]:
+            if one.trains() == other.trains():
+                raise SettingsError(
+                    f"schedules {other.name} and {one.name} train the same blocks in the same "
+                    "stages: leave one out"
+                )
 
 
 def _refuse_doubles(key: str, text: str, names: Sequence[str]) -> None:

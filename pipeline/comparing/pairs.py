@@ -20,18 +20,17 @@ from pipeline.comparing.arms import Arm
 from pipeline.comparing.draws import Pool
 from pipeline.data.overlap import Overlap
 from pipeline.model.backbones import Backbone
-from pipeline.runs.run_stage import complete, find_or_run
-from pipeline.runs.scoring import TEST_SHA256, keep_scores, logits_of, scored_on
+from pipeline.runs.run_stage import add_pictures_and_model, find_or_run
+from pipeline.runs.scoring import keep_scores, logits_of, scored_on
 from pipeline.runs.session import Session, cache_folder
 from pipeline.settings.run import Settings
 from pipeline.stats.metrics import DEFAULT_SHARE, score_logits
 from pipeline.system.digests import digest_values
 from pipeline.system.files import storage_faults
 from pipeline.system.interrupts import at_once
-from pipeline.system.memory import PEAK_METRIC
 from pipeline.tracking import Tracking
-from pipeline.tracking.history import Summary
-from pipeline.tracking.keys import TEST, VAL
+from pipeline.tracking.history import Summary, chain_of
+from pipeline.tracking.keys import PEAK_MIB, PREFIX_S, TEST, TEST_SHA256, TOTAL_S, TRAINABLE, VAL
 
 
 @dataclass(frozen=True)
@@ -205,7 +204,7 @@ class PairRunner:
         result = self.done[key.number][self.arms.index(arm)]
         session = self._session(key, arm)
         session.settings = session.settings.model_copy(update={"log_model": True})
-        complete(session, arm.last, result.run_id)
+        add_pictures_and_model(session, arm.last, result.run_id)
         return result
 
     def run_extra(self, key: PairKey, arm: Arm) -> ArmResult:
@@ -241,16 +240,14 @@ class PairRunner:
                     f"note: run {run.run_id} was scored on other test images before: its test/acc "
                     "stays, and this command counts what it measured now"
                 )
-        chain = [run]
-        while (parent := chain[-1].tags["parent_run_id"]) != "none":
-            chain.append(self.tracking.get(parent))
-        prefix_s = sum(one.metrics["time/prefix_s"] for one in chain)
+        chain = list(chain_of(self.tracking, run))
+        prefix_s = sum(one.metrics[PREFIX_S] for one in chain)
         return ArmResult(
             run_id=summary.run_id,
             val=summary.metrics[VAL[self.metric]],
             test=test,
-            training_s=sum(one.metrics["time/total_s"] for one in chain) - prefix_s,
+            training_s=sum(one.metrics[TOTAL_S] for one in chain) - prefix_s,
             prefix_s=prefix_s,
-            trained=max(int(one.metrics["parameters/trainable"]) for one in chain),
-            peak_mib=float(np.max([one.metrics.get(PEAK_METRIC, math.nan) for one in chain])),
+            trained=max(int(one.metrics[TRAINABLE]) for one in chain),
+            peak_mib=float(np.max([one.metrics.get(PEAK_MIB, math.nan) for one in chain])),
         )

@@ -24,7 +24,7 @@ from pipeline.stats.metrics import DEFAULT_SHARE, METRICS
 from pipeline.stats.posterior import Floats, Posterior, posterior
 from pipeline.stats.verdict import Verdict, verdict
 from pipeline.system.digests import digest_values
-from pipeline.tracking.keys import TEST, VAL, flat
+from pipeline.tracking.keys import TEST, VAL, VERDICT, VERDICT_PAIRS, VERDICT_QUESTION, flat
 
 SURE = 0.95
 """A posterior probability from which a difference is counted in the summary."""
@@ -123,16 +123,16 @@ class Decision:
         assert known
         low, high = known.interval_pp
         return {
-            "verdict": self.verdict.state,
+            VERDICT: self.verdict.state,
             "verdict.kind": self.verdict.kind or "none",
             "verdict.p_gain": f"{known.p_above:.4f}",
             "verdict.p_equivalent": f"{known.p_inside:.4f}",
             "verdict.p_harm": f"{known.p_below:.4f}",
             "verdict.mean_gain_pp": f"{known.mean_pp:.3f}",
             "verdict.interval_pp": f"{low:.3f} to {high:.3f}",
-            "verdict.pairs": str(known.pairs),
+            VERDICT_PAIRS: str(known.pairs),
             "verdict.recommended": self.recommended.words,
-            "verdict.question": self.question,
+            VERDICT_QUESTION: self.question,
             "verdict.metric": self.metric,
         }
 

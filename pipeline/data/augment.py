@@ -27,10 +27,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.data.images import USUAL, Preparation
 from pipeline.settings.augmentation import ERASING, POLICIES, Augment, of_images
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 JITTER = 0.3
 U64Array = NDArray[np.uint64]
 
@@ -69,16 +68,12 @@ def pick_views(
     return (start + epoch) % count
 
 
-def normalise(pixels: Tensor) -> Tensor:
-    """uint8 (N, 3, H, W) to float32 with ImageNet's mean and standard deviation."""
-    mean = torch.tensor(MEAN, device=pixels.device).view(1, 3, 1, 1) * 255
-    std = torch.tensor(STD, device=pixels.device).view(1, 3, 1, 1) * 255
-    normalised: Tensor = (pixels.float() - mean) / std
-    return normalised
-
-
 def render_views(
-    pixels: Tensor, keys: U64Array, views: NDArray[np.int64], augment: Augment
+    pixels: Tensor,
+    keys: U64Array,
+    views: NDArray[np.int64],
+    augment: Augment,
+    prepared: Preparation = USUAL,
 ) -> Tensor:
     """The given view of each image, normalised.
 
@@ -87,6 +82,7 @@ def render_views(
         keys: (N,), `ImageSet.keys`.
         views: view numbers, (N,).
         augment: what may be done to them.
+        prepared: tells how they are normalised.
 
     Returns:
         float32, (N, 3, S, S).
@@ -95,27 +91,27 @@ def render_views(
     counters = views.astype(np.uint64) * np.uint64(8)
     for word in set(words) & set(POLICIES):
         pixels = _one_by_one(pixels, word, keys, counters + np.uint64(5))
-    images = _rendered(pixels, keys, views, words)
+    images = prepared.normalise(_moved_and_coloured(pixels, keys, views, words))
     if ERASING in words:
         images = _one_by_one(images, ERASING, keys, counters + np.uint64(6))
     return images
 
 
-def _rendered(
+def _moved_and_coloured(
     pixels: Tensor, keys: U64Array, views: NDArray[np.int64], words: Sequence[str]
 ) -> Tensor:
-    """What `none`, `light` and `strong` make of pixels, normalised."""
+    """What `none`, `light` and `strong` make of pixels, values from 0 to 255."""
     if not {"light", "strong"} & set(words):
-        return normalise(pixels)
+        return pixels
     flip = torch.from_numpy(views % 2 == 1).to(pixels.device)
     pixels = torch.where(flip.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
     if "light" in words:
-        return normalise(pixels)
+        return pixels
     counters = views.astype(np.uint64) * np.uint64(8)
     draws = np.stack([hash_uniform(keys, counters + np.uint64(i)) for i in range(5)])
     uniform = torch.from_numpy(draws).to(pixels.device)
     pixels = _shift(pixels, uniform[0], uniform[1])
-    return normalise(_jitter(pixels, 1 + JITTER * (2 * uniform[2:].float() - 1)))
+    return _jitter(pixels, 1 + JITTER * (2 * uniform[2:].float() - 1))
 
 
 @cache

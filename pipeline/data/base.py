@@ -23,12 +23,13 @@ from PIL import Image, UnidentifiedImageError
 
 from pipeline.data.images import (
     DOUBT,
+    USUAL,
     ImageSet,
     IntArray,
+    Preparation,
     Ranges,
     deep_values,
     digest_image,
-    fit_square,
     is_deep,
     range_of,
     to_rgb,
@@ -36,6 +37,7 @@ from pipeline.data.images import (
 )
 from pipeline.data.stored import Stored, spread
 from pipeline.errors import DataError, first_line
+from pipeline.settings.run import Settings, numbers_of
 from pipeline.system.interrupts import check
 from pipeline.system.text import first_of, one_line
 
@@ -210,8 +212,23 @@ def what_it_is(content: bytes | Path) -> str:
     return "an HTML page" if start.startswith((b"<!doctype html", b"<html")) else ""
 
 
+def preparation_of(settings: Settings) -> Preparation:
+    """How the settings have pictures prepared."""
+    return Preparation(
+        interpolation=settings.interpolation,
+        crop=settings.crop,
+        mean=numbers_of(settings.mean),
+        std=numbers_of(settings.std),
+    )
+
+
 def read_images(
-    split: Split, rows: IntArray, image_size: int, *, skip_unreadable: bool = False
+    split: Split,
+    rows: IntArray,
+    image_size: int,
+    preparation: Preparation = USUAL,
+    *,
+    skip_unreadable: bool = False,
 ) -> ImageSet:
     """The images of these rows as an `ImageSet`, in order.
 
@@ -230,17 +247,18 @@ def read_images(
             continue
         doubts += [rgb.info[DOUBT]] if DOUBT in rgb.info else []
         digests[len(kept)] = np.frombuffer(digest_image(rgb), dtype=np.uint8)
-        pixels[len(kept)] = fit_square(rgb, image_size)
+        pixels[len(kept)] = preparation.fit_square(rgb, image_size)
         kept.append(position)
     if not skip_unreadable:
         refuse_unreadable(unreadable, len(rows))
     return ImageSet(
-        torch.from_numpy(pixels[: len(kept)]),
-        torch.from_numpy(split.labels[rows[kept]]),
-        digests[: len(kept)],
-        tuple(sorted(unreadable)),
-        tuple(doubts),
-        rows[kept],
+        pixels=torch.from_numpy(pixels[: len(kept)]),
+        labels=torch.from_numpy(split.labels[rows[kept]]),
+        digests=digests[: len(kept)],
+        unreadable=tuple(sorted(unreadable)),
+        doubts=tuple(doubts),
+        preparation=preparation,
+        rows=rows[kept],
     )
 
 

@@ -23,6 +23,7 @@ from pipeline.data.base import (
     Split,
     Unreadable,
     notes_on,
+    preparation_of,
     read_images,
     refuse_unreadable,
 )
@@ -34,7 +35,7 @@ from pipeline.system.text import first_of, one_line
 _TEST_STREAM = 0x7E57  # another permutation than that of the draws
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Draw:
     """One draw's images.
 
@@ -206,8 +207,16 @@ def draw_in(source: Source, settings: Settings) -> Draw:
         DataError: too few images, no such draw, or images that cannot be read.
     """
     rows = _rows_of(source, settings)
-    train, val = (read_images(*part, settings.image_size, skip_unreadable=True) for part in rows)
-    dealt = Draw(source.name, source.class_names, train, val, source.digest(), source.pool.ranges)
+    size, prepared = settings.image_size, preparation_of(settings)
+    train, val = (read_images(*part, size, prepared, skip_unreadable=True) for part in rows)
+    dealt = Draw(
+        source=source.name,
+        class_names=source.class_names,
+        train=train,
+        val=val,
+        pool=source.digest(),
+        ranges=source.pool.ranges,
+    )
     if not settings.skip_unreadable:
         refuse_unreadable(dealt.unreadable, sum(part.size for _, part in rows))
     for images, what in ((train, "train"), (val, "validate")):

@@ -1,9 +1,10 @@
 """One image of any mode and size to RGB pixels, and a set of them as tensors.
 
-Out: uint8 RGB. Transparency is laid on white, EXIF rotation is applied where it can be read
-(damaged metadata beside good pixels is no reason to refuse an image). Images are resized to cover
-a square and cropped at its centre. Not covered: animation (the first frame is taken), more than
-three colour channels, 16-bit greyscale with transparency (Pillow gives the upper 8 of its bits).
+Out: uint8 RGB, and float32 as networks take it. Transparency is laid on white, EXIF rotation is
+applied where it can be read (damaged metadata beside good pixels is no reason to refuse an image).
+Images are resized to cover a square and cropped at its centre. Not covered: animation (the first
+frame is taken), more than three colour channels, 16-bit greyscale with transparency (Pillow gives
+the upper 8 of its bits).
 
 Deep images (more than 8 bits a channel) are scaled from one range for a whole data set, which
 `range_of` finds from the values of its training images: files of 16 bits hold 8, 10, 12 or 16 of
@@ -17,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,9 @@ from torch import Tensor
 U8Array = NDArray[np.uint8]
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet's pixels, from 0 to 1, by channel: what the published weights were trained with."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -223,13 +227,47 @@ def digest_image(rgb: Image.Image) -> bytes:
     return hasher.digest()
 
 
-def fit_square(rgb: Image.Image, size: int) -> U8Array:
-    """The image's central square at `size` pixels a side, as uint8 of shape (3, size, size)."""
-    square = ImageOps.fit(rgb, (size, size), method=Image.Resampling.BILINEAR)
-    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """How a picture becomes what a network is fed with.
+
+    Attributes:
+        interpolation: `bilinear`, `bicubic` or `lanczos`.
+        crop: the share of the central square, a side, that is kept.
+        mean: of each channel, values from 0 to 1.
+        std: standard deviation of each channel.
+    """
+
+    interpolation: str = "bilinear"
+    crop: float = 1.0
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+
+    def fit_square(self, rgb: Image.Image, size: int) -> U8Array:
+        """The picture's central square at `size` pixels a side, uint8, (3, size, size)."""
+        method = Image.Resampling[self.interpolation.upper()]
+        square = ImageOps.fit(rgb, (size, size), method=method, bleed=(1 - self.crop) / 2)
+        return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """uint8 (N, 3, H, W) to float32."""
+        mean, std = (
+            torch.tensor(values, device=pixels.device).view(1, 3, 1, 1) * 255
+            for values in (self.mean, self.std)
+        )
+        normalised: Tensor = (pixels.float() - mean) / std
+        return normalised
 
 
-@dataclass(frozen=True)
+USUAL = Preparation()
+
+
+def unusual(preparation: Preparation) -> dict[str, object]:
+    """What a key names of a preparation: nothing of the usual one, which earlier keys have."""
+    return {} if preparation == USUAL else {"preparation": asdict(preparation)}
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageSet:
     """N labelled images, ready to be batched.
 
@@ -240,6 +278,7 @@ class ImageSet:
         unreadable: images that were asked for and left out, and why, a line each.
         rows: of the split that the images were read from, (N,).
         doubts: deep images that may have lost what they show, and why, a line each.
+        preparation: how the pixels were made, and how they are normalised.
     """
 
     pixels: Tensor
@@ -247,6 +286,7 @@ class ImageSet:
     digests: U8Array
     unreadable: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
+    preparation: Preparation = USUAL
     rows: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     def __len__(self) -> int:

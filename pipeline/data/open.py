@@ -8,11 +8,9 @@ for.
 
 from __future__ import annotations
 
-import socket
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +25,8 @@ from pipeline.data.parquet.columns import holds_image_column
 from pipeline.data.parquet.read import open_parquet
 from pipeline.data.stored import stored_images
 from pipeline.errors import DataError, DownloadError, first_line
+from pipeline.system.downloads import FAULTS, downloading
 from pipeline.system.files import holding, storage_faults, typed_path
-from pipeline.system.interrupts import at_once
 from pipeline.system.text import is_unicode, one_line
 
 NAMES = ("digits", "cifar10", "cifar100")
@@ -36,7 +34,6 @@ NAMES = ("digits", "cifar10", "cifar100")
 _UNSEEN = ("Cc", "Cf")
 """Categories of Unicode's signs that have no shape: they steer, or join others."""
 DIGITS_TEST_PER_CLASS = 60
-DOWNLOAD_TIMEOUT_S = 30.0
 
 
 def open_source(
@@ -78,9 +75,9 @@ def open_source(
 
 
 def _parquet_files(data: str, path: Path, image_column: str) -> tuple[list[Path], list[str]]:
-    """The parquet files that are the data, and a note on what lies beside them.
+    """The parquet files that hold the images (none: image folders do), and notes.
 
-    Tables without a column of images, which describe images in folders, are not the data.
+    Parquet files without a column of images describe the images in the folders beside them.
     """
     try:
         is_file = path.is_file()
@@ -175,20 +172,16 @@ def _open_cifar(name: str, folder: Path) -> Source:
     dataset: Any = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
     with storage_faults("the cache", folder):
         folder.mkdir(parents=True, exist_ok=True)
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
     try:
-        with holding(FileLock(folder / f"{name}.lock")), at_once():
+        with holding(FileLock(folder / f"{name}.lock")), downloading():
             train, test = (dataset(folder, train=part, download=True) for part in (True, False))
-    except (OSError, RuntimeError, HTTPException) as err:
+    except FAULTS as err:
         raise DownloadError(
             f"cannot download {name} from {dataset.url} ({first_line(err)}): put "
             f"{dataset.filename} (MD5 {dataset.tgz_md5}) into {folder.absolute()}, or pass "
             "-P data=<a folder of its parquet files or of your own images>, or -P data=digits, "
             "which downloads nothing"
         ) from None
-    finally:
-        socket.setdefaulttimeout(timeout)
 
     def split(part: Any) -> Split:  # noqa: ANN401 - torchvision has no types here
         return Split(np.asarray(part.targets, dtype=np.int64), stored_images(part.data))

@@ -2,10 +2,9 @@
 
 In: a source and its test images, then the draws that runs were made on. Out: how many test images
 are stored byte for byte among the images that draws are dealt from, and how many have the pixels
-of an image that was trained or validated on; the classes that no test image is of; how many images
-of the test split and of the draws could not be read. Only stored images of one size are read, and
-nothing is decoded again: a copy in another format is found in the draws that were used, and there
-alone.
+of an image that was trained or validated on; the classes without a test image; how many images of
+the test split and of the draws could not be read. Only stored images of one size are read, and no
+image is decoded again: a copy in another format is found only in the draws that were used.
 """
 
 from __future__ import annotations
@@ -23,16 +22,19 @@ from pipeline.data.images import ImageSet
 from pipeline.settings.run import Settings
 from pipeline.system.interrupts import check
 from pipeline.system.text import first_of
+from pipeline.tracking.keys import COPIES_OF_POOL, SEEN_IN_TRAINING
 
 BoolArray = NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Counts:
-    """Test images, those that are copies of pool images, those of these that runs have met.
+    """How many test images there are, and how many of them are no new ones.
 
     Attributes:
-        missing: classes that no test image is of.
+        copies: test images that are copies of pool images; `seen`, those of them that were
+            trained or validated on, included.
+        missing: classes without a test image.
         left_out: images of the test split, and of the draws, that cannot be read.
     """
 
@@ -80,35 +82,40 @@ class Counts:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """What a run's metrics say."""
-        return {"test/copies_of_pool": self.copies, "test/seen_in_training": self.seen}
+        """The metrics that a run logs of its test images."""
+        return {COPIES_OF_POOL: self.copies, SEEN_IN_TRAINING: self.seen}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Overlap:
     """Which of N test images are no new ones.
 
     Attributes:
-        copies: stored among the images that draws are dealt from, (N,).
+        in_pool: stored among the images that draws are dealt from, (N,).
         seen: trained or validated on, (N,).
         class_names: of the source.
         left_out: images of the draws that cannot be read.
     """
 
     test: ImageSet
-    copies: BoolArray
+    in_pool: BoolArray
     seen: BoolArray
     class_names: tuple[str, ...]
     left_out: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, test: ImageSet, source: Source) -> Overlap:
-        """Before any draw was used; `test` was read from the test split of `source`."""
+        """The overlap before any draw is used; `test` was read from the test split of `source`."""
         nothing = np.zeros(len(test), dtype=np.bool_)
-        return cls(test, stored_copies(source)[test.rows], nothing, source.class_names)
+        return cls(
+            test=test,
+            in_pool=stored_copies(source)[test.rows],
+            seen=nothing,
+            class_names=source.class_names,
+        )
 
     def after(self, draws: Iterable[Draw]) -> Overlap:
-        """The same overlap once these draws were trained and validated on, too."""
+        """The overlap after these draws were trained and validated on, too."""
         met: set[bytes] = set()
         left_out = set(self.left_out)
         for draw in draws:
@@ -118,25 +125,25 @@ class Overlap:
         return replace(self, seen=self.seen | now, left_out=frozenset(left_out))
 
     @property
-    def either(self) -> BoolArray:
-        """Copies of any kind, (N,)."""
-        return self.copies | self.seen
+    def copies(self) -> BoolArray:
+        """Test images that are copies of pool images, or that runs have met, (N,)."""
+        return self.in_pool | self.seen
 
     @property
     def counts(self) -> Counts:
-        """How many."""
+        """The number of test images of each kind."""
         there = set(self.test.labels.tolist())
         return Counts(
-            len(self.test),
-            int(self.either.sum()),
-            int(self.seen.sum()),
-            tuple(name for n, name in enumerate(self.class_names) if n not in there),
-            (len(self.test.unreadable), len(self.left_out)),
+            images=len(self.test),
+            copies=int(self.copies.sum()),
+            seen=int(self.seen.sum()),
+            missing=tuple(name for n, name in enumerate(self.class_names) if n not in there),
+            left_out=(len(self.test.unreadable), len(self.left_out)),
         )
 
 
 def tuning_draws(source: Source, settings: Settings, count: int) -> Iterator[Draw]:
-    """The draws that tuning looks at: so many, from the one that the settings name."""
+    """The `count` draws that tuning uses; the settings name the first."""
     for draw in range(settings.draw, settings.draw + count):
         yield draw_in(source, settings.model_copy(update={"draw": draw}))
 

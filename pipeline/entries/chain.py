@@ -20,7 +20,7 @@ from pipeline.runs.lineage import (
     check_places,
     inherit,
 )
-from pipeline.runs.run_stage import complete, find_or_run, run_stage
+from pipeline.runs.run_stage import add_pictures_and_model, find_or_run, run_stage
 from pipeline.runs.session import Session
 from pipeline.runs.summary import summary_table
 from pipeline.settings.request import Request
@@ -29,6 +29,7 @@ from pipeline.signals.evidence import refresh_siblings
 from pipeline.system.text import in_columns
 from pipeline.tracking import RunView, Tracking
 from pipeline.tracking.history import Summary
+from pipeline.tracking.keys import KIND, LINEAGE_KEY, NOTE
 
 if TYPE_CHECKING:
     from pipeline.tuning.storage import Storage
@@ -49,7 +50,7 @@ def stage_entry(command: Command, plan: StagePlan) -> Summary:
         if parent:  # it stands for the stage before, if it saw the same images
             session.otherwise = f", or {WITHOUT_PARENT}"
             session.check_images(parent)
-            session.keys[number - 1] = parent.tags["lineage_key"]
+            session.keys[number - 1] = parent.tags[LINEAGE_KEY]
         stages = [number] if parent else range(1, number + 1)
         session = _tuned(plan.request, session, stages, studies)
         if not parent and number > 1:
@@ -108,12 +109,12 @@ def main_entry(command: Command, settings: Settings) -> list[Summary]:
         studies = check_storage(command, tracking, must_exist=True) if command.tuned else None
         session = Session.open(settings, tracking, command.say, command.on_epoch)
     numbers = range(1, len(settings.stages) + 1)
-    with tracking.run(name, {"kind": "chain"}, target=True) as log:
+    with tracking.run(name, {KIND: "chain"}, target=True) as log:
         session = _tuned(command.request, session, numbers, studies)
         values = plain_values(session.settings)
         rows = [find_or_run(session, number, log.run_id) for number in numbers]
         for row in rows:
-            complete(session, row.number, row.run_id)
+            add_pictures_and_model(session, row.number, row.run_id)
         refresh_siblings(tracking, command.say)
         log.params(values)
         for row in rows:
@@ -122,7 +123,7 @@ def main_entry(command: Command, settings: Settings) -> list[Summary]:
             log.tags({f"{prefix}_run_id": row.run_id})
         table = summary_table(rows)
         page = to_markdown("chain", name=name, table=table)
-        log.tags({"mlflow.note.content": page})
+        log.tags({NOTE: page})
         log.text(page, "summary.md")
         log.text(json.dumps(values, indent=2) + "\n", "settings.json")
     command.say(f"\n{in_columns(table)}")

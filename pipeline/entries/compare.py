@@ -24,6 +24,7 @@ from pipeline.settings.run import plain_values
 from pipeline.signals.evidence import refresh_siblings
 from pipeline.stats.metrics import METRICS
 from pipeline.tracking import Tracking
+from pipeline.tracking.keys import KIND
 
 OF_AN_ARM = ("schedule", "backbone", "weights", "draw", "seed")
 """Settings in which arms, or their draws, differ."""
@@ -51,7 +52,7 @@ def compare_entry(command: Command, grid: Grid) -> Compared | None:
         desk.check(desk.keys)
         steps = _tell_beforehand(grid, desk)
         name = f"comparison · {desk.source.name} · {', '.join(grid.arms)}"
-        with tracking.run(name, {"kind": "comparison"}, target=True) as log:
+        with tracking.run(name, {KIND: "comparison"}, target=True) as log:
             values = plain_values(desk.settings, ()).items()
             params = {key: value for key, value in values if key not in OF_AN_ARM}
             params |= {**grid.compare.model_dump(), "backbones": ",".join(grid.arms)}

@@ -27,6 +27,7 @@ from pipeline.stats.metrics import METRICS
 from pipeline.stats.operating import characteristics_text, operating_characteristics
 from pipeline.stats.verdict import verdict
 from pipeline.tracking import ModelVersion, RunLog, Tracking
+from pipeline.tracking.keys import DECISION_RUN_ID, KIND, MODEL_URI, VERDICT
 
 TRUE_GAINS_PP = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0)
 CHAMPION = "champion"
@@ -54,7 +55,7 @@ def decide_entry(command: Command, plan: Comparison) -> Decision | None:
         desk.check(desk.keys[: design.looks[0]])
         _tell_beforehand(plan, desk, design)
         name = f"decision · {desk.source.name} · {plan.treatment.words} or {plan.control.words}"
-        with tracking.run(name, {"kind": "decision"}, target=True) as log:
+        with tracking.run(name, {KIND: "decision"}, target=True) as log:
             params = {**plain_values(settings), **plan.decide.model_dump()}
             desk.begin(log, "decide", params, plan.tune.workers)
             plan, tuned = _tuned(plan, desk)
@@ -206,14 +207,14 @@ def _register(decision: Decision, plan: Comparison, runner: PairRunner, log: Run
     run = runner.tracking.get(result.run_id)
     settings = arm.settings
     name = plan.decide.register_as or usable_name(f"{settings.data_name}-{settings.backbone}")
-    tags = {"verdict": decision.verdict.state, "decision_run_id": log.run_id}
+    tags = {VERDICT: decision.verdict.state, DECISION_RUN_ID: log.run_id}
     text = (
         f"{decision.sentence}\n\nRecommended: {arm.words}; this model, of the first pair, "
         f"reached {result.test:.2%} {METRICS[decision.metric].words} on the test images. "
         f"Decision: run {log.run_id}."
     )
     registered = runner.tracking.register(
-        name, ModelVersion(run.tags["model_uri"], CHAMPION, text, tags)
+        name, ModelVersion(uri=run.tags[MODEL_URI], alias=CHAMPION, description=text, tags=tags)
     )
     log.tags({"champion": f"models:/{name}@{CHAMPION}", "champion_run_id": run.run_id})
     runner.say(

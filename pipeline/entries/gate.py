@@ -13,11 +13,10 @@ from pathlib import Path
 from pipeline.errors import GateError
 from pipeline.runs.command import Command
 from pipeline.runs.lineage import other_than, settings_of
-from pipeline.runs.run_stage import adopt
+from pipeline.runs.run_stage import join_data_set
 from pipeline.runs.session import Session
 from pipeline.settings.entry import GateSettings
 from pipeline.settings.run import PLACE_KEYS
-from pipeline.signals.evidence import NOTE
 from pipeline.signals.gate import (
     REPORT,
     Gate,
@@ -28,6 +27,7 @@ from pipeline.signals.gate import (
     report_markdown,
 )
 from pipeline.tracking import Tracking
+from pipeline.tracking.keys import KIND, NOTE
 
 
 def gate_entry(command: Command, plan: GateSettings) -> Gate:
@@ -56,9 +56,9 @@ def gate_entry(command: Command, plan: GateSettings) -> Gate:
             session = Session.open(settings, tracking, lambda _: None)
             session.say = say
             session.check_images(run)
-            adopt(session, run, 2)
+            join_data_set(session, run, 2)
             run = tracking.get(run.run_id)
-        with tracking.run(f"gate · {run.name}", {"kind": "gate"}, target=True) as log:
+        with tracking.run(f"gate · {run.name}", {KIND: "gate"}, target=True) as log:
             gate, pairs = gate_of_run(tracking, run, settings, say)
             report = report_markdown(gate, pairs, run.name)
             log.tags({**gate.tags, "stage2_run_id": run.run_id, NOTE: report})

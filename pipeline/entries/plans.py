@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.errors import GateError, SettingsError
 from pipeline.settings.entry import (
+    BlocksSettings,
     EvaluateSettings,
     GateSettings,
     NumberedStageSettings,
@@ -137,3 +138,20 @@ def pretrain_plan(request: Request) -> PretrainPlan:
     full = replace(request, options={**left, **request.options, **FROM_SCRATCH})
     sized = "train_per_class" in general, "val_per_class" in general
     return PretrainPlan(own.out, full.settings(), *sized)
+
+
+@dataclass(frozen=True)
+class BlocksPlan:
+    """Which network, for how many classes."""
+
+    settings: Settings
+    classes: int
+
+
+def blocks_plan(request: Request) -> BlocksPlan:
+    """The plan behind a request.
+
+    Raises:
+        SettingsError: a wrong setting.
+    """
+    return BlocksPlan(request.settings(), request.own_settings(BlocksSettings).classes)

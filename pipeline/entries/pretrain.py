@@ -24,7 +24,7 @@ from pipeline.settings.run import Settings
 from pipeline.system.digests import digest_tensors
 from pipeline.system.files import storage_faults, typed_path, write_atomically
 from pipeline.tracking import Tracking
-from pipeline.tracking.keys import VAL_ACC, flat
+from pipeline.tracking.keys import GIT_COMMIT, KIND, VAL_ACC, WEIGHTS_SHA256, flat
 
 PROVENANCE = "provenance"
 VAL_SHARE, VAL_AT_MOST = 0.1, 100
@@ -45,7 +45,7 @@ def pretrain_entry(command: Command, plan: PretrainPlan) -> Path:
         settings = _sized(plan, command)
         name = f"pretrain · {settings.data_name} · {settings.backbone}"
         session = Session.open(settings, tracking, command.say, command.on_epoch)
-        with tracking.run(name, {"kind": "pretrain"}, target=True) as log:
+        with tracking.run(name, {KIND: "pretrain"}, target=True) as log:
             summary = find_or_run(session, 1, log.run_id)
             run = tracking.get(summary.run_id)
             backbone = session.restore(run)
@@ -69,7 +69,7 @@ def pretrain_entry(command: Command, plan: PretrainPlan) -> Path:
                 "weights_sha256": digest_tensors(state),
                 "left_out": f"{head}* (its classes are those of the pretraining)",
                 "run_id": run.run_id,
-                "git_commit": run.tags["git_commit"],
+                "git_commit": run.tags[GIT_COMMIT],
             }
             # one key only: safetensors writes several in random order
             metadata = {PROVENANCE: json.dumps(about, sort_keys=True)}
@@ -77,7 +77,7 @@ def pretrain_entry(command: Command, plan: PretrainPlan) -> Path:
             log.params({"data": settings.data, "backbone": settings.backbone, "out": str(path)})
             log.metrics({flat(VAL_ACC): summary.val_acc})
             log.text(json.dumps(about, indent=2) + "\n", "provenance.json")
-            log.tags({"stage_run_id": run.run_id, "weights_sha256": str(about["weights_sha256"])})
+            log.tags({"stage_run_id": run.run_id, WEIGHTS_SHA256: str(about["weights_sha256"])})
     command.say(
         f"{path}: {backbone.name} from scratch on {about['images']} images of {about['data']}, "
         f"validation accuracy {summary.val_acc:.2%}; use it: -P weights={path.absolute()} "

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from pipeline.comparing.arms import comparison_of
 from pipeline.comparing.grid import grid_of
 from pipeline.entries.plans import (
+    blocks_plan,
     evaluate_plan,
     gate_plan,
     pretrain_plan,
@@ -25,6 +26,7 @@ from pipeline.entries.plans import (
 )
 from pipeline.settings.entry import (
     NAMED_STAGES,
+    BlocksSettings,
     CommandSettings,
     CompareSettings,
     DecideSettings,
@@ -153,6 +155,15 @@ _ROWS = (
         work="entries.pretrain:pretrain_entry",
         own=PretrainSettings,
         shared=(),
+    ),
+    EntryPoint(
+        name="blocks",
+        help="the blocks of a network: what each stage of the schedule would release",
+        plan=blocks_plan,
+        work="entries.blocks:blocks_entry",
+        own=BlocksSettings,
+        shared=(),
+        run_keys=("backbone", "blocks", "image_size", "schedule"),
     ),
     EntryPoint(
         name="evaluate",

@@ -11,6 +11,7 @@ frozen prefix ends at the border of a segment.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -20,9 +21,10 @@ from torch import Tensor, nn
 
 from pipeline.errors import SettingsError
 from pipeline.model.cutting import Cut, Segment, cut
-from pipeline.model.factories import is_factory
+from pipeline.model.factories import is_factory, sources_of
 from pipeline.model.grouping import HEAD, Blocks, blocks_of
 from pipeline.model.networks import build_network, check_network
+from pipeline.system.digests import digest_file, digest_values
 
 AUTO = "auto"
 
@@ -38,6 +40,8 @@ class Backbone:
         owners: name of each parameter and buffer -> its block.
         segments: compute, one after another, what the network computes.
         merged: block -> why it shares a segment with the block after it.
+        identity: digest of what the name does not tell: blocks of a person's choice, a factory's
+            source files; else empty.
     """
 
     name: str
@@ -46,6 +50,7 @@ class Backbone:
     owners: Mapping[str, str]
     segments: tuple[Segment, ...]
     merged: Mapping[str, str]
+    identity: str
 
     def run(self, inputs: Tensor, start: int = 0, end: int | None = None) -> Tensor:
         """Pass `inputs` through the segments from `start` up to and without `end`."""
@@ -58,6 +63,12 @@ class Backbone:
         wanted = set(trainable)
         holds = [not wanted.isdisjoint(segment.blocks) for segment in self.segments]
         return holds.index(True)
+
+    def computed_anew(self, trainable: Iterable[str]) -> tuple[str, ...]:
+        """Blocks before the first of these that share its segment: no prefix can end there."""
+        wanted = set(trainable)
+        first = self.segments[self.frozen_segments(wanted)].blocks
+        return tuple(itertools.takewhile(lambda block: block not in wanted, first))
 
     def tensor_names(self, blocks: Iterable[str]) -> list[str]:
         """State-dict names (parameters and buffers) of these blocks, in the model's order."""
@@ -116,7 +127,15 @@ def build_backbone(
         owners=grouped.owners,
         segments=found.of(model),
         merged=found.merged,
+        identity=_identity(name, grouped, blocks),
     )
+
+
+def _identity(name: str, grouped: Blocks, blocks: str) -> str:
+    files = {below: digest_file(path) for below, path in sources_of(name).items()}
+    if not files and blocks == AUTO:
+        return ""
+    return digest_values({"files": files, "owners": dict(grouped.owners)})
 
 
 @cache

@@ -65,8 +65,10 @@ def distribution_of(name: str) -> str | None:
 def sources_of(name: str) -> dict[str, Path]:
     """A factory's Python files, by their path below the folder that has to be on Python's path.
 
-    All of its package, or its one module.
+    All of its package, or its one module; none of what is no factory.
     """
+    if not is_factory(name):
+        return {}
     module = import_module(name.partition(":")[0].partition(".")[0])
     assert module.__file__ is not None or module.__path__
     if not hasattr(module, "__path__"):

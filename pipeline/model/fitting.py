@@ -27,15 +27,11 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 
 from pipeline.errors import WeightsError
 from pipeline.model.backbones import AUTO, shapes_of
-from pipeline.model.grouping import HEAD, blocks_of
+from pipeline.model.grouping import HEAD, blocks_of, outer_modules
 from pipeline.model.networks import TIMM
+from pipeline.model.often import OFTEN
 from pipeline.system.text import first_of
 
-OFTEN = (
-    *("resnet18", "resnet34", "resnet50", "mobilenet_v2"),
-    *("mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0"),
-)
-"""Networks that a file is tried for where it does not fit the one that was asked for."""
 USUAL_SIZE = 224
 _DEPTH = 4
 """Mappings inside mappings are looked into this far."""
@@ -74,7 +70,7 @@ class Layout:
         return cls(
             name=name,
             trunk=trunk,
-            roots=_roots([n for n in state if n not in trunk], list(trunk)),
+            roots=tuple(outer_modules([n for n in state if n not in trunk], trunk)),
             modules=frozenset(n.partition(".")[0] for n in trunk),
             model=model,
         )
@@ -82,17 +78,6 @@ class Layout:
     def in_head(self, name: str) -> bool:
         """Whether a tensor of that name belongs to the classifier, whatever its form."""
         return name.startswith(self.roots)
-
-
-def _roots(head: Iterable[str], trunk: Sequence[str]) -> tuple[str, ...]:
-    """The outermost modules that hold tensors of the head alone, each as `fc.`."""
-    found = []
-    for name in head:
-        parts = name.split(".")
-        prefixes = (".".join([*parts[:n], ""]) for n in range(1, len(parts)))
-        own = (p for p in prefixes if not any(other.startswith(p) for other in trunk))
-        found.append(next(own, name))
-    return tuple(dict.fromkeys(found))
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""How many operations a stage's training takes, counted on its own layers.
+"""How many operations a network takes, and a stage's training, counted on their own layers.
 
-In: a backbone and the blocks that a stage trains. Out: floating-point operations (a multiplication
-and an addition are two) of an image's way through the suffix and back. Counted by PyTorch as the
-layers run; what is computed once for all stages, the frozen prefix, is left out.
+In: a backbone, and the blocks that a stage trains. Out: floating-point operations (a
+multiplication and an addition are two) of an image's way through each segment, or through the
+suffix and back. Counted by PyTorch as the layers run; what is computed once for all stages, the
+frozen prefix, is left out of a stage's.
 """
 
 from __future__ import annotations
@@ -12,10 +13,22 @@ from collections.abc import Sequence
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.model.backbones import build_backbone
+from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.model.freezing import set_trainable
 
 BATCH = 2  # BatchNorm needs two
+
+
+@torch.no_grad()
+def segment_operations(backbone: Backbone, image_size: int) -> list[int]:
+    """Operations of an image's way through each segment."""
+    x = torch.zeros(1, 3, image_size, image_size)
+    found = []
+    for segment in backbone.segments:
+        with FlopCounterMode(display=False) as counter:
+            x = segment.module(x)
+        found.append(int(counter.get_total_flops()))
+    return found
 
 
 def training_operations(

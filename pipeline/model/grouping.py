@@ -117,6 +117,22 @@ def blocks_of(model: nn.Module, name: str, blocks: str) -> Blocks:
     return _numbered(keys, name, blocks)
 
 
+def outer_modules(names: Iterable[str], others: Iterable[str]) -> list[str]:
+    """The outermost modules that hold tensors of these names and none of the others, as `fc.`.
+
+    A tensor that is in no such module stands for itself.
+    """
+    taken = {prefix for name in others for prefix in _prefixes(name)}
+    own = (next((p for p in _prefixes(name) if p not in taken), name) for name in names)
+    return list(dict.fromkeys(own))
+
+
+def _prefixes(name: str) -> list[str]:
+    """`layer1.`, `layer1.0.` of `layer1.0.weight`."""
+    parts = name.split(".")
+    return [".".join([*parts[:count], ""]) for count in range(1, len(parts))]
+
+
 def classifiers(model: nn.Module) -> tuple[str, ...]:
     """Names of the modules that timm calls the classifier: two in distilled networks."""
     found: Any = model.get_classifier()  # type: ignore[operator, unused-ignore]

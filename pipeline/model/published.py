@@ -9,10 +9,6 @@ keeps its files where the Hugging Face Hub's client does.
 from __future__ import annotations
 
 import re
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +18,10 @@ from torch import Tensor
 from pipeline.errors import DownloadError, WeightsError, first_line
 from pipeline.model.networks import TIMM, recipe_of, timm_library
 from pipeline.system.digests import digest_file
+from pipeline.system.downloads import FAULTS, downloading
 from pipeline.system.files import storage_faults
-from pipeline.system.interrupts import at_once
 
 DEFAULT, PRETRAINED = "imagenet", "pretrained"
-DOWNLOAD_TIMEOUT_S = 30.0
 _NAME = re.compile(r"(?:(\w+_Weights)\.)?(DEFAULT|IMAGENET\w+)", re.IGNORECASE)
 
 
@@ -68,9 +63,9 @@ def fetch(weights: str, backbone: str, otherwise: str) -> Path:
         with storage_faults("weights", path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with at_once(), download_timeout():
+            with downloading():
                 torch.hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=False)
-        except (OSError, RuntimeError, HTTPException) as err:
+        except FAULTS as err:
             here = [e for e in reversed(_members(backbone)) if _kept_at(e).is_file()]
             instead = "".join(
                 f"{_kept_at(e).name} is there: use it with -P weights={e.name}, or " for e in here
@@ -106,7 +101,7 @@ def fetch_from_timm(weights: str, backbone: str, image_size: int) -> dict[str, T
             f"-P weights={PRETRAINED} with a name that has some, none, or a .pth/.safetensors file"
         )
     try:
-        with at_once(), download_timeout():
+        with downloading():
             recipe = recipe_of(backbone, config.num_classes, image_size)
             model = timm.create_model(**{**recipe.arguments, "pretrained": True})
     except Exception as err:  # noqa: BLE001 - each way of fetching raises its own
@@ -117,17 +112,6 @@ def fetch_from_timm(weights: str, backbone: str, image_size: int) -> dict[str, T
         ) from None
     state: dict[str, Tensor] = model.state_dict()
     return state
-
-
-@contextmanager
-def download_timeout() -> Iterator[None]:
-    """Sockets give up after `DOWNLOAD_TIMEOUT_S` without an answer."""
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(timeout)
 
 
 def _members(backbone: str) -> Any:  # noqa: ANN401 - torchvision has no types

@@ -14,6 +14,8 @@ has found them by their lineage key, which proves that they saw the same images.
 
 from __future__ import annotations
 
+from pipeline.data.base import preparation_of
+from pipeline.data.images import MEAN, STD, unusual
 from pipeline.data.open import NAMES
 from pipeline.errors import LineageError
 from pipeline.model.pretrained import names_a_file
@@ -22,6 +24,7 @@ from pipeline.settings.schedules import Stage
 from pipeline.system.digests import digest_values
 from pipeline.system.files import typed_path
 from pipeline.tracking import RunView
+from pipeline.tracking.keys import KIND, PRECISION, SCHEDULE, STAGE
 
 WITHOUT_PARENT = "leave parent_run_id out to have a parent found or trained"
 METHOD = 2
@@ -33,6 +36,7 @@ def lineage_key(
     stage: Stage,
     *,
     fingerprint: str,
+    network: str,
     weights_digest: str,
     precision: str,
     parent_key: str | None,
@@ -40,7 +44,7 @@ def lineage_key(
     """The key of stage `stage` under these settings (see the module's header)."""
     return digest_values(
         {
-            **_method(settings, stage, weights_digest, precision),
+            **_method(settings, stage, network, weights_digest, precision),
             "data": fingerprint,
             "seed": settings.seed,
             "training": settings.training(stage.number).model_dump(),
@@ -50,10 +54,12 @@ def lineage_key(
 
 
 def _method(
-    settings: Settings, stage: Stage, weights_digest: str, precision: str
+    settings: Settings, stage: Stage, network: str, weights_digest: str, precision: str
 ) -> dict[str, object]:
     """What a stage's weights depend on beside images, seed, training settings and parent."""
     return {
+        **({"network": network} if network else {}),
+        **unusual(preparation_of(settings)),
         "method": METHOD,
         "trains": list(stage.trainable),  # not the schedule: several share a stage 1
         "stage": stage.number,
@@ -73,19 +79,20 @@ def recipe_key(
     trained: int,
     data: str,
     class_names: tuple[str, ...],
+    network: str,
     weights_digest: str,
     precision: str,
 ) -> str:
     """What sibling runs share: everything in the lineage except the draw, the seed and the images.
 
     `trained`: the last stage whose training settings count, for a study the one before its own.
-    `data`: the digest of the data set, in earlier versions its name. A parent that was trained by
-    other settings makes another key.
+    `network`: `Backbone.identity`. `data`: the digest of the data set, in earlier versions its
+    name. A parent that was trained by other settings makes another key.
     """
     apart = [settings.test_per_class] if settings.test_per_class else []
     return digest_values(
         {
-            **_method(settings, stage, weights_digest, precision),
+            **_method(settings, stage, network, weights_digest, precision),
             "data": [data, *class_names],
             "per_class": [settings.train_per_class, settings.val_per_class, *apart],
             "data_seed": settings.data_seed,
@@ -96,7 +103,7 @@ def recipe_key(
 
 def other_than(run: RunView, stage: int | None = None, schedule: str | None = None) -> str:
     """What a run is instead of a finished run of that stage and schedule (None: of any); or ""."""
-    kind, number, own = (run.tags.get(key) for key in ("kind", "stage", "schedule"))
+    kind, number, own = (run.tags.get(key) for key in (KIND, STAGE, SCHEDULE))
     if kind != "stage" or run.status != "FINISHED":
         return f"{kind or 'no stage run'}, {run.status}"
     if (stage and number != str(stage)) or (schedule and own != schedule):
@@ -127,14 +134,24 @@ _OF_EACH_RUN = (
 """How and where to compute, and how to read the result: no parent hands that down."""
 
 
+_OF_EARLIER_RUNS: dict[str, object] = {
+    "interpolation": "bilinear",
+    "crop": 1.0,
+    "mean": ",".join(map(str, MEAN)),
+    "std": ",".join(map(str, STD)),
+    "blocks": "auto",
+}
+"""What all runs had before these were settings."""
+
+
 def inherit(run: RunView) -> dict[str, object]:
     """A stage run's resolved settings, as logged, for a child to take over."""
-    return {k: v for k, v in run.settings.items() if k not in _OF_EACH_RUN}
+    return _OF_EARLIER_RUNS | {k: v for k, v in run.settings.items() if k not in _OF_EACH_RUN}
 
 
 def settings_of(run: RunView) -> dict[str, object]:
     """What `inherit` gives, with the precision that the run was computed in."""
-    precision = run.tags.get("precision", run.params["precision"])  # older runs: as typed
+    precision = run.tags.get(PRECISION, run.params[PRECISION])  # older runs: as typed
     return {**inherit(run), "precision": precision}
 
 
@@ -162,7 +179,7 @@ def check_agreement(settings: Settings, run: RunView) -> None:
     Raises:
         LineageError: names each setting, both values, and what to do.
     """
-    stages = tuple(f"stage{n}." for n in range(1, run.number("stage") + 1))
+    stages = tuple(f"stage{n}." for n in range(1, run.number(STAGE) + 1))
     conflicts = []
     for key, value in inherit(run).items():
         if key in PLACE_KEYS or not (key in INHERITED_KEYS or key.startswith(stages)):

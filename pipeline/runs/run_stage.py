@@ -1,8 +1,8 @@
 """One stage from start to finish: parent -> freeze -> train -> prove -> save -> log.
 
-In: settings and a tracking store. Out: finished runs, and a `Summary` of the one asked for.
-The chain's first stage starts from pretrained weights, every other from its parent run's logged
-checkpoint, also within one process.
+In: a session and a stage's number. Out: a finished run in the tracking store, and its `Summary`.
+The first stage of a chain starts from pretrained weights; every later stage starts from its parent
+run's logged checkpoint, in the parent's process too.
 """
 
 from __future__ import annotations
@@ -10,18 +10,21 @@ from __future__ import annotations
 import math
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.data.augment import distinct_views
 from pipeline.errors import LineageError, TrainingError
 from pipeline.model.backbones import Backbone
 from pipeline.model.checkpoints import save_checkpoint
+from pipeline.model.flops import segment_operations
 from pipeline.model.freezing import FrozenProof
 from pipeline.runs.scoring import logits_of
 from pipeline.runs.session import CHECKPOINT, Session
 from pipeline.runs.stage_log import log_outcome, log_pictures, log_served_model, log_start
+from pipeline.settings.schedules import Stage
 from pipeline.signals.evidence import (
-    COMPLETED,
     Subject,
     has_pictures,
     instability_now,
@@ -30,15 +33,26 @@ from pipeline.signals.evidence import (
     signals_of,
 )
 from pipeline.signals.gate import gate_of_run
+from pipeline.signals.readings import Signal
 from pipeline.stats.metrics import score_logits
 from pipeline.system.interrupts import check
-from pipeline.system.memory import PEAK_METRIC, PeakMemory
-from pipeline.tracking import RunLog, RunView
+from pipeline.system.memory import PeakMemory
+from pipeline.tracking import RunLog, RunView, keys
 from pipeline.tracking.history import Summary, read_history
-from pipeline.tracking.keys import EPOCH_METRICS, POOL, VAL, VAL_LOSS, at_best
 from pipeline.training.features import Features
 from pipeline.training.mixing import mixing_line
 from pipeline.training.trainer import Trainer
+
+
+@dataclass(kw_only=True)
+class _Work:
+    """What a stage trains with, and what proves that the rest stays as it is."""
+
+    proof: FrozenProof
+    trainer: Trainer
+    train_features: Features
+    val_features: Features
+    prefix_s: float
 
 
 def run_stage(
@@ -49,7 +63,7 @@ def run_stage(
     *,
     target: bool,
 ) -> Summary:
-    """Train one stage from its parent run (None: from pretrained weights) and log it."""
+    """Train one stage from its parent run (None: from pretrained weights) and log the run."""
     settings, stage = session.settings, session.settings.stage(number)
     if settings.enforce_gate and (stage.schedule, number) == ("three_stage", 3):
         assert parent
@@ -57,76 +71,131 @@ def run_stage(
     started = time.perf_counter()
     name = f"stage{number} · {settings.data_name} · {settings.backbone}"
     name += f" · draw {settings.draw} · seed {settings.seed}"
-    with (
-        session.tracking.run(
-            name, {"kind": "stage"}, target=target, nested_under=nested_under
-        ) as log,
-        tempfile.TemporaryDirectory() as folder,
-    ):
+    tags = {keys.KIND: "stage"}
+    with session.tracking.run(name, tags, target=target, nested_under=nested_under) as log:
         log_start(log, session, stage, parent)
-        training = settings.training(number)
-        if distinct_views(training.augment) is None and 0 < settings.views < training.epochs:
-            session.say(
-                f"note: {settings.views} stored views are met more than once in {training.epochs} "
-                f"epochs: -P views={training.epochs}, or 0 for fresh ones, would not repeat them"
-            )
-        if line := mixing_line(session.backbone, settings, number):
-            session.say(line)
-        prepare_started, peak = time.perf_counter(), PeakMemory(session.device)
-        backbone = session.restore(parent) if parent else session.pretrained_backbone()
-        proof = FrozenProof.take(backbone, number, stage.trainable)
-        train_features, val_features = session.prefix_features(backbone, stage, proof.digests)
-        prefix_s = time.perf_counter() - prepare_started
+        peak = PeakMemory(session.device)
+        work = _prepare(session, stage, parent)
+        _train(session, log, work)
+        summary, signals = _log_result(session, log, work, parent, peak, started)
+    _note_recipe(session, number)
+    _tell(session, summary, signals, parent)
+    return summary
 
-        trainer = Trainer(
-            backbone=backbone,
-            stage=stage,
-            settings=training,
-            seed=settings.seed,
-            views=settings.views,
-            device=session.device,
-            dtype=session.dtype,
+
+def _prepare(session: Session, stage: Stage, parent: RunView | None) -> _Work:
+    """The parent's weights, digests of all that is frozen, the suffix's inputs, a trainer."""
+    settings, training = session.settings, session.settings.training(stage.number)
+    if distinct_views(training.augment) is None and 0 < settings.views < training.epochs:
+        session.say(
+            f"note: {settings.views} stored views are met more than once in {training.epochs} "
+            f"epochs: -P views={training.epochs}, or 0 for fresh ones, would not repeat them"
         )
-        proof.watch(
-            {
-                "train": train_features.running,
-                "val": val_features.running,
-                "suffix": trainer.segments,
-            }
+    if line := mixing_line(session.backbone, settings, stage.number):
+        session.say(line)
+    if again := session.backbone.computed_anew(stage.trainable):
+        frozen = session.backbone.frozen_segments(stage.trainable)
+        cost = segment_operations(session.backbone, settings.image_size)[frozen]
+        session.say(
+            f"note: frozen, and yet computed in every epoch: {', '.join(again)} (part of "
+            f"{cost / 1e6:,.0f} MFLOP an image): {session.backbone.merged[again[-1]]}"
         )
-        _train(session, log, trainer, train_features, val_features)
-        backbone.model.load_state_dict(trainer.best, strict=False)
-        proof.check(backbone)
+    started = time.perf_counter()
+    backbone = session.restore(parent) if parent else session.pretrained_backbone()
+    proof = FrozenProof.take(backbone, stage.number, stage.trainable)
+    train_features, val_features = session.prefix_features(backbone, stage, proof.digests)
+    prefix_s = time.perf_counter() - started
+    trainer = Trainer(
+        backbone=backbone,
+        stage=stage,
+        settings=training,
+        seed=settings.seed,
+        views=settings.views,
+        device=session.device,
+        dtype=session.dtype,
+    )
+    proof.watch(
+        {
+            "train": train_features.running,
+            "val": val_features.running,
+            "suffix": trainer.segments,
+        }
+    )
+    return _Work(
+        proof=proof,
+        trainer=trainer,
+        train_features=train_features,
+        val_features=val_features,
+        prefix_s=prefix_s,
+    )
+
+
+def _train(session: Session, log: RunLog, work: _Work) -> None:
+    """Train, log every epoch as it comes, and prove that what was frozen has not moved.
+
+    Raises:
+        TrainingError: no epoch had a finite validation loss.
+    """
+    trainer, draw = work.trainer, session.draw
+    stage, history = trainer.stage, trainer.history
+    for row in trainer.epochs(draw.train, work.train_features, draw.val, work.val_features):
+        log.metrics(row, step=len(history))
+        session.on_epoch(stage, history)
+        if history.diverged:
+            session.say(
+                f"stage {stage.number}: the loss is not a number in epoch {len(history)}: stopping"
+            )
+            log.tags({"diverged": "true"})
+    if not math.isfinite(history.best[keys.VAL_LOSS]):
+        raise TrainingError(
+            f"stage {stage.number}: no epoch had a finite validation loss: lower "
+            f"stage{stage.number}.lr ({trainer.settings.lr}) or set clip_norm"
+        )
+    trainer.backbone.model.load_state_dict(trainer.best, strict=False)
+    work.proof.check(trainer.backbone)
+
+
+def _log_result(
+    session: Session,
+    log: RunLog,
+    work: _Work,
+    parent: RunView | None,
+    peak: PeakMemory,
+    started: float,
+) -> tuple[Summary, list[Signal]]:
+    """Log checkpoint, signals and outcome, and unless it is a trial pictures and the model."""
+    settings, trainer = session.settings, work.trainer
+    stage, history = trainer.stage, trainer.history
+    with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / Path(CHECKPOINT).name
         sha256 = save_checkpoint(
             checkpoint,
-            backbone,
+            trainer.backbone,
             session.pretrained,
             class_names=session.draw.class_names,
             schedule=stage.schedule,
-            stage=number,
+            stage=stage.number,
         )
-        best = trainer.history.best
         summary = Summary(
-            number=number,
+            number=stage.number,
             trains=stage.trainable,
             run_id=log.run_id,
             reused=False,
-            epoch=trainer.history.selected,
-            metrics={name: best[name] for name in EPOCH_METRICS},
+            epoch=history.selected,
+            metrics={name: history.best[name] for name in keys.EPOCH_METRICS},
             wall_s=time.perf_counter() - started,
             trainable=sum(weight.master.numel() for weight in trainer.weights),
         )
-        log.tags({"checkpoint_sha256": sha256, "frozen_sha256": proof.digest})
-        log.metrics({"time/prefix_s": prefix_s})
-        if math.isfinite(peak_mib := peak.read_mib()):
-            log.metrics({PEAK_METRIC: peak_mib})
+        log.tags({keys.CHECKPOINT_SHA256: sha256, "frozen_sha256": work.proof.digest})
+        peak_mib = peak.read_mib()
+        measured = {keys.PEAK_MIB: peak_mib} if math.isfinite(peak_mib) else {}
+        log.metrics({keys.PREFIX_S: work.prefix_s, **measured})
         log.file(checkpoint, str(Path(CHECKPOINT).parent))
         subject = Subject(
             stage=stage,
             settings=settings,
             draw=session.draw,
-            history=trainer.history,
+            history=history,
             logits=trainer.best_logits,
             parent=parent,
         )
@@ -135,47 +204,25 @@ def run_stage(
         if not session.is_trial:
             log_pictures(log, session.tracking, subject, signals, session.say)
             if settings.log_model:
-                log_served_model(log, settings, session.draw, backbone, Path(folder))
-    _meet(session, number)
+                log_served_model(log, settings, session.draw, trainer.backbone, Path(folder))
+    return summary, signals
+
+
+def _tell(
+    session: Session, summary: Summary, signals: Sequence[Signal], parent: RunView | None
+) -> None:
+    """Print the cache's notes, the signals, and the line that every stage run ends with."""
     if parent and not session.is_trial:
-        now = instability_now(session.tracking, session.recipe(number), settings)
+        recipe = session.recipe(summary.number)
+        now = instability_now(session.tracking, recipe, session.settings)
         signals = [now if signal.name == now.name else signal for signal in signals]
     for note in dict.fromkeys(session.cache.notes):
         session.say(f"note: {note}")
     session.cache.notes.clear()
     for signal in signals:
         session.say(f"  {signal.name} {signal.state}: {signal.sentence}")
-    session.say(f"stage {number}: run {summary.run_id}")
+    session.say(f"stage {summary.number}: run {summary.run_id}")
     session.say(summary.best_line)
-    return summary
-
-
-def _train(
-    session: Session,
-    log: RunLog,
-    trainer: Trainer,
-    train_features: Features,
-    val_features: Features,
-) -> None:
-    """Train, logging every epoch as it comes.
-
-    Raises:
-        TrainingError: no epoch had a finite validation loss.
-    """
-    stage, training, history = trainer.stage, trainer.settings, trainer.history
-    for row in trainer.epochs(session.draw.train, train_features, session.draw.val, val_features):
-        log.metrics(row, step=len(history))
-        session.on_epoch(stage, history)
-        if history.diverged:
-            session.say(
-                f"stage {stage.number}: the loss is not a number in epoch {len(history)}: stopping"
-            )
-            log.tags({"diverged": "true"})
-    if not math.isfinite(history.best[VAL_LOSS]):
-        raise TrainingError(
-            f"stage {stage.number}: no epoch had a finite validation loss: lower "
-            f"stage{stage.number}.lr ({training.lr}) or set clip_norm"
-        )
 
 
 def find_or_run(session: Session, number: int, nested_under: str | None = None) -> Summary:
@@ -204,7 +251,7 @@ def find_run(session: Session, number: int) -> RunView | None:
 
     Runs with pictures come first, except for a trial, which needs none.
     """
-    found = session.tracking.find({"lineage_key": session.key(number)})
+    found = session.tracking.find({keys.LINEAGE_KEY: session.key(number)})
     for run in sorted(found, key=lambda run: not (session.is_trial or has_pictures(run))):
         try:
             Summary.of(run)  # as whole as what follows needs it
@@ -212,15 +259,15 @@ def find_run(session: Session, number: int) -> RunView | None:
         except LineageError as err:
             session.say(f"note: passing over {err}")
         else:
-            adopt(session, run, number)
-            _meet(session, number)
+            join_data_set(session, run, number)
+            _note_recipe(session, number)
             return _with_every_metric(session, run, backbone, number)
     return None
 
 
 def _with_every_metric(session: Session, run: RunView, backbone: Backbone, number: int) -> RunView:
     """The run, with the validation metrics that its version did not know yet."""
-    missing = [name for name, key in VAL.items() if at_best(key) not in run.metrics]
+    missing = [name for name, key in keys.VAL.items() if keys.at_best(key) not in run.metrics]
     if not missing:
         return run
     val = session.draw.val
@@ -228,12 +275,12 @@ def _with_every_metric(session: Session, run: RunView, backbone: Backbone, numbe
     logits = logits_of(session, backbone, val, prefix)
     scores = score_logits(logits, val.labels)
     session.tracking.writing(run.run_id).metrics(
-        {at_best(VAL[name]): scores[name] for name in missing}
+        {keys.at_best(keys.VAL[name]): scores[name] for name in missing}
     )
     return session.tracking.get(run.run_id)
 
 
-def complete(session: Session, number: int, run_id: str) -> None:
+def add_pictures_and_model(session: Session, number: int, run_id: str) -> None:
     """Give a trial's or pair's run its pictures, and its served model if `log_model` asks for one.
 
     Raises:
@@ -242,7 +289,7 @@ def complete(session: Session, number: int, run_id: str) -> None:
     settings, tracking = session.settings, session.tracking
     run, log = tracking.get(run_id), tracking.writing(run_id)
     lacks_pictures = not has_pictures(run)
-    lacks_model = settings.log_model and "model_uri" not in run.tags
+    lacks_model = settings.log_model and keys.MODEL_URI not in run.tags
     if not lacks_pictures and not lacks_model:
         return
     backbone = session.restore(run)
@@ -260,7 +307,7 @@ def complete(session: Session, number: int, run_id: str) -> None:
                 parent=parent_of(tracking, run),
             )
             log_pictures(log, tracking, subject, signals_of(tracking, run), session.say)
-        log.tags({COMPLETED: "true"})
+        log.tags({keys.COMPLETED: "true"})
     if lacks_model:
         with tempfile.TemporaryDirectory() as folder:
             log_served_model(log, settings, session.draw, backbone, Path(folder))
@@ -269,15 +316,15 @@ def complete(session: Session, number: int, run_id: str) -> None:
     )
 
 
-def _meet(session: Session, number: int) -> None:
+def _note_recipe(session: Session, number: int) -> None:
     """Have the siblings of a stage's run brought up to date when the command ends."""
     if number > 1:
         session.tracking.recipes_met.add(session.recipe(number))
 
 
-def adopt(session: Session, run: RunView, number: int) -> None:
+def join_data_set(session: Session, run: RunView, number: int) -> None:
     """Let a run of an earlier version that saw a session's images count as one of its data set."""
-    former = session.recipe(number, data=run.tags["data"])
-    if POOL not in run.tags and run.tags["recipe_key"] == former:
-        tags = {"recipe_key": session.recipe(number), POOL: session.draw.pool}
+    former = session.recipe(number, data=run.tags[keys.DATA])
+    if keys.POOL not in run.tags and run.tags[keys.RECIPE_KEY] == former:
+        tags = {keys.RECIPE_KEY: session.recipe(number), keys.POOL: session.draw.pool}
         session.tracking.writing(run.run_id).tags(tags)

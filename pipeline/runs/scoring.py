@@ -8,25 +8,31 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 
-from pipeline.data.base import Source, Split, notes_on, read_images
+from pipeline.data.base import Source, Split, notes_on, preparation_of, read_images
 from pipeline.data.images import ImageSet
 from pipeline.data.overlap import Overlap
 from pipeline.errors import DataError, LineageError
 from pipeline.model.backbones import Backbone
 from pipeline.runs.command import Command
 from pipeline.runs.lineage import check_places, other_than, settings_of
-from pipeline.runs.session import Session, source_and_weights, source_of
+from pipeline.runs.session import Session, source_and_weights
 from pipeline.runs.stage_log import log_unreadable
 from pipeline.settings.entry import EvaluateSettings
 from pipeline.settings.run import Settings
 from pipeline.stats.metrics import Row, score_logits
 from pipeline.system.text import first_of
 from pipeline.tracking import RunView, Tracking
-from pipeline.tracking.keys import TEST, TEST_AS_STORED
+from pipeline.tracking.keys import (
+    KIND,
+    STAGE,
+    TEST,
+    TEST_AS_STORED,
+    TEST_PRECISION,
+    TEST_SHA256,
+)
 from pipeline.training.device import compute_copy, run_segments
 from pipeline.training.prefix_cache import PrefixCache
 
-TEST_SHA256 = "test_sha256"
 PIXELS_PER_BATCH = 256 * 64 * 64
 
 
@@ -48,14 +54,14 @@ def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
             )
         settings = command.request.settings(settings_of(run), run.run_id)
         check_places(settings, run)
-        source, _ = source_and_weights(settings)  # their faults, before images are read
+        source, _ = source_and_weights(settings)  # faults of both come before images are read
         session = Session.open(settings, tracking, say)
         session.check_images(run)
         images = read_test_split(source, settings, say)
         _check_test(run, images.fingerprint(), session)
-        with tracking.run(f"evaluate · {run.name}", {"kind": "evaluate"}, target=True) as log:
+        with tracking.run(f"evaluate · {run.name}", {KIND: "evaluate"}, target=True) as log:
             backbone = session.restore(run)
-            prefix = backbone.frozen_segments(settings.stage(run.number("stage")).trainable)
+            prefix = backbone.frozen_segments(settings.stage(run.number(STAGE)).trainable)
             logits = logits_of(session, backbone, images, prefix)
             scores = score_logits(logits, images.labels)
             overlap = Overlap.of(images, source).after([session.draw])
@@ -70,7 +76,7 @@ def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
     say(f"{run.name}: {result} on {len(images)} images")
     if missing := overlap.counts.missing:
         say(f"note: no test image is of class {first_of(missing)}: the accuracy leaves them out")
-    if overlap.either.any():
+    if overlap.copies.any():
         say(_without_copies(overlap, logits))
     return scores
 
@@ -78,11 +84,11 @@ def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
 def _check_test(run: RunView, digest: str, session: Session) -> None:
     """Refuse to score a run on other test images than before.
 
-    Before a first evaluation only the files are known: other files, perhaps of the same pixels,
-    are a note.
+    A run that was never scored knows only the digest of the test files: other files, which may
+    hold the same pixels, are a note.
 
     Raises:
-        DataError: the images differ.
+        DataError: the run was scored on other images.
     """
     before, stored = run.tags.get(TEST_SHA256, "unknown"), run.tags.get(TEST_AS_STORED)
     data = session.settings.data
@@ -100,8 +106,8 @@ def _check_test(run: RunView, digest: str, session: Session) -> None:
 
 
 def _without_copies(overlap: Overlap, logits: torch.Tensor) -> str:
-    """What the copies among the test images are, and what the accuracy is without them."""
-    counts, new = overlap.counts, torch.from_numpy(~overlap.either)
+    """A note that counts the copies among the test images and scores the run without them."""
+    counts, new = overlap.counts, torch.from_numpy(~overlap.copies)
     line = (
         f"note: {counts.copies} of {counts.images} test images are copies of images that draws "
         f"are dealt from, {counts.seen} of them this run trained or validated on"
@@ -116,8 +122,8 @@ def _without_copies(overlap: Overlap, logits: torch.Tensor) -> str:
 
 
 def scored_on(test_digest: str, precision: str) -> dict[str, str]:
-    """The tags that say what a run's `test/acc` was measured on, and how."""
-    return {TEST_SHA256: test_digest, "test_precision": precision}
+    """The tags that name the images and the precision of a run's `test/acc`."""
+    return {TEST_SHA256: test_digest, TEST_PRECISION: precision}
 
 
 def keep_scores(
@@ -127,9 +133,12 @@ def keep_scores(
     measured: Mapping[str, str],
     counts: Mapping[str, float],
 ) -> None:
-    """Add scores to a run; its tags are `unknown` until the scores are those that they describe.
+    """Add scores to a run, with the tags `measured` that describe them.
 
-    `counts`: how many of the test images are no new ones.
+    Tags that describe earlier scores are set to `unknown` before the new scores are written: a
+    command that is stopped in between leaves no tag that describes other scores.
+
+    `counts`: the metrics of `Counts`.
     """
     log = tracking.writing(run.run_id)
     if measured.keys() & run.tags.keys():
@@ -146,7 +155,7 @@ def test_split(source: Source, settings: Settings) -> Split:
     """The test split of a source.
 
     Raises:
-        DataError: there is none; says what is known of why.
+        DataError: the source has no test split; the message says why, where that is known.
     """
     if source.test is None or not len(source.test.labels):
         why = "".join(f" ({note})" for note in source.notes if "test" in note)
@@ -157,20 +166,21 @@ def test_split(source: Source, settings: Settings) -> Split:
     return source.test
 
 
-def test_images(settings: Settings) -> ImageSet:
-    """Every image of the test split; see `read_test_split`."""
-    return read_test_split(source_of(settings), settings, lambda _: None)
-
-
 def read_test_split(source: Source, settings: Settings, say: Callable[[str], None]) -> ImageSet:
-    """Every image of a source's test split; says which are left out.
+    """Every image of a source's test split; a note counts the images that are left out.
 
     Raises:
-        DataError: there is none, or images cannot be read.
+        DataError: no test split, or images that cannot be read.
     """
     test = test_split(source, settings)
     rows = np.arange(len(test.labels))
-    images = read_images(test, rows, settings.image_size, skip_unreadable=settings.skip_unreadable)
+    images = read_images(
+        test,
+        rows,
+        settings.image_size,
+        preparation_of(settings),
+        skip_unreadable=settings.skip_unreadable,
+    )
     for note in notes_on(images.unreadable, images.doubts):
         say(f"note: test split: {note}")
     if not len(images):

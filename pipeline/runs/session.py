@@ -28,7 +28,7 @@ from pipeline.settings.augmentation import Augment, of_images
 from pipeline.settings.run import Settings
 from pipeline.settings.schedules import Stage
 from pipeline.system.files import typed_path
-from pipeline.tracking import RunView, Tracking
+from pipeline.tracking import RunView, Tracking, keys
 from pipeline.tracking.history import History, Summary
 from pipeline.training.device import keep_freed_memory, pick_device, pick_precision, with_kernels
 from pipeline.training.features import Features
@@ -61,9 +61,9 @@ def source_of(settings: Settings) -> Source:
 
 
 def source_and_weights(settings: Settings) -> tuple[Source, Weights]:
-    """What the settings name, before any image is read.
+    """The source and the weights that the settings name, before any image is read.
 
-    What may be wrong at once comes before what must be fetched.
+    Weights that are on this machine are read first: their faults come before a download.
     """
     read = partial(
         read_weights, settings.weights, settings.backbone, settings.image_size, settings.blocks
@@ -74,7 +74,7 @@ def source_and_weights(settings: Settings) -> tuple[Source, Weights]:
 
 
 def check_draws(source: Source, settings: Settings, draws: Iterable[int]) -> None:
-    """Refuse what the images cannot give, before any of them is read.
+    """Refuse draws that the images cannot give, before any image is read.
 
     Raises:
         DataError: a class is too small, or the pool holds fewer draws.
@@ -194,7 +194,7 @@ class Session:
         return cache_folder(self.settings) / "norm_stats" if self.settings.cache else None
 
     def with_training(self, number: int, values: Mapping[str, object]) -> Session:
-        """The same with other training settings for a stage; what depends on them is forgotten."""
+        """A session with other training settings for a stage, without what depended on them."""
         training = self.settings.training(number).model_copy(update=dict(values))
         stages = list(self.settings.stages)
         stages[number - 1] = training
@@ -207,14 +207,14 @@ class Session:
         )
 
     def check_images(self, run: RunView) -> None:
-        """Refuse a run of other images or classes; say where the same ones have moved.
+        """Refuse a run of other images or classes; a note says where moved images are now.
 
         Raises:
-            LineageError: they are others.
+            LineageError: the run's images or classes are not the session's.
         """
         data = self.settings.data
         before = run.settings
-        if run.tags["data_sha256"] != self.draw.fingerprint:
+        if run.tags[keys.DATA_SHA256] != self.draw.fingerprint:
             mine = self.settings.model_dump(include={"label_column", "image_column"})
             others = [f"{k}={before[k]}" for k, v in mine.items() if before.get(k, v) != v]
             why = f"it had {', '.join(others)}" if others else "their SHA-256 differ"
@@ -238,6 +238,7 @@ class Session:
                 self.settings,
                 self.settings.stage(number),
                 fingerprint=self.draw.fingerprint,
+                network=self.backbone.identity,
                 weights_digest=self.pretrained.digest,
                 precision=with_kernels(self.precision),
                 parent_key=self.key(number - 1) if number > 1 else None,
@@ -245,7 +246,7 @@ class Session:
         return self.keys[number]
 
     def recipe(self, number: int, trained: int | None = None, data: str | None = None) -> str:
-        """What runs of this stage that differ only in draw or seed have in common.
+        """The recipe key: what runs of this stage that differ only in draw or seed share.
 
         `trained`: count the training settings up to that stage only (None: this one's too).
         `data`: the name that the data set had for earlier versions (None: it goes by content).
@@ -256,6 +257,7 @@ class Session:
             trained=number if trained is None else trained,
             data=self.draw.pool if data is None else data,
             class_names=self.draw.class_names,
+            network=self.backbone.identity,
             weights_digest=self.pretrained.digest,
             precision=with_kernels(self.precision),
         )
@@ -276,7 +278,10 @@ class Session:
         Raises:
             LineageError: the checkpoint is missing or damaged, or does not fit; names the run.
         """
-        sha256, wanted = run.tags["checkpoint_sha256"], (run.tags["schedule"], run.number("stage"))
+        sha256, wanted = (
+            run.tags[keys.CHECKPOINT_SHA256],
+            (run.tags[keys.SCHEDULE], run.number(keys.STAGE)),
+        )
         with tempfile.TemporaryDirectory() as folder:
             try:
                 path = self.tracking.fetch(run, CHECKPOINT, Path(folder))

@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,6 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save
 
-from pipeline.data.augment import MEAN, STD
 from pipeline.data.base import UNREADABLE
 from pipeline.data.draws import Draw
 from pipeline.data.images import ImageSet
@@ -29,7 +29,6 @@ from pipeline.runs.session import Session
 from pipeline.settings.run import THRESHOLD_KEYS, Settings, plain_values
 from pipeline.settings.schedules import Stage
 from pipeline.signals.evidence import (
-    NOTE,
     PREDICTIONS,
     Subject,
     log_evidence_pictures,
@@ -39,9 +38,8 @@ from pipeline.signals.readings import Signal
 from pipeline.system.files import write_atomically
 from pipeline.system.provenance import COMMAND, requirements_of
 from pipeline.system.text import as_markdown
-from pipeline.tracking import RunLog, RunView, Tracking
+from pipeline.tracking import RunLog, RunView, Tracking, keys
 from pipeline.tracking.history import Summary
-from pipeline.tracking.keys import PARENT_VAL_ACC, POOL, TEST_AS_STORED, VAL_ACC, at_best
 from pipeline.training.device import kernels
 
 PACKAGE = Path(__file__).parent.parent
@@ -56,43 +54,11 @@ def log_start(log: RunLog, session: Session, stage: Stage, parent: RunView | Non
     values = plain_values(settings, range(1, number + 1))
     run = {k: v for k, v in values.items() if "." not in k and k not in THRESHOLD_KEYS}
     own = settings.training(number).model_dump()
-    log.params({**run, **own, "precision": session.precision})  # in which it is really computed
-    log.tags(
-        {
-            "preset": settings.preset,
-            "stage": str(number),
-            "schedule": stage.schedule,
-            "trains": " ".join(stage.trainable),
-            "backbone": settings.backbone,
-            "weights": settings.weights,
-            "weights_sha256": session.pretrained.digest,
-            "weights_report": session.pretrained.report,
-            "data": draw.source,
-            "data_sha256": draw.fingerprint,
-            POOL: draw.pool,
-            "draw": str(settings.draw),
-            "seed": str(settings.seed),
-            "parent_run_id": parent.run_id if parent else "none",
-            "parent_checkpoint_sha256": parent.tags["checkpoint_sha256"] if parent else "none",
-            "lineage_key": session.key(number),
-            "recipe_key": session.recipe(number),
-            "norm_stats": settings.norm_stats,
-            "precision": session.precision,
-            "settings": json.dumps(values),
-        }
-    )
+    log.params({**run, **own, keys.PRECISION: session.precision})  # in which it is really computed
+    log.tags(_tags(session, stage, parent) | {keys.SETTINGS: json.dumps(values)})
     if parent:
-        log.metrics({PARENT_VAL_ACC: parent.metrics[at_best(VAL_ACC)]})
-    choice = session.norm_choice
-    where_it_applies = {
-        TEST_AS_STORED: session.test_as_stored,
-        "norm_stats_reason": choice.reason if choice else "",
-        "kernels": "" if kernels() == "fast" else kernels(),
-        "is_trial": "true" if session.is_trial else "",
-        "tuned_by": session.tuned_by.get(number, ""),
-    }
-    log.tags({key: value for key, value in where_it_applies.items() if value})
-    if choice:
+        log.metrics({keys.PARENT_VAL_ACC: parent.metrics[keys.at_best(keys.VAL_ACC)]})
+    if choice := session.norm_choice:
         log.metrics({f"norm_stats/{name}": score for name, score in choice.scores.items()})
     log.text(json.dumps(values, indent=2) + "\n", "settings.json")
     log_unreadable(log, draw.unreadable)
@@ -104,6 +70,41 @@ def log_start(log: RunLog, session: Session, stage: Stage, parent: RunView | Non
             "classes": len(draw.class_names),
         }
         log.dataset(f"{draw.source}-{context}", part.fingerprint(), context, about)
+
+
+def _tags(session: Session, stage: Stage, parent: RunView | None) -> dict[str, str]:
+    """What a stage run is found by, and what it was made of."""
+    settings, draw, choice = session.settings, session.draw, session.norm_choice
+    checkpoint = parent.tags[keys.CHECKPOINT_SHA256] if parent else keys.NO_PARENT
+    where_they_apply = {
+        keys.TEST_AS_STORED: session.test_as_stored,
+        "norm_stats_reason": choice.reason if choice else "",
+        "kernels": "" if kernels() == "fast" else kernels(),
+        keys.IS_TRIAL: "true" if session.is_trial else "",
+        "tuned_by": session.tuned_by.get(stage.number, ""),
+    }
+    return {
+        "preset": settings.preset,
+        keys.STAGE: str(stage.number),
+        keys.SCHEDULE: stage.schedule,
+        keys.TRAINS: " ".join(stage.trainable),
+        "backbone": settings.backbone,
+        "weights": settings.weights,
+        keys.WEIGHTS_SHA256: session.pretrained.digest,
+        "weights_report": session.pretrained.report,
+        keys.DATA: draw.source,
+        keys.DATA_SHA256: draw.fingerprint,
+        keys.POOL: draw.pool,
+        keys.DRAW: str(settings.draw),
+        keys.SEED: str(settings.seed),
+        keys.PARENT_RUN_ID: parent.run_id if parent else keys.NO_PARENT,
+        keys.PARENT_CHECKPOINT_SHA256: checkpoint,
+        keys.LINEAGE_KEY: session.key(stage.number),
+        keys.RECIPE_KEY: session.recipe(stage.number),
+        "norm_stats": settings.norm_stats,
+        keys.PRECISION: session.precision,
+        **{key: value for key, value in where_they_apply.items() if value},
+    }
 
 
 def log_unreadable(log: RunLog, unreadable: Sequence[str]) -> None:
@@ -119,7 +120,7 @@ def log_outcome(
     log.metrics(summary.logged)
     draw = subject.draw
     log.text(predictions_csv(subject.logits, draw.val, draw.class_names), PREDICTIONS)
-    log.tags({NOTE: _description(subject, summary, signals)})
+    log.tags({keys.NOTE: _description(subject, summary, signals)})
 
 
 def log_pictures(
@@ -194,8 +195,7 @@ def log_served_model(
         "arguments": recipe.arguments,
         "class_names": draw.class_names,
         "image_size": settings.image_size,
-        "mean": MEAN,
-        "std": STD,
+        **asdict(draw.val.preparation),
         "ranges": draw.ranges,
     }
     write_atomically(about, json.dumps(content).encode())
@@ -209,7 +209,7 @@ def log_served_model(
         class_names=draw.class_names,
         requirements=requirements_of([*SERVED_PACKAGES, *_libraries_of(backbone.name)]),
     )
-    log.tags({"model_uri": uri})
+    log.tags({keys.MODEL_URI: uri})
 
 
 def _libraries_of(backbone: str) -> list[str]:
@@ -222,10 +222,10 @@ def _libraries_of(backbone: str) -> list[str]:
 
 def _factory_files(backbone: str, folder: Path) -> list[Path]:
     """Copies of a factory's source files, where no installed distribution has them."""
-    if not is_factory(backbone) or distribution_of(backbone):
+    if is_factory(backbone) and distribution_of(backbone):
         return []
     copies = folder / "factory"
     for below, path in sources_of(backbone).items():
         (copies / below).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copies / below)
-    return sorted(copies.iterdir())
+    return sorted(copies.glob("*"))

@@ -38,24 +38,10 @@ def run_workers(
     """
     affinity = getattr(os, "sched_getaffinity", None)  # macOS has none
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    threads = str(threads_each(count, cores))
+    threads = threads_each(count, cores)
     command.say(f"{count} workers with {threads} thread(s) each on {cores} cores")
-    options = {**command.request.typed, "workers": "1", "joins": run_id}
-    if command.tuned:
-        options["tuned"] = "on"
-    words = [sys.executable, "-m", "pipeline", entry_point]
-    words += [f"--{key}={value}" for key, value in options.items()]
-    environment = {
-        **os.environ,
-        **dict.fromkeys(_THREADS, threads),
-        "MLFLOW_EXPERIMENT_ID": experiment_id,
-        "PYTHONPATH": os.pathsep.join([str(PROJECT_DIR), os.environ.get("PYTHONPATH", "")]),
-        "PYTHONUNBUFFERED": "1",
-        PARENT: str(os.getpid()),
-    }
-    environment.pop("MLFLOW_RUN_ID", None)
-    if command.storage:  # its password would stand in the list of processes
-        environment[STORAGE] = command.storage
+    words = _words(entry_point, command, run_id)
+    environment = _environment(command, experiment_id, threads)
     workers, readers = [], []
     for number in range(1, count + 1):
         worker = subprocess.Popen(
@@ -87,6 +73,31 @@ def run_workers(
             f"none of {count} workers came to its end (exit codes {', '.join(map(str, codes))}): "
             "see their lines above; the same command goes on where they stopped"
         )
+
+
+def _words(entry_point: str, command: Command, run_id: str) -> list[str]:
+    """The command line of each worker: what was typed, for one process and run `run_id`."""
+    options = {**command.request.typed, "workers": "1", "joins": run_id}
+    if command.tuned:
+        options["tuned"] = "on"
+    words = [sys.executable, "-m", "pipeline", entry_point]
+    return words + [f"--{key}={value}" for key, value in options.items()]
+
+
+def _environment(command: Command, experiment_id: str, threads: int) -> dict[str, str]:
+    """The environment of each worker."""
+    environment = {
+        **os.environ,
+        **dict.fromkeys(_THREADS, str(threads)),
+        "MLFLOW_EXPERIMENT_ID": experiment_id,
+        "PYTHONPATH": os.pathsep.join([str(PROJECT_DIR), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONUNBUFFERED": "1",
+        PARENT: str(os.getpid()),
+    }
+    environment.pop("MLFLOW_RUN_ID", None)
+    if command.storage:  # its password would stand in the list of processes
+        environment[STORAGE] = command.storage
+    return environment
 
 
 def _pass_on(worker: subprocess.Popen[str], number: int, say: Callable[[str], None]) -> None:

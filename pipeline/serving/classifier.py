@@ -12,6 +12,7 @@ from torch import nn
 from pipeline.errors import DataError, LineageError, first_line
 from pipeline.serving.served_model import ImageClassifier
 from pipeline.tracking import Tracking
+from pipeline.tracking.keys import MODEL_URI
 from pipeline.tracking.registry import load_python_model
 
 
@@ -30,12 +31,12 @@ class Classifier:
             LineageError: no such run, or no model on it.
         """
         run = tracking.get(run_id)
-        if "model_uri" not in run.tags:
+        if MODEL_URI not in run.tags:
             raise LineageError(
                 f"run {run_id} ({run.name}) logged no model: choose a finished stage run that was "
                 "made with log_model=on"
             )
-        return cls(run_id, load_python_model(run.tags["model_uri"]))
+        return cls(run_id, load_python_model(run.tags[MODEL_URI]))
 
     @property
     def network(self) -> nn.Module:

@@ -1,10 +1,9 @@
 """The model that MLflow serves: encoded images in, class names and probabilities out.
 
 MLflow stores this file and `data/images.py` beside the weights, and a factory's source files, and
-runs them by themselves in their own environment: an image is prepared by the same code in training
-and in service, and the network is made by the same function. In: a column `image`
-with PNG, JPEG, ... bytes (base64 over HTTP). Out: a row an image: `label` and one column of
-probability for each class.
+runs them in an environment of their own: training and service prepare an image by the same code
+and make the network by the same function. In: a column `image` with PNG, JPEG, ... bytes (base64
+over HTTP). Out: a row an image: `label` and one column of probability for each class.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 try:
-    from pipeline.data.images import fit_square, to_rgb
+    from pipeline.data.images import Preparation, to_rgb
 except ImportError:  # in a server: images.py stands alone on the path
-    from images import fit_square, to_rgb  # type: ignore[import-not-found, no-redef]
+    from images import Preparation, to_rgb  # type: ignore[import-not-found, no-redef]
 
 
 class ImageClassifier(PythonModel):  # type: ignore[misc, unused-ignore]
@@ -50,19 +49,21 @@ class ImageClassifier(PythonModel):  # type: ignore[misc, unused-ignore]
         """Class name and probabilities of each image in column `image`."""
         size, names = self.about["image_size"], self.about["class_names"]
         ranges = self.about.get("ranges")
+        prepared = Preparation(
+            **{key: self.about[key] for key in ("interpolation", "crop", "mean", "std")}
+        )
         images = []
         for row, content in enumerate(model_input["image"]):
             try:
-                images.append(fit_square(to_rgb(Image.open(io.BytesIO(content)), ranges), size))
+                rgb = to_rgb(Image.open(io.BytesIO(content)), ranges)
+                images.append(prepared.fit_square(rgb, size))
             except Exception as err:  # each format of Pillow raises its own
                 raise ValueError(f"the image in row {row} cannot be read ({err})") from err
         if not images:
             return pd.DataFrame(columns=["label", *names])
-        batch = torch.from_numpy(np.stack(images)).float()
-        mean = torch.tensor(self.about["mean"]).view(1, 3, 1, 1) * 255
-        std = torch.tensor(self.about["std"]).view(1, 3, 1, 1) * 255
+        batch = prepared.normalise(torch.from_numpy(np.stack(images)))
         with torch.no_grad():
-            probabilities = self.network((batch - mean) / std).softmax(1).numpy()
+            probabilities = self.network(batch).softmax(1).numpy()
         table = pd.DataFrame(probabilities.astype(np.float64), columns=names)
         table.insert(0, "label", [names[i] for i in probabilities.argmax(1)])
         return table

@@ -188,6 +188,12 @@ class CompareSettings(StrictModel):
     tune_draws: int = setting(1, "draws that a trial is scored on, with tuned=on", ge=1, le=1000)
 
 
+class BlocksSettings(StrictModel):
+    """For how many classes the network is made."""
+
+    classes: int = setting(10, "classes of the new head", ge=2, le=100_000)
+
+
 class PretrainSettings(StrictModel):
     """Where pretrained weights are written."""
 

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import SettingsError
 from pipeline.settings.run import RUN_KEYS, TRAIN_KEYS, Settings, TrainSettings
-from pipeline.settings.schedules import SCHEDULES, Schedule, schedule_of
+from pipeline.settings.schedules import SCHEDULES, Schedule
 from pipeline.system.yaml_file import nearest, read_yaml
 
 COMMAND_LINE = "command line"
@@ -125,7 +125,8 @@ def resolve(layers: Iterable[Layer]) -> Settings:
             else:
                 faults.append(f"unknown setting {key} ({layer.source}){hint_for(key)}")
     settings = validated(Settings, run, faults)
-    schedule = schedule_of(settings.schedule) if settings else SCHEDULES["three_stage"]
+    settings = settings.as_weights_want() if settings else None
+    schedule = settings.chain if settings else SCHEDULES["three_stage"]
     faults += [
         f"{given.key} ({given.layer.source}): schedule {schedule.name} has {schedule.length}: "
         "leave it out or choose another schedule"

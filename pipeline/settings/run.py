@@ -21,11 +21,14 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from pipeline.model.inputs import input_config
+from pipeline.model.often import BLOCKS, OFTEN
 from pipeline.settings.augmentation import Augment
 from pipeline.settings.schedules import SCHEDULES, Schedule, Stage, schedule_of
 from pipeline.stats.metrics import DEFAULT_OBJECTIVE, OBJECTIVES, SHARES
 from pipeline.system.files import name_of, typed_path
 
+AUTO = "auto"
 _Value = TypeVar("_Value")
 DEFAULT_PRESET = "digits"
 OWN_IMAGES_PRESET = "images"
@@ -35,9 +38,10 @@ ScheduleText = Annotated[str, AfterValidator(lambda text: str(schedule_of(text))
 
 
 def _known_network(name: str) -> str:
-    from pipeline.model.networks import check_name  # torch is slow to import
+    if name not in OFTEN:
+        from pipeline.model.networks import check_name  # torch is slow to import
 
-    check_name(name)
+        check_name(name)
     return name
 
 
@@ -51,8 +55,26 @@ def _usable_blocks(text: str) -> str:
     return text
 
 
+def numbers_of(text: str) -> tuple[float, ...]:
+    """The numbers in a text, with commas between them."""
+    return tuple(float(part) for part in text.split(","))
+
+
+def _three_numbers(text: str) -> str:
+    if text == AUTO:
+        return text
+    try:
+        numbers = numbers_of(text)
+    except ValueError:
+        numbers = ()
+    if len(numbers) != 3 or not all(0 <= number <= 1 for number in numbers):
+        raise PydanticCustomError("numbers", "must be auto, or three numbers from 0 to 1")
+    return text
+
+
 BackboneText = Annotated[str, AfterValidator(_known_network)]
 """A network's name, as `backbones.build_backbone` takes it."""
+NumbersText = Annotated[str, AfterValidator(_three_numbers)]
 BlocksText = Annotated[str, AfterValidator(_usable_blocks)]
 
 
@@ -214,7 +236,25 @@ class Settings(Thresholds):
         "IMAGENET1K_V1, or a .pth/.safetensors file",
         min_length=1,
     )
-    image_size: int = setting(224, "pixels a side", ge=32, le=1024)
+    image_size: int = setting(
+        224, "pixels a side; 0: the size that the weights were trained at", ge=0, le=1024
+    )
+    interpolation: Literal["auto", "bilinear", "bicubic", "lanczos"] = setting(
+        "auto", "how pictures are resized; auto: as those that the weights were trained on"
+    )
+    crop: float = setting(
+        1.0,
+        "share of a picture's central square, a side, that is kept; many weights were validated "
+        "with 0.875, which loses 2 to 4 points on CIFAR-10",
+        gt=0,
+        le=1,
+    )
+    mean: NumbersText = setting(
+        "auto",
+        "mean of each channel, values from 0 to 1 with commas between them; auto: that of the "
+        "images that the weights were trained on",
+    )
+    std: NumbersText = setting("auto", "standard deviation of each channel, as mean")
     schedule: ScheduleText = setting(
         "three_stage",
         f"which blocks each stage trains: {', '.join(SCHEDULES)}, or a YAML file",
@@ -244,10 +284,33 @@ class Settings(Thresholds):
         """What the images are called in the names of runs."""
         return name_of(typed_path(self.data))
 
+    def as_weights_want(self) -> Settings:
+        """The settings with `auto` replaced by what the weights were trained on."""
+        wanted = input_config(self.backbone, self.weights)
+        texts = {"interpolation": wanted.interpolation}
+        texts |= {key: ",".join(map(str, getattr(wanted, key))) for key in ("mean", "std")}
+        found: dict[str, object] = {k: v for k, v in texts.items() if getattr(self, k) == AUTO}
+        if not self.image_size:
+            found["image_size"] = wanted.size
+        return self.model_copy(update=found)
+
     @property
     def chain(self) -> Schedule:
-        """The schedule on this network's blocks."""
-        return schedule_of(self.schedule)
+        """The schedule on the network's blocks.
+
+        Raises:
+            SettingsError: the network has no such blocks.
+        """
+        return schedule_of(self.schedule).on(self.order)
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The network's blocks, head first."""
+        if self.backbone in OFTEN and self.blocks == "auto":
+            return BLOCKS
+        from pipeline.model.backbones import block_order
+
+        return block_order(self.backbone, self.image_size, self.blocks)
 
     def stage(self, number: int) -> Stage:
         """The stage of that number in this schedule."""
@@ -264,7 +327,8 @@ THRESHOLD_KEYS = tuple(Thresholds.model_fields)
 INHERITED_KEYS = (
     *("data", "label_column", "image_column", "skip_unreadable"),
     *("train_per_class", "val_per_class", "test_per_class", "data_seed", "draw"),
-    *("backbone", "weights", "image_size", "schedule", "norm_stats"),
+    *("backbone", "blocks", "weights", "schedule", "norm_stats"),
+    *("image_size", "interpolation", "crop", "mean", "std"),
 )
 """What a child stage takes from its parent run and may not contradict."""
 PLACE_KEYS = ("data", "label_column", "image_column", "skip_unreadable", "weights")

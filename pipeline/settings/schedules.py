@@ -1,38 +1,41 @@
 """Schedules and their stages: YAML files, of which `schedule_files` holds the built-in schedules.
 
 A *stage* is one training run with a fixed set of trainable blocks; a *schedule* is an ordered list
-of stages, each started from the checkpoint of the stage before. Every backbone has the same six
-blocks (see `backbones.py`), which are named head first.
+of stages, each started from the checkpoint of the stage before. Blocks go by their position from
+the head, which every network has, or by name.
 
+    words: the head, then the last two blocks     # how reports call it; may be left out
     stages:
       - [head]
-      - [head, block4]
-      - [head, block4, block3]
-      - continued                      # the same blocks again, from the stage before
+      - [head, 1]             # 1 is the last block before the head, 2 the one before it
+      - [head, 1, block3]
+      - continued             # the same blocks again, from the stage before
+      - all                   # every block
 
 In: the name of a built-in schedule, the path of such a file, or a schedule spelled out, as runs
-record it: `mine(head; head+block4; continued)`. Out: a `Schedule`. A stage trains what the stage
-before trains, and may add blocks: a later stage freezes no more than an earlier stage.
+record it: `mine(head; head+1; continued)`. Out: a `Schedule`, whose stages are those of the blocks
+of a network. A stage trains what the stage before trains, and may add blocks: a later stage
+freezes no more than an earlier stage.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from pipeline.errors import SettingsError
+from pipeline.model.often import BLOCKS
 from pipeline.system.files import typed_path
 from pipeline.system.yaml_file import nearest, read_yaml
 
-BLOCKS = ("head", "block4", "block3", "block2", "block1", "stem")
-"""Every block, head first: a block's index is its depth."""
 FILES = Path(__file__).parent / "schedule_files"
-CONTINUED = "continued"
-"""In place of a stage's blocks: the blocks of the stage before."""
+ALL, CONTINUED, HEAD = "all", "continued", "head"
+"""In place of a stage's blocks: every block; the blocks of the stage before."""
 _NAME = "[A-Za-z0-9_.-]+"
+_TITLES = {"words", "stages"}
 
 
 @dataclass(frozen=True)
@@ -46,42 +49,75 @@ class Stage:
     @property
     def is_probe(self) -> bool:
         """Whether the head alone trains."""
-        return self.trainable == ("head",)
+        return self.trainable == (HEAD,)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Stages in order."""
+    """Stages in order.
+
+    Attributes:
+        name: of the built-in schedule or of its file.
+        given: the blocks of each stage as they were written: names, positions, or one word.
+        words: its name in a sentence.
+        blocks: names of the network's blocks, head first; those of most networks, until `on`.
+    """
 
     name: str
-    stages: tuple[Stage, ...]
+    given: tuple[tuple[str, ...], ...]
+    words: str = field(default="", compare=False)
+    blocks: tuple[str, ...] = field(default=BLOCKS, compare=False)
+
+    def on(self, blocks: tuple[str, ...]) -> Schedule:
+        """The schedule on a network of these blocks, head first.
+
+        Raises:
+            SettingsError: a stage that cannot be on these blocks; says which and why.
+        """
+        schedule = replace(self, blocks=blocks)
+        assert schedule.stages
+        return schedule
+
+    def fits(self, blocks: tuple[str, ...]) -> bool:
+        """Whether a network of these blocks, head first, has all that the stages name."""
+        try:
+            return bool(self.on(blocks).stages)
+        except SettingsError:
+            return False
+
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages on `blocks`."""
+        stages: list[Stage] = []
+        for number, given in enumerate(self.given, start=1):
+            before = stages[-1].trainable if stages else ()
+            try:
+                trainable = _trainable(given, before, number - 1, self.blocks)
+            except ValueError as err:
+                raise SettingsError(f"schedule {self.name}: stage {number} {err}") from None
+            stages.append(Stage(self.name, number, trainable))
+        return tuple(stages)
 
     @property
-    def words(self) -> str:
-        """Its name in a sentence."""
-        return _IN_WORDS.get(str(self), self.name)
+    def count(self) -> int:
+        """How many stages there are."""
+        return len(self.given)
 
     @property
     def length(self) -> str:
         """`3 stages`."""
-        count = len(self.stages)
-        return f"{count} stage{'s' if count > 1 else ''}"
+        return f"{self.count} stage{'s' if self.count > 1 else ''}"
 
     def __str__(self) -> str:
         """The name of a built-in schedule; another one spelled out, so that no file is needed."""
         if SCHEDULES.get(self.name) == self:
             return self.name
-        return f"{self.name}({'; '.join(self._spelled)})"
-
-    @property
-    def _spelled(self) -> list[str]:
-        blocks = ["+".join(stage.trainable) for stage in self.stages]
-        return [blocks[0], *(CONTINUED if a == b else b for a, b in pairwise(blocks))]
+        return f"{self.name}({'; '.join(map('+'.join, self.given))})"
 
     @property
     def is_continued(self) -> bool:
         """Whether a stage trains the blocks of the stage before: such schedules are controls."""
-        return CONTINUED in self._spelled
+        return (CONTINUED,) in self.given
 
     def trains(self, count: int | None = None) -> list[tuple[str, ...]]:
         """The trainable blocks of the first `count` stages (None: of all)."""
@@ -93,17 +129,64 @@ class Schedule:
         Raises:
             SettingsError: the schedule has no such stage.
         """
-        if 1 <= number <= len(self.stages):
+        if 1 <= number <= self.count:
             return self.stages[number - 1]
         fitting = [
             name
             for name, other in SCHEDULES.items()
-            if len(other.stages) >= number and not other.is_continued
+            if other.count >= number and not other.is_continued
         ]
         raise SettingsError(
             f"schedule {self.name} has {self.length}, got stage {number}: run an earlier stage, "
             f"or pass -P schedule={' or '.join(fitting) or '<a YAML file with as many stages>'}"
         )
+
+
+def _trainable(
+    given: tuple[str, ...], before: tuple[str, ...], number_before: int, blocks: tuple[str, ...]
+) -> tuple[str, ...]:
+    """The blocks of a stage after one that trains `before`, head first.
+
+    Raises:
+        ValueError: what is wrong with the stage.
+    """
+    if given == (CONTINUED,):
+        if not before:
+            raise ValueError("has no stage before it to go on with: list its blocks")
+        return before
+    named = list(blocks) if given == (ALL,) else [_block(one, blocks) for one in given]
+    if len(set(named)) < len(named):
+        raise ValueError(f"names a block twice, got {', '.join(given)}: keep one")
+    if HEAD not in named and not before:
+        raise ValueError("must train the head, which is new: add head")
+    if left := [block for block in before if block not in named]:
+        raise ValueError(
+            f"leaves out {' and '.join(left)}, which stage {number_before} trains: a stage trains "
+            "what the stage before trains, and may add blocks"
+        )
+    if len(named) == len(before):
+        raise ValueError(
+            f"trains the same blocks as stage {number_before}: add a block, or write "
+            f"`{CONTINUED}` where the stage is meant to go on with them"
+        )
+    return tuple(sorted(named, key=blocks.index))
+
+
+def _block(written: str, blocks: tuple[str, ...]) -> str:
+    """The block of that name, or at that position from the head.
+
+    Raises:
+        ValueError: the network has none.
+    """
+    if written in blocks:
+        return written
+    if written.isdecimal() and 0 < int(written) < len(blocks):
+        return blocks[int(written)]
+    hint = nearest(written, blocks)
+    raise ValueError(
+        f"names block {written}{hint} (the network has {', '.join(blocks)}, which are head and 1 "
+        f"to {len(blocks) - 1})"
+    )
 
 
 def schedule_of(text: str) -> Schedule:
@@ -115,11 +198,8 @@ def schedule_of(text: str) -> Schedule:
     if text in SCHEDULES:
         return SCHEDULES[text]
     if spelled := re.fullmatch(rf"({_NAME})\((.+)\)", text):
-        stages = [
-            CONTINUED if part.strip() == CONTINUED else [b.strip() for b in part.split("+")]
-            for part in spelled[2].split(";")
-        ]
-        schedule = _checked(spelled[1], stages, f"schedule={text}")
+        stages = [[block.strip() for block in part.split("+")] for part in spelled[2].split(";")]
+        schedule = Schedule(spelled[1], tuple(map(tuple, stages)), spelled[1])
     elif text.endswith((".yaml", ".yml")):
         schedule = read_schedule(typed_path(text))
     else:
@@ -144,74 +224,44 @@ def read_schedule(path: Path) -> Schedule:
     where = f"schedule={path}"
     content = read_yaml(path, where)
     stages = content.get("stages")
-    if len(content) != 1 or not isinstance(stages, list) or not stages:
+    if not content.keys() <= _TITLES or not isinstance(stages, list) or not stages:
         raise SettingsError(
-            f"{where}: stages must be a list of stages, each a list of blocks, and all that the "
-            f"file holds, got {content}"
+            f"{where}: the file holds stages, a list of stages, and if wanted words, how reports "
+            f"call the schedule; got {content}"
         )
     if not re.fullmatch(_NAME, path.stem):
         raise SettingsError(
             f"{where}: the file's name names the schedule: use letters, digits and _ . - alone"
         )
-    return _checked(path.stem, stages, where)
+    given = tuple(_as_written(stage, number, where) for number, stage in enumerate(stages, 1))
+    return Schedule(path.stem, given, str(content.get("words", path.stem)))
 
 
-def _checked(name: str, given: Sequence[object], where: str) -> Schedule:
-    """A schedule of these stages, each a list of blocks or `continued`.
+def _as_written(stage: object, number: int, where: str) -> tuple[str, ...]:
+    """The blocks of a stage in a file.
 
     Raises:
-        SettingsError: a stage that cannot be; says which and why.
+        SettingsError: the stage is no list of names and positions.
     """
-    stages: list[Stage] = []
-    for number, blocks in enumerate(given, start=1):
-        before = stages[-1].trainable if stages else ()
-        if fault := _fault(blocks, before, number - 1):
-            raise SettingsError(f"{where}: stage {number} {fault}")
-        if blocks != CONTINUED:
-            assert isinstance(blocks, list)
-            before = tuple(sorted(blocks, key=BLOCKS.index))
-        stages.append(Stage(name, number, before))
-    return Schedule(name, tuple(stages))
-
-
-def _fault(blocks: object, before: tuple[str, ...], number_before: int) -> str:
-    """What is wrong with a stage after one that trains `before`; empty if nothing is."""
-    if blocks == CONTINUED:
-        return "" if before else "has no stage before it to go on with: list its blocks"
-    known = ", ".join(BLOCKS)
-    if not isinstance(blocks, list) or not blocks:
-        return f"must be a list of blocks ({known}) or `{CONTINUED}`, got {blocks!r}"
-    for block in map(str, blocks):
-        if block not in BLOCKS:
-            return f"names unknown block {block}{nearest(block, BLOCKS)} (there are {known})"
-    if len(set(blocks)) < len(blocks):
-        return f"names a block twice, got {blocks}: keep one"
-    if "head" not in blocks and not before:
-        return "must train the head, which is new: add head"
-    if left := [block for block in before if block not in blocks]:
-        return (
-            f"leaves out {' and '.join(left)}, which stage {number_before} trains: a stage trains "
-            "what the stage before trains, and may add blocks"
+    listed = [stage] if stage in (ALL, CONTINUED) else stage
+    if not isinstance(listed, list) or not listed or not all(map(_is_name, listed)):
+        raise SettingsError(
+            f"{where}: stage {number} must be a list of blocks (head, 1 for the last block before "
+            f"it, 2, …, or names), `{ALL}` or `{CONTINUED}`, got {stage!r}"
         )
-    if len(blocks) == len(before):
-        return (
-            f"trains the same blocks as stage {number_before}: add a block, or write "
-            f"`{CONTINUED}` where the stage is meant to go on with them"
-        )
-    return ""
+    return tuple(str(one) for one in listed)
 
 
-_IN_WORDS = {
-    "three_stage": "training in three stages",
-    "two_stage": "training in two stages",
-    "full": "unfreezing everything at once",
-    "lp_ft": "a linear probe and then everything",
-    "head_only": "the head alone",
-    "stage1_continued": "stage 1 continued",
-    "stage2_continued": "stage 2 continued",
-}
-"""The built-in schedules, each in `schedule_files`."""
+def _is_name(one: object) -> bool:
+    return isinstance(one, str | int) and re.fullmatch(_NAME, str(one)) is not None
+
+
+def _rank(schedule: Schedule) -> tuple[bool, int, str]:
+    return schedule.is_continued, -schedule.count, schedule.name
+
+
 SCHEDULES: Mapping[str, Schedule] = {
-    name: read_schedule(FILES / f"{name}.yaml") for name in _IN_WORDS
+    schedule.name: schedule
+    for schedule in sorted((read_schedule(path) for path in FILES.glob("*.yaml")), key=_rank)
 }
-"""The built-in schedules; stages that begin alike share the search space of the first of them."""
+"""The built-in schedules: those with most stages first, those that only go on with stages last."""

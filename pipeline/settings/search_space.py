@@ -22,7 +22,7 @@ from pipeline.settings.entry import TuneSettings
 from pipeline.settings.layers import Given, Layer, validated
 from pipeline.settings.request import Request
 from pipeline.settings.run import TRAIN_KEYS, Settings, TrainSettings
-from pipeline.settings.schedules import SCHEDULES, Schedule, schedule_of
+from pipeline.settings.schedules import SCHEDULES, Schedule
 from pipeline.system.provenance import IS_CLONE, PACKAGE_DIR, PROJECT_DIR
 from pipeline.system.yaml_file import key_lines, nearest, read_yaml
 
@@ -91,8 +91,10 @@ def default_space(schedule: Schedule, number: int) -> Path:
     """
     chain = schedule.trains(number)
     for name, known in SCHEDULES.items():
-        if known.trains(number) == chain:
-            return SPACES_DIR / ("" if name == "three_stage" else name) / f"stage{number}.yaml"
+        if known.fits(schedule.blocks) and known.on(schedule.blocks).trains(number) == chain:
+            path = SPACES_DIR / ("" if name == "three_stage" else name) / f"stage{number}.yaml"
+            if path.exists():
+                return path
     *before, blocks = chain
     if not before:
         return SPACES_DIR / "two_stage" / "stage1.yaml"
@@ -131,7 +133,7 @@ def plan_of(request: Request) -> Plan:
 def _space_path(tune: TuneSettings, settings: Settings, number: int) -> Path:
     path = Path(tune.space)
     if not tune.space:
-        return default_space(schedule_of(settings.schedule), number)
+        return default_space(settings.chain, number)
     if path.is_dir():
         return path / f"stage{number}.yaml"
     if tune.stage == "all" and len(settings.stages) > 1 and path.exists():

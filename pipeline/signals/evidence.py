@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,24 +30,12 @@ from pipeline.settings.run import THRESHOLD_KEYS, Settings, Thresholds
 from pipeline.settings.schedules import Stage
 from pipeline.signals.pictures import signal_table
 from pipeline.signals.readings import Scored, Sibling, Signal, instability, read_signals
-from pipeline.tracking import RunLog, RunView, Tracking
-from pipeline.tracking.history import History, read_history
-from pipeline.tracking.keys import (
-    CURVES,
-    PARENT_VAL_ACC,
-    POOL,
-    SELECTED_EPOCH,
-    VAL_ACC,
-    at_best,
-    flat,
-)
+from pipeline.tracking import RunLog, RunView, Tracking, keys
+from pipeline.tracking.history import History, chain_of, read_history
 
 PREDICTIONS = "evaluation/val_predictions.csv"
 EVIDENCE = "evidence.json"
 SIGNALS_PICTURE = "figures/signals.png"
-NOTE = "mlflow.note.content"
-COMPLETED = "completed"
-"""Tag of a trial's run that has been given its pictures since."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +71,7 @@ def log_evidence(log: RunLog, tracking: Tracking, subject: Subject) -> list[Sign
         "signals": {signal.name: asdict(signal) for signal in signals},
         "thresholds": {key: getattr(settings, key) for key in THRESHOLD_KEYS},
         "inputs": {
-            "curves": {flat(name): history[name] for name in CURVES}
+            "curves": {keys.flat(name): history[name] for name in keys.CURVES}
             | {"planned": history.planned},
             "selected_epoch": history.selected,
             "validation_images": len(subject.draw.val),
@@ -95,11 +84,13 @@ def log_evidence(log: RunLog, tracking: Tracking, subject: Subject) -> list[Sign
 
 
 def _tags(signals: Sequence[Signal]) -> dict[str, str]:
-    return {f"signal.{signal.name}": signal.state for signal in signals}
+    return {f"{keys.SIGNAL_TAGS}{signal.name}": signal.state for signal in signals}
 
 
 def _metrics(signals: Sequence[Signal]) -> dict[str, float]:
-    return {f"signal/{key}": value for s in signals for key, value in s.numbers.items()}
+    return {
+        f"{keys.SIGNAL_METRICS}{key}": value for s in signals for key, value in s.numbers.items()
+    }
 
 
 def _as_json(content: object) -> str:
@@ -122,18 +113,18 @@ def log_evidence_pictures(
 
 def _ancestors(tracking: Tracking, run: RunView | None) -> list[tuple[int, History]]:
     """The stages before, first stage first, as far as the store still has them."""
-    if run is None:
-        return []
-    before = _ancestors(tracking, parent_of(tracking, run))
-    history = read_history(tracking, run, CURVES)
-    return [*before, (run.number("stage"), history)] if history else before
+    before: list[tuple[int, History]] = []
+    with suppress(LineageError):
+        for one in chain_of(tracking, run) if run else ():
+            if history := read_history(tracking, one, keys.CURVES):
+                before.insert(0, (one.number(keys.STAGE), history))
+    return before
 
 
 def parent_of(tracking: Tracking, run: RunView) -> RunView | None:
     """The run that a stage run continued from; None where there is none, or none any more."""
-    parent_id = run.tags.get("parent_run_id", "none")
     try:
-        return None if parent_id == "none" else tracking.get(parent_id)
+        return next(islice(chain_of(tracking, run), 1, None), None)
     except LineageError:
         return None
 
@@ -165,10 +156,10 @@ def scores_of(tracking: Tracking, run: RunView) -> Scored | None:
 def siblings_of(tracking: Tracking, recipe: str) -> dict[str, RunView]:
     """Finished runs of one recipe, the latest of each draw and seed, by run id."""
     latest: dict[tuple[int, int], RunView] = {}
-    for run in tracking.find({"kind": "stage", "recipe_key": recipe}):
+    for run in tracking.find({keys.KIND: "stage", keys.RECIPE_KEY: recipe}):
         with suppress(LineageError):  # damaged since: it is nobody's sibling
-            if run.settings and SELECTED_EPOCH in run.metrics:
-                latest[run.number("draw"), run.number("seed")] = run
+            if run.settings and keys.SELECTED_EPOCH in run.metrics:
+                latest[run.number(keys.DRAW), run.number(keys.SEED)] = run
     return {run.run_id: run for run in latest.values()}
 
 
@@ -182,10 +173,12 @@ def siblings_of_run(tracking: Tracking, run: RunView) -> dict[str, RunView]:
     def data_of(run: RunView) -> object:
         return run.settings.get("data")
 
-    found = siblings_of(tracking, run.tags["recipe_key"])
-    if POOL in run.tags:
+    found = siblings_of(tracking, run.tags[keys.RECIPE_KEY])
+    if keys.POOL in run.tags:
         return found
-    return {i: r for i, r in found.items() if POOL not in r.tags and data_of(r) == data_of(run)}
+    return {
+        i: r for i, r in found.items() if keys.POOL not in r.tags and data_of(r) == data_of(run)
+    }
 
 
 def instability_now(tracking: Tracking, recipe: str, thresholds: Thresholds) -> Signal:
@@ -213,8 +206,8 @@ def _instability(runs: Mapping[str, RunView], thresholds: Thresholds) -> Signal:
     siblings = []
     for run in runs.values():
         with suppress(LineageError):
-            accuracies = run.metrics[at_best(VAL_ACC)], run.metrics[PARENT_VAL_ACC]
-            siblings.append(Sibling(*accuracies, run.tags["parent_checkpoint_sha256"]))
+            accuracies = run.metrics[keys.at_best(keys.VAL_ACC)], run.metrics[keys.PARENT_VAL_ACC]
+            siblings.append(Sibling(*accuracies, run.tags[keys.PARENT_CHECKPOINT_SHA256]))
     return instability(siblings, thresholds)
 
 
@@ -244,7 +237,7 @@ def _refresh(
 
     A description in which a person has changed the sentence of that reading stays as it is.
     """
-    note, tags, metrics = run.tags.get(NOTE, ""), _tags([signal]), _metrics([signal])
+    note, tags, metrics = run.tags.get(keys.NOTE, ""), _tags([signal]), _metrics([signal])
     told = tags.items() <= run.tags.items() and metrics.items() <= run.metrics.items()
     if told and sentences([signal]) in note:
         return
@@ -253,7 +246,7 @@ def _refresh(
     if told and former == signal:
         return
     if former and sentences([former]) in note:
-        tags[NOTE] = note.replace(sentences([former]), sentences([signal]))
+        tags[keys.NOTE] = note.replace(sentences([former]), sentences([signal]))
     log = tracking.writing(run.run_id)
     log.tags(tags)
     log.metrics(metrics)
@@ -270,7 +263,7 @@ def _refresh(
 
 def has_pictures(run: RunView) -> bool:
     """Whether a run is no trial's, which is made without, or has been completed since."""
-    return "is_trial" not in run.tags or COMPLETED in run.tags
+    return keys.IS_TRIAL not in run.tags or keys.COMPLETED in run.tags
 
 
 def signals_of(tracking: Tracking, run: RunView) -> list[Signal]:

@@ -22,7 +22,18 @@ from pipeline.signals.readings import Signal
 from pipeline.stats.metrics import Row
 from pipeline.tracking import RunView, Tracking
 from pipeline.tracking.history import metrics_at_best, read_history
-from pipeline.tracking.keys import PARENT_VAL_ACC, TRAIN_ACC, TRAIN_LOSS, VAL_ACC, VAL_LOSS
+from pipeline.tracking.keys import (
+    DRAW,
+    GATE_GAINS,
+    GATE_PRIOR,
+    PARENT_RUN_ID,
+    PARENT_VAL_ACC,
+    SEED,
+    TRAIN_ACC,
+    TRAIN_LOSS,
+    VAL_ACC,
+    VAL_LOSS,
+)
 
 MIN_DRAWS = 3
 REPORT = "gate/report.md"
@@ -56,7 +67,7 @@ class Gate:
     @property
     def tags(self) -> dict[str, str]:
         """Tags of the stage-2 runs."""
-        return {f"gate.{r.name}": r.state for r in self.readings} | {"gate.prior": self.prior}
+        return {f"gate.{r.name}": r.state for r in self.readings} | {GATE_PRIOR: self.prior}
 
     def enforce(self) -> None:
         """Stop unless stage 3 is promising.
@@ -67,7 +78,7 @@ class Gate:
         if self.prior == "promising":
             return
         advice = "improve stage 2 first"
-        if self.prior == "not_yet" and self.tags["gate.consistent_gains"] == "unknown":
+        if self.prior == "not_yet" and self.tags[GATE_GAINS] == "unknown":
             advice = f"run stage 2 on {MIN_DRAWS} draws or more first"
         raise GateError(
             f"stage 3 is not started: the gate says {self.prior} ({self.reason}): {advice}, or "
@@ -189,13 +200,13 @@ def gate_of_run(
 
     def preference(sibling: RunView) -> tuple[bool, bool, bool, int]:
         """Of a draw the run itself, then its seed, then seeds as `decide` deals them."""
-        seed = sibling.number("seed")
-        moved, draws = seed - run.number("seed"), sibling.number("draw") - draw
+        seed = sibling.number(SEED)
+        moved, draws = seed - run.number(SEED), sibling.number(DRAW) - draw
         return sibling.run_id != run.run_id, moved != 0, moved != draws, seed
 
-    draw = run.number("draw")
+    draw = run.number(DRAW)
     found = [*siblings_of_run(tracking, run).values(), run]
-    by_draw = {r.number("draw"): r for r in sorted(found, key=preference, reverse=True)}
+    by_draw = {r.number(DRAW): r for r in sorted(found, key=preference, reverse=True)}
     runs = [by_draw[number] for number in sorted(by_draw)]
     return gate_over(tracking, runs, thresholds, run.name, say)
 
@@ -215,7 +226,7 @@ def gate_over(
     """
     pairs = [_pair(tracking, run) for run in runs]
     for run in runs:
-        if only_new and "gate.prior" in run.tags:
+        if only_new and GATE_PRIOR in run.tags:
             continue
         with as_far_as_allowed(run, say):
             own = read_gate(pairs, thresholds_of(run))
@@ -227,11 +238,11 @@ def gate_over(
 def _pair(tracking: Tracking, run: RunView) -> Pair:
     history = read_history(tracking, run, [VAL_LOSS])
     try:
-        first = metrics_at_best(tracking.get(run.tags["parent_run_id"]))
+        first = metrics_at_best(tracking.get(run.tags[PARENT_RUN_ID]))
     except LineageError:  # deleted or damaged: the child has the accuracy, all that is read of it
         first = {VAL_ACC: run.metrics[PARENT_VAL_ACC]}
     losses = history[VAL_LOSS] if history else ()
-    return Pair(run.tags["draw"], first, metrics_at_best(run), losses)
+    return Pair(run.tags[DRAW], first, metrics_at_best(run), losses)
 
 
 def report_markdown(gate: Gate, pairs: Sequence[Pair], title: str) -> str:

@@ -25,7 +25,7 @@ PARENT = "UNFREEZE_PARENT"
 """Environment variable: the process id of the command that a worker works for."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _State:
     """`asked_at`: `time.monotonic()` of the last signal that counts; `waits`: open `at_once`s."""
 

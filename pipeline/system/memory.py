@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-PEAK_METRIC = "memory/peak_mib"
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # proc(5): clear_refs resets the peak of the resident set
 

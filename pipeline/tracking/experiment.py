@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 from pipeline.errors import TrackingError, first_line
 from pipeline.system.addresses import why_unwritable, without_password
 from pipeline.system.processes import MACHINE
+from pipeline.tracking.keys import KIND
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -94,7 +95,7 @@ def _check_launched(run: Run) -> None:
     Raises:
         TrackingError: the run has ended, was deleted, or a command of ours has written to it.
     """
-    kind = run.data.tags.get("kind", "")
+    kind = run.data.tags.get(KIND, "")
     is_ours = kind or MACHINE in run.data.tags
     is_new = run.info.status in ("RUNNING", "SCHEDULED") and run.info.lifecycle_stage == "active"
     if is_ours or not is_new:

@@ -7,18 +7,22 @@ In: epochs as they come, or a finished run in the store. Out: a `History`, a row
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from pipeline.stats.metrics import Row
 from pipeline.tracking.keys import (
     CURVES,
     EPOCH_METRICS,
+    NO_PARENT,
+    PARENT_RUN_ID,
     SELECTED_EPOCH,
+    STAGE,
     TOTAL_S,
     TRAIN_ACC,
     TRAIN_LOSS,
     TRAINABLE,
+    TRAINS,
     VAL,
     VAL_ACC,
     VAL_LOSS,
@@ -64,6 +68,18 @@ class History:
         return not math.isfinite(self.rows[-1][TRAIN_LOSS])
 
 
+def chain_of(tracking: Tracking, run: RunView) -> Iterator[RunView]:
+    """A stage run, the run that it continued from, and so on to the first stage.
+
+    Raises:
+        LineageError: a run was deleted, or its tag that names the parent.
+    """
+    yield run
+    while (parent := run.tags[PARENT_RUN_ID]) != NO_PARENT:
+        run = tracking.get(parent)
+        yield run
+
+
 def read_history(
     tracking: Tracking, run: RunView, names: Iterable[str] | None = None
 ) -> History | None:
@@ -75,7 +91,7 @@ def read_history(
         names = (name for name in run.metrics if name.partition("/")[0] in GROUPS)
     columns = {name: tracking.history(run.run_id, name) for name in names}
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=False)]
-    planned = run.settings[f"stage{run.tags['stage']}.epochs"]
+    planned = run.settings[f"stage{run.tags[STAGE]}.epochs"]
     selected = int(run.metrics[SELECTED_EPOCH])
     return History(planned=planned, rows=list(rows), selected=selected) if rows else None
 
@@ -106,8 +122,8 @@ class Summary:
     def of(cls, run: RunView) -> Summary:
         """The summary of a run that finished earlier."""
         return cls(
-            number=run.number("stage"),
-            trains=tuple(run.tags["trains"].split()),
+            number=run.number(STAGE),
+            trains=tuple(run.tags[TRAINS].split()),
             run_id=run.run_id,
             reused=True,
             epoch=int(run.metrics[SELECTED_EPOCH]),

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelVersion:
     """A logged model to be registered.
 
     Attributes:
-        uri: the logged model's.
-        alias: moved to this version from whichever had it.
+        uri: of the logged model.
+        alias: a name in the registry, such as `champion`; moved here from the version that had it.
         description: Markdown.
     """
 
@@ -31,7 +31,12 @@ class ModelVersion:
 
 @dataclass(frozen=True)
 class Registered:
-    """A version's number; number and tags of the version that had the alias before, if any."""
+    """A registered version.
+
+    Attributes:
+        number: the version's.
+        replaced: number and tags of the version that had the alias before, if any.
+    """
 
     number: str
     replaced: tuple[str, Mapping[str, str]] | None
@@ -50,7 +55,7 @@ def register(client: MlflowClient, name: str, version: ModelVersion) -> Register
         if err.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     known = client.search_model_versions(f"name = '{name}'")
-    number = next((str(one.version) for one in known if one.source == version.uri), None)
+    number = next((str(each.version) for each in known if each.source == version.uri), None)
     if number is None:
         number = str(client.create_model_version(name, version.uri).version)
     client.update_model_version(name, number, description=version.description)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.tracking.faults import translated
+from pipeline.tracking.keys import FAILURE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -153,9 +154,9 @@ class RunLog:
         """
         with translated("set a run's status", self._uri):
             if reason:
-                self._client.set_tag(self.run_id, "failure", reason[:5000])
-            elif "failure" in self._client.get_run(self.run_id).data.tags:
-                self._client.delete_tag(self.run_id, "failure")
+                self._client.set_tag(self.run_id, FAILURE, reason[:5000])
+            elif FAILURE in self._client.get_run(self.run_id).data.tags:
+                self._client.delete_tag(self.run_id, FAILURE)
             if self._background:
                 self._background.shutdown(wait=False, cancel_futures=True)
             if status == "RUNNING":

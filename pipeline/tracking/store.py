@@ -28,14 +28,13 @@ from pipeline.system.provenance import PROJECT_DIR, git_commit
 from pipeline.tracking.address import usable_address
 from pipeline.tracking.experiment import usable_experiment
 from pipeline.tracking.faults import translated
+from pipeline.tracking.keys import GIT_COMMIT, NESTED_UNDER
 from pipeline.tracking.registry import ModelVersion, Registered, register
 from pipeline.tracking.run import RunLog, to_tags
 from pipeline.tracking.view import RunView
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-NESTED_UNDER = "mlflow.parentRunId"
 
 
 class Tracking:
@@ -230,7 +229,7 @@ class Tracking:
             "mlflow.runName": name,
             "mlflow.source.name": str(PROJECT_DIR),
             "mlflow.source.git.commit": self.git_commit.removesuffix("-dirty"),
-            "git_commit": self.git_commit,
+            GIT_COMMIT: self.git_commit,
             **({NESTED_UNDER: nested_under} if nested_under else {}),
             **tags,
         }

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 from pipeline.errors import LineageError
+from pipeline.tracking.keys import SETTINGS
 
 Value = TypeVar("Value")
 
@@ -27,7 +28,7 @@ class Held(dict[str, Value]):
         raise LineageError(f"{self._run} lacks the {self._kind} {key}: use another run")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunView:
     """A run as it is stored."""
 
@@ -46,7 +47,14 @@ class RunView:
         shown = f"run {run_id} ({name})"
         tags, params = Held(data.tags, "tag", shown), Held(data.params, "parameter", shown)
         metrics = Held(data.metrics, "metric", shown)
-        return cls(run_id, name, run.info.status, tags, params, metrics)
+        return cls(
+            run_id=run_id,
+            name=name,
+            status=run.info.status,
+            tags=tags,
+            params=params,
+            metrics=metrics,
+        )
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -56,11 +64,11 @@ class RunView:
             LineageError: the tag is gone or damaged.
         """
         try:
-            values = json.loads(self.tags["settings"])
+            values = json.loads(self.tags[SETTINGS])
         except ValueError:
             values = None
         if not isinstance(values, dict):
-            raise self._damaged("settings")
+            raise self._damaged(SETTINGS)
         return Held(values, "setting", f"run {self.run_id} ({self.name})")
 
     def number(self, tag: str) -> int:

@@ -72,7 +72,8 @@ class LiveFeatures:
     def batch(self, rows: IntRows, views: IntRows) -> Tensor:
         """The outputs for view `views[i]` of image `rows[i]`, (B, ...)."""
         pixels = self.images.pixels[torch.from_numpy(rows).to(self.images.pixels.device)]
-        rendered = render_views(pixels, self.images.keys[rows], views, self.augment)
+        keys, prepared = self.images.keys[rows], self.images.preparation
+        rendered = render_views(pixels, keys, views, self.augment, prepared)
         return run_segments(self.running, rendered, self.dtype)
 
 

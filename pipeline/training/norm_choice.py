@@ -28,7 +28,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.data.augment import normalise
 from pipeline.data.images import ImageSet
 from pipeline.errors import StorageError, WeightsError
 from pipeline.model.backbones import Backbone, batch_norms
@@ -156,7 +155,7 @@ def _features(
     segments = compute_copy(backbone.segments, dtype, device)
     size = max(1, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
     parts = [
-        run_to_head(segments, normalise(pixels.to(device)), dtype).cpu()
+        run_to_head(segments, images.preparation.normalise(pixels.to(device)), dtype).cpu()
         for pixels in torch.split(images.pixels, size)
     ]
     features: NDArray[np.float32] = torch.cat(parts).numpy()

@@ -17,8 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from pipeline.data.augment import normalise
-from pipeline.data.images import ImageSet
+from pipeline.data.images import ImageSet, unusual
 from pipeline.errors import StorageError
 from pipeline.model.backbones import Backbone, batch_norms
 from pipeline.model.grouping import HEAD
@@ -74,6 +73,7 @@ def kept_at(
             "pixels": list(images.pixels.shape),
             "dtype": str(dtype),
             "device": with_kernels(device.type),
+            **unusual(images.preparation),
         }
     )
     return folder / f"{key}.safetensors"
@@ -118,7 +118,7 @@ def recalibrate(
     parts = []
     for rows in np.array_split(order, count):
         pixels = images.pixels[torch.from_numpy(rows)].to(device)
-        parts.append(run_to_head(segments, normalise(pixels), dtype).cpu())
+        parts.append(run_to_head(segments, images.preparation.normalise(pixels), dtype).cpu())
     for segment in segments:
         backbone.model.load_state_dict(statistics_of(segment.module), strict=False)
     features = torch.cat(parts)

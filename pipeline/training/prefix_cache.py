@@ -30,7 +30,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from pipeline.data.augment import distinct_views, render_views
-from pipeline.data.images import ImageSet
+from pipeline.data.images import ImageSet, unusual
 from pipeline.model.backbones import Backbone
 from pipeline.settings.augmentation import Augment, of_images
 from pipeline.system.digests import digest_each, digest_file, digest_values
@@ -118,6 +118,7 @@ class PrefixCache:
                 "views": stored,
                 "dtype": str(dtype),
                 "device": with_kernels(device.type),
+                **unusual(images.preparation),
             }
             entries = {}
             for count in prefixes:
@@ -248,7 +249,8 @@ def _outputs(
         for start in range(0, len(images), batch):
             rows = np.arange(start, min(start + batch, len(images)))
             pixels = images.pixels[start : start + batch]
-            x = render_views(pixels, images.keys[rows], np.full(len(rows), view), augment)
+            numbers, prepared = np.full(len(rows), view), images.preparation
+            x = render_views(pixels, images.keys[rows], numbers, augment, prepared)
             passed = 0
             for number, count in enumerate(prefixes):
                 x = run_segments(segments[passed:count], x, dtype)

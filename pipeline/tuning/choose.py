@@ -25,6 +25,7 @@ from pipeline.signals.evidence import scores_of
 from pipeline.signals.readings import Scored, aligned, paired
 from pipeline.stats.metrics import METRICS, OBJECTIVES, Metric
 from pipeline.tracking import Tracking
+from pipeline.tracking.keys import draw_run_id
 from pipeline.tuning.study import Study
 from pipeline.tuning.trial_state import RUN_ID, default_of
 
@@ -110,6 +111,6 @@ def bootstrapped(both: Sequence[tuple[Scored, Scored]], metric: Metric) -> tuple
 def _scored(tracking: Tracking, trial: FrozenTrial, draw: int) -> Scored | None:
     try:
         run = tracking.get(str(trial.user_attrs.get(RUN_ID, "")))
-        return scores_of(tracking, tracking.get(run.tags[f"draw{draw}_run_id"]))
+        return scores_of(tracking, tracking.get(run.tags[draw_run_id(draw)]))
     except LineageError:
         return None

@@ -21,7 +21,7 @@ from pipeline.system.addresses import file_of, without_password
 from pipeline.system.interrupts import check
 from pipeline.system.processes import KILLED_REASON
 from pipeline.tracking import RunView, Tracking
-from pipeline.tracking.store import NESTED_UNDER
+from pipeline.tracking.keys import FAILURE, KIND, NESTED_UNDER, SCHEDULE, STAGE, STUDY, TRIAL
 from pipeline.tuning.objective import INTERRUPTED, STATE
 from pipeline.tuning.study import Study
 from pipeline.tuning.trial_state import REASON, RUN_ID
@@ -59,10 +59,10 @@ def study_run(study: Study, session: Session, say: Callable[[str], None]) -> str
     run_id = tracking.start(
         f"study · stage {number} · {session.draw.source} · {settings.backbone} · {digest}",
         {
-            "kind": "study",
-            "study": study.name,
-            "stage": str(number),
-            "schedule": study.spec.stage.schedule,
+            KIND: "study",
+            STUDY: study.name,
+            STAGE: str(number),
+            SCHEDULE: study.spec.stage.schedule,
             "objective": study.spec.objective,
             "draws": " ".join(map(str, study.spec.draws)),
             "storage": without_password(study.storage.url),
@@ -100,9 +100,9 @@ def reconcile(study: Study, tracking: Tracking, run_id: str) -> int:
     """
     trials = {trial.number: trial for trial in study.trials}
     mended = 0
-    own = {"kind": "trial", "study": study.name, NESTED_UNDER: run_id}
+    own = {KIND: "trial", STUDY: study.name, NESTED_UNDER: run_id}
     for run in tracking.find(own, status=None):
-        trial = trials.get(run.number("trial"))
+        trial = trials.get(run.number(TRIAL))
         if trial is None or not trial.state.is_finished():
             continue
         owns = trial.user_attrs.get(RUN_ID) == run.run_id
@@ -110,7 +110,7 @@ def reconcile(study: Study, tracking: Tracking, run_id: str) -> int:
             continue
         status, state = _ENDS[trial.state if owns else TrialState.FAIL]
         stopped = run.status == "KILLED" and run.tags.get(STATE, INTERRUPTED) == INTERRUPTED
-        killed = run.status == "FAILED" and run.tags.get("failure") == KILLED_REASON
+        killed = run.status == "FAILED" and run.tags.get(FAILURE) == KILLED_REASON
         if (run.status == status and not killed) or (status == "FAILED" and stopped):
             continue
         _end(tracking, run, status, str(trial.user_attrs.get(REASON, LOST)))

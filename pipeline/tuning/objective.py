@@ -28,11 +28,20 @@ from pipeline.signals.evidence import refresh_siblings
 from pipeline.stats.metrics import OBJECTIVES
 from pipeline.tracking import RunLog, Tracking
 from pipeline.tracking.history import History, Summary
-from pipeline.tracking.keys import VAL
+from pipeline.tracking.keys import (
+    KIND,
+    SCHEDULE,
+    SIGNAL_TAGS,
+    STAGE,
+    STUDY,
+    TOTAL_S,
+    TRIAL,
+    VAL,
+    draw_run_id,
+)
 from pipeline.tuning.study import STEPS_A_DRAW, Spec, shown_settings, suggest
 from pipeline.tuning.trial_state import DEFAULTS, REASON, RUN_ID
 
-SIGNAL_PREFIX = "signal."
 STATE, INTERRUPTED = "trial_state", "interrupted"
 _OWN_FAULTS = (TrainingError, torch.OutOfMemoryError, MemoryError)
 """What a trial's settings may be to blame for."""
@@ -78,11 +87,11 @@ class TrialObjective:
         """
         params, number = suggest(trial, self.spec.space), self.spec.stage.number
         tags = {
-            "kind": "trial",
-            "study": self.spec.name,
-            "stage": str(number),
-            "schedule": self.spec.stage.schedule,
-            "trial": str(trial.number),
+            KIND: "trial",
+            STUDY: self.spec.name,
+            STAGE: str(number),
+            SCHEDULE: self.spec.stage.schedule,
+            TRIAL: str(trial.number),
             "draws": " ".join(map(str, self.spec.draws)),
         }
         name = f"trial {trial.number} · stage {number}"
@@ -125,7 +134,7 @@ class TrialObjective:
             )
             summary = find_or_run(prepared, number, log.run_id)
             summaries.append(summary)
-            log.tags({f"draw{draw}_run_id": summary.run_id})
+            log.tags({draw_run_id(draw): summary.run_id})
             log.metrics({f"draw{draw}/{name}": value for name, value in summary.val.items()})
             reporter.finish(summary.val[objective])
         means = {
@@ -133,7 +142,7 @@ class TrialObjective:
             for name in summaries[0].val
         }
         total_s = sum(summary.wall_s for summary in summaries)
-        log.metrics({**means, "value": means[objective], "time/total_s": total_s})
+        log.metrics({**means, "value": means[objective], TOTAL_S: total_s})
         refresh_siblings(self.tracking, self.say)
         log.tags({STATE: "complete", **self._signals(summaries)})
         return means[objective]
@@ -143,7 +152,7 @@ class TrialObjective:
         states: dict[str, set[str]] = {}
         for summary in summaries:
             for key, state in self.tracking.get(summary.run_id).tags.items():
-                if key.startswith(SIGNAL_PREFIX):
+                if key.startswith(SIGNAL_TAGS):
                     states.setdefault(key, set()).add(state)
         return {key: one.pop() if len(one) == 1 else "mixed" for key, one in states.items()}
 

@@ -16,9 +16,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.reporting.page import to_markdown
 from pipeline.runs.command_line import stage_entry_point
-from pipeline.signals.evidence import NOTE
 from pipeline.system.provenance import COMMAND
 from pipeline.tracking import Tracking
+from pipeline.tracking.keys import NOTE
 from pipeline.tuning.storage import experiments_known, for_optunas_commands
 from pipeline.tuning.study import CHOICE, Study, shown_settings
 from pipeline.tuning.trial_state import REASON, RUN_ID, default_of, outcomes, queued_again

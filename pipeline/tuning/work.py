@@ -28,6 +28,7 @@ from pipeline.system.addresses import without_password
 from pipeline.system.files import locked
 from pipeline.system.interrupts import check
 from pipeline.tracking import Tracking
+from pipeline.tracking.keys import KIND, NOTE
 from pipeline.tuning.choose import Choice, choose
 from pipeline.tuning.mirror import reconcile, study_run
 from pipeline.tuning.objective import OutOfTime, TrialObjective
@@ -82,7 +83,7 @@ def tune_entry(command: Command, plan: Plan) -> list[Tuned]:
         check_draws(source_of(settings), settings, draws)
         data, schedule = settings.data_name, settings.stage(1).schedule
         name = f"tune · {data} · {settings.backbone} · {schedule} · stage {tune.stage}"
-        with tracking.run(name, {"kind": "tune"}, target=True) as log:
+        with tracking.run(name, {KIND: "tune"}, target=True) as log:
             log.params({**plain_values(settings), **tune.model_dump()})
             log.tags({"storage": without_password(url)})
             if tune.workers > 1:
@@ -94,7 +95,7 @@ def tune_entry(command: Command, plan: Plan) -> list[Tuned]:
                 if best := one.study.best:
                     log.metrics({f"{stage}/best_value": best.value or 0.0})
             lines = [summary(one.study) for one in done]
-            log.tags({"mlflow.note.content": "\n".join(f"- {line}" for line in lines)})
+            log.tags({NOTE: "\n".join(f"- {line}" for line in lines)})
             for one in done:
                 if one.finished and one.study.failure:
                     raise StudyError(f"{one.study.failure}: {AFTER_FAILURES}")

@@ -39,7 +39,7 @@ _DESCRIPTIONS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class FolderLayout:
     """How a folder is laid out.
 
     Attributes:
@@ -55,7 +55,7 @@ class Layout:
     passed_over: Counter[str]
 
 
-def find_layout(root: Path) -> Layout:
+def find_layout(root: Path) -> FolderLayout:
     """How a folder is laid out; splits may be empty, and have classes of their own.
 
     Raises:
@@ -78,7 +78,7 @@ def find_layout(root: Path) -> Layout:
     classes = {split: _classes(root, folder) for split, folder in by_split.items()}
     notes += _check_depth(root, [*classes["train"].values()])
     above = [entries_of(folder) for folder in {root, *by_split.values()}]
-    return Layout(
+    return FolderLayout(
         splits=classes,
         notes=tuple(notes),
         loose=sum(len(e.with_endings(image_endings())) for e in above),

@@ -42,7 +42,7 @@ BROKEN_LINK, NO_ENDING, HIDDEN = "broken link", "without an ending", "hidden"
 _LONGEST_ENDING = 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Entries:
     """What lies in a folder itself, by name; what systems keep for themselves left out.
 

@@ -27,7 +27,7 @@ MISSING = -1
 Label = int | float | str | bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FileLabels:
     """One file's labels.
 
@@ -76,7 +76,7 @@ def labels_of(path: Path, name: str, column: Any, names: Mapping[int, str] | Non
         raise DataError(
             f"{path}: column {name} holds text that is not UTF-8 ({first_line(err)}): {other}"
         ) from None
-    labels = FileLabels(path, values.tolist(), rows, names)
+    labels = FileLabels(path=path, values=values.tolist(), rows=rows, names=names)
     for value in labels.values:
         if isinstance(value, float) and not value.is_integer():
             raise DataError(
@@ -92,7 +92,7 @@ def labels_of(path: Path, name: str, column: Any, names: Mapping[int, str] | Non
     return labels
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Classes:
     """The classes of a data set, as its training files name them.
 
@@ -126,11 +126,11 @@ class Classes:
             found = {_key(value): str(value) for file in reversed(files) for value in file.values}
             found = dict(sorted(found.items(), key=lambda item: _natural(item[1])))
         return cls(
-            tuple(found.values()),
-            {key: number for number, key in enumerate(found)},
-            largest.names,
-            largest.path,
-            all(file.has_numbers for file in files),
+            names=tuple(found.values()),
+            index={key: number for number, key in enumerate(found)},
+            listed=largest.names,
+            source=largest.path,
+            are_numbers=all(file.has_numbers for file in files),
         )
 
     def numbers(self, file: FileLabels, split: str) -> IntArray:

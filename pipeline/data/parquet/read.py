@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.data.base import Source, Split
 from pipeline.data.folders.listing import names_of
 from pipeline.data.parquet.columns import choose_columns, class_names, parquet_schema
-from pipeline.data.parquet.labels import Classes, check_lists, labels_of
+from pipeline.data.parquet.labels import Classes, FileLabels, check_lists, labels_of
 from pipeline.data.splits import splits_in, twins_by_split
 from pipeline.data.stored import count_rows, read_column, stored_cells
 from pipeline.errors import DataError
@@ -28,7 +28,7 @@ from pipeline.system.text import data_option, first_of
 def open_parquet(
     root: Path, files: Sequence[Path], *, label_column: str, image_column: str
 ) -> Source:
-    """The source in these files, which lie under `root`, or are it; see `open_image_folder`.
+    """The source in these files; `root` is the folder above them, or the only file.
 
     Raises:
         DataError: no training file, columns or labels that cannot be used, class names that do not
@@ -49,35 +49,24 @@ def open_parquet(
             "move the file away"
         )
     labels = {
-        path: labels_of(
-            path,
-            columns.label,
-            read_column(path, columns.label),
-            class_names(schemas[path], columns.label),
-        )
+        path: labels_of(path, name, read_column(path, name), class_names(schemas[path], name))
+        for name in [columns.label]
         for path in schemas
         if path not in without
     }
     classes = Classes.of([labels[path] for path in by_split["train"]])
     check_lists([*labels.values()])
-    if all(  # as in the test split of a competition
-        value == -1 and "-1" not in classes.index
-        for path in tests
-        if path in labels
-        for value in labels[path].values
-    ):
-        by_split.pop("test", None)
+    if tests and _lacks_labels([labels[path] for path in tests if path in labels], classes):
+        rows = sum(map(count_rows, by_split.pop("test")))
+        notes.append(
+            f"the test split ({rows} rows) has no labels in a column {columns.label}: it is left "
+            "out"
+        )
     splits = {}
     for split, paths in by_split.items():
         numbers = [classes.numbers(labels[path], split) for path in paths]
         notes += [note for path in paths if (note := classes.note(labels[path]))]
         splits[split] = Split(np.concatenate(numbers), stored_cells(paths, columns.image))
-    if tests and "test" not in splits:
-        rows = sum(map(count_rows, tests))
-        notes.append(
-            f"the test split ({rows} rows) has no labels in a column {columns.label}: it is left "
-            "out"
-        )
     return Source(
         name=name_of(root),
         class_names=classes.names,
@@ -85,6 +74,13 @@ def open_parquet(
         val=splits.get("val"),
         test=splits.get("test"),
         notes=tuple(notes),
+    )
+
+
+def _lacks_labels(files: Sequence[FileLabels], classes: Classes) -> bool:
+    """Whether no file holds a label but -1, which is no class: a competition's test split."""
+    return all(
+        value == -1 and "-1" not in classes.index for file in files for value in file.values
     )
 
 
