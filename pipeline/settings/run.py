@@ -135,9 +135,6 @@ class TrainSettings(StrictModel):
     )
     warmup: float = setting(0.1, "share of the steps that ramp the rate up", ge=0, lt=1)
     clip_norm: float = setting(0.0, "largest gradient norm; 0: no clipping", ge=0)
-    ema: float = setting(
-        0.0, "decay of a moving average of the weights, which is the result; 0: none", ge=0, lt=1
-    )
     patience: int = setting(0, "stop after this many epochs without a better one; 0: never", ge=0)
     select: ObjectiveName = setting(
         DEFAULT_OBJECTIVE, "the best epoch by this is the stage's result; ties by loss"
@@ -149,8 +146,6 @@ class TrainSettings(StrictModel):
         values: dict[str, object] = plain(self)
         if self.select == DEFAULT_OBJECTIVE:
             del values["select"]
-        if not self.ema:
-            del values["ema"]
         return values
 
 

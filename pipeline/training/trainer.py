@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -113,12 +112,6 @@ class Trainer:
                     start = source[name].detach().to(self.device)
                     self.weights.append(MasterWeight(name, owners[name], tensor, start))
         self.optimizer = self._make_optimizer()
-        buffers = [
-            t for t in self.computed.values() if t.is_floating_point() and not t.requires_grad
-        ]
-        self.moving = [*(weight.master.detach() for weight in self.weights), *buffers]
-        self.averages = [t.clone() for t in self.moving] if self.settings.ema else []
-        self.averaged = 0
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         rates = learning_rates(self.settings, self.stage.trainable, self.backbone)
@@ -187,9 +180,7 @@ class Trainer:
                 hits += (logits.argmax(1) == (target.argmax(1) if mixing else target)).sum()
             loss, acc = loss_sum.item() / len(train), hits.item() / len(train)
             trained = time.perf_counter()
-            with self._averages_in_place():
-                val_logits, outputs = self._validate(val_features, len(val), meter.probes)
-                moved = self.snapshot()
+            val_logits, outputs = self._validate(val_features, len(val), meter.probes)
             val_scores = score_logits(val_logits, val.labels)
             validated = time.perf_counter()
             risks = meter.read(outputs)
@@ -197,7 +188,7 @@ class Trainer:
             rank = objective.rank(val_scores)
             if not history.selected or rank > best_rank:
                 best_rank, history.selected = rank, epoch + 1
-                self.best, self.best_logits = moved, val_logits
+                self.best, self.best_logits = self.snapshot(), val_logits
             row = {
                 TRAIN_LOSS: loss,
                 TRAIN_ACC: acc,
@@ -234,24 +225,7 @@ class Trainer:
         self.optimizer.step()
         for weight in self.weights:
             weight.push_value()
-        if self.settings.ema:
-            self.averaged += 1
-            decay = min(self.settings.ema, (1 + self.averaged) / (10 + self.averaged))
-            torch._foreach_lerp_(self.averages, self.moving, 1 - decay)
         return logits.detach()
-
-    @contextmanager
-    def _averages_in_place(self) -> Iterator[None]:
-        if not self.settings.ema:
-            yield
-            return
-        kept = [tensor.clone() for tensor in self.moving]
-        for source in (self.averages, kept):
-            torch._foreach_copy_(self.moving, source)
-            for weight in self.weights:
-                weight.push_value()
-            if source is not kept:
-                yield
 
     def _validate(
         self, features: Features, count: int, probes: NDArray[np.int64]
