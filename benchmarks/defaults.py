@@ -30,8 +30,9 @@ from pipeline.data.draws import draw_in
 from pipeline.data.images import ImageSet
 from pipeline.runs.run_stage import find_or_run
 from pipeline.runs.scoring import predict
-from pipeline.runs.session import Session, source_of
-from pipeline.settings.request import load_settings
+from pipeline.runs.session import Session
+from pipeline.runs.sources import source_of
+from pipeline.settings.request import Request
 from pipeline.settings.run import Settings
 from pipeline.stats.metrics import score_logits
 from pipeline.tracking import Tracking
@@ -99,11 +100,11 @@ def main() -> None:
     recipes: list[Recipe] = yaml.safe_load(words.recipes.read_text(encoding="utf-8"))
     rows = pd.read_csv(words.out).to_dict("records") if words.out.exists() else []
     tracking = Tracking.connect()
-    images = images_of(load_settings(options), words.score_draws)
+    images = images_of(Request.read(options).settings(), words.score_draws)
     for draw in words.draws:
         session: Session | None = None
         for recipe in recipes:
-            settings = load_settings(options_of(options, draw, recipe))
+            settings = Request.read(options_of(options, draw, recipe)).settings()
             about = {key: getattr(settings, key) for key in SHOWN}
             about |= {"draw": draw, "recipe": json.dumps(recipe)}
             if any(about.items() <= row.items() for row in rows):

@@ -31,9 +31,9 @@ sys.path.insert(0, str(ROOT))
 
 from pipeline.entries.table import perform  # noqa: E402
 from pipeline.runs.run_stage import find_or_run  # noqa: E402
-from pipeline.runs.scoring import predict, read_test_split  # noqa: E402
-from pipeline.runs.session import Session, source_of  # noqa: E402
-from pipeline.settings.request import load_settings  # noqa: E402
+from pipeline.runs.scoring import predict, test_images  # noqa: E402
+from pipeline.runs.session import Session  # noqa: E402
+from pipeline.settings.request import Request  # noqa: E402
 from pipeline.stats.metrics import score_logits  # noqa: E402
 from pipeline.tracking import Tracking  # noqa: E402
 from pipeline.tuning.work import Tuned  # noqa: E402
@@ -45,10 +45,10 @@ def confirm(options: dict[str, str], done: Sequence[Tuned], draws: Sequence[int]
     """Both arms on fresh draws: validation and test accuracy of each tuned stage."""
     tracking, rows, test = Tracking.connect(), [], None
     for draw in draws:
-        settings = load_settings({**options, "draw": str(draw)})
+        settings = Request.read({**options, "draw": str(draw)}).settings()
         first = Session.open(settings, tracking, lambda _: None)
         if test is None:
-            test = read_test_split(source_of(settings), settings, print)
+            test = test_images(settings)
         chosen = first
         for one in done:  # a study's trials start from what was chosen for the stages before
             number, best = one.study.spec.stage.number, one.study.best

@@ -15,15 +15,15 @@ from torch import Tensor
 from pipeline.comparing.arms import Arm
 from pipeline.data.base import Source, Split
 from pipeline.data.draws import Draw, draw_in
-from pipeline.data.images import ImageSet, digest_image, fit_square
+from pipeline.data.images import USUAL, ImageSet, digest_image
 from pipeline.data.open import open_source
 from pipeline.data.stored import Stored
 from pipeline.entries.table import ENTRY_POINTS
 from pipeline.errors import DataError
 from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.model.pretrained import Pretrained, read_weights
-from pipeline.settings.request import Request, load_settings
-from pipeline.settings.run import TrainSettings
+from pipeline.settings.request import Request
+from pipeline.settings.run import Settings, TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Stage
 from pipeline.training.features import Features
 from pipeline.training.norm_stats import calibrate_norm_stats
@@ -47,12 +47,23 @@ def request_of(
     return ENTRY_POINTS[entry_point].read({**options, **file})
 
 
+def load_settings(
+    options: Mapping[str, str],
+    *,
+    config: str = "none",
+    target: int | None = None,
+    inherited: Mapping[str, object] | None = None,
+) -> Settings:
+    """The settings behind the options of a run and a YAML file."""
+    return Request.read({**options, "config": config}).for_stage(target).settings(inherited)
+
+
 def make_images(count: int, size: int = 32, start: int = 0) -> ImageSet:
     """Images of `CLASSES` classes in turn; another `start` gives other images."""
     labels = [number % CLASSES for number in range(count)]
     images = [class_image(label, start + number) for number, label in enumerate(labels)]
     return ImageSet(
-        pixels=torch.from_numpy(np.stack([fit_square(image, size) for image in images])),
+        pixels=torch.from_numpy(np.stack([USUAL.fit_square(image, size) for image in images])),
         labels=torch.tensor(labels),
         digests=np.stack([np.frombuffer(digest_image(image), dtype=np.uint8) for image in images]),
     )

@@ -11,7 +11,7 @@ from pipeline.comparing.arms import (
     Arm,
     Comparison,
     at_equal_steps,
-    comparison_of,
+    decide_plan,
     own_stages,
 )
 from pipeline.errors import SettingsError
@@ -33,7 +33,7 @@ OWN_STAGES = {
 
 def compare(config: Path | None = None, **options: str) -> Comparison:
     """The comparison behind these words, ten epochs a stage."""
-    return comparison_of(request_of("decide", {**PRESET, **options}, config))
+    return decide_plan(request_of("decide", {**PRESET, **options}, config))
 
 
 def epochs(arm: Arm) -> list[int]:
@@ -203,7 +203,7 @@ def test_beside_the_arms_stand_full_and_lp_ft_at_the_same_steps(
         ({"treatment": "three_stages", "control": "full"}, "did you mean three_stage?"),
         ({"treatment": "full"}, "treatment=full control=?: give both"),
         ({"control": "full"}, "treatment=? control=full: give both"),
-        ({"treatment": "full", "control": "full"}, "treatment and control are both full"),
+        ({"treatment": "full", "control": "full"}, "full and full train the same blocks"),
         ({"treatment": "full", "control": "lp_ft"}, "2 stages cannot share the steps of 1"),
         ({"n_trials": "0"}, "n_trials must be greater than or equal to 1"),
         *(
@@ -253,7 +253,7 @@ def test_stages_in_common_have_one_lineage_key(
     store: Path, image_folder: Path, control: str, shared: int
 ) -> None:
     own = {**TINY, "data": str(image_folder), "cache_dir": str(store / "cache")}
-    plan = comparison_of(
+    plan = decide_plan(
         request_of("decide", {**own, "treatment": "three_stage", "control": control})
     )
     ours, theirs = keys_of(plan.control), keys_of(plan.treatment)

@@ -22,7 +22,7 @@ from pipeline.data.augment import (
     pick_views,
     render_views,
 )
-from pipeline.data.images import MEAN, STD, normalise
+from pipeline.data.images import MEAN, STD, USUAL
 from pipeline.settings.augmentation import Augment
 
 EACH = ("none", "light", "strong", "randaugment", "trivialaugment", "erasing")
@@ -51,7 +51,7 @@ def levels(images: Tensor) -> Tensor:
 def test_normalising_subtracts_the_mean_and_divides_by_the_deviation() -> None:
     pixels = torch.tensor([0, 255, 51], dtype=torch.uint8).view(1, 3, 1, 1)
     expected = [(0 - 0.485) / 0.229, (1 - 0.456) / 0.224, (0.2 - 0.406) / 0.225]
-    normalised = normalise(pixels)
+    normalised = USUAL.normalise(pixels)
     assert normalised.dtype == torch.float32
     assert normalised.flatten().tolist() == pytest.approx(expected, rel=1e-6)
 
@@ -64,7 +64,7 @@ def test_none_leaves_the_image_alone_and_light_mirrors_the_odd_views(
     augment: Augment, view: int, mirrored: bool
 ) -> None:
     pixels = noise(3)
-    expected = normalise(pixels.flip(-1) if mirrored else pixels)
+    expected = USUAL.normalise(pixels.flip(-1) if mirrored else pixels)
     assert torch.equal(rendered(pixels, view, augment), expected)
 
 
@@ -184,12 +184,12 @@ def test_a_policy_comes_before_the_flip_and_has_torchvisions_own_pixels() -> Non
         expected = v2.TrivialAugmentWide()(pixels[0])
     assert not torch.equal(expected, pixels[0])
     views = rendered(pixels, 3, "light+trivialaugment", key)
-    assert torch.equal(views[0], normalise(expected[None])[0].flip(-1))
+    assert torch.equal(views[0], USUAL.normalise(expected[None])[0].flip(-1))
 
 
 def test_erasing_fills_a_rectangle_with_the_mean_colour() -> None:
     pixels = noise(40)
-    plain, erased = normalise(pixels), rendered(pixels, 0, "erasing")
+    plain, erased = USUAL.normalise(pixels), rendered(pixels, 0, "erasing")
     changed = (plain != erased).any(1)
     assert 8 < changed.flatten(1).any(1).sum() < 32
     for image, mask in zip(erased, changed, strict=True):

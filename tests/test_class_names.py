@@ -84,7 +84,7 @@ def test_right_answers_of_a_parent_count_whatever_the_classes_are_called(
     gain = second["metrics.best/val_acc"] - first["metrics.best/val_acc"]
     assert second["metrics.signal/acc_gain"] == pytest.approx(gain, abs=1e-6)
     assert scored[1] is not None
-    assert paired(scored[1], scored[0])[0].mean() == pytest.approx(gain, abs=1e-6)
+    assert paired(scored[1], scored[0])["correct"].mean() == pytest.approx(gain, abs=1e-6)
 
 
 # --- pictures ------------------------------------------------------------------------------------

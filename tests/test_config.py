@@ -8,9 +8,9 @@ import pytest
 
 from pipeline.errors import SettingsError
 from pipeline.settings.layers import Layer, resolve
-from pipeline.settings.request import load_settings
 from pipeline.settings.run import DEFAULT_PRESET, plain_values
 from pipeline.system.yaml_file import read_yaml
+from tests.helpers import load_settings
 
 
 def test_the_default_preset_needs_no_download() -> None:

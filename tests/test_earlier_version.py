@@ -10,7 +10,6 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from pipeline.cli import main
 from pipeline.runs.session import Session
-from pipeline.settings.request import load_settings
 from pipeline.settings.search_space import Range, SearchSpace
 from pipeline.signals.evidence import read_predictions
 from pipeline.tracking import Tracking
@@ -18,6 +17,7 @@ from pipeline.tracking.history import Summary, read_history
 from pipeline.tracking.keys import CURVES, VAL_LOSS
 from pipeline.tuning.study import Spec
 from tests.conftest import words_of
+from tests.helpers import load_settings
 from tests.test_run_stage import artifact, runs
 
 FIRST = "951d48df239d4200bee35215ea3b2409"

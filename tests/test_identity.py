@@ -20,14 +20,13 @@ from pipeline.data.images import digest_image
 from pipeline.model.backbones import build_backbone
 from pipeline.runs.lineage import settings_of
 from pipeline.runs.session import Session
-from pipeline.settings.request import load_settings
 from pipeline.settings.run import Thresholds
 from pipeline.signals.evidence import instability_now
 from pipeline.system.digests import digest_values
 from pipeline.tracking import Tracking
 from pipeline.tracking.keys import POOL
 from tests.conftest import TINY, Command, words_of, write_image_folder
-from tests.helpers import fill
+from tests.helpers import fill, load_settings
 from tests.test_gate import planted
 from tests.test_run_stage import artifact, runs
 from tests.test_tuning import space_file, studies

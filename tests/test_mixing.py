@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from pipeline.data.images import ImageSet
 from pipeline.errors import SettingsError
 from pipeline.model.backbones import Backbone, build_backbone
-from pipeline.settings.request import load_settings
 from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Stage
 from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS
@@ -23,6 +22,7 @@ from pipeline.training.mixing import mix, mixing_line
 from pipeline.training.prefix_cache import PrefixCache
 from pipeline.training.trainer import Trainer
 from tests.conftest import Command
+from tests.helpers import load_settings
 
 CPU = torch.device("cpu")
 CLASSES, SIZE = 3, 64

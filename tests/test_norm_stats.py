@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipeline.data.images import ImageSet, normalise
+from pipeline.data.images import USUAL, ImageSet
 from pipeline.model.backbones import FORWARD_ORDER, Backbone, batch_norms, build_backbone
 from pipeline.system.digests import digest_tensors
 from pipeline.training.norm_stats import STATISTICS, calibrate_norm_stats
@@ -26,7 +26,7 @@ def check_first_norm(
     `mean`, `var`: relative and absolute tolerance.
     """
     first = next(m for m in backbone.model.modules() if isinstance(m, nn.Conv2d))
-    weight, inputs = first.weight.detach().double(), normalise(images.pixels).double()
+    weight, inputs = first.weight.detach().double(), USUAL.normalise(images.pixels).double()
     values = F.conv2d(inputs, weight, stride=first.stride, padding=first.padding)
     calibrate(backbone, images)
     norm: Any = next(batch_norms(backbone.blocks[name] for name in FORWARD_ORDER))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.comparing.arms import comparison_of
+from pipeline.comparing.arms import decide_plan
 from pipeline.comparing.cost import operations_of
 from pipeline.model.backbones import build_backbone
 from pipeline.model.flops import training_operations
@@ -65,7 +65,7 @@ def test_a_frozen_block_between_has_gradients_through_it_and_none_of_its_own() -
 def test_an_arms_operations_are_those_of_all_its_stages() -> None:
     options = {"preset": "cifar10_small", "train_per_class": "10", "looks": "2"}
     options |= {"treatment": "three_stage", "control": "full"}
-    plan = comparison_of(request_of("decide", options))
+    plan = decide_plan(request_of("decide", options))
     stages = [SCHEDULES["three_stage"].stage(number) for number in (1, 2, 3)]
     an_image = [training_operations("resnet18", 10, 64, stage) for stage in stages]
     epochs = [plan.treatment.settings.training(number).epochs for number in (1, 2, 3)]

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.cli import main
-from pipeline.comparing.arms import Arm, Comparison, comparison_of
+from pipeline.comparing.arms import Arm, Comparison, decide_plan
 from pipeline.comparing.draws import Pool, pool_of
 from pipeline.comparing.pairs import PairKey, PairRunner, pair_keys, scored_prefix
 from pipeline.data.base import Source, Split
@@ -23,23 +23,30 @@ from pipeline.data.overlap import Overlap
 from pipeline.errors import DataError, DesignError, StorageError
 from pipeline.model.backbones import FORWARD_ORDER, Backbone, batch_norms
 from pipeline.runs.scoring import predict
-from pipeline.runs.session import source_of
-from pipeline.settings.request import load_settings
+from pipeline.runs.sources import source_of
 from pipeline.settings.schedules import SCHEDULES
 from pipeline.tracking import Tracking
 from pipeline.training.prefix_cache import PrefixCache
 from tests.conftest import write_image_folder
-from tests.helpers import CLASSES, CPU, calibrated_backbone, make_draw, make_images, request_of
+from tests.helpers import (
+    CLASSES,
+    CPU,
+    calibrated_backbone,
+    load_settings,
+    make_draw,
+    make_images,
+    request_of,
+)
 from tests.test_draws import make_source, make_split
 
 
 def arm(name: str, last: int | None = None) -> Arm:
     settings = load_settings({"preset": "cifar10_small", "schedule": name})
-    return Arm(name, settings, last or len(SCHEDULES[name].stages))
+    return Arm(name=name, settings=settings, last=last or len(SCHEDULES[name].stages))
 
 
 def pool(count: int, *, resampled: bool = False) -> Pool:
-    return Pool(2, resampled, 0.0, (2, count), "")
+    return Pool(first_draw=2, resampled=resampled, looks=(2, count), sentence="")
 
 
 def digests(split: Split | None) -> set[bytes]:
@@ -49,14 +56,26 @@ def digests(split: Split | None) -> set[bytes]:
 
 def test_disjoint_pairs_take_draw_after_draw_of_one_shuffle() -> None:
     keys = pair_keys(pool(3), load_settings({"data_seed": "5", "seed": "40"}))
-    assert keys == [PairKey(0, 2, 5, 42), PairKey(1, 3, 5, 43), PairKey(2, 4, 5, 44)]
+    assert keys == [
+        PairKey(number=0, draw=2, data_seed=5, seed=42),
+        PairKey(number=1, draw=3, data_seed=5, seed=43),
+        PairKey(number=2, draw=4, data_seed=5, seed=44),
+    ]
     moved = pair_keys(pool(3), load_settings({"data_seed": "5", "seed": "40", "draw": "2"}))
-    assert moved == [PairKey(0, 2, 5, 40), PairKey(1, 3, 5, 41), PairKey(2, 4, 5, 42)]
+    assert moved == [
+        PairKey(number=0, draw=2, data_seed=5, seed=40),
+        PairKey(number=1, draw=3, data_seed=5, seed=41),
+        PairKey(number=2, draw=4, data_seed=5, seed=42),
+    ]
 
 
 def test_resampled_pairs_take_the_first_draw_of_a_shuffle_each() -> None:
     keys = pair_keys(pool(3, resampled=True), load_settings({"data_seed": "5", "seed": "40"}))
-    assert keys == [PairKey(0, 0, 6, 40), PairKey(1, 0, 7, 41), PairKey(2, 0, 8, 42)]
+    assert keys == [
+        PairKey(number=0, draw=0, data_seed=6, seed=40),
+        PairKey(number=1, draw=0, data_seed=7, seed=41),
+        PairKey(number=2, draw=0, data_seed=8, seed=42),
+    ]
 
 
 @pytest.mark.parametrize("place", ["/proc/nope", "file", "folder/pairs"])
@@ -67,7 +86,7 @@ def test_a_cache_folder_that_cannot_be_used_is_told(store: Path, place: str, cac
         (store / name).touch()
     where = {"cache_dir": place.removesuffix("/pairs"), "cache": cache}
     nothing = np.zeros(2, dtype=np.bool_)
-    treatment = Arm("full", load_settings({"schedule": "full", **where}), 1)
+    treatment = Arm(name="full", settings=load_settings({"schedule": "full", **where}), last=1)
     runner = PairRunner(
         arms=(treatment,),
         overlap=Overlap(test=make_images(2), copies=nothing, seen=nothing, class_names=()),
@@ -77,7 +96,7 @@ def test_a_cache_folder_that_cannot_be_used_is_told(store: Path, place: str, cac
         tell=lambda *_: "",
     )
     with pytest.raises(StorageError, match=r"^cannot write the cache to .*: choose a folder"):
-        runner.run_all([PairKey(0, 0, 0, 0)])
+        runner.run_all([PairKey(number=0, draw=0, data_seed=0, seed=0)])
 
 
 @pytest.mark.parametrize("words", [["decide", "--looks", "2"], ["compare", "--draws", "2"]])
@@ -221,7 +240,7 @@ def test_a_class_that_would_be_left_empty_is_named(per_class: int, refused: bool
     if not refused:
         assert np.bincount(set_aside(source, per_class).pool.labels).tolist() == [5, 1]
         return
-    message = f"^farm: test_per_class = {per_class} takes all 5 images of class bee: lower it"
+    message = f"^farm: test_per_class = {per_class} takes all 5 images of class bee: lower"
     with pytest.raises(DataError, match=message):
         set_aside(source, per_class)
 
@@ -272,7 +291,7 @@ def test_as_many_draws_are_held_as_can_be_dealt(source: Source, train: int, val:
             False,
             "holds 19 disjoint draws, 20 were",
         ),
-        (10, {}, 0, (5, 10), False, "20 were asked for: it ends after 10 pairs"),
+        (10, {}, 0, (5, 10), False, "20 were asked for: this command ends after 10 pairs"),
         (7, {}, 0, (5, 7), False, "ends after 7 pairs"),
         (5, {}, 0, (5,), False, "ends after 5 pairs"),
         (20, {"tune": "on", "draws": "3"}, 3, (5, 10, 17), False, "beyond those used for tuning"),
@@ -297,7 +316,7 @@ def test_a_pool_is_dealt_as_disjoint_draws_as_far_as_it_reaches(
     resampled: bool,
     sentence: str,
 ) -> None:
-    plan = comparison_of(request_of("decide", {"preset": "cifar10_small", **words}))
+    plan = decide_plan(request_of("decide", {"preset": "cifar10_small", **words}))
     pool = dealt(plan, held)
     assert (pool.first_draw, pool.looks, pool.resampled) == (first, looks, resampled)
     assert re.search(sentence, pool.sentence)
@@ -318,7 +337,7 @@ def dealt(plan: Comparison, held: int, share: float = 0.25) -> Pool:
 def test_every_pair_of_a_disjoint_pool_has_a_draw() -> None:
     for held in range(5, 30):
         for draw in range(4):
-            plan = comparison_of(
+            plan = decide_plan(
                 request_of("decide", {"preset": "cifar10_small", "draw": str(draw)})
             )
             if draw and held - draw < 5:
@@ -332,7 +351,7 @@ def test_every_pair_of_a_disjoint_pool_has_a_draw() -> None:
 
 
 def test_pairs_that_would_all_train_on_the_same_images_are_refused() -> None:
-    plan = comparison_of(request_of("decide", {"preset": "cifar10_small"}))
+    plan = decide_plan(request_of("decide", {"preset": "cifar10_small"}))
     with pytest.raises(DesignError, match=r"train_per_class=100 takes all .* at best for 20$"):
         dealt(plan, 1, share=1.0)
     assert dealt(plan, 5, share=1.0).correction == 0  # disjoint draws share nothing
@@ -390,7 +409,7 @@ def test_the_share_in_common_bounds_how_far_gains_correlate() -> None:
 
 
 def test_a_pool_without_a_draw_is_refused() -> None:
-    plan = comparison_of(request_of("decide", {"preset": "cifar10_small"}))
+    plan = decide_plan(request_of("decide", {"preset": "cifar10_small"}))
     with pytest.raises(DesignError, match=r"cifar10 holds no draw of 100 \+ 100 images a class"):
         dealt(plan, 0)
 

@@ -22,7 +22,8 @@ from pipeline.cli import main
 from pipeline.data.draws import draw_in
 from pipeline.entries.plans import pretrain_plan
 from pipeline.model.backbones import build_backbone
-from pipeline.runs.session import CHECKPOINT, source_of
+from pipeline.runs.session import CHECKPOINT
+from pipeline.runs.sources import source_of
 from pipeline.settings.run import TrainSettings
 from pipeline.system.digests import digest_tensors
 from tests.conftest import class_image, enter_store, inside, words_of

@@ -19,11 +19,11 @@ from pipeline.cli import main
 from pipeline.data.images import digest_image
 from pipeline.model.backbones import build_backbone
 from pipeline.runs.session import CHECKPOINT, Session
-from pipeline.settings.request import load_settings
 from pipeline.settings.schedules import SCHEDULES
 from pipeline.signals.evidence import read_predictions
 from pipeline.tracking import Tracking
 from tests.conftest import Command, Work, class_image, inside, tiny, words_of
+from tests.helpers import load_settings
 
 TEST = {"test_per_class": "2"}
 

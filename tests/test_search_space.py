@@ -10,7 +10,6 @@ import yaml
 
 from pipeline.errors import SettingsError
 from pipeline.settings.layers import preset_names
-from pipeline.settings.request import load_settings
 from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Stage
 from pipeline.settings.search_space import (
@@ -19,10 +18,10 @@ from pipeline.settings.search_space import (
     Range,
     SearchSpace,
     default_space,
-    plan_of,
     read_space,
+    tune_plan,
 )
-from tests.helpers import request_of
+from tests.helpers import load_settings, request_of
 
 STAGES = [stage for schedule in SCHEDULES.values() for stage in schedule.stages]
 AUGMENTATION = SPACES_DIR / "augmentation"
@@ -42,7 +41,7 @@ def test_every_stage_has_a_file_every_file_a_stage_and_stages_that_begin_alike_s
         schedule = SCHEDULES[stage.schedule]
         files = by_chain.setdefault(str(schedule.trains(stage.number)), set())
         files.add(default_space(schedule, stage.number))
-    assert sorted(path for files in by_chain.values() for path in files) == FILES
+    assert sorted(set.union(*by_chain.values())) == FILES
     assert all(len(files) == 1 for files in by_chain.values())
 
 
@@ -81,8 +80,8 @@ def test_values_are_read_as_the_settings_own_types(tmp_path: Path) -> None:
     """
     dimensions = read_space(written(tmp_path, text)).dimensions
     expected = {
-        "lr": Range(1e-4, 1.0, None, log=True),
-        "epochs": Range(5, 20, 5),
+        "lr": Range(1e-4, 1.0, log=True),
+        "epochs": Range(5, 20, step=5),
         "l2_sp": Choices((0.0, 1e-3)),
         "norm": Choices(("keep",)),
     }
@@ -92,8 +91,12 @@ def test_values_are_read_as_the_settings_own_types(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("dimension", "inside", "outside"),
     [
-        (Range(5, 20, 5), [5, 10, 20], [4, 6, 19, 21, 25, "10"]),
-        (Range(0.0, 0.3, 0.1), [0.0, 0.1, 0.2, 0.30000000000000004 - 1e-16], [0.15, 0.31, -0.1]),
+        (Range(5, 20, step=5), [5, 10, 20], [4, 6, 19, 21, 25, "10"]),
+        (
+            Range(0.0, 0.3, step=0.1),
+            [0.0, 0.1, 0.2, 0.30000000000000004 - 1e-16],
+            [0.15, 0.31, -0.1],
+        ),
         (Range(1e-4, 1e-2, log=True), [1e-4, 3e-4, 1e-2], [9e-5, 2e-2, float("nan")]),
         (Choices(("none", "light")), ["none", "light"], ["strong", None]),
         (Choices((0.0, 1e-3)), [0, 0.0, 1e-3], [5e-4]),
@@ -206,12 +209,12 @@ LR, BOTH = "lr: [0.1, 0.2]\n", "lr: [0.1, 0.2]\nnorm: [keep, adapt]\n"
 
 def planned(options: Mapping[str, str], config: str | None = None) -> dict[int, list[str]]:
     """Which settings of which stage a command would tune."""
-    plan = plan_of(request_of("tune", options, config))
+    plan = tune_plan(request_of("tune", options, config))
     return {number: list(space.dimensions) for number, space in plan.spaces.items()}
 
 
 def test_without_a_space_each_stage_has_the_one_that_ships() -> None:
-    plan = plan_of(request_of("tune", {"schedule": "lp_ft"}))
+    plan = tune_plan(request_of("tune", {"schedule": "lp_ft"}))
     assert [space.source for space in plan.spaces.values()] == [
         str(SPACES_DIR / "stage1.yaml"),
         str(SPACES_DIR / "lp_ft" / "stage2.yaml"),
@@ -274,4 +277,4 @@ def test_a_plan_that_cannot_be_is_refused(
     folder = written(tmp_path / "folder", LR, "stage1.yaml").parent
     filled = {key: value.format(file=path, folder=folder) for key, value in options.items()}
     with pytest.raises(SettingsError, match=message):
-        plan_of(request_of("tune", filled))
+        tune_plan(request_of("tune", filled))

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from pipeline.data.images import ImageSet, normalise
+from pipeline.data.images import USUAL, ImageSet
 from pipeline.model.backbones import FORWARD_ORDER, Backbone, batch_norms
 from pipeline.runs.scoring import predict
 from pipeline.settings.run import TrainSettings
@@ -45,6 +45,7 @@ HEAD, BLOCK4, FULL = (
     SCHEDULES["three_stage"].stage(2),
     SCHEDULES["full"].stage(1),
 )
+SMALL = {"epochs": 2, "batch_size": 4, "augment": "none", "lr": 3e-4}
 STILL = {"lr": 1e-30, "weight_decay": 0.0}  # a rate too small to move a float32 weight
 
 
@@ -91,7 +92,7 @@ def train(
     images = images or make_images(12)
     val = val or make_images(6, start=50)
     backbone = backbone or small_backbone()
-    chosen = TrainSettings(**{"epochs": 2, "batch_size": 4, "augment": "none", **settings})
+    chosen = TrainSettings(**{**SMALL, **settings})
     before = copy_state(backbone)
     trainer = trainer_for(backbone, stage, chosen, seed=seed, dtype=dtype)
     train_features = live_features(backbone, stage, images, dtype)
@@ -216,7 +217,7 @@ def plain_loop(
             for block in stage.trainable:
                 trained[block].train()
             index = torch.from_numpy(rows)
-            logits = model(normalise(images.pixels[index]))
+            logits = model(USUAL.normalise(images.pixels[index]))
             loss = F.cross_entropy(logits, images.labels[index], label_smoothing=0.1)
             plain.zero_grad()
             loss.backward()
@@ -265,7 +266,7 @@ def test_validation_scores_are_those_of_the_whole_model_in_eval_mode() -> None:
     run = train(FULL, backbone=backbone, val=val, lr=1e-3, epochs=1)
     backbone.model.load_state_dict(run.last)
     with torch.no_grad():
-        logits = backbone.model.eval()(normalise(val.pixels))
+        logits = backbone.model.eval()(USUAL.normalise(val.pixels))
     validated = run.trainer.best_logits
     torch.testing.assert_close(validated, logits, rtol=1e-5, atol=1e-5)
     assert validated.dtype == torch.float32

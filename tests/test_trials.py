@@ -237,8 +237,8 @@ def test_the_defaults_are_never_pruned(study: Study) -> None:
         study.optuna.tell(trial, 0.9)
     other = asked(study)
     with pytest.raises(Pruned):
-        Reporter(other, SPEC, [], None).finish(0.1)
-    Reporter(first, SPEC, [], None).finish(0.1)
+        Reporter(trial=other, spec=SPEC, earlier=[], deadline=None).finish(0.1)
+    Reporter(trial=first, spec=SPEC, earlier=[], deadline=None).finish(0.1)
     assert first.should_prune()  # if Optuna were asked
 
 

@@ -21,7 +21,7 @@ from pipeline.errors import SettingsError
 from pipeline.settings.entry import DecideSettings, TuneSettings
 from pipeline.settings.request import Request
 from pipeline.settings.run import RUN_KEYS, TRAIN_KEYS, Settings, TrainSettings
-from pipeline.settings.schedules import SCHEDULES, Schedule, schedule_of
+from pipeline.settings.schedules import SCHEDULES, Schedule, check_distinct, schedule_of
 
 QUESTIONS: Mapping[Literal["stage2", "stage3"], tuple[int, str]] = {
     "stage2": (2, "stage1_continued"),
@@ -33,7 +33,7 @@ EXTRA_ARMS = ("full", "lp_ft")
 """Schedules that are run for show, where `beside` asks for them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Arm:
     """A schedule up to stage `last`; `is_stage`: that stage alone is judged."""
 
@@ -74,7 +74,7 @@ def arms_of(decide: DecideSettings, request: Request) -> tuple[Arm, Arm]:
     """Treatment and control.
 
     Raises:
-        SettingsError: wrong settings, or two arms that are one.
+        SettingsError: wrong settings, or both arms are the same.
     """
     if bool(decide.treatment) != bool(decide.control):
         raise SettingsError(
@@ -89,14 +89,8 @@ def arms_of(decide: DecideSettings, request: Request) -> tuple[Arm, Arm]:
     settings = request.settings(schedule=str(schedule))
     check_comparable(settings)
     is_stage = schedule.name == "three_stage" and (last, control.name) in QUESTIONS.values()
-    treatment = Arm(schedule.name, settings, last, is_stage)
-    if control.name == schedule.name:
-        raise SettingsError(f"treatment and control are both {control.name}: choose two schedules")
-    if control.on(settings.order).trains() == treatment.schedule.trains():
-        raise SettingsError(
-            f"treatment={schedule.name} and control={control.name} train the same blocks in the "
-            "same stages: choose two schedules"
-        )
+    treatment = Arm(name=schedule.name, settings=settings, last=last, is_stage=is_stage)
+    check_distinct([one.on(settings.order) for one in (schedule, control)])
     return treatment, at_equal_steps(treatment, control, request)
 
 
@@ -104,12 +98,13 @@ def check_comparable(settings: Settings) -> None:
     """Raise SettingsError for settings with which no runs can be compared."""
     if not settings.reuse:
         raise SettingsError(
-            "reuse=off: arms start from common runs, which are found by content: leave reuse out"
+            "reuse=off: the arms start from common runs, which this command finds by content: "
+            "leave reuse out"
         )
     if settings.enforce_gate:
         raise SettingsError(
-            "enforce_gate=on: the gate reads finished draws, and this command makes them: leave "
-            "enforce_gate out"
+            "enforce_gate=on: the gate judges by finished runs, and this command trains those "
+            "runs itself: leave enforce_gate out"
         )
 
 
@@ -128,10 +123,12 @@ def at_equal_steps(
     theirs, shared = settings.stages[: treatment.last], _shared_stages(treatment, schedule)
     if len(ours) > len(theirs):
         raise SettingsError(
-            f"{len(ours) - shared} stages cannot share the steps of {len(theirs) - shared}: "
-            "choose a schedule with fewer stages as the control, or swap treatment and control"
+            f"{len(ours) - shared} stages cannot share the steps of {len(theirs) - shared} "
+            "stages: choose a schedule with fewer stages as the control, or swap treatment and "
+            "control"
         )
-    first = shared + 1 + len(theirs) - len(ours)  # what is left over goes to the first of its own
+    # steps that are left over go to the first stage that is not shared
+    first = shared + 1 + len(theirs) - len(ours)
     alone = [(stage,) for stage in theirs]
     steps_of = [*alone[:shared], theirs[shared:first], *alone[first:]]
     own = request.of_no_stage().settings(schedule=str(schedule))
@@ -154,7 +151,7 @@ def at_equal_steps(
     arm_settings = Settings(**{**run, "schedule": str(schedule)}).model_copy(
         update={"stages": stages}
     )
-    return Arm(schedule.name, arm_settings, len(ours))
+    return Arm(name=schedule.name, settings=arm_settings, last=len(ours))
 
 
 def _is_continued(schedule: Schedule, number: int) -> bool:
@@ -204,7 +201,7 @@ class Comparison:
     explicit: Mapping[int, set[str]]
 
 
-def comparison_of(request: Request) -> Comparison:
+def decide_plan(request: Request) -> Comparison:
     """The comparison behind a request; nothing slow is done.
 
     Raises:

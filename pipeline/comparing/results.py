@@ -30,6 +30,12 @@ SURE = 0.95
 """A posterior probability from which a difference is counted in the summary."""
 
 
+def verdict_of(pairs: Sequence[Pair], design: Design, pool: Pool, test_images: int) -> Verdict:
+    """The verdict over the gains of these pairs, in the order in which they were run."""
+    gains, resolution = [pair.gain_pp for pair in pairs], resolution_pp(test_images)
+    return verdict(gains, design, pool.correction, resolution)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ArmCost:
     """What an arm of a decision cost: see `ArmResult`, means over pairs.
@@ -58,6 +64,7 @@ class Decision:
         asked: the comparison before tuning.
         beside: arms that were not judged, with their gains over the control on the first pairs.
         test: how many images arms were scored on, and how many of these were seen before.
+        verdict: over the gains of the pairs, from `verdict_of`.
         tuned: what tuning came to, by arm; empty without tuning.
         operations: of the treatment's and of the control's training, from `cost.operations_of`.
     """
@@ -68,6 +75,7 @@ class Decision:
     design: Design
     pool: Pool
     pairs: tuple[Pair, ...]
+    verdict: Verdict
     beside: Mapping[str, tuple[Arm, list[float]]]
     test: Counts
     classes: int
@@ -84,13 +92,6 @@ class Decision:
     def gains_pp(self) -> list[float]:
         """Gains in the order in which the pairs were run."""
         return [pair.gain_pp for pair in self.pairs]
-
-    @property
-    def verdict(self) -> Verdict:
-        """The verdict over the gains."""
-        return verdict(
-            self.gains_pp, self.design, self.pool.correction, resolution_pp(self.test.images)
-        )
 
     @property
     def sentence(self) -> str:
@@ -204,15 +205,19 @@ class Compared:
 
     def difference(self, one: Cell, other: Cell) -> Posterior:
         """What is believed about the metric of one minus that of another, draw by draw."""
-        return self._posterior(one.test_pp - other.test_pp, rope_pp=self.grid.compare.rope_pp)
+        return self._posterior(one.test_pp - other.test_pp)
 
     def mean(self, cell: Cell) -> Posterior:
         """What is believed about a cell's metric, in per cent."""
         return self._posterior(cell.test_pp)
 
-    def _posterior(self, values: Floats, **rope: float) -> Posterior:
-        correction, resolution = self.pool.correction, resolution_pp(self.test.images)
-        return posterior(values, correction=correction, resolution_pp=resolution, **rope)
+    def _posterior(self, values: Floats) -> Posterior:
+        return posterior(
+            values,
+            rope_pp=self.grid.compare.rope_pp,
+            correction=self.pool.correction,
+            resolution_pp=resolution_pp(self.test.images),
+        )
 
     def frame(self) -> pd.DataFrame:
         """A row for each run."""

@@ -11,7 +11,6 @@ single segment.
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,54 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
+from pipeline.model.segments import Segment
+
 BATCHES = (2, 3)
 """Two sizes of batches, which tell what depends on a batch's size from what does not."""
 _SHOWN = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Segment:
-    """Consecutive blocks that are computed together.
-
-    Attributes:
-        blocks: their names, in forward order.
-        module: computes them; its tensors are the network's own, under the same names.
-        owners: name of a module or of a bare tensor in `module` -> its block.
-        shape: of what it makes of one image, such as (C, H, W).
-    """
-
-    blocks: tuple[str, ...]
-    module: nn.Module
-    owners: Mapping[str, str]
-    shape: tuple[int, ...]
-
-    @property
-    def name(self) -> str:
-        """Its blocks as one word."""
-        return "+".join(self.blocks)
-
-    def copied(self) -> Segment:
-        """The same with tensors of its own."""
-        return replace(self, module=copy.deepcopy(self.module))
-
-    def block_of(self, name: str) -> str:
-        """The block of a tensor or a module inside `module`."""
-        if len(self.blocks) == 1:
-            return self.blocks[0]
-        while name not in self.owners:
-            name = name.rpartition(".")[0]
-        return self.owners[name]
-
-    def parts(self) -> Iterator[tuple[str, nn.Module | nn.Parameter]]:
-        """Its blocks' modules and bare parameters, each with the name of its block.
-
-        A module that belongs to no block alone is not among them, the modules inside it are.
-        """
-        if len(self.blocks) == 1:
-            yield self.blocks[0], self.module
-            return
-        for name, block in self.owners.items():
-            yield block, attrgetter(name)(self.module)
 
 
 @dataclass(frozen=True)

@@ -213,7 +213,7 @@ def gains_picture(
     return figure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ArmRow:
     """One arm of a comparison, in per cent: its values by draw, (mean, low, high), difference.
 

@@ -18,7 +18,7 @@ from pipeline.data.augment import distinct_views
 from pipeline.errors import LineageError, TrainingError
 from pipeline.model.backbones import Backbone
 from pipeline.model.checkpoints import save_checkpoint
-from pipeline.model.flops import segment_operations
+from pipeline.model.flops import note_on_reruns
 from pipeline.model.freezing import FrozenProof
 from pipeline.runs.scoring import logits_of
 from pipeline.runs.session import CHECKPOINT, Session
@@ -93,13 +93,8 @@ def _prepare(session: Session, stage: Stage, parent: RunView | None) -> _Work:
         )
     if line := mixing_line(session.backbone, settings, stage.number):
         session.say(line)
-    if again := session.backbone.computed_anew(stage.trainable):
-        frozen = session.backbone.frozen_segments(stage.trainable)
-        cost = segment_operations(session.backbone, settings.image_size)[frozen]
-        session.say(
-            f"note: frozen, and yet computed in every epoch: {', '.join(again)} (part of "
-            f"{cost / 1e6:,.0f} MFLOP an image): {session.backbone.merged[again[-1]]}"
-        )
+    if note := note_on_reruns(session.backbone, stage.trainable, settings.image_size):
+        session.say(note)
     started = time.perf_counter()
     backbone = session.restore(parent) if parent else session.pretrained_backbone()
     proof = FrozenProof.take(backbone, stage.number, stage.trainable)

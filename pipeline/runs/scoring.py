@@ -15,7 +15,8 @@ from pipeline.errors import DataError, LineageError
 from pipeline.model.backbones import Backbone
 from pipeline.runs.command import Command
 from pipeline.runs.lineage import check_places, other_than, settings_of
-from pipeline.runs.session import Session, source_and_weights
+from pipeline.runs.session import Session
+from pipeline.runs.sources import source_and_weights
 from pipeline.runs.stage_log import log_unreadable
 from pipeline.settings.entry import EvaluateSettings
 from pipeline.settings.run import Settings

@@ -7,14 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-ROPE_PP = 0.5
-LOOKS = (5, 10, 20)
-THRESHOLD = 0.98
-
 
 @dataclass(frozen=True)
 class Design:
-    """What counts as a gain, and when there is enough evidence to say so.
+    """What counts as a gain, and when there is enough evidence to say so; the only defaults.
 
     Attributes:
         rope_pp: half-width of the region of practical equivalence, in percentage points; a gain
@@ -23,9 +19,9 @@ class Design:
         threshold: posterior probability at which a verdict falls, above one half.
     """
 
-    rope_pp: float = ROPE_PP
-    looks: tuple[int, ...] = LOOKS
-    threshold: float = THRESHOLD
+    rope_pp: float = 0.5
+    looks: tuple[int, ...] = (5, 10, 20)
+    threshold: float = 0.98
 
     def pairs_to_next_look(self, pairs: int) -> int:
         """Further pairs until the first look beyond `pairs`; 0 if no look is left."""

@@ -118,8 +118,9 @@ class Trainer:
         by_group: dict[tuple[str, bool], list[nn.Parameter]] = {
             (block, decayed): [] for block in self.stage.trainable for decayed in (True, False)
         }
-        for w in self.weights:  # biases and BatchNorm have one dimension: not decayed
-            by_group[w.block, w.computed.ndim > 1].append(w.master)
+        exempt: set[str] = getattr(self.backbone.model, "no_weight_decay", set)()  # of timm
+        for w in self.weights:  # biases and norms have one dimension: not decayed
+            by_group[w.block, w.computed.ndim > 1 and w.name not in exempt].append(w.master)
         groups = [
             {
                 "params": masters,

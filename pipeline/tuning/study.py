@@ -126,7 +126,7 @@ class Spec:
         return replace(self, name=self.former_name)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Study:
     """A study in a storage.
 
@@ -164,7 +164,7 @@ class Study:
                 study.set_user_attr(TUNING_KEY, spec.tuning_key)
         if not created:  # workers with one seed would all begin with the same random trials
             study.sampler = TPESampler()
-        return cls(spec, storage, study, created)._at_its_pace()
+        return cls(spec=spec, storage=storage, optuna=study, created=created)._at_its_pace()
 
     @classmethod
     def find(cls, storage: Storage, spec: Spec) -> Study | None:
@@ -173,7 +173,7 @@ class Study:
             study = optuna.load_study(storage=storage, study_name=spec.name, pruner=_pruner())
         except KeyError:
             return None
-        return cls(spec, storage, study, created=False)._at_its_pace()
+        return cls(spec=spec, storage=storage, optuna=study, created=False)._at_its_pace()
 
     def _at_its_pace(self) -> Study:
         """The study, with the heartbeat that it was begun with."""
