@@ -109,13 +109,8 @@ def _prepare(session: Session, stage: Stage, parent: RunView | None) -> _Work:
         device=session.device,
         dtype=session.dtype,
     )
-    proof.watch(
-        {
-            "train": train_features.running,
-            "val": val_features.running,
-            "suffix": trainer.segments,
-        }
-    )
+    running = {"train": train_features.running, "val": val_features.running}
+    proof.watch({**running, "suffix": trainer.segments})
     return _Work(
         proof=proof,
         trainer=trainer,

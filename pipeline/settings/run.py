@@ -25,6 +25,7 @@ from pipeline.settings.fields import (
     NumbersText,
     ObjectiveName,
     PathText,
+    Pixels,
     ScheduleText,
     StrictModel,
     setting,
@@ -138,8 +139,8 @@ class ExperimentSettings(StrictModel):
         "IMAGENET1K_V1, or a .pth/.safetensors file",
         min_length=1,
     )
-    image_size: int = setting(
-        224, "pixels a side; 0: the size that the weights were trained at", ge=0, le=1024
+    image_size: Pixels = setting(
+        224, "pixels a side; 0: the size that the weights were trained at"
     )
     interpolation: Literal["auto", "bilinear", "bicubic", "lanczos"] = setting(
         "auto", "how pictures are resized; auto: as those that the weights were trained on"

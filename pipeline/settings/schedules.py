@@ -47,7 +47,6 @@ WITHOUT_BATCH_NORM = 3
 here, as no such weights could be had: 1e-4 is what He et al. 2022 (arXiv 2111.06377) fine-tune ViT
 with at this batch size, with AdamW and a weight decay of 0.05."""
 _NAME = "[A-Za-z0-9_.-]+"
-_TITLES = {"words", "stages"}
 
 
 @dataclass(frozen=True)
@@ -264,18 +263,23 @@ def read_schedule(path: Path) -> Schedule:
     """
     where = f"schedule={path}"
     content = read_yaml(path, where)
-    stages = content.get("stages")
-    if not content.keys() <= _TITLES or not isinstance(stages, list) or not stages:
+    stages, words = content.get("stages"), content.get("words", path.stem)
+    if not isinstance(stages, list) or not stages or not isinstance(words, str):
         raise SettingsError(
-            f"{where}: the file holds stages, a list of stages, and if wanted words, how reports "
-            f"call the schedule; got {content}"
+            f"{where}: stages must be a list of stages, each a list of blocks, and words, if "
+            f"given, a text, got {content}"
+        )
+    if unknown := content.keys() - {"stages", "words"}:
+        raise SettingsError(
+            f"{where}: a schedule has stages and words, got {', '.join(sorted(unknown))}: leave "
+            "that out"
         )
     if not re.fullmatch(_NAME, path.stem):
         raise SettingsError(
             f"{where}: the file's name names the schedule: use letters, digits and _ . - alone"
         )
     given = tuple(_as_written(stage, number, where) for number, stage in enumerate(stages, 1))
-    return Schedule(path.stem, given, str(content.get("words", path.stem)))
+    return Schedule(path.stem, given, words)
 
 
 def _as_written(stage: object, number: int, where: str) -> tuple[str, ...]:
