@@ -49,8 +49,10 @@ def groups() -> Iterable[tuple[str, type[BaseModel]]]:
 
 def table_of(model: type[BaseModel]) -> list[str]:
     """A row a setting: name, default, meaning with its choices."""
+    own = [row.defaults for row in ENTRY_POINTS.values() if row.own and issubclass(row.own, model)]
+    given = {key: text for defaults in own for key, text in defaults.items()}
     return ["| setting | default | what it is |", "|---|---|---|"] + [
-        f"| `{key}` | {default_in_words(key, model)} | {meaning(key, model)} |"
+        f"| `{key}` | {given.get(key, default_in_words(key, model))} | {meaning(key, model)} |"
         for key in model.__annotations__  # not those of a model that it is a case of
         if key not in HIDDEN
     ]

@@ -173,6 +173,23 @@ def test_help_shows_the_values_that_are_used_where_nothing_is_given() -> None:
         assert f"(default: {value}" in mine
 
 
+def test_help_says_which_way_lr_decay_goes() -> None:
+    shown = " ".join(help_of("stage3").split()).partition("--lr_decay VALUE")[2]
+    for words in (
+        "lr * lr_decay ** depth",
+        "0 for the head",
+        "below 1 .* slowly",
+        "above 1 faster",
+    ):
+        assert re.search(re.escape(words).replace(r"\.\*", ".*"), shown)
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_entry_points_that_train_nothing_offer_no_training_settings(name: str) -> None:
+    trained_by = ENTRY_POINTS[name].work.startswith(("entries.blocks", "entries.gate", "runs."))
+    assert set(TRAIN_KEYS).isdisjoint(ENTRY_POINTS[name].offered) is trained_by
+
+
 @pytest.mark.parametrize(("name", "given"), [("stage1", {}), ("stage", {"number": "1"})])
 def test_a_parent_of_stage_1_is_refused_before_anything_is_written(
     name: str,

@@ -48,16 +48,14 @@ class TrainSettings(StrictModel):
     """No default of its own: the schedule knows what the stage trains."""
     lr_decay: float = setting(
         1.0,
-        "a block's rate is lr * lr_decay ** depth; the head has depth 0, block4 has 1",
+        "a block's learning rate is lr * lr_decay ** depth, depth being 0 for the head, 1 for the "
+        "last block before the head, and so on towards the image; below 1 blocks nearer the image "
+        "learn more slowly, above 1 faster",
         gt=0,
         le=100,
     )
     weight_decay: float = setting(
-        0.01,
-        "weight decay; biases and normalisation layers have none; 0.05 for networks without "
-        "BatchNorm, such as transformers",
-        ge=0,
-        le=10,
+        0.01, "weight decay; biases and normalisation layers have none", ge=0, le=10
     )
     label_smoothing: float = setting(
         0.0, "share of each label that is spread over all classes", ge=0, lt=1
