@@ -233,7 +233,7 @@ def test_a_class_that_would_be_left_empty_is_named(per_class: int, refused: bool
     if not refused:
         assert np.bincount(set_aside(source, per_class).pool.labels).tolist() == [5, 1]
         return
-    message = f"^farm: test_per_class = {per_class} takes all 5 images of class bee: lower test_per_class"
+    message = f"^farm: test_per_class = {per_class} takes all 5 images of class bee: lower"
     with pytest.raises(DataError, match=message):
         set_aside(source, per_class)
 
