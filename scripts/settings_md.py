@@ -9,7 +9,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline.settings.yaml_file import read_yaml  # noqa: E402
 from pydantic import BaseModel  # noqa: E402
 
 from pipeline.entries.table import ENTRY_POINTS  # noqa: E402
@@ -17,6 +16,7 @@ from pipeline.settings.describe import HIDDEN, RUN_GROUPS, default_in_words, mea
 from pipeline.settings.entry import CommandSettings  # noqa: E402
 from pipeline.settings.layers import PRESETS_DIR, flatten, preset_names  # noqa: E402
 from pipeline.settings.run import Thresholds, TrainSettings  # noqa: E402
+from pipeline.system.yaml_file import read_yaml  # noqa: E402
 
 HEAD = """# Settings
 
@@ -49,8 +49,10 @@ def groups() -> Iterable[tuple[str, type[BaseModel]]]:
 
 def table_of(model: type[BaseModel]) -> list[str]:
     """A row a setting: name, default, meaning with its choices."""
+    own = [row.defaults for row in ENTRY_POINTS.values() if row.own and issubclass(row.own, model)]
+    given = {key: text for defaults in own for key, text in defaults.items()}
     return ["| setting | default | what it is |", "|---|---|---|"] + [
-        f"| `{key}` | {default_in_words(key, model)} | {meaning(key, model)} |"
+        f"| `{key}` | {given.get(key, default_in_words(key, model))} | {meaning(key, model)} |"
         for key in model.__annotations__  # not those of a model that it is a case of
         if key not in HIDDEN
     ]

@@ -21,7 +21,7 @@ from torch import Tensor
 from pipeline.data.augment import render_views
 from pipeline.data.images import ImageSet
 from pipeline.model.backbones import Backbone, build_backbone
-from pipeline.settings.fields import Augment
+from pipeline.settings.augmentation import Augment
 from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import SCHEDULES
 from pipeline.system.digests import digest_each

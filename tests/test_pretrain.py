@@ -204,7 +204,7 @@ def test_the_same_command_trains_nothing_and_writes_the_same_bytes(
         ({"config": "tiny.yaml"}, "weights=tiny_imagenet: pretraining means weights=none"),
         ({"stage2.lr": "1"}, "schedule full has 1 stage"),
         ({"data": "nowhere"}, "data=nowhere: neither digits"),
-        ({"backbone": "resnet19"}, "did you mean resnet18?"),
+        ({"backbone": "resnet19"}, "did you mean resnet18"),
         ({"preset": "imags"}, "unknown preset imags"),
         ({"train_per_class": "10", "val_per_class": "1"}, "too few images in class moss (10)"),
         ({"val_per_class": "10"}, "class moss has 10 images, 10 of them to validate on"),

@@ -24,7 +24,8 @@ from pipeline.settings.search_space import (
 from tests.helpers import load_settings, request_of
 
 STAGES = [stage for schedule in SCHEDULES.values() for stage in schedule.stages]
-FILES = sorted(SPACES_DIR.rglob("*.yaml"))
+AUGMENTATION = SPACES_DIR / "augmentation"
+FILES = sorted(set(SPACES_DIR.rglob("*.yaml")) - set(AUGMENTATION.iterdir()))
 
 
 def written(folder: Path, text: str, name: str = "space.yaml") -> Path:
@@ -54,6 +55,20 @@ def test_a_shipped_space_holds_the_defaults_of_every_preset(preset: str, stage: 
     values = training.model_dump()
     assert [key for key, d in space.dimensions.items() if not d.holds(values[key])] == []
     assert space.holds(values)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_the_space_of_augmentations_offers_more_of_them_than_that_of_the_stage(
+    number: int,
+) -> None:
+    space = read_space(AUGMENTATION / f"stage{number}.yaml")
+    usual = read_space(default_space(SCHEDULES["three_stage"], number))
+    offered, known = space.dimensions["augment"], usual.dimensions["augment"]
+    assert isinstance(offered, Choices)
+    assert isinstance(known, Choices)
+    assert {"light+mixup", "light+erasing", "light+trivialaugment"} <= set(offered.values)
+    assert set(known.values) == {"none", "light", "strong"}  # others would orphan finished studies
+    assert space.dimensions["lr"] == usual.dimensions["lr"]
 
 
 def test_values_are_read_as_the_settings_own_types(tmp_path: Path) -> None:
@@ -124,7 +139,11 @@ def test_a_space_holds_settings_only_if_every_dimension_does() -> None:
         ("l2_sp: [0, 0.0]", "different values"),
         ("norm: {low: 1, high: 2}", "norm must be a list of adapt, keep, got {'low': 1"),
         ("norm: keep", "norm must be a list of adapt, keep, got 'keep'"),
-        ("augment: [light, flips]", "augment must be 'none', 'light' or 'strong', got 'flips'"),
+        ("augment: [light, flips]", "augment must be words joined by .*, got 'flips'"),
+        ("augment: [light+cutmx]", r"got 'light\+cutmx': did you mean light\+cutmix\?"),
+        ("augment: [light+mixup, mixup + light]", "different values"),
+        ("augment: {low: none, high: strong}", "augment must be a list of its values, got {'low'"),
+        ("augment: light", "augment must be a list of its values, got 'light'"),
         ("augment: [off]", "augment must be .* got False"),
         ("lr: 0.1", r"lr must be a list, or a range .* got 0\.1"),
         ("lr:", "lr must be a list, or a range .* got None"),

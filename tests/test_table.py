@@ -100,7 +100,7 @@ def test_every_entry_point_reads_each_yaml_file_once(name: str, work: Path) -> N
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)
 def test_a_fault_in_any_entry_points_settings_comes_before_torch(name: str) -> None:
-    words = words_of(name, {"cache_dir": "x", "rope": "1"})
+    words = words_of(name, {"rope": "1"})
     code = (
         "import json, sys\n"
         "from pipeline.cli import main\n"
@@ -171,6 +171,23 @@ def test_help_shows_the_values_that_are_used_where_nothing_is_given() -> None:
     for key, value in PRETRAIN_DEFAULTS.items():
         mine = shown["pretrain"].partition(f"--{key} VALUE")[2].partition(" --")[0]
         assert f"(default: {value}" in mine
+
+
+def test_help_says_which_way_lr_decay_goes() -> None:
+    shown = " ".join(help_of("stage3").split()).partition("--lr_decay VALUE")[2]
+    for words in (
+        "lr * lr_decay ** depth",
+        "0 for the head",
+        "below 1 .* slowly",
+        "above 1 faster",
+    ):
+        assert re.search(re.escape(words).replace(r"\.\*", ".*"), shown)
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_entry_points_that_train_nothing_offer_no_training_settings(name: str) -> None:
+    trained_by = ENTRY_POINTS[name].work.startswith(("entries.blocks", "entries.gate", "runs."))
+    assert set(TRAIN_KEYS).isdisjoint(ENTRY_POINTS[name].offered) is trained_by
 
 
 @pytest.mark.parametrize(("name", "given"), [("stage1", {}), ("stage", {"number": "1"})])

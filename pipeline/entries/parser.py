@@ -16,11 +16,7 @@ from pydantic import BaseModel
 
 from pipeline.entries.table import ENTRY_POINTS, EntryPoint
 from pipeline.errors import SettingsError
-from pipeline.settings.describe import (
-    RUN_GROUPS,
-    default_in_words,
-    meaning,
-)
+from pipeline.settings.describe import RUN_GROUPS, default_in_words, meaning
 from pipeline.settings.entry import CommandSettings, TuneSettings
 from pipeline.settings.layers import hint_for, split_stage_key
 from pipeline.settings.run import TRAIN_KEYS, ExperimentSettings, Thresholds, TrainSettings
@@ -85,7 +81,7 @@ def _groups(row: EntryPoint) -> Iterator[tuple[str, type[BaseModel]]]:
             yield "where studies are kept", CommandSettings
         if model is TrainSettings:
             title = f"how {row.trains} is trained"
-        elif model is ExperimentSettings and not row.trains:
+        elif model is ExperimentSettings and "run_id" in row.keys:
             title = "where the run's images and weights are now"
         yield title, model
 

@@ -26,7 +26,7 @@ from pipeline.system.digests import digest_tensors
 from pipeline.system.files import storage_faults, typed_path, write_atomically
 from pipeline.tracking import Tracking
 from pipeline.tracking.history import Summary
-from pipeline.tracking.keys import KIND, VAL_ACC, WEIGHTS_SHA256, flat
+from pipeline.tracking.keys import GIT_COMMIT, KIND, VAL_ACC, WEIGHTS_SHA256, flat
 
 PROVENANCE = "provenance"
 VAL_SHARE, VAL_AT_MOST = 0.1, 100
@@ -85,7 +85,7 @@ def _write_weights(path: Path, session: Session, summary: Summary) -> dict[str, 
         "weights_sha256": digest_tensors(state),
         "left_out": f"{head}* (its classes are those of the pretraining)",
         "run_id": run.run_id,
-        "git_commit": run.tags["git_commit"],
+        GIT_COMMIT: run.tags[GIT_COMMIT],
     }
     # one key only: safetensors writes several in random order
     metadata = {PROVENANCE: json.dumps(about, sort_keys=True)}

@@ -206,7 +206,8 @@ _ROWS = (
         work="entries.blocks:blocks_entry",
         own=BlocksSettings,
         shared=(),
-        run_keys=("backbone", "blocks", "image_size", "schedule"),
+        run_keys=("preset", "backbone", "blocks", "weights", "image_size", "schedule"),
+        trains="",
     ),
     EntryPoint(
         name="evaluate",

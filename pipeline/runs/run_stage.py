@@ -40,6 +40,7 @@ from pipeline.system.memory import PeakMemory
 from pipeline.tracking import RunLog, RunView, keys
 from pipeline.tracking.history import Summary, read_history
 from pipeline.training.features import Features
+from pipeline.training.mixing import mixing_line
 from pipeline.training.trainer import Trainer
 
 
@@ -90,6 +91,8 @@ def _prepare(session: Session, stage: Stage, parent: RunView | None) -> _Work:
             f"note: {settings.views} stored views are met more than once in {training.epochs} "
             f"epochs: -P views={training.epochs}, or 0 for fresh ones, would not repeat them"
         )
+    if line := mixing_line(session.backbone, settings, stage.number):
+        session.say(line)
     if note := note_on_reruns(session.backbone, stage.trainable, settings.image_size):
         session.say(note)
     started = time.perf_counter()
@@ -106,13 +109,8 @@ def _prepare(session: Session, stage: Stage, parent: RunView | None) -> _Work:
         device=session.device,
         dtype=session.dtype,
     )
-    proof.watch(
-        {
-            "train": train_features.running,
-            "val": val_features.running,
-            "suffix": trainer.segments,
-        }
-    )
+    running = {"train": train_features.running, "val": val_features.running}
+    proof.watch({**running, "suffix": trainer.segments})
     return _Work(
         proof=proof,
         trainer=trainer,

@@ -22,13 +22,14 @@ from pipeline.model.checkpoints import load_checkpoint
 from pipeline.model.pretrained import Pretrained
 from pipeline.runs.lineage import lineage_key, recipe_key
 from pipeline.runs.sources import cache_folder, source_and_weights
-from pipeline.settings.fields import Augment
+from pipeline.settings.augmentation import Augment, of_images
 from pipeline.settings.run import Settings
 from pipeline.settings.schedules import Stage
 from pipeline.tracking import RunView, Tracking, keys
 from pipeline.tracking.history import History, Summary
 from pipeline.training.device import keep_freed_memory, pick_device, pick_precision, with_kernels
 from pipeline.training.features import Features
+from pipeline.training.mixing import mixing_line
 from pipeline.training.norm_choice import NormStatsChoice, choose_norm_stats
 from pipeline.training.norm_stats import calibrate_norm_stats
 from pipeline.training.prefix_cache import PrefixCache
@@ -73,6 +74,10 @@ class Session:
     advice: str = ""
     test_as_stored: str = ""
     norm_choice: NormStatsChoice | None = None
+
+    def __post_init__(self) -> None:
+        for number in range(1, len(self.settings.stages) + 1):
+            mixing_line(self.backbone, self.settings, number)  # refused before any training
 
     @classmethod
     def open(
@@ -265,7 +270,7 @@ class Session:
         later = [
             backbone.frozen_segments(step.trainable)
             for step in settings.chain.stages[stage.number :]
-            if settings.training(step.number).augment == augment
+            if of_images(settings.training(step.number).augment) == of_images(augment)
         ]
 
         def features(images: ImageSet, augment: Augment, views: int) -> Features:

@@ -13,7 +13,11 @@ from pydantic import BaseModel
 
 from pipeline.settings.layers import flatten, preset_layer, preset_names, split_stage_key
 from pipeline.settings.run import ExperimentSettings, MachineSettings, Thresholds, TrainSettings
-from pipeline.settings.schedules import LEARNING_RATES
+from pipeline.settings.schedules import (
+    DECAY_WITHOUT_BATCH_NORM,
+    LEARNING_RATES,
+    WITHOUT_BATCH_NORM,
+)
 
 HIDDEN = ("joins",)
 """Settings that commands type, and no person."""
@@ -47,7 +51,10 @@ def default_in_words(key: str, model: type[BaseModel]) -> str:
     words = [_shown(info.default)]
     if info.is_required():  # lr
         rates = ", ".join(f"{rate:g} {what}" for what, rate in LEARNING_RATES.items())
-        words = [f"{rates}; a third of the latter two for networks without BatchNorm"]
+        other = f"the latter two divided by {WITHOUT_BATCH_NORM}"
+        words = [rates, f"for networks without BatchNorm {other}"]
+    if key == "weight_decay":
+        words.append(f"{DECAY_WITHOUT_BATCH_NORM:g} for networks without BatchNorm")
     for value, presets in _of_presets(key).items():
         if value not in words:
             words.append(f"{value} with preset {' or '.join(presets)}")

@@ -65,7 +65,7 @@ class NumberedStageSettings(StageSettings):
 class EvaluateSettings(StrictModel):
     """Which run is scored."""
 
-    run_id: OptionalText = setting("", "id of the finished stage run to evaluate")
+    run_id: OptionalText = setting("", "id of the finished stage run to evaluate; must be given")
 
 
 class GateSettings(StrictModel):
@@ -215,4 +215,4 @@ class BlocksSettings(StrictModel):
 class PretrainSettings(StrictModel):
     """Where pretrained weights are written."""
 
-    out: PathText = setting("", "the .safetensors file to write")
+    out: PathText = setting("", "the .safetensors file to write; must be given")

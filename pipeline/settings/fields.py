@@ -14,6 +14,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from pipeline.errors import SettingsError
 from pipeline.model.often import OFTEN
 from pipeline.settings.schedules import schedule_of
 from pipeline.stats.metrics import OBJECTIVES, SHARES
@@ -27,11 +28,22 @@ ScheduleText = Annotated[str, AfterValidator(lambda text: str(schedule_of(text))
 
 
 def _known_network(name: str) -> str:
-    if name not in OFTEN:
-        from pipeline.model.networks import check_name  # torch is slow to import
+    if name in OFTEN:
+        return name
+    from pipeline.model.networks import check_name  # torch is slow to import
 
+    try:
         check_name(name)
+    except SettingsError as err:
+        reason = str(err).removeprefix(f"backbone={name}").lstrip(": ")
+        raise PydanticCustomError("network", "{reason}", {"reason": reason}) from None
     return name
+
+
+def _size(pixels: int) -> int:
+    if pixels and not 32 <= pixels <= 1024:
+        raise PydanticCustomError("size", "must be 0, or from 32 to 1024")
+    return pixels
 
 
 def _usable_blocks(text: str) -> str:
@@ -64,6 +76,7 @@ def _three_numbers(text: str) -> str:
 BackboneText = Annotated[str, AfterValidator(_known_network)]
 """A network's name, as `backbones.build_backbone` takes it."""
 NumbersText = Annotated[str, AfterValidator(_three_numbers)]
+Pixels = Annotated[int, AfterValidator(_size)]
 BlocksText = Annotated[str, AfterValidator(_usable_blocks)]
 
 
@@ -74,7 +87,6 @@ def _with_a_home(text: str, info: ValidationInfo) -> str:
 
 PathText = Annotated[str, AfterValidator(_with_a_home)]
 """A path, or a name in place of one. A home folder (`~ann`) that is not there is refused."""
-Augment = Literal["none", "light", "strong"]
 if TYPE_CHECKING:
     ObjectiveName: TypeAlias = str
     ShareName: TypeAlias = str

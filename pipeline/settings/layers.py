@@ -23,12 +23,10 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import SettingsError
 from pipeline.settings.run import RUN_KEYS, TRAIN_KEYS, Settings, TrainSettings
-from pipeline.settings.schedules import SCHEDULES
+from pipeline.settings.schedules import DECAY_WITHOUT_BATCH_NORM, SCHEDULES
 from pipeline.system.yaml_file import did_you_mean, read_yaml
 
 COMMAND_LINE = "command line"
-DECAY_WITHOUT_BATCH_NORM = 0.05
-"""See `schedules.WITHOUT_BATCH_NORM`."""
 PRESETS_DIR = Path(__file__).parent / "presets"
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -78,11 +76,12 @@ def validated(
         for fault in err.errors():
             key = str(fault["loc"][0])
             choices = map(str, get_args(model.model_fields[key].annotation))
+            meant = [fault["ctx"]["meant"]] if "meant" in fault.get("ctx", {}) else choices
             message = fault["msg"].removeprefix("Input ").removeprefix("String ")
             place = f" ({given[key].layer.source})" if given[key].layer.source else ""
             faults.append(
                 f"{given[key].key} {message.replace('should be', 'must be')}, got "
-                f"{fault['input']!r}{place}{did_you_mean(str(fault['input']), choices)}"
+                f"{fault['input']!r}{place}{did_you_mean(str(fault['input']), meant)}"
             )
         return None
 
@@ -157,7 +156,7 @@ def preset_layer(name: str) -> Layer:
     """The settings of a preset, its file read once.
 
     Raises:
-        SettingsError: no such preset; names the did_you_mean.
+        SettingsError: no such preset; names those with a name that is near.
     """
     if name not in (known := preset_names()):
         raise SettingsError(

@@ -17,14 +17,15 @@ from pydantic import (
 
 from pipeline.model.inputs import input_config
 from pipeline.model.often import BLOCKS, OFTEN
+from pipeline.settings.augmentation import Augment
 from pipeline.settings.fields import (
     AUTO,
-    Augment,
     BackboneText,
     BlocksText,
     NumbersText,
     ObjectiveName,
     PathText,
+    Pixels,
     ScheduleText,
     StrictModel,
     setting,
@@ -47,16 +48,14 @@ class TrainSettings(StrictModel):
     """No default of its own: the schedule knows what the stage trains."""
     lr_decay: float = setting(
         1.0,
-        "a block's rate is lr * lr_decay ** depth; the head has depth 0, block4 has 1",
+        "a block's learning rate is lr * lr_decay ** depth, depth being 0 for the head, 1 for the "
+        "last block before the head, and so on towards the image; below 1 blocks nearer the image "
+        "learn more slowly, above 1 faster",
         gt=0,
         le=100,
     )
     weight_decay: float = setting(
-        0.01,
-        "weight decay; biases and normalisation layers have none; 0.05 for networks without "
-        "BatchNorm, such as transformers",
-        ge=0,
-        le=10,
+        0.01, "weight decay; biases and normalisation layers have none", ge=0, le=10
     )
     label_smoothing: float = setting(
         0.0, "share of each label that is spread over all classes", ge=0, lt=1
@@ -64,7 +63,11 @@ class TrainSettings(StrictModel):
     l2_sp: float = setting(
         0.0, "L2-SP penalty: pulls weights towards those the stage starts from", ge=0, le=100
     )
-    augment: Augment = setting("light", "none; light: flips; strong: flips, crops and colour")
+    augment: Augment = setting(
+        "light",
+        "none, light (flips) or strong (flips, crops and colour); randaugment or trivialaugment; "
+        "erasing; mixup or cutmix; several are joined by +",
+    )
     norm: Literal["adapt", "keep"] = setting(
         "adapt", "trainable BatchNorm layers adapt their running statistics, or keep them"
     )
@@ -134,8 +137,8 @@ class ExperimentSettings(StrictModel):
         "IMAGENET1K_V1, or a .pth/.safetensors file",
         min_length=1,
     )
-    image_size: int = setting(
-        224, "pixels a side; 0: the size that the weights were trained at", ge=0, le=1024
+    image_size: Pixels = setting(
+        224, "pixels a side; 0: the size that the weights were trained at"
     )
     interpolation: Literal["auto", "bilinear", "bicubic", "lanczos"] = setting(
         "auto", "how pictures are resized; auto: as those that the weights were trained on"

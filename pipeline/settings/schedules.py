@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -43,11 +43,11 @@ LEARNING_RATES = {
 """Default rates by what a stage trains (measured: docs/reference.md): a new head wants a high
 rate, pretrained blocks a tenth of that, blocks that already fit these images a third of that."""
 WITHOUT_BATCH_NORM = 3
-"""Pretrained blocks of networks without BatchNorm start from a rate divided by this. Not measured
-here, as no such weights could be had: 1e-4 is what He et al. 2022 (arXiv 2111.06377) fine-tune ViT
-with at this batch size, with AdamW and a weight decay of 0.05."""
+DECAY_WITHOUT_BATCH_NORM = 0.05
+"""Pretrained blocks of networks without BatchNorm start from a rate divided by this, and from this
+weight decay. Not measured here, as no such weights could be had: 1e-4 is what He et al. 2022
+(arXiv 2111.06377) fine-tune ViT with at this batch size, with AdamW and this weight decay."""
 _NAME = "[A-Za-z0-9_.-]+"
-_TITLES = {"words", "stages"}
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ class Schedule:
 
     name: str
     given: tuple[tuple[str, ...], ...]
+    _: KW_ONLY
     words: str = field(default="", compare=False)
     blocks: tuple[str, ...] = field(default=BLOCKS, compare=False)
 
@@ -221,7 +222,7 @@ def schedule_of(text: str) -> Schedule:
         return SCHEDULES[text]
     if spelled := re.fullmatch(rf"({_NAME})\((.+)\)", text):
         stages = [[block.strip() for block in part.split("+")] for part in spelled[2].split(";")]
-        schedule = Schedule(spelled[1], tuple(map(tuple, stages)), spelled[1])
+        schedule = Schedule(spelled[1], tuple(map(tuple, stages)), words=spelled[1])
     elif text.endswith((".yaml", ".yml")):
         schedule = read_schedule(typed_path(text))
     else:
@@ -264,18 +265,23 @@ def read_schedule(path: Path) -> Schedule:
     """
     where = f"schedule={path}"
     content = read_yaml(path, where)
-    stages = content.get("stages")
-    if not content.keys() <= _TITLES or not isinstance(stages, list) or not stages:
+    stages, words = content.get("stages"), content.get("words", path.stem)
+    if not isinstance(stages, list) or not stages or not isinstance(words, str):
         raise SettingsError(
-            f"{where}: the file holds stages, a list of stages, and if wanted words, how reports "
-            f"call the schedule; got {content}"
+            f"{where}: stages must be a list of stages, each a list of blocks, and words, if "
+            f"given, a text, got {content}"
+        )
+    if unknown := content.keys() - {"stages", "words"}:
+        raise SettingsError(
+            f"{where}: a schedule has stages and words, got {', '.join(sorted(unknown))}: leave "
+            "that out"
         )
     if not re.fullmatch(_NAME, path.stem):
         raise SettingsError(
             f"{where}: the file's name names the schedule: use letters, digits and _ . - alone"
         )
     given = tuple(_as_written(stage, number, where) for number, stage in enumerate(stages, 1))
-    return Schedule(path.stem, given, str(content.get("words", path.stem)))
+    return Schedule(path.stem, given, words=words)
 
 
 def _as_written(stage: object, number: int, where: str) -> tuple[str, ...]:

@@ -189,6 +189,8 @@ def _dimension(key: str, given: object) -> Range | Choices:
         return Choices(values)
     if choices := get_args(TrainSettings.model_fields[key].annotation):
         raise ValueError(f"{key} must be a list of {', '.join(choices)}, got {given!r}")
+    if TrainSettings.model_fields[key].annotation is str:
+        raise ValueError(f"{key} must be a list of its values, got {given!r}")
     if not isinstance(given, dict) or not {"low", "high"} <= given.keys() <= _RANGE_KEYS:
         raise ValueError(
             f"{key} must be a list, or a range with low, high and, if wanted, step or log, "

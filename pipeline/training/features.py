@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline.data.augment import render_views
 from pipeline.data.images import ImageSet
 from pipeline.model.segments import Segment
-from pipeline.settings.fields import Augment
+from pipeline.settings.augmentation import Augment
 from pipeline.training.device import run_segments
 
 IntRows = NDArray[np.int64]

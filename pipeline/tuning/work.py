@@ -24,7 +24,7 @@ from pipeline.runs.sources import cache_folder, check_draws, source_of
 from pipeline.runs.workers import run_workers
 from pipeline.settings.entry import STORAGE, TuneSettings
 from pipeline.settings.run import plain_values
-from pipeline.settings.search_space import TunePlan
+from pipeline.settings.search_space import Choices, TunePlan
 from pipeline.system.addresses import without_password
 from pipeline.system.files import locked
 from pipeline.system.interrupts import check
@@ -142,6 +142,11 @@ def work(
         )
         for draw in range(settings.draw, settings.draw + tune.draws)
     }
+    first = next(iter(sessions.values()))
+    for number, space in plan.spaces.items():
+        augments = space.dimensions.get("augment")
+        for augment in augments.values if isinstance(augments, Choices) else ():
+            first.with_training(number, {"augment": augment})  # refused before a study is made
     done: list[Tuned] = []
     for number, space in plan.spaces.items():
         spec = Spec.of(sessions, number, space, tune.objective)
