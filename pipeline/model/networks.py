@@ -134,6 +134,14 @@ def check_name(name: str) -> None:
                 f"backbone={name} is not known to timm {timm.__version__}"
                 f"{_nearest(base, timm.list_models(), TIMM)}: pass {TIMM}NAME of one that it has"
             )
+        try:
+            timm.models.get_pretrained_cfg(name.removeprefix(TIMM))
+        except RuntimeError:
+            tags = [f"{TIMM}{each}" for each in timm.list_pretrained(f"{base}.*")]
+            raise SettingsError(
+                f"backbone={name}: timm {timm.__version__} has no weights of that tag: pass "
+                f"{' or '.join([*tags[:4], TIMM + base])}"
+            ) from None
     elif is_factory(name):
         factory_of(name)
     else:
