@@ -35,7 +35,8 @@ from pipeline.data.overlap import Overlap  # noqa: E402
 from pipeline.model.backbones import Backbone  # noqa: E402
 from pipeline.runs.run_stage import find_or_run  # noqa: E402
 from pipeline.runs.scoring import read_test_split  # noqa: E402
-from pipeline.runs.session import Session, source_of  # noqa: E402
+from pipeline.runs.session import Session  # noqa: E402
+from pipeline.runs.sources import source_of  # noqa: E402
 from pipeline.settings.request import Request  # noqa: E402
 from pipeline.settings.run import Settings  # noqa: E402
 from pipeline.settings.schedules import BLOCKS, SCHEDULES  # noqa: E402
