@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from pipeline.runs.run_stage import find_or_run  # noqa: E402
-from pipeline.runs.scoring import predict, test_images  # noqa: E402
+from pipeline.runs.scoring import logits_of, test_images  # noqa: E402
 from pipeline.runs.session import Session  # noqa: E402
 from pipeline.settings.request import Request  # noqa: E402
 from pipeline.stats.design import Design  # noqa: E402
@@ -54,10 +54,9 @@ def fill_bank(options: dict[str, str], draws: int, seeds: int) -> pd.DataFrame:
                 done={2: parent},
             )
             run = tracking.get(find_or_run(own, 3).run_id)
-            prefix = settings.stage(3).prefix
-            logits = predict(
-                own.restore(run), test, own.dtype, own.device, cache=own.cache, prefix=prefix
-            )
+            backbone = own.restore(run)
+            prefix = backbone.frozen_segments(settings.stage(3).trainable)
+            logits = logits_of(own, backbone, test, prefix)
             acc = score_logits(logits, test.labels)["acc"]
             rows.append({"draw": draw, "seed": number, "test_acc": acc})
             sys.stderr.write(f"draw {draw} seed {seed}: {acc:.4f}\n")

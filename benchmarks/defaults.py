@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from pipeline.data.draws import draw_in
 from pipeline.data.images import ImageSet
 from pipeline.runs.run_stage import find_or_run
-from pipeline.runs.scoring import predict
+from pipeline.runs.scoring import logits_of
 from pipeline.runs.session import Session
 from pipeline.runs.sources import source_of
 from pipeline.settings.request import Request
@@ -67,15 +67,9 @@ def run_recipe(
     own = replace(session, settings=session.resolved(settings), keys={}, done={}, is_trial=True)
     summary = find_or_run(own, stage)
     backbone = own.restore(own.tracking.get(summary.run_id))
-    prefix = backbone.frozen_segments(settings.stage(3).trainable)  # one pass for all recipes
-    logits = predict(
-        backbone,
-        images,
-        own.dtype,
-        own.device,
-        cache=own.cache,
-        prefix=prefix,
-    )
+    # one pass for all recipes
+    prefix = min(backbone.frozen_segments(settings.stage(n).trainable) for n in (2, 3))
+    logits = logits_of(own, backbone, images, prefix)
     scores = score_logits(logits, images.labels)
     return {
         "stage": stage,

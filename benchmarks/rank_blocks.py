@@ -32,7 +32,7 @@ from pipeline.comparing.draws import pool_in  # noqa: E402
 from pipeline.comparing.pairs import PairRunner, pair_keys, resolution_pp  # noqa: E402
 from pipeline.data.images import USUAL, ImageSet  # noqa: E402
 from pipeline.data.overlap import Overlap  # noqa: E402
-from pipeline.model.backbones import FORWARD_ORDER, Backbone  # noqa: E402
+from pipeline.model.backbones import Backbone  # noqa: E402
 from pipeline.runs.run_stage import find_or_run  # noqa: E402
 from pipeline.runs.scoring import read_test_split  # noqa: E402
 from pipeline.runs.session import Session, source_of  # noqa: E402
@@ -71,10 +71,10 @@ def rank_blocks(backbone: Backbone, images: ImageSet, device: torch.device) -> l
         for start in range(0, len(images), BATCH):
             pixels = USUAL.normalise(images.pixels[start : start + BATCH].to(device))
             labels = images.labels[start : start + BATCH].to(device)
-            logits = backbone.run(pixels, FORWARD_ORDER)
+            logits = backbone.run(pixels)
             loss = F.cross_entropy(logits, labels, reduction="sum") / len(images)
             torch.autograd.backward(loss)
-        ranks = [_rank(backbone, block) for block in BLOCKS]
+        ranks = [_rank(backbone, block) for block in reversed(backbone.order)]
     finally:
         model.zero_grad(set_to_none=True)
         model.requires_grad_(False).to("cpu")
@@ -82,7 +82,8 @@ def rank_blocks(backbone: Backbone, images: ImageSet, device: torch.device) -> l
 
 
 def _rank(backbone: Backbone, block: str) -> BlockRank:
-    weights = list(backbone.blocks[block].parameters())
+    parameters = dict(backbone.model.named_parameters())
+    weights = [parameters[n] for n in backbone.tensor_names([block]) if n in parameters]
     gradients = [weight.grad for weight in weights if weight.grad is not None]
     return BlockRank(block, norm_of(gradients), norm_of([w.detach() for w in weights]))
 

@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from pipeline.entries.table import perform  # noqa: E402
 from pipeline.runs.run_stage import find_or_run  # noqa: E402
-from pipeline.runs.scoring import predict, test_images  # noqa: E402
+from pipeline.runs.scoring import logits_of, test_images  # noqa: E402
 from pipeline.runs.session import Session  # noqa: E402
 from pipeline.settings.request import Request  # noqa: E402
 from pipeline.stats.metrics import score_logits  # noqa: E402
@@ -62,14 +62,8 @@ def confirm(options: dict[str, str], done: Sequence[Tuned], draws: Sequence[int]
                 quiet = replace(session, is_trial=True)
                 summary = find_or_run(quiet, number)
                 backbone = quiet.restore(tracking.get(summary.run_id))
-                logits = predict(
-                    backbone,
-                    test,
-                    quiet.dtype,
-                    quiet.device,
-                    cache=quiet.cache,
-                    prefix=settings.stage(3).prefix,
-                )
+                prefix = backbone.frozen_segments(settings.stage(3).trainable)
+                logits = logits_of(quiet, backbone, test, prefix)
                 acc = score_logits(logits, test.labels)["acc"]
                 rows.append(
                     {"draw": draw, "arm": arm, "stage": number, "val_acc": summary.val_acc}

@@ -33,6 +33,7 @@ from tests.conftest import class_image
 
 CPU = torch.device("cpu")
 CLASSES = 3
+SIZE = 32
 DISTINCT_STAGES = {
     step.trainable: step for steps in reversed(SCHEDULES.values()) for step in steps.stages
 }
@@ -113,7 +114,7 @@ def calibrate(backbone: Backbone, images: ImageSet, cache_folder: Path | None = 
 
 def calibrated_backbone(name: str, images: ImageSet, seed: int = 0) -> Backbone:
     """Random weights whose BatchNorm statistics fit: outputs of a healthy size in every block."""
-    backbone = build_backbone(name, CLASSES, seed)
+    backbone = build_backbone(name, CLASSES, SIZE, seed)
     calibrate(backbone, images)
     return backbone
 
@@ -125,8 +126,9 @@ def live_features(
     dtype: torch.dtype = torch.float32,
 ) -> Features:
     """The suffix's inputs, unaugmented and computed for each batch."""
+    prefix = backbone.frozen_segments(stage.trainable)
     return PrefixCache(None, 0).features(
-        backbone, stage.prefix, images, augment="none", views=1, dtype=dtype, device=CPU
+        backbone, prefix, images, augment="none", views=1, dtype=dtype, device=CPU
     )
 
 
@@ -154,7 +156,7 @@ def planned_epochs(arm: Arm) -> int:
 
 def load_pretrained(weights: str, backbone: Backbone) -> Pretrained:
     """The tensors of `weights` that fit `backbone`."""
-    return read_weights(weights, backbone.name).fitted(backbone)
+    return read_weights(weights, backbone.name, SIZE).fitted(backbone)
 
 
 def trainer_for(

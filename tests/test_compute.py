@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from pipeline.data.images import USUAL
-from pipeline.model.backbones import FORWARD_ORDER, build_backbone
-from pipeline.training.device import compute_copy, run_blocks
+from pipeline.model.backbones import build_backbone
+from pipeline.training.device import compute_copy, run_segments
 from pipeline.training.small_conv import SmallConv2d
 from tests.helpers import CLASSES, CPU, calibrated_backbone, make_images
 
@@ -44,22 +44,22 @@ def test_the_copy_that_computes_gives_the_models_own_logits(name: str, size: int
     inputs = USUAL.normalise(images.pixels)
     with torch.no_grad():
         wanted = backbone.model(inputs)
-        copies = compute_copy(backbone, FORWARD_ORDER, torch.float32, CPU)
-        got = run_blocks(copies, inputs, torch.float32)
+        copies = compute_copy(backbone.segments, torch.float32, CPU)
+        got = run_segments(copies, inputs, torch.float32)
     scale = float(wanted.abs().max())  # random weights amplify rounding from layer to layer
     torch.testing.assert_close(got, wanted, rtol=0, atol=5e-4 * scale)
 
 
 def test_a_copy_is_channels_last_and_shares_nothing() -> None:
-    backbone = build_backbone("resnet18", CLASSES, seed=0)
-    copies = compute_copy(backbone, FORWARD_ORDER, torch.bfloat16, CPU)
-    theirs = {p.data_ptr() for block in copies.values() for p in block.parameters()}
+    backbone = build_backbone("resnet18", CLASSES, 32, seed=0)
+    copies = compute_copy(backbone.segments, torch.bfloat16, CPU)
+    theirs = {p.data_ptr() for copied in copies for p in copied.module.parameters()}
     assert theirs.isdisjoint(p.data_ptr() for p in backbone.model.parameters())
-    for name, block in copies.items():
-        for module in block.modules():
+    for copied in copies:
+        for module in copied.module.modules():
             assert not module.training
             if isinstance(module, nn.Conv2d | SmallConv2d) and module.weight.shape[-1] > 1:
                 assert module.weight.is_contiguous(memory_format=torch.channels_last)
                 assert module.weight.dtype == torch.bfloat16
             if isinstance(module, nn.BatchNorm2d | nn.Linear):
-                assert module.weight.dtype == torch.float32, name
+                assert module.weight.dtype == torch.float32, copied.name

@@ -518,7 +518,9 @@ def test_the_report_shows_cost_and_optimism_of_both_arms(decided: Decided) -> No
         assert row[4:6] == [f"{validation:.2%}", f"{test:.2%}"]
         settings = settings_of(arm[0])
         operations = [
-            training_operations(settings.backbone, len(CLASSES), 32, settings.stage(number))
+            training_operations(
+                settings.backbone, len(CLASSES), 32, settings.stage(number).trainable
+            )
             * settings.training(number).epochs
             * settings.train_per_class
             * len(CLASSES)

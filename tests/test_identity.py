@@ -277,7 +277,7 @@ def test_weights_may_move_and_may_not_change(
     command: Command, ann: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for seed, name in enumerate(("old.pth", "other.pth")):
-        model = build_backbone("mobilenet_v3_small", 5, seed).model
+        model = build_backbone("mobilenet_v3_small", 5, 32, seed).model
         torch.save(model.state_dict(), tmp_path / name)
     old, new, other = (str(tmp_path / name) for name in ("old.pth", "new.pth", "other.pth"))
     assert command("stage1", data=ann, weights=old, **TEST) == 0

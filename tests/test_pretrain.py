@@ -128,7 +128,7 @@ def test_the_file_holds_the_runs_model_without_its_last_layer(lab: Lab) -> None:
     assert set(trained) - set(saved) == {"classifier.3.weight", "classifier.3.bias"}
     assert set(saved) <= set(trained)
     assert all(torch.equal(tensor, trained[name]) for name, tensor in saved.items())
-    start = build_backbone(SMALL, len(COUNTS), 0).model.state_dict()
+    start = build_backbone(SMALL, len(COUNTS), 32, 0).model.state_dict()
     moved = [name for name in saved if not torch.equal(saved[name], start[name])]
     assert len(moved) > len(saved) / 2
 
@@ -168,7 +168,7 @@ def test_a_stage_starts_from_the_file_on_other_images(lab: Lab) -> None:
 
 @pytest.mark.parametrize("classes", [3, 5])
 def test_the_weights_fit_any_number_of_classes(lab: Lab, classes: int) -> None:
-    backbone = build_backbone(SMALL, classes, 1)
+    backbone = build_backbone(SMALL, classes, 32, 1)
     head = backbone.model.state_dict()["classifier.3.weight"].clone()
     pretrained = load_pretrained(str(lab.weights), backbone)
     pretrained.apply(backbone)

@@ -1,4 +1,4 @@
-"""Schedules: the table of the method, files of one's own, and how a stage splits a backbone."""
+"""Schedules: the table of the method, and files of one's own."""
 
 from __future__ import annotations
 

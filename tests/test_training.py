@@ -15,7 +15,7 @@ import torchvision
 from torch import Tensor, nn
 
 from pipeline.data.images import USUAL, ImageSet
-from pipeline.model.backbones import FORWARD_ORDER, Backbone, batch_norms
+from pipeline.model.backbones import Backbone, batch_norms
 from pipeline.runs.scoring import predict
 from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Stage
@@ -125,7 +125,8 @@ def test_rates_fall_or_rise_with_depth(
     schedule: str, number: int, lr_decay: float, rates: dict[str, float]
 ) -> None:
     settings = TrainSettings(lr=0.01, lr_decay=lr_decay)
-    assert learning_rates(settings, SCHEDULES[schedule].stage(number)) == pytest.approx(rates)
+    trainable = SCHEDULES[schedule].stage(number).trainable
+    assert learning_rates(settings, trainable, small_backbone()) == pytest.approx(rates)
 
 
 @pytest.mark.parametrize(
@@ -470,8 +471,8 @@ def test_a_snapshot_is_every_trainable_tensor_and_a_copy(stage: Stage) -> None:
 
 
 def test_blocks_run_in_training_mode_again_after_validation() -> None:
-    blocks = train(BLOCK4, epochs=1, norm="adapt").trainer.blocks
-    assert list(blocks) == list(FORWARD_ORDER[4:])
-    norms = list(batch_norms(blocks.values()))
+    segments = train(BLOCK4, epochs=1, norm="adapt").trainer.segments
+    assert [segment.name for segment in segments] == ["block4", "head"]
+    norms = list(batch_norms(segment.module for segment in segments))
     assert norms
-    assert all(layer.training for layer in (blocks["block4"], *norms))
+    assert all(layer.training for layer in (segments[0].module, *norms))

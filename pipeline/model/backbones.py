@@ -80,6 +80,13 @@ class Backbone:
         """State-dict names of the first `count` segments, in the model's order."""
         return self.tensor_names(b for s in self.segments[:count] for b in s.blocks)
 
+    @torch.no_grad()
+    def put(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy those of these tensors into the network that are its own; its others stay."""
+        for name, own in self.model.state_dict().items():
+            if name in tensors:
+                own.copy_(tensors[name])
+
     def head_layer(self) -> str:
         """Name of the last layer of the head, which gives a logit a class."""
         return self.tensor_names([HEAD])[-1].rpartition(".")[0]

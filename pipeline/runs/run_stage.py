@@ -141,7 +141,7 @@ def _train(session: Session, log: RunLog, work: _Work) -> None:
             f"stage {stage.number}: no epoch had a finite validation loss: lower "
             f"stage{stage.number}.lr ({trainer.settings.lr}) or set clip_norm"
         )
-    trainer.backbone.model.load_state_dict(trainer.best, strict=False)
+    trainer.backbone.put(trainer.best)
     work.proof.check(trainer.backbone)
 
 

@@ -137,7 +137,7 @@ class Session:
         if settings.norm_stats != "auto":
             return settings
         if self.norm_choice is None:
-            self.backbone.model.load_state_dict({**self.initial, **self.pretrained.tensors})
+            self.backbone.put({**self.initial, **self.pretrained.tensors})
             self.norm_choice = choose_norm_stats(
                 self.backbone, self.draw.train, self.dtype, self.device, self._norm_stats_folder
             )
@@ -219,7 +219,7 @@ class Session:
 
     def pretrained_backbone(self) -> Backbone:
         """The backbone with the pretrained weights, calibrated where the settings say so."""
-        self.backbone.model.load_state_dict({**self.initial, **self.pretrained.tensors})
+        self.backbone.put({**self.initial, **self.pretrained.tensors})
         assert self.settings.norm_stats != "auto", "`resolved` comes first"
         if self.settings.norm_stats == "target":
             calibrate_norm_stats(
