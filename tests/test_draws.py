@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline.data.base import Source, Split
 from pipeline.data.draws import Draw, deal_rows
-from pipeline.data.images import digest_image, fit_square
+from pipeline.data.images import USUAL, digest_image
 from pipeline.data.open import open_source
 from pipeline.errors import DataError
 from tests.conftest import class_image
@@ -122,7 +122,7 @@ def test_a_validation_split_of_its_own_is_sliced_by_its_own_size() -> None:
         assert part.labels.tolist() == split.labels[rows].tolist()
         assert [d.tobytes() for d in part.digests] == [digest_image(i) for i in originals]
         assert [p.numpy().tobytes() for p in part.pixels] == [
-            fit_square(i, 8).tobytes() for i in originals
+            USUAL.fit_square(i, 8).tobytes() for i in originals
         ]
 
 

@@ -89,7 +89,7 @@ def test_a_cache_folder_that_cannot_be_used_is_told(store: Path, place: str, cac
     treatment = Arm(name="full", settings=load_settings({"schedule": "full", **where}), last=1)
     runner = PairRunner(
         arms=(treatment,),
-        overlap=Overlap(test=make_images(2), copies=nothing, seen=nothing, class_names=()),
+        overlap=Overlap(test=make_images(2), in_pool=nothing, seen=nothing, class_names=()),
         tracking=Tracking.connect(),
         nested_under=None,
         say=print,

@@ -147,12 +147,16 @@ def _change(scored: Scored, parent: Scored | None, column: Column) -> tuple[floa
     return float(values.mean()), float(stats.sem(values))
 
 
+def _unknown(name: str) -> Signal:
+    return Signal.of(name, None, "the parent's validation scores are missing")
+
+
 def accuracy_gain(scored: Scored, parent: Scored | None, thresholds: Thresholds) -> Signal:
     """True if the lower one-sided bound of the paired accuracy difference is above 0."""
     name = "positive.val_acc_gain"
     change = _change(scored, parent, "correct")
     if change is None:
-        return Signal.of(name, None, "the parent's validation scores are missing")
+        return _unknown(name)
     mean, error = change
     quantile = float(stats.t.ppf(thresholds.signal_confidence, len(scored.images) - 1))
     bound = mean - quantile * error
@@ -173,7 +177,7 @@ def loss_stability(scored: Scored, parent: Scored | None) -> Signal:
     name = "positive.val_loss_stable"
     change = _change(scored, parent, "nll")
     if change is None:
-        return Signal.of(name, None, "the parent's validation scores are missing")
+        return _unknown(name)
     mean, error = change
     return Signal.of(
         name,
