@@ -1,4 +1,4 @@
-"""The logged model of any kind of network answers in a process that has nothing of this package."""
+"""A logged model of any kind answers in a process that has nothing of this package."""
 
 from __future__ import annotations
 
