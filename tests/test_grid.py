@@ -49,7 +49,7 @@ FAULTS: list[tuple[dict[str, str], str]] = [
     ),
     ({"schedule": "full"}, "schedule=full: pass -P schedules=<names with commas between them>"),
     ({"reuse": "off"}, "reuse=off: the arms start from common runs"),
-    ({"enforce_gate": "on"}, "enforce_gate=on: the gate reads finished draws"),
+    ({"enforce_gate": "on"}, "enforce_gate=on: the gate judges by finished runs"),
     ({"draws": "1"}, "draws must be greater than or equal to 2, got '1'"),
     ({"tune_draws": "0"}, "tune_draws must be greater than or equal to 1"),
     ({"rope_pp": "-1"}, "rope_pp must be greater than or equal to 0, got '-1'"),
