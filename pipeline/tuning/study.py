@@ -66,6 +66,8 @@ class Spec:
             trials to take over their settings.
         fixed: the settings that are not tuned, by key.
         defaults: the first trial's settings, by key of the space; they may lie outside it.
+        parents: those of the stage before, by key of the space, which are tried second; empty for
+            a first stage.
         former_name: the study's name in an earlier version, which knew data sets by their names.
     """
 
@@ -77,6 +79,7 @@ class Spec:
     tuning_key: str
     fixed: Mapping[str, object]
     defaults: Mapping[str, object]
+    parents: Mapping[str, object] = field(default_factory=dict)
     former_name: str = ""
 
     @classmethod
@@ -86,6 +89,7 @@ class Spec:
         """The study of a stage over these sessions, one for each draw."""
         first = next(iter(sessions.values()))
         stage, training = first.settings.stage(number), first.settings.training(number)
+        before = first.settings.training(number - 1) if number > 1 else None
         values = training.model_dump()
         tuning_key = first.recipe(number, trained=number - 1)
         former_key = first.recipe(number, trained=number - 1, data=first.draw.source)
@@ -110,6 +114,7 @@ class Spec:
             tuning_key=tuning_key,
             fixed=fixed_settings(first.settings, number, space.dimensions),
             defaults={key: getattr(training, key) for key in space.dimensions},
+            parents={key: getattr(before, key) for key in space.dimensions} if before else {},
             former_name=former_name,
         )
 
@@ -282,6 +287,8 @@ def _begin(study: optuna.Study, spec: Spec, seed: int, storage: Storage) -> None
             dict(spec.defaults) if inside else {},
             user_attrs={DEFAULTS: "inside the space" if inside else "outside the space"},
         )
+        if spec.parents and spec.parents != spec.defaults and spec.space.holds(spec.parents):
+            study.enqueue_trial(dict(spec.parents))
     study.set_user_attr(SPACE, spec.space.plain())
 
 
