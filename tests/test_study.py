@@ -16,8 +16,9 @@ from pipeline.runs.session import Session
 from pipeline.runs.workers import threads_each
 from pipeline.settings.search_space import Choices, Range, SearchSpace, plan_of
 from pipeline.tracking import Tracking
+from pipeline.tuning.spec import Spec
 from pipeline.tuning.storage import open_storage, patiently, storage_url
-from pipeline.tuning.study import Spec, Study, suggest
+from pipeline.tuning.study import Study, suggest
 from pipeline.tuning.trial_state import best_of, finished_of, outcomes
 from tests.conftest import TINY, Command
 from tests.helpers import request_of

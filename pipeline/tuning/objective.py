@@ -29,7 +29,8 @@ from pipeline.stats.metrics import OBJECTIVES
 from pipeline.tracking import RunLog, Tracking
 from pipeline.tracking.history import History, Summary
 from pipeline.tracking.keys import VAL
-from pipeline.tuning.study import STEPS_A_DRAW, Spec, shown_settings, suggest
+from pipeline.tuning.spec import Spec
+from pipeline.tuning.study import STEPS_A_DRAW, shown_settings, suggest
 from pipeline.tuning.trial_state import DEFAULTS, REASON, RUN_ID
 
 SIGNAL_PREFIX = "signal."
