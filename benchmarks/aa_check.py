@@ -26,9 +26,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from pipeline.runs.run_stage import find_or_run  # noqa: E402
-from pipeline.runs.scoring import predict, read_test_split  # noqa: E402
-from pipeline.runs.session import Session, source_of  # noqa: E402
-from pipeline.settings.request import load_settings  # noqa: E402
+from pipeline.runs.scoring import logits_of, read_test_split  # noqa: E402
+from pipeline.runs.session import Session  # noqa: E402
+from pipeline.runs.sources import source_of  # noqa: E402
+from pipeline.settings.request import Request  # noqa: E402
 from pipeline.stats.design import Design  # noqa: E402
 from pipeline.stats.metrics import score_logits  # noqa: E402
 from pipeline.stats.verdict import verdict  # noqa: E402
@@ -40,10 +41,10 @@ STUDIES = 2000
 def fill_bank(options: dict[str, str], draws: int, seeds: int) -> pd.DataFrame:
     """Test accuracy of stage 3 by draw and seed, (draws, seeds)."""
     tracking, rows = Tracking.connect(), []
-    first = load_settings(options)
-    test = read_test_split(source_of(first), first, print)
+    settings = Request.read(options).settings()
+    test = read_test_split(source_of(settings), settings, print)
     for draw in range(draws):
-        settings = load_settings({**options, "draw": str(draw), "seed": str(draw)})
+        settings = Request.read({**options, "draw": str(draw), "seed": str(draw)}).settings()
         session = replace(Session.open(settings, tracking, lambda _: None), is_trial=True)
         parent = find_or_run(session, 2)
         for number in range(seeds):
@@ -55,10 +56,9 @@ def fill_bank(options: dict[str, str], draws: int, seeds: int) -> pd.DataFrame:
                 done={2: parent},
             )
             run = tracking.get(find_or_run(own, 3).run_id)
-            prefix = settings.stage(3).prefix
-            logits = predict(
-                own.restore(run), test, own.dtype, own.device, cache=own.cache, prefix=prefix
-            )
+            backbone = own.restore(run)
+            prefix = backbone.frozen_segments(settings.stage(3).trainable)
+            logits = logits_of(own, backbone, test, prefix)
             acc = score_logits(logits, test.labels)["acc"]
             rows.append({"draw": draw, "seed": number, "test_acc": acc})
             sys.stderr.write(f"draw {draw} seed {seed}: {acc:.4f}\n")

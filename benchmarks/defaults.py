@@ -29,9 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from pipeline.data.draws import draw_in
 from pipeline.data.images import ImageSet
 from pipeline.runs.run_stage import find_or_run
-from pipeline.runs.scoring import predict
-from pipeline.runs.session import Session, source_of
-from pipeline.settings.request import load_settings
+from pipeline.runs.scoring import logits_of
+from pipeline.runs.session import Session
+from pipeline.runs.sources import source_of
+from pipeline.settings.request import Request
 from pipeline.settings.run import Settings
 from pipeline.stats.metrics import score_logits
 from pipeline.tracking import Tracking
@@ -65,15 +66,10 @@ def run_recipe(
     """A recipe's last stage: found or trained, and scored."""
     own = replace(session, settings=session.resolved(settings), keys={}, done={}, is_trial=True)
     summary = find_or_run(own, stage)
-    prefix = min((settings.stage(n).prefix for n in (2, 3)), key=len)  # one pass for all recipes
-    logits = predict(
-        own.restore(own.tracking.get(summary.run_id)),
-        images,
-        own.dtype,
-        own.device,
-        cache=own.cache,
-        prefix=prefix,
-    )
+    backbone = own.restore(own.tracking.get(summary.run_id))
+    # one pass for all recipes
+    prefix = min(backbone.frozen_segments(settings.stage(n).trainable) for n in (2, 3))
+    logits = logits_of(own, backbone, images, prefix)
     scores = score_logits(logits, images.labels)
     return {
         "stage": stage,
@@ -98,11 +94,11 @@ def main() -> None:
     recipes: list[Recipe] = yaml.safe_load(words.recipes.read_text(encoding="utf-8"))
     rows = pd.read_csv(words.out).to_dict("records") if words.out.exists() else []
     tracking = Tracking.connect()
-    images = images_of(load_settings(options), words.score_draws)
+    images = images_of(Request.read(options).settings(), words.score_draws)
     for draw in words.draws:
         session: Session | None = None
         for recipe in recipes:
-            settings = load_settings(options_of(options, draw, recipe))
+            settings = Request.read(options_of(options, draw, recipe)).settings()
             about = {key: getattr(settings, key) for key in SHOWN}
             about |= {"draw": draw, "recipe": json.dumps(recipe)}
             if any(about.items() <= row.items() for row in rows):

@@ -7,7 +7,7 @@ import time
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.model.backbones import FORWARD_ORDER, build_backbone
+from pipeline.model.backbones import build_backbone
 from pipeline.settings.schedules import SCHEDULES
 
 
@@ -31,16 +31,16 @@ def floor_operations(size: int, epochs: int, train: int, val: int, views: int) -
     Backward counts twice the forward. A matrix product over a 2x2 map needs fewer operations than
     the convolution that is counted here, so the floor is not a bound for every program.
     """
-    backbone = build_backbone("resnet18", 10, 0)
+    backbone = build_backbone("resnet18", 10, size, 0)
     x = torch.zeros(1, 3, size, size)
-    cost = {}
-    for block in FORWARD_ORDER:
+    cost = []  # of each segment
+    for segment in backbone.segments:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            x = backbone.run(x, [block])
-        cost[block] = counter.get_total_flops()
+            x = segment.module(x)
+        cost.append(counter.get_total_flops())
     stages = SCHEDULES["three_stage"].stages
-    total = (train * views + val) * sum(cost[b] for b in stages[0].prefix)
-    for stage in stages:
-        forward = sum(cost[block] for block in stage.suffix)
-        total += epochs * (train * 3 + val) * forward
+    frozen = [backbone.frozen_segments(stage.trainable) for stage in stages]
+    total = (train * views + val) * sum(cost[: frozen[0]])
+    for prefix in frozen:
+        total += epochs * (train * 3 + val) * sum(cost[prefix:])
     return float(total)

@@ -30,15 +30,17 @@ sys.path.insert(0, str(ROOT))
 from pipeline.comparing.arms import Arm, at_equal_steps  # noqa: E402
 from pipeline.comparing.draws import pool_in  # noqa: E402
 from pipeline.comparing.pairs import PairRunner, pair_keys, resolution_pp  # noqa: E402
-from pipeline.data.images import ImageSet, normalise  # noqa: E402
+from pipeline.data.images import USUAL, ImageSet  # noqa: E402
 from pipeline.data.overlap import Overlap  # noqa: E402
-from pipeline.model.backbones import FORWARD_ORDER, Backbone  # noqa: E402
+from pipeline.model.backbones import Backbone  # noqa: E402
 from pipeline.runs.run_stage import find_or_run  # noqa: E402
 from pipeline.runs.scoring import read_test_split  # noqa: E402
-from pipeline.runs.session import Session, source_of  # noqa: E402
-from pipeline.settings.request import Request, load_settings  # noqa: E402
+from pipeline.runs.session import Session  # noqa: E402
+from pipeline.runs.sources import source_of  # noqa: E402
+from pipeline.settings.request import Request  # noqa: E402
 from pipeline.settings.run import Settings  # noqa: E402
 from pipeline.settings.schedules import BLOCKS, SCHEDULES  # noqa: E402
+from pipeline.stats.design import Design  # noqa: E402
 from pipeline.stats.posterior import Posterior, posterior  # noqa: E402
 from pipeline.tracking import Tracking  # noqa: E402
 from pipeline.training.diagnostics import norm_of  # noqa: E402
@@ -68,12 +70,12 @@ def rank_blocks(backbone: Backbone, images: ImageSet, device: torch.device) -> l
     model.zero_grad(set_to_none=True)
     try:
         for start in range(0, len(images), BATCH):
-            pixels = normalise(images.pixels[start : start + BATCH].to(device))
+            pixels = USUAL.normalise(images.pixels[start : start + BATCH].to(device))
             labels = images.labels[start : start + BATCH].to(device)
-            logits = backbone.run(pixels, FORWARD_ORDER)
+            logits = backbone.run(pixels)
             loss = F.cross_entropy(logits, labels, reduction="sum") / len(images)
             torch.autograd.backward(loss)
-        ranks = [_rank(backbone, block) for block in BLOCKS]
+        ranks = [_rank(backbone, block) for block in reversed(backbone.order)]
     finally:
         model.zero_grad(set_to_none=True)
         model.requires_grad_(False).to("cpu")
@@ -81,7 +83,8 @@ def rank_blocks(backbone: Backbone, images: ImageSet, device: torch.device) -> l
 
 
 def _rank(backbone: Backbone, block: str) -> BlockRank:
-    weights = list(backbone.blocks[block].parameters())
+    parameters = dict(backbone.model.named_parameters())
+    weights = [parameters[n] for n in backbone.tensor_names([block]) if n in parameters]
     gradients = [weight.grad for weight in weights if weight.grad is not None]
     return BlockRank(block, norm_of(gradients), norm_of([w.detach() for w in weights]))
 
@@ -104,17 +107,19 @@ def check(
     options: Mapping[str, str], draws: int, tracking: Tracking
 ) -> tuple[dict[str, float], dict[str, Posterior]]:
     """By block: the relative gradient norm, mean over the draws, and the gain of releasing it."""
-    settings = load_settings(options)
+    settings = Request.read(options).settings()
     source = source_of(settings)
     pool = pool_in(source, settings, (draws,))
     overlap = Overlap.of(read_test_split(source, settings, print), source)
     control = at_equal_steps(
-        Arm("three_stage", settings, 2), SCHEDULES["stage1_continued"], Request.read(options)
+        Arm(name="three_stage", settings=settings, last=2),
+        SCHEDULES["stage1_continued"],
+        Request.read(options),
     )
     arms = [control]
     for name in RELEASES:
         changes = {"schedule": name, "stages": settings.stages[:2]}
-        arms.append(Arm(name, settings.model_copy(update=changes), 2))
+        arms.append(Arm(name=name, settings=settings.model_copy(update=changes), last=2))
     keys = pair_keys(pool, settings)
     runner = PairRunner(
         arms=tuple(arms),
@@ -128,6 +133,7 @@ def check(
     gains = {
         block: posterior(
             [100 * (row[number].test - row[0].test) for row in results],
+            rope_pp=Design.rope_pp,
             correction=pool.correction,
             resolution_pp=resolution_pp(len(overlap.test)),
         )
@@ -150,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = dict(word.split("=", 1) for word in given.settings)
     tracking = Tracking.connect()
     print("| block | g | w | g / w |\n|---|---|---|---|")
-    for rank in rank_stage1(load_settings(options), tracking):
+    for rank in rank_stage1(Request.read(options).settings(), tracking):
         print(f"| {rank.block} | {rank.gradient:.4g} | {rank.size:.4g} | {rank.relative:.4g} |")
     if given.check:
         relative, gains = check(options, given.check, tracking)

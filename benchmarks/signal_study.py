@@ -35,7 +35,7 @@ from pipeline.data.open import open_source  # noqa: E402
 from pipeline.runs.run_stage import find_or_run  # noqa: E402
 from pipeline.runs.scoring import predict  # noqa: E402
 from pipeline.runs.session import Session  # noqa: E402
-from pipeline.settings.request import load_settings  # noqa: E402
+from pipeline.settings.request import Request  # noqa: E402
 from pipeline.stats.metrics import score_logits  # noqa: E402
 from pipeline.tracking import RunView, Tracking  # noqa: E402
 
@@ -72,7 +72,7 @@ def train_all(data: str, weights: str, draws: Sequence[int], cache: Path) -> pd.
         accuracy: dict[str, float] = {}
         for recipe, changes in RECIPES.items():
             options = base | {"draw": str(draw), "cache_dir": str(cache)} | changes
-            settings = load_settings(options)
+            settings = Request.read(options).settings()
             if session is None:
                 session = Session.open(settings, tracking, lambda _: None)
             session = replace(session, settings=settings, keys={}, done={})

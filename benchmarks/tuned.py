@@ -31,9 +31,10 @@ sys.path.insert(0, str(ROOT))
 
 from pipeline.entries.table import perform  # noqa: E402
 from pipeline.runs.run_stage import find_or_run  # noqa: E402
-from pipeline.runs.scoring import predict, read_test_split  # noqa: E402
-from pipeline.runs.session import Session, source_of  # noqa: E402
-from pipeline.settings.request import load_settings  # noqa: E402
+from pipeline.runs.scoring import logits_of, read_test_split  # noqa: E402
+from pipeline.runs.session import Session  # noqa: E402
+from pipeline.runs.sources import source_of  # noqa: E402
+from pipeline.settings.request import Request  # noqa: E402
 from pipeline.stats.metrics import score_logits  # noqa: E402
 from pipeline.tracking import Tracking  # noqa: E402
 from pipeline.tuning.work import Tuned  # noqa: E402
@@ -45,7 +46,7 @@ def confirm(options: dict[str, str], done: Sequence[Tuned], draws: Sequence[int]
     """Both arms on fresh draws: validation and test accuracy of each tuned stage."""
     tracking, rows, test = Tracking.connect(), [], None
     for draw in draws:
-        settings = load_settings({**options, "draw": str(draw)})
+        settings = Request.read({**options, "draw": str(draw)}).settings()
         first = Session.open(settings, tracking, lambda _: None)
         if test is None:
             test = read_test_split(source_of(settings), settings, print)
@@ -62,14 +63,8 @@ def confirm(options: dict[str, str], done: Sequence[Tuned], draws: Sequence[int]
                 quiet = replace(session, is_trial=True)
                 summary = find_or_run(quiet, number)
                 backbone = quiet.restore(tracking.get(summary.run_id))
-                logits = predict(
-                    backbone,
-                    test,
-                    quiet.dtype,
-                    quiet.device,
-                    cache=quiet.cache,
-                    prefix=settings.stage(3).prefix,
-                )
+                prefix = backbone.frozen_segments(settings.stage(3).trainable)
+                logits = logits_of(quiet, backbone, test, prefix)
                 acc = score_logits(logits, test.labels)["acc"]
                 rows.append(
                     {"draw": draw, "arm": arm, "stage": number, "val_acc": summary.val_acc}

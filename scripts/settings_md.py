@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import get_args
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -12,59 +12,64 @@ sys.path.insert(0, str(ROOT))
 from pydantic import BaseModel  # noqa: E402
 
 from pipeline.entries.table import ENTRY_POINTS  # noqa: E402
-from pipeline.settings.entry import CommandSettings, TuneSettings  # noqa: E402
-from pipeline.settings.layers import PRESETS_DIR, preset_names  # noqa: E402
-from pipeline.settings.run import Settings, Thresholds, TrainSettings  # noqa: E402
+from pipeline.settings.describe import HIDDEN, RUN_GROUPS, default_in_words, meaning  # noqa: E402
+from pipeline.settings.entry import CommandSettings  # noqa: E402
+from pipeline.settings.layers import PRESETS_DIR, flatten, preset_names  # noqa: E402
+from pipeline.settings.run import Thresholds, TrainSettings  # noqa: E402
 from pipeline.system.yaml_file import read_yaml  # noqa: E402
 
 HEAD = """# Settings
 
-Written by `scripts/settings_md.py` from the models in `pipeline/`. Every setting is passed as
+Written by `scripts/settings_md.py` from the models in `pipeline/settings/`. A setting is passed as
 `-P name=value` under `mlflow run`, as `--name value` to `python -m pipeline`, or stands in a YAML
-file (`config=`).
+file (`config=`). `python -m pipeline <entry point> --help` lists the settings that have an effect
+on an entry point.
 """
-GROUPS: tuple[tuple[str, str, type[BaseModel]], ...] = (
-    ("How a stage is trained", "`stage2.lr` is stage 2's alone.", TrainSettings),
-    ("What is run", "", Settings),
-    ("`tune`", "Also the studies of `decide` and `compare`.", TuneSettings),
-    ("Studies, wherever they are used", "", CommandSettings),
-    *((f"`{row.name}`", "", row.own) for row in ENTRY_POINTS.values() if row.own),
-    ("Thresholds of signals and the gate", "They read a run, and never change it.", Thresholds),
-)
+NOTES: dict[type[BaseModel], str] = {
+    TrainSettings: "Written before the name, `stage2.` gives stage 2 alone a value: "
+    "`stage2.lr=1e-4`.",
+    Thresholds: "Thresholds say how finished epochs are read, and never change weights. "
+    "`enforce_gate=on` alone stops a command.",
+}
 
 
-def table_of(model: type[BaseModel], left_out: set[str]) -> list[str]:
+def groups() -> Iterable[tuple[str, type[BaseModel]]]:
+    """Every table of the page: its title, and the model of its settings."""
+    *groups, thresholds = RUN_GROUPS
+    yield from ((f"{title[0].upper()}{title[1:]}", model) for title, model in groups)
+    models = dict.fromkeys(row.own for row in ENTRY_POINTS.values() if row.own)
+    for model in models:
+        rows = [row for row in ENTRY_POINTS.values() if row.own and issubclass(row.own, model)]
+        offering = [row for row in rows if set(model.model_fields) <= set(row.offered)]
+        yield ", ".join(f"`{row.name}`" for row in offering), model
+    studies = [f"`{row.name}`" for row in ENTRY_POINTS.values() if row.shared]
+    yield f"Studies, in {', '.join(studies)}", CommandSettings
+    yield "Thresholds of signals and of the gate", thresholds[1]
+
+
+def table_of(model: type[BaseModel]) -> list[str]:
     """A row a setting: name, default, meaning with its choices."""
-    rows = ["| setting | default | what it is |", "|---|---|---|"]
-    for name, field in model.model_fields.items():
-        if name in left_out or name == "stages":
-            continue
-        words = {True: "on", False: "off", "": "empty"}
-        default = field.default
-        shown = words.get(default, default) if isinstance(default, bool | str) else default
-        choices = ", ".join(f"`{c}`" for c in map(str, get_args(field.annotation)) if c)
-        meaning = f"{field.description}{f': {choices}' if choices else ''}"
-        rows.append(f"| `{name}` | {shown} | {meaning} |")
-    return rows
+    own = [row.defaults for row in ENTRY_POINTS.values() if row.own and issubclass(row.own, model)]
+    given = {key: text for defaults in own for key, text in defaults.items()}
+    return ["| setting | default | what it is |", "|---|---|---|"] + [
+        f"| `{key}` | {given.get(key, default_in_words(key, model))} | {meaning(key, model)} |"
+        for key in model.__annotations__  # not those of a model that it is a case of
+        if key not in HIDDEN
+    ]
 
 
 def settings_md() -> str:
     """The whole page."""
     lines = [HEAD]
-    for title, note, model in GROUPS:
-        left_out = set(Thresholds.model_fields) if model is Settings else set()
-        lines += [
-            f"## {title}\n",
-            *([f"{note}\n"] if note else []),
-            *table_of(model, left_out),
-            "",
-        ]
+    for title, model in groups():
+        note = [f"{NOTES[model]}\n"] if model in NOTES else []
+        lines += [f"## {title}\n", *note, *table_of(model), ""]
     lines.append("## Presets\n")
     for name in preset_names():
         path = PRESETS_DIR / f"{name}.yaml"
         about = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
-        values = ", ".join(f"`{k}={v}`" for k, v in read_yaml(path, "preset").items())
-        lines.append(f"- **{name}**: {about} {values}")
+        values = flatten(read_yaml(path, "preset")).items()
+        lines.append(f"- **{name}**: {about} {', '.join(f'`{k}={v}`' for k, v in values)}")
     return "\n".join(lines) + "\n"
 
 

@@ -46,10 +46,13 @@ Command = Callable[..., int]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark whatever runs through a real store."""
+    """Mark whatever runs through a real store, or starts a database server."""
     for item in items:
-        if "empty_database" in getattr(item, "fixturenames", ()):
+        fixtures = getattr(item, "fixturenames", ())
+        if "empty_database" in fixtures:
             item.add_marker(pytest.mark.e2e)
+        if "postgres" in fixtures or "postgresql" in item.name.rpartition("[")[2]:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

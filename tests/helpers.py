@@ -15,15 +15,15 @@ from torch import Tensor
 from pipeline.comparing.arms import Arm
 from pipeline.data.base import Source, Split
 from pipeline.data.draws import Draw, draw_in
-from pipeline.data.images import ImageSet, digest_image, fit_square
+from pipeline.data.images import USUAL, ImageSet, digest_image
 from pipeline.data.open import open_source
 from pipeline.data.stored import Stored
 from pipeline.entries.table import ENTRY_POINTS
 from pipeline.errors import DataError
 from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.model.pretrained import Pretrained, read_weights
-from pipeline.settings.request import Request, load_settings
-from pipeline.settings.run import TrainSettings
+from pipeline.settings.request import Request
+from pipeline.settings.run import Settings, TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Stage
 from pipeline.training.features import Features
 from pipeline.training.norm_stats import calibrate_norm_stats
@@ -33,6 +33,7 @@ from tests.conftest import class_image
 
 CPU = torch.device("cpu")
 CLASSES = 3
+SIZE = 32
 DISTINCT_STAGES = {
     step.trainable: step for steps in reversed(SCHEDULES.values()) for step in steps.stages
 }
@@ -47,12 +48,23 @@ def request_of(
     return ENTRY_POINTS[entry_point].read({**options, **file})
 
 
+def load_settings(
+    options: Mapping[str, str],
+    *,
+    config: str = "none",
+    target: int | None = None,
+    inherited: Mapping[str, object] | None = None,
+) -> Settings:
+    """The settings behind the options of a run and a YAML file."""
+    return Request.read({**options, "config": config}).for_stage(target).settings(inherited)
+
+
 def make_images(count: int, size: int = 32, start: int = 0) -> ImageSet:
     """Images of `CLASSES` classes in turn; another `start` gives other images."""
     labels = [number % CLASSES for number in range(count)]
     images = [class_image(label, start + number) for number, label in enumerate(labels)]
     return ImageSet(
-        pixels=torch.from_numpy(np.stack([fit_square(image, size) for image in images])),
+        pixels=torch.from_numpy(np.stack([USUAL.fit_square(image, size) for image in images])),
         labels=torch.tensor(labels),
         digests=np.stack([np.frombuffer(digest_image(image), dtype=np.uint8) for image in images]),
     )
@@ -102,7 +114,7 @@ def calibrate(backbone: Backbone, images: ImageSet, cache_folder: Path | None = 
 
 def calibrated_backbone(name: str, images: ImageSet, seed: int = 0) -> Backbone:
     """Random weights whose BatchNorm statistics fit: outputs of a healthy size in every block."""
-    backbone = build_backbone(name, CLASSES, seed)
+    backbone = build_backbone(name, CLASSES, SIZE, seed)
     calibrate(backbone, images)
     return backbone
 
@@ -114,8 +126,9 @@ def live_features(
     dtype: torch.dtype = torch.float32,
 ) -> Features:
     """The suffix's inputs, unaugmented and computed for each batch."""
+    prefix = backbone.frozen_segments(stage.trainable)
     return PrefixCache(None, 0).features(
-        backbone, stage.prefix, images, augment="none", views=1, dtype=dtype, device=CPU
+        backbone, prefix, images, augment="none", views=1, dtype=dtype, device=CPU
     )
 
 
@@ -143,7 +156,7 @@ def planned_epochs(arm: Arm) -> int:
 
 def load_pretrained(weights: str, backbone: Backbone) -> Pretrained:
     """The tensors of `weights` that fit `backbone`."""
-    return read_weights(weights, backbone.name).fitted(backbone)
+    return read_weights(weights, backbone.name, SIZE).fitted(backbone)
 
 
 def trainer_for(

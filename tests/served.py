@@ -55,7 +55,7 @@ class NotHttp(BaseRequestHandler):
 def publish(backbone: str, folder: Path, seed: int = 2) -> Path:
     """Random weights for ImageNet's classes, in a file whose name ends in its digest."""
     path = folder / "w.pth"
-    torch.save(build_backbone(backbone, IMAGENET_CLASSES, seed).model.state_dict(), path)
+    torch.save(build_backbone(backbone, IMAGENET_CLASSES, 32, seed).model.state_dict(), path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return path.rename(folder / f"{backbone}-{digest[:8]}.pth")
 

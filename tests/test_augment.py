@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import product
-from typing import get_args
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchvision.transforms import v2
 
 from pipeline.data.augment import (
     U64Array,
@@ -18,9 +22,13 @@ from pipeline.data.augment import (
     pick_views,
     render_views,
 )
-from pipeline.data.images import MEAN, STD, normalise
-from pipeline.settings.run import Augment
+from pipeline.data.images import MEAN, STD, USUAL
+from pipeline.settings.augmentation import Augment
 
+EACH = ("none", "light", "strong", "randaugment", "trivialaugment", "erasing")
+JOINED = ("strong+randaugment+erasing", "light+trivialaugment+erasing")
+STRONG_MEANS = [133.5216, 114.8682, 147.554, 135.088, 123.0071, 129.7298]
+ROOT = Path(__file__).resolve().parent.parent
 KEYS = np.random.default_rng(0).integers(0, 2**64, 40, dtype=np.uint64)
 
 
@@ -43,7 +51,7 @@ def levels(images: Tensor) -> Tensor:
 def test_normalising_subtracts_the_mean_and_divides_by_the_deviation() -> None:
     pixels = torch.tensor([0, 255, 51], dtype=torch.uint8).view(1, 3, 1, 1)
     expected = [(0 - 0.485) / 0.229, (1 - 0.456) / 0.224, (0.2 - 0.406) / 0.225]
-    normalised = normalise(pixels)
+    normalised = USUAL.normalise(pixels)
     assert normalised.dtype == torch.float32
     assert normalised.flatten().tolist() == pytest.approx(expected, rel=1e-6)
 
@@ -56,7 +64,7 @@ def test_none_leaves_the_image_alone_and_light_mirrors_the_odd_views(
     augment: Augment, view: int, mirrored: bool
 ) -> None:
     pixels = noise(3)
-    expected = normalise(pixels.flip(-1) if mirrored else pixels)
+    expected = USUAL.normalise(pixels.flip(-1) if mirrored else pixels)
     assert torch.equal(rendered(pixels, view, augment), expected)
 
 
@@ -121,7 +129,7 @@ def two_threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("two_threads")
-@pytest.mark.parametrize("augment", get_args(Augment))
+@pytest.mark.parametrize("augment", [*EACH, *JOINED])
 @pytest.mark.parametrize("size", [16, 224])
 def test_a_view_has_the_same_pixels_in_any_batch(augment: Augment, size: int) -> None:
     pixels, views = noise(8, size), np.array([3, 0, 5, 2, 7, 1, 4, 6])
@@ -131,6 +139,70 @@ def test_a_view_has_the_same_pixels_in_any_batch(augment: Augment, size: int) ->
     for rows in ([7, 6, 5, 4, 3, 2, 1, 0], [1, 1, 0], *([row] for row in range(8))):
         part = render_views(pixels[rows], KEYS[rows], views[rows], augment)
         assert torch.equal(part, whole[rows]), rows
+
+
+@pytest.mark.parametrize("augment", JOINED)
+def test_a_view_has_the_same_pixels_in_any_process_and_leaves_the_random_state_alone(
+    augment: Augment,
+) -> None:
+    code = (
+        "import hashlib, torch; from tests.test_augment import noise, rendered;"
+        "torch.set_num_threads(2); torch.manual_seed(7);"
+        f"views = rendered(noise(4), 3, {augment!r});"
+        "print(hashlib.sha256(views.numpy().tobytes()).hexdigest())"
+    )
+    command = [sys.executable, "-c", code]
+    there = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    torch.manual_seed(1)
+    before = torch.get_rng_state(), torch.get_num_threads()
+    here = hashlib.sha256(rendered(noise(4), 3, augment).numpy().tobytes()).hexdigest()
+    assert here == there.stdout.strip()
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert torch.get_num_threads() == before[1]
+
+
+def test_strong_is_what_it_was() -> None:
+    """Means of views 0 and 5 of three images, by the version before other words could be added."""
+    means = [levels(rendered(noise(3), view, "strong")).mean((1, 2, 3)) for view in (0, 5)]
+    assert torch.cat(means).tolist() == pytest.approx(STRONG_MEANS, rel=1e-5)
+
+
+@pytest.mark.parametrize("word", ["randaugment", "trivialaugment", "erasing"])
+def test_views_of_torchvisions_transforms_differ_between_views_and_images(word: str) -> None:
+    pixels = noise(1).expand(20, -1, -1, -1)
+    first, second = rendered(pixels, 0, word), rendered(pixels, 1, word)
+    distinct = {image.numpy().tobytes() for image in torch.cat([first, second])}
+    assert len(distinct) > 10  # erasing leaves half of all images alone
+    assert distinct_views(word) is None
+
+
+def test_a_policy_comes_before_the_flip_and_has_torchvisions_own_pixels() -> None:
+    pixels, key = noise(1), KEYS[:1]
+    seed = int(hash_uniform(key, 3 * 8 + 5).item() * 2**53)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        expected = v2.TrivialAugmentWide()(pixels[0])
+    assert not torch.equal(expected, pixels[0])
+    views = rendered(pixels, 3, "light+trivialaugment", key)
+    assert torch.equal(views[0], USUAL.normalise(expected[None])[0].flip(-1))
+
+
+def test_erasing_fills_a_rectangle_with_the_mean_colour() -> None:
+    pixels = noise(40)
+    plain, erased = USUAL.normalise(pixels), rendered(pixels, 0, "erasing")
+    changed = (plain != erased).any(1)
+    assert 8 < changed.flatten(1).any(1).sum() < 32
+    for image, mask in zip(erased, changed, strict=True):
+        if mask.any():
+            rows, columns = mask.any(1), mask.any(0)
+            assert (image[:, mask] == 0).all()
+            assert mask.sum() >= 0.9 * rows.sum() * columns.sum()  # noise may be grey as well
+
+
+@pytest.mark.parametrize("augment", ["light+mixup", "light+cutmix"])
+def test_what_mixes_batches_is_no_part_of_a_view(augment: Augment) -> None:
+    assert torch.equal(rendered(noise(3), 1, augment), rendered(noise(3), 1, "light"))
+    assert distinct_views(augment) == 2
 
 
 @pytest.mark.parametrize("stored_views", [1, 4, 10])

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
-
 import pytest
 import torch
 import torchvision
 from torch import nn
 
-from pipeline.model.backbones import FORWARD_ORDER, Backbone, batch_norms, build_backbone
-from pipeline.settings.run import BackboneName
-from pipeline.settings.schedules import BLOCKS
-
-NAMES = get_args(BackboneName)
-CLASSES = 5
+from pipeline.model.backbones import Backbone, batch_norms, block_order, build_backbone
+from pipeline.model.often import BLOCKS, OFTEN
+from tests.helpers import CLASSES
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=OFTEN)
 def backbone(request: pytest.FixtureRequest) -> Backbone:
     """Each backbone once; tests only read it."""
-    return build_backbone(request.param, CLASSES, seed=3)
+    return build_backbone(request.param, CLASSES, 64, seed=3)
 
 
-def test_seven_backbones_are_offered() -> None:
-    assert set(NAMES) == {
-        *("resnet18", "resnet34", "resnet50", "mobilenet_v2"),
-        *("mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0"),
-    }
+def test_what_is_known_without_torch_is_what_the_networks_have(backbone: Backbone) -> None:
+    assert block_order(backbone.name, 64) == BLOCKS == tuple(reversed(backbone.order))
+    assert [segment.blocks for segment in backbone.segments] == [(b,) for b in reversed(BLOCKS)]
+    assert backbone.merged == {}
 
 
 def test_tensor_names_of_the_blocks_partition_the_state_dict(backbone: Backbone) -> None:
@@ -41,39 +35,40 @@ def test_blocks_in_order_equal_torchvisions_forward_bit_for_bit(backbone: Backbo
     twin = torchvision.models.get_model(backbone.name, weights=None, num_classes=CLASSES).eval()
     twin.load_state_dict(backbone.model.state_dict())
     assert list(backbone.model.state_dict()) == list(twin.state_dict())
-    assert tuple(backbone.blocks) == FORWARD_ORDER == tuple(reversed(BLOCKS))
     images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    logits = backbone.run(images, FORWARD_ORDER)
+    logits = backbone.run(images)
     assert logits.shape == (3, CLASSES)
     assert torch.equal(logits, twin(images))
 
 
-@torch.no_grad()
 def test_each_block_is_one_resolution_and_block4_ends_with_the_pooling(backbone: Backbone) -> None:
-    """A 64 px image is halved five times; a block ends at the size that its last layer has."""
-    is_resnet = backbone.name.startswith("resnet")
-    x, sizes = torch.zeros(1, 3, 64, 64), {}
-    layers = list(backbone.blocks["block4"])
-    assert [type(layer) for layer in layers[-2:]] == [nn.AdaptiveAvgPool2d, nn.Flatten]
-    blocks = {**backbone.blocks, "block4": nn.Sequential(*layers[:-2])}
-    for name in FORWARD_ORDER[:-1]:
-        for layer in blocks[name]:
-            x = layer(x)
-            sizes.setdefault(name, set()).add(x.shape[-1])
-    if is_resnet:
-        assert sizes == dict(zip(FORWARD_ORDER, ({32, 16}, {16}, {8}, {4}, {2}), strict=False))
-    else:
-        assert sizes == dict(zip(FORWARD_ORDER, ({32}, {16}, {8}, {4}, {2}), strict=False))
-        final: Any = layers[-3]
-        assert final is backbone.model.get_submodule("features")[-1]  # type: ignore[index]
-        assert final[0].kernel_size == (1, 1)
+    """A 64 px image is halved five times, by ResNets twice in the stem."""
+    *maps, (_width,), head = [segment.shape for segment in backbone.segments]
+    assert head == (CLASSES,)
+    sides = [shape[-1] for shape in maps]
+    assert sides == ([16, 16, 8, 4] if backbone.name.startswith("resnet") else [32, 16, 8, 4])
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
 def test_resnets_are_cut_at_their_layers(name: str) -> None:
-    backbone = build_backbone(name, CLASSES, seed=0)
-    cut = [{n.split(".")[0] for n in backbone.tensor_names([block])} for block in FORWARD_ORDER]
+    backbone = build_backbone(name, CLASSES, 64, seed=0)
+    cut = [{n.split(".")[0] for n in backbone.tensor_names([block])} for block in backbone.order]
     assert cut == [{"conv1", "bn1"}, {"layer1"}, {"layer2"}, {"layer3"}, {"layer4"}, {"fc"}]
+
+
+@pytest.mark.parametrize(
+    ("trainable", "prefix"),
+    [
+        (("head",), 5),
+        (("head", "block4"), 4),
+        (("block3", "head"), 3),  # a gap: block4 is frozen, not in the prefix
+        (BLOCKS, 0),
+    ],
+)
+def test_everything_below_the_deepest_trainable_block_is_prefix(
+    trainable: tuple[str, ...], prefix: int, backbone: Backbone
+) -> None:
+    assert backbone.frozen_segments(trainable) == prefix
 
 
 def test_the_model_is_in_eval_mode(backbone: Backbone) -> None:
@@ -88,15 +83,15 @@ def test_the_head_layer_gives_one_logit_a_class(backbone: Backbone) -> None:
 
 
 def test_batch_norms_are_those_of_the_blocks(backbone: Backbone) -> None:
-    found = list(batch_norms(backbone.blocks.values()))
+    found = list(batch_norms(segment.module for segment in backbone.segments))
     everything = [m for m in backbone.model.modules() if isinstance(m, nn.BatchNorm2d)]
     assert {id(norm) for norm in found} == {id(norm) for norm in everything}
     assert len(found) == len(everything)
-    assert list(batch_norms([backbone.blocks["head"]])) == []
+    assert list(batch_norms([backbone.segments[-1].module])) == []
 
 
 def test_the_seed_decides_the_initialisation() -> None:
-    first, again, other = (build_backbone("mobilenet_v3_small", CLASSES, s) for s in (1, 1, 2))
+    first, again, other = (build_backbone("mobilenet_v3_small", CLASSES, 64, s) for s in (1, 1, 2))
     head = f"{first.head_layer()}.weight"
     assert torch.equal(first.model.state_dict()[head], again.model.state_dict()[head])
     assert not torch.equal(first.model.state_dict()[head], other.model.state_dict()[head])
@@ -105,9 +100,9 @@ def test_the_seed_decides_the_initialisation() -> None:
 def test_building_neither_reads_nor_moves_the_global_random_state() -> None:
     torch.manual_seed(11)
     before = torch.get_rng_state()
-    first = build_backbone("mobilenet_v3_small", CLASSES, seed=1)
+    first = build_backbone("mobilenet_v3_small", CLASSES, 64, seed=1)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(12)
-    second = build_backbone("mobilenet_v3_small", CLASSES, seed=1)
+    second = build_backbone("mobilenet_v3_small", CLASSES, 64, seed=1)
     for name, tensor in first.model.state_dict().items():
         assert torch.equal(tensor, second.model.state_dict()[name])

@@ -20,7 +20,7 @@ NAMES = ["mobilenet_v3_small", "resnet18"]
 
 def plain_norms(backbone: Backbone, images: ImageSet) -> dict[str, tuple[float, float]]:
     """Gradient and weight norm of each block: one batch, one loss, one tensor after another."""
-    twin = build_backbone(backbone.name, backbone.model(torch.zeros(1, 3, 32, 32)).shape[1], 0)
+    twin = build_backbone(backbone.name, backbone.model(torch.zeros(1, 3, 32, 32)).shape[1], 32, 0)
     twin.model.load_state_dict(backbone.model.state_dict())
     twin.model.eval().requires_grad_(True)
     shift, scale = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
@@ -53,9 +53,9 @@ def rank(backbone: Backbone, images: ImageSet) -> list[BlockRank]:
 
 def set_to_zero(backbone: Backbone, *blocks: str) -> None:
     with torch.no_grad():
-        for block in blocks:
-            for weight in backbone.blocks[block].parameters():
-                weight.zero_()
+        parameters = dict(backbone.model.named_parameters())
+        for name in parameters.keys() & set(backbone.tensor_names(blocks)):
+            parameters[name].zero_()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -80,7 +80,7 @@ def test_the_largest_comes_first() -> None:
     relative = [found.relative for found in rank(backbone, images)]
     assert relative == sorted(relative, reverse=True)
     with torch.no_grad():  # larger weights before a BatchNorm: nothing changes but ||g|| / ||w||
-        backbone.blocks["stem"][0][0].weight *= 1e-3
+        backbone.model.get_parameter("features.0.0.weight").mul_(1e-3)
     assert rank(backbone, images)[0].block == "stem"
 
 

@@ -33,7 +33,7 @@ CLASS_NAMES = ("apple", "berry", "cherry")
 
 def pretrained_of(backbone: Backbone, name: str = "example") -> Pretrained:
     """All but the head, as a file of pretrained weights would hold it."""
-    names = [n for n in backbone.tensor_names(backbone.blocks) if not n.startswith("classifier.3")]
+    names = [n for n in backbone.tensor_names(backbone.order) if not n.startswith("classifier.3")]
     state = copy_state(backbone)
     tensors = {n: state[n] for n in names}
     return Pretrained(name, digest_tensors(tensors), tensors, "")
@@ -52,7 +52,7 @@ def save(path: Path, backbone: Backbone, pretrained: Pretrained, stage: int = 1)
 
 def load(path: Path, sha256: str, pretrained: Pretrained) -> Backbone:
     """The checkpoint, in a backbone that had other weights."""
-    restored = build_backbone(NAME, CLASSES, seed=9)
+    restored = build_backbone(NAME, CLASSES, 32, seed=9)
     load_checkpoint(path, sha256, restored, pretrained, CLASS_NAMES)
     return restored
 
@@ -73,7 +73,7 @@ class Saved:
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Saved:
-    backbone = build_backbone(NAME, CLASSES, seed=0)
+    backbone = build_backbone(NAME, CLASSES, 32, seed=0)
     pretrained = pretrained_of(backbone)
     backbone.model.state_dict()["features.12.1.bias"] += 1
     path = tmp_path / "checkpoint.safetensors"
@@ -88,7 +88,7 @@ def metadata(path: Path) -> dict[str, str]:
 
 def test_every_stage_of_a_chain_comes_back_bit_for_bit(tmp_path: Path) -> None:
     images = make_images(6)
-    pretrained = pretrained_of(build_backbone(NAME, CLASSES, seed=0))
+    pretrained = pretrained_of(build_backbone(NAME, CLASSES, 32, seed=0))
     backbone = calibrated_backbone(NAME, images)
     for number in (1, 2, 3):
         stage = SCHEDULES["three_stage"].stage(number)
@@ -98,7 +98,7 @@ def test_every_stage_of_a_chain_comes_back_bit_for_bit(tmp_path: Path) -> None:
         for _ in trainer.epochs(images, features, images, features):
             pass
         before = copy_state(backbone)
-        backbone.model.load_state_dict(trainer.best, strict=False)
+        backbone.put(trainer.best)
         assert changed_names(before, copy_state(backbone))
 
         path = tmp_path / f"{number}.safetensors"
@@ -134,7 +134,7 @@ def test_random_weights_are_stored_whole(saved: Saved) -> None:
 @pytest.mark.parametrize("value", [-0.0, float("nan"), float("inf")])
 def test_unusual_numbers_come_back_bit_for_bit(value: float, tmp_path: Path) -> None:
     """Minus zero equals zero, and NaN is not equal to itself: bits are what counts."""
-    backbone = build_backbone(NAME, CLASSES, seed=0)
+    backbone = build_backbone(NAME, CLASSES, 32, seed=0)
     backbone.model.state_dict()["features.0.1.bias"].zero_()
     pretrained = pretrained_of(backbone)
     backbone.model.state_dict()["features.0.1.bias"].fill_(value)
@@ -162,7 +162,7 @@ def test_a_truncated_file_or_one_flipped_bit_is_refused(
 
 
 def test_other_pretrained_weights_are_refused(saved: Saved) -> None:
-    other = pretrained_of(build_backbone(NAME, CLASSES, seed=1), "others")
+    other = pretrained_of(build_backbone(NAME, CLASSES, 32, seed=1), "others")
     digests = [weights.digest[:12] for weights in (saved.pretrained, other)]
     message = f"from weights example .{digests[0]}.*weights others .* {digests[1]}"
     with pytest.raises(LineageError, match=message):
@@ -170,7 +170,7 @@ def test_other_pretrained_weights_are_refused(saved: Saved) -> None:
 
 
 def test_another_backbone_is_refused(saved: Saved) -> None:
-    other = build_backbone("mobilenet_v2", CLASSES, seed=0)
+    other = build_backbone("mobilenet_v2", CLASSES, 32, seed=0)
     with pytest.raises(LineageError, match=f"is of {NAME}, got backbone mobilenet_v2"):
         load_checkpoint(saved.path, saved.sha256, other, saved.pretrained, CLASS_NAMES)
 
@@ -184,7 +184,7 @@ def test_another_backbone_is_refused(saved: Saved) -> None:
     ],
 )
 def test_other_classes_are_refused(saved: Saved, names: tuple[str, ...], message: str) -> None:
-    backbone = build_backbone(NAME, len(names), 0)
+    backbone = build_backbone(NAME, len(names), 32, 0)
     with pytest.raises(LineageError, match=message):
         load_checkpoint(saved.path, saved.sha256, backbone, saved.pretrained, names)
 

@@ -1,16 +1,23 @@
-"""The error of a gain that is no mean over images, against the one that is."""
+"""The error of a gain by any metric: a mean over images, of predicted classes, or neither."""
 
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
+import torch
 from sklearn.metrics import f1_score
 
 from pipeline.signals.readings import Scored, paired
-from pipeline.stats.metrics import METRICS
-from pipeline.tuning.choose import bootstrapped
+from pipeline.stats.metrics import METRICS, Metric
+from pipeline.tuning.choose import bootstrapped, gain_of
+from tests.conftest import tiny, words_of
+from tests.test_tuning import studies
 
 IMAGES = 300
 
@@ -23,13 +30,18 @@ def scored(seed: int, wrong: float) -> Scored:
     moved = (labels + rng.integers(1, 3, IMAGES)) % 3
     predicted = np.where(rng.random(IMAGES) < wrong, moved, labels)
     images = tuple(map(str, range(IMAGES)))
-    return Scored(images, names[labels], names[predicted], np.zeros(IMAGES))
+    return Scored(
+        images=images,
+        labels=names[labels],
+        predicted=names[predicted],
+        nll=np.zeros(IMAGES),
+    )
 
 
 def test_resampled_accuracy_has_the_gain_and_the_error_of_the_paired_mean() -> None:
     both = [(scored(draw, 0.2), scored(draw + 10, 0.3)) for draw in (1, 2)]
     gain, error = bootstrapped(both, METRICS["acc"])
-    differences = np.concatenate([paired(*one)[0] for one in both])
+    differences = np.concatenate([paired(*one)["correct"] for one in both])
     assert gain == pytest.approx(differences.mean())
     assert error == pytest.approx(differences.std() / math.sqrt(len(differences)), rel=0.15)
 
@@ -40,7 +52,66 @@ def test_a_gain_in_macro_f1_is_scikit_learns_and_is_paired_by_image() -> None:
     gain, error = bootstrapped([(best, default)], METRICS["macro_f1"])
     assert gain == pytest.approx(expected[0] - expected[1])
     assert 0 < error < 0.1
-    columns = (default.labels, default.predicted, default.nll)
-    turned = Scored(default.images[::-1], *(column[::-1] for column in columns))
+    columns = {key: getattr(default, key)[::-1] for key in Scored.__dataclass_fields__}
+    turned = Scored(**columns)
     assert bootstrapped([(best, turned)], METRICS["macro_f1"]) == (gain, error)
     assert bootstrapped([(best, best)], METRICS["macro_f1"]) == (0.0, 0.0)
+
+
+def test_the_table_says_which_gains_have_an_error_not_the_names_of_metrics() -> None:
+    both = [(scored(draw, 0.2), scored(draw + 10, 0.3)) for draw in (1, 2)]
+    by_name = {name: gain_of(both, metric) for name, metric in METRICS.items()}
+    assert by_name["acc"] == pytest.approx((0.1, 0.02), abs=0.05)
+    assert by_name["loss"] == (0.0, 0.0)  # of the scores above, whose losses are equal
+    for name, metric in METRICS.items():
+        has_error = bool(metric.mean_of) or metric.of_classes
+        assert all(map(math.isfinite, by_name[name])) is has_error
+
+    def wrong(logits: torch.Tensor, labels: torch.Tensor) -> float:
+        return (logits.argmax(1) != labels).double().mean().item()
+
+    error_rate = Metric(words="error", compute=wrong, direction="minimize", of_classes=True)
+    gain, error = gain_of(both, error_rate)
+    assert gain == pytest.approx(-by_name["acc"][0])
+    assert error == pytest.approx(by_name["acc"][1], rel=0.15)
+
+
+CALIBRATED = """
+import sys
+from pipeline.stats import metrics
+
+def calibration_error(logits, labels):
+    sure, predicted = logits.softmax(1).max(1)
+    bins = (10 * sure).long().clamp(max=9)
+    gaps = [(sure - (predicted == labels).float())[bins == b].sum().abs() for b in range(10)]
+    return float(sum(gaps) / len(labels))
+
+metrics.METRICS["ece"] = metrics.Metric(
+    words="calibration error", compute=calibration_error, direction="minimize"
+)
+metrics.OBJECTIVES["val_ece"] = metrics.Objective("val_ece", "minimize")
+from pipeline.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+"""The command line with a metric in the table that stored predictions do not give."""
+
+
+def test_a_study_by_a_metric_that_cannot_be_resampled_chooses_and_says_so(
+    image_folder: Path, store: Path
+) -> None:
+    (store / "space.yaml").write_text("lr: [1.0e-7]\nnorm: [keep]\n")
+    options = {"stage": "1", "n_trials": "2", "objective": "val_ece", "space": "space.yaml"}
+    options = tiny(image_folder, store, options)
+    done = subprocess.run(
+        [sys.executable, "-c", CALIBRATED, *words_of("tune", options)],
+        cwd=store,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    [study] = studies(store)
+    trials = {trial.number: trial.value for trial in study.trials}
+    assert study.direction == optuna.study.StudyDirection.MINIMIZE
+    assert study.user_attrs["chosen"] == min(trials, key=lambda n: (trials[n], n))
+    if study.user_attrs["chosen"]:
+        assert "no standard error of a gain in calibration error" in done.stdout

@@ -43,7 +43,7 @@ def test_words_that_are_no_settings_are_refused(words: str, message: str) -> Non
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--backbone", "resnet19"], "did you mean resnet18?"),
+        (["--backbone", "resnet19"], "did you mean resnet18"),
         (["--data", "nowhere"], "data=nowhere: neither digits"),
         (["--weights", "nowhere.pth"], "weights=nowhere.pth: neither imagenet"),
         (["--backbone", "resnet34"], "weights=tiny_imagenet are for resnet18"),

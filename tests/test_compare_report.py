@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from pipeline.comparing.comparison_page import page_of
 from pipeline.comparing.draws import Pool, pool_of
-from pipeline.comparing.grid import grid_of
+from pipeline.comparing.grid import compare_plan
 from pipeline.comparing.pairs import pair_keys
 from pipeline.comparing.results import Compared
 from pipeline.data.overlap import Counts
@@ -22,9 +22,11 @@ from tests.test_decision import result
 def compared(*, resampled: bool, **options: str) -> Compared:
     """Two schedules on three draws."""
     own = {"preset": "cifar10_small", "schedules": "full,lp_ft", "draws": "3"}
-    grid = grid_of(request_of("compare", {**own, **options}))
+    grid = compare_plan(request_of("compare", {**own, **options}))
     (arms,) = grid.arms.values()
-    pool = Pool(0, resampled, 0.5 if resampled else 0.0, (3,), "pairs")
+    pool = Pool(
+        resampled=resampled, correction=0.5 if resampled else 0.0, looks=(3,), sentence="pairs"
+    )
     keys = pair_keys(pool, arms[0].settings)
     row = (result(0.7), result(0.8))
     results = {arms[0].settings.backbone: [row] * 3}

@@ -60,7 +60,7 @@ def test_imagenet_weights_are_fetched_for_each_backbone(
     assert list(table.groupby(["backbone", "schedule"]).size()) == [2, 2, 2, 2]
     by_id = {run.info.run_id: run for run in runs()}
     for name in BACKBONES:
-        wanted = load_pretrained("imagenet", build_backbone(name, 3, seed=0)).digest
+        wanted = load_pretrained("imagenet", build_backbone(name, 3, 32, seed=0)).digest
         of_it = [run for run in by_id.values() if run.data.tags["backbone"] == name]
         assert of_it
         assert {run.data.tags["weights"] for run in of_it} == {"imagenet"}
@@ -102,5 +102,5 @@ def test_every_backbone_starts_from_the_file_that_was_pretrained_for_it(desk: De
     tags = [run.data.tags for run in runs() if run.data.tags["schedule"] != "full"]
     for name in BACKBONES:
         path = str(pretrained / f"{name}.safetensors")
-        wanted = load_pretrained(path, build_backbone(name, 3, seed=0)).digest
+        wanted = load_pretrained(path, build_backbone(name, 3, 32, seed=0)).digest
         assert {t["weights_sha256"] for t in tags if t["backbone"] == name} == {wanted}

@@ -8,9 +8,9 @@ import pytest
 
 from pipeline.errors import SettingsError
 from pipeline.settings.layers import Layer, resolve
-from pipeline.settings.request import load_settings
 from pipeline.settings.run import DEFAULT_PRESET, plain_values
 from pipeline.system.yaml_file import read_yaml
+from tests.helpers import load_settings
 
 
 def test_the_default_preset_needs_no_download() -> None:
@@ -68,12 +68,32 @@ def test_yaml_and_text_values_mean_the_same(tmp_path: Path) -> None:
         ({"lrr": "1"}, r"unknown setting lrr \(command line\): did you mean lr\?"),
         ({"stage1.epoch": "1"}, r"did you mean stage1\.epochs\?"),
         ({"stage9.lr": "1"}, r"stage9\.lr \(command line\): schedule three_stage has 3 stages"),
-        ({"backbone": "resnet19"}, r"got 'resnet19' \(command line\): did you mean resnet18\?"),
+        (
+            {"backbone": "resnet19"},
+            r"not known \(did you mean resnet18 .* got 'resnet19' \(command line\)",
+        ),
         ({"epochs": "0"}, r"^epochs must be greater than or equal to 1, got '0'"),
         ({"stage2.epochs": "x"}, r"stage2\.epochs must be a valid integer.* got 'x'"),
         ({"lr": "nan"}, r"lr must be a finite number"),
-        ({"image_size": "8"}, r"image_size must be greater than or equal to 32"),
+        ({"image_size": "8"}, "image_size must be 0, or from 32 to 1024, got '8'"),
+        ({"blocks": "some"}, "blocks must be auto, a number, .*got 'some'"),
+        ({"mean": "1,2"}, "mean must be auto, or three numbers from 0 to 1, got '1,2'"),
         ({"preset": "cifar"}, r"unknown preset cifar: did you mean cifar10\? \(there are"),
+        (
+            {"augment": "ligth+erasing"},
+            r"^augment must be .*line\): did you mean light\+erasing\?",
+        ),
+        ({"augment": "mixup+cutmix"}, r"^augment must hold at most one of mixup, cutmix, got"),
+        (
+            {"augment": "light+strong"},
+            r"^augment must hold at most one of none, light, strong, got",
+        ),
+        ({"augment": "mixup+mixup"}, r"^augment must hold at most one of mixup, cutmix, got"),
+        (
+            {"augment": "strong++erasing"},
+            r"^augment must be words joined by \+, out of none, light",
+        ),
+        ({"augment": ""}, r"^augment must be words joined by \+.* got ''"),
         ({"draw": "-1"}, r"draw must be greater than or equal to 0"),
         *(
             ({key: "~nobody-of-that-name/x"}, rf"^{key}=~nobody.*: write the path in full")
@@ -89,6 +109,20 @@ def test_a_fault_says_what_got_where_and_the_nearest_valid_name(
 ) -> None:
     with pytest.raises(SettingsError, match=message):
         load_settings(options, target=2)
+
+
+@pytest.mark.parametrize(
+    ("typed", "kept"),
+    [
+        ("none", "none"),
+        ("light", "light"),
+        ("erasing + light", "light+erasing"),
+        ("mixup+erasing+trivialaugment+strong", "strong+trivialaugment+erasing+mixup"),
+        ("none+cutmix", "cutmix"),
+    ],
+)
+def test_one_augmentation_has_one_name(typed: str, kept: str) -> None:
+    assert load_settings({"augment": typed}).training(1).augment == kept
 
 
 def test_all_faults_are_shown_together_and_once() -> None:

@@ -21,7 +21,7 @@ SMALL = {"train_per_class": "3", "val_per_class": "3"}  # two draws
 def arm(store: Path, image_folder: Path) -> Arm:
     place = {"data": str(image_folder), "cache_dir": str(store / "cache"), "draw": "1"}
     settings = resolve([Layer("test", {**TINY, **SMALL, **place, "schedule": "three_stage"})])
-    return Arm("three_stage", settings, 2)
+    return Arm(name="three_stage", settings=settings, last=2)
 
 
 def test_an_estimate_leaves_no_run_and_nothing_in_the_prefix_cache(arm: Arm, store: Path) -> None:

@@ -30,8 +30,8 @@ from pipeline.entries.decide import TRUE_GAINS_PP
 from pipeline.entries.table import perform
 from pipeline.model.flops import training_operations
 from pipeline.runs.scoring import read_test_split
-from pipeline.runs.session import source_of
-from pipeline.runs.summary import came_to
+from pipeline.runs.sources import source_of
+from pipeline.runs.words import with_auto_resolved
 from pipeline.settings.layers import Layer, resolve
 from pipeline.settings.run import Settings
 from pipeline.stats.operating import characteristics_text, operating_characteristics
@@ -497,7 +497,7 @@ def test_the_report_shows_every_pair_and_the_way_to_the_verdict(decided: Decided
     ],
 )
 def test_a_report_says_what_auto_came_to(asked: str, found: list[str], shown: str) -> None:
-    assert came_to(asked, found) == shown
+    assert with_auto_resolved(asked, found) == shown
 
 
 def test_the_report_shows_cost_and_optimism_of_both_arms(decided: Decided) -> None:
@@ -519,7 +519,9 @@ def test_the_report_shows_cost_and_optimism_of_both_arms(decided: Decided) -> No
         assert row[4:6] == [f"{validation:.2%}", f"{test:.2%}"]
         settings = settings_of(arm[0])
         operations = [
-            training_operations(settings.backbone, len(CLASSES), 32, settings.stage(number))
+            training_operations(
+                settings.backbone, len(CLASSES), 32, settings.stage(number).trainable
+            )
             * settings.training(number).epochs
             * settings.train_per_class
             * len(CLASSES)

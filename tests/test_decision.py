@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.comparing.arms import TunedArm, comparison_of
+from pipeline.comparing.arms import TunedArm, decide_plan
 from pipeline.comparing.decision_page import command_of, page_of
 from pipeline.comparing.draws import Pool
 from pipeline.comparing.pairs import ArmResult, Pair, pair_keys
-from pipeline.comparing.results import Decision
+from pipeline.comparing.results import Decision, verdict_of
 from pipeline.data.overlap import Counts
 from pipeline.tracking import RunView
 from tests.helpers import planned_epochs, request_of
@@ -35,9 +35,9 @@ def result(acc: float, seconds: float = 3.0, trained: int = 1000) -> ArmResult:
 
 def decision(both: tuple[ArmResult, ArmResult] | None = None, **options: str) -> Decision:
     """A decision after two equal pairs; `options`: what was typed."""
-    plan = comparison_of(request_of("decide", {**PRESET, **options}))
+    plan = decide_plan(request_of("decide", {**PRESET, **options}))
     both = both or (result(0.8), result(0.7))
-    pool = Pool(0, False, 0.0, (2,), "pairs are disjoint draws")
+    pool = Pool(looks=(2,), sentence="pairs are disjoint draws")
     pairs = tuple(Pair(key, *both) for key in pair_keys(pool, plan.treatment.settings))
     return Decision(
         asked=plan,
@@ -46,6 +46,7 @@ def decision(both: tuple[ArmResult, ArmResult] | None = None, **options: str) ->
         design=plan.decide.design,
         pool=pool,
         pairs=pairs,
+        verdict=verdict_of(pairs, plan.decide.design, pool, 100),
         beside={},
         test=Counts(images=100, copies=0, seen=0),
         classes=10,
@@ -168,7 +169,7 @@ def test_a_stage_is_what_is_judged_only_against_the_one_before_continued(
     words: dict[str, str], treatment: str, control: str
 ) -> None:
     made = decision(**words)
-    again = comparison_of(request_of("decide", options_again(made)))
+    again = decide_plan(request_of("decide", options_again(made)))
     assert (again.treatment, again.control) == (made.treatment, made.control)
     shown = report(made)
     assert shown.startswith(f"# Is {treatment} justified?")

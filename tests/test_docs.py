@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.settings.describe import HIDDEN
+
 ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = ROOT / "pipeline" / "model" / "weights" / "README.md"
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), WEIGHTS]
@@ -22,6 +24,18 @@ def test_the_page_of_settings_is_what_its_script_writes() -> None:
     spec.loader.exec_module(script)
     written = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
     assert written == script.settings_md(), "run python scripts/settings_md.py"
+
+
+def test_the_page_of_settings_shows_values_as_they_are_typed_and_nothing_that_is_hidden() -> None:
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert not [key for key in HIDDEN if f"| `{key}` |" in page]
+    assert not re.findall(r"=\{|\[\'|PydanticUndefined|\bTrue\b|\bFalse\b", page)
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (.+) \|$", page, re.MULTILINE)
+    assert rows
+    for name, meaning in rows:
+        what, _, choices = meaning.rpartition(": ")
+        listed = choices.split(", ")
+        assert len(listed) < 2 or not all(choice in what.split() for choice in listed), name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

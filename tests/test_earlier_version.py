@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import mlflow
 import pandas as pd
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from pipeline.cli import main
+from pipeline.errors import LineageError
 from pipeline.runs.session import Session
-from pipeline.settings.request import load_settings
 from pipeline.settings.search_space import Range, SearchSpace
 from pipeline.signals.evidence import read_predictions
 from pipeline.tracking import Tracking
-from pipeline.tracking.history import Summary, read_history
+from pipeline.tracking.history import Summary, chain_of, read_history
 from pipeline.tracking.keys import CURVES, VAL_LOSS
-from pipeline.tuning.study import Spec
+from pipeline.tuning.spec import Spec
 from tests.conftest import words_of
+from tests.helpers import load_settings
 from tests.test_run_stage import artifact, runs
 
 FIRST = "951d48df239d4200bee35215ea3b2409"
@@ -93,6 +95,18 @@ def test_the_history_and_the_summary_of_an_earlier_run_read_back(finished_chain:
     assert summary.metrics == {name: history.best[name] for name in CURVES}
     assert summary.best_line in run.tags["mlflow.note.content"]
     assert read_history(tracking, run, ["val/never_logged"]) is None
+
+
+def test_a_chain_is_walked_to_its_first_stage_and_a_deleted_run_is_named(
+    finished_chain: Path,
+) -> None:
+    tracking = Tracking.connect()
+    (last,) = tracking.find({"kind": "stage", "stage": "2"})
+    walked = [*chain_of(tracking, last)]
+    assert [run.number("stage") for run in walked] == [2, 1]
+    mlflow.delete_run(walked[-1].run_id)
+    with pytest.raises(LineageError, match=walked[-1].run_id):
+        list(chain_of(tracking, last))
 
 
 def test_gate_and_evaluate_read_earlier_runs(

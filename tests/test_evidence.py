@@ -61,19 +61,20 @@ def test_every_stage_carries_its_signals_numbers_sentences_and_pictures(
 ) -> None:
     first, second = chain[:2]
     for row, names in ((first, FIRST), (second, ALL)):
-        assert set(signals_of(row)) == names
+        assert names <= set(signals_of(row))
         assert set(signals_of(row).values()) <= {"true", "false", "unknown"}
-        for name in names:
+        for name in signals_of(row):
             line = f"`{name}` **{signals_of(row)[name]}**"
             assert line in row["tags.mlflow.note.content"]
         for picture in ("risks", "signals"):
             assert artifact(row["run_id"], f"figures/{picture}.png").stat().st_size > 5000
+    assert not set(signals_of(first)) & (ALL - FIRST)
     assert signals_of(second)[UNSTABLE] == "unknown"
     assert not artifact(first["run_id"], "figures/chain.png").exists()
     assert artifact(second["run_id"], "figures/chain.png").exists()
 
     evidence = evidence_of(second["run_id"])
-    assert set(evidence["signals"]) == ALL
+    assert set(evidence["signals"]) == set(signals_of(second))
     assert evidence["inputs"]["parent_run_id"] == first["run_id"]
     assert evidence["thresholds"]["signal_saturation_acc"] == 0.99
     for signal in evidence["signals"].values():

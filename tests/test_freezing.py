@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import pytest
 import torch
@@ -11,9 +11,10 @@ from torch import nn
 from pipeline.errors import FreezingError
 from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.model.freezing import FrozenProof, set_trainable
-from pipeline.settings.run import BackboneName, TrainSettings
+from pipeline.model.often import OFTEN
+from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import BLOCKS, SCHEDULES, Stage
-from pipeline.training.device import compute_copy, run_blocks
+from pipeline.training.device import compute_copy, run_segments
 from pipeline.training.features import Features
 from pipeline.training.trainer import Trainer
 from tests.helpers import (
@@ -29,7 +30,6 @@ from tests.helpers import (
 )
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-BACKBONES = get_args(BackboneName)
 STAGE_2 = SCHEDULES["three_stage"].stage(2)
 
 
@@ -40,14 +40,14 @@ def train(
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Trainer, FrozenProof, Features]:
     """One epoch of one step on four images; the backbone then holds the result."""
-    images, proof = make_images(4), FrozenProof.take(backbone, stage)
+    images, proof = make_images(4), FrozenProof.take(backbone, stage.number, stage.trainable)
     features = live_features(backbone, stage, images, dtype)
     settings = TrainSettings(epochs=1, batch_size=4, augment="none", norm=norm, lr=0.01)
     trainer = trainer_for(backbone, stage, settings, dtype=dtype)
-    proof.watch(trainer.frozen)
+    proof.watch({"suffix": trainer.segments})
     for _ in trainer.epochs(images, features, images, features):
         pass
-    backbone.model.load_state_dict(trainer.best, strict=False)
+    backbone.put(trainer.best)
     return trainer, proof, features
 
 
@@ -57,19 +57,20 @@ def test_the_stages_tried_stand_for_those_of_every_schedule() -> None:
 
 
 @pytest.mark.parametrize("stage", DISTINCT_STAGES.values(), ids=map("+".join, DISTINCT_STAGES))
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", OFTEN)
 def test_a_stage_changes_its_trainable_blocks_and_nothing_else(name: str, stage: Stage) -> None:
-    backbone = build_backbone(name, CLASSES, seed=0)
+    backbone = build_backbone(name, CLASSES, 32, seed=0)
     before = copy_state(backbone)
     trainer, proof, features = train(backbone, stage)
     proof.check(backbone)
     trainable = set(backbone.tensor_names(stage.trainable))
     assert changed_names(before, copy_state(backbone)) == trainable
 
-    for block, copied in features.running.items():  # the copy of the prefix that was really run
-        assert copied.state_dict().keys() == backbone.blocks[block].state_dict().keys()
-        for inner, tensor in backbone.blocks[block].state_dict().items():
-            assert torch.equal(copied.state_dict()[inner], tensor)
+    for segment in features.running:  # the copy of the prefix that was really run
+        copied = segment.module
+        assert list(copied.state_dict()) == backbone.tensor_names(segment.blocks)
+        for inner, tensor in copied.state_dict().items():
+            assert torch.equal(tensor, before[inner])
         assert not any(module.training for module in copied.modules())
         assert not any(p.requires_grad or p.grad is not None for p in copied.parameters())
 
@@ -85,11 +86,11 @@ def test_a_stage_changes_its_trainable_blocks_and_nothing_else(name: str, stage:
 def test_a_frozen_block_above_a_trainable_one_stays_frozen(dtype: torch.dtype) -> None:
     """Also where its copy computes in fewer bits than the model holds."""
     stage = Stage("release_block3", 2, ("head", "block3"))
-    backbone = build_backbone("mobilenet_v3_small", CLASSES, seed=0)
+    backbone = build_backbone("mobilenet_v3_small", CLASSES, 32, seed=0)
     before = copy_state(backbone)
     trainer, proof, _ = train(backbone, stage, dtype=dtype)
-    assert set(trainer.frozen) == {"block4"}
-    assert all(p.grad is None for p in trainer.blocks["block4"].parameters())
+    (block4,) = [s for s in trainer.segments if s.blocks == ("block4",)]
+    assert all(p.grad is None for p in block4.module.parameters())
     proof.check(backbone)
     trainable = set(backbone.tensor_names(stage.trainable))
     assert changed_names(before, copy_state(backbone)) == trainable
@@ -112,32 +113,32 @@ def test_statistics_of_trainable_blocks_adapt_or_are_kept(
 
 @pytest.mark.parametrize("norm", ["adapt", "keep"])
 def test_each_block_is_in_the_mode_of_its_stage(norm: Literal["adapt", "keep"]) -> None:
-    blocks = build_backbone("mobilenet_v3_small", CLASSES, seed=0).blocks
-    set_trainable(blocks, ("head", "block4"), norm)
-    for name, block in blocks.items():
-        trains = name in ("head", "block4")
-        assert {p.requires_grad for p in block.parameters()} == {trains}
-        for module in block.modules():
+    segments = build_backbone("mobilenet_v3_small", CLASSES, 32, seed=0).segments
+    set_trainable(segments, ("head", "block4"), norm)
+    for segment in segments:
+        trains = segment.name in ("head", "block4")
+        assert {p.requires_grad for p in segment.module.parameters()} == {trains}
+        for module in segment.module.modules():
             kept = isinstance(module, nn.BatchNorm2d) and norm == "keep"
             assert module.training == (trains and not kept)
 
 
 def test_setting_another_stage_freezes_what_trained_before() -> None:
-    blocks = build_backbone("mobilenet_v3_small", CLASSES, seed=0).blocks
-    set_trainable(blocks, BLOCKS, "adapt")
-    set_trainable(blocks, ("head",), "adapt")
-    trains = {name for name, block in blocks.items() if any(m.training for m in block.modules())}
-    learns = {n for n, block in blocks.items() if any(p.requires_grad for p in block.parameters())}
+    segments = build_backbone("mobilenet_v3_small", CLASSES, 32, seed=0).segments
+    set_trainable(segments, BLOCKS, "adapt")
+    set_trainable(segments, ("head",), "adapt")
+    trains = {s.name for s in segments if any(m.training for m in s.module.modules())}
+    learns = {s.name for s in segments if any(p.requires_grad for p in s.module.parameters())}
     assert trains == learns == {"head"}
 
 
 @pytest.fixture
 def resnet() -> Backbone:
-    return build_backbone("resnet18", CLASSES, seed=0)
+    return build_backbone("resnet18", CLASSES, 32, seed=0)
 
 
 def test_a_frozen_batch_norm_in_training_mode_is_caught_by_name(resnet: Backbone) -> None:
-    proof = FrozenProof.take(resnet, STAGE_2)
+    proof = FrozenProof.take(resnet, 2, STAGE_2.trainable)
     resnet.model.get_submodule("layer2.0.bn1").train()
     with torch.no_grad():
         resnet.model(torch.rand(4, 3, 32, 32))
@@ -149,7 +150,7 @@ def test_a_frozen_batch_norm_in_training_mode_is_caught_by_name(resnet: Backbone
     "name", ["conv1.weight", "bn1.num_batches_tracked", "layer3.1.bn2.bias", "layer1.0.bn1.weight"]
 )
 def test_a_changed_frozen_tensor_is_caught_by_name(name: str, resnet: Backbone) -> None:
-    proof = FrozenProof.take(resnet, STAGE_2)
+    proof = FrozenProof.take(resnet, 2, STAGE_2.trainable)
     resnet.model.state_dict()["fc.bias"] += 1  # trainable: no fault
     proof.check(resnet)
     resnet.model.state_dict()[name].view(-1)[-1:] += 1
@@ -160,22 +161,22 @@ def test_a_changed_frozen_tensor_is_caught_by_name(name: str, resnet: Backbone) 
 def test_the_smallest_change_of_one_value_is_caught_by_name(resnet: Backbone) -> None:
     weight = resnet.model.state_dict()["layer1.0.conv1.weight"]
     weight.view(-1)[0] = 0.0
-    proof = FrozenProof.take(resnet, SCHEDULES["head_only"].stage(1))
+    proof = FrozenProof.take(resnet, 1, ("head",))
     weight.view(-1)[0] = -0.0
     with pytest.raises(FreezingError, match=r"\(layer1\.0\.conv1\.weight\)"):
         proof.check(resnet)
 
 
 def test_the_proof_of_a_stage_that_trains_everything_covers_nothing(resnet: Backbone) -> None:
-    assert FrozenProof.take(resnet, SCHEDULES["full"].stage(1)).digests == {}
+    assert FrozenProof.take(resnet, 1, BLOCKS).digests == {}
 
 
 def test_a_running_copy_of_the_prefix_in_training_mode_is_caught(resnet: Backbone) -> None:
-    copies = compute_copy(resnet, STAGE_2.prefix, torch.float32, CPU)
-    proof = FrozenProof.take(resnet, STAGE_2)
-    proof.watch(copies)
-    copies["block2"].train()
+    copies = compute_copy(resnet.segments[:4], torch.float32, CPU)
+    proof = FrozenProof.take(resnet, 2, STAGE_2.trainable)
+    proof.watch({"train": copies})
+    copies[2].module.train()
     with torch.no_grad():
-        run_blocks(copies, torch.rand(4, 3, 32, 32), torch.float32)
-    with pytest.raises(FreezingError, match=r"block2\.0\.0\.bn1\.running_mean"):
+        run_segments(copies, torch.rand(4, 3, 32, 32), torch.float32)
+    with pytest.raises(FreezingError, match=r"train\.layer2\.0\.bn1\.running_mean"):
         proof.check(resnet)

@@ -11,7 +11,7 @@ from pipeline.errors import GateError
 from pipeline.settings.run import Thresholds
 from pipeline.signals.gate import (
     Gate,
-    Pair,
+    GateDraw,
     gate_of_run,
     last_fifth_span,
     parse_best_lines,
@@ -39,11 +39,13 @@ Stage-2 Best results: Train Loss: 0.7060 | Val Loss: 1.0932 | Train Acc: 100.00%
 """
 
 
-def pairs(count: int = 3, losses: Sequence[float] = FLAT, **second: float) -> list[Pair]:
+def draws(count: int = 3, losses: Sequence[float] = FLAT, **second: float) -> list[GateDraw]:
     first = {TRAIN_LOSS: 1.0, VAL_LOSS: 1.1, TRAIN_ACC: 0.7, VAL_ACC: 0.6}
     better = {TRAIN_LOSS: 0.8, VAL_LOSS: 0.9, TRAIN_ACC: 0.85, VAL_ACC: 0.7}
     better |= {name.replace("_", "/"): value for name, value in second.items()}
-    return [Pair(str(draw), first, better, losses) for draw in range(count)]
+    return [
+        GateDraw(draw=str(n), first=first, second=better, val_loss=losses) for n in range(count)
+    ]
 
 
 def states(gate: Gate) -> dict[str, str]:
@@ -60,7 +62,7 @@ def test_the_reference_users_own_lines_are_memorising_and_confirmation_only() ->
 
 
 def test_a_healthy_stage_2_is_promising_and_not_stopped() -> None:
-    gate = read_gate(pairs(), T)
+    gate = read_gate(draws(), T)
     assert gate.prior == "promising"
     assert states(gate) == {
         "optimization_stabilized": "true",
@@ -74,17 +76,17 @@ def test_a_healthy_stage_2_is_promising_and_not_stopped() -> None:
 @pytest.mark.parametrize(
     ("given", "name", "state"),
     [
-        (pairs(2), "consistent_gains", "unknown"),
-        (pairs(2, val_acc=0.5), "consistent_gains", "false"),
-        ([*pairs(2), *pairs(1, val_acc=0.6)], "consistent_gains", "false"),
-        (pairs(losses=FALLING), "optimization_stabilized", "false"),
-        (pairs(losses=[]), "optimization_stabilized", "unknown"),
-        (pairs(val_acc=0.98), "headroom", "false"),
-        (pairs(val_acc=0.604), "headroom", "false"),
+        (draws(2), "consistent_gains", "unknown"),
+        (draws(2, val_acc=0.5), "consistent_gains", "false"),
+        ([*draws(2), *draws(1, val_acc=0.6)], "consistent_gains", "false"),
+        (draws(losses=FALLING), "optimization_stabilized", "false"),
+        (draws(losses=[]), "optimization_stabilized", "unknown"),
+        (draws(val_acc=0.98), "headroom", "false"),
+        (draws(val_acc=0.604), "headroom", "false"),
     ],
 )
 def test_one_unmet_condition_makes_it_not_yet_and_stops_stage_3(
-    given: list[Pair], name: str, state: str
+    given: list[GateDraw], name: str, state: str
 ) -> None:
     gate = read_gate(given, T)
     assert states(gate)[name] == state
@@ -104,15 +106,15 @@ def test_one_unmet_condition_makes_it_not_yet_and_stops_stage_3(
 def test_memorising_needs_full_accuracy_and_a_loss_that_stays_high(
     second: dict[str, float], state: str
 ) -> None:
-    gate = read_gate(pairs(**second), T)
+    gate = read_gate(draws(**second), T)
     assert states(gate)["memorising"] == state
     assert (gate.prior == "confirmation_only") == (state == "true")
 
 
 def test_memorising_is_what_most_draws_do() -> None:
     memorises = {"train_acc": 1.0, "train_loss": 0.1}
-    assert read_gate([*pairs(2), *pairs(1, **memorises)], T).prior == "promising"
-    assert read_gate([*pairs(1), *pairs(2, **memorises)], T).prior == "confirmation_only"
+    assert read_gate([*draws(2), *draws(1, **memorises)], T).prior == "promising"
+    assert read_gate([*draws(1), *draws(2, **memorises)], T).prior == "confirmation_only"
 
 
 @pytest.mark.parametrize(
@@ -151,9 +153,9 @@ def test_lines_that_cannot_be_paired_or_true_are_refused(text: str, message: str
 
 def test_too_few_draws_are_told_from_a_stage_2_that_does_not_gain() -> None:
     with pytest.raises(GateError, match="run stage 2 on 3 draws or more first"):
-        read_gate(pairs(2), T).enforce()
+        read_gate(draws(2), T).enforce()
     with pytest.raises(GateError, match="improve stage 2 first"):
-        read_gate(pairs(2, val_acc=0.5), T).enforce()
+        read_gate(draws(2, val_acc=0.5), T).enforce()
 
 
 def planted(tracking: Tracking, draw: int, seed: int, **more: str) -> str:

@@ -20,14 +20,13 @@ from pipeline.data.images import digest_image
 from pipeline.model.backbones import build_backbone
 from pipeline.runs.lineage import settings_of
 from pipeline.runs.session import Session
-from pipeline.settings.request import load_settings
 from pipeline.settings.run import Thresholds
 from pipeline.signals.evidence import instability_now
 from pipeline.system.digests import digest_values
 from pipeline.tracking import Tracking
 from pipeline.tracking.keys import POOL
 from tests.conftest import TINY, Command, words_of, write_image_folder
-from tests.helpers import fill
+from tests.helpers import fill, load_settings
 from tests.test_gate import planted
 from tests.test_run_stage import artifact, runs
 from tests.test_tuning import space_file, studies
@@ -278,7 +277,7 @@ def test_weights_may_move_and_may_not_change(
     command: Command, ann: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for seed, name in enumerate(("old.pth", "other.pth")):
-        model = build_backbone("mobilenet_v3_small", 5, seed).model
+        model = build_backbone("mobilenet_v3_small", 5, 32, seed).model
         torch.save(model.state_dict(), tmp_path / name)
     old, new, other = (str(tmp_path / name) for name in ("old.pth", "new.pth", "other.pth"))
     assert command("stage1", data=ann, weights=old, **TEST) == 0

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from pipeline.data.base import read_images
-from pipeline.data.images import DOUBT, ImageSet, digest_image, fit_square, to_rgb
+from pipeline.data.images import DOUBT, USUAL, ImageSet, digest_image, to_rgb
 from tests.conftest import class_image
 from tests.helpers import split_of
 
@@ -238,7 +238,7 @@ def test_the_digest_depends_on_the_shape() -> None:
     "size", [(1, 1), (1, 90), (90, 1), (31, 33), (8, 8), (1000, 3), (700, 900)]
 )
 def test_any_size_becomes_a_square_of_bytes(size: tuple[int, int]) -> None:
-    pixels = fit_square(Image.new("RGB", size, (1, 2, 3)), 8)
+    pixels = USUAL.fit_square(Image.new("RGB", size, (1, 2, 3)), 8)
     assert (pixels.shape, pixels.dtype, pixels.flags.c_contiguous) == ((3, 8, 8), np.uint8, True)
     assert [np.unique(channel).tolist() for channel in pixels] == [[1], [2], [3]]
 
@@ -248,12 +248,12 @@ def test_the_central_square_is_kept(turned: bool) -> None:
     wide = Image.new("RGB", (24, 8), RED)
     wide.paste(GREY, (8, 0, 16, 8))
     image = wide.transpose(Image.Transpose.ROTATE_90) if turned else wide
-    assert np.unique(fit_square(image, 8)).tolist() == [120]
+    assert np.unique(USUAL.fit_square(image, 8)).tolist() == [120]
 
 
 def test_an_image_of_the_right_size_is_not_changed() -> None:
     image = class_image(2, 0, 8)
-    assert np.array_equal(fit_square(image, 8), np.asarray(image).transpose(2, 0, 1))
+    assert np.array_equal(USUAL.fit_square(image, 8), np.asarray(image).transpose(2, 0, 1))
 
 
 def image_set(images: list[Image.Image], labels: list[int]) -> ImageSet:
@@ -296,6 +296,6 @@ def test_a_set_holds_its_images_in_order() -> None:
     assert (images.pixels.dtype, images.labels.dtype) == (torch.uint8, torch.int64)
     for row, image in enumerate(IMAGES):
         digest = digest_image(image)
-        assert np.array_equal(images.pixels[row].numpy(), fit_square(image, 8))
+        assert np.array_equal(images.pixels[row].numpy(), USUAL.fit_square(image, 8))
         assert images.digests[row].tobytes() == digest
         assert images.keys[row].tobytes() == digest[:8]

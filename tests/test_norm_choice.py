@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import nn
 from pipeline.data.images import ImageSet
 from pipeline.data.open import open_source
 from pipeline.errors import WeightsError
-from pipeline.model.backbones import FORWARD_ORDER, Backbone, batch_norms, build_backbone
+from pipeline.model.backbones import Backbone, batch_norms, build_backbone
 from pipeline.training.norm_choice import NormStatsChoice, choose_norm_stats, decide_by_hits
 from tests.conftest import SHARED
 from tests.helpers import (
@@ -44,7 +43,7 @@ def choose(
 
 def spoil_statistics(backbone: Backbone) -> None:
     """Statistics of a far domain: every channel saturates, all images look alike."""
-    for norm in batch_norms(backbone.blocks.values()):
+    for norm in batch_norms([backbone.model]):
         assert norm.running_mean is not None
         norm.running_mean += 100.0
 
@@ -126,7 +125,7 @@ def test_other_labels_images_or_weights_are_another_choice(tmp_path: Path) -> No
 
 def test_the_statistics_found_on_the_way_are_those_of_target(tmp_path: Path) -> None:
     images = make_images(COUNT)
-    chosen, plain = (build_backbone("mobilenet_v3_small", CLASSES, seed=0) for _ in range(2))
+    chosen, plain = (build_backbone("mobilenet_v3_small", CLASSES, 32, seed=0) for _ in range(2))
     choose(chosen, images, tmp_path)
     (path,) = tmp_path.glob("*.safetensors")
     written = path.stat().st_mtime_ns
@@ -144,7 +143,7 @@ def test_a_cache_that_cannot_be_written_costs_the_cache_alone(tmp_path: Path) ->
 
 
 def test_a_class_needs_two_images_to_be_probed() -> None:
-    backbone = build_backbone("mobilenet_v3_small", CLASSES, seed=0)
+    backbone = build_backbone("mobilenet_v3_small", CLASSES, 32, seed=0)
     choice = choose(backbone, make_images(CLASSES))
     assert (choice.value, choice.scores) == ("source", {})
     assert "1 training image" in choice.line
@@ -153,21 +152,16 @@ def test_a_class_needs_two_images_to_be_probed() -> None:
 
 
 def test_a_backbone_without_batch_norm_has_nothing_to_choose() -> None:
-    layers = OrderedDict(
-        (name, nn.Sequential(nn.Conv2d(3, 3, 1), nn.GroupNorm(1, 3))) for name in FORWARD_ORDER
-    )
-    layers["head"] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, CLASSES))
-    choice = choose(
-        Backbone("plain_net", nn.Sequential(layers).eval(), dict(layers)), make_images(COUNT)
-    )
+    backbone = build_backbone("tests.networks:GroupNorms", CLASSES, 32, seed=0)
+    choice = choose(backbone, make_images(COUNT))
     assert (choice.value, choice.scores) == ("source", {})
-    assert "plain_net has no BatchNorm" in choice.line
+    assert "GroupNorms has no BatchNorm" in choice.line
 
 
 def test_features_that_are_no_numbers_lose_to_those_that_are() -> None:
     images = make_images(COUNT)
     backbone = calibrated_backbone("mobilenet_v3_small", images)
-    norm = next(batch_norms(backbone.blocks[name] for name in FORWARD_ORDER))
+    norm = next(batch_norms([backbone.model]))
     assert norm.running_var is not None
     norm.running_var -= 1e6  # the root of a negative number, under source alone
     choice = choose(backbone, images)
@@ -176,7 +170,7 @@ def test_features_that_are_no_numbers_lose_to_those_that_are() -> None:
 
 
 def test_weights_that_give_no_numbers_at_all_are_refused() -> None:
-    backbone = build_backbone("mobilenet_v3_small", CLASSES, seed=0)
+    backbone = build_backbone("mobilenet_v3_small", CLASSES, 32, seed=0)
     with torch.no_grad():
         next(m for m in backbone.model.modules() if isinstance(m, nn.Conv2d)).weight.fill_(3e38)
     with pytest.raises(WeightsError, match="not finite numbers"):
@@ -213,6 +207,6 @@ def test_real_weights_get_the_statistics_that_were_measured_to_be_better(
         draw=0,
         image_size=size,
     )
-    model = build_backbone(backbone, len(draw.class_names), seed=0)
+    model = build_backbone(backbone, len(draw.class_names), size, seed=0)
     load_pretrained(weights if "." not in weights else weights_file(weights), model).apply(model)
     assert choose(model, draw.train).value == expected

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipeline.data.images import ImageSet, normalise
-from pipeline.model.backbones import FORWARD_ORDER, Backbone, batch_norms, build_backbone
+from pipeline.data.images import USUAL, ImageSet
+from pipeline.model.backbones import Backbone, batch_norms, build_backbone
 from pipeline.system.digests import digest_tensors
 from pipeline.training.norm_stats import STATISTICS, calibrate_norm_stats
 from tests.helpers import CLASSES, CPU, calibrate, changed_names, copy_state, make_images
@@ -26,10 +26,10 @@ def check_first_norm(
     `mean`, `var`: relative and absolute tolerance.
     """
     first = next(m for m in backbone.model.modules() if isinstance(m, nn.Conv2d))
-    weight, inputs = first.weight.detach().double(), normalise(images.pixels).double()
+    weight, inputs = first.weight.detach().double(), USUAL.normalise(images.pixels).double()
     values = F.conv2d(inputs, weight, stride=first.stride, padding=first.padding)
     calibrate(backbone, images)
-    norm: Any = next(batch_norms(backbone.blocks[name] for name in FORWARD_ORDER))
+    norm: Any = next(batch_norms([backbone.model]))
     for found, wanted, (rtol, atol) in (
         (norm.running_mean, values.mean((0, 2, 3)), mean),
         (norm.running_var, values.var((0, 2, 3), unbiased=True), var),
@@ -39,7 +39,7 @@ def check_first_norm(
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "efficientnet_b0"])
 def test_the_first_norm_has_the_images_mean_and_variance(name: str) -> None:
-    images, backbone = make_images(12), build_backbone(name, CLASSES, seed=0)
+    images, backbone = make_images(12), build_backbone(name, CLASSES, 32, seed=0)
     check_first_norm(backbone, images, mean=(1e-4, 1e-5), var=(1e-4, 1e-5))
 
 
@@ -51,19 +51,16 @@ def test_class_by_class_order_in_several_batches_gives_the_same_statistics() -> 
     labels = torch.arange(count) // (count // 2)
     pixels[labels == 1, 0] += 100
     digests = rng.integers(0, 256, (count, 32), dtype=np.uint8)
-    images, backbone = (
-        ImageSet(pixels=pixels, labels=labels, digests=digests),
-        build_backbone("resnet18", 2, seed=0),
-    )
-    backbone.blocks.update({name: nn.Sequential() for name in FORWARD_ORDER[1:5]})  # the stem only
+    images = ImageSet(pixels=pixels, labels=labels, digests=digests)
+    backbone = build_backbone("tests.networks:FirstNormAlone", 2, 32, seed=0)
     check_first_norm(backbone, images, mean=(1e-3, 1e-3), var=(0.02, 0))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
 def test_only_batch_norm_statistics_change_whatever_they_were_before(name: str) -> None:
-    fresh, used = (build_backbone(name, CLASSES, seed=0) for _ in range(2))
+    fresh, used = (build_backbone(name, CLASSES, 32, seed=0) for _ in range(2))
     before = copy_state(fresh)
-    norms: list[Any] = list(batch_norms(used.blocks.values()))
+    norms: list[Any] = list(batch_norms([used.model]))
     for norm in norms:
         norm.running_mean += 5.0
         norm.num_batches_tracked += 1000
@@ -85,7 +82,7 @@ def test_bfloat16_statistics_are_those_of_float32_up_to_rounding_and_kept_apart(
     images = make_images(12)
     kept = []
     for dtype in (torch.float32, torch.bfloat16):
-        backbone = build_backbone("resnet18", CLASSES, seed=0)
+        backbone = build_backbone("resnet18", CLASSES, 32, seed=0)
         calibrate_norm_stats(backbone, images, dtype, CPU, tmp_path)
         kept.append(backbone)
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
@@ -106,7 +103,7 @@ def test_calibration_is_blind_to_labels_and_sees_the_images() -> None:
     )
     states = []
     for given in (images, relabelled, make_images(12, start=100)):
-        backbone = build_backbone("mobilenet_v3_small", CLASSES, seed=0)
+        backbone = build_backbone("mobilenet_v3_small", CLASSES, 32, seed=0)
         calibrate(backbone, given)
         states.append(copy_state(backbone))
     assert changed_names(states[0], states[1]) == set()
@@ -119,7 +116,7 @@ def test_kept_statistics_are_those_computed_really_read_and_damage_is_noticed(
     images = make_images(8)
 
     def digest(folder: Path | None) -> str:
-        backbone = build_backbone("resnet18", CLASSES, seed=0)
+        backbone = build_backbone("resnet18", CLASSES, 32, seed=0)
         calibrate(backbone, images, folder)
         return digest_tensors(backbone.model.state_dict())
 
@@ -136,12 +133,12 @@ def test_kept_statistics_are_those_computed_really_read_and_damage_is_noticed(
 
 @pytest.mark.parametrize("other", ["images", "weights", "size"])
 def test_other_weights_or_images_have_statistics_of_their_own(tmp_path: Path, other: str) -> None:
-    calibrate(build_backbone("resnet18", CLASSES, seed=0), make_images(8), tmp_path)
+    calibrate(build_backbone("resnet18", CLASSES, 32, seed=0), make_images(8), tmp_path)
     images = {
         "images": make_images(8, start=1),
         "weights": make_images(8),
         "size": make_images(8, 48),
     }
     seed = 1 if other == "weights" else 0
-    calibrate(build_backbone("resnet18", CLASSES, seed), images[other], tmp_path)
+    calibrate(build_backbone("resnet18", CLASSES, 32, seed), images[other], tmp_path)
     assert len(list(tmp_path.glob("*.safetensors"))) == 2

@@ -14,7 +14,7 @@ from jinja2 import UndefinedError
 from matplotlib.figure import Figure
 
 from pipeline.reporting.page import to_html, to_markdown
-from pipeline.signals.gate import Gate, Pair
+from pipeline.signals.gate import Gate, GateDraw
 from pipeline.signals.readings import Signal
 from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, VAL_ACC, VAL_LOSS
 from tests.reports import Html
@@ -22,14 +22,15 @@ from tests.test_decision import decision, report
 
 ROOT = Path(__file__).resolve().parent.parent
 NASTY = "<script>alert(1)</script> *x* [a](javascript:1) ![b](c) `y` $z$ ~~q~~ &amp; a|b \\| __w__"
-GATE = Gate((Signal("headroom", "true", "some"),), "promising", "")
+GATE = Gate((Signal.of("headroom", True, "some"),), "promising", "")
 
 
 def gate_page(name: str) -> str:
     """A page with a fact in a sentence, in a list and in a table."""
     outcome = {TRAIN_LOSS: 1.0, VAL_LOSS: 1.0, TRAIN_ACC: 0.5, VAL_ACC: 0.5}
-    gate = Gate((Signal("headroom", "true", name),), "promising", "")
-    return to_markdown("gate", gate=gate, pairs=[Pair(name, outcome, outcome, [])], title=name)
+    gate = Gate((Signal.of("headroom", True, name),), "promising", "")
+    draws = [GateDraw(draw=name, first=outcome, second=outcome)]
+    return to_markdown("gate", gate=gate, draws=draws, title=name)
 
 
 def check_shown(name: str) -> None:
@@ -74,7 +75,7 @@ def test_a_command_is_shown_as_it_is_typed(command: str) -> None:
 
 def test_a_fact_that_is_missing_is_an_error() -> None:
     with pytest.raises(UndefinedError, match="title"):
-        to_markdown("gate", gate=GATE, pairs=[])
+        to_markdown("gate", gate=GATE, draws=[])
 
 
 def test_every_file_that_is_no_module_is_in_the_package() -> None:

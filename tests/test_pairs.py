@@ -13,33 +13,40 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.cli import main
-from pipeline.comparing.arms import Arm, Comparison, comparison_of
+from pipeline.comparing.arms import Arm, Comparison, decide_plan
 from pipeline.comparing.draws import Pool, pool_of
-from pipeline.comparing.pairs import PairKey, PairRunner, pair_keys, scored_prefix
+from pipeline.comparing.pairs import PairKey, PairRunner, pair_keys, shared_prefix
 from pipeline.data.base import Source, Split
 from pipeline.data.draws import deal_rows, draws_held, set_aside, share_in_common
 from pipeline.data.images import digest_image
 from pipeline.data.overlap import Overlap
 from pipeline.errors import DataError, DesignError, StorageError
-from pipeline.model.backbones import FORWARD_ORDER, Backbone, batch_norms
+from pipeline.model.backbones import Backbone, batch_norms, build_backbone
 from pipeline.runs.scoring import predict
-from pipeline.runs.session import source_of
-from pipeline.settings.request import load_settings
+from pipeline.runs.sources import source_of
 from pipeline.settings.schedules import SCHEDULES
 from pipeline.tracking import Tracking
 from pipeline.training.prefix_cache import PrefixCache
 from tests.conftest import write_image_folder
-from tests.helpers import CLASSES, CPU, calibrated_backbone, make_draw, make_images, request_of
+from tests.helpers import (
+    CLASSES,
+    CPU,
+    calibrated_backbone,
+    load_settings,
+    make_draw,
+    make_images,
+    request_of,
+)
 from tests.test_draws import make_source, make_split
 
 
 def arm(name: str, last: int | None = None) -> Arm:
     settings = load_settings({"preset": "cifar10_small", "schedule": name})
-    return Arm(name, settings, last or len(SCHEDULES[name].stages))
+    return Arm(name=name, settings=settings, last=last or len(SCHEDULES[name].stages))
 
 
 def pool(count: int, *, resampled: bool = False) -> Pool:
-    return Pool(2, resampled, 0.0, (2, count), "")
+    return Pool(first_draw=2, resampled=resampled, looks=(2, count), sentence="")
 
 
 def digests(split: Split | None) -> set[bytes]:
@@ -49,14 +56,26 @@ def digests(split: Split | None) -> set[bytes]:
 
 def test_disjoint_pairs_take_draw_after_draw_of_one_shuffle() -> None:
     keys = pair_keys(pool(3), load_settings({"data_seed": "5", "seed": "40"}))
-    assert keys == [PairKey(0, 2, 5, 42), PairKey(1, 3, 5, 43), PairKey(2, 4, 5, 44)]
+    assert keys == [
+        PairKey(number=0, draw=2, data_seed=5, seed=42),
+        PairKey(number=1, draw=3, data_seed=5, seed=43),
+        PairKey(number=2, draw=4, data_seed=5, seed=44),
+    ]
     moved = pair_keys(pool(3), load_settings({"data_seed": "5", "seed": "40", "draw": "2"}))
-    assert moved == [PairKey(0, 2, 5, 40), PairKey(1, 3, 5, 41), PairKey(2, 4, 5, 42)]
+    assert moved == [
+        PairKey(number=0, draw=2, data_seed=5, seed=40),
+        PairKey(number=1, draw=3, data_seed=5, seed=41),
+        PairKey(number=2, draw=4, data_seed=5, seed=42),
+    ]
 
 
 def test_resampled_pairs_take_the_first_draw_of_a_shuffle_each() -> None:
     keys = pair_keys(pool(3, resampled=True), load_settings({"data_seed": "5", "seed": "40"}))
-    assert keys == [PairKey(0, 0, 6, 40), PairKey(1, 0, 7, 41), PairKey(2, 0, 8, 42)]
+    assert keys == [
+        PairKey(number=0, draw=0, data_seed=6, seed=40),
+        PairKey(number=1, draw=0, data_seed=7, seed=41),
+        PairKey(number=2, draw=0, data_seed=8, seed=42),
+    ]
 
 
 @pytest.mark.parametrize("place", ["/proc/nope", "file", "folder/pairs"])
@@ -67,17 +86,17 @@ def test_a_cache_folder_that_cannot_be_used_is_told(store: Path, place: str, cac
         (store / name).touch()
     where = {"cache_dir": place.removesuffix("/pairs"), "cache": cache}
     nothing = np.zeros(2, dtype=np.bool_)
-    treatment = Arm("full", load_settings({"schedule": "full", **where}), 1)
+    treatment = Arm(name="full", settings=load_settings({"schedule": "full", **where}), last=1)
     runner = PairRunner(
         arms=(treatment,),
-        overlap=Overlap(test=make_images(2), copies=nothing, seen=nothing, class_names=()),
+        overlap=Overlap(test=make_images(2), in_pool=nothing, seen=nothing, class_names=()),
         tracking=Tracking.connect(),
         nested_under=None,
         say=print,
         tell=lambda *_: "",
     )
     with pytest.raises(StorageError, match=r"^cannot write the cache to .*: choose a folder"):
-        runner.run_all([PairKey(0, 0, 0, 0)])
+        runner.run_all([PairKey(number=0, draw=0, data_seed=0, seed=0)])
 
 
 @pytest.mark.parametrize("words", [["decide", "--looks", "2"], ["compare", "--draws", "2"]])
@@ -94,28 +113,20 @@ def test_a_cache_folder_that_cannot_be_used_is_told_before_images_are_read(
 @pytest.mark.parametrize(
     ("arms", "prefixes"),
     [
-        ([("three_stage", 3), ("stage2_continued", 3)], [("stem", "block1", "block2")] * 2),
-        (
-            [("three_stage", 2), ("stage1_continued", 2)],
-            [("stem", "block1", "block2", "block3")] * 2,
-        ),
-        ([("stage1_continued", 2)], [("stem", "block1", "block2", "block3", "block4")]),
-        ([("three_stage", 3), ("full", 1)], [("stem", "block1", "block2"), ()]),
-        (
-            [("full", 1), ("two_stage", 2), ("head_only", 1), ("lp_ft", 2)],
-            [(), ("stem", "block1", "block2"), ("stem", "block1", "block2"), ()],
-        ),
-        (
-            [("lp_ft", 1), ("lp_ft", 2)],
-            [("stem", "block1", "block2", "block3", "block4"), ()],
-        ),
+        ([("three_stage", 3), ("stage2_continued", 3)], [3, 3]),
+        ([("three_stage", 2), ("stage1_continued", 2)], [4, 4]),
+        ([("stage1_continued", 2)], [5]),
+        ([("three_stage", 3), ("full", 1)], [3, 0]),
+        ([("full", 1), ("two_stage", 2), ("head_only", 1), ("lp_ft", 2)], [0, 3, 3, 0]),
+        ([("lp_ft", 1), ("lp_ft", 2)], [5, 0]),
     ],
 )
 def test_arms_are_scored_through_the_frozen_blocks_that_they_have_in_common(
-    arms: list[tuple[str, int]], prefixes: list[tuple[str, ...]]
+    arms: list[tuple[str, int]], prefixes: list[int]
 ) -> None:
     given = [arm(name, last) for name, last in arms]
-    assert [scored_prefix(one, given) for one in given] == prefixes
+    backbone = build_backbone("resnet18", CLASSES, 32, seed=0)
+    assert [shared_prefix(backbone, one, given) for one in given] == prefixes
 
 
 def vary(backbone: Backbone, blocks: tuple[str, ...], seed: int) -> None:
@@ -129,15 +140,13 @@ def vary(backbone: Backbone, blocks: tuple[str, ...], seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
-@pytest.mark.parametrize(
-    "prefix", [(), ("stem",), ("stem", "block1", "block2"), FORWARD_ORDER[:-1]]
-)
+@pytest.mark.parametrize("prefix", [0, 1, 3, 5])
 def test_logits_through_a_kept_prefix_are_those_of_the_whole_model(
-    name: str, prefix: tuple[str, ...], tmp_path: Path
+    name: str, prefix: int, tmp_path: Path
 ) -> None:
     images = make_images(24)
     backbone = calibrated_backbone(name, images)
-    suffix = tuple(block for block in FORWARD_ORDER if block not in prefix)
+    suffix = backbone.order[prefix:]
     for seed in range(3):
         vary(backbone, suffix, seed)
         cache = PrefixCache(tmp_path, 1 << 30)
@@ -151,12 +160,12 @@ def test_logits_through_a_kept_prefix_are_those_of_the_whole_model(
 def test_a_prefix_that_changed_is_computed_again(tmp_path: Path, blocks: tuple[str, ...]) -> None:
     images = make_images(12)
     backbone = calibrated_backbone("resnet18", images)
-    cache, prefix = PrefixCache(tmp_path, 1 << 30), ("stem", "block1")
+    cache, prefix = PrefixCache(tmp_path, 1 << 30), 2
     before = predict(backbone, images, torch.float32, CPU, cache=cache, prefix=prefix)
     if blocks:
         vary(backbone, blocks, 2)
     else:  # one statistic is enough
-        norm = next(batch_norms([backbone.blocks["stem"]]))
+        norm = next(batch_norms([backbone.model]))
         assert norm.running_mean is not None
         norm.running_mean[0] += 3
     after = predict(backbone, images, torch.float32, CPU, cache=cache, prefix=prefix)
@@ -172,7 +181,7 @@ def test_scoring_holds_one_batch_of_outputs_however_many_images_there_are(tmp_pa
         lambda _module, _inputs, output: largest.append(len(output))
     )
     try:
-        for prefix in ((), ("stem", "block1")):
+        for prefix in (0, 2):
             cache = PrefixCache(tmp_path, 1 << 30)
             images = make_images(12, size=512)
             logits = predict(backbone, images, torch.float32, CPU, cache=cache, prefix=prefix)
@@ -221,7 +230,7 @@ def test_a_class_that_would_be_left_empty_is_named(per_class: int, refused: bool
     if not refused:
         assert np.bincount(set_aside(source, per_class).pool.labels).tolist() == [5, 1]
         return
-    message = f"^farm: test_per_class = {per_class} takes all 5 images of class bee: lower it"
+    message = f"^farm: test_per_class = {per_class} takes all 5 images of class bee: lower"
     with pytest.raises(DataError, match=message):
         set_aside(source, per_class)
 
@@ -272,7 +281,7 @@ def test_as_many_draws_are_held_as_can_be_dealt(source: Source, train: int, val:
             False,
             "holds 19 disjoint draws, 20 were",
         ),
-        (10, {}, 0, (5, 10), False, "20 were asked for: it ends after 10 pairs"),
+        (10, {}, 0, (5, 10), False, "20 were asked for: this command ends after 10 pairs"),
         (7, {}, 0, (5, 7), False, "ends after 7 pairs"),
         (5, {}, 0, (5,), False, "ends after 5 pairs"),
         (20, {"tune": "on", "draws": "3"}, 3, (5, 10, 17), False, "beyond those used for tuning"),
@@ -297,7 +306,7 @@ def test_a_pool_is_dealt_as_disjoint_draws_as_far_as_it_reaches(
     resampled: bool,
     sentence: str,
 ) -> None:
-    plan = comparison_of(request_of("decide", {"preset": "cifar10_small", **words}))
+    plan = decide_plan(request_of("decide", {"preset": "cifar10_small", **words}))
     pool = dealt(plan, held)
     assert (pool.first_draw, pool.looks, pool.resampled) == (first, looks, resampled)
     assert re.search(sentence, pool.sentence)
@@ -318,7 +327,7 @@ def dealt(plan: Comparison, held: int, share: float = 0.25) -> Pool:
 def test_every_pair_of_a_disjoint_pool_has_a_draw() -> None:
     for held in range(5, 30):
         for draw in range(4):
-            plan = comparison_of(
+            plan = decide_plan(
                 request_of("decide", {"preset": "cifar10_small", "draw": str(draw)})
             )
             if draw and held - draw < 5:
@@ -332,7 +341,7 @@ def test_every_pair_of_a_disjoint_pool_has_a_draw() -> None:
 
 
 def test_pairs_that_would_all_train_on_the_same_images_are_refused() -> None:
-    plan = comparison_of(request_of("decide", {"preset": "cifar10_small"}))
+    plan = decide_plan(request_of("decide", {"preset": "cifar10_small"}))
     with pytest.raises(DesignError, match=r"train_per_class=100 takes all .* at best for 20$"):
         dealt(plan, 1, share=1.0)
     assert dealt(plan, 5, share=1.0).correction == 0  # disjoint draws share nothing
@@ -390,7 +399,7 @@ def test_the_share_in_common_bounds_how_far_gains_correlate() -> None:
 
 
 def test_a_pool_without_a_draw_is_refused() -> None:
-    plan = comparison_of(request_of("decide", {"preset": "cifar10_small"}))
+    plan = decide_plan(request_of("decide", {"preset": "cifar10_small"}))
     with pytest.raises(DesignError, match=r"cifar10 holds no draw of 100 \+ 100 images a class"):
         dealt(plan, 0)
 

@@ -74,7 +74,9 @@ def test_location_scale_and_interval_are_those_worked_out_by_hand() -> None:
 
 def test_two_pairs_have_an_interval_of_a_cauchy() -> None:
     # the 0.975 quantile of 1 degree is tan(0.475 pi) = 12.706205; mean 2, scale 1
-    assert posterior([1, 3]).interval_pp == pytest.approx((-10.706205, 14.706205), abs=1e-5)
+    assert posterior([1, 3], rope_pp=0.5).interval_pp == pytest.approx(
+        (-10.706205, 14.706205), abs=1e-5
+    )
 
 
 # Ties
@@ -108,12 +110,12 @@ def test_gains_that_differ_by_rounding_are_equal() -> None:
     accuracies = [(0.705, 0.7), (0.015, 0.01), (0.105, 0.1), (0.625, 0.62), (0.555, 0.55)]
     gains = [100 * (treated - control) for treated, control in accuracies]
     assert len(set(gains)) > 1
-    assert posterior(gains).p_inside == 1
+    assert posterior(gains, rope_pp=0.5).p_inside == 1
 
 
 def test_the_smallest_real_difference_is_not_rounding() -> None:
     one_image_of_a_million = 1e-4
-    assert posterior([1.0, 1.0, 1.0 + one_image_of_a_million]).sd_pp > 0
+    assert posterior([1.0, 1.0, 1.0 + one_image_of_a_million], rope_pp=0.5).sd_pp > 0
 
 
 # Twins
@@ -158,14 +160,14 @@ def test_it_agrees_with_baycomp_on_disjoint_draws() -> None:
     for count in (2, 5, 20):
         gains = rng.normal(0.6, 1.0, count)
         oracle = single.Posterior(gains.mean(), gains.var(ddof=1) / count, count - 1, rope=0.5)
-        known = posterior(gains)
+        known = posterior(gains, rope_pp=0.5)
         assert (known.p_below, known.p_inside, known.p_above) == pytest.approx(oracle.probs())
 
 
 @pytest.mark.parametrize("value", [-1.0, -0.5, 0.2, 0.5, 1.0])
 def test_a_point_mass_is_baycomps_too_edges_included(value: float) -> None:
     single = pytest.importorskip("baycomp.single", reason=ORACLE)
-    known = posterior([value] * 3)
+    known = posterior([value] * 3, rope_pp=0.5)
     oracle = single.Posterior(value, 0.0, 2, rope=0.5).probs()
     assert (known.p_below, known.p_inside, known.p_above) == oracle
 
@@ -225,7 +227,7 @@ def test_many_studies_have_the_numbers_of_each() -> None:
     mean, sd = moments(gains)
     above, below = tails(mean, sd / math.sqrt(3), 2, 0.5)
     for row, study in enumerate(gains):
-        known = posterior(study)
+        known = posterior(study, rope_pp=0.5)
         assert (mean[row], sd[row]) == pytest.approx((known.mean_pp, known.sd_pp))
         assert (above[row], below[row]) == pytest.approx((known.p_above, known.p_below))
 
@@ -233,7 +235,7 @@ def test_many_studies_have_the_numbers_of_each() -> None:
 def test_ties_are_known_no_better_than_to_one_test_image() -> None:
     # two gains of 2.5 on 120 images: an image is worth 0.8333 pp, rounding's s.d. 0.240563, the
     # scale 0.170104; P(gain > 0.5) = 1/2 + atan(2 / 0.170104) / pi
-    known = posterior([2.5, 2.5], resolution_pp=100 / 120)
+    known = posterior([2.5, 2.5], rope_pp=0.5, resolution_pp=100 / 120)
     assert known.sd_pp == 0
     assert known.scale_pp == pytest.approx(0.170104, abs=1e-6)
     assert known.p_above == pytest.approx(0.5 + math.atan(2 / 0.170104) / math.pi, abs=1e-6)
@@ -242,4 +244,4 @@ def test_ties_are_known_no_better_than_to_one_test_image() -> None:
 
 def test_gains_that_spread_more_than_rounding_keep_their_own_spread() -> None:
     gains = [0.3, 0.9, 1.4, -0.2]
-    assert posterior(gains, resolution_pp=0.01) == posterior(gains)
+    assert posterior(gains, rope_pp=0.5, resolution_pp=0.01) == posterior(gains, rope_pp=0.5)

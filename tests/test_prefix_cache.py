@@ -20,9 +20,10 @@ from torch import Tensor
 
 from pipeline.data.augment import render_views
 from pipeline.data.images import ImageSet
-from pipeline.model.backbones import FORWARD_ORDER, Backbone, build_backbone
-from pipeline.settings.run import Augment, TrainSettings
-from pipeline.settings.schedules import SCHEDULES, Stage
+from pipeline.model.backbones import Backbone, build_backbone
+from pipeline.settings.augmentation import Augment
+from pipeline.settings.run import TrainSettings
+from pipeline.settings.schedules import SCHEDULES
 from pipeline.system.digests import digest_each
 from pipeline.system.processes import owner_mark
 from pipeline.tracking.keys import TRAIN_LOSS, VAL_LOSS
@@ -41,7 +42,8 @@ from tests.helpers import (
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "mobilenet_v3_small"
 STAGE_1, STAGE_2, STAGE_3 = (SCHEDULES["three_stage"].stage(n) for n in (1, 2, 3))
-PREFIX = STAGE_2.prefix
+PREFIXES = (5, 4, 3)  # segments that stages 1, 2 and 3 freeze
+PREFIX = PREFIXES[1]
 ENOUGH = 1 << 30
 
 
@@ -51,11 +53,11 @@ class Request:
 
     backbone: Backbone
     images: ImageSet
-    prefix: tuple[str, ...] = PREFIX
+    prefix: int = PREFIX
     augment: Augment = "strong"
     views: int = 2
     dtype: torch.dtype = torch.float32
-    also: Sequence[tuple[str, ...]] = ()
+    also: Sequence[int] = ()
     digests: Mapping[str, str] | None = None
 
     def ask(self, cache: PrefixCache) -> Features:
@@ -98,10 +100,10 @@ def leftovers(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(("augment", "distinct"), [("none", 1), ("light", 2), ("strong", 3)])
-@pytest.mark.parametrize("stage", [STAGE_1, STAGE_2, STAGE_3], ids=["1", "2", "3"])
+@pytest.mark.parametrize("prefix", PREFIXES)
 @pytest.mark.parametrize("name", ["resnet18", NAME])
 def test_stored_and_live_features_are_the_prefix_of_the_rendered_views(
-    name: str, stage: Stage, augment: Augment, distinct: int, tmp_path: Path
+    name: str, prefix: int, augment: Augment, distinct: int, tmp_path: Path
 ) -> None:
     images = make_images(6)
     backbone = calibrated_backbone(name, images)
@@ -111,11 +113,11 @@ def test_stored_and_live_features_are_the_prefix_of_the_rendered_views(
     with torch.no_grad():
         logits = [backbone.model(rendered)]
     for folder, kind in ((tmp_path, StoredFeatures), (None, LiveFeatures)):
-        request = Request(backbone, images, stage.prefix, augment, views=3)
+        request = Request(backbone, images, prefix, augment, views=3)
         features = request.ask(PrefixCache(folder, ENOUGH))
         assert isinstance(features, kind)
         with torch.no_grad():
-            logits.append(backbone.run(features.batch(rows, views), stage.suffix))
+            logits.append(backbone.run(features.batch(rows, views), start=prefix))
     torch.testing.assert_close(logits[1], logits[2], rtol=0, atol=1e-5)
     torch.testing.assert_close(logits[1], logits[0], rtol=0, atol=2e-4)
     (about,) = tmp_path.glob("*.json")
@@ -149,7 +151,7 @@ def test_training_takes_the_same_course_with_and_without_the_cache(
 
 
 def _nudge(request: Request, tensor: str) -> Request:
-    twin = build_backbone(request.backbone.name, CLASSES, 0)
+    twin = build_backbone(request.backbone.name, CLASSES, 32, 0)
     twin.model.load_state_dict(request.backbone.model.state_dict())
     twin.model.state_dict()[tensor].view(-1)[:1] += 1
     return replace(request, backbone=twin)
@@ -180,7 +182,9 @@ def _resize(request: Request) -> Request:
     larger = ImageSet(
         pixels=images.pixels.repeat(1, 1, 2, 2), labels=images.labels, digests=images.digests
     )
-    return replace(request, images=larger)
+    twin = build_backbone(request.backbone.name, CLASSES, 64, 0)
+    twin.model.load_state_dict(request.backbone.model.state_dict())
+    return replace(request, images=larger, backbone=twin)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +199,7 @@ def _resize(request: Request) -> Request:
         pytest.param(lambda r: replace(r, augment="light"), id="augment"),
         pytest.param(lambda r: replace(r, views=3), id="views"),
         pytest.param(lambda r: replace(r, dtype=torch.bfloat16), id="dtype"),
-        pytest.param(lambda r: replace(r, prefix=STAGE_3.prefix), id="blocks"),
+        pytest.param(lambda r: replace(r, prefix=PREFIXES[2]), id="blocks"),
     ],
 )
 def test_what_changes_the_outputs_changes_the_key(
@@ -248,12 +252,12 @@ def test_a_second_cache_reads_what_the_first_wrote(request_: Request, tmp_path: 
 
 def test_one_call_fills_the_cuts_of_later_stages(request_: Request, tmp_path: Path) -> None:
     together, apart = tmp_path / "together", tmp_path / "apart"
-    also = [STAGE_2.prefix, STAGE_3.prefix]
-    replace(request_, prefix=STAGE_1.prefix, also=also).ask(PrefixCache(together, ENOUGH))
+    also = PREFIXES[1:]
+    replace(request_, prefix=PREFIXES[0], also=also).ask(PrefixCache(together, ENOUGH))
     written = {path.name: path.stat().st_ino for path in together.glob("*.bin")}
     assert len(written) == 3
-    for stage in (STAGE_1, STAGE_2, STAGE_3):
-        request = replace(request_, prefix=stage.prefix)
+    for prefix in PREFIXES:
+        request = replace(request_, prefix=prefix)
         values = request.every_view(PrefixCache(together, ENOUGH))
         assert torch.equal(values, request.every_view(PrefixCache(apart, ENOUGH)))
     assert {path.name: path.stat().st_ino for path in together.glob("*.bin")} == written
@@ -268,8 +272,8 @@ def fill_in_a_process(
     images = make_images(8)
     backbone = calibrated_backbone(NAME, images)
     cache = PrefixCache(folder, ENOUGH)
-    also = [STAGE_2.prefix, STAGE_3.prefix]
-    request = Request(backbone, images, STAGE_1.prefix, views=3, also=also)
+    also = PREFIXES[1:]
+    request = Request(backbone, images, PREFIXES[0], views=3, also=also)
     barrier.wait(60)
     values = request.every_view(cache)
     answer.write_text(json.dumps({"values": values.tolist(), "notes": cache.notes}))
@@ -290,7 +294,7 @@ def test_processes_that_fill_one_key_at_once_all_get_its_values(tmp_path: Path) 
         process.join(120)
         assert process.exitcode == 0
     images = make_images(8)
-    request = Request(calibrated_backbone(NAME, images), images, STAGE_1.prefix, views=3)
+    request = Request(calibrated_backbone(NAME, images), images, PREFIXES[0], views=3)
     expected = request.every_view(PrefixCache(None, 0))
     for answer in answers:
         content = json.loads(answer.read_text())
@@ -379,7 +383,7 @@ def test_later_cuts_are_left_out_where_only_the_first_fits(
     request_.ask(PrefixCache(tmp_path / "sized", ENOUGH))
     (values,) = (tmp_path / "sized").glob("*.bin")
     cache = PrefixCache(tmp_path / "small", values.stat().st_size)
-    features = replace(request_, also=[STAGE_3.prefix]).ask(cache)
+    features = replace(request_, also=[PREFIXES[2]]).ask(cache)
     assert isinstance(features, StoredFeatures)
     assert keys(tmp_path / "small") == {values.stem}
 
@@ -417,7 +421,7 @@ def test_digests_that_the_caller_has_give_the_same_entry(
 ) -> None:
     backbone = request_.backbone
     request_.ask(PrefixCache(tmp_path, ENOUGH))
-    digests = digest_each(backbone.model.state_dict(), backbone.tensor_names(FORWARD_ORDER))
+    digests = digest_each(backbone.model.state_dict(), backbone.model.state_dict())
     for given, entries in ((digests, 1), ({**digests, "features.0.0.weight": "0"}, 2)):
         replace(request_, digests=given).ask(PrefixCache(tmp_path, ENOUGH))
         assert len(keys(tmp_path)) == entries
@@ -473,7 +477,7 @@ from tests.test_prefix_cache import *
 for count, limit in ((8, 100), (8, 12_000), (4, 100), (1, 100)):
     images = make_images(count)
     request = Request(
-        build_backbone(NAME, CLASSES, 0), images, STAGE_1.prefix, "none", 1, also=[PREFIX]
+        build_backbone(NAME, CLASSES, 32, 0), images, PREFIXES[0], "none", 1, also=[PREFIX]
     )
     folder = Path(sys.argv[1]) / f"{count}-{limit}"
     cache = PrefixCache(folder, ENOUGH)
@@ -503,11 +507,11 @@ def test_a_full_disk_is_noted_and_leaves_no_part_of_an_entry(tmp_path: Path) -> 
     [
         pytest.param(None, 2, PREFIX, id="turned off"),
         pytest.param("cache", 0, PREFIX, id="fresh views"),
-        pytest.param("cache", 2, (), id="nothing frozen"),
+        pytest.param("cache", 2, 0, id="nothing frozen"),
     ],
 )
 def test_nothing_is_stored_where_nothing_can_be_shared(
-    folder: str | None, views: int, prefix: tuple[str, ...], request_: Request, tmp_path: Path
+    folder: str | None, views: int, prefix: int, request_: Request, tmp_path: Path
 ) -> None:
     cache = PrefixCache(tmp_path / folder if folder else None, ENOUGH)
     features = replace(request_, views=views, prefix=prefix).ask(cache)
@@ -529,7 +533,7 @@ def test_without_stored_views_every_epoch_trains_on_fresh_ones(
     views: int, *, fresh: bool, request_: Request
 ) -> None:
     """Rates too small to move a weight: the training loss changes only where the views do."""
-    features = replace(request_, views=views, prefix=STAGE_1.prefix).ask(PrefixCache(None, 0))
+    features = replace(request_, views=views, prefix=PREFIXES[0]).ask(PrefixCache(None, 0))
     settings = TrainSettings(epochs=3, batch_size=8, augment="strong", lr=1e-30, weight_decay=0)
     backbone = request_.backbone
     backbone.model.get_submodule("classifier.2").p = 0.0  # type: ignore[assignment]

@@ -22,7 +22,8 @@ from pipeline.cli import main
 from pipeline.data.draws import draw_in
 from pipeline.entries.plans import pretrain_plan
 from pipeline.model.backbones import build_backbone
-from pipeline.runs.session import CHECKPOINT, source_of
+from pipeline.runs.session import CHECKPOINT
+from pipeline.runs.sources import source_of
 from pipeline.settings.run import TrainSettings
 from pipeline.system.digests import digest_tensors
 from tests.conftest import class_image, enter_store, inside, words_of
@@ -127,7 +128,7 @@ def test_the_file_holds_the_runs_model_without_its_last_layer(lab: Lab) -> None:
     assert set(trained) - set(saved) == {"classifier.3.weight", "classifier.3.bias"}
     assert set(saved) <= set(trained)
     assert all(torch.equal(tensor, trained[name]) for name, tensor in saved.items())
-    start = build_backbone(SMALL, len(COUNTS), 0).model.state_dict()
+    start = build_backbone(SMALL, len(COUNTS), 32, 0).model.state_dict()
     moved = [name for name in saved if not torch.equal(saved[name], start[name])]
     assert len(moved) > len(saved) / 2
 
@@ -167,7 +168,7 @@ def test_a_stage_starts_from_the_file_on_other_images(lab: Lab) -> None:
 
 @pytest.mark.parametrize("classes", [3, 5])
 def test_the_weights_fit_any_number_of_classes(lab: Lab, classes: int) -> None:
-    backbone = build_backbone(SMALL, classes, 1)
+    backbone = build_backbone(SMALL, classes, 32, 1)
     head = backbone.model.state_dict()["classifier.3.weight"].clone()
     pretrained = load_pretrained(str(lab.weights), backbone)
     pretrained.apply(backbone)
@@ -203,7 +204,7 @@ def test_the_same_command_trains_nothing_and_writes_the_same_bytes(
         ({"config": "tiny.yaml"}, "weights=tiny_imagenet: pretraining means weights=none"),
         ({"stage2.lr": "1"}, "schedule full has 1 stage"),
         ({"data": "nowhere"}, "data=nowhere: neither digits"),
-        ({"backbone": "resnet19"}, "did you mean resnet18?"),
+        ({"backbone": "resnet19"}, "did you mean resnet18"),
         ({"preset": "imags"}, "unknown preset imags"),
         ({"train_per_class": "10", "val_per_class": "1"}, "too few images in class moss (10)"),
         ({"val_per_class": "10"}, "class moss has 10 images, 10 of them to validate on"),

@@ -19,11 +19,11 @@ from pipeline.cli import main
 from pipeline.data.images import digest_image
 from pipeline.model.backbones import build_backbone
 from pipeline.runs.session import CHECKPOINT, Session
-from pipeline.settings.request import load_settings
 from pipeline.settings.schedules import SCHEDULES
 from pipeline.signals.evidence import read_predictions
 from pipeline.tracking import Tracking
 from tests.conftest import Command, Work, class_image, inside, tiny, words_of
+from tests.helpers import load_settings
 
 TEST = {"test_per_class": "2"}
 
@@ -225,7 +225,7 @@ def test_one_image_a_class_trains_on_with_the_statistics_of_the_weights(
 def test_weights_without_finite_features_are_one_line_and_leave_no_run(
     command: Command, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    state = build_backbone("mobilenet_v3_small", 3, seed=0).model.state_dict()
+    state = build_backbone("mobilenet_v3_small", 3, 32, seed=0).model.state_dict()
     state["features.0.0.weight"].fill_(3e38)
     save_file(state, tmp_path / "broken.safetensors")
     weights = str(tmp_path / "broken.safetensors")

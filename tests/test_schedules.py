@@ -1,4 +1,4 @@
-"""Schedules: the table of the method, files of one's own, and how a stage splits a backbone."""
+"""Schedules: the table of the method, and files of one's own."""
 
 from __future__ import annotations
 
@@ -10,75 +10,86 @@ import mlflow
 import pytest
 
 from pipeline.cli import main
-from pipeline.comparing.arms import comparison_of
-from pipeline.comparing.grid import grid_of
+from pipeline.comparing.arms import decide_plan
+from pipeline.comparing.grid import compare_plan
 from pipeline.entries.parser import parse
 from pipeline.errors import SettingsError
 from pipeline.runs.lineage import lineage_key, recipe_key
 from pipeline.settings.layers import Layer, resolve
-from pipeline.settings.request import load_settings
 from pipeline.settings.run import plain_values
-from pipeline.settings.schedules import BLOCKS, FILES, SCHEDULES, Stage, schedule_of
+from pipeline.settings.schedules import BLOCKS, SCHEDULES, SCHEDULES_DIR, schedule_of
 from pipeline.settings.search_space import SPACES_DIR, default_space
+from pipeline.system.yaml_file import read_yaml
 from tests.conftest import Command, words_of
-from tests.helpers import planned_epochs, request_of
+from tests.helpers import load_settings, planned_epochs, request_of
 
 FORWARD = ("stem", "block1", "block2", "block3", "block4", "head")
-ALL_STAGES = [
-    pytest.param(stage, id=f"{stage.schedule}-{stage.number}")
-    for schedule in SCHEDULES.values()
-    for stage in schedule.stages
-]
-
-
-def test_the_schedules_are_those_of_the_method() -> None:
-    table = {
-        "three_stage": [{"head"}, {"block4", "head"}, {"block3", "block4", "head"}],
-        "two_stage": [{"block4", "head"}, {"block3", "block4", "head"}],
-        "full": [set(FORWARD)],
-        "lp_ft": [{"head"}, set(FORWARD)],
-        "head_only": [{"head"}],
-        "stage1_continued": [{"head"}, {"head"}],
-        "stage2_continued": [{"head"}, {"block4", "head"}, {"block4", "head"}],
-    }
-    assert {
-        name: [set(stage.trainable) for stage in schedule.stages]
-        for name, schedule in SCHEDULES.items()
-    } == table
-
-
-@pytest.mark.parametrize("stage", ALL_STAGES)
-def test_a_stage_is_a_frozen_prefix_and_a_suffix_that_begins_with_a_trainable_block(
-    stage: Stage,
-) -> None:
-    assert SCHEDULES[stage.schedule].stage(stage.number) is stage
-    assert stage.prefix + stage.suffix == FORWARD
-    assert not set(stage.prefix) & set(stage.trainable)
-    assert stage.suffix[0] == stage.deepest
-    assert stage.deepest in stage.trainable
 
 
 @pytest.mark.parametrize(
-    ("trainable", "deepest", "prefix"),
+    ("name", "trains"),
     [
-        (("head",), "head", FORWARD[:5]),
-        (("head", "block4"), "block4", FORWARD[:4]),
-        (("block3", "head"), "block3", FORWARD[:3]),  # a gap: block4 is frozen, not in the prefix
-        (BLOCKS, "stem", ()),
+        ("three_stage", [{"head"}, {"block4", "head"}, {"block3", "block4", "head"}]),
+        ("two_stage", [{"block4", "head"}, {"block3", "block4", "head"}]),
+        ("full", [set(FORWARD)]),
+        ("lp_ft", [{"head"}, set(FORWARD)]),
+        ("head_only", [{"head"}]),
+        ("stage1_continued", [{"head"}, {"head"}]),
+        ("stage2_continued", [{"head"}, {"block4", "head"}, {"block4", "head"}]),
     ],
 )
-def test_everything_below_the_deepest_trainable_block_is_prefix(
-    trainable: tuple[str, ...], deepest: str, prefix: tuple[str, ...]
+def test_the_schedules_of_the_method_train_what_they_are_known_for(
+    name: str, trains: list[set[str]]
 ) -> None:
-    stage = Stage("example", 1, trainable)
-    assert (stage.deepest, stage.prefix) == (deepest, prefix)
+    assert [set(blocks) for blocks in SCHEDULES[name].trains()] == trains
+
+
+def test_every_file_in_the_folder_is_a_schedule_with_words_of_its_own() -> None:
+    assert set(SCHEDULES) == {path.stem for path in SCHEDULES_DIR.iterdir()}
+    for name, schedule in SCHEDULES.items():
+        content = read_yaml(SCHEDULES_DIR / f"{name}.yaml", name)
+        assert schedule.words == content["words"] != name
+
+
+TRANSFORMER = ("head", *(f"block{n}" for n in range(12, 0, -1)), "stem")
+
+
+@pytest.mark.parametrize(
+    ("blocks", "trains"),
+    [
+        (BLOCKS, [("head",), ("head", "block4"), ("head", "block4", "block3")]),
+        (TRANSFORMER, [("head",), ("head", "block12"), ("head", "block12", "block11")]),
+        (("head", "late", "early"), [("head",), ("head", "late"), ("head", "late", "early")]),
+    ],
+)
+def test_a_position_is_counted_from_the_head_of_any_network(
+    blocks: tuple[str, ...], trains: list[tuple[str, ...]]
+) -> None:
+    schedule = SCHEDULES["three_stage"].on(blocks)
+    assert schedule.trains() == trains
+    assert schedule == SCHEDULES["three_stage"]
+    assert str(schedule) == "three_stage"
+    assert SCHEDULES["full"].on(blocks).trains() == [blocks]
+
+
+def test_a_network_may_have_too_few_blocks_for_a_schedule() -> None:
+    few = ("head", "trunk")
+    assert SCHEDULES["two_stage"].fits(BLOCKS)
+    assert not SCHEDULES["two_stage"].fits(few)
+    with pytest.raises(SettingsError, match=r"two_stage: stage 2 names block 2 .*head and 1 to 1"):
+        SCHEDULES["two_stage"].on(few)
+
+
+def test_names_and_positions_may_stand_side_by_side() -> None:
+    schedule = schedule_of("mix(1+head; block3+block4+head; all)")
+    assert schedule.trains() == [("head", "block4"), ("head", "block4", "block3"), BLOCKS]
 
 
 @pytest.mark.parametrize(
     ("schedule", "number", "message"),
     [
-        ("full", 2, "full has 1 stage, got stage 2: .*three_stage or two_stage or lp_ft$"),
-        ("two_stage", 3, "two_stage has 2 stages, got stage 3: .*schedule=three_stage$"),
+        ("full", 2, "full has 1 stage, got stage 2: .*schedule=.*lp_ft.* or two_stage"),
+        ("two_stage", 3, "two_stage has 2 stages, got stage 3: .*schedule=.*three_stage"),
         ("three_stage", 4, "three_stage has 3 stages, got stage 4: run an earlier stage"),
         ("head_only", 0, "head_only has 1 stage, got stage 0"),
         ("head_only", -1, "head_only has 1 stage, got stage -1"),
@@ -117,12 +128,12 @@ KEYS = {
 }
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", KEYS)
 def test_keys_of_runs_of_the_built_in_schedules_are_what_they_were(name: str) -> None:
     """Or no finished run would be found again."""
     options = {"schedule": name, "seed": "3", "stage1.lr": "0.01", "norm_stats": "source"}
     settings = load_settings(options)
-    made = {"weights_digest": "w" * 8, "precision": "float32"}
+    made = {"network": "", "weights_digest": "w" * 8, "precision": "float32"}
     parent, found = None, []
     for stage in SCHEDULES[name].stages:
         parent = lineage_key(settings, stage, fingerprint="f" * 8, parent_key=parent, **made)
@@ -140,7 +151,7 @@ stages:
   - [block3, block4, head]
   - [head, block4, block3, block2]
 """
-FOUR_TEXT = "four(head; head+block4; head+block4+block3; head+block4+block3+block2)"
+FOUR_TEXT = "four(head; head+block4; block3+block4+head; head+block4+block3+block2)"
 
 
 @pytest.fixture
@@ -155,7 +166,6 @@ def test_a_file_is_a_schedule_of_its_own_and_becomes_text_that_needs_no_file(fou
     assert (schedule.name, schedule.words) == ("four", "four")
     blocks = ["head", "block4", "block3", "block2"]
     assert [set(trains) for trains in schedule.trains()] == [set(blocks[:n]) for n in (1, 2, 3, 4)]
-    assert schedule.stage(4).prefix == ("stem", "block1")
     settings = load_settings({"schedule": str(four)})
     four.unlink()
     assert settings.schedule == FOUR_TEXT
@@ -168,7 +178,7 @@ def test_a_file_is_a_schedule_of_its_own_and_becomes_text_that_needs_no_file(fou
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_copy_of_a_built_in_file_is_that_schedule(name: str, tmp_path: Path) -> None:
     path = tmp_path / f"{name}.yaml"
-    path.write_text((FILES / f"{name}.yaml").read_text())
+    path.write_text((SCHEDULES_DIR / f"{name}.yaml").read_text())
     assert load_settings({"schedule": str(path)}).schedule == name
     other = tmp_path / "other.yaml"
     other.write_text(path.read_text())
@@ -177,16 +187,21 @@ def test_a_copy_of_a_built_in_file_is_that_schedule(name: str, tmp_path: Path) -
 
 def test_stages_that_go_on_are_told_from_stages_that_repeat(tmp_path: Path) -> None:
     path = tmp_path / "twice.yaml"
-    path.write_text("stages:\n  - [head, block4]\n  - continued\n  - continued\n")
+    path.write_text(
+        "words: two words\nstages:\n  - [head, block4]\n  - continued\n  - continued\n"
+    )
     schedule = schedule_of(str(path))
     assert str(schedule) == "twice(head+block4; continued; continued)"
     assert schedule.trains() == [("head", "block4")] * 3
+    assert schedule.words == schedule_of(str(schedule)).words == "twice"  # runs record no words
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("stages: [[head], [head, blok4]]", r"stage 2 names unknown block blok4: .* block4\?"),
+        ("stages: [[head], [head, blok4]]", r"stage 2 names block blok4: .* block4\?"),
+        ("stages: [[head], [head, 6]]", "stage 2 names block 6 .*head and 1 to 5"),
+        ("stages: [[head], [head, [1]]]", "stage 2 must be a list of blocks"),
         ("stages: [[head], []]", r"stage 2 must be a list of blocks .* got \[\]"),
         ("stages: [[head], block4]", "stage 2 must be a list of blocks .* got 'block4'"),
         ("stages: [[head, block4], [head, block3]]", "stage 2 leaves out block4, which stage 1"),
@@ -199,6 +214,8 @@ def test_stages_that_go_on_are_told_from_stages_that_repeat(tmp_path: Path) -> N
         ("stages: head", "stages must be a list of stages"),
         ("stages: {a: [head]}", "stages must be a list of stages"),
         ("stage: [[head]]", "stages must be a list of stages"),
+        ("words: 3\nstages: [[head]]", "words, if given, a text"),
+        ("lr: 1\nstages: [[head]]", "has stages and words, got lr: leave"),
         ("- [head]", "holds a list"),
         ("stages: [[", "line 1 is not valid YAML"),
     ],
@@ -211,16 +228,16 @@ def test_a_schedule_that_cannot_be_is_one_line_and_exit_code_2(
     assert main(["stage1", "--schedule", str(path)]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert re.search(message, line)
-    assert f"schedule={path}" in line
+    assert "mine" in line
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ("three_stages", r"'three_stages' is not known: did you mean three_stage\?"),
-        ("release_block3", r"'release_block3' is not known: choose from three_stage, "),
+        ("release_block3", r"'release_block3' is not known: choose from .*three_stage, "),
         ("nowhere.yaml", r"cannot read .*nowhere\.yaml"),
-        ("mine(head; head+blok4)", r"stage 2 names unknown block blok4: did you mean block4\?"),
+        ("mine(head; head+blok4)", r"stage 2 names block blok4: did you mean block4\?"),
         ("full(head; head+block4)", "full is the name of a built-in schedule"),
         ("full.yaml", "name of a built-in schedule"),
         ("a b.yaml", "use letters, digits"),
@@ -262,25 +279,32 @@ def test_a_stage_beyond_the_schedule_is_refused_and_one_within_is_taken(four: Pa
         parse(["stage1", "--stage12.lrr", "1"])
 
 
+def _below_head() -> str:
+    return "+".join(BLOCKS[1:])
+
+
 def test_arms_of_files_have_equal_steps(four: Path, tmp_path: Path) -> None:
     control = tmp_path / "three_continued.yaml"
     control.write_text(FOUR.replace("[head, block4, block3, block2]", "continued"))
     options = {"preset": "cifar10_small", "stage4.lr": "0.5"}
     both = {"treatment": str(four), "control": str(control)}
-    plan = comparison_of(request_of("decide", {**options, **both}))
+    plan = decide_plan(request_of("decide", {**options, **both}))
     assert plan.treatment.words == "four"
     assert plan.control.settings.stages == plan.treatment.settings.stages
     swapped = {"treatment": "three_stage", "control": str(four)}
     with pytest.raises(SettingsError, match="cannot share the steps"):
-        comparison_of(request_of("decide", {"preset": "digits", **swapped}))
+        decide_plan(request_of("decide", {"preset": "digits", **swapped}))
     (tmp_path / "same.yaml").write_text(FOUR)
     same = {"treatment": str(four), "control": str(tmp_path / "same.yaml")}
-    with pytest.raises(SettingsError, match="train the same blocks"):
-        comparison_of(request_of("decide", {**options, **same}))
+    with pytest.raises(SettingsError, match="four and same train the same blocks"):
+        decide_plan(request_of("decide", {**options, **same}))
+    for twice in (f"{four},{tmp_path / 'same.yaml'}", f"{four},full,all(head+{_below_head()})"):
+        with pytest.raises(SettingsError, match="train the same blocks"):
+            compare_plan(request_of("compare", {**options, "schedules": twice}))
     words = {**options, "schedules": f"full,{four},two_stage"}
     request = request_of("compare", words)
     assert request.typed["schedules"] == f"full,{FOUR_TEXT},two_stage"  # for workers and reports
-    grid = grid_of(request)
+    grid = compare_plan(request)
     ours = next(iter(grid.arms.values()))
     assert [arm.name for arm in ours] == ["full", "four", "two_stage"]
     assert len({planned_epochs(arm) for arm in ours}) == 1
@@ -321,7 +345,7 @@ def test_a_fourth_stage_is_tuned_decided_and_compared(
     own = {"train_per_class": "2", "val_per_class": "1", "test_per_class": "4", "epochs": "1"}
     study = {"n_trials": "1", "stage": "4", "schedule": str(four)}
     assert command("tune", **own, **study) == 0
-    assert "use them: mlflow run . -e stage -P number=4 " in capfd.readouterr().out
+    assert "use the tuned settings: mlflow run . -e stage -P number=4 " in capfd.readouterr().out
     studies = mlflow.search_runs(["0"], "tags.kind = 'study'", output_format="list")
     assert [run.data.tags["stage"] for run in studies] == ["4"]
     both = {"treatment": str(four), "control": str(control)}

@@ -10,7 +10,6 @@ import yaml
 
 from pipeline.errors import SettingsError
 from pipeline.settings.layers import preset_names
-from pipeline.settings.request import load_settings
 from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Stage
 from pipeline.settings.search_space import (
@@ -19,13 +18,14 @@ from pipeline.settings.search_space import (
     Range,
     SearchSpace,
     default_space,
-    plan_of,
     read_space,
+    tune_plan,
 )
-from tests.helpers import request_of
+from tests.helpers import load_settings, request_of
 
 STAGES = [stage for schedule in SCHEDULES.values() for stage in schedule.stages]
-FILES = sorted(SPACES_DIR.rglob("*.yaml"))
+AUGMENTATION = SPACES_DIR / "augmentation"
+FILES = sorted(set(SPACES_DIR.rglob("*.yaml")) - set(AUGMENTATION.iterdir()))
 
 
 def written(folder: Path, text: str, name: str = "space.yaml") -> Path:
@@ -41,7 +41,7 @@ def test_every_stage_has_a_file_every_file_a_stage_and_stages_that_begin_alike_s
         schedule = SCHEDULES[stage.schedule]
         files = by_chain.setdefault(str(schedule.trains(stage.number)), set())
         files.add(default_space(schedule, stage.number))
-    assert sorted(path for files in by_chain.values() for path in files) == FILES
+    assert sorted(set.union(*by_chain.values())) == FILES
     assert all(len(files) == 1 for files in by_chain.values())
 
 
@@ -57,6 +57,20 @@ def test_a_shipped_space_holds_the_defaults_of_every_preset(preset: str, stage: 
     assert space.holds(values)
 
 
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_the_space_of_augmentations_offers_more_of_them_than_that_of_the_stage(
+    number: int,
+) -> None:
+    space = read_space(AUGMENTATION / f"stage{number}.yaml")
+    usual = read_space(default_space(SCHEDULES["three_stage"], number))
+    offered, known = space.dimensions["augment"], usual.dimensions["augment"]
+    assert isinstance(offered, Choices)
+    assert isinstance(known, Choices)
+    assert {"light+mixup", "light+erasing", "light+trivialaugment"} <= set(offered.values)
+    assert set(known.values) == {"none", "light", "strong"}  # others would orphan finished studies
+    assert space.dimensions["lr"] == usual.dimensions["lr"]
+
+
 def test_values_are_read_as_the_settings_own_types(tmp_path: Path) -> None:
     text = """
         lr: {low: 1e-4, high: 1, log: true}  # YAML reads 1e-4 as text, 1 as an integer
@@ -66,8 +80,8 @@ def test_values_are_read_as_the_settings_own_types(tmp_path: Path) -> None:
     """
     dimensions = read_space(written(tmp_path, text)).dimensions
     expected = {
-        "lr": Range(1e-4, 1.0, None, log=True),
-        "epochs": Range(5, 20, 5),
+        "lr": Range(1e-4, 1.0, log=True),
+        "epochs": Range(5, 20, step=5),
         "l2_sp": Choices((0.0, 1e-3)),
         "norm": Choices(("keep",)),
     }
@@ -77,8 +91,12 @@ def test_values_are_read_as_the_settings_own_types(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("dimension", "inside", "outside"),
     [
-        (Range(5, 20, 5), [5, 10, 20], [4, 6, 19, 21, 25, "10"]),
-        (Range(0.0, 0.3, 0.1), [0.0, 0.1, 0.2, 0.30000000000000004 - 1e-16], [0.15, 0.31, -0.1]),
+        (Range(5, 20, step=5), [5, 10, 20], [4, 6, 19, 21, 25, "10"]),
+        (
+            Range(0.0, 0.3, step=0.1),
+            [0.0, 0.1, 0.2, 0.30000000000000004 - 1e-16],
+            [0.15, 0.31, -0.1],
+        ),
         (Range(1e-4, 1e-2, log=True), [1e-4, 3e-4, 1e-2], [9e-5, 2e-2, float("nan")]),
         (Choices(("none", "light")), ["none", "light"], ["strong", None]),
         (Choices((0.0, 1e-3)), [0, 0.0, 1e-3], [5e-4]),
@@ -121,7 +139,11 @@ def test_a_space_holds_settings_only_if_every_dimension_does() -> None:
         ("l2_sp: [0, 0.0]", "different values"),
         ("norm: {low: 1, high: 2}", "norm must be a list of adapt, keep, got {'low': 1"),
         ("norm: keep", "norm must be a list of adapt, keep, got 'keep'"),
-        ("augment: [light, flips]", "augment must be 'none', 'light' or 'strong', got 'flips'"),
+        ("augment: [light, flips]", "augment must be words joined by .*, got 'flips'"),
+        ("augment: [light+cutmx]", r"got 'light\+cutmx': did you mean light\+cutmix\?"),
+        ("augment: [light+mixup, mixup + light]", "different values"),
+        ("augment: {low: none, high: strong}", "augment must be a list of its values, got {'low'"),
+        ("augment: light", "augment must be a list of its values, got 'light'"),
         ("augment: [off]", "augment must be .* got False"),
         ("lr: 0.1", r"lr must be a list, or a range .* got 0\.1"),
         ("lr:", "lr must be a list, or a range .* got None"),
@@ -187,12 +209,12 @@ LR, BOTH = "lr: [0.1, 0.2]\n", "lr: [0.1, 0.2]\nnorm: [keep, adapt]\n"
 
 def planned(options: Mapping[str, str], config: str | None = None) -> dict[int, list[str]]:
     """Which settings of which stage a command would tune."""
-    plan = plan_of(request_of("tune", options, config))
+    plan = tune_plan(request_of("tune", options, config))
     return {number: list(space.dimensions) for number, space in plan.spaces.items()}
 
 
 def test_without_a_space_each_stage_has_the_one_that_ships() -> None:
-    plan = plan_of(request_of("tune", {"schedule": "lp_ft"}))
+    plan = tune_plan(request_of("tune", {"schedule": "lp_ft"}))
     assert [space.source for space in plan.spaces.values()] == [
         str(SPACES_DIR / "stage1.yaml"),
         str(SPACES_DIR / "lp_ft" / "stage2.yaml"),
@@ -255,4 +277,4 @@ def test_a_plan_that_cannot_be_is_refused(
     folder = written(tmp_path / "folder", LR, "stage1.yaml").parent
     filled = {key: value.format(file=path, folder=folder) for key, value in options.items()}
     with pytest.raises(SettingsError, match=message):
-        plan_of(request_of("tune", filled))
+        tune_plan(request_of("tune", filled))

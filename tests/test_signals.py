@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from pipeline.signals.readings import (
     instability,
     loss_rise,
     loss_stability,
+    numbers_of,
     paired,
     read_signals,
     saturation,
@@ -34,7 +36,12 @@ T = Thresholds()
 def scored(correct: Sequence[int], nll: Sequence[float] | None = None) -> Scored:
     names = tuple(f"image{i}" for i in range(len(correct)))
     values = [0.5] * len(correct) if nll is None else nll
-    return Scored(names, np.ones(len(correct)), np.array(correct), np.array(values, dtype=float))
+    return Scored(
+        images=names,
+        labels=np.ones(len(correct)),
+        predicted=np.array(correct),
+        nll=np.array(values, dtype=float),
+    )
 
 
 def history(
@@ -83,11 +90,14 @@ def test_no_change_at_all_is_no_gain_and_a_stable_loss() -> None:
 
 def test_scores_are_paired_by_image_whatever_their_order() -> None:
     run = scored([1, 0, 1], [0.1, 0.9, 0.3])
-    turned = Scored(run.images[::-1], run.labels, run.predicted[::-1], run.nll[::-1])
-    twice = Scored(("a", "a"), np.ones(2), np.array([1, 0]), np.array([0.1, 0.9]))  # in order
+    turned = replace(
+        run, images=run.images[::-1], predicted=run.predicted[::-1], nll=run.nll[::-1]
+    )
+    twice = replace(scored([1, 0], [0.1, 0.9]), images=("a", "a"))  # in order
     for one, other in ((run, turned), (twice, twice)):
-        assert [column.tolist() for column in paired(one, other)] == 2 * [[0] * len(one.images)]
-    others = Scored(("x", "y", "z"), np.ones(3), np.ones(3), np.ones(3))
+        for column in paired(one, other).values():
+            assert column.tolist() == [0] * len(one.images)
+    others = replace(run, images=("x", "y", "z"))
     with pytest.raises(ValueError, match="not scored on the same images"):
         paired(run, others)
 
@@ -235,8 +245,31 @@ def test_siblings_that_spread_more_than_their_parents() -> None:
 # All of them
 
 
+def test_a_signal_whose_number_has_the_name_of_anothers_does_not_overwrite_it() -> None:
+    """A run's metrics are `signal/<number>`, whatever the signal."""
+    run, parent = scored([1] * 6 + [0] * 4), scored([1] * 5 + [0] * 5)
+    course = history((0.99,) * 8)
+    read = read_signals(course, run, parent, T, has_parent=True)
+    spread = instability(siblings([0.60, 0.75, 0.68], [0.70, 0.71, 0.70]), T)
+    every = [signal for signal in read if signal.name != spread.name] + [spread]
+    assert numbers_of(every).keys() == {name for signal in every for name in signal.numbers}
+    assert numbers_of(read)["saturation_share"] == 1 / 8  # both of its signals say the same
+    other = Signal.of("positive.mine", True, "another", acc_gain=0.5)
+    with pytest.raises(AssertionError, match=r"positive\.mine: another signal has .* acc_gain"):
+        numbers_of([*read, other])
+
+
+OF_FIRST = {"positive.no_early_spike", "negative.train_acc_saturates", "negative.val_loss_rises"}
+OF_LATER = {
+    "positive.val_acc_gain",
+    "positive.val_loss_stable",
+    "negative.unstable_across_runs",
+}
+
+
 def states(signals: Sequence[Signal]) -> dict[str, str]:
-    return {signal.name: signal.state for signal in signals}
+    """States of the signals that are tested here; a signal that is added has tests of its own."""
+    return {s.name: s.state for s in signals if s.name in OF_FIRST | OF_LATER}
 
 
 FALLING, RISING = np.linspace(1.0, 0.3, 8).tolist(), np.linspace(1.0, 3.0, 8).tolist()
@@ -273,15 +306,10 @@ def test_a_run_that_memorises_and_one_that_learns_are_read_as_such(
 
 def test_a_first_stage_has_no_parent_and_a_lost_parent_is_unknown() -> None:
     first = states(read_signals(history(), scored([1, 0]), None, T, has_parent=False))
-    own = {"positive.no_early_spike", "negative.train_acc_saturates", "negative.val_loss_rises"}
-    assert set(first) == own
+    assert set(first) == OF_FIRST
     lost = states(read_signals(history(), scored([1, 0]), None, T, has_parent=True))
-    assert {name for name, state in lost.items() if state == "unknown"} == {
-        "positive.val_acc_gain",
-        "positive.val_loss_stable",
-        "negative.val_loss_rises",
-        "negative.unstable_across_runs",
-    }
+    unknown = {name for name, state in lost.items() if state == "unknown"}
+    assert unknown == OF_LATER | {"negative.val_loss_rises"}
 
 
 @pytest.mark.parametrize(

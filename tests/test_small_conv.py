@@ -50,6 +50,21 @@ def test_values_and_gradients_equal_the_library(
         torch.testing.assert_close(our_grad, grad)
 
 
+class PaddedAsNeeded(nn.Conv2d):
+    """As in networks that came from TensorFlow: how much is padded depends on the map."""
+
+
+def test_convolutions_that_pad_or_scale_in_their_own_way_are_left_alone() -> None:
+    block = nn.Sequential(
+        PaddedAsNeeded(4, 8, 3, bias=False),
+        nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect", bias=False),
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 3, bias=False)),
+    )
+    before = list(block)
+    use_small_convolutions(block)
+    assert list(block) == before
+
+
 def test_only_plain_convolutions_are_replaced_and_names_stay() -> None:
     block = nn.Sequential(
         nn.Conv2d(4, 8, 3, padding=1, bias=False),

@@ -23,9 +23,8 @@ from pipeline.data.base import Split, read_images
 from pipeline.data.images import digest_image
 from pipeline.data.open import open_source
 from pipeline.errors import DataError, DownloadError
-from pipeline.settings.request import load_settings
 from tests.conftest import class_image
-from tests.helpers import fill, opened, refused
+from tests.helpers import fill, load_settings, opened, refused
 from tests.served import NotHttp, Quiet
 
 WriteParquet = Callable[..., Path]

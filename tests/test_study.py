@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -14,10 +15,11 @@ from optuna.trial import FrozenTrial, TrialState
 from pipeline.errors import StudyError
 from pipeline.runs.session import Session
 from pipeline.runs.workers import threads_each
-from pipeline.settings.search_space import Choices, Range, SearchSpace, plan_of
+from pipeline.settings.search_space import Choices, Range, SearchSpace, tune_plan
 from pipeline.tracking import Tracking
+from pipeline.tuning.spec import Spec, suggest
 from pipeline.tuning.storage import open_storage, patiently, storage_url
-from pipeline.tuning.study import Spec, Study, suggest
+from pipeline.tuning.study import Study
 from pipeline.tuning.trial_state import best_of, finished_of, outcomes
 from tests.conftest import TINY, Command
 from tests.helpers import request_of
@@ -32,7 +34,7 @@ RUNNING, WAITING = TrialState.RUNNING, TrialState.WAITING
 
 def study_name(options: dict[str, str]) -> str:
     """The name of the study that a command works on."""
-    plan = plan_of(request_of("tune", options))
+    plan = tune_plan(request_of("tune", options))
     tracking = Tracking.connect()
     draws = range(plan.settings.draw, plan.settings.draw + plan.tune.draws)
     sessions = {
@@ -164,9 +166,9 @@ def test_suggestions_are_of_the_settings_own_types_and_inside_the_space() -> Non
     space = SearchSpace(
         "",
         {
-            "epochs": Range(5, 20, 5),
+            "epochs": Range(5, 20, step=5),
             "lr": Range(1e-4, 1e-2, log=True),
-            "label_smoothing": Range(0.0, 0.2, 0.05),
+            "label_smoothing": Range(0.0, 0.2, step=0.05),
             "norm": Choices(("adapt", "keep")),
         },
     )
@@ -177,6 +179,17 @@ def test_suggestions_are_of_the_settings_own_types_and_inside_the_space() -> Non
         assert [k for k, d in space.dimensions.items() if not d.holds(values[k])] == []
     assert {t.params["epochs"] for t in study.trials} == {5, 10, 15, 20}
     assert study.trials[0].distributions["lr"] == FloatDistribution(1e-4, 1e-2, log=True)
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed:UserWarning")
+def test_the_settings_of_the_stage_before_are_tried_second(tmp_path: Path) -> None:
+    """Both arms of a decision start from the same two points, whatever stage 2 was tuned to."""
+    storage = open_storage(f"sqlite:///{tmp_path}/optuna.db")
+    study = Study.join(storage, replace(SPEC, parents={"lr": 5e-3}), seed=0)
+    assert [suggest(study.optuna.ask(), LR)["lr"] for _ in range(2)] == [1e-3, 5e-3]
+    for name, parents in (("same", SPEC.defaults), ("outside", {"lr": 5.0})):
+        spec = replace(SPEC, name=name, parents=parents)
+        assert len(Study.join(storage, spec, seed=0).trials) == 1
 
 
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed:UserWarning")
@@ -260,18 +273,18 @@ STORAGES = [
     ("journal://o.journal", r"a journal is a file: write journal:///"),
     ("redis://:qqq@host/0", r"redis://:\*\*\*@host/0: Optuna can keep a journal there, but"),
     ("grpc://host:13000", r"Optuna's proxy passes no heartbeats on: name the database behind it"),
-    ("foo://me:qqq@host/db", r"foo://me:\*\*\*@host/db is no URL that Optuna can keep"),
-    ("postgresql+foo://me:qqq@host/db", r"\*\*\*@host/db is no URL that Optuna can keep"),
+    ("foo://me:qqq@host/db", r"foo://me:\*\*\*@host/db is no URL of a storage"),
+    ("postgresql+foo://me:qqq@host/db", r"\*\*\*@host/db is no URL of a storage"),
     ("mysql://me:qqq@host/db", r"me:\*\*\*@host/db: its driver is not installed \(.*pip"),
     ("postgresql+asyncpg://me:qqq@host/db", r"driver is not installed \(No module named"),
     ("postgresql://me:qqq@127.0.0.1:9/db", r"cannot be used \(.*Connection refused\)"),
     ("postgresql://me@realm:qqq@127.0.0.1:9/db", r"realm:\*\*\*@127\.0\.0\.1:9/db cannot be"),
     ("postgresql://127.0.0.1:9/db?user=me&password=qqq", r"password=\*\*\* cannot be used"),
-    ("postgresql://me:qqq@host:port/db", r"me:\*\*\*@host:port/db is no URL that Optuna"),
+    ("postgresql://me:qqq@host:port/db", r"me:\*\*\*@host:port/db is no URL of a storage"),
     ("postgresql://me:q@qqq@host/db", r"me:\*\*\*@host/db: .* as it is"),
     ("postgresql://me:q@q/qq@host/db", r"me:\*\*\*@host/db: it holds a /, .* as it"),
     ("postgres://me:qqq@host/db", r"SQLAlchemy knows no postgres://: write postgresql://"),
-    ("/nowhere/optuna.db", r"storage=/nowhere/optuna\.db is no URL that Optuna .* sqlite:///"),
+    ("/nowhere/optuna.db", r"storage=/nowhere/optuna\.db is no URL of a storage .* sqlite:///"),
 ]
 
 

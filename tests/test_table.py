@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import mlflow
 import pytest
 
 from pipeline.cli import main
-from pipeline.entries.parser import build_parser
+from pipeline.entries.parser import build_parser, parse
+from pipeline.entries.plans import PRETRAIN_DEFAULTS
 from pipeline.entries.table import ENTRY_POINTS
 from pipeline.errors import SettingsError
 from pipeline.settings.layers import preset_layer
+from pipeline.settings.run import RUN_KEYS, THRESHOLD_KEYS, TRAIN_KEYS, ExperimentSettings
+from pipeline.settings.schedules import LEARNING_RATES
 from tests.conftest import TINY, enter_store, inside, words_of, write_image_folder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,30 +60,35 @@ def stage_run(number: int) -> str:
     return str(runs[-1].info.run_id)
 
 
+# by setting, not by entry point: a new entry point has its words, too
+SMALLEST = {
+    "number": "1",
+    "n_trials": "1",
+    "workers": "1",
+    "stage": "1",
+    "draws": "2",  # of the four that there are
+    "tune": "on",
+    "looks": "2",
+    "beside": "1",
+    "register_as": "off",
+    "schedules": "full,two_stage",
+}
+
+
 @pytest.mark.parametrize("name", ENTRY_POINTS)
 def test_every_entry_point_reads_each_yaml_file_once(name: str, work: Path) -> None:
     """The whole command: settings are resolved from one reading, and handed on."""
-    out = str(work / "w.safetensors")
-    few: dict[str, dict[str, str]] = {
-        "main": {"seed": "1"},
-        "stage": {"number": "1", "seed": "2"},
-        "stage3": {"parent_run_id": stage_run(2)},
-        "tune": {"stage": "1", "n_trials": "1", "epochs": "1", "workers": "1"},
-        "decide": {"looks": "2", "register_as": "off", "beside": "1"},
-        "compare": {"draws": "2", "schedules": "full,two_stage"},
-        "pretrain": {"out": out, "weights": "none", "norm_stats": "source"},
-        "evaluate": {"run_id": stage_run(2)},
-        "gate": {"run_id": stage_run(2)},
-    }
-    options = few.get(name, {})
-    if "config" in ENTRY_POINTS[name].keys:
-        options |= {"config": str(work / "mine.yaml")}
-    if name == "pretrain":
-        text = (work / "mine.yaml").read_text().replace('norm_stats: "target"\n', "")
-        (work / "domain.yaml").write_text(text)
-        options["config"] = str(work / "domain.yaml")
-    if name == "decide":  # four draws, two of them for tuning
-        options |= {"tune": "on", "n_trials": "1", "draws": "2"}
+    row = ENTRY_POINTS[name]
+    places = {"run_id": stage_run(2), "out": str(work / "w.safetensors")}
+    options = {key: text for key, text in {**SMALLEST, **places}.items() if key in row.offered}
+    if name == "stage3":
+        options["parent_run_id"] = stage_run(2)
+    if row.trains:
+        text = (work / "mine.yaml").read_text()
+        if "norm_stats" in row.refused:
+            text = text.replace('norm_stats: "target"\n', "")
+        (work / f"{name}.yaml").write_text(text)
+        options["config"] = str(work / f"{name}.yaml")
     OPENED.clear()
     preset_layer.cache_clear()
     assert main(words_of(name, options)) == 0
@@ -89,15 +100,16 @@ def test_every_entry_point_reads_each_yaml_file_once(name: str, work: Path) -> N
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)
 def test_a_fault_in_any_entry_points_settings_comes_before_torch(name: str) -> None:
-    words = words_of(name, {"cache_dir": "x", "rope": "1"})
+    words = words_of(name, {"rope": "1"})
     code = (
         "import json, sys\n"
         "from pipeline.cli import main\n"
         "codes = [main(words) for words in json.loads(sys.argv[1])]\n"
         "print(codes, [m for m in ('torch', 'mlflow', 'optuna', 'numpy') if m in sys.modules])\n"
     )
-    wrong = {"gate": {"gate_flat": "-1"}, "evaluate": {"device": "abacus"}}
-    faults = [words, words_of(name, wrong.get(name, {"epochs": "x"}))]
+    wrong = {"epochs": "x", "device": "abacus", "gate_flat": "-1"}
+    of_a_run = [{key: text} for key, text in wrong.items() if key in ENTRY_POINTS[name].offered]
+    faults = [words, *(words_of(name, options) for options in of_a_run)]
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(faults)],
         cwd=ROOT,
@@ -105,19 +117,93 @@ def test_a_fault_in_any_entry_points_settings_comes_before_torch(name: str) -> N
         text=True,
         check=True,
     )
-    assert done.stdout.splitlines()[-1] == "[2, 2] []"
-    assert len(done.stderr.splitlines()) == 2
+    assert done.stdout.splitlines()[-1] == f"{[2] * len(faults)} []"
+    assert len(done.stderr.splitlines()) == len(faults)
+
+
+def help_of(name: str) -> str:
+    with redirect_stdout(io.StringIO()) as shown, pytest.raises(SystemExit, match="0"):
+        build_parser().parse_args([name, "--help"])
+    return shown.getvalue()
 
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)
-def test_help_shows_every_option_that_a_person_types(
-    name: str, capsys: pytest.CaptureFixture[str]
+def test_help_shows_every_option_that_a_person_types_and_thresholds_last(name: str) -> None:
+    shown = re.findall(r"^  --(\w+) ", help_of(name), re.MULTILINE)
+    assert set(shown) == set(ENTRY_POINTS[name].offered)
+    first_threshold = next((n for n, key in enumerate(shown) if key in THRESHOLD_KEYS), len(shown))
+    assert set(shown[first_threshold:]) <= set(THRESHOLD_KEYS)  # what is run comes first
+    of_runs = [key for key in shown if key in RUN_KEYS or key in TRAIN_KEYS]
+    order = [*ExperimentSettings.model_fields, *TRAIN_KEYS, *RUN_KEYS]
+    assert of_runs == sorted(of_runs, key=order.index)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "offering"),
+    [
+        ("gate", "signal_confidence", "stage2"),
+        ("gate", "enforce_gate", "stage3"),
+        ("stage2", "gate_flat", "gate"),
+        ("stage1", "signal_spread_p", "stage2"),
+        ("compare", "gate_flat", "decide"),
+        ("evaluate", "cache_limit", "stage1"),
+    ],
+)
+def test_a_setting_without_an_effect_is_refused_where_it_has_none(
+    name: str, key: str, offering: str
 ) -> None:
-    with pytest.raises(SystemExit, match="0"):
-        build_parser().parse_args([name, "--help"])
-    shown = capsys.readouterr().out
-    for key in ENTRY_POINTS[name].keys:
-        assert (f"--{key} " in shown) is ("." not in key and key != "joins")
+    assert key in ENTRY_POINTS[offering].offered
+    message = rf"setting {key} .* is one of .*{offering}.*, not of {name}$"
+    with pytest.raises(SettingsError, match=message):
+        parse([name, f"--{key}", "1"])
+
+
+def test_help_shows_the_values_that_are_used_where_nothing_is_given() -> None:
+    shown = {name: " ".join(help_of(name).split()) for name in ENTRY_POINTS}
+    for rate in LEARNING_RATES.values():
+        assert (
+            f"{rate:g} " in shown["stage2"].partition("--lr VALUE")[2].partition("--lr_decay")[0]
+        )
+    for name in ("evaluate", "gate"):
+        data = shown[name].partition("--data VALUE")[2].partition("--label_column")[0]
+        assert "(default: that of the run)" in data
+        assert "three_stage" not in shown[name]
+    for key, value in PRETRAIN_DEFAULTS.items():
+        mine = shown["pretrain"].partition(f"--{key} VALUE")[2].partition(" --")[0]
+        assert f"(default: {value}" in mine
+
+
+def test_help_says_which_way_lr_decay_goes() -> None:
+    shown = " ".join(help_of("stage3").split()).partition("--lr_decay VALUE")[2]
+    for words in (
+        "lr * lr_decay ** depth",
+        "0 for the head",
+        "below 1 .* slowly",
+        "above 1 faster",
+    ):
+        assert re.search(re.escape(words).replace(r"\.\*", ".*"), shown)
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_entry_points_that_train_nothing_offer_no_training_settings(name: str) -> None:
+    trained_by = ENTRY_POINTS[name].work.startswith(("entries.blocks", "entries.gate", "runs."))
+    assert set(TRAIN_KEYS).isdisjoint(ENTRY_POINTS[name].offered) is trained_by
+
+
+@pytest.mark.parametrize(("name", "given"), [("stage1", {}), ("stage", {"number": "1"})])
+def test_a_parent_of_stage_1_is_refused_before_anything_is_written(
+    name: str,
+    given: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'm.db'}")
+    assert main(words_of(name, {**given, "parent_run_id": "abc"})) == 2
+    assert "stage 1 starts from pretrained weights: leave parent_run_id" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    assert ENTRY_POINTS["stage1"].read({"parent_run_id": "auto"})  # as MLproject's default
 
 
 def test_a_stage_by_number_is_that_stage_and_needs_the_number() -> None:

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from pipeline.data.images import ImageSet, normalise
-from pipeline.model.backbones import FORWARD_ORDER, Backbone, batch_norms
+from pipeline.data.images import USUAL, ImageSet
+from pipeline.model.backbones import Backbone, batch_norms
 from pipeline.runs.scoring import predict
 from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Stage
@@ -45,6 +45,7 @@ HEAD, BLOCK4, FULL = (
     SCHEDULES["three_stage"].stage(2),
     SCHEDULES["full"].stage(1),
 )
+SMALL = {"epochs": 2, "batch_size": 4, "augment": "none", "lr": 3e-4}
 STILL = {"lr": 1e-30, "weight_decay": 0.0}  # a rate too small to move a float32 weight
 
 
@@ -91,7 +92,7 @@ def train(
     images = images or make_images(12)
     val = val or make_images(6, start=50)
     backbone = backbone or small_backbone()
-    chosen = TrainSettings(**{"epochs": 2, "batch_size": 4, "augment": "none", **settings})
+    chosen = TrainSettings(**{**SMALL, **settings})
     before = copy_state(backbone)
     trainer = trainer_for(backbone, stage, chosen, seed=seed, dtype=dtype)
     train_features = live_features(backbone, stage, images, dtype)
@@ -124,7 +125,8 @@ def test_rates_fall_or_rise_with_depth(
     schedule: str, number: int, lr_decay: float, rates: dict[str, float]
 ) -> None:
     settings = TrainSettings(lr=0.01, lr_decay=lr_decay)
-    assert learning_rates(settings, SCHEDULES[schedule].stage(number)) == pytest.approx(rates)
+    trainable = SCHEDULES[schedule].stage(number).trainable
+    assert learning_rates(settings, trainable, small_backbone()) == pytest.approx(rates)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +218,7 @@ def plain_loop(
             for block in stage.trainable:
                 trained[block].train()
             index = torch.from_numpy(rows)
-            logits = model(normalise(images.pixels[index]))
+            logits = model(USUAL.normalise(images.pixels[index]))
             loss = F.cross_entropy(logits, images.labels[index], label_smoothing=0.1)
             plain.zero_grad()
             loss.backward()
@@ -265,7 +267,7 @@ def test_validation_scores_are_those_of_the_whole_model_in_eval_mode() -> None:
     run = train(FULL, backbone=backbone, val=val, lr=1e-3, epochs=1)
     backbone.model.load_state_dict(run.last)
     with torch.no_grad():
-        logits = backbone.model.eval()(normalise(val.pixels))
+        logits = backbone.model.eval()(USUAL.normalise(val.pixels))
     validated = run.trainer.best_logits
     torch.testing.assert_close(validated, logits, rtol=1e-5, atol=1e-5)
     assert validated.dtype == torch.float32
@@ -469,8 +471,8 @@ def test_a_snapshot_is_every_trainable_tensor_and_a_copy(stage: Stage) -> None:
 
 
 def test_blocks_run_in_training_mode_again_after_validation() -> None:
-    blocks = train(BLOCK4, epochs=1, norm="adapt").trainer.blocks
-    assert list(blocks) == list(FORWARD_ORDER[4:])
-    norms = list(batch_norms(blocks.values()))
+    segments = train(BLOCK4, epochs=1, norm="adapt").trainer.segments
+    assert [segment.name for segment in segments] == ["block4", "head"]
+    norms = list(batch_norms(segment.module for segment in segments))
     assert norms
-    assert all(layer.training for layer in (blocks["block4"], *norms))
+    assert all(layer.training for layer in (segments[0].module, *norms))

@@ -19,8 +19,9 @@ from pipeline.settings.entry import TuneSettings
 from pipeline.settings.schedules import SCHEDULES
 from pipeline.settings.search_space import Range, SearchSpace
 from pipeline.tuning.objective import Ending, Pruned, Reporter
+from pipeline.tuning.spec import Spec, suggest
 from pipeline.tuning.storage import open_storage
-from pipeline.tuning.study import SPACE, Spec, Study, suggest
+from pipeline.tuning.study import SPACE, Study
 from pipeline.tuning.trial_state import RETRIES, beating, outcome
 from pipeline.tuning.work import Worker
 from tests.postgres import Postgres
@@ -237,8 +238,8 @@ def test_the_defaults_are_never_pruned(study: Study) -> None:
         study.optuna.tell(trial, 0.9)
     other = asked(study)
     with pytest.raises(Pruned):
-        Reporter(other, SPEC, [], None).finish(0.1)
-    Reporter(first, SPEC, [], None).finish(0.1)
+        Reporter(trial=other, spec=SPEC, earlier=[], deadline=None).finish(0.1)
+    Reporter(trial=first, spec=SPEC, earlier=[], deadline=None).finish(0.1)
     assert first.should_prune()  # if Optuna were asked
 
 

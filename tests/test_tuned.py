@@ -15,11 +15,11 @@ import yaml
 from pipeline.cli import main
 from pipeline.errors import StudyError
 from pipeline.runs.session import Session
-from pipeline.settings.request import load_settings
 from pipeline.tracking import Tracking
 from pipeline.tuning.reuse import with_tuned
 from pipeline.tuning.storage import open_storage
 from tests.conftest import TINY, Command, enter_store, words_of, write_image_folder
+from tests.helpers import load_settings
 from tests.test_decide import inside
 from tests.test_run_stage import artifact, runs
 from tests.test_tuning import space_file, studies
@@ -296,7 +296,7 @@ def test_a_lead_within_noise_leaves_the_defaults_and_another_choice_is_announced
     told = capfd.readouterr().out
     assert "less than 100 s.e.: the defaults stay" in told
     assert "note: from now on tuned=true takes trial 0 of study stage1-" in told
-    assert "(margin=100), it was trial 1" in told
+    assert "(margin=100); until now it took trial 1" in told
     assert home.study.user_attrs["chosen"] == 0
     assert home.run("stage1", tuned="on") == 0
     assert runs().iloc[-1]["metrics.best/val_loss"] == home.study.trials[0].value

@@ -11,11 +11,10 @@ from pipeline.comparing.arms import Arm
 from pipeline.errors import SettingsError, StudyError
 from pipeline.runs.command import Command
 from pipeline.settings.entry import TuneSettings
-from pipeline.settings.request import load_settings
 from pipeline.tracking import Tracking
 from pipeline.tuning.tune_arm import tune_arm
 from tests.conftest import TINY
-from tests.helpers import request_of
+from tests.helpers import load_settings, request_of
 
 
 @pytest.fixture
@@ -29,7 +28,11 @@ def options(store: Path, image_folder: Path) -> dict[str, str]:
 
 
 def head(options: dict[str, str]) -> Arm:
-    return Arm("head_only", load_settings({**options, "schedule": "head_only"}), 1)
+    return Arm(
+        name="head_only",
+        settings=load_settings({**options, "schedule": "head_only"}),
+        last=1,
+    )
 
 
 def test_a_tuned_arm_has_its_chosen_trials_validation_accuracy_over_the_draws(
@@ -63,7 +66,7 @@ def test_the_accuracy_is_unknown_where_the_trials_run_is_gone(options: dict[str,
 
 def test_a_study_without_a_completed_trial_is_one_line(options: dict[str, str]) -> None:
     options |= {"schedule": "full", "optimizer": "sgd", "lr": "100", "stage1.epochs": "4"}
-    arm = Arm("full", load_settings(options), 1)
+    arm = Arm(name="full", settings=load_settings(options), last=1)
     command = Command(request=request_of("decide", options), say=lambda _: None)
     with pytest.raises(
         StudyError, match=r"^unfreezing everything at once, stage 1: every trial of study "

@@ -148,7 +148,7 @@ def test_a_trial_reports_in_tenths_of_its_epochs_whether_trained_or_found(
 
 def test_a_pruned_trial_says_where_and_why(finished: Finished) -> None:
     trial = finished.trials[6]
-    reason = "pruned at epoch 2 of 4 of draw 0: val_acc 0.0833 is on the worse half"
+    reason = "pruned at epoch 2 of 4 of draw 0: val_acc 0.0833 is in the worse half of the trials"
     assert trial.user_attrs["reason"] == reason
     assert finished.run_of(trial).data.tags["failure"] == reason
     [stage_run] = finished.stage_runs_in(finished.run_of(trial))

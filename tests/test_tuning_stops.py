@@ -19,12 +19,13 @@ from pipeline.entries.table import perform
 from pipeline.errors import LineageError
 from pipeline.runs.session import Session
 from pipeline.settings.entry import TuneSettings
-from pipeline.settings.search_space import plan_of
+from pipeline.settings.search_space import tune_plan
 from pipeline.system.databases import exclusively
 from pipeline.tracking import Tracking
 from pipeline.tuning.mirror import LOST, reconcile, study_run
+from pipeline.tuning.spec import Spec
 from pipeline.tuning.storage import open_storage, storage_url
-from pipeline.tuning.study import Spec, Study
+from pipeline.tuning.study import Study
 from pipeline.tuning.work import Worker
 from tests.conftest import TINY, Command, words_of
 from tests.helpers import request_of
@@ -46,7 +47,7 @@ def options(store: Path, image_folder: Path) -> dict[str, str]:
 
 def opened(options: dict[str, str]) -> tuple[Tracking, Session, Spec]:
     """What a worker on these options has before it begins."""
-    plan = plan_of(request_of("tune", options))
+    plan = tune_plan(request_of("tune", options))
     tracking = Tracking.connect()
     session = Session.open(plan.settings, tracking, lambda _: None)
     [(number, space)] = plan.spaces.items()
@@ -88,7 +89,7 @@ def test_a_command_without_time_begins_no_trial_and_the_next_one_goes_on(
     command: Command, options: dict[str, str], capfd: pytest.CaptureFixture[str], store: Path
 ) -> None:
     assert command("tune", **options, timeout="0.001") == 0
-    assert "the command's timeout is over: the study can be gone on with" in capfd.readouterr().out
+    assert "the command's timeout is over: the same command goes on" in capfd.readouterr().out
     assert ends("trial") == []
     assert ends("study") == ["KILLED"]
     assert runs("study")["tags.failure"][0] == "stopped before it had all its trials"
@@ -145,7 +146,7 @@ def test_a_trial_that_runs_out_of_time_is_queued_again(
     assert runs("trial")["tags.failure"][0] == "the command's timeout is over"
     client = mlflow.MlflowClient()
     assert len(client.get_metric_history(runs()["run_id"][0], "val/acc")) == 1
-    assert "note: the command's timeout is over: the study can be gone on with" in " ".join(said)
+    assert "note: the command's timeout is over: the same command goes on" in " ".join(said)
     assert command("tune", **options) == 0
     [study] = studies(store)
     assert states(study) == ["FAIL", "COMPLETE"]

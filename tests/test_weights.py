@@ -44,13 +44,13 @@ State = dict[str, Tensor]
 
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:
-    return build_backbone(SMALL, 4, seed=0)
+    return build_backbone(SMALL, 4, 32, seed=0)
 
 
 @pytest.fixture(scope="module")
 def other_state() -> State:
     """A fitting state dict with values of its own."""
-    return build_backbone(SMALL, 4, seed=1).model.state_dict()
+    return build_backbone(SMALL, 4, 32, seed=1).model.state_dict()
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def load(tmp_path: Path, backbone: Backbone) -> Load:
 
 
 def test_tiny_imagenet_matches_all_but_the_classifier() -> None:
-    pretrained = load_pretrained("tiny_imagenet", build_backbone("resnet18", 10, seed=0))
+    pretrained = load_pretrained("tiny_imagenet", build_backbone("resnet18", 10, 32, seed=0))
     assert pretrained.report == (
         "weights tiny_imagenet: 120 of 122 tensors matched, left out fc.weight and fc.bias "
         "(new classes)"
@@ -105,7 +105,7 @@ def test_none_leaves_every_tensor_as_it_is(backbone: Backbone) -> None:
 def test_applied_weights_are_those_of_the_file(load: Load, state: State) -> None:
     pretrained = load(state)
     assert pretrained.report.endswith(ALL_MATCHED)
-    backbone = build_backbone(SMALL, 4, seed=0)
+    backbone = build_backbone(SMALL, 4, 32, seed=0)
     pretrained.apply(backbone)
     assert changed_names(state, copy_state(backbone)) == set()
 
@@ -281,7 +281,7 @@ def test_a_head_of_any_form_is_left_out_whole(
     left_out: int,
     tmp_path: Path,
 ) -> None:
-    backbone = build_backbone(name, 4, seed=0)
+    backbone = build_backbone(name, 4, 32, seed=0)
     state = backbone.model.state_dict()
     before = copy_state(backbone)
     own = [n for n in state if n.startswith(f"{root}.")]
@@ -352,10 +352,10 @@ def test_names_of_another_library_are_told(names: tuple[str, ...], begin: str, l
 
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_weights_of_another_backbone_name_the_backbone(prefix: str, tmp_path: Path) -> None:
-    state = build_backbone("resnet34", 4, seed=0).model.state_dict()
+    state = build_backbone("resnet34", 4, 32, seed=0).model.state_dict()
     path = saved(under(prefix, state), tmp_path / "w.pth")
     with pytest.raises(WeightsError, match=r"do not fit resnet18: .*pass -P backbone=resnet34"):
-        load_pretrained(path, build_backbone("resnet18", 4, seed=0))
+        load_pretrained(path, build_backbone("resnet18", 4, 32, seed=0))
 
 
 def file_bytes(**options: bool) -> bytes:
@@ -633,7 +633,7 @@ def both_published(
 
 @pytest.fixture(scope="module")
 def mobilenet() -> Backbone:
-    return build_backbone("mobilenet_v2", 4, seed=0)
+    return build_backbone("mobilenet_v2", 4, 32, seed=0)
 
 
 def test_weights_go_by_torchvisions_names(
@@ -751,7 +751,7 @@ def test_real_files_match_under_any_prefix(
     path = SHARED / "weights" / name
     if not path.is_file():
         pytest.skip(f"real weights are not at {path}")
-    backbone = build_backbone(of, 10, seed=0)
+    backbone = build_backbone(of, 10, 32, seed=0)
     plain = load_pretrained(str(path), backbone)
     assert f"{matched} tensors matched, left out " in plain.report
     state = load_file(path) if path.suffix == ".safetensors" else torch.load(path)

@@ -7,21 +7,23 @@ Stages that an arm has in common with the treatment keep its settings, so they a
 The arm's other stages share the steps that are left: the first of them gets all that the treatment
 spent before the matching stage. A stage that begins as the treatment does keeps the treatment's
 settings, too. A stage that continues the one before has the settings of the treatment's stage in
-its place: the arms differ in what they train, not in how.
+its place: the arms differ in what they train, not in how, unless `control.lr=` and its like say
+otherwise. `differences` tells in what they differ.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Literal
 
 from pipeline.errors import SettingsError
 from pipeline.settings.entry import DecideSettings, TuneSettings
+from pipeline.settings.layers import COMMAND_LINE, CONTROL, Given, Layer, validated
 from pipeline.settings.request import Request
 from pipeline.settings.run import RUN_KEYS, TRAIN_KEYS, Settings, TrainSettings
-from pipeline.settings.schedules import SCHEDULES, Schedule, schedule_of
+from pipeline.settings.schedules import SCHEDULES, Schedule, check_distinct, schedule_of
 
 QUESTIONS: Mapping[Literal["stage2", "stage3"], tuple[int, str]] = {
     "stage2": (2, "stage1_continued"),
@@ -29,11 +31,13 @@ QUESTIONS: Mapping[Literal["stage2", "stage3"], tuple[int, str]] = {
 }
 """The stage of `three_stage` that is judged, and its control."""
 
+OF_STEPS = ("epochs", "batch_size", "patience")
+"""Training settings that decide how many optimizer steps a stage has."""
 EXTRA_ARMS = ("full", "lp_ft")
 """Schedules that are run for show, where `beside` asks for them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Arm:
     """A schedule up to stage `last`; `is_stage`: that stage alone is judged."""
 
@@ -74,7 +78,7 @@ def arms_of(decide: DecideSettings, request: Request) -> tuple[Arm, Arm]:
     """Treatment and control.
 
     Raises:
-        SettingsError: wrong settings, or two arms that are one.
+        SettingsError: wrong settings, or both arms are the same.
     """
     if bool(decide.treatment) != bool(decide.control):
         raise SettingsError(
@@ -89,27 +93,23 @@ def arms_of(decide: DecideSettings, request: Request) -> tuple[Arm, Arm]:
     settings = request.settings(schedule=str(schedule))
     check_comparable(settings)
     is_stage = schedule.name == "three_stage" and (last, control.name) in QUESTIONS.values()
-    treatment = Arm(schedule.name, settings, last, is_stage)
-    if control.name == schedule.name:
-        raise SettingsError(f"treatment and control are both {control.name}: choose two schedules")
-    if control.on(settings.order).trains() == treatment.schedule.trains():
-        raise SettingsError(
-            f"treatment={schedule.name} and control={control.name} train the same blocks in the "
-            "same stages: choose two schedules"
-        )
-    return treatment, at_equal_steps(treatment, control, request)
+    treatment = Arm(name=schedule.name, settings=settings, last=last, is_stage=is_stage)
+    check_distinct([one.on(settings.order) for one in (schedule, control)])
+    arm = at_equal_steps(treatment, control, request)
+    return treatment, with_own_settings(arm, request.control)
 
 
 def check_comparable(settings: Settings) -> None:
     """Raise SettingsError for settings with which no runs can be compared."""
     if not settings.reuse:
         raise SettingsError(
-            "reuse=off: arms start from common runs, which are found by content: leave reuse out"
+            "reuse=off: the arms start from common runs, which this command finds by content: "
+            "leave reuse out"
         )
     if settings.enforce_gate:
         raise SettingsError(
-            "enforce_gate=on: the gate reads finished draws, and this command makes them: leave "
-            "enforce_gate out"
+            "enforce_gate=on: the gate judges by finished runs, and this command trains those "
+            "runs itself: leave enforce_gate out"
         )
 
 
@@ -128,10 +128,12 @@ def at_equal_steps(
     theirs, shared = settings.stages[: treatment.last], _shared_stages(treatment, schedule)
     if len(ours) > len(theirs):
         raise SettingsError(
-            f"{len(ours) - shared} stages cannot share the steps of {len(theirs) - shared}: "
-            "choose a schedule with fewer stages as the control, or swap treatment and control"
+            f"{len(ours) - shared} stages cannot share the steps of {len(theirs) - shared} "
+            "stages: choose a schedule with fewer stages as the control, or swap treatment and "
+            "control"
         )
-    first = shared + 1 + len(theirs) - len(ours)  # what is left over goes to the first of its own
+    # steps that are left over go to the first stage that is not shared
+    first = shared + 1 + len(theirs) - len(ours)
     alone = [(stage,) for stage in theirs]
     steps_of = [*alone[:shared], theirs[shared:first], *alone[first:]]
     own = request.of_no_stage().settings(schedule=str(schedule))
@@ -154,7 +156,39 @@ def at_equal_steps(
     arm_settings = Settings(**{**run, "schedule": str(schedule)}).model_copy(
         update={"stages": stages}
     )
-    return Arm(schedule.name, arm_settings, len(ours))
+    return Arm(name=schedule.name, settings=arm_settings, last=len(ours))
+
+
+def with_own_settings(control: Arm, given: Mapping[str, str]) -> Arm:
+    """The control with settings of its own for its last stage (`control.lr=1e-4`).
+
+    Raises:
+        SettingsError: a wrong value, or one that would change the number of steps.
+    """
+    if steps := [key for key in OF_STEPS if key in given]:
+        raise SettingsError(
+            f"control.{steps[0]}={given[steps[0]]}: both arms have equal optimizer steps: leave "
+            f"it out, or pass -P stage{control.last}.{steps[0]}= for both"
+        )
+    if not given:
+        return control
+    layer, faults = Layer(COMMAND_LINE, {}), list[str]()
+    typed = {key: Given(text, f"{CONTROL}{key}", layer) for key, text in given.items()}
+    stages = list(control.settings.stages)
+    base = stages[control.last - 1].model_dump()
+    defaults = {key: value for key, value in base.items() if key not in given}
+    own = validated(TrainSettings, typed, faults, **defaults)
+    if own is None:
+        raise SettingsError("\n".join(faults))
+    stages[control.last - 1] = own
+    return replace(control, settings=control.settings.model_copy(update={"stages": tuple(stages)}))
+
+
+def differences(treatment: Arm, control: Arm) -> list[str]:
+    """How the arms' last stages are trained otherwise, beside their steps: `lr 3 against 1`."""
+    ours, theirs = (arm.settings.training(arm.last) for arm in (treatment, control))
+    both = ((key, getattr(ours, key), getattr(theirs, key)) for key in TRAIN_KEYS)
+    return [f"{key} {a} against {b}" for key, a, b in both if a != b and key not in OF_STEPS]
 
 
 def _is_continued(schedule: Schedule, number: int) -> bool:
@@ -204,7 +238,7 @@ class Comparison:
     explicit: Mapping[int, set[str]]
 
 
-def comparison_of(request: Request) -> Comparison:
+def decide_plan(request: Request) -> Comparison:
     """The comparison behind a request; nothing slow is done.
 
     Raises:
@@ -248,4 +282,5 @@ def own_stages(plan: Comparison) -> dict[int, set[str]]:
             kept[number] |= plan.explicit[number]
         if _is_continued(control.schedule, number):
             kept[number] |= plan.explicit[number + behind]
+    kept[control.last] |= set(plan.request.control)
     return kept

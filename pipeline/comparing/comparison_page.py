@@ -15,7 +15,7 @@ from pipeline.comparing.results import Compared
 from pipeline.reporting.figures import ArmRow, comparison_picture
 from pipeline.reporting.page import to_html, to_markdown
 from pipeline.runs.command_line import command_line
-from pipeline.runs.summary import minutes, stage_in_words
+from pipeline.runs.words import minutes, stage_in_words
 from pipeline.settings.run import RUN_KEYS
 from pipeline.stats.metrics import METRICS
 from pipeline.tracking import RunLog
@@ -68,10 +68,10 @@ def picture_of(compared: Compared) -> Figure:
                 difference = (known.mean_pp, *known.interval_pp)
             rows.append(
                 ArmRow(
-                    f"{backbone} · {cell.arm.name}",
-                    cell.test_pp.tolist(),
-                    (mean.mean_pp, *mean.interval_pp),
-                    difference,
+                    name=f"{backbone} · {cell.arm.name}",
+                    values=cell.test_pp.tolist(),
+                    mean=(mean.mean_pp, *mean.interval_pp),
+                    difference=difference,
                 )
             )
     compare = compared.grid.compare

@@ -19,6 +19,7 @@ from pipeline.errors import DesignError
 from pipeline.model.flops import training_operations
 from pipeline.model.freezing import set_trainable
 from pipeline.runs.session import Session
+from pipeline.settings.augmentation import of_images
 from pipeline.settings.run import Settings
 from pipeline.signals.evidence import siblings_of
 from pipeline.system.processes import MACHINE, this_machine
@@ -85,7 +86,7 @@ def seconds_a_draw(arms: Sequence[Arm], test_count: int, tracking: Tracking) -> 
     train, val = len(session.draw.train), len(session.draw.val)
     forward_s, step_s = _seconds_an_image(session)
     stages = _distinct_stages(arms)
-    augments = {arm.settings.training(number).augment for arm, number in stages}
+    augments = {of_images(arm.settings.training(number).augment) for arm, number in stages}
     views = sum(distinct_views(augment) or session.settings.views or 10 for augment in augments)
     total = OVERHEAD_S + (len(arms) * test_count + train * views + val) * forward_s
 

@@ -20,7 +20,7 @@ from pipeline.comparing.results import Decision
 from pipeline.reporting.figures import gains_picture
 from pipeline.reporting.page import to_html, to_markdown
 from pipeline.runs.command_line import command_line
-from pipeline.runs.summary import came_to, minutes, stage_in_words
+from pipeline.runs.words import minutes, stage_in_words, with_auto_resolved
 from pipeline.settings.run import INHERITED_KEYS, RUN_KEYS
 from pipeline.signals.gate import Gate, gate_over
 from pipeline.stats.metrics import DEFAULT_SHARE, METRICS
@@ -89,7 +89,7 @@ def page_of(
     keys = [key for key in RUN_KEYS if not key.startswith(("gate_", "signal_"))]
     values = {key: getattr(settings, key) for key in keys if key not in NOT_SHOWN}
     values |= {
-        key: came_to(values[key], [run.tags.get(key, "") for run in runs])
+        key: with_auto_resolved(values[key], [run.tags.get(key, "") for run in runs])
         for key in ("norm_stats", "precision")
     }
     names = {key for run in runs for key in run.tags if key.startswith(SIGNAL_TAGS)}

@@ -21,7 +21,7 @@ from pipeline.errors import DesignError
 from pipeline.settings.run import Settings
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pool:
     """How pairs are dealt.
 
@@ -33,9 +33,9 @@ class Pool:
         sentence: the pool in words.
     """
 
-    first_draw: int
-    resampled: bool
-    correction: float
+    first_draw: int = 0
+    resampled: bool = False
+    correction: float = 0.0
     looks: tuple[int, ...]
     sentence: str
 
@@ -77,31 +77,36 @@ def pool_of(
     beyond = " beyond those used for tuning" if reserved else ""
     if left >= looks[-1]:
         sentence = f"pairs are disjoint draws, of {left} that the pool holds{beyond}"
-        return Pool(first, False, 0.0, looks, sentence)
+        return Pool(first_draw=first, looks=looks, sentence=sentence)
     if left >= looks[0]:
-        sentence = f"the pool holds {left} disjoint draws{beyond}, {looks[-1]} were asked for: it "
-        sentence += f"ends after {left} pairs"
-        return Pool(first, False, 0.0, (*(n for n in looks if n < left), left), sentence)
+        sentence = (
+            f"the pool holds {left} disjoint draws{beyond}, {looks[-1]} were asked for: this "
+            f"command ends after {left} pairs"
+        )
+        return Pool(
+            first_draw=first, looks=(*(n for n in looks if n < left), left), sentence=sentence
+        )
     size = f"{settings.train_per_class} + {settings.val_per_class} images a class"
     if held < 1:
-        raise DesignError(f"{settings.data} holds no draw of {size}: ask for fewer")
+        raise DesignError(f"{settings.data} holds no draw of {size}: ask for fewer images a class")
     if settings.draw:
         raise DesignError(
             f"draw={settings.draw}: {max(left, 0)} of the {held} draws of {size} are left, "
             f"{looks[0]} are needed, and resampled pairs would take images of the draws before "
-            "it: leave draw out, or ask for fewer images a class"
+            f"draw {settings.draw}: leave draw out, or ask for fewer images a class"
         )
     if share >= 1:
         raise DesignError(
             f"train_per_class={settings.train_per_class} takes all images of the smallest class, "
-            f"so that all {looks[0]} pairs would train on the same ones: ask for fewer, at best "
-            f"for {max(1, settings.train_per_class // looks[0])}"
+            f"so that all {looks[0]} pairs would train on the same images of that class: ask for "
+            f"fewer images, at best for {max(1, settings.train_per_class // looks[0])}"
         )
     sentence = (
         f"the pool holds {max(left, 0)} disjoint draw{'' if left == 1 else 's'}{beyond}, "
         f"{looks[0]} are needed: pairs are resampled and share images ({share:.0%} of two draws, "
         "on average), which costs power"
-        f"{', and tuning uses images of theirs' if reserved else ''}: fewer images a class"
+        f"{', and tuning uses images of these pairs' if reserved else ''}: fewer images a class"
         f"{f', or {asked}={left},' if left > 1 else ''} would give disjoint draws"
     )
-    return Pool(0, True, share / (1 - share), looks, sentence)
+    correction = share / (1 - share)
+    return Pool(resampled=True, correction=correction, looks=looks, sentence=sentence)

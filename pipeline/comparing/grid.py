@@ -15,7 +15,7 @@ from pipeline.errors import SettingsError
 from pipeline.settings.entry import CompareSettings, TuneSettings
 from pipeline.settings.request import Request
 from pipeline.settings.run import TRAIN_KEYS
-from pipeline.settings.schedules import SCHEDULES, Schedule, schedule_of
+from pipeline.settings.schedules import SCHEDULES, Schedule, check_distinct, schedule_of
 
 REFERENCE = SCHEDULES["three_stage"]
 """The schedule whose settings say how many steps there are, unless one compared is longer."""
@@ -48,7 +48,7 @@ class Grid:
         return next(iter(self.arms.values()))[0].name
 
 
-def grid_of(request: Request) -> Grid:
+def compare_plan(request: Request) -> Grid:
     """What was asked for, understood; nothing slow is done.
 
     Raises:
@@ -101,14 +101,12 @@ def _schedules(compare: CompareSettings) -> list[Schedule]:
     """The schedules that are compared, the baseline first.
 
     Raises:
-        SettingsError: one that is not known, or two of one name.
+        SettingsError: one that is not known, or two that cannot be told apart.
     """
     baseline = schedule_of(compare.baseline)
     named = [schedule_of(word.strip()) for word in compare.schedules.split(",")]
     _refuse_doubles("schedules", compare.schedules, [schedule.name for schedule in named])
     others = [schedule for schedule in named if schedule != baseline]
-    if baseline.name in [schedule.name for schedule in others]:
-        raise SettingsError(f"two schedules are called {baseline.name}: rename one of the files")
     return [baseline, *others]
 
 
@@ -124,22 +122,12 @@ def _arms(
     request = replace(request, options=own)
     settings = request.settings(schedule=str(reference))
     check_comparable(settings)
-    longest = Arm(reference.name, settings, reference.count)
-    _refuse_twins([schedule.on(settings.order) for schedule in schedules])
+    longest = Arm(name=reference.name, settings=settings, last=reference.count)
+    check_distinct([schedule.on(settings.order) for schedule in schedules])
     return tuple(
         longest if schedule == reference else at_equal_steps(longest, schedule, request)
         for schedule in schedules
     )
-
-
-def _refuse_twins(schedules: Sequence[Schedule]) -> None:
-    for number, one in enumerate(schedules):
-        for other in schedules[:number]:
-            if one.trains() == other.trains():
-                raise SettingsError(
-                    f"schedules {other.name} and {one.name} train the same blocks in the same "
-                    "stages: leave one out"
-                )
 
 
 def _refuse_doubles(key: str, text: str, names: Sequence[str]) -> None:

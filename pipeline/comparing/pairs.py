@@ -22,7 +22,8 @@ from pipeline.data.overlap import Overlap
 from pipeline.model.backbones import Backbone
 from pipeline.runs.run_stage import add_pictures_and_model, find_or_run
 from pipeline.runs.scoring import keep_scores, logits_of, scored_on
-from pipeline.runs.session import Session, cache_folder
+from pipeline.runs.session import Session
+from pipeline.runs.sources import cache_folder
 from pipeline.settings.run import Settings
 from pipeline.stats.metrics import DEFAULT_SHARE, score_logits
 from pipeline.system.digests import digest_values
@@ -33,7 +34,7 @@ from pipeline.tracking.history import Summary, chain_of
 from pipeline.tracking.keys import PEAK_MIB, PREFIX_S, TEST, TEST_SHA256, TOTAL_S, TRAINABLE, VAL
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PairKey:
     """Where a pair's images and randomness come from."""
 
@@ -101,11 +102,16 @@ def pair_keys(pool: Pool, settings: Settings) -> list[PairKey]:
     moves on with the images, and a draw has the same seed however many draws tuning has used
     before it: its runs can be reused.
     """
-    data_seed, seed, numbers = settings.data_seed, settings.seed, range(pool.looks[-1])
-    if pool.resampled:
-        return [PairKey(n, 0, data_seed + 1 + n, seed + n) for n in numbers]
-    used = pool.first_draw - settings.draw
-    return [PairKey(n, pool.first_draw + n, data_seed, seed + used + n) for n in numbers]
+    used = 0 if pool.resampled else pool.first_draw - settings.draw
+    return [
+        PairKey(
+            number=n,
+            draw=0 if pool.resampled else pool.first_draw + n,
+            data_seed=settings.data_seed + (1 + n if pool.resampled else 0),
+            seed=settings.seed + used + n,
+        )
+        for n in range(pool.looks[-1])
+    ]
 
 
 def shared_prefix(backbone: Backbone, arm: Arm, arms: Sequence[Arm]) -> int:
@@ -169,7 +175,7 @@ class PairRunner:
         return [self.done[key.number] for key in keys]
 
     def _try(self, key: PairKey, *, wait: bool = False) -> bool:
-        """Run a pair unless another process works on it (`wait`: once that has finished)."""
+        """Run a pair unless another process works on it; `wait`: run it afterwards."""
         folder = lock_folder(self.arms[0].settings)
         content = [
             arm.settings.model_copy(update={"draw": key.draw}).model_dump() | {"pair": str(key)}
@@ -238,7 +244,7 @@ class PairRunner:
             else:
                 self.say(
                     f"note: run {run.run_id} was scored on other test images before: its test/acc "
-                    "stays, and this command counts what it measured now"
+                    "stays, and this command counts the score that was measured now"
                 )
         chain = list(chain_of(self.tracking, run))
         prefix_s = sum(one.metrics[PREFIX_S] for one in chain)

@@ -13,7 +13,7 @@ from statistics import mean
 import numpy as np
 import pandas as pd
 
-from pipeline.comparing.arms import Arm, Comparison, TunedArm
+from pipeline.comparing.arms import Arm, Comparison, TunedArm, differences
 from pipeline.comparing.cost import equal_steps
 from pipeline.comparing.draws import Pool
 from pipeline.comparing.grid import Grid
@@ -28,6 +28,12 @@ from pipeline.tracking.keys import TEST, VAL, VERDICT, VERDICT_PAIRS, VERDICT_QU
 
 SURE = 0.95
 """A posterior probability from which a difference is counted in the summary."""
+
+
+def verdict_of(pairs: Sequence[Pair], design: Design, pool: Pool, test_images: int) -> Verdict:
+    """The verdict over the gains of these pairs, in the order in which they were run."""
+    gains, resolution = [pair.gain_pp for pair in pairs], resolution_pp(test_images)
+    return verdict(gains, design, pool.correction, resolution)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +64,7 @@ class Decision:
         asked: the comparison before tuning.
         beside: arms that were not judged, with their gains over the control on the first pairs.
         test: how many images arms were scored on, and how many of these were seen before.
+        verdict: over the gains of the pairs, from `verdict_of`.
         tuned: what tuning came to, by arm; empty without tuning.
         operations: of the treatment's and of the control's training, from `cost.operations_of`.
     """
@@ -68,6 +75,7 @@ class Decision:
     design: Design
     pool: Pool
     pairs: tuple[Pair, ...]
+    verdict: Verdict
     beside: Mapping[str, tuple[Arm, list[float]]]
     test: Counts
     classes: int
@@ -86,18 +94,17 @@ class Decision:
         return [pair.gain_pp for pair in self.pairs]
 
     @property
-    def verdict(self) -> Verdict:
-        """The verdict over the gains."""
-        return verdict(
-            self.gains_pp, self.design, self.pool.correction, resolution_pp(self.test.images)
-        )
-
-    @property
     def sentence(self) -> str:
         """The verdict in one sentence."""
         sentence = self.verdict.sentence(self.treatment.words, self.control.words)
         by = "" if self.metric == DEFAULT_SHARE else f"By {METRICS[self.metric].words}: "
-        return f"{by}{sentence}"
+        apart = ", ".join(self.differences)
+        return f"{by}{sentence}" + (f" The arms differ in {apart}, too." if apart else "")
+
+    @property
+    def differences(self) -> list[str]:
+        """How the arms' last stages are trained otherwise, beside what they train."""
+        return differences(self.treatment, self.control)
 
     @property
     def recommended(self) -> Arm:
@@ -134,6 +141,7 @@ class Decision:
             "verdict.recommended": self.recommended.words,
             VERDICT_QUESTION: self.question,
             "verdict.metric": self.metric,
+            "verdict.arms_differ_in": "; ".join(self.differences) or "nothing",
         }
 
     @property
@@ -204,15 +212,19 @@ class Compared:
 
     def difference(self, one: Cell, other: Cell) -> Posterior:
         """What is believed about the metric of one minus that of another, draw by draw."""
-        return self._posterior(one.test_pp - other.test_pp, rope_pp=self.grid.compare.rope_pp)
+        return self._posterior(one.test_pp - other.test_pp)
 
     def mean(self, cell: Cell) -> Posterior:
         """What is believed about a cell's metric, in per cent."""
         return self._posterior(cell.test_pp)
 
-    def _posterior(self, values: Floats, **rope: float) -> Posterior:
-        correction, resolution = self.pool.correction, resolution_pp(self.test.images)
-        return posterior(values, correction=correction, resolution_pp=resolution, **rope)
+    def _posterior(self, values: Floats) -> Posterior:
+        return posterior(
+            values,
+            rope_pp=self.grid.compare.rope_pp,
+            correction=self.pool.correction,
+            resolution_pp=resolution_pp(self.test.images),
+        )
 
     def frame(self) -> pd.DataFrame:
         """A row for each run."""

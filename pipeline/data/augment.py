@@ -9,10 +9,18 @@ process, so that a view's activations can be cached. Random numbers are counter-
     light   flips: odd views are mirrored, so there are two views and no more
     strong  flip, crop after reflection padding of an eighth, brightness, contrast and saturation
 
+    randaugment, trivialaugment, erasing
+            torchvision's RandAugment and TrivialAugmentWide, before what stands above, and
+            RandomErasing, after it, with torchvision's defaults; what is erased is mean grey
+
 `light` has no crops: two views then cover all it can do, so that a cache of them is complete.
+Mixup and CutMix act on batches, not on views: `pipeline/training/mixing.py`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -20,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.data.images import USUAL, Preparation
-from pipeline.settings.run import Augment
+from pipeline.settings.augmentation import ERASING, POLICIES, Augment, of_images
 
 JITTER = 0.3
 U64Array = NDArray[np.uint64]
@@ -28,7 +36,7 @@ U64Array = NDArray[np.uint64]
 
 def distinct_views(augment: Augment) -> int | None:
     """How many different views there are; None: without limit."""
-    return {"none": 1, "light": 2, "strong": None}[augment]
+    return {"none": 1, "light": 2}.get(of_images(augment))
 
 
 def hash_uniform(keys: U64Array, counter: U64Array | int) -> NDArray[np.float64]:
@@ -79,17 +87,64 @@ def render_views(
     Returns:
         float32, (N, 3, S, S).
     """
-    if augment == "none":
-        return prepared.normalise(pixels)
+    words = augment.split("+")
+    counters = views.astype(np.uint64) * np.uint64(8)
+    for word in set(words) & set(POLICIES):
+        pixels = _one_by_one(pixels, word, keys, counters + np.uint64(5))
+    images = prepared.normalise(_moved_and_coloured(pixels, keys, views, words))
+    if ERASING in words:
+        images = _one_by_one(images, ERASING, keys, counters + np.uint64(6))
+    return images
+
+
+def _moved_and_coloured(
+    pixels: Tensor, keys: U64Array, views: NDArray[np.int64], words: Sequence[str]
+) -> Tensor:
+    """What `none`, `light` and `strong` make of pixels, values from 0 to 255."""
+    if not {"light", "strong"} & set(words):
+        return pixels
     flip = torch.from_numpy(views % 2 == 1).to(pixels.device)
     pixels = torch.where(flip.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
-    if augment == "light":
-        return prepared.normalise(pixels)
+    if "light" in words:
+        return pixels
     counters = views.astype(np.uint64) * np.uint64(8)
     draws = np.stack([hash_uniform(keys, counters + np.uint64(i)) for i in range(5)])
     uniform = torch.from_numpy(draws).to(pixels.device)
     pixels = _shift(pixels, uniform[0], uniform[1])
-    return prepared.normalise(_jitter(pixels, 1 + JITTER * (2 * uniform[2:].float() - 1)))
+    return _jitter(pixels, 1 + JITTER * (2 * uniform[2:].float() - 1))
+
+
+@cache
+def _of_torchvision(word: str) -> Callable[[Tensor], Tensor]:
+    from torchvision.transforms import v2  # slow to import
+
+    make = {
+        "randaugment": v2.RandAugment,
+        "trivialaugment": v2.TrivialAugmentWide,
+        ERASING: v2.RandomErasing,
+    }
+    transform: Callable[[Tensor], Tensor] = make[word]()
+    return transform
+
+
+def _one_by_one(images: Tensor, word: str, keys: U64Array, counters: U64Array) -> Tensor:
+    """Each image varied by a transform of torchvision, seeded by its key and counter.
+
+    The transforms draw from torch's generator on the processor, wherever the images are. With one
+    thread, as the mean of a large image depends on how threads share the pixels.
+    """
+    transform = _of_torchvision(word)
+    seeds = (hash_uniform(keys, counters) * 2**53).astype(np.int64)
+    threads, varied = torch.get_num_threads(), []
+    with torch.random.fork_rng(devices=[]):
+        torch.set_num_threads(1)
+        try:
+            for image, seed in zip(images.cpu(), seeds.tolist(), strict=True):
+                torch.default_generator.manual_seed(seed)
+                varied.append(transform(image))
+        finally:
+            torch.set_num_threads(threads)
+    return torch.stack(varied).to(images.device)
 
 
 def _shift(pixels: Tensor, down: Tensor, right: Tensor) -> Tensor:

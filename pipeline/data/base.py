@@ -37,7 +37,8 @@ from pipeline.data.images import (
 )
 from pipeline.data.stored import Stored, spread
 from pipeline.errors import DataError, first_line
-from pipeline.settings.run import Settings, numbers_of
+from pipeline.settings.fields import numbers_of
+from pipeline.settings.run import Settings
 from pipeline.system.interrupts import check
 from pipeline.system.text import first_of, one_line
 

@@ -115,8 +115,8 @@ def deal_rows(
 def set_aside(source: Source, per_class: int) -> Source:
     """The source with a test split taken from its pool, where it has none of its own.
 
-    The same images whatever is drawn from the rest, and however it is shuffled: resampled pairs
-    have shuffles of their own, and none may train on what all are scored on.
+    The test images are the same for every draw and every `data_seed`: resampled pairs have
+    shuffles of their own, and no pair may train on images that all pairs are scored on.
 
     Raises:
         DataError: there is a test split already, or a class has no more images than that.
@@ -135,7 +135,7 @@ def set_aside(source: Source, per_class: int) -> Source:
         if len(rows) <= per_class:
             raise DataError(
                 f"{source.name}: test_per_class = {per_class} takes all {len(rows)} images of "
-                f"class {one_line(name)}: lower it or add images"
+                f"class {one_line(name)}: lower test_per_class or add images"
             )
         order = np.random.default_rng([label, _TEST_STREAM]).permutation(rows)
         is_test[order[:per_class]] = True
@@ -179,7 +179,7 @@ def _slice(
         passed_over = f" ({source.passed_over})" if source.passed_over else ""
         raise DataError(
             f"{source.name}: too few images in class {first_of(small, 5)} for {asked}"
-            f"{passed_over}: lower it or add images"
+            f"{passed_over}: ask for fewer images or add some"
         )
     smallest = min(named, key=named.__getitem__)
     held = named[smallest] // size

@@ -1,7 +1,7 @@
-"""The entry points that train: which settings, which parent, which stages, in which order.
+"""The entry points that train a chain: settings, parent, and stages in their order.
 
-In: what was typed. Out: finished runs. `gate.py` and `runs.scoring` hold the entry points that
-only read finished runs.
+In: a `StagePlan`, or the settings of every stage. Out: finished runs. `gate.py` and `runs.scoring`
+hold the entry points that only read finished runs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipeline.runs.lineage import (
 )
 from pipeline.runs.run_stage import add_pictures_and_model, find_or_run, run_stage
 from pipeline.runs.session import Session
-from pipeline.runs.summary import summary_table
+from pipeline.runs.words import summary_table
 from pipeline.settings.request import Request
 from pipeline.settings.run import INHERITED_KEYS, PLACE_KEYS, Settings, plain_values
 from pipeline.signals.evidence import refresh_siblings
@@ -47,8 +47,8 @@ def stage_entry(command: Command, plan: StagePlan) -> Summary:
             check_parent(parent, number)
             settings = _inheriting(command, plan, parent)
         session = Session.open(settings, tracking, command.say, command.on_epoch)
-        if parent:  # it stands for the stage before, if it saw the same images
-            session.otherwise = f", or {WITHOUT_PARENT}"
+        if parent:  # a run of the same images stands for the stage before
+            session.advice = f", or {WITHOUT_PARENT}"
             session.check_images(parent)
             session.keys[number - 1] = parent.tags[LINEAGE_KEY]
         stages = [number] if parent else range(1, number + 1)
@@ -61,7 +61,7 @@ def stage_entry(command: Command, plan: StagePlan) -> Summary:
 
 
 def _inheriting(command: Command, plan: StagePlan, parent: RunView) -> Settings:
-    """The settings, with all that a parent run hands down."""
+    """The plan's settings on top of those that the parent run hands down."""
     inherited = inherit(parent)
     settings = plan.request.settings(inherited, parent.run_id)
     check_agreement(settings, parent)
@@ -91,7 +91,7 @@ def check_storage(command: Command, tracking: Tracking, *, must_exist: bool = Fa
 def _tuned(
     request: Request, session: Session, stages: Sequence[int], studies: Storage | None
 ) -> Session:
-    """The session with the settings of matching studies, where that was asked for."""
+    """The session with the settings of matching studies; as it is where `studies` is None."""
     if studies is None:
         return session
     from pipeline.tuning.reuse import with_tuned
@@ -105,7 +105,7 @@ def main_entry(command: Command, settings: Settings) -> list[Summary]:
     tracking = Tracking.connect()
     data = settings.data_name
     name = f"{settings.stage(1).schedule} · {data} · {settings.backbone} · draw {settings.draw}"
-    with tracking.explained():  # what is wrong with the images is told before a run is started
+    with tracking.explained():  # wrong images are refused before a run is started
         studies = check_storage(command, tracking, must_exist=True) if command.tuned else None
         session = Session.open(settings, tracking, command.say, command.on_epoch)
     numbers = range(1, len(settings.stages) + 1)
@@ -127,5 +127,5 @@ def main_entry(command: Command, settings: Settings) -> list[Summary]:
         log.text(page, "summary.md")
         log.text(json.dumps(values, indent=2) + "\n", "settings.json")
     command.say(f"\n{in_columns(table)}")
-    command.say(f"\nbrowse the runs: {tracking.ui_command}")
+    command.say(f"\n{tracking.how_to_browse}")
     return rows

@@ -1,8 +1,8 @@
 """Entry point decide: is more freedom justified? Pairs of runs, look by look, to a verdict.
 
-In: what was typed. Out: a `Decision`, its report on an MLflow run of its own, tags on the runs it
-rests on, and the recommended model in the registry. What was run before is found by content, so
-an interrupted decision goes on where it stopped.
+In: a `Comparison`. Out: a `Decision`, its report on an MLflow run of its own, tags on the runs
+that the decision rests on, and the recommended model in the registry. Finished runs are found by
+content: an interrupted decision goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -11,23 +11,31 @@ import math
 import time
 from dataclasses import replace
 
-from pipeline.comparing.arms import Arm, Comparison, TunedArm, at_equal_steps, own_stages
-from pipeline.comparing.cost import equal_steps, operations_of, seconds_a_draw, shown_steps
+from pipeline.comparing.arms import (
+    Arm,
+    Comparison,
+    TunedArm,
+    at_equal_steps,
+    differences,
+    own_stages,
+    with_own_settings,
+)
+from pipeline.comparing.cost import equal_steps, operations_of, seconds_a_draw
 from pipeline.comparing.decision_page import log_decision
 from pipeline.comparing.pairs import Pair, PairRunner, Results, resolution_pp
-from pipeline.comparing.results import Decision
-from pipeline.entries.desk import Desk
+from pipeline.comparing.results import Decision, verdict_of
+from pipeline.entries.pair_setup import PairSetup
 from pipeline.runs.command import Command
-from pipeline.runs.summary import minutes
+from pipeline.runs.words import minutes
 from pipeline.settings.entry import usable_name
 from pipeline.settings.run import plain_values
 from pipeline.signals.evidence import refresh_siblings
 from pipeline.stats.design import Design
 from pipeline.stats.metrics import METRICS
 from pipeline.stats.operating import characteristics_text, operating_characteristics
-from pipeline.stats.verdict import verdict
-from pipeline.tracking import ModelVersion, RunLog, Tracking
-from pipeline.tracking.keys import DECISION_RUN_ID, KIND, MODEL_URI, VERDICT
+from pipeline.stats.verdict import Verdict
+from pipeline.tracking import ModelVersion, RunLog
+from pipeline.tracking.keys import DECISION_RUN_ID, MODEL_URI, VERDICT
 
 TRUE_GAINS_PP = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0)
 CHAMPION = "champion"
@@ -37,38 +45,35 @@ def decide_entry(command: Command, plan: Comparison) -> Decision | None:
     """Entry point decide; None where this process only took part in another's decision."""
     started = time.perf_counter()
     asked, settings = plan, plan.treatment.settings
-    tracking = Tracking.connect()
-    with tracking.explained():
-        desk = Desk.open(
-            command,
-            tracking,
-            [settings],
-            plan.decide.design.looks,
-            reserved=plan.tune.draws if plan.decide.tune else 0,
-            asked="looks",
-        )
-        design = replace(plan.decide.design, looks=desk.pool.looks)
+    with PairSetup.open(
+        command,
+        [settings],
+        plan.decide.design.looks,
+        reserved=plan.tune.draws if plan.decide.tune else 0,
+        asked="looks",
+    ) as setup:
+        design = replace(plan.decide.design, looks=setup.pool.looks)
         if command.joins:
-            plan, _ = _tuned(plan, desk)
-            _walk(plan, desk, design, None)
+            plan, _ = _tuned(plan, setup)
+            _run_pairs(plan, setup, design, None)
             return None
-        desk.check(desk.keys[: design.looks[0]])
-        _tell_beforehand(plan, desk, design)
-        name = f"decision · {desk.source.name} · {plan.treatment.words} or {plan.control.words}"
-        with tracking.run(name, {KIND: "decision"}, target=True) as log:
-            params = {**plain_values(settings), **plan.decide.model_dump()}
-            desk.begin(log, "decide", params, plan.tune.workers)
-            plan, tuned = _tuned(plan, desk)
-            pairs, runner = _walk(plan, desk, design, log)
+        setup.check(setup.keys[: design.looks[0]])
+        _forecast(plan, setup, design)
+        name = f"decision · {setup.source.name} · {plan.treatment.words} or {plan.control.words}"
+        params = {**plain_values(settings), **plan.decide.model_dump()}
+        with setup.run("decision", name, "decide", params, plan.tune.workers) as log:
+            plan, tuned = _tuned(plan, setup)
+            pairs, found, runner = _run_pairs(plan, setup, design, log)
             beside = _run_extra_arms(plan, runner, pairs)
-            arms, classes = (plan.treatment, plan.control), len(desk.source.class_names)
+            arms, classes = (plan.treatment, plan.control), len(setup.source.class_names)
             decision = Decision(
                 asked=asked,
                 treatment=plan.treatment,
                 control=plan.control,
                 design=design,
-                pool=desk.pool,
+                pool=setup.pool,
                 pairs=tuple(pairs),
+                verdict=found,
                 beside=beside,
                 test=runner.overlap.counts,
                 classes=classes,
@@ -76,23 +81,19 @@ def decide_entry(command: Command, plan: Comparison) -> Decision | None:
                 operations=(operations_of(arms[0], classes), operations_of(arms[1], classes)),
                 wall_s=time.perf_counter() - started,
             )
-            refresh_siblings(tracking, command.say)
-            log_decision(decision, log, tracking, command.say)
+            refresh_siblings(setup.tracking, command.say)
+            log_decision(decision, log, setup.tracking, command.say)
             _register(decision, plan, runner, log)
-    command.say(f"browse the runs: {tracking.ui_command}")
     return decision
 
 
-def _tell_beforehand(plan: Comparison, desk: Desk, design: Design) -> None:
-    """What the design can tell and what it costs, before anything is spent."""
-    say, arms, images = desk.command.say, [plan.treatment, plan.control], len(desk.overlap.test)
-    say(
-        f"{plan.treatment.words} against {plan.control.words}, "
-        f"{shown_steps(equal_steps(arms, desk.images))} optimizer steps; {desk.pool.sentence}; "
-        f"{METRICS[plan.decide.metric].words} on {images} test images"
-    )
-    if note := desk.overlap.counts.note:
-        say(note)
+def _forecast(plan: Comparison, setup: PairSetup, design: Design) -> None:
+    """Tell how often the design is right and what it costs, before anything is spent."""
+    say, arms, images = setup.command.say, (plan.treatment, plan.control), len(setup.overlap.test)
+    compared = f"{plan.treatment.words} against {plan.control.words},"
+    setup.announce(compared, arms, plan.decide.metric)
+    if apart := differences(*arms):
+        say(f"note: the arms' last stages differ in {', '.join(apart)}: a gain is of that, too")
     worth = resolution_pp(images)
     if worth > design.rope_pp:
         say(
@@ -107,11 +108,11 @@ def _tell_beforehand(plan: Comparison, desk: Desk, design: Design) -> None:
         design,
         plan.decide.sd_pp,
         TRUE_GAINS_PP,
-        correction=desk.pool.correction,
+        correction=setup.pool.correction,
         resolution_pp=worth,
     )
     say(characteristics_text(rows))
-    pair_s = seconds_a_draw(arms, images, desk.tracking)
+    pair_s = seconds_a_draw(arms, images, setup.tracking)
     times = ", ".join(f"{n} pairs {minutes(n * pair_s)}" for n in design.looks)
     tuning = "; tuning is not counted" if plan.decide.tune else ""
     say(
@@ -120,57 +121,54 @@ def _tell_beforehand(plan: Comparison, desk: Desk, design: Design) -> None:
     )
 
 
-def _tuned(plan: Comparison, desk: Desk) -> tuple[Comparison, tuple[TunedArm, ...]]:
-    """Both arms with the best settings of studies on their own draws, where that is asked for.
+def _tuned(plan: Comparison, setup: PairSetup) -> tuple[Comparison, tuple[TunedArm, ...]]:
+    """Both arms with the best settings of studies on their own draws, where tuning is asked for.
 
-    The stages that the arms do not share have as many trials in all on either side, rounded up
-    for the control. Its steps follow the treatment's; what was set by hand stays.
+    The stages that the arms do not share have the same number of trials in all on either side,
+    rounded up for the control. The control's steps follow the treatment's; settings that were
+    given by hand stay.
     """
     if not plan.decide.tune:
         return plan, ()
     from pipeline.tuning.tune_arm import tune_arm
 
     last = plan.treatment.last
-    treatment = tune_arm(desk.command, desk.tracking, plan.tune, plan.treatment, plan.explicit)
+    treatment = tune_arm(setup.command, setup.tracking, plan.tune, plan.treatment, plan.explicit)
     control = at_equal_steps(treatment.arm, plan.control.schedule, plan.request, plan.treatment)
-    equal_steps([treatment.arm, control], desk.images)
+    control = with_own_settings(control, plan.request.control)
+    equal_steps([treatment.arm, control], setup.images)
     fixed = own_stages(plan)
     trials = plan.tune.n_trials * (last - control.last + len(fixed))
     tune = plan.tune.model_copy(update={"n_trials": math.ceil(trials / len(fixed))})
-    tuned = tune_arm(desk.command, desk.tracking, tune, control, fixed)
+    tuned = tune_arm(setup.command, setup.tracking, tune, control, fixed)
     schedules = [arm.schedule for arm in plan.extra_arms]
     extra = tuple(at_equal_steps(treatment.arm, one, plan.request) for one in schedules)
     plan = replace(plan, treatment=treatment.arm, control=tuned.arm, extra_arms=extra)
     return plan, (treatment, tuned)
 
 
-def _walk(
-    plan: Comparison, desk: Desk, design: Design, log: RunLog | None
-) -> tuple[list[Pair], PairRunner]:
-    """Pairs up to the look at which the verdict falls."""
-    keys, names = desk.keys, (plan.treatment.words, plan.control.words)
+def _run_pairs(
+    plan: Comparison, setup: PairSetup, design: Design, log: RunLog | None
+) -> tuple[list[Pair], Verdict, PairRunner]:
+    """Pairs up to the look at which the verdict falls, and the verdict."""
+    keys, names = setup.keys, (plan.treatment.words, plan.control.words)
 
     def tell(number: int, pair: str, results: Results) -> str:
         shown = (f"{name} {result.test:.2%}" for name, result in zip(names, results, strict=True))
         gain_pp = 100 * (results[0].test - results[1].test)
         return f"pair {number + 1} ({pair}): {', '.join(shown)}, gain {gain_pp:+.2f} pp"
 
-    arms, run_id = (plan.treatment, plan.control), log.run_id if log else desk.command.joins
-    runner = desk.runner(arms, desk.overlap, plan.decide.metric, run_id, tell)
+    arms, run_id = (plan.treatment, plan.control), log.run_id if log else setup.command.joins
+    runner = setup.runner(arms, setup.overlap, plan.decide.metric, run_id, tell)
     pairs: list[Pair] = []
     for look in design.looks:
         results = runner.run_all(keys[:look])
         pairs = [Pair(key, *both) for key, both in zip(keys, results, strict=False)]
-        found = verdict(
-            [pair.gain_pp for pair in pairs],
-            design,
-            desk.pool.correction,
-            resolution_pp(len(desk.overlap.test)),
-        )
+        found = verdict_of(pairs, design, setup.pool, len(setup.overlap.test))
         known = found.posterior
         assert known
         if log:
-            desk.command.say(f"after {look} pairs: {found.sentence(*names)}")
+            setup.command.say(f"after {look} pairs: {found.sentence(*names)}")
             numbers = {
                 "p_gain": known.p_above,
                 "p_inside": known.p_inside,
@@ -180,7 +178,7 @@ def _walk(
             log.metrics({f"look/{key}": value for key, value in numbers.items()}, step=look)
         if found.state != "go_on":
             break
-    return pairs, runner
+    return pairs, found, runner
 
 
 def _run_extra_arms(
@@ -224,6 +222,7 @@ def _register(decision: Decision, plan: Comparison, runner: PairRunner, log: Run
     if registered.replaced:
         number, marks = registered.replaced
         runner.say(
-            f"note: until now it was version {number}, of decision "
-            f"{marks.get('decision_run_id', 'unknown')}; register_as= gives a name of its own"
+            f"note: until now {CHAMPION} was version {number}, of decision "
+            f"{marks.get('decision_run_id', 'unknown')}; pass -P register_as=<another name> to "
+            "keep both"
         )

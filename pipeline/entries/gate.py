@@ -1,9 +1,9 @@
-"""Entry point gate: has stage 3 been earned? Reads finished runs, trains nothing.
+"""Entry point gate: has stage 3 been earned? The gate reads finished runs and trains nothing.
 
 In: a stage-2 run (its siblings are found), or the result lines of stages 1 and 2. Out: tags
-`gate.…` on the stage-2 runs and a one-page report, there and on a run of its own. With `data` the
-run's images are compared with these, and a run of an earlier version is given its place among
-others of the same images.
+`gate.…` and a report of one page on the stage-2 runs, and the report on a run of its own. With
+`data` the images of the run are compared with the images there, and a run of an earlier version
+becomes a sibling of newer runs of the same images.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.settings.run import PLACE_KEYS
 from pipeline.signals.gate import (
     REPORT,
     Gate,
-    Pair,
+    GateDraw,
     gate_of_run,
     parse_best_lines,
     read_gate,
@@ -39,9 +39,9 @@ def gate_entry(command: Command, plan: GateSettings) -> Gate:
     """
     request, say = command.request, command.say
     if plan.lines:
-        pairs = _pairs_in(plan.lines)
-        gate = read_gate(pairs, request.settings())
-        say(report_markdown(gate, pairs, plan.lines))
+        draws = _draws_in(plan.lines)
+        gate = read_gate(draws, request.settings())
+        say(report_markdown(gate, draws, plan.lines))
         return gate
     tracking = Tracking.connect()
     with tracking.explained():
@@ -59,16 +59,16 @@ def gate_entry(command: Command, plan: GateSettings) -> Gate:
             join_data_set(session, run, 2)
             run = tracking.get(run.run_id)
         with tracking.run(f"gate · {run.name}", {KIND: "gate"}, target=True) as log:
-            gate, pairs = gate_of_run(tracking, run, settings, say)
-            report = report_markdown(gate, pairs, run.name)
+            gate, draws = gate_of_run(tracking, run, settings, say)
+            report = report_markdown(gate, draws, run.name)
             log.tags({**gate.tags, "stage2_run_id": run.run_id, NOTE: report})
             log.text(report, REPORT)
     say(report)
-    say(f"browse the runs: {tracking.ui_command}")
+    say(tracking.how_to_browse)
     return gate
 
 
-def _pairs_in(path: str) -> list[Pair]:
+def _draws_in(path: str) -> list[GateDraw]:
     try:
         return parse_best_lines(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as err:

@@ -16,13 +16,11 @@ from pydantic import BaseModel
 
 from pipeline.entries.table import ENTRY_POINTS, EntryPoint
 from pipeline.errors import SettingsError
-from pipeline.settings.entry import CommandSettings, TuneSettings, describe_field
-from pipeline.settings.layers import hint_for, preset_names, split_stage_key
-from pipeline.settings.run import RUN_KEYS, TRAIN_KEYS, Settings, TrainSettings
+from pipeline.settings.describe import RUN_GROUPS, default_in_words, meaning
+from pipeline.settings.entry import CommandSettings, TuneSettings
+from pipeline.settings.layers import control_key, hint_for, split_stage_key
+from pipeline.settings.run import TRAIN_KEYS, ExperimentSettings, Thresholds, TrainSettings
 from pipeline.system.text import is_unicode, printable
-
-HIDDEN = ("joins",)
-"""Options that commands type, and no person."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -44,45 +42,63 @@ def build_parser(stage_keys: Iterable[str] = ()) -> argparse.ArgumentParser:
             row.name,
             help=row.help,
             description=row.help,
+            usage="%(prog)s [--setting VALUE ...]",
             allow_abbrev=False,
             argument_default=argparse.SUPPRESS,
         )
-        if row.run_keys is None:
+        if row.trains:
             command.add_argument(
-                "--config", help="a YAML file of settings, weaker than the options"
+                "--config", metavar="FILE", help="a YAML file of settings, weaker than options"
             )
-            for key in stage_keys:
+            for key in _taken(row, stage_keys):
                 command.add_argument(f"--{key}", help=argparse.SUPPRESS)
-        for title, model, keys in _groups(row):
+        left = set(row.keys)
+        for title, model in _groups(row):
+            keys = [key for key in model.model_fields if key in left]
+            left -= set(keys)
+            if not keys:
+                continue
             group = command.add_argument_group(title)
             if model is TrainSettings:
-                group.description = "the same for one stage: --stage1.lr, --stage2.epochs, ..."
+                group.description = _of_single_stages(row)
             for key in keys:
-                shown = argparse.SUPPRESS if key in HIDDEN else _help(key, model)
-                group.add_argument(f"--{key}", help=shown)
+                shown = _help(key, model, row) if key in row.offered else argparse.SUPPRESS
+                group.add_argument(f"--{key}", metavar="VALUE", help=shown)
+        for key in row.refused:
+            if key not in row.keys:
+                command.add_argument(f"--{key}", help=argparse.SUPPRESS)
     return parser
 
 
-def _groups(row: EntryPoint) -> Iterator[tuple[str, type[BaseModel], Iterable[str]]]:
-    """The settings of an entry point as its help shows them: title, model, names."""
+def _taken(row: EntryPoint, stage_keys: Iterable[str]) -> Iterator[str]:
+    """The settings of single stages that an entry point takes; a control has only `decide`."""
+    return (key for key in stage_keys if row.has_control or not control_key(key))
+
+
+def _of_single_stages(row: EntryPoint) -> str:
+    control = "; for the control's last stage: --control.lr, ..." if row.has_control else ""
+    return f"for one stage alone: --stage1.lr, --stage2.epochs, ...{control}"
+
+
+def _groups(row: EntryPoint) -> Iterator[tuple[str, type[BaseModel]]]:
+    """The settings of an entry point in the order of its help: title and model."""
     if row.own:
-        yield f"what {row.name} does", row.own, row.own.model_fields
-    if row.study:
-        yield "the study, if there is one", TuneSettings, row.study
-    if row.shared:
-        yield "studies", CommandSettings, row.shared
-    if row.run_keys is not None:
-        yield "the run, as it is now", Settings, row.run_keys
-    else:
-        yield "what is run", Settings, RUN_KEYS
-        yield f"how {row.trains} is trained", TrainSettings, TRAIN_KEYS
+        yield f"what {row.name} does", row.own
+    for title, model in RUN_GROUPS:
+        if model is Thresholds:
+            if row.study:
+                yield "the studies, where arms are tuned", TuneSettings
+            yield "where studies are kept", CommandSettings
+        if model is TrainSettings:
+            title = f"how {row.trains} is trained"
+        elif model is ExperimentSettings and "run_id" in row.keys:
+            title = "where the run's images and weights are now"
+        yield title, model
 
 
-def _help(key: str, model: type[BaseModel]) -> str:
-    default = model.model_fields[key].default
-    shown = {"True": "on", "False": "off", "": "empty"}.get(str(default), default)
-    extra = f" [{', '.join(preset_names())}]" if key == "preset" else ""
-    return f"{describe_field(key, model)} (default {shown}){extra}".replace("%", "%%")
+def _help(key: str, model: type[BaseModel], row: EntryPoint) -> str:
+    default = row.defaults.get(key, default_in_words(key, model))
+    return f"{meaning(key, model)}{f' (default: {default})' if default else ''}".replace("%", "%%")
 
 
 def parse(argv: Sequence[str] | None) -> tuple[str, dict[str, str]]:
@@ -115,14 +131,15 @@ def _keys_among(words: Iterable[str]) -> list[str]:
 
 
 def _stage_keys(words: Iterable[str]) -> list[str]:
-    """The settings of single stages, of any number, among these words."""
+    """The settings of single stages, of any number or of the control, among these words."""
     split = {key: split_stage_key(key) for key in _keys_among(words)}
-    return [key for key, (number, name) in split.items() if number and name in TRAIN_KEYS]
+    of_stages = [key for key, (number, name) in split.items() if number and name in TRAIN_KEYS]
+    return of_stages + [key for key in split if control_key(key)]
 
 
 def _unknown(key: str, entry_point: str) -> str:
     """Why an option is refused, and what was probably meant."""
-    others = [row.name for row in ENTRY_POINTS.values() if key in row.keys]
+    others = [row.name for row in ENTRY_POINTS.values() if key in row.offered]
     if others:
         return f"setting {key} (command line) is one of {', '.join(others)}, not of {entry_point}"
     hint = hint_for(key, ENTRY_POINTS[entry_point].keys)

@@ -1,7 +1,8 @@
-"""What entry points are asked for, understood before anything slow is imported.
+"""Plans of entry points, made before anything slow is imported and before anything is written.
 
-In: a `Request`. Out: a plan, or a `SettingsError`. Pure functions. Entry points with larger plans
-have these beside what they mean: `search_space.py`, `arms.py`, `grid.py`.
+In: a `Request`. Out: a plan, or a `SettingsError`. Pure functions. Larger plans stand beside
+what they are made of: `tune_plan` in `search_space.py`, `decide_plan` in `arms.py`, `compare_plan`
+in `grid.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pipeline.settings.request import Request
 from pipeline.settings.run import Settings
 
 FROM_SCRATCH = {"schedule": "full", "weights": "none", "norm_stats": "source"}
-"""What pretraining means; other values for these are refused."""
+"""Settings that make a run a pretraining; other values are refused."""
 PRETRAIN_DEFAULTS = {
     "image_size": "64",
     "augment": "strong",
@@ -30,16 +31,16 @@ PRETRAIN_DEFAULTS = {
     "weight_decay": "0.05",
     "views": "0",
 }
-"""What random weights want, where no preset and no option sets another value."""
+"""Values that suit random weights, where no preset and no option sets another."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StagePlan:
     """One stage.
 
     Attributes:
         request: plain training settings are for this stage.
-        settings: before a parent run hands its own down.
+        settings: without what a given parent run hands down.
         parent_run_id: empty: the parent is found or trained.
     """
 
@@ -49,23 +50,38 @@ class StagePlan:
     parent_run_id: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PretrainPlan:
-    """`sized`, `val_sized`: the number of images a class to train, to validate on, is given."""
+    """A backbone from random weights.
+
+    Attributes:
+        out: the file that the weights are written to.
+        has_train_size: `train_per_class` is given.
+        has_val_size: `val_per_class` is given.
+    """
 
     out: str
     settings: Settings
-    sized: bool
-    val_sized: bool
+    has_train_size: bool
+    has_val_size: bool
+
+
+def main_plan(request: Request) -> Settings:
+    """The settings of every stage.
+
+    Raises:
+        SettingsError: a wrong setting.
+    """
+    return request.settings()
 
 
 def stage_plan(request: Request, number: int = 0) -> StagePlan:
     """The plan of stage `number`; 0: of the request's own `number`.
 
-    Where a parent run is given, its schedule decides later whether there is such a stage.
+    Where a parent run is given, the parent's schedule decides later whether there is such a stage.
 
     Raises:
-        SettingsError: a wrong setting, or no such stage.
+        SettingsError: a wrong setting, no such stage, or a parent of the first stage.
     """
     model = StageSettings if number else NumberedStageSettings
     own = request.own_settings(model)
@@ -73,18 +89,27 @@ def stage_plan(request: Request, number: int = 0) -> StagePlan:
         number = own.number
     if not number:
         raise SettingsError("number is not given: pass -P number=<a stage of the schedule>")
+    if number == 1 and own.parent_run_id:
+        raise SettingsError(
+            f"parent_run_id={own.parent_run_id}: stage 1 starts from pretrained weights: leave "
+            "parent_run_id out"
+        )
     targeted = request.for_stage(number)
-    settings = request.settings() if own.parent_run_id else targeted.settings()
-    return StagePlan(number, targeted, settings, own.parent_run_id)
+    return StagePlan(
+        number=number,
+        request=targeted,
+        settings=request.settings() if own.parent_run_id else targeted.settings(),
+        parent_run_id=own.parent_run_id,
+    )
 
 
 def evaluate_plan(request: Request) -> EvaluateSettings:
-    """Which run is scored; the run itself hands its settings down.
+    """The run to score, which hands its settings down.
 
     Raises:
         SettingsError: a wrong setting, or no run.
     """
-    request.settings()
+    request.check()
     own = request.own_settings(EvaluateSettings)
     if not own.run_id:
         raise SettingsError("run_id is not given: pass -P run_id=<a finished stage run>")
@@ -92,13 +117,13 @@ def evaluate_plan(request: Request) -> EvaluateSettings:
 
 
 def gate_plan(request: Request) -> GateSettings:
-    """What the gate reads.
+    """The run, or the file of lines, that the gate reads.
 
     Raises:
         SettingsError: a threshold out of range.
         GateError: neither a run nor lines, or both.
     """
-    request.settings()
+    request.check()
     own = request.own_settings(GateSettings)
     if bool(own.lines) != bool(own.run_id):
         return own
@@ -136,8 +161,12 @@ def pretrain_plan(request: Request) -> PretrainPlan:
     by_hand = {*general, *request.explicit_keys(1)}
     left = {key: value for key, value in defaults.items() if key not in by_hand}
     full = replace(request, options={**left, **request.options, **FROM_SCRATCH})
-    sized = "train_per_class" in general, "val_per_class" in general
-    return PretrainPlan(own.out, full.settings(), *sized)
+    return PretrainPlan(
+        out=own.out,
+        settings=full.settings(),
+        has_train_size="train_per_class" in general,
+        has_val_size="val_per_class" in general,
+    )
 
 
 @dataclass(frozen=True)

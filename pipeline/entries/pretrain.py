@@ -19,11 +19,13 @@ from pipeline.entries.plans import PretrainPlan
 from pipeline.errors import DataError, SettingsError
 from pipeline.runs.command import Command
 from pipeline.runs.run_stage import find_or_run
-from pipeline.runs.session import Session, source_of
+from pipeline.runs.session import Session
+from pipeline.runs.sources import source_of
 from pipeline.settings.run import Settings
 from pipeline.system.digests import digest_tensors
 from pipeline.system.files import storage_faults, typed_path, write_atomically
 from pipeline.tracking import Tracking
+from pipeline.tracking.history import Summary
 from pipeline.tracking.keys import GIT_COMMIT, KIND, VAL_ACC, WEIGHTS_SHA256, flat
 
 PROVENANCE = "provenance"
@@ -47,43 +49,48 @@ def pretrain_entry(command: Command, plan: PretrainPlan) -> Path:
         session = Session.open(settings, tracking, command.say, command.on_epoch)
         with tracking.run(name, {KIND: "pretrain"}, target=True) as log:
             summary = find_or_run(session, 1, log.run_id)
-            run = tracking.get(summary.run_id)
-            backbone = session.restore(run)
-            head = f"{backbone.head_layer()}."
-            state = {
-                name: tensor.contiguous()
-                for name, tensor in backbone.model.state_dict().items()
-                if not name.startswith(head)
-            }
-            about = {
-                "backbone": backbone.name,
-                "data": session.draw.source,
-                "data_sha256": session.draw.fingerprint,
-                "class_names": list(session.draw.class_names),
-                "images": len(session.draw.train),
-                "image_size": settings.image_size,
-                "training": settings.training(1).model_dump(),
-                "seed": settings.seed,
-                "selected_epoch": summary.epoch,
-                flat(VAL_ACC): summary.val_acc,
-                "weights_sha256": digest_tensors(state),
-                "left_out": f"{head}* (its classes are those of the pretraining)",
-                "run_id": run.run_id,
-                "git_commit": run.tags[GIT_COMMIT],
-            }
-            # one key only: safetensors writes several in random order
-            metadata = {PROVENANCE: json.dumps(about, sort_keys=True)}
-            write_atomically(path, save(state, metadata))
+            about = _write_weights(path, session, summary)
             log.params({"data": settings.data, "backbone": settings.backbone, "out": str(path)})
             log.metrics({flat(VAL_ACC): summary.val_acc})
             log.text(json.dumps(about, indent=2) + "\n", "provenance.json")
-            log.tags({"stage_run_id": run.run_id, WEIGHTS_SHA256: str(about["weights_sha256"])})
+            log.tags(
+                {"stage_run_id": summary.run_id, WEIGHTS_SHA256: str(about["weights_sha256"])}
+            )
     command.say(
-        f"{path}: {backbone.name} from scratch on {about['images']} images of {about['data']}, "
-        f"validation accuracy {summary.val_acc:.2%}; use it: -P weights={path.absolute()} "
-        f"-P backbone={backbone.name}"
+        f"{path}: {settings.backbone} from scratch on {about['images']} images of "
+        f"{about['data']}, validation accuracy {summary.val_acc:.2%}; use it: "
+        f"-P weights={path.absolute()} -P backbone={settings.backbone}"
     )
     return path
+
+
+def _write_weights(path: Path, session: Session, summary: Summary) -> dict[str, object]:
+    """Write the weights of a finished stage, without the head; returns where they came from."""
+    settings, run = session.settings, session.tracking.get(summary.run_id)
+    backbone = session.restore(run)
+    head = f"{backbone.head_layer()}."
+    tensors = backbone.model.state_dict().items()
+    state = {name: tensor.contiguous() for name, tensor in tensors if not name.startswith(head)}
+    about: dict[str, object] = {
+        "backbone": backbone.name,
+        "data": session.draw.source,
+        "data_sha256": session.draw.fingerprint,
+        "class_names": list(session.draw.class_names),
+        "images": len(session.draw.train),
+        "image_size": settings.image_size,
+        "training": settings.training(1).model_dump(),
+        "seed": settings.seed,
+        "selected_epoch": summary.epoch,
+        flat(VAL_ACC): summary.val_acc,
+        "weights_sha256": digest_tensors(state),
+        "left_out": f"{head}* (its classes are those of the pretraining)",
+        "run_id": run.run_id,
+        GIT_COMMIT: run.tags[GIT_COMMIT],
+    }
+    # one key only: safetensors writes several in random order
+    metadata = {PROVENANCE: json.dumps(about, sort_keys=True)}
+    write_atomically(path, save(state, metadata))
+    return about
 
 
 def _check_place(path: Path) -> None:
@@ -117,15 +124,15 @@ def _is_ours(path: Path) -> bool:
 
 
 def _sized(plan: PretrainPlan, command: Command) -> Settings:
-    """As many images a class as the smallest class has, where no number was given."""
+    """The settings; without a given number, every class has as many images as the smallest."""
     settings = plan.settings
-    if plan.sized:
+    if plan.has_train_size:
         return settings
     source = source_of(settings)
     counts = source.class_sizes(source.pool)
     smallest = int(counts.min())
     val = settings.val_per_class
-    if not plan.val_sized:
+    if not plan.has_val_size:
         held = int(source.class_sizes(source.val).min()) if source.val else VAL_AT_MOST
         val = max(1, min(VAL_AT_MOST, int(VAL_SHARE * smallest), held))
     train = smallest - (val if source.val is None else 0)

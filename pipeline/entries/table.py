@@ -1,29 +1,33 @@
 """The one table of entry points, for the command line, its help, its faults, and MLproject's test.
 
-A row says which settings the entry point takes, how a request becomes a plan (quickly: whatever is
-wrong with a setting is told before torch and MLflow are imported), and what does the work. To add
-an entry point: a row here, a module that does the work, and its parameters in MLproject.
+A row says which settings the entry point takes, which function makes a plan of a request, and
+which does the work. A wrong setting is refused by the plan, before torch and MLflow are imported.
+To add an entry point: a row here, a module that does the work, and an entry in MLproject.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from pipeline.comparing.arms import comparison_of
-from pipeline.comparing.grid import grid_of
+from pipeline.comparing.arms import decide_plan
+from pipeline.comparing.grid import compare_plan
 from pipeline.entries.plans import (
+    FROM_SCRATCH,
+    PRETRAIN_DEFAULTS,
     blocks_plan,
     evaluate_plan,
     gate_plan,
+    main_plan,
     pretrain_plan,
     stage_plan,
 )
+from pipeline.settings.describe import HIDDEN
 from pipeline.settings.entry import (
     NAMED_STAGES,
     BlocksSettings,
@@ -39,10 +43,18 @@ from pipeline.settings.entry import (
 )
 from pipeline.settings.request import Request
 from pipeline.settings.run import PLACE_KEYS, RUN_KEYS, THRESHOLD_KEYS, TRAIN_KEYS
-from pipeline.settings.search_space import plan_of
+from pipeline.settings.search_space import tune_plan
 
 if TYPE_CHECKING:
     from pipeline.runs.session import OnEpoch, Say
+
+GATE_KEYS = tuple(key for key in THRESHOLD_KEYS if key.startswith("gate_"))
+OF_STAGE_3 = (*GATE_KEYS, "enforce_gate")
+"""What only a command that may train stage 3 reads."""
+OF_CHILDREN = ("signal_confidence", "signal_spread_p")
+"""Thresholds of signals that compare a run with its parent."""
+NOT_FOR_ARMS = ("schedule", "reuse", "enforce_gate")
+"""What `decide` and `compare` set themselves."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +63,17 @@ class EntryPoint:
 
     Attributes:
         help: one line.
-        plan: from a request to what is to be done; imports nothing slow.
+        plan: makes what is to be done of a request; imports nothing slow.
         work: `module:function` that takes a `Command` and the plan, imported when it is called.
         own: the settings that this entry point alone has.
         shared: settings of `CommandSettings` that it takes.
         study: settings of `TuneSettings` that it takes.
-        run_keys: settings of a run that it takes; None: all, of every stage, and a YAML file.
-        trains: which stage plain training settings are for, in words.
+        run_keys: settings of a run that have an effect on it.
+        trains: which stage plain training settings are for, in words; empty: it trains nothing,
+            and takes no YAML file.
+        refused: settings that its plan refuses in words of its own; no help offers them.
+        defaults: what holds where a setting is not given, in words, if not the setting's default.
+        has_control: it takes settings of the control's last stage (`control.lr`).
     """
 
     name: str
@@ -67,8 +83,11 @@ class EntryPoint:
     own: type[BaseModel] | None = None
     shared: tuple[str, ...] = ("storage", "tuned")
     study: tuple[str, ...] = ()
-    run_keys: tuple[str, ...] | None = None
+    run_keys: tuple[str, ...] = RUN_KEYS
     trains: str = "every stage"
+    refused: tuple[str, ...] = ()
+    defaults: Mapping[str, str] = field(default_factory=dict)
+    has_control: bool = False
 
     @property
     def own_keys(self) -> tuple[str, ...]:
@@ -79,9 +98,13 @@ class EntryPoint:
     @property
     def keys(self) -> tuple[str, ...]:
         """Every option that it takes, beside the training settings of single stages."""
-        if self.run_keys is not None:
-            return (*self.own_keys, *self.run_keys)
-        return (*self.own_keys, "config", *RUN_KEYS, *TRAIN_KEYS)
+        of_stages = ("config", *TRAIN_KEYS) if self.trains else ()
+        return (*self.own_keys, *self.run_keys, *of_stages)
+
+    @property
+    def offered(self) -> tuple[str, ...]:
+        """The options that its help shows and that messages name."""
+        return tuple(key for key in self.keys if key not in (*HIDDEN, *self.refused))
 
     def read(self, options: Mapping[str, str]) -> Request:
         """The request behind a command line's options.
@@ -96,11 +119,18 @@ def _study_keys(*left_out: str) -> tuple[str, ...]:
     return tuple(key for key in TuneSettings.model_fields if key not in left_out)
 
 
+def _run_keys(*left_out: str) -> tuple[str, ...]:
+    return tuple(key for key in RUN_KEYS if key not in left_out)
+
+
+_OF_THE_RUN = "that of the run"
+_NO_EFFECT = {1: ("reuse", *OF_CHILDREN, *OF_STAGE_3), 2: OF_STAGE_3}
+"""Settings without an effect on a stage, by its number."""
 _ROWS = (
     EntryPoint(
         name="main",
         help="every stage of the schedule, and a run that sums them up",
-        plan=Request.settings,
+        plan=main_plan,
         work="entries.chain:main_entry",
     ),
     *(
@@ -110,7 +140,9 @@ _ROWS = (
             plan=partial(stage_plan, number=number),
             work="entries.chain:stage_entry",
             own=StageSettings,
-            trains=f"stage{number}",
+            run_keys=_run_keys(*_NO_EFFECT.get(number, ())),
+            trains=f"stage {number}",
+            refused=("parent_run_id",) if number == 1 else (),
         )
         for number in range(1, NAMED_STAGES + 1)
     ),
@@ -121,40 +153,54 @@ _ROWS = (
         work="entries.chain:stage_entry",
         own=NumberedStageSettings,
         trains="that stage",
+        defaults={"number": "none"},
     ),
     EntryPoint(
         name="tune",
-        help="Optuna studies of each stage's settings; any number of these commands share them",
-        plan=plan_of,
+        help="an Optuna study of each stage's settings, shared by any number of such commands",
+        plan=tune_plan,
         work="tuning.work:tune_entry",
+        own=TuneSettings,
         shared=("storage", "joins"),
-        study=_study_keys(),
     ),
     EntryPoint(
         name="decide",
         help="is stage 3 justified? paired runs, look by look, to a verdict and its report",
-        plan=comparison_of,
+        plan=decide_plan,
         work="entries.decide:decide_entry",
         own=DecideSettings,
         shared=("storage", "joins"),
         study=_study_keys("stage", "space", "timeout"),
+        run_keys=_run_keys(*NOT_FOR_ARMS),
+        refused=NOT_FOR_ARMS,
+        has_control=True,
     ),
     EntryPoint(
         name="compare",
         help="which schedule, on which backbone? paired draws at equal optimizer steps",
-        plan=grid_of,
+        plan=compare_plan,
         work="entries.compare:compare_entry",
         own=CompareSettings,
         shared=("storage", "tuned", "joins"),
         study=_study_keys("stage", "space", "timeout", "draws"),
+        run_keys=_run_keys(*NOT_FOR_ARMS, *OF_STAGE_3),
+        refused=NOT_FOR_ARMS,
     ),
     EntryPoint(
         name="pretrain",
-        help="weights from scratch on labelled images, for those who have none",
+        help="weights of your own, trained from scratch on labelled images",
         plan=pretrain_plan,
         work="entries.pretrain:pretrain_entry",
         own=PretrainSettings,
         shared=(),
+        run_keys=_run_keys(*FROM_SCRATCH, *OF_CHILDREN, *OF_STAGE_3),
+        trains="the backbone",
+        refused=tuple(FROM_SCRATCH),
+        defaults={
+            **{key: f"{value}, or that of the preset" for key, value in PRETRAIN_DEFAULTS.items()},
+            **dict.fromkeys(("train_per_class", "val_per_class"), "from the smallest class"),
+            **dict.fromkeys(("data", "preset"), "none"),
+        },
     ),
     EntryPoint(
         name="blocks",
@@ -163,7 +209,8 @@ _ROWS = (
         work="entries.blocks:blocks_entry",
         own=BlocksSettings,
         shared=(),
-        run_keys=("backbone", "blocks", "image_size", "schedule"),
+        run_keys=("preset", "backbone", "blocks", "weights", "image_size", "schedule"),
+        trains="",
     ),
     EntryPoint(
         name="evaluate",
@@ -173,6 +220,8 @@ _ROWS = (
         own=EvaluateSettings,
         shared=(),
         run_keys=(*PLACE_KEYS, "device", "precision", "cache_dir"),
+        trains="",
+        defaults=dict.fromkeys((*PLACE_KEYS, "precision"), _OF_THE_RUN),
     ),
     EntryPoint(
         name="gate",
@@ -181,7 +230,9 @@ _ROWS = (
         work="entries.gate:gate_entry",
         own=GateSettings,
         shared=(),
-        run_keys=(*PLACE_KEYS, "cache_dir", *THRESHOLD_KEYS),
+        run_keys=(*PLACE_KEYS, "cache_dir", *GATE_KEYS),
+        trains="",
+        defaults=dict.fromkeys(PLACE_KEYS, _OF_THE_RUN),
     ),
 )
 ENTRY_POINTS: Mapping[str, EntryPoint] = {row.name: row for row in _ROWS}

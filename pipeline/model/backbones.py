@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import SettingsError
-from pipeline.model.cutting import Cut, Segment, cut
+from pipeline.model.cutting import Cut, cut
 from pipeline.model.factories import is_factory, sources_of
 from pipeline.model.grouping import HEAD, Blocks, blocks_of
 from pipeline.model.networks import build_network, check_network
+from pipeline.model.segments import Segment
 from pipeline.system.digests import digest_file, digest_values
 
 AUTO = "auto"
@@ -78,6 +79,13 @@ class Backbone:
     def segment_tensors(self, count: int) -> list[str]:
         """State-dict names of the first `count` segments, in the model's order."""
         return self.tensor_names(b for s in self.segments[:count] for b in s.blocks)
+
+    @torch.no_grad()
+    def put(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy those of these tensors into the network that are its own; its others stay."""
+        for name, own in self.model.state_dict().items():
+            if name in tensors:
+                own.copy_(tensors[name])
 
     def head_layer(self) -> str:
         """Name of the last layer of the head, which gives a logit a class."""
@@ -165,6 +173,12 @@ def block_order(name: str, image_size: int, blocks: str = AUTO) -> tuple[str, ..
         SettingsError: see `build_backbone`.
     """
     return tuple(reversed(blocks_of(shapes_of(name, image_size), name, blocks).order))
+
+
+@cache
+def has_batch_norm(name: str, image_size: int) -> bool:
+    """Whether the network has BatchNorm; transformers and ConvNeXt have none."""
+    return any(True for _ in batch_norms([shapes_of(name, image_size)]))
 
 
 @cache

@@ -118,7 +118,7 @@ def load_checkpoint(
             f"{pretrained.digest[:12]}…"
         )
     pretrained.apply(backbone)
-    backbone.model.load_state_dict(changed, strict=False)
+    backbone.put(changed)
     if digest_tensors(backbone.model.state_dict()) != info.model_digest:
         raise LineageError(
             "the checkpoint and its weights do not add up to the model that was saved"

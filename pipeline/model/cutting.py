@@ -12,65 +12,19 @@ single segment.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-BATCHES = (2, 3)
-"""Two sizes of batches, which tell what depends on a batch's size from what does not."""
+from pipeline.model.segments import Segment
+from pipeline.model.tracing import tensors_of, traced_by_blocks, write_sizes
+
 _SHOWN = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Segment:
-    """Consecutive blocks that are computed together.
-
-    Attributes:
-        blocks: their names, in forward order.
-        module: computes them; its tensors are the network's own, under the same names.
-        owners: name of a module or of a bare tensor in `module` -> its block.
-        shape: of what it makes of one image, such as (C, H, W).
-    """
-
-    blocks: tuple[str, ...]
-    module: nn.Module
-    owners: Mapping[str, str]
-    shape: tuple[int, ...]
-
-    @property
-    def name(self) -> str:
-        """Its blocks as one word."""
-        return "+".join(self.blocks)
-
-    def copied(self) -> Segment:
-        """The same with tensors of its own."""
-        return replace(self, module=copy.deepcopy(self.module))
-
-    def block_of(self, name: str) -> str:
-        """The block of a tensor or a module inside `module`."""
-        if len(self.blocks) == 1:
-            return self.blocks[0]
-        while name not in self.owners:
-            name = name.rpartition(".")[0]
-        return self.owners[name]
-
-    def parts(self) -> Iterator[tuple[str, nn.Module | nn.Parameter]]:
-        """Its blocks' modules and bare parameters, each with the name of its block.
-
-        A module that belongs to no block alone is not among them, the modules inside it are.
-        """
-        if len(self.blocks) == 1:
-            yield self.blocks[0], self.module
-            return
-        for name, block in self.owners.items():
-            yield block, attrgetter(name)(self.module)
 
 
 @dataclass(frozen=True)
@@ -81,6 +35,15 @@ class _Part:
     owners: Mapping[str, str]
     graph: fx.Graph | None = None
 
+    def on_a_copy(self) -> _Part:
+        """The same, with its input copied first; a whole network has images that are its own."""
+        if self.graph:
+            image = next(node for node in self.graph.nodes if node.op == "placeholder")
+            with self.graph.inserting_after(image):
+                copied = self.graph.call_method("clone", (image,))
+            image.replace_all_uses_with(copied, lambda user: user is not copied)
+        return self
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -89,13 +52,14 @@ class Cut:
     Attributes:
         parts: what becomes segments, in forward order.
         merged: block -> why there is no cut between this block and the one after it.
-        added: modules in place of functions that know nothing of training: name -> module.
+        added: name -> what the network does not have under this name: a module in place of a
+            function that knows nothing of training, a constant.
         shapes: of what each part makes of one image.
     """
 
     parts: tuple[_Part, ...]
     merged: Mapping[str, str]
-    added: Mapping[str, nn.Module]
+    added: Mapping[str, nn.Module | Tensor]
     shapes: tuple[tuple[int, ...], ...] = ()
 
     def of(self, model: nn.Module) -> tuple[Segment, ...]:
@@ -114,8 +78,9 @@ class Cut:
         if graph is None:
             return model
         named = [str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")]
-        used = {n: self.added[n] if n in self.added else attrgetter(n)(model) for n in named}
-        return fx.GraphModule(used, graph)
+        own = copy.deepcopy({n: self.added[n] for n in named if n in self.added})
+        used = {n: own[n] if n in own else attrgetter(n)(model) for n in named}
+        return fx.GraphModule(used, graph).eval()
 
 
 def cut(model: nn.Module, owners: Mapping[str, str], order: Sequence[str], image: Tensor) -> Cut:
@@ -128,12 +93,10 @@ def cut(model: nn.Module, owners: Mapping[str, str], order: Sequence[str], image
         image: an example, (1, 3, H, W).
     """
     try:
-        traced = fx.GraphModule(model, _Tracer(owners).trace(model, _defaults(model)))
-        traced.graph.eliminate_dead_code()
-        added = _dropouts_as_modules(traced)
+        traced, added = traced_by_blocks(model, owners)
         places = _Places(traced, owners, order)
         if places.sizes_may_cross():
-            _write_sizes(traced, image)
+            write_sizes(traced, image)
             places.settle()
         found = _measured(model, Cut(*places.parts(), added), image)
         reason = "its parts compute something else"
@@ -149,105 +112,39 @@ def cut(model: nn.Module, owners: Mapping[str, str], order: Sequence[str], image
 
 def _whole(model: nn.Module, owners: Mapping[str, str], order: Sequence[str], why: str) -> Cut:
     modules = {
-        name: {owners[tensor] for tensor in _tensors(module, name)}
+        name: {owners[tensor] for tensor in tensors_of(module, name)}
         for name, module in model.named_modules()
     }
     owned = {name: min(blocks) for name, blocks in modules.items() if len(blocks) == 1}
+    following = order[-1]
+    for name in reversed(modules):  # what has no tensors, such as dropout, goes with what follows
+        following = owned.get(name, following)
+        if not modules[name]:
+            owned[name] = following
     bare = {name: block for name, block in owners.items() if name.rpartition(".")[0] not in owned}
     return Cut((_Part(tuple(order), owned | bare),), dict.fromkeys(order[:-1], why), {})
-
-
-class _Tracer(fx.Tracer):
-    """Leaves every module whole whose tensors belong to one block."""
-
-    def __init__(self, owners: Mapping[str, str]) -> None:
-        super().__init__()
-        self.owners = owners
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return len({self.owners[name] for name in _tensors(m, module_qualified_name)}) <= 1
-
-
-def _tensors(module: nn.Module, name: str) -> list[str]:
-    return [f"{name}.{inner}".lstrip(".") for inner in module.state_dict(keep_vars=True)]
-
-
-def _defaults(model: nn.Module) -> dict[str, Any]:
-    """The optional arguments of the forward pass, which keep their defaults."""
-    _image, *others = inspect.signature(model.forward).parameters.values()
-    return {p.name: p.default for p in others if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-
-
-def _dropouts_as_modules(traced: fx.GraphModule) -> dict[str, nn.Module]:
-    """Replace dropout functions, traced as they are in evaluation, by modules with a mode."""
-    added: dict[str, nn.Module] = {}
-    for node in traced.graph.nodes:
-        if node.op == "call_function" and node.target is F.dropout:
-            name = f"functional_dropout_{len(added)}"
-            p = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
-            added[name] = nn.Dropout(p)
-            traced.add_submodule(name, added[name])
-            node.op, node.target, node.args, node.kwargs = "call_module", name, node.args[:1], {}
-    traced.recompile()
-    return added
-
-
-def _write_sizes(traced: fx.GraphModule, image: Tensor) -> None:
-    """Write numbers computed from shapes, the same for every batch, into the graph as literals."""
-    one, two = (_values(traced, image.expand(size, *image.shape[1:])) for size in BATCHES)
-    for node, value in one.items():
-        node.meta["tensor"] = isinstance(value, Tensor)
-        if node.op.startswith("call_") and _is_number(value) and value == two[node]:
-            _replace(node, value)
-    traced.graph.eliminate_dead_code()
-
-
-def _replace(node: fx.Node, value: Any) -> None:  # noqa: ANN401
-    def literal(each: fx.Node) -> Any:  # noqa: ANN401
-        return value if each is node else each
-
-    for user in list(node.users):
-        user.args = map_arg(user.args, literal)
-        user.kwargs = map_arg(user.kwargs, literal)
-
-
-def _values(traced: fx.GraphModule, images: Tensor) -> dict[fx.Node, Any]:
-    """What every node of a graph gives for these images."""
-    values: dict[fx.Node, Any] = {}
-
-    class Recorder(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401
-            values[n] = super().run_node(n)
-            return values[n]
-
-    with torch.no_grad():
-        Recorder(traced).run(images)
-    return values
-
-
-def _is_number(value: Any) -> bool:  # noqa: ANN401
-    """Whether a value is a number, or a tuple or list of numbers."""
-    if isinstance(value, tuple | list):
-        return all(map(_is_number, value))
-    return isinstance(value, int | float)
 
 
 @torch.no_grad()
 def _measured(model: nn.Module, found: Cut, image: Tensor) -> Cut | None:
     """The cut with its shapes; None where its parts compute something else than the network.
 
-    Parts must leave their inputs as they are, too.
+    Parts that would change their inputs in place work on a copy.
     """
     x = torch.linspace(-2, 2, image.numel()).view_as(image).repeat(2, 1, 1, 1)
     direct = model(x.clone())
-    shapes = []
+    parts, shapes = [], []
     for part in found.parts:
         inputs, before = x, x.clone()
         x = found._module(model, part.graph)(inputs)
-        if not torch.equal(inputs, before):
-            return None
+        parts.append(part if _same(inputs, before) else part.on_a_copy())
         shapes.append(tuple(x.shape[1:]))
-    return replace(found, shapes=tuple(shapes)) if torch.equal(x, direct) else None
+    measured = replace(found, parts=tuple(parts), shapes=tuple(shapes))
+    return measured if _same(x, direct) else None
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
 
 
 class _Places:
@@ -276,6 +173,14 @@ class _Places:
             block = self._block_of(node)
             own = self.order.index(block) if block else 0
             self.at[node] = last if node.op == "output" else max([own, *inputs])
+        for node in self.at:  # what drops inputs of the classifier is the classifier's
+            if self._is_dropout(node) and {self.at[user] for user in node.users} == {last}:
+                self.at[node] = last
+
+    def _is_dropout(self, node: fx.Node) -> bool:
+        return node.op == "call_module" and isinstance(
+            self.traced.get_submodule(str(node.target)), nn.modules.dropout._DropoutNd
+        )
 
     def _block_of(self, node: fx.Node) -> str | None:
         """The block of a module or tensor that a node uses; None where none is named for it."""
@@ -284,7 +189,7 @@ class _Places:
             return self.owners.get(name)
         if node.op != "call_module":
             return None
-        tensors = _tensors(self.traced.get_submodule(name), name)
+        tensors = tensors_of(self.traced.get_submodule(name), name)
         return self.owners[tensors[0]] if tensors else None
 
     def _crossing(self) -> dict[int, list[fx.Node]]:

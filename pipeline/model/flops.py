@@ -31,6 +31,18 @@ def segment_operations(backbone: Backbone, image_size: int) -> list[int]:
     return found
 
 
+def note_on_reruns(backbone: Backbone, trainable: Sequence[str], image_size: int) -> str:
+    """What a stage computes in every epoch although it is frozen, and why; empty: nothing."""
+    again = backbone.computed_anew(trainable)
+    if not again:
+        return ""
+    cost = segment_operations(backbone, image_size)[backbone.frozen_segments(trainable)]
+    return (
+        f"note: frozen, and yet computed in every epoch: {', '.join(again)} (part of "
+        f"{cost / 1e6:,.0f} MFLOP an image): {backbone.merged[again[-1]]}"
+    )
+
+
 def training_operations(
     name: str, classes: int, image_size: int, trainable: Sequence[str], blocks: str = "auto"
 ) -> float:

@@ -15,7 +15,7 @@ from torch import nn
 
 from pipeline.errors import FreezingError
 from pipeline.model.backbones import Backbone, batch_norms
-from pipeline.model.cutting import Segment
+from pipeline.model.segments import Segment
 from pipeline.system.digests import digest_each, digest_values
 
 

@@ -112,8 +112,14 @@ def blocks_of(model: nn.Module, name: str, blocks: str) -> Blocks:
                 "(name of a block, head first -> pattern of tensors' names), or pass "
                 f"-P blocks=<a YAML file>; its modules are {parts}"
             )
+        if blocks != "auto":
+            raise SettingsError(
+                f"blocks={blocks}: {name} declares its blocks itself "
+                f"({', '.join(map(str, own))}), a number is for networks of a library: leave "
+                "blocks out, or pass a YAML file"
+            )
         return _by_patterns(model, own, f"{name}.blocks")
-    keys = _timm_keys(model) if name.startswith(TIMM) else _torchvision_keys(model, name)
+    keys = _timm_keys(model, name) if name.startswith(TIMM) else _torchvision_keys(model, name)
     return _numbered(keys, name, blocks)
 
 
@@ -145,17 +151,23 @@ _HEAD: _Key = (sys.maxsize,)
 _LAST: _Key = (sys.maxsize - 1,)
 
 
-def _timm_keys(model: nn.Module) -> dict[str, _Key]:
+def _timm_keys(model: nn.Module, name: str) -> dict[str, _Key]:
     from timm.models._manipulate import group_with_matcher
 
+    if not hasattr(model, "group_matcher") or not hasattr(model, "get_classifier"):
+        parts = ", ".join(child for child, _ in model.named_children())
+        raise SettingsError(
+            f"backbone={name}: timm declares no groups of layers for it: pass -P blocks=<a YAML "
+            f"file of patterns>; its modules are {parts}"
+        )
     tensors = model.state_dict(keep_vars=True)
     matcher: Any = model.group_matcher(coarse=True)  # type: ignore[operator, unused-ignore]
     groups = group_with_matcher(iter(tensors.items()), matcher, reverse=True)
     heads = tuple(f"{each}." for each in classifiers(model))
     end = max(groups.values())  # the classifier, and what the matcher does not name
     return {
-        name: _HEAD if name.startswith(heads) else _LAST if number == end else (number,)
-        for name, number in groups.items()
+        tensor: _HEAD if tensor.startswith(heads) else _LAST if number == end else (number,)
+        for tensor, number in groups.items()
     }
 
 

@@ -93,24 +93,31 @@ def build_network(name: str, classes: int, image_size: int, seed: int) -> nn.Mod
 
 
 def check_network(name: str, model: nn.Module, classes: int, image_size: int) -> None:
-    """Pass an image through the network.
+    """Pass two images through the network, twice.
 
     Raises:
-        SettingsError: it refuses the image, or gives something else than a logit a class.
+        SettingsError: it refuses the images, or gives something else than a logit a class, or
+            other logits the second time.
     """
+    images = torch.linspace(-1, 1, 2 * 3 * image_size**2).view(2, 3, image_size, image_size)
     try:
         with torch.no_grad():
-            out = model(torch.zeros(1, 3, image_size, image_size))
+            out, again = model(images.clone()), model(images.clone())
     except Exception as err:  # noqa: BLE001 - a network's own code
         raise SettingsError(
             f"backbone={name} refuses images of {image_size} px "
             f"({type(err).__name__}: {first_line(err)}): {_ADVICE}"
         ) from None
     shape = tuple(getattr(out, "shape", ())) or type(out).__name__
-    if shape != (1, classes):
+    if shape != (2, classes):
         raise SettingsError(
-            f"backbone={name}: gives {shape} for one image, not (1, {classes}): the network must "
+            f"backbone={name}: gives {shape} for two images, not (2, {classes}): the network must "
             "return a logit for each of num_classes"
+        )
+    if not torch.allclose(out, again, rtol=0, atol=0, equal_nan=True):
+        raise SettingsError(
+            f"backbone={name}: gives the same images other logits the second time: in eval mode "
+            "the network must draw no random numbers and keep no state"
         )
 
 
@@ -127,6 +134,14 @@ def check_name(name: str) -> None:
                 f"backbone={name} is not known to timm {timm.__version__}"
                 f"{_nearest(base, timm.list_models(), TIMM)}: pass {TIMM}NAME of one that it has"
             )
+        try:
+            timm.models.get_pretrained_cfg(name.removeprefix(TIMM))
+        except RuntimeError:
+            tags = [f"{TIMM}{each}" for each in timm.list_pretrained(f"{base}.*")]
+            raise SettingsError(
+                f"backbone={name}: timm {timm.__version__} has no weights of that tag: pass "
+                f"{' or '.join([*tags[:4], TIMM + base])}"
+            ) from None
     elif is_factory(name):
         factory_of(name)
     else:

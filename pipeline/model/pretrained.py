@@ -56,7 +56,7 @@ class Pretrained:
 
     def apply(self, backbone: Backbone) -> None:
         """Copy the tensors into the backbone; what they do not hold stays as it is."""
-        backbone.model.load_state_dict(self.tensors, strict=False)
+        backbone.put(self.tensors)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, cycle
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,8 @@ from pipeline.tracking.history import History
 from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, VAL_ACC, VAL_LOSS
 
 TRAIN_COLOUR, VAL_COLOUR = "#5b8db8", "#c8553d"
-BLOCK_COLOURS = {
-    "head": "#4c4c4c",
-    "block4": "#c8553d",
-    "block3": "#5b8db8",
-    "block2": "#7aa974",
-    "block1": "#b08cc0",
-    "stem": "#d9a441",
-}
+BLOCK_COLOURS = ("#4c4c4c", "#c8553d", "#5b8db8", "#7aa974", "#b08cc0", "#d9a441")
+"""Of blocks by their position from the head; deeper ones begin again with the second."""
 PANELS = (
     ("cross-entropy (nats)", 1, TRAIN_LOSS, VAL_LOSS),
     ("accuracy (%)", 100, TRAIN_ACC, VAL_ACC),
@@ -132,13 +127,15 @@ def by_block(title: str, risks: Sequence[Mapping[str, float]]) -> Figure:
         "cka": "CKA with the start",
         "grad_relative": "gradient norm / weight norm",
     }
+    blocks = [name.partition("/")[2] for name in risks[0] if name.startswith("drift/")]
+    first, *others = BLOCK_COLOURS
+    colours = dict(zip(reversed(blocks), chain([first], cycle(others)), strict=False))
     for axes, (kind, label) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         for name in risks[0]:
             measure, _, block = name.partition("/")
             if measure == kind:
                 values = [risk[name] for risk in risks]
-                colour = BLOCK_COLOURS.get(block, "0.4")
-                axes.plot(_count(values), values, "o-", label=block, color=colour)
+                axes.plot(_count(values), values, "o-", label=block, color=colours[block])
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -216,7 +213,7 @@ def gains_picture(
     return figure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ArmRow:
     """One arm of a comparison, in per cent: its values by draw, (mean, low, high), difference.
 

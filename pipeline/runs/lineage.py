@@ -117,8 +117,6 @@ def check_parent(run: RunView, stage_number: int) -> None:
     Raises:
         LineageError: not a finished run of the stage before.
     """
-    if stage_number == 1:
-        raise LineageError("stage1 starts from pretrained weights: leave parent_run_id out")
     before = stage_number - 1
     if other := other_than(run, before):
         raise LineageError(

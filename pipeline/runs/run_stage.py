@@ -18,7 +18,7 @@ from pipeline.data.augment import distinct_views
 from pipeline.errors import LineageError, TrainingError
 from pipeline.model.backbones import Backbone
 from pipeline.model.checkpoints import save_checkpoint
-from pipeline.model.flops import segment_operations
+from pipeline.model.flops import note_on_reruns
 from pipeline.model.freezing import FrozenProof
 from pipeline.runs.scoring import logits_of
 from pipeline.runs.session import CHECKPOINT, Session
@@ -40,6 +40,7 @@ from pipeline.system.memory import PeakMemory
 from pipeline.tracking import RunLog, RunView, keys
 from pipeline.tracking.history import Summary, read_history
 from pipeline.training.features import Features
+from pipeline.training.mixing import mixing_line
 from pipeline.training.trainer import Trainer
 
 
@@ -90,13 +91,10 @@ def _prepare(session: Session, stage: Stage, parent: RunView | None) -> _Work:
             f"note: {settings.views} stored views are met more than once in {training.epochs} "
             f"epochs: -P views={training.epochs}, or 0 for fresh ones, would not repeat them"
         )
-    if again := session.backbone.computed_anew(stage.trainable):
-        frozen = session.backbone.frozen_segments(stage.trainable)
-        cost = segment_operations(session.backbone, settings.image_size)[frozen]
-        session.say(
-            f"note: frozen, and yet computed in every epoch: {', '.join(again)} (part of "
-            f"{cost / 1e6:,.0f} MFLOP an image): {session.backbone.merged[again[-1]]}"
-        )
+    if line := mixing_line(session.backbone, settings, stage.number):
+        session.say(line)
+    if note := note_on_reruns(session.backbone, stage.trainable, settings.image_size):
+        session.say(note)
     started = time.perf_counter()
     backbone = session.restore(parent) if parent else session.pretrained_backbone()
     proof = FrozenProof.take(backbone, stage.number, stage.trainable)
@@ -111,13 +109,8 @@ def _prepare(session: Session, stage: Stage, parent: RunView | None) -> _Work:
         device=session.device,
         dtype=session.dtype,
     )
-    proof.watch(
-        {
-            "train": train_features.running,
-            "val": val_features.running,
-            "suffix": trainer.segments,
-        }
-    )
+    running = {"train": train_features.running, "val": val_features.running}
+    proof.watch({**running, "suffix": trainer.segments})
     return _Work(
         proof=proof,
         trainer=trainer,
@@ -148,7 +141,7 @@ def _train(session: Session, log: RunLog, work: _Work) -> None:
             f"stage {stage.number}: no epoch had a finite validation loss: lower "
             f"stage{stage.number}.lr ({trainer.settings.lr}) or set clip_norm"
         )
-    trainer.backbone.model.load_state_dict(trainer.best, strict=False)
+    trainer.backbone.put(trainer.best)
     work.proof.check(trainer.backbone)
 
 

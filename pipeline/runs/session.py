@@ -7,80 +7,37 @@ its suffix's inputs and its lineage key.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from pipeline.data.base import Source
-from pipeline.data.draws import Draw, deal_rows, draw_in, set_aside
+from pipeline.data.draws import Draw, draw_in
 from pipeline.data.images import ImageSet
-from pipeline.data.open import open_source
 from pipeline.errors import LineageError
 from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.model.checkpoints import load_checkpoint
-from pipeline.model.pretrained import Pretrained, Weights, is_here, read_weights
+from pipeline.model.pretrained import Pretrained
 from pipeline.runs.lineage import lineage_key, recipe_key
-from pipeline.settings.run import Augment, Settings
+from pipeline.runs.sources import cache_folder, source_and_weights
+from pipeline.settings.augmentation import Augment, of_images
+from pipeline.settings.run import Settings
 from pipeline.settings.schedules import Stage
-from pipeline.system.files import typed_path
 from pipeline.tracking import RunView, Tracking, keys
 from pipeline.tracking.history import History, Summary
 from pipeline.training.device import keep_freed_memory, pick_device, pick_precision, with_kernels
 from pipeline.training.features import Features
+from pipeline.training.mixing import mixing_line
 from pipeline.training.norm_choice import NormStatsChoice, choose_norm_stats
 from pipeline.training.norm_stats import calibrate_norm_stats
 from pipeline.training.prefix_cache import PrefixCache
 
-DEFAULT_CACHE_DIR = "~/.cache/unfreeze"
 CHECKPOINT = "checkpoint/checkpoint.safetensors"
 
 Say = Callable[[str], None]
 OnEpoch = Callable[[Stage, History], None]
-
-
-def cache_folder(settings: Settings) -> Path:
-    """Where downloads and prefix outputs are kept."""
-    return typed_path(settings.cache_dir or DEFAULT_CACHE_DIR)
-
-
-def source_of(settings: Settings) -> Source:
-    """The images that the settings name, their test split set aside where that is asked for."""
-    source = open_source(
-        settings.data,
-        cache_folder(settings),
-        label_column=settings.label_column,
-        image_column=settings.image_column,
-    )
-    return set_aside(source, settings.test_per_class)
-
-
-def source_and_weights(settings: Settings) -> tuple[Source, Weights]:
-    """The source and the weights that the settings name, before any image is read.
-
-    Weights that are on this machine are read first: their faults come before a download.
-    """
-    read = partial(
-        read_weights, settings.weights, settings.backbone, settings.image_size, settings.blocks
-    )
-    weights = read() if is_here(settings.weights, settings.backbone) else None
-    source = source_of(settings)
-    return source, weights or read()
-
-
-def check_draws(source: Source, settings: Settings, draws: Iterable[int]) -> None:
-    """Refuse draws that the images cannot give, before any image is read.
-
-    Raises:
-        DataError: a class is too small, or the pool holds fewer draws.
-    """
-    for draw in draws:
-        deal_rows(
-            source, settings.train_per_class, settings.val_per_class, settings.data_seed, draw
-        )
 
 
 @dataclass(kw_only=True)
@@ -94,7 +51,7 @@ class Session:
         done: stages that this command has found or trained.
         tuned_by: the study that a stage's training settings were taken from, by stage number.
         is_trial: log what other stages and people need of a trial: no pictures, no served model.
-        otherwise: what else to do where a given run cannot be used, for messages.
+        advice: what else to do where a given run cannot be used, for messages.
         test_as_stored: digest of the test split's files; empty where there is none.
         norm_choice: what `norm_stats=auto` came to; None where another value was given.
     """
@@ -114,9 +71,13 @@ class Session:
     done: dict[int, Summary] = field(default_factory=dict)
     tuned_by: dict[int, str] = field(default_factory=dict)
     is_trial: bool = False
-    otherwise: str = ""
+    advice: str = ""
     test_as_stored: str = ""
     norm_choice: NormStatsChoice | None = None
+
+    def __post_init__(self) -> None:
+        for number in range(1, len(self.settings.stages) + 1):
+            mixing_line(self.backbone, self.settings, number)  # refused before any training
 
     @classmethod
     def open(
@@ -176,7 +137,7 @@ class Session:
         if settings.norm_stats != "auto":
             return settings
         if self.norm_choice is None:
-            self.backbone.model.load_state_dict({**self.initial, **self.pretrained.tensors})
+            self.backbone.put({**self.initial, **self.pretrained.tensors})
             self.norm_choice = choose_norm_stats(
                 self.backbone, self.draw.train, self.dtype, self.device, self._norm_stats_folder
             )
@@ -214,7 +175,7 @@ class Session:
             why = f"it had {', '.join(others)}" if others else "their SHA-256 differ"
             raise LineageError(
                 f"the images of data={data} are not those that run {run.run_id} was trained on "
-                f"({why}): restore them, or pass -P data=<where they are now>{self.otherwise}"
+                f"({why}): restore them, or pass -P data=<where they are now>{self.advice}"
             )
         if (was := before["data"]) != data:
             what = f"the training and validation images that run {run.run_id} had"
@@ -258,7 +219,7 @@ class Session:
 
     def pretrained_backbone(self) -> Backbone:
         """The backbone with the pretrained weights, calibrated where the settings say so."""
-        self.backbone.model.load_state_dict({**self.initial, **self.pretrained.tensors})
+        self.backbone.put({**self.initial, **self.pretrained.tensors})
         assert self.settings.norm_stats != "auto", "`resolved` comes first"
         if self.settings.norm_stats == "target":
             calibrate_norm_stats(
@@ -293,7 +254,7 @@ class Session:
                     )
             except LineageError as err:
                 raise LineageError(
-                    f"run {run.run_id} ({run.name}): {err}: use another run{self.otherwise}"
+                    f"run {run.run_id} ({run.name}): {err}: use another run{self.advice}"
                 ) from None
         return self.backbone
 
@@ -309,7 +270,7 @@ class Session:
         later = [
             backbone.frozen_segments(step.trainable)
             for step in settings.chain.stages[stage.number :]
-            if settings.training(step.number).augment == augment
+            if of_images(settings.training(step.number).augment) == of_images(augment)
         ]
 
         def features(images: ImageSet, augment: Augment, views: int) -> Features:

@@ -37,7 +37,9 @@ class ImageClassifier(PythonModel):  # type: ignore[misc, unused-ignore]
         module, _, function = self.about["function"].partition(":")
         build = getattr(import_module(module), function)
         self.network = build(**self.about["arguments"])
-        self.network.load_state_dict(load_file(context.artifacts["weights"]))
+        weights = load_file(context.artifacts["weights"])
+        for name, tensor in self.network.state_dict().items():
+            tensor.copy_(weights[name])
         self.network.eval()
 
     def predict(

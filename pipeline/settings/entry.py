@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, field_validator
+from pydantic import BeforeValidator, field_validator
 from pydantic_core import PydanticCustomError
 
-from pipeline.settings.run import (
+from pipeline.settings.fields import (
     ObjectiveName,
     PathText,
     ScheduleText,
@@ -16,7 +16,7 @@ from pipeline.settings.run import (
     StrictModel,
     setting,
 )
-from pipeline.stats.design import LOOKS, ROPE_PP, THRESHOLD, Design
+from pipeline.stats.design import Design
 from pipeline.stats.metrics import DEFAULT_OBJECTIVE, DEFAULT_SHARE
 
 NAMED_STAGES = 3
@@ -24,15 +24,15 @@ NAMED_STAGES = 3
 UNSET = ("", "auto", "none")
 """What MLproject passes for a parameter that was not given."""
 STORAGE = "OPTUNA_STORAGE"
-"""Environment variable for `storage`, which Optuna's own command line knows too. Other users of a
-machine see the words of a command, passwords among them, and not its environment."""
+"""Environment variable for `storage`, which Optuna's own command line knows, too. Other users of a
+machine see the words of a command, a password among them, and not the command's environment."""
 
-RunId = Annotated[str, BeforeValidator(lambda text: "" if text in UNSET else text)]
-"""The id of a run, or a file, that MLproject may pass as not given."""
+OptionalText = Annotated[str, BeforeValidator(lambda text: "" if text in UNSET else text)]
+"""Text that is empty where MLproject passes that nothing was given."""
 
 
 class CommandSettings(StrictModel):
-    """What several entry points take, whatever they do."""
+    """Settings of studies and workers, which several entry points share."""
 
     storage: str = setting(
         "",
@@ -45,34 +45,36 @@ class CommandSettings(StrictModel):
         "take the best settings of the finished study; of compare: tune every arm "
         "first, on draws of its own (on/off)",
     )
-    joins: str = setting("", "the run of another command, which this one takes part in")
+    joins: str = setting("", "id of the run of the command that started this worker")
 
 
 class StageSettings(StrictModel):
     """Where a stage begins."""
 
-    parent_run_id: RunId = setting(
-        "", "the stage run to continue from; auto: found by content or trained"
+    parent_run_id: OptionalText = setting(
+        "", "run to continue from, with the settings that it hands down; empty: found or trained"
     )
 
 
 class NumberedStageSettings(StageSettings):
     """Which stage is run."""
 
-    number: int = setting(0, "the stage of the schedule, from 1", ge=0)
+    number: int = setting(0, "stage of the schedule, from 1; must be given", ge=0)
 
 
 class EvaluateSettings(StrictModel):
     """Which run is scored."""
 
-    run_id: RunId = setting("", "the stage run to evaluate")
+    run_id: OptionalText = setting("", "id of the finished stage run to evaluate; must be given")
 
 
 class GateSettings(StrictModel):
     """What the gate reads."""
 
-    run_id: RunId = setting("", "a finished stage-2 run; siblings are found")
-    lines: RunId = setting("", "or a file with the lines `Stage-k Best results`")
+    run_id: OptionalText = setting("", "id of a finished stage-2 run; sibling runs are found")
+    lines: OptionalText = setting(
+        "", "instead of run_id: a file with the lines `Stage-k Best results`"
+    )
 
 
 class TuneSettings(StrictModel):
@@ -87,17 +89,20 @@ class TuneSettings(StrictModel):
     )
     draws: int = setting(1, "draws that a trial is scored on, from `draw` on", ge=1, le=1000)
     objective: ObjectiveName = setting(
-        DEFAULT_OBJECTIVE, "what a trial is judged by, as a mean over the draws"
+        DEFAULT_OBJECTIVE, "validation metric that a trial is judged by, as a mean over the draws"
     )
     margin: float = setting(
         2.0, "paired standard errors by which the best trial must beat the defaults", ge=0, le=100
     )
     space: str = setting(
-        "", "your search space: a file, or a folder with stage1.yaml, stage2.yaml, ..."
+        "", "search space of your own: a file, or a folder with stage1.yaml, stage2.yaml, ..."
     )
     workers: int = setting(1, "local processes that share the cores", ge=1, le=256)
     heartbeat: int = setting(
-        15, "seconds; a worker silent for four times this is given up", ge=1, le=3600
+        15,
+        "seconds between signs of life of a worker; after four without one it is given up",
+        ge=1,
+        le=3600,
     )
 
     @field_validator("stage")
@@ -109,7 +114,7 @@ class TuneSettings(StrictModel):
 
 
 def usable_name(text: str) -> str:
-    """The text as a name that the model registry takes and finds again: `im:ages` is `im-ages`."""
+    """A name that the model registry takes and finds again: `im:ages` becomes `im-ages`."""
     return re.sub(r"^\W+", "", re.sub(r"[/:'?\t\n]", "-", text))
 
 
@@ -120,22 +125,33 @@ class DecideSettings(StrictModel):
         "stage3", "the stage that is compared with going on with the stage before"
     )
     treatment: ScheduleText = setting(
-        "", "a schedule or a YAML file of a schedule, instead of the question's"
+        "", "schedule, or YAML file of one, that is judged instead of the question's stage"
     )
     control: ScheduleText = setting(
-        "", "schedule to compare the treatment with, at equal optimizer steps"
+        "",
+        "schedule, or YAML file of one, to compare the treatment with, at equal optimizer steps",
     )
-    metric: ShareName = setting(DEFAULT_SHARE, "what of the test images the arms are compared by")
+    metric: ShareName = setting(
+        DEFAULT_SHARE, "metric of the test images by which the arms are compared"
+    )
     rope_pp: float = setting(
-        ROPE_PP, "gains up to this many percentage points are not worth the stage", ge=0, lt=100
+        Design.rope_pp,
+        "gains up to this many percentage points are not worth the stage",
+        ge=0,
+        lt=100,
     )
-    looks: str = setting(",".join(map(str, LOOKS)), "pairs after which a verdict may be given")
+    looks: str = setting(
+        ",".join(map(str, Design.looks)), "pairs after which a verdict may be given"
+    )
     threshold: float = setting(
-        THRESHOLD, "posterior probability that a verdict needs", gt=0.5, lt=1
+        Design.threshold, "posterior probability that a verdict needs", gt=0.5, lt=1
     )
     sd_pp: float = setting(1.0, "spread of gains that the forecast assumes", gt=0, le=100)
     beside: int = setting(
-        0, "pairs on which full and lp_ft are run as well, for show", ge=0, le=1000
+        0,
+        "pairs on which full and lp_ft are run as well; they do not count for the verdict",
+        ge=0,
+        le=1000,
     )
     tune: bool = setting(False, "tune both arms on draws of their own first (on/off)")
     register_as: str = setting(
@@ -181,9 +197,11 @@ class CompareSettings(StrictModel):
         "full", "the schedule that differences are taken to; added if missing", min_length=1
     )
     draws: int = setting(10, "paired draws that every arm is run on", ge=2, le=1000)
-    metric: ShareName = setting(DEFAULT_SHARE, "what of the test images the arms are compared by")
+    metric: ShareName = setting(
+        DEFAULT_SHARE, "metric of the test images by which the arms are compared"
+    )
     rope_pp: float = setting(
-        ROPE_PP, "differences up to this many percentage points do not count", ge=0, lt=100
+        Design.rope_pp, "differences up to this many percentage points do not count", ge=0, lt=100
     )
     tune_draws: int = setting(1, "draws that a trial is scored on, with tuned=on", ge=1, le=1000)
 
@@ -197,12 +215,4 @@ class BlocksSettings(StrictModel):
 class PretrainSettings(StrictModel):
     """Where pretrained weights are written."""
 
-    out: PathText = setting("", "the .safetensors file to write")
-
-
-def describe_field(key: str, model: type[BaseModel]) -> str:
-    """One line of help for a setting: what it is, its choices."""
-    info = model.model_fields[key]
-    choices = get_args(info.annotation)
-    suffix = f" [{', '.join(filter(None, map(str, choices)))}]" if choices else ""
-    return f"{info.description}{suffix}"
+    out: PathText = setting("", "the .safetensors file to write; must be given")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import cache
 from pathlib import Path
 from typing import TypeVar, get_args
@@ -23,8 +23,8 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import SettingsError
 from pipeline.settings.run import RUN_KEYS, TRAIN_KEYS, Settings, TrainSettings
-from pipeline.settings.schedules import SCHEDULES, Schedule
-from pipeline.system.yaml_file import nearest, read_yaml
+from pipeline.settings.schedules import DECAY_WITHOUT_BATCH_NORM, SCHEDULES
+from pipeline.system.yaml_file import did_you_mean, read_yaml
 
 COMMAND_LINE = "command line"
 PRESETS_DIR = Path(__file__).parent / "presets"
@@ -37,6 +37,7 @@ class Layer:
 
     source: str
     values: Mapping[str, object]
+    _: KW_ONLY
     stage: int | None = None
     by_user: bool = True
 
@@ -56,12 +57,22 @@ def split_stage_key(key: str) -> tuple[int | None, str]:
     return (int(found[1]), found[2]) if found else (None, key)
 
 
+CONTROL = "control."
+"""Before a training setting: of the control's last stage alone."""
+
+
+def control_key(key: str) -> str | None:
+    """The training setting that `control.lr` sets for the control's last stage; else None."""
+    name = key.removeprefix(CONTROL)
+    return name if key.startswith(CONTROL) and name in TRAIN_KEYS else None
+
+
 def hint_for(key: str, known: Iterable[str] = (*RUN_KEYS, *TRAIN_KEYS)) -> str:
     """What an unknown setting was probably meant to be."""
     number, _ = split_stage_key(key)
     if number is not None:
         known = [f"stage{number}.{name}" for name in TRAIN_KEYS]
-    return nearest(key, known) or ": --help lists every setting"
+    return did_you_mean(key, known) or ": --help lists every setting"
 
 
 def validated(
@@ -75,11 +86,12 @@ def validated(
         for fault in err.errors():
             key = str(fault["loc"][0])
             choices = map(str, get_args(model.model_fields[key].annotation))
+            meant = [fault["ctx"]["meant"]] if "meant" in fault.get("ctx", {}) else choices
             message = fault["msg"].removeprefix("Input ").removeprefix("String ")
             place = f" ({given[key].layer.source})" if given[key].layer.source else ""
             faults.append(
                 f"{given[key].key} {message.replace('should be', 'must be')}, got "
-                f"{fault['input']!r}{place}{nearest(str(fault['input']), choices)}"
+                f"{fault['input']!r}{place}{did_you_mean(str(fault['input']), meant)}"
             )
         return None
 
@@ -133,24 +145,15 @@ def resolve(layers: Iterable[Layer]) -> Settings:
         if "." in given.key and given.layer.by_user and (number or 0) > len(schedule.stages)
     ]
     stages = []
+    batch_norm = settings is None or settings.has_batch_norm
+    decay = {} if batch_norm else {"weight_decay": DECAY_WITHOUT_BATCH_NORM}
     for number in range(1, len(schedule.stages) + 1):
         own = {name: given for stage, name, given in training if stage in (None, number)}
-        stages.append(validated(TrainSettings, own, faults, lr=_default_lr(schedule, number)))
+        lr = schedule.default_lr(number, has_batch_norm=batch_norm)
+        stages.append(validated(TrainSettings, own, faults, lr=lr, **decay))
     if settings is None or faults:
         raise SettingsError("\n".join(dict.fromkeys(faults)))
     return settings.model_copy(update={"stages": tuple(stages)})
-
-
-def _default_lr(schedule: Schedule, number: int) -> float:
-    """A learning rate for what a stage trains (measured: docs/reference.md).
-
-    A new head wants a high rate, pretrained blocks a tenth of that rate, and blocks that a stage
-    before has fitted to these images a third of that again.
-    """
-    *before, stage = schedule.stages[:number]
-    if stage.is_probe:
-        return 3e-3
-    return 1e-4 if any(not one.is_probe for one in before) else 3e-4
 
 
 def preset_names() -> list[str]:
@@ -163,11 +166,11 @@ def preset_layer(name: str) -> Layer:
     """The settings of a preset, its file read once.
 
     Raises:
-        SettingsError: no such preset; names the nearest.
+        SettingsError: no such preset; names those with a name that is near.
     """
     if name not in (known := preset_names()):
         raise SettingsError(
-            f"unknown preset {name}{nearest(name, known)} (there are {', '.join(known)})"
+            f"unknown preset {name}{did_you_mean(name, known)} (there are {', '.join(known)})"
         )
     values = read_yaml(PRESETS_DIR / f"{name}.yaml", "preset")
     return Layer(f"preset {name}", values, by_user=False)

@@ -1,4 +1,4 @@
-"""What a person asked for: the options of one command and its YAML file, each read once.
+"""A request: the options of one command and its YAML file, each read once.
 
 In: the command line's options, key -> text. Out: a `Request`, from which an entry point's plan
 takes its settings. `layers.py` says which of several values for a setting wins.
@@ -17,8 +17,10 @@ from pipeline.errors import SettingsError
 from pipeline.settings.entry import UNSET, CommandSettings
 from pipeline.settings.layers import (
     COMMAND_LINE,
+    CONTROL,
     Given,
     Layer,
+    control_key,
     flatten,
     preset_layer,
     resolve,
@@ -43,6 +45,7 @@ class Request:
         config: path of the YAML file of settings; empty: none.
         file: the settings in that file, weaker than the options.
         target: the stage that plain training settings apply to; None: every stage.
+        control: training settings of a decision's control alone, key -> text.
     """
 
     options: Mapping[str, str]
@@ -50,6 +53,7 @@ class Request:
     config: str = ""
     file: Mapping[str, object] = field(default_factory=dict)
     target: int | None = None
+    control: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, options: Mapping[str, str], own_keys: Collection[str] = ()) -> Request:
@@ -64,9 +68,10 @@ class Request:
         not_given = {"config", *({"preset"} if options.get("preset") in UNSET else ())}
         of_runs = {key: text for key, text in options.items() if key not in not_given}
         own = {key: of_runs.pop(key) for key in own_keys if key in of_runs}
+        apart = {name: of_runs.pop(key) for key in options if (name := control_key(key))}
         for values in (of_runs, own, file):  # schedules in files are read once, too
             values.update({k: _spelled_out(values[k]) for k in SCHEDULE_KEYS if values.get(k)})
-        return cls(options=of_runs, own=own, config=config, file=file)
+        return cls(options=of_runs, own=own, config=config, file=file, control=apart)
 
     def for_stage(self, number: int | None) -> Request:
         """The same with plain training settings for one stage (None: for every stage)."""
@@ -92,6 +97,7 @@ class Request:
         """The options to type for the same command, except what `CommandSettings` holds."""
         shared = CommandSettings.model_fields
         own = {key: text for key, text in self.own.items() if key not in shared}
+        own |= {f"{CONTROL}{key}": text for key, text in self.control.items()}
         return {**self.options, **own, **({"config": self.config} if self.config else {})}
 
     def explicit_keys(self, number: int) -> set[str]:
@@ -100,13 +106,13 @@ class Request:
         plain = self.target in (None, number)
         return {k for k in TRAIN_KEYS if f"stage{number}.{k}" in given or (plain and k in given)}
 
-    def own_settings(self, model: type[Model], **instead: str) -> Model:
-        """The entry point's own settings of this model; `instead`: stronger values.
+    def own_settings(self, model: type[Model], **overrides: str) -> Model:
+        """The entry point's own settings of this model; `overrides`: stronger values.
 
         Raises:
             SettingsError: one line for each wrong value.
         """
-        layer = Layer(COMMAND_LINE, {**self.own, **instead})
+        layer = Layer(COMMAND_LINE, {**self.own, **overrides})
         keys = model.model_fields.keys() & layer.values.keys()
         given = {key: Given(layer.values[key], key, layer) for key in keys}
         faults: list[str] = []
@@ -116,19 +122,19 @@ class Request:
         return own
 
     def settings(
-        self, inherited: Mapping[str, object] | None = None, of: str = "", **instead: str
+        self, inherited: Mapping[str, object] | None = None, run_id: str = "", **overrides: str
     ) -> Settings:
         """Settings of a run.
 
         Args:
             inherited: a parent run's settings, stronger than the preset and weaker than the rest.
-            of: the id of that run.
-            instead: options that are stronger than the command line.
+            run_id: the id of that run.
+            overrides: options that are stronger than the command line.
 
         Raises:
             SettingsError: see `resolve`.
         """
-        options: dict[str, str] = {**self.options, **instead}
+        options: dict[str, str] = {**self.options, **overrides}
         preset = options.get("preset") or self.file.get("preset")
         if preset is None:
             data = options.get("data") or self.file.get("data") or "digits"
@@ -136,26 +142,22 @@ class Request:
             preset = (inherited or {}).get("preset", usual)
         layers = [preset_layer(str(preset)), Layer("default", {"preset": preset})]
         if inherited is not None:
-            layers.append(Layer(f"run {of}", inherited, by_user=False))
-        layers.append(Layer(f"config {self.config}", self.file, self.target))
-        settings = resolve([*layers, Layer(COMMAND_LINE, options, self.target)])
+            layers.append(Layer(f"run {run_id}", inherited, by_user=False))
+        layers.append(Layer(f"config {self.config}", self.file, stage=self.target))
+        settings = resolve([*layers, Layer(COMMAND_LINE, options, stage=self.target)])
         if self.target is not None:
-            settings.stage(self.target)
+            settings.stage(self.target)  # or SettingsError: the schedule is shorter
         return settings
+
+    def check(self) -> None:
+        """Refuse wrong settings now, where a finished run is to complete them later.
+
+        Raises:
+            SettingsError: see `resolve`.
+        """
+        self.settings()
 
 
 def _spelled_out(schedules: object) -> str:
     """The same schedules without their files: by name, or spelled out."""
     return ",".join(str(schedule_of(text.strip())) for text in str(schedules).split(","))
-
-
-def load_settings(
-    options: Mapping[str, str],
-    *,
-    config: str | None = None,
-    target: int | None = None,
-    inherited: Mapping[str, object] | None = None,
-) -> Settings:
-    """Settings from options and a YAML file; see `Request.settings`."""
-    request = Request.read({**options, **({"config": config} if config else {})})
-    return request.for_stage(target).settings(inherited)

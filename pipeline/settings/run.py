@@ -6,104 +6,36 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
+from typing import Literal
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
-    ValidationInfo,
     model_serializer,
 )
-from pydantic_core import PydanticCustomError
 
 from pipeline.model.inputs import input_config
 from pipeline.model.often import BLOCKS, OFTEN
+from pipeline.settings.augmentation import Augment
+from pipeline.settings.fields import (
+    AUTO,
+    BackboneText,
+    BlocksText,
+    NumbersText,
+    ObjectiveName,
+    PathText,
+    Pixels,
+    ScheduleText,
+    StrictModel,
+    setting,
+)
 from pipeline.settings.schedules import SCHEDULES, Schedule, Stage, schedule_of
-from pipeline.stats.metrics import DEFAULT_OBJECTIVE, OBJECTIVES, SHARES
+from pipeline.stats.metrics import DEFAULT_OBJECTIVE
 from pipeline.system.files import name_of, typed_path
 
-AUTO = "auto"
-_Value = TypeVar("_Value")
 DEFAULT_PRESET = "digits"
 OWN_IMAGES_PRESET = "images"
-
-ScheduleText = Annotated[str, AfterValidator(lambda text: str(schedule_of(text)) if text else "")]
-"""A schedule: the name of a built-in one, a file, or spelled out, which a file's becomes."""
-
-
-def _known_network(name: str) -> str:
-    if name not in OFTEN:
-        from pipeline.model.networks import check_name  # torch is slow to import
-
-        check_name(name)
-    return name
-
-
-def _usable_blocks(text: str) -> str:
-    if text != "auto" and not re.fullmatch("[1-9][0-9]{0,2}", text):
-        if not text.endswith((".yaml", ".yml")):
-            raise PydanticCustomError(
-                "blocks", "must be auto, a number, or the path of a .yaml file"
-            )
-        typed_path(text, "blocks")
-    return text
-
-
-def numbers_of(text: str) -> tuple[float, ...]:
-    """The numbers in a text, with commas between them."""
-    return tuple(float(part) for part in text.split(","))
-
-
-def _three_numbers(text: str) -> str:
-    if text == AUTO:
-        return text
-    try:
-        numbers = numbers_of(text)
-    except ValueError:
-        numbers = ()
-    if len(numbers) != 3 or not all(0 <= number <= 1 for number in numbers):
-        raise PydanticCustomError("numbers", "must be auto, or three numbers from 0 to 1")
-    return text
-
-
-BackboneText = Annotated[str, AfterValidator(_known_network)]
-"""A network's name, as `backbones.build_backbone` takes it."""
-NumbersText = Annotated[str, AfterValidator(_three_numbers)]
-BlocksText = Annotated[str, AfterValidator(_usable_blocks)]
-
-
-def _with_a_home(text: str, info: ValidationInfo) -> str:
-    typed_path(text, info.field_name or "")
-    return text
-
-
-PathText = Annotated[str, AfterValidator(_with_a_home)]
-"""A path, or a name that may stand in its place; the home folder that it begins with is there."""
-Augment = Literal["none", "light", "strong"]
-if TYPE_CHECKING:
-    ObjectiveName: TypeAlias = str
-    ShareName: TypeAlias = str
-else:  # the table of metrics lists the names
-    ObjectiveName, ShareName = Literal[tuple(OBJECTIVES)], Literal[SHARES]
-
-
-def setting(default: _Value, description: str, **limits: Any) -> _Value:  # noqa: ANN401
-    """A field with its help text; `limits`: pydantic's own (`ge`, `gt`, `min_length`, …)."""
-    field: _Value = Field(default, description=description, **limits)
-    return field
-
-
-class StrictModel(BaseModel):
-    """Settings that refuse unknown keys and numbers that are not finite."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True
-    )
 
 
 class TrainSettings(StrictModel):
@@ -111,29 +43,44 @@ class TrainSettings(StrictModel):
 
     epochs: int = setting(10, "passes over the training images", ge=1, le=10_000)
     batch_size: int = setting(64, "images per optimizer step", ge=2, le=100_000)
-    optimizer: Literal["adamw", "sgd"] = setting("adamw", "sgd has Nesterov momentum 0.9")
-    lr: float = setting(
-        3e-4,
-        "peak learning rate; 3e-3 where only the head trains, 1e-4 after a "
-        "stage that trained pretrained blocks",
+    optimizer: Literal["adamw", "sgd"] = setting("adamw", "adamw, or sgd with Nesterov momentum")
+    lr: float = Field(gt=0, le=100, description="peak learning rate")
+    """No default of its own: the schedule knows what the stage trains."""
+    lr_decay: float = setting(
+        1.0,
+        "a block's learning rate is lr * lr_decay ** depth, depth being 0 for the head, 1 for the "
+        "last block before the head, and so on towards the image; below 1 blocks nearer the image "
+        "learn more slowly, above 1 faster",
         gt=0,
         le=100,
     )
-    lr_decay: float = setting(
-        1.0, "block rate = lr * lr_decay ** depth, the head's depth being 0", gt=0, le=100
+    weight_decay: float = setting(
+        0.01, "weight decay; biases and normalisation layers have none", ge=0, le=10
     )
-    weight_decay: float = setting(0.01, "of weights, not of biases and norms", ge=0, le=10)
-    label_smoothing: float = setting(0.0, "share spread over all classes", ge=0, lt=1)
-    l2_sp: float = setting(0.0, "pull towards the weights it started from", ge=0, le=100)
-    augment: Augment = setting("light", "light: flips; strong: flips, crops, colour")
+    label_smoothing: float = setting(
+        0.0, "share of each label that is spread over all classes", ge=0, lt=1
+    )
+    l2_sp: float = setting(
+        0.0, "L2-SP penalty: pulls weights towards those the stage starts from", ge=0, le=100
+    )
+    augment: Augment = setting(
+        "light",
+        "none, light (flips) or strong (flips, crops and colour); randaugment or trivialaugment; "
+        "erasing; mixup or cutmix; several are joined by +",
+    )
     norm: Literal["adapt", "keep"] = setting(
-        "adapt", "statistics of trainable BatchNorm: adapt or keep them"
+        "adapt", "trainable BatchNorm layers adapt their running statistics, or keep them"
     )
-    warmup: float = setting(0.1, "share of the steps that ramp the rate up", ge=0, lt=1)
+    warmup: float = setting(
+        0.1, "share of the optimizer steps in which the rate rises to its peak", ge=0, lt=1
+    )
     clip_norm: float = setting(0.0, "largest gradient norm; 0: no clipping", ge=0)
-    patience: int = setting(0, "stop after this many epochs without a better one; 0: never", ge=0)
+    patience: int = setting(
+        0, "training stops after this many epochs without a better one; 0: never", ge=0
+    )
     select: ObjectiveName = setting(
-        DEFAULT_OBJECTIVE, "the best epoch by this is the stage's result; ties by loss"
+        DEFAULT_OBJECTIVE,
+        "validation metric whose best epoch is the stage's result; ties go by loss",
     )
 
     @model_serializer(mode="wrap")
@@ -145,51 +92,12 @@ class TrainSettings(StrictModel):
         return values
 
 
-class Thresholds(StrictModel):
-    """Where a signal or the gate changes its mind; they read a run, never change its weights."""
+class ExperimentSettings(StrictModel):
+    """What is run: images, backbone, weights, schedule, seeds."""
 
-    signal_saturation_acc: float = setting(
-        0.99, "training accuracy that counts as saturated", gt=0, le=1
+    preset: str = setting(
+        DEFAULT_PRESET, "recipe of defaults; left out: digits, or images for other data"
     )
-    signal_early_share: float = setting(
-        0.25, "train_acc_saturates: within this share of the epochs", gt=0, le=1
-    )
-    signal_spike_share: float = setting(
-        0.5, "no_early_spike: saturated after this share of the epochs", gt=0, le=1
-    )
-    signal_confidence: float = setting(
-        0.9, "val_acc_gain: one-sided confidence that there is a gain", gt=0.5, lt=1
-    )
-    signal_loss_rise: float = setting(
-        0.05, "val_loss_rises: ends by this share above its own minimum", ge=0
-    )
-    signal_spread_p: float = setting(
-        0.1, "unstable_across_runs: p of the paired variance test", gt=0, lt=1
-    )
-    gate_flat: float = setting(
-        0.05, "loss is flat if its last fifth spans at most this share", ge=0
-    )
-    gate_ceiling: float = setting(
-        0.97, "validation accuracy beyond which there is no headroom", gt=0, le=1
-    )
-    gate_min_gain: float = setting(
-        0.005, "a smaller gain from stage 1 to 2 is flat: no headroom", ge=0
-    )
-    gate_memorising_acc: float = setting(
-        0.995, "training accuracy of a stage that memorises", gt=0, le=1
-    )
-    gate_memorising_gap: float = setting(
-        0.2, "nats by which its validation loss stays above its training loss", ge=0
-    )
-    enforce_gate: bool = setting(
-        False, "refuse to start stage 3 unless the gate says promising (on/off)"
-    )
-
-
-class Settings(Thresholds):
-    """Everything one run depends on; `stages` holds the training settings of each stage."""
-
-    preset: str = setting(DEFAULT_PRESET, "recipe for all else; images, where data is not digits")
     data: PathText = setting(
         "digits", "digits, cifar10, cifar100, or a path to your images", min_length=1
     )
@@ -207,9 +115,11 @@ class Settings(Thresholds):
     test_per_class: int = setting(
         0, "images a class set aside as test split, where the data has none", ge=0
     )
-    data_seed: int = setting(0, "the shuffle that deals images to draws", ge=0)
+    data_seed: int = setting(0, "seed of the shuffle that deals images to draws", ge=0)
     draw: int = setting(0, "which disjoint sample of the images, from 0", ge=0)
-    seed: int = setting(0, "head initialisation, batch order, augmentation", ge=0, lt=2**31)
+    seed: int = setting(
+        0, "seed of head initialisation, batch order and augmentation", ge=0, lt=2**31
+    )
     backbone: BackboneText = setting(
         "resnet18",
         "the pretrained classifier: of torchvision (resnet18, convnext_tiny, vit_b_16), of timm "
@@ -227,8 +137,8 @@ class Settings(Thresholds):
         "IMAGENET1K_V1, or a .pth/.safetensors file",
         min_length=1,
     )
-    image_size: int = setting(
-        224, "pixels a side; 0: the size that the weights were trained at", ge=0, le=1024
+    image_size: Pixels = setting(
+        224, "pixels a side; 0: the size that the weights were trained at"
     )
     interpolation: Literal["auto", "bilinear", "bicubic", "lanczos"] = setting(
         "auto", "how pictures are resized; auto: as those that the weights were trained on"
@@ -248,26 +158,85 @@ class Settings(Thresholds):
     std: NumbersText = setting("auto", "standard deviation of each channel, as mean")
     schedule: ScheduleText = setting(
         "three_stage",
-        f"which blocks each stage trains: {', '.join(SCHEDULES)}, or a YAML file",
+        f"which blocks each stage trains: {', '.join(SCHEDULES)}, or a YAML file of stages",
         min_length=1,
     )
     norm_stats: Literal["auto", "source", "target"] = setting(
         "auto",
-        "where BatchNorm statistics come from: the weights (source), the training "
-        "images (target), or the better of both in a probe on the training images (auto)",
+        "BatchNorm statistics of the weights (source), of the training images (target), or the "
+        "better of both in a probe on the training images (auto)",
     )
-    precision: Literal["auto", "float32", "bfloat16"] = setting(
-        "auto", "auto: bfloat16 where the processor is fast at it"
-    )
-    device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to compute")
-    cache: bool = setting(True, "keep the frozen prefix's outputs (on/off)")
-    cache_dir: PathText = setting("", "folder for downloads and caches; empty: ~/.cache/unfreeze")
-    cache_limit: float = setting(20.0, "gigabytes of disk for the frozen prefix's outputs", gt=0)
     views: int = setting(
         10, "stored augmented views an image; 0: fresh views every epoch", ge=0, le=1000
     )
-    reuse: bool = setting(True, "use finished parent runs of the same content (on/off)")
+
+
+class MachineSettings(StrictModel):
+    """Where a run is computed, and what is kept of it."""
+
+    precision: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto", "float32, bfloat16, or auto: bfloat16 where the processor is fast at it"
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "processor that computes")
+    cache: bool = setting(True, "keep the frozen prefix's outputs on disk (on/off)")
+    cache_dir: PathText = setting("", "folder for downloads and caches; empty: ~/.cache/unfreeze")
+    cache_limit: float = setting(20.0, "gigabytes of disk for the frozen prefix's outputs", gt=0)
+    reuse: bool = setting(
+        True, "take finished runs of the same content, where there are any (on/off)"
+    )
     log_model: bool = setting(True, "log a servable MLflow model (on/off)")
+
+
+class Thresholds(StrictModel):
+    """Where a signal or the gate changes its mind. No threshold changes the weights of a run."""
+
+    signal_saturation_acc: float = setting(
+        0.99, "training accuracy that counts as saturated", gt=0, le=1
+    )
+    signal_early_share: float = setting(
+        0.25,
+        "train_acc_saturates is true if accuracy saturates within this share of the epochs",
+        gt=0,
+        le=1,
+    )
+    signal_spike_share: float = setting(
+        0.5,
+        "no_early_spike is true if accuracy saturates after this share of the epochs, or never",
+        gt=0,
+        le=1,
+    )
+    signal_confidence: float = setting(
+        0.9, "val_acc_gain is true if there is a gain with this one-sided confidence", gt=0.5, lt=1
+    )
+    signal_loss_rise: float = setting(
+        0.05, "val_loss_rises is true if the loss ends by this share above its minimum", ge=0
+    )
+    signal_spread_p: float = setting(
+        0.1, "unstable_across_runs is true below this p of the paired variance test", gt=0, lt=1
+    )
+    gate_flat: float = setting(
+        0.05, "a loss is flat if its last fifth spans at most this share", ge=0
+    )
+    gate_ceiling: float = setting(
+        0.97, "validation accuracy beyond which there is no headroom", gt=0, le=1
+    )
+    gate_min_gain: float = setting(
+        0.005, "a smaller gain from stage 1 to stage 2 is flat: there is no headroom", ge=0
+    )
+    gate_memorising_acc: float = setting(
+        0.995, "training accuracy from which a stage may be memorising", gt=0, le=1
+    )
+    gate_memorising_gap: float = setting(
+        0.2, "nats by which a memorising stage's validation loss exceeds its training loss", ge=0
+    )
+    enforce_gate: bool = setting(
+        False, "refuse to start stage 3 of three_stage unless the gate says promising (on/off)"
+    )
+
+
+class Settings(Thresholds, MachineSettings, ExperimentSettings):
+    """Everything one run depends on; `stages` holds the training settings of each stage."""
+
     stages: tuple[TrainSettings, ...] = ()
 
     @property
@@ -293,6 +262,15 @@ class Settings(Thresholds):
             SettingsError: the network has no such blocks.
         """
         return schedule_of(self.schedule).on(self.order)
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether the network has BatchNorm; transformers and ConvNeXt have none."""
+        if self.backbone in OFTEN:
+            return True
+        from pipeline.model.backbones import has_batch_norm
+
+        return has_batch_norm(self.backbone, self.image_size)
 
     @property
     def order(self) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ A *stage* is one training run with a fixed set of trainable blocks; a *schedule*
 of stages, each started from the checkpoint of the stage before. Blocks go by their position from
 the head, which every network has, or by name.
 
-    words: the head, then the last two blocks     # how reports call it; may be left out
+    words: training in five stages   # a built-in schedule's name in a sentence
     stages:
       - [head]
       - [head, 1]             # 1 is the last block before the head, 2 the one before it
@@ -21,21 +21,33 @@ freezes no more than an earlier stage.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 
 from pipeline.errors import SettingsError
 from pipeline.model.often import BLOCKS
 from pipeline.system.files import typed_path
-from pipeline.system.yaml_file import nearest, read_yaml
+from pipeline.system.yaml_file import did_you_mean, read_yaml
 
-FILES = Path(__file__).parent / "schedule_files"
+SCHEDULES_DIR = Path(__file__).parent / "schedule_files"
 ALL, CONTINUED, HEAD = "all", "continued", "head"
 """In place of a stage's blocks: every block; the blocks of the stage before."""
+LEARNING_RATES = {
+    "for the head alone": 3e-3,
+    "for pretrained blocks": 3e-4,
+    "after a stage that trained pretrained blocks": 1e-4,
+}
+"""Default rates by what a stage trains (measured: docs/reference.md): a new head wants a high
+rate, pretrained blocks a tenth of that, blocks that already fit these images a third of that."""
+WITHOUT_BATCH_NORM = 3
+DECAY_WITHOUT_BATCH_NORM = 0.05
+"""Pretrained blocks of networks without BatchNorm start from a rate divided by this, and from this
+weight decay. Not measured here, as no such weights could be had: 1e-4 is what He et al. 2022
+(arXiv 2111.06377) fine-tune ViT with at this batch size, with AdamW and this weight decay."""
 _NAME = "[A-Za-z0-9_.-]+"
-_TITLES = {"words", "stages"}
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,7 @@ class Schedule:
 
     name: str
     given: tuple[tuple[str, ...], ...]
+    _: KW_ONLY
     words: str = field(default="", compare=False)
     blocks: tuple[str, ...] = field(default=BLOCKS, compare=False)
 
@@ -122,6 +135,16 @@ class Schedule:
     def trains(self, count: int | None = None) -> list[tuple[str, ...]]:
         """The trainable blocks of the first `count` stages (None: of all)."""
         return [stage.trainable for stage in self.stages[:count]]
+
+    def default_lr(self, number: int, *, has_batch_norm: bool) -> float:
+        """The learning rate of stage `number` where nothing gives another."""
+        head, pretrained, fitted = LEARNING_RATES.values()
+        if not has_batch_norm:
+            pretrained, fitted = pretrained / WITHOUT_BATCH_NORM, fitted / WITHOUT_BATCH_NORM
+        *before, stage = self.stages[:number]
+        if stage.is_probe:
+            return head
+        return pretrained if all(one.is_probe for one in before) else fitted
 
     def stage(self, number: int) -> Stage:
         """Stage `number`.
@@ -182,7 +205,7 @@ def _block(written: str, blocks: tuple[str, ...]) -> str:
         return written
     if written.isdecimal() and 0 < int(written) < len(blocks):
         return blocks[int(written)]
-    hint = nearest(written, blocks)
+    hint = did_you_mean(written, blocks)
     raise ValueError(
         f"names block {written}{hint} (the network has {', '.join(blocks)}, which are head and 1 "
         f"to {len(blocks) - 1})"
@@ -199,20 +222,39 @@ def schedule_of(text: str) -> Schedule:
         return SCHEDULES[text]
     if spelled := re.fullmatch(rf"({_NAME})\((.+)\)", text):
         stages = [[block.strip() for block in part.split("+")] for part in spelled[2].split(";")]
-        schedule = Schedule(spelled[1], tuple(map(tuple, stages)), spelled[1])
+        schedule = Schedule(spelled[1], tuple(map(tuple, stages)), words=spelled[1])
     elif text.endswith((".yaml", ".yml")):
         schedule = read_schedule(typed_path(text))
     else:
-        hint = nearest(text, SCHEDULES) or (
+        hint = did_you_mean(text, SCHEDULES) or (
             f": choose from {', '.join(SCHEDULES)}, or pass the path of a .yaml file with stages"
         )
         raise SettingsError(f"schedule {text!r} is not known{hint}")
-    if SCHEDULES.get(schedule.name, schedule) != schedule:
+    known = SCHEDULES.get(schedule.name)
+    if known is None:  # runs record name and stages, no words
+        return replace(schedule, words=schedule.name)
+    if known != schedule:
         raise SettingsError(
             f"schedule={text}: {schedule.name} is the name of a built-in schedule with other "
             "stages: rename the file"
         )
-    return schedule
+    return known
+
+
+def check_distinct(schedules: Sequence[Schedule]) -> None:
+    """Refuse schedules, on the blocks of one network, that cannot be told apart.
+
+    Raises:
+        SettingsError: two train the same blocks in the same stages, or have one name.
+    """
+    for one, other in combinations(schedules, 2):
+        if one.trains() == other.trains():
+            raise SettingsError(
+                f"schedules {one.name} and {other.name} train the same blocks in the same stages: "
+                "choose two that differ"
+            )
+        if one.name == other.name:
+            raise SettingsError(f"two schedules are called {one.name}: rename one of the files")
 
 
 def read_schedule(path: Path) -> Schedule:
@@ -223,18 +265,23 @@ def read_schedule(path: Path) -> Schedule:
     """
     where = f"schedule={path}"
     content = read_yaml(path, where)
-    stages = content.get("stages")
-    if not content.keys() <= _TITLES or not isinstance(stages, list) or not stages:
+    stages, words = content.get("stages"), content.get("words", path.stem)
+    if not isinstance(stages, list) or not stages or not isinstance(words, str):
         raise SettingsError(
-            f"{where}: the file holds stages, a list of stages, and if wanted words, how reports "
-            f"call the schedule; got {content}"
+            f"{where}: stages must be a list of stages, each a list of blocks, and words, if "
+            f"given, a text, got {content}"
+        )
+    if unknown := content.keys() - {"stages", "words"}:
+        raise SettingsError(
+            f"{where}: a schedule has stages and words, got {', '.join(sorted(unknown))}: leave "
+            "that out"
         )
     if not re.fullmatch(_NAME, path.stem):
         raise SettingsError(
             f"{where}: the file's name names the schedule: use letters, digits and _ . - alone"
         )
     given = tuple(_as_written(stage, number, where) for number, stage in enumerate(stages, 1))
-    return Schedule(path.stem, given, str(content.get("words", path.stem)))
+    return Schedule(path.stem, given, words=words)
 
 
 def _as_written(stage: object, number: int, where: str) -> tuple[str, ...]:
@@ -262,6 +309,8 @@ def _rank(schedule: Schedule) -> tuple[bool, int, str]:
 
 SCHEDULES: Mapping[str, Schedule] = {
     schedule.name: schedule
-    for schedule in sorted((read_schedule(path) for path in FILES.glob("*.yaml")), key=_rank)
+    for schedule in sorted(
+        (read_schedule(path) for path in SCHEDULES_DIR.glob("*.yaml")), key=_rank
+    )
 }
 """The built-in schedules: those with most stages first, those that only go on with stages last."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -24,7 +24,7 @@ from pipeline.settings.request import Request
 from pipeline.settings.run import TRAIN_KEYS, Settings, TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Schedule
 from pipeline.system.provenance import IS_CLONE, PACKAGE_DIR, PROJECT_DIR
-from pipeline.system.yaml_file import key_lines, nearest, read_yaml
+from pipeline.system.yaml_file import did_you_mean, key_lines, read_yaml
 
 SPACES_DIR = (PROJECT_DIR if IS_CLONE else PACKAGE_DIR) / "search_spaces"
 _RANGE_KEYS = {"low", "high", "step", "log"}
@@ -37,6 +37,7 @@ class Range:
 
     low: float
     high: float
+    _: KW_ONLY
     step: float | None = None
     log: bool = False
 
@@ -86,15 +87,20 @@ class SearchSpace:
 def default_space(schedule: Schedule, number: int) -> Path:
     """The file for a stage where the user gives none.
 
-    The file is that of the first built-in schedule which begins as this one does; for another
-    chain of stages, that of the built-in stage which has the same part in its chain.
+    The file is the schedule's own, else that of a built-in schedule which begins as this schedule
+    does; for another chain of stages, that of the built-in stage which has the same part in its
+    chain.
     """
     chain = schedule.trains(number)
-    for name, known in SCHEDULES.items():
-        if known.fits(schedule.blocks) and known.on(schedule.blocks).trains(number) == chain:
-            path = SPACES_DIR / ("" if name == "three_stage" else name) / f"stage{number}.yaml"
-            if path.exists():
-                return path
+    alike = [
+        known
+        for known in SCHEDULES.values()
+        if known.fits(schedule.blocks) and known.on(schedule.blocks).trains(number) == chain
+    ]
+    for known in sorted(alike, key=lambda known: known != schedule):
+        path = SPACES_DIR / ("" if known.name == "three_stage" else known.name)
+        if (path / f"stage{number}.yaml").exists():
+            return path / f"stage{number}.yaml"
     *before, blocks = chain
     if not before:
         return SPACES_DIR / "two_stage" / "stage1.yaml"
@@ -105,16 +111,16 @@ def default_space(schedule: Schedule, number: int) -> Path:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What `tune` was asked for: the space of each stage to be tuned, in order."""
+class TunePlan:
+    """The studies that `tune` works on: the space of each stage to be tuned, in order."""
 
     tune: TuneSettings
     settings: Settings
     spaces: Mapping[int, SearchSpace]
 
 
-def plan_of(request: Request) -> Plan:
-    """The plan behind a request; settings fixed by hand are taken out of the spaces.
+def tune_plan(request: Request) -> TunePlan:
+    """The plan of entry point tune; settings fixed by hand are taken out of the spaces.
 
     Raises:
         SettingsError: a wrong setting or space, or nothing is left to tune.
@@ -127,7 +133,7 @@ def plan_of(request: Request) -> Plan:
     for n in [target] if target else range(1, len(settings.stages) + 1):
         space = read_space(_space_path(tune, settings, n))
         spaces[n] = space.without(request.explicit_keys(n), f"stage {n}")
-    return Plan(tune, settings, spaces)
+    return TunePlan(tune, settings, spaces)
 
 
 def _space_path(tune: TuneSettings, settings: Settings, number: int) -> Path:
@@ -174,7 +180,7 @@ def _dimension(key: str, given: object) -> Range | Choices:
         ValueError: the rest of the fault's line.
     """
     if key not in TRAIN_KEYS:
-        hint = nearest(key, TRAIN_KEYS) or f": a space may hold {', '.join(TRAIN_KEYS)}"
+        hint = did_you_mean(key, TRAIN_KEYS) or f": a space may hold {', '.join(TRAIN_KEYS)}"
         raise ValueError(f"unknown training setting {key}{hint}")
     if isinstance(given, list):
         values = tuple(_value(key, one) for one in given)
@@ -183,6 +189,8 @@ def _dimension(key: str, given: object) -> Range | Choices:
         return Choices(values)
     if choices := get_args(TrainSettings.model_fields[key].annotation):
         raise ValueError(f"{key} must be a list of {', '.join(choices)}, got {given!r}")
+    if TrainSettings.model_fields[key].annotation is str:
+        raise ValueError(f"{key} must be a list of its values, got {given!r}")
     if not isinstance(given, dict) or not {"low", "high"} <= given.keys() <= _RANGE_KEYS:
         raise ValueError(
             f"{key} must be a list, or a range with low, high and, if wanted, step or log, "
@@ -203,7 +211,7 @@ def _range(key: str, given: Mapping[str, object]) -> Range:
             f"{key}: log is true or false, and true with low > 0 and no step, got {dict(given)}"
         )
     if "step" not in given:
-        return Range(low, high, None, log)
+        return Range(low, high, log=log)
     try:
         width = float(str(step))
         fits = (
@@ -216,13 +224,14 @@ def _range(key: str, given: Mapping[str, object]) -> Range:
             f"{key}: steps of {step} do not lead from {low} to {high}: "
             "high - low must be a multiple of step"
         )
-    return Range(low, high, type(low)(width), log)
+    return Range(low, high, step=type(low)(width), log=log)
 
 
 def _value(key: str, given: object) -> str | int | float:
     """A value as the setting's own type, inside the setting's own limits."""
     faults: list[str] = []
-    settings = validated(TrainSettings, {key: Given(given, key, Layer("", {}))}, faults)
+    given_alone = {key: Given(given, key, Layer("", {}))}
+    settings = validated(TrainSettings, given_alone, faults, lr=1.0)
     if settings is None:
         raise ValueError(*faults)
     value = getattr(settings, key)

@@ -29,7 +29,14 @@ from pipeline.reporting.figures import best_effort, by_block, chain_curves
 from pipeline.settings.run import THRESHOLD_KEYS, Settings, Thresholds
 from pipeline.settings.schedules import Stage
 from pipeline.signals.pictures import signal_table
-from pipeline.signals.readings import Scored, Sibling, Signal, instability, read_signals
+from pipeline.signals.readings import (
+    Scored,
+    Sibling,
+    Signal,
+    instability,
+    numbers_of,
+    read_signals,
+)
 from pipeline.tracking import RunLog, RunView, Tracking, keys
 from pipeline.tracking.history import History, chain_of, read_history
 
@@ -56,7 +63,8 @@ class Subject:
         images = tuple(row.tobytes().hex() for row in val.digests)
         nll = F.cross_entropy(self.logits, val.labels, reduction="none")
         predicted = self.logits.argmax(1).numpy()
-        return Scored(images, val.labels.numpy(), predicted, nll.double().numpy())
+        labels, losses = val.labels.numpy(), nll.double().numpy()
+        return Scored(images=images, labels=labels, predicted=predicted, nll=losses)
 
 
 def log_evidence(log: RunLog, tracking: Tracking, subject: Subject) -> list[Signal]:
@@ -88,9 +96,7 @@ def _tags(signals: Sequence[Signal]) -> dict[str, str]:
 
 
 def _metrics(signals: Sequence[Signal]) -> dict[str, float]:
-    return {
-        f"{keys.SIGNAL_METRICS}{key}": value for s in signals for key, value in s.numbers.items()
-    }
+    return {f"{keys.SIGNAL_METRICS}{key}": value for key, value in numbers_of(signals).items()}
 
 
 def _as_json(content: object) -> str:
@@ -148,7 +154,8 @@ def scores_of(tracking: Tracking, run: RunView) -> Scored | None:
             table = read_predictions(tracking.fetch(run, PREDICTIONS, Path(folder)))
         labels, predicted = table["label"].to_numpy(), table["predicted"].to_numpy()
         nll = np.asarray(table["nll"], dtype=np.float64)
-        return Scored(tuple(table["image_sha256"]), labels, predicted, nll)
+        images = tuple(table["image_sha256"])
+        return Scored(images=images, labels=labels, predicted=predicted, nll=nll)
     except (LineageError, KeyError, ValueError):
         return None
 

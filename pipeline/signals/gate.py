@@ -43,8 +43,8 @@ LINE = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Pair:
+@dataclass(frozen=True, kw_only=True)
+class GateDraw:
     """Stage 1 and stage 2 of one draw, each at its selected epoch.
 
     `val_loss`: stage 2's by epoch; empty where it is not known.
@@ -86,7 +86,7 @@ class Gate:
         )
 
 
-def parse_best_lines(text: str) -> list[Pair]:
+def parse_best_lines(text: str) -> list[GateDraw]:
     """Stages 1 and 2 of each draw, from the lines that stage runs end with, draw after draw.
 
     Raises:
@@ -114,13 +114,14 @@ def parse_best_lines(text: str) -> list[Pair]:
             f"{len(first)} lines of stage 1 and {len(second)} of stage 2: pass one of each for "
             "every draw"
         )
-    return [Pair(str(draw), *rows) for draw, rows in enumerate(zip(first, second, strict=True))]
+    both = enumerate(zip(first, second, strict=True))
+    return [GateDraw(draw=str(n), first=one, second=other) for n, (one, other) in both]
 
 
-def read_gate(pairs: Sequence[Pair], thresholds: Thresholds) -> Gate:
+def read_gate(draws: Sequence[GateDraw], thresholds: Thresholds) -> Gate:
     """The gate over one or more draws of the same recipe."""
-    memorising = _memorising(pairs, thresholds)
-    conditions = _stabilized(pairs, thresholds), _consistent(pairs), _headroom(pairs, thresholds)
+    memorising = _memorising(draws, thresholds)
+    conditions = _stabilized(draws, thresholds), _consistent(draws), _headroom(draws, thresholds)
     readings = (*conditions, memorising)
     if memorising.state == "true":
         return Gate(readings, "confirmation_only", memorising.sentence)
@@ -139,44 +140,44 @@ def last_fifth_span(val_loss: Sequence[float]) -> float:
     return max(tail) / min(tail) - 1 if readable else math.inf
 
 
-def _stabilized(pairs: Sequence[Pair], thresholds: Thresholds) -> Signal:
+def _stabilized(draws: Sequence[GateDraw], thresholds: Thresholds) -> Signal:
     name = "optimization_stabilized"
-    if any(len(pair.val_loss) < 2 for pair in pairs):
-        return Signal(name, "unknown", "stage 2's loss by epoch is not known")
-    worst = max(last_fifth_span(pair.val_loss) for pair in pairs)
+    if any(len(draw.val_loss) < 2 for draw in draws):
+        return Signal.of(name, None, "stage 2's loss by epoch is not known")
+    worst = max(last_fifth_span(draw.val_loss) for draw in draws)
     if not math.isfinite(worst):
-        return Signal(name, "false", "stage 2's validation loss ends as no number")
+        return Signal.of(name, False, "stage 2's validation loss ends as no number")
     flat = worst <= thresholds.gate_flat
     what = "flat" if flat else "not flat"
     sentence = f"stage 2's validation loss is {what} at the end (its last fifth spans {worst:.1%})"
-    return Signal(name, "true" if flat else "false", sentence)
+    return Signal.of(name, flat, sentence)
 
 
-def _consistent(pairs: Sequence[Pair]) -> Signal:
+def _consistent(draws: Sequence[GateDraw]) -> Signal:
     name = "consistent_gains"
-    better = sum(pair.second[VAL_ACC] > pair.first[VAL_ACC] for pair in pairs)
-    sentence = f"stage 2 beats stage 1 on {better} of {len(pairs)} draws"
-    if better < len(pairs):
-        return Signal(name, "false", sentence)
-    if len(pairs) < MIN_DRAWS:
-        return Signal(name, "unknown", f"{sentence}, {MIN_DRAWS} are needed")
-    return Signal(name, "true", sentence)
+    better = sum(draw.second[VAL_ACC] > draw.first[VAL_ACC] for draw in draws)
+    sentence = f"stage 2 beats stage 1 on {better} of {len(draws)} draws"
+    if better < len(draws):
+        return Signal.of(name, False, sentence)
+    if len(draws) < MIN_DRAWS:
+        return Signal.of(name, None, f"{sentence}, {MIN_DRAWS} are needed")
+    return Signal.of(name, True, sentence)
 
 
-def _headroom(pairs: Sequence[Pair], thresholds: Thresholds) -> Signal:
-    second = fmean(pair.second[VAL_ACC] for pair in pairs)
-    gain = second - fmean(pair.first[VAL_ACC] for pair in pairs)
+def _headroom(draws: Sequence[GateDraw], thresholds: Thresholds) -> Signal:
+    second = fmean(draw.second[VAL_ACC] for draw in draws)
+    gain = second - fmean(draw.first[VAL_ACC] for draw in draws)
     below, rising = second < thresholds.gate_ceiling, gain >= thresholds.gate_min_gain
     sentence = (
         f"mean validation accuracy {second:.1%} is {'below' if below else 'not below'} the "
         f"ceiling of {thresholds.gate_ceiling:.0%} and changed by {100 * gain:+.1f} pp from stage "
         f"1{'' if rising else ', no real rise'}"
     )
-    return Signal("headroom", "true" if below and rising else "false", sentence)
+    return Signal.of("headroom", below and rising, sentence)
 
 
-def _memorising(pairs: Sequence[Pair], thresholds: Thresholds) -> Signal:
-    rows = [pair.second for pair in pairs]
+def _memorising(draws: Sequence[GateDraw], thresholds: Thresholds) -> Signal:
+    rows = [draw.second for draw in draws]
     count = sum(
         row[TRAIN_ACC] >= thresholds.gate_memorising_acc
         and row[VAL_LOSS] - row[TRAIN_LOSS] >= thresholds.gate_memorising_gap
@@ -190,12 +191,12 @@ def _memorising(pairs: Sequence[Pair], thresholds: Thresholds) -> Signal:
         f"accuracy {train_acc:.1%}, loss {train_loss:.3f} against {val_loss:.3f} nats on "
         "validation images)"
     )
-    return Signal("memorising", "true" if 2 * count > len(rows) else "false", sentence)
+    return Signal.of("memorising", 2 * count > len(rows), sentence)
 
 
 def gate_of_run(
     tracking: Tracking, run: RunView, thresholds: Thresholds, say: Callable[[str], None]
-) -> tuple[Gate, list[Pair]]:
+) -> tuple[Gate, list[GateDraw]]:
     """The gate over a stage-2 run and one sibling of each other draw; tags all of them."""
 
     def preference(sibling: RunView) -> tuple[bool, bool, bool, int]:
@@ -219,32 +220,33 @@ def gate_over(
     say: Callable[[str], None],
     *,
     only_new: bool = False,
-) -> tuple[Gate, list[Pair]]:
+) -> tuple[Gate, list[GateDraw]]:
     """The gate over these stage-2 runs; tags each of them, other people's too, by its thresholds.
 
     `only_new`: leave the tags of runs that have been read.
     """
-    pairs = [_pair(tracking, run) for run in runs]
+    draws = [_draw(tracking, run) for run in runs]
     for run in runs:
         if only_new and GATE_PRIOR in run.tags:
             continue
         with as_far_as_allowed(run, say):
-            own = read_gate(pairs, thresholds_of(run))
+            own = read_gate(draws, thresholds_of(run))
             tracking.writing(run.run_id).tags(own.tags)
-            tracking.writing(run.run_id).text(report_markdown(own, pairs, title), REPORT)
-    return read_gate(pairs, thresholds), pairs
+            tracking.writing(run.run_id).text(report_markdown(own, draws, title), REPORT)
+    return read_gate(draws, thresholds), draws
 
 
-def _pair(tracking: Tracking, run: RunView) -> Pair:
+def _draw(tracking: Tracking, run: RunView) -> GateDraw:
     history = read_history(tracking, run, [VAL_LOSS])
     try:
         first = metrics_at_best(tracking.get(run.tags[PARENT_RUN_ID]))
     except LineageError:  # deleted or damaged: the child has the accuracy, all that is read of it
         first = {VAL_ACC: run.metrics[PARENT_VAL_ACC]}
     losses = history[VAL_LOSS] if history else ()
-    return Pair(run.tags[DRAW], first, metrics_at_best(run), losses)
+    second = metrics_at_best(run)
+    return GateDraw(draw=run.tags[DRAW], first=first, second=second, val_loss=losses)
 
 
-def report_markdown(gate: Gate, pairs: Sequence[Pair], title: str) -> str:
+def report_markdown(gate: Gate, draws: Sequence[GateDraw], title: str) -> str:
     """One page: the prior, the four readings, the numbers by draw."""
-    return to_markdown("gate", gate=gate, pairs=pairs, title=title)
+    return to_markdown("gate", gate=gate, draws=draws, title=title)

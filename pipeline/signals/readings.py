@@ -12,7 +12,7 @@ Paired variances: Pitman 1939, Morgan 1939. What each signal is worth: docs/sign
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from pipeline.settings.run import Thresholds
+from pipeline.stats.metrics import Column
 from pipeline.tracking.history import History
 from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, VAL_LOSS
 
@@ -28,7 +29,7 @@ State = Literal["true", "false", "unknown"]
 MIN_SIBLINGS = 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Signal:
     """One reading: a run's tag `signal.<name>` or `gate.<name>`, its metrics `signal/<number>`."""
 
@@ -37,8 +38,25 @@ class Signal:
     sentence: str
     numbers: dict[str, float] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, name: str, holds: bool | None, sentence: str, **numbers: float) -> Signal:
+        """A reading that holds, does not, or (None) is unknown."""
+        state: State = "unknown" if holds is None else "true" if holds else "false"
+        return cls(name=name, state=state, sentence=sentence, numbers=numbers)
 
-@dataclass(frozen=True)
+
+def numbers_of(signals: Iterable[Signal]) -> dict[str, float]:
+    """The numbers of all signals by name; signals share a name only where the values are equal."""
+    found: dict[str, float] = {}
+    for signal in signals:
+        for name, value in signal.numbers.items():
+            same = found.setdefault(name, value)
+            equal = same == value or (math.isnan(same) and math.isnan(value))
+            assert equal, f"{signal.name}: another signal has a number called {name}, too"
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scored:
     """A model's result on each validation image.
 
@@ -110,7 +128,7 @@ def aligned(scored: Scored, parent: Scored) -> NDArray[np.int64]:
     return np.array([row_of[image] for image in scored.images])
 
 
-def paired(scored: Scored, parent: Scored) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def paired(scored: Scored, parent: Scored) -> dict[Column, NDArray[np.float64]]:
     """Differences R - U of correctness and of cross-entropy, image by image, (N,) each.
 
     Raises:
@@ -118,10 +136,10 @@ def paired(scored: Scored, parent: Scored) -> tuple[NDArray[np.float64], NDArray
     """
     rows = aligned(scored, parent)
     accuracy = scored.correct.astype(float) - parent.correct[rows].astype(float)
-    return accuracy, scored.nll - parent.nll[rows]
+    return {"correct": accuracy, "nll": scored.nll - parent.nll[rows]}
 
 
-def _change(scored: Scored, parent: Scored | None, column: int) -> tuple[float, float] | None:
+def _change(scored: Scored, parent: Scored | None, column: Column) -> tuple[float, float] | None:
     """Mean and standard error of a column of `paired`; None without scores to pair."""
     if parent is None or len(scored.images) < 2:
         return None
@@ -129,38 +147,45 @@ def _change(scored: Scored, parent: Scored | None, column: int) -> tuple[float, 
     return float(values.mean()), float(stats.sem(values))
 
 
+def _unknown(name: str) -> Signal:
+    return Signal.of(name, None, "the parent's validation scores are missing")
+
+
 def accuracy_gain(scored: Scored, parent: Scored | None, thresholds: Thresholds) -> Signal:
     """True if the lower one-sided bound of the paired accuracy difference is above 0."""
     name = "positive.val_acc_gain"
-    change = _change(scored, parent, 0)
+    change = _change(scored, parent, "correct")
     if change is None:
-        return Signal(name, "unknown", "the parent's validation scores are missing")
+        return _unknown(name)
     mean, error = change
     quantile = float(stats.t.ppf(thresholds.signal_confidence, len(scored.images) - 1))
     bound = mean - quantile * error
-    return Signal(
+    return Signal.of(
         name,
-        _state(bound > 0),
+        bound > 0,
         f"validation accuracy changed by {100 * mean:+.1f} pp against the parent (standard error "
         f"{100 * error:.1f}); with {thresholds.signal_confidence:.0%} confidence it is above "
         f"{100 * bound:+.1f} pp",
-        {"acc_gain": mean, "acc_gain_se": error, "acc_gain_bound": bound},
+        acc_gain=mean,
+        acc_gain_se=error,
+        acc_gain_bound=bound,
     )
 
 
 def loss_stability(scored: Scored, parent: Scored | None) -> Signal:
     """True if the mean cross-entropy is at most the parent's plus one paired standard error."""
     name = "positive.val_loss_stable"
-    change = _change(scored, parent, 1)
+    change = _change(scored, parent, "nll")
     if change is None:
-        return Signal(name, "unknown", "the parent's validation scores are missing")
+        return _unknown(name)
     mean, error = change
-    return Signal(
+    return Signal.of(
         name,
-        _state(mean <= error),
+        mean <= error,
         f"validation loss changed by {mean:+.3f} nats against the parent (standard error "
         f"{error:.3f})",
-        {"nll_change": mean, "nll_change_se": error},
+        nll_change=mean,
+        nll_change_se=error,
     )
 
 
@@ -168,16 +193,16 @@ def early_spike(history: History, thresholds: Thresholds) -> Signal:
     """True if training accuracy saturates after half of the epochs, or never."""
     share, numbers, sentence = _saturated(history, thresholds)
     if not numbers and not math.isfinite(history[TRAIN_LOSS][-1]):
-        return Signal("positive.no_early_spike", "unknown", f"{sentence}, and the loss diverged")
+        return Signal.of("positive.no_early_spike", None, f"{sentence}, and the loss diverged")
     late = share > thresholds.signal_spike_share
-    return Signal("positive.no_early_spike", _state(late), sentence, numbers)
+    return Signal.of("positive.no_early_spike", late, sentence, **numbers)
 
 
 def saturation(history: History, thresholds: Thresholds) -> Signal:
     """True if training accuracy saturates within the first quarter of the epochs."""
     share, numbers, sentence = _saturated(history, thresholds)
     early = share <= thresholds.signal_early_share
-    return Signal("negative.train_acc_saturates", _state(early), sentence, numbers)
+    return Signal.of("negative.train_acc_saturates", early, sentence, **numbers)
 
 
 def _saturated(history: History, thresholds: Thresholds) -> tuple[float, dict[str, float], str]:
@@ -208,17 +233,17 @@ def loss_rise(
     shown = f"{lowest:.3f}" if lowest < 1000 else f"{lowest:.2g}"
     how = f"{rise:.1%} above" if math.isfinite(last) else "as no number, after"
     sentence = f"validation loss ended {how} its minimum of {shown} nats"
-    state = _state(rises)
-    if change := _change(scored, parent, 1):
+    holds: bool | None = rises
+    if change := _change(scored, parent, "nll"):
         mean, error = change
         sentence += f"; at the selected epoch it is {mean:+.3f} nats from the parent's"
         sentence += f" (s.e. {error:.3f})"
-        state = _state(rises or mean > error)
+        holds = rises or mean > error
     elif has_parent:
         sentence += "; the parent's scores are missing"
-        state = "true" if rises else "unknown"
+        holds = rises or None
     numbers = {"loss_rise": rise} if math.isfinite(rise) else {}
-    return Signal("negative.val_loss_rises", state, sentence, numbers)
+    return Signal.of("negative.val_loss_rises", holds, sentence, **numbers)
 
 
 def variance_test(values: Sequence[float], reference: Sequence[float]) -> float:
@@ -248,19 +273,18 @@ def instability(siblings: Sequence[Sibling], thresholds: Thresholds) -> Signal:
         if count < len(siblings):
             parents = "one parent" if count == 1 else f"{count} parents"
             sentence += f" with a parent each, these have {parents}"
-        return Signal(name, "unknown", sentence, {"siblings": count})
+        return Signal.of(name, None, sentence, siblings=count)
     own = [100 * sibling.val_acc for sibling in first_of.values()]
     before = [100 * sibling.parent_val_acc for sibling in first_of.values()]
     p = variance_test(own, before)
     spread, parent_spread = float(np.std(own, ddof=1)), float(np.std(before, ddof=1))
-    return Signal(
+    return Signal.of(
         name,
-        _state(p < thresholds.signal_spread_p),
+        p < thresholds.signal_spread_p,
         f"over {count} runs that differ only in draw or seed validation accuracy has a standard "
         f"deviation of {spread:.2f} pp, their parents' {parent_spread:.2f} pp (p = {p:.2f})",
-        {"siblings": count, "spread": spread, "parent_spread": parent_spread, "spread_p": p},
+        siblings=count,
+        spread=spread,
+        parent_spread=parent_spread,
+        spread_p=p,
     )
-
-
-def _state(holds: bool) -> State:
-    return "true" if holds else "false"

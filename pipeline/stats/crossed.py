@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.stats.design import ROPE_PP
+from pipeline.stats.design import Design
 from pipeline.stats.posterior import Floats, Posterior, student_posterior
 
 Table = NDArray[np.integer[Any]]
@@ -120,7 +120,7 @@ class Crossed:
         degrees = np.clip(variance**2 / share, p - 1, n - 1)
         return 100 * np.sqrt(variance), degrees
 
-    def posterior(self, *, rope_pp: float = ROPE_PP, correction: float = 0.0) -> Posterior:
+    def posterior(self, *, rope_pp: float = Design.rope_pp, correction: float = 0.0) -> Posterior:
         """What one table says about the gain for other draws, seeds and test images."""
         scale_pp, degrees = self.scale(correction)
         return student_posterior(

@@ -7,10 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-ROPE_PP = 0.5
-LOOKS = (5, 10, 20)
-THRESHOLD = 0.98
-
 GRID = (5, 10, 20, 40, 80, 160)
 """Looks at which an `anytime` design spends most of its error."""
 ANYTIME_THRESHOLD = 0.99
@@ -22,7 +18,7 @@ OFF_GRID = 0.2
 
 @dataclass(frozen=True)
 class Design:
-    """What counts as a gain, and when there is enough evidence to say so.
+    """What counts as a gain, and when there is enough evidence to say so; the only defaults.
 
     Attributes:
         rope_pp: half-width of the region of practical equivalence, in percentage points; a gain
@@ -34,9 +30,9 @@ class Design:
         robust: `justified` must not rest on a single pair (`robustness.py`).
     """
 
-    rope_pp: float = ROPE_PP
-    looks: tuple[int, ...] = LOOKS
-    threshold: float = THRESHOLD
+    rope_pp: float = 0.5
+    looks: tuple[int, ...] = (5, 10, 20)
+    threshold: float = 0.98
     anytime: bool = False
     robust: bool = False
 

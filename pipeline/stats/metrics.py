@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Row = Mapping[str, float]
 """Values by metric name."""
 Direction = Literal["maximize", "minimize"]
+Column = Literal["correct", "nll"]
+"""What is stored of each image's prediction: whether the class is right, and the cross-entropy."""
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
@@ -69,23 +71,22 @@ class Metric:
         words: its name in a sentence.
         direction: what is better.
         of_classes: depends on the predicted classes alone, and is a share from 0 to 1.
+        mean_of: what of each image's stored prediction the metric is the mean of, where it is
+            such a mean.
     """
 
     words: str
     compute: Callable[[Tensor, Tensor], float]
-    direction: Direction
+    direction: Direction = "maximize"
     of_classes: bool = False
-
-
-def _share(words: str, compute: Callable[[Tensor, Tensor], float]) -> Metric:
-    return Metric(words=words, compute=compute, direction="maximize", of_classes=True)
+    mean_of: Column | None = None
 
 
 METRICS: Mapping[str, Metric] = {
-    "loss": Metric(words="loss", compute=cross_entropy, direction="minimize"),
-    "acc": _share("accuracy", accuracy),
-    "macro_f1": _share("macro F1", macro_f1),
-    "balanced_acc": _share("balanced accuracy", balanced_accuracy),
+    "loss": Metric(words="loss", compute=cross_entropy, direction="minimize", mean_of="nll"),
+    "acc": Metric(words="accuracy", compute=accuracy, of_classes=True, mean_of="correct"),
+    "macro_f1": Metric(words="macro F1", compute=macro_f1, of_classes=True),
+    "balanced_acc": Metric(words="balanced accuracy", compute=balanced_accuracy, of_classes=True),
 }
 SHARES = tuple(name for name, metric in METRICS.items() if metric.of_classes)
 """Metrics whose differences are percentage points: what arms can be compared by."""

@@ -18,8 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from pipeline.stats.design import ROPE_PP
-
 Gains = Sequence[float] | NDArray[np.float64]
 Floats = NDArray[np.float64]
 
@@ -28,7 +26,7 @@ TINY_PP = 1e-9
 """Gains closer than this are the same gain: they differ by rounding, not by an image."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Posterior:
     """What is believed about the true gain after some pairs: a Student-t.
 
@@ -108,7 +106,7 @@ def tails(
 def posterior(
     gains_pp: Gains,
     *,
-    rope_pp: float = ROPE_PP,
+    rope_pp: float,
     correction: float = 0.0,
     resolution_pp: float = 0.0,
 ) -> Posterior:

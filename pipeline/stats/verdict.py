@@ -23,7 +23,7 @@ VerdictState = Literal["justified", "not_justified", "inconclusive", "go_on"]
 Kind = Literal["equivalent", "no_gain", "harmful"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Look:
     """One look: what was believed, and what follows; `kind` is that of `not_justified`."""
 
@@ -33,7 +33,7 @@ class Look:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Verdict:
     """The whole path of a decision, and where it stands.
 
@@ -46,10 +46,10 @@ class Verdict:
     """
 
     state: VerdictState
-    kind: Kind | None
+    kind: Kind | None = None
     reason: str
     looks: tuple[Look, ...]
-    pairs_needed: int
+    pairs_needed: int = 0
 
     @property
     def posterior(self) -> Posterior | None:
@@ -62,7 +62,7 @@ class Verdict:
         return self.looks[-1].posterior.pairs if self.looks else 0
 
     def sentence(self, treatment: str = "stage 3", control: str = "") -> str:
-        """The verdict for those who will not read the rest; names the arms as they are given."""
+        """The verdict in one sentence, with the names of the arms as they are given."""
         name = treatment[:1].upper() + treatment[1:]
         known = self.posterior
         if known is None:
@@ -140,8 +140,8 @@ def decide_at_look(
             differences=differences,
         )
         if not record.stands(threshold):
-            return Look(known, otherwise, None, f"{reason}, but {_carried(record, threshold)}")
-    return Look(known, state, kind, reason)
+            state, reason = otherwise, f"{reason}, but {_carried(record, threshold)}"
+    return Look(posterior=known, state=state, kind=kind, reason=reason)
 
 
 def verdict(
@@ -162,11 +162,13 @@ def verdict(
         look = decide_at_look(gains_pp[:pairs], design, correction, resolution_pp, table)
         taken.append(look)
         if look.state != "go_on":
-            return Verdict(look.state, look.kind, look.reason, tuple(taken), 0)
+            return Verdict(
+                state=look.state, kind=look.kind, reason=look.reason, looks=tuple(taken)
+            )
     needed = design.pairs_to_next_look(len(gains_pp))
     have = f"{_pairs(len(gains_pp))}, the next look needs {needed} more"
     reason = f"{taken[-1].reason}; {have}" if taken else have
-    return Verdict("go_on", None, reason, tuple(taken), needed)
+    return Verdict(state="go_on", reason=reason, looks=tuple(taken), pairs_needed=needed)
 
 
 def shown_probability(probability: float, threshold: float) -> str:

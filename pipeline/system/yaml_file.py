@@ -1,4 +1,4 @@
-"""One YAML mapping in a file, and the nearest of the names that it might have meant."""
+"""One YAML mapping in a file, and the known name nearest to a misspelt one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 from pipeline.errors import SettingsError, first_line
 
 
-def nearest(word: str, candidates: Iterable[str]) -> str:
+def did_you_mean(word: str, candidates: Iterable[str]) -> str:
     """`: did you mean …?`, or nothing where no candidate is close."""
     close = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.5)
     return f": did you mean {close[0]}?" if close else ""

@@ -83,11 +83,13 @@ class Tracking:
             ) from None
 
     @property
-    def ui_command(self) -> str:
-        """What to type, or where to look, to browse the runs."""
+    def how_to_browse(self) -> str:
+        """A line that says what to type, or where to look, to see the runs."""
         if is_server(self.uri):
-            return f"open {self.uri.rstrip('/')}/#/experiments/{self.experiment_id}"
-        return f"mlflow ui --backend-store-uri {self.uri}"
+            return (
+                f"browse the runs: open {self.uri.rstrip('/')}/#/experiments/{self.experiment_id}"
+            )
+        return f"browse the runs: mlflow ui --backend-store-uri {self.uri}"
 
     def get(self, run_id: str) -> RunView:
         """The run of that id.

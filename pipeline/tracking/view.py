@@ -17,7 +17,7 @@ from pipeline.tracking.keys import SETTINGS
 Value = TypeVar("Value")
 
 
-class Held(dict[str, Value]):
+class RunValues(dict[str, Value]):
     """What a run holds of one kind: tags, parameters, metrics or settings."""
 
     def __init__(self, values: Mapping[str, Value], kind: str, run: str) -> None:
@@ -45,8 +45,9 @@ class RunView:
         run_id, data = run.info.run_id, run.data
         name = run.info.run_name or ""
         shown = f"run {run_id} ({name})"
-        tags, params = Held(data.tags, "tag", shown), Held(data.params, "parameter", shown)
-        metrics = Held(data.metrics, "metric", shown)
+        tags = RunValues(data.tags, "tag", shown)
+        params = RunValues(data.params, "parameter", shown)
+        metrics = RunValues(data.metrics, "metric", shown)
         return cls(
             run_id=run_id,
             name=name,
@@ -69,7 +70,7 @@ class RunView:
             values = None
         if not isinstance(values, dict):
             raise self._damaged(SETTINGS)
-        return Held(values, "setting", f"run {self.run_id} ({self.name})")
+        return RunValues(values, "setting", f"run {self.run_id} ({self.name})")
 
     def number(self, tag: str) -> int:
         """A tag that is a whole number.

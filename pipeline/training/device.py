@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from pipeline.errors import SettingsError
 from pipeline.model.backbones import BatchNorm
-from pipeline.model.cutting import Segment
 from pipeline.model.grouping import HEAD
+from pipeline.model.segments import Segment
 from pipeline.system.interrupts import check
 from pipeline.training.small_conv import use_small_convolutions
 

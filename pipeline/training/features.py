@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pipeline.data.augment import render_views
 from pipeline.data.images import ImageSet
-from pipeline.model.cutting import Segment
-from pipeline.settings.run import Augment
+from pipeline.model.segments import Segment
+from pipeline.settings.augmentation import Augment
 from pipeline.training.device import run_segments
 
 IntRows = NDArray[np.int64]

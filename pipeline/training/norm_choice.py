@@ -132,7 +132,7 @@ def _probe(
     features["target"] = recalibrate(backbone, images, dtype, device).numpy()
     if statistics:
         keep_norm_stats(statistics, backbone)
-    backbone.model.load_state_dict(before, strict=False)
+    backbone.put(before)
     usable = {name: bool(np.isfinite(values).all()) for name, values in features.items()}
     if not any(usable.values()):
         raise WeightsError(

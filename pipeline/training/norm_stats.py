@@ -45,7 +45,7 @@ def calibrate_norm_stats(
     """
     path = cache_folder and kept_at(cache_folder, backbone, images, dtype, device)
     if path and (kept := _read(path, list(statistics_of(backbone.model)))):
-        backbone.model.load_state_dict(kept, strict=False)
+        backbone.put(kept)
         return
     recalibrate(backbone, images, dtype, device)
     if path:
@@ -120,7 +120,7 @@ def recalibrate(
         pixels = images.pixels[torch.from_numpy(rows)].to(device)
         parts.append(run_to_head(segments, images.preparation.normalise(pixels), dtype).cpu())
     for segment in segments:
-        backbone.model.load_state_dict(statistics_of(segment.module), strict=False)
+        backbone.put(statistics_of(segment.module))
     features = torch.cat(parts)
     in_order = torch.empty_like(features)
     in_order[torch.from_numpy(order)] = features

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from pipeline.data.augment import distinct_views, render_views
 from pipeline.data.images import ImageSet, unusual
 from pipeline.model.backbones import Backbone
-from pipeline.settings.run import Augment
+from pipeline.settings.augmentation import Augment, of_images
 from pipeline.system.digests import digest_each, digest_file, digest_values
 from pipeline.system.files import holding
 from pipeline.system.processes import is_abandoned_mark, owner_mark
@@ -102,6 +102,7 @@ class PrefixCache:
         that later stages need, filled by the same forward pass. `digests`: `digest_each` of these
         very weights, where the caller has it already.
         """
+        augment = of_images(augment)
         stored = min(views, distinct_views(augment) or views)
         if self.folder is not None and stored and prefix:
             prefixes = sorted({prefix, *also} - {0})

@@ -25,10 +25,14 @@ CHANNELS_PER_POSITION = 32
 
 
 def use_small_convolutions(block: nn.Module) -> None:
-    """Replace plain convolutions (no groups, dilation or bias) by `SmallConv2d`."""
+    """Replace plain convolutions (no groups, dilation or bias) by `SmallConv2d`.
+
+    A subclass may pad or scale in its own way, and stays.
+    """
     for name, child in block.named_children():
         if (
-            isinstance(child, nn.Conv2d)
+            type(child) is nn.Conv2d
+            and child.padding_mode == "zeros"
             and child.groups == 1
             and child.dilation == (1, 1)
             and child.bias is None

@@ -28,6 +28,7 @@ from pipeline.data.images import ImageSet
 from pipeline.model.backbones import Backbone
 from pipeline.model.freezing import set_trainable
 from pipeline.model.grouping import HEAD
+from pipeline.settings.augmentation import mixing_of
 from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import Stage
 from pipeline.stats.metrics import OBJECTIVES, Row, score_logits
@@ -37,6 +38,7 @@ from pipeline.training.device import compute_copy, run_segments
 from pipeline.training.diagnostics import RiskMeter
 from pipeline.training.features import Features
 from pipeline.training.master_weights import MasterWeight
+from pipeline.training.mixing import mix
 
 EVAL_BATCH = 500
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
@@ -116,8 +118,9 @@ class Trainer:
         by_group: dict[tuple[str, bool], list[nn.Parameter]] = {
             (block, decayed): [] for block in self.stage.trainable for decayed in (True, False)
         }
-        for w in self.weights:  # biases and BatchNorm have one dimension: not decayed
-            by_group[w.block, w.computed.ndim > 1].append(w.master)
+        exempt: set[str] = getattr(self.backbone.model, "no_weight_decay", set)()  # of timm
+        for w in self.weights:  # biases and norms have one dimension: not decayed
+            by_group[w.block, w.computed.ndim > 1 and w.name not in exempt].append(w.master)
         groups = [
             {
                 "params": masters,
@@ -148,7 +151,9 @@ class Trainer:
         labels = train.labels.to(self.device)
         best_rank = (-math.inf, -math.inf)
         meter = RiskMeter(self.weights, len(val))
-        meter.start(self._outputs(val_features, meter.probes))
+        outputs = self._outputs(val_features, meter.probes)
+        meter.start(outputs)
+        mixing, classes = mixing_of(self.settings.augment), outputs[HEAD].shape[1]
         for epoch in range(self.settings.epochs):
             started = time.perf_counter()
             views = pick_views(
@@ -167,10 +172,13 @@ class Trainer:
                 )
                 target = labels[torch.from_numpy(rows).to(self.device)]
                 inputs = train_features.batch(rows, views[rows])
+                if mixing:
+                    place = (self.seed, self.stage.number, epoch, number)
+                    inputs, target = mix(inputs, target, mixing, classes, place)
                 last = number == steps_an_epoch - 1
                 logits = self._step(inputs, target, meter if last else None)
                 loss_sum += F.cross_entropy(logits, target, reduction="sum")
-                hits += (logits.argmax(1) == target).sum()
+                hits += (logits.argmax(1) == (target.argmax(1) if mixing else target)).sum()
             loss, acc = loss_sum.item() / len(train), hits.item() / len(train)
             trained = time.perf_counter()
             val_logits, outputs = self._validate(val_features, len(val), meter.probes)

@@ -2,8 +2,9 @@
 
 The best of many noisy trials looks better than it is (the winner's curse). So the best trial must
 beat the first one, which has the defaults, by some (2) standard errors of their paired difference
-over the images of the tuning draws; otherwise the defaults stay. Where the defaults did not
-finish, or the scores are lost, the best trial is taken.
+over the images of the tuning draws; otherwise the defaults stay. The best trial is taken where
+nothing can be compared: the defaults did not finish, the scores are lost, or the metric is one
+whose standard error stored predictions do not give.
 
 In: a study and its runs. Out: a `Choice`.
 """
@@ -53,41 +54,43 @@ def choose(study: Study, tracking: Tracking, margin: float) -> Choice | None:
         return Choice(best, why)
     if default.number == best.number:
         return Choice(best, "the defaults are the best")
-    gain, error = _gain(study, tracking, best, default)
-    if math.isnan(gain):
+    objective = OBJECTIVES[study.spec.objective]
+    metric, both = METRICS[objective.metric], _scores(study, tracking, best, default)
+    if both is None:
         return Choice(best, "the best trial is taken: the scores of the defaults are lost")
-    shown = "unknown" if math.isnan(error) else f"{error:.4f}"
-    lead = f"the best trial beats the defaults by {gain:.4f} (s.e. {shown})"
-    if gain <= margin * error:  # False where the error is unknown
+    gain, error = gain_of(both, metric)
+    if math.isnan(gain):
+        assert best.value is not None
+        assert default.value is not None
+        gain = best.value - default.value
+    gain = gain if objective.maximised else -gain
+    lead = f"the best trial beats the defaults by {gain:.4f}"
+    if math.isnan(error):
+        unknown = f"no standard error of a gain in {metric.words} can be had"
+        return Choice(best, f"{lead}: its settings are taken without a margin, as {unknown}")
+    lead = f"{lead} (s.e. {error:.4f})"
+    if gain <= margin * error:
         return Choice(default, f"{lead}, less than {margin:g} s.e.: the defaults stay")
     return Choice(best, f"{lead}: its settings are taken")
 
 
-def _gain(
-    study: Study, tracking: Tracking, best: FrozenTrial, default: FrozenTrial
-) -> tuple[float, float]:
-    """How much better the best trial is, a mean over draws, and its error; NaN where unknown."""
-    both = []
-    for draw in study.spec.draws:
-        ours, theirs = (_scored(tracking, trial, draw) for trial in (best, default))
-        if ours is None or theirs is None:
-            return math.nan, math.nan
-        both.append((ours, theirs))
-    objective = OBJECTIVES[study.spec.objective]
-    if objective.metric in ("acc", "loss"):  # means over images
-        differences = [paired(*one) for one in both]
-        signed = [acc if objective.metric == "acc" else -nll for acc, nll in differences]
-        gains = np.concatenate(signed)
-        return float(gains.mean()), float(sem(gains))
-    return bootstrapped(both, METRICS[objective.metric])
+def gain_of(both: Sequence[tuple[Scored, Scored]], metric: Metric) -> tuple[float, float]:
+    """The first's metric minus the second's, a mean over draws, and its standard error.
+
+    NaN where stored predictions, which have the predicted class and the loss of each image, do
+    not give the metric; an error of NaN from a single image.
+    """
+    if metric.mean_of:
+        gains = np.concatenate([paired(*one)[metric.mean_of] for one in both])
+        return float(gains.mean()), float(sem(gains)) if len(gains) > 1 else math.nan
+    return bootstrapped(both, metric) if metric.of_classes else (math.nan, math.nan)
 
 
 def bootstrapped(both: Sequence[tuple[Scored, Scored]], metric: Metric) -> tuple[float, float]:
-    """The first's metric minus the second's, a mean over draws, and its standard error.
+    """The same for a metric of the predicted classes that is no mean over images.
 
     The images of each draw are resampled, the same ones for both (Efron 1979, paired bootstrap).
     """
-    assert metric.of_classes, "images are resampled by their predicted classes alone"
     rng, gain, resampled = np.random.default_rng(0), 0.0, np.zeros(RESAMPLES)
     for one, other in both:
         predicted = [one.predicted, other.predicted[aligned(one, other)]]
@@ -106,6 +109,19 @@ def bootstrapped(both: Sequence[tuple[Scored, Scored]], metric: Metric) -> tuple
         gain += gains[0] / len(both)
         resampled += gains[1:] / len(both)
     return gain, float(resampled.std(ddof=1))
+
+
+def _scores(
+    study: Study, tracking: Tracking, best: FrozenTrial, default: FrozenTrial
+) -> list[tuple[Scored, Scored]] | None:
+    """Both trials' scores on each draw; None where any are lost."""
+    both = []
+    for draw in study.spec.draws:
+        ours, theirs = (_scored(tracking, trial, draw) for trial in (best, default))
+        if ours is None or theirs is None:
+            return None
+        both.append((ours, theirs))
+    return both
 
 
 def _scored(tracking: Tracking, trial: FrozenTrial, draw: int) -> Scored | None:

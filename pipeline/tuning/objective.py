@@ -39,7 +39,8 @@ from pipeline.tracking.keys import (
     VAL,
     draw_run_id,
 )
-from pipeline.tuning.study import STEPS_A_DRAW, Spec, shown_settings, suggest
+from pipeline.tuning.spec import Spec, suggest
+from pipeline.tuning.study import STEPS_A_DRAW, shown_settings
 from pipeline.tuning.trial_state import DEFAULTS, REASON, RUN_ID
 
 STATE, INTERRUPTED = "trial_state", "interrupted"
@@ -106,7 +107,7 @@ class TrialObjective:
                 except (Pruned, OutOfTime, KeyboardInterrupt, *_OWN_FAULTS) as err:
                     own = "pruned" if isinstance(err, Pruned) else "failed"
                     from_outside = isinstance(err, OutOfTime | KeyboardInterrupt)
-                    with suppress(TrackingError):  # what stopped the trial counts
+                    with suppress(TrackingError):  # must not hide what stopped the trial
                         log.tags({STATE: INTERRUPTED if from_outside else own})
                     raise
         except (Pruned, *_OWN_FAULTS) as err:
@@ -125,7 +126,9 @@ class TrialObjective:
         number, objective = self.spec.stage.number, self.spec.objective
         for draw, session in self.sessions.items():
             earlier = [summary.val[objective] for summary in summaries]
-            reporter = Reporter(trial, self.spec, earlier, self.deadline)
+            reporter = Reporter(
+                trial=trial, spec=self.spec, earlier=earlier, deadline=self.deadline
+            )
             prepared = replace(
                 session.with_training(number, params),
                 on_epoch=reporter,
@@ -157,7 +160,7 @@ class TrialObjective:
         return {key: one.pop() if len(one) == 1 else "mixed" for key, one in states.items()}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Reporter:
     """Reports to Optuna how a trial fares, epoch by epoch, and ends the trial where asked to.
 
@@ -205,5 +208,5 @@ class Reporter:
         if is_new and not is_over and not is_default and self.trial.should_prune():
             raise Pruned(
                 f"pruned {where} draw {self.spec.draws[count]}: {self.spec.objective} {mean:.4f} "
-                "is on the worse half"
+                "is in the worse half of the trials"
             )

@@ -20,6 +20,7 @@ from pipeline.runs.session import Session
 from pipeline.stats.metrics import DEFAULT_OBJECTIVE
 from pipeline.system.addresses import without_password
 from pipeline.system.provenance import COMMAND
+from pipeline.tuning.spec import TUNING_KEY, fixed_settings
 from pipeline.tuning.storage import Storage, translated
 from pipeline.tuning.study import (
     AFTER_FAILURES,
@@ -29,8 +30,6 @@ from pipeline.tuning.study import (
     FIXED,
     SEED,
     SPACE,
-    TUNING_KEY,
-    fixed_settings,
     shown_settings,
 )
 from pipeline.tuning.trial_state import why_all_failed
@@ -111,7 +110,7 @@ def _chains(
 def _candidates(
     storage: Storage, session: Session, number: int, explicit: Set[str]
 ) -> list[_Match | _Nothing]:
-    """Studies that may be taken, best first, and at last none of them.
+    """Studies that may be taken, best first; last, that no study is taken.
 
     First the studies that tuned nothing that was set by hand, then those with the same seed, then
     those with most trials, then the latest.
@@ -119,6 +118,7 @@ def _candidates(
     matches: list[optuna.Study] = []
     unfinished: list[str] = []
     failed, nearest = "", (math.inf, "")
+    where = f"storage={without_password(storage.url)}"
     for summary in _of_stage(storage, session, number):
         attrs, name = summary.user_attrs, summary.study_name
         if differs := _differences(session, number, attrs):
@@ -131,41 +131,44 @@ def _candidates(
             unfinished.append(name)
         else:
             matches.insert(0, study)
-
-    def rank(study: optuna.Study) -> tuple[int, bool, int]:
-        attrs = study.user_attrs
-        overruled = explicit & attrs[SPACE].keys()
-        return len(overruled), attrs.get(SEED) != session.settings.seed, -attrs[FINISHED]
-
-    matches = sorted(matches, key=rank)
+    matches = sorted(matches, key=lambda study: _rank(study.user_attrs, session, explicit))
     names = {study.study_name for study in matches}
     notes = [f"{len(unfinished)} more match and are unfinished"] if unfinished else []
     found = [
         _match(study, number, explicit, session, names - {study.study_name}, notes)
         for study in matches
     ]
-    where = f"storage={without_password(storage.url)}"
     if unfinished:
-        hint = f"{unfinished[-1]} does, unfinished"
         fault = (
             f"study {unfinished[-1]} in {where} matches stage {number}, but is not finished: go "
             "on with the `tune` command that began it"
         )
-    elif failed:
-        hint = failed
+        return [*found, _Nothing(f" ({unfinished[-1]} does, unfinished)", fault)]
+    if failed:
         fault = (
             f"{failed}; no other study in {where} matches stage {number}: {AFTER_FAILURES}, and "
             "run `tune` again"
         )
-    else:
-        hint = nearest[1]
-        fault = (
-            f"no finished study in {where} matches stage {number} of "
-            f"{session.settings.stage(1).schedule} with {session.settings.backbone} on "
-            f"{session.draw.source}{f' ({hint})' if hint else ''}: run `{COMMAND} tune` with the "
-            "same settings first; its last lines say how to use it"
-        )
-    return [*found, _Nothing(f" ({hint})" if hint else "", fault)]
+        return [*found, _Nothing(f" ({failed})", fault)]
+    return [*found, _no_study(session, number, where, nearest[1])]
+
+
+def _rank(attrs: Mapping[str, Any], session: Session, explicit: Set[str]) -> tuple[int, bool, int]:
+    """The smaller, the better: settings overruled by hand, another seed, trials."""
+    overruled = explicit & attrs[SPACE].keys()
+    return len(overruled), attrs.get(SEED) != session.settings.seed, -attrs[FINISHED]
+
+
+def _no_study(session: Session, number: int, where: str, nearest: str) -> _Nothing:
+    """No study matches; `nearest`: how the nearest study differs, empty where there is none."""
+    hint = f" ({nearest})" if nearest else ""
+    fault = (
+        f"no finished study in {where} matches stage {number} of "
+        f"{session.settings.stage(1).schedule} with {session.settings.backbone} on "
+        f"{session.draw.source}{hint}: run `{COMMAND} tune` with the same settings first; its "
+        "last lines say how to use it"
+    )
+    return _Nothing(hint, fault)
 
 
 def _match(

@@ -130,10 +130,10 @@ def _check_database(url: str, shown: str) -> None:
         parts = make_url(url)
         parts.get_dialect()
     except ImportError:
-        return  # a known kind whose driver is not installed: opening says so
+        return  # the driver is not installed: opening the storage says so
     except (ArgumentError, ValueError):
         raise StudyError(
-            f"{shown} is no URL that Optuna can keep studies at: write it like "
+            f"{shown} is no URL of a storage for Optuna's studies: write a URL like "
             "sqlite:///optuna.db, postgresql://host/optuna or journal:///optuna.journal"
         ) from None
     if "@" in f"{parts.host}{parts.database}":

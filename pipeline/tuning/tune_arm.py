@@ -12,7 +12,7 @@ from pipeline.comparing.arms import Arm, TunedArm
 from pipeline.errors import LineageError, SettingsError, StudyError
 from pipeline.runs.command import Command
 from pipeline.settings.entry import TuneSettings
-from pipeline.settings.search_space import Plan, default_space, read_space
+from pipeline.settings.search_space import TunePlan, default_space, read_space
 from pipeline.stats.metrics import OBJECTIVES
 from pipeline.tracking import Tracking
 from pipeline.tuning.storage import open_storage, storage_url
@@ -46,7 +46,7 @@ def tune_arm(
             )
         spaces[number] = space.without(kept, f"{arm.words}, stage {number}")
     storage = open_storage(storage_url(command.storage, tracking.uri), tune.heartbeat)
-    done = work(command, Plan(tune, arm.settings, spaces), tracking, storage)
+    done = work(command, TunePlan(tune, arm.settings, spaces), tracking, storage)
     stages = list(arm.settings.stages)
     for one in done:
         if one.choice is None:

@@ -19,11 +19,12 @@ from pipeline.errors import StudyError, TrackingError, first_line
 from pipeline.runs.command import Command
 from pipeline.runs.command_line import command_line, stage_entry_point
 from pipeline.runs.run_stage import find_or_run
-from pipeline.runs.session import Session, cache_folder, check_draws, source_of
+from pipeline.runs.session import Session
+from pipeline.runs.sources import cache_folder, check_draws, source_of
 from pipeline.runs.workers import run_workers
 from pipeline.settings.entry import STORAGE, TuneSettings
 from pipeline.settings.run import plain_values
-from pipeline.settings.search_space import Plan
+from pipeline.settings.search_space import Choices, TunePlan
 from pipeline.system.addresses import without_password
 from pipeline.system.files import locked
 from pipeline.system.interrupts import check
@@ -33,6 +34,7 @@ from pipeline.tuning.choose import Choice, choose
 from pipeline.tuning.mirror import reconcile, study_run
 from pipeline.tuning.objective import OutOfTime, TrialObjective
 from pipeline.tuning.report import log_study, log_trial, summary
+from pipeline.tuning.spec import Spec
 from pipeline.tuning.storage import (
     STORAGE_FAULTS,
     Storage,
@@ -42,15 +44,20 @@ from pipeline.tuning.storage import (
     storage_url,
     translated,
 )
-from pipeline.tuning.study import AFTER_FAILURES, CHOICE, CHOSEN, FINISHED, Spec, Study
+from pipeline.tuning.study import AFTER_FAILURES, CHOICE, CHOSEN, FINISHED, Study
 from pipeline.tuning.trial_state import RETRIES, RUN_ID, beating, is_given_up, outcomes
 
 _Result = TypeVar("_Result")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tuned:
-    """A study that was worked on, settings to go on with, whether it has all its trials."""
+    """A study after this command's work on it.
+
+    Attributes:
+        settings: of the chosen trial; empty before any trial is complete.
+        finished: the study has all its trials.
+    """
 
     study: Study
     run_id: str
@@ -64,7 +71,7 @@ class Tuned:
         return self.study.spec.stage.number
 
 
-def tune_entry(command: Command, plan: Plan) -> list[Tuned]:
+def tune_entry(command: Command, plan: TunePlan) -> list[Tuned]:
     """Entry point tune: work on the studies until they have their trials, or time is over.
 
     Raises:
@@ -100,14 +107,14 @@ def tune_entry(command: Command, plan: Plan) -> list[Tuned]:
                 if one.finished and one.study.failure:
                     raise StudyError(f"{one.study.failure}: {AFTER_FAILURES}")
     if len(done) == len(plan.spaces) and all(one.finished for one in done):
-        command.say(f"use them: {_next_command(command, tune)}")
-    command.say(f"look at them: optuna-dashboard {for_optunas_commands(url)}")
-    command.say(f"browse the runs: {tracking.ui_command}")
+        command.say(f"use the tuned settings: {_next_command(command, tune)}")
+    command.say(f"look at the studies: optuna-dashboard {for_optunas_commands(url)}")
+    command.say(tracking.how_to_browse)
     return done
 
 
 def _next_command(command: Command, tune: TuneSettings) -> str:
-    """The command line that takes what was tuned."""
+    """The command line that trains with the tuned settings."""
     entry_point = "main" if tune.stage == "all" else stage_entry_point(int(tune.stage))
     typed = command.request.typed.items()
     options = {key: value for key, value in typed if key not in TuneSettings.model_fields}
@@ -120,7 +127,12 @@ def _next_command(command: Command, tune: TuneSettings) -> str:
 
 
 def work(
-    command: Command, plan: Plan, tracking: Tracking, storage: Storage, *, only_read: bool = False
+    command: Command,
+    plan: TunePlan,
+    tracking: Tracking,
+    storage: Storage,
+    *,
+    only_read: bool = False,
 ) -> list[Tuned]:
     """Work on each stage's study in turn, each from the best of the one before."""
     tune, settings = plan.tune, plan.settings
@@ -131,6 +143,11 @@ def work(
         )
         for draw in range(settings.draw, settings.draw + tune.draws)
     }
+    first = next(iter(sessions.values()))
+    for number, space in plan.spaces.items():
+        augments = space.dimensions.get("augment")
+        for augment in augments.values if isinstance(augments, Choices) else ():
+            first.with_training(number, {"augment": augment})  # refused before a study is made
     done: list[Tuned] = []
     for number, space in plan.spaces.items():
         spec = Spec.of(sessions, number, space, tune.objective)
@@ -169,7 +186,7 @@ class Worker:
     say: Callable[[str], None]
 
     def read(self) -> Tuned | None:
-        """The study as it stands, worked on by others; None if they never came to it."""
+        """The study as it stands, after work by other processes; None if none of them began it."""
         study = Study.find(self.storage, self.spec)
         if study is None:
             return None
@@ -177,7 +194,7 @@ class Worker:
         return self._tuned(study, str(study.optuna.user_attrs.get(RUN_ID, "")))
 
     def work(self) -> Tuned:
-        """Run trials until the study has enough of them, or time is over."""
+        """Run trials until the study has as many as are wanted, or time is over."""
         first = next(iter(self.sessions.values()))
         study = Study.join(self.storage, self.spec, first.settings.seed)
         run_id = study_run(study, first, self.say)
@@ -192,8 +209,8 @@ class Worker:
                 self._train_parents(run_id)
             self._loop(study, run_id)
         except OutOfTime as err:
-            self.say(f"note: {err}: the study can be gone on with by the same command")
-        except BaseException:  # what stopped the study counts, not that the storage may be away
+            self.say(f"note: {err}: the same command goes on with the study")
+        except BaseException:  # a storage that is away as well must not hide this error
             with suppress(*STORAGE_FAULTS, TrackingError):
                 self._sum_up(study, run_id)
             raise
@@ -204,7 +221,9 @@ class Worker:
         choice = choose(study, self.tracking, self.tune.margin)
         is_finished = study.finished() >= self.tune.n_trials
         settings = choice.trial.params if choice else {}
-        return Tuned(study, run_id, choice, settings, is_finished)
+        return Tuned(
+            study=study, run_id=run_id, choice=choice, settings=settings, finished=is_finished
+        )
 
     def _train_parents(self, study_run_id: str) -> None:
         """The checkpoints that trials start from: found, or trained by one process a machine."""
@@ -259,7 +278,7 @@ class Worker:
             if is_given_up(err):
                 self.say(f"note: trial {trial.number} was given up meanwhile: result dropped")
                 return True
-            with suppress(*STORAGE_FAULTS):  # what stopped the trial counts
+            with suppress(*STORAGE_FAULTS):  # a fault of the storage must not hide this error
                 study.interrupt(trial)
             raise
         log = partial(log_trial, study, self.tracking, run_id, trial.number)
@@ -274,7 +293,7 @@ class Worker:
             if before not in (None, number):
                 self.say(
                     f"note: from now on tuned=true takes trial {number} of study {study.name} "
-                    f"(margin={self.tune.margin:g}), it was trial {before}"
+                    f"(margin={self.tune.margin:g}); until now it took trial {before}"
                 )
             study.optuna.set_user_attr(CHOSEN, number)
             study.optuna.set_user_attr(CHOICE, choice.sentence)

@@ -31,8 +31,8 @@ def summary_table(rows: Sequence[Summary]) -> pd.DataFrame:
     return pd.DataFrame(cells)
 
 
-def came_to(asked: object, found: Sequence[str]) -> str:
-    """What a setting was, and where it was `auto`, what that came to on how many pairs."""
+def with_auto_resolved(asked: object, found: Sequence[str]) -> str:
+    """A setting as typed; where `auto` was typed, also the values it became, with their pairs."""
     counts = Counter(filter(None, found)).most_common() if asked == "auto" else []
     shown = ", ".join(f"{value} ({count} pairs)" for value, count in counts)
     return f"{asked}: {shown}" if shown else str(asked)

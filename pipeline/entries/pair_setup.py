@@ -1,15 +1,17 @@
 """What `decide` and `compare` share: test images, pairs dealt from a pool, workers, a runner.
 
-In: settings of the arms. Out: a `Desk`. What images, weights and storage cannot give is refused
-before an image is read.
+In: settings of the arms. Out: a `PairSetup`. Images, weights and a storage that cannot serve the
+pairs are refused before an image is read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pipeline.comparing.arms import Arm
+from pipeline.comparing.cost import equal_steps, shown_steps
 from pipeline.comparing.draws import Pool, pool_in
 from pipeline.comparing.pairs import PairKey, PairRunner, Results, lock_folder, pair_keys
 from pipeline.data.base import Source
@@ -18,18 +20,19 @@ from pipeline.data.overlap import Overlap, tuning_draws
 from pipeline.entries.chain import check_storage
 from pipeline.runs.command import Command
 from pipeline.runs.scoring import read_test_split, test_split
-from pipeline.runs.session import check_draws, source_and_weights
+from pipeline.runs.sources import check_draws, source_and_weights
 from pipeline.runs.stage_log import log_unreadable
 from pipeline.runs.workers import run_workers
 from pipeline.settings.run import Settings
+from pipeline.stats.metrics import METRICS
 from pipeline.tracking import RunLog, Tracking
 
 
 @dataclass(frozen=True, kw_only=True)
-class Desk:
-    """What paired runs work with: where they are recorded, scored on what, how they are dealt.
+class PairSetup:
+    """The store of paired runs, their images, and the pool from which pairs are dealt.
 
-    `overlap`: the test images, and which of them are no new ones before any pair.
+    `overlap`: the test images, and which of them are copies of images seen before any pair.
     """
 
     command: Command
@@ -40,21 +43,37 @@ class Desk:
     pool: Pool
 
     @classmethod
+    @contextmanager
     def open(
         cls,
         command: Command,
-        tracking: Tracking,
         settings: Sequence[Settings],
         looks: tuple[int, ...],
         *,
         reserved: int,
         asked: str,
-    ) -> Desk:
-        """The desk of arms with these settings, one for each backbone.
+    ) -> Iterator[PairSetup]:
+        """The setup of arms with these settings, one for each backbone; at the end, where to look.
 
         `reserved`: draws that tuning uses; 0: nothing is tuned. `asked`: the setting that says how
         many pairs there are.
         """
+        tracking = Tracking.connect()
+        with tracking.explained():
+            yield cls._of(command, tracking, settings, looks, reserved, asked)
+        if not command.joins:
+            command.say(tracking.how_to_browse)
+
+    @classmethod
+    def _of(
+        cls,
+        command: Command,
+        tracking: Tracking,
+        settings: Sequence[Settings],
+        looks: tuple[int, ...],
+        reserved: int,
+        asked: str,
+    ) -> PairSetup:
         if reserved:
             check_storage(command, tracking)
         lock_folder(settings[0])
@@ -91,15 +110,28 @@ class Desk:
         for note in self.source.notes:
             self.command.say(f"note: {note}")
 
-    def begin(
-        self, log: RunLog, entry_point: str, params: Mapping[str, object], workers: int
-    ) -> None:
-        """Log what is known, and let local workers do what they can."""
-        log.params(params)
-        log_unreadable(log, self.overlap.test.unreadable)
-        if workers > 1:
-            experiment_id = self.tracking.experiment_id
-            run_workers(workers, entry_point, self.command, experiment_id, log.run_id)
+    def announce(self, compared: str, arms: Sequence[Arm], metric: str, extra: str = "") -> None:
+        """Tell what is compared, at how many steps, on which images."""
+        steps = shown_steps(equal_steps(arms, self.images))
+        self.command.say(
+            f"{compared} {steps} optimizer steps{extra}; {self.pool.sentence}; "
+            f"{METRICS[metric].words} on {len(self.overlap.test)} test images"
+        )
+        if note := self.overlap.counts.note:
+            self.command.say(note)
+
+    @contextmanager
+    def run(
+        self, kind: str, name: str, entry_point: str, params: Mapping[str, object], workers: int
+    ) -> Iterator[RunLog]:
+        """The run of the whole command, when local workers have done what they can."""
+        with self.tracking.run(name, {"kind": kind}, target=True) as log:
+            log.params(params)
+            log_unreadable(log, self.overlap.test.unreadable)
+            if workers > 1:
+                experiment_id = self.tracking.experiment_id
+                run_workers(workers, entry_point, self.command, experiment_id, log.run_id)
+            yield log
 
     def runner(
         self,

@@ -1,0 +1,55 @@
+"""A segment of a network: consecutive blocks that are computed together."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from operator import attrgetter
+
+from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """Consecutive blocks that are computed together.
+
+    Attributes:
+        blocks: their names, in forward order.
+        module: computes them; its tensors are the network's own, under the same names.
+        owners: name of a module or of a bare tensor in `module` -> its block.
+        shape: of what it makes of one image, such as (C, H, W).
+    """
+
+    blocks: tuple[str, ...]
+    module: nn.Module
+    owners: Mapping[str, str]
+    shape: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """Its blocks as one word."""
+        return "+".join(self.blocks)
+
+    def copied(self) -> Segment:
+        """The same with tensors of its own."""
+        return replace(self, module=copy.deepcopy(self.module))
+
+    def block_of(self, name: str) -> str:
+        """The block of a tensor or a module inside `module`."""
+        if len(self.blocks) == 1:
+            return self.blocks[0]
+        while name not in self.owners:
+            name = name.rpartition(".")[0]
+        return self.owners[name]
+
+    def parts(self) -> Iterator[tuple[str, nn.Module | nn.Parameter]]:
+        """Its blocks' modules and bare parameters, each with the name of its block.
+
+        A module that belongs to no block alone is not among them, the modules inside it are.
+        """
+        if len(self.blocks) == 1:
+            yield self.blocks[0], self.module
+            return
+        for name, block in self.owners.items():
+            yield block, attrgetter(name)(self.module)

@@ -1,0 +1,57 @@
+"""What settings name, before an image is read: the cache's folder, images, weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+from pipeline.data.base import Source
+from pipeline.data.draws import deal_rows, set_aside
+from pipeline.data.open import open_source
+from pipeline.model.pretrained import Weights, is_here, read_weights
+from pipeline.settings.run import Settings
+from pipeline.system.files import typed_path
+
+DEFAULT_CACHE_DIR = "~/.cache/unfreeze"
+
+
+def cache_folder(settings: Settings) -> Path:
+    """Where downloads and prefix outputs are kept."""
+    return typed_path(settings.cache_dir or DEFAULT_CACHE_DIR)
+
+
+def source_of(settings: Settings) -> Source:
+    """The images that the settings name, their test split set aside where that is asked for."""
+    source = open_source(
+        settings.data,
+        cache_folder(settings),
+        label_column=settings.label_column,
+        image_column=settings.image_column,
+    )
+    return set_aside(source, settings.test_per_class)
+
+
+def source_and_weights(settings: Settings) -> tuple[Source, Weights]:
+    """The source and the weights that the settings name, before any image is read.
+
+    Weights that are on this machine are read first: their faults come before a download.
+    """
+    read = partial(
+        read_weights, settings.weights, settings.backbone, settings.image_size, settings.blocks
+    )
+    weights = read() if is_here(settings.weights, settings.backbone) else None
+    source = source_of(settings)
+    return source, weights or read()
+
+
+def check_draws(source: Source, settings: Settings, draws: Iterable[int]) -> None:
+    """Refuse draws that the images cannot give, before any image is read.
+
+    Raises:
+        DataError: a class is too small, or the pool holds fewer draws.
+    """
+    for draw in draws:
+        deal_rows(
+            source, settings.train_per_class, settings.val_per_class, settings.data_seed, draw
+        )

@@ -1,0 +1,83 @@
+"""Settings in words, for the help of the command line and for docs/settings.md.
+
+In: the settings' models and the presets. Out: what a setting is, and what holds where nothing is
+given.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import get_args
+
+from pydantic import BaseModel
+
+from pipeline.settings.layers import flatten, preset_layer, preset_names, split_stage_key
+from pipeline.settings.run import ExperimentSettings, MachineSettings, Thresholds, TrainSettings
+from pipeline.settings.schedules import (
+    DECAY_WITHOUT_BATCH_NORM,
+    LEARNING_RATES,
+    WITHOUT_BATCH_NORM,
+)
+
+HIDDEN = ("joins",)
+"""Settings that commands type, and no person."""
+RUN_GROUPS: tuple[tuple[str, type[BaseModel]], ...] = (
+    ("what is run", ExperimentSettings),
+    ("how a stage is trained", TrainSettings),
+    ("where a run is computed, and what is kept of it", MachineSettings),
+    ("thresholds of signals and of the gate", Thresholds),
+)
+"""Every setting of a run, in the order in which they are shown."""
+
+
+def meaning(key: str, model: type[BaseModel]) -> str:
+    """What a setting is, with its choices where the description does not name them."""
+    info = model.model_fields[key]
+    description = info.description or ""
+    choices = [choice for choice in map(str, get_args(info.annotation)) if choice]
+    if all(choice in description for choice in choices):
+        choices = []
+    if key == "preset":
+        choices = preset_names()
+    return f"{description}: {', '.join(choices)}" if choices else description
+
+
+def default_in_words(key: str, model: type[BaseModel]) -> str:
+    """What holds where nothing is given; empty where the meaning tells.
+
+    A preset is part of every run, so the values that presets set instead are named.
+    """
+    info = model.model_fields[key]
+    words = [_shown(info.default)]
+    if info.is_required():  # lr
+        rates = ", ".join(f"{rate:g} {what}" for what, rate in LEARNING_RATES.items())
+        other = f"the latter two divided by {WITHOUT_BATCH_NORM}"
+        words = [rates, f"for networks without BatchNorm {other}"]
+    if key == "weight_decay":
+        words.append(f"{DECAY_WITHOUT_BATCH_NORM:g} for networks without BatchNorm")
+    for value, presets in _of_presets(key).items():
+        if value not in words:
+            words.append(f"{value} with preset {' or '.join(presets)}")
+    return "; ".join(filter(None, words))
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return str(value)
+
+
+@cache
+def _of_presets(key: str) -> dict[str, list[str]]:
+    """The values that presets set, in words, and which presets set them."""
+    found: dict[str, list[str]] = {}
+    for name in preset_names():
+        stages_of: dict[str, list[str]] = {}
+        for full, value in flatten(preset_layer(name).values).items():
+            number, plain = split_stage_key(full)
+            if plain == key:
+                stages_of.setdefault(_shown(value), []).extend([str(number)] if number else [])
+        for value, stages in stages_of.items():
+            where = f" in stages {' and '.join(stages)}" if stages else ""
+            found.setdefault(f"{value}{where}", []).append(name)
+    return found

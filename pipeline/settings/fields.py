@@ -1,0 +1,108 @@
+"""Kinds of settings: texts that are checked as soon as they are read, and what a setting is."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+)
+from pydantic_core import PydanticCustomError
+
+from pipeline.errors import SettingsError
+from pipeline.model.often import OFTEN
+from pipeline.settings.schedules import schedule_of
+from pipeline.stats.metrics import OBJECTIVES, SHARES
+from pipeline.system.files import typed_path
+
+AUTO = "auto"
+_Value = TypeVar("_Value")
+
+ScheduleText = Annotated[str, AfterValidator(lambda text: str(schedule_of(text)) if text else "")]
+"""A schedule: the name of a built-in one, a file, or spelled out, which a file's becomes."""
+
+
+def _known_network(name: str) -> str:
+    if name in OFTEN:
+        return name
+    from pipeline.model.networks import check_name  # torch is slow to import
+
+    try:
+        check_name(name)
+    except SettingsError as err:
+        reason = str(err).removeprefix(f"backbone={name}").lstrip(": ")
+        raise PydanticCustomError("network", "{reason}", {"reason": reason}) from None
+    return name
+
+
+def _size(pixels: int) -> int:
+    if pixels and not 32 <= pixels <= 1024:
+        raise PydanticCustomError("size", "must be 0, or from 32 to 1024")
+    return pixels
+
+
+def _usable_blocks(text: str) -> str:
+    if text != "auto" and not re.fullmatch("[1-9][0-9]{0,2}", text):
+        if not text.endswith((".yaml", ".yml")):
+            raise PydanticCustomError(
+                "blocks", "must be auto, a number, or the path of a .yaml file"
+            )
+        typed_path(text, "blocks")
+    return text
+
+
+def numbers_of(text: str) -> tuple[float, ...]:
+    """The numbers in a text, with commas between them."""
+    return tuple(float(part) for part in text.split(","))
+
+
+def _three_numbers(text: str) -> str:
+    if text == AUTO:
+        return text
+    try:
+        numbers = numbers_of(text)
+    except ValueError:
+        numbers = ()
+    if len(numbers) != 3 or not all(0 <= number <= 1 for number in numbers):
+        raise PydanticCustomError("numbers", "must be auto, or three numbers from 0 to 1")
+    return text
+
+
+BackboneText = Annotated[str, AfterValidator(_known_network)]
+"""A network's name, as `backbones.build_backbone` takes it."""
+NumbersText = Annotated[str, AfterValidator(_three_numbers)]
+Pixels = Annotated[int, AfterValidator(_size)]
+BlocksText = Annotated[str, AfterValidator(_usable_blocks)]
+
+
+def _with_a_home(text: str, info: ValidationInfo) -> str:
+    typed_path(text, info.field_name or "")
+    return text
+
+
+PathText = Annotated[str, AfterValidator(_with_a_home)]
+"""A path, or a name in place of one. A home folder (`~ann`) that is not there is refused."""
+if TYPE_CHECKING:
+    ObjectiveName: TypeAlias = str
+    ShareName: TypeAlias = str
+else:  # the table of metrics lists the names
+    ObjectiveName, ShareName = Literal[tuple(OBJECTIVES)], Literal[SHARES]
+
+
+def setting(default: _Value, description: str, **limits: Any) -> _Value:  # noqa: ANN401
+    """A field with its help text; `limits`: pydantic's own (`ge`, `gt`, `min_length`, …)."""
+    field: _Value = Field(default, description=description, **limits)
+    return field
+
+
+class StrictModel(BaseModel):
+    """Settings that refuse unknown keys and numbers that are not finite."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True
+    )

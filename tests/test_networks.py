@@ -1,0 +1,200 @@
+"""Networks by name: near names are offered, and what cannot be made or fetched is one line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.errors import SettingsError, WeightsError
+from pipeline.model.backbones import build_backbone
+from pipeline.model.factories import sources_of
+from pipeline.model.networks import check_name
+from pipeline.model.pretrained import read_weights
+from tests.helpers import CLASSES
+
+ROOT = Path(__file__).resolve().parent.parent
+VIT = "timm:vit_tiny_patch16_224"
+
+
+def needs_timm() -> None:
+    pytest.importorskip("timm", reason="timm is an extra")
+
+
+def refused(name: str, words: str) -> None:
+    with pytest.raises(SettingsError, match=words) as caught:
+        check_name(name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("resnet81", "did you mean .*resnet18"),
+        ("zzzzzz", r"zzzzzz is not known: pass a classifier of torchvision, timm:NAME"),
+        ("fcn_resnet50", "is not known"),  # of torchvision, but no classifier
+        ("tests.networks:biuld", "has no function biuld: did you mean build"),
+        ("tests.networks:WIDTH", "has no function WIDTH"),
+        ("no_such_module:build", "no_such_module cannot be imported .*ModuleNotFoundError"),
+        ("tests.networks:", "package.module:function"),
+        ("../nets:build", "package.module:function"),
+    ],
+)
+def test_a_name_that_no_network_has_is_refused_and_near_ones_are_offered(
+    name: str, words: str
+) -> None:
+    refused(name, words)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("timm:vit_tiny_patch16_244", f"did you mean .*{VIT}"),
+        ("timm:test_resnet.in22k", "no weights of that tag: pass timm:test_resnet.r160_in1k or"),
+        ("timm:qqqqqqqq", "is not known to timm [0-9.]+: pass timm:NAME"),
+    ],
+)
+def test_a_name_that_timm_does_not_know_is_refused(name: str, words: str) -> None:
+    needs_timm()
+    refused(name, words)
+
+
+def test_without_timm_its_networks_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    refused("timm:regnety_002", "timm is not installed: pip install timm")
+
+
+def test_a_module_that_fails_while_it_is_imported_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_network.py").write_text("raise ValueError('no\\nway')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    refused("broken_network:build", r"broken_network cannot be imported \(ValueError: no\)")
+
+
+def test_a_factory_is_found_where_the_command_runs_and_its_files_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "own_networks"
+    (package / "parts").mkdir(parents=True)
+    (package / "parts" / "__init__.py").write_text("from tests.networks import Net\n")
+    (package / "__init__.py").write_text("from own_networks.parts import Net as build\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    backbone = build_backbone("own_networks:build", CLASSES, 32, seed=0)
+    assert len(backbone.segments) == 4
+    files = [Path("own_networks/__init__.py"), Path("own_networks/parts/__init__.py")]
+    assert set(map(Path, sources_of("own_networks:build"))) == set(files)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("alexnet", 32), ("inception_v3", 32), ("timm:vit_tiny_patch16_224", 8)]
+)
+def test_sizes_that_a_network_refuses_are_one_line(name: str, size: int) -> None:
+    if name.startswith("timm"):
+        needs_timm()
+    with pytest.raises(SettingsError, match=rf"{name}.*{size} px.*image_size") as caught:
+        build_backbone(name, CLASSES, size, seed=0)
+    assert "\n" not in str(caught.value)
+
+
+# Weights
+
+
+def test_positions_of_a_file_are_interpolated_to_the_images_of_a_transformer(
+    tmp_path: Path,
+) -> None:
+    needs_timm()
+    import timm
+
+    torch.manual_seed(0)
+    larger = timm.create_model("vit_tiny_patch16_224", num_classes=7)
+    torch.save(larger.state_dict(), tmp_path / "w.pth")
+    weights = read_weights(str(tmp_path / "w.pth"), VIT, 64)
+    backbone = build_backbone(VIT, CLASSES, 64, seed=1)
+    pretrained = weights.fitted(backbone)
+    pretrained.apply(backbone)
+    adapted = timm.layers.resample_abs_pos_embed(larger.pos_embed, [4, 4])
+    state, source = backbone.model.state_dict(), larger.state_dict()
+    torch.testing.assert_close(state["pos_embed"], adapted)
+    same = [n for n in source if n not in ("pos_embed", "head.weight", "head.bias")]
+    assert all(torch.equal(state[name], source[name]) for name in same)
+    assert "left out head.weight and head.bias" in pretrained.report
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "test_efficientnet"])
+def test_a_file_that_timm_saved_fits_and_another_networks_does_not(
+    name: str, tmp_path: Path
+) -> None:
+    needs_timm()
+    import timm
+
+    torch.save(timm.create_model(name, num_classes=9).state_dict(), tmp_path / "w.pth")
+    backbone = build_backbone(f"timm:{name}", CLASSES, 32, seed=0)
+    pretrained = read_weights(str(tmp_path / "w.pth"), backbone.name, 32).fitted(backbone)
+    assert set(pretrained.tensors) == set(backbone.tensor_names(backbone.order[:-1]))
+    with pytest.raises(WeightsError, match="do not fit timm:test_resnet"):
+        read_weights(str(tmp_path / "w.pth"), "timm:test_resnet", 32)
+
+
+def test_pretrained_weights_of_a_factory_are_what_it_returns() -> None:
+    backbone = build_backbone("tests.networks:ready_made", CLASSES, 32, seed=5)
+    pretrained = read_weights("pretrained", backbone.name, 32).fitted(backbone)
+    pretrained.apply(backbone)
+    stem = backbone.model.get_parameter("stem.0.weight")
+    assert torch.equal(stem, torch.full_like(stem, 0.125))
+    with pytest.raises(WeightsError, match="is a factory, nobody publishes its weights"):
+        read_weights("IMAGENET1K_V1", backbone.name, 32)
+
+
+def test_a_network_that_timm_publishes_no_weights_of_says_which_have_some() -> None:
+    needs_timm()
+    with pytest.raises(WeightsError, match=r"publishes no such weights of dpn48b \(timm has none"):
+        read_weights("pretrained", "timm:dpn48b", 32)
+    with pytest.raises(WeightsError, match=r"no such weights .*timm:test_resnet\.r160_in1k"):
+        read_weights("IMAGENET1K_V1", "timm:test_resnet", 32)
+
+
+def test_a_network_whose_state_has_a_version_takes_tensors() -> None:
+    """Torchvision's MNASNet loads no plain mapping."""
+    backbone, other = (build_backbone("mnasnet0_5", CLASSES, 32, seed=s) for s in (0, 1))
+    backbone.put(other.model.state_dict())
+    for name, tensor in backbone.model.state_dict().items():
+        assert torch.equal(tensor, other.model.state_dict()[name])
+    assert isinstance(backbone.model.get_submodule("classifier"), nn.Sequential)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("environment", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "CLOSED"}])
+def test_published_weights_that_cannot_be_fetched_are_one_line_at_once(
+    environment: dict[str, str], tmp_path: Path, image_folder: Path
+) -> None:
+    needs_timm()
+    closed = {k: "http://127.0.0.1:1" if v == "CLOSED" else v for k, v in environment.items()}
+    words = [
+        sys.executable,
+        "-m",
+        "pipeline",
+        "stage1",
+        "--backbone",
+        "timm:test_resnet.r160_in1k",
+    ]
+    words += ["--weights", "pretrained", "--data", str(image_folder), "--image_size", "32"]
+    words += ["--train_per_class", "2", "--val_per_class", "2"]
+    own = {**os.environ, **closed, "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(ROOT)}
+    own["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path / 'm.db'}"
+    started = time.monotonic()
+    done = subprocess.run(
+        words, cwd=tmp_path, env=own, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 2, done.stderr
+    assert "cannot fetch the pretrained weights of timm:test_resnet.r160_in1k" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - started < 120

@@ -1,0 +1,116 @@
+"""A logged model of any kind answers in a process that has nothing of this package."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+
+import pipeline
+from tests.conftest import Command
+
+FACTORY = """
+from torch import nn
+from own_net_parts.norm import normed
+
+class Build(nn.Module):
+    blocks = {"head": "fc", "late": "late", "early": "early"}
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.early, self.late = normed(3, 8), normed(8, 8)
+        self.fc = nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        return self.fc(self.late(self.early(x)).mean((2, 3)))
+
+def build(num_classes):
+    return Build(num_classes)
+"""
+PARTS = """
+from torch import nn
+
+def normed(inputs, outputs):
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, 2, 1), nn.GroupNorm(2, outputs), nn.ReLU())
+"""
+ANSWER = """
+import json, sys
+sys.modules["pipeline"] = None  # as where it is not installed
+import mlflow, pandas as pd
+model = mlflow.pyfunc.load_model(sys.argv[1])
+table = pd.DataFrame({"image": [open(path, "rb").read() for path in sys.argv[2:]]})
+found = model.predict(table)
+print(json.dumps(found.drop(columns="label").to_numpy().tolist()))
+"""
+
+
+def served_elsewhere(uri: str, images: list[Path], folder: Path) -> np.ndarray:
+    """Probabilities from a fresh process in an empty folder, which cannot import this package."""
+    artifacts = mlflow.artifacts.download_artifacts(uri, dst_path=str(folder / "model"))
+    (folder / "empty").mkdir()
+    own = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    words = [sys.executable, "-P", "-c", ANSWER, artifacts, *map(str, images)]
+    done = subprocess.run(
+        words, cwd=folder / "empty", env=own, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return np.array(json.loads(done.stdout.splitlines()[-1]))
+
+
+def check_served(command: Command, image_folder: Path, tmp_path: Path, **options: str) -> Path:
+    """Train one stage, serve its model elsewhere, compare with its own network's answers."""
+    before = {run.info.run_id for run in mlflow.search_runs(output_format="list")}
+    assert command("stage1", **options) == 0
+    new = [r for r in mlflow.search_runs(output_format="list") if r.info.run_id not in before]
+    (run,) = [r for r in new if r.data.tags.get("kind") == "stage"]
+    images = sorted(image_folder.rglob("*.png"))[::7][:3]
+    answers = served_elsewhere(run.data.tags["model_uri"], images, tmp_path)
+    classifier = pipeline.load(run.info.run_id)
+    about = classifier.served.about
+    with torch.no_grad():
+        logits = classifier.network(torch.zeros(2, 3, about["image_size"], about["image_size"]))
+    assert logits.shape == (2, len(classifier.class_names))
+    own = classifier.predict(images).drop(columns="label").to_numpy()
+    np.testing.assert_allclose(answers, own, rtol=1e-5, atol=1e-6)
+    assert len({tuple(row) for row in answers.round(6).tolist()}) > 1
+    return tmp_path / "model"
+
+
+OPTIONS = {"weights": "none", "schedule": "head_only", "image_size": "32", "log_model": "on"}
+
+
+@pytest.mark.slow
+def test_a_network_of_timm_is_served_in_a_fresh_process(
+    command: Command, image_folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("timm", reason="timm is an extra")
+    options = {**OPTIONS, "backbone": "timm:test_efficientnet"}
+    folder = check_served(command, image_folder, tmp_path, **options)
+    assert "timm==" in (folder / "requirements.txt").read_text()
+
+
+@pytest.mark.slow
+def test_a_factorys_network_is_served_with_its_source_files(
+    command: Command, image_folder: Path, tmp_path: Path
+) -> None:
+    """The package of the factory lies in the folder where the command runs, and nowhere else."""
+    package = Path("own_net_parts")
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "norm.py").write_text(PARTS)
+    (package / "net.py").write_text(FACTORY)
+    options = {**OPTIONS, "backbone": "own_net_parts.net:build"}
+    try:
+        folder = check_served(command, image_folder, tmp_path, **options)
+    finally:
+        for name in [name for name in sys.modules if name.startswith("own_net_parts")]:
+            del sys.modules[name]
+    logged = {str(p.relative_to(folder / "code")) for p in (folder / "code").rglob("*.py")}
+    assert {f"own_net_parts/{name}.py" for name in ("__init__", "norm", "net")} <= logged
