@@ -88,7 +88,7 @@ def test_without_effects_of_images_it_is_the_posterior_of_the_gains() -> None:
         [rng.permutation(np.r_[np.ones(k), np.zeros(99_000 - k)]) for k in (700, 900, 500, 800)]
     )
     known = Crossed.of(table.astype(np.int8)).posterior(rope_pp=0.5)
-    alone = posterior(100 * table.mean(1))
+    alone = posterior(100 * table.mean(1), rope_pp=0.5)
     assert (known.mean_pp, known.sd_pp) == pytest.approx((alone.mean_pp, alone.sd_pp))
     assert known.p_above == pytest.approx(alone.p_above, abs=0.002)
     assert known.scale_pp == pytest.approx(alone.scale_pp, rel=0.01)
@@ -99,7 +99,7 @@ def test_more_pairs_on_the_same_images_do_not_make_the_images_more() -> None:
     table = np.tile(drawn(1, 200, 1), (160, 1))
     table[np.arange(160), np.arange(160)] = 0
     alone = 100 * table[0].std() / math.sqrt(200)
-    assert posterior(100 * table.mean(1)).scale_pp < alone / 50
+    assert posterior(100 * table.mean(1), rope_pp=0.5).scale_pp < alone / 50
     for pairs in (5, 40, 160):
         assert alone * 0.95 < Crossed.of(table[:pairs]).scale()[0] < alone * 1.1
 
