@@ -20,6 +20,7 @@ from pipeline.comparing.arms import Arm
 from pipeline.comparing.draws import Pool
 from pipeline.data.overlap import Overlap
 from pipeline.model.backbones import Backbone
+from pipeline.runs.predictions import Correct, correct_before, correct_of, keep_predictions
 from pipeline.runs.run_stage import add_pictures_and_model, find_or_run
 from pipeline.runs.scoring import keep_scores, logits_of, scored_on
 from pipeline.runs.session import Session
@@ -60,6 +61,7 @@ class ArmResult:
         prefix_s: for the frozen prefix, which the first arm to need it pays for all.
         trained: parameters of the largest stage.
         peak_mib: the largest stage's peak memory; NaN where it could not be measured.
+        correct: which test images the run recognises.
     """
 
     run_id: str
@@ -69,6 +71,7 @@ class ArmResult:
     prefix_s: float
     trained: int
     peak_mib: float
+    correct: Correct = field(repr=False, compare=False)
 
 
 Results = tuple[ArmResult, ...]
@@ -229,7 +232,9 @@ class PairRunner:
         measured = scored_on(self.test_digest, session.precision)
         alone = replace(self.overlap, seen=np.zeros_like(self.overlap.seen))
         counts = alone.after([session.draw]).counts.metrics
-        if measured.items() <= run.tags.items() and TEST[self.metric] in run.metrics:
+        known = measured.items() <= run.tags.items() and TEST[self.metric] in run.metrics
+        correct = correct_before(self.tracking, run, self.test) if known else None
+        if correct is not None:
             test = run.metrics[TEST[self.metric]]
             if not counts.items() <= run.metrics.items():
                 self.tracking.writing(run.run_id).metrics(counts)
@@ -238,8 +243,10 @@ class PairRunner:
             prefix = shared_prefix(backbone, arm, self.arms)
             logits = logits_of(session, backbone, self.test, prefix)
             scores = score_logits(logits, self.test.labels)
-            test = scores[self.metric]
+            test, correct = scores[self.metric], correct_of(logits, self.test)
             if run.tags.get(TEST_SHA256, "unknown") in (self.test_digest, "unknown"):
+                names = session.draw.class_names
+                keep_predictions(self.tracking, run, logits, self.test, names)
                 keep_scores(self.tracking, run, scores, measured, counts)
             else:
                 self.say(
@@ -250,6 +257,7 @@ class PairRunner:
         prefix_s = sum(one.metrics[PREFIX_S] for one in chain)
         return ArmResult(
             run_id=summary.run_id,
+            correct=correct,
             val=summary.metrics[VAL[self.metric]],
             test=test,
             training_s=sum(one.metrics[TOTAL_S] for one in chain) - prefix_s,

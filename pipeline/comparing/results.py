@@ -19,6 +19,7 @@ from pipeline.comparing.draws import Pool
 from pipeline.comparing.grid import Grid
 from pipeline.comparing.pairs import ArmResult, Pair, PairKey, Results, resolution_pp
 from pipeline.data.overlap import Counts
+from pipeline.stats.crossed import Table
 from pipeline.stats.design import Design
 from pipeline.stats.metrics import DEFAULT_SHARE, METRICS
 from pipeline.stats.posterior import Floats, Posterior, posterior
@@ -30,10 +31,22 @@ SURE = 0.95
 """A posterior probability from which a difference is counted in the summary."""
 
 
-def verdict_of(pairs: Sequence[Pair], design: Design, pool: Pool, test_images: int) -> Verdict:
-    """The verdict over the gains of these pairs, in the order in which they were run."""
-    gains, resolution = [pair.gain_pp for pair in pairs], resolution_pp(test_images)
-    return verdict(gains, design, pool.correction, resolution)
+def verdict_of(pairs: Sequence[Pair], design: Design, pool: Pool, metric: str) -> Verdict:
+    """The verdict over the gains of these pairs, in the order in which they were run.
+
+    A gain in accuracy is known image by image: the verdict then holds for other test images, too.
+    """
+    gains = [pair.gain_pp for pair in pairs]
+    table = differences_of(pairs)
+    resolution = resolution_pp(table.shape[1])
+    by_image = table if metric == DEFAULT_SHARE else None
+    return verdict(gains, design, pool.correction, resolution, by_image)
+
+
+def differences_of(pairs: Sequence[Pair]) -> Table:
+    """For each pair and test image: 1 if the treatment alone is right, -1 the control, else 0."""
+    both = [(pair.treatment.correct, pair.control.correct) for pair in pairs]
+    return np.array([ours.astype(np.int8) - theirs.astype(np.int8) for ours, theirs in both])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +113,11 @@ class Decision:
         by = "" if self.metric == DEFAULT_SHARE else f"By {METRICS[self.metric].words}: "
         apart = ", ".join(self.differences)
         return f"{by}{sentence}" + (f" The arms differ in {apart}, too." if apart else "")
+
+    @property
+    def covers_images(self) -> bool:
+        """Whether the interval holds for other test images, too: accuracy is known by image."""
+        return self.metric == DEFAULT_SHARE
 
     @property
     def differences(self) -> list[str]:

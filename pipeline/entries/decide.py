@@ -164,7 +164,7 @@ def _run_pairs(
     for look in design.looks:
         results = runner.run_all(keys[:look])
         pairs = [Pair(key, *both) for key, both in zip(keys, results, strict=False)]
-        found = verdict_of(pairs, design, setup.pool, len(setup.overlap.test))
+        found = verdict_of(pairs, design, setup.pool, plan.decide.metric)
         known = found.posterior
         assert known
         if log:

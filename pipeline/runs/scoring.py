@@ -15,6 +15,7 @@ from pipeline.errors import DataError, LineageError
 from pipeline.model.backbones import Backbone
 from pipeline.runs.command import Command
 from pipeline.runs.lineage import check_places, other_than, settings_of
+from pipeline.runs.predictions import keep_predictions
 from pipeline.runs.session import Session
 from pipeline.runs.sources import source_and_weights
 from pipeline.runs.stage_log import log_unreadable
@@ -71,6 +72,7 @@ def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
             counts = overlap.counts.metrics
             log.metrics({**_named(scores), **counts})
     measured = scored_on(images.fingerprint(), session.precision)
+    keep_predictions(tracking, run, logits, images, session.draw.class_names)
     keep_scores(tracking, run, scores, measured, counts)
     others = "".join(f", {n} {v:.4f}" for n, v in scores.items() if n not in ("acc", "loss"))
     result = f"test accuracy {scores['acc']:.2%}, loss {scores['loss']:.4f}{others}"
