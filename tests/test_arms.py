@@ -12,6 +12,7 @@ from pipeline.comparing.arms import (
     Comparison,
     at_equal_steps,
     decide_plan,
+    differences,
     own_stages,
 )
 from pipeline.errors import SettingsError
@@ -138,6 +139,28 @@ def test_what_was_set_by_hand_for_stage_3_is_tuned_in_neither_arm() -> None:
     assert own_stages(plan) == {3: {"epochs", "batch_size", "lr", "norm"}}
 
 
+def test_a_setting_of_the_controls_alone_sets_its_last_stage_apart_and_is_told() -> None:
+    own = {"stage3.lr": "3e-3", "control.lr": "1e-4", "control.augment": "strong"}
+    plan = compare(question="stage3", **own)
+    ours, theirs = plan.control.settings, plan.treatment.settings
+    assert (ours.training(3).lr, ours.training(3).augment) == (1e-4, "strong")
+    assert (theirs.training(3).lr, theirs.training(3).augment) == (3e-3, "light")
+    assert ours.stages[:2] == theirs.stages[:2]
+    assert differences(plan.treatment, plan.control) == [
+        "lr 0.003 against 0.0001",
+        "augment light against strong",
+    ]
+    assert own_stages(plan) == {3: {"epochs", "batch_size", "lr", "augment"}}
+    assert plan.request.typed["control.lr"] == "1e-4"  # a worker is told, too
+
+
+def test_arms_whose_last_stages_are_alike_differ_in_nothing_but_what_they_train() -> None:
+    plan = compare(question="stage3", **OWN_STAGES)
+    assert differences(plan.treatment, plan.control) == []
+    other = compare(treatment="three_stage", control="full", **OWN_STAGES)
+    assert differences(other.treatment, other.control) == ["lr 0.0001 against 0.0003"]
+
+
 def test_a_stage_of_the_controls_own_has_its_defaults_and_what_was_said_of_every_stage() -> None:
     plan = compare(treatment="three_stage", control="full", weight_decay="0.2", **OWN_STAGES)
     expected = TrainSettings(epochs=30, lr=3e-4, weight_decay=0.2)
@@ -218,9 +241,12 @@ def test_beside_the_arms_stand_full_and_lp_ft_at_the_same_steps(
         ({"treatment": "full", "control": "head_only", "stage2.lr": "1"}, "full has 1 stage"),
         ({"schedule": "full"}, "schedule=full: a decision is between two"),
         ({"config": "schedule.yaml"}, "schedule=full: a decision is between two"),
-        ({"enforce_gate": "on"}, "enforce_gate=on: the gate reads finished draws"),
-        ({"config": "gate.yaml"}, "enforce_gate=on: the gate reads finished draws"),
+        ({"enforce_gate": "on"}, "enforce_gate=on: the gate judges by finished runs"),
+        ({"config": "gate.yaml"}, "enforce_gate=on: the gate judges by finished runs"),
         ({"rope": "1"}, "unknown setting rope"),
+        ({"control.lr": "fast"}, "control.lr must be a valid number"),
+        ({"control.epochs": "3"}, "control.epochs=3: both arms have equal optimizer steps"),
+        ({"control.rate": "3"}, "unknown setting control.rate"),
         ({"stage2.patience": "3"}, "patience=3: arms have equal optimizer steps"),
     ],
 )

@@ -17,7 +17,7 @@ from pipeline.signals.evidence import read_predictions
 from pipeline.tracking import Tracking
 from pipeline.tracking.history import Summary, chain_of, read_history
 from pipeline.tracking.keys import CURVES, VAL_LOSS
-from pipeline.tuning.study import Spec
+from pipeline.tuning.spec import Spec
 from tests.conftest import words_of
 from tests.helpers import load_settings
 from tests.test_run_stage import artifact, runs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -16,8 +17,9 @@ from pipeline.runs.session import Session
 from pipeline.runs.workers import threads_each
 from pipeline.settings.search_space import Choices, Range, SearchSpace, tune_plan
 from pipeline.tracking import Tracking
+from pipeline.tuning.spec import Spec, suggest
 from pipeline.tuning.storage import open_storage, patiently, storage_url
-from pipeline.tuning.study import Spec, Study, suggest
+from pipeline.tuning.study import Study
 from pipeline.tuning.trial_state import best_of, finished_of, outcomes
 from tests.conftest import TINY, Command
 from tests.helpers import request_of
@@ -177,6 +179,17 @@ def test_suggestions_are_of_the_settings_own_types_and_inside_the_space() -> Non
         assert [k for k, d in space.dimensions.items() if not d.holds(values[k])] == []
     assert {t.params["epochs"] for t in study.trials} == {5, 10, 15, 20}
     assert study.trials[0].distributions["lr"] == FloatDistribution(1e-4, 1e-2, log=True)
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed:UserWarning")
+def test_the_settings_of_the_stage_before_are_tried_second(tmp_path: Path) -> None:
+    """Both arms of a decision start from the same two points, whatever stage 2 was tuned to."""
+    storage = open_storage(f"sqlite:///{tmp_path}/optuna.db")
+    study = Study.join(storage, replace(SPEC, parents={"lr": 5e-3}), seed=0)
+    assert [suggest(study.optuna.ask(), LR)["lr"] for _ in range(2)] == [1e-3, 5e-3]
+    for name, parents in (("same", SPEC.defaults), ("outside", {"lr": 5.0})):
+        spec = replace(SPEC, name=name, parents=parents)
+        assert len(Study.join(storage, spec, seed=0).trials) == 1
 
 
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed:UserWarning")

@@ -19,8 +19,9 @@ from pipeline.settings.entry import TuneSettings
 from pipeline.settings.schedules import SCHEDULES
 from pipeline.settings.search_space import Range, SearchSpace
 from pipeline.tuning.objective import Ending, Pruned, Reporter
+from pipeline.tuning.spec import Spec, suggest
 from pipeline.tuning.storage import open_storage
-from pipeline.tuning.study import SPACE, Spec, Study, suggest
+from pipeline.tuning.study import SPACE, Study
 from pipeline.tuning.trial_state import RETRIES, beating, outcome
 from pipeline.tuning.work import Worker
 from tests.postgres import Postgres

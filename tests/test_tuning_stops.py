@@ -23,8 +23,9 @@ from pipeline.settings.search_space import tune_plan
 from pipeline.system.databases import exclusively
 from pipeline.tracking import Tracking
 from pipeline.tuning.mirror import LOST, reconcile, study_run
+from pipeline.tuning.spec import Spec
 from pipeline.tuning.storage import open_storage, storage_url
-from pipeline.tuning.study import Spec, Study
+from pipeline.tuning.study import Study
 from pipeline.tuning.work import Worker
 from tests.conftest import TINY, Command, words_of
 from tests.helpers import request_of

@@ -7,18 +7,20 @@ Stages that an arm has in common with the treatment keep its settings, so they a
 The arm's other stages share the steps that are left: the first of them gets all that the treatment
 spent before the matching stage. A stage that begins as the treatment does keeps the treatment's
 settings, too. A stage that continues the one before has the settings of the treatment's stage in
-its place: the arms differ in what they train, not in how.
+its place: the arms differ in what they train, not in how, unless `control.lr=` and its like say
+otherwise. `differences` tells in what they differ.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Literal
 
 from pipeline.errors import SettingsError
 from pipeline.settings.entry import DecideSettings, TuneSettings
+from pipeline.settings.layers import COMMAND_LINE, CONTROL, Given, Layer, validated
 from pipeline.settings.request import Request
 from pipeline.settings.run import RUN_KEYS, TRAIN_KEYS, Settings, TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Schedule, check_distinct, schedule_of
@@ -29,6 +31,8 @@ QUESTIONS: Mapping[Literal["stage2", "stage3"], tuple[int, str]] = {
 }
 """The stage of `three_stage` that is judged, and its control."""
 
+OF_STEPS = ("epochs", "batch_size", "patience")
+"""Training settings that decide how many optimizer steps a stage has."""
 EXTRA_ARMS = ("full", "lp_ft")
 """Schedules that are run for show, where `beside` asks for them."""
 
@@ -91,7 +95,8 @@ def arms_of(decide: DecideSettings, request: Request) -> tuple[Arm, Arm]:
     is_stage = schedule.name == "three_stage" and (last, control.name) in QUESTIONS.values()
     treatment = Arm(name=schedule.name, settings=settings, last=last, is_stage=is_stage)
     check_distinct([one.on(settings.order) for one in (schedule, control)])
-    return treatment, at_equal_steps(treatment, control, request)
+    arm = at_equal_steps(treatment, control, request)
+    return treatment, with_own_settings(arm, request.control)
 
 
 def check_comparable(settings: Settings) -> None:
@@ -152,6 +157,38 @@ def at_equal_steps(
         update={"stages": stages}
     )
     return Arm(name=schedule.name, settings=arm_settings, last=len(ours))
+
+
+def with_own_settings(control: Arm, given: Mapping[str, str]) -> Arm:
+    """The control with settings of its own for its last stage (`control.lr=1e-4`).
+
+    Raises:
+        SettingsError: a wrong value, or one that would change the number of steps.
+    """
+    if steps := [key for key in OF_STEPS if key in given]:
+        raise SettingsError(
+            f"control.{steps[0]}={given[steps[0]]}: both arms have equal optimizer steps: leave "
+            f"it out, or pass -P stage{control.last}.{steps[0]}= for both"
+        )
+    if not given:
+        return control
+    layer, faults = Layer(COMMAND_LINE, {}), list[str]()
+    typed = {key: Given(text, f"{CONTROL}{key}", layer) for key, text in given.items()}
+    stages = list(control.settings.stages)
+    base = stages[control.last - 1].model_dump()
+    defaults = {key: value for key, value in base.items() if key not in given}
+    own = validated(TrainSettings, typed, faults, **defaults)
+    if own is None:
+        raise SettingsError("\n".join(faults))
+    stages[control.last - 1] = own
+    return replace(control, settings=control.settings.model_copy(update={"stages": tuple(stages)}))
+
+
+def differences(treatment: Arm, control: Arm) -> list[str]:
+    """How the arms' last stages are trained otherwise, beside their steps: `lr 3 against 1`."""
+    ours, theirs = (arm.settings.training(arm.last) for arm in (treatment, control))
+    both = ((key, getattr(ours, key), getattr(theirs, key)) for key in TRAIN_KEYS)
+    return [f"{key} {a} against {b}" for key, a, b in both if a != b and key not in OF_STEPS]
 
 
 def _is_continued(schedule: Schedule, number: int) -> bool:
@@ -245,4 +282,5 @@ def own_stages(plan: Comparison) -> dict[int, set[str]]:
             kept[number] |= plan.explicit[number]
         if _is_continued(control.schedule, number):
             kept[number] |= plan.explicit[number + behind]
+    kept[control.last] |= set(plan.request.control)
     return kept

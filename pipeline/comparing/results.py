@@ -13,7 +13,7 @@ from statistics import mean
 import numpy as np
 import pandas as pd
 
-from pipeline.comparing.arms import Arm, Comparison, TunedArm
+from pipeline.comparing.arms import Arm, Comparison, TunedArm, differences
 from pipeline.comparing.cost import equal_steps
 from pipeline.comparing.draws import Pool
 from pipeline.comparing.grid import Grid
@@ -98,7 +98,13 @@ class Decision:
         """The verdict in one sentence."""
         sentence = self.verdict.sentence(self.treatment.words, self.control.words)
         by = "" if self.metric == DEFAULT_SHARE else f"By {METRICS[self.metric].words}: "
-        return f"{by}{sentence}"
+        apart = ", ".join(self.differences)
+        return f"{by}{sentence}" + (f" The arms differ in {apart}, too." if apart else "")
+
+    @property
+    def differences(self) -> list[str]:
+        """How the arms' last stages are trained otherwise, beside what they train."""
+        return differences(self.treatment, self.control)
 
     @property
     def recommended(self) -> Arm:
@@ -135,6 +141,7 @@ class Decision:
             "verdict.recommended": self.recommended.words,
             VERDICT_QUESTION: self.question,
             "verdict.metric": self.metric,
+            "verdict.arms_differ_in": "; ".join(self.differences) or "nothing",
         }
 
     @property

@@ -59,15 +59,19 @@ class Counts:
         return "; ".join([f"{self.images} test images{use}", *self._gaps])
 
     @property
+    def copied(self) -> str:
+        """How many test images are copies, as the beginning of a sentence."""
+        what = "test images are copies of images that draws are dealt from"
+        return f"{self.copies} of {self.images} {what}"
+
+    @property
     def note(self) -> str:
         """A line a gap for people; empty where all is well."""
         gaps = self._gaps
         if self.copies:
             met = f", {self.seen} of them trained or validated on by these runs"
-            gaps.append(
-                f"{self.copies} of {self.images} test images are copies of images that draws are "
-                f"dealt from{met if self.seen else ''}: take them out of the test split"
-            )
+            found = f"{self.copied}{met if self.seen else ''}"
+            gaps.append(f"{found}: take them out of the test split")
         return "\n".join(f"note: {gap}" for gap in gaps)
 
     @property

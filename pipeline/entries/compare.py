@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
-from pipeline.comparing.arms import Arm
+from pipeline.comparing.arms import Arm, differences
 from pipeline.comparing.comparison_page import log_comparison
 from pipeline.comparing.cost import equal_steps, seconds_a_draw
 from pipeline.comparing.grid import Grid, explicit_keys_of_arm
@@ -78,6 +78,10 @@ def _forecast(grid: Grid, setup: PairSetup) -> None:
     names = [arm.name for arm in next(iter(grid.arms.values()))]
     compared = f"{', '.join(names)} on {', '.join(grid.arms)}:"
     setup.announce(compared, _all_arms(grid), grid.compare.metric, f", {draws} draws")
+    baseline, *others = next(iter(grid.arms.values()))
+    for arm in others:
+        if apart := differences(arm, baseline):
+            say(f"note: the last stages of {arm.name} and {baseline.name}: {', '.join(apart)}")
     total = 0.0
     for backbone, arms in grid.arms.items():
         draw_s = seconds_a_draw(arms, images, setup.tracking)

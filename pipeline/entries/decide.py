@@ -11,7 +11,15 @@ import math
 import time
 from dataclasses import replace
 
-from pipeline.comparing.arms import Arm, Comparison, TunedArm, at_equal_steps, own_stages
+from pipeline.comparing.arms import (
+    Arm,
+    Comparison,
+    TunedArm,
+    at_equal_steps,
+    differences,
+    own_stages,
+    with_own_settings,
+)
 from pipeline.comparing.cost import equal_steps, operations_of, seconds_a_draw
 from pipeline.comparing.decision_page import log_decision
 from pipeline.comparing.pairs import Pair, PairRunner, Results, resolution_pp
@@ -81,9 +89,11 @@ def decide_entry(command: Command, plan: Comparison) -> Decision | None:
 
 def _forecast(plan: Comparison, setup: PairSetup, design: Design) -> None:
     """Tell how often the design is right and what it costs, before anything is spent."""
-    say, arms, images = setup.command.say, [plan.treatment, plan.control], len(setup.overlap.test)
+    say, arms, images = setup.command.say, (plan.treatment, plan.control), len(setup.overlap.test)
     compared = f"{plan.treatment.words} against {plan.control.words},"
     setup.announce(compared, arms, plan.decide.metric)
+    if apart := differences(*arms):
+        say(f"note: the arms' last stages differ in {', '.join(apart)}: a gain is of that, too")
     worth = resolution_pp(images)
     if worth > design.rope_pp:
         say(
@@ -125,6 +135,7 @@ def _tuned(plan: Comparison, setup: PairSetup) -> tuple[Comparison, tuple[TunedA
     last = plan.treatment.last
     treatment = tune_arm(setup.command, setup.tracking, plan.tune, plan.treatment, plan.explicit)
     control = at_equal_steps(treatment.arm, plan.control.schedule, plan.request, plan.treatment)
+    control = with_own_settings(control, plan.request.control)
     equal_steps([treatment.arm, control], setup.images)
     fixed = own_stages(plan)
     trials = plan.tune.n_trials * (last - control.last + len(fixed))

@@ -18,7 +18,7 @@ from pipeline.entries.table import ENTRY_POINTS, EntryPoint
 from pipeline.errors import SettingsError
 from pipeline.settings.describe import RUN_GROUPS, default_in_words, meaning
 from pipeline.settings.entry import CommandSettings, TuneSettings
-from pipeline.settings.layers import hint_for, split_stage_key
+from pipeline.settings.layers import control_key, hint_for, split_stage_key
 from pipeline.settings.run import TRAIN_KEYS, ExperimentSettings, Thresholds, TrainSettings
 from pipeline.system.text import is_unicode, printable
 
@@ -50,7 +50,7 @@ def build_parser(stage_keys: Iterable[str] = ()) -> argparse.ArgumentParser:
             command.add_argument(
                 "--config", metavar="FILE", help="a YAML file of settings, weaker than options"
             )
-            for key in stage_keys:
+            for key in _taken(row, stage_keys):
                 command.add_argument(f"--{key}", help=argparse.SUPPRESS)
         left = set(row.keys)
         for title, model in _groups(row):
@@ -60,7 +60,7 @@ def build_parser(stage_keys: Iterable[str] = ()) -> argparse.ArgumentParser:
                 continue
             group = command.add_argument_group(title)
             if model is TrainSettings:
-                group.description = "for one stage alone: --stage1.lr, --stage2.epochs, ..."
+                group.description = _of_single_stages(row)
             for key in keys:
                 shown = _help(key, model, row) if key in row.offered else argparse.SUPPRESS
                 group.add_argument(f"--{key}", metavar="VALUE", help=shown)
@@ -68,6 +68,16 @@ def build_parser(stage_keys: Iterable[str] = ()) -> argparse.ArgumentParser:
             if key not in row.keys:
                 command.add_argument(f"--{key}", help=argparse.SUPPRESS)
     return parser
+
+
+def _taken(row: EntryPoint, stage_keys: Iterable[str]) -> Iterator[str]:
+    """The settings of single stages that an entry point takes; a control has only `decide`."""
+    return (key for key in stage_keys if row.has_control or not control_key(key))
+
+
+def _of_single_stages(row: EntryPoint) -> str:
+    control = "; for the control's last stage: --control.lr, ..." if row.has_control else ""
+    return f"for one stage alone: --stage1.lr, --stage2.epochs, ...{control}"
 
 
 def _groups(row: EntryPoint) -> Iterator[tuple[str, type[BaseModel]]]:
@@ -121,9 +131,10 @@ def _keys_among(words: Iterable[str]) -> list[str]:
 
 
 def _stage_keys(words: Iterable[str]) -> list[str]:
-    """The settings of single stages, of any number, among these words."""
+    """The settings of single stages, of any number or of the control, among these words."""
     split = {key: split_stage_key(key) for key in _keys_among(words)}
-    return [key for key, (number, name) in split.items() if number and name in TRAIN_KEYS]
+    of_stages = [key for key, (number, name) in split.items() if number and name in TRAIN_KEYS]
+    return of_stages + [key for key in split if control_key(key)]
 
 
 def _unknown(key: str, entry_point: str) -> str:

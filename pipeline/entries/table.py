@@ -73,6 +73,7 @@ class EntryPoint:
             and takes no YAML file.
         refused: settings that its plan refuses in words of its own; no help offers them.
         defaults: what holds where a setting is not given, in words, if not the setting's default.
+        has_control: it takes settings of the control's last stage (`control.lr`).
     """
 
     name: str
@@ -86,6 +87,7 @@ class EntryPoint:
     trains: str = "every stage"
     refused: tuple[str, ...] = ()
     defaults: Mapping[str, str] = field(default_factory=dict)
+    has_control: bool = False
 
     @property
     def own_keys(self) -> tuple[str, ...]:
@@ -171,6 +173,7 @@ _ROWS = (
         study=_study_keys("stage", "space", "timeout"),
         run_keys=_run_keys(*NOT_FOR_ARMS),
         refused=NOT_FOR_ARMS,
+        has_control=True,
     ),
     EntryPoint(
         name="compare",

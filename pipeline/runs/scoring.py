@@ -109,10 +109,7 @@ def _check_test(run: RunView, digest: str, session: Session) -> None:
 def _without_copies(overlap: Overlap, logits: torch.Tensor) -> str:
     """A note that counts the copies among the test images and scores the run without them."""
     counts, new = overlap.counts, torch.from_numpy(~overlap.copies)
-    line = (
-        f"note: {counts.copies} of {counts.images} test images are copies of images that draws "
-        f"are dealt from, {counts.seen} of them this run trained or validated on"
-    )
+    line = f"note: {counts.copied}, {counts.seen} of them this run trained or validated on"
     if not new.any():
         return f"{line}: the accuracy says nothing about unseen images: use other test images"
     left = score_logits(logits[new], overlap.test.labels[new])

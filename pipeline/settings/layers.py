@@ -57,6 +57,16 @@ def split_stage_key(key: str) -> tuple[int | None, str]:
     return (int(found[1]), found[2]) if found else (None, key)
 
 
+CONTROL = "control."
+"""Before a training setting: of the control's last stage alone."""
+
+
+def control_key(key: str) -> str | None:
+    """The training setting that `control.lr` sets for the control's last stage; else None."""
+    name = key.removeprefix(CONTROL)
+    return name if key.startswith(CONTROL) and name in TRAIN_KEYS else None
+
+
 def hint_for(key: str, known: Iterable[str] = (*RUN_KEYS, *TRAIN_KEYS)) -> str:
     """What an unknown setting was probably meant to be."""
     number, _ = split_stage_key(key)

@@ -17,8 +17,10 @@ from pipeline.errors import SettingsError
 from pipeline.settings.entry import UNSET, CommandSettings
 from pipeline.settings.layers import (
     COMMAND_LINE,
+    CONTROL,
     Given,
     Layer,
+    control_key,
     flatten,
     preset_layer,
     resolve,
@@ -43,6 +45,7 @@ class Request:
         config: path of the YAML file of settings; empty: none.
         file: the settings in that file, weaker than the options.
         target: the stage that plain training settings apply to; None: every stage.
+        control: training settings of a decision's control alone, key -> text.
     """
 
     options: Mapping[str, str]
@@ -50,6 +53,7 @@ class Request:
     config: str = ""
     file: Mapping[str, object] = field(default_factory=dict)
     target: int | None = None
+    control: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, options: Mapping[str, str], own_keys: Collection[str] = ()) -> Request:
@@ -64,9 +68,10 @@ class Request:
         not_given = {"config", *({"preset"} if options.get("preset") in UNSET else ())}
         of_runs = {key: text for key, text in options.items() if key not in not_given}
         own = {key: of_runs.pop(key) for key in own_keys if key in of_runs}
+        apart = {name: of_runs.pop(key) for key in options if (name := control_key(key))}
         for values in (of_runs, own, file):  # schedules in files are read once, too
             values.update({k: _spelled_out(values[k]) for k in SCHEDULE_KEYS if values.get(k)})
-        return cls(options=of_runs, own=own, config=config, file=file)
+        return cls(options=of_runs, own=own, config=config, file=file, control=apart)
 
     def for_stage(self, number: int | None) -> Request:
         """The same with plain training settings for one stage (None: for every stage)."""
@@ -92,6 +97,7 @@ class Request:
         """The options to type for the same command, except what `CommandSettings` holds."""
         shared = CommandSettings.model_fields
         own = {key: text for key, text in self.own.items() if key not in shared}
+        own |= {f"{CONTROL}{key}": text for key, text in self.control.items()}
         return {**self.options, **own, **({"config": self.config} if self.config else {})}
 
     def explicit_keys(self, number: int) -> set[str]:

@@ -39,7 +39,8 @@ from pipeline.tracking.keys import (
     VAL,
     draw_run_id,
 )
-from pipeline.tuning.study import STEPS_A_DRAW, Spec, shown_settings, suggest
+from pipeline.tuning.spec import Spec, suggest
+from pipeline.tuning.study import STEPS_A_DRAW, shown_settings
 from pipeline.tuning.trial_state import DEFAULTS, REASON, RUN_ID
 
 STATE, INTERRUPTED = "trial_state", "interrupted"

@@ -20,6 +20,7 @@ from pipeline.runs.session import Session
 from pipeline.stats.metrics import DEFAULT_OBJECTIVE
 from pipeline.system.addresses import without_password
 from pipeline.system.provenance import COMMAND
+from pipeline.tuning.spec import TUNING_KEY, fixed_settings
 from pipeline.tuning.storage import Storage, translated
 from pipeline.tuning.study import (
     AFTER_FAILURES,
@@ -29,8 +30,6 @@ from pipeline.tuning.study import (
     FIXED,
     SEED,
     SPACE,
-    TUNING_KEY,
-    fixed_settings,
     shown_settings,
 )
 from pipeline.tuning.trial_state import why_all_failed

@@ -13,8 +13,8 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import optuna
 from optuna.pruners import MedianPruner
@@ -22,13 +22,8 @@ from optuna.samplers import TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from pipeline.runs.session import Session
-from pipeline.settings.run import INHERITED_KEYS, Settings, plain_values
-from pipeline.settings.schedules import Stage
-from pipeline.settings.search_space import Choices, SearchSpace
-from pipeline.stats.metrics import OBJECTIVES
 from pipeline.system.databases import exclusively
-from pipeline.system.digests import digest_values
+from pipeline.tuning.spec import TUNING_KEY, Spec
 from pipeline.tuning.storage import BEATS_UNTIL_GIVEN_UP, Storage, experiments_known
 from pipeline.tuning.trial_state import (
     DEFAULTS,
@@ -46,84 +41,14 @@ STEPS_A_DRAW = 10
 CHOSEN, CHOICE, FINISHED = "chosen", "choice", "finished"
 """User attributes of a study: the trial whose settings are used, why it is that one, and how many
 trials there were when the study last had all that were wanted."""
-FIXED, TUNING_KEY, SEED, HEARTBEAT = "fixed", "tuning_key", "seed", "heartbeat"
-"""User attributes of a study: settings that it does not tune, by key; see `Spec`; its runs' seed;
-seconds."""
+FIXED, SEED, HEARTBEAT = "fixed", "seed", "heartbeat"
+"""User attributes of a study: settings that it does not tune, by key; its runs' seed; seconds."""
 SPACE = "space"
 """User attribute of a study: what it tunes. A study without this attribute is half made."""
 AFTER_FAILURES = (
     "change the settings or the search space, which makes another study, or give more n_trials"
 )
 """What to do where every trial failed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spec:
-    """What a study is made of.
-
-    Attributes:
-        tuning_key: digest of images, weights and earlier stages: what a run must share with the
-            trials to take over their settings.
-        fixed: the settings that are not tuned, by key.
-        defaults: the first trial's settings, by key of the space; they may lie outside it.
-        former_name: the study's name in an earlier version, which knew data sets by their names.
-    """
-
-    name: str
-    stage: Stage
-    draws: tuple[int, ...]
-    objective: str
-    space: SearchSpace
-    tuning_key: str
-    fixed: Mapping[str, object]
-    defaults: Mapping[str, object]
-    former_name: str = ""
-
-    @classmethod
-    def of(
-        cls, sessions: Mapping[int, Session], number: int, space: SearchSpace, objective: str
-    ) -> Spec:
-        """The study of a stage over these sessions, one for each draw."""
-        first = next(iter(sessions.values()))
-        stage, training = first.settings.stage(number), first.settings.training(number)
-        values = training.model_dump()
-        tuning_key = first.recipe(number, trained=number - 1)
-        former_key = first.recipe(number, trained=number - 1, data=first.draw.source)
-        content = {
-            "images": [session.draw.fingerprint for session in sessions.values()],
-            "seed": first.settings.seed,
-            "fixed": {key: v for key, v in values.items() if key not in space.dimensions},
-            "space": space.plain(),
-            "objective": objective,
-        }
-        name, former_name = (
-            f"stage{number}-{stage.schedule}-{first.backbone.name}-"
-            f"{digest_values({**content, TUNING_KEY: key})[:12]}"
-            for key in (tuning_key, former_key)
-        )
-        return cls(
-            name=name,
-            stage=stage,
-            draws=tuple(sessions),
-            objective=objective,
-            space=space,
-            tuning_key=tuning_key,
-            fixed=fixed_settings(first.settings, number, space.dimensions),
-            defaults={key: getattr(training, key) for key in space.dimensions},
-            former_name=former_name,
-        )
-
-    @property
-    def maximised(self) -> bool:
-        """Whether more is better."""
-        return OBJECTIVES[self.objective].maximised
-
-    def as_known(self, storage: Storage) -> Spec:
-        """The spec with the former name, if the storage holds the study under that name alone."""
-        known = set(optuna.get_all_study_names(storage))
-        if self.name in known or self.former_name not in known:
-            return self
-        return replace(self, name=self.former_name)
 
 
 @dataclass(kw_only=True)
@@ -282,32 +207,9 @@ def _begin(study: optuna.Study, spec: Spec, seed: int, storage: Storage) -> None
             dict(spec.defaults) if inside else {},
             user_attrs={DEFAULTS: "inside the space" if inside else "outside the space"},
         )
+        if spec.parents and spec.parents != spec.defaults and spec.space.holds(spec.parents):
+            study.enqueue_trial(dict(spec.parents))
     study.set_user_attr(SPACE, spec.space.plain())
-
-
-def fixed_settings(settings: Settings, number: int, tuned: Collection[str]) -> dict[str, object]:
-    """What a study of this stage holds fixed: its images, its backbone, all it does not tune."""
-    values = plain_values(settings, range(1, number + 1))
-    stages = {key: value for key, value in values.items() if "." in key}
-    for key in tuned:
-        del stages[f"stage{number}.{key}"]
-    return {key: values[key] for key in INHERITED_KEYS if key != "draw"} | stages
-
-
-def suggest(trial: Trial, space: SearchSpace) -> dict[str, object]:
-    """A point of the space; nothing for a trial with defaults from outside it."""
-    if trial.user_attrs.get(DEFAULTS) == "outside the space":
-        return {}
-    values: dict[str, object] = {}
-    for key, of in space.dimensions.items():
-        if isinstance(of, Choices):
-            values[key] = trial.suggest_categorical(key, list(of.values))
-        elif isinstance(of.low, int) and isinstance(of.high, int):
-            step = int(of.step or 1)
-            values[key] = trial.suggest_int(key, of.low, of.high, step=step, log=of.log)
-        else:
-            values[key] = trial.suggest_float(key, of.low, of.high, step=of.step, log=of.log)
-    return values
 
 
 def shown_settings(values: Mapping[str, object]) -> str:

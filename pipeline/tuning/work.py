@@ -34,6 +34,7 @@ from pipeline.tuning.choose import Choice, choose
 from pipeline.tuning.mirror import reconcile, study_run
 from pipeline.tuning.objective import OutOfTime, TrialObjective
 from pipeline.tuning.report import log_study, log_trial, summary
+from pipeline.tuning.spec import Spec
 from pipeline.tuning.storage import (
     STORAGE_FAULTS,
     Storage,
@@ -43,7 +44,7 @@ from pipeline.tuning.storage import (
     storage_url,
     translated,
 )
-from pipeline.tuning.study import AFTER_FAILURES, CHOICE, CHOSEN, FINISHED, Spec, Study
+from pipeline.tuning.study import AFTER_FAILURES, CHOICE, CHOSEN, FINISHED, Study
 from pipeline.tuning.trial_state import RETRIES, RUN_ID, beating, is_given_up, outcomes
 
 _Result = TypeVar("_Result")
