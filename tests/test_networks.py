@@ -17,7 +17,7 @@ from pipeline.errors import SettingsError, WeightsError
 from pipeline.model.backbones import build_backbone
 from pipeline.model.factories import sources_of
 from pipeline.model.networks import check_name
-from pipeline.model.pretrained import read_weights
+from pipeline.weights.pretrained import read_weights
 from tests.helpers import CLASSES
 
 ROOT = Path(__file__).resolve().parent.parent
