@@ -21,7 +21,6 @@ from pipeline.data.stored import Stored
 from pipeline.entries.table import ENTRY_POINTS
 from pipeline.errors import DataError
 from pipeline.model.backbones import Backbone, build_backbone
-from pipeline.model.pretrained import Pretrained, read_weights
 from pipeline.settings.request import Request
 from pipeline.settings.run import Settings, TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Stage
@@ -29,6 +28,7 @@ from pipeline.training.features import Features
 from pipeline.training.norm_stats import calibrate_norm_stats
 from pipeline.training.prefix_cache import PrefixCache
 from pipeline.training.trainer import Trainer
+from pipeline.weights.pretrained import Pretrained, read_weights
 from tests.conftest import class_image
 
 CPU = torch.device("cpu")

@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.errors import LineageError
 from pipeline.model.backbones import Backbone, build_backbone
-from pipeline.model.checkpoints import load_checkpoint, save_checkpoint
-from pipeline.model.pretrained import Pretrained
 from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import SCHEDULES
 from pipeline.system.digests import digest_file, digest_tensors
+from pipeline.weights.checkpoints import load_checkpoint, save_checkpoint
+from pipeline.weights.pretrained import Pretrained
 from tests.helpers import (
     CLASSES,
     calibrated_backbone,

@@ -393,7 +393,7 @@ def test_nothing_is_trained_twice_the_model_to_be_served_included(decided: Decid
 
 def test_the_treatments_runs_carry_the_verdict(decided: Decided) -> None:
     tags = {key: value for key, value in decided.run.data.tags.items() if "verdict" in key}
-    assert len(tags) == 11
+    assert len(tags) == 12
     for treatment, control in decided.arms():
         theirs = treatment.data.tags
         assert {key: value for key, value in theirs.items() if "verdict" in key} == tags

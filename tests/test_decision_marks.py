@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.comparing.decision_page import mark
-from pipeline.comparing.results import Decision
+from pipeline.comparing.results import Decision, verdict_of
 from pipeline.tracking import Tracking
 from tests.test_decision import decision
 
@@ -24,7 +24,9 @@ def tags_after(*decisions: Decision) -> dict[str, str]:
 
 def longer(made: Decision) -> Decision:
     """The same question, answered with more pairs."""
-    return replace(made, pairs=made.pairs * 2, design=replace(made.design, looks=(4,)))
+    pairs, design = made.pairs * 2, replace(made.design, looks=(4,))
+    found = verdict_of(pairs, design, made.pool, made.test.images)
+    return replace(made, pairs=pairs, design=design, verdict=found)
 
 
 def test_a_run_carries_the_verdict_that_rests_on_it(store: Path) -> None:

@@ -166,9 +166,9 @@ def test_a_fingerprint_depends_on_images_and_class_names_and_not_on_the_name_of_
         read(farm, data_seed=1),
         read(replace(farm, class_names=("ant", "fly"))),
         read(replace(farm, pool=make_split(12, 12, start=1))),
-        Draw("farm", ("ant", "bee"), first.val, first.train),
-        Draw("farm", ("ant", "bee"), first.train, first.train),
-        Draw("farm", ("ant", "bee"), first.val, first.val),
+        replace(first, train=first.val, val=first.train),
+        replace(first, val=first.train),
+        replace(first, train=first.val),
     ]
     assert len({draw.fingerprint for draw in (first, *others)}) == len(others) + 1
 

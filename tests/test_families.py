@@ -76,7 +76,7 @@ def test_logits_are_the_same_with_the_cache_at_every_border_and_without(
     assert torch.equal(family.run(pixels), whole)
     scale = float(whole.abs().max().clamp(min=1.0))
     direct = run_segments(compute_copy(family.segments, torch.float32, CPU), pixels, torch.float32)
-    torch.testing.assert_close(direct, whole, rtol=0, atol=1e-4 * scale)  # other kernels
+    torch.testing.assert_close(direct, whole, rtol=0, atol=5e-4 * scale)  # as in test_compute
     cache = PrefixCache(tmp_path, 1 << 30)
     for prefix in range(1, len(family.segments)):
         features = cache.features(

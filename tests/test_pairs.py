@@ -175,7 +175,7 @@ def test_a_prefix_that_changed_is_computed_again(tmp_path: Path, blocks: tuple[s
 
 def test_scoring_holds_one_batch_of_outputs_however_many_images_there_are(tmp_path: Path) -> None:
     """Outputs of all images at once would take gigabytes at 224 px."""
-    backbone = calibrated_backbone("mobilenet_v3_small", make_images(12))
+    backbone = build_backbone("mobilenet_v3_small", CLASSES, 512, seed=0)
     largest: list[int] = []
     hook = torch.nn.modules.module.register_module_forward_hook(
         lambda _module, _inputs, output: largest.append(len(output))

@@ -146,16 +146,21 @@ def test_help_shows_every_option_that_a_person_types_and_thresholds_last(name: s
         ("stage2", "gate_flat", "gate"),
         ("stage1", "signal_spread_p", "stage2"),
         ("compare", "gate_flat", "decide"),
-        ("evaluate", "cache_limit", "stage1"),
     ],
 )
-def test_a_setting_without_an_effect_is_refused_where_it_has_none(
+def test_a_setting_without_an_effect_is_taken_and_not_offered(
     name: str, key: str, offering: str
 ) -> None:
+    """So that all stages can be given the same options."""
     assert key in ENTRY_POINTS[offering].offered
-    message = rf"setting {key} .* is one of .*{offering}.*, not of {name}$"
+    assert key not in ENTRY_POINTS[name].offered
+    assert parse([name, f"--{key}", "1"]) == (name, {key: "1"})
+
+
+def test_a_setting_of_other_entry_points_is_refused_and_names_them() -> None:
+    message = r"setting cache_limit .* is one of .*stage1.*, not of evaluate$"
     with pytest.raises(SettingsError, match=message):
-        parse([name, f"--{key}", "1"])
+        parse(["evaluate", "--cache_limit", "1"])
 
 
 def test_help_shows_the_values_that_are_used_where_nothing_is_given() -> None:

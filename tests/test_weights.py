@@ -25,8 +25,8 @@ from torch import Tensor
 
 from pipeline.errors import DownloadError, WeightsError
 from pipeline.model.backbones import Backbone, build_backbone
-from pipeline.model.pretrained import Pretrained
 from pipeline.runs.command_line import command_line
+from pipeline.weights.pretrained import Pretrained
 from tests.conftest import SHARED, Command
 from tests.helpers import changed_names, copy_state, load_pretrained
 from tests.served import NotHttp, Quiet, publish
@@ -345,7 +345,7 @@ def test_any_other_mismatch_names_the_tensors(
     ],
 )
 def test_names_of_another_library_are_told(names: tuple[str, ...], begin: str, load: Load) -> None:
-    message = rf"the names of its 2 tensors {begin}.*, not with features: .* no other backbone"
+    message = rf"the names of its 2 tensors {begin}.*, not with features: they fit none of"
     with pytest.raises(WeightsError, match=message):
         load({name: torch.zeros(3) for name in names})
 
@@ -484,7 +484,7 @@ def test_a_whole_model_is_refused(load: Load, backbone: Backbone) -> None:
     ],
 )
 def test_a_path_that_is_no_file_is_named(name: str, reason: str, backbone: Backbone) -> None:
-    message = rf"weights={name}: neither imagenet, tiny_imagenet, none.*{reason}"
+    message = rf"weights={name}: neither imagenet, pretrained, tiny_imagenet, none.*{reason}"
     with pytest.raises(WeightsError, match=message):
         load_pretrained(name, backbone)
 

@@ -68,7 +68,9 @@ class EntryPoint:
         own: the settings that this entry point alone has.
         shared: settings of `CommandSettings` that it takes.
         study: settings of `TuneSettings` that it takes.
-        run_keys: settings of a run that have an effect on it.
+        run_keys: settings of a run that it takes.
+        silent: those of them that have no effect on it, taken as other entry points' commands have
+            them; no help offers them.
         trains: which stage plain training settings are for, in words; empty: it trains nothing,
             and takes no YAML file.
         refused: settings that its plan refuses in words of its own; no help offers them.
@@ -85,6 +87,7 @@ class EntryPoint:
     study: tuple[str, ...] = ()
     run_keys: tuple[str, ...] = RUN_KEYS
     trains: str = "every stage"
+    silent: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
     defaults: Mapping[str, str] = field(default_factory=dict)
     has_control: bool = False
@@ -104,7 +107,8 @@ class EntryPoint:
     @property
     def offered(self) -> tuple[str, ...]:
         """The options that its help shows and that messages name."""
-        return tuple(key for key in self.keys if key not in (*HIDDEN, *self.refused))
+        hidden = {*HIDDEN, *self.refused, *self.silent}
+        return tuple(key for key in self.keys if key not in hidden)
 
     def read(self, options: Mapping[str, str]) -> Request:
         """The request behind a command line's options.
@@ -140,7 +144,7 @@ _ROWS = (
             plan=partial(stage_plan, number=number),
             work="entries.chain:stage_entry",
             own=StageSettings,
-            run_keys=_run_keys(*_NO_EFFECT.get(number, ())),
+            silent=_NO_EFFECT.get(number, ()),
             trains=f"stage {number}",
             refused=("parent_run_id",) if number == 1 else (),
         )
@@ -183,7 +187,8 @@ _ROWS = (
         own=CompareSettings,
         shared=("storage", "tuned", "joins"),
         study=_study_keys("stage", "space", "timeout", "draws"),
-        run_keys=_run_keys(*NOT_FOR_ARMS, *OF_STAGE_3),
+        run_keys=_run_keys(*NOT_FOR_ARMS),
+        silent=GATE_KEYS,
         refused=NOT_FOR_ARMS,
     ),
     EntryPoint(
@@ -193,7 +198,8 @@ _ROWS = (
         work="entries.pretrain:pretrain_entry",
         own=PretrainSettings,
         shared=(),
-        run_keys=_run_keys(*FROM_SCRATCH, *OF_CHILDREN, *OF_STAGE_3),
+        run_keys=_run_keys(*FROM_SCRATCH),
+        silent=(*OF_CHILDREN, *OF_STAGE_3),
         trains="the backbone",
         refused=tuple(FROM_SCRATCH),
         defaults={
@@ -230,7 +236,8 @@ _ROWS = (
         work="entries.gate:gate_entry",
         own=GateSettings,
         shared=(),
-        run_keys=(*PLACE_KEYS, "cache_dir", *GATE_KEYS),
+        run_keys=(*PLACE_KEYS, "cache_dir", *THRESHOLD_KEYS),
+        silent=tuple(key for key in THRESHOLD_KEYS if key not in GATE_KEYS),
         trains="",
         defaults=dict.fromkeys(PLACE_KEYS, _OF_THE_RUN),
     ),

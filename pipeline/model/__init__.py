@@ -1,1 +1,1 @@
-"""Networks cut into blocks, their pretrained weights, checkpoints and the proof of freezing."""
+"""Networks by name, cut into blocks, and the proof of freezing."""

@@ -6,10 +6,10 @@ import shlex
 from collections.abc import Mapping
 
 from pipeline.data.open import NAMES
-from pipeline.model.pretrained import names_a_file
 from pipeline.settings.entry import NAMED_STAGES
 from pipeline.system.files import typed_path
 from pipeline.system.provenance import COMMAND, IS_CLONE
+from pipeline.weights.pretrained import names_a_file
 
 
 def stage_entry_point(number: int) -> str:

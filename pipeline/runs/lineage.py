@@ -18,13 +18,13 @@ from pipeline.data.base import preparation_of
 from pipeline.data.images import MEAN, STD, unusual
 from pipeline.data.open import NAMES
 from pipeline.errors import LineageError
-from pipeline.model.pretrained import names_a_file
 from pipeline.settings.run import INHERITED_KEYS, PLACE_KEYS, THRESHOLD_KEYS, Settings
 from pipeline.settings.schedules import Stage
 from pipeline.system.digests import digest_values
 from pipeline.system.files import typed_path
 from pipeline.tracking import RunView
 from pipeline.tracking.keys import KIND, PRECISION, SCHEDULE, STAGE
+from pipeline.weights.pretrained import names_a_file
 
 WITHOUT_PARENT = "leave parent_run_id out to have a parent found or trained"
 METHOD = 2

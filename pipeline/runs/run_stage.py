@@ -17,7 +17,6 @@ from pathlib import Path
 from pipeline.data.augment import distinct_views
 from pipeline.errors import LineageError, TrainingError
 from pipeline.model.backbones import Backbone
-from pipeline.model.checkpoints import save_checkpoint
 from pipeline.model.flops import note_on_reruns
 from pipeline.model.freezing import FrozenProof
 from pipeline.runs.scoring import logits_of
@@ -42,6 +41,7 @@ from pipeline.tracking.history import Summary, read_history
 from pipeline.training.features import Features
 from pipeline.training.mixing import mixing_line
 from pipeline.training.trainer import Trainer
+from pipeline.weights.checkpoints import save_checkpoint
 
 
 @dataclass(kw_only=True)

@@ -18,8 +18,6 @@ from pipeline.data.draws import Draw, draw_in
 from pipeline.data.images import ImageSet
 from pipeline.errors import LineageError
 from pipeline.model.backbones import Backbone, build_backbone
-from pipeline.model.checkpoints import load_checkpoint
-from pipeline.model.pretrained import Pretrained
 from pipeline.runs.lineage import lineage_key, recipe_key
 from pipeline.runs.sources import cache_folder, source_and_weights
 from pipeline.settings.augmentation import Augment, of_images
@@ -33,6 +31,8 @@ from pipeline.training.mixing import mixing_line
 from pipeline.training.norm_choice import NormStatsChoice, choose_norm_stats
 from pipeline.training.norm_stats import calibrate_norm_stats
 from pipeline.training.prefix_cache import PrefixCache
+from pipeline.weights.checkpoints import load_checkpoint
+from pipeline.weights.pretrained import Pretrained
 
 CHECKPOINT = "checkpoint/checkpoint.safetensors"
 

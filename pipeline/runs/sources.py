@@ -9,9 +9,9 @@ from pathlib import Path
 from pipeline.data.base import Source
 from pipeline.data.draws import deal_rows, set_aside
 from pipeline.data.open import open_source
-from pipeline.model.pretrained import Weights, is_here, read_weights
 from pipeline.settings.run import Settings
 from pipeline.system.files import typed_path
+from pipeline.weights.pretrained import Weights, is_here, read_weights
 
 DEFAULT_CACHE_DIR = "~/.cache/unfreeze"
 

@@ -15,7 +15,6 @@ from pydantic import (
     model_serializer,
 )
 
-from pipeline.model.inputs import input_config
 from pipeline.model.often import BLOCKS, OFTEN
 from pipeline.settings.augmentation import Augment
 from pipeline.settings.fields import (
@@ -33,6 +32,7 @@ from pipeline.settings.fields import (
 from pipeline.settings.schedules import SCHEDULES, Schedule, Stage, schedule_of
 from pipeline.stats.metrics import DEFAULT_OBJECTIVE
 from pipeline.system.files import name_of, typed_path
+from pipeline.weights.inputs import input_config
 
 DEFAULT_PRESET = "digits"
 OWN_IMAGES_PRESET = "images"

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from pipeline.errors import LineageError, first_line
 from pipeline.model.backbones import Backbone
-from pipeline.model.pretrained import Pretrained
 from pipeline.system.digests import digest_file, digest_tensors
 from pipeline.system.files import write_atomically
+from pipeline.weights.pretrained import Pretrained
 
 
 class CheckpointInfo(BaseModel):

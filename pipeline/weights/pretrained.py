@@ -18,22 +18,22 @@ from torch import Tensor
 from pipeline.errors import SettingsError, WeightsError
 from pipeline.model.backbones import AUTO, Backbone
 from pipeline.model.factories import is_factory
-from pipeline.model.fitting import Layout, find_network
 from pipeline.model.networks import TIMM, build_network
-from pipeline.model.published import (
+from pipeline.system.digests import digest_file, digest_tensors
+from pipeline.system.files import typed_path
+from pipeline.system.text import first_of
+from pipeline.weights.fitting import Layout, find_network
+from pipeline.weights.published import (
     PRETRAINED,
     fetch,
     fetch_from_timm,
     is_published_name,
     published,
 )
-from pipeline.model.state_files import read_content
-from pipeline.system.digests import digest_file, digest_tensors
-from pipeline.system.files import typed_path
-from pipeline.system.text import first_of
+from pipeline.weights.state_files import read_content
 
 OWN = ("tiny_imagenet", "none")
-STARTER = Path(__file__).parent / "weights" / "resnet18-tiny-imagenet-64px.safetensors"
+STARTER = Path(__file__).parent / "resnet18-tiny-imagenet-64px.safetensors"
 STARTER_BACKBONE = "resnet18"
 STARTER_SHA256 = "28c7281f45aaee0437d1b242cab83877735eb8924ffeadd8040beb853759cbc4"
 

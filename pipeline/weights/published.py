@@ -8,9 +8,12 @@ keeps its files where the Hugging Face Hub's client does.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import torch
 from torch import Tensor
@@ -18,7 +21,7 @@ from torch import Tensor
 from pipeline.errors import DownloadError, WeightsError, first_line
 from pipeline.model.networks import TIMM, recipe_of, timm_library
 from pipeline.system.digests import digest_file
-from pipeline.system.downloads import FAULTS, downloading
+from pipeline.system.downloads import FAULTS, SILENCE_S, downloading
 from pipeline.system.files import storage_faults
 
 DEFAULT, PRETRAINED = "imagenet", "pretrained"
@@ -100,10 +103,14 @@ def fetch_from_timm(weights: str, backbone: str, image_size: int) -> dict[str, T
             f"weights={weights}: timm publishes no such weights of {name} ({there}): pass "
             f"-P weights={PRETRAINED} with a name that has some, none, or a .pth/.safetensors file"
         )
+    arguments = recipe_of(backbone, config.num_classes, image_size).arguments
+    kept = _kept_by_the_hub(config.hf_hub_id)
+    overlay = {"pretrained_cfg_overlay": {"file": kept}} if kept else {}
     try:
         with downloading():
-            recipe = recipe_of(backbone, config.num_classes, image_size)
-            model = timm.create_model(**{**recipe.arguments, "pretrained": True})
+            if config.hf_hub_id and not kept:
+                _knock(config.hf_hub_id)
+            model = timm.create_model(**{**arguments, "pretrained": True, **overlay})
     except Exception as err:  # noqa: BLE001 - each way of fetching raises its own
         raise DownloadError(
             f"cannot fetch the {weights} weights of {backbone} from "
@@ -112,6 +119,24 @@ def fetch_from_timm(weights: str, backbone: str, image_size: int) -> dict[str, T
         ) from None
     state: dict[str, Tensor] = model.state_dict()
     return state
+
+
+def _kept_by_the_hub(repository: str | None) -> str | None:
+    """The file of weights in the local cache of the Hugging Face Hub's client; None: not there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in ("model.safetensors", "pytorch_model.bin") if repository else ():
+        if isinstance(found := try_to_load_from_cache(str(repository), name), str):
+            return found
+    return None
+
+
+def _knock(repository: str) -> None:
+    """Raise OSError where the Hub does not answer; its own client tries for a minute."""
+    from huggingface_hub.constants import ENDPOINT
+
+    with contextlib.suppress(HTTPError):  # an answer, whatever it is
+        urlopen(Request(f"{ENDPOINT}/{repository}", method="HEAD"), timeout=SILENCE_S).close()
 
 
 def _members(backbone: str) -> Any:  # noqa: ANN401 - torchvision has no types
