@@ -11,7 +11,7 @@ import pytest
 from pipeline.settings.describe import HIDDEN
 
 ROOT = Path(__file__).resolve().parent.parent
-WEIGHTS = ROOT / "pipeline" / "model" / "weights" / "README.md"
+WEIGHTS = ROOT / "pipeline" / "weights" / "README.md"
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), WEIGHTS]
 
 
