@@ -5,20 +5,24 @@ from __future__ import annotations
 import shlex
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from pipeline.comparing.arms import TunedArm, decide_plan
 from pipeline.comparing.decision_page import command_of, page_of
 from pipeline.comparing.draws import Pool
 from pipeline.comparing.pairs import ArmResult, Pair, pair_keys
-from pipeline.comparing.results import Decision, verdict_of
+from pipeline.comparing.results import Decision, effects_of, verdict_of
 from pipeline.data.overlap import Counts
 from pipeline.tracking import RunView
-from tests.helpers import planned_epochs, request_of
+from tests.helpers import make_images, planned_epochs, request_of
 from tests.reports import tables_of_markdown
 
-PRESET = {"preset": "cifar10_small", "looks": "2", "train_per_class": "10"}
+PRESET = {"preset": "cifar10_small", "looks": "2", "threshold": "0.98", "train_per_class": "10"}
 UP_SIDE_DOWN = {"treatment": "stage2_continued", "control": "three_stage"}
+
+
+IMAGES = 100
 
 
 def result(acc: float, seconds: float = 3.0, trained: int = 1000) -> ArmResult:
@@ -30,6 +34,7 @@ def result(acc: float, seconds: float = 3.0, trained: int = 1000) -> ArmResult:
         prefix_s=1.0,
         trained=trained,
         peak_mib=10.0,
+        correct=np.arange(IMAGES) < round(IMAGES * acc),
     )
 
 
@@ -38,7 +43,9 @@ def decision(both: tuple[ArmResult, ArmResult] | None = None, **options: str) ->
     plan = decide_plan(request_of("decide", {**PRESET, **options}))
     both = both or (result(0.8), result(0.7))
     pool = Pool(looks=(2,), sentence="pairs are disjoint draws")
-    pairs = tuple(Pair(key, *both) for key in pair_keys(pool, plan.treatment.settings))
+    keys = pair_keys(pool, plan.treatment.settings, plan.decide.seeds)
+    pairs = tuple(Pair(key, *both) for key in keys)
+    names = [str(label) for label in range(10)]
     return Decision(
         asked=plan,
         treatment=plan.treatment,
@@ -46,12 +53,14 @@ def decision(both: tuple[ArmResult, ArmResult] | None = None, **options: str) ->
         design=plan.decide.design,
         pool=pool,
         pairs=pairs,
-        verdict=verdict_of(pairs, plan.decide.design, pool, 100),
+        verdict=verdict_of(pairs, plan.decide.design, pool, plan.decide.metric, plan.decide.seeds),
         beside={},
-        test=Counts(images=100, copies=0, seen=0),
+        test=Counts(images=IMAGES, copies=0, seen=0),
+        effects=effects_of(pairs, make_images(IMAGES), names),
         classes=10,
         tuned=(),
         operations=(3e12, 1e12),
+        pair_s=30.0,
         wall_s=60.0,
     )
 

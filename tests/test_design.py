@@ -9,7 +9,9 @@ from pipeline.stats.design import Design
 
 
 def test_the_default_is_the_one_whose_error_rates_are_documented() -> None:
-    documented = Design(rope_pp=0.5, looks=(5, 10, 20), threshold=0.98)
+    documented = Design(
+        rope_pp=0.5, looks=(5, 10, 20, 40), threshold=0.99, anytime=True, robust=True
+    )
     assert DecideSettings().design == Design() == documented
     assert CompareSettings().rope_pp == documented.rope_pp
 
@@ -39,13 +41,16 @@ def test_what_nothing_can_be_decided_by_is_refused(option: str, value: object) -
             CompareSettings.model_validate({option: value})
 
 
-@pytest.mark.parametrize(("pairs", "missing"), [(0, 5), (5, 5), (7, 3), (19, 1), (20, 0), (99, 0)])
+@pytest.mark.parametrize(
+    ("pairs", "missing"), [(0, 5), (5, 5), (7, 3), (19, 1), (20, 20), (40, 0), (99, 0)]
+)
 def test_pairs_to_the_next_look(pairs: int, missing: int) -> None:
     assert Design().pairs_to_next_look(pairs) == missing
 
 
 def test_an_anytime_design_asks_for_more_away_from_its_grid() -> None:
-    plain, anytime = Design(threshold=0.99), Design(threshold=0.99, anytime=True)
+    plain, anytime = Design(anytime=False), Design()
     assert [plain.threshold_at(n) for n in (5, 6, 40)] == [0.99] * 3
     assert [anytime.threshold_at(n) for n in (5, 40, 160)] == [0.99] * 3
     assert [anytime.threshold_at(n) for n in (6, 41)] == pytest.approx([0.998] * 2)
+    assert anytime.off_grid == anytime.threshold_at(6)

@@ -11,7 +11,7 @@ from pipeline.stats.design import Design
 from pipeline.stats.needed import Variances, needed
 from pipeline.stats.posterior import posterior
 
-D = Design()
+D = Design(looks=(5, 10, 20), threshold=0.98, anytime=False, robust=False)
 
 
 def test_pairs_are_those_worked_out_by_hand() -> None:
@@ -19,23 +19,23 @@ def test_pairs_are_those_worked_out_by_hand() -> None:
     # n = 19: 2.2137 / 4.3589 = 0.508
     gains = np.array([0.0, 2.0, 1.0, 0.0, 2.0, 1.0])
     gains = (gains - 1) / gains.std(ddof=1) + 1
-    assert needed(posterior(gains), D).pairs == 20 - 6
-    assert needed(posterior(gains), D).images is None
+    assert needed(posterior(gains, rope_pp=0.5), D).pairs == 20 - 6
+    assert needed(posterior(gains, rope_pp=0.5), D).images is None
 
 
 def test_a_gain_on_the_edge_or_correlated_pairs_are_never_settled() -> None:
-    assert needed(posterior([0.0, 1.0, 0.5]), D).pairs is None
-    known = posterior([0.0, 2.0, 1.0, 0.0, 2.0, 1.0], correction=1.0)
+    assert needed(posterior([0.0, 1.0, 0.5], rope_pp=0.5), D).pairs is None
+    known = posterior([0.0, 2.0, 1.0, 0.0, 2.0, 1.0], correction=1.0, rope_pp=0.5)
     assert needed(known, D).pairs is None
-    assert "neither" in needed(known, D).sentence
+    assert "neither" in needed(known, D).sentence()
 
 
 def test_an_anytime_design_goes_to_a_look_of_its_grid() -> None:
     gains = np.array([0.0, 2.0, 1.0, 0.0, 2.0, 1.0])
     gains = (gains - 1) / gains.std(ddof=1) + 1
-    anytime = Design(threshold=0.99, anytime=True)
+    anytime = Design(robust=False)
     # 0.99 at 40: 2.4258 / 6.3246 = 0.384; at 0.998 first at 36 or so: 3.09 / 6 = 0.515
-    found = needed(posterior(gains), anytime).pairs
+    found = needed(posterior(gains, rope_pp=0.5), anytime).pairs
     assert found is not None
     n = found + 6
     assert stats.t.ppf(anytime.threshold_at(n), n - 1) / n**0.5 <= 0.5
@@ -57,7 +57,7 @@ def test_where_images_are_few_it_asks_for_images_and_these_settle_it() -> None:
     found = needed(known, D, table)
     assert found.pairs is None
     assert found.images is not None
-    assert f"about {found.images:,} more test images" in found.sentence
+    assert f"about {found.images:,} more test images" in found.sentence()
     # as many more of the same: the gain and the variances stay as they are
     times = 1 + found.images / 800
     more = np.tile(table, (1, int(np.ceil(times * 1.1))))

@@ -69,6 +69,16 @@ def test_disjoint_pairs_take_draw_after_draw_of_one_shuffle() -> None:
     ]
 
 
+def test_further_seeds_of_a_draw_follow_its_first() -> None:
+    keys = pair_keys(pool(2), load_settings({"seed": "40"}), seeds=2)
+    assert [(key.number, key.draw, key.seed) for key in keys] == [
+        (0, 2, 42),
+        (1, 2, 1042),
+        (2, 3, 43),
+        (3, 3, 1043),
+    ]
+
+
 def test_resampled_pairs_take_the_first_draw_of_a_shuffle_each() -> None:
     keys = pair_keys(pool(3, resampled=True), load_settings({"data_seed": "5", "seed": "40"}))
     assert keys == [
@@ -271,31 +281,31 @@ def test_as_many_draws_are_held_as_can_be_dealt(source: Source, train: int, val:
 @pytest.mark.parametrize(
     ("held", "words", "first", "looks", "resampled", "sentence"),
     [
-        (20, {}, 0, (5, 10, 20), False, "pairs are disjoint draws, of 20 that the pool holds"),
-        (25, {"draw": "4"}, 4, (5, 10, 20), False, "disjoint draws, of 21 that the pool"),
+        (40, {}, 0, (5, 10, 20, 40), False, "pairs are disjoint draws, of 40 that the pool holds"),
+        (45, {"draw": "4"}, 4, (5, 10, 20, 40), False, "disjoint draws, of 41 that the pool"),
         (
             19,
             {},
             0,
             (5, 10, 19),
             False,
-            "holds 19 disjoint draws, 20 were",
+            "holds 19 disjoint draws, 40 were",
         ),
-        (10, {}, 0, (5, 10), False, "20 were asked for: this command ends after 10 pairs"),
+        (10, {}, 0, (5, 10), False, "40 were asked for: this command ends after 10 pairs"),
         (7, {}, 0, (5, 7), False, "ends after 7 pairs"),
         (5, {}, 0, (5,), False, "ends after 5 pairs"),
         (20, {"tune": "on", "draws": "3"}, 3, (5, 10, 17), False, "beyond those used for tuning"),
-        (23, {"tune": "on", "draws": "3"}, 3, (5, 10, 20), False, "of 20 that the pool holds"),
+        (43, {"tune": "on", "draws": "3"}, 3, (5, 10, 20, 40), False, "of 40 that the pool holds"),
         (
-            20,
+            40,
             {"draws": "3"},
             0,
-            (5, 10, 20),
+            (5, 10, 20, 40),
             False,
-            "of 20 that the pool holds",
+            "of 40 that the pool holds",
         ),  # nothing is tuned
-        (4, {}, 0, (5, 10, 20), True, "holds 4 disjoint draws, 5 are needed: .*share"),
-        (3, {"tune": "on"}, 0, (5, 10, 20), True, "costs power, and tuning uses .*, or looks=2,"),
+        (4, {}, 0, (5, 10, 20, 40), True, "holds 4 disjoint draws, 5 are needed: .*share"),
+        (3, {"tune": "on"}, 0, (5, 10, 20, 40), True, "costs power, and tuning uses .*, or looks=2,"),
     ],
 )
 def test_a_pool_is_dealt_as_disjoint_draws_as_far_as_it_reaches(
@@ -310,7 +320,7 @@ def test_a_pool_is_dealt_as_disjoint_draws_as_far_as_it_reaches(
     pool = dealt(plan, held)
     assert (pool.first_draw, pool.looks, pool.resampled) == (first, looks, resampled)
     assert re.search(sentence, pool.sentence)
-    assert pool.correction == pytest.approx(0.25 / 0.75 if resampled else 0)
+    assert pool.correction == pytest.approx(0.75 * 0.25 / (1 - 0.75 * 0.25) if resampled else 0)
 
 
 def dealt(plan: Comparison, held: int, share: float = 0.25) -> Pool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from pipeline.stats.design import Design
 from pipeline.stats.verdict import Verdict, decide_at_look, verdict
 from tests.verdict_twin import walk
 
-D = Design()
+D = Design(looks=(5, 10, 20), threshold=0.98, anytime=False, robust=False)
 BASE = [-2.0, -1.0, 0.0, 1.0, 2.0]  # mean 0, scale sqrt(2.5 / 5) = 0.707107
 NOISE = [-1.0, 1.0] * 10
 FEW = settings(max_examples=80, deadline=None, derandomize=True, database=None)
@@ -57,7 +58,7 @@ def test_a_correction_moves_the_threshold_as_worked_out_by_hand() -> None:
 def test_a_probability_of_exactly_the_threshold_is_enough() -> None:
     # two pairs 0 and 2 around 1: scale 1, P(gain > 0) = 1/2 + atan(1) / pi = 0.75
     for rope_pp, state in ((0.0, "justified"), (0.001, "inconclusive")):
-        design = Design(rope_pp=rope_pp, looks=(2,), threshold=0.75)
+        design = replace(D, rope_pp=rope_pp, looks=(2,), threshold=0.75)
         assert decide_at_look([0.0, 2.0], design).state == state
 
 
@@ -133,7 +134,9 @@ def test_it_ends_as_the_slow_twin_does(
     correction: float,
 ) -> None:
     gains = [(centre + step) / 2 for step in steps]  # halves: ties, and means on edges
-    found = verdict(gains, Design(rope_pp, looks, threshold), correction)
+    found = verdict(
+        gains, replace(D, rope_pp=rope_pp, looks=looks, threshold=threshold), correction
+    )
     assert (ending(found), found.pairs) == walk(gains, looks, rope_pp, threshold, correction)
 
 
@@ -203,7 +206,7 @@ def test_reasons_hold_the_odds_and_the_threshold() -> None:
         "after the last look, 20 pairs, P(gain > 0.5 pp) = 0.500 and P(gain <= 0.5 pp) = 0.500 "
         "are below 0.98; pairs share images (correction 0.25)"
     )
-    nothing = Design(rope_pp=0)
+    nothing = replace(D, rope_pp=0)
     assert "P(gain < 0 pp)" in verdict(around(-3.0), nothing).reason
 
 
@@ -211,7 +214,7 @@ def test_reasons_hold_the_odds_and_the_threshold() -> None:
 def test_odds_are_never_rounded_across_the_threshold(threshold: float) -> None:
     for step in range(400):
         gains = [1 + step / 100, 0.0]
-        look = decide_at_look(gains, Design(rope_pp=0, looks=(2,), threshold=threshold))
+        look = decide_at_look(gains, replace(D, rope_pp=0, looks=(2,), threshold=threshold))
         first = re.search(r"= (\d\.\d+)", look.reason)
         assert first is not None
         assert (float(first[1]) >= threshold) == (look.state == "justified")

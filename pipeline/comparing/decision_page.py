@@ -39,6 +39,7 @@ from pipeline.tracking.keys import (
 )
 
 PICTURE = "figures/gains.png"
+EFFECTS = "mended_and_broken.csv"
 NOT_SHOWN = ("draw", "data_seed", "seed", "enforce_gate")
 """Settings that differ between pairs, which the table of pairs shows, and one that is off."""
 
@@ -56,6 +57,7 @@ def log_decision(
     page = page_of(decision, runs, gate, _commits(decision, tracking))
     figure = _picture_of(decision)
     log.figure(figure, PICTURE)
+    log.text(decision.effects.to_csv(index=False), EFFECTS)
     log.text(page, "report.md")
     log.text(to_html(page, {PICTURE: figure}), "report.html")
     log.tags({**decision.tags, NOTE: decision.sentence})
@@ -65,7 +67,7 @@ def log_decision(
     studies = [run_id for arm in decision.tuned for run_id in arm.run_ids]
     for run in [*map(tracking.get, studies), *runs]:
         mark(decision, log.run_id, run, tracking)
-    say("\n".join([decision.test.note, decision.sentence]))
+    say("\n".join(filter(None, [decision.test.note, decision.sentence, decision.outlook])))
     say(f"report: report.html and report.md of run {log.run_id}")
 
 
@@ -157,6 +159,8 @@ def command_of(decision: Decision) -> str:
     options |= {k: v for k in ("beside", "register_as") if (v := getattr(asked.decide, k))}
     if decision.metric != DEFAULT_SHARE:
         options["metric"] = decision.metric
+    if decision.seeds > 1:
+        options["seeds"] = decision.seeds
     if asked.decide.tune:
         study = ("n_trials", "draws", "objective", "margin")
         options |= {"tune": "on", **{key: getattr(asked.tune, key) for key in study}}

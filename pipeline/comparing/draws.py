@@ -8,7 +8,8 @@ Gains of resampled pairs are correlated, and the scale of their posterior is Nad
 n_test / (n_train + n_test), is meant for test images that are resampled, too. Here all pairs have
 the same test images, and rho is at most the share of its images that a draw has in common with
 another (Hoeffding 1948, Annals of Mathematical Statistics 19, 293-325: what a function of n images
-owes to c of them is at most c / n of its variance). Seeds are never in common: rho lies below it.
+owes to c of them is at most c / n of its variance), of which `stats/seeds.py` takes what gains on
+real features showed. Seeds are never in common: rho lies below it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pipeline.data.base import Source
 from pipeline.data.draws import draws_held, share_in_common
 from pipeline.errors import DesignError
 from pipeline.settings.run import Settings
+from pipeline.stats.seeds import correction_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,7 @@ class Pool:
     Attributes:
         first_draw: the first pair's draw; later pairs have the draws that follow.
         resampled: pairs share images.
+        most: pairs that the pool holds; None where they are resampled, so that there is no end.
         correction: rho / (1 - rho); 0 where pairs share no image.
         looks: numbers of pairs at which a verdict may fall, as far as the pool reaches.
         sentence: the pool in words.
@@ -35,6 +38,7 @@ class Pool:
 
     first_draw: int = 0
     resampled: bool = False
+    most: int | None = None
     correction: float = 0.0
     looks: tuple[int, ...]
     sentence: str
@@ -77,14 +81,17 @@ def pool_of(
     beyond = " beyond those used for tuning" if reserved else ""
     if left >= looks[-1]:
         sentence = f"pairs are disjoint draws, of {left} that the pool holds{beyond}"
-        return Pool(first_draw=first, looks=looks, sentence=sentence)
+        return Pool(first_draw=first, most=left, looks=looks, sentence=sentence)
     if left >= looks[0]:
         sentence = (
             f"the pool holds {left} disjoint draws{beyond}, {looks[-1]} were asked for: this "
             f"command ends after {left} pairs"
         )
         return Pool(
-            first_draw=first, looks=(*(n for n in looks if n < left), left), sentence=sentence
+            first_draw=first,
+            most=left,
+            looks=(*(n for n in looks if n < left), left),
+            sentence=sentence,
         )
     size = f"{settings.train_per_class} + {settings.val_per_class} images a class"
     if held < 1:
@@ -108,5 +115,5 @@ def pool_of(
         f"{', and tuning uses images of these pairs' if reserved else ''}: fewer images a class"
         f"{f', or {asked}={left},' if left > 1 else ''} would give disjoint draws"
     )
-    correction = share / (1 - share)
+    correction = correction_of(share)
     return Pool(resampled=True, correction=correction, looks=looks, sentence=sentence)

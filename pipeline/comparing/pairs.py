@@ -74,6 +74,9 @@ class ArmResult:
     correct: Correct = field(repr=False, compare=False)
 
 
+SEED_STEP = 1000
+"""Between the seeds of a draw: further than draws go, whose seeds are 1 apart."""
+
 Results = tuple[ArmResult, ...]
 """Of every arm on one draw, in the arms' order."""
 
@@ -97,23 +100,24 @@ def resolution_pp(test_images: int) -> float:
     return 100 / test_images
 
 
-def pair_keys(pool: Pool, settings: Settings) -> list[PairKey]:
-    """The pairs of a comparison, up to the pool's last look.
+def pair_keys(pool: Pool, settings: Settings, seeds: int = 1) -> list[PairKey]:
+    """The pairs of a comparison, up to the pool's last look; each draw has so many seeds.
 
     Disjoint: draw after draw of one shuffle. Resampled: the first draw of a new shuffle for each
     pair, so that pairs share images; the shuffle by `data_seed` itself is left to tuning. The seed
     moves on with the images, and a draw has the same seed however many draws tuning has used
-    before it: its runs can be reused.
+    before it: its runs can be reused. Further seeds of a draw are `SEED_STEP` apart.
     """
     used = 0 if pool.resampled else pool.first_draw - settings.draw
     return [
         PairKey(
-            number=n,
+            number=n * seeds + further,
             draw=0 if pool.resampled else pool.first_draw + n,
             data_seed=settings.data_seed + (1 + n if pool.resampled else 0),
-            seed=settings.seed + used + n,
+            seed=settings.seed + used + n + further * SEED_STEP,
         )
         for n in range(pool.looks[-1])
+        for further in range(seeds)
     ]
 
 

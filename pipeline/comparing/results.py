@@ -12,17 +12,22 @@ from statistics import mean
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from pipeline.comparing.arms import Arm, Comparison, TunedArm, differences
 from pipeline.comparing.cost import equal_steps
 from pipeline.comparing.draws import Pool
 from pipeline.comparing.grid import Grid
 from pipeline.comparing.pairs import ArmResult, Pair, PairKey, Results, resolution_pp
+from pipeline.data.images import ImageSet
 from pipeline.data.overlap import Counts
-from pipeline.stats.crossed import Table
+from pipeline.runs.words import minutes
+from pipeline.stats.crossed import Crossed, Table
 from pipeline.stats.design import Design
 from pipeline.stats.metrics import DEFAULT_SHARE, METRICS
+from pipeline.stats.needed import needed
 from pipeline.stats.posterior import Floats, Posterior, posterior
+from pipeline.stats.robustness import Robustness, robustness
 from pipeline.stats.verdict import Verdict, verdict
 from pipeline.system.digests import digest_values
 from pipeline.tracking.keys import TEST, VAL, VERDICT, VERDICT_PAIRS, VERDICT_QUESTION, flat
@@ -31,22 +36,56 @@ SURE = 0.95
 """A posterior probability from which a difference is counted in the summary."""
 
 
-def verdict_of(pairs: Sequence[Pair], design: Design, pool: Pool, metric: str) -> Verdict:
+def verdict_of(
+    pairs: Sequence[Pair], design: Design, pool: Pool, metric: str, seeds: int = 1
+) -> Verdict:
     """The verdict over the gains of these pairs, in the order in which they were run.
 
     A gain in accuracy is known image by image: the verdict then holds for other test images, too.
+    With several seeds a draw the gains of a draw's pairs, which follow each other, count as one.
     """
-    gains = [pair.gain_pp for pair in pairs]
-    table = differences_of(pairs)
-    resolution = resolution_pp(table.shape[1])
+    gains = np.array([pair.gain_pp for pair in pairs])
+    table = differences_of(pairs, seeds)
+    resolution = resolution_pp(table.shape[1]) / seeds
     by_image = table if metric == DEFAULT_SHARE else None
-    return verdict(gains, design, pool.correction, resolution, by_image)
+    by_draw = gains if seeds == 1 else gains.reshape(-1, seeds)
+    return verdict(by_draw, design, pool.correction, resolution, by_image)
 
 
-def differences_of(pairs: Sequence[Pair]) -> Table:
-    """For each pair and test image: 1 if the treatment alone is right, -1 the control, else 0."""
-    both = [(pair.treatment.correct, pair.control.correct) for pair in pairs]
-    return np.array([ours.astype(np.int8) - theirs.astype(np.int8) for ours, theirs in both])
+def differences_of(pairs: Sequence[Pair], seeds: int = 1) -> Table:
+    """For each draw and test image: 1 if the treatment alone is right, -1 the control, else 0.
+
+    Shape (draws, images); with several seeds a draw, their means.
+    """
+    table = np.array([minus(pair.treatment, pair.control) for pair in pairs])
+    return table if seeds == 1 else table.reshape(-1, seeds, table.shape[1]).mean(axis=1)
+
+
+def minus(one: ArmResult, other: ArmResult) -> NDArray[np.int8]:
+    """For each test image: 1 if `one` alone is right, -1 if the other alone is, else 0."""
+    return one.correct.astype(np.int8) - other.correct.astype(np.int8)
+
+
+def effects_of(
+    pairs: Sequence[Pair], images: ImageSet, class_names: Sequence[str]
+) -> pd.DataFrame:
+    """What the treatment does to each test image on which the arms ever disagree.
+
+    A row an image, what is mended most often first: its digest and class; `mended`, in how many
+    pairs the treatment alone is right, `broken`, in how many the control alone is.
+    """
+    table = np.array([minus(pair.treatment, pair.control) for pair in pairs])
+    frame = pd.DataFrame(
+        {
+            "image_sha256": [row.tobytes().hex() for row in images.digests],
+            "label": np.array(class_names, dtype=object)[images.labels.numpy()],
+            "mended": (table > 0).sum(axis=0),
+            "broken": (table < 0).sum(axis=0),
+        }
+    )
+    touched = frame[frame["mended"] + frame["broken"] > 0]
+    order = (touched["broken"] - touched["mended"]).sort_values(kind="stable").index
+    return touched.loc[order].reset_index(drop=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +117,10 @@ class Decision:
         beside: arms that were not judged, with their gains over the control on the first pairs.
         test: how many images arms were scored on, and how many of these were seen before.
         verdict: over the gains of the pairs, from `verdict_of`.
+        effects: which test images the treatment mends and breaks, from `effects_of`.
         tuned: what tuning came to, by arm; empty without tuning.
         operations: of the treatment's and of the control's training, from `cost.operations_of`.
+        pair_s: what a further pair takes here, an estimate.
     """
 
     asked: Comparison
@@ -92,9 +133,16 @@ class Decision:
     beside: Mapping[str, tuple[Arm, list[float]]]
     test: Counts
     classes: int
+    effects: pd.DataFrame
     tuned: tuple[TunedArm, ...]
     operations: tuple[float, float]
+    pair_s: float
     wall_s: float
+
+    @property
+    def seeds(self) -> int:
+        """Seeds on each draw."""
+        return self.asked.decide.seeds
 
     @property
     def metric(self) -> str:
@@ -112,7 +160,61 @@ class Decision:
         sentence = self.verdict.sentence(self.treatment.words, self.control.words)
         by = "" if self.metric == DEFAULT_SHARE else f"By {METRICS[self.metric].words}: "
         apart = ", ".join(self.differences)
-        return f"{by}{sentence}" + (f" The arms differ in {apart}, too." if apart else "")
+        mean_of = f" Each pair is the mean of {self.seeds} seeds." if self.seeds > 1 else ""
+        return f"{by}{sentence}{mean_of}" + (f" The arms differ in {apart}, too." if apart else "")
+
+    @property
+    def robustness(self) -> Robustness | None:
+        """What single pairs do to the verdict; None for two pairs, which say nothing of it."""
+        known = self.verdict.posterior
+        assert known
+        if known.pairs < 3:
+            return None
+        gains = np.array(self.gains_pp).reshape(-1, self.seeds).mean(axis=1)
+        return robustness(
+            gains,
+            rope_pp=known.rope_pp,
+            correction=known.correction,
+            resolution_pp=resolution_pp(self.test.images) / self.seeds,
+            differences=self._table,
+        )
+
+    @property
+    def outlook(self) -> str:
+        """What would settle an open decision, what it costs and how to ask for it; else empty."""
+        known = self.verdict.posterior
+        if self.verdict.state != "inconclusive" or not known:
+            return ""
+        more = needed(known, self.design, self._table)
+        if not more.pairs:
+            return f"{more.sentence()}."
+        seconds = more.pairs * self.pair_s * self.seeds
+        total, most = known.pairs + more.pairs, self.pool.most
+        looks = ",".join(map(str, (*self.design.looks, total)))
+        how = f"-P looks={looks} goes on from these pairs"
+        if most is not None and total > most:
+            how = f"the pool holds {most}: fewer images a class, or more images, make more"
+        return f"{more.sentence(f'about {minutes(seconds)} here')}; {how}."
+
+    @property
+    def _table(self) -> Table | None:
+        return differences_of(self.pairs, self.seeds) if self.covers_images else None
+
+    def disagreements(self) -> pd.DataFrame:
+        """By class, how many test images the treatment mends and breaks in a pair, on average.
+
+        Rows by class name: `mended`, `broken`, and `always_mended` and `always_broken`, how many
+        images come out that way in three quarters of the pairs or more. The sum is the last row.
+        """
+        frame, often = self.effects, 0.75 * len(self.pairs)
+        columns = {
+            "mended": frame["mended"] / len(self.pairs),
+            "broken": frame["broken"] / len(self.pairs),
+            "always_mended": frame["mended"] >= often,
+            "always_broken": frame["broken"] >= often,
+        }
+        by_class = pd.DataFrame(columns).groupby(frame["label"], sort=True).sum()
+        return pd.concat([by_class, by_class.sum().to_frame("all").T])
 
     @property
     def covers_images(self) -> bool:
@@ -159,6 +261,7 @@ class Decision:
             "verdict.recommended": self.recommended.words,
             VERDICT_QUESTION: self.question,
             "verdict.metric": self.metric,
+            "verdict.outlook": self.outlook or "settled",
             "verdict.arms_differ_in": "; ".join(self.differences) or "nothing",
         }
 
@@ -230,7 +333,17 @@ class Compared:
 
     def difference(self, one: Cell, other: Cell) -> Posterior:
         """What is believed about the metric of one minus that of another, draw by draw."""
+        if self.covers_images:
+            both = zip(one.results, other.results, strict=True)
+            table = np.array([minus(ours, theirs) for ours, theirs in both])
+            rope_pp, correction = self.grid.compare.rope_pp, self.pool.correction
+            return Crossed.of(table).posterior(rope_pp=rope_pp, correction=correction)
         return self._posterior(one.test_pp - other.test_pp)
+
+    @property
+    def covers_images(self) -> bool:
+        """Whether differences hold for other test images, too: accuracy is known by image."""
+        return self.grid.compare.metric == DEFAULT_SHARE
 
     def mean(self, cell: Cell) -> Posterior:
         """What is believed about a cell's metric, in per cent."""

@@ -23,7 +23,7 @@ from pipeline.comparing.arms import (
 from pipeline.comparing.cost import equal_steps, operations_of, seconds_a_draw
 from pipeline.comparing.decision_page import log_decision
 from pipeline.comparing.pairs import Pair, PairRunner, Results, resolution_pp
-from pipeline.comparing.results import Decision, verdict_of
+from pipeline.comparing.results import Decision, effects_of, verdict_of
 from pipeline.entries.pair_setup import PairSetup
 from pipeline.runs.command import Command
 from pipeline.runs.words import minutes
@@ -31,8 +31,9 @@ from pipeline.settings.entry import usable_name
 from pipeline.settings.run import plain_values
 from pipeline.signals.evidence import refresh_siblings
 from pipeline.stats.design import Design
-from pipeline.stats.metrics import METRICS
+from pipeline.stats.metrics import DEFAULT_SHARE, METRICS
 from pipeline.stats.operating import characteristics_text, operating_characteristics
+from pipeline.stats.simulated import World, image_characteristics
 from pipeline.stats.verdict import Verdict
 from pipeline.tracking import ModelVersion, RunLog
 from pipeline.tracking.keys import DECISION_RUN_ID, MODEL_URI, VERDICT
@@ -51,14 +52,15 @@ def decide_entry(command: Command, plan: Comparison) -> Decision | None:
         plan.decide.design.looks,
         reserved=plan.tune.draws if plan.decide.tune else 0,
         asked="looks",
+        seeds=plan.decide.seeds,
     ) as setup:
         design = replace(plan.decide.design, looks=setup.pool.looks)
         if command.joins:
             plan, _ = _tuned(plan, setup)
             _run_pairs(plan, setup, design, None)
             return None
-        setup.check(setup.keys[: design.looks[0]])
-        _forecast(plan, setup, design)
+        setup.check(setup.keys[: design.looks[0] * setup.seeds])
+        pair_s = _forecast(plan, setup, design)
         name = f"decision · {setup.source.name} · {plan.treatment.words} or {plan.control.words}"
         params = {**plain_values(settings), **plan.decide.model_dump()}
         with setup.run("decision", name, "decide", params, plan.tune.workers) as log:
@@ -77,8 +79,10 @@ def decide_entry(command: Command, plan: Comparison) -> Decision | None:
                 beside=beside,
                 test=runner.overlap.counts,
                 classes=classes,
+                effects=effects_of(pairs, runner.test, setup.source.class_names),
                 tuned=tuned,
                 operations=(operations_of(arms[0], classes), operations_of(arms[1], classes)),
+                pair_s=pair_s,
                 wall_s=time.perf_counter() - started,
             )
             refresh_siblings(setup.tracking, command.say)
@@ -87,8 +91,12 @@ def decide_entry(command: Command, plan: Comparison) -> Decision | None:
     return decision
 
 
-def _forecast(plan: Comparison, setup: PairSetup, design: Design) -> None:
-    """Tell how often the design is right and what it costs, before anything is spent."""
+def _forecast(plan: Comparison, setup: PairSetup, design: Design) -> float:
+    """Tell how often the design is right and what it costs, before anything is spent.
+
+    Returns:
+        Seconds that a pair takes.
+    """
     say, arms, images = setup.command.say, (plan.treatment, plan.control), len(setup.overlap.test)
     compared = f"{plan.treatment.words} against {plan.control.words},"
     setup.announce(compared, arms, plan.decide.metric)
@@ -100,25 +108,30 @@ def _forecast(plan: Comparison, setup: PairSetup, design: Design) -> None:
             f"note: one test image is worth {worth:.2g} pp, more than the {design.rope_pp:g} pp "
             "that count as a gain: more test images, or a larger rope_pp, would be better"
         )
+    spread, shared = plan.decide.sd_pp, setup.pool.correction
+    assumed = f"gains spread by sd_pp={spread:g}"
+    if plan.decide.metric == DEFAULT_SHARE:
+        world = World(images=images, spread_pp=spread)
+        assumed += f" and arms disagree on {world.disagree:.0%} of {images} test images"
+        rows = image_characteristics(design, world, TRUE_GAINS_PP, correction=shared)
+    else:
+        rows = operating_characteristics(
+            design, spread, TRUE_GAINS_PP, correction=shared, resolution_pp=worth
+        )
     say(
-        f"\nwhat this design can tell, if gains spread by sd_pp={plan.decide.sd_pp:g} "
-        f"(share of decisions; a gain counts above {design.rope_pp:g} pp):"
-    )
-    rows = operating_characteristics(
-        design,
-        plan.decide.sd_pp,
-        TRUE_GAINS_PP,
-        correction=setup.pool.correction,
-        resolution_pp=worth,
+        f"\nwhat this design can tell, if {assumed} (share of decisions; a gain counts above "
+        f"{design.rope_pp:g} pp):"
     )
     say(characteristics_text(rows))
     pair_s = seconds_a_draw(arms, images, setup.tracking)
-    times = ", ".join(f"{n} pairs {minutes(n * pair_s)}" for n in design.looks)
+    times = ", ".join(f"{n} pairs {minutes(n * pair_s * setup.seeds)}" for n in design.looks)
     tuning = "; tuning is not counted" if plan.decide.tune else ""
+    of_seeds = f", with each of {setup.seeds} seeds" if setup.seeds > 1 else ""
     say(
-        f"\na pair takes about {pair_s:.0f} s here: {times}{tuning}; what has been run before "
-        "costs nothing\n"
+        f"\na pair takes about {pair_s:.0f} s here{of_seeds}: {times}{tuning}; what has been run "
+        "before costs nothing\n"
     )
+    return pair_s
 
 
 def _tuned(plan: Comparison, setup: PairSetup) -> tuple[Comparison, tuple[TunedArm, ...]]:
@@ -162,9 +175,9 @@ def _run_pairs(
     runner = setup.runner(arms, setup.overlap, plan.decide.metric, run_id, tell)
     pairs: list[Pair] = []
     for look in design.looks:
-        results = runner.run_all(keys[:look])
+        results = runner.run_all(keys[: look * setup.seeds])
         pairs = [Pair(key, *both) for key, both in zip(keys, results, strict=False)]
-        found = verdict_of(pairs, design, setup.pool, plan.decide.metric)
+        found = verdict_of(pairs, design, setup.pool, plan.decide.metric, setup.seeds)
         known = found.posterior
         assert known
         if log:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.comparing.arms import Arm
 from pipeline.comparing.cost import equal_steps, shown_steps
@@ -41,6 +41,7 @@ class PairSetup:
     source: Source
     overlap: Overlap
     pool: Pool
+    seeds: int
 
     @classmethod
     @contextmanager
@@ -52,15 +53,17 @@ class PairSetup:
         *,
         reserved: int,
         asked: str,
+        seeds: int = 1,
     ) -> Iterator[PairSetup]:
         """The setup of arms with these settings, one for each backbone; at the end, where to look.
 
         `reserved`: draws that tuning uses; 0: nothing is tuned. `asked`: the setting that says how
-        many pairs there are.
+        many pairs there are. `seeds`: on each draw.
         """
         tracking = Tracking.connect()
         with tracking.explained():
-            yield cls._of(command, tracking, settings, looks, reserved, asked)
+            setup = cls._of(command, tracking, settings, looks, reserved, asked)
+            yield replace(setup, seeds=seeds)
         if not command.joins:
             command.say(tracking.how_to_browse)
 
@@ -92,12 +95,13 @@ class PairSetup:
             source=source,
             overlap=overlap,
             pool=pool,
+            seeds=1,
         )
 
     @property
     def keys(self) -> list[PairKey]:
         """The pairs, up to the last look."""
-        return pair_keys(self.pool, self.settings)
+        return pair_keys(self.pool, self.settings, self.seeds)
 
     @property
     def images(self) -> int:

@@ -1,8 +1,8 @@
 """What a run predicts of the test images, one Parquet file a run.
 
-In: logits of a finished run, and the images. Out: `evaluation/test_predictions.parquet` on the run,
-a row an image: its digest, label, prediction and the probability of the prediction; and from this
-file which images the run recognises, so that two runs can be compared image by image.
+In: logits of a finished run, and the images. Out: `evaluation/test_predictions.parquet` on the
+run, a row an image: its digest, label, prediction and the probability of the prediction; and from
+this file which images the run recognises, so that two runs can be compared image by image.
 """
 
 from __future__ import annotations

@@ -141,12 +141,22 @@ class DecideSettings(StrictModel):
         lt=100,
     )
     looks: str = setting(
-        ",".join(map(str, Design.looks)), "pairs after which a verdict may be given"
+        ",".join(map(str, Design.looks)),
+        "pairs after which a verdict may be given; a decision is continued with further numbers",
     )
     threshold: float = setting(
-        Design.threshold, "posterior probability that a verdict needs", gt=0.5, lt=1
+        Design.threshold,
+        "posterior probability that a verdict needs after 5, 10, 20, 40, 80 or 160 pairs; after "
+        "other numbers a fifth of the error is allowed",
+        gt=0.5,
+        lt=1,
     )
-    sd_pp: float = setting(1.0, "spread of gains that the forecast assumes", gt=0, le=100)
+    seeds: int = setting(
+        1, "seeds on each draw; a pair is then their mean, which costs as many runs", ge=1, le=100
+    )
+    sd_pp: float = setting(
+        1.0, "spread of pairs' gains, beside chance, that the forecast assumes", gt=0, le=100
+    )
     beside: int = setting(
         0,
         "pairs on which full and lp_ft are run as well; they do not count for the verdict",
@@ -183,7 +193,8 @@ class DecideSettings(StrictModel):
     @property
     def design(self) -> Design:
         """What counts as a gain, and when there is enough evidence."""
-        return Design(self.rope_pp, tuple(map(int, self.looks.split(","))), self.threshold)
+        looks = tuple(map(int, self.looks.split(",")))
+        return Design(rope_pp=self.rope_pp, looks=looks, threshold=self.threshold)
 
 
 class CompareSettings(StrictModel):

@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from pipeline.stats.design import Design
 from pipeline.stats.posterior import Floats, Posterior, student_posterior
 
-Table = NDArray[np.integer[Any]]
-"""Differences of pairs on test images (pairs, images): 1, 0 or -1."""
+Table = NDArray[np.integer[Any]] | Floats
+"""Differences of pairs on test images (pairs, images): 1, 0 or -1; or means of several seeds'."""
 
 ADDED = 1.0
 """Images that are added for each arm, which wins them in every pair."""

@@ -32,10 +32,10 @@ class Needed:
     pairs: int | None
     images: int | None
 
-    @property
-    def sentence(self) -> str:
-        """In words."""
-        pairs = f"about {self.pairs:,} more pairs" if self.pairs is not None else ""
+    def sentence(self, cost: str = "") -> str:
+        """In words; `cost`: of the pairs."""
+        spent = f" ({cost})" if cost else ""
+        pairs = f"about {self.pairs:,} more pairs{spent}" if self.pairs is not None else ""
         images = f"about {self.images:,} more test images" if self.images is not None else ""
         either = " or ".join(filter(None, (pairs, images)))
         if either:

@@ -18,6 +18,7 @@ from pipeline.stats.crossed import Crossed, Table
 from pipeline.stats.design import Design
 from pipeline.stats.posterior import INTERVAL, Floats, Gains, Posterior, posterior
 from pipeline.stats.robustness import Robustness, robustness, still_enough
+from pipeline.stats.seeds import correction_by_seeds
 
 VerdictState = Literal["justified", "not_justified", "inconclusive", "go_on"]
 Kind = Literal["equivalent", "no_gain", "harmful"]
@@ -112,8 +113,13 @@ def decide_at_look(
     `harmful` if P(gain < -ROPE) reaches it too, else `equivalent`. Otherwise `go_on`, after the
     last look `inconclusive`. With `differences` (pairs, images), from which the gains come, the
     posterior covers other test images, too, and brings its own resolution. A `robust` design
-    does not say `justified` where a single pair carries it (`robustness.py`).
+    does not say `justified` where a single pair carries it (`robustness.py`). Gains (draws, seeds)
+    and their correction become those of draws' means (`seeds.py`).
     """
+    gains_pp = np.asarray(gains_pp, dtype=float)
+    if gains_pp.ndim == 2:
+        correction = correction_by_seeds(gains_pp, correction) if correction else 0.0
+        gains_pp = gains_pp.mean(axis=1)
     if differences is None:
         known = posterior(
             gains_pp, rope_pp=design.rope_pp, correction=correction, resolution_pp=resolution_pp
