@@ -34,7 +34,8 @@ from pipeline.runs.sources import source_of
 from pipeline.runs.words import with_auto_resolved
 from pipeline.settings.layers import Layer, resolve
 from pipeline.settings.run import Settings
-from pipeline.stats.operating import characteristics_text, operating_characteristics
+from pipeline.stats.operating import characteristics_text
+from pipeline.stats.simulated import World, image_characteristics
 from tests.conftest import class_image, enter_store, inside, words_of
 from tests.helpers import planned_epochs
 from tests.reports import artifact, reports, tables_of_markdown
@@ -212,25 +213,61 @@ class ByHand:
     p_harm: float
 
 
+def differences(pairs: Sequence[tuple[Run, Run]]) -> list[list[int]]:
+    """A row a pair, a column a test image, from the predictions that the runs hold."""
+
+    def right(run: Run) -> list[bool]:
+        table = pd.read_parquet(artifact(run, "evaluation/test_predictions.parquet"))
+        return (table["label"] == table["predicted"]).tolist()
+
+    return [
+        [int(a) - int(b) for a, b in zip(right(ours), right(theirs), strict=True)]
+        for ours, theirs in pairs
+    ]
+
+
+def odds(table: list[list[int]], rope: float, correction: float) -> tuple[float, float]:
+    """P(gain > ROPE) and P(gain < -ROPE), word by word as `stats/crossed.py` cites."""
+    p, n = len(table), len(table[0])
+    rows = [statistics.mean(row) for row in table]
+    columns = [statistics.mean(column) for column in zip(*table, strict=True)]
+    mean = statistics.mean(rows)
+    rest = sum(
+        (table[i][j] - rows[i] - columns[j] + mean) ** 2 for i in range(p) for j in range(n)
+    ) / ((p - 1) * (n - 1) * p * n)
+    # no better known than rounding to one of the test images
+    pair = max(statistics.variance(rows), 1 / 12 / n**2) * (1 / p + correction)
+    with_added = [*columns, 1, -1]
+    image = sum(one**2 for one in with_added) - sum(columns) ** 2 / (n + 2)
+    image /= (n + 1) * (n + 2)
+    variance = pair + max(image - rest, 0)
+    share = pair**2 / (p - 1) + image**2 / (n - 1) + rest**2 / ((p - 1) * (n - 1))
+    degrees, scale = min(max(variance**2 / share, p - 1), n - 1), 100 * math.sqrt(variance)
+    above = stats.t.sf((rope - 100 * mean) / scale, degrees)
+    return float(above), float(stats.t.cdf((-rope - 100 * mean) / scale, degrees))
+
+
 def by_hand(
-    gains: Sequence[float],
+    pairs: Sequence[tuple[Run, Run]],
     looks: Sequence[int],
     rope: float = 0.5,
-    threshold: float = 0.98,
+    threshold: float = 0.99,
     correction: float = 0.0,
+    end: int | None = 3,
 ) -> ByHand:
-    """The method's text, word by word."""
+    """The method's text, word by word; `end`: pairs that the pool holds."""
+    table = differences(pairs)
     for n in looks:
-        # no better known than rounding to one of the 30 test images
-        mean, sd = statistics.mean(gains[:n]), max(statistics.stdev(gains[:n]), 100 / 30 / 12**0.5)
-        scale = sd * math.sqrt(1 / n + correction)
-        above = float(stats.t.sf((rope - mean) / scale, n - 1))
-        below = float(stats.t.cdf((-rope - mean) / scale, n - 1))
-        if above >= threshold:
+        level = threshold if n == end else 1 - (1 - threshold) / 5
+        above, below = odds(table[:n], rope, correction)
+        left_out = [table[:i] + table[i + 1 : n] for i in range(n)] if n > 2 else []
+        means = [statistics.mean(map(statistics.mean, one)) for one in left_out]
+        weakest = min([odds(one, rope, correction)[0] for one in left_out], default=1)
+        if above >= level and min(means, default=1) > 0 and weakest >= 1 - 2.5 * (1 - level):
             return ByHand("justified", "none", n, above, below)
-        if 1 - above >= threshold:
-            harmless = "equivalent" if 1 - below >= threshold else "no_gain"
-            kind = "harmful" if below >= threshold else harmless
+        if 1 - above >= level:
+            harmless = "equivalent" if 1 - below >= level else "no_gain"
+            kind = "harmful" if below >= level else harmless
             return ByHand("not_justified", kind, n, above, below)
     return ByHand("inconclusive", "none", n, above, below)
 
@@ -247,7 +284,7 @@ def check(tags: dict[str, str], expected: ByHand) -> None:
 
 def test_the_verdict_follows_from_the_accuracies_that_the_runs_carry(decided: Decided) -> None:
     gains, tags = decided.gains_pp(), decided.run.data.tags
-    expected = by_hand(gains, (2, 3))
+    expected = by_hand(decided.arms(), (2, 3))
     assert len(gains) == expected.pairs
     assert len(set(gains)) > 1  # or the table below could not tell anything
     check(tags, expected)
@@ -270,8 +307,8 @@ def test_another_design_reads_the_same_runs_and_trains_nothing(
     before = {run.info.run_id for run in runs()}
     decided.desk.decide(**{**STAGE3, **OFF, **design})
     looks = tuple(map(int, design.get("looks", STAGE3["looks"]).split(",")))
-    rope, threshold = float(design.get("rope_pp", 0.5)), float(design.get("threshold", 0.98))
-    check(runs("decision")[-1].data.tags, by_hand(decided.gains_pp(), looks, rope, threshold))
+    rope, threshold = float(design.get("rope_pp", 0.5)), float(design.get("threshold", 0.99))
+    check(runs("decision")[-1].data.tags, by_hand(decided.arms(), looks, rope, threshold))
     assert {run.info.run_id for run in runs()} == before
 
 
@@ -340,8 +377,8 @@ def test_what_the_design_can_tell_is_said_before_anything_is_run(decided: Decide
         "stage 3 against stage 2 continued, 12 optimizer steps; pairs are disj"
     )
     assert "accuracy on 30 test images" in said[0]
-    known = operating_characteristics(
-        decided.decision.design, 1.0, TRUE_GAINS_PP, resolution_pp=100 / 30
+    known = image_characteristics(
+        decided.decision.design, World(images=30, spread_pp=1.0), TRUE_GAINS_PP
     )
     assert said[table] == characteristics_text(known)
     assert table < cost < first_pair
@@ -393,7 +430,7 @@ def test_nothing_is_trained_twice_the_model_to_be_served_included(decided: Decid
 
 def test_the_treatments_runs_carry_the_verdict(decided: Decided) -> None:
     tags = {key: value for key, value in decided.run.data.tags.items() if "verdict" in key}
-    assert len(tags) == 12
+    assert len(tags) == 13
     for treatment, control in decided.arms():
         theirs = treatment.data.tags
         assert {key: value for key, value in theirs.items() if "verdict" in key} == tags
@@ -481,7 +518,7 @@ def test_the_report_shows_every_pair_and_the_way_to_the_verdict(decided: Decided
     assert tables["pairdata_seed"][1:] == expected
     way = tables["pairsmean gain, pp"][1:]
     assert [row[0] for row in way] == ["2", "3"][: len(way)]
-    last = by_hand(decided.gains_pp(), (2, 3))
+    last = by_hand(decided.arms(), (2, 3))
     assert way[-1][0] == str(last.pairs)
     assert float(way[-1][3]) == pytest.approx(last.p_gain, abs=6e-4)
     assert float(way[-1][5]) == pytest.approx(last.p_harm, abs=6e-4)
@@ -685,17 +722,18 @@ def test_stage_2_is_held_against_stage_1_continued(interrupted: Interrupted) -> 
     second = interrupted.after[1]
     last = [run for run in second if run.data.tags["stage"] == "2"]
     by_draw = [[run for run in last if run.data.tags["draw"] == str(n)] for n in range(2)]
-    gains = []
+    pairs = []
     for pair in by_draw:
         found = {run.data.tags["trains"]: run for run in pair}
         assert set(found) == {"head block4", "head"}
-        gains.append(100 * (acc(found["head block4"]) - acc(found["head"])))
-    check(interrupted.decisions[1].data.tags, by_hand(gains, (2,)))
+        pairs.append((found["head block4"], found["head"]))
+    check(interrupted.decisions[1].data.tags, by_hand(pairs, (2,)))
 
 
 def test_a_pool_too_small_is_resampled_and_says_what_that_costs(desk: Desk) -> None:
     decision = desk.decide(**{**STAGE2, "test_per_class": "18"})
-    correction = 0.4 / 0.6  # 4 of the 10 images that are left of each class
+    # 4 of the 10 images that are left of each class, three quarters of them by measurement
+    correction = 0.3 / 0.7
     said = (
         "the pool holds 1 disjoint draw, 2 are needed: pairs are resampled and share "
         "images (40% of two draws, on average), which costs power"
@@ -703,9 +741,11 @@ def test_a_pool_too_small_is_resampled_and_says_what_that_costs(desk: Desk) -> N
     assert said in desk.said[0]
     run = runs("decision")[0]
     assert said in artifact(run, "report.md").read_text()
-    assert "pairs share images (correction 0.67)" in decision.verdict.reason
-    check(run.data.tags, by_hand(decision.gains_pp, (2,), correction=correction))
+    assert "pairs share images (correction 0.43)" in decision.verdict.reason
     stages = runs()
+    by_id = {stage.info.run_id: stage for stage in stages}
+    pairs = [(by_id[p.treatment.run_id], by_id[p.control.run_id]) for p in decision.pairs]
+    check(run.data.tags, by_hand(pairs, (2,), correction=correction, end=None))
     assert len({stage.data.tags["data_sha256"] for stage in stages}) == 2
     check_test_images_unseen(stages, decision.treatment.settings, 54)
 

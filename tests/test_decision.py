@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from pipeline.comparing.arms import TunedArm, decide_plan
 from pipeline.comparing.decision_page import command_of, page_of
 from pipeline.comparing.draws import Pool
 from pipeline.comparing.pairs import ArmResult, Pair, pair_keys
-from pipeline.comparing.results import Decision, effects_of, verdict_of
+from pipeline.comparing.results import Decision, differences_of, effects_of, minus, verdict_of
 from pipeline.data.overlap import Counts
 from pipeline.tracking import RunView
 from tests.helpers import make_images, planned_epochs, request_of
@@ -42,7 +43,7 @@ def decision(both: tuple[ArmResult, ArmResult] | None = None, **options: str) ->
     """A decision after two equal pairs; `options`: what was typed."""
     plan = decide_plan(request_of("decide", {**PRESET, **options}))
     both = both or (result(0.8), result(0.7))
-    pool = Pool(looks=(2,), sentence="pairs are disjoint draws")
+    pool = Pool(looks=plan.decide.design.looks, sentence="pairs are disjoint draws")
     keys = pair_keys(pool, plan.treatment.settings, plan.decide.seeds)
     pairs = tuple(Pair(key, *both) for key in keys)
     names = [str(label) for label in range(10)]
@@ -80,6 +81,69 @@ def test_a_question_is_the_one_of_earlier_versions_unless_another_metric_is_aske
     assert decision().question == "3b5cf2afd95217c0"
     assert decision(metric="acc").question == "3b5cf2afd95217c0"
     assert decision(metric="macro_f1").question not in ("3b5cf2afd95217c0", "480b27868fe9ffbe")
+
+
+def unlike(acc: float, seed: int) -> ArmResult:
+    """Right on other images than `result(acc)`."""
+    correct = np.random.default_rng(seed).permutation(IMAGES) < round(IMAGES * acc)
+    return replace(result(acc), correct=correct)
+
+
+def test_an_open_decision_says_what_would_settle_it_and_what_that_costs() -> None:
+    made = decision((unlike(0.78, 1), unlike(0.7, 2)), rope_pp="0", metric="macro_f1")
+    differ = [unlike(0.78 + 0.02 * k.key.number, k.key.number) for k in made.pairs]
+    pairs = tuple(replace(p, treatment=one) for p, one in zip(made.pairs, differ, strict=True))
+    found = verdict_of(pairs, made.design, made.pool, made.metric)
+    made = replace(made, pairs=pairs, verdict=found)
+    assert made.verdict.state == "inconclusive"
+    more = re.search(r"about (\d+) more pairs \(about (\d+) s here\)", made.outlook)
+    assert more
+    assert int(more[2]) == 30 * int(more[1])
+    assert f"-P looks=2,{2 + int(more[1])} goes on from these pairs" in made.outlook
+    assert made.tags["verdict.outlook"] == made.outlook
+    assert made.outlook[1:] in report(made)
+    small = replace(made, pool=replace(made.pool, most=2))
+    assert "the pool holds 2: fewer images a class" in small.outlook
+
+
+def test_a_decision_that_is_settled_has_no_outlook() -> None:
+    made = decision(rope_pp="0", threshold="0.51")
+    assert (made.verdict.state, made.outlook) == ("justified", "")
+    assert made.tags["verdict.outlook"] == "settled"
+
+
+def test_seeds_of_a_draw_are_one_pair_of_the_verdict() -> None:
+    made = decision(seeds="3", looks="4")
+    assert len(made.pairs) == 12
+    known = made.verdict.posterior
+    assert known
+    assert known.pairs == 4
+    assert made.sentence.endswith("Each pair is the mean of 3 seeds.")
+    assert options_again(made)["seeds"] == "3"
+
+
+def test_gains_of_a_draw_are_averaged_over_its_seeds_image_by_image() -> None:
+    keys = pair_keys(Pool(looks=(3,), sentence=""), decision().treatment.settings, 2)
+    pairs = [Pair(k, unlike(0.8, 2 * k.number), unlike(0.7, 2 * k.number + 1)) for k in keys]
+    table = np.array([minus(pair.treatment, pair.control) for pair in pairs], dtype=float)
+    assert differences_of(pairs, 2) == pytest.approx((table[::2] + table[1::2]) / 2)
+
+
+def test_the_report_says_which_images_are_mended_and_broken_and_what_single_pairs_do() -> None:
+    """The treatment is right on images 0 to 79, the control on 0 to 69: ten are mended."""
+    made = decision(looks="3")
+    assert made.effects["mended"].tolist() == [3] * 10
+    assert made.effects["broken"].tolist() == [0] * 10
+    assert made.disagreements().loc["all"].tolist() == [10, 0, 10, 0]
+    (table,) = (rows for rows in tables_of_markdown(report(made)) if rows[0][0] == "class")
+    assert table[-1] == ["all", "10.0", "0.0", "10", "0"]
+    assert "Single pairs: gains from +10.00 to +10.00 pp" in report(made)
+
+
+def test_images_on_which_the_arms_never_disagree_are_left_out() -> None:
+    same = decision((result(0.8), result(0.8)))
+    assert same.effects.empty
+    assert same.disagreements().loc["all"].tolist() == [0, 0, 0, 0]
 
 
 def test_another_metric_than_accuracy_is_named_and_asked_for_again() -> None:

@@ -305,7 +305,14 @@ def test_as_many_draws_are_held_as_can_be_dealt(source: Source, train: int, val:
             "of 40 that the pool holds",
         ),  # nothing is tuned
         (4, {}, 0, (5, 10, 20, 40), True, "holds 4 disjoint draws, 5 are needed: .*share"),
-        (3, {"tune": "on"}, 0, (5, 10, 20, 40), True, "costs power, and tuning uses .*, or looks=2,"),
+        (
+            3,
+            {"tune": "on"},
+            0,
+            (5, 10, 20, 40),
+            True,
+            "costs power, and tuning uses .*, or looks=2,",
+        ),
     ],
 )
 def test_a_pool_is_dealt_as_disjoint_draws_as_far_as_it_reaches(

@@ -54,7 +54,7 @@ def decide_entry(command: Command, plan: Comparison) -> Decision | None:
         asked="looks",
         seeds=plan.decide.seeds,
     ) as setup:
-        design = replace(plan.decide.design, looks=setup.pool.looks)
+        design = replace(plan.decide.design, looks=setup.pool.looks, end=setup.pool.most)
         if command.joins:
             plan, _ = _tuned(plan, setup)
             _run_pairs(plan, setup, design, None)

@@ -28,6 +28,8 @@ class Design:
         anytime: looking again, and going on after `inconclusive`, must not add to the error: the
             threshold is higher away from the looks of `GRID` (`threshold_at`).
         robust: `justified` must not rest on a single pair (`robustness.py`).
+        end: number of pairs after which none can follow, as the pool holds no more; it takes the
+            place of the next number of `GRID`. None: unknown, or there is no end.
     """
 
     rope_pp: float = 0.5
@@ -35,10 +37,12 @@ class Design:
     threshold: float = 0.99
     anytime: bool = True
     robust: bool = True
+    end: int | None = None
 
     def threshold_at(self, pairs: int) -> float:
         """The probability at which a verdict falls after so many pairs."""
-        return self.threshold if not self.anytime or pairs in GRID else self.off_grid
+        is_planned = not self.anytime or pairs in GRID or pairs == self.end
+        return self.threshold if is_planned else self.off_grid
 
     @property
     def off_grid(self) -> float:
