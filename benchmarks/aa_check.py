@@ -1,7 +1,6 @@
 """How often are two arms that are the same procedure told apart? A/A studies on real training.
 
-    python benchmarks/aa_check.py --data CIFAR_FOLDER --weights FILE --out aa_check \\
-        backbone=mobilenet_v2 image_size=96
+    python benchmarks/aa_check.py --data FOLDER --weights FILE --out aa_check [name=value …]
 
 For each draw, stages 1 and 2 once, then stage 3 from that checkpoint with several seeds: any two
 of them are one procedure with different seeds. A study takes every draw, in random order, with
