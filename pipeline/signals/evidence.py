@@ -72,7 +72,14 @@ def log_evidence(log: RunLog, tracking: Tracking, subject: Subject) -> list[Sign
     history, settings, parent = subject.history, subject.settings, subject.parent
     scores = scores_of(tracking, parent) if parent else None
     has_parent = parent is not None
-    signals = read_signals(history, subject.scored, scores, settings, has_parent=has_parent)
+    signals = read_signals(
+        history,
+        subject.scored,
+        scores,
+        settings,
+        has_parent=has_parent,
+        parent_epochs=int(parent.params.get("epochs", 0)) if parent else 0,
+    )
     log.tags(_tags(signals))
     log.metrics(_metrics(signals))
     content = {
