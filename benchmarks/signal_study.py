@@ -100,6 +100,7 @@ def _row(run: Run, control: Run, second: Run, first: Run) -> dict[str, object]:
         "recipe": ", ".join(parts),
         "draw": f"{settings['data_seed']}/{tags['draw']}",
         "gain_pp": 100 * (numbers["test/acc"] - control.data.metrics["test/acc"]),
+        "verdict": tags.get("verdict", "none"),
         "gate": second.data.tags.get("gate.prior", "unknown"),
         "stage2_val_acc": before["best/val_acc"],
         "stage2_gain": before["best/val_acc"] - first.data.metrics["best/val_acc"],
@@ -183,6 +184,18 @@ def together(table: pd.DataFrame, columns: Sequence[str], margin_pp: float) -> s
     )
 
 
+def cases_of(table: pd.DataFrame) -> pd.DataFrame:
+    """A row a case that was decided, as `pipeline/signals/cases.py` reads it."""
+    decided = table[table["verdict"] != "none"]
+    found = decided.groupby(CASE, sort=False).agg(
+        gate=("gate", lambda gates: gates.mode()[0]),
+        verdict=("verdict", lambda ends: ends.mode()[0]),
+        pairs=("gain_pp", "size"),
+        gain_pp=("gain_pp", "mean"),
+    )
+    return found.reset_index()
+
+
 def case_table(table: pd.DataFrame) -> str:
     """A row a case: what was known after stage 2, and what stage 3 came to."""
     lines = [
@@ -208,6 +221,7 @@ def main() -> None:
     parser.add_argument("--stores", nargs="+", default=[], help="MLflow tracking URIs")
     parser.add_argument("--table", type=Path, help="the CSV of an earlier study")
     parser.add_argument("--margin", type=float, default=0.5, help="gains beyond it count, in pp")
+    parser.add_argument("--cases", type=Path, help="writes the cases that the gate tells of")
     parser.add_argument("--out", type=Path, required=True, help="path without suffix")
     args = parser.parse_args()
     if args.table:
@@ -215,6 +229,8 @@ def main() -> None:
     else:
         table = pd.concat([pairs_in(store) for store in args.stores])
         table.to_csv(args.out.with_suffix(".csv"), index=False, float_format="%.5g")
+    if args.cases:
+        cases_of(table).to_csv(args.cases, index=False, float_format="%.3f")
     after = [number for number, _ in NUMBERS.values() if number != "signal/spread_p"]
     before = ["stage2_val_acc", "stage2_gain", "stage2_train_acc", "stage2_gap_nats"]
     share = np.mean(table["gain_pp"] > args.margin)

@@ -22,6 +22,7 @@ from pipeline.reporting.page import to_html, to_markdown
 from pipeline.runs.command_line import command_line
 from pipeline.runs.words import minutes, stage_in_words, with_auto_resolved
 from pipeline.settings.run import INHERITED_KEYS, RUN_KEYS
+from pipeline.signals.cases import cases_like
 from pipeline.signals.gate import Gate, gate_over
 from pipeline.stats.metrics import DEFAULT_SHARE, METRICS
 from pipeline.stats.verdict import shown_probability
@@ -114,6 +115,7 @@ def page_of(
             for name in sorted(names, reverse=True)
         },
         gate=gate,
+        cases=cases_like(gate.prior) if gate else "",
         values=values,
         runs=runs,
         commits=commits,
