@@ -157,4 +157,4 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_settings_round_trip_through_plain_values() -> None:
     settings = load_settings({"schedule": "lp_ft", "stage2.lr": "0.01", "views": "3"})
-    assert resolve([Layer("test", plain_values(settings))]) == settings
+    assert resolve([Layer(source="test", values=plain_values(settings))]) == settings

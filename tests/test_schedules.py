@@ -170,7 +170,7 @@ def test_a_file_is_a_schedule_of_its_own_and_becomes_text_that_needs_no_file(fou
     four.unlink()
     assert settings.schedule == FOUR_TEXT
     assert load_settings({"schedule": FOUR_TEXT}) == settings
-    again = resolve([Layer("test", json.loads(json.dumps(plain_values(settings))))])
+    again = resolve([Layer(source="test", values=json.loads(json.dumps(plain_values(settings))))])
     assert again == settings
     assert len(settings.stages) == 4
 

@@ -166,9 +166,9 @@ def test_suggestions_are_of_the_settings_own_types_and_inside_the_space() -> Non
     space = SearchSpace(
         "",
         {
-            "epochs": Range(5, 20, step=5),
-            "lr": Range(1e-4, 1e-2, log=True),
-            "label_smoothing": Range(0.0, 0.2, step=0.05),
+            "epochs": Range(low=5, high=20, step=5),
+            "lr": Range(low=1e-4, high=1e-2, log=True),
+            "label_smoothing": Range(low=0.0, high=0.2, step=0.05),
             "norm": Choices(("adapt", "keep")),
         },
     )

@@ -172,7 +172,7 @@ def with_own_settings(control: Arm, given: Mapping[str, str]) -> Arm:
         )
     if not given:
         return control
-    layer, faults = Layer(COMMAND_LINE, {}), list[str]()
+    layer, faults = Layer(source=COMMAND_LINE, values={}), list[str]()
     typed = {key: Given(text, f"{CONTROL}{key}", layer) for key, text in given.items()}
     stages = list(control.settings.stages)
     base = stages[control.last - 1].model_dump()

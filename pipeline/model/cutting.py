@@ -45,7 +45,7 @@ class _Part:
         return self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cut:
     """How networks of one architecture are cut.
 
@@ -98,7 +98,8 @@ def cut(model: nn.Module, owners: Mapping[str, str], order: Sequence[str], image
         if places.sizes_may_cross():
             write_sizes(traced, image)
             places.settle()
-        found = _measured(model, Cut(*places.parts(), added), image)
+        parts, merged = places.parts()
+        found = _measured(model, Cut(parts=parts, merged=merged, added=added), image)
         reason = "its parts compute something else"
     except Exception as err:  # noqa: BLE001 - a network's own code may raise anything when traced
         found, first = None, (str(err).splitlines() or [""])[0]
@@ -122,7 +123,8 @@ def _whole(model: nn.Module, owners: Mapping[str, str], order: Sequence[str], wh
         if not modules[name]:
             owned[name] = following
     bare = {name: block for name, block in owners.items() if name.rpartition(".")[0] not in owned}
-    return Cut((_Part(tuple(order), owned | bare),), dict.fromkeys(order[:-1], why), {})
+    part = _Part(blocks=tuple(order), owners=owned | bare)
+    return Cut(parts=(part,), merged=dict.fromkeys(order[:-1], why), added={})
 
 
 @torch.no_grad()

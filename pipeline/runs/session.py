@@ -217,6 +217,11 @@ class Session:
             precision=with_kernels(self.precision),
         )
 
+    def note_recipe(self, number: int) -> None:
+        """Have the siblings of a stage's run brought up to date when the command ends."""
+        if number > 1:
+            self.tracking.recipes_met.add(self.recipe(number))
+
     def pretrained_backbone(self) -> Backbone:
         """The backbone with the pretrained weights, calibrated where the settings say so."""
         self.backbone.put({**self.initial, **self.pretrained.tensors})

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TypeVar, get_args
@@ -31,13 +31,12 @@ PRESETS_DIR = Path(__file__).parent / "presets"
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Layer:
     """Key -> value pairs of one place; plain training keys are for `stage` (None: for all)."""
 
     source: str
     values: Mapping[str, object]
-    _: KW_ONLY
     stage: int | None = None
     by_user: bool = True
 
@@ -173,4 +172,4 @@ def preset_layer(name: str) -> Layer:
             f"unknown preset {name}{did_you_mean(name, known)} (there are {', '.join(known)})"
         )
     values = read_yaml(PRESETS_DIR / f"{name}.yaml", "preset")
-    return Layer(f"preset {name}", values, by_user=False)
+    return Layer(source=f"preset {name}", values=values, by_user=False)

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -64,7 +64,7 @@ class Stage:
         return self.trainable == (HEAD,)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Schedule:
     """Stages in order.
 
@@ -77,7 +77,6 @@ class Schedule:
 
     name: str
     given: tuple[tuple[str, ...], ...]
-    _: KW_ONLY
     words: str = field(default="", compare=False)
     blocks: tuple[str, ...] = field(default=BLOCKS, compare=False)
 
@@ -222,7 +221,7 @@ def schedule_of(text: str) -> Schedule:
         return SCHEDULES[text]
     if spelled := re.fullmatch(rf"({_NAME})\((.+)\)", text):
         stages = [[block.strip() for block in part.split("+")] for part in spelled[2].split(";")]
-        schedule = Schedule(spelled[1], tuple(map(tuple, stages)), words=spelled[1])
+        schedule = Schedule(name=spelled[1], given=tuple(map(tuple, stages)), words=spelled[1])
     elif text.endswith((".yaml", ".yml")):
         schedule = read_schedule(typed_path(text))
     else:
@@ -281,7 +280,7 @@ def read_schedule(path: Path) -> Schedule:
             f"{where}: the file's name names the schedule: use letters, digits and _ . - alone"
         )
     given = tuple(_as_written(stage, number, where) for number, stage in enumerate(stages, 1))
-    return Schedule(path.stem, given, words=words)
+    return Schedule(name=path.stem, given=given, words=words)
 
 
 def _as_written(stage: object, number: int, where: str) -> tuple[str, ...]:

@@ -80,7 +80,7 @@ class Layout:
         return name.startswith(self.roots)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Fit:
     """A network in the file, held against a backbone.
 
@@ -247,7 +247,14 @@ def _held_against(
             wrong.append(f"{name} is not part of {layout.name}")
         elif name not in layout.trunk:
             passed_over.append(full)
-    return Fit(where, prefix, trunk, head, tuple(passed_over), tuple(wrong))
+    return Fit(
+        where=where,
+        prefix=prefix,
+        trunk=trunk,
+        head=head,
+        passed_over=tuple(passed_over),
+        wrong=tuple(wrong),
+    )
 
 
 def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

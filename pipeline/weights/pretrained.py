@@ -38,7 +38,7 @@ STARTER_BACKBONE = "resnet18"
 STARTER_SHA256 = "28c7281f45aaee0437d1b242cab83877735eb8924ffeadd8040beb853759cbc4"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pretrained:
     """The tensors that a backbone starts from.
 
@@ -59,7 +59,7 @@ class Pretrained:
         backbone.put(self.tensors)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Weights:
     """Weights that fit a backbone up to its classifier, whose size is not known yet.
 
@@ -81,7 +81,8 @@ class Weights:
         A classifier of as many classes is taken, if its values are finite: the report says so.
         """
         if self.state is None:
-            return Pretrained("none", "none", {}, "weights none: every block starts at random")
+            report = "weights none: every block starts at random"
+            return Pretrained(name="none", digest="none", tensors={}, report=report)
         expected = backbone.model.state_dict()
         last = f"{backbone.head_layer()}."
         tensors = {
@@ -105,7 +106,8 @@ class Weights:
             head = f", left out {' and '.join(left_out)} ({why})"
         matched = f"{len(tensors)} of {len(expected)} tensors matched"
         report = f"weights {self.name}: {matched}{head}{self.note}"
-        return Pretrained(self.name, digest_tensors(tensors), tensors, report)
+        digest = digest_tensors(tensors)
+        return Pretrained(name=self.name, digest=digest, tensors=tensors, report=report)
 
 
 def read_weights(weights: str, backbone: str, image_size: int, blocks: str = AUTO) -> Weights:
@@ -122,7 +124,7 @@ def read_weights(weights: str, backbone: str, image_size: int, blocks: str = AUT
         DownloadError: published weights are not here and could not be fetched.
     """
     if weights == "none":
-        return Weights("none", None)
+        return Weights(name="none", state=None)
     layout = Layout.of(backbone, image_size, blocks)
     if is_published_name(weights) and is_factory(backbone):
         content = _as_built(weights, backbone, image_size)
@@ -133,7 +135,7 @@ def read_weights(weights: str, backbone: str, image_size: int, blocks: str = AUT
     fit, note = find_network(content, layout, weights)
     _check_values(weights, fit.trunk)
     state = {**fit.trunk, **fit.head}
-    return Weights(weights, state, layout.roots, note + fit.note)
+    return Weights(name=weights, state=state, roots=layout.roots, note=note + fit.note)
 
 
 def _as_built(weights: str, backbone: str, image_size: int) -> dict[str, Tensor]:
