@@ -58,6 +58,12 @@ def table_of(model: type[BaseModel]) -> list[str]:
     ]
 
 
+def _as_typed(key: str, value: object) -> str:
+    """`lr=0.0003`, and for which stages where the preset says so."""
+    name, _, where = key.partition(".")
+    return " ".join(filter(None, (f"`{name}={value}`", where)))
+
+
 def settings_md() -> str:
     """The whole page."""
     lines = [HEAD]
@@ -69,7 +75,7 @@ def settings_md() -> str:
         path = PRESETS_DIR / f"{name}.yaml"
         about = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
         values = flatten(read_yaml(path, "preset")).items()
-        lines.append(f"- **{name}**: {about} {', '.join(f'`{k}={v}`' for k, v in values)}")
+        lines.append(f"- **{name}**: {about} {', '.join(_as_typed(*each) for each in values)}")
     return "\n".join(lines) + "\n"
 
 

@@ -135,9 +135,11 @@ class Schedule:
         """The trainable blocks of the first `count` stages (None: of all)."""
         return [stage.trainable for stage in self.stages[:count]]
 
-    def default_lr(self, number: int, *, has_batch_norm: bool) -> float:
+    def default_lr(
+        self, number: int, *, has_batch_norm: bool, rates: Mapping[str, float] = LEARNING_RATES
+    ) -> float:
         """The learning rate of stage `number` where nothing gives another."""
-        head, pretrained, fitted = LEARNING_RATES.values()
+        head, pretrained, fitted = rates.values()
         if not has_batch_norm:
             pretrained, fitted = pretrained / WITHOUT_BATCH_NORM, fitted / WITHOUT_BATCH_NORM
         *before, stage = self.stages[:number]
