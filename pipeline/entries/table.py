@@ -69,8 +69,8 @@ class EntryPoint:
         shared: settings of `CommandSettings` that it takes.
         study: settings of `TuneSettings` that it takes.
         run_keys: settings of a run that it takes.
-        silent: those of them that have no effect on it, taken as other entry points' commands have
-            them; no help offers them.
+        silent: those of them that have no effect on it, taken so that all stages can be given the
+            same options; the last line of its help names them.
         trains: which stage plain training settings are for, in words; empty: it trains nothing,
             and takes no YAML file.
         refused: settings that its plan refuses in words of its own; no help offers them.
@@ -130,6 +130,7 @@ def _run_keys(*left_out: str) -> tuple[str, ...]:
 _OF_THE_RUN = "that of the run"
 _NO_EFFECT = {1: ("reuse", *OF_CHILDREN, *OF_STAGE_3), 2: OF_STAGE_3}
 """Settings without an effect on a stage, by its number."""
+_OF_STAGE = {1: "stage 1, from pretrained weights"}
 _ROWS = (
     EntryPoint(
         name="main",
@@ -140,7 +141,7 @@ _ROWS = (
     *(
         EntryPoint(
             name=f"stage{number}",
-            help=f"stage {number}; missing parent stages are trained first",
+            help=_OF_STAGE.get(number, f"stage {number}; missing parent stages are trained first"),
             plan=partial(stage_plan, number=number),
             work="entries.chain:stage_entry",
             own=StageSettings,
