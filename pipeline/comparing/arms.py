@@ -7,8 +7,8 @@ Stages that an arm has in common with the treatment keep its settings, so they a
 The arm's other stages share the steps that are left: the first of them gets all that the treatment
 spent before the matching stage. A stage that begins as the treatment does keeps the treatment's
 settings, too. A stage that continues the one before has the settings of the treatment's stage in
-its place: the arms differ in what they train, not in how, unless `control.lr=` and its like say
-otherwise. `differences` tells in what they differ.
+its place: the arms differ in what they train, not in how, unless settings such as `control.lr=`
+say otherwise. `differences` tells in what they differ.
 """
 
 from __future__ import annotations
@@ -268,7 +268,7 @@ def decide_plan(request: Request) -> Comparison:
 
 
 def own_stages(plan: Comparison) -> dict[int, set[str]]:
-    """The control's stages that are no runs of the treatment's, and what no study of them tunes.
+    """The control's own stages, and the settings that no study of these stages may tune.
 
     Steps stay equal, and what was set by hand stays: for all stages, for a stage that begins as
     the treatment does, or for the treatment's stage in the place of a continued one.

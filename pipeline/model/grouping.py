@@ -231,8 +231,8 @@ def _by_patterns(model: nn.Module, given: Mapping[Any, Any], where: str) -> Bloc
     """Blocks from patterns, head first; a tensor belongs to the first that its name begins with.
 
     Raises:
-        SettingsError: there is no head, a pattern is no regular expression or matches nothing, or
-            a tensor is left over.
+        SettingsError: there is no head, a pattern is not a regular expression or matches nothing,
+            or a tensor is left over.
     """
     given = given.get("blocks", given)
     if not isinstance(given, Mapping) or next(iter(given), None) != HEAD:
@@ -258,7 +258,7 @@ def _matching(model: nn.Module, taken: Iterable[str], pattern: object, where: st
     try:
         expression = re.compile(str(pattern))
     except re.error as err:
-        raise SettingsError(f"{where}: {pattern} is no regular expression ({err})") from None
+        raise SettingsError(f"{where}: {pattern} is not a regular expression ({err})") from None
     found = [name for name in model.state_dict() if expression.match(name)]
     free = [name for name in found if name not in set(taken)]
     if not free:

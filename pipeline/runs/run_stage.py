@@ -82,7 +82,7 @@ def _prepare(session: Session, stage: Stage, parent: RunView | None) -> _Work:
     if distinct_views(training.augment) is None and 0 < settings.views < training.epochs:
         session.say(
             f"note: {settings.views} stored views are met more than once in {training.epochs} "
-            f"epochs: -P views={training.epochs}, or 0 for fresh ones, would not repeat them"
+            f"epochs: -P views={training.epochs}, or 0 for fresh views, would not repeat them"
         )
     if line := mixing_line(session.backbone, settings, stage.number):
         session.say(line)

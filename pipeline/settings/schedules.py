@@ -289,7 +289,7 @@ def _as_written(stage: object, number: int, where: str) -> tuple[str, ...]:
     """The blocks of a stage in a file.
 
     Raises:
-        SettingsError: the stage is no list of names and positions.
+        SettingsError: the stage is not a list of names and positions.
     """
     listed = [stage] if stage in (ALL, CONTINUED) else stage
     if not isinstance(listed, list) or not listed or not all(map(_is_name, listed)):

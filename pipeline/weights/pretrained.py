@@ -223,7 +223,7 @@ def _path_of(weights: str, backbone: str) -> Path:
             )
         if path.is_file():
             return path
-        reason = f"{path.absolute()} {'is no file' if path.exists() else 'does not exist'}"
+        reason = f"{path.absolute()} {'is not a file' if path.exists() else 'does not exist'}"
     except (OSError, SettingsError, ValueError) as err:  # permissions, a long name, no home
         reason = getattr(err, "strerror", None) or str(err)
     raise WeightsError(
