@@ -106,7 +106,10 @@ def test_a_run_that_mlflow_run_has_not_just_started_is_never_written_to(
     ("location", "why"),
     [
         # as behind a server that serves no artifacts: its clients write to its folder themselves
-        ("{store}/theirs/art", "cannot be used from here (.*theirs is not a folder).*--serve-artif"),
+        (
+            "{store}/theirs/art",
+            "cannot be used from here (.*theirs is not a folder).*--serve-artif",
+        ),
         ("s3://bucket/folder", "its driver is not installed, .*: pip install boto3"),
     ],
 )

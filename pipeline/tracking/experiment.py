@@ -52,7 +52,7 @@ def usable_experiment(
     number = str(experiment.experiment_id)
     if not experiment.experiment_id:  # `{}`, whatever is asked
         raise TrackingError(
-            f"what answers at {uri} is no MLflow server: check host, port and path"
+            f"what answers at {uri} is not an MLflow server: check host, port and path"
         )
     named = f"experiment {experiment.name} (id {number}) at {uri}"
     if experiment.lifecycle_stage != "active":
