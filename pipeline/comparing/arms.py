@@ -22,7 +22,7 @@ from pipeline.errors import SettingsError
 from pipeline.settings.entry import DecideSettings, TuneSettings
 from pipeline.settings.layers import COMMAND_LINE, CONTROL, Given, Layer, validated
 from pipeline.settings.request import Request
-from pipeline.settings.run import RUN_KEYS, TRAIN_KEYS, Settings, TrainSettings
+from pipeline.settings.run import TRAIN_KEYS, Settings, TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Schedule, check_distinct, schedule_of
 
 QUESTIONS: Mapping[Literal["stage2", "stage3"], tuple[int, str]] = {
@@ -152,10 +152,7 @@ def at_equal_steps(
                 f"patience={training.patience}: arms have equal optimizer steps, which stages "
                 "that stop early would not have: leave patience out (0)"
             )
-    run = {key: getattr(settings, key) for key in RUN_KEYS}
-    arm_settings = Settings(**{**run, "schedule": str(schedule)}).model_copy(
-        update={"stages": stages}
-    )
+    arm_settings = settings.model_copy(update={"schedule": str(schedule), "stages": stages})
     return Arm(name=schedule.name, settings=arm_settings, last=len(ours))
 
 
@@ -174,14 +171,12 @@ def with_own_settings(control: Arm, given: Mapping[str, str]) -> Arm:
         return control
     layer, faults = Layer(source=COMMAND_LINE, values={}), list[str]()
     typed = {key: Given(text, f"{CONTROL}{key}", layer) for key, text in given.items()}
-    stages = list(control.settings.stages)
-    base = stages[control.last - 1].model_dump()
+    base = control.settings.training(control.last).model_dump()
     defaults = {key: value for key, value in base.items() if key not in given}
     own = validated(TrainSettings, typed, faults, **defaults)
     if own is None:
         raise SettingsError("\n".join(faults))
-    stages[control.last - 1] = own
-    return replace(control, settings=control.settings.model_copy(update={"stages": tuple(stages)}))
+    return replace(control, settings=control.settings.with_training(control.last, dict(own)))
 
 
 def differences(treatment: Arm, control: Arm) -> list[str]:

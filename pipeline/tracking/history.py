@@ -147,12 +147,8 @@ class Summary:
     def logged(self) -> dict[str, float]:
         """The summary as a run's metrics."""
         best = {at_best(name): value for name, value in self.metrics.items()}
-        return {
-            SELECTED_EPOCH: self.epoch,
-            **best,
-            TRAINABLE: self.trainable,
-            TOTAL_S: self.wall_s,
-        }
+        counts = {TRAINABLE: self.trainable, TOTAL_S: self.wall_s}
+        return {SELECTED_EPOCH: self.epoch, **best, **counts}
 
     @property
     def best_line(self) -> str:

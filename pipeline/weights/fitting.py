@@ -156,13 +156,13 @@ def _candidates(content: Mapping[Any, Any], layout: Layout) -> list[Fit]:
         for prefix in _prefixes(layout, state):
             fit = _held_against(layout, where, prefix, state)
             if fit.wrong and (adapted := _adapted(layout, prefix, state)):
-                fit = min(fit, _held_against(layout, where, prefix, adapted), key=_faults)
+                fit = min(
+                    fit,
+                    _held_against(layout, where, prefix, adapted),
+                    key=lambda each: len(each.wrong),
+                )
             found.append(fit)
     return found
-
-
-def _faults(fit: Fit) -> int:
-    return len(fit.wrong)
 
 
 def _adapted(layout: Layout, prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
