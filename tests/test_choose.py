@@ -13,7 +13,7 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 
-from pipeline.signals.readings import Scored, paired
+from pipeline.signals.scored import Scored, paired
 from pipeline.stats.metrics import METRICS, Metric
 from pipeline.tuning.choose import bootstrapped, gain_of
 from tests.conftest import tiny, words_of

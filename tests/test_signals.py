@@ -13,7 +13,6 @@ from scipy import stats
 
 from pipeline.settings.run import Thresholds
 from pipeline.signals.readings import (
-    Scored,
     Sibling,
     Signal,
     accuracy_gain,
@@ -22,11 +21,11 @@ from pipeline.signals.readings import (
     loss_rise,
     loss_stability,
     numbers_of,
-    paired,
     read_signals,
     saturation,
     variance_test,
 )
+from pipeline.signals.scored import Scored, paired
 from pipeline.tracking.history import History
 from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, VAL_LOSS
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from pipeline.comparing.cost import shown_steps
-from pipeline.comparing.results import Decision
+from pipeline.comparing.decision import Decision
 from pipeline.reporting.figures import gains_picture
 from pipeline.reporting.page import to_html, to_markdown
 from pipeline.runs.command_line import command_line
