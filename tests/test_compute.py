@@ -1,9 +1,6 @@
-"""Copies compute in the order and precision asked for, and freed memory is kept."""
+"""Copies compute in the order and precision asked for."""
 
 from __future__ import annotations
-
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,25 +11,6 @@ from pipeline.model.backbones import build_backbone
 from pipeline.training.device import compute_copy, run_segments
 from pipeline.training.small_conv import SmallConv2d
 from tests.helpers import CLASSES, CPU, calibrated_backbone, make_images
-
-FAULTS = """
-import resource, sys, torch
-from pipeline.training.device import keep_freed_memory
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(20):
-        torch.ones(40 << 20, dtype=torch.uint8)  # above what malloc ever takes from the heap
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-leave = [faults() for _ in range(2)][1]
-keep_freed_memory()
-keep = [faults() for _ in range(2)][1]
-sys.exit(not keep < 0.1 * leave)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
-def test_freed_memory_is_not_faulted_in_again() -> None:
-    subprocess.run([sys.executable, "-c", FAULTS], check=True)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "efficientnet_b0"])
