@@ -13,8 +13,7 @@ from pipeline.training.small_conv import SmallConv2d
 from tests.helpers import CLASSES, CPU, calibrated_backbone, make_images
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "efficientnet_b0"])
-@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize(("name", "size"), [("resnet18", 32), ("efficientnet_b0", 64)])
 def test_the_copy_that_computes_gives_the_models_own_logits(name: str, size: int) -> None:
     """Channels-last copies with matrix products against torchvision's model as it is."""
     images = make_images(6, size)
