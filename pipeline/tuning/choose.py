@@ -85,7 +85,7 @@ def gain_of(both: Sequence[tuple[Scored, Scored]], metric: Metric) -> tuple[floa
 
 
 def bootstrapped(both: Sequence[tuple[Scored, Scored]], metric: Metric) -> tuple[float, float]:
-    """The same for a metric of the predicted classes that is no mean over images.
+    """The same for a metric of the predicted classes that is not a mean over images.
 
     The images of each draw are resampled, the same ones for both (Efron 1979, paired bootstrap).
     """
