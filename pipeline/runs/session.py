@@ -23,9 +23,10 @@ from pipeline.runs.sources import cache_folder, source_and_weights
 from pipeline.settings.augmentation import Augment, of_images
 from pipeline.settings.run import Settings
 from pipeline.settings.schedules import Stage
+from pipeline.system.memory import keep_freed_memory
 from pipeline.tracking import RunView, Tracking, keys
 from pipeline.tracking.history import History, Summary
-from pipeline.training.device import keep_freed_memory, pick_device, pick_precision, with_kernels
+from pipeline.training.device import pick_device, pick_precision, with_kernels
 from pipeline.training.features import Features
 from pipeline.training.mixing import mixing_line
 from pipeline.training.norm_choice import NormStatsChoice, choose_norm_stats

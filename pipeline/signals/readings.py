@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from pipeline.settings.run import Thresholds
-from pipeline.signals.scored import Scored, paired
+from pipeline.signals.scored import Scored, mean_and_error, paired
 from pipeline.stats.metrics import Column
 from pipeline.tracking.history import History
 from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, VAL_LOSS
@@ -100,8 +100,7 @@ def _change(scored: Scored, parent: Scored | None, column: Column) -> tuple[floa
     """Mean and standard error of a column of `paired`; None without scores to pair."""
     if parent is None or len(scored.images) < 2:
         return None
-    values = paired(scored, parent)[column]
-    return float(values.mean()), float(stats.sem(values))
+    return mean_and_error(paired(scored, parent)[column])
 
 
 def _unknown(name: str) -> Signal:
@@ -124,14 +123,10 @@ def accuracy_gain(
         return _unknown(name)
     mean, error = change
     level = (1 - thresholds.signal_confidence) / max(1.0, choices)
-    quantile = float(stats.t.ppf(1 - level, len(scored.images) - 1))
+    quantile = float(special.stdtrit(len(scored.images) - 1, 1 - level))
     differences = paired(scored, parent)["correct"]
     gained, lost = int((differences > 0).sum()), int((differences < 0).sum())
-    p = (
-        float(stats.binomtest(gained, gained + lost, alternative="greater").pvalue)
-        if gained
-        else 1.0
-    )
+    p = float(special.bdtrc(gained - 1, gained + lost, 0.5)) if gained else 1.0
     sentence = (
         f"validation accuracy changed by {100 * mean:+.1f} pp against the parent (standard error "
         f"{100 * error:.1f}): {gained} images gained, {lost} lost, p = {p:.2g}, "
@@ -240,7 +235,8 @@ def variance_test(values: Sequence[float], reference: Sequence[float]) -> float:
     x, y = np.asarray(values, dtype=float), np.asarray(reference, dtype=float)
     if min(np.ptp(x + y), np.ptp(x - y)) < 1e-12:
         return 0.5  # equal variances
-    return float(stats.pearsonr(x + y, x - y, alternative="greater").pvalue)
+    freedom, r = len(x) - 2, np.corrcoef(x + y, x - y)[0, 1]
+    return float(special.stdtr(freedom, -r * math.sqrt(freedom / max(1 - r * r, 1e-300))))
 
 
 def instability(siblings: Sequence[Sibling], thresholds: Thresholds) -> Signal:

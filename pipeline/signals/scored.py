@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,3 +58,10 @@ def paired(scored: Scored, parent: Scored) -> dict[Column, NDArray[np.float64]]:
     rows = aligned(scored, parent)
     accuracy = scored.correct.astype(float) - parent.correct[rows].astype(float)
     return {"correct": accuracy, "nll": scored.nll - parent.nll[rows]}
+
+
+def mean_and_error(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Mean and standard error; the error of a single value is NaN."""
+    count = len(values)
+    error = float(values.std(ddof=1)) / math.sqrt(count) if count > 1 else math.nan
+    return float(values.mean()), error
