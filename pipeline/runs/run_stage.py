@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.data.augment import distinct_views
-from pipeline.errors import LineageError, TrainingError
-from pipeline.model.backbones import Backbone
+from pipeline.errors import DivergedError
 from pipeline.model.flops import note_on_reruns
 from pipeline.model.freezing import FrozenProof
+from pipeline.runs.found_runs import find_run, note_recipe
+from pipeline.runs.origins import note_on_origin
 from pipeline.runs.scoring import logits_of
 from pipeline.runs.session import CHECKPOINT, Session
 from pipeline.runs.stage_log import log_outcome, log_pictures, log_served_model, log_start
@@ -33,7 +34,6 @@ from pipeline.signals.evidence import (
 )
 from pipeline.signals.gate import gate_of_run
 from pipeline.signals.readings import Signal
-from pipeline.stats.metrics import score_logits
 from pipeline.system.interrupts import check
 from pipeline.system.memory import PeakMemory
 from pipeline.tracking import RunLog, RunView, keys
@@ -78,7 +78,7 @@ def run_stage(
         work = _prepare(session, stage, parent)
         _train(session, log, work)
         summary, signals = _log_result(session, log, work, parent, peak, started)
-    _note_recipe(session, number)
+    note_recipe(session, number)
     _tell(session, summary, signals, parent)
     return summary
 
@@ -124,7 +124,7 @@ def _train(session: Session, log: RunLog, work: _Work) -> None:
     """Train, log every epoch as it comes, and prove that what was frozen has not moved.
 
     Raises:
-        TrainingError: no epoch had a finite validation loss.
+        DivergedError: no epoch had a finite validation loss.
     """
     trainer, draw = work.trainer, session.draw
     stage, history = trainer.stage, trainer.history
@@ -137,9 +137,19 @@ def _train(session: Session, log: RunLog, work: _Work) -> None:
             )
             log.tags({"diverged": "true"})
     if not math.isfinite(history.best[keys.VAL_LOSS]):
-        raise TrainingError(
+        trained_s = sum(sum(history[key]) for key in (keys.TRAIN_S, keys.VAL_S))
+        log.metrics(
+            {
+                keys.PREFIX_S: work.prefix_s,
+                keys.TOTAL_S: work.prefix_s + trained_s,
+                keys.TRAINABLE: trainer.trainable,
+            }
+        )
+        log.wait()
+        raise DivergedError(
             f"stage {stage.number}: no epoch had a finite validation loss: lower "
-            f"stage{stage.number}.lr ({trainer.settings.lr}) or set clip_norm"
+            f"stage{stage.number}.lr ({trainer.settings.lr}) or set clip_norm",
+            log.run_id,
         )
     trainer.backbone.put(trainer.best)
     work.proof.check(trainer.backbone)
@@ -174,7 +184,7 @@ def _log_result(
             epoch=history.selected,
             metrics={name: history.best[name] for name in keys.EPOCH_METRICS},
             wall_s=time.perf_counter() - started,
-            trainable=sum(weight.master.numel() for weight in trainer.weights),
+            trainable=trainer.trainable,
         )
         log.tags({keys.CHECKPOINT_SHA256: sha256, "frozen_sha256": work.proof.digest})
         peak_mib = peak.read_mib()
@@ -225,7 +235,9 @@ def find_or_run(session: Session, number: int, nested_under: str | None = None) 
         return session.done[number]
     found = find_run(session, number) if session.settings.reuse else None
     if found:
-        session.say(f"stage {number}: found run {found.run_id} with the same content, reusing it")
+        other = note_on_origin(found, session.made_with)
+        found_it = f"found run {found.run_id} with the same content{other}, reusing it"
+        session.say(f"stage {number}: {found_it}")
         session.done[number] = Summary.of(found)
     else:
         if session.settings.reuse:
@@ -234,40 +246,6 @@ def find_or_run(session: Session, number: int, nested_under: str | None = None) 
         view = session.tracking.get(parent.run_id) if parent else None
         session.done[number] = run_stage(session, number, view, nested_under, target=False)
     return session.done[number]
-
-
-def find_run(session: Session, number: int) -> RunView | None:
-    """The oldest finished run of that stage with the same content and an intact checkpoint.
-
-    Runs with pictures come first, except for a trial, which needs none.
-    """
-    found = session.tracking.find({keys.LINEAGE_KEY: session.key(number)})
-    for run in sorted(found, key=lambda run: not (session.is_trial or has_pictures(run))):
-        try:
-            Summary.of(run)  # as whole as what follows needs it
-            backbone = session.restore(run)
-        except LineageError as err:
-            session.say(f"note: passing over {err}")
-        else:
-            join_data_set(session, run, number)
-            _note_recipe(session, number)
-            return _with_every_metric(session, run, backbone, number)
-    return None
-
-
-def _with_every_metric(session: Session, run: RunView, backbone: Backbone, number: int) -> RunView:
-    """The run, with the validation metrics that its version did not know yet."""
-    missing = [name for name, key in keys.VAL.items() if keys.at_best(key) not in run.metrics]
-    if not missing:
-        return run
-    val = session.draw.val
-    prefix = backbone.frozen_segments(session.settings.stage(number).trainable)
-    logits = logits_of(session, backbone, val, prefix)
-    scores = score_logits(logits, val.labels)
-    session.tracking.writing(run.run_id).metrics(
-        {keys.at_best(keys.VAL[name]): scores[name] for name in missing}
-    )
-    return session.tracking.get(run.run_id)
 
 
 def add_pictures_and_model(session: Session, number: int, run_id: str) -> None:
@@ -304,17 +282,3 @@ def add_pictures_and_model(session: Session, number: int, run_id: str) -> None:
     session.say(
         f"stage {number}: run {run_id} has its pictures and its model now, not trained again"
     )
-
-
-def _note_recipe(session: Session, number: int) -> None:
-    """Have the siblings of a stage's run brought up to date when the command ends."""
-    if number > 1:
-        session.tracking.recipes_met.add(session.recipe(number))
-
-
-def join_data_set(session: Session, run: RunView, number: int) -> None:
-    """Let a run of an earlier version that saw a session's images count as one of its data set."""
-    former = session.recipe(number, data=run.tags[keys.DATA])
-    if keys.POOL not in run.tags and run.tags[keys.RECIPE_KEY] == former:
-        tags = {keys.RECIPE_KEY: session.recipe(number), keys.POOL: session.draw.pool}
-        session.tracking.writing(run.run_id).tags(tags)

@@ -19,6 +19,7 @@ from pipeline.data.images import ImageSet
 from pipeline.errors import LineageError
 from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.runs.lineage import lineage_key, recipe_key
+from pipeline.runs.origins import made_with
 from pipeline.runs.sources import cache_folder, source_and_weights
 from pipeline.settings.augmentation import Augment, of_images
 from pipeline.settings.run import Settings
@@ -185,6 +186,11 @@ class Session:
     def precision(self) -> str:
         """What blocks are computed in: `float32` or `bfloat16`."""
         return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def made_with(self) -> str:
+        """What computes here: versions of libraries and a device, as runs record them."""
+        return made_with(self.device)
 
     def key(self, number: int) -> str:
         """The lineage key of a stage."""

@@ -123,11 +123,13 @@ def _by_draw(study: Study) -> NDArray[np.float64]:
     """The values of complete trials on each draw, (trials, draws), from what they reported."""
     counts = np.arange(1, len(study.spec.draws) + 1)
     rows = [
-        [trial.intermediate_values.get(STEPS_A_DRAW * count, math.nan) for count in counts]
+        [trial.intermediate_values.get(STEPS_A_DRAW * int(count), math.nan) for count in counts]
         for trial in study.trials
         if trial.state == TrialState.COMPLETE
     ]
-    sums = np.array(rows, dtype=np.float64).reshape(-1, len(counts)) * counts  # of means so far
+    sums = np.array(rows, dtype=np.float64).reshape(-1, len(counts)) * np.array(
+        counts
+    )  # of means so far
     values = np.diff(sums, axis=1, prepend=0.0)
     return values[np.isfinite(values).all(axis=1)]
 
