@@ -24,17 +24,15 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from pipeline.stats.crossed import Crossed  # noqa: E402
-from pipeline.stats.design import ANYTIME_THRESHOLD, Design  # noqa: E402
+from pipeline.stats.design import Design  # noqa: E402
 from pipeline.stats.posterior import Floats, tails  # noqa: E402
 from pipeline.stats.simulated import World  # noqa: E402
 
 Scale = tuple[Floats, Floats | float]
 SIZES = (150, 300, 500, 1000, 2000, 10_000)
 DESIGNS = {
-    "5, 10, 20 at 0.98": Design(),
-    "5, 10, 20, 40 at 0.99": Design(
-        looks=(5, 10, 20, 40), threshold=ANYTIME_THRESHOLD, anytime=True
-    ),
+    "5, 10, 20 at 0.98": Design(looks=(5, 10, 20), threshold=0.98, anytime=False, robust=False),
+    "5, 10, 20, 40 at 0.99": Design(robust=False),
 }
 
 

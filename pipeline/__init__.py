@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
-    from pipeline.comparing.results import Decision
+    from pipeline.comparing.decision import Decision
     from pipeline.serving.classifier import Classifier
     from pipeline.tracking.history import Summary
 

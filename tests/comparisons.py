@@ -14,7 +14,7 @@ import pytest
 from mlflow.entities import Run
 from scipy import stats
 
-from pipeline.comparing.results import Compared
+from pipeline.comparing.compared import Compared
 from pipeline.entries.table import perform
 from tests.conftest import class_image, enter_store
 from tests.reports import artifact

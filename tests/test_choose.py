@@ -16,7 +16,7 @@ from sklearn.metrics import f1_score
 
 from benchmarks.best_of_trials import recognised
 from benchmarks.best_of_trials import study as simulated
-from pipeline.signals.readings import Scored, paired
+from pipeline.signals.scored import Scored, paired
 from pipeline.stats.metrics import METRICS, Metric
 from pipeline.tuning.choose import bootstrapped, error_over_draws, gain_of, wanted_errors
 from tests.conftest import tiny, words_of

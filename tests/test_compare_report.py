@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 from matplotlib.figure import Figure
 
+from pipeline.comparing.compared import Compared
 from pipeline.comparing.comparison_page import page_of
 from pipeline.comparing.draws import Pool, pool_of
 from pipeline.comparing.grid import compare_plan
 from pipeline.comparing.pairs import pair_keys
-from pipeline.comparing.results import Compared
 from pipeline.data.overlap import Counts
 from pipeline.reporting.page import to_html
 from tests.helpers import request_of

@@ -23,7 +23,7 @@ from PIL import Image
 from scipy import stats
 
 from pipeline.cli import main
-from pipeline.comparing.results import Decision
+from pipeline.comparing.decision import Decision
 from pipeline.data.draws import draw_in
 from pipeline.data.images import digest_image
 from pipeline.entries.decide import TRUE_GAINS_PP
@@ -452,7 +452,7 @@ def test_other_arms_stand_beside_at_the_same_epochs(decided: Decided) -> None:
 
 
 def settings_of(run: Run) -> Settings:
-    return resolve([Layer("run", json.loads(run.data.tags["settings"]))])
+    return resolve([Layer(source="run", values=json.loads(run.data.tags["settings"]))])
 
 
 def digests_of_draw(settings: Settings, fingerprint: str) -> set[str]:

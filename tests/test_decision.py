@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from pipeline.comparing.arms import TunedArm, decide_plan
+from pipeline.comparing.decision import Decision, verdict_of
 from pipeline.comparing.decision_page import command_of, page_of
 from pipeline.comparing.draws import Pool
+from pipeline.comparing.effects import differences_of, effects_of, minus
 from pipeline.comparing.pairs import ArmResult, Pair, pair_keys
-from pipeline.comparing.results import Decision, differences_of, effects_of, minus, verdict_of
 from pipeline.data.overlap import Counts
 from pipeline.tracking import RunView
 from tests.helpers import make_images, planned_epochs, request_of
@@ -134,7 +135,7 @@ def test_the_report_says_which_images_are_mended_and_broken_and_what_single_pair
     made = decision(looks="3")
     assert made.effects["mended"].tolist() == [3] * 10
     assert made.effects["broken"].tolist() == [0] * 10
-    assert made.disagreements().loc["all"].tolist() == [10, 0, 10, 0]
+    assert made.disagreements.loc["all"].tolist() == [10, 0, 10, 0]
     (table,) = (rows for rows in tables_of_markdown(report(made)) if rows[0][0] == "class")
     assert table[-1] == ["all", "10.0", "0.0", "10", "0"]
     assert "Single pairs: gains from +10.00 to +10.00 pp" in report(made)
@@ -143,7 +144,7 @@ def test_the_report_says_which_images_are_mended_and_broken_and_what_single_pair
 def test_images_on_which_the_arms_never_disagree_are_left_out() -> None:
     same = decision((result(0.8), result(0.8)))
     assert same.effects.empty
-    assert same.disagreements().loc["all"].tolist() == [0, 0, 0, 0]
+    assert same.disagreements.loc["all"].tolist() == [0, 0, 0, 0]
 
 
 def test_another_metric_than_accuracy_is_named_and_asked_for_again() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from pipeline.errors import GateError
 from pipeline.settings.run import Thresholds
+from pipeline.signals.cases import CASES, cases_like
 from pipeline.signals.gate import (
     Gate,
     GateDraw,
@@ -16,6 +18,7 @@ from pipeline.signals.gate import (
     last_fifth_span,
     parse_best_lines,
     read_gate,
+    report_markdown,
 )
 from pipeline.tracking import Tracking
 from pipeline.tracking.keys import (
@@ -189,3 +192,17 @@ def test_the_gate_counts_draws_that_have_other_seeds_and_no_draw_twice(
     _, found = gate_of_run(tracking, tracking.get(ids[asked]), T, lambda _: None)
     assert [pair.draw for pair in found] == ["0", "1", "2"]
     assert {key for key, i in ids.items() if "gate.prior" in tracking.get(i).tags} == read
+
+
+@pytest.mark.parametrize("prior", ["promising", "confirmation_only", "not_yet"])
+def test_the_gate_tells_how_recorded_cases_that_began_so_ended(prior: str) -> None:
+    with CASES.open(encoding="utf-8", newline="") as file:
+        alike = [row for row in csv.DictReader(file) if row["gate"] == prior]
+    won = sum(row["verdict"] == "justified" for row in alike)
+    told = f"in {won} of {len(alike)} recorded cases" if alike else "no decision on record"
+    assert told in cases_like(prior)
+
+
+def test_the_report_tells_of_the_cases() -> None:
+    gate = read_gate(draws(), T)
+    assert cases_like(gate.prior) in report_markdown(gate, draws(), "here")

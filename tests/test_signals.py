@@ -13,7 +13,6 @@ from scipy import stats
 
 from pipeline.settings.run import Thresholds
 from pipeline.signals.readings import (
-    Scored,
     Sibling,
     Signal,
     accuracy_gain,
@@ -22,11 +21,11 @@ from pipeline.signals.readings import (
     loss_rise,
     loss_stability,
     numbers_of,
-    paired,
     read_signals,
     saturation,
     variance_test,
 )
+from pipeline.signals.scored import Scored, paired
 from pipeline.tracking.history import History
 from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, VAL_LOSS
 
@@ -80,6 +79,59 @@ def test_a_gain_must_be_larger_than_chance(
     run = scored([1] * gains + [0] * losses + [1] * still)
     parent = scored([0] * gains + [1] * losses + [1] * still)
     assert accuracy_gain(run, parent, T).state == state
+
+
+@pytest.mark.parametrize(("gains", "losses", "p"), [(2, 0, 0.25), (4, 0, 0.0625), (3, 1, 0.3125)])
+def test_the_odds_of_a_gain_are_those_of_coins(gains: int, losses: int, p: float) -> None:
+    """Two images gained and none lost happen in a quarter of cases: whatever n, no gain."""
+    run = scored([1] * gains + [0] * losses + [1] * 200)
+    parent = scored([0] * gains + [1] * losses + [1] * 200)
+    signal = accuracy_gain(run, parent, T)
+    assert signal.numbers["acc_gain_p"] == pytest.approx(p)
+    assert signal.state == ("true" if p <= 0.1 else "false")
+
+
+@pytest.mark.parametrize(("parent_epochs", "most"), [(1, 0.1), (10, 0.1)])
+def test_the_best_of_ten_epochs_is_no_gain_over_a_parent_that_is_as_good(
+    parent_epochs: int, most: float
+) -> None:
+    """400 runs of ten epochs on 200 images, where each epoch flips a tenth of the images anew."""
+    rng = np.random.default_rng(0)
+
+    def best_of(epochs: int) -> np.ndarray:
+        right = rng.random(200) < 0.8
+        found = []
+        for _ in range(epochs):
+            right = np.where(rng.random(200) < 0.1, rng.random(200) < 0.8, right)
+            found.append(right)
+        return max(found, key=np.mean)
+
+    course, fired = history((0.5,) * 10, (1.0,) * 10), []
+    for _ in range(400):
+        parent, run = scored(best_of(parent_epochs) * 1), scored(best_of(10) * 1)
+        read = read_signals(course, run, parent, T, has_parent=True, parent_epochs=parent_epochs)
+        fired.append(states(read)["positive.val_acc_gain"] == "true")
+    assert np.mean(fired) <= most
+    if parent_epochs == 1:  # as many choices as the parent would be taken for granted
+        blind = [accuracy_gain(scored(best_of(10) * 1), scored(best_of(1) * 1), T) for _ in fired]
+        assert np.mean([signal.state == "true" for signal in blind]) > 2 * most
+
+
+@pytest.mark.parametrize(
+    ("epochs", "spike", "saturates"),
+    [
+        (1, "unknown", "unknown"),
+        (2, "false", "unknown"),
+        (3, "false", "unknown"),
+        (4, "false", "true"),
+    ],
+)
+def test_when_in_its_first_epoch_a_run_saturates_is_not_seen(
+    epochs: int, spike: str, saturates: str
+) -> None:
+    course = history((1.0,) * epochs, (1.0,) * epochs)
+    assert early_spike(course, T).state == spike
+    assert saturation(course, T).state == saturates
 
 
 def test_no_change_at_all_is_no_gain_and_a_stable_loss() -> None:

@@ -157,6 +157,21 @@ def test_a_setting_without_an_effect_is_taken_and_not_offered(
     assert parse([name, f"--{key}", "1"]) == (name, {key: "1"})
 
 
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_help_and_docs_tell_which_settings_are_taken_without_an_effect(name: str) -> None:
+    _, told, last = " ".join(help_of(name).split()).partition(f"without an effect on {name}: ")
+    assert (
+        last.split(", ") == list(ENTRY_POINTS[name].silent)
+        if told
+        else not ENTRY_POINTS[name].silent
+    )
+    page = (
+        (ROOT / "docs" / "settings.md").read_text().partition("## Settings without an effect")[2]
+    )
+    row = re.search(rf"^\| `{name}` \| (.*) \|$", page, re.MULTILINE)
+    assert (re.findall(r"\w+", row[1]) if row else []) == list(ENTRY_POINTS[name].silent)
+
+
 def test_a_setting_of_other_entry_points_is_refused_and_names_them() -> None:
     message = r"setting cache_limit .* is one of .*stage1.*, not of evaluate$"
     with pytest.raises(SettingsError, match=message):

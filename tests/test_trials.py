@@ -26,7 +26,7 @@ from pipeline.tuning.trial_state import RETRIES, beating, outcome
 from pipeline.tuning.work import Worker
 from tests.postgres import Postgres
 
-LR = SearchSpace("", {"lr": Range(1e-4, 1e-2, log=True)})
+LR = SearchSpace("", {"lr": Range(low=1e-4, high=1e-2, log=True)})
 SPEC = Spec(
     name="a-study",
     stage=SCHEDULES["full"].stage(1),

@@ -480,7 +480,7 @@ def test_a_whole_model_is_refused(load: Load, backbone: Backbone) -> None:
         ("image_net", "does not exist"),
         ("n" * 300, "File name too long"),
         ("~nobody-of-that-name/w.pth", "home directory"),
-        ("/dev/null", "is no file"),
+        ("/dev/null", "is not a file"),
     ],
 )
 def test_a_path_that_is_no_file_is_named(name: str, reason: str, backbone: Backbone) -> None:

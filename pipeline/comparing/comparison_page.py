@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from matplotlib.figure import Figure
 
+from pipeline.comparing.compared import Compared
 from pipeline.comparing.cost import shown_steps
-from pipeline.comparing.results import Compared
 from pipeline.reporting.figures import ArmRow, comparison_picture
 from pipeline.reporting.page import to_html, to_markdown
 from pipeline.runs.command_line import command_line

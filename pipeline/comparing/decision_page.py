@@ -16,7 +16,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from pipeline.comparing.cost import shown_steps
-from pipeline.comparing.results import Decision
+from pipeline.comparing.decision import Decision
 from pipeline.reporting.figures import gains_picture
 from pipeline.reporting.page import to_html, to_markdown
 from pipeline.runs.command_line import command_line
@@ -29,6 +29,7 @@ from pipeline.runs.origins import (
 )
 from pipeline.runs.words import minutes, stage_in_words, with_auto_resolved
 from pipeline.settings.run import INHERITED_KEYS, RUN_KEYS
+from pipeline.signals.cases import cases_like
 from pipeline.signals.gate import Gate, gate_over
 from pipeline.stats.metrics import DEFAULT_SHARE, METRICS
 from pipeline.stats.verdict import shown_probability
@@ -134,6 +135,7 @@ def page_of(
             for name in sorted(names, reverse=True)
         },
         gate=gate,
+        cases=cases_like(gate.prior) if gate else "",
         values=values,
         runs=runs,
         commits=commits,

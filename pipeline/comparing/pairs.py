@@ -22,9 +22,9 @@ from pipeline.comparing.draws import Pool
 from pipeline.data.overlap import Overlap
 from pipeline.errors import DivergedError
 from pipeline.model.backbones import Backbone
+from pipeline.runs.find_or_run import add_pictures_and_model, find_or_run
 from pipeline.runs.origins import Origins, origin_of
 from pipeline.runs.predictions import Correct, correct_before, correct_of, keep_predictions
-from pipeline.runs.run_stage import add_pictures_and_model, find_or_run
 from pipeline.runs.scoring import keep_scores, logits_of, scored_on
 from pipeline.runs.session import Session
 from pipeline.runs.sources import cache_folder

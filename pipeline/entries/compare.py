@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from pipeline.comparing.arms import Arm, differences
+from pipeline.comparing.compared import Compared
 from pipeline.comparing.comparison_page import log_comparison
 from pipeline.comparing.cost import equal_steps, seconds_a_draw
 from pipeline.comparing.grid import Grid, explicit_keys_of_arm
 from pipeline.comparing.pairs import Results
-from pipeline.comparing.results import Compared
 from pipeline.data.overlap import Overlap
 from pipeline.entries.pair_setup import PairSetup
 from pipeline.runs.command import Command

@@ -21,9 +21,10 @@ from pipeline.comparing.arms import (
     with_own_settings,
 )
 from pipeline.comparing.cost import equal_steps, operations_of, seconds_a_draw
+from pipeline.comparing.decision import Decision, verdict_of
 from pipeline.comparing.decision_page import log_decision
+from pipeline.comparing.effects import effects_of
 from pipeline.comparing.pairs import Pair, PairRunner, Results, resolution_pp
-from pipeline.comparing.results import Decision, effects_of, verdict_of
 from pipeline.entries.pair_setup import PairSetup
 from pipeline.runs.command import Command
 from pipeline.runs.words import minutes

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipeline.errors import GateError
 from pipeline.runs.command import Command
-from pipeline.runs.found_runs import join_data_set
+from pipeline.runs.find_or_run import join_data_set
 from pipeline.runs.lineage import other_than, settings_of
 from pipeline.runs.session import Session
 from pipeline.settings.entry import GateSettings

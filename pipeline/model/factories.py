@@ -65,7 +65,7 @@ def distribution_of(name: str) -> str | None:
 def sources_of(name: str) -> dict[str, Path]:
     """A factory's Python files, by their path below the folder that has to be on Python's path.
 
-    All of its package, or its one module; none of what is no factory.
+    All files of the factory's package, or its one module; empty for other networks.
     """
     if not is_factory(name):
         return {}

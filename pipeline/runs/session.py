@@ -151,12 +151,9 @@ class Session:
 
     def with_training(self, number: int, values: Mapping[str, object]) -> Session:
         """A session with other training settings for a stage, without what depended on them."""
-        training = self.settings.training(number).model_copy(update=dict(values))
-        stages = list(self.settings.stages)
-        stages[number - 1] = training
         return replace(
             self,
-            settings=self.settings.model_copy(update={"stages": tuple(stages)}),
+            settings=self.settings.with_training(number, values),
             keys={n: key for n, key in self.keys.items() if n < number},
             done={n: summary for n, summary in self.done.items() if n < number},
             tuned_by=dict(self.tuned_by),
@@ -223,6 +220,11 @@ class Session:
             precision=with_kernels(self.precision),
         )
 
+    def note_recipe(self, number: int) -> None:
+        """Have the siblings of a stage's run brought up to date when the command ends."""
+        if number > 1:
+            self.tracking.recipes_met.add(self.recipe(number))
+
     def pretrained_backbone(self) -> Backbone:
         """The backbone with the pretrained weights, calibrated where the settings say so."""
         self.backbone.put({**self.initial, **self.pretrained.tensors})
@@ -239,20 +241,13 @@ class Session:
         Raises:
             LineageError: the checkpoint is missing or damaged, or does not fit; names the run.
         """
-        sha256, wanted = (
-            run.tags[keys.CHECKPOINT_SHA256],
-            (run.tags[keys.SCHEDULE], run.number(keys.STAGE)),
-        )
+        sha256 = run.tags[keys.CHECKPOINT_SHA256]
+        wanted = run.tags[keys.SCHEDULE], run.number(keys.STAGE)
         with tempfile.TemporaryDirectory() as folder:
             try:
                 path = self.tracking.fetch(run, CHECKPOINT, Path(folder))
-                info = load_checkpoint(
-                    path,
-                    sha256,
-                    self.backbone,
-                    self.pretrained,
-                    self.draw.class_names,
-                )
+                names = self.draw.class_names
+                info = load_checkpoint(path, sha256, self.backbone, self.pretrained, names)
                 if (info.schedule, info.stage) != wanted:
                     raise LineageError(
                         f"the checkpoint is of stage {info.stage} of {info.schedule}, not of "

@@ -30,13 +30,13 @@ from pipeline.settings.run import THRESHOLD_KEYS, Settings, Thresholds
 from pipeline.settings.schedules import Stage
 from pipeline.signals.pictures import signal_table
 from pipeline.signals.readings import (
-    Scored,
     Sibling,
     Signal,
     instability,
     numbers_of,
     read_signals,
 )
+from pipeline.signals.scored import Scored
 from pipeline.tracking import RunLog, RunView, Tracking, keys
 from pipeline.tracking.history import History, chain_of, read_history
 
@@ -72,7 +72,14 @@ def log_evidence(log: RunLog, tracking: Tracking, subject: Subject) -> list[Sign
     history, settings, parent = subject.history, subject.settings, subject.parent
     scores = scores_of(tracking, parent) if parent else None
     has_parent = parent is not None
-    signals = read_signals(history, subject.scored, scores, settings, has_parent=has_parent)
+    signals = read_signals(
+        history,
+        subject.scored,
+        scores,
+        settings,
+        has_parent=has_parent,
+        parent_epochs=int(parent.params.get(keys.EPOCHS, 0)) if parent else 0,
+    )
     log.tags(_tags(signals))
     log.metrics(_metrics(signals))
     content = {
@@ -269,7 +276,7 @@ def _refresh(
 
 
 def has_pictures(run: RunView) -> bool:
-    """Whether a run is no trial's, which is made without, or has been completed since."""
+    """Whether a run has its pictures: a trial's has none until it is completed."""
     return keys.IS_TRIAL not in run.tags or keys.COMPLETED in run.tags
 
 

@@ -17,6 +17,7 @@ from typing import Literal
 from pipeline.errors import GateError, LineageError
 from pipeline.reporting.page import to_markdown
 from pipeline.settings.run import Thresholds
+from pipeline.signals.cases import cases_like
 from pipeline.signals.evidence import as_far_as_allowed, siblings_of_run, thresholds_of
 from pipeline.signals.readings import Signal
 from pipeline.stats.metrics import Row
@@ -133,7 +134,7 @@ def read_gate(draws: Sequence[GateDraw], thresholds: Thresholds) -> Gate:
 def last_fifth_span(val_loss: Sequence[float]) -> float:
     """Highest over lowest, minus 1, in the last fifth of the epochs, at least two.
 
-    Infinite where a loss is no number, or zero.
+    Infinite where a loss is not a number, or zero.
     """
     tail = val_loss[-max(2, math.ceil(len(val_loss) / 5)) :]
     readable = all(map(math.isfinite, tail)) and min(tail) > 0
@@ -249,4 +250,4 @@ def _draw(tracking: Tracking, run: RunView) -> GateDraw:
 
 def report_markdown(gate: Gate, draws: Sequence[GateDraw], title: str) -> str:
     """One page: the prior, the four readings, the numbers by draw."""
-    return to_markdown("gate", gate=gate, draws=draws, title=title)
+    return to_markdown("gate", gate=gate, draws=draws, title=title, cases=cases_like(gate.prior))

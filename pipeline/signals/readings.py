@@ -14,13 +14,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
 from pipeline.settings.run import Thresholds
+from pipeline.signals.scored import Scored, paired
 from pipeline.stats.metrics import Column
 from pipeline.tracking.history import History
 from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, VAL_LOSS
@@ -56,29 +56,6 @@ def numbers_of(signals: Iterable[Signal]) -> dict[str, float]:
     return found
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scored:
-    """A model's result on each validation image.
-
-    Attributes:
-        images: each image's SHA-256, (N,).
-        labels: its class, a name or a number, (N,).
-        predicted: the class that was predicted, likewise, (N,).
-        nll: cross-entropy in nats, (N,).
-    """
-
-    images: tuple[str, ...]
-    labels: NDArray[Any]
-    predicted: NDArray[Any]
-    nll: NDArray[np.float64]
-
-    @property
-    def correct(self) -> NDArray[np.bool_]:
-        """Whether the right class was predicted, (N,)."""
-        right: NDArray[np.bool_] = self.labels == self.predicted
-        return right
-
-
 @dataclass(frozen=True)
 class Sibling:
     """A run that differs in draw or seed alone: its accuracy, and its parent by digest."""
@@ -95,10 +72,13 @@ def read_signals(
     thresholds: Thresholds,
     *,
     has_parent: bool,
+    parent_epochs: int = 0,
 ) -> list[Signal]:
     """Every signal that makes sense for a run that has just ended; a first stage has no parent.
 
     `parent` is None where the parent's scores are lost: signals that need them are `unknown`.
+    `parent_epochs`: that the parent's selected epoch was chosen from; 0: not known, as many as the
+    run has.
     """
     readings = [
         early_spike(history, thresholds),
@@ -107,36 +87,13 @@ def read_signals(
     ]
     if has_parent:
         readings += [
-            accuracy_gain(scored, parent, thresholds),
+            accuracy_gain(
+                scored, parent, thresholds, len(history) / (parent_epochs or len(history))
+            ),
             loss_stability(scored, parent),
             instability([], thresholds),
         ]
     return sorted(readings, key=lambda signal: signal.name, reverse=True)
-
-
-def aligned(scored: Scored, parent: Scored) -> NDArray[np.int64]:
-    """The row of the parent's scores that is about each image of the run's, (N,).
-
-    Raises:
-        ValueError: the two are not about the same images.
-    """
-    if scored.images == parent.images:  # equal images may appear twice, in one order
-        return np.arange(len(parent.images))
-    row_of = {image: row for row, image in enumerate(parent.images)}
-    if len(row_of) != len(parent.images) or set(row_of) != set(scored.images):
-        raise ValueError("the run and its parent were not scored on the same images")
-    return np.array([row_of[image] for image in scored.images])
-
-
-def paired(scored: Scored, parent: Scored) -> dict[Column, NDArray[np.float64]]:
-    """Differences R - U of correctness and of cross-entropy, image by image, (N,) each.
-
-    Raises:
-        ValueError: the two are not about the same images.
-    """
-    rows = aligned(scored, parent)
-    accuracy = scored.correct.astype(float) - parent.correct[rows].astype(float)
-    return {"correct": accuracy, "nll": scored.nll - parent.nll[rows]}
 
 
 def _change(scored: Scored, parent: Scored | None, column: Column) -> tuple[float, float] | None:
@@ -151,24 +108,43 @@ def _unknown(name: str) -> Signal:
     return Signal.of(name, None, "the parent's validation scores are missing")
 
 
-def accuracy_gain(scored: Scored, parent: Scored | None, thresholds: Thresholds) -> Signal:
-    """True if the lower one-sided bound of the paired accuracy difference is above 0."""
+def accuracy_gain(
+    scored: Scored, parent: Scored | None, thresholds: Thresholds, choices: float = 1.0
+) -> Signal:
+    """True if so many more images are recognised than lost that chance rarely does it.
+
+    By the exact one-sided sign test over images on which the two disagree (McNemar 1947), at
+    1 - `signal_confidence`. `choices`: epochs that the run's was selected from for each of the
+    parent's. More than one choice makes a gain more likely by chance: the level is divided by
+    their number (Bonferroni).
+    """
     name = "positive.val_acc_gain"
     change = _change(scored, parent, "correct")
-    if change is None:
+    if change is None or parent is None:
         return _unknown(name)
     mean, error = change
-    quantile = float(stats.t.ppf(thresholds.signal_confidence, len(scored.images) - 1))
-    bound = mean - quantile * error
+    level = (1 - thresholds.signal_confidence) / max(1.0, choices)
+    quantile = float(stats.t.ppf(1 - level, len(scored.images) - 1))
+    differences = paired(scored, parent)["correct"]
+    gained, lost = int((differences > 0).sum()), int((differences < 0).sum())
+    p = (
+        float(stats.binomtest(gained, gained + lost, alternative="greater").pvalue)
+        if gained
+        else 1.0
+    )
+    sentence = (
+        f"validation accuracy changed by {100 * mean:+.1f} pp against the parent (standard error "
+        f"{100 * error:.1f}): {gained} images gained, {lost} lost, p = {p:.2g}, "
+        f"{level:.2g} is needed"
+    )
     return Signal.of(
         name,
-        bound > 0,
-        f"validation accuracy changed by {100 * mean:+.1f} pp against the parent (standard error "
-        f"{100 * error:.1f}); with {thresholds.signal_confidence:.0%} confidence it is above "
-        f"{100 * bound:+.1f} pp",
+        p <= level,
+        sentence,
         acc_gain=mean,
         acc_gain_se=error,
-        acc_gain_bound=bound,
+        acc_gain_bound=mean - quantile * error,
+        acc_gain_p=p,
     )
 
 
@@ -190,19 +166,29 @@ def loss_stability(scored: Scored, parent: Scored | None) -> Signal:
 
 
 def early_spike(history: History, thresholds: Thresholds) -> Signal:
-    """True if training accuracy saturates after half of the epochs, or never."""
+    """True if training accuracy saturates after half of the epochs, or never.
+
+    Unknown in a run of one epoch that ends saturated: when in the epoch is not seen.
+    """
     share, numbers, sentence = _saturated(history, thresholds)
     if not numbers and not math.isfinite(history[TRAIN_LOSS][-1]):
         return Signal.of("positive.no_early_spike", None, f"{sentence}, and the loss diverged")
     late = share > thresholds.signal_spike_share
-    return Signal.of("positive.no_early_spike", late, sentence, **numbers)
+    is_seen = not late or share != 1 / history.planned
+    return Signal.of("positive.no_early_spike", late if is_seen else None, sentence, **numbers)
 
 
 def saturation(history: History, thresholds: Thresholds) -> Signal:
-    """True if training accuracy saturates within the first quarter of the epochs."""
+    """True if training accuracy saturates within the first quarter of the epochs.
+
+    Unknown where it saturates in the first of fewer than four: when in the epoch is not seen.
+    """
     share, numbers, sentence = _saturated(history, thresholds)
     early = share <= thresholds.signal_early_share
-    return Signal.of("negative.train_acc_saturates", early, sentence, **numbers)
+    is_seen = early or share != 1 / history.planned
+    return Signal.of(
+        "negative.train_acc_saturates", early if is_seen else None, sentence, **numbers
+    )
 
 
 def _saturated(history: History, thresholds: Thresholds) -> tuple[float, dict[str, float], str]:

@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from pipeline.errors import LineageError
 from pipeline.signals.evidence import scores_of
-from pipeline.signals.readings import Scored, aligned, paired
+from pipeline.signals.scored import Scored, aligned, paired
 from pipeline.stats.metrics import METRICS, OBJECTIVES, Metric
 from pipeline.tracking import Tracking
 from pipeline.tracking.keys import draw_run_id
@@ -147,7 +147,7 @@ def gain_of(both: Sequence[tuple[Scored, Scored]], metric: Metric) -> tuple[floa
 
 
 def bootstrapped(both: Sequence[tuple[Scored, Scored]], metric: Metric) -> tuple[float, float]:
-    """The same for a metric of the predicted classes that is no mean over images.
+    """The same for a metric of the predicted classes that is not a mean over images.
 
     The images of each draw are resampled, the same ones for both (Efron 1979, paired bootstrap).
     """

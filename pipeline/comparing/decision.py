@@ -1,4 +1,4 @@
-"""What finished pairs and draws came to: a `Decision` between two arms, or a grid `Compared`.
+"""What finished pairs came to: a `Decision` between two arms.
 
 In: arms and the results of their runs. Out: everything that a report shows. Pure data: nothing is
 trained, measured or read.
@@ -12,28 +12,22 @@ from statistics import mean
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from pipeline.comparing.arms import Arm, Comparison, TunedArm, differences
 from pipeline.comparing.cost import equal_steps
 from pipeline.comparing.draws import Pool
-from pipeline.comparing.grid import Grid
-from pipeline.comparing.pairs import ArmResult, Pair, PairKey, Results, resolution_pp
-from pipeline.data.images import ImageSet
+from pipeline.comparing.effects import by_class, differences_of
+from pipeline.comparing.pairs import ArmResult, Pair, resolution_pp
 from pipeline.data.overlap import Counts
 from pipeline.runs.words import minutes
-from pipeline.stats.crossed import Crossed, Table
+from pipeline.stats.crossed import Table
 from pipeline.stats.design import Design
 from pipeline.stats.metrics import DEFAULT_SHARE, METRICS
 from pipeline.stats.needed import needed
-from pipeline.stats.posterior import Floats, Posterior, posterior
 from pipeline.stats.robustness import Robustness, robustness
 from pipeline.stats.verdict import Verdict, verdict
 from pipeline.system.digests import digest_values
-from pipeline.tracking.keys import TEST, VAL, VERDICT, VERDICT_PAIRS, VERDICT_QUESTION, flat
-
-SURE = 0.95
-"""A posterior probability from which a difference is counted in the summary."""
+from pipeline.tracking.keys import VERDICT, VERDICT_PAIRS, VERDICT_QUESTION
 
 
 def verdict_of(
@@ -50,42 +44,6 @@ def verdict_of(
     by_image = table if metric == DEFAULT_SHARE else None
     by_draw = gains if seeds == 1 else gains.reshape(-1, seeds)
     return verdict(by_draw, design, pool.correction, resolution, by_image)
-
-
-def differences_of(pairs: Sequence[Pair], seeds: int = 1) -> Table:
-    """For each draw and test image: 1 if the treatment alone is right, -1 the control, else 0.
-
-    Shape (draws, images); with several seeds a draw, their means.
-    """
-    table = np.array([minus(pair.treatment, pair.control) for pair in pairs])
-    return table if seeds == 1 else table.reshape(-1, seeds, table.shape[1]).mean(axis=1)
-
-
-def minus(one: ArmResult, other: ArmResult) -> NDArray[np.int8]:
-    """For each test image: 1 if `one` alone is right, -1 if the other alone is, else 0."""
-    return one.correct.astype(np.int8) - other.correct.astype(np.int8)
-
-
-def effects_of(
-    pairs: Sequence[Pair], images: ImageSet, class_names: Sequence[str]
-) -> pd.DataFrame:
-    """What the treatment does to each test image on which the arms ever disagree.
-
-    A row an image, what is mended most often first: its digest and class; `mended`, in how many
-    pairs the treatment alone is right, `broken`, in how many the control alone is.
-    """
-    table = np.array([minus(pair.treatment, pair.control) for pair in pairs])
-    frame = pd.DataFrame(
-        {
-            "image_sha256": [row.tobytes().hex() for row in images.digests],
-            "label": np.array(class_names, dtype=object)[images.labels.numpy()],
-            "mended": (table > 0).sum(axis=0),
-            "broken": (table < 0).sum(axis=0),
-        }
-    )
-    touched = frame[frame["mended"] + frame["broken"] > 0]
-    order = (touched["broken"] - touched["mended"]).sort_values(kind="stable").index
-    return touched.loc[order].reset_index(drop=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,21 +158,10 @@ class Decision:
     def _table(self) -> Table | None:
         return differences_of(self.pairs, self.seeds) if self.covers_images else None
 
+    @property
     def disagreements(self) -> pd.DataFrame:
-        """By class, how many test images the treatment mends and breaks in a pair, on average.
-
-        Rows by class name: `mended`, `broken`, and `always_mended` and `always_broken`, how many
-        images come out that way in three quarters of the pairs or more. The sum is the last row.
-        """
-        frame, often = self.effects, 0.75 * len(self.pairs)
-        columns = {
-            "mended": frame["mended"] / len(self.pairs),
-            "broken": frame["broken"] / len(self.pairs),
-            "always_mended": frame["mended"] >= often,
-            "always_broken": frame["broken"] >= often,
-        }
-        by_class = pd.DataFrame(columns).groupby(frame["label"], sort=True).sum()
-        return pd.concat([by_class, by_class.sum().to_frame("all").T])
+        """By class, how many test images the treatment mends and breaks."""
+        return by_class(self.effects, len(self.pairs))
 
     @property
     def covers_images(self) -> bool:
@@ -299,123 +246,3 @@ def _cost(arm: Arm, operations: float, results: Sequence[ArmResult]) -> ArmCost:
         val=mean(result.val for result in results),
         test=mean(result.test for result in results),
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Compared:
-    """A finished comparison.
-
-    Attributes:
-        results: by backbone, a row a draw, in the order of the grid's arms.
-        studies: names of the studies that an arm was tuned by, by backbone and schedule.
-        test: how many images arms were scored on, and how many of these were seen before.
-    """
-
-    grid: Grid
-    pool: Pool
-    keys: Sequence[PairKey]
-    results: Mapping[str, Sequence[Results]]
-    studies: Mapping[tuple[str, str], Sequence[str]]
-    test: Counts
-    steps: Sequence[int]
-    wall_s: float
-
-    @property
-    def cells(self) -> list[Cell]:
-        """Every backbone and schedule, in the order of the grid."""
-        return [cell for backbone in self.grid.arms for cell in self.cells_of(backbone)]
-
-    def cells_of(self, backbone: str) -> list[Cell]:
-        """The schedules on one backbone, the baseline first."""
-        rows = zip(*self.results[backbone], strict=True)
-        pairs = zip(self.grid.arms[backbone], rows, strict=True)
-        return [Cell(backbone, arm, results) for arm, results in pairs]
-
-    def difference(self, one: Cell, other: Cell) -> Posterior:
-        """What is believed about the metric of one minus that of another, draw by draw."""
-        if self.covers_images:
-            both = zip(one.results, other.results, strict=True)
-            table = np.array([minus(ours, theirs) for ours, theirs in both])
-            rope_pp, correction = self.grid.compare.rope_pp, self.pool.correction
-            return Crossed.of(table).posterior(rope_pp=rope_pp, correction=correction)
-        return self._posterior(one.test_pp - other.test_pp)
-
-    @property
-    def covers_images(self) -> bool:
-        """Whether differences hold for other test images, too: accuracy is known by image."""
-        return self.grid.compare.metric == DEFAULT_SHARE
-
-    def mean(self, cell: Cell) -> Posterior:
-        """What is believed about a cell's metric, in per cent."""
-        return self._posterior(cell.test_pp)
-
-    def _posterior(self, values: Floats) -> Posterior:
-        return posterior(
-            values,
-            rope_pp=self.grid.compare.rope_pp,
-            correction=self.pool.correction,
-            resolution_pp=resolution_pp(self.test.images),
-        )
-
-    def frame(self) -> pd.DataFrame:
-        """A row for each run."""
-        metric = self.grid.compare.metric
-        return pd.DataFrame(
-            {
-                "backbone": cell.backbone,
-                "schedule": cell.arm.name,
-                "draw": key.draw,
-                "data_seed": key.data_seed,
-                "seed": key.seed,
-                flat(TEST[metric]): result.test,
-                flat(VAL[metric]): result.val,
-                "parameters_trained": result.trained,
-                "training_s": round(result.training_s, 2),
-                "prefix_s": round(result.prefix_s, 2),
-                "peak_mib": round(result.peak_mib, 1),
-                "run_id": result.run_id,
-            }
-            for cell in self.cells
-            for key, result in zip(self.keys, cell.results, strict=True)
-        )
-
-    def summary(self) -> list[str]:
-        """A sentence for each schedule against the baseline, over all backbones."""
-        lines, rope = [], self.grid.compare.rope_pp
-        rows = {backbone: self.cells_of(backbone) for backbone in self.grid.arms}
-        baseline, *others = next(iter(rows.values()))
-        for number, other in enumerate(others, start=1):
-            known = {b: self.difference(row[number], row[0]) for b, row in rows.items()}
-            sizes = ", ".join(f"{b} {p.size}" for b, p in known.items())
-            better = sum(p.p_above >= SURE for p in known.values())
-            worse = sum(p.p_below >= SURE for p in known.values())
-            lines.append(
-                f"{other.arm.name} against {baseline.arm.name}: {sizes}; better by more than "
-                f"{rope:g} pp on {better} of {len(known)} backbones, worse on {worse} "
-                f"(posterior probability {SURE} or more)"
-            )
-        return lines
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One schedule on one backbone, with a result for each draw."""
-
-    backbone: str
-    arm: Arm
-    results: Sequence[ArmResult]
-
-    @property
-    def test_pp(self) -> Floats:
-        """The metric on the test images by draw, in per cent."""
-        return np.array([100 * result.test for result in self.results])
-
-    @property
-    def training_s(self) -> float:
-        """Seconds of all stages without the prefix, mean over draws."""
-        return float(np.mean([result.training_s for result in self.results]))
-
-    @property
-    def peak_mib(self) -> float:
-        """Peak memory, the largest of all draws; NaN where unknown."""
-        return float(np.max([result.peak_mib for result in self.results]))
