@@ -26,7 +26,13 @@ from pipeline.settings.run import Settings
 from pipeline.settings.schedules import Stage
 from pipeline.tracking import RunView, Tracking, keys
 from pipeline.tracking.history import History, Summary
-from pipeline.training.device import keep_freed_memory, pick_device, pick_precision, with_kernels
+from pipeline.training.device import (
+    compute_repeatably,
+    keep_freed_memory,
+    pick_device,
+    pick_precision,
+    with_kernels,
+)
 from pipeline.training.features import Features
 from pipeline.training.mixing import mixing_line
 from pipeline.training.norm_choice import NormStatsChoice, choose_norm_stats
@@ -91,6 +97,7 @@ class Session:
         """Read the images and weights that the settings name."""
         keep_freed_memory()
         device = pick_device(settings.device)
+        compute_repeatably(device)
         source, weights = source_and_weights(settings)
         draw = draw_in(source, settings)
         say(f"preset {settings.preset}; every setting is in the run's settings.json")
