@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -28,6 +29,32 @@ keep_freed_memory()
 keep = [faults() for _ in range(2)][1]
 sys.exit(not keep < 0.1 * leave)
 """
+
+
+FLAGS = """
+import os, torch
+from pipeline.training.device import compute_repeatably
+
+def flags():
+    cudnn = torch.backends.cudnn
+    return [torch.are_deterministic_algorithms_enabled(), cudnn.deterministic]
+
+compute_repeatably(torch.device("cpu"))
+assert flags() == [False, False], flags()
+assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+compute_repeatably(torch.device("cuda"))
+assert flags() == [True, True], flags()
+assert torch.is_deterministic_algorithms_warn_only_enabled()
+assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+assert not torch.backends.cudnn.benchmark
+assert torch.backends.cudnn.conv.fp32_precision == "none"
+assert not torch.backends.cudnn.allow_tf32
+"""
+
+
+def test_a_gpu_is_told_to_repeat_itself_and_a_processor_is_left_alone() -> None:
+    variables = {k: v for k, v in os.environ.items() if k != "CUBLAS_WORKSPACE_CONFIG"}
+    subprocess.run([sys.executable, "-c", FLAGS], check=True, env=variables)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")

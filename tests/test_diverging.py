@@ -8,7 +8,7 @@ import mlflow
 import pytest
 
 from pipeline.errors import TrainingError
-from tests.comparisons import new_desk
+from tests.comparisons import NAME, compare, new_desk
 from tests.conftest import inside
 from tests.reports import reports
 from tests.test_decide import Desk, runs
@@ -58,3 +58,15 @@ def test_where_every_arm_diverges_there_is_nothing_to_decide(desk: Desk) -> None
     with pytest.raises(TrainingError, match=r"no epoch had a finite validation loss: lower stage"):
         desk.decide(**PAIRS, **HOPELESS)
     assert {run.info.status for run in runs("decision")} == {"FAILED"}
+
+
+def test_a_comparison_says_which_arms_diverged(desk: Desk) -> None:
+    words = {"epochs": "1", "batch_size": "2", "norm": "keep", **HOPELESS}
+    compared = compare(desk, schedules="full,three_stage", draws="2", **words)
+    full, three = compared.cells_of(NAME)
+    assert [result.diverged for result in (*full.results, *three.results)] == [False] * 2 + [
+        True
+    ] * 2
+    assert three.test_pp.tolist() == [0.0, 0.0]
+    said = f"Diverged, and counted as recognising no image: {NAME} three_stage (2 of 2 draws)."
+    assert said in reports(runs("comparison")[-1])[1]

@@ -120,6 +120,11 @@ def page_of(compared: Compared) -> str:
         drawn=f"{drawn}, seeds {first.seed} to {last.seed}",
         wall=minutes(compared.wall_s),
         made_with=origins_in_words(of_all(_origins(compared))),
+        diverged=[
+            f"{cell.backbone} {cell.arm.name} ({count} of {len(cell.results)} draws)"
+            for cell in compared.cells
+            if (count := sum(result.diverged for result in cell.results))
+        ],
         command=command_line("compare", typed),
         picture=PICTURE,
     )
