@@ -38,6 +38,14 @@ class TrainingError(PipelineError):
     """No epoch came to a finite loss."""
 
 
+class DivergedError(TrainingError):
+    """A stage run whose loss was no number from its first epoch on; `run_id` names the run."""
+
+    def __init__(self, message: str, run_id: str) -> None:
+        super().__init__(message)
+        self.run_id = run_id
+
+
 class FreezingError(PipelineError):
     """A tensor outside the trainable blocks changed: the run's result is void."""
 

@@ -11,11 +11,14 @@ import numpy as np
 import optuna
 import pytest
 import torch
+from scipy.stats import norm
 from sklearn.metrics import f1_score
 
+from benchmarks.best_of_trials import recognised
+from benchmarks.best_of_trials import study as simulated
 from pipeline.signals.scored import Scored, paired
 from pipeline.stats.metrics import METRICS, Metric
-from pipeline.tuning.choose import bootstrapped, gain_of
+from pipeline.tuning.choose import bootstrapped, error_over_draws, gain_of, wanted_errors
 from tests.conftest import tiny, words_of
 from tests.test_tuning import studies
 
@@ -74,6 +77,47 @@ def test_the_table_says_which_gains_have_an_error_not_the_names_of_metrics() -> 
     gain, error = gain_of(both, error_rate)
     assert gain == pytest.approx(-by_name["acc"][0])
     assert error == pytest.approx(by_name["acc"][1], rel=0.15)
+
+
+# --- the best of many ----------------------------------------------------------------------------
+
+
+def test_the_best_of_many_must_lead_by_more_than_a_single_trial() -> None:
+    assert wanted_errors(2.0, 1) == 2.0
+    assert wanted_errors(2.0, 0) == 2.0
+    assert [wanted_errors(margin, 19) for margin in (0.0, 100.0)] == [0.0, 100.0]
+    assert wanted_errors(2.0, 19) == pytest.approx(3.03, abs=0.01)
+    for margin in (0.5, 2.0, 3.0):
+        one_of_19 = norm.cdf(wanted_errors(margin, 19)) ** 19
+        assert one_of_19 == pytest.approx(norm.cdf(margin))
+
+
+@pytest.mark.parametrize("draws", [2, 3, 10])
+def test_the_error_over_draws_is_that_of_noise_whatever_draws_and_a_few_trials_are(
+    draws: int,
+) -> None:
+    rng = np.random.default_rng(draws)
+    noise = rng.normal(0, 0.01, (4000, draws))
+    values = noise + rng.normal(0, 0.1, draws) + rng.normal(0, 0.1, (4000, 1))
+    values[::5] += rng.normal(0, 1, (800, draws))  # trials at hopeless settings
+    assert error_over_draws(values) == pytest.approx(0.01 * math.sqrt(2 / draws), rel=0.35)
+    assert error_over_draws(noise) == pytest.approx(0.01 * math.sqrt(2 / draws), rel=0.1)
+    assert error_over_draws(noise[:, :1]) == error_over_draws(noise[:1]) == 0.0
+    assert error_over_draws(np.empty((0, draws))) == 0.0
+
+
+@pytest.mark.parametrize(("draws", "noise_pp"), [(1, 0.0), (1, 0.23), (3, 0.0), (3, 0.5)])
+def test_of_twenty_trials_that_are_alike_the_best_is_seldom_taken(
+    draws: int, noise_pp: float
+) -> None:
+    rng, studies = np.random.default_rng(0), 500
+    ends = [
+        simulated(recognised(rng, 20, draws, 500, unsure=0.2, noise_pp=noise_pp), 500)
+        for _ in range(studies)
+    ]
+    plain, now = (np.mean([end[n] for end in ends]) for n in (1, 2))
+    assert plain > 0.12
+    assert now < 0.05
 
 
 CALIBRATED = """

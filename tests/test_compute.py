@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -11,6 +15,31 @@ from pipeline.model.backbones import build_backbone
 from pipeline.training.device import compute_copy, run_segments
 from pipeline.training.small_conv import SmallConv2d
 from tests.helpers import CLASSES, CPU, calibrated_backbone, make_images
+
+FLAGS = """
+import os, torch
+from pipeline.training.device import compute_repeatably
+
+def flags():
+    cudnn = torch.backends.cudnn
+    return [torch.are_deterministic_algorithms_enabled(), cudnn.deterministic]
+
+compute_repeatably(torch.device("cpu"))
+assert flags() == [False, False], flags()
+assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+compute_repeatably(torch.device("cuda"))
+assert flags() == [True, True], flags()
+assert torch.is_deterministic_algorithms_warn_only_enabled()
+assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+assert not torch.backends.cudnn.benchmark
+assert torch.backends.cudnn.conv.fp32_precision == "none"
+assert not torch.backends.cudnn.allow_tf32
+"""
+
+
+def test_a_gpu_is_told_to_repeat_itself_and_a_processor_is_left_alone() -> None:
+    variables = {k: v for k, v in os.environ.items() if k != "CUBLAS_WORKSPACE_CONFIG"}
+    subprocess.run([sys.executable, "-c", FLAGS], check=True, env=variables)
 
 
 @pytest.mark.parametrize(("name", "size"), [("resnet18", 32), ("efficientnet_b0", 64)])

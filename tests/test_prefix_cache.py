@@ -244,6 +244,16 @@ def test_what_does_not_reach_the_outputs_leaves_the_key(
 # Sharing
 
 
+def test_another_version_of_a_library_makes_other_entries(
+    request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its kernels, or its way to resize, may give other last bits."""
+    request_.ask(PrefixCache(tmp_path, ENOUGH))
+    monkeypatch.setattr(torch, "__version__", "1.0.0")
+    request_.ask(PrefixCache(tmp_path, ENOUGH))
+    assert len(keys(tmp_path)) == 2
+
+
 def test_a_second_cache_reads_what_the_first_wrote(request_: Request, tmp_path: Path) -> None:
     first = request_.every_view(PrefixCache(tmp_path, ENOUGH))
     (key,) = keys(tmp_path)

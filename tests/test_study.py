@@ -19,7 +19,7 @@ from pipeline.settings.search_space import Choices, Range, SearchSpace, tune_pla
 from pipeline.tracking import Tracking
 from pipeline.tuning.spec import Spec, suggest
 from pipeline.tuning.storage import open_storage, patiently, storage_url
-from pipeline.tuning.study import Study
+from pipeline.tuning.study import Study, sampler_seed
 from pipeline.tuning.trial_state import best_of, finished_of, outcomes
 from tests.conftest import TINY, Command
 from tests.helpers import request_of
@@ -208,6 +208,12 @@ def test_a_seed_gives_the_same_trials_but_not_to_those_who_join(tmp_path: Path) 
     assert rates(again) == wanted
     assert rates(other)[1:] != wanted[1:]
     assert not {*rates(joined)} & {*wanted}
+
+
+def test_stages_begin_with_other_random_trials_and_arms_of_a_stage_with_the_same() -> None:
+    seeds = {(seed, stage): sampler_seed(seed, stage) for seed in (0, 1) for stage in (1, 2, 3)}
+    assert len({*seeds.values()}) == len(seeds)
+    assert sampler_seed(1, 3) == seeds[1, 3]
 
 
 @pytest.mark.parametrize(

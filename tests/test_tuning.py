@@ -137,7 +137,7 @@ def test_a_trial_reports_in_tenths_of_its_epochs_whether_trained_or_found(
 ) -> None:
     trained, found = finished.trials[1], finished.trials[3]
     assert set(trained.intermediate_values) == set(found.intermediate_values) == set(range(1, 11))
-    assert set(found.intermediate_values.values()) == {found.value}
+    assert found.intermediate_values == trained.intermediate_values  # not its end at every step
     [stage_run] = finished.stage_runs_in(finished.run_of(trained))
     history = finished.client.get_metric_history(stage_run.info.run_id, "val/acc")
     values = [point.value for point in history]

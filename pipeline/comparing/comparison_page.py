@@ -15,11 +15,19 @@ from pipeline.comparing.cost import shown_steps
 from pipeline.reporting.figures import ArmRow, comparison_picture
 from pipeline.reporting.page import to_html, to_markdown
 from pipeline.runs.command_line import command_line
+from pipeline.runs.origins import (
+    Origins,
+    made_with,
+    note_on_origins,
+    of_all,
+    origins_in_words,
+)
 from pipeline.runs.words import minutes, stage_in_words
 from pipeline.settings.run import RUN_KEYS
 from pipeline.stats.metrics import METRICS
 from pipeline.tracking import RunLog
 from pipeline.tracking.keys import NOTE, TEST, flat
+from pipeline.training.device import pick_device
 
 PICTURE = "figures/comparison.png"
 
@@ -48,11 +56,20 @@ def log_comparison(compared: Compared, log: RunLog, say: Callable[[str], None]) 
     log.metrics(compared.test.metrics)
     if compared.test.note:
         say(compared.test.note)
+    device = compared.cells[0].arm.settings.device
+    if other := note_on_origins(_origins(compared), made_with(pick_device(device))):
+        say(other)
     lines = compared.summary()
     log.tags({NOTE: "\n".join(f"- {line}" for line in lines)})
     for line in lines:
         say(line)
     say(f"report: report.html and report.md of run {log.run_id}")
+
+
+def _origins(compared: Compared) -> list[list[Origins]]:
+    """What computed the runs of all arms, by backbone and draw."""
+    draws = (results for rows in compared.results.values() for results in rows)
+    return [[result.origins for result in results] for results in draws]
 
 
 def picture_of(compared: Compared) -> Figure:
@@ -102,6 +119,12 @@ def page_of(compared: Compared) -> str:
         values={key: getattr(settings, key) for key in keys if key not in differing},
         drawn=f"{drawn}, seeds {first.seed} to {last.seed}",
         wall=minutes(compared.wall_s),
+        made_with=origins_in_words(of_all(_origins(compared))),
+        diverged=[
+            f"{cell.backbone} {cell.arm.name} ({count} of {len(cell.results)} draws)"
+            for cell in compared.cells
+            if (count := sum(result.diverged for result in cell.results))
+        ],
         command=command_line("compare", typed),
         picture=PICTURE,
     )

@@ -20,6 +20,13 @@ from pipeline.comparing.decision import Decision
 from pipeline.reporting.figures import gains_picture
 from pipeline.reporting.page import to_html, to_markdown
 from pipeline.runs.command_line import command_line
+from pipeline.runs.origins import (
+    Origins,
+    made_with,
+    note_on_origins,
+    of_all,
+    origins_in_words,
+)
 from pipeline.runs.words import minutes, stage_in_words, with_auto_resolved
 from pipeline.settings.run import INHERITED_KEYS, RUN_KEYS
 from pipeline.signals.cases import cases_like
@@ -31,13 +38,16 @@ from pipeline.tracking.history import chain_of
 from pipeline.tracking.keys import (
     DECISION_RUN_ID,
     GIT_COMMIT,
+    MADE_WITH,
     NOTE,
     PARENT_RUN_ID,
     SIGNAL_TAGS,
+    STAGE,
     VERDICT,
     VERDICT_PAIRS,
     VERDICT_QUESTION,
 )
+from pipeline.training.device import pick_device
 
 PICTURE = "figures/gains.png"
 EFFECTS = "mended_and_broken.csv"
@@ -52,7 +62,8 @@ def log_decision(
     runs = [tracking.get(pair.treatment.run_id) for pair in decision.pairs]
     gate, treatment = None, decision.treatment
     if (treatment.name, treatment.last) == ("three_stage", 3):
-        parents = [tracking.get(run.tags[PARENT_RUN_ID]) for run in runs]
+        last = [run for run in runs if run.number(STAGE) == treatment.last]  # the others diverged
+        parents = [tracking.get(run.tags[PARENT_RUN_ID]) for run in last]
         title = f"{len(parents)} pairs of a decision"
         gate = gate_over(tracking, parents, treatment.settings, title, say, only_new=True)[0]
     page = page_of(decision, runs, gate, _commits(decision, tracking))
@@ -61,15 +72,24 @@ def log_decision(
     log.text(decision.effects.to_csv(index=False), EFFECTS)
     log.text(page, "report.md")
     log.text(to_html(page, {PICTURE: figure}), "report.html")
-    log.tags({**decision.tags, NOTE: decision.sentence})
+    origins = _origins(decision)
+    made = origins_in_words(of_all(origins))
+    log.tags({**decision.tags, NOTE: decision.sentence, MADE_WITH: made})
     log.metrics(decision.metrics)
     for number, gain in enumerate(decision.gains_pp, start=1):
         log.metrics({"gain/pair_pp": gain}, step=number)
     studies = [run_id for arm in decision.tuned for run_id in arm.run_ids]
     for run in [*map(tracking.get, studies), *runs]:
         mark(decision, log.run_id, run, tracking)
-    say("\n".join(filter(None, [decision.test.note, decision.sentence, decision.outlook])))
+    other = note_on_origins(origins, made_with(pick_device(treatment.settings.device)))
+    told = [decision.test.note, other, decision.sentence, decision.outlook]
+    say("\n".join(filter(None, told)))
     say(f"report: report.html and report.md of run {log.run_id}")
+
+
+def _origins(decision: Decision) -> list[tuple[Origins, Origins]]:
+    """What computed the runs of both arms, by pair."""
+    return [(pair.treatment.origins, pair.control.origins) for pair in decision.pairs]
 
 
 def _picture_of(decision: Decision) -> Figure:
@@ -119,6 +139,7 @@ def page_of(
         values=values,
         runs=runs,
         commits=commits,
+        made_with=origins_in_words(of_all(_origins(decision))),
         command=command_of(decision),
         picture=PICTURE,
     )

@@ -2,7 +2,8 @@
 
 In: arms and the numbers of pairs. Out: each pair's runs and scores on the test split. A pair
 that has been run before, by any process, is found by content and costs nothing; several processes
-divide pairs among them by locks in the cache's folder.
+divide pairs among them by locks in the cache's folder. An arm that diverges recognises nothing:
+the pair counts with that, unless all its arms diverge.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from filelock import FileLock, Timeout
 from pipeline.comparing.arms import Arm
 from pipeline.comparing.draws import Pool
 from pipeline.data.overlap import Overlap
+from pipeline.errors import DivergedError
 from pipeline.model.backbones import Backbone
 from pipeline.runs.find_or_run import add_pictures_and_model, find_or_run
+from pipeline.runs.origins import Origins, origin_of
 from pipeline.runs.predictions import Correct, correct_before, correct_of, keep_predictions
 from pipeline.runs.scoring import keep_scores, logits_of, scored_on
 from pipeline.runs.session import Session
@@ -30,7 +33,7 @@ from pipeline.stats.metrics import DEFAULT_SHARE, score_logits
 from pipeline.system.digests import digest_values
 from pipeline.system.files import storage_faults
 from pipeline.system.interrupts import at_once
-from pipeline.tracking import Tracking
+from pipeline.tracking import RunView, Tracking
 from pipeline.tracking.history import Summary, chain_of
 from pipeline.tracking.keys import PEAK_MIB, PREFIX_S, TEST, TEST_SHA256, TOTAL_S, TRAINABLE, VAL
 
@@ -62,6 +65,8 @@ class ArmResult:
         trained: parameters of the largest stage.
         peak_mib: the largest stage's peak memory; NaN where it could not be measured.
         correct: which test images the run recognises.
+        origins: what computed the run, and its parents after it.
+        diverged: no epoch had a finite loss: the run answers nothing.
     """
 
     run_id: str
@@ -72,6 +77,8 @@ class ArmResult:
     trained: int
     peak_mib: float
     correct: Correct = field(repr=False, compare=False)
+    origins: Origins = field(default_factory=dict, repr=False, compare=False)
+    diverged: bool = False
 
 
 SEED_STEP = 1000
@@ -201,13 +208,22 @@ class PairRunner:
     def _run(self, key: PairKey) -> Results:
         session = self._session(key, self.arms[0])
         self.overlap = self.overlap.after([session.draw])
-        summaries, found = [], []
+        found: list[ArmResult] = []
+        reused, failures = True, []
         for arm in self.arms:
             settings = session.resolved(key.apply(arm.settings))
             own = replace(session, settings=settings, keys={}, done={})
-            summaries.append(find_or_run(own, arm.last, self.nested_under))
-            found.append(self._scored(own, arm, summaries[-1]))
-        results, reused = tuple(found), all(summary.reused for summary in summaries)
+            try:
+                summary = find_or_run(own, arm.last, self.nested_under)
+                found.append(self._scored(own, arm, summary))
+                reused &= summary.reused
+            except DivergedError as err:
+                failures.append(err)
+                found.append(self._nothing(key, arm, err))
+                reused = False
+        if len(failures) == len(self.arms):
+            raise failures[0]
+        results = tuple(found)
         if not (reused and self.only_new):
             self.say(f"{self.tell(key, results)}{' (reused)' if reused else ''}")
         return results
@@ -223,7 +239,10 @@ class PairRunner:
     def run_extra(self, key: PairKey, arm: Arm) -> ArmResult:
         """Another arm on a pair's images, for show."""
         own = self._session(key, arm)
-        summary = find_or_run(own, arm.last, self.nested_under)
+        try:
+            summary = find_or_run(own, arm.last, self.nested_under)
+        except DivergedError as err:
+            return self._nothing(key, arm, err)
         return self._scored(own, arm, summary)
 
     def _session(self, key: PairKey, arm: Arm) -> Session:
@@ -257,12 +276,26 @@ class PairRunner:
                     f"note: run {run.run_id} was scored on other test images before: its test/acc "
                     "stays, and this command counts the score that was measured now"
                 )
+        return self._result(run, val=summary.metrics[VAL[self.metric]], test=test, correct=correct)
+
+    def _nothing(self, key: PairKey, arm: Arm, err: DivergedError) -> ArmResult:
+        """What an arm that diverged came to: a network without numbers recognises no image."""
+        self.say(
+            f"note: pair {key.number + 1}: {arm.words} diverged (run {err.run_id}; {err}): no "
+            "image counts as recognised"
+        )
+        correct, run = np.zeros(len(self.test), dtype=np.bool_), self.tracking.get(err.run_id)
+        return replace(self._result(run, val=0.0, test=0.0, correct=correct), diverged=True)
+
+    def _result(self, run: RunView, *, val: float, test: float, correct: Correct) -> ArmResult:
+        """A run's scores, and its chain's cost and origin."""
         chain = list(chain_of(self.tracking, run))
         prefix_s = sum(one.metrics[PREFIX_S] for one in chain)
         return ArmResult(
-            run_id=summary.run_id,
+            run_id=run.run_id,
             correct=correct,
-            val=summary.metrics[VAL[self.metric]],
+            origins={one.run_id: origin_of(one) for one in chain},
+            val=val,
             test=test,
             training_s=sum(one.metrics[TOTAL_S] for one in chain) - prefix_s,
             prefix_s=prefix_s,

@@ -211,11 +211,16 @@ def _run_extra_arms(
 
 
 def _register(decision: Decision, plan: Comparison, runner: PairRunner, log: RunLog) -> None:
-    """The recommended model, of the first pair, as a version of a registered model."""
+    """The recommended model, of the first pair in which it did not diverge, in the registry."""
     if plan.decide.register_as == "off":
         return
     arm = decision.recommended
-    result = runner.completed(decision.pairs[0].key, arm)
+    by_pair = [(runner.done[p.key.number][runner.arms.index(arm)], p.key) for p in decision.pairs]
+    keys = [key for result, key in by_pair if not result.diverged]
+    if not keys:
+        runner.say(f"note: every run of {arm.words} diverged: no model is registered")
+        return
+    result = runner.completed(keys[0], arm)
     run = runner.tracking.get(result.run_id)
     settings = arm.settings
     name = plan.decide.register_as or usable_name(f"{settings.data_name}-{settings.backbone}")

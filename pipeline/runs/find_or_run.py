@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipeline.errors import LineageError
 from pipeline.model.backbones import Backbone
+from pipeline.runs.origins import note_on_origin, origin_of
 from pipeline.runs.run_stage import run_stage
 from pipeline.runs.scoring import logits_of
 from pipeline.runs.session import Session
@@ -33,7 +34,9 @@ def find_or_run(session: Session, number: int, nested_under: str | None = None) 
         return session.done[number]
     found = find_run(session, number) if session.settings.reuse else None
     if found:
-        session.say(f"stage {number}: found run {found.run_id} with the same content, reusing it")
+        other = note_on_origin(found, session.made_with)
+        found_it = f"found run {found.run_id} with the same content{other}, reusing it"
+        session.say(f"stage {number}: {found_it}")
         session.done[number] = Summary.of(found)
     else:
         if session.settings.reuse:
@@ -47,10 +50,15 @@ def find_or_run(session: Session, number: int, nested_under: str | None = None) 
 def find_run(session: Session, number: int) -> RunView | None:
     """The oldest finished run of that stage with the same content and an intact checkpoint.
 
-    Runs with pictures come first, except for a trial, which needs none.
+    Runs made with what is here come first, then those with pictures, except for a trial, which
+    needs none.
     """
-    found = session.tracking.find({keys.LINEAGE_KEY: session.key(number)})
-    for run in sorted(found, key=lambda run: not (session.is_trial or has_pictures(run))):
+
+    def rank(run: RunView) -> tuple[bool, bool]:
+        pictures = session.is_trial or has_pictures(run)
+        return origin_of(run) != session.made_with, not pictures
+
+    for run in sorted(session.tracking.find({keys.LINEAGE_KEY: session.key(number)}), key=rank):
         try:
             Summary.of(run)  # as whole as what follows needs it
             backbone = session.restore(run)

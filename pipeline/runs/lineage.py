@@ -2,8 +2,8 @@
 
 A stage run's *lineage key* is the SHA-256 of everything its weights depend on: trainable blocks,
 backbone, weights digest, data fingerprint, seed, resolved training settings, precision, and its
-parent's lineage key. Two runs with one key hold the same model; the key is a tag, so MLflow finds
-it.
+parent's lineage key. Two runs with one key hold the same model, to the last bit where the same
+libraries made both (`origins.py`); the key is a tag, so MLflow finds it.
 
 Its *recipe key* is what it shares with runs on other draws, or with other seeds, of the same data
 set. A data set is known by its content (`Source.digest`, tag `pool_sha256`), not by its path. Runs

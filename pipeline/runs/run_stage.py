@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.data.augment import distinct_views
-from pipeline.errors import TrainingError
+from pipeline.errors import DivergedError
 from pipeline.model.flops import note_on_reruns
 from pipeline.model.freezing import FrozenProof
 from pipeline.runs.session import CHECKPOINT, Session
@@ -117,7 +117,7 @@ def _train(session: Session, log: RunLog, work: _Work) -> None:
     """Train, log every epoch as it comes, and prove that what was frozen has not moved.
 
     Raises:
-        TrainingError: no epoch had a finite validation loss.
+        DivergedError: no epoch had a finite validation loss.
     """
     trainer, draw = work.trainer, session.draw
     stage, history = trainer.stage, trainer.history
@@ -130,9 +130,19 @@ def _train(session: Session, log: RunLog, work: _Work) -> None:
             )
             log.tags({"diverged": "true"})
     if not math.isfinite(history.best[keys.VAL_LOSS]):
-        raise TrainingError(
+        trained_s = sum(sum(history[key]) for key in (keys.TRAIN_S, keys.VAL_S))
+        log.metrics(
+            {
+                keys.PREFIX_S: work.prefix_s,
+                keys.TOTAL_S: work.prefix_s + trained_s,
+                keys.TRAINABLE: trainer.trainable,
+            }
+        )
+        log.wait()
+        raise DivergedError(
             f"stage {stage.number}: no epoch had a finite validation loss: lower "
-            f"stage{stage.number}.lr ({trainer.settings.lr}) or set clip_norm"
+            f"stage{stage.number}.lr ({trainer.settings.lr}) or set clip_norm",
+            log.run_id,
         )
     trainer.backbone.put(trainer.best)
     work.proof.check(trainer.backbone)
@@ -197,7 +207,7 @@ def _summary(trainer: Trainer, run_id: str, wall_s: float) -> Summary:
         epoch=history.selected,
         metrics={name: history.best[name] for name in keys.EPOCH_METRICS},
         wall_s=wall_s,
-        trainable=sum(weight.master.numel() for weight in trainer.weights),
+        trainable=trainer.trainable,
     )
 
 

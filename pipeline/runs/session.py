@@ -19,6 +19,7 @@ from pipeline.data.images import ImageSet
 from pipeline.errors import LineageError
 from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.runs.lineage import lineage_key, recipe_key
+from pipeline.runs.origins import made_with
 from pipeline.runs.sources import cache_folder, source_and_weights
 from pipeline.settings.augmentation import Augment, of_images
 from pipeline.settings.run import Settings
@@ -26,7 +27,12 @@ from pipeline.settings.schedules import Stage
 from pipeline.system.memory import keep_freed_memory
 from pipeline.tracking import RunView, Tracking, keys
 from pipeline.tracking.history import History, Summary
-from pipeline.training.device import pick_device, pick_precision, with_kernels
+from pipeline.training.device import (
+    compute_repeatably,
+    pick_device,
+    pick_precision,
+    with_kernels,
+)
 from pipeline.training.features import Features
 from pipeline.training.mixing import mixing_line
 from pipeline.training.norm_choice import NormStatsChoice, choose_norm_stats
@@ -91,6 +97,7 @@ class Session:
         """Read the images and weights that the settings name."""
         keep_freed_memory()
         device = pick_device(settings.device)
+        compute_repeatably(device)
         source, weights = source_and_weights(settings)
         draw = draw_in(source, settings)
         say(f"preset {settings.preset}; every setting is in the run's settings.json")
@@ -183,6 +190,11 @@ class Session:
     def precision(self) -> str:
         """What blocks are computed in: `float32` or `bfloat16`."""
         return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def made_with(self) -> str:
+        """What computes here: versions of libraries and a device, as runs record them."""
+        return made_with(self.device)
 
     def key(self, number: int) -> str:
         """The lineage key of a stage."""

@@ -103,6 +103,7 @@ def _tags(session: Session, stage: Stage, parent: RunView | None) -> dict[str, s
         keys.RECIPE_KEY: session.recipe(stage.number),
         "norm_stats": settings.norm_stats,
         keys.PRECISION: session.precision,
+        keys.MADE_WITH: session.made_with,
         **{key: value for key, value in where_they_apply.items() if value},
     }
 

@@ -92,7 +92,11 @@ class TuneSettings(StrictModel):
         DEFAULT_OBJECTIVE, "validation metric that a trial is judged by, as a mean over the draws"
     )
     margin: float = setting(
-        2.0, "paired standard errors by which the best trial must beat the defaults", ge=0, le=100
+        2.0,
+        "paired standard errors by which a single trial must beat the defaults; the best of many "
+        "must lead by more, so that trials that are all alike lead as seldom; 0: by nothing",
+        ge=0,
+        le=100,
     )
     space: str = setting(
         "", "search space of your own: a file, or a folder with stage1.yaml, stage2.yaml, ..."

@@ -21,6 +21,14 @@ def requirements_of(packages: Sequence[str]) -> list[str]:
     return [f"{name}=={version(name).partition('+')[0]}" for name in packages]
 
 
+def libraries() -> str:
+    """The versions of the libraries that a result depends on to its last bit."""
+    import torch
+
+    others = (f"{name} {version(name)}" for name in ("torchvision", "pillow"))
+    return ", ".join([f"torch {torch.__version__}", *others])
+
+
 def git_commit() -> str:
     """The project's commit, `-dirty` where tracked files differ from it; else the version."""
     if not IS_CLONE:

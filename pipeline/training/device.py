@@ -37,6 +37,21 @@ def pick_device(name: str) -> torch.device:
     return torch.device(here[0] if name == "auto" else name)
 
 
+def compute_repeatably(device: torch.device) -> None:
+    """Have a GPU compute the same bits each time and float32 as float32; processors do anyway.
+
+    An operation without a deterministic kernel goes on, with a warning by PyTorch that names it.
+    To be called before anything is computed: cuBLAS reads its variable when it starts.
+    """
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.allow_tf32 = False
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
     """`auto`: bfloat16 where the processor multiplies it natively, else float32."""
     if name != "auto":

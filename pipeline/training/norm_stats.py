@@ -23,6 +23,7 @@ from pipeline.model.backbones import Backbone, batch_norms
 from pipeline.model.grouping import HEAD
 from pipeline.system.digests import digest_tensors, digest_values
 from pipeline.system.files import write_atomically
+from pipeline.system.provenance import libraries
 from pipeline.training.device import compute_copy, run_to_head, with_kernels
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -73,6 +74,7 @@ def kept_at(
             "pixels": list(images.pixels.shape),
             "dtype": str(dtype),
             "device": with_kernels(device.type),
+            "libraries": libraries(),
             **unusual(images.preparation),
         }
     )

@@ -2,8 +2,8 @@
 
 A frozen prefix in eval mode is a pure function of the pixels, so its output is stored under a key
 of everything it depends on: the digest of the prefix's parameters and buffers, every image, the
-resolution, the augmentation and number of views, precision and device type. Change one and the key
-changes: nothing stale can be used.
+resolution, the augmentation and number of views, precision, device type and the versions of the
+libraries. Change one and the key changes: nothing stale can be used.
 
 On disk an entry is `KEY.bin`, raw values that are memory-mapped when read, and `KEY.json`, its
 shape and SHA-256, written last. Both appear by an atomic rename under a lock of their own, so any
@@ -36,6 +36,7 @@ from pipeline.settings.augmentation import Augment, of_images
 from pipeline.system.digests import digest_each, digest_file, digest_values
 from pipeline.system.files import holding
 from pipeline.system.processes import is_abandoned_mark, owner_mark
+from pipeline.system.provenance import libraries
 from pipeline.training.device import compute_copy, run_segments, with_kernels
 from pipeline.training.features import Features, LiveFeatures, StoredFeatures
 
@@ -83,6 +84,7 @@ def _entry_key(
     return digest_values(
         {
             "format": FORMAT,
+            "libraries": libraries(),
             "backbone": backbone.name,
             "images": hashlib.sha256(images.digests.tobytes()).hexdigest(),
             "pixels": list(images.pixels.shape),

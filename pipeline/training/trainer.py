@@ -113,6 +113,11 @@ class Trainer:
                     self.weights.append(MasterWeight(name, owners[name], tensor, start))
         self.optimizer = self._make_optimizer()
 
+    @property
+    def trainable(self) -> int:
+        """Parameters that are trained."""
+        return sum(weight.master.numel() for weight in self.weights)
+
     def _make_optimizer(self) -> torch.optim.Optimizer:
         rates = learning_rates(self.settings, self.stage.trainable, self.backbone)
         by_group: dict[tuple[str, bool], list[nn.Parameter]] = {

@@ -1,12 +1,16 @@
 """Which trial to go on with: the best, but only if it beats the defaults by more than noise.
 
 The best of many noisy trials looks better than it is (the winner's curse). So the best trial must
-beat the first one, which has the defaults, by some (2) standard errors of their paired difference
-over the images of the tuning draws; otherwise the defaults stay. The best trial is taken where
-nothing can be compared: the defaults did not finish, the scores are lost, or the metric is one
-whose standard error stored predictions do not give.
+beat the first one, which has the defaults, by so many standard errors of their paired difference
+that the best of as many trials that are all alike seldom does (`wanted_errors`); otherwise the
+defaults stay. The standard error is that over the images of the tuning draws; with several draws
+it is at least what their differences between draws show (`error_over_draws`), in which other
+training noise stands as well. The best trial is taken where nothing can be compared: the defaults
+did not finish, the scores are lost, or the metric is one whose standard error stored predictions
+do not give.
 
-In: a study and its runs. Out: a `Choice`.
+In: a study and its runs. Out: a `Choice`. Not covered: training noise with a single draw, where
+settings and noise cannot be told apart (`benchmarks/best_of_trials.py` says what that costs).
 """
 
 from __future__ import annotations
@@ -17,7 +21,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from optuna.trial import FrozenTrial
+from numpy.typing import ArrayLike, NDArray
+from optuna.trial import FrozenTrial, TrialState
+from scipy import special
 from torch.nn import functional
 
 from pipeline.errors import LineageError
@@ -26,10 +32,12 @@ from pipeline.signals.scored import Scored, aligned, mean_and_error, paired
 from pipeline.stats.metrics import METRICS, OBJECTIVES, Metric
 from pipeline.tracking import Tracking
 from pipeline.tracking.keys import draw_run_id
-from pipeline.tuning.study import Study
+from pipeline.tuning.study import STEPS_A_DRAW, Study
 from pipeline.tuning.trial_state import RUN_ID, default_of
 
 RESAMPLES = 500
+FAR = 30.0
+"""Standard errors beyond which the number of trials changes nothing."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,7 @@ class Choice:
 def choose(study: Study, tracking: Tracking, margin: float) -> Choice | None:
     """The choice between the best trial and the defaults; None before any trial is complete.
 
-    `margin`: standard errors by which the best must be better.
+    `margin`: standard errors by which a single trial must be better, see `wanted_errors`.
     """
     best, default = study.best, default_of(study.trials)
     if best is None:
@@ -63,14 +71,69 @@ def choose(study: Study, tracking: Tracking, margin: float) -> Choice | None:
         assert default.value is not None
         gain = best.value - default.value
     gain = gain if objective.maximised else -gain
-    lead = f"the best trial beats the defaults by {gain:.4f}"
+    tried = _tried(study)
+    lead = f"the best of {tried} trials beats the defaults by {gain:.4f}"
     if math.isnan(error):
         unknown = f"no standard error of a gain in {metric.words} can be had"
         return Choice(best, f"{lead}: its settings are taken without a margin, as {unknown}")
+    error = max(error, error_over_draws(_by_draw(study)))
+    wanted = wanted_errors(margin, tried - 1)
     lead = f"{lead} (s.e. {error:.4f})"
-    if gain <= margin * error:
-        return Choice(default, f"{lead}, less than {margin:g} s.e.: the defaults stay")
-    return Choice(best, f"{lead}: its settings are taken")
+    if gain <= wanted * error:
+        return Choice(default, f"{lead}, less than {wanted:.3g} s.e.: the defaults stay")
+    return Choice(best, f"{lead}, more than {wanted:.3g} s.e.: its settings are taken")
+
+
+def _tried(study: Study) -> int:
+    """How many settings the best was picked from; trials that repeat others are none."""
+    ended = (TrialState.COMPLETE, TrialState.PRUNED)
+    return len({tuple(sorted(t.params.items())) for t in study.trials if t.state in ended})
+
+
+def wanted_errors(margin: float, challengers: int) -> float:
+    """Standard errors by which the best of several trials must beat the defaults.
+
+    The best of so many trials that are no better leads by this much at most as often as a single
+    one leads by `margin`: 2.3% for 2. Sidak's bound (1967, JASA 62, 626-633), which holds for
+    trials that share the defaults and the images. A margin of 0 takes the best outright.
+    """
+    if not 0 < margin < FAR or challengers < 2:
+        return margin
+    return float(-special.ndtri(-np.expm1(special.log_ndtr(margin) / challengers)))
+
+
+def error_over_draws(values: ArrayLike) -> float:
+    """Standard error of a difference of two trials' means, from how trials vary over draws.
+
+    `values`: of every trial that is complete on each draw, (trials, draws). What all trials have
+    in common on a draw, its median over trials, is taken off; then the median of the trials'
+    variances, which a few trials far from the others do not change. 0 for a single draw or trial.
+    """
+    table = np.asarray(values, dtype=np.float64)
+    if table.ndim < 2 or min(table.shape) < 2:
+        return 0.0
+    trials, draws = table.shape
+    own = table - np.median(table, axis=0)
+    variance = np.median(own.var(axis=1, ddof=1)) * trials / (trials - 1)
+    variance *= (draws - 1) / (
+        2 * special.gammaincinv((draws - 1) / 2, 0.5)
+    )  # the mean of variances from their median
+    return float(np.sqrt(2 * variance / draws))
+
+
+def _by_draw(study: Study) -> NDArray[np.float64]:
+    """The values of complete trials on each draw, (trials, draws), from what they reported."""
+    counts = np.arange(1, len(study.spec.draws) + 1)
+    rows = [
+        [trial.intermediate_values.get(STEPS_A_DRAW * int(count), math.nan) for count in counts]
+        for trial in study.trials
+        if trial.state == TrialState.COMPLETE
+    ]
+    sums = np.array(rows, dtype=np.float64).reshape(-1, len(counts)) * np.array(
+        counts
+    )  # of means so far
+    values = np.diff(sums, axis=1, prepend=0.0)
+    return values[np.isfinite(values).all(axis=1)]
 
 
 def gain_of(both: Sequence[tuple[Scored, Scored]], metric: Metric) -> tuple[float, float]:

@@ -7,6 +7,7 @@ by content, so a trial that is repeated costs only what was not finished.
 Pruning: through each draw a trial reports, in tenths of its own planned epochs, the mean of what
 it has reached on the draws so far. All trials see the same draws in the same order, so reports of
 one step compare like with like, and a trial with few epochs is not compared with a long one early.
+A stage run that was found reports what it had reached at each step, as if it were trained now.
 Why not Wilcoxon's test over draws: with fewer than five draws it can never reach p < 0.1.
 """
 
@@ -25,9 +26,9 @@ from pipeline.runs.find_or_run import find_or_run
 from pipeline.runs.session import Session
 from pipeline.settings.schedules import Stage
 from pipeline.signals.evidence import refresh_siblings
-from pipeline.stats.metrics import OBJECTIVES
-from pipeline.tracking import RunLog, Tracking
-from pipeline.tracking.history import History, Summary
+from pipeline.stats.metrics import OBJECTIVES, Row
+from pipeline.tracking import RunLog, RunView, Tracking
+from pipeline.tracking.history import History, Summary, read_history
 from pipeline.tracking.keys import (
     KIND,
     SCHEDULE,
@@ -139,6 +140,9 @@ class TrialObjective:
             summaries.append(summary)
             log.tags({draw_run_id(draw): summary.run_id})
             log.metrics({f"draw{draw}/{name}": value for name, value in summary.val.items()})
+            if summary.reused:
+                select = prepared.settings.training(number).select
+                reporter.replay(self.tracking.get(summary.run_id), self.tracking, select)
             reporter.finish(summary.val[objective])
         means = {
             name: sum(summary.val[name] for summary in summaries) / len(summaries)
@@ -158,6 +162,11 @@ class TrialObjective:
                 if key.startswith(SIGNAL_TAGS):
                     states.setdefault(key, set()).add(state)
         return {key: one.pop() if len(one) == 1 else "mixed" for key, one in states.items()}
+
+
+def _tenths(epoch: int, epochs: int) -> int:
+    """Tenths of a draw's planned epochs that are over; the last one waits for the draw's end."""
+    return min(STEPS_A_DRAW * epoch // epochs, STEPS_A_DRAW - 1)
 
 
 @dataclass(kw_only=True)
@@ -187,8 +196,23 @@ class Reporter:
             raise OutOfTime("the command's timeout is over")
         epoch, epochs = len(history), history.planned
         reached = history.best[VAL[OBJECTIVES[self.spec.objective].metric]]
-        tenths = min(STEPS_A_DRAW * epoch // epochs, STEPS_A_DRAW - 1)
-        self._report(tenths, reached, f"at epoch {epoch} of {epochs} of")
+        self._report(_tenths(epoch, epochs), reached, f"at epoch {epoch} of {epochs} of")
+
+    def replay(self, run: RunView, tracking: Tracking, select: str) -> None:
+        """Report what a run that was found had reached, epoch by epoch; it is not pruned for that.
+
+        `select`: what chose its epoch. A run whose course is lost reports its end alone.
+        """
+        chosen, metric = OBJECTIVES[select], OBJECTIVES[self.spec.objective].metric
+        names = {chosen.metric, "loss", metric}
+        history = read_history(tracking, run, [VAL[name] for name in names])
+        best: Row = {}
+        for epoch, row in enumerate(history.rows if history else [], start=1):
+            assert history
+            values = {name: row[VAL[name]] for name in names}
+            if not best or chosen.rank(values) > chosen.rank(best):
+                best = values
+            self._report(_tenths(epoch, history.planned), best[metric])
 
     def finish(self, value: float) -> None:
         """The draw is over, or was found finished.
@@ -198,14 +222,15 @@ class Reporter:
         """
         self._report(STEPS_A_DRAW, value, "after")
 
-    def _report(self, tenths: int, value: float, where: str) -> None:
+    def _report(self, tenths: int, value: float, where: str = "") -> None:
+        """Report up to a tenth; `where`: prune the trial there, if it is to be."""
         mean, count = (sum(self.earlier) + value) / (len(self.earlier) + 1), len(self.earlier)
         for step in range(self.tenths + 1, tenths + 1):
             self.trial.report(mean, count * STEPS_A_DRAW + step)
         is_new, self.tenths = tenths > self.tenths, max(tenths, self.tenths)
         is_over = count + 1 == len(self.spec.draws) and tenths == STEPS_A_DRAW
         is_default = DEFAULTS in self.trial.user_attrs  # other trials are compared with it
-        if is_new and not is_over and not is_default and self.trial.should_prune():
+        if where and is_new and not is_over and not is_default and self.trial.should_prune():
             raise Pruned(
                 f"pruned {where} draw {self.spec.draws[count]}: {self.spec.objective} {mean:.4f} "
                 "is in the worse half of the trials"

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import optuna
 from optuna.pruners import MedianPruner
 from optuna.samplers import TPESampler
@@ -79,7 +80,7 @@ class Study:
                 storage=storage,
                 study_name=spec.name,
                 direction=direction,
-                sampler=TPESampler(seed=seed),
+                sampler=TPESampler(seed=sampler_seed(seed, spec.stage.number)),
                 pruner=_pruner(),
                 load_if_exists=True,
             )
@@ -181,6 +182,11 @@ class Study:
     def best(self) -> FrozenTrial | None:
         """The completed trial with the best value, the earliest of equals; None before any."""
         return best_of(self.trials, maximised=self.spec.maximised)
+
+
+def sampler_seed(seed: int, stage: int) -> int:
+    """Of a study's random trials: other ones in each stage, the same for arms of one stage."""
+    return int(np.random.SeedSequence([seed, stage]).generate_state(1)[0])
 
 
 def _pruner() -> MedianPruner:
