@@ -115,10 +115,10 @@ def error_over_draws(values: ArrayLike) -> float:
     trials, draws = table.shape
     own = table - np.median(table, axis=0)
     variance = np.median(own.var(axis=1, ddof=1)) * trials / (trials - 1)
-    variance *= (draws - 1) / (
-        2 * special.gammaincinv((draws - 1) / 2, 0.5)
-    )  # the mean of variances from their median
-    return float(np.sqrt(2 * variance / draws))
+    median = 2 * special.gammaincinv(
+        (draws - 1) / 2, 0.5
+    )  # of chi-squared, whose mean is draws - 1
+    return float(np.sqrt(2 * variance * (draws - 1) / median / draws))
 
 
 def _by_draw(study: Study) -> NDArray[np.float64]:
