@@ -4,15 +4,18 @@
     python benchmarks/backbones.py --only resnet18 --weights FILE ...
 
 For each network: every stage of the schedule by the pipeline (its own MLflow store in a temporary
-folder), the score on the test split, the served model in a fresh process, and for each stage the
-seconds that a plain loop needs for the same epochs: all images through all blocks, the frozen ones
-without gradients, in the same precision. The largest difference of logits, float32, between the
-cached prefix with its suffix and the network itself. A row is written as soon as it is known.
+folder), the score on the test split, and for each stage the seconds that a plain loop needs for
+the same epochs: all images through all blocks, the frozen ones without gradients, in the same
+precision. `agreement`: the largest difference of logits, float32, between the cached prefix with
+its suffix and the network itself. `served`: the largest difference of probabilities between the
+network here and the logged model in a fresh process. A row is written as soon as it is known.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -25,6 +28,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -42,13 +46,14 @@ from pipeline.training.trainer import split_batches
 NETWORKS = (
     *("resnet18", "mobilenet_v2", "regnet_y_400mf", "densenet121", "efficientnet_v2_s"),
     *("convnext_tiny", "swin_t", "timm:vit_tiny_patch16_224", "timm:convnextv2_atto"),
-    *("timm:efficientnet_lite0", "timm:mobilenetv4_conv_small", "timm:vit_small_patch14_dinov2"),
+    *("timm:tf_efficientnet_lite0", "timm:mobilenetv4_conv_small"),
+    *("timm:vit_small_patch14_dinov2",),
 )
 PREDICT = """
 import sys, mlflow, pandas as pd
 model = mlflow.pyfunc.load_model(sys.argv[1])
 image = open(sys.argv[2], "rb").read()
-print("label", model.predict(pd.DataFrame({"image": [image]}))["label"][0])
+print(model.predict(pd.DataFrame({"image": [image]})).drop(columns="label").iloc[0].to_json())
 """
 
 
@@ -112,8 +117,11 @@ def agreement(session: Session, backbone: Backbone, folder: Path) -> float:
     return found
 
 
-def served_label(uri: str, picture: Path, folder: Path) -> str:
-    """What the logged model says of a picture, in a process without this repository."""
+@torch.no_grad()
+def served_difference(session: Session, backbone: Backbone, uri: str, folder: Path) -> str:
+    """How far probabilities of the logged model, in a process without this repository, are off."""
+    pixels, picture = session.draw.val.pixels[:1], folder / "picture.png"
+    Image.fromarray(pixels[0].permute(1, 2, 0).numpy()).save(picture)
     done = subprocess.run(
         [sys.executable, "-c", PREDICT, uri, str(picture)],
         cwd=folder,
@@ -122,7 +130,11 @@ def served_label(uri: str, picture: Path, folder: Path) -> str:
         text=True,
         check=False,
     )
-    return done.stdout.split()[-1] if done.returncode == 0 else f"failed: {done.stderr[-200:]}"
+    if done.returncode:
+        return f"failed: {done.stderr[-200:]}"
+    served = list(json.loads(done.stdout.splitlines()[-1]).values())
+    here = backbone.model(session.draw.val.preparation.normalise(pixels)).softmax(1)[0]
+    return f"{np.abs(here.numpy() - served).max():.1e}"
 
 
 def rows_of(name: str, options: dict[str, str], folder: Path) -> Iterator[dict[str, Any]]:
@@ -134,14 +146,11 @@ def rows_of(name: str, options: dict[str, str], folder: Path) -> Iterator[dict[s
     tracking = Tracking.connect()
     settings = ENTRY_POINTS["main"].read(given).settings()
     session = Session.open(settings, tracking, lines.append)
-    picture = folder / "picture.png"
-    from PIL import Image
-
-    Image.fromarray(session.draw.val.pixels[0].permute(1, 2, 0).numpy()).save(picture)
     last = tracking.get(summaries[-1].run_id)
     backbone = session.restore(last)
     difference = agreement(session, backbone, folder / "agreement")
-    served = served_label(last.tags["model_uri"], picture, folder)
+    served = served_difference(session, backbone, last.tags["model_uri"], folder)
+    sizes = {name: tensor.numel() for name, tensor in backbone.model.named_parameters()}
     for summary in summaries:
         stage = session.settings.stage(summary.number)
         epochs = settings.training(summary.number).epochs
@@ -153,6 +162,7 @@ def rows_of(name: str, options: dict[str, str], folder: Path) -> Iterator[dict[s
             "blocks": len(backbone.order),
             "segments": len(backbone.segments),
             "stage": summary.number,
+            "trained": sum(sizes.get(n, 0) for n in backbone.tensor_names(stage.trainable)),
             "border": " x ".join(map(str, border)) or "none",
             "val_acc": round(summary.val_acc, 4),
             "test_acc": round(scores["acc"], 4) if summary is summaries[-1] else "",
@@ -172,8 +182,6 @@ def main() -> None:
     parser.add_argument("--options", nargs="*", default=[])
     asked = parser.parse_args()
     options = {"weights": asked.weights, **dict(one.split("=", 1) for one in asked.options)}
-    import os
-
     for name in asked.only:
         with tempfile.TemporaryDirectory() as folder:
             os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
