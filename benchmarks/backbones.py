@@ -4,10 +4,11 @@
     python benchmarks/backbones.py --only resnet18 --weights FILE ...
 
 For each network: every stage of the schedule by the pipeline (its own MLflow store in a temporary
-folder), the score on the test split, and for each stage the seconds that a plain loop needs for
-the same epochs: all images through all blocks, the frozen ones without gradients, in the same
-precision. `agreement`: the largest difference of logits, float32, between the cached prefix with
-its suffix and the network itself. `served`: the largest difference of probabilities between the
+folder), the score on the test split, and for each stage the processor seconds, with what computes
+and keeps the frozen prefix and with logging, beside those of a plain loop of as many epochs: all
+images through all blocks, the frozen ones without gradients, in the same precision.
+`agreement`: the largest difference of logits, float32, between the cached prefix with its suffix
+and the network itself. `served`: the largest difference of probabilities between the
 network here and the logged model in a fresh process. A row is written as soon as it is known.
 """
 
@@ -49,6 +50,8 @@ NETWORKS = (
     *("timm:tf_efficientnet_lite0", "timm:mobilenetv4_conv_small"),
     *("timm:vit_small_patch14_dinov2",),
 )
+BEGINS, ENDS = "stage {}: no finished run", "Stage-{} Best results"
+"""How the lines of a command begin that a stage is between."""
 PREDICT = """
 import sys, mlflow, pandas as pd
 model = mlflow.pyfunc.load_model(sys.argv[1])
@@ -58,10 +61,10 @@ print(model.predict(pd.DataFrame({"image": [image]})).drop(columns="label").iloc
 
 
 def plain_loop_s(session: Session, backbone: Backbone, stage: Stage, epochs: int) -> float:
-    """Seconds for the stage's epochs, and its validation, without any cache."""
+    """Processor seconds for the stage's epochs, and its validation, without any cache."""
     settings, draw = session.settings, session.draw
     training = settings.training(stage.number)
-    started = time.perf_counter()
+    started = time.process_time()
     segments = compute_copy(backbone.segments, session.dtype, session.device)
     set_trainable(segments, stage.trainable, training.norm)
     first = backbone.frozen_segments(stage.trainable)
@@ -91,7 +94,7 @@ def plain_loop_s(session: Session, backbone: Backbone, stage: Stage, epochs: int
         with torch.no_grad():
             for pixels in torch.split(draw.val.pixels, 500):
                 run_segments(segments, draw.val.preparation.normalise(pixels), session.dtype)
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 @torch.no_grad()
@@ -139,13 +142,20 @@ def served_difference(session: Session, backbone: Backbone, uri: str, folder: Pa
 
 def rows_of(name: str, options: dict[str, str], folder: Path) -> Iterator[dict[str, Any]]:
     """A row a stage."""
-    lines: list[str] = []
+    lines: dict[str, float] = {}
+
+    def say(line: str) -> None:
+        lines[line] = time.process_time()
+
+    def said(beginning: str) -> float:
+        return next(at for line, at in lines.items() if line.startswith(beginning))
+
     given = {**options, "backbone": name, "cache_dir": str(folder / "cache")}
-    summaries = perform("main", given, lines.append)
-    scores = perform("evaluate", {"run_id": summaries[-1].run_id}, lines.append)
+    summaries = perform("main", given, say)
+    scores = perform("evaluate", {"run_id": summaries[-1].run_id}, say)
     tracking = Tracking.connect()
     settings = ENTRY_POINTS["main"].read(given).settings()
-    session = Session.open(settings, tracking, lines.append)
+    session = Session.open(settings, tracking, say)
     last = tracking.get(summaries[-1].run_id)
     backbone = session.restore(last)
     difference = agreement(session, backbone, folder / "agreement")
@@ -156,6 +166,7 @@ def rows_of(name: str, options: dict[str, str], folder: Path) -> Iterator[dict[s
         epochs = settings.training(summary.number).epochs
         frozen = backbone.frozen_segments(stage.trainable)
         border = backbone.segments[frozen - 1].shape if frozen else ()
+        seconds = said(ENDS.format(summary.number)) - said(BEGINS.format(summary.number))
         plain = plain_loop_s(session, backbone, stage, epochs)
         yield {
             "backbone": name,
@@ -166,7 +177,7 @@ def rows_of(name: str, options: dict[str, str], folder: Path) -> Iterator[dict[s
             "border": " x ".join(map(str, border)) or "none",
             "val_acc": round(summary.val_acc, 4),
             "test_acc": round(scores["acc"], 4) if summary is summaries[-1] else "",
-            "stage_s": round(summary.wall_s, 1),
+            "stage_s": round(seconds, 1),
             "plain_s": round(plain, 1),
             "agreement": f"{difference:.1e}",
             "served": served,

@@ -41,17 +41,23 @@ def factory_of(name: str) -> Callable[..., Any]:
         sys.path.append(here)
     try:
         module = import_module(module_name)
-    except Exception as err:  # noqa: BLE001 - the person's module may raise anything
+    except (Exception, SystemExit) as err:  # noqa: BLE001 - the person's module may raise anything
+        is_missing = isinstance(err, ModuleNotFoundError) and f"{module_name}.".startswith(
+            f"{err.name}."
+        )
+        todo = f"it must lie on Python's path or in {here}" if is_missing else "mend that module"
+        if is_missing and module_name.endswith(".py"):
+            todo = f"write {module_name.removesuffix('.py')}:{function}"
         raise SettingsError(
             f"backbone={name}: {module_name} cannot be imported "
-            f"({type(err).__name__}: {first_line(err)}): it must lie on Python's path or in {here}"
+            f"({type(err).__name__}: {first_line(err)}): {todo}"
         ) from None
     found = getattr(module, function, None)
     if not callable(found):
         functions = [n for n, f in vars(module).items() if callable(f) and n[0] != "_"]
         close = get_close_matches(function, functions, n=1)
-        hint = f": did you mean {close[0]}?" if close else ""
-        raise SettingsError(f"backbone={name}: {module_name} has no function {function}{hint}")
+        todo = f"did you mean {close[0]}?" if close else "name a function of that module"
+        raise SettingsError(f"backbone={name}: {module_name} has no function {function}: {todo}")
     return found  # type: ignore[no-any-return]
 
 

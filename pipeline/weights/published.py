@@ -97,7 +97,7 @@ def fetch_from_timm(weights: str, backbone: str, image_size: int) -> dict[str, T
     name = backbone.removeprefix(TIMM)
     config = timm.models.get_pretrained_cfg(name)
     if weights not in (DEFAULT, PRETRAINED) or config is None or not config.has_weights:
-        known = timm.list_pretrained(f"{name.partition('.')[0]}*")
+        known = timm.list_pretrained(f"{name.partition('.')[0]}.*")
         there = f"timm has {', '.join(TIMM + n for n in known[:4])}" if known else "timm has none"
         raise WeightsError(
             f"weights={weights}: timm publishes no such weights of {name} ({there}): pass "
