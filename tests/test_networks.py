@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from pipeline.errors import SettingsError, WeightsError
@@ -233,23 +232,3 @@ def test_published_weights_that_cannot_be_fetched_are_one_line_at_once(
     assert "cannot fetch the pretrained weights of timm:test_resnet.r160_in1k" in done.stderr
     assert "Traceback" not in done.stderr
     assert time.monotonic() - started < 120
-
-
-def test_weights_that_the_hub_keeps_are_read_without_asking_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    timm = pytest.importorskip("timm")
-    constants = pytest.importorskip("huggingface_hub.constants")
-    name = "test_resnet.r160_in1k"
-    state = timm.create_model(name, pretrained=False).state_dict()
-    kept = tmp_path / f"models--timm--{name}"
-    snapshot = kept / "snapshots" / "0123abcd"
-    snapshot.mkdir(parents=True)
-    (kept / "refs").mkdir()
-    (kept / "refs" / "main").write_text("0123abcd")
-    save_file({n: t.contiguous() for n, t in state.items()}, snapshot / "model.safetensors")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody answers there
-    found = read_weights("pretrained", f"timm:{name}", 64)
-    assert found.state is not None
-    assert torch.equal(found.state["conv1.0.weight"], state["conv1.0.weight"])
