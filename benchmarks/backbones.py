@@ -53,7 +53,9 @@ NETWORKS = (
 BEGINS, ENDS = "stage {}: no finished run", "Stage-{} Best results"
 """How the lines of a command begin that a stage is between."""
 PREDICT = """
-import sys, mlflow, pandas as pd
+import sys
+sys.modules["pipeline"] = None  # as where it is not installed
+import mlflow, pandas as pd
 model = mlflow.pyfunc.load_model(sys.argv[1])
 image = open(sys.argv[2], "rb").read()
 print(model.predict(pd.DataFrame({"image": [image]})).drop(columns="label").iloc[0].to_json())

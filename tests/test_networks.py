@@ -104,6 +104,28 @@ def test_a_factory_is_found_where_the_command_runs_and_its_files_are_known(
     assert set(map(Path, sources_of("own_networks:build"))) == set(files)
 
 
+def test_what_a_factory_imports_from_beside_it_is_of_its_files_and_nothing_else_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lone_network.py").write_text("from lone_parts import build\nimport json\n")
+    (tmp_path / "lone_parts.py").write_text(
+        "from tests.networks import Net\ndef build(num_classes):\n    import lone_late\n"
+        "    return Net(num_classes)\n"
+    )
+    (tmp_path / "lone_late.py").touch()
+    (tmp_path / "lone_other.py").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    before = build_backbone("lone_network:build", CLASSES, 32, seed=0).identity
+    assert set(sources_of("lone_network:build")) == {
+        "lone_network.py",
+        "lone_parts.py",
+        "lone_late.py",
+    }
+    (tmp_path / "lone_late.py").write_text("WIDTH = 9\n")
+    assert build_backbone("lone_network:build", CLASSES, 32, seed=0).identity != before
+
+
 @pytest.mark.parametrize(
     ("name", "size"), [("alexnet", 32), ("inception_v3", 32), ("timm:vit_tiny_patch16_224", 8)]
 )

@@ -10,9 +10,12 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from difflib import get_close_matches
+from functools import cache
 from importlib import import_module
 from importlib.metadata import packages_distributions
+from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +64,7 @@ def factory_of(name: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
+@cache
 def distribution_of(name: str) -> str | None:
     """The installed distribution that a factory comes from; None: files of the person's own."""
     top = name.partition(":")[0].partition(".")[0]
@@ -71,17 +75,24 @@ def distribution_of(name: str) -> str | None:
 def sources_of(name: str) -> dict[str, Path]:
     """A factory's Python files, by their path below the folder that has to be on Python's path.
 
-    All of its package, or its one module; none of what is no factory.
+    All of its package, or its one module, and what these import from that folder where they are a
+    person's own; none of what is no factory.
     """
     if not is_factory(name):
         return {}
-    module = import_module(name.partition(":")[0].partition(".")[0])
+    module_name = name.partition(":")[0]
+    module = import_module(module_name.partition(".")[0])
     assert module.__file__ is not None or module.__path__
-    if not hasattr(module, "__path__"):
-        path = Path(str(module.__file__))
-        return {path.name: path}
-    return {
-        str(path.relative_to(Path(folder).parent)): path
-        for folder in module.__path__
-        for path in sorted(Path(folder).rglob("*.py"))
-    }
+    if hasattr(module, "__path__"):
+        found = {path for folder in module.__path__ for path in Path(folder).rglob("*.py")}
+        root = Path(next(iter(module.__path__))).parent
+    else:
+        found = {Path(str(module.__file__))}
+        root = Path(str(module.__file__)).parent
+    if not distribution_of(name):
+        finder = ModuleFinder([str(root)])
+        with suppress(ImportError):  # a folder without __init__.py, whose files are all found
+            finder.import_hook(module_name)
+        files = (getattr(each, "__file__", None) for each in finder.modules.values())
+        found |= {Path(file) for file in files if file}
+    return {str(path.relative_to(root)): path for path in sorted(found)}
