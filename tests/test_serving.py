@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import pipeline
+from pipeline.cli import main
 from tests.conftest import Command
 
 FACTORY = """
@@ -139,16 +140,18 @@ def build(num_classes):
 
 @pytest.mark.slow
 def test_models_of_factories_that_changed_between_them_are_loaded_in_one_process(
-    command: Command, image_folder: Path
+    command: Command, image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each has the layers that it was trained with, though their modules have one name."""
-    models = []
+    runs, models = [], []
     for activation in ("ReLU", "Tanh"):
         Path("lone_net.py").write_text(LONE.replace("ACTIVATION", activation))
         sys.modules.pop("lone_net", None)
         importlib.invalidate_caches()
-        assert command("stage1", **{**OPTIONS, "backbone": "lone_net:build"}) == 0
+        options = {**OPTIONS, "backbone": "lone_net:build", "test_per_class": "1"}
+        assert command("stage1", **options) == 0
         run = mlflow.search_runs(output_format="list")[0]
+        runs.append(run.info.run_id)
         models.append(run.data.tags["model_uri"])
     try:
         found = [mlflow.pyfunc.load_model(uri) for uri in models]
@@ -157,6 +160,10 @@ def test_models_of_factories_that_changed_between_them_are_loaded_in_one_process
         content = [path.read_bytes() for path in sorted(image_folder.rglob("*.png"))[:2]]
         for one in found:
             assert len(one.predict(pd.DataFrame({"image": content}))) == 2
+        assert main(["evaluate", "--run_id", runs[1]]) == 0
+        assert main(["evaluate", "--run_id", runs[0]]) == 2
+        fault = "the source files of lone_net:build, or its blocks, are others than those"
+        assert fault in capsys.readouterr().err
         assert "Tanh" in Path(sys.modules["lone_net"].__file__ or "").read_text()
     finally:
         sys.modules.pop("lone_net", None)
