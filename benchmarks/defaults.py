@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pipeline.data.draws import draw_in
 from pipeline.data.images import ImageSet
-from pipeline.runs.run_stage import find_or_run
+from pipeline.runs.find_or_run import find_or_run
 from pipeline.runs.scoring import logits_of
 from pipeline.runs.session import Session
 from pipeline.runs.sources import source_of

@@ -33,7 +33,7 @@ from pipeline.comparing.pairs import PairRunner, pair_keys, resolution_pp  # noq
 from pipeline.data.images import USUAL, ImageSet  # noqa: E402
 from pipeline.data.overlap import Overlap  # noqa: E402
 from pipeline.model.backbones import Backbone  # noqa: E402
-from pipeline.runs.run_stage import find_or_run  # noqa: E402
+from pipeline.runs.find_or_run import find_or_run  # noqa: E402
 from pipeline.runs.scoring import read_test_split  # noqa: E402
 from pipeline.runs.session import Session  # noqa: E402
 from pipeline.runs.sources import source_of  # noqa: E402

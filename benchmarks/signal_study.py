@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 
 from pipeline.data.base import read_images  # noqa: E402
 from pipeline.data.open import open_source  # noqa: E402
-from pipeline.runs.run_stage import find_or_run  # noqa: E402
+from pipeline.runs.find_or_run import find_or_run  # noqa: E402
 from pipeline.runs.scoring import predict  # noqa: E402
 from pipeline.runs.session import Session  # noqa: E402
 from pipeline.settings.request import Request  # noqa: E402

@@ -1,7 +1,7 @@
 """Every fault that a user can cause, as one tree below `PipelineError`.
 
-`RunStopped` is no fault: it ends a run early on purpose. Broken invariants of our own are asserts,
-not members of this tree.
+`RunStopped` is not a fault: it ends a run early on purpose. Broken invariants of our own are
+asserts, not members of this tree.
 """
 
 from __future__ import annotations

@@ -25,6 +25,10 @@ Written by `scripts/settings_md.py` from the models in `pipeline/settings/`. A s
 file (`config=`). `python -m pipeline <entry point> --help` lists the settings that have an effect
 on an entry point.
 """
+SILENT = (
+    "Entry points take these settings, so that all stages can be given the same options, and do "
+    "not use them. The last line of `--help` names them, too."
+)
 NOTES: dict[type[BaseModel], str] = {
     TrainSettings: "Written before the name, `stage2.` gives stage 2 alone a value: "
     "`stage2.lr=1e-4`.",
@@ -58,18 +62,34 @@ def table_of(model: type[BaseModel]) -> list[str]:
     ]
 
 
+def _as_typed(key: str, value: object) -> str:
+    """`lr=0.0003`, and for which stages where the preset says so."""
+    name, _, where = key.partition(".")
+    return " ".join(filter(None, (f"`{name}={value}`", where)))
+
+
 def settings_md() -> str:
     """The whole page."""
     lines = [HEAD]
     for title, model in groups():
         note = [f"{NOTES[model]}\n"] if model in NOTES else []
         lines += [f"## {title}\n", *note, *table_of(model), ""]
+    lines += [
+        "## Settings without an effect\n",
+        f"{SILENT}\n",
+        "| entry point | settings |",
+        "|---|---|",
+    ]
+    silent = {
+        row.name: ", ".join(f"`{key}`" for key in row.silent) for row in ENTRY_POINTS.values()
+    }
+    lines += [f"| `{name}` | {names} |" for name, names in silent.items() if names] + [""]
     lines.append("## Presets\n")
     for name in preset_names():
         path = PRESETS_DIR / f"{name}.yaml"
         about = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
         values = flatten(read_yaml(path, "preset")).items()
-        lines.append(f"- **{name}**: {about} {', '.join(f'`{k}={v}`' for k, v in values)}")
+        lines.append(f"- **{name}**: {about} {', '.join(_as_typed(*each) for each in values)}")
     return "\n".join(lines) + "\n"
 
 

@@ -150,7 +150,7 @@ def test_what_others_say_stays_as_it_is_without_secrets_in_it() -> None:
         ("new.db", ""),
         ("", "{tmp} is a folder"),
         ("a/b.db", "there is no folder {tmp}/a"),
-        ("file/b.db", "{tmp}/file is no folder"),
+        ("file/b.db", "{tmp}/file is not a folder"),
     ],
 )
 def test_why_a_file_cannot_be_made_or_written(tmp_path: Path, path: str, why: str) -> None:

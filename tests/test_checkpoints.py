@@ -36,7 +36,7 @@ def pretrained_of(backbone: Backbone, name: str = "example") -> Pretrained:
     names = [n for n in backbone.tensor_names(backbone.order) if not n.startswith("classifier.3")]
     state = copy_state(backbone)
     tensors = {n: state[n] for n in names}
-    return Pretrained(name, digest_tensors(tensors), tensors, "")
+    return Pretrained(name=name, digest=digest_tensors(tensors), tensors=tensors, report="")
 
 
 def save(path: Path, backbone: Backbone, pretrained: Pretrained, stage: int = 1) -> str:
@@ -125,7 +125,7 @@ def test_only_tensors_that_differ_are_stored_with_what_they_are_of(saved: Saved)
 
 
 def test_random_weights_are_stored_whole(saved: Saved) -> None:
-    nothing = Pretrained("none", "none", {}, "")
+    nothing = Pretrained(name="none", digest="none", tensors={}, report="")
     sha256 = save(saved.path, saved.backbone, nothing)
     assert set(load_file(saved.path)) == set(saved.backbone.model.state_dict())
     assert same(saved.backbone, load(saved.path, sha256, nothing))

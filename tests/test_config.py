@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import SettingsError
-from pipeline.settings.layers import Layer, resolve
+from pipeline.settings.layers import (
+    Layer,
+    flatten,
+    preset_layer,
+    preset_names,
+    resolve,
+    split_stage_key,
+)
 from pipeline.settings.run import DEFAULT_PRESET, plain_values
 from pipeline.system.yaml_file import read_yaml
 from tests.helpers import load_settings
@@ -24,6 +31,46 @@ def test_images_of_ones_own_do_not_get_the_recipe_for_digits() -> None:
     assert settings.preset == "images"
     assert settings.training(1).augment == "light"
     assert settings.image_size == 224
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_a_preset_speaks_of_no_stage_by_number_as_schedules_have_other_stages(preset: str) -> None:
+    assert not [key for key in flatten(preset_layer(preset).values) if split_stage_key(key)[0]]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        ("three_stage", [3e-3, 3e-4, 3e-4]),
+        ("two_stage", [3e-4, 3e-4]),
+        ("full", [3e-4]),
+        ("lp_ft", [3e-3, 3e-4]),
+        ("stage1_continued", [3e-3, 3e-3]),
+        ("stage2_continued", [3e-3, 3e-4, 3e-4]),
+        ("mine(head; continued; head+1)", [3e-3, 3e-3, 3e-4]),
+        ("mine(head; head+1; head+1+2; all)", [3e-3, 3e-4, 3e-4, 3e-4]),
+    ],
+)
+@pytest.mark.parametrize("preset", ["digits", "cifar10_small"])
+def test_a_preset_s_rate_goes_by_what_a_stage_trains_in_whatever_schedule(
+    preset: str, schedule: str, rates: list[float]
+) -> None:
+    options = {"preset": preset, "schedule": schedule}
+    assert [one.lr for one in load_settings(options).stages] == rates
+    by_hand = load_settings({**options, "stage1.lr": "0.5"})
+    assert [one.lr for one in by_hand.stages] == [0.5, *rates[1:]]
+
+
+def test_a_preset_s_rate_is_lower_for_networks_without_batch_norm_as_the_usual_rates_are() -> None:
+    options = {"preset": "digits", "backbone": "convnext_tiny", "weights": "none"}
+    assert [one.lr for one in load_settings(options).stages] == pytest.approx([3e-3, 1e-4, 1e-4])
+
+
+def test_rates_by_what_a_stage_trains_are_for_presets_alone(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("lr: {for pretrained blocks: 1e-3}\n")
+    with pytest.raises(SettingsError, match=r"unknown setting lr\.for pretrained blocks"):
+        load_settings({}, config=str(path))
 
 
 def test_a_plain_training_setting_applies_to_the_target_stage_or_to_every_stage() -> None:
@@ -158,4 +205,4 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_settings_round_trip_through_plain_values() -> None:
     settings = load_settings({"schedule": "lp_ft", "stage2.lr": "0.01", "views": "3"})
-    assert resolve([Layer("test", plain_values(settings))]) == settings
+    assert resolve([Layer(source="test", values=plain_values(settings))]) == settings

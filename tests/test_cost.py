@@ -20,7 +20,9 @@ SMALL = {"train_per_class": "3", "val_per_class": "3"}  # two draws
 @pytest.fixture
 def arm(store: Path, image_folder: Path) -> Arm:
     place = {"data": str(image_folder), "cache_dir": str(store / "cache"), "draw": "1"}
-    settings = resolve([Layer("test", {**TINY, **SMALL, **place, "schedule": "three_stage"})])
+    settings = resolve(
+        [Layer(source="test", values={**TINY, **SMALL, **place, "schedule": "three_stage"})]
+    )
     return Arm(name="three_stage", settings=settings, last=2)
 
 

@@ -414,7 +414,7 @@ def test_other_arms_stand_beside_at_the_same_epochs(decided: Decided) -> None:
 
 
 def settings_of(run: Run) -> Settings:
-    return resolve([Layer("run", json.loads(run.data.tags["settings"]))])
+    return resolve([Layer(source="run", values=json.loads(run.data.tags["settings"]))])
 
 
 def digests_of_draw(settings: Settings, fingerprint: str) -> set[str]:

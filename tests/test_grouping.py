@@ -86,7 +86,7 @@ def test_of_patterns_that_overlap_the_first_one_has_the_tensor(tmp_path: Path) -
         ("stem: stem\nbody: [early, late]\nhead: fc\n", "head first"),
         ("body: [fc, early, late, stem]\n", "head first"),
         ("blocks: [fc, late]\n", "must map names to patterns"),
-        ("head: fc\nrest: '['\n", r"rest: \[ is no regular expression"),
+        ("head: fc\nrest: '['\n", r"rest: \[ is not a regular expression"),
         ("head: fc\nrest: early\nrest: .\n", "rest"),
         ("head: fc\nlate: []\nrest: .\n", "late has no patterns: add one"),
         ("head: fc\nrest: {a: .}\n", "rest: a pattern must be a text, got"),

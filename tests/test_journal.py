@@ -110,7 +110,7 @@ def test_a_file_that_holds_something_else_is_never_written(
     path.write_bytes(content)
     assert is_journal(path) == holds
     if not holds:
-        with pytest.raises(StudyError, match="is no journal of Optuna"):
+        with pytest.raises(StudyError, match="is not a journal of Optuna"):
             open_storage(f"journal:///{path}")
     assert path.read_bytes() == content
 

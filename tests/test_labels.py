@@ -229,8 +229,8 @@ def test_metadata_of_any_other_form_counts_as_none(content: bytes, tmp_path: Pat
     [
         ([0.0, float("nan")], None, "has 1 of 2 rows without a label: remove them"),
         ([None, None], ["a", "b"], "has 2 of 2 rows without a label: remove them"),
-        ([0.2, 1.7], ["a", "b"], "column label holds 0.2, which is no class"),
-        ([0.0, float("inf")], None, "column label holds inf, which is no class"),
+        ([0.2, 1.7], ["a", "b"], "column label holds 0.2, which is not a class"),
+        ([0.0, float("inf")], None, "column label holds inf, which is not a class"),
         (["", "b"], None, "has 1 of 2 rows without a label: remove them"),
         ([[0], [0, 1]], None, "holds list<element: int64>, several labels an image"),
         ([{"x": 0}, {"x": 1}], None, "column label holds struct<x: int64>: store class"),
@@ -483,5 +483,5 @@ def test_columns_are_refused_where_there_are_none(
     data: str, image_folder: Path, tmp_path: Path
 ) -> None:
     where = "digits" if data == "digits" else str(image_folder)
-    with pytest.raises(DataError, match=r"label_column=x: data=.* is no parquet file: leave"):
+    with pytest.raises(DataError, match=r"label_column=x: data=.* is not a parquet file: leave"):
         open_source(where, tmp_path, label_column="x")

@@ -71,4 +71,4 @@ def test_dependencies_stand_in_one_list() -> None:
 def test_presets_parse_and_round_trip(preset: str) -> None:
     settings = load_settings({"preset": preset})
     assert settings.preset == preset
-    assert resolve([Layer("test", plain_values(settings))]) == settings
+    assert resolve([Layer(source="test", values=plain_values(settings))]) == settings

@@ -139,15 +139,17 @@ def vary(backbone: Backbone, blocks: tuple[str, ...], seed: int) -> None:
                 state[name] *= 1 + 0.2 * torch.rand(state[name].shape, generator=generator)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
-@pytest.mark.parametrize("prefix", [0, 1, 3, 5])
+@pytest.mark.parametrize(
+    ("name", "prefix"),
+    [("resnet18", 0), ("resnet18", 3), ("mobilenet_v3_small", 1), ("mobilenet_v3_small", 5)],
+)
 def test_logits_through_a_kept_prefix_are_those_of_the_whole_model(
     name: str, prefix: int, tmp_path: Path
 ) -> None:
     images = make_images(24)
     backbone = calibrated_backbone(name, images)
     suffix = backbone.order[prefix:]
-    for seed in range(3):
+    for seed in range(2):
         vary(backbone, suffix, seed)
         cache = PrefixCache(tmp_path, 1 << 30)
         found = predict(backbone, images, torch.float32, CPU, cache=cache, prefix=prefix)

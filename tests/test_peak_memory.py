@@ -1,8 +1,9 @@
-"""Peak memory: what a piece of work held at most is seen; what was given back before is not."""
+"""Memory: what a piece of work held at most is seen, and what is freed is kept."""
 
 from __future__ import annotations
 
 import math
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,13 +11,25 @@ import pytest
 import torch
 
 from pipeline.system import memory
-from pipeline.system.memory import PeakMemory
-from pipeline.training.device import keep_freed_memory
+from pipeline.system.memory import PeakMemory, keep_freed_memory
 from tests.helpers import CPU
 
 BIG_MIB = 400
 ROOM_MIB = 80
 """What else a process may do to its memory meanwhile."""
+FAULTS = """
+import resource, sys
+from pipeline.system.memory import keep_freed_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        b"x" * (40 << 20)  # above what malloc ever takes from the heap
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+leave = [faults() for _ in range(2)][1]
+keep_freed_memory()
+keep = [faults() for _ in range(2)][1]
+sys.exit(not keep < 0.1 * leave)
+"""
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 
@@ -91,3 +104,8 @@ def test_on_a_gpu_what_was_allocated_there_counts() -> None:
     del held
     assert peak.read_mib() - before >= BIG_MIB
     assert PeakMemory(device).read_mib() <= before + 1
+
+
+@on_linux
+def test_freed_memory_is_not_faulted_in_again() -> None:
+    subprocess.run([sys.executable, "-c", FAULTS], check=True)

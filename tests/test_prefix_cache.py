@@ -80,8 +80,9 @@ class Request:
         return torch.cat([features.batch(rows, views) for views in numbers])
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def request_() -> Request:
+    """No test changes its network."""
     images = make_images(8)
     return Request(calibrated_backbone(NAME, images), images)
 
@@ -99,9 +100,15 @@ def leftovers(folder: Path) -> list[str]:
 # The same values, the same training
 
 
-@pytest.mark.parametrize(("augment", "distinct"), [("none", 1), ("light", 2), ("strong", 3)])
-@pytest.mark.parametrize("prefix", PREFIXES)
-@pytest.mark.parametrize("name", ["resnet18", NAME])
+@pytest.mark.parametrize(
+    ("name", "prefix", "augment", "distinct"),
+    [
+        ("resnet18", PREFIXES[1], "strong", 3),
+        (NAME, PREFIXES[0], "none", 1),
+        (NAME, PREFIXES[1], "light", 2),
+        (NAME, PREFIXES[2], "strong", 3),
+    ],
+)
 def test_stored_and_live_features_are_the_prefix_of_the_rendered_views(
     name: str, prefix: int, augment: Augment, distinct: int, tmp_path: Path
 ) -> None:
@@ -125,8 +132,7 @@ def test_stored_and_live_features_are_the_prefix_of_the_rendered_views(
     assert changed_names(before, copy_state(backbone)) == set()
 
 
-@pytest.mark.parametrize("augment", ["none", "light"])
-@pytest.mark.parametrize("name", ["resnet18", NAME])
+@pytest.mark.parametrize(("name", "augment"), [("resnet18", "none"), (NAME, "light")])
 def test_training_takes_the_same_course_with_and_without_the_cache(
     name: str, augment: Augment, tmp_path: Path
 ) -> None:

@@ -80,8 +80,8 @@ def test_values_are_read_as_the_settings_own_types(tmp_path: Path) -> None:
     """
     dimensions = read_space(written(tmp_path, text)).dimensions
     expected = {
-        "lr": Range(1e-4, 1.0, log=True),
-        "epochs": Range(5, 20, step=5),
+        "lr": Range(low=1e-4, high=1.0, log=True),
+        "epochs": Range(low=5, high=20, step=5),
         "l2_sp": Choices((0.0, 1e-3)),
         "norm": Choices(("keep",)),
     }
@@ -91,13 +91,13 @@ def test_values_are_read_as_the_settings_own_types(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("dimension", "inside", "outside"),
     [
-        (Range(5, 20, step=5), [5, 10, 20], [4, 6, 19, 21, 25, "10"]),
+        (Range(low=5, high=20, step=5), [5, 10, 20], [4, 6, 19, 21, 25, "10"]),
         (
-            Range(0.0, 0.3, step=0.1),
+            Range(low=0.0, high=0.3, step=0.1),
             [0.0, 0.1, 0.2, 0.30000000000000004 - 1e-16],
             [0.15, 0.31, -0.1],
         ),
-        (Range(1e-4, 1e-2, log=True), [1e-4, 3e-4, 1e-2], [9e-5, 2e-2, float("nan")]),
+        (Range(low=1e-4, high=1e-2, log=True), [1e-4, 3e-4, 1e-2], [9e-5, 2e-2, float("nan")]),
         (Choices(("none", "light")), ["none", "light"], ["strong", None]),
         (Choices((0.0, 1e-3)), [0, 0.0, 1e-3], [5e-4]),
     ],
@@ -110,7 +110,7 @@ def test_a_dimension_holds_its_ends_and_its_grid(
 
 
 def test_a_space_holds_settings_only_if_every_dimension_does() -> None:
-    space = SearchSpace("", {"lr": Range(0.1, 1.0), "norm": Choices(("keep",))})
+    space = SearchSpace("", {"lr": Range(low=0.1, high=1.0), "norm": Choices(("keep",))})
     assert space.holds(TrainSettings(lr=0.5, norm="keep").model_dump())
     assert not space.holds(TrainSettings(lr=0.5, norm="adapt").model_dump())
     assert not space.holds(TrainSettings(lr=2.0, norm="keep").model_dump())

@@ -98,9 +98,7 @@ def test_every_entry_point_reads_each_yaml_file_once(name: str, work: Path) -> N
     assert set(read.values()) == {1}
 
 
-@pytest.mark.parametrize("name", ENTRY_POINTS)
-def test_a_fault_in_any_entry_points_settings_comes_before_torch(name: str) -> None:
-    words = words_of(name, {"rope": "1"})
+def test_a_fault_in_any_entry_points_settings_comes_before_torch() -> None:
     code = (
         "import json, sys\n"
         "from pipeline.cli import main\n"
@@ -108,8 +106,12 @@ def test_a_fault_in_any_entry_points_settings_comes_before_torch(name: str) -> N
         "print(codes, [m for m in ('torch', 'mlflow', 'optuna', 'numpy') if m in sys.modules])\n"
     )
     wrong = {"epochs": "x", "device": "abacus", "gate_flat": "-1"}
-    of_a_run = [{key: text} for key, text in wrong.items() if key in ENTRY_POINTS[name].offered]
-    faults = [words, *(words_of(name, options) for options in of_a_run)]
+    faults = [
+        words_of(name, {key: text})
+        for name, entry_point in ENTRY_POINTS.items()
+        for key, text in {"rope": "1", **wrong}.items()
+        if key == "rope" or key in entry_point.offered
+    ]
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(faults)],
         cwd=ROOT,
@@ -155,6 +157,21 @@ def test_a_setting_without_an_effect_is_taken_and_not_offered(
     assert key in ENTRY_POINTS[offering].offered
     assert key not in ENTRY_POINTS[name].offered
     assert parse([name, f"--{key}", "1"]) == (name, {key: "1"})
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_help_and_docs_tell_which_settings_are_taken_without_an_effect(name: str) -> None:
+    _, told, last = " ".join(help_of(name).split()).partition(f"without an effect on {name}: ")
+    assert (
+        last.split(", ") == list(ENTRY_POINTS[name].silent)
+        if told
+        else not ENTRY_POINTS[name].silent
+    )
+    page = (
+        (ROOT / "docs" / "settings.md").read_text().partition("## Settings without an effect")[2]
+    )
+    row = re.search(rf"^\| `{name}` \| (.*) \|$", page, re.MULTILINE)
+    assert (re.findall(r"\w+", row[1]) if row else []) == list(ENTRY_POINTS[name].silent)
 
 
 def test_a_setting_of_other_entry_points_is_refused_and_names_them() -> None:

@@ -96,7 +96,9 @@ def test_a_run_that_mlflow_run_has_not_just_started_is_never_written_to(
     before = client.get_run(run_id).to_dictionary()
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
     assert main(words) == 2
-    assert f"error: MLFLOW_RUN_ID={run_id} is no run that `mlflow run`" in capfd.readouterr().err
+    assert (
+        f"error: MLFLOW_RUN_ID={run_id} is not a run that `mlflow run`" in capfd.readouterr().err
+    )
     assert client.get_run(run_id).to_dictionary() == before
 
 
@@ -104,7 +106,10 @@ def test_a_run_that_mlflow_run_has_not_just_started_is_never_written_to(
     ("location", "why"),
     [
         # as behind a server that serves no artifacts: its clients write to its folder themselves
-        ("{store}/theirs/art", "cannot be used from here (.*theirs is no folder).*--serve-artif"),
+        (
+            "{store}/theirs/art",
+            "cannot be used from here (.*theirs is not a folder).*--serve-artif",
+        ),
         ("s3://bucket/folder", "its driver is not installed, .*: pip install boto3"),
     ],
 )
@@ -137,7 +142,7 @@ def test_artifacts_behind_a_server_are_the_servers_to_write(
 def test_a_database_below_a_file_is_refused(tmp_path: Path, point_at: PointAt) -> None:
     (tmp_path / "file").touch()
     point_at(f"sqlite:///{tmp_path}/file/mlflow.db")
-    with pytest.raises(TrackingError, match=r"MLFLOW_TRACKING_URI=sqlite:.*/file is no folder"):
+    with pytest.raises(TrackingError, match=r"MLFLOW_TRACKING_URI=sqlite:.*/file is not a folder"):
         Tracking.connect()
 
 

@@ -224,13 +224,21 @@ def test_an_address_that_cannot_be_used_is_one_line_without_its_password(
     [
         (401, "You are not authenticated.", r"401, it wants a login, or .*: You are not auth"),
         (403, '{"message": "no right"}', r"403, it forbids this: no right\): ask the keeper"),
-        (404, "<html>", r"404, what answers there is no MLflow server\): check host, port and"),
+        (
+            404,
+            "<html>",
+            r"404, what answers there is not an MLflow server\): check host, port and",
+        ),
         (407, "", r"407, the proxy wants a login\): check http_proxy"),
         (429, "", r"429, it has too many requests\): wait"),
         (500, "", r"500, it is in trouble\): see the log"),
         (503, "<html>", r"503, it is in trouble\): see the log"),
-        (200, "<html>", r"200, what answers there is no MLflow server\): check host, port and"),
-        (200, "[]", r"200, what answers there is no MLflow server: \[\]\): check host"),
+        (
+            200,
+            "<html>",
+            r"200, what answers there is not an MLflow server\): check host, port and",
+        ),
+        (200, "[]", r"200, what answers there is not an MLflow server: \[\]\): check host"),
     ],
 )
 def test_answers_are_told_apart(
@@ -279,7 +287,7 @@ def test_a_server_that_answers_with_nothing_is_none_of_mlflow(
     serve: Serve, point_at: PointAt
 ) -> None:
     point_at(serve(partial(Tracking, status=200, body="{}")))
-    with pytest.raises(TrackingError, match="is no MLflow server: check host"):
+    with pytest.raises(TrackingError, match="is not an MLflow server: check host"):
         Store.connect()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from itertools import count
@@ -26,7 +27,7 @@ from pipeline.tuning.trial_state import RETRIES, beating, outcome
 from pipeline.tuning.work import Worker
 from tests.postgres import Postgres
 
-LR = SearchSpace("", {"lr": Range(1e-4, 1e-2, log=True)})
+LR = SearchSpace("", {"lr": Range(low=1e-4, high=1e-2, log=True)})
 SPEC = Spec(
     name="a-study",
     stage=SCHEDULES["full"].stage(1),
@@ -41,13 +42,24 @@ MANY = 100
 DATABASES = count()
 
 
+@pytest.fixture(scope="module")
+def empty_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Optuna's tables without a study: creating them takes a second, copying them does not."""
+    path = tmp_path_factory.mktemp("optuna") / "empty.db"
+    open_storage(f"sqlite:///{path}")
+    return path
+
+
 @pytest.fixture(params=["sqlite", "journal", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def url(request: pytest.FixtureRequest, tmp_path: Path, empty_sqlite: Path) -> str:
     """An empty storage of every kind; PostgreSQL where it is installed."""
     if request.param == "postgresql":
         postgres: Postgres = request.getfixturevalue("postgres")
         return postgres.url(f"trials{next(DATABASES)}")
-    return f"{request.param}:///{tmp_path}/optuna.{request.param}"
+    path = tmp_path / f"optuna.{request.param}"
+    if request.param == "sqlite":
+        shutil.copy(empty_sqlite, path)
+    return f"{request.param}:///{path}"
 
 
 @pytest.fixture

@@ -429,7 +429,8 @@ def test_local_workers_share_a_study_without_a_trial_too_many(
     space = space_file(store, "lr: {low: 1.0e-4, high: 0.1, log: true}\n", "wide.yaml")
     assert command("tune", **{**options, "n_trials": "4", "workers": "2", "space": space}) == 0
     output = capfd.readouterr().out
-    assert "worker 1: " in output
+    assert "2 workers with" in output
+    assert "worker 1: trial" in output
     assert "worker 2: " in output
     [study] = studies(store)
     assert states(study) == ["COMPLETE"] * 4

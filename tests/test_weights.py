@@ -350,12 +350,15 @@ def test_names_of_another_library_are_told(names: tuple[str, ...], begin: str, l
         load({name: torch.zeros(3) for name in names})
 
 
-@pytest.mark.parametrize("prefix", ["", "module."])
-def test_weights_of_another_backbone_name_the_backbone(prefix: str, tmp_path: Path) -> None:
+def test_weights_of_another_backbone_name_the_backbone(tmp_path: Path) -> None:
     state = build_backbone("resnet34", 4, 32, seed=0).model.state_dict()
-    path = saved(under(prefix, state), tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"do not fit resnet18: .*pass -P backbone=resnet34"):
-        load_pretrained(path, build_backbone("resnet18", 4, 32, seed=0))
+    asked = build_backbone("resnet18", 4, 32, seed=0)
+    for prefix in ("", "module."):
+        path = saved(under(prefix, state), tmp_path / "w.pth")
+        with pytest.raises(
+            WeightsError, match=r"do not fit resnet18: .*pass -P backbone=resnet34"
+        ):
+            load_pretrained(path, asked)
 
 
 def file_bytes(**options: bool) -> bytes:
@@ -480,7 +483,7 @@ def test_a_whole_model_is_refused(load: Load, backbone: Backbone) -> None:
         ("image_net", "does not exist"),
         ("n" * 300, "File name too long"),
         ("~nobody-of-that-name/w.pth", "home directory"),
-        ("/dev/null", "is no file"),
+        ("/dev/null", "is not a file"),
     ],
 )
 def test_a_path_that_is_no_file_is_named(name: str, reason: str, backbone: Backbone) -> None:

@@ -7,8 +7,8 @@ Stages that an arm has in common with the treatment keep its settings, so they a
 The arm's other stages share the steps that are left: the first of them gets all that the treatment
 spent before the matching stage. A stage that begins as the treatment does keeps the treatment's
 settings, too. A stage that continues the one before has the settings of the treatment's stage in
-its place: the arms differ in what they train, not in how, unless `control.lr=` and its like say
-otherwise. `differences` tells in what they differ.
+its place: the arms differ in what they train, not in how, unless settings such as `control.lr=`
+say otherwise. `differences` tells in what they differ.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipeline.errors import SettingsError
 from pipeline.settings.entry import DecideSettings, TuneSettings
 from pipeline.settings.layers import COMMAND_LINE, CONTROL, Given, Layer, validated
 from pipeline.settings.request import Request
-from pipeline.settings.run import RUN_KEYS, TRAIN_KEYS, Settings, TrainSettings
+from pipeline.settings.run import TRAIN_KEYS, Settings, TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Schedule, schedule_of
 
 QUESTIONS: Mapping[Literal["stage2", "stage3"], tuple[int, str]] = {
@@ -168,10 +168,7 @@ def at_equal_steps(
                 f"patience={training.patience}: arms have equal optimizer steps, which stages "
                 "that stop early would not have: leave patience out (0)"
             )
-    run = {key: getattr(settings, key) for key in RUN_KEYS}
-    arm_settings = Settings(**{**run, "schedule": str(schedule)}).model_copy(
-        update={"stages": stages}
-    )
+    arm_settings = settings.model_copy(update={"schedule": str(schedule), "stages": stages})
     return Arm(name=schedule.name, settings=arm_settings, last=len(ours))
 
 
@@ -188,16 +185,14 @@ def with_own_settings(control: Arm, given: Mapping[str, str]) -> Arm:
         )
     if not given:
         return control
-    layer, faults = Layer(COMMAND_LINE, {}), list[str]()
+    layer, faults = Layer(source=COMMAND_LINE, values={}), list[str]()
     typed = {key: Given(text, f"{CONTROL}{key}", layer) for key, text in given.items()}
-    stages = list(control.settings.stages)
-    base = stages[control.last - 1].model_dump()
+    base = control.settings.training(control.last).model_dump()
     defaults = {key: value for key, value in base.items() if key not in given}
     own = validated(TrainSettings, typed, faults, **defaults)
     if own is None:
         raise SettingsError("\n".join(faults))
-    stages[control.last - 1] = own
-    return replace(control, settings=control.settings.model_copy(update={"stages": tuple(stages)}))
+    return replace(control, settings=control.settings.with_training(control.last, dict(own)))
 
 
 def differences(treatment: Arm, control: Arm) -> list[str]:
@@ -284,7 +279,7 @@ def decide_plan(request: Request) -> Comparison:
 
 
 def own_stages(plan: Comparison) -> dict[int, set[str]]:
-    """The control's stages that are no runs of the treatment's, and what no study of them tunes.
+    """The control's own stages, and the settings that no study of these stages may tune.
 
     Steps stay equal, and what was set by hand stays: for all stages, for a stage that begins as
     the treatment does, or for the treatment's stage in the place of a continued one.

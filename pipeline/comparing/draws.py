@@ -86,21 +86,7 @@ def pool_of(
         return Pool(
             first_draw=first, looks=(*(n for n in looks if n < left), left), sentence=sentence
         )
-    size = f"{settings.train_per_class} + {settings.val_per_class} images a class"
-    if held < 1:
-        raise DesignError(f"{settings.data} holds no draw of {size}: ask for fewer images a class")
-    if settings.draw:
-        raise DesignError(
-            f"draw={settings.draw}: {max(left, 0)} of the {held} draws of {size} are left, "
-            f"{looks[0]} are needed, and resampled pairs would take images of the draws before "
-            f"draw {settings.draw}: leave draw out, or ask for fewer images a class"
-        )
-    if share >= 1:
-        raise DesignError(
-            f"train_per_class={settings.train_per_class} takes all images of the smallest class, "
-            f"so that all {looks[0]} pairs would train on the same images of that class: ask for "
-            f"fewer images, at best for {max(1, settings.train_per_class // looks[0])}"
-        )
+    _check_resampling(settings, looks[0], held=held, left=left, share=share)
     sentence = (
         f"the pool holds {max(left, 0)} disjoint draw{'' if left == 1 else 's'}{beyond}, "
         f"{looks[0]} are needed: pairs are resampled and share images ({share:.0%} of two draws, "
@@ -110,3 +96,24 @@ def pool_of(
     )
     correction = share / (1 - share)
     return Pool(resampled=True, correction=correction, looks=looks, sentence=sentence)
+
+
+def _check_resampling(
+    settings: Settings, needed: int, *, held: int, left: int, share: float
+) -> None:
+    """Raise DesignError where resampled pairs cannot make up for draws that are missing."""
+    size = f"{settings.train_per_class} + {settings.val_per_class} images a class"
+    if held < 1:
+        raise DesignError(f"{settings.data} holds no draw of {size}: ask for fewer images a class")
+    if settings.draw:
+        raise DesignError(
+            f"draw={settings.draw}: {max(left, 0)} of the {held} draws of {size} are left, "
+            f"{needed} are needed, and resampled pairs would take images of the draws before "
+            f"draw {settings.draw}: leave draw out, or ask for fewer images a class"
+        )
+    if share >= 1:
+        raise DesignError(
+            f"train_per_class={settings.train_per_class} takes all images of the smallest class, "
+            f"so that all {needed} pairs would train on the same images of that class: ask for "
+            f"fewer images, at best for {max(1, settings.train_per_class // needed)}"
+        )

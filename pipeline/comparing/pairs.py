@@ -20,7 +20,7 @@ from pipeline.comparing.arms import Arm
 from pipeline.comparing.draws import Pool
 from pipeline.data.overlap import Overlap
 from pipeline.model.backbones import Backbone
-from pipeline.runs.run_stage import add_pictures_and_model, find_or_run
+from pipeline.runs.find_or_run import add_pictures_and_model, find_or_run
 from pipeline.runs.scoring import keep_scores, logits_of, scored_on
 from pipeline.runs.session import Session
 from pipeline.runs.sources import cache_folder

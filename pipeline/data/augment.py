@@ -13,7 +13,7 @@ process, so that a view's activations can be cached. Random numbers are counter-
             torchvision's RandAugment and TrivialAugmentWide, before what stands above, and
             RandomErasing, after it, with torchvision's defaults; what is erased is mean grey
 
-`light` has no crops: two views then cover all it can do, so that a cache of them is complete.
+`light` has no crops: two views are all there are, so that a cache of two views is complete.
 Mixup and CutMix act on batches, not on views: `pipeline/training/mixing.py`.
 """
 
@@ -57,7 +57,7 @@ def pick_views(
     """The view of each image to train on in an epoch, (N,).
 
     `stored_views` views are cycled through the epochs from a start that depends on seed and image,
-    so every view is met equally often; 0 draws a fresh one each time.
+    so every view is met equally often; 0 draws a fresh view each time.
     """
     salt = np.uint64((seed << 20) + 1)
     if stored_views == 0:
@@ -81,8 +81,8 @@ def render_views(
         pixels: uint8, (N, 3, S, S).
         keys: (N,), `ImageSet.keys`.
         views: view numbers, (N,).
-        augment: what may be done to them.
-        prepared: tells how they are normalised.
+        augment: what may be done to the images.
+        prepared: how the images are normalised.
 
     Returns:
         float32, (N, 3, S, S).
@@ -100,7 +100,7 @@ def render_views(
 def _moved_and_coloured(
     pixels: Tensor, keys: U64Array, views: NDArray[np.int64], words: Sequence[str]
 ) -> Tensor:
-    """What `none`, `light` and `strong` make of pixels, values from 0 to 255."""
+    """Pixels after `none`, `light` or `strong`, values from 0 to 255."""
     if not {"light", "strong"} & set(words):
         return pixels
     flip = torch.from_numpy(views % 2 == 1).to(pixels.device)
@@ -130,8 +130,8 @@ def _of_torchvision(word: str) -> Callable[[Tensor], Tensor]:
 def _one_by_one(images: Tensor, word: str, keys: U64Array, counters: U64Array) -> Tensor:
     """Each image varied by a transform of torchvision, seeded by its key and counter.
 
-    The transforms draw from torch's generator on the processor, wherever the images are. With one
-    thread, as the mean of a large image depends on how threads share the pixels.
+    The transforms draw from torch's generator on the CPU, wherever the images are. One thread
+    computes, as the mean of a large image depends on how threads share the pixels.
     """
     transform = _of_torchvision(word)
     seeds = (hash_uniform(keys, counters) * 2**53).astype(np.int64)

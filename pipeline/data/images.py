@@ -1,7 +1,7 @@
 """One image of any mode and size to RGB pixels, and a set of them as tensors.
 
 Out: uint8 RGB, and float32 as networks take it. Transparency is laid on white, EXIF rotation is
-applied where it can be read (damaged metadata beside good pixels is no reason to refuse an image).
+applied where it can be read, and damaged metadata beside good pixels is passed over.
 Images are resized to cover a square and cropped at its centre. Not covered: animation (the first
 frame is taken), more than three colour channels, 16-bit greyscale with transparency (Pillow gives
 the upper 8 of its bits).

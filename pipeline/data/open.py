@@ -50,7 +50,7 @@ def open_source(
     parquet, notes = ([], []) if data in NAMES else _parquet_files(data, path, image_column)
     for key, name in columns.items():
         if name and not parquet:
-            raise DataError(f"{key}={name}: data={data} is no parquet file: leave {key} out")
+            raise DataError(f"{key}={name}: data={data} is not a parquet file: leave {key} out")
     if data == "digits":
         return _open_digits()
     if data in NAMES:

@@ -29,7 +29,7 @@ BoolArray = NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """How many test images there are, and how many of them are no new ones.
+    """How many test images there are, and how many of them are copies.
 
     Attributes:
         copies: test images that are copies of pool images; `seen`, those of them that were
@@ -92,7 +92,7 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """Which of N test images are no new ones.
+    """Which of N test images are copies.
 
     Attributes:
         in_pool: stored among the images that draws are dealt from, (N,).

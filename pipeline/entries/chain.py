@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from pipeline.entries.plans import StagePlan
 from pipeline.reporting.page import to_markdown
 from pipeline.runs.command import Command
+from pipeline.runs.find_or_run import add_pictures_and_model, find_or_run
 from pipeline.runs.lineage import (
     WITHOUT_PARENT,
     check_agreement,
@@ -20,7 +21,7 @@ from pipeline.runs.lineage import (
     check_places,
     inherit,
 )
-from pipeline.runs.run_stage import add_pictures_and_model, find_or_run, run_stage
+from pipeline.runs.run_stage import run_stage
 from pipeline.runs.session import Session
 from pipeline.runs.words import summary_table
 from pipeline.settings.request import Request

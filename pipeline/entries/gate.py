@@ -12,8 +12,8 @@ from pathlib import Path
 
 from pipeline.errors import GateError
 from pipeline.runs.command import Command
+from pipeline.runs.find_or_run import join_data_set
 from pipeline.runs.lineage import other_than, settings_of
-from pipeline.runs.run_stage import join_data_set
 from pipeline.runs.session import Session
 from pipeline.settings.entry import GateSettings
 from pipeline.settings.run import PLACE_KEYS

@@ -42,6 +42,7 @@ def build_parser(stage_keys: Iterable[str] = ()) -> argparse.ArgumentParser:
             row.name,
             help=row.help,
             description=row.help,
+            epilog=_without_effect(row),
             usage="%(prog)s [--setting VALUE ...]",
             allow_abbrev=False,
             argument_default=argparse.SUPPRESS,
@@ -78,6 +79,12 @@ def _taken(row: EntryPoint, stage_keys: Iterable[str]) -> Iterator[str]:
 def _of_single_stages(row: EntryPoint) -> str:
     control = "; for the control's last stage: --control.lr, ..." if row.has_control else ""
     return f"for one stage alone: --stage1.lr, --stage2.epochs, ...{control}"
+
+
+def _without_effect(row: EntryPoint) -> str:
+    return f"taken, but without an effect on {row.name}: {', '.join(row.silent)}" * bool(
+        row.silent
+    )
 
 
 def _groups(row: EntryPoint) -> Iterator[tuple[str, type[BaseModel]]]:

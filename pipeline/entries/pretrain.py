@@ -18,7 +18,7 @@ from safetensors.torch import save
 from pipeline.entries.plans import PretrainPlan
 from pipeline.errors import DataError, SettingsError
 from pipeline.runs.command import Command
-from pipeline.runs.run_stage import find_or_run
+from pipeline.runs.find_or_run import find_or_run
 from pipeline.runs.session import Session
 from pipeline.runs.sources import source_of
 from pipeline.settings.run import Settings

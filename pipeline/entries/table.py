@@ -65,17 +65,17 @@ class EntryPoint:
         help: one line.
         plan: makes what is to be done of a request; imports nothing slow.
         work: `module:function` that takes a `Command` and the plan, imported when it is called.
-        own: the settings that this entry point alone has.
-        shared: settings of `CommandSettings` that it takes.
-        study: settings of `TuneSettings` that it takes.
-        run_keys: settings of a run that it takes.
-        silent: those of them that have no effect on it, taken as other entry points' commands have
-            them; no help offers them.
-        trains: which stage plain training settings are for, in words; empty: it trains nothing,
-            and takes no YAML file.
-        refused: settings that its plan refuses in words of its own; no help offers them.
+        own: model of the settings that this entry point alone takes.
+        shared: settings of `CommandSettings`.
+        study: settings of `TuneSettings`.
+        run_keys: settings of a run.
+        silent: settings without an effect, taken so that all stages can be given the same options;
+            the last line of help names them.
+        trains: which stage plain training settings are for, in words; empty: nothing is trained,
+            and no YAML file is taken.
+        refused: settings that the plan refuses with a reason; no help offers them.
         defaults: what holds where a setting is not given, in words, if not the setting's default.
-        has_control: it takes settings of the control's last stage (`control.lr`).
+        has_control: takes settings of the control's last stage (`control.lr`).
     """
 
     name: str
@@ -94,19 +94,19 @@ class EntryPoint:
 
     @property
     def own_keys(self) -> tuple[str, ...]:
-        """Every setting that is none of a run's."""
+        """Every setting of the entry point, beside the settings of a run."""
         own = self.own.model_fields if self.own else ()
         return tuple(dict.fromkeys((*own, *self.shared, *self.study)))
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Every option that it takes, beside the training settings of single stages."""
+        """Every option of the entry point, beside the training settings of single stages."""
         of_stages = ("config", *TRAIN_KEYS) if self.trains else ()
         return (*self.own_keys, *self.run_keys, *of_stages)
 
     @property
     def offered(self) -> tuple[str, ...]:
-        """The options that its help shows and that messages name."""
+        """The options that help shows and that messages name."""
         hidden = {*HIDDEN, *self.refused, *self.silent}
         return tuple(key for key in self.keys if key not in hidden)
 
@@ -130,6 +130,7 @@ def _run_keys(*left_out: str) -> tuple[str, ...]:
 _OF_THE_RUN = "that of the run"
 _NO_EFFECT = {1: ("reuse", *OF_CHILDREN, *OF_STAGE_3), 2: OF_STAGE_3}
 """Settings without an effect on a stage, by its number."""
+_OF_STAGE = {1: "stage 1, from pretrained weights"}
 _ROWS = (
     EntryPoint(
         name="main",
@@ -140,7 +141,7 @@ _ROWS = (
     *(
         EntryPoint(
             name=f"stage{number}",
-            help=f"stage {number}; missing parent stages are trained first",
+            help=_OF_STAGE.get(number, f"stage {number}; missing parent stages are trained first"),
             plan=partial(stage_plan, number=number),
             work="entries.chain:stage_entry",
             own=StageSettings,

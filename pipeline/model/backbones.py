@@ -2,8 +2,8 @@
 
 In: a network's name, a number of classes, a size of images. Out: a `Backbone`: the network with
 random weights, which block each of its tensors belongs to (`grouping.py`), and the segments that
-it was cut into (`cutting.py`). Parameters keep the names that the network's library gives them, so
-that checkpoints load into the library's own models.
+the network was cut into (`cutting.py`). Parameters keep the names that the network's library gives
+them, so that checkpoints load into the library's own models.
 
 Most segments are one block. Blocks between which more than one tensor passes share a segment: a
 frozen prefix ends at the border of a segment.
@@ -61,7 +61,7 @@ class Backbone:
         return inputs
 
     def frozen_segments(self, trainable: Iterable[str]) -> int:
-        """How many segments, from the first on, hold no block of these: the frozen prefix."""
+        """How many segments, from the first on, hold none of these blocks: the frozen prefix."""
         wanted = set(trainable)
         holds = [not wanted.isdisjoint(segment.blocks) for segment in self.segments]
         return holds.index(True)
@@ -83,13 +83,13 @@ class Backbone:
 
     @torch.no_grad()
     def put(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy those of these tensors into the network that are its own; its others stay."""
+        """Copy tensors into the network by name; names that it does not have are passed over."""
         for name, own in self.model.state_dict().items():
             if name in tensors:
                 own.copy_(tensors[name])
 
     def head_layer(self) -> str:
-        """Name of the last layer of the head, which gives a logit a class."""
+        """Name of the last layer of the head, which gives the logits."""
         return self.tensor_names([HEAD])[-1].rpartition(".")[0]
 
     def depth(self, block: str) -> int:
@@ -197,9 +197,9 @@ def has_batch_norm(name: str, image_size: int) -> bool:
 
 @cache
 def _on_meta(name: str, image_size: int) -> nn.Module:
-    """A library's network with shapes alone, where it can be made so; of two classes."""
+    """A library's network of two classes; without values where the library can make it so."""
     try:
         with torch.device("meta"):
             return build_network(name, 2, image_size, seed=0)
-    except SettingsError:  # reads values of its weights while it is made
+    except SettingsError:  # the network reads values of its weights while it is made
         return build_network(name, 2, image_size, seed=0)

@@ -1,8 +1,8 @@
 """The blocks of a network as a table: what a stage that trains a block would release.
 
 In: a backbone and the size of its images. Out: a row a block, head first: its position, name and
-modules, its parameters and their share, what it makes of an image, and floating-point operations
-of an image's way through it (a multiplication and an addition are two).
+modules, its parameters and their share, the shape of its output, and the floating-point operations
+that an image costs there (a multiplication and an addition are two).
 """
 
 from __future__ import annotations

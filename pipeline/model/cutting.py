@@ -36,7 +36,7 @@ class _Part:
     graph: fx.Graph | None = None
 
     def on_a_copy(self) -> _Part:
-        """The same, with its input copied first; a whole network has images that are its own."""
+        """The part with its input copied first; only images enter a part without a graph."""
         if self.graph:
             image = next(node for node in self.graph.nodes if node.op == "placeholder")
             with self.graph.inserting_after(image):
@@ -45,15 +45,15 @@ class _Part:
         return self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cut:
     """How networks of one architecture are cut.
 
     Attributes:
         parts: what becomes segments, in forward order.
         merged: block -> why there is no cut between this block and the one after it.
-        added: name -> what the network does not have under this name: a module in place of a
-            function that knows nothing of training, a constant.
+        added: name -> what the graphs use and the network lacks: constants, and modules in place
+            of functions that have no training mode.
         shapes: of what each part makes of one image.
     """
 
@@ -98,7 +98,8 @@ def cut(model: nn.Module, owners: Mapping[str, str], order: Sequence[str], image
         if places.sizes_may_cross():
             write_sizes(traced, image)
             places.settle()
-        found = _measured(model, Cut(*places.parts(), added), image)
+        parts, merged = places.parts()
+        found = _measured(model, Cut(parts=parts, merged=merged, added=added), image)
         reason = "its parts compute something else"
     except Exception as err:  # noqa: BLE001 - a network's own code may raise anything when traced
         found, first = None, (str(err).splitlines() or [""])[0]
@@ -122,7 +123,8 @@ def _whole(model: nn.Module, owners: Mapping[str, str], order: Sequence[str], wh
         if not modules[name]:
             owned[name] = following
     bare = {name: block for name, block in owners.items() if name.rpartition(".")[0] not in owned}
-    return Cut((_Part(tuple(order), owned | bare),), dict.fromkeys(order[:-1], why), {})
+    part = _Part(blocks=tuple(order), owners=owned | bare)
+    return Cut(parts=(part,), merged=dict.fromkeys(order[:-1], why), added={})
 
 
 @torch.no_grad()
@@ -158,7 +160,7 @@ class _Places:
         self.settle()
 
     def settle(self) -> None:
-        """Place nodes anew: in their own block, and in none before those of their inputs.
+        """Place nodes anew: each in its own block, or in that of an input which comes later.
 
         `free` nodes have no place: parameters, and what is computed from parameters alone.
         `back`: borders that images pass backwards -> what is said of them.
@@ -179,7 +181,7 @@ class _Places:
                 why = f"{block} computes on what {later} makes, which is declared to come after it"
                 self.back |= dict.fromkeys(range(own, max(inputs)), why)
             self.at[node] = last if node.op == "output" else max([own, *inputs])
-        for node in self.at:  # what drops inputs of the classifier is the classifier's
+        for node in self.at:  # dropout before the classifier belongs to the classifier
             if self._is_dropout(node) and {self.at[user] for user in node.users} == {last}:
                 self.at[node] = last
 
@@ -189,7 +191,7 @@ class _Places:
         )
 
     def _block_of(self, node: fx.Node) -> str | None:
-        """The block of a module or tensor that a node uses; None where none is named for it."""
+        """The block of the module or tensor that a node uses; None where it uses neither."""
         name = str(node.target)
         if node.op == "get_attr":
             return self.owners.get(name)
@@ -199,7 +201,7 @@ class _Places:
         return self.owners[tensors[0]] if tensors else None
 
     def _crossing(self) -> dict[int, list[fx.Node]]:
-        """Border k, between blocks k and k + 1 -> the nodes whose values pass it."""
+        """Border k, between blocks k and k + 1 -> the nodes whose values cross it."""
         found: dict[int, list[fx.Node]] = {k: [] for k in range(len(self.order) - 1)}
         for node in self.at:
             last = max((self.at[user] for user in node.users), default=0)
@@ -213,7 +215,7 @@ class _Places:
         return any(node.op != "call_module" for node in nodes)
 
     def parts(self) -> tuple[tuple[_Part, ...], dict[str, str]]:
-        """The parts between borders that one tensor crosses, and why other borders are none."""
+        """The parts, and why there is no cut at borders that more than one tensor crosses."""
         crossing = self._crossing()
         merged: dict[str, str] = {}
         groups, enters = [[0]], [self.image]
@@ -236,7 +238,7 @@ class _Places:
         return tuple(map(self._part, groups, enters, leaves)), merged
 
     def _part(self, group: list[int], enters: fx.Node, leaves: fx.Node | None) -> _Part:
-        """One run: the nodes of its blocks, with a copy of each free node that they use."""
+        """One part: the nodes of its blocks, with a copy of each free node that they use."""
         graph = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {enters: graph.placeholder("x")}
         owned: dict[str, str] = {}

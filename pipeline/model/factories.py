@@ -75,8 +75,8 @@ def distribution_of(name: str) -> str | None:
 def sources_of(name: str) -> dict[str, Path]:
     """A factory's Python files, by their path below the folder that has to be on Python's path.
 
-    All of its package, or its one module, and what these import from that folder where they are a
-    person's own; none of what is no factory.
+    All files of the factory's package, or its one module, and what these import from the same
+    folder; empty for other networks.
     """
     if not is_factory(name):
         return {}

@@ -1,9 +1,8 @@
-"""How many operations a network takes, and a stage's training, counted on their own layers.
+"""Floating-point operations of a network and of a stage's training, counted as the layers run.
 
-In: a backbone, and the blocks that a stage trains. Out: floating-point operations (a
-multiplication and an addition are two) of an image's way through each segment, or through the
-suffix and back. Counted by PyTorch as the layers run; what is computed once for all stages, the
-frozen prefix, is left out of a stage's.
+In: a backbone, and the blocks that a stage trains. Out: what one image costs in each segment, or
+in the suffix, forward and backward; a multiplication and an addition are two operations. The
+frozen prefix, which is computed once for all stages, does not count for a stage.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ BATCH = 2  # BatchNorm needs two
 
 @torch.no_grad()
 def segment_operations(backbone: Backbone, image_size: int) -> list[int]:
-    """Operations of an image's way through each segment."""
+    """Operations that an image costs in each segment."""
     x = torch.zeros(1, 3, image_size, image_size)
     found = []
     for segment in backbone.segments:
@@ -32,7 +31,7 @@ def segment_operations(backbone: Backbone, image_size: int) -> list[int]:
 
 
 def note_on_reruns(backbone: Backbone, trainable: Sequence[str], image_size: int) -> str:
-    """What a stage computes in every epoch although it is frozen, and why; empty: nothing."""
+    """Which frozen blocks a stage computes in every epoch, and why; empty: none."""
     again = backbone.computed_anew(trainable)
     if not again:
         return ""

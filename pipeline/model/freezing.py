@@ -1,7 +1,7 @@
 """Which blocks train, in which BatchNorm mode, and the proof that the others did not move.
 
 Parameters *and buffers* outside the trainable blocks are bit-identical before and after a stage:
-they run in eval mode, need no gradient and never meet an optimizer. `FrozenProof` digests them
+they run in eval mode, without gradients, and no optimizer holds them. `FrozenProof` digests them
 before and after and fails the run if they differ.
 """
 
@@ -50,6 +50,8 @@ class FrozenProof:
         stage: number of the stage, for messages.
         trainable: its blocks.
         digests: frozen tensor's name -> SHA-256, before the stage.
+        running: purpose -> copies of segments that run for this purpose.
+        running_digests: as `digests`, of the frozen tensors in these copies.
     """
 
     stage: int
@@ -66,7 +68,7 @@ class FrozenProof:
         return cls(stage=stage, trainable=trainable, digests=digests)
 
     def watch(self, running: Mapping[str, Sequence[Segment]]) -> None:
-        """Digest the frozen tensors of segments that will run, too, by what they run for."""
+        """Digest the frozen tensors of copies, too; `running`: purpose -> its copies."""
         self.running, self.running_digests = running, self._of_running(running)
 
     @property

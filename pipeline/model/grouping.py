@@ -25,7 +25,7 @@ from pipeline.system.yaml_file import read_yaml
 
 HEAD, STEM = "head", "stem"
 LAYERED = 8
-"""A network of more numbered groups than these, such as a transformer, is cut into four blocks."""
+"""A network of more numbered groups than this, such as a transformer, has `USUAL` blocks."""
 USUAL = 4
 _SHOWN = 4
 
@@ -44,7 +44,7 @@ class Blocks:
 
 
 class Family(NamedTuple):
-    r"""Patterns for the beginning of tensors' names; what fits none joins the last block.
+    r"""Patterns for the beginning of tensors' names; other tensors join the last block.
 
     A group `(\d+)` in `numbered` makes a block of each number. Without `numbered` the blocks are
     the runs of `features` at one resolution: a layer of a stride above 1 begins a new one.
@@ -229,8 +229,8 @@ def _by_patterns(model: nn.Module, given: Mapping[Any, Any], where: str) -> Bloc
     """Blocks from patterns, head first; a tensor belongs to the first that its name begins with.
 
     Raises:
-        SettingsError: there is no head, a name that a schedule cannot use, a pattern that is none
-            or matches nothing, or all together leave tensors over.
+        SettingsError: there is no head, a schedule could not use a name, a pattern is not a
+            regular expression or matches nothing, or a tensor is left over.
     """
     given = given.get("blocks", given)
     if not isinstance(given, Mapping) or next(iter(given), None) != HEAD:
@@ -260,14 +260,14 @@ def _by_patterns(model: nn.Module, given: Mapping[Any, Any], where: str) -> Bloc
 
 
 def _matching(model: nn.Module, taken: Iterable[str], pattern: object, where: str) -> list[str]:
-    """Names of tensors that are in no block yet and begin with the pattern."""
+    """Names of tensors that are in no block yet and fit the pattern from their beginning."""
     try:
         if not isinstance(pattern, str | int):
             raise SettingsError(f"{where}: a pattern must be a text, got {pattern!r:.80}")
         expression = re.compile(str(pattern))
     except re.error as err:
         raise SettingsError(
-            f"{where}: {pattern} is no regular expression ({err}): mend it, or escape its signs"
+            f"{where}: {pattern} is not a regular expression ({err}): mend it, or escape its signs"
         ) from None
     found = [name for name in model.state_dict() if expression.match(name)]
     free = [name for name in found if name not in set(taken)]

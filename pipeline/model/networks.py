@@ -28,7 +28,7 @@ _OF_TORCHVISION: Mapping[str, Mapping[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": True, "transform_input": True},
     "inception_v3": {"aux_logits": False, "init_weights": True, "transform_input": True},
 }
-"""As these two are used with torchvision's weights, without the classifiers beside the last."""
+"""Arguments that fit torchvision's weights: without auxiliary classifiers."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,8 @@ def check_network(name: str, model: nn.Module, classes: int, image_size: int) ->
     """Pass two images through the network, twice.
 
     Raises:
-        SettingsError: it refuses the images, or gives something else than a logit a class, or
-            other logits the second time.
+        SettingsError: the network refuses the images, does not give a logit for each class, or
+            gives other logits the second time.
     """
     images = torch.linspace(-1, 1, 2 * 3 * image_size**2).view(2, 3, image_size, image_size)
     try:
@@ -186,7 +186,7 @@ def _takes_size(name: str) -> bool:
     try:
         with torch.device("meta"):
             model = timm.create_model(name)
-    except Exception:  # noqa: BLE001 - reads values of its weights while it is made
+    except Exception:  # noqa: BLE001 - the network reads values of its weights while it is made
         model = timm.create_model(name)
     constructors = (vars(kind).get("__init__") for kind in type(model).__mro__)
     return any("img_size" in inspect.signature(c).parameters for c in constructors if c)

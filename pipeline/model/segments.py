@@ -32,7 +32,7 @@ class Segment:
         return "+".join(self.blocks)
 
     def copied(self) -> Segment:
-        """The same with tensors of its own."""
+        """The segment with tensors of its own."""
         return replace(self, module=copy.deepcopy(self.module))
 
     def block_of(self, name: str) -> str:
@@ -46,7 +46,7 @@ class Segment:
     def parts(self) -> Iterator[tuple[str, nn.Module | nn.Parameter]]:
         """Its blocks' modules and bare parameters, each with the name of its block.
 
-        A module that belongs to no block alone is not among them, the modules inside it are.
+        Of a module that blocks share, the modules inside are yielded, not the module.
         """
         if len(self.blocks) == 1:
             yield self.blocks[0], self.module

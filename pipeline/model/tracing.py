@@ -1,9 +1,9 @@
 """The forward pass of a network as a graph whose nodes are computed by one block each.
 
 In: a network and which block each of its tensors belongs to. Out: a graph by `torch.fx` (Reed et
-al. 2022, arXiv 2112.08429) that serves every network of the same architecture: modules inside one
-block are whole, and what depends on nothing but sizes is a number. Not covered: what a module that
-spans blocks does in training alone stays as in evaluation, except the functions in `_AS_MODULES`.
+al. 2022, arXiv 2112.08429) that serves every network of the same architecture: a module inside one
+block stays whole, and a value that depends on sizes alone is a number. Not covered: a module that
+spans blocks runs in training as in evaluation, except for the functions in `_AS_MODULES`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torchvision.ops import StochasticDepth, stochastic_depth
 Added = dict[str, nn.Module | Tensor]
 """Names that the network does not have -> modules in place of functions, constants."""
 BATCHES = (2, 3)
-"""Two sizes of batches, which tell what depends on a batch's size from what does not."""
+"""Two sizes of batches: a number that is the same for both does not depend on the batch."""
 _CONSTANT = "_tensor_constant"
 """What torch.fx calls a tensor that a forward pass makes of numbers alone."""
 _AS_MODULES: Mapping[Any, type[nn.Module]] = {
@@ -76,7 +76,7 @@ def _defaults(model: nn.Module) -> dict[str, Any]:
 
 
 def _constants_of(model: nn.Module, traced: fx.GraphModule) -> Added:
-    """Take the constants that tracing has put there out of the network."""
+    """Take out of the network the constants that tracing has put into it."""
     names = {str(n.target) for n in traced.graph.nodes if n.op == "get_attr"}
     return {n: vars(model).pop(n) for n in names if n.startswith(_CONSTANT) and n in vars(model)}
 

@@ -15,29 +15,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.data.augment import distinct_views
-from pipeline.errors import LineageError, TrainingError
-from pipeline.model.backbones import Backbone
+from pipeline.errors import TrainingError
 from pipeline.model.flops import note_on_reruns
 from pipeline.model.freezing import FrozenProof
-from pipeline.runs.scoring import logits_of
 from pipeline.runs.session import CHECKPOINT, Session
 from pipeline.runs.stage_log import log_outcome, log_pictures, log_served_model, log_start
 from pipeline.settings.schedules import Stage
 from pipeline.signals.evidence import (
     Subject,
-    has_pictures,
     instability_now,
     log_evidence,
-    parent_of,
-    signals_of,
 )
 from pipeline.signals.gate import gate_of_run
 from pipeline.signals.readings import Signal
-from pipeline.stats.metrics import score_logits
-from pipeline.system.interrupts import check
 from pipeline.system.memory import PeakMemory
 from pipeline.tracking import RunLog, RunView, keys
-from pipeline.tracking.history import Summary, read_history
+from pipeline.tracking.history import Summary
 from pipeline.training.features import Features
 from pipeline.training.mixing import mixing_line
 from pipeline.training.trainer import Trainer
@@ -78,7 +71,7 @@ def run_stage(
         work = _prepare(session, stage, parent)
         _train(session, log, work)
         summary, signals = _log_result(session, log, work, parent, peak, started)
-    _note_recipe(session, number)
+    session.note_recipe(number)
     _tell(session, summary, signals, parent)
     return summary
 
@@ -89,7 +82,7 @@ def _prepare(session: Session, stage: Stage, parent: RunView | None) -> _Work:
     if distinct_views(training.augment) is None and 0 < settings.views < training.epochs:
         session.say(
             f"note: {settings.views} stored views are met more than once in {training.epochs} "
-            f"epochs: -P views={training.epochs}, or 0 for fresh ones, would not repeat them"
+            f"epochs: -P views={training.epochs}, or 0 for fresh views, would not repeat them"
         )
     if line := mixing_line(session.backbone, settings, stage.number):
         session.say(line)
@@ -155,37 +148,20 @@ def _log_result(
 ) -> tuple[Summary, list[Signal]]:
     """Log checkpoint, signals and outcome, and unless it is a trial pictures and the model."""
     settings, trainer = session.settings, work.trainer
-    stage, history = trainer.stage, trainer.history
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / Path(CHECKPOINT).name
-        sha256 = save_checkpoint(
-            checkpoint,
-            trainer.backbone,
-            session.pretrained,
-            class_names=session.draw.class_names,
-            schedule=stage.schedule,
-            stage=stage.number,
-        )
-        summary = Summary(
-            number=stage.number,
-            trains=stage.trainable,
-            run_id=log.run_id,
-            reused=False,
-            epoch=history.selected,
-            metrics={name: history.best[name] for name in keys.EPOCH_METRICS},
-            wall_s=time.perf_counter() - started,
-            trainable=sum(weight.master.numel() for weight in trainer.weights),
-        )
+        sha256 = _save(checkpoint, session, trainer)
+        summary = _summary(trainer, log.run_id, wall_s=time.perf_counter() - started)
         log.tags({keys.CHECKPOINT_SHA256: sha256, "frozen_sha256": work.proof.digest})
         peak_mib = peak.read_mib()
         measured = {keys.PEAK_MIB: peak_mib} if math.isfinite(peak_mib) else {}
         log.metrics({keys.PREFIX_S: work.prefix_s, **measured})
         log.file(checkpoint, str(Path(CHECKPOINT).parent))
         subject = Subject(
-            stage=stage,
+            stage=trainer.stage,
             settings=settings,
             draw=session.draw,
-            history=history,
+            history=trainer.history,
             logits=trainer.best_logits,
             parent=parent,
         )
@@ -196,6 +172,33 @@ def _log_result(
             if settings.log_model:
                 log_served_model(log, settings, session.draw, trainer.backbone, Path(folder))
     return summary, signals
+
+
+def _save(checkpoint: Path, session: Session, trainer: Trainer) -> str:
+    """Write what a stage has trained; returns the file's SHA-256."""
+    return save_checkpoint(
+        checkpoint,
+        trainer.backbone,
+        session.pretrained,
+        class_names=session.draw.class_names,
+        schedule=trainer.stage.schedule,
+        stage=trainer.stage.number,
+    )
+
+
+def _summary(trainer: Trainer, run_id: str, wall_s: float) -> Summary:
+    """What a stage came to, by its selected epoch."""
+    history = trainer.history
+    return Summary(
+        number=trainer.stage.number,
+        trains=trainer.stage.trainable,
+        run_id=run_id,
+        reused=False,
+        epoch=history.selected,
+        metrics={name: history.best[name] for name in keys.EPOCH_METRICS},
+        wall_s=wall_s,
+        trainable=sum(weight.master.numel() for weight in trainer.weights),
+    )
 
 
 def _tell(
@@ -213,108 +216,3 @@ def _tell(
         session.say(f"  {signal.name} {signal.state}: {signal.sentence}")
     session.say(f"stage {summary.number}: run {summary.run_id}")
     session.say(summary.best_line)
-
-
-def find_or_run(session: Session, number: int, nested_under: str | None = None) -> Summary:
-    """A finished run of that stage with the same content, else a new one.
-
-    What this command has found or trained already is not looked for again.
-    """
-    check()
-    if number in session.done:
-        return session.done[number]
-    found = find_run(session, number) if session.settings.reuse else None
-    if found:
-        session.say(f"stage {number}: found run {found.run_id} with the same content, reusing it")
-        session.done[number] = Summary.of(found)
-    else:
-        if session.settings.reuse:
-            session.say(f"stage {number}: no finished run with the same content, training it")
-        parent = find_or_run(session, number - 1, nested_under) if number > 1 else None
-        view = session.tracking.get(parent.run_id) if parent else None
-        session.done[number] = run_stage(session, number, view, nested_under, target=False)
-    return session.done[number]
-
-
-def find_run(session: Session, number: int) -> RunView | None:
-    """The oldest finished run of that stage with the same content and an intact checkpoint.
-
-    Runs with pictures come first, except for a trial, which needs none.
-    """
-    found = session.tracking.find({keys.LINEAGE_KEY: session.key(number)})
-    for run in sorted(found, key=lambda run: not (session.is_trial or has_pictures(run))):
-        try:
-            Summary.of(run)  # as whole as what follows needs it
-            backbone = session.restore(run)
-        except LineageError as err:
-            session.say(f"note: passing over {err}")
-        else:
-            join_data_set(session, run, number)
-            _note_recipe(session, number)
-            return _with_every_metric(session, run, backbone, number)
-    return None
-
-
-def _with_every_metric(session: Session, run: RunView, backbone: Backbone, number: int) -> RunView:
-    """The run, with the validation metrics that its version did not know yet."""
-    missing = [name for name, key in keys.VAL.items() if keys.at_best(key) not in run.metrics]
-    if not missing:
-        return run
-    val = session.draw.val
-    prefix = backbone.frozen_segments(session.settings.stage(number).trainable)
-    logits = logits_of(session, backbone, val, prefix)
-    scores = score_logits(logits, val.labels)
-    session.tracking.writing(run.run_id).metrics(
-        {keys.at_best(keys.VAL[name]): scores[name] for name in missing}
-    )
-    return session.tracking.get(run.run_id)
-
-
-def add_pictures_and_model(session: Session, number: int, run_id: str) -> None:
-    """Give a trial's or pair's run its pictures, and its served model if `log_model` asks for one.
-
-    Raises:
-        LineageError: the run's checkpoint is missing or damaged.
-    """
-    settings, tracking = session.settings, session.tracking
-    run, log = tracking.get(run_id), tracking.writing(run_id)
-    lacks_pictures = not has_pictures(run)
-    lacks_model = settings.log_model and keys.MODEL_URI not in run.tags
-    if not lacks_pictures and not lacks_model:
-        return
-    backbone = session.restore(run)
-    if lacks_pictures:
-        stage = settings.stage(number)
-        prefix = backbone.frozen_segments(stage.trainable)
-        logits = logits_of(session, backbone, session.draw.val, prefix)
-        if history := read_history(tracking, run):
-            subject = Subject(
-                stage=stage,
-                settings=settings,
-                draw=session.draw,
-                history=history,
-                logits=logits,
-                parent=parent_of(tracking, run),
-            )
-            log_pictures(log, tracking, subject, signals_of(tracking, run), session.say)
-        log.tags({keys.COMPLETED: "true"})
-    if lacks_model:
-        with tempfile.TemporaryDirectory() as folder:
-            log_served_model(log, settings, session.draw, backbone, Path(folder))
-    session.say(
-        f"stage {number}: run {run_id} has its pictures and its model now, not trained again"
-    )
-
-
-def _note_recipe(session: Session, number: int) -> None:
-    """Have the siblings of a stage's run brought up to date when the command ends."""
-    if number > 1:
-        session.tracking.recipes_met.add(session.recipe(number))
-
-
-def join_data_set(session: Session, run: RunView, number: int) -> None:
-    """Let a run of an earlier version that saw a session's images count as one of its data set."""
-    former = session.recipe(number, data=run.tags[keys.DATA])
-    if keys.POOL not in run.tags and run.tags[keys.RECIPE_KEY] == former:
-        tags = {keys.RECIPE_KEY: session.recipe(number), keys.POOL: session.draw.pool}
-        session.tracking.writing(run.run_id).tags(tags)

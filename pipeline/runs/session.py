@@ -23,9 +23,10 @@ from pipeline.runs.sources import cache_folder, source_and_weights
 from pipeline.settings.augmentation import Augment, of_images
 from pipeline.settings.run import Settings
 from pipeline.settings.schedules import Stage
+from pipeline.system.memory import keep_freed_memory
 from pipeline.tracking import RunView, Tracking, keys
 from pipeline.tracking.history import History, Summary
-from pipeline.training.device import keep_freed_memory, pick_device, pick_precision, with_kernels
+from pipeline.training.device import pick_device, pick_precision, with_kernels
 from pipeline.training.features import Features
 from pipeline.training.mixing import mixing_line
 from pipeline.training.norm_choice import NormStatsChoice, choose_norm_stats
@@ -150,12 +151,9 @@ class Session:
 
     def with_training(self, number: int, values: Mapping[str, object]) -> Session:
         """A session with other training settings for a stage, without what depended on them."""
-        training = self.settings.training(number).model_copy(update=dict(values))
-        stages = list(self.settings.stages)
-        stages[number - 1] = training
         return replace(
             self,
-            settings=self.settings.model_copy(update={"stages": tuple(stages)}),
+            settings=self.settings.with_training(number, values),
             keys={n: key for n, key in self.keys.items() if n < number},
             done={n: summary for n, summary in self.done.items() if n < number},
             tuned_by=dict(self.tuned_by),
@@ -217,6 +215,11 @@ class Session:
             precision=with_kernels(self.precision),
         )
 
+    def note_recipe(self, number: int) -> None:
+        """Have the siblings of a stage's run brought up to date when the command ends."""
+        if number > 1:
+            self.tracking.recipes_met.add(self.recipe(number))
+
     def pretrained_backbone(self) -> Backbone:
         """The backbone with the pretrained weights, calibrated where the settings say so."""
         self.backbone.put({**self.initial, **self.pretrained.tensors})
@@ -233,21 +236,14 @@ class Session:
         Raises:
             LineageError: the checkpoint is missing or damaged, or does not fit; names the run.
         """
-        sha256, wanted = (
-            run.tags[keys.CHECKPOINT_SHA256],
-            (run.tags[keys.SCHEDULE], run.number(keys.STAGE)),
-        )
+        sha256 = run.tags[keys.CHECKPOINT_SHA256]
+        wanted = run.tags[keys.SCHEDULE], run.number(keys.STAGE)
         with tempfile.TemporaryDirectory() as folder:
             try:
                 self._check_network(run)
                 path = self.tracking.fetch(run, CHECKPOINT, Path(folder))
-                info = load_checkpoint(
-                    path,
-                    sha256,
-                    self.backbone,
-                    self.pretrained,
-                    self.draw.class_names,
-                )
+                names = self.draw.class_names
+                info = load_checkpoint(path, sha256, self.backbone, self.pretrained, names)
                 if (info.schedule, info.stage) != wanted:
                     raise LineageError(
                         f"the checkpoint is of stage {info.stage} of {info.schedule}, not of "

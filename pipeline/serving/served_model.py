@@ -1,8 +1,8 @@
 """The model that MLflow serves: encoded images in, class names and probabilities out.
 
-MLflow stores this file and `data/images.py` beside the weights, and a factory's source files, and
-runs them in an environment of their own: training and service prepare an image by the same code
-and make the network by the same function. In: a column `image` with PNG, JPEG, ... bytes (base64
+MLflow stores this file, `data/images.py` and a factory's source files beside the weights, and runs
+them in an environment of their own: training and service prepare an image by the same code and
+make the network by the same function. In: a column `image` with PNG, JPEG, ... bytes (base64
 over HTTP). Out: a row an image: `label` and one column of probability for each class.
 """
 

@@ -11,7 +11,7 @@ from typing import get_args
 
 from pydantic import BaseModel
 
-from pipeline.settings.layers import flatten, preset_layer, preset_names, split_stage_key
+from pipeline.settings.layers import flatten, preset_layer, preset_names
 from pipeline.settings.run import ExperimentSettings, MachineSettings, Thresholds, TrainSettings
 from pipeline.settings.schedules import (
     DECAY_WITHOUT_BATCH_NORM,
@@ -53,11 +53,11 @@ def default_in_words(key: str, model: type[BaseModel]) -> str:
         rates = ", ".join(f"{rate:g} {what}" for what, rate in LEARNING_RATES.items())
         other = f"the latter two divided by {WITHOUT_BATCH_NORM}"
         words = [rates, f"for networks without BatchNorm {other}"]
+        for what in LEARNING_RATES:
+            words += _with_presets(f"{key}.{what}", f" {what}")
     if key == "weight_decay":
         words.append(f"{DECAY_WITHOUT_BATCH_NORM:g} for networks without BatchNorm")
-    for value, presets in _of_presets(key).items():
-        if value not in words:
-            words.append(f"{value} with preset {' or '.join(presets)}")
+    words += _with_presets(key, usual=words[0])
     return "; ".join(filter(None, words))
 
 
@@ -68,16 +68,11 @@ def _shown(value: object) -> str:
 
 
 @cache
-def _of_presets(key: str) -> dict[str, list[str]]:
-    """The values that presets set, in words, and which presets set them."""
+def _with_presets(key: str, where: str = "", usual: str = "") -> list[str]:
+    """The values that presets set in place of the usual one, where, and which presets do."""
     found: dict[str, list[str]] = {}
     for name in preset_names():
-        stages_of: dict[str, list[str]] = {}
-        for full, value in flatten(preset_layer(name).values).items():
-            number, plain = split_stage_key(full)
-            if plain == key:
-                stages_of.setdefault(_shown(value), []).extend([str(number)] if number else [])
-        for value, stages in stages_of.items():
-            where = f" in stages {' and '.join(stages)}" if stages else ""
-            found.setdefault(f"{value}{where}", []).append(name)
-    return found
+        values = flatten(preset_layer(name).values)
+        if key in values and _shown(values[key]) != usual:
+            found.setdefault(_shown(values[key]), []).append(name)
+    return [f"{value}{where} with preset {' or '.join(names)}" for value, names in found.items()]

@@ -7,14 +7,15 @@ tell that.
 
 A key is the name of a run setting (`draw`), of a training setting (`lr`: for the stages the layer
 speaks of) or of one stage's training setting (`stage2.lr`). A later layer wins over an earlier
-one; inside a layer `stage2.lr` wins over `lr`.
+one; inside a layer `stage2.lr` wins over `lr`. A preset serves every schedule, so presets have no
+`stage2.lr`, but rates by what a stage trains, under the names of `LEARNING_RATES`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TypeVar, get_args
@@ -23,7 +24,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import SettingsError
 from pipeline.settings.run import RUN_KEYS, TRAIN_KEYS, Settings, TrainSettings
-from pipeline.settings.schedules import DECAY_WITHOUT_BATCH_NORM, SCHEDULES
+from pipeline.settings.schedules import DECAY_WITHOUT_BATCH_NORM, LEARNING_RATES, SCHEDULES
 from pipeline.system.yaml_file import did_you_mean, read_yaml
 
 COMMAND_LINE = "command line"
@@ -31,13 +32,12 @@ PRESETS_DIR = Path(__file__).parent / "presets"
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Layer:
     """Key -> value pairs of one place; plain training keys are for `stage` (None: for all)."""
 
     source: str
     values: Mapping[str, object]
-    _: KW_ONLY
     stage: int | None = None
     by_user: bool = True
 
@@ -124,6 +124,7 @@ def resolve(layers: Iterable[Layer]) -> Settings:
     run: dict[str, Given] = {}
     training: list[tuple[int | None, str, Given]] = []
     faults: list[str] = []
+    rates = dict(LEARNING_RATES)
     for layer in layers:
         plain_first = sorted(flatten(layer.values).items(), key=lambda item: "." in item[0])
         for key, value in plain_first:
@@ -133,6 +134,8 @@ def resolve(layers: Iterable[Layer]) -> Settings:
                 run[key] = given
             elif name in TRAIN_KEYS:
                 training.append((number or layer.stage, name, given))
+            elif (kind := key.removeprefix("lr.")) in rates and not layer.by_user:
+                rates[kind] = float(str(value))
             else:
                 faults.append(f"unknown setting {key} ({layer.source}){hint_for(key)}")
     settings = validated(Settings, run, faults)
@@ -149,7 +152,7 @@ def resolve(layers: Iterable[Layer]) -> Settings:
     decay = {} if batch_norm else {"weight_decay": DECAY_WITHOUT_BATCH_NORM}
     for number in range(1, len(schedule.stages) + 1):
         own = {name: given for stage, name, given in training if stage in (None, number)}
-        lr = schedule.default_lr(number, has_batch_norm=batch_norm)
+        lr = schedule.default_lr(number, has_batch_norm=batch_norm, rates=rates)
         stages.append(validated(TrainSettings, own, faults, lr=lr, **decay))
     if settings is None or faults:
         raise SettingsError("\n".join(dict.fromkeys(faults)))
@@ -173,4 +176,4 @@ def preset_layer(name: str) -> Layer:
             f"unknown preset {name}{did_you_mean(name, known)} (there are {', '.join(known)})"
         )
     values = read_yaml(PRESETS_DIR / f"{name}.yaml", "preset")
-    return Layer(f"preset {name}", values, by_user=False)
+    return Layer(source=f"preset {name}", values=values, by_user=False)

@@ -112,7 +112,7 @@ class Request:
         Raises:
             SettingsError: one line for each wrong value.
         """
-        layer = Layer(COMMAND_LINE, {**self.own, **overrides})
+        layer = Layer(source=COMMAND_LINE, values={**self.own, **overrides})
         keys = model.model_fields.keys() & layer.values.keys()
         given = {key: Given(layer.values[key], key, layer) for key in keys}
         faults: list[str] = []
@@ -140,11 +140,13 @@ class Request:
             data = options.get("data") or self.file.get("data") or "digits"
             usual = DEFAULT_PRESET if data == "digits" else OWN_IMAGES_PRESET
             preset = (inherited or {}).get("preset", usual)
-        layers = [preset_layer(str(preset)), Layer("default", {"preset": preset})]
+        layers = [preset_layer(str(preset)), Layer(source="default", values={"preset": preset})]
         if inherited is not None:
-            layers.append(Layer(f"run {run_id}", inherited, by_user=False))
-        layers.append(Layer(f"config {self.config}", self.file, stage=self.target))
-        settings = resolve([*layers, Layer(COMMAND_LINE, options, stage=self.target)])
+            layers.append(Layer(source=f"run {run_id}", values=inherited, by_user=False))
+        layers.append(Layer(source=f"config {self.config}", values=self.file, stage=self.target))
+        settings = resolve(
+            [*layers, Layer(source=COMMAND_LINE, values=options, stage=self.target)]
+        )
         if self.target is not None:
             settings.stage(self.target)  # or SettingsError: the schedule is shorter
         return settings

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from pydantic import (
@@ -288,6 +288,12 @@ class Settings(Thresholds, MachineSettings, ExperimentSettings):
     def training(self, number: int) -> TrainSettings:
         """The training settings of that stage."""
         return self.stages[number - 1]
+
+    def with_training(self, number: int, values: Mapping[str, object]) -> Settings:
+        """The settings with these training settings for that stage."""
+        training = self.training(number).model_copy(update=dict(values))
+        stages = (*self.stages[: number - 1], training, *self.stages[number:])
+        return self.model_copy(update={"stages": stages})
 
 
 TRAIN_KEYS = tuple(TrainSettings.model_fields)

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -65,7 +65,7 @@ class Stage:
         return self.trainable == (HEAD,)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Schedule:
     """Stages in order.
 
@@ -78,7 +78,6 @@ class Schedule:
 
     name: str
     given: tuple[tuple[str, ...], ...]
-    _: KW_ONLY
     words: str = field(default="", compare=False)
     blocks: tuple[str, ...] = field(default=BLOCKS, compare=False)
 
@@ -154,9 +153,11 @@ class Schedule:
         """The trainable blocks of the first `count` stages (None: of all)."""
         return [stage.trainable for stage in self.stages[:count]]
 
-    def default_lr(self, number: int, *, has_batch_norm: bool) -> float:
+    def default_lr(
+        self, number: int, *, has_batch_norm: bool, rates: Mapping[str, float] = LEARNING_RATES
+    ) -> float:
         """The learning rate of stage `number` where nothing gives another."""
-        head, pretrained, fitted = LEARNING_RATES.values()
+        head, pretrained, fitted = rates.values()
         if not has_batch_norm:
             pretrained, fitted = pretrained / WITHOUT_BATCH_NORM, fitted / WITHOUT_BATCH_NORM
         *before, stage = self.stages[:number]
@@ -240,7 +241,7 @@ def schedule_of(text: str) -> Schedule:
         return SCHEDULES[text]
     if spelled := re.fullmatch(rf"({_NAME})\((.+)\)", text):
         stages = [[block.strip() for block in part.split("+")] for part in spelled[2].split(";")]
-        schedule = Schedule(spelled[1], tuple(map(tuple, stages)), words=spelled[1])
+        schedule = Schedule(name=spelled[1], given=tuple(map(tuple, stages)), words=spelled[1])
     elif text.endswith((".yaml", ".yml")):
         schedule = read_schedule(typed_path(text))
         _FILES[str(schedule)] = text
@@ -284,14 +285,14 @@ def read_schedule(path: Path) -> Schedule:
             f"{where}: the file's name names the schedule: use letters, digits and _ . - alone"
         )
     given = tuple(_as_written(stage, number, where) for number, stage in enumerate(stages, 1))
-    return Schedule(path.stem, given, words=words)
+    return Schedule(name=path.stem, given=given, words=words)
 
 
 def _as_written(stage: object, number: int, where: str) -> tuple[str, ...]:
     """The blocks of a stage in a file.
 
     Raises:
-        SettingsError: the stage is no list of names and positions.
+        SettingsError: the stage is not a list of names and positions.
     """
     listed = [stage] if stage in (ALL, CONTINUED) else stage
     if not isinstance(listed, list) or not listed or not all(map(_is_name, listed)):

@@ -31,7 +31,7 @@ _RANGE_KEYS = {"low", "high", "step", "log"}
 _EXAMPLE = "write lines like `lr: {low: 1.0e-4, high: 1.0e-2, log: true}`"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Range:
     """Numbers from `low` to `high`, both included; `log`: uniform in the logarithm."""
 
@@ -211,7 +211,7 @@ def _range(key: str, given: Mapping[str, object]) -> Range:
             f"{key}: log is true or false, and true with low > 0 and no step, got {dict(given)}"
         )
     if "step" not in given:
-        return Range(low, high, log=log)
+        return Range(low=low, high=high, log=log)
     try:
         width = float(str(step))
         fits = (
@@ -224,13 +224,13 @@ def _range(key: str, given: Mapping[str, object]) -> Range:
             f"{key}: steps of {step} do not lead from {low} to {high}: "
             "high - low must be a multiple of step"
         )
-    return Range(low, high, step=type(low)(width), log=log)
+    return Range(low=low, high=high, step=type(low)(width), log=log)
 
 
 def _value(key: str, given: object) -> str | int | float:
     """A value as the setting's own type, inside the setting's own limits."""
     faults: list[str] = []
-    given_alone = {key: Given(given, key, Layer("", {}))}
+    given_alone = {key: Given(given, key, Layer(source="", values={}))}
     settings = validated(TrainSettings, given_alone, faults, lr=1.0)
     if settings is None:
         raise ValueError(*faults)

@@ -269,7 +269,7 @@ def _refresh(
 
 
 def has_pictures(run: RunView) -> bool:
-    """Whether a run is no trial's, which is made without, or has been completed since."""
+    """Whether a run has its pictures: a trial's has none until it is completed."""
     return keys.IS_TRIAL not in run.tags or keys.COMPLETED in run.tags
 
 

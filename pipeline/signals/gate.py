@@ -133,7 +133,7 @@ def read_gate(draws: Sequence[GateDraw], thresholds: Thresholds) -> Gate:
 def last_fifth_span(val_loss: Sequence[float]) -> float:
     """Highest over lowest, minus 1, in the last fifth of the epochs, at least two.
 
-    Infinite where a loss is no number, or zero.
+    Infinite where a loss is not a number, or zero.
     """
     tail = val_loss[-max(2, math.ceil(len(val_loss) / 5)) :]
     readable = all(map(math.isfinite, tail)) and min(tail) > 0

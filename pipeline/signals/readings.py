@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from pipeline.settings.run import Thresholds
 from pipeline.stats.metrics import Column
@@ -143,8 +143,15 @@ def _change(scored: Scored, parent: Scored | None, column: Column) -> tuple[floa
     """Mean and standard error of a column of `paired`; None without scores to pair."""
     if parent is None or len(scored.images) < 2:
         return None
-    values = paired(scored, parent)[column]
-    return float(values.mean()), float(stats.sem(values))
+    return mean_and_error(paired(scored, parent)[column])
+
+
+def mean_and_error(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Mean and standard error; the error of a single value is NaN."""
+    count = len(values)
+    return float(values.mean()), float(
+        values.std(ddof=1) / math.sqrt(count)
+    ) if count > 1 else math.nan
 
 
 def _unknown(name: str) -> Signal:
@@ -158,7 +165,7 @@ def accuracy_gain(scored: Scored, parent: Scored | None, thresholds: Thresholds)
     if change is None:
         return _unknown(name)
     mean, error = change
-    quantile = float(stats.t.ppf(thresholds.signal_confidence, len(scored.images) - 1))
+    quantile = float(special.stdtrit(len(scored.images) - 1, thresholds.signal_confidence))
     bound = mean - quantile * error
     return Signal.of(
         name,
@@ -254,7 +261,8 @@ def variance_test(values: Sequence[float], reference: Sequence[float]) -> float:
     x, y = np.asarray(values, dtype=float), np.asarray(reference, dtype=float)
     if min(np.ptp(x + y), np.ptp(x - y)) < 1e-12:
         return 0.5  # equal variances
-    return float(stats.pearsonr(x + y, x - y, alternative="greater").pvalue)
+    freedom, r = len(x) - 2, np.corrcoef(x + y, x - y)[0, 1]
+    return float(special.stdtr(freedom, -r * math.sqrt(freedom / max(1 - r * r, 1e-300))))
 
 
 def instability(siblings: Sequence[Sibling], thresholds: Thresholds) -> Signal:

@@ -49,7 +49,7 @@ def macro_f1(logits: Tensor, labels: Tensor) -> float:
 def balanced_accuracy(logits: Tensor, labels: Tensor) -> float:
     """The mean over classes of the share of a class's images that are recognised, 0 to 1.
 
-    A class that is no label does not count. As scikit-learn's `balanced_accuracy_score`.
+    A class that no image is of does not count. As scikit-learn's `balanced_accuracy_score`.
     """
     hits, true, _ = _counts(logits, labels)
     return (hits[true > 0] / true[true > 0]).double().mean().item()
@@ -100,7 +100,7 @@ def score_logits(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Objective:
-    """What epochs and trials are compared by: a validation metric, and what of it is better."""
+    """What epochs and trials are compared by: a validation metric, and which way is better."""
 
     name: str
     direction: Direction

@@ -121,7 +121,7 @@ def posterior(
             pool, share images, and any two gains therefore correlate by rho (`comparing.draws`).
         resolution_pp: what one test image is worth. Gains are not known better than that: their
             standard deviation counts as at least that of rounding, resolution / sqrt(12), so that
-            gains that happen to tie are no certainty.
+            gains that happen to tie prove nothing.
     """
     gains = np.asarray(gains_pp, dtype=float)
     assert len(gains) >= 2, gains

@@ -128,7 +128,7 @@ def why_unwritable(path: Path, *, may_make_folders: bool = False) -> str:
     if not folder.exists():
         return f"there is no folder {folder}"
     if not folder.is_dir():
-        return f"{folder} is no folder"
+        return f"{folder} is not a folder"
     if not os.access(folder, os.W_OK | os.X_OK):
         return f"the folder {folder} may not be written"
     if path.exists() and not os.access(path, os.W_OK):

@@ -72,7 +72,7 @@ def is_abandoned_mark(mark: str) -> bool:
 
 
 def is_gone(number: str, started: str) -> bool:
-    """Whether a process of this machine and PID namespace is no more.
+    """Whether a process of this machine and PID namespace has ended.
 
     `started`: its start as `_started` gives it; a process of the same number with another start is
     another process. Empty: any process of that number counts.

@@ -52,7 +52,7 @@ def usable_experiment(
     number = str(experiment.experiment_id)
     if not experiment.experiment_id:  # `{}`, whatever is asked
         raise TrackingError(
-            f"what answers at {uri} is no MLflow server: check host, port and path"
+            f"what answers at {uri} is not an MLflow server: check host, port and path"
         )
     named = f"experiment {experiment.name} (id {number}) at {uri}"
     if experiment.lifecycle_stage != "active":
@@ -100,7 +100,7 @@ def _check_launched(run: Run) -> None:
     is_new = run.info.status in ("RUNNING", "SCHEDULED") and run.info.lifecycle_stage == "active"
     if is_ours or not is_new:
         raise TrackingError(
-            f"MLFLOW_RUN_ID={run.info.run_id} is no run that `mlflow run` has just started "
+            f"MLFLOW_RUN_ID={run.info.run_id} is not a run that `mlflow run` has just started "
             f"({kind or 'run'}, {run.info.status}, {run.info.lifecycle_stage}) and would be "
             "overwritten: unset MLFLOW_RUN_ID"
         )

@@ -212,7 +212,7 @@ def _fault_of_tls(err: BaseException) -> Fault:
 def fault_of_status(status: int, body: str) -> Fault:
     """What an HTTP status means; `body`: what came with it."""
     in_trouble = ("it is in trouble", "see the log of the server, and of any proxy before it")
-    other = ("what answers there is no MLflow server", _ADDRESS)
+    other = ("what answers there is not an MLflow server", _ADDRESS)
     reason, advice = _STATUSES.get(status, in_trouble if status >= 500 else other)
     found = _read_json(body)
     text = str(found.get("message", found)) if isinstance(found, dict) else body.strip()

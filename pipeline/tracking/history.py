@@ -64,7 +64,7 @@ class History:
 
     @property
     def diverged(self) -> bool:
-        """Whether the last training loss is no number."""
+        """Whether the last training loss is not a number."""
         return not math.isfinite(self.rows[-1][TRAIN_LOSS])
 
 
@@ -145,14 +145,10 @@ class Summary:
 
     @property
     def logged(self) -> dict[str, float]:
-        """What the run's metrics say of it."""
+        """The summary as a run's metrics."""
         best = {at_best(name): value for name, value in self.metrics.items()}
-        return {
-            SELECTED_EPOCH: self.epoch,
-            **best,
-            TRAINABLE: self.trainable,
-            TOTAL_S: self.wall_s,
-        }
+        counts = {TRAINABLE: self.trainable, TOTAL_S: self.wall_s}
+        return {SELECTED_EPOCH: self.epoch, **best, **counts}
 
     @property
     def best_line(self) -> str:

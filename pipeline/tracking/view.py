@@ -42,19 +42,15 @@ class RunView:
     @classmethod
     def of(cls, run: Any) -> RunView:  # noqa: ANN401 - MLflow's own type
         """MLflow's run as ours."""
-        run_id, data = run.info.run_id, run.data
-        name = run.info.run_name or ""
-        shown = f"run {run_id} ({name})"
-        tags = RunValues(data.tags, "tag", shown)
-        params = RunValues(data.params, "parameter", shown)
-        metrics = RunValues(data.metrics, "metric", shown)
+        info, data, name = run.info, run.data, run.info.run_name or ""
+        shown = f"run {info.run_id} ({name})"
         return cls(
-            run_id=run_id,
+            run_id=info.run_id,
             name=name,
-            status=run.info.status,
-            tags=tags,
-            params=params,
-            metrics=metrics,
+            status=info.status,
+            tags=RunValues(data.tags, "tag", shown),
+            params=RunValues(data.params, "parameter", shown),
+            metrics=RunValues(data.metrics, "metric", shown),
         )
 
     @property

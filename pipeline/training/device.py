@@ -6,9 +6,7 @@ and the head stay float32: they are small, and the head's logits feed the loss.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import sys
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -21,10 +19,7 @@ from pipeline.model.segments import Segment
 from pipeline.system.interrupts import check
 from pipeline.training.small_conv import use_small_convolutions
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 KERNELS = "UNFREEZE_KERNELS"
-LARGEST_FROM_HEAP = 1 << 30
-KEPT_AT_MOST = (1 << 31) - 1
 
 
 def pick_device(name: str) -> torch.device:
@@ -54,18 +49,6 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     else:
         fast = False
     return torch.bfloat16 if fast else torch.float32
-
-
-def keep_freed_memory() -> None:
-    """Let the process keep the memory that it frees, where the C library is glibc.
-
-    By default large tensors come from the system and go back to it at every step, and every page
-    is faulted in anew: a quarter of the time of a prefix pass (docs/experiments).
-    """
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if set_option:
-        set_option(M_MMAP_THRESHOLD, LARGEST_FROM_HEAP)
-        set_option(M_TRIM_THRESHOLD, KEPT_AT_MOST)
 
 
 def kernels() -> str:

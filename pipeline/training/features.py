@@ -55,7 +55,7 @@ class StoredFeatures:
         return outputs.permute(0, 3, 1, 2) if outputs.ndim == 4 else outputs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LiveFeatures:
     """Outputs computed for each batch: for fresh views, or where the cache is off or too small.
 

@@ -1,11 +1,11 @@
 """Batches mixed with themselves: mixup and CutMix of the suffix's inputs, with soft labels.
 
-In: what the frozen prefix makes of a batch, stored or not, and its labels. Out: the same, each
-mixed with its neighbour in the batch, and a share of each class. torchvision's transforms do the
-mixing, with weights from Beta(1, 1). What a stage freezes comes before the mixing: mixup of a
-frozen prefix's outputs is manifold mixup (Verma et al. 2019, arXiv 1806.05236) at that one place;
-where nothing is frozen images are mixed (Zhang et al. 2018, arXiv 1710.09412). CutMix (Yun et al.
-2019, arXiv 1905.04899) cuts regions out of maps, so tokens and vectors are refused.
+In: what the frozen prefix makes of a batch, stored or not, and the labels. Out: each input mixed
+with its neighbour in the batch, and the share of each class. torchvision's transforms do the
+mixing, with weights from Beta(1, 1). Mixing comes after the frozen blocks: mixup of their outputs
+is manifold mixup (Verma et al. 2019, arXiv 1806.05236) at that one place; where nothing is frozen,
+images are mixed (Zhang et al. 2018, arXiv 1710.09412). CutMix (Yun et al. 2019, arXiv 1905.04899)
+cuts regions out of maps, so tokens and vectors are refused.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def mix(
         inputs: (N, ...).
         labels: (N,).
         how: `mixup` or `cutmix`.
-        classes: how many there are.
+        classes: number of classes.
         seed: of the weights and regions.
 
     Returns:
-        The inputs, and a share of each class, (N, classes).
+        The mixed inputs, and the share of each class, (N, classes).
     """
     transform = {"mixup": v2.MixUp, "cutmix": v2.CutMix}[how](num_classes=classes)
     maps = inputs if inputs.ndim == 4 else inputs.reshape(len(inputs), -1, 1, 1)
@@ -52,7 +52,7 @@ def mix(
 
 
 def mixing_line(backbone: Backbone, settings: Settings, number: int) -> str:
-    """What a stage's mixing acts on, for people; empty where it mixes nothing.
+    """What a stage's mixing acts on, in a sentence; empty where the stage mixes nothing.
 
     Raises:
         SettingsError: `cutmix`, where the suffix is not fed with maps.

@@ -80,7 +80,7 @@ def kept_at(
 
 
 def keep_norm_stats(path: Path, backbone: Backbone) -> None:
-    """Write the backbone's statistics; a folder that cannot be written is no fault."""
+    """Write the backbone's statistics; a folder that cannot be written is passed over."""
     kept = statistics_of(backbone.model)
     with contextlib.suppress(StorageError):  # a cache: not worth failing for
         write_atomically(path, save(kept, {"sha256": digest_tensors(kept)}))

@@ -72,6 +72,27 @@ class _Entry:
         return {"shape": self.shape, "dtype": dtype, "sha256": sha256}
 
 
+def _entry_key(
+    backbone: Backbone,
+    prefix: int,
+    images: ImageSet,
+    digests: Mapping[str, str],
+    method: Mapping[str, object],
+) -> str:
+    """The digest of all that an entry's outputs depend on."""
+    return digest_values(
+        {
+            "format": FORMAT,
+            "backbone": backbone.name,
+            "images": hashlib.sha256(images.digests.tobytes()).hexdigest(),
+            "pixels": list(images.pixels.shape),
+            "weights": [(name, digests[name]) for name in backbone.segment_tensors(prefix)],
+            **method,
+            **unusual(images.preparation),
+        }
+    )
+
+
 @dataclass
 class PrefixCache:
     """A folder of entries with a size limit; `folder=None` turns the cache off.
@@ -109,21 +130,10 @@ class PrefixCache:
             if digests is None:
                 names = backbone.segment_tensors(prefixes[-1])
                 digests = digest_each(backbone.model.state_dict(), names)
-            depends_on = {
-                "format": FORMAT,
-                "backbone": backbone.name,
-                "images": hashlib.sha256(images.digests.tobytes()).hexdigest(),
-                "pixels": list(images.pixels.shape),
-                "augment": augment,
-                "views": stored,
-                "dtype": str(dtype),
-                "device": with_kernels(device.type),
-                **unusual(images.preparation),
-            }
+            method = {"augment": augment, "views": stored, "device": with_kernels(device.type)}
             entries = {}
             for count in prefixes:
-                weights = [(name, digests[name]) for name in backbone.segment_tensors(count)]
-                key = digest_values({**depends_on, "weights": weights})
+                key = _entry_key(backbone, count, images, digests, {**method, "dtype": str(dtype)})
                 shape = [stored, len(images), *_channels_last(backbone.segments[count - 1].shape)]
                 values = self.folder / f"{key}.bin"
                 entries[count] = _Entry(prefix=count, values=values, shape=shape, dtype=dtype)
@@ -132,7 +142,9 @@ class PrefixCache:
             if features is not None:
                 return features
         segments = compute_copy(backbone.segments[:prefix], dtype, device)
-        return LiveFeatures(images.to(device), segments, augment, dtype)
+        return LiveFeatures(
+            images=images.to(device), running=segments, augment=augment, dtype=dtype
+        )
 
     def _load_or_fill(
         self, wanted: _Entry, entries: list[_Entry], device: torch.device, compute: Compute

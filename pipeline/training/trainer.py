@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -146,40 +146,15 @@ class Trainer:
         objective, history = OBJECTIVES[self.settings.select], self.history
         torch.manual_seed(self.seed)  # dropout
         rng = np.random.default_rng([self.seed, self.stage.number])
-        steps_an_epoch = len(split_batches(np.arange(len(train)), self.settings.batch_size))
-        steps = steps_an_epoch * self.settings.epochs
-        labels = train.labels.to(self.device)
         best_rank = (-math.inf, -math.inf)
         meter = RiskMeter(self.weights, len(val))
         outputs = self._outputs(val_features, meter.probes)
         meter.start(outputs)
-        mixing, classes = mixing_of(self.settings.augment), outputs[HEAD].shape[1]
+        classes = outputs[HEAD].shape[1]
         for epoch in range(self.settings.epochs):
             started = time.perf_counter()
-            views = pick_views(
-                train.keys,
-                seed=self.seed,
-                epoch=epoch,
-                augment=self.settings.augment,
-                stored_views=self.views,
-            )
-            loss_sum = torch.zeros((), device=self.device)
-            hits = torch.zeros((), device=self.device)
             batches = split_batches(rng.permutation(len(train)), self.settings.batch_size)
-            for number, rows in enumerate(batches):
-                self._set_rates(
-                    schedule_factor(epoch * steps_an_epoch + number, steps, self.settings.warmup)
-                )
-                target = labels[torch.from_numpy(rows).to(self.device)]
-                inputs = train_features.batch(rows, views[rows])
-                if mixing:
-                    place = (self.seed, self.stage.number, epoch, number)
-                    inputs, target = mix(inputs, target, mixing, classes, place)
-                last = number == steps_an_epoch - 1
-                logits = self._step(inputs, target, meter if last else None)
-                loss_sum += F.cross_entropy(logits, target, reduction="sum")
-                hits += (logits.argmax(1) == (target.argmax(1) if mixing else target)).sum()
-            loss, acc = loss_sum.item() / len(train), hits.item() / len(train)
+            loss, acc = self._train_once(train, train_features, batches, epoch, classes, meter)
             trained = time.perf_counter()
             val_logits, outputs = self._validate(val_features, len(val), meter.probes)
             val_scores = score_logits(val_logits, val.labels)
@@ -207,6 +182,45 @@ class Trainer:
             waited = len(history) - history.selected
             if history.diverged or (self.settings.patience and waited >= self.settings.patience):
                 return
+
+    def _train_once(
+        self,
+        images: ImageSet,
+        features: Features,
+        batches: Sequence[NDArray[np.int64]],
+        epoch: int,
+        classes: int,
+        meter: RiskMeter,
+    ) -> tuple[float, float]:
+        """Train on every image once, in these batches; returns mean loss and accuracy.
+
+        Loss and accuracy are those of each batch before its optimizer step. `meter` sees the
+        gradients of the last batch.
+        """
+        views = pick_views(
+            images.keys,
+            seed=self.seed,
+            epoch=epoch,
+            augment=self.settings.augment,
+            stored_views=self.views,
+        )
+        labels, mixing = images.labels.to(self.device), mixing_of(self.settings.augment)
+        steps = len(batches) * self.settings.epochs
+        loss_sum = torch.zeros((), device=self.device)
+        hits = torch.zeros((), device=self.device)
+        for number, rows in enumerate(batches):
+            step = epoch * len(batches) + number
+            self._set_rates(schedule_factor(step, steps, self.settings.warmup))
+            target = labels[torch.from_numpy(rows).to(self.device)]
+            inputs = features.batch(rows, views[rows])
+            if mixing:
+                place = (self.seed, self.stage.number, epoch, number)
+                inputs, target = mix(inputs, target, mixing, classes, place)
+            last = number == len(batches) - 1
+            logits = self._step(inputs, target, meter if last else None)
+            loss_sum += F.cross_entropy(logits, target, reduction="sum")
+            hits += (logits.argmax(1) == (target.argmax(1) if mixing else target)).sum()
+        return loss_sum.item() / len(images), hits.item() / len(images)
 
     def _set_rates(self, factor: float) -> None:
         for group in self.optimizer.param_groups:

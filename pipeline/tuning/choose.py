@@ -18,12 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from optuna.trial import FrozenTrial
-from scipy.stats import sem
 from torch.nn import functional
 
 from pipeline.errors import LineageError
 from pipeline.signals.evidence import scores_of
-from pipeline.signals.readings import Scored, aligned, paired
+from pipeline.signals.readings import Scored, aligned, mean_and_error, paired
 from pipeline.stats.metrics import METRICS, OBJECTIVES, Metric
 from pipeline.tracking import Tracking
 from pipeline.tracking.keys import draw_run_id
@@ -81,13 +80,12 @@ def gain_of(both: Sequence[tuple[Scored, Scored]], metric: Metric) -> tuple[floa
     not give the metric; an error of NaN from a single image.
     """
     if metric.mean_of:
-        gains = np.concatenate([paired(*one)[metric.mean_of] for one in both])
-        return float(gains.mean()), float(sem(gains)) if len(gains) > 1 else math.nan
+        return mean_and_error(np.concatenate([paired(*one)[metric.mean_of] for one in both]))
     return bootstrapped(both, metric) if metric.of_classes else (math.nan, math.nan)
 
 
 def bootstrapped(both: Sequence[tuple[Scored, Scored]], metric: Metric) -> tuple[float, float]:
-    """The same for a metric of the predicted classes that is no mean over images.
+    """The same for a metric of the predicted classes that is not a mean over images.
 
     The images of each draw are resampled, the same ones for both (Efron 1979, paired bootstrap).
     """

@@ -21,7 +21,7 @@ import torch
 from optuna.trial import Trial, TrialState
 
 from pipeline.errors import RunStopped, TrackingError, TrainingError
-from pipeline.runs.run_stage import find_or_run
+from pipeline.runs.find_or_run import find_or_run
 from pipeline.runs.session import Session
 from pipeline.settings.schedules import Stage
 from pipeline.signals.evidence import refresh_siblings

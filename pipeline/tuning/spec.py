@@ -19,9 +19,7 @@ from pipeline.settings.search_space import Choices, SearchSpace
 from pipeline.stats.metrics import OBJECTIVES
 from pipeline.system.digests import digest_values
 from pipeline.tuning.storage import Storage
-from pipeline.tuning.trial_state import (
-    DEFAULTS,
-)
+from pipeline.tuning.trial_state import DEFAULTS
 
 TUNING_KEY = "tuning_key"
 """User attribute of a study, see `Spec`."""

@@ -133,7 +133,7 @@ def _check_database(url: str, shown: str) -> None:
         return  # the driver is not installed: opening the storage says so
     except (ArgumentError, ValueError):
         raise StudyError(
-            f"{shown} is no URL of a storage for Optuna's studies: write a URL like "
+            f"{shown} is not the URL of a storage for Optuna's studies: write a URL like "
             "sqlite:///optuna.db, postgresql://host/optuna or journal:///optuna.journal"
         ) from None
     if "@" in f"{parts.host}{parts.database}":
@@ -188,7 +188,7 @@ def _check_file(url: str, path: Path, must_exist: bool) -> None:
         raise StudyError(f"storage={url} cannot be used: {why}{hint}")
     if url.startswith(JOURNAL) and path.exists() and not is_journal(path):
         raise StudyError(
-            f"storage={url}: {path} is no journal of Optuna: name another file, or write "
+            f"storage={url}: {path} is not a journal of Optuna: name another file, or write "
             "sqlite:/// before that of a database"
         )
 

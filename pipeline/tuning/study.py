@@ -39,7 +39,7 @@ STEPS_A_DRAW = 10
 """A trial reports its progress through a draw in tenths, however many epochs it has."""
 
 CHOSEN, CHOICE, FINISHED = "chosen", "choice", "finished"
-"""User attributes of a study: the trial whose settings are used, why it is that one, and how many
+"""User attributes of a study: the trial whose settings are used, why this trial, and how many
 trials there were when the study last had all that were wanted."""
 FIXED, SEED, HEARTBEAT = "fixed", "seed", "heartbeat"
 """User attributes of a study: settings that it does not tune, by key; its runs' seed; seconds."""

@@ -47,12 +47,12 @@ def tune_arm(
         spaces[number] = space.without(kept, f"{arm.words}, stage {number}")
     storage = open_storage(storage_url(command.storage, tracking.uri), tune.heartbeat)
     done = work(command, TunePlan(tune, arm.settings, spaces), tracking, storage)
-    stages = list(arm.settings.stages)
+    settings = arm.settings
     for one in done:
         if one.choice is None:
             failure = one.study.failure or f"no trial of study {one.study.name} was completed"
             raise StudyError(f"{arm.words}, stage {one.number}: {failure}: {AFTER_FAILURES}")
-        stages[one.number - 1] = stages[one.number - 1].model_copy(update=dict(one.settings))
+        settings = settings.with_training(one.number, one.settings)
         chosen = one.choice.trial
     if not all(one.finished for one in done) or len(done) < len(spaces):
         raise StudyError(
@@ -63,7 +63,6 @@ def tune_arm(
         metrics = tracking.get(str(chosen.user_attrs.get(RUN_ID, ""))).metrics
     except LineageError:
         metrics = {}
-    settings = arm.settings.model_copy(update={"stages": tuple(stages)})
     return TunedArm(
         arm=replace(arm, settings=settings),
         val={name: value for name, value in metrics.items() if name in OBJECTIVES},

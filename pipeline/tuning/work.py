@@ -18,7 +18,7 @@ from typing import TypeVar
 from pipeline.errors import StudyError, TrackingError, first_line
 from pipeline.runs.command import Command
 from pipeline.runs.command_line import command_line, stage_entry_point
-from pipeline.runs.run_stage import find_or_run
+from pipeline.runs.find_or_run import find_or_run
 from pipeline.runs.session import Session
 from pipeline.runs.sources import cache_folder, check_draws, source_of
 from pipeline.runs.workers import run_workers

@@ -1,8 +1,8 @@
 """A stage's result on disk: the tensors that differ from the pretrained ones.
 
 In: a backbone after a stage and the pretrained weights it began with. Out: one safetensors file
-whose metadata names the weights by digest and the whole model by digest, so that loading proves
-that what was put together again is what was saved.
+whose metadata names the weights and the whole model by digest, so that loading proves that the
+assembled model is the one that was saved.
 """
 
 from __future__ import annotations

@@ -3,11 +3,10 @@
 In: a file's content (nested mappings and tensors) and a backbone's name. Out: a `Fit`: the tensors
 that come before the classifier, and what the file has for the classifier itself.
 
-Every mapping in the file, and every prefix of its names, may hold the network; it is there where
-all tensors before the classifier have their shapes. Wrappers (`state_dict`, `model`, …) and
-prefixes (`module.`, `_orig_mod.`, `backbone.`, `encoder_q.`, …) need not be known by name for
-that. Tensors beside the network are passed over; unknown ones inside the backbone's own modules
-make it another network.
+The network may lie in any mapping in the file and under any prefix of names: where all tensors
+before the classifier have the backbone's names and shapes. So wrappers (`state_dict`, `model`, …)
+and prefixes (`module.`, `_orig_mod.`, `backbone.`, `encoder_q.`, …) need no list. Tensors beside
+the network are passed over; unknown tensors inside the backbone's modules make another network.
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ from pipeline.system.text import first_of
 
 USUAL_SIZE = 224
 _DEPTH = 4
-"""Mappings inside mappings are looked into this far."""
+"""How deep mappings inside mappings are searched."""
 _SHOWN = 4
 _SECOND = re.compile(r"(^|[._/])(ema|\w+_ema|ema_\w+|momentum_\w+|encoder_k)([._/]|$)")
-"""Of two networks that fit, the one that is named so is the copy: a running average, or MoCo's key
-encoder (He et al. 2020, arXiv 1911.05722, whose evaluation uses the query encoder)."""
+"""Names of the copy where two networks fit: a running average, or MoCo's key encoder (He et al.
+2020, arXiv 1911.05722, whose evaluation uses the query encoder)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +79,7 @@ class Layout:
         return name.startswith(self.roots)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Fit:
     """A network in the file, held against a backbone.
 
@@ -123,10 +122,10 @@ class Fit:
 
 
 def find_network(content: Any, layout: Layout, weights: str) -> tuple[Fit, str]:  # noqa: ANN401
-    """The network in a file's content that fits the layout, and why it was this one of several.
+    """The network in a file's content that fits the layout, and a note on others that fit.
 
     Raises:
-        WeightsError: there is none, or several of which none goes without saying.
+        WeightsError: no network fits, or several fit whose values differ.
     """
     if not isinstance(content, Mapping) or not any(_states(content)):
         kind = "an empty mapping" if content == {} else f"a {type(content).__name__.lower()}"
@@ -157,13 +156,13 @@ def _candidates(content: Mapping[Any, Any], layout: Layout) -> list[Fit]:
         for prefix in _prefixes(layout, state):
             fit = _held_against(layout, where, prefix, state)
             if fit.wrong and (adapted := _adapted(layout, prefix, state)):
-                fit = min(fit, _held_against(layout, where, prefix, adapted), key=_faults)
+                fit = min(
+                    fit,
+                    _held_against(layout, where, prefix, adapted),
+                    key=lambda each: len(each.wrong),
+                )
             found.append(fit)
     return found
-
-
-def _faults(fit: Fit) -> int:
-    return len(fit.wrong)
 
 
 def _adapted(layout: Layout, prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
@@ -247,7 +246,14 @@ def _held_against(
             wrong.append(f"{name} is not part of {layout.name}")
         elif name not in layout.trunk:
             passed_over.append(full)
-    return Fit(where, prefix, trunk, head, tuple(passed_over), tuple(wrong))
+    return Fit(
+        where=where,
+        prefix=prefix,
+        trunk=trunk,
+        head=head,
+        passed_over=tuple(passed_over),
+        wrong=tuple(wrong),
+    )
 
 
 def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

@@ -1,8 +1,8 @@
 """What a network's published weights were trained on: size, mean, deviation, interpolation, crop.
 
 In: a network's name and `weights`. Out: an `InputConfig`, from torchvision's `transforms()` or
-timm's `pretrained_cfg`. A file of weights is taken to be like the library's default weights. A
-factory's module may say it itself, in an attribute `input_config` of the network, with these keys.
+timm's `pretrained_cfg`. A file of weights is taken to be like the library's default weights. The
+network of a factory may have an attribute `input_config`, a mapping with these keys.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pretrained weights: where they come from, what matched, and the digest they go by.
+"""Pretrained weights: where they come from, which tensors matched, and their digest.
 
 In: `imagenet` or `pretrained` (the library's default weights, fetched on first use; what a factory
 returns), torchvision's name for some (`IMAGENET1K_V1`), `tiny_imagenet` (the starter in this
@@ -38,12 +38,12 @@ STARTER_BACKBONE = "resnet18"
 STARTER_SHA256 = "28c7281f45aaee0437d1b242cab83877735eb8924ffeadd8040beb853759cbc4"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pretrained:
     """The tensors that a backbone starts from.
 
     Attributes:
-        name: what `weights` said.
+        name: as in the setting `weights`.
         digest: SHA-256 of `tensors`; "none" for random weights.
         tensors: float32 (counters int64), named as in the network's state dict.
         report: one line: how many tensors matched, which were left out.
@@ -55,16 +55,16 @@ class Pretrained:
     report: str
 
     def apply(self, backbone: Backbone) -> None:
-        """Copy the tensors into the backbone; what they do not hold stays as it is."""
+        """Copy the tensors into the backbone; its other tensors stay as they are."""
         backbone.put(self.tensors)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Weights:
     """Weights that fit a backbone up to its classifier, whose size is not known yet.
 
     Attributes:
-        name: what `weights` said.
+        name: as in the setting `weights`.
         state: their tensors, finite before the classifier; None for random weights.
         roots: the classifier's modules, each as `fc.`.
         note: what was taken off or passed over, as an addition to the report.
@@ -81,7 +81,8 @@ class Weights:
         A classifier of as many classes is taken, if its values are finite: the report says so.
         """
         if self.state is None:
-            return Pretrained("none", "none", {}, "weights none: every block starts at random")
+            report = "weights none: every block starts at random"
+            return Pretrained(name="none", digest="none", tensors={}, report=report)
         expected = backbone.model.state_dict()
         last = f"{backbone.head_layer()}."
         tensors = {
@@ -105,7 +106,8 @@ class Weights:
             head = f", left out {' and '.join(left_out)} ({why})"
         matched = f"{len(tensors)} of {len(expected)} tensors matched"
         report = f"weights {self.name}: {matched}{head}{self.note}"
-        return Pretrained(self.name, digest_tensors(tensors), tensors, report)
+        digest = digest_tensors(tensors)
+        return Pretrained(name=self.name, digest=digest, tensors=tensors, report=report)
 
 
 def read_weights(weights: str, backbone: str, image_size: int, blocks: str = AUTO) -> Weights:
@@ -114,15 +116,15 @@ def read_weights(weights: str, backbone: str, image_size: int, blocks: str = AUT
     Args:
         weights: as in the setting.
         backbone: name of the network.
-        image_size: pixels a side; learnt positions are interpolated where they are for others.
-        blocks: as in the setting: they tell what is the classifier.
+        image_size: pixels a side; positions learnt at another size are interpolated.
+        blocks: as in the setting; tells which tensors are the classifier's.
 
     Raises:
-        WeightsError: no such file, a damaged one, or one made for another backbone.
+        WeightsError: no such file, a damaged file, or weights of another backbone.
         DownloadError: published weights are not here and could not be fetched.
     """
     if weights == "none":
-        return Weights("none", None)
+        return Weights(name="none", state=None)
     layout = Layout.of(backbone, image_size, blocks)
     if is_published_name(weights) and is_factory(backbone):
         content = _as_built(weights, backbone, image_size)
@@ -133,7 +135,7 @@ def read_weights(weights: str, backbone: str, image_size: int, blocks: str = AUT
     fit, note = find_network(content, layout, weights)
     _check_values(weights, fit.trunk)
     state = {**fit.trunk, **fit.head}
-    return Weights(weights, state, layout.roots, note + fit.note)
+    return Weights(name=weights, state=state, roots=layout.roots, note=note + fit.note)
 
 
 def _as_built(weights: str, backbone: str, image_size: int) -> dict[str, Tensor]:
@@ -151,7 +153,7 @@ def _as_built(weights: str, backbone: str, image_size: int) -> dict[str, Tensor]
 
 
 def names_a_file(weights: str) -> bool:
-    """Whether `weights` is a path, and none of the names that weights go by."""
+    """Whether `weights` is a path, not the name of published, starter or random weights."""
     return weights not in OWN and not is_published_name(weights)
 
 
@@ -167,7 +169,7 @@ def is_here(weights: str, backbone: str) -> bool:
 
 
 def _check_values(weights: str, trunk: Mapping[str, Tensor]) -> None:
-    """Refuse a trunk that no training can have left, whatever its names and shapes."""
+    """Refuse values that no training can have produced."""
     values = {n: t for n, t in trunk.items() if not n.endswith("num_batches_tracked")}
     learned = [t for n, t in values.items() if n.endswith("weight") and t.dim() > 1]
     checks: list[tuple[str, Callable[[], list[str]]]] = [
@@ -188,6 +190,10 @@ def _check_values(weights: str, trunk: Mapping[str, Tensor]) -> None:
             "hold variances that are all zero",
             lambda: [n for n, t in values.items() if n.endswith("running_var") and not t.any()],
         ),
+        (
+            "hold values that are not finite numbers",
+            lambda: [n for n, t in trunk.items() if not t.isfinite().all()],
+        ),
     ]
     for fault, found in checks:
         if names := found():
@@ -195,16 +201,6 @@ def _check_values(weights: str, trunk: Mapping[str, Tensor]) -> None:
                 f"weights={weights}: {first_of(names, 4)} {fault}: use other weights, "
                 "saved as floats with torch.save(model.state_dict(), path)"
             )
-    _check_finite(weights, trunk)
-
-
-def _check_finite(weights: str, tensors: Mapping[str, Tensor]) -> None:
-    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-    if broken:
-        raise WeightsError(
-            f"weights={weights}: {first_of(broken, 4)} hold values that are not finite numbers: "
-            "use other weights"
-        )
 
 
 def _path_of(weights: str, backbone: str) -> Path:
@@ -227,7 +223,7 @@ def _path_of(weights: str, backbone: str) -> Path:
             )
         if path.is_file():
             return path
-        reason = f"{path.absolute()} {'is no file' if path.exists() else 'does not exist'}"
+        reason = f"{path.absolute()} {'is not a file' if path.exists() else 'does not exist'}"
     except (OSError, SettingsError, ValueError) as err:  # permissions, a long name, no home
         reason = getattr(err, "strerror", None) or str(err)
     raise WeightsError(

@@ -37,7 +37,7 @@ def published(weights: str, backbone: str) -> tuple[str, Path]:
     """The address of the published file of that name, and where torch keeps the file.
 
     Raises:
-        WeightsError: torchvision has none of that name; lists those that there are.
+        WeightsError: torchvision has no weights of that name; lists what there is.
     """
     enum = _members(backbone)
     found = _NAME.fullmatch("DEFAULT" if weights in (DEFAULT, PRETRAINED) else weights)

@@ -77,6 +77,7 @@ def environments(tmp_path: Path) -> Iterator[dict[str, str]]:
     yield {
         "MLFLOW_ENV_ROOT": str(folder / "mlflow"),
         "UV_CACHE_DIR": str(folder / "uv"),
+        "PIP_NO_COMPILE": "0",  # pip's way to say yes; bytecode of all of torch takes minutes
         "UV_SYSTEM_CERTS": "1",  # as pip does; a proxy's certificate is known to the system alone
     }
     shutil.rmtree(folder, ignore_errors=True)

@@ -80,7 +80,7 @@ def labels_of(path: Path, name: str, column: Any, names: Mapping[int, str] | Non
     for value in labels.values:
         if isinstance(value, float) and not value.is_integer():
             raise DataError(
-                f"{path}: column {name} holds {value}, which is no class number: {other}"
+                f"{path}: column {name} holds {value}, which is not a class number: {other}"
             )
     same = Counter(map(normalised, (names or {}).values()))
     for twice in (name for name, count in same.items() if count > 1):

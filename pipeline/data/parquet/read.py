@@ -78,7 +78,7 @@ def open_parquet(
 
 
 def _lacks_labels(files: Sequence[FileLabels], classes: Classes) -> bool:
-    """Whether no file holds a label but -1, which is no class: a competition's test split."""
+    """Whether no file holds a label but -1, which names no class: a competition's test split."""
     return all(
         value == -1 and "-1" not in classes.index for file in files for value in file.values
     )

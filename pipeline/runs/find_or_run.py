@@ -1,0 +1,122 @@
+"""A finished run in place of training a stage anew, and what such a run may still lack.
+
+In: a session and a stage's number. Out: the `Summary` of a run with the same content, found or
+trained now (`run_stage.py`). A run that is found and was made by a trial, a pair, or an earlier
+version is completed from its checkpoint, never trained again.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from pipeline.errors import LineageError
+from pipeline.model.backbones import Backbone
+from pipeline.runs.run_stage import run_stage
+from pipeline.runs.scoring import logits_of
+from pipeline.runs.session import Session
+from pipeline.runs.stage_log import log_pictures, log_served_model
+from pipeline.signals.evidence import Subject, has_pictures, parent_of, signals_of
+from pipeline.stats.metrics import score_logits
+from pipeline.system.interrupts import check
+from pipeline.tracking import RunView, keys
+from pipeline.tracking.history import Summary, read_history
+
+
+def find_or_run(session: Session, number: int, nested_under: str | None = None) -> Summary:
+    """A finished run of that stage with the same content, else a new one.
+
+    What this command has found or trained already is not looked for again.
+    """
+    check()
+    if number in session.done:
+        return session.done[number]
+    found = find_run(session, number) if session.settings.reuse else None
+    if found:
+        session.say(f"stage {number}: found run {found.run_id} with the same content, reusing it")
+        session.done[number] = Summary.of(found)
+    else:
+        if session.settings.reuse:
+            session.say(f"stage {number}: no finished run with the same content, training it")
+        parent = find_or_run(session, number - 1, nested_under) if number > 1 else None
+        view = session.tracking.get(parent.run_id) if parent else None
+        session.done[number] = run_stage(session, number, view, nested_under, target=False)
+    return session.done[number]
+
+
+def find_run(session: Session, number: int) -> RunView | None:
+    """The oldest finished run of that stage with the same content and an intact checkpoint.
+
+    Runs with pictures come first, except for a trial, which needs none.
+    """
+    found = session.tracking.find({keys.LINEAGE_KEY: session.key(number)})
+    for run in sorted(found, key=lambda run: not (session.is_trial or has_pictures(run))):
+        try:
+            Summary.of(run)  # as whole as what follows needs it
+            backbone = session.restore(run)
+        except LineageError as err:
+            session.say(f"note: passing over {err}")
+        else:
+            join_data_set(session, run, number)
+            session.note_recipe(number)
+            return _with_every_metric(session, run, backbone, number)
+    return None
+
+
+def _with_every_metric(session: Session, run: RunView, backbone: Backbone, number: int) -> RunView:
+    """The run, with the validation metrics that its version did not know yet."""
+    missing = [name for name, key in keys.VAL.items() if keys.at_best(key) not in run.metrics]
+    if not missing:
+        return run
+    val = session.draw.val
+    prefix = backbone.frozen_segments(session.settings.stage(number).trainable)
+    logits = logits_of(session, backbone, val, prefix)
+    scores = score_logits(logits, val.labels)
+    session.tracking.writing(run.run_id).metrics(
+        {keys.at_best(keys.VAL[name]): scores[name] for name in missing}
+    )
+    return session.tracking.get(run.run_id)
+
+
+def add_pictures_and_model(session: Session, number: int, run_id: str) -> None:
+    """Give a trial's or pair's run its pictures, and its served model if `log_model` asks for one.
+
+    Raises:
+        LineageError: the run's checkpoint is missing or damaged.
+    """
+    settings, tracking = session.settings, session.tracking
+    run, log = tracking.get(run_id), tracking.writing(run_id)
+    lacks_pictures = not has_pictures(run)
+    lacks_model = settings.log_model and keys.MODEL_URI not in run.tags
+    if not lacks_pictures and not lacks_model:
+        return
+    backbone = session.restore(run)
+    if lacks_pictures:
+        stage = settings.stage(number)
+        prefix = backbone.frozen_segments(stage.trainable)
+        logits = logits_of(session, backbone, session.draw.val, prefix)
+        if history := read_history(tracking, run):
+            subject = Subject(
+                stage=stage,
+                settings=settings,
+                draw=session.draw,
+                history=history,
+                logits=logits,
+                parent=parent_of(tracking, run),
+            )
+            log_pictures(log, tracking, subject, signals_of(tracking, run), session.say)
+        log.tags({keys.COMPLETED: "true"})
+    if lacks_model:
+        with tempfile.TemporaryDirectory() as folder:
+            log_served_model(log, settings, session.draw, backbone, Path(folder))
+    session.say(
+        f"stage {number}: run {run_id} has its pictures and its model now, not trained again"
+    )
+
+
+def join_data_set(session: Session, run: RunView, number: int) -> None:
+    """Let a run of an earlier version that saw a session's images count as one of its data set."""
+    former = session.recipe(number, data=run.tags[keys.DATA])
+    if keys.POOL not in run.tags and run.tags[keys.RECIPE_KEY] == former:
+        tags = {keys.RECIPE_KEY: session.recipe(number), keys.POOL: session.draw.pool}
+        session.tracking.writing(run.run_id).tags(tags)
