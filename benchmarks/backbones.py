@@ -4,15 +4,19 @@
     python benchmarks/backbones.py --only resnet18 --weights FILE ...
 
 For each network: every stage of the schedule by the pipeline (its own MLflow store in a temporary
-folder), the score on the test split, the served model in a fresh process, and for each stage the
-seconds that a plain loop needs for the same epochs: all images through all blocks, the frozen ones
-without gradients, in the same precision. The largest difference of logits, float32, between the
-cached prefix with its suffix and the network itself. A row is written as soon as it is known.
+folder), the score on the test split, and for each stage the processor seconds, with what computes
+and keeps the frozen prefix and with logging, beside those of a plain loop of as many epochs: all
+images through all blocks, the frozen ones without gradients, in the same precision.
+`agreement`: the largest difference of logits, float32, between the cached prefix with its suffix
+and the network itself. `served`: the largest difference of probabilities between the
+network here and the logged model in a fresh process. A row is written as soon as it is known.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -25,6 +29,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -42,21 +47,26 @@ from pipeline.training.trainer import split_batches
 NETWORKS = (
     *("resnet18", "mobilenet_v2", "regnet_y_400mf", "densenet121", "efficientnet_v2_s"),
     *("convnext_tiny", "swin_t", "timm:vit_tiny_patch16_224", "timm:convnextv2_atto"),
-    *("timm:efficientnet_lite0", "timm:mobilenetv4_conv_small", "timm:vit_small_patch14_dinov2"),
+    *("timm:tf_efficientnet_lite0", "timm:mobilenetv4_conv_small"),
+    *("timm:vit_small_patch14_dinov2",),
 )
+BEGINS, ENDS = "stage {}: no finished run", "Stage-{} Best results"
+"""How the lines of a command begin that a stage is between."""
 PREDICT = """
-import sys, mlflow, pandas as pd
+import sys
+sys.modules["pipeline"] = None  # as where it is not installed
+import mlflow, pandas as pd
 model = mlflow.pyfunc.load_model(sys.argv[1])
 image = open(sys.argv[2], "rb").read()
-print("label", model.predict(pd.DataFrame({"image": [image]}))["label"][0])
+print(model.predict(pd.DataFrame({"image": [image]})).drop(columns="label").iloc[0].to_json())
 """
 
 
 def plain_loop_s(session: Session, backbone: Backbone, stage: Stage, epochs: int) -> float:
-    """Seconds for the stage's epochs, and its validation, without any cache."""
+    """Processor seconds for the stage's epochs, and its validation, without any cache."""
     settings, draw = session.settings, session.draw
     training = settings.training(stage.number)
-    started = time.perf_counter()
+    started = time.process_time()
     segments = compute_copy(backbone.segments, session.dtype, session.device)
     set_trainable(segments, stage.trainable, training.norm)
     first = backbone.frozen_segments(stage.trainable)
@@ -86,7 +96,7 @@ def plain_loop_s(session: Session, backbone: Backbone, stage: Stage, epochs: int
         with torch.no_grad():
             for pixels in torch.split(draw.val.pixels, 500):
                 run_segments(segments, draw.val.preparation.normalise(pixels), session.dtype)
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 @torch.no_grad()
@@ -112,8 +122,11 @@ def agreement(session: Session, backbone: Backbone, folder: Path) -> float:
     return found
 
 
-def served_label(uri: str, picture: Path, folder: Path) -> str:
-    """What the logged model says of a picture, in a process without this repository."""
+@torch.no_grad()
+def served_difference(session: Session, backbone: Backbone, uri: str, folder: Path) -> str:
+    """How far probabilities of the logged model, in a process without this repository, are off."""
+    pixels, picture = session.draw.val.pixels[:1], folder / "picture.png"
+    Image.fromarray(pixels[0].permute(1, 2, 0).numpy()).save(picture)
     done = subprocess.run(
         [sys.executable, "-c", PREDICT, uri, str(picture)],
         cwd=folder,
@@ -122,41 +135,51 @@ def served_label(uri: str, picture: Path, folder: Path) -> str:
         text=True,
         check=False,
     )
-    return done.stdout.split()[-1] if done.returncode == 0 else f"failed: {done.stderr[-200:]}"
+    if done.returncode:
+        return f"failed: {done.stderr[-200:]}"
+    served = list(json.loads(done.stdout.splitlines()[-1]).values())
+    here = backbone.model(session.draw.val.preparation.normalise(pixels)).softmax(1)[0]
+    return f"{np.abs(here.numpy() - served).max():.1e}"
 
 
 def rows_of(name: str, options: dict[str, str], folder: Path) -> Iterator[dict[str, Any]]:
     """A row a stage."""
-    lines: list[str] = []
+    lines: dict[str, float] = {}
+
+    def say(line: str) -> None:
+        lines[line] = time.process_time()
+
+    def said(beginning: str) -> float:
+        return next(at for line, at in lines.items() if line.startswith(beginning))
+
     given = {**options, "backbone": name, "cache_dir": str(folder / "cache")}
-    summaries = perform("main", given, lines.append)
-    scores = perform("evaluate", {"run_id": summaries[-1].run_id}, lines.append)
+    summaries = perform("main", given, say)
+    scores = perform("evaluate", {"run_id": summaries[-1].run_id}, say)
     tracking = Tracking.connect()
     settings = ENTRY_POINTS["main"].read(given).settings()
-    session = Session.open(settings, tracking, lines.append)
-    picture = folder / "picture.png"
-    from PIL import Image
-
-    Image.fromarray(session.draw.val.pixels[0].permute(1, 2, 0).numpy()).save(picture)
+    session = Session.open(settings, tracking, say)
     last = tracking.get(summaries[-1].run_id)
     backbone = session.restore(last)
     difference = agreement(session, backbone, folder / "agreement")
-    served = served_label(last.tags["model_uri"], picture, folder)
+    served = served_difference(session, backbone, last.tags["model_uri"], folder)
+    sizes = {name: tensor.numel() for name, tensor in backbone.model.named_parameters()}
     for summary in summaries:
         stage = session.settings.stage(summary.number)
         epochs = settings.training(summary.number).epochs
         frozen = backbone.frozen_segments(stage.trainable)
         border = backbone.segments[frozen - 1].shape if frozen else ()
+        seconds = said(ENDS.format(summary.number)) - said(BEGINS.format(summary.number))
         plain = plain_loop_s(session, backbone, stage, epochs)
         yield {
             "backbone": name,
             "blocks": len(backbone.order),
             "segments": len(backbone.segments),
             "stage": summary.number,
+            "trained": sum(sizes.get(n, 0) for n in backbone.tensor_names(stage.trainable)),
             "border": " x ".join(map(str, border)) or "none",
             "val_acc": round(summary.val_acc, 4),
             "test_acc": round(scores["acc"], 4) if summary is summaries[-1] else "",
-            "stage_s": round(summary.wall_s, 1),
+            "stage_s": round(seconds, 1),
             "plain_s": round(plain, 1),
             "agreement": f"{difference:.1e}",
             "served": served,
@@ -172,8 +195,6 @@ def main() -> None:
     parser.add_argument("--options", nargs="*", default=[])
     asked = parser.parse_args()
     options = {"weights": asked.weights, **dict(one.split("=", 1) for one in asked.options)}
-    import os
-
     for name in asked.only:
         with tempfile.TemporaryDirectory() as folder:
             os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -202,6 +205,61 @@ class BareParameters(Net):
 
 def fails(num_classes: int) -> nn.Module:
     raise RuntimeError(f"no network of {num_classes} classes\nand a second line")
+
+
+def ends_the_process(num_classes: int) -> nn.Module:
+    sys.exit(num_classes)
+
+
+class HeadElsewhere(Net):
+    """Calls another block the head than the classifier."""
+
+    blocks = {**Net.blocks, "head": "late", "late": "fc"}  # noqa: RUF012
+
+
+def modules_called_blocks(num_classes: int) -> nn.Module:
+    """As transformers call their layers."""
+    network = without_blocks(num_classes)
+    network.blocks = nn.ModuleList()
+    return network
+
+
+class CalledTwice(Net):
+    """Images come back to a block that they have passed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.early(self.late(self.early(self.stem(x)))).mean((2, 3)))
+
+
+class OutOfOrder(Net):
+    """Declares the first block to be the last but one."""
+
+    blocks = {"head": "fc", "early": "early", "late": "late", "stem": "stem"}  # noqa: RUF012
+
+
+def declares(**config: object) -> Callable[[int], nn.Module]:
+    """A factory whose network says what it expects of an image."""
+
+    def made(num_classes: int) -> nn.Module:
+        network = Net(num_classes)
+        network.input_config = config  # type: ignore[assignment]
+        return network
+
+    return made
+
+
+half_grey = declares(mean=[0.5] * 3, std=(0.25, 0.25, 0.25), interpolation="bicubic", size=48)
+one_channel = declares(mean=(0.5,))
+no_deviation = declares(std=(0.5, 0, 0.5))
+by_area = declares(interpolation="area")
+huge = declares(size=4096)
+misspelt = declares(means=(0.5, 0.5, 0.5))
+
+
+def no_mapping(num_classes: int) -> nn.Module:
+    network = Net(num_classes)
+    network.input_config = "imagenet"  # type: ignore[assignment]
+    return network
 
 
 def returns_none(num_classes: int) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from pipeline.cli import main
 from pipeline.model.backbones import build_backbone
 from pipeline.model.block_table import block_table
 
@@ -39,3 +42,23 @@ def test_layers_that_are_numbered_one_after_another_are_shown_as_a_range() -> No
         "block1": "features.1",
         "stem": "features.0",
     }
+
+
+def test_a_network_with_too_few_blocks_for_the_usual_schedule_has_a_table_all_the_same(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["blocks", "--backbone", "tests.networks:FirstNormAlone", "--image_size", "32"]
+    assert main(words) == 0
+    found = capsys.readouterr().out
+    assert "1   stem" in found
+    assert "note: schedule three_stage: stage 3 names block 2" in found
+    assert main([*words, "--schedule", "two_stage"]) == 2
+    assert "schedule two_stage: stage 2 names block 2" in capsys.readouterr().err
+
+
+def test_a_block_that_is_declared_out_of_order_is_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["blocks", "--backbone", "tests.networks:OutOfOrder", "--image_size", "32"]) == 0
+    [line] = [n for n in capsys.readouterr().out.splitlines() if n.startswith("note:")]
+    assert "late computes on what early makes, which is declared to come after it" in line

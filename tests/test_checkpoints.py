@@ -213,3 +213,15 @@ def test_a_file_of_something_else_is_refused(
         save_file(load_file(saved.path), saved.path, about)
     with pytest.raises(LineageError, match="is not a checkpoint of this pipeline"):
         load(saved.path, digest_file(saved.path), saved.pretrained)
+
+
+def test_a_network_whose_layers_changed_since_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "tests.networks:Net"
+    backbone, none = build_backbone(name, CLASSES, 32, seed=0), Pretrained("none", "none", {}, "")
+    sha256 = save(tmp_path / "c.safetensors", backbone, none)
+    monkeypatch.setattr("tests.networks.WIDTH", 4)
+    wider = build_backbone(name, CLASSES, 32, seed=0)
+    with pytest.raises(LineageError, match=rf"does not fit {name} as the network is now: early"):
+        load_checkpoint(tmp_path / "c.safetensors", sha256, wider, none, CLASS_NAMES)

@@ -124,7 +124,8 @@ def test_yaml_and_text_values_mean_the_same(tmp_path: Path) -> None:
         ({"lr": "nan"}, r"lr must be a finite number"),
         ({"image_size": "8"}, "image_size must be 0, or from 32 to 1024, got '8'"),
         ({"blocks": "some"}, "blocks must be auto, a number, .*got 'some'"),
-        ({"mean": "1,2"}, "mean must be auto, or three numbers from 0 to 1, got '1,2'"),
+        ({"mean": "1,2"}, "mean must be auto, or three numbers from 0 to 1.*, got '1,2'"),
+        ({"std": "0.2,0,0.2"}, "std must be auto, or three numbers above 0.*, got '0.2,0,0.2'"),
         ({"preset": "cifar"}, r"unknown preset cifar: did you mean cifar10\? \(there are"),
         (
             {"augment": "ligth+erasing"},

@@ -40,6 +40,8 @@ CUT = {
     "Tuples": ("stem", "early+late", "head"),
     "SizesFromShapes": ("stem+early", "late", "head"),  # a batch's size crosses, too
     "SkipOverABorder": ("stem", "early+late", "head"),
+    "OutOfOrder": ("stem", "late+early", "head"),
+    "CalledTwice": ("stem", "early+late", "head"),
     "BranchesOnValues": ("stem+early+late+head",),
 }
 
@@ -164,7 +166,13 @@ def test_a_graph_that_is_kept_serves_every_network_of_the_name() -> None:
     ("name", "words"),
     [
         ("DrawsInEvaluation", "other logits the second time"),
-        ("fails", r"could not be made .*RuntimeError: no network of 3 classes\)"),
+        ("fails", r"raised an error with .*RuntimeError: no network of 3 classes\): mend"),
+        ("ends_the_process", r"raised an error with .*SystemExit: 3\): mend"),
+        ("HeadElsewhere", r"its head is late\.0.*, and none of them gives 3 .*, such as fc"),
+        (
+            "modules_called_blocks",
+            r"no blocks \(its attribute `blocks` is a ModuleList\): give it",
+        ),
         ("returns_none", "returned a NoneType, not a torch.nn.Module"),
         ("ten_classes", r"gives \(2, 10\) for two images, not \(2, 3\)"),
         ("two_outputs", "gives tuple for two images"),

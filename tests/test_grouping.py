@@ -88,10 +88,16 @@ def test_of_patterns_that_overlap_the_first_one_has_the_tensor(tmp_path: Path) -
         ("blocks: [fc, late]\n", "must map names to patterns"),
         ("head: fc\nrest: '['\n", r"rest: \[ is not a regular expression"),
         ("head: fc\nrest: early\nrest: .\n", "rest"),
+        ("head: fc\nlate: []\nrest: .\n", "late has no patterns: add one"),
+        ("head: fc\nrest: {a: .}\n", "rest: a pattern must be a text, got"),
+        ("head: fc\n1: late\nrest: .\n", "'1' cannot name a block: use letters"),
+        ("head: fc\nall: .\n", "'all' cannot name a block"),
+        ("head: fc\na+b: .\n", r"'a\+b' cannot name a block"),
     ],
     ids=[
         *("leaves tensors over", "matches nothing", "taken before", "head last", "no head"),
-        *("a list", "no pattern", "a key twice"),
+        *("a list", "no pattern", "a key twice", "a block of nothing", "a mapping inside"),
+        *("a position", "a word of schedules", "a sign of schedules"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_in_one_line(
@@ -100,6 +106,7 @@ def test_a_file_that_cannot_be_used_is_refused_in_one_line(
     with pytest.raises(SettingsError, match=words) as caught:
         with_file(tmp_path / "b.yaml", text)
     assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"blocks={tmp_path / 'b.yaml'}: ")
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from pipeline.errors import SettingsError, WeightsError
 from pipeline.model.backbones import build_backbone
 from pipeline.model.factories import sources_of
 from pipeline.model.networks import check_name
+from pipeline.weights.inputs import InputConfig, input_config
 from pipeline.weights.pretrained import read_weights
 from tests.helpers import CLASSES
 
@@ -41,8 +41,10 @@ def refused(name: str, words: str) -> None:
         ("zzzzzz", r"zzzzzz is not known: pass a classifier of torchvision, timm:NAME"),
         ("fcn_resnet50", "is not known"),  # of torchvision, but no classifier
         ("tests.networks:biuld", "has no function biuld: did you mean build"),
-        ("tests.networks:WIDTH", "has no function WIDTH"),
-        ("no_such_module:build", "no_such_module cannot be imported .*ModuleNotFoundError"),
+        ("tests.networks:WIDTH", "has no function WIDTH: name a function"),
+        ("no_such_module:build", "cannot be imported .*ModuleNotFoundError.*must lie on Python's"),
+        ("tests/networks.py:build", "package.module:function"),
+        ("networks.py:build", r"networks\.py cannot be imported .*: write networks:build"),
         ("tests.networks:", "package.module:function"),
         ("../nets:build", "package.module:function"),
     ],
@@ -57,7 +59,10 @@ def test_a_name_that_no_network_has_is_refused_and_near_ones_are_offered(
     ("name", "words"),
     [
         ("timm:vit_tiny_patch16_244", f"did you mean .*{VIT}"),
-        ("timm:test_resnet.in22k", "no weights of that tag: pass timm:test_resnet.r160_in1k or"),
+        (
+            "timm:test_resnet.in22k",
+            r"is no tag of weights in timm .*: pass timm:test_resnet\.r160_in1k or",
+        ),
         ("timm:qqqqqqqq", "is not known to timm [0-9.]+: pass timm:NAME"),
     ],
 )
@@ -75,9 +80,13 @@ def test_a_module_that_fails_while_it_is_imported_is_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "broken_network.py").write_text("raise ValueError('no\\nway')\n")
+    (tmp_path / "exiting_network.py").write_text("raise SystemExit(0)\n")
+    (tmp_path / "needy_network.py").write_text("import no_such_module\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    refused("broken_network:build", r"broken_network cannot be imported \(ValueError: no\)")
+    refused("broken_network:build", r"cannot be imported \(ValueError: no\): mend that module")
+    refused("exiting_network:build", r"cannot be imported \(SystemExit: 0\): mend that module")
+    refused("needy_network:build", r"\(.*no_such_module'\): mend that module")
 
 
 def test_a_factory_is_found_where_the_command_runs_and_its_files_are_known(
@@ -95,6 +104,28 @@ def test_a_factory_is_found_where_the_command_runs_and_its_files_are_known(
     assert set(map(Path, sources_of("own_networks:build"))) == set(files)
 
 
+def test_what_a_factory_imports_from_beside_it_is_of_its_files_and_nothing_else_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lone_network.py").write_text("from lone_parts import build\nimport json\n")
+    (tmp_path / "lone_parts.py").write_text(
+        "from tests.networks import Net\ndef build(num_classes):\n    import lone_late\n"
+        "    return Net(num_classes)\n"
+    )
+    (tmp_path / "lone_late.py").touch()
+    (tmp_path / "lone_other.py").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    before = build_backbone("lone_network:build", CLASSES, 32, seed=0).identity
+    assert set(sources_of("lone_network:build")) == {
+        "lone_network.py",
+        "lone_parts.py",
+        "lone_late.py",
+    }
+    (tmp_path / "lone_late.py").write_text("WIDTH = 9\n")
+    assert build_backbone("lone_network:build", CLASSES, 32, seed=0).identity != before
+
+
 @pytest.mark.parametrize(
     ("name", "size"), [("alexnet", 32), ("inception_v3", 32), ("timm:vit_tiny_patch16_224", 8)]
 )
@@ -103,6 +134,30 @@ def test_sizes_that_a_network_refuses_are_one_line(name: str, size: int) -> None
         needs_timm()
     with pytest.raises(SettingsError, match=rf"{name}.*{size} px.*image_size") as caught:
         build_backbone(name, CLASSES, size, seed=0)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_network_says_what_it_expects_of_an_image() -> None:
+    found = input_config("tests.networks:half_grey", "none")
+    assert found == InputConfig(
+        size=48, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), interpolation="bicubic"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("one_channel", r"mean: .* 3 items.*, got \(0\.5,\): mend it"),
+        ("no_deviation", r"std: .*greater than 0, got \(0\.5, 0, 0\.5\)"),
+        ("by_area", "interpolation: .*'bicubic' or 'lanczos', got 'area'"),
+        ("huge", "size: .*1024, got 4096"),
+        ("misspelt", r"has no 'means': did you mean mean\?"),
+        ("no_mapping", "must be a mapping of size, mean, std, .*, got 'imagenet'"),
+    ],
+)
+def test_an_input_that_no_image_can_be_is_refused_in_one_line(name: str, words: str) -> None:
+    with pytest.raises(SettingsError, match=rf"{name}: input_config.*{words}") as caught:
+        input_config(f"tests.networks:{name}", "none")
     assert "\n" not in str(caught.value)
 
 
@@ -159,8 +214,8 @@ def test_a_network_that_timm_publishes_no_weights_of_says_which_have_some() -> N
     needs_timm()
     with pytest.raises(WeightsError, match=r"publishes no such weights of dpn48b \(timm has none"):
         read_weights("pretrained", "timm:dpn48b", 32)
-    with pytest.raises(WeightsError, match=r"no such weights .*timm:test_resnet\.r160_in1k"):
-        read_weights("IMAGENET1K_V1", "timm:test_resnet", 32)
+    with pytest.raises(WeightsError, match=r"\(timm has timm:test_vit\.r160_in1k\)"):
+        read_weights("IMAGENET1K_V1", "timm:test_vit", 32)  # and not of test_vit2
 
 
 def test_a_network_whose_state_has_a_version_takes_tensors() -> None:
@@ -199,23 +254,3 @@ def test_published_weights_that_cannot_be_fetched_are_one_line_at_once(
     assert "cannot fetch the pretrained weights of timm:test_resnet.r160_in1k" in done.stderr
     assert "Traceback" not in done.stderr
     assert time.monotonic() - started < 120
-
-
-def test_weights_that_the_hub_keeps_are_read_without_asking_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    timm = pytest.importorskip("timm")
-    constants = pytest.importorskip("huggingface_hub.constants")
-    name = "test_resnet.r160_in1k"
-    state = timm.create_model(name, pretrained=False).state_dict()
-    kept = tmp_path / f"models--timm--{name}"
-    snapshot = kept / "snapshots" / "0123abcd"
-    snapshot.mkdir(parents=True)
-    (kept / "refs").mkdir()
-    (kept / "refs" / "main").write_text("0123abcd")
-    save_file({n: t.contiguous() for n, t in state.items()}, snapshot / "model.safetensors")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody answers there
-    found = read_weights("pretrained", f"timm:{name}", 64)
-    assert found.state is not None
-    assert torch.equal(found.state["conv1.0.weight"], state["conv1.0.weight"])

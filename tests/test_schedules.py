@@ -78,6 +78,8 @@ def test_a_network_may_have_too_few_blocks_for_a_schedule() -> None:
     assert not SCHEDULES["two_stage"].fits(few)
     with pytest.raises(SettingsError, match=r"two_stage: stage 2 names block 2 .*head and 1 to 1"):
         SCHEDULES["two_stage"].on(few)
+    with pytest.raises(SettingsError, match=r"schedule=lp_ft or full or head_only$"):
+        SCHEDULES["three_stage"].on(few)
 
 
 def test_names_and_positions_may_stand_side_by_side() -> None:
@@ -230,7 +232,7 @@ def test_a_schedule_that_cannot_be_is_one_line_and_exit_code_2(
     assert main(["stage1", "--schedule", str(path)]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert re.search(message, line)
-    assert "mine" in line
+    assert str(path) in line
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -10,10 +11,12 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import pipeline
+from pipeline.cli import main
 from tests.conftest import Command
 
 FACTORY = """
@@ -114,3 +117,53 @@ def test_a_factorys_network_is_served_with_its_source_files(
             del sys.modules[name]
     logged = {str(p.relative_to(folder / "code")) for p in (folder / "code").rglob("*.py")}
     assert {f"own_net_parts/{name}.py" for name in ("__init__", "norm", "net")} <= logged
+
+
+LONE = """
+from torch import nn
+
+class Net(nn.Module):
+    blocks = {"head": "fc", "body": "body"}
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.ACTIVATION(), nn.AvgPool2d(8))
+        self.fc = nn.Linear(4, num_classes)
+
+    def forward(self, x):
+        return self.fc(self.body(x).flatten(1))
+
+def build(num_classes):
+    return Net(num_classes)
+"""
+
+
+@pytest.mark.slow
+def test_models_of_factories_that_changed_between_them_are_loaded_in_one_process(
+    command: Command, image_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each has the layers that it was trained with, though their modules have one name."""
+    runs, models = [], []
+    for activation in ("ReLU", "Tanh"):
+        Path("lone_net.py").write_text(LONE.replace("ACTIVATION", activation))
+        sys.modules.pop("lone_net", None)
+        importlib.invalidate_caches()
+        options = {**OPTIONS, "backbone": "lone_net:build", "test_per_class": "1"}
+        assert command("stage1", **options) == 0
+        run = mlflow.search_runs(output_format="list")[0]
+        runs.append(run.info.run_id)
+        models.append(run.data.tags["model_uri"])
+    try:
+        found = [mlflow.pyfunc.load_model(uri) for uri in models]
+        layers = [type(one.unwrap_python_model().network.body[1]).__name__ for one in found]
+        assert layers == ["ReLU", "Tanh"]
+        content = [path.read_bytes() for path in sorted(image_folder.rglob("*.png"))[:2]]
+        for one in found:
+            assert len(one.predict(pd.DataFrame({"image": content}))) == 2
+        assert main(["evaluate", "--run_id", runs[1]]) == 0
+        assert main(["evaluate", "--run_id", runs[0]]) == 2
+        fault = "the source files of lone_net:build, or its blocks, are others than those"
+        assert fault in capsys.readouterr().err
+        assert "Tanh" in Path(sys.modules["lone_net"].__file__ or "").read_text()
+    finally:
+        sys.modules.pop("lone_net", None)

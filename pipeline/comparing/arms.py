@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from itertools import combinations, takewhile
 from typing import Literal
 
 from pipeline.errors import SettingsError
@@ -23,7 +23,7 @@ from pipeline.settings.entry import DecideSettings, TuneSettings
 from pipeline.settings.layers import COMMAND_LINE, CONTROL, Given, Layer, validated
 from pipeline.settings.request import Request
 from pipeline.settings.run import TRAIN_KEYS, Settings, TrainSettings
-from pipeline.settings.schedules import SCHEDULES, Schedule, check_distinct, schedule_of
+from pipeline.settings.schedules import SCHEDULES, Schedule, schedule_of
 
 QUESTIONS: Mapping[Literal["stage2", "stage3"], tuple[int, str]] = {
     "stage2": (2, "stage1_continued"),
@@ -97,6 +97,22 @@ def arms_of(decide: DecideSettings, request: Request) -> tuple[Arm, Arm]:
     check_distinct([one.on(settings.order) for one in (schedule, control)])
     arm = at_equal_steps(treatment, control, request)
     return treatment, with_own_settings(arm, request.control)
+
+
+def check_distinct(schedules: Sequence[Schedule]) -> None:
+    """Refuse schedules, on the blocks of one network, that cannot be told apart.
+
+    Raises:
+        SettingsError: two train the same blocks in the same stages, or have one name.
+    """
+    for one, other in combinations(schedules, 2):
+        if one.trains() == other.trains():
+            raise SettingsError(
+                f"schedules {one.name} and {other.name} train the same blocks in the same stages: "
+                "choose two that differ"
+            )
+        if one.name == other.name:
+            raise SettingsError(f"two schedules are called {one.name}: rename one of the files")
 
 
 def check_comparable(settings: Settings) -> None:

@@ -10,12 +10,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.comparing.arms import Arm, at_equal_steps, check_comparable
+from pipeline.comparing.arms import Arm, at_equal_steps, check_comparable, check_distinct
 from pipeline.errors import SettingsError
 from pipeline.settings.entry import CompareSettings, TuneSettings
 from pipeline.settings.request import Request
 from pipeline.settings.run import TRAIN_KEYS
-from pipeline.settings.schedules import SCHEDULES, Schedule, check_distinct, schedule_of
+from pipeline.settings.schedules import SCHEDULES, Schedule, schedule_of
 
 REFERENCE = SCHEDULES["three_stage"]
 """The schedule whose settings say how many steps there are, unless one compared is longer."""

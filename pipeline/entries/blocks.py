@@ -27,6 +27,8 @@ def blocks_entry(command: Command, plan: BlocksPlan) -> pd.DataFrame:
     table = block_table(backbone, settings.image_size)
     say(f"{backbone.name}, {plan.classes} classes, images of {settings.image_size} px\n")
     say(in_columns(table))
+    if plan.misfit:
+        say(f"note: {plan.misfit}")
     for stage in settings.chain.stages:
         say(f"stage {stage.number} of {stage.schedule} trains {' + '.join(stage.trainable)}")
     for block, reason in backbone.merged.items():

@@ -171,10 +171,11 @@ def pretrain_plan(request: Request) -> PretrainPlan:
 
 @dataclass(frozen=True)
 class BlocksPlan:
-    """Which network, for how many classes."""
+    """Which network, for how many classes; `misfit`: why the usual schedule is not for it."""
 
     settings: Settings
     classes: int
+    misfit: str = ""
 
 
 def blocks_plan(request: Request) -> BlocksPlan:
@@ -183,4 +184,13 @@ def blocks_plan(request: Request) -> BlocksPlan:
     Raises:
         SettingsError: a wrong setting.
     """
-    return BlocksPlan(request.settings(), request.own_settings(BlocksSettings).classes)
+    classes = request.own_settings(BlocksSettings).classes
+    try:
+        return BlocksPlan(request.settings(), classes)
+    except SettingsError as err:
+        if "schedule" in request.general:
+            raise
+        try:  # the table says which blocks a schedule could name
+            return BlocksPlan(request.settings(schedule="head_only"), classes, str(err))
+        except SettingsError:
+            raise err from None

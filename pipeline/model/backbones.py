@@ -26,6 +26,7 @@ from pipeline.model.grouping import HEAD, Blocks, blocks_of
 from pipeline.model.networks import build_network, check_network
 from pipeline.model.segments import Segment
 from pipeline.system.digests import digest_file, digest_values
+from pipeline.system.text import first_of
 
 AUTO = "auto"
 
@@ -128,6 +129,7 @@ def build_backbone(
         found = _cut(model, name, grouped, num_classes, image_size)
     else:
         found = _cut_of(name, num_classes, image_size, blocks)
+    _check_head(model, name, grouped, num_classes)
     return Backbone(
         name=name,
         model=model,
@@ -137,6 +139,18 @@ def build_backbone(
         merged=found.merged,
         identity=_identity(name, grouped, blocks),
     )
+
+
+def _check_head(model: nn.Module, name: str, grouped: Blocks, classes: int) -> None:
+    """Refuse a head that is not the classifier: the rest would keep a classifier at random."""
+    sized = [n for n, t in model.state_dict().items() if t.shape[:1] == (classes,)]
+    own = [n for n, block in grouped.owners.items() if block == HEAD]
+    if not {*sized} & {*own}:
+        near = f", such as {sized[-1].rpartition('.')[0] or sized[-1]}" if sized else ""
+        raise SettingsError(
+            f"backbone={name}: its head is {first_of(own, 4)}, and none of them gives "
+            f"{classes} logits: name the classifier as head{near}"
+        )
 
 
 def _identity(name: str, grouped: Blocks, blocks: str) -> str:

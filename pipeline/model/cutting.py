@@ -3,10 +3,10 @@
 In: any `nn.Module` whose tensors each belong to a block, and the size of its images. Out:
 `Segment`s that, one after another, compute what the network computes. A segment ends at a border
 that a single tensor crosses: (N, C, H, W) maps, (N, L, C) tokens or (N, C) vectors. Blocks between
-which more has to pass (a skip connection over their border, a tuple) share a segment. The forward
-pass is traced by `torch.fx` (Reed et al. 2022, arXiv 2112.08429); a module inside one block stays
-whole. Not covered: a forward pass that branches on the values of its input; such a network is a
-single segment.
+which more has to pass (a skip connection over their border, a tuple), or over which images come
+back, share a segment. The forward pass is traced by `torch.fx` (Reed et al. 2022, arXiv
+2112.08429); a module inside one block stays whole. Not covered: a forward pass that branches on
+the values of its input; such a network is a single segment.
 """
 
 from __future__ import annotations
@@ -163,9 +163,11 @@ class _Places:
         """Place nodes anew: each in its own block, or in that of an input which comes later.
 
         `free` nodes have no place: parameters, and what is computed from parameters alone.
+        `back`: borders that images pass backwards -> what is said of them.
         """
         self.free: set[fx.Node] = set()
         self.at: dict[fx.Node, int] = {}
+        self.back: dict[int, str] = {}
         last = len(self.order) - 1
         for node in self.traced.graph.nodes:
             inputs = [self.at[each] for each in node.all_input_nodes if each not in self.free]
@@ -174,6 +176,10 @@ class _Places:
                 continue
             block = self._block_of(node)
             own = self.order.index(block) if block else 0
+            if block and inputs and max(inputs) > own:
+                later = self.order[max(inputs)]
+                why = f"{block} computes on what {later} makes, which is declared to come after it"
+                self.back |= dict.fromkeys(range(own, max(inputs)), why)
             self.at[node] = last if node.op == "output" else max([own, *inputs])
         for node in self.at:  # dropout before the classifier belongs to the classifier
             if self._is_dropout(node) and {self.at[user] for user in node.users} == {last}:
@@ -216,6 +222,7 @@ class _Places:
         for border, nodes in crossing.items():
             if (
                 len(nodes) == 1
+                and border not in self.back
                 and nodes[0] is not self.image
                 and nodes[0].meta.get("tensor", True)
             ):
@@ -224,7 +231,8 @@ class _Places:
             else:
                 names = ", ".join(node.name for node in nodes[:_SHOWN])
                 more = ", …" if len(nodes) > _SHOWN else ""
-                merged[self.order[border]] = f"no single tensor crosses ({names}{more})"
+                why = f"no single tensor crosses ({names}{more})"
+                merged[self.order[border]] = self.back.get(border, why)
             groups[-1].append(border + 1)
         leaves = [*enters[1:], None]
         return tuple(map(self._part, groups, enters, leaves)), merged

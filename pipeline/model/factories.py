@@ -10,9 +10,12 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from difflib import get_close_matches
+from functools import cache
 from importlib import import_module
 from importlib.metadata import packages_distributions
+from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any
 
@@ -41,20 +44,27 @@ def factory_of(name: str) -> Callable[..., Any]:
         sys.path.append(here)
     try:
         module = import_module(module_name)
-    except Exception as err:  # noqa: BLE001 - the person's module may raise anything
+    except (Exception, SystemExit) as err:  # noqa: BLE001 - the person's module may raise anything
+        is_missing = isinstance(err, ModuleNotFoundError) and f"{module_name}.".startswith(
+            f"{err.name}."
+        )
+        todo = f"it must lie on Python's path or in {here}" if is_missing else "mend that module"
+        if is_missing and module_name.endswith(".py"):
+            todo = f"write {module_name.removesuffix('.py')}:{function}"
         raise SettingsError(
             f"backbone={name}: {module_name} cannot be imported "
-            f"({type(err).__name__}: {first_line(err)}): it must lie on Python's path or in {here}"
+            f"({type(err).__name__}: {first_line(err)}): {todo}"
         ) from None
     found = getattr(module, function, None)
     if not callable(found):
         functions = [n for n, f in vars(module).items() if callable(f) and n[0] != "_"]
         close = get_close_matches(function, functions, n=1)
-        hint = f": did you mean {close[0]}?" if close else ""
-        raise SettingsError(f"backbone={name}: {module_name} has no function {function}{hint}")
+        todo = f"did you mean {close[0]}?" if close else "name a function of that module"
+        raise SettingsError(f"backbone={name}: {module_name} has no function {function}: {todo}")
     return found  # type: ignore[no-any-return]
 
 
+@cache
 def distribution_of(name: str) -> str | None:
     """The installed distribution that a factory comes from; None: files of the person's own."""
     top = name.partition(":")[0].partition(".")[0]
@@ -65,17 +75,24 @@ def distribution_of(name: str) -> str | None:
 def sources_of(name: str) -> dict[str, Path]:
     """A factory's Python files, by their path below the folder that has to be on Python's path.
 
-    All files of the factory's package, or its one module; empty for other networks.
+    All files of the factory's package, or its one module, and what these import from the same
+    folder; empty for other networks.
     """
     if not is_factory(name):
         return {}
-    module = import_module(name.partition(":")[0].partition(".")[0])
+    module_name = name.partition(":")[0]
+    module = import_module(module_name.partition(".")[0])
     assert module.__file__ is not None or module.__path__
-    if not hasattr(module, "__path__"):
-        path = Path(str(module.__file__))
-        return {path.name: path}
-    return {
-        str(path.relative_to(Path(folder).parent)): path
-        for folder in module.__path__
-        for path in sorted(Path(folder).rglob("*.py"))
-    }
+    if hasattr(module, "__path__"):
+        found = {path for folder in module.__path__ for path in Path(folder).rglob("*.py")}
+        root = Path(next(iter(module.__path__))).parent
+    else:
+        found = {Path(str(module.__file__))}
+        root = Path(str(module.__file__)).parent
+    if not distribution_of(name):
+        finder = ModuleFinder([str(root)])
+        with suppress(ImportError):  # a folder without __init__.py, whose files are all found
+            finder.import_hook(module_name)
+        files = (getattr(each, "__file__", None) for each in finder.modules.values())
+        found |= {Path(file) for file in files if file}
+    return {str(path.relative_to(root)): path for path in sorted(found)}

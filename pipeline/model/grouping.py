@@ -100,17 +100,16 @@ def blocks_of(model: nn.Module, name: str, blocks: str) -> Blocks:
             asked for.
     """
     if blocks.endswith((".yaml", ".yml")):
-        return _by_patterns(
-            model, read_yaml(Path(blocks).expanduser(), f"blocks={blocks}"), blocks
-        )
+        where = f"blocks={blocks}"
+        return _by_patterns(model, read_yaml(Path(blocks).expanduser(), where), where)
     own = getattr(model, "blocks", None)
     if is_factory(name):
         if not isinstance(own, Mapping):
-            parts = ", ".join(child for child, _ in model.named_children())
+            found = "" if own is None else f" (its attribute `blocks` is a {type(own).__name__})"
             raise SettingsError(
-                f"backbone={name}: the network declares no blocks: give it an attribute `blocks` "
-                "(name of a block, head first -> pattern of tensors' names), or pass "
-                f"-P blocks=<a YAML file>; its modules are {parts}"
+                f"backbone={name}: the network declares no blocks{found}: give it an attribute "
+                "`blocks` (a mapping, head first: name of a block -> pattern of tensors' names), "
+                f"or pass -P blocks=<a YAML file>; {_modules_of(model)}"
             )
         if blocks != "auto":
             raise SettingsError(
@@ -118,7 +117,7 @@ def blocks_of(model: nn.Module, name: str, blocks: str) -> Blocks:
                 f"({', '.join(map(str, own))}), a number is for networks of a library: leave "
                 "blocks out, or pass a YAML file"
             )
-        return _by_patterns(model, own, f"{name}.blocks")
+        return _by_patterns(model, own, f"backbone={name}: its blocks")
     keys = _timm_keys(model, name) if name.startswith(TIMM) else _torchvision_keys(model, name)
     return _numbered(keys, name, blocks)
 
@@ -155,10 +154,9 @@ def _timm_keys(model: nn.Module, name: str) -> dict[str, _Key]:
     from timm.models._manipulate import group_with_matcher
 
     if not hasattr(model, "group_matcher") or not hasattr(model, "get_classifier"):
-        parts = ", ".join(child for child, _ in model.named_children())
         raise SettingsError(
             f"backbone={name}: timm declares no groups of layers for it: pass -P blocks=<a YAML "
-            f"file of patterns>; its modules are {parts}"
+            f"file of patterns>; {_modules_of(model)}"
         )
     tensors = model.state_dict(keep_vars=True)
     matcher: Any = model.group_matcher(coarse=True)  # type: ignore[operator, unused-ignore]
@@ -231,8 +229,8 @@ def _by_patterns(model: nn.Module, given: Mapping[Any, Any], where: str) -> Bloc
     """Blocks from patterns, head first; a tensor belongs to the first that its name begins with.
 
     Raises:
-        SettingsError: there is no head, a pattern is not a regular expression or matches nothing,
-            or a tensor is left over.
+        SettingsError: there is no head, a schedule could not use a name, a pattern is not a
+            regular expression or matches nothing, or a tensor is left over.
     """
     given = given.get("blocks", given)
     if not isinstance(given, Mapping) or next(iter(given), None) != HEAD:
@@ -242,8 +240,16 @@ def _by_patterns(model: nn.Module, given: Mapping[Any, Any], where: str) -> Bloc
         )
     owners: dict[str, str] = {}
     for block, patterns in given.items():
+        if not re.fullmatch(r"(?!\d+$|all$|continued$)[A-Za-z0-9_.-]+", str(block)):
+            raise SettingsError(
+                f"{where}: {block!r} cannot name a block: use letters, digits, _ . - alone, and "
+                "no number, `all` or `continued`, which mean something else in schedules"
+            )
         listed = patterns if isinstance(patterns, Sequence | set) else [patterns]
-        for pattern in [listed] if isinstance(listed, str) else listed:
+        listed = [listed] if isinstance(listed, str) else listed
+        if not listed:
+            raise SettingsError(f"{where}: {block} has no patterns: add one, or leave it out")
+        for pattern in listed:
             owners |= dict.fromkeys(_matching(model, owners, pattern, f"{where}: {block}"), block)
     if left := [name for name in model.state_dict() if name not in owners]:
         raise SettingsError(
@@ -256,15 +262,27 @@ def _by_patterns(model: nn.Module, given: Mapping[Any, Any], where: str) -> Bloc
 def _matching(model: nn.Module, taken: Iterable[str], pattern: object, where: str) -> list[str]:
     """Names of tensors that are in no block yet and fit the pattern from their beginning."""
     try:
+        if not isinstance(pattern, str | int):
+            raise SettingsError(f"{where}: a pattern must be a text, got {pattern!r:.80}")
         expression = re.compile(str(pattern))
     except re.error as err:
-        raise SettingsError(f"{where}: {pattern} is not a regular expression ({err})") from None
+        raise SettingsError(
+            f"{where}: {pattern} is not a regular expression ({err}): mend it, or escape its signs"
+        ) from None
     found = [name for name in model.state_dict() if expression.match(name)]
     free = [name for name in found if name not in set(taken)]
     if not free:
-        why = f"{_listed(found)} in blocks above it" if found else "no tensor's name begins so"
+        why = (
+            f"{_listed(found)} in blocks above it: move it up, or leave it out"
+            if found
+            else f"no tensor's name begins so; {_modules_of(model)}"
+        )
         raise SettingsError(f"{where}: {pattern} matches nothing: {why}")
     return free
+
+
+def _modules_of(model: nn.Module) -> str:
+    return f"its modules are {', '.join(child for child, _ in model.named_children())}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -79,10 +79,13 @@ def build_network(name: str, classes: int, image_size: int, seed: int) -> nn.Mod
             model = recipe.build()
         except PipelineError:
             raise
-        except Exception as err:  # noqa: BLE001 - a factory's or a library's own code
+        except (Exception, SystemExit) as err:  # noqa: BLE001 - a factory's or a library's own code
+            why = f"({type(err).__name__}: {first_line(err)})"
             raise SettingsError(
-                f"backbone={name}: the network could not be made for {classes} classes at "
-                f"{image_size} px ({type(err).__name__}: {first_line(err)}): {_ADVICE}"
+                f"backbone={name}: the function raised an error with num_classes={classes} {why}: "
+                "mend it; it must make a network of any number of classes"
+                if is_factory(name)
+                else f"backbone={name}: no such network for {image_size} px {why}: {_ADVICE}"
             ) from None
     if not isinstance(model, nn.Module):
         raise SettingsError(
@@ -139,7 +142,7 @@ def check_name(name: str) -> None:
         except RuntimeError:
             tags = [f"{TIMM}{each}" for each in timm.list_pretrained(f"{base}.*")]
             raise SettingsError(
-                f"backbone={name}: timm {timm.__version__} has no weights of that tag: pass "
+                f"backbone={name} is no tag of weights in timm {timm.__version__}: pass "
                 f"{' or '.join([*tags[:4], TIMM + base])}"
             ) from None
     elif is_factory(name):

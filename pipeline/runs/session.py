@@ -252,6 +252,7 @@ class Session:
         wanted = run.tags[keys.SCHEDULE], run.number(keys.STAGE)
         with tempfile.TemporaryDirectory() as folder:
             try:
+                self._check_network(run)
                 path = self.tracking.fetch(run, CHECKPOINT, Path(folder))
                 names = self.draw.class_names
                 info = load_checkpoint(path, sha256, self.backbone, self.pretrained, names)
@@ -265,6 +266,16 @@ class Session:
                     f"run {run.run_id} ({run.name}): {err}: use another run{self.advice}"
                 ) from None
         return self.backbone
+
+    def _check_network(self, run: RunView) -> None:
+        """Refuse the checkpoint of a factory's network that has changed since."""
+        here, there = self.backbone.identity, run.tags.get(keys.NETWORK_SHA256)
+        if there is not None and there != here:
+            raise LineageError(
+                f"the source files of {self.backbone.name}, or its blocks, are others than those "
+                f"that the checkpoint was trained with ({there[:12]}…, now {here[:12]}…): put the "
+                "earlier files back"
+            )
 
     def prefix_features(
         self, backbone: Backbone, stage: Stage, digests: Mapping[str, str]

@@ -77,6 +77,7 @@ def _tags(session: Session, stage: Stage, parent: RunView | None) -> dict[str, s
     settings, draw, choice = session.settings, session.draw, session.norm_choice
     checkpoint = parent.tags[keys.CHECKPOINT_SHA256] if parent else keys.NO_PARENT
     where_they_apply = {
+        keys.NETWORK_SHA256: session.backbone.identity,
         keys.TEST_AS_STORED: session.test_as_stored,
         "norm_stats_reason": choice.reason if choice else "",
         "kernels": "" if kernels() == "fast" else kernels(),

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import io
 import json
-from importlib import import_module
+import sys
+from importlib import import_module, invalidate_caches
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,35 @@ except ImportError:  # in a server: images.py stands alone on the path
     from images import Preparation, to_rgb  # type: ignore[import-not-found, no-redef]
 
 
+def _built(function: str, arguments: dict[str, Any], code: Path) -> Any:  # noqa: ANN401
+    """The network that a function makes, from the files logged with the model if it has such.
+
+    Modules of the same names that are loaded already, of another model, stay what they are.
+    """
+    module, _, name = function.partition(":")
+    logged = {path.stem for path in code.glob("*")} if code.is_dir() else set()
+    if module.partition(".")[0] not in logged:
+        return getattr(import_module(module), name)(**arguments)
+    others = {n: m for n, m in sys.modules.items() if n.partition(".")[0] in logged}
+    for each in others:
+        del sys.modules[each]
+    sys.path.insert(0, str(code))
+    invalidate_caches()
+    try:
+        return getattr(import_module(module), name)(**arguments)
+    finally:
+        sys.path.remove(str(code))
+        sys.modules.update(others)
+
+
 class ImageClassifier(PythonModel):  # type: ignore[misc, unused-ignore]
     """A classifier with its class names and preprocessing."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Build the network from the logged files."""
         self.about = json.loads(Path(context.artifacts["about"]).read_text(encoding="utf-8"))
-        module, _, function = self.about["function"].partition(":")
-        build = getattr(import_module(module), function)
-        self.network = build(**self.about["arguments"])
+        code = Path(context.artifacts["about"]).parents[1] / "code"
+        self.network = _built(self.about["function"], self.about["arguments"], code)
         weights = load_file(context.artifacts["weights"])
         for name, tensor in self.network.state_dict().items():
             tensor.copy_(weights[name])

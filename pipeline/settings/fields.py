@@ -35,8 +35,8 @@ def _known_network(name: str) -> str:
     try:
         check_name(name)
     except SettingsError as err:
-        reason = str(err).removeprefix(f"backbone={name}").lstrip(": ")
-        raise PydanticCustomError("network", "{reason}", {"reason": reason}) from None
+        reason = re.sub("^: ", "cannot be used: ", str(err).removeprefix(f"backbone={name}"))
+        raise PydanticCustomError("network", "{reason}", {"reason": reason.strip()}) from None
     return name
 
 
@@ -61,15 +61,22 @@ def numbers_of(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(","))
 
 
-def _three_numbers(text: str) -> str:
+def _three_numbers(text: str, info: ValidationInfo) -> str:
     if text == AUTO:
         return text
+    deviation = info.field_name == "std"
     try:
         numbers = numbers_of(text)
     except ValueError:
         numbers = ()
-    if len(numbers) != 3 or not all(0 <= number <= 1 for number in numbers):
-        raise PydanticCustomError("numbers", "must be auto, or three numbers from 0 to 1")
+    usable = [0 <= number <= 1 and not (deviation and number == 0) for number in numbers]
+    if len(numbers) != 3 or not all(usable):
+        limits = "above 0, to 1" if deviation else "from 0 to 1"
+        raise PydanticCustomError(
+            "numbers",
+            "must be auto, or three numbers {limits}, with commas between them",
+            {"limits": limits},
+        )
     return text
 
 

@@ -247,7 +247,7 @@ class Settings(Thresholds, MachineSettings, ExperimentSettings):
     def as_weights_want(self) -> Settings:
         """The settings with `auto` replaced by what the weights were trained on."""
         wanted = input_config(self.backbone, self.weights)
-        texts = {"interpolation": wanted.interpolation}
+        texts: dict[str, str] = {"interpolation": wanted.interpolation}
         texts |= {key: ",".join(map(str, getattr(wanted, key))) for key in ("mean", "std")}
         found: dict[str, object] = {k: v for k, v in texts.items() if getattr(self, k) == AUTO}
         if not self.image_size:

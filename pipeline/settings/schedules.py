@@ -21,10 +21,9 @@ freezes no more than an earlier stage.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import combinations
 from pathlib import Path
 
 from pipeline.errors import SettingsError
@@ -48,6 +47,8 @@ DECAY_WITHOUT_BATCH_NORM = 0.05
 weight decay. Not measured here, as no such weights could be had: 1e-4 is what He et al. 2022
 (arXiv 2111.06377) fine-tune ViT with at this batch size, with AdamW and this weight decay."""
 _NAME = "[A-Za-z0-9_.-]+"
+_FILES: dict[str, str] = {}
+"""Schedules, spelled out -> the files that this process has read them from, for messages."""
 
 
 @dataclass(frozen=True)
@@ -93,22 +94,39 @@ class Schedule:
     def fits(self, blocks: tuple[str, ...]) -> bool:
         """Whether a network of these blocks, head first, has all that the stages name."""
         try:
-            return bool(self.on(blocks).stages)
-        except SettingsError:
+            return bool(self._stages(blocks))
+        except ValueError:
             return False
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
         """The stages on `blocks`."""
+        try:
+            return self._stages(self.blocks)
+        except _NoSuchBlockError as err:
+            fitting = [
+                n for n, s in SCHEDULES.items() if s.fits(self.blocks) and not s.is_continued
+            ]
+            todo = f": name one of these, or pass -P schedule={' or '.join(fitting)}"
+            raise SettingsError(f"schedule {self._where}: {err}{todo}") from None
+        except ValueError as err:
+            raise SettingsError(f"schedule {self._where}: {err}") from None
+
+    def _stages(self, blocks: tuple[str, ...]) -> tuple[Stage, ...]:
         stages: list[Stage] = []
         for number, given in enumerate(self.given, start=1):
             before = stages[-1].trainable if stages else ()
             try:
-                trainable = _trainable(given, before, number - 1, self.blocks)
+                trainable = _trainable(given, before, number - 1, blocks)
             except ValueError as err:
-                raise SettingsError(f"schedule {self.name}: stage {number} {err}") from None
+                raise type(err)(f"stage {number} {err}") from None
             stages.append(Stage(self.name, number, trainable))
         return tuple(stages)
+
+    @property
+    def _where(self) -> str:
+        path = _FILES.get(str(self))
+        return f"{self.name} ({path})" if path else self.name
 
     @property
     def count(self) -> int:
@@ -196,18 +214,18 @@ def _trainable(
     return tuple(sorted(named, key=blocks.index))
 
 
-def _block(written: str, blocks: tuple[str, ...]) -> str:
-    """The block of that name, or at that position from the head.
+class _NoSuchBlockError(ValueError):
+    """A stage names a block that the network does not have."""
 
-    Raises:
-        ValueError: the network has none.
-    """
+
+def _block(written: str, blocks: tuple[str, ...]) -> str:
+    """The block of that name, or at that position from the head."""
     if written in blocks:
         return written
     if written.isdecimal() and 0 < int(written) < len(blocks):
         return blocks[int(written)]
     hint = did_you_mean(written, blocks)
-    raise ValueError(
+    raise _NoSuchBlockError(
         f"names block {written}{hint} (the network has {', '.join(blocks)}, which are head and 1 "
         f"to {len(blocks) - 1})"
     )
@@ -226,6 +244,7 @@ def schedule_of(text: str) -> Schedule:
         schedule = Schedule(name=spelled[1], given=tuple(map(tuple, stages)), words=spelled[1])
     elif text.endswith((".yaml", ".yml")):
         schedule = read_schedule(typed_path(text))
+        _FILES[str(schedule)] = text
     else:
         hint = did_you_mean(text, SCHEDULES) or (
             f": choose from {', '.join(SCHEDULES)}, or pass the path of a .yaml file with stages"
@@ -240,22 +259,6 @@ def schedule_of(text: str) -> Schedule:
             "stages: rename the file"
         )
     return known
-
-
-def check_distinct(schedules: Sequence[Schedule]) -> None:
-    """Refuse schedules, on the blocks of one network, that cannot be told apart.
-
-    Raises:
-        SettingsError: two train the same blocks in the same stages, or have one name.
-    """
-    for one, other in combinations(schedules, 2):
-        if one.trains() == other.trains():
-            raise SettingsError(
-                f"schedules {one.name} and {other.name} train the same blocks in the same stages: "
-                "choose two that differ"
-            )
-        if one.name == other.name:
-            raise SettingsError(f"two schedules are called {one.name}: rename one of the files")
 
 
 def read_schedule(path: Path) -> Schedule:

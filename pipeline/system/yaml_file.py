@@ -55,7 +55,7 @@ def read_yaml(path: Path, source: str) -> dict[str, object]:
         return {}
     if not isinstance(content, dict):
         raise SettingsError(
-            f"{source}: {path} holds a {type(content).__name__}: write one `setting: value` a line"
+            f"{source}: {path} holds a {type(content).__name__}: write one `name: value` a line"
         )
     return {str(key): value for key, value in content.items()}
 

@@ -22,6 +22,7 @@ from pipeline.errors import LineageError, first_line
 from pipeline.model.backbones import Backbone
 from pipeline.system.digests import digest_file, digest_tensors
 from pipeline.system.files import write_atomically
+from pipeline.system.text import first_of
 from pipeline.weights.pretrained import Pretrained
 
 
@@ -116,6 +117,13 @@ def load_checkpoint(
             f"the checkpoint was trained from weights {info.weights} "
             f"({info.weights_digest[:12]}…), weights {pretrained.name} are now "
             f"{pretrained.digest[:12]}…"
+        )
+    own = backbone.model.state_dict()
+    misfits = [n for n, t in changed.items() if n not in own or own[n].shape != t.shape]
+    if misfits:
+        raise LineageError(
+            f"the checkpoint does not fit {backbone.name} as the network is now: "
+            f"{first_of(misfits, 4)} had another shape"
         )
     pretrained.apply(backbone)
     backbone.put(changed)

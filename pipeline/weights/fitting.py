@@ -274,14 +274,14 @@ def _misfit(content: Mapping[Any, Any], layout: Layout, weights: str, found: lis
         todo = f"they fit none of {', '.join(OFTEN)} either: pass weights of {backbone}"
     start = f"weights={weights} do not fit {backbone}:"
     nearest = max(found, key=lambda fit: len(fit.trunk), default=None)
-    if nearest and nearest.trunk:
+    names = [name for _, state in _states(content) for name in state]
+    wanted = _modules(layout.trunk)
+    if nearest and (nearest.trunk or wanted in _modules(names)):
         under = f" under {nearest.path}" if nearest.path else ""
         return f"{start}{under} {first_of(nearest.wrong, _SHOWN)}: {todo}"
-    names = [name for _, state in _states(content) for name in state]
     columns = zip(*(name.split(".")[:-1] for name in names), strict=False)
     common = [column[0] for column in takewhile(lambda c: len(set(c)) == 1, columns)]
     begin = f"all begin with {'.'.join(common)}." if common else f"begin with {_modules(names)}"
-    wanted = _modules(layout.trunk)
     return f"{start} the names of its {_counted(names)} {begin}, not with {wanted}: {todo}"
 
 

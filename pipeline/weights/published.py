@@ -8,8 +8,8 @@ keeps its files where the Hugging Face Hub's client does.
 
 from __future__ import annotations
 
-import contextlib
 import re
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -91,13 +91,13 @@ def fetch_from_timm(weights: str, backbone: str, image_size: int) -> dict[str, T
 
     Raises:
         DownloadError: they are not here and could not be fetched.
-        WeightsError: timm publishes none for this name.
+        WeightsError: timm publishes none for this name, or the file here is damaged.
     """
     timm = timm_library(backbone)
     name = backbone.removeprefix(TIMM)
     config = timm.models.get_pretrained_cfg(name)
     if weights not in (DEFAULT, PRETRAINED) or config is None or not config.has_weights:
-        known = timm.list_pretrained(f"{name.partition('.')[0]}*")
+        known = timm.list_pretrained(f"{name.partition('.')[0]}.*")
         there = f"timm has {', '.join(TIMM + n for n in known[:4])}" if known else "timm has none"
         raise WeightsError(
             f"weights={weights}: timm publishes no such weights of {name} ({there}): pass "
@@ -105,7 +105,9 @@ def fetch_from_timm(weights: str, backbone: str, image_size: int) -> dict[str, T
         )
     arguments = recipe_of(backbone, config.num_classes, image_size).arguments
     kept = _kept_by_the_hub(config.hf_hub_id)
-    overlay = {"pretrained_cfg_overlay": {"file": kept}} if kept else {}
+    plain = {"file": kept, "custom_load": False}  # else timm reads it as arrays of NumPy
+    overlay = {"pretrained_cfg_overlay": plain} if kept else {}
+    _check_digest(weights, kept)
     try:
         with downloading():
             if config.hf_hub_id and not kept:
@@ -117,8 +119,19 @@ def fetch_from_timm(weights: str, backbone: str, image_size: int) -> dict[str, T
             f"{config.hf_hub_id or config.url} ({type(err).__name__}: {first_line(err)}): pass "
             f"-P weights=<a .pth or .safetensors file of {name}>"
         ) from None
+    _check_digest(weights, _kept_by_the_hub(config.hf_hub_id))
     state: dict[str, Tensor] = model.state_dict()
     return state
+
+
+def _check_digest(weights: str, kept: str | None) -> None:
+    """Refuse a changed file of the Hub, whose client names a large file after its SHA-256."""
+    path = Path(kept).resolve() if kept else Path()
+    if re.fullmatch("[0-9a-f]{64}", path.name) and digest_file(path) != path.name:
+        raise WeightsError(
+            f"weights={weights}: {path} is damaged (its SHA-256 is not its name): delete it to "
+            "fetch it again"
+        )
 
 
 def _kept_by_the_hub(repository: str | None) -> str | None:
@@ -132,11 +145,15 @@ def _kept_by_the_hub(repository: str | None) -> str | None:
 
 
 def _knock(repository: str) -> None:
-    """Raise OSError where the Hub does not answer; its own client tries for a minute."""
+    """Raise OSError where the Hub does not answer or is ill; its own client tries for a minute."""
     from huggingface_hub.constants import ENDPOINT
 
-    with contextlib.suppress(HTTPError):  # an answer, whatever it is
+    try:
         urlopen(Request(f"{ENDPOINT}/{repository}", method="HEAD"), timeout=SILENCE_S).close()
+    except HTTPError as err:
+        err.close()
+        if err.code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise
 
 
 def _members(backbone: str) -> Any:  # noqa: ANN401 - torchvision has no types
