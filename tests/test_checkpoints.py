@@ -219,7 +219,8 @@ def test_a_network_whose_layers_changed_since_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = "tests.networks:Net"
-    backbone, none = build_backbone(name, CLASSES, 32, seed=0), Pretrained("none", "none", {}, "")
+    none = Pretrained(name="none", digest="none", tensors={}, report="")
+    backbone = build_backbone(name, CLASSES, 32, seed=0)
     sha256 = save(tmp_path / "c.safetensors", backbone, none)
     monkeypatch.setattr("tests.networks.WIDTH", 4)
     wider = build_backbone(name, CLASSES, 32, seed=0)

@@ -48,7 +48,7 @@ weight decay. Not measured here, as no such weights could be had: 1e-4 is what H
 (arXiv 2111.06377) fine-tune ViT with at this batch size, with AdamW and this weight decay."""
 _NAME = "[A-Za-z0-9_.-]+"
 _FILES: dict[str, str] = {}
-"""Schedules, spelled out -> the files that this process has read them from, for messages."""
+"""Schedules, spelled out -> the files that they were read from, for messages."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,8 @@ class Schedule:
         try:
             return self._stages(self.blocks)
         except _NoSuchBlockError as err:
-            fitting = [
-                n for n, s in SCHEDULES.items() if s.fits(self.blocks) and not s.is_continued
-            ]
+            others = [one for one in SCHEDULES.values() if not one.is_continued]
+            fitting = [one.name for one in others if one.fits(self.blocks)]
             todo = f": name one of these, or pass -P schedule={' or '.join(fitting)}"
             raise SettingsError(f"schedule {self._where}: {err}{todo}") from None
         except ValueError as err:
@@ -126,7 +125,7 @@ class Schedule:
     @property
     def _where(self) -> str:
         path = _FILES.get(str(self))
-        return f"{self.name} ({path})" if path else self.name
+        return f"{self.name} ({path})" if path and self.name not in SCHEDULES else self.name
 
     @property
     def count(self) -> int:

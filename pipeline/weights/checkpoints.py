@@ -8,6 +8,7 @@ assembled model is the one that was saved.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
@@ -118,13 +119,7 @@ def load_checkpoint(
             f"({info.weights_digest[:12]}…), weights {pretrained.name} are now "
             f"{pretrained.digest[:12]}…"
         )
-    own = backbone.model.state_dict()
-    misfits = [n for n, t in changed.items() if n not in own or own[n].shape != t.shape]
-    if misfits:
-        raise LineageError(
-            f"the checkpoint does not fit {backbone.name} as the network is now: "
-            f"{first_of(misfits, 4)} had another shape"
-        )
+    _check_shapes(changed, backbone)
     pretrained.apply(backbone)
     backbone.put(changed)
     if digest_tensors(backbone.model.state_dict()) != info.model_digest:
@@ -132,6 +127,16 @@ def load_checkpoint(
             "the checkpoint and its weights do not add up to the model that was saved"
         )
     return info
+
+
+def _check_shapes(changed: Mapping[str, Tensor], backbone: Backbone) -> None:
+    """Refuse tensors that a factory's network, or a library's of another version, has not."""
+    own = backbone.model.state_dict()
+    if misfits := [n for n, t in changed.items() if n not in own or own[n].shape != t.shape]:
+        raise LineageError(
+            f"the checkpoint does not fit {backbone.name} as the network is now: "
+            f"{first_of(misfits, 4)} had another shape"
+        )
 
 
 def _same_bytes(one: Tensor, other: Tensor) -> bool:
