@@ -30,7 +30,7 @@ def gate_page(name: str) -> str:
     outcome = {TRAIN_LOSS: 1.0, VAL_LOSS: 1.0, TRAIN_ACC: 0.5, VAL_ACC: 0.5}
     gate = Gate((Signal.of("headroom", True, name),), "promising", "")
     draws = [GateDraw(draw=name, first=outcome, second=outcome)]
-    return to_markdown("gate", gate=gate, draws=draws, title=name)
+    return to_markdown("gate", gate=gate, draws=draws, title=name, cases=name)
 
 
 def check_shown(name: str) -> None:
@@ -75,7 +75,7 @@ def test_a_command_is_shown_as_it_is_typed(command: str) -> None:
 
 def test_a_fact_that_is_missing_is_an_error() -> None:
     with pytest.raises(UndefinedError, match="title"):
-        to_markdown("gate", gate=GATE, draws=[])
+        to_markdown("gate", gate=GATE, draws=[], cases="")
 
 
 def test_every_file_that_is_no_module_is_in_the_package() -> None:
