@@ -13,12 +13,14 @@ import pandas as pd
 import pytest
 from mlflow.entities import Run
 from scipy import stats
+from scipy.stats.distributions import rv_frozen
 
 from pipeline.comparing.compared import Compared
 from pipeline.entries.table import perform
+from tests.by_image import differences, student
 from tests.conftest import class_image, enter_store
 from tests.reports import artifact
-from tests.test_decide import CLASSES, Desk, acc
+from tests.test_decide import CLASSES, Desk
 
 NAME = "mobilenet_v3_small"
 OWN = {"epochs": "1", "draws": "2"}
@@ -73,9 +75,9 @@ class Finished:
         by_id = {run.info.run_id: run for run in self.stages}
         return [by_id[run_id] for run_id in rows.sort_values("draw").run_id]
 
-    def differences_pp(self, one: str, other: str = "full", backbone: str = NAME) -> list[float]:
-        pairs = zip(self.of(one, backbone), self.of(other, backbone), strict=True)
-        return [100 * (acc(ours) - acc(theirs)) for ours, theirs in pairs]
+    def pairs(self, one: str, other: str = "full", backbone: str = NAME) -> list[tuple[Run, Run]]:
+        """The last runs of two schedules, draw by draw."""
+        return list(zip(self.of(one, backbone), self.of(other, backbone), strict=True))
 
 
 def results(run: Run) -> pd.DataFrame:
@@ -84,7 +86,7 @@ def results(run: Run) -> pd.DataFrame:
 
 @dataclass
 class Known:
-    """The method's text, word by word: Student's t around the mean of the differences."""
+    """The method's text, word by word: Student's t around the mean."""
 
     mean: float
     low: float
@@ -99,8 +101,19 @@ class Known:
         # no better known than rounding to one of the 30 test images
         mean, sd = statistics.mean(values), max(statistics.stdev(values), 100 / 30 / 12**0.5)
         t = stats.t(count - 1, loc=mean, scale=sd * (1 / count + correction) ** 0.5)
+        return cls.in_numbers(t, rope)
+
+    @classmethod
+    def by_image(
+        cls, pairs: Sequence[tuple[Run, Run]], correction: float = 0.0, rope: float = 0.5
+    ) -> Known:
+        """Of the difference between the first runs and the second, for other images, too."""
+        return cls.in_numbers(student(differences(pairs), correction), rope)
+
+    @classmethod
+    def in_numbers(cls, t: rv_frozen, rope: float) -> Known:
         low, high = t.interval(0.95)
-        return cls(mean, low, high, t.sf(rope), t.cdf(-rope), t.sf(0))
+        return cls(t.median(), low, high, t.sf(rope), t.cdf(-rope), t.sf(0))
 
     def shown(self) -> str:
         return f"{self.mean:+.2f} ({self.low:+.2f} to {self.high:+.2f})"

@@ -127,7 +127,7 @@ def test_differences_and_probabilities_follow_from_the_runs_accuracies(
         found = finished.run.data.metrics[f"test_acc/{NAME}/{name}"]
         assert found == pytest.approx(mean)
         if name != "full":
-            check_numbers(finished.run, NAME, name, Known.of(finished.differences_pp(name)))
+            check_numbers(finished.run, NAME, name, Known.by_image(finished.pairs(name)))
     assert f"difference_pp/{NAME}/full" not in finished.run.data.metrics
 
 
@@ -148,7 +148,7 @@ def test_the_report_shows_every_schedule_and_all_their_differences(finished: Fin
             if column == row[0]:
                 assert cell == ""
                 continue
-            known = Known.of(finished.differences_pp(row[0], column))
+            known = Known.by_image(finished.pairs(row[0], column))
             assert cell == f"{known.shown()}, P {known.p_positive:.3f}"
             if column == "full":
                 inside_rope = 1 - known.p_better - known.p_worse
@@ -176,7 +176,7 @@ def test_the_same_comparison_again_trains_nothing_and_shows_the_same(finished: F
     assert {run.info.run_id for run in runs()} == before
     run = runs("comparison")[-1]
     for name in SCHEDULES[:3]:
-        known = Known.of(finished.differences_pp(name, "lp_ft"), rope=20)
+        known = Known.by_image(finished.pairs(name, "lp_ft"), rope=20)
         check_numbers(run, NAME, name, known)
     assert [cell.arm.name for cell in again.cells] == ["lp_ft", *SCHEDULES[:3]]
     columns = ["test_acc", "val_acc", "parameters_trained", "run_id"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import math
 import shlex
 import sqlite3
 import statistics
@@ -20,7 +19,6 @@ import pandas as pd
 import pytest
 from mlflow.entities import Run
 from PIL import Image
-from scipy import stats
 
 from pipeline.cli import main
 from pipeline.comparing.decision import Decision
@@ -36,6 +34,7 @@ from pipeline.settings.layers import Layer, resolve
 from pipeline.settings.run import Settings
 from pipeline.stats.operating import characteristics_text
 from pipeline.stats.simulated import World, image_characteristics
+from tests.by_image import differences, odds
 from tests.conftest import class_image, enter_store, inside, words_of
 from tests.helpers import planned_epochs
 from tests.reports import artifact, reports, tables_of_markdown
@@ -211,40 +210,6 @@ class ByHand:
     pairs: int
     p_gain: float
     p_harm: float
-
-
-def differences(pairs: Sequence[tuple[Run, Run]]) -> list[list[int]]:
-    """A row a pair, a column a test image, from the predictions that the runs hold."""
-
-    def right(run: Run) -> list[bool]:
-        table = pd.read_parquet(artifact(run, "evaluation/test_predictions.parquet"))
-        return (table["label"] == table["predicted"]).tolist()
-
-    return [
-        [int(a) - int(b) for a, b in zip(right(ours), right(theirs), strict=True)]
-        for ours, theirs in pairs
-    ]
-
-
-def odds(table: list[list[int]], rope: float, correction: float) -> tuple[float, float]:
-    """P(gain > ROPE) and P(gain < -ROPE), word by word as `stats/crossed.py` cites."""
-    p, n = len(table), len(table[0])
-    rows = [statistics.mean(row) for row in table]
-    columns = [statistics.mean(column) for column in zip(*table, strict=True)]
-    mean = statistics.mean(rows)
-    rest = sum(
-        (table[i][j] - rows[i] - columns[j] + mean) ** 2 for i in range(p) for j in range(n)
-    ) / ((p - 1) * (n - 1) * p * n)
-    # no better known than rounding to one of the test images
-    pair = max(statistics.variance(rows), 1 / 12 / n**2) * (1 / p + correction)
-    with_added = [*columns, 1, -1]
-    image = sum(one**2 for one in with_added) - sum(columns) ** 2 / (n + 2)
-    image /= (n + 1) * (n + 2)
-    variance = pair + max(image - rest, 0)
-    share = pair**2 / (p - 1) + image**2 / (n - 1) + rest**2 / ((p - 1) * (n - 1))
-    degrees, scale = min(max(variance**2 / share, p - 1), n - 1), 100 * math.sqrt(variance)
-    above = stats.t.sf((rope - 100 * mean) / scale, degrees)
-    return float(above), float(stats.t.cdf((-rope - 100 * mean) / scale, degrees))
 
 
 def by_hand(
