@@ -51,8 +51,8 @@ from pipeline.training.device import pick_device
 
 PICTURE = "figures/gains.png"
 EFFECTS = "mended_and_broken.csv"
-NOT_SHOWN = ("draw", "data_seed", "seed", "enforce_gate")
-"""Settings that differ between pairs, which the table of pairs shows, and one that is off."""
+NOT_SHOWN = ("draw", "data_seed", "seed", "enforce_gate", "cache_dir", "cache_limit")
+"""Settings that differ between pairs, which the table of pairs shows; one that is off; places."""
 
 
 def log_decision(
