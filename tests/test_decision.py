@@ -91,20 +91,27 @@ def unlike(acc: float, seed: int) -> ArmResult:
 
 
 def test_an_open_decision_says_what_would_settle_it_and_what_that_costs() -> None:
-    made = decision((unlike(0.78, 1), unlike(0.7, 2)), rope_pp="0", metric="macro_f1")
-    differ = [unlike(0.78 + 0.02 * k.key.number, k.key.number) for k in made.pairs]
+    made = decision(rope_pp="0", metric="macro_f1", looks="5")
+    differ = [unlike(0.66 + 0.2 * (k.key.number % 2), k.key.number) for k in made.pairs]
     pairs = tuple(replace(p, treatment=one) for p, one in zip(made.pairs, differ, strict=True))
     found = verdict_of(pairs, made.design, made.pool, made.metric)
     made = replace(made, pairs=pairs, verdict=found)
     assert made.verdict.state == "inconclusive"
-    more = re.search(r"about (\d+) more pairs \(about (\d+) s here\)", made.outlook)
+    more = re.search(r"about (\d+) more pairs \(about (\d+) min here\)", made.outlook)
     assert more
-    assert int(more[2]) == 30 * int(more[1])
-    assert f"-P looks=2,{2 + int(more[1])} goes on from these pairs" in made.outlook
+    assert int(more[2]) == pytest.approx(int(more[1]) / 2, abs=0.6)
+    assert f"-P looks=5,{5 + int(more[1])} goes on from these pairs" in made.outlook
     assert made.tags["verdict.outlook"] == made.outlook
     assert made.outlook[1:] in report(made)
-    small = replace(made, pool=replace(made.pool, most=2))
-    assert "the pool holds 2: fewer images a class" in small.outlook
+    small = replace(made, pool=replace(made.pool, most=5))
+    assert "the pool holds 5: fewer images a class" in small.outlook
+
+
+def test_of_a_few_pairs_nothing_is_foretold() -> None:
+    made = decision((unlike(0.72, 1), unlike(0.7, 2)), looks="3")
+    assert made.verdict.state == "inconclusive"
+    assert made.outlook.startswith("3 pairs tell too little")
+    assert "-P looks=5,10,20" in made.outlook
 
 
 def test_a_decision_that_is_settled_has_no_outlook() -> None:
@@ -121,6 +128,8 @@ def test_seeds_of_a_draw_are_one_pair_of_the_verdict() -> None:
     assert known.pairs == 4
     assert made.sentence.endswith("Each pair is the mean of 3 seeds.")
     assert options_again(made)["seeds"] == "3"
+    assert made.labels[:4] == ["1.1", "1.2", "1.3", "2.1"]
+    assert decision().labels == ["1", "2"]
 
 
 def test_gains_of_a_draw_are_averaged_over_its_seeds_image_by_image() -> None:

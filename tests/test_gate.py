@@ -199,7 +199,11 @@ def test_the_gate_tells_how_recorded_cases_that_began_so_ended(prior: str) -> No
     with CASES.open(encoding="utf-8", newline="") as file:
         alike = [row for row in csv.DictReader(file) if row["gate"] == prior]
     won = sum(row["verdict"] == "justified" for row in alike)
-    told = f"in {won} of {len(alike)} recorded cases" if alike else "no decision on record"
+    told = (
+        f"in {won} of {len(alike)} recorded cases"
+        if alike
+        else "no decision that this project has recorded"
+    )
     assert told in cases_like(prior)
 
 

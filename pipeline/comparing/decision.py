@@ -29,6 +29,14 @@ from pipeline.stats.verdict import Verdict, verdict
 from pipeline.system.digests import digest_values
 from pipeline.tracking.keys import VERDICT, VERDICT_PAIRS, VERDICT_QUESTION
 
+FEWEST = 5
+"""Pairs from which is said what would settle a decision."""
+
+
+def label_of(number: int, seeds: int) -> str:
+    """A pair's number as people count; with several seeds the draw's and the seed's."""
+    return f"{number // seeds + 1}" + (f".{number % seeds + 1}" if seeds > 1 else "")
+
 
 def verdict_of(
     pairs: Sequence[Pair], design: Design, pool: Pool, metric: str, seeds: int = 1
@@ -103,6 +111,11 @@ class Decision:
         return self.asked.decide.seeds
 
     @property
+    def labels(self) -> list[str]:
+        """The pairs' numbers, in their order; with several seeds a draw `1.1`, `1.2`, `2.1`."""
+        return [label_of(pair.key.number, self.seeds) for pair in self.pairs]
+
+    @property
     def metric(self) -> str:
         """What the arms are compared by."""
         return self.asked.decide.metric
@@ -143,6 +156,11 @@ class Decision:
         known = self.verdict.posterior
         if self.verdict.state != "inconclusive" or not known:
             return ""
+        if known.pairs < FEWEST:
+            return (
+                f"{known.pairs} pairs tell too little of how gains vary to say what would settle "
+                f"this: take {FEWEST} pairs or more (-P looks={FEWEST},10,20)."
+            )
         more = needed(known, self.design, self._table)
         if not more.pairs:
             return f"{more.sentence()}."

@@ -21,7 +21,7 @@ from pipeline.comparing.arms import (
     with_own_settings,
 )
 from pipeline.comparing.cost import equal_steps, operations_of, seconds_a_draw
-from pipeline.comparing.decision import Decision, verdict_of
+from pipeline.comparing.decision import Decision, label_of, verdict_of
 from pipeline.comparing.decision_page import log_decision
 from pipeline.comparing.effects import effects_of
 from pipeline.comparing.pairs import Pair, PairRunner, Results, resolution_pp
@@ -104,7 +104,7 @@ def _forecast(plan: Comparison, setup: PairSetup, design: Design) -> float:
     if apart := differences(*arms):
         say(f"note: the arms' last stages differ in {', '.join(apart)}: a gain is of that, too")
     worth = resolution_pp(images)
-    if worth > design.rope_pp:
+    if worth > design.rope_pp and plan.decide.metric == DEFAULT_SHARE:
         say(
             f"note: one test image is worth {worth:.2g} pp, more than the {design.rope_pp:g} pp "
             "that count as a gain: more test images, or a larger rope_pp, would be better"
@@ -170,7 +170,8 @@ def _run_pairs(
     def tell(number: int, pair: str, results: Results) -> str:
         shown = (f"{name} {result.test:.2%}" for name, result in zip(names, results, strict=True))
         gain_pp = 100 * (results[0].test - results[1].test)
-        return f"pair {number + 1} ({pair}): {', '.join(shown)}, gain {gain_pp:+.2f} pp"
+        label = label_of(number, setup.seeds)
+        return f"pair {label} ({pair}): {', '.join(shown)}, gain {gain_pp:+.2f} pp"
 
     arms, run_id = (plan.treatment, plan.control), log.run_id if log else setup.command.joins
     runner = setup.runner(arms, setup.overlap, plan.decide.metric, run_id, tell)

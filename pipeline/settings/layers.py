@@ -72,6 +72,8 @@ def hint_for(key: str, known: Iterable[str] = (*RUN_KEYS, *TRAIN_KEYS)) -> str:
     number, _ = split_stage_key(key)
     if number is not None:
         known = [f"stage{number}.{name}" for name in TRAIN_KEYS]
+    elif key.startswith(CONTROL):
+        known = [f"{CONTROL}{name}" for name in TRAIN_KEYS]
     return did_you_mean(key, known) or ": --help lists every setting"
 
 

@@ -25,9 +25,10 @@ def cases_like(prior: str) -> str:
     found = cases()
     alike = found[found["gate"] == prior]
     if alike.empty:
-        return f"no decision on record began with a gate that said {prior}"
+        return f"no decision that this project has recorded began with a gate that said {prior}"
+    mean = alike["gain_pp"].mean()
     won, open_ = ((alike["verdict"] == end).sum() for end in ("justified", "inconclusive"))
     return (
-        f"stage 3 justified itself in {won} of {len(alike)} recorded cases in which the gate said "
-        f"{prior} ({open_} stayed open; mean gain {alike['gain_pp'].mean():+.1f} pp)"
+        f"stage 3 justified itself in {won} of {len(alike)} recorded cases of this project in "
+        f"which the gate said {prior} ({open_} stayed open; mean gain {mean:+.1f} pp)"
     )

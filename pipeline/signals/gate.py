@@ -144,7 +144,9 @@ def last_fifth_span(val_loss: Sequence[float]) -> float:
 def _stabilized(draws: Sequence[GateDraw], thresholds: Thresholds) -> Signal:
     name = "optimization_stabilized"
     if any(len(draw.val_loss) < 2 for draw in draws):
-        return Signal.of(name, None, "stage 2's loss by epoch is not known")
+        is_known = all(draw.val_loss for draw in draws)
+        why = "has one epoch, too few to tell" if is_known else "has no loss by epoch on record"
+        return Signal.of(name, None, f"stage 2 {why}")
     worst = max(last_fifth_span(draw.val_loss) for draw in draws)
     if not math.isfinite(worst):
         return Signal.of(name, False, "stage 2's validation loss ends as no number")

@@ -17,7 +17,8 @@ from pipeline.stats.crossed import ADDED, Crossed, Table
 from pipeline.stats.design import GRID, Design
 from pipeline.stats.posterior import Posterior
 
-MOST_IMAGES = 1_000_000
+MOST = 10
+"""Times as many test images as there are: more is no help to anybody."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +35,8 @@ class Needed:
 
     def sentence(self, cost: str = "") -> str:
         """In words; `cost`: of the pairs."""
-        spent = f" ({cost})" if cost else ""
-        pairs = f"about {self.pairs:,} more pairs{spent}" if self.pairs is not None else ""
+        spent, s = f" ({cost})" if cost else "", "" if self.pairs == 1 else "s"
+        pairs = f"about {self.pairs:,} more pair{s}{spent}" if self.pairs is not None else ""
         images = f"about {self.images:,} more test images" if self.images is not None else ""
         either = " or ".join(filter(None, (pairs, images)))
         if either:
@@ -99,7 +100,7 @@ def _pairs(one: Variances, gap_pp: float, design: Design, pairs: int, images: fl
 
 
 def _images(one: Variances, gap_pp: float, design: Design, pairs: int, images: int) -> int | None:
-    low, high = images, MOST_IMAGES
+    low, high = images, MOST * images
     if not _settles(one, gap_pp, design, pairs, high):
         return None
     while high - low > max(1, low // 100):  # to 1%
