@@ -181,7 +181,6 @@ def test_suggestions_are_of_the_settings_own_types_and_inside_the_space() -> Non
     assert study.trials[0].distributions["lr"] == FloatDistribution(1e-4, 1e-2, log=True)
 
 
-@pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed:UserWarning")
 def test_the_settings_of_the_stage_before_are_tried_second(tmp_path: Path) -> None:
     """Both arms of a decision start from the same two points, whatever stage 2 was tuned to."""
     storage = open_storage(f"sqlite:///{tmp_path}/optuna.db")
@@ -192,7 +191,6 @@ def test_the_settings_of_the_stage_before_are_tried_second(tmp_path: Path) -> No
         assert len(Study.join(storage, spec, seed=0).trials) == 1
 
 
-@pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed:UserWarning")
 def test_a_seed_gives_the_same_trials_but_not_to_those_who_join(tmp_path: Path) -> None:
     def rates(study: Study) -> list[object]:
         return [suggest(study.optuna.ask(), LR)["lr"] for _ in range(3)]

@@ -202,7 +202,6 @@ def test_the_trial_of_a_killed_worker_is_taken_over_and_its_runs_end(
     assert runs("study")["metrics.trials/interrupted"][0] == 1
 
 
-@pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed:UserWarning")
 def test_a_trial_whose_worker_died_before_its_first_heartbeat_is_taken_over(
     command: Command, options: dict[str, str], store: Path
 ) -> None:
@@ -214,7 +213,6 @@ def test_a_trial_whose_worker_died_before_its_first_heartbeat_is_taken_over(
     assert studies(store)[0].trials[1].params == {"lr": 3e-3}
 
 
-@pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed:UserWarning")
 def test_a_worker_that_is_alive_is_waited_for(
     command: Command, options: dict[str, str], store: Path
 ) -> None:
