@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.stats.design import Design
-from pipeline.stats.posterior import Floats, Posterior, student_posterior
+from pipeline.stats.posterior import Floats, Gains, Posterior, posterior, student_posterior
 
 Table = NDArray[np.integer[Any]] | Floats
 """Differences of pairs on test images (pairs, images): 1, 0 or -1; or means of several seeds'."""
@@ -132,3 +132,20 @@ class Crossed:
             correction=correction,
             rope_pp=rope_pp,
         )
+
+
+def posterior_of(
+    gains_pp: Gains,
+    *,
+    rope_pp: float,
+    correction: float,
+    resolution_pp: float,
+    differences: Table | None,
+) -> Posterior:
+    """The posterior of gains: for other test images, too, where differences by image are known.
+
+    `differences` (pairs, images), from which the gains come, have a resolution of their own.
+    """
+    if differences is not None:
+        return Crossed.of(differences).posterior(rope_pp=rope_pp, correction=correction)
+    return posterior(gains_pp, rope_pp=rope_pp, correction=correction, resolution_pp=resolution_pp)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.stats.crossed import Crossed, Table
+from pipeline.stats.crossed import Table, posterior_of
 from pipeline.stats.posterior import Floats, Gains, moments, scale_of, tails
 
 LENIENCE = 2.5
@@ -104,20 +104,24 @@ def robustness(
     """
     gains = np.asarray(gains_pp, dtype=float)
     assert len(gains) >= 3, gains
-    mean, sd = without_each(gains)
-    count = len(gains) - 1
-    above, _ = tails(mean, scale_of(sd, count, correction, resolution_pp), count - 1, rope_pp)
-    if differences is not None:
-        left = [np.delete(differences, pair, axis=0) for pair in range(len(gains))]
-        known = [Crossed.of(t).posterior(rope_pp=rope_pp, correction=correction) for t in left]
-        above = np.array([one.p_above for one in known])
+    left = [
+        posterior_of(
+            np.delete(gains, pair),
+            rope_pp=rope_pp,
+            correction=correction,
+            resolution_pp=resolution_pp,
+            differences=None if differences is None else np.delete(differences, pair, axis=0),
+        )
+        for pair in range(len(gains))
+    ]
+    means = tuple(one.mean_pp for one in left)
     all_mean, all_sd = moments(gains)
-    spread = float(all_sd) * np.sqrt(count / len(gains))
+    spread = float(all_sd) * np.sqrt(1 - 1 / len(gains))
     return Robustness(
         smallest_pp=float(gains.min()),
         largest_pp=float(gains.max()),
         skew=float(((gains - all_mean) ** 3).mean() / spread**3) if spread else 0.0,
-        p_above=tuple(above.tolist()),
-        means_pp=tuple(mean.tolist()),
-        keeps_sign=bool((np.sign(mean) == np.sign(all_mean)).all()),
+        p_above=tuple(one.p_above for one in left),
+        means_pp=means,
+        keeps_sign=bool((np.sign(means) == np.sign(all_mean)).all()),
     )

@@ -14,9 +14,9 @@ from typing import Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.stats.crossed import Crossed, Table
+from pipeline.stats.crossed import Table, posterior_of
 from pipeline.stats.design import Design
-from pipeline.stats.posterior import INTERVAL, Floats, Gains, Posterior, posterior
+from pipeline.stats.posterior import INTERVAL, Floats, Gains, Posterior
 from pipeline.stats.robustness import Robustness, robustness, still_enough
 from pipeline.stats.seeds import correction_by_seeds
 
@@ -110,7 +110,8 @@ def decide_at_look(
     """One look at all of `gains_pp`; what earlier looks found plays no part.
 
     `justified` at P(gain > ROPE) >= threshold. `not_justified` at P(gain < ROPE) >= threshold:
-    `harmful` if P(gain < -ROPE) reaches it too, else `equivalent`. Otherwise `go_on`, after the
+    `harmful` if P(gain < -ROPE) reaches it too, `equivalent` if a loss is ruled out as well, else
+    `no_gain`. Otherwise `go_on`, after the
     last look `inconclusive`. With `differences` (pairs, images), from which the gains come, the
     posterior covers other test images, too, and brings its own resolution. A `robust` design
     does not say `justified` where a single pair carries it (`robustness.py`). Gains (draws, seeds)
@@ -120,12 +121,13 @@ def decide_at_look(
     if gains_pp.ndim == 2:
         correction = correction_by_seeds(gains_pp, correction) if correction else 0.0
         gains_pp = gains_pp.mean(axis=1)
-    if differences is None:
-        known = posterior(
-            gains_pp, rope_pp=design.rope_pp, correction=correction, resolution_pp=resolution_pp
-        )
-    else:
-        known = Crossed.of(differences).posterior(rope_pp=design.rope_pp, correction=correction)
+    known = posterior_of(
+        gains_pp,
+        rope_pp=design.rope_pp,
+        correction=correction,
+        resolution_pp=resolution_pp,
+        differences=differences,
+    )
     threshold = design.threshold_at(known.pairs)
     found = str(rule(np.asarray(known.p_above), np.asarray(known.p_below), threshold))
     more = design.pairs_to_next_look(known.pairs)
