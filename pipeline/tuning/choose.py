@@ -115,9 +115,8 @@ def error_over_draws(values: ArrayLike) -> float:
     trials, draws = table.shape
     own = table - np.median(table, axis=0)
     variance = np.median(own.var(axis=1, ddof=1)) * trials / (trials - 1)
-    median = 2 * special.gammaincinv(
-        (draws - 1) / 2, 0.5
-    )  # of chi-squared, whose mean is draws - 1
+    # chi-squared of draws - 1 degrees has this median, and draws - 1 as its mean
+    median = 2 * special.gammaincinv((draws - 1) / 2, 0.5)
     return float(np.sqrt(2 * variance * (draws - 1) / median / draws))
 
 
