@@ -43,6 +43,8 @@ from pipeline.system.interrupts import check
 from pipeline.system.text import first_of, one_line
 
 SHOWN_CLASSES = 10
+WHERE = "unfreeze: where"
+"""Key of `Image.info`: the file or the row that holds the image."""
 SHOWN_UNREADABLE = 20
 UNREADABLE = "unreadable_images.txt"
 """The artifact of a run that lists the images which the run went on without."""
@@ -183,7 +185,9 @@ def decode_image(image: Any, where: str, ranges: Ranges | None = None) -> Image.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged metadata: the pixels count
             if isinstance(content, np.ndarray):
-                return to_rgb(Image.fromarray(content))
+                rgb = to_rgb(Image.fromarray(content))
+                rgb.info[WHERE] = where
+                return rgb
             with Image.open(
                 io.BytesIO(content) if isinstance(content, bytes) else content
             ) as file:
@@ -194,6 +198,7 @@ def decode_image(image: Any, where: str, ranges: Ranges | None = None) -> Image.
         return Unreadable(where, first_line(err))
     if DOUBT in rgb.info:
         rgb.info[DOUBT] = str(Unreadable(where, rgb.info[DOUBT]))
+    rgb.info[WHERE] = where
     return rgb
 
 
@@ -241,6 +246,7 @@ def read_images(
     kept: list[int] = []
     unreadable: list[str] = []
     doubts: list[str] = []
+    names: list[str] = []
     for position, rgb in enumerate(split.read(rows.tolist())):
         check()
         if isinstance(rgb, Unreadable):
@@ -250,6 +256,7 @@ def read_images(
         digests[len(kept)] = np.frombuffer(digest_image(rgb), dtype=np.uint8)
         pixels[len(kept)] = preparation.fit_square(rgb, image_size)
         kept.append(position)
+        names.append(one_line(rgb.info[WHERE]))
     if not skip_unreadable:
         refuse_unreadable(unreadable, len(rows))
     return ImageSet(
@@ -260,6 +267,7 @@ def read_images(
         doubts=tuple(doubts),
         preparation=preparation,
         rows=rows[kept],
+        names=tuple(names),
     )
 
 

@@ -279,6 +279,7 @@ class ImageSet:
         rows: of the split that the images were read from, (N,).
         doubts: deep images that may have lost what they show, and why, a line each.
         preparation: how the pixels were made, and how they are normalised.
+        names: the file or the row that each image stands in; empty where nobody reads them.
     """
 
     pixels: Tensor
@@ -288,6 +289,7 @@ class ImageSet:
     doubts: tuple[str, ...] = ()
     preparation: Preparation = USUAL
     rows: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)

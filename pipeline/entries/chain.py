@@ -14,6 +14,7 @@ from pipeline.entries.plans import StagePlan
 from pipeline.reporting.page import to_markdown
 from pipeline.runs.command import Command
 from pipeline.runs.find_or_run import add_pictures_and_model, find_or_run
+from pipeline.runs.floor import Floor, floor_on
 from pipeline.runs.lineage import (
     WITHOUT_PARENT,
     check_agreement,
@@ -57,6 +58,8 @@ def stage_entry(command: Command, plan: StagePlan) -> Summary:
         if not parent and number > 1:
             parent = tracking.get(find_or_run(session, number - 1).run_id)
         summary = run_stage(session, number, parent, target=True)
+        if number == 1:
+            _floor(session, summary.run_id)
         refresh_siblings(tracking, command.say)
     return summary
 
@@ -76,6 +79,14 @@ def _inheriting(command: Command, plan: StagePlan, parent: RunView) -> Settings:
     )
     command.say(f"inherited from run {parent.run_id} ({parent.name}): {taken}")
     return settings
+
+
+def _floor(session: Session, run_id: str) -> Floor | None:
+    """Stage 0 of a session's images, on the run of stage 1; prints what it came to."""
+    floor = floor_on(session, session.tracking.get(run_id))
+    if floor:
+        session.say(floor.sentence)
+    return floor
 
 
 def check_storage(command: Command, tracking: Tracking, *, must_exist: bool = False) -> Storage:
@@ -114,15 +125,17 @@ def main_entry(command: Command, settings: Settings) -> list[Summary]:
         session = _tuned(command.request, session, numbers, studies)
         values = plain_values(session.settings)
         rows = [find_or_run(session, number, log.run_id) for number in numbers]
+        floor = _floor(session, rows[0].run_id)
         for row in rows:
             add_pictures_and_model(session, row.number, row.run_id)
         refresh_siblings(tracking, command.say)
         log.params(values)
+        log.metrics(floor.metrics if floor else {})
         for row in rows:
             prefix = f"stage{row.number}"
             log.metrics({f"{prefix}/{name}": value for name, value in row.val.items()})
             log.tags({f"{prefix}_run_id": row.run_id})
-        table = summary_table(rows)
+        table = summary_table(rows, floor.rows if floor else ())
         page = to_markdown("chain", name=name, table=table)
         log.tags({NOTE: page})
         log.text(page, "summary.md")

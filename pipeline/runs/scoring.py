@@ -14,7 +14,9 @@ from pipeline.data.overlap import Overlap
 from pipeline.errors import DataError, LineageError
 from pipeline.model.backbones import Backbone
 from pipeline.runs.command import Command
+from pipeline.runs.floor import floor_of
 from pipeline.runs.lineage import check_places, other_than, settings_of
+from pipeline.runs.mistakes import Answers, by_class_text, log_mistakes
 from pipeline.runs.predictions import keep_predictions
 from pipeline.runs.session import Session
 from pipeline.runs.sources import source_and_weights
@@ -36,6 +38,8 @@ from pipeline.training.device import compute_copy, run_segments
 from pipeline.training.prefix_cache import PrefixCache
 
 PIXELS_PER_BATCH = 256 * 64 * 64
+SHOWN_CLASSES = 20
+"""In the table of classes on the terminal."""
 
 
 def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
@@ -70,13 +74,19 @@ def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
             log.tags({"evaluated_run_id": run.run_id})
             log_unreadable(log, images.unreadable)
             counts = overlap.counts.metrics
-            log.metrics({**_named(scores), **counts})
+            floor = floor_of(session, images)
+            log.metrics({**_named(scores), **counts, **(floor.metrics if floor else {})})
+            answers = Answers(images, logits, session.draw.class_names, "test")
+            log_mistakes(log, answers, say, settings.data)
     measured = scored_on(images.fingerprint(), session.precision)
     keep_predictions(tracking, run, logits, images, session.draw.class_names)
     keep_scores(tracking, run, scores, measured, counts)
     others = "".join(f", {n} {v:.4f}" for n, v in scores.items() if n not in ("acc", "loss"))
     result = f"test accuracy {scores['acc']:.2%}, loss {scores['loss']:.4f}{others}"
     say(f"{run.name}: {result} on {len(images)} images")
+    if floor:
+        say(floor.sentence)
+    say(by_class_text(answers, SHOWN_CLASSES))
     if missing := overlap.counts.missing:
         say(f"note: no test image is of class {first_of(missing)}: the accuracy leaves them out")
     if overlap.copies.any():

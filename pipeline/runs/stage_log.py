@@ -25,6 +25,14 @@ from pipeline.model.factories import distribution_of, is_factory, sources_of
 from pipeline.model.networks import TIMM, recipe_of
 from pipeline.reporting.figures import best_effort, confusion_matrix, learning_curves
 from pipeline.runs.command_line import stage_entry_point
+from pipeline.runs.mistakes import (
+    BATCH,
+    CHANGES,
+    Answers,
+    batch_picture,
+    changes_between,
+    log_mistakes,
+)
 from pipeline.runs.session import Session
 from pipeline.settings.run import THRESHOLD_KEYS, Settings, plain_values
 from pipeline.settings.schedules import Stage
@@ -32,6 +40,7 @@ from pipeline.signals.evidence import (
     PREDICTIONS,
     Subject,
     log_evidence_pictures,
+    scores_of,
     sentences,
 )
 from pipeline.signals.readings import Signal
@@ -146,6 +155,24 @@ def log_pictures(
         log.figure(
             confusion_matrix(title, counts, draw.class_names), "figures/confusion_matrix.png"
         )
+    _log_mistakes(log, tracking, subject, say)
+
+
+def _log_mistakes(
+    log: RunLog, tracking: Tracking, subject: Subject, say: Callable[[str], None]
+) -> None:
+    """What the stage gets wrong, mends and breaks, and a batch as it was trained on."""
+    draw, settings, number = subject.draw, subject.settings, subject.stage.number
+    answers = Answers(draw.val, subject.logits, draw.class_names, "validation")
+    log_mistakes(log, answers, say, settings.data)
+    with best_effort("a picture of a batch", say):
+        log.figure(batch_picture(draw.train, settings, number, draw.class_names), BATCH)
+    with best_effort("a picture of what the stage mends", say):
+        before = scores_of(tracking, subject.parent) if subject.parent else None
+        if before and before.images == subject.scored.images:
+            names = f"stage {number}", f"stage {number - 1}"
+            if figure := changes_between(answers, before.predicted.tolist(), names):
+                log.figure(figure, CHANGES)
 
 
 def _description(subject: Subject, summary: Summary, signals: Sequence[Signal]) -> str:

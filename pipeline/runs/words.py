@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -12,8 +12,10 @@ from pipeline.tracking.history import Summary
 from pipeline.tracking.keys import TRAIN_ACC, VAL_ACC, VAL_LOSS
 
 
-def summary_table(rows: Sequence[Summary]) -> pd.DataFrame:
-    """The stages as a table of text."""
+def summary_table(
+    rows: Sequence[Summary], floor: Sequence[Mapping[str, str]] = ()
+) -> pd.DataFrame:
+    """The stages as a table of text, below the rows of stage 0."""
     cells = [
         {
             "stage": str(row.number),
@@ -28,7 +30,7 @@ def summary_table(rows: Sequence[Summary]) -> pd.DataFrame:
         }
         for row in rows
     ]
-    return pd.DataFrame(cells)
+    return pd.DataFrame([*floor, *cells], columns=list(cells[0])).fillna("")
 
 
 def with_auto_resolved(asked: object, found: Sequence[str]) -> str:

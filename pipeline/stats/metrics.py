@@ -55,6 +55,19 @@ def balanced_accuracy(logits: Tensor, labels: Tensor) -> float:
     return (hits[true > 0] / true[true > 0]).double().mean().item()
 
 
+def calibration_error(logits: Tensor, labels: Tensor) -> float:
+    """How far the probabilities of predicted classes are from how often they are right, 0 to 1.
+
+    NaN where a logit is not a number. See `calibration.py`.
+    """
+    from pipeline.stats.calibration import Bins
+
+    probability, predicted = logits.double().softmax(1).max(1)
+    if not probability.isfinite().all():
+        return math.nan
+    return Bins.of(probability.numpy(), (predicted == labels).numpy()).error
+
+
 def _counts(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Right predictions, labels, and predictions of each class, (classes,) each, float64."""
     predicted, classes = logits.argmax(1), logits.shape[1]
@@ -87,6 +100,7 @@ METRICS: Mapping[str, Metric] = {
     "acc": Metric(words="accuracy", compute=accuracy, of_classes=True, mean_of="correct"),
     "macro_f1": Metric(words="macro F1", compute=macro_f1, of_classes=True),
     "balanced_acc": Metric(words="balanced accuracy", compute=balanced_accuracy, of_classes=True),
+    "ece": Metric(words="calibration error", compute=calibration_error, direction="minimize"),
 }
 SHARES = tuple(name for name, metric in METRICS.items() if metric.of_classes)
 """Metrics whose differences are percentage points: what arms can be compared by."""

@@ -57,6 +57,8 @@ TRAINABLE = "parameters/trainable"
 TOTAL_S, PREFIX_S = "time/total_s", "time/prefix_s"
 PEAK_MIB = "memory/peak_mib"
 PARENT_VAL_ACC = f"{SIGNAL_METRICS}parent_val_acc"
+STAGE0 = "stage0/"
+"""Of the metrics of stage 0: `stage0/logreg_val_acc`, ..., and what was chosen."""
 COPIES_OF_POOL, SEEN_IN_TRAINING = "test/copies_of_pool", "test/seen_in_training"
 """Test images that are copies of images in the pool; of these, those that the run has met."""
 

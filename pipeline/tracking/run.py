@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import tempfile
 import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +16,7 @@ from pipeline.tracking.faults import translated
 from pipeline.tracking.keys import FAILURE
 
 if TYPE_CHECKING:
+    import pandas as pd
     from mlflow import MlflowClient
 
 
@@ -96,6 +98,27 @@ class RunLog:
         """Store a picture."""
         with translated(f"store {path}", self._uri):
             self._client.log_figure(self.run_id, figure, path)
+
+    def table(self, frame: pd.DataFrame, path: str, pictures: Sequence[bytes] = ()) -> None:
+        """Store a table that MLflow's pages show, with a column of pictures where there are any.
+
+        `pictures`: PNG files, one a row: pages complain of rows without. MLflow's own way stores
+        each picture twice, which its pages do not need.
+        """
+        import pandas as pd
+
+        folder = f"table_images/{Path(path).stem}"
+        cells: list[object] = []
+        with tempfile.TemporaryDirectory() as copies, translated(f"store {path}", self._uri):
+            for number, picture in enumerate(pictures):
+                name = f"{number}.png"
+                Path(copies, name).write_bytes(picture)
+                place = f"{folder}/{name}"
+                cells.append({"type": "image", "filepath": place, "compressed_filepath": place})
+            if cells:
+                self._client.log_artifacts(self.run_id, copies, folder)
+                frame = pd.concat([pd.Series(cells, frame.index, name="image"), frame], axis=1)
+            self._client.log_table(self.run_id, frame, path)
 
     def model(
         self,

@@ -1,0 +1,104 @@
+"""Pictures of images: a grid with captions, and how sure predictions are against how right.
+
+In: pixels and texts, or `Bins`. Out: matplotlib figures, small when stored as JPEG.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from pipeline.reporting.figures import STYLE, TRAIN_COLOUR, VAL_COLOUR
+from pipeline.stats.calibration import Bins
+
+SIDE = 96
+"""Pixels of a small picture."""
+COLUMNS = 6
+_LONGEST = 18
+"""Letters of a name in a caption."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Images under one heading: pixels uint8, (N, 3, S, S), and a caption for each."""
+
+    heading: str
+    pixels: Tensor
+    captions: Sequence[str]
+
+
+def small(pixels: Tensor, side: int = SIDE) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """uint8 (N, 3, S, S) as small pictures, uint8 (N, side, side, 3); pixels stay squares."""
+    grown = pixels.shape[-1] <= side
+    mode = {"mode": "nearest"} if grown else {"mode": "bilinear", "antialias": True}
+    resized = torch.nn.functional.interpolate(pixels.float(), size=(side, side), **mode)
+    found: np.ndarray[Any, np.dtype[np.uint8]] = (
+        resized.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    )
+    return found
+
+
+def short(name: str) -> str:
+    """A class name that fits below a small picture."""
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
+
+
+@rc_context(STYLE)
+def image_grid(title: str, rows: Sequence[Row]) -> Figure:
+    """Small pictures with captions below, headings above; every row is as wide as it needs.
+
+    One set of axes holds all of them: a set for each picture takes seconds.
+    """
+    lines = [math.ceil(len(row.pixels) / COLUMNS) for row in rows]
+    text = 1 + max((c.count("\n") for row in rows for c in row.captions), default=0)
+    cell, head = SIDE + 13 * text + 8, 24
+    height = sum(
+        n * cell + (head if row.heading else 0) for n, row in zip(lines, rows, strict=True)
+    )
+    width = COLUMNS * (SIDE + 12)
+    canvas = np.full((height, width, 3), 255, dtype=np.uint8)
+    figure = Figure(figsize=(width / 80, (height + 30) / 80), dpi=100)
+    axes = figure.subplots()
+    axes.axis("off")
+    axes.set_title(title, parse_math=False)
+    plain: dict[str, Any] = {"fontsize": 7, "va": "top", "ha": "center", "parse_math": False}
+    top = 0
+    for row, count in zip(rows, lines, strict=True):
+        if row.heading:
+            axes.text(2, top + 4, row.heading, **{**plain, "fontsize": 9, "ha": "left"})
+            top += head
+        for number, picture in enumerate(small(row.pixels)):
+            y = top + number // COLUMNS * cell
+            x = number % COLUMNS * (SIDE + 12) + 6
+            canvas[y : y + SIDE, x : x + SIDE] = picture
+            axes.text(x + SIDE / 2, y + SIDE + 2, row.captions[number], **plain)
+        top += count * cell
+    axes.imshow(canvas, interpolation="nearest")
+    return figure
+
+
+@rc_context(STYLE)
+def reliability_diagram(title: str, bins: Bins) -> Figure:
+    """How often predictions are right, by how sure they are; below, how many there are."""
+    figure = Figure(figsize=(4.8, 5.2))
+    figure.suptitle(f"{title}: calibration error {bins.error:.1%}")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+    upper.plot([0, 1], [0, 1], "--", color="0.6", lw=1, label="as sure as right")
+    upper.vlines(bins.confidence, bins.confidence, bins.accuracy, color=VAL_COLOUR, lw=1)
+    upper.plot(bins.confidence, bins.accuracy, "o-", ms=5, color=TRAIN_COLOUR, label="predictions")
+    upper.set_ylabel("share that is right")
+    upper.set_ylim(0, 1.02)
+    upper.legend(loc="upper left")
+    lower.bar(bins.confidence, bins.counts, width=0.04, color=TRAIN_COLOUR)
+    lower.set_ylabel("images")
+    lower.set_xlabel("probability of the predicted class")
+    lower.set_xlim(0, 1.02)
+    return figure

@@ -1,0 +1,114 @@
+"""The floor of a chain: stage 0 on a session's images, kept on the run of stage 1.
+
+In: a session; test images where the caller may read them. Out: a `Floor`: accuracies of both
+classifiers of `training.stage0` on validation and test images, in words and as rows of a table.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pipeline.data.images import ImageSet
+from pipeline.model.grouping import HEAD
+from pipeline.runs.session import Session
+from pipeline.settings.augmentation import Augment
+from pipeline.tracking import RunView
+from pipeline.tracking.keys import STAGE0
+from pipeline.training.stage0 import KNN, LOGREG, Points, fit_and_score, head_inputs
+
+VAL, TEST = "val", "test"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Floor:
+    """What stage 0 came to.
+
+    Attributes:
+        chosen: k of `knn`, C of `logreg`.
+        val: accuracy on validation images by classifier, 0 to 1.
+        test: the same on test images; empty where they were not read.
+        seconds: forward passes that the cache did not have, and both classifiers.
+    """
+
+    chosen: Mapping[str, float]
+    val: Mapping[str, float]
+    test: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Both classifiers in words."""
+        return {
+            KNN: f"{self.chosen[KNN]:g} nearest neighbours"
+            if self.chosen[KNN] > 1
+            else "nearest neighbour",
+            LOGREG: f"logistic regression (C {self.chosen[LOGREG]:g})",
+        }
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The floor as a run's metrics."""
+        values = {f"{STAGE0}{name}_{VAL}_acc": acc for name, acc in self.val.items()}
+        values |= {f"{STAGE0}{name}_{TEST}_acc": acc for name, acc in self.test.items()}
+        return values | {f"{STAGE0}{name}_chosen": value for name, value in self.chosen.items()}
+
+    @property
+    def sentence(self) -> str:
+        """The floor in one clause, on test images where they were read."""
+        part, accs = (TEST, self.test) if self.test else ("validation", self.val)
+        shown = ", ".join(f"{self.names[name]} {acc:.1%}" for name, acc in accs.items())
+        return f"stage 0 (frozen features, nothing trained): {shown} on {part} images"
+
+    @property
+    def rows(self) -> list[dict[str, str]]:
+        """The floor as rows of the table of stages."""
+        return [
+            {"stage": "0", "trains": name, "val acc": f"{self.val[key]:.2%}"}
+            for key, name in self.names.items()
+        ]
+
+
+def floor_of(session: Session, test: ImageSet | None = None) -> Floor | None:
+    """Stage 0 on a session's draw, and on test images; None where features are not finite."""
+    started = time.perf_counter()
+    backbone, settings, draw = session.pretrained_backbone(), session.settings, session.draw
+
+    def inputs(images: ImageSet, augment: Augment = "none", views: int = 1) -> Points:
+        where = (session.cache, session.dtype, session.device)
+        return head_inputs(backbone, images, *where, augment=augment, views=views)
+
+    first = settings.stage(1)
+    like: tuple[Augment, int] = ("none", 1)
+    if first.trainable == (HEAD,):
+        like = (settings.training(1).augment, settings.views)
+    train = inputs(draw.train, *like)
+    others = {VAL: (inputs(draw.val), draw.val.labels.numpy())}
+    if test is not None:
+        others[TEST] = (inputs(test), test.labels.numpy())
+    found = fit_and_score(draw.train, train, others)
+    if found is None:
+        session.say("note: stage 0 is left out: the frozen features are not finite numbers")
+        return None
+    return Floor(
+        chosen=found.chosen,
+        val=found.scores[VAL],
+        test=found.scores.get(TEST, {}),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def floor_on(session: Session, run: RunView) -> Floor | None:
+    """The floor on validation images, from the run of stage 1, or computed and kept there."""
+    names = (KNN, LOGREG)
+    wanted = [f"{STAGE0}{name}_{what}" for name in names for what in (f"{VAL}_acc", "chosen")]
+    if all(name in run.metrics for name in wanted):
+        return Floor(
+            chosen={name: run.metrics[f"{STAGE0}{name}_chosen"] for name in names},
+            val={name: run.metrics[f"{STAGE0}{name}_{VAL}_acc"] for name in names},
+        )
+    floor = floor_of(session)
+    if floor:
+        session.tracking.writing(run.run_id).metrics(floor.metrics)
+    return floor

@@ -1,0 +1,162 @@
+"""Stage 0: what the frozen features are worth before anything is trained, the floor of tables.
+
+In: a backbone with its pretrained weights, training images, and images to score. Out: the accuracy
+of two classifiers on what enters the head: the k nearest neighbours, and logistic regression. The
+features are standardised; k and C are chosen from short lists by cross-validation on training
+images alone, in the order of their digests: the same images give the same numbers. The features
+come from the prefix cache, from the entry that stage 1 is fed from where that holds plain images.
+Not covered: more than `MOST` training images, of which the first by digest are taken.
+
+Kornblith, Shlens & Le 2019 (arXiv 1805.08974): how well features transfer is read off logistic
+regression on them.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.data.images import ImageSet, IntArray
+from pipeline.model.backbones import Backbone
+from pipeline.model.grouping import HEAD
+from pipeline.settings.augmentation import Augment, of_images
+from pipeline.training.device import compute_copy, run_to_head
+from pipeline.training.prefix_cache import PIXELS_PER_BATCH, PrefixCache
+
+KNN, LOGREG = "knn", "logreg"
+NEIGHBOURS = (1, 3, 5, 9, 15, 25)
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+FOLDS, SEED = 5, 0
+MOST, MOST_TO_CHOOSE = 5000, 1000
+"""Training images that are fitted, and those among them that k and C are chosen on."""
+PLAIN = ("none", "light")
+"""Augmentations whose first view is the image itself."""
+
+Points = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage0:
+    """What both classifiers came to.
+
+    Attributes:
+        chosen: k of `knn`, C of `logreg`.
+        scores: accuracy (0 to 1) by part (`val`, `test`), then by classifier.
+        images: how many training images were fitted.
+    """
+
+    chosen: Mapping[str, float]
+    scores: Mapping[str, Mapping[str, float]]
+    images: int
+    seconds: float
+
+
+@torch.no_grad()
+def head_inputs(
+    backbone: Backbone,
+    images: ImageSet,
+    cache: PrefixCache,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    augment: Augment = "none",
+    views: int = 1,
+) -> Points:
+    """What enters the head for each image as it is, (N, C).
+
+    `augment` and `views`: those of a stage that trains the head alone, whose cache entry then
+    serves; where its first view is no plain image, `none` is taken.
+    """
+    if of_images(augment) not in PLAIN or not views:
+        augment, views = "none", 1
+    prefix = backbone.frozen_segments((HEAD,))
+    features = cache.features(
+        backbone, prefix, images, augment=augment, views=views, dtype=dtype, device=device
+    )
+    segments = compute_copy(backbone.segments[prefix:], dtype, device)
+    size = max(1, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
+    batches = np.array_split(np.arange(len(images)), math.ceil(len(images) / size))
+    parts = [
+        run_to_head(segments, features.batch(rows, np.zeros_like(rows)), dtype).cpu()
+        for rows in batches
+    ]
+    points: Points = torch.cat(parts).numpy()
+    return points
+
+
+def fit_and_score(
+    train: ImageSet, points: Points, others: Mapping[str, tuple[Points, IntArray]]
+) -> Stage0 | None:
+    """Both classifiers; None where the features are not finite numbers.
+
+    `others`: features and labels to score, by part.
+    """
+    started = time.perf_counter()
+    every = (points, *(values for values, _ in others.values()))
+    if not all(np.isfinite(values).all() for values in every):
+        return None
+    from sklearn.preprocessing import StandardScaler
+
+    rows = np.argsort(train.keys, kind="stable")[:MOST]
+    labels = train.labels.numpy()[rows]
+    scale = StandardScaler().fit(points[rows])
+    fitted = scale.transform(points[rows])
+    scaled = {part: (scale.transform(x), y) for part, (x, y) in others.items()}
+    chosen: dict[str, float] = {}
+    scores: dict[str, dict[str, float]] = {part: {} for part in others}
+    for name, (make, key, values) in _classifiers().items():
+        model, chosen[name] = _best(make, key, values, fitted, labels)
+        for part, (x, y) in scaled.items():
+            scores[part][name] = float((model.predict(x) == y).mean())
+    seconds = time.perf_counter() - started
+    return Stage0(chosen=chosen, scores=scores, images=len(rows), seconds=seconds)
+
+
+def _classifiers() -> dict[str, tuple[Any, str, tuple[float, ...]]]:
+    """How each is made, what is chosen, and from which values."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
+
+    return {
+        KNN: (partial(KNeighborsClassifier, algorithm="brute"), "n_neighbors", NEIGHBOURS),
+        LOGREG: (partial(LogisticRegression, max_iter=200, tol=1e-3), "C", STRENGTHS),
+    }
+
+
+def _best(
+    make: Any,  # noqa: ANN401 - scikit-learn has no types
+    key: str,
+    values: tuple[float, ...],
+    points: Points,
+    labels: IntArray,
+) -> tuple[Any, float]:
+    """A classifier fitted with the value that cross-validation chooses, the smallest of equals.
+
+    Where a class has one image, or there are fewer images than neighbours, the value is the first
+    that can be used.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.model_selection import GridSearchCV, StratifiedKFold
+
+    few, few_labels = points[:MOST_TO_CHOOSE], labels[:MOST_TO_CHOOSE]
+    sizes = np.bincount(few_labels)
+    folds = min(FOLDS, int(sizes[sizes > 0].min()))
+    value = values[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        if folds > 1:
+            smallest = len(few) - math.ceil(len(few) / folds)
+            usable = [v for v in values if key == "C" or v <= smallest]
+            dealt = StratifiedKFold(folds, shuffle=True, random_state=SEED)
+            search = GridSearchCV(make(), {key: usable}, cv=dealt, refit=False)
+            value = search.fit(few, few_labels).best_params_[key]
+        return make(**{key: value}).fit(points, labels), float(value)
