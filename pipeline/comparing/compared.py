@@ -7,7 +7,7 @@ trained, measured or read.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ from pipeline.comparing.effects import minus
 from pipeline.comparing.grid import Grid
 from pipeline.comparing.pairs import ArmResult, PairKey, Results, resolution_pp
 from pipeline.data.overlap import Counts
+from pipeline.runs.floor import Floor
 from pipeline.stats.crossed import Crossed
 from pipeline.stats.metrics import DEFAULT_SHARE
 from pipeline.stats.posterior import Floats, Posterior, posterior
@@ -35,6 +36,7 @@ class Compared:
         results: by backbone, a row a draw, in the order of the grid's arms.
         studies: names of the studies that an arm was tuned by, by backbone and schedule.
         test: how many images arms were scored on, and how many of these were seen before.
+        floors: stage 0 on the first draw, by backbone.
     """
 
     grid: Grid
@@ -45,6 +47,7 @@ class Compared:
     test: Counts
     steps: Sequence[int]
     wall_s: float
+    floors: Mapping[str, Floor] = field(default_factory=dict)
 
     @property
     def cells(self) -> list[Cell]:

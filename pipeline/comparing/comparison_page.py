@@ -54,6 +54,8 @@ def log_comparison(compared: Compared, log: RunLog, say: Callable[[str], None]) 
                 }
             )
     log.metrics(compared.test.metrics)
+    for backbone, floor in compared.floors.items():
+        log.metrics({f"{key}/{backbone}": value for key, value in floor.metrics.items()})
     if compared.test.note:
         say(compared.test.note)
     device = compared.cells[0].arm.settings.device
@@ -63,6 +65,8 @@ def log_comparison(compared: Compared, log: RunLog, say: Callable[[str], None]) 
     log.tags({NOTE: "\n".join(f"- {line}" for line in lines)})
     for line in lines:
         say(line)
+    for backbone, floor in compared.floors.items():
+        say(f"{backbone}, first draw: {floor.sentence}")
     say(f"report: report.html and report.md of run {log.run_id}")
 
 

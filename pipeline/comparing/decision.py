@@ -19,6 +19,7 @@ from pipeline.comparing.draws import Pool
 from pipeline.comparing.effects import by_class, differences_of
 from pipeline.comparing.pairs import ArmResult, Pair, resolution_pp
 from pipeline.data.overlap import Counts
+from pipeline.runs.floor import Floor
 from pipeline.runs.words import minutes
 from pipeline.stats.crossed import Table
 from pipeline.stats.design import Design
@@ -87,6 +88,7 @@ class Decision:
         tuned: what tuning came to, by arm; empty without tuning.
         operations: of the treatment's and of the control's training, from `cost.operations_of`.
         pair_s: what a further pair takes here, an estimate.
+        floor: stage 0 on the images of the first pair.
     """
 
     asked: Comparison
@@ -104,6 +106,7 @@ class Decision:
     operations: tuple[float, float]
     pair_s: float
     wall_s: float
+    floor: Floor | None = None
 
     @property
     def seeds(self) -> int:
@@ -240,6 +243,7 @@ class Decision:
             "gain/p_gain": known.p_above,
             "gain/pairs": known.pairs,
             **self.test.metrics,
+            **(self.floor.metrics if self.floor else {}),
         }
 
     @property

@@ -9,9 +9,10 @@ command has written stays.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 from matplotlib.figure import Figure
 
@@ -56,9 +57,16 @@ NOT_SHOWN = ("draw", "data_seed", "seed", "enforce_gate", "cache_dir", "cache_li
 
 
 def log_decision(
-    decision: Decision, log: RunLog, tracking: Tracking, say: Callable[[str], None]
+    decision: Decision,
+    log: RunLog,
+    tracking: Tracking,
+    say: Callable[[str], None],
+    changes: Mapping[str, Figure] = MappingProxyType({}),
 ) -> None:
-    """The report, the tags and the numbers; prints the verdict."""
+    """The report, the tags and the numbers; prints the verdict.
+
+    `changes`: a picture of the test images that the treatment mends and breaks, by its path.
+    """
     runs = [tracking.get(pair.treatment.run_id) for pair in decision.pairs]
     gate, treatment = None, decision.treatment
     if (treatment.name, treatment.last) == ("three_stage", 3):
@@ -66,12 +74,14 @@ def log_decision(
         parents = [tracking.get(run.tags[PARENT_RUN_ID]) for run in last]
         title = f"{len(parents)} pairs of a decision"
         gate = gate_over(tracking, parents, treatment.settings, title, say, only_new=True)[0]
-    page = page_of(decision, runs, gate, _commits(decision, tracking))
-    figure = _picture_of(decision)
-    log.figure(figure, PICTURE)
+    pictures = {PICTURE: _picture_of(decision), **changes}
+    commits = _commits(decision, tracking)
+    page = page_of(decision, runs, gate, commits, changes="".join(changes))
+    for path, figure in pictures.items():
+        log.figure(figure, path)
     log.text(decision.effects.to_csv(index=False), EFFECTS)
     log.text(page, "report.md")
-    log.text(to_html(page, {PICTURE: figure}), "report.html")
+    log.text(to_html(page, pictures), "report.html")
     origins = _origins(decision)
     made = origins_in_words(of_all(origins))
     log.tags({**decision.tags, NOTE: decision.sentence, MADE_WITH: made})
@@ -82,7 +92,8 @@ def log_decision(
     for run in [*map(tracking.get, studies), *runs]:
         mark(decision, log.run_id, run, tracking)
     other = note_on_origins(origins, made_with(pick_device(treatment.settings.device)))
-    told = [decision.test.note, other, decision.sentence, decision.outlook]
+    below = f"{decision.floor.sentence}, draw of the first pair" if decision.floor else ""
+    told = [decision.test.note, other, decision.sentence, decision.outlook, below]
     say("\n".join(filter(None, told)))
     say(f"report: report.html and report.md of run {log.run_id}")
 
@@ -105,9 +116,16 @@ def _picture_of(decision: Decision) -> Figure:
 
 
 def page_of(
-    decision: Decision, runs: Sequence[RunView], gate: Gate | None, commits: Sequence[str]
+    decision: Decision,
+    runs: Sequence[RunView],
+    gate: Gate | None,
+    commits: Sequence[str],
+    changes: str = "",
 ) -> str:
-    """The page as Markdown, of the treatment's runs and the commits that made all runs."""
+    """The page as Markdown, of the treatment's runs and the commits that made all runs.
+
+    `changes`: where the picture of mended and broken images stands; empty: there is none.
+    """
     settings = decision.treatment.settings
     keys = [key for key in RUN_KEYS if not key.startswith(("gate_", "signal_"))]
     values = {key: getattr(settings, key) for key in keys if key not in NOT_SHOWN}
@@ -142,6 +160,7 @@ def page_of(
         made_with=origins_in_words(of_all(_origins(decision))),
         command=command_of(decision),
         picture=PICTURE,
+        changes=changes,
     )
 
 

@@ -6,6 +6,7 @@ which gains and their posterior rest on, and what they come to by class. Pure da
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 
 from pipeline.comparing.pairs import ArmResult, Pair
 from pipeline.data.images import ImageSet
+from pipeline.reporting.image_grids import short
+from pipeline.runs.mistakes import Change
 from pipeline.stats.crossed import Table
 
 
@@ -51,6 +54,32 @@ def effects_of(
     touched = frame[frame["mended"] + frame["broken"] > 0]
     order = (touched["broken"] - touched["mended"]).sort_values(kind="stable").index
     return touched.loc[order].reset_index(drop=True)
+
+
+def changes_of(
+    pairs: Sequence[Pair], images: ImageSet, class_names: Sequence[str]
+) -> tuple[list[Change], list[Change]]:
+    """The test images that the treatment mends and those that it breaks, most often first.
+
+    Below each stands its class, what the wrong arm takes it for most often, and in how many pairs.
+    """
+    table = np.array([minus(pair.treatment, pair.control) for pair in pairs])
+    found: list[list[Change]] = [[], []]
+    for kind, (sign, word) in enumerate(((1, "was"), (-1, "now"))):
+        times = (table == sign).sum(axis=0)
+        for row in np.argsort(-times, kind="stable")[: int((times > 0).sum())].tolist():
+            wrong = Counter(
+                None if arm.predicted is None else int(arm.predicted[row])
+                for pair, change in zip(pairs, table[:, row], strict=True)
+                if change == sign
+                for arm in [pair.control if sign > 0 else pair.treatment]
+            )
+            answer = wrong.most_common(1)[0][0]
+            name = "nothing" if answer is None else short(class_names[answer])
+            label = short(class_names[int(images.labels[row])])
+            often = f"in {times[row]} of {len(pairs)} pairs"
+            found[kind].append(Change(row=row, caption=f"{label}\n{word} {name}\n{often}"))
+    return found[0], found[1]
 
 
 def by_class(effects: pd.DataFrame, pairs: int) -> pd.DataFrame:

@@ -23,8 +23,9 @@ from pipeline.data.overlap import Overlap
 from pipeline.errors import DivergedError
 from pipeline.model.backbones import Backbone
 from pipeline.runs.find_or_run import add_pictures_and_model, find_or_run
+from pipeline.runs.floor import Floor, floor_of
 from pipeline.runs.origins import Origins, origin_of
-from pipeline.runs.predictions import Correct, correct_before, correct_of, keep_predictions
+from pipeline.runs.predictions import Correct, Predicted, keep_predictions, predicted_before
 from pipeline.runs.scoring import keep_scores, logits_of, scored_on
 from pipeline.runs.session import Session
 from pipeline.runs.sources import cache_folder
@@ -65,6 +66,7 @@ class ArmResult:
         trained: parameters of the largest stage.
         peak_mib: the largest stage's peak memory; NaN where it could not be measured.
         correct: which test images the run recognises.
+        predicted: the class that it takes each of them for; None where it answers nothing.
         origins: what computed the run, and its parents after it.
         diverged: no epoch had a finite loss: the run answers nothing.
     """
@@ -77,6 +79,7 @@ class ArmResult:
     trained: int
     peak_mib: float
     correct: Correct = field(repr=False, compare=False)
+    predicted: Predicted | None = field(default=None, repr=False, compare=False)
     origins: Origins = field(default_factory=dict, repr=False, compare=False)
     diverged: bool = False
 
@@ -245,6 +248,10 @@ class PairRunner:
             return self._nothing(key, arm, err)
         return self._scored(own, arm, summary)
 
+    def floor(self, key: PairKey, arm: Arm) -> Floor | None:
+        """Stage 0 on a pair's images and the test images."""
+        return floor_of(self._session(key, arm), self.test)
+
     def _session(self, key: PairKey, arm: Arm) -> Session:
         session = Session.open(key.apply(arm.settings), self.tracking, lambda _: None)
         return replace(session, is_trial=True)
@@ -256,8 +263,9 @@ class PairRunner:
         alone = replace(self.overlap, seen=np.zeros_like(self.overlap.seen))
         counts = alone.after([session.draw]).counts.metrics
         known = measured.items() <= run.tags.items() and TEST[self.metric] in run.metrics
-        correct = correct_before(self.tracking, run, self.test) if known else None
-        if correct is not None:
+        names = session.draw.class_names
+        predicted = predicted_before(self.tracking, run, self.test, names) if known else None
+        if predicted is not None:
             test = run.metrics[TEST[self.metric]]
             if not counts.items() <= run.metrics.items():
                 self.tracking.writing(run.run_id).metrics(counts)
@@ -266,9 +274,8 @@ class PairRunner:
             prefix = shared_prefix(backbone, arm, self.arms)
             logits = logits_of(session, backbone, self.test, prefix)
             scores = score_logits(logits, self.test.labels)
-            test, correct = scores[self.metric], correct_of(logits, self.test)
+            test, predicted = scores[self.metric], logits.argmax(1).numpy()
             if run.tags.get(TEST_SHA256, "unknown") in (self.test_digest, "unknown"):
-                names = session.draw.class_names
                 keep_predictions(self.tracking, run, logits, self.test, names)
                 keep_scores(self.tracking, run, scores, measured, counts)
             else:
@@ -276,7 +283,10 @@ class PairRunner:
                     f"note: run {run.run_id} was scored on other test images before: its test/acc "
                     "stays, and this command counts the score that was measured now"
                 )
-        return self._result(run, val=summary.metrics[VAL[self.metric]], test=test, correct=correct)
+        correct: Correct = predicted == self.test.labels.numpy()
+        val = summary.metrics[VAL[self.metric]]
+        result = self._result(run, val=val, test=test, correct=correct)
+        return replace(result, predicted=predicted)
 
     def _nothing(self, key: PairKey, arm: Arm, err: DivergedError) -> ArmResult:
         """What an arm that diverged came to: a network without numbers recognises no image."""

@@ -19,6 +19,7 @@ from pipeline.comparing.pairs import Results
 from pipeline.data.overlap import Overlap
 from pipeline.entries.pair_setup import PairSetup
 from pipeline.runs.command import Command
+from pipeline.runs.floor import Floor
 from pipeline.runs.words import minutes
 from pipeline.settings.run import plain_values
 from pipeline.signals.evidence import refresh_siblings
@@ -52,7 +53,7 @@ def compare_entry(command: Command, grid: Grid) -> Compared | None:
         steps = equal_steps(_all_arms(grid), setup.images)
         with setup.run("comparison", name, "compare", params, grid.tune.workers) as log:
             grid, studies = _tuned(grid, setup)
-            results, overlap = _run_draws(grid, setup, log.run_id)
+            results, overlap, floors = _run_draws(grid, setup, log.run_id)
             compared = Compared(
                 grid=grid,
                 pool=setup.pool,
@@ -62,6 +63,7 @@ def compare_entry(command: Command, grid: Grid) -> Compared | None:
                 test=overlap.counts,
                 steps=steps,
                 wall_s=time.perf_counter() - started,
+                floors=floors,
             )
             refresh_siblings(setup.tracking, command.say)
             log_comparison(compared, log, command.say)
@@ -121,9 +123,10 @@ def _tuned(grid: Grid, setup: PairSetup) -> tuple[Grid, Mapping[tuple[str, str],
 
 def _run_draws(
     grid: Grid, setup: PairSetup, run_id: str
-) -> tuple[dict[str, list[Results]], Overlap]:
-    """Results by backbone, and how the images of all draws overlap with the test images."""
+) -> tuple[dict[str, list[Results]], Overlap, dict[str, Floor]]:
+    """By backbone results and stage 0; how images of all draws overlap with the test images."""
     found, overlap = {}, setup.overlap
+    floors: dict[str, Floor] = {}
     for backbone, arms in grid.arms.items():
 
         def tell(_: int, pair: str, results: Results, name: str = backbone) -> str:
@@ -134,4 +137,6 @@ def _run_draws(
         runner = setup.runner(arms, overlap, grid.compare.metric, run_id, tell)
         found[backbone] = runner.run_all(setup.keys)
         overlap = runner.overlap
-    return found, overlap
+        floor = None if setup.command.joins else runner.floor(setup.keys[0], arms[0])
+        floors |= {backbone: floor} if floor else {}
+    return found, overlap, floors

@@ -11,6 +11,8 @@ import math
 import time
 from dataclasses import replace
 
+from matplotlib.figure import Figure
+
 from pipeline.comparing.arms import (
     Arm,
     Comparison,
@@ -23,10 +25,12 @@ from pipeline.comparing.arms import (
 from pipeline.comparing.cost import equal_steps, operations_of, seconds_a_draw
 from pipeline.comparing.decision import Decision, label_of, verdict_of
 from pipeline.comparing.decision_page import log_decision
-from pipeline.comparing.effects import effects_of
+from pipeline.comparing.effects import changes_of, effects_of
 from pipeline.comparing.pairs import Pair, PairRunner, Results, resolution_pp
 from pipeline.entries.pair_setup import PairSetup
+from pipeline.reporting.figures import best_effort
 from pipeline.runs.command import Command
+from pipeline.runs.mistakes import CHANGES, changes_picture
 from pipeline.runs.words import minutes
 from pipeline.settings.entry import usable_name
 from pipeline.settings.run import plain_values
@@ -85,11 +89,24 @@ def decide_entry(command: Command, plan: Comparison) -> Decision | None:
                 operations=(operations_of(arms[0], classes), operations_of(arms[1], classes)),
                 pair_s=pair_s,
                 wall_s=time.perf_counter() - started,
+                floor=runner.floor(pairs[0].key, plan.treatment),
             )
             refresh_siblings(setup.tracking, command.say)
-            log_decision(decision, log, setup.tracking, command.say)
+            changes = _changes(decision, setup, runner)
+            log_decision(decision, log, setup.tracking, command.say, changes)
             _register(decision, plan, runner, log)
     return decision
+
+
+def _changes(decision: Decision, setup: PairSetup, runner: PairRunner) -> dict[str, Figure]:
+    """A picture of the test images that the treatment mends and breaks, where any are known."""
+    pictures: dict[str, Figure] = {}
+    with best_effort("the picture of mended images", setup.command.say):
+        mended, broken = changes_of(decision.pairs, runner.test, setup.source.class_names)
+        title = f"what {decision.treatment.words} mends and breaks of {decision.control.words}"
+        if figure := changes_picture(title, runner.test.pixels, mended, broken):
+            pictures[CHANGES] = figure
+    return pictures
 
 
 def _forecast(plan: Comparison, setup: PairSetup, design: Design) -> float:

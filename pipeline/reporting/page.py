@@ -12,6 +12,7 @@ import io
 import re
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
@@ -33,7 +34,7 @@ def to_html(markdown: str, pictures: Mapping[str, Figure]) -> str:
     title = "".join(token.content for token in tokens[1].children or ())
     body = parser.renderer.render(tokens, parser.options, {})
     for path, figure in pictures.items():
-        body = body.replace(f'src="{path}"', f'src="{_data_uri(figure)}"')
+        body = body.replace(f'src="{path}"', f'src="{_data_uri(figure, Path(path).suffix)}"')
     base = _environment().get_template("base.html.j2")
     return base.render(title=Markup.escape(title), body=Markup(body))
 
@@ -75,7 +76,7 @@ def _fence(text: str, least: int) -> str:
     return "`" * max(least, 1 + max(map(len, re.findall("`+", text)), default=0))
 
 
-def _data_uri(figure: Figure) -> str:
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=120)
-    return f"data:image/png;base64,{base64.b64encode(image.getvalue()).decode()}"
+def _data_uri(figure: Figure, suffix: str) -> str:
+    image, kind = io.BytesIO(), "jpeg" if suffix == ".jpg" else "png"
+    figure.savefig(image, format=kind, dpi=120)
+    return f"data:image/{kind};base64,{base64.b64encode(image.getvalue()).decode()}"

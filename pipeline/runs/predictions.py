@@ -2,7 +2,7 @@
 
 In: logits of a finished run, and the images. Out: `evaluation/test_predictions.parquet` on the
 run, a row an image: its digest, label, prediction and the probability of the prediction; and from
-this file which images the run recognises, so that two runs can be compared image by image.
+this file what the run answered, so that two runs can be compared image by image.
 """
 
 from __future__ import annotations
@@ -23,12 +23,8 @@ from pipeline.tracking import RunView, Tracking
 TEST_PREDICTIONS = "evaluation/test_predictions.parquet"
 Correct = NDArray[np.bool_]
 """Which images are recognised, (N,), in their order."""
-
-
-def correct_of(logits: torch.Tensor, images: ImageSet) -> Correct:
-    """Which images the logits (N, classes) recognise."""
-    found: Correct = (logits.argmax(1) == images.labels).numpy()
-    return found
+Predicted = NDArray[np.int64]
+"""The class of each image that is predicted, (N,), in their order; -1: one that is no class."""
 
 
 def keep_predictions(
@@ -55,18 +51,20 @@ def keep_predictions(
         tracking.writing(run.run_id).file(path, str(Path(TEST_PREDICTIONS).parent))
 
 
-def correct_before(tracking: Tracking, run: RunView, images: ImageSet) -> Correct | None:
-    """Which of these images a run recognised when it was scored; None where that is not known.
+def predicted_before(
+    tracking: Tracking, run: RunView, images: ImageSet, class_names: Sequence[str]
+) -> Predicted | None:
+    """What a run answered about these images when it was scored; None where that is not known.
 
     Runs of earlier versions have no such file, and a run may have been scored on other images.
     """
     with tempfile.TemporaryDirectory() as folder:
         try:
             path = tracking.fetch(run, TEST_PREDICTIONS, Path(folder))
-            table = pd.read_parquet(path, columns=["image_sha256", "label", "predicted"])
+            table = pd.read_parquet(path, columns=["image_sha256", "predicted"])
         except (LineageError, OSError, ValueError):
             return None
     if table["image_sha256"].tolist() != [row.tobytes().hex() for row in images.digests]:
         return None
-    correct: Correct = (table["label"] == table["predicted"]).to_numpy()
-    return correct
+    numbers = {name: number for number, name in enumerate(class_names)}
+    return np.array([numbers.get(name, -1) for name in table["predicted"]], dtype=np.int64)
