@@ -141,5 +141,7 @@ def main_entry(command: Command, settings: Settings) -> list[Summary]:
         log.text(page, "summary.md")
         log.text(json.dumps(values, indent=2) + "\n", "settings.json")
     command.say(f"\n{in_columns(table)}")
+    if floor and (remark := floor.remark(rows[-1].number, rows[-1].val_acc)):
+        command.say(remark)
     command.say(f"\n{tracking.how_to_browse}")
     return rows

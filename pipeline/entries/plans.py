@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 from pipeline.errors import GateError, SettingsError
 from pipeline.settings.entry import (
     BlocksSettings,
+    CleanSettings,
     EvaluateSettings,
     GateSettings,
     NumberedStageSettings,
     PretrainSettings,
     StageSettings,
+    StartSettings,
 )
 from pipeline.settings.request import Request
 from pipeline.settings.run import Settings
@@ -73,6 +75,46 @@ def main_plan(request: Request) -> Settings:
         SettingsError: a wrong setting.
     """
     return request.settings()
+
+
+@dataclass(frozen=True)
+class StartPlan:
+    """The images, and the backbones that are tried on them; none: those that are here."""
+
+    settings: Settings
+    backbones: tuple[str, ...]
+
+
+def start_plan(request: Request) -> StartPlan:
+    """The plan behind a request.
+
+    Raises:
+        SettingsError: a wrong setting, or a backbone that nobody knows.
+    """
+    text = request.own_settings(StartSettings).backbones
+    names = tuple(filter(None, (name.strip() for name in text.split(","))))
+    for name in names:
+        request.settings(backbone=name)
+    return StartPlan(request.settings(), tuple(dict.fromkeys(names)))
+
+
+@dataclass(frozen=True)
+class CleanPlan:
+    """What is removed, words out of `REMOVABLE`; the settings name the cache's folder."""
+
+    settings: Settings
+    remove: frozenset[str]
+
+
+def clean_plan(request: Request) -> CleanPlan:
+    """The plan behind a request.
+
+    Raises:
+        SettingsError: something that cannot be removed.
+    """
+    text = request.own_settings(CleanSettings).remove
+    words = frozenset(filter(None, (word.strip() for word in text.split(","))))
+    return CleanPlan(request.settings(), words)
 
 
 def stage_plan(request: Request, number: int = 0) -> StagePlan:

@@ -21,16 +21,19 @@ from pipeline.entries.plans import (
     FROM_SCRATCH,
     PRETRAIN_DEFAULTS,
     blocks_plan,
+    clean_plan,
     evaluate_plan,
     gate_plan,
     main_plan,
     pretrain_plan,
     stage_plan,
+    start_plan,
 )
 from pipeline.settings.describe import HIDDEN
 from pipeline.settings.entry import (
     NAMED_STAGES,
     BlocksSettings,
+    CleanSettings,
     CommandSettings,
     CompareSettings,
     DecideSettings,
@@ -39,6 +42,7 @@ from pipeline.settings.entry import (
     NumberedStageSettings,
     PretrainSettings,
     StageSettings,
+    StartSettings,
     TuneSettings,
 )
 from pipeline.settings.request import Request
@@ -133,6 +137,14 @@ _NO_EFFECT = {1: ("reuse", *OF_CHILDREN, *OF_STAGE_3), 2: OF_STAGE_3}
 _OF_STAGE = {1: "stage 1, from pretrained weights"}
 _ROWS = (
     EntryPoint(
+        name="start",
+        help="look before you train: the data, what backbones are worth, costs, what to type",
+        plan=start_plan,
+        work="entries.start:start_entry",
+        own=StartSettings,
+        shared=(),
+    ),
+    EntryPoint(
         name="main",
         help="every stage of the schedule, and a run that sums them up",
         plan=main_plan,
@@ -217,6 +229,16 @@ _ROWS = (
         own=BlocksSettings,
         shared=(),
         run_keys=("preset", "backbone", "blocks", "weights", "image_size", "schedule"),
+        trains="",
+    ),
+    EntryPoint(
+        name="clean",
+        help="what caches and runs occupy on this disk, and removing what can be made again",
+        plan=clean_plan,
+        work="entries.clean:clean_entry",
+        own=CleanSettings,
+        shared=(),
+        run_keys=("cache_dir",),
         trains="",
     ),
     EntryPoint(

@@ -20,7 +20,8 @@ def stage_entry_point(number: int) -> str:
 def command_line(entry_point: str, options: Mapping[str, object]) -> str:
     """What to type; paths are absolute, since `mlflow run` starts in the project's folder."""
     values = {key: str(value) for key, value in options.items()}
-    is_a_path = {"data": lambda data: data not in NAMES, "weights": names_a_file, "config": bool}
+    is_a_path = {"data": lambda data: data not in NAMES, "weights": names_a_file}
+    is_a_path |= dict.fromkeys(("config", "cache_dir"), bool)
     for key, holds in is_a_path.items():
         if values.get(key) and holds(values[key]):
             values[key] = str(typed_path(values[key]).absolute())

@@ -61,6 +61,17 @@ class Floor:
         shown = ", ".join(f"{self.names[name]} {acc:.1%}" for name, acc in accs.items())
         return f"stage 0 (frozen features, nothing trained): {shown} on {part} images"
 
+    def remark(self, number: int, val_acc: float) -> str:
+        """A line where the floor lies above what training came to by a stage; else empty."""
+        best = max(self.val, key=lambda name: self.val[name])
+        if self.val[best] <= val_acc:
+            return ""
+        return (
+            f"note: {self.names[best]} on the frozen features is ahead of stage {number} "
+            f"({self.val[best]:.1%} against {val_acc:.1%}): more epochs or another rate would be "
+            "the first thing to try (-P epochs=, -P lr=, or -e tune)"
+        )
+
     @property
     def rows(self) -> list[dict[str, str]]:
         """The floor as rows of the table of stages."""

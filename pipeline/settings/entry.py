@@ -21,6 +21,8 @@ from pipeline.stats.metrics import DEFAULT_OBJECTIVE, DEFAULT_SHARE
 
 NAMED_STAGES = 3
 """Stages with entry points of their own, `stage1` to `stage3`; `stage` runs any."""
+REMOVABLE = ("cache", "trials", "failed")
+"""What `clean` can remove: what can be computed, or trained, again."""
 UNSET = ("", "auto", "none")
 """What MLproject passes for a parameter that was not given."""
 STORAGE = "OPTUNA_STORAGE"
@@ -219,6 +221,29 @@ class CompareSettings(StrictModel):
         Design.rope_pp, "differences up to this many percentage points do not count", ge=0, lt=100
     )
     tune_draws: int = setting(1, "draws that a trial is scored on, with tuned=on", ge=1, le=1000)
+
+
+class StartSettings(StrictModel):
+    """Which backbones are tried."""
+
+    backbones: str = setting(
+        "", "names with commas between them; empty: every one whose weights are on this machine"
+    )
+
+
+class CleanSettings(StrictModel):
+    """What is removed."""
+
+    remove: str = setting(
+        "", "cache, trials, failed, or several with commas between them; empty: nothing"
+    )
+
+    @field_validator("remove")
+    @classmethod
+    def _is_removable(cls, text: str) -> str:
+        if not {part.strip() for part in text.split(",")} - {""} <= set(REMOVABLE):
+            raise PydanticCustomError("remove", f"must be words out of {', '.join(REMOVABLE)}")
+        return text
 
 
 class BlocksSettings(StrictModel):

@@ -26,6 +26,7 @@ from pipeline.system.processes import (
 )
 from pipeline.system.provenance import PROJECT_DIR, git_commit
 from pipeline.tracking.address import usable_address
+from pipeline.tracking.disk import StoredRun, discard, stored_runs
 from pipeline.tracking.experiment import usable_experiment
 from pipeline.tracking.faults import translated
 from pipeline.tracking.keys import GIT_COMMIT, NESTED_UNDER
@@ -170,6 +171,14 @@ class Tracking:
     def writing(self, run_id: str) -> RunLog:
         """A run that is there already, to add to: metrics, too, are stored at once."""
         return RunLog(self._client, self.uri, run_id)
+
+    def on_disk(self) -> list[StoredRun]:
+        """Every run of ours, in any experiment, with what it occupies on this machine."""
+        return stored_runs(self._client, self.uri)
+
+    def discard(self, run: StoredRun) -> None:
+        """Mark a trial's or a failed run as deleted, and remove its files."""
+        discard(self._client, self.uri, run)
 
     def register(self, name: str, version: ModelVersion) -> Registered:
         """Put a logged model into the registry."""

@@ -20,13 +20,14 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from pipeline.data.augment import distinct_views, render_views
@@ -220,6 +221,24 @@ class PrefixCache:
                 for kind in (".json", ".bin", ".lock"):
                     path.with_suffix(kind).unlink(missing_ok=True)
                 total -= size
+
+
+def clear(folder: Path) -> int:
+    """Remove the entries that nobody holds, and what killed processes left; returns bytes freed.
+
+    A process that has mapped an entry goes on reading it. Parts that are being written stay.
+    """
+    freed = 0
+    for path in [p for kind in (*_PARTS, ".bin") for p in folder.glob(f"*{kind}")]:
+        is_part = path.suffix in _PARTS
+        if is_part and not is_abandoned_mark(path.stem.partition(".")[2]):
+            continue
+        lock = FileLock(path.with_suffix(".lock"), timeout=0)
+        with contextlib.suppress(FileNotFoundError, Timeout), nullcontext() if is_part else lock:
+            freed += path.stat().st_size
+            for kind in (path.suffix,) if is_part else (".json", ".bin", ".lock"):
+                path.with_suffix(kind).unlink(missing_ok=True)
+    return freed
 
 
 def _fill(entries: list[_Entry], compute: Compute) -> None:

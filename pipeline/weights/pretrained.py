@@ -29,6 +29,7 @@ from pipeline.weights.published import (
     fetch_from_timm,
     is_published_name,
     published,
+    timm_is_here,
 )
 from pipeline.weights.state_files import read_content
 
@@ -165,7 +166,9 @@ def is_here(weights: str, backbone: str) -> bool:
     """
     if names_a_file(weights) or weights in OWN or is_factory(backbone):
         return True
-    return not backbone.startswith(TIMM) and published(weights, backbone)[1].is_file()
+    if backbone.startswith(TIMM):
+        return timm_is_here(backbone)
+    return published(weights, backbone)[1].is_file()
 
 
 def _check_values(weights: str, trunk: Mapping[str, Tensor]) -> None:

@@ -156,6 +156,22 @@ def _knock(repository: str) -> None:
             raise
 
 
+def kept_files() -> list[tuple[str, str]]:
+    """Networks of torchvision whose published file torch keeps, each with the weights' name."""
+    import torchvision
+
+    names = torchvision.models.list_models(module=torchvision.models)
+    members = ((name, member) for name in names for member in _members(name))
+    return [(name, member.name) for name, member in members if _kept_at(member).is_file()]
+
+
+def timm_is_here(backbone: str) -> bool:
+    """Whether the client of the Hugging Face Hub keeps the weights of a network of timm."""
+    timm = timm_library(backbone)
+    config = timm.models.get_pretrained_cfg(backbone.removeprefix(TIMM))
+    return bool(config and config.hf_hub_id and _kept_by_the_hub(config.hf_hub_id))
+
+
 def _members(backbone: str) -> Any:  # noqa: ANN401 - torchvision has no types
     import torchvision
 

@@ -1,0 +1,216 @@
+"""Entry point start: what can be known before anything is trained.
+
+In: a `StartPlan`. Out: on the terminal and on a run of its own a report of the data, its splits
+and copies, what the frozen features of each backbone here are worth (stage 0), what training and a
+decision would take, and what to type next. The test split is counted, never scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+from pipeline.comparing.arms import Arm, decide_plan
+from pipeline.comparing.cost import seconds_a_draw
+from pipeline.data.base import Source
+from pipeline.data.draws import Draw
+from pipeline.data.overlap import stored_copies
+from pipeline.data.report import DataReport
+from pipeline.entries.plans import StartPlan
+from pipeline.errors import PipelineError, WeightsError
+from pipeline.reporting.page import to_html, to_markdown
+from pipeline.runs.command import Command
+from pipeline.runs.command_line import command_line
+from pipeline.runs.floor import Floor, floor_of
+from pipeline.runs.session import Session
+from pipeline.runs.sources import check_draws, source_of
+from pipeline.runs.words import minutes
+from pipeline.settings.run import Settings, plain_values
+from pipeline.system.text import in_columns
+from pipeline.tracking import Tracking
+from pipeline.tracking.keys import KIND, NOTE
+from pipeline.training.stage0 import KNN, LOGREG
+from pipeline.weights.here import Candidate, candidates_here, how_to_get
+
+TEST_IMAGES = 20
+"""A class, that are proposed where there is no test split: so many a class are a beginning."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Stage 0 of a backbone."""
+
+    candidate: Candidate
+    settings: Settings
+    floor: Floor
+
+    @property
+    def best(self) -> float:
+        """Accuracy of the better classifier on the validation images, 0 to 1."""
+        return max(self.floor.val.values())
+
+
+def start_entry(command: Command, plan: StartPlan) -> list[Tried]:
+    """Entry point start.
+
+    Raises:
+        DataError: the images cannot be used as the settings say.
+        WeightsError: of no backbone the weights are here.
+    """
+    settings, say = plan.settings, command.say
+    tracking = Tracking.connect()
+    with tracking.explained():
+        source = source_of(settings)
+        check_draws(source, settings, [settings.draw])
+        report = DataReport.of(source)
+        say(f"{settings.data}: {len(source.class_names)} classes\n")
+        say(f"{in_columns(report.classes)}\n")
+        told = [*report.lines, *source.notes]
+        for line in told:
+            say(line)
+        here, missing = _candidates(plan)
+        with tracking.run(f"start · {source.name}", {KIND: "start"}, target=True) as log:
+            log.params(plain_values(settings))
+            lines, tried = _try_all(command, tracking, source, here)
+            table = table_of(tried)
+            say(f"\nstage 0: frozen features, nothing trained\n\n{in_columns(table)}")
+            best = max(tried, key=lambda one: one.best)
+            costs = _costs(command, tracking, best, source)
+            steps = _next(command, best, source)
+            say("\n".join([*missing, "", *costs, "", "what to type next:"]))
+            for question, words in steps.items():
+                say(f"# {question}\n{words}")
+            page = to_markdown(
+                "start",
+                name=source.name,
+                report=report,
+                lines=[*told, *lines],
+                table=table,
+                missing=missing,
+                costs=costs,
+                steps=steps,
+            )
+            log.text(page, "report.md")
+            log.text(to_html(page, {}), "report.html")
+            log.tags({NOTE: page})
+            for one in tried:
+                of = one.candidate.name.replace("(", "").replace(")", "")
+                log.metrics({f"{key}/{of}": v for key, v in one.floor.metrics.items()})
+    say(f"\n{tracking.how_to_browse}")
+    return tried
+
+
+def _candidates(plan: StartPlan) -> tuple[list[Candidate], list[str]]:
+    """The backbones to try, and a line for each whose weights are not here.
+
+    Raises:
+        WeightsError: there is none to try.
+    """
+    asked = Candidate(plan.settings.backbone, plan.settings.weights)
+    here, missing = candidates_here(asked, plan.backbones)
+    lines = [how_to_get(one) for one in missing]
+    if not here:
+        raise WeightsError(f"the weights of no backbone are here: {'; '.join(lines)}")
+    return here, lines
+
+
+def _try_all(
+    command: Command, tracking: Tracking, source: Source, here: list[Candidate]
+) -> tuple[list[str], list[Tried]]:
+    """Stage 0 of every backbone, and what is to be said of the images, which all of them share."""
+    lines: list[str] = []
+    tried: list[Tried] = []
+    for candidate in here:
+        own = candidate.backbone, candidate.weights
+        try:
+            settings = command.request.settings(backbone=own[0], weights=own[1])
+            session = Session.open(settings, tracking, lambda _: None)
+        except WeightsError as err:
+            command.say(f"note: {candidate.name} is left out: {err}")
+            continue
+        if not lines:
+            lines = [splits_in_words(session.draw, source), *_duplicates(session.draw, source)]
+            for line in lines:
+                command.say(line)
+        if floor := floor_of(session):
+            tried.append(Tried(candidate, session.settings, floor))
+    if not tried:
+        raise WeightsError("no backbone here gives usable features: pass -P backbones=<names>")
+    return lines, tried
+
+
+def splits_in_words(draw: Draw, source: Source) -> str:
+    """What the numbers will be measured on."""
+    classes = len(draw.class_names)
+    parts = f"{len(draw.train)} images to train on, {len(draw.val)} to validate"
+    if source.test is None:
+        return (
+            f"{parts}, {classes} classes; no test split: pass -P test_per_class={TEST_IMAGES} "
+            "before you train, or evaluate and decide have nothing to score on"
+        )
+    return f"{parts}, {len(source.test.labels)} kept for the test, {classes} classes"
+
+
+def _duplicates(draw: Draw, source: Source) -> list[str]:
+    """Images that stand in more than one split, or under two classes."""
+    lines = draw.notes
+    if source.test is not None and (copies := int(stored_copies(source).sum())):
+        lines.append(
+            f"{copies} of {len(source.test.labels)} test images are copies of images that "
+            "draws are dealt from: take them out of the test split"
+        )
+    return lines or ["no image was found in two splits or under two classes"]
+
+
+def table_of(tried: list[Tried]) -> pd.DataFrame:
+    """Every backbone, the best first; accuracy on the validation images."""
+    rows = [
+        {
+            "backbone": one.candidate.backbone,
+            "weights": one.candidate.weights.rpartition("/")[2],
+            "px": str(one.settings.image_size),
+            "nearest neighbours": f"{one.floor.val[KNN]:.1%}",
+            "logistic regression": f"{one.floor.val[LOGREG]:.1%}",
+            "time": f"{one.floor.seconds:.1f} s",
+        }
+        for one in sorted(tried, key=lambda one: -one.best)
+    ]
+    return pd.DataFrame(rows)
+
+
+def _costs(command: Command, tracking: Tracking, best: Tried, source: Source) -> list[str]:
+    """What training takes on the best backbone here, from earlier runs or a measured step."""
+    arm = Arm(name="main", settings=best.settings, last=len(best.settings.stages))
+    main_s = seconds_a_draw([arm], 0, tracking)
+    lines = [f"main takes about {minutes(main_s)} here with {best.candidate.name}"]
+    try:
+        plan = decide_plan(
+            replace(command.request, options={**command.request.options, **_own(best)})
+        )
+    except PipelineError as err:
+        return [*lines, f"decide cannot be asked so: {err}"]
+    images = len(source.test.labels) if source.test else TEST_IMAGES * len(source.class_names)
+    pair_s = seconds_a_draw((plan.treatment, plan.control), images, tracking)
+    looks = plan.decide.design.looks
+    shown = ", ".join(f"{pairs} pairs {minutes(pairs * pair_s)}" for pairs in looks)
+    return [*lines, f"decide takes about {pair_s:.0f} s a pair: {shown}"]
+
+
+def _own(best: Tried) -> dict[str, str]:
+    return {"backbone": best.candidate.backbone, "weights": best.candidate.weights}
+
+
+def _next(command: Command, best: Tried, source: Source) -> Mapping[str, str]:
+    """What to type, by what it answers: the options that were typed, and the best backbone."""
+    typed = {key: text for key, text in command.request.typed.items() if key != "backbones"}
+    options = {**typed, **_own(best)}
+    if source.test is None:
+        options["test_per_class"] = str(TEST_IMAGES)
+    without = {key: text for key, text in options.items() if key != "schedule"}
+    return {
+        "a first look": command_line("main", options),
+        "is stage 3 justified?": command_line("decide", without),
+        "better settings": command_line("tune", {**options, "stage": "all"}),
+    }
