@@ -39,9 +39,12 @@ MOST_ROWS, THUMBNAILS, THUMBNAIL = 2000, 48, 64
 SHOWN_ERRORS, SHOWN_BATCH, SHOWN_CHANGES = 24, 24, 12
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Answers:
-    """What a run answers about images; `part` says which: validation or test."""
+    """What a run answers about images; `part` says which: validation or test.
+
+    `logits`: (N, classes).
+    """
 
     images: ImageSet
     logits: Tensor

@@ -76,7 +76,8 @@ def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
             counts = overlap.counts.metrics
             floor = floor_of(session, images)
             log.metrics({**_named(scores), **counts, **(floor.metrics if floor else {})})
-            answers = Answers(images, logits, session.draw.class_names, "test")
+            names = session.draw.class_names
+            answers = Answers(images=images, logits=logits, class_names=names, part="test")
             log_mistakes(log, answers, say, settings.data)
     measured = scored_on(images.fingerprint(), session.precision)
     keep_predictions(tracking, run, logits, images, session.draw.class_names)

@@ -163,7 +163,9 @@ def _log_mistakes(
 ) -> None:
     """What the stage gets wrong, mends and breaks, and a batch as it was trained on."""
     draw, settings, number = subject.draw, subject.settings, subject.stage.number
-    answers = Answers(draw.val, subject.logits, draw.class_names, "validation")
+    answers = Answers(
+        images=draw.val, logits=subject.logits, class_names=draw.class_names, part="validation"
+    )
     log_mistakes(log, answers, say, settings.data)
     with best_effort("a picture of a batch", say):
         log.figure(batch_picture(draw.train, settings, number, draw.class_names), BATCH)

@@ -107,6 +107,7 @@ class RunLog:
         """
         import pandas as pd
 
+        frame = frame.astype(object)  # where pandas 3 has strings, MLflow makes it warn
         folder = f"table_images/{Path(path).stem}"
         cells: list[object] = []
         with tempfile.TemporaryDirectory() as copies, translated(f"store {path}", self._uri):

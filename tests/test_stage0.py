@@ -1,0 +1,128 @@
+"""Stage 0: what frozen features are worth, chosen on training images alone, the same each time."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+
+from pipeline.data.images import ImageSet
+from pipeline.runs.floor import Floor
+from pipeline.runs.words import summary_table
+from pipeline.tracking.history import Summary
+from pipeline.tracking.keys import EPOCH_METRICS
+from pipeline.training.prefix_cache import PrefixCache
+from pipeline.training.stage0 import KNN, LOGREG, STRENGTHS, fit_and_score, head_inputs
+from tests.conftest import Command
+from tests.helpers import CPU, calibrated_backbone, make_images
+from tests.test_run_stage import artifact, runs
+
+
+def point_set(count: int, width: int, classes: int, seed: int) -> tuple[ImageSet, np.ndarray]:
+    """Images with digests of their own, and features in clouds around the classes' centres."""
+    labels = np.arange(count) % classes
+    centres = np.random.default_rng(0).normal(size=(classes, width))
+    rng = np.random.default_rng([1, seed])
+    points = (centres[labels] + 3 * rng.normal(size=(count, width))).astype(np.float32)
+    images = ImageSet(
+        pixels=torch.zeros(count, 3, 1, 1, dtype=torch.uint8),
+        labels=torch.from_numpy(labels),
+        digests=rng.integers(0, 256, (count, 32), dtype=np.uint8),
+    )
+    return images, points
+
+
+def test_it_takes_seconds_with_1000_images_of_1280_features() -> None:
+    train, points = point_set(1000, 1280, 10, seed=0)
+    other, unseen = point_set(500, 1280, 10, seed=1)
+    started = time.process_time()
+    found = fit_and_score(train, points, {"val": (unseen, other.labels.numpy())})
+    assert time.process_time() - started < 10  # 1 to 3 s measured
+    assert found
+    assert found.scores["val"][LOGREG] > 0.9
+    assert found.scores["val"][KNN] > 0.5
+
+
+def test_the_order_of_images_plays_no_part_and_unseen_labels_choose_nothing() -> None:
+    train, points = point_set(120, 16, 3, seed=0)
+    other, unseen = point_set(60, 16, 3, seed=1)
+    labels = other.labels.numpy()
+    turned = np.arange(len(train))[::-1].copy()
+    again = replace(train, labels=train.labels[turned], digests=train.digests[turned])
+    one = fit_and_score(train, points, {"val": (unseen, labels)})
+    two = fit_and_score(again, points[turned], {"val": (unseen, labels)})
+    three = fit_and_score(train, points, {"val": (unseen, (labels + 1) % 3)})
+    assert one
+    assert two
+    assert three
+    assert (one.chosen, one.scores) == (two.chosen, two.scores)
+    assert one.chosen == three.chosen
+    assert one.chosen[LOGREG] in STRENGTHS
+
+
+def test_one_image_a_class_is_enough_and_features_that_are_no_numbers_are_left_out() -> None:
+    train, points = point_set(3, 8, 3, seed=0)
+    found = fit_and_score(train, points, {"val": (points, train.labels.numpy())})
+    assert found
+    assert found.chosen[KNN] == 1
+    assert found.scores["val"][KNN] == 1
+    points[0, 0] = np.nan
+    assert fit_and_score(train, points, {}) is None
+
+
+def test_features_are_what_enters_the_head_and_come_from_the_entry_of_stage_1(
+    tmp_path: object,
+) -> None:
+    images = make_images(6)
+    backbone = calibrated_backbone("resnet18", images)
+    entered: list[torch.Tensor] = []
+    backbone.model.fc.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
+    with torch.no_grad():
+        backbone.model(images.preparation.normalise(images.pixels))
+    cache = PrefixCache(tmp_path, 10**9)  # type: ignore[arg-type]
+    plain = head_inputs(backbone, images, cache, torch.float32, CPU)
+    assert plain == pytest.approx(entered[0].numpy(), abs=1e-4)
+    mirrored = head_inputs(backbone, images, cache, torch.float32, CPU, augment="light", views=10)
+    assert mirrored == pytest.approx(plain, abs=1e-4)  # its first view is the image itself
+    strong = head_inputs(backbone, images, cache, torch.float32, CPU, augment="strong", views=3)
+    assert np.array_equal(strong, plain)
+
+
+def test_main_shows_the_floor_and_stage_1_keeps_it(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("main") == 0
+    out = capsys.readouterr().out
+    assert "stage 0 (frozen features, nothing trained):" in out
+    rows = [line for line in out.splitlines() if line.lstrip().startswith("0 ")]
+    assert len(rows) == 2
+    first = mlflow.get_run(runs().iloc[0]["run_id"])
+    chain = mlflow.get_run(runs("chain").iloc[0]["run_id"])
+    kept = {k: v for k, v in first.data.metrics.items() if k.startswith("stage0/")}
+    assert set(kept) == {f"stage0/{n}_{w}" for n in (KNN, LOGREG) for w in ("val_acc", "chosen")}
+    assert kept.items() <= chain.data.metrics.items()
+    assert f"{kept['stage0/logreg_val_acc']:.2%}" in rows[1]
+    assert "| 0 | logistic regression" in artifact(chain.info.run_id, "summary.md").read_text()
+
+
+def test_a_floor_above_training_is_told_and_one_below_is_not() -> None:
+    floor = Floor(chosen={KNN: 1, LOGREG: 0.1}, val={KNN: 0.5, LOGREG: 0.8})
+    assert "logistic regression (C 0.1)" in floor.remark(3, 0.7)
+    assert "80.0% against 70.0%" in floor.remark(3, 0.7)
+    assert floor.remark(3, 0.8) == ""
+    assert "nearest neighbour 50.0%" in floor.sentence
+    summary = Summary(
+        number=1,
+        trains=("head",),
+        run_id="a",
+        reused=False,
+        epoch=1,
+        metrics=dict.fromkeys(EPOCH_METRICS, 0.5),
+        wall_s=1,
+        trainable=1,
+    )
+    assert list(summary_table([summary], floor.rows)["stage"]) == ["0", "0", "1"]
