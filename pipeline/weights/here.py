@@ -56,8 +56,10 @@ def candidates_here(
     for one in wanted:
         if one not in there and one.backbone in by_name:
             found.append(Candidate(one.backbone, by_name[one.backbone]))
-    unique = {_file_of(one): one for one in reversed([*there, *found])}
-    here = list(reversed(unique.values()))
+    unique: dict[tuple[str, str], Candidate] = {}
+    for one in (*there, *found):
+        unique.setdefault(_file_of(one), one)
+    here = list(unique.values())
     names = {one.backbone for one in here}
     return here, [o for o in wanted if o not in there and not (backbones and o.backbone in names)]
 

@@ -1,0 +1,177 @@
+"""`start` answers before anything is trained, offline; wrong input is one line, without a run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+import torchvision
+
+from pipeline.cli import main
+from pipeline.data.report import DataReport
+from pipeline.entries.parser import parse
+from pipeline.entries.table import ENTRY_POINTS
+from pipeline.weights.here import Candidate, candidates_here, how_to_get
+from tests.conftest import write_image_folder
+from tests.helpers import fill, opened
+from tests.test_run_stage import artifact, runs
+
+FEW = {"train_per_class": "4", "val_per_class": "4", "image_size": "32", "epochs": "1"}
+
+
+def start(data: Path, cache: Path, **options: str) -> int:
+    values = {"data": str(data), "cache_dir": str(cache), **FEW, **options}
+    return main(["start", *(word for k, v in values.items() for word in (f"--{k}", v))])
+
+
+def keep(folder: Path, backbone: str, weights: str = "DEFAULT") -> str:
+    """Put a network of random weights where torch keeps the published file of that name."""
+    members = torchvision.models.get_model_weights(backbone)
+    name = members[weights].url.rpartition("/")[2]
+    torch.manual_seed(0)
+    state = torchvision.models.get_model(backbone).state_dict()
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(state, folder / name)
+    return name
+
+
+# --- which weights are here ----------------------------------------------------------------------
+
+
+def test_what_torch_keeps_is_found_and_the_same_file_is_tried_once(checkpoints: Path) -> None:
+    asked = Candidate("mobilenet_v2", "imagenet")
+    starter = Candidate("resnet18", "tiny_imagenet")
+    assert candidates_here(asked, []) == ([starter], [asked])
+    keep(checkpoints, "mobilenet_v2")
+    keep(checkpoints, "mobilenet_v2", "IMAGENET1K_V1")
+    older = Candidate("mobilenet_v2", "IMAGENET1K_V1")
+    here, missing = candidates_here(asked, [])
+    assert (here, missing) == ([asked, starter, older], [])
+
+
+def test_a_list_of_backbones_is_tried_alone_with_the_weights_that_are_here(
+    checkpoints: Path,
+) -> None:
+    keep(checkpoints, "mobilenet_v2", "IMAGENET1K_V1")
+    asked = Candidate("resnet18", "imagenet")
+    here, missing = candidates_here(asked, ["mobilenet_v2", "resnet50"])
+    assert here == [Candidate("mobilenet_v2", "IMAGENET1K_V1")]
+    assert missing == [Candidate("resnet50", "imagenet")]
+    line = how_to_get(missing[0])
+    assert re.search(r"resnet50-11ad3fa6\.pth", line)
+    assert str(checkpoints) in line
+
+
+# --- the data ------------------------------------------------------------------------------------
+
+
+def test_the_report_counts_classes_sizes_modes_and_damaged_files(tmp_path: Path) -> None:
+    root = fill(tmp_path / "images", "a", "b", count=4)
+    (root / "b" / "9.png").write_bytes(b"no image")
+    report = DataReport.of(opened(root))
+    assert report.classes.to_dict("list") == {"class": ["a", "b"], "images": [4, 5]}
+    assert (report.looked_at, report.shorter, report.modes) == (9, (32, 32, 32), {"RGB": 8})
+    assert len(report.unreadable) == 1
+    text = "\n".join(report.lines)
+    assert "1 of them cannot be read" in text
+    assert "a has 4 images, b 5" in text
+
+
+def test_the_report_looks_at_some_of_many_and_at_pixels_in_parquet_files(
+    tmp_path: Path, write_parquet: Callable[..., Path]
+) -> None:
+    write_parquet(tmp_path / "data" / "train-0.parquet", [0, 1] * 150, ["x", "y"])
+    write_parquet(tmp_path / "data" / "test-0.parquet", [0, 1, 1], ["x", "y"])
+    report = DataReport.of(opened(tmp_path / "data"))
+    assert report.classes["test"].tolist() == [1, 2]
+    assert report.looked_at == 200
+    assert report.modes == {"RGB": 200}
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_everything_is_answered_and_the_commands_can_be_pasted(
+    store: Path, checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep(checkpoints, "mobilenet_v3_small")
+    root = write_image_folder(tmp_path / "images")
+    shutil.copy(root / "apple" / "00.png", root / "berry" / "copy.png")
+    assert start(root, tmp_path / "cache", seed="3") == 0
+    out = capsys.readouterr().out
+    for words in (
+        "apple      12",
+        "the shorter side has 32 to 32 px",
+        "12 images to train on, 12 to validate, 3 classes; no test split",
+        "logistic regression",
+        "resnet18 tiny_imagenet",
+        "mobilenet_v3_small (IMAGENET1K_V1) is left out",  # its digest is not the published one
+        "main takes about",
+        "s a pair: 5 pairs",
+        "resnet18 (imagenet): not here",
+    ):
+        assert words in " ".join(out.split()) or words in out
+    commands = [line for line in out.splitlines() if line.startswith("mlflow run")]
+    assert [line.split()[4] for line in commands] == ["main", "decide", "tune"]
+    for line in commands:  # every one is understood, with what was typed
+        name, *words = shlex.split(line.replace("--env-manager local", ""))[4:]
+        entry, options = parse([name, *words])
+        ENTRY_POINTS[entry].plan(ENTRY_POINTS[entry].read(options))
+        assert options["seed"] == "3"
+        assert options["data"] == str(root)
+        assert int(options["test_per_class"]) > 0
+    (run,) = runs("start").to_dict("records")
+    page = artifact(run["run_id"], "report.md").read_text()
+    assert "What to type next" in page
+    assert artifact(run["run_id"], "report.html").exists()
+    metrics = mlflow.get_run(run["run_id"]).data.metrics
+    assert {name for name in metrics if name.startswith("stage0/logreg_val_acc/")} == {
+        "stage0/logreg_val_acc/resnet18 tiny_imagenet"
+    }
+    assert not len(runs("stage"))
+
+
+def test_weights_of_another_network_are_left_out_with_a_line(
+    store: Path, checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = keep(checkpoints, "mobilenet_v3_small")
+    root = write_image_folder(tmp_path / "images")
+    wrong = str(checkpoints / name)
+    assert start(root, tmp_path / "cache", backbone="resnet18", weights=wrong) == 0
+    out = capsys.readouterr().out
+    assert "is left out" in out
+    assert "resnet18 tiny_imagenet" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data": "nowhere"}, "neither digits"),
+        ({"backbones": "resnet99"}, "did you mean"),
+        ({"backbones": "resnet50"}, "the weights of no backbone are here: resnet50"),
+        ({"train_per_class": "400"}, "too few images"),
+        ({"lrr": "1"}, "did you mean lr"),
+    ],
+)
+def test_wrong_input_is_one_line_and_leaves_no_run(
+    store: Path,
+    checkpoints: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: dict[str, str],
+    message: str,
+) -> None:
+    root = write_image_folder(tmp_path / "images")
+    data = Path(options.pop("data", str(root)))
+    assert start(data, tmp_path / "cache", **options) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert len(captured.err.splitlines()) == 1
+    assert not len(runs("start"))
