@@ -150,8 +150,8 @@ def test_a_run_has_tables_and_pictures_that_are_small(command: Command, store: P
         "true",
         "predicted",
         "probability",
-        "probability of true",
         "correct",
+        "file",
     ]
     assert len(rows["data"]) == 18
     for row in rows["data"]:  # MLflow's page complains of a row without a picture

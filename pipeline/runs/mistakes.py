@@ -116,9 +116,9 @@ def table_of(answers: Answers, data: str = "") -> pd.DataFrame:
             "true": names[answers.labels[rows]],
             "predicted": names[predicted[rows]],
             "probability": probability[rows].round(4),
-            "probability of true": _of_true(answers)[rows].round(4),
             "correct": answers.correct[rows],
             "file": [_below(files[row], data) for row in rows],
+            "probability of true": _of_true(answers)[rows].round(4),
             "image_sha256": [answers.images.digests[row].tobytes().hex() for row in rows],
         }
     )
@@ -178,7 +178,7 @@ def errors_picture(answers: Answers) -> Figure | None:
     probability, predicted = answers.sure
     captions = [
         f"{short(answers.class_names[answers.labels[row]])}\n"
-        f"not {short(answers.class_names[predicted[row]])} {probability[row]:.0%}"
+        f"taken for {short(answers.class_names[predicted[row]])} ({probability[row]:.0%})"
         for row in rows
     ]
     title = f"{len(rows)} of {int((~answers.correct).sum())} errors among {len(answers.images)} "
