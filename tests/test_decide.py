@@ -462,7 +462,9 @@ def test_the_page_needs_no_other_file_and_holds_the_tables_of_the_markdown(
     assert page.tables == tables_of_markdown(markdown)
     assert artifact(decided.run, "figures/gains.png").is_file()
     assert f"![gains: {page.text['h1']}](figures/gains.png)" in markdown
-    assert [key for key, _ in page.references] == ["src"]
+    changed = "figures/mended_and_broken.jpg" in markdown
+    assert [key for key, _ in page.references] == ["src"] * (1 + changed)
+    assert all(value.startswith("data:image/") for _, value in page.references)
     head, _, content = page.references[0][1].partition(",")
     assert head == "data:image/png;base64"
     with Image.open(io.BytesIO(base64.b64decode(content, validate=True))) as picture:

@@ -66,9 +66,8 @@ def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
         images = read_test_split(source, settings, say)
         _check_test(run, images.fingerprint(), session)
         with tracking.run(f"evaluate · {run.name}", {KIND: "evaluate"}, target=True) as log:
-            backbone = session.restore(run)
-            prefix = backbone.frozen_segments(settings.stage(run.number(STAGE)).trainable)
-            logits = logits_of(session, backbone, images, prefix)
+            answers = _answers(session, run, images)
+            logits = answers.logits
             scores = score_logits(logits, images.labels)
             overlap = Overlap.of(images, source).after([session.draw])
             log.tags({"evaluated_run_id": run.run_id})
@@ -76,8 +75,6 @@ def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
             counts = overlap.counts.metrics
             floor = floor_of(session, images)
             log.metrics({**_named(scores), **counts, **(floor.metrics if floor else {})})
-            names = session.draw.class_names
-            answers = Answers(images=images, logits=logits, class_names=names, part="test")
             log_mistakes(log, answers, say, settings.data)
     measured = scored_on(images.fingerprint(), session.precision)
     keep_predictions(tracking, run, logits, images, session.draw.class_names)
@@ -93,6 +90,15 @@ def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
     if overlap.copies.any():
         say(_without_copies(overlap, logits))
     return scores
+
+
+def _answers(session: Session, run: RunView, images: ImageSet) -> Answers:
+    """What a finished stage run answers about test images."""
+    backbone = session.restore(run)
+    prefix = backbone.frozen_segments(session.settings.stage(run.number(STAGE)).trainable)
+    logits = logits_of(session, backbone, images, prefix)
+    names = session.draw.class_names
+    return Answers(images=images, logits=logits, class_names=names, part="test")
 
 
 def _check_test(run: RunView, digest: str, session: Session) -> None:
