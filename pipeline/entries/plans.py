@@ -16,6 +16,7 @@ from pipeline.settings.entry import (
     GateSettings,
     NumberedStageSettings,
     PretrainSettings,
+    RefitSettings,
     StageSettings,
 )
 from pipeline.settings.request import Request
@@ -113,6 +114,21 @@ def evaluate_plan(request: Request) -> EvaluateSettings:
     own = request.own_settings(EvaluateSettings)
     if not own.run_id:
         raise SettingsError("run_id is not given: pass -P run_id=<a finished stage run>")
+    return own
+
+
+def refit_plan(request: Request) -> RefitSettings:
+    """The run whose recipe is trained on all images.
+
+    Raises:
+        SettingsError: a wrong setting, or no run.
+    """
+    request.check()
+    own = request.own_settings(RefitSettings)
+    if not own.run_id:
+        raise SettingsError(
+            "run_id is not given: pass -P run_id=<a finished stage run, or a decision>"
+        )
     return own
 
 

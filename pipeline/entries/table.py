@@ -25,6 +25,7 @@ from pipeline.entries.plans import (
     gate_plan,
     main_plan,
     pretrain_plan,
+    refit_plan,
     stage_plan,
 )
 from pipeline.settings.describe import HIDDEN
@@ -38,6 +39,7 @@ from pipeline.settings.entry import (
     GateSettings,
     NumberedStageSettings,
     PretrainSettings,
+    RefitSettings,
     StageSettings,
     TuneSettings,
 )
@@ -227,6 +229,17 @@ _ROWS = (
         own=EvaluateSettings,
         shared=(),
         run_keys=(*PLACE_KEYS, "device", "precision", "cache_dir"),
+        trains="",
+        defaults=dict.fromkeys((*PLACE_KEYS, "precision"), _OF_THE_RUN),
+    ),
+    EntryPoint(
+        name="refit",
+        help="the recipe of a stage run or a decision, trained on all images: the model to use",
+        plan=refit_plan,
+        work="entries.refit:refit_entry",
+        own=RefitSettings,
+        shared=(),
+        run_keys=(*PLACE_KEYS, "device", "precision", "cache_dir", "reuse"),
         trains="",
         defaults=dict.fromkeys((*PLACE_KEYS, "precision"), _OF_THE_RUN),
     ),

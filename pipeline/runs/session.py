@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pipeline.data.base import Source
 from pipeline.data.draws import Draw, draw_in
 from pipeline.data.images import ImageSet
 from pipeline.errors import LineageError
@@ -93,13 +94,14 @@ class Session:
         tracking: Tracking,
         say: Say,
         on_epoch: OnEpoch = lambda *_: None,
+        deal: Callable[[Source, Settings], Draw] = draw_in,
     ) -> Session:
-        """Read the images and weights that the settings name."""
+        """Read the images and weights that the settings name; `deal`: which of the images."""
         keep_freed_memory()
         device = pick_device(settings.device)
         compute_repeatably(device)
         source, weights = source_and_weights(settings)
-        draw = draw_in(source, settings)
+        draw = deal(source, settings)
         say(f"preset {settings.preset}; every setting is in the run's settings.json")
         say(
             f"{settings.data}: {len(draw.train)} training and {len(draw.val)} validation images "
@@ -277,34 +279,47 @@ class Session:
                 "earlier files back"
             )
 
-    def prefix_features(
+    def training_features(
         self, backbone: Backbone, stage: Stage, digests: Mapping[str, str]
-    ) -> tuple[Features, Features]:
-        """The suffix's inputs for training and validation; fills the cache for later stages.
+    ) -> Features:
+        """The suffix's inputs for training; fills the cache for later stages.
 
         `digests`: those of the backbone's frozen tensors, name -> SHA-256.
         """
         settings = self.settings
         augment = settings.training(stage.number).augment
+        return self._features(self.draw.train, augment, settings.views, backbone, stage, digests)
+
+    def validation_features(
+        self, backbone: Backbone, stage: Stage, digests: Mapping[str, str]
+    ) -> Features:
+        """The same for validation images, which are never varied: one view, always kept."""
+        return self._features(self.draw.val, "none", 1, backbone, stage, digests)
+
+    def _features(
+        self,
+        images: ImageSet,
+        augment: Augment,
+        views: int,
+        backbone: Backbone,
+        stage: Stage,
+        digests: Mapping[str, str],
+    ) -> Features:
+        settings = self.settings
+        own = of_images(settings.training(stage.number).augment)
         later = [
             backbone.frozen_segments(step.trainable)
             for step in settings.chain.stages[stage.number :]
-            if of_images(settings.training(step.number).augment) == of_images(augment)
+            if of_images(settings.training(step.number).augment) == own
         ]
-
-        def features(images: ImageSet, augment: Augment, views: int) -> Features:
-            return self.cache.features(
-                backbone,
-                backbone.frozen_segments(stage.trainable),
-                images,
-                augment=augment,
-                views=views,
-                dtype=self.dtype,
-                device=self.device,
-                also=later,
-                digests=digests,
-            )
-
-        train = features(self.draw.train, augment, settings.views)
-        # validation images are never varied: one view, kept even where training views are fresh
-        return train, features(self.draw.val, "none", 1)
+        return self.cache.features(
+            backbone,
+            backbone.frozen_segments(stage.trainable),
+            images,
+            augment=augment,
+            views=views,
+            dtype=self.dtype,
+            device=self.device,
+            also=later,
+            digests=digests,
+        )

@@ -197,12 +197,12 @@ def log_served_model(
         "arguments": recipe.arguments,
         "class_names": draw.class_names,
         "image_size": settings.image_size,
-        **asdict(draw.val.preparation),
+        **asdict(draw.train.preparation),
         "ranges": draw.ranges,
     }
     write_atomically(about, json.dumps(content).encode())
     example = io.BytesIO()
-    Image.fromarray(draw.val.pixels[0].permute(1, 2, 0).numpy()).save(example, "PNG")
+    Image.fromarray(draw.train.pixels[0].permute(1, 2, 0).numpy()).save(example, "PNG")
     uri = log.model(
         code=SERVED_MODEL,
         helpers=[*SERVED_HELPERS, *_factory_files(backbone.name, folder)],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, field_validator
+from pydantic import AfterValidator, BeforeValidator, field_validator
 from pydantic_core import PydanticCustomError
 
 from pipeline.settings.fields import (
@@ -122,6 +122,32 @@ def usable_name(text: str) -> str:
     return re.sub(r"^\W+", "", re.sub(r"[/:'?\t\n]", "-", text))
 
 
+def _is_usable(name: str) -> str:
+    if name != usable_name(name):
+        raise PydanticCustomError(
+            "name", "must begin with a letter or digit and hold none of / : ' ?"
+        )
+    return name
+
+
+RegisteredName = Annotated[str, AfterValidator(_is_usable)]
+REGISTER_AS = "name in the model registry; empty: from data and backbone"
+
+
+class RefitSettings(StrictModel):
+    """What is trained on all images, and on which."""
+
+    run_id: OptionalText = setting(
+        "", "id of a finished stage run, or of a decision; must be given"
+    )
+    refit: Literal["auto", "all", "draw"] = setting(
+        "auto",
+        "all: every image outside the test split; draw: training and validation images of the "
+        "run's draw; auto: all, unless they are more than ten times those of the draw",
+    )
+    register_as: RegisteredName = setting("", f"{REGISTER_AS}; off: none")
+
+
 class DecideSettings(StrictModel):
     """What a decision compares, and when there is enough evidence."""
 
@@ -168,18 +194,13 @@ class DecideSettings(StrictModel):
         le=1000,
     )
     tune: bool = setting(False, "tune both arms on draws of their own first (on/off)")
-    register_as: str = setting(
-        "", "name in the model registry; empty: from data and backbone; off: none"
+    register_as: RegisteredName = setting("", f"{REGISTER_AS}; off: none")
+    refit: Literal["auto", "all", "draw", "off"] = setting(
+        "auto",
+        "train the recommended arm once more: on all images outside the test split, on training "
+        "and validation images of the first draw (draw), or on all unless they are more than ten "
+        "times those of a draw (auto); off: the model of the first pair is registered",
     )
-
-    @field_validator("register_as")
-    @classmethod
-    def _is_usable(cls, name: str) -> str:
-        if name != usable_name(name):
-            raise PydanticCustomError(
-                "name", "must begin with a letter or digit and hold none of / : ' ?"
-            )
-        return name
 
     @field_validator("looks")
     @classmethod

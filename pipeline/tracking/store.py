@@ -28,7 +28,7 @@ from pipeline.system.provenance import PROJECT_DIR, git_commit
 from pipeline.tracking.address import usable_address
 from pipeline.tracking.experiment import usable_experiment
 from pipeline.tracking.faults import translated
-from pipeline.tracking.keys import GIT_COMMIT, NESTED_UNDER
+from pipeline.tracking.keys import GIT_COMMIT, KIND, NESTED_UNDER
 from pipeline.tracking.registry import ModelVersion, Registered, register
 from pipeline.tracking.run import RunLog, to_tags
 from pipeline.tracking.view import RunView
@@ -217,6 +217,12 @@ class Tracking:
                 run_id, self._launched = self._launched, None
                 self.writing(run_id).set_status(_status(err), _why(err))
             raise
+
+    def name_launched(self, name: str, kind: str) -> None:
+        """Name the run that `mlflow run` started for a command that only reads runs."""
+        if self._launched:
+            run_id, self._launched = self._launched, None
+            self.writing(run_id).tags({"mlflow.runName": name, KIND: kind})
 
     def _end_abandoned(self) -> None:
         """End the runs that processes of this machine were writing when they were killed."""
