@@ -11,10 +11,12 @@ from dataclasses import dataclass, replace
 
 from pipeline.errors import GateError, SettingsError
 from pipeline.settings.entry import (
+    AppSettings,
     BlocksSettings,
     EvaluateSettings,
     GateSettings,
     NumberedStageSettings,
+    PredictSettings,
     PretrainSettings,
     RefitSettings,
     StageSettings,
@@ -130,6 +132,28 @@ def refit_plan(request: Request) -> RefitSettings:
             "run_id is not given: pass -P run_id=<a finished stage run, or a decision>"
         )
     return own
+
+
+def predict_plan(request: Request) -> PredictSettings:
+    """The pictures and the model.
+
+    Raises:
+        SettingsError: a wrong setting, or no pictures.
+    """
+    own = request.own_settings(PredictSettings)
+    if not own.images:
+        raise SettingsError("images is not given: pass -P images=<a folder, pattern or file>")
+    return own
+
+
+def app_plan(request: Request) -> AppSettings:
+    """The model, the page and the folder for pictures.
+
+    Raises:
+        SettingsError: a wrong setting.
+    """
+    request.check()
+    return request.own_settings(AppSettings)
 
 
 def gate_plan(request: Request) -> GateSettings:

@@ -16,8 +16,8 @@ from pipeline.refit.train import Refit, refit
 from pipeline.settings.entry import usable_name
 from pipeline.settings.run import Settings
 from pipeline.tracking import ModelVersion, RunView, Tracking, keys
+from pipeline.tracking.registry import ALIAS
 
-CHAMPION = "champion"
 Say = Callable[[str], None]
 
 
@@ -74,10 +74,10 @@ def register_champion(
     say: Say,
 ) -> str:
     """Register a run's model under the alias; returns the model's address in the registry."""
-    address = f"models:/{name}@{CHAMPION}"
+    address = f"models:/{name}@{ALIAS}"
     version = ModelVersion(
         uri=run.tags[keys.MODEL_URI],
-        alias=CHAMPION,
+        alias=ALIAS,
         description=description,
         tags={**tags, "recipe": words},
     )
@@ -86,7 +86,7 @@ def register_champion(
     if registered.replaced:
         number, marks = registered.replaced
         say(
-            f"note: until now {CHAMPION} was version {number}, of decision "
+            f"note: until now {ALIAS} was version {number}, of decision "
             f"{marks.get(keys.DECISION_RUN_ID, 'unknown')}; pass -P register_as=<another name> to "
             "keep both"
         )

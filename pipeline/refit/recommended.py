@@ -67,10 +67,10 @@ def recommended_by(tracking: Tracking, run_id: str) -> Recommended:
             f"refit needs a finished stage run or a decision, run {run_id} is {other}: copy the "
             "id of one from the MLflow UI"
         )
-    return Recommended(words=_chain_in_words(run), run_ids=(run_id,), compared_run_id=run_id)
+    return Recommended(words=chain_in_words(run), run_ids=(run_id,), compared_run_id=run_id)
 
 
-def _chain_in_words(run: RunView) -> str:
+def chain_in_words(run: RunView) -> str:
     """What a stage run and those before it are called."""
     name, number = run.tags[keys.SCHEDULE], run.number(keys.STAGE)
     if name == "three_stage":

@@ -95,7 +95,7 @@ def refit(
     which = (
         "all that are not in the test split"
         if takes_all(source, settings, scope)
-        else f"training and validation images of draw {settings.draw} (-P refit=all: all others too)"
+        else f"those of draw {settings.draw} (-P refit=all takes all that are no test images)"
     )
     say(f"refit: {recipe.words} on {len(draw.train)} images, {which}; epochs: {recipe.passes}")
     name = f"refit · {recipe.words} · {settings.data_name} · {settings.backbone}"
@@ -147,6 +147,7 @@ def _log_start(log: RunLog, session: Session, recipe: Recipe) -> None:
             "schedule": settings.chain.name,
             "images": len(draw.train),
             "epochs": recipe.passes,
+            keys.PRECISION: session.precision,
         }
     )
     log.tags(

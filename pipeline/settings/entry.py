@@ -148,6 +148,35 @@ class RefitSettings(StrictModel):
     register_as: RegisteredName = setting("", f"{REGISTER_AS}; off: none")
 
 
+class ModelSettings(StrictModel):
+    """Which model is used."""
+
+    run_id: OptionalText = setting("", "id of the run whose model is used; empty: see model")
+    model: OptionalText = setting(
+        "", "a model of the registry (models:/NAME@champion); empty: the only champion there is"
+    )
+
+
+class PredictSettings(ModelSettings):
+    """What is predicted, and where the answers go."""
+
+    images: PathText = setting(
+        "", "folder, pattern ('shots/*.jpg') or file of pictures; must be given"
+    )
+    out: PathText = setting("predictions.csv", "the CSV file to write", min_length=1)
+
+
+class AppSettings(ModelSettings):
+    """Where the page is, and where pictures are kept."""
+
+    port: int = setting(0, "port of the page on 127.0.0.1; 0: a free one", ge=0, le=65535)
+    keep: PathText = setting(
+        "collected",
+        "folder, one folder a class, for pictures that are kept with their right label",
+        min_length=1,
+    )
+
+
 class DecideSettings(StrictModel):
     """What a decision compares, and when there is enough evidence."""
 

@@ -29,7 +29,7 @@ from pipeline.tracking.address import usable_address
 from pipeline.tracking.experiment import usable_experiment
 from pipeline.tracking.faults import translated
 from pipeline.tracking.keys import GIT_COMMIT, KIND, NESTED_UNDER
-from pipeline.tracking.registry import ModelVersion, Registered, register
+from pipeline.tracking.registry import ModelVersion, Registered, champions, register
 from pipeline.tracking.run import RunLog, to_tags
 from pipeline.tracking.view import RunView
 
@@ -175,6 +175,22 @@ class Tracking:
         """Put a logged model into the registry."""
         with translated("register the model", self.uri):
             return register(self._client, name, version)
+
+    def champions(self) -> list[str]:
+        """Names of the registered models that have a champion."""
+        with translated("list registered models", self.uri):
+            return champions(self._client)
+
+    def run_of_model(self, uri: str) -> str:
+        """The run that logged a model, by the model's address; empty where no run did.
+
+        Raises:
+            TrackingError: there is no such model.
+        """
+        from mlflow.models import get_model_info
+
+        with translated("find the model", self.uri):
+            return get_model_info(uri).run_id or ""
 
     @contextmanager
     def run(

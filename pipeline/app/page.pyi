@@ -1,0 +1,139 @@
+"""The page: a picture in, what the models say and look at out, and a way to keep a picture.
+
+In: panels, examples and a folder. Out: a Gradio app, not launched. Files are read as in training:
+what cannot be read gets one sentence. Nothing on the page comes from another machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from pipeline.app.keep import checked_label, keep_picture, next_command
+from pipeline.app.panels import Panel
+from pipeline.data.base import Unreadable, decode_image
+from pipeline.data.images import DOUBT
+from pipeline.errors import PipelineError
+from pipeline.system.text import as_markdown
+
+READ = "Upload a picture, take one with the camera, or choose an example."
+THEME = gr.themes.Default(
+    font=["ui-sans-serif", "system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+)
+
+from gradio.events import Dependency
+
+class _Upload(gr.Image):  # type: ignore[misc, unused-ignore]
+    """A picture as the file that was sent: Gradio itself would decode the file otherwise."""
+
+    is_template = True
+
+    def preprocess(self, payload: Any) -> str | None:  # noqa: ANN401 - Gradio's own
+        """The path of the file."""
+        return payload.path if payload else None
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from gradio.blocks import Block
+    if TYPE_CHECKING:
+        from gradio.components import Timer
+        from gradio.components.base import Component
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """What the page shows and does.
+
+    Attributes:
+        keep: where pictures are kept.
+        about: a sentence about the model.
+    """
+
+    panels: Sequence[Panel]
+    keep: Path
+    about: str
+
+    def read(self, path: str) -> Image.Image | Unreadable:
+        """An uploaded file as RGB, as in training."""
+        return decode_image(Path(path), "", self.panels[0].classifier.ranges or {})
+
+    def classify(self, path: str | None) -> list[object]:
+        """A message, then for each panel its probabilities and what it looks at."""
+        nothing: list[object] = [None] * (2 * len(self.panels))
+        if not path:
+            return [READ, *nothing]
+        picture = self.read(path)
+        if isinstance(picture, Unreadable):
+            why = as_markdown(picture.reason)
+            return [f"This file cannot be read ({why}): choose a PNG, JPEG, … picture.", *nothing]
+        shown: list[object] = []
+        for panel in self.panels:
+            answer = panel.answer(picture)
+            looks = gr.update(value=answer.looks, label=f"looks at ({answer.looked_at})")
+            shown += [answer.probabilities, looks]
+        doubt = picture.info.get(DOUBT, "")
+        return [f"Note: this picture {as_markdown(doubt)}" if doubt else "", *shown]
+
+    def keep_it(self, path: str | None, label: str | None) -> str:
+        """Keep the picture with its right label; says where, and what to type next."""
+        if not path:
+            return READ
+        if not label:
+            return "Choose the right class, or type a new one."
+        picture = self.read(path)
+        if isinstance(picture, Unreadable):
+            return f"This file cannot be read ({as_markdown(picture.reason)})."
+        try:
+            name = checked_label(label, self.panels[0].classifier.class_names)
+            kept = keep_picture(picture, name, self.keep)
+            return f"Kept as {as_markdown(str(kept))}. {as_markdown(next_command(self.keep))}"
+        except PipelineError as err:
+            return as_markdown(f"Not kept: {err}")
+
+    def build(self, examples: Sequence[tuple[Path, str]]) -> gr.Blocks:
+        """The page as a Gradio app; `examples`: files, and what they show."""
+        own = self.panels[0]
+        with gr.Blocks(title="How far should I unfreeze?", analytics_enabled=False) as app:
+            gr.Markdown(f"## {as_markdown(own.title)}\n\n{as_markdown(self.about)}")
+            with gr.Row():
+                with gr.Column():
+                    picture = _Upload(
+                        label="your picture", sources=["upload", "webcam", "clipboard"], height=280
+                    )
+                    message = gr.Markdown(READ)
+                    if examples:
+                        gr.Examples(
+                            [[str(path)] for path, _ in examples],
+                            inputs=[picture],
+                            label="examples from the test split",
+                            example_labels=[label for _, label in examples],
+                        )
+                with gr.Column():
+                    outputs: list[Any] = self._show(own, "this model")
+                    right = gr.Dropdown(
+                        own.classifier.class_names,
+                        value=None,
+                        label="wrong? the right class, or a new one",
+                        allow_custom_value=True,
+                    )
+                    button = gr.Button("keep it for the next training")
+                    kept = gr.Markdown()
+            if self.panels[1:]:
+                gr.Markdown("### Stage after stage")
+                with gr.Row():
+                    for panel in self.panels[1:]:
+                        with gr.Column(min_width=200):
+                            outputs += self._show(panel, panel.title)
+            picture.change(self.classify, picture, [message, *outputs], api_name="classify")
+            button.click(self.keep_it, [picture, right], kept, api_name="keep")
+        return app  # type: ignore[no-any-return, unused-ignore]
+
+    @staticmethod
+    def _show(panel: Panel, label: str) -> list[Any]:
+        return [
+            gr.Label(num_top_classes=3, label=label),
+            gr.Image(label="looks at", interactive=False, height=200, buttons=[]),
+        ]

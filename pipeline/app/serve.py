@@ -1,0 +1,78 @@
+"""Entry point app: the page on 127.0.0.1, until Ctrl-C.
+
+In: a model, by run or from the registry. Out: nothing but pictures that a person keeps. The page
+asks no other machine for anything, and tells none.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+from pipeline.app.panels import examples_of, panels_of
+from pipeline.errors import SettingsError, first_line
+from pipeline.runs.command import Command
+from pipeline.serving.chosen import chosen_run
+from pipeline.settings.entry import AppSettings
+from pipeline.system.files import typed_path
+from pipeline.system.interrupts import at_once, check
+from pipeline.tracking import Tracking
+from pipeline.tracking.keys import TEST, VERDICT
+
+HOST = "127.0.0.1"
+_QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False"}
+LOOK_S = 0.2
+
+
+def app_entry(command: Command, plan: AppSettings) -> None:
+    """Entry point app.
+
+    Raises:
+        SettingsError: Gradio is not installed, or the port is taken.
+        LineageError: no such model.
+    """
+    if find_spec("gradio") is None:
+        raise SettingsError("gradio is not installed: pip install '.[app]'")
+    tracking = Tracking.connect()
+    with tracking.explained(), tempfile.TemporaryDirectory() as folder:
+        run = tracking.get(chosen_run(tracking, plan.run_id, plan.model))
+        panels = panels_of(tracking, run, command)
+        examples = examples_of(run, command, Path(folder) / "examples", command.say)
+        tracking.name_launched(f"app · {run.name}", "app")
+        os.environ.update(_QUIET | {"GRADIO_TEMP_DIR": folder})
+        from pipeline.app.page import THEME, Page  # after the variables, which Gradio reads
+
+        score = run.metrics.get(TEST["acc"])
+        about = f"run {run.run_id}" + (f", test accuracy {score:.1%}" if score else "")
+        if VERDICT in run.tags:
+            about += f", verdict {run.tags[VERDICT]}"
+        app = Page(panels=panels, keep=typed_path(plan.keep, "keep"), about=about).build(examples)
+        try:
+            app.launch(
+                server_name=HOST,
+                server_port=plan.port or None,
+                share=False,
+                quiet=True,
+                prevent_thread_lock=True,
+                ssr_mode=False,
+                footer_links=[],
+                max_file_size="100mb",
+                theme=THEME,
+            )
+        except OSError as err:
+            raise SettingsError(
+                f"port={plan.port}: {first_line(err)}: pass another -P port=, or leave it out"
+            ) from None
+        command.say(f"the app is at {app.local_url} (Ctrl-C ends it)")
+        try:
+            with suppress(KeyboardInterrupt), at_once():
+                while True:
+                    time.sleep(LOOK_S)
+                    check()
+        finally:
+            app.close(verbose=False)
+    command.say("the app has ended")
