@@ -27,14 +27,9 @@ THEME = gr.themes.Default(
 )
 
 
-class _Upload(gr.Image):  # type: ignore[misc, unused-ignore]
-    """A picture as the file that was sent: Gradio itself would decode the file otherwise."""
-
-    is_template = True
-
-    def preprocess(self, payload: Any) -> str | None:  # noqa: ANN401 - Gradio's own
-        """The path of the file."""
-        return payload.path if payload else None
+def _path_of(payload: Any) -> str | None:  # noqa: ANN401 - Gradio's own
+    """The file that was sent, as it was sent."""
+    return payload.path if payload else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,21 +37,27 @@ class Page:
     """What the page shows and does.
 
     Attributes:
+        own: the model that is used.
+        stages: what it is compared with, first stage first.
         keep: where pictures are kept.
-        about: a sentence about the model.
+        about: what is known of the model.
+        beside: what the stages were trained on.
     """
 
-    panels: Sequence[Panel]
+    own: Panel
+    stages: Sequence[Panel]
     keep: Path
     about: str
+    beside: str
 
     def read(self, path: str) -> Image.Image | Unreadable:
         """An uploaded file as RGB, as in training."""
-        return decode_image(Path(path), "", self.panels[0].classifier.ranges or {})
+        return decode_image(Path(path), "", self.own.classifier.ranges or {})
 
     def classify(self, path: str | None) -> list[object]:
         """A message, then for each panel its probabilities and what it looks at."""
-        nothing: list[object] = [None] * (2 * len(self.panels))
+        panels = [self.own, *self.stages]
+        nothing: list[object] = [None] * (2 * len(panels))
         if not path:
             return [READ, *nothing]
         picture = self.read(path)
@@ -64,7 +65,7 @@ class Page:
             why = as_markdown(picture.reason)
             return [f"This file cannot be read ({why}): choose a PNG, JPEG, … picture.", *nothing]
         shown: list[object] = []
-        for panel in self.panels:
+        for panel in panels:
             answer = panel.answer(picture)
             looks = gr.update(value=answer.looks, label=f"looks at ({answer.looked_at})")
             shown += [answer.probabilities, looks]
@@ -81,7 +82,7 @@ class Page:
         if isinstance(picture, Unreadable):
             return f"This file cannot be read ({as_markdown(picture.reason)})."
         try:
-            name = checked_label(label, self.panels[0].classifier.class_names)
+            name = checked_label(label, self.own.classifier.class_names)
             kept = keep_picture(picture, name, self.keep)
             return f"Kept as {as_markdown(str(kept))}. {as_markdown(next_command(self.keep))}"
         except PipelineError as err:
@@ -89,14 +90,16 @@ class Page:
 
     def build(self, examples: Sequence[tuple[Path, str]]) -> gr.Blocks:
         """The page as a Gradio app; `examples`: files, and what they show."""
-        own = self.panels[0]
+        own = self.own
         with gr.Blocks(title="How far should I unfreeze?", analytics_enabled=False) as app:
             gr.Markdown(f"## {as_markdown(own.title)}\n\n{as_markdown(self.about)}")
             with gr.Row():
                 with gr.Column():
-                    picture = _Upload(
+                    picture = gr.Image(
                         label="your picture", sources=["upload", "webcam", "clipboard"], height=280
                     )
+                    # Gradio itself would decode the file; a subclass makes it write a .pyi here
+                    setattr(picture, "preprocess", _path_of)  # noqa: B010
                     message = gr.Markdown(READ)
                     if examples:
                         gr.Examples(
@@ -115,10 +118,10 @@ class Page:
                     )
                     button = gr.Button("keep it for the next training")
                     kept = gr.Markdown()
-            if self.panels[1:]:
-                gr.Markdown("### Stage after stage")
+            if self.stages:
+                gr.Markdown(f"### {as_markdown(self.beside)}")
                 with gr.Row():
-                    for panel in self.panels[1:]:
+                    for panel in self.stages:
                         with gr.Column(min_width=200):
                             outputs += self._show(panel, panel.title)
             picture.change(self.classify, picture, [message, *outputs], api_name="classify")

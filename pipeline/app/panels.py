@@ -7,7 +7,7 @@ weights are still there. Examples are images of the test split.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.runs.command import Command
 from pipeline.runs.find_or_run import add_pictures_and_model
 from pipeline.runs.lineage import settings_of
-from pipeline.runs.session import Session
+from pipeline.runs.session import Say, Session
 from pipeline.runs.sources import source_of
 from pipeline.serving.classifier import Classifier
 from pipeline.settings.run import Settings
@@ -80,30 +80,29 @@ class Panel:
         return Answer(probabilities, overlay(pixels[0], found), what)
 
 
-def panels_of(tracking: Tracking, run: RunView, command: Command) -> list[Panel]:
-    """The model of a run, then each stage of the chain that it is compared with.
+def panel_of(tracking: Tracking, run: RunView, title: str) -> Panel:
+    """The model of a run.
 
     Raises:
         LineageError: the run has no model.
     """
-    own = _panel(tracking, run, run.name)
-    compared = run
-    if run.tags.get(keys.KIND) != "stage":
-        try:
-            compared = tracking.get(run.tags[keys.COMPARED_RUN_ID])
-        except PipelineError as err:
-            command.say(f"note: no stages are shown beside it: {err}")
-            return [own]
-    return [own, *_stages(tracking, compared, command)]
-
-
-def _panel(tracking: Tracking, run: RunView, title: str) -> Panel:
-    blocks = str(run.settings.get("blocks", "auto"))
     classifier = Classifier.of_run(tracking, run.run_id)
+    blocks = str(run.settings.get("blocks", "auto"))
     return Panel(title=title, classifier=classifier, blocks=blocks)
 
 
-def _stages(tracking: Tracking, last: RunView, command: Command) -> Iterator[Panel]:
+def compared_run(tracking: Tracking, run: RunView, say: Say) -> RunView | None:
+    """The stage run whose chain is shown beside a model; None, with a note, where it is gone."""
+    if run.tags.get(keys.KIND) == "stage":
+        return run
+    try:
+        return tracking.get(run.tags[keys.COMPARED_RUN_ID])
+    except PipelineError as err:
+        say(f"note: no stages are shown beside it: {err}")
+        return None
+
+
+def stages_up_to(tracking: Tracking, last: RunView, command: Command) -> Iterator[Panel]:
     """The stages up to a run, first stage first; a note where one cannot be shown."""
     session: Session | None = None
     for run in reversed(list(chain_of(tracking, last))):
@@ -114,7 +113,7 @@ def _stages(tracking: Tracking, last: RunView, command: Command) -> Iterator[Pan
                 add_pictures_and_model(session, number, run.run_id)
                 run = tracking.get(run.run_id)
             title = f"stage {number}: {run.tags[keys.TRAINS].replace(' ', ' + ')}"
-            yield _panel(tracking, run, title)
+            yield panel_of(tracking, run, title)
         except PipelineError as err:
             command.say(f"note: stage {number} is not shown: {err}")
 
@@ -132,17 +131,15 @@ def _session(tracking: Tracking, run: RunView, command: Command) -> Session:
     return session
 
 
-def examples_of(
-    run: RunView, command: Command, folder: Path, say: Callable[[str], None]
-) -> list[tuple[Path, str]]:
+def examples_of(run: RunView, command: Command, folder: Path) -> list[tuple[Path, str]]:
     """Test images of as many classes as there is room for, as files, and what they show."""
     try:
         source = source_of(settings_now(run, command))
     except PipelineError as err:
-        say(f"note: no examples: {err}")
+        command.say(f"note: no examples: {err}")
         return []
     if source.test is None:
-        say("note: no examples: the data has no test split")
+        command.say("note: no examples: the data has no test split")
         return []
     labels = source.test.labels
     firsts = [np.flatnonzero(labels == label)[:1] for label in np.unique(labels)]

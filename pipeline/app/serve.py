@@ -6,6 +6,7 @@ asks no other machine for anything, and tells none.
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import time
@@ -13,15 +14,15 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-from pipeline.app.panels import examples_of, panels_of
+from pipeline.app.panels import compared_run, examples_of, panel_of, stages_up_to
 from pipeline.errors import SettingsError, first_line
 from pipeline.runs.command import Command
 from pipeline.serving.chosen import chosen_run
 from pipeline.settings.entry import AppSettings
 from pipeline.system.files import typed_path
 from pipeline.system.interrupts import at_once, check
-from pipeline.tracking import Tracking
-from pipeline.tracking.keys import TEST, VERDICT
+from pipeline.tracking import RunView, Tracking
+from pipeline.tracking.keys import DRAW, TEST
 
 HOST = "127.0.0.1"
 _QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False"}
@@ -40,17 +41,21 @@ def app_entry(command: Command, plan: AppSettings) -> None:
     tracking = Tracking.connect()
     with tracking.explained(), tempfile.TemporaryDirectory() as folder:
         run = tracking.get(chosen_run(tracking, plan.run_id, plan.model))
-        panels = panels_of(tracking, run, command)
-        examples = examples_of(run, command, Path(folder) / "examples", command.say)
+        own, compared = panel_of(tracking, run, run.name), compared_run(tracking, run, command.say)
+        stages = list(stages_up_to(tracking, compared, command)) if compared else []
+        examples = examples_of(run, command, Path(folder) / "examples")
         tracking.name_launched(f"app · {run.name}", "app")
         os.environ.update(_QUIET | {"GRADIO_TEMP_DIR": folder})
         from pipeline.app.page import THEME, Page  # after the variables, which Gradio reads
 
-        score = run.metrics.get(TEST["acc"])
-        about = f"run {run.run_id}" + (f", test accuracy {score:.1%}" if score else "")
-        if VERDICT in run.tags:
-            about += f", verdict {run.tags[VERDICT]}"
-        app = Page(panels=panels, keep=typed_path(plan.keep, "keep"), about=about).build(examples)
+        page = Page(
+            own=own,
+            stages=stages,
+            keep=typed_path(plan.keep, "keep"),
+            about=_about(run),
+            beside=_beside(compared) if compared else "",
+        )
+        app = page.build(examples)
         try:
             app.launch(
                 server_name=HOST,
@@ -76,3 +81,20 @@ def app_entry(command: Command, plan: AppSettings) -> None:
         finally:
             app.close(verbose=False)
     command.say("the app has ended")
+
+
+def _about(run: RunView) -> str:
+    score = run.metrics.get(TEST["acc"], math.nan)
+    known = (
+        "accuracy on unseen images unknown" if math.isnan(score) else f"test accuracy {score:.1%}"
+    )
+    return f"run {run.run_id}, {known}"
+
+
+def _beside(run: RunView) -> str:
+    """What the stages that are compared were trained on."""
+    images = run.settings["train_per_class"]
+    return (
+        f"Stage after stage: the chain of run {run.run_id}, trained on {images} images a class of "
+        f"draw {run.tags[DRAW]}"
+    )
