@@ -117,9 +117,7 @@ def predicted(classifier: Classifier, files: Sequence[Path]) -> pd.DataFrame:
     columns = [*COLUMNS[: 1 + 2 * min(len(PLACES), len(names))]]
     if any(file.parent.name in names for file in files):
         columns.append("true_label")
-    table = pd.DataFrame(rows, columns=[*columns, "error"])
-    texts = [column for column in table if not str(column).endswith("probability")]
-    return table.fillna(dict.fromkeys(texts, ""))
+    return pd.DataFrame(rows, columns=[*columns, "error"])
 
 
 def _batches(files: Sequence[Path]) -> Iterator[Sequence[Path]]:
@@ -134,8 +132,8 @@ def _rows(classifier: Classifier, files: Sequence[Path]) -> list[dict[str, objec
     rows = []
     for file, picture in zip(files, pictures, strict=True):
         row: dict[str, object] = {"file": str(file), "error": ""}
-        if file.parent.name in names:
-            row["true_label"] = file.parent.name
+        row |= {f"{place}label": "" for place in PLACES}
+        row["true_label"] = file.parent.name if file.parent.name in names else ""
         if isinstance(picture, Unreadable):
             row["error"] = one_line(picture.reason)
         else:
