@@ -102,7 +102,8 @@ def test_a_pattern_and_a_single_file_of_any_ending_are_taken(
     exif[0x0112] = 6
     class_image(1, 92, 48).crop((0, 0, 48, 20)).save(turned, exif=exif, quality=100)
     upright = tmp_path / "upright.png"
-    Image.open(turned).transpose(Image.Transpose.ROTATE_270).save(upright)
+    with Image.open(turned) as stored:
+        stored.transpose(Image.Transpose.ROTATE_270).save(upright)
     one, two = (predict(path, run_id=run_id) for path in (turned, upright))
     assert one["probability"][0] == pytest.approx(two["probability"][0])
 

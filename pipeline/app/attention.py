@@ -2,9 +2,10 @@
 
 In: a network as blocks, one picture as the network sees it, a class. Out: a map (S, S). After a
 block that makes maps of features the method is HiResCAM (Draelos & Carin 2020, arXiv 2011.08891):
-feature times gradient, summed over channels, its positive part; of the block before the head that
-is Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391). Networks whose blocks make tokens are asked
-by occlusion (Zeiler & Fergus 2014, arXiv 1311.2901), which tells of the whole network.
+feature times gradient, summed over channels, its positive part; unlike Grad-CAM (Selvaraju et al.
+2017, arXiv 1610.02391) that is faithful at a block in the middle. Networks whose blocks make
+tokens are asked by occlusion (Zeiler & Fergus 2014, arXiv 1311.2901), which tells of the whole
+network.
 """
 
 from __future__ import annotations
