@@ -40,7 +40,7 @@ class Page:
         own: the model that is used.
         stages: what it is compared with, first stage first.
         keep: where pictures are kept.
-        about: what is known of the model.
+        about: what is known of the model, as Markdown.
         beside: what the stages were trained on.
     """
 
@@ -92,7 +92,7 @@ class Page:
         """The page as a Gradio app; `examples`: files, and what they show."""
         own = self.own
         with gr.Blocks(title="How far should I unfreeze?", analytics_enabled=False) as app:
-            gr.Markdown(f"## {as_markdown(own.title)}\n\n{as_markdown(self.about)}")
+            gr.Markdown(f"## {as_markdown(own.title)}\n\n{self.about}")
             with gr.Row():
                 with gr.Column():
                     picture = gr.Image(
@@ -102,12 +102,7 @@ class Page:
                     setattr(picture, "preprocess", _path_of)  # noqa: B010
                     message = gr.Markdown(READ)
                     if examples:
-                        gr.Examples(
-                            [[str(path)] for path, _ in examples],
-                            inputs=[picture],
-                            label="examples from the test split",
-                            example_labels=[label for _, label in examples],
-                        )
+                        self._offer(examples, picture)
                 with gr.Column():
                     outputs: list[Any] = self._show(own, "this model")
                     right = gr.Dropdown(
@@ -127,6 +122,25 @@ class Page:
             picture.change(self.classify, picture, [message, *outputs], api_name="classify")
             button.click(self.keep_it, [picture, right], kept, api_name="keep")
         return app  # type: ignore[no-any-return, unused-ignore]
+
+    @staticmethod
+    def _offer(examples: Sequence[tuple[Path, str]], picture: gr.Image) -> None:
+        """Thumbnails, of which one that is clicked becomes the picture."""
+        files = [str(path) for path, _ in examples]
+        gallery = gr.Gallery(
+            [(file, label) for file, (_, label) in zip(files, examples, strict=True)],
+            label="examples from the test split",
+            columns=4,
+            allow_preview=False,
+            interactive=False,
+            buttons=[],
+        )
+
+        def chosen(clicked: gr.SelectData) -> str:
+            return files[int(clicked.index)]
+
+        # a plain value: with `gr.Examples`, Gradio makes the component anew, without `_path_of`
+        gallery.select(chosen, None, picture, api_visibility="private")
 
     @staticmethod
     def _show(panel: Panel, label: str) -> list[Any]:

@@ -22,7 +22,7 @@ from pipeline.settings.entry import AppSettings
 from pipeline.system.files import typed_path
 from pipeline.system.interrupts import at_once, check
 from pipeline.tracking import RunView, Tracking
-from pipeline.tracking.keys import DRAW, TEST
+from pipeline.tracking.keys import DRAW, KIND, NOTE, REFIT, TEST
 
 HOST = "127.0.0.1"
 _QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False"}
@@ -84,17 +84,18 @@ def app_entry(command: Command, plan: AppSettings) -> None:
 
 
 def _about(run: RunView) -> str:
+    """What is known of a model; of a refit what its card begins with, the verdict."""
     score = run.metrics.get(TEST["acc"], math.nan)
-    known = (
-        "accuracy on unseen images unknown" if math.isnan(score) else f"test accuracy {score:.1%}"
-    )
-    return f"run {run.run_id}, {known}"
+    known = "never scored" if math.isnan(score) else f"test accuracy {score:.1%}"
+    told = run.tags.get(NOTE, "").split("\n\n") if run.tags.get(KIND) == REFIT else []
+    verdict = f"\n\n{told[1]}" if len(told) > 1 else ""
+    return f"Run {run.run_id}, {known}.{verdict}"
 
 
 def _beside(run: RunView) -> str:
     """What the stages that are compared were trained on."""
     images = run.settings["train_per_class"]
     return (
-        f"Stage after stage: the chain of run {run.run_id}, trained on {images} images a class of "
-        f"draw {run.tags[DRAW]}"
+        f"Stage after stage, each trained on {images} images a class (draw {run.tags[DRAW]}, run "
+        f"{run.run_id[:8]}…)"
     )

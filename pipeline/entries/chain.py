@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from pipeline.entries.plans import StagePlan
 from pipeline.reporting.page import to_markdown
 from pipeline.runs.command import Command
+from pipeline.runs.command_line import command_line
 from pipeline.runs.find_or_run import add_pictures_and_model, find_or_run
 from pipeline.runs.lineage import (
     WITHOUT_PARENT,
@@ -58,6 +59,8 @@ def stage_entry(command: Command, plan: StagePlan) -> Summary:
             parent = tracking.get(find_or_run(session, number - 1).run_id)
         summary = run_stage(session, number, parent, target=True)
         refresh_siblings(tracking, command.say)
+    if number == len(session.settings.stages):
+        command.say(f"a model of all images: {command_line('refit', {'run_id': summary.run_id})}")
     return summary
 
 
@@ -128,5 +131,6 @@ def main_entry(command: Command, settings: Settings) -> list[Summary]:
         log.text(page, "summary.md")
         log.text(json.dumps(values, indent=2) + "\n", "settings.json")
     command.say(f"\n{in_columns(table)}")
+    command.say(f"\na model of all images: {command_line('refit', {'run_id': rows[-1].run_id})}")
     command.say(f"\n{tracking.how_to_browse}")
     return rows

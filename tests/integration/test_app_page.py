@@ -130,7 +130,7 @@ def test_a_picture_is_uploaded_in_a_browser_and_kept(served: Served, browser: An
     (kept,) = (served.folder / "kept").rglob("*.png")
     assert kept.parent.name == "a new class"
     page.reload()
-    page.get_by_role("button", name="cherry", exact=True).click()  # an example
+    page.locator("button.thumbnail-item").nth(2).click()  # an example
     page.get_by_text("looks at (").first.wait_for(timeout=30_000)
     bad = served.folder / "bad.png"
     bad.write_text("hello")
