@@ -131,6 +131,7 @@ class Page:
             [(file, label) for file, (_, label) in zip(files, examples, strict=True)],
             label="examples from the test split",
             columns=4,
+            height=170 if len(files) <= 4 else 310,
             allow_preview=False,
             interactive=False,
             buttons=[],

@@ -59,8 +59,6 @@ def stage_entry(command: Command, plan: StagePlan) -> Summary:
             parent = tracking.get(find_or_run(session, number - 1).run_id)
         summary = run_stage(session, number, parent, target=True)
         refresh_siblings(tracking, command.say)
-    if number == len(session.settings.stages):
-        command.say(f"a model of all images: {command_line('refit', {'run_id': summary.run_id})}")
     return summary
 
 

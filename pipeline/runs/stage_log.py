@@ -24,7 +24,7 @@ from pipeline.model.backbones import Backbone
 from pipeline.model.factories import distribution_of, is_factory, sources_of
 from pipeline.model.networks import TIMM, recipe_of
 from pipeline.reporting.figures import best_effort, confusion_matrix, learning_curves
-from pipeline.runs.command_line import stage_entry_point
+from pipeline.runs.command_line import command_line, stage_entry_point
 from pipeline.runs.session import Session
 from pipeline.settings.run import THRESHOLD_KEYS, Settings, plain_values
 from pipeline.settings.schedules import Stage
@@ -166,6 +166,9 @@ def _description(subject: Subject, summary: Summary, signals: Sequence[Signal]) 
             f"Continue from it: `{COMMAND} {stage_entry_point(stage.number + 1)} "
             f"-P parent_run_id={summary.run_id}`"
         )
+    else:
+        refit = command_line("refit", {"run_id": summary.run_id})
+        lines.append(f"The same on all images, as the model to use: `{refit}`")
     return "\n\n".join(lines)
 
 
