@@ -13,10 +13,12 @@ import time
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from pipeline.app.panels import compared_run, examples_of, panel_of, stages_up_to
 from pipeline.errors import SettingsError, first_line
 from pipeline.runs.command import Command
+from pipeline.runs.session import Say
 from pipeline.serving.chosen import chosen_run
 from pipeline.settings.entry import AppSettings
 from pipeline.system.files import typed_path
@@ -46,7 +48,7 @@ def app_entry(command: Command, plan: AppSettings) -> None:
         examples = examples_of(run, command, Path(folder) / "examples")
         tracking.name_launched(f"app · {run.name}", "app")
         os.environ.update(_QUIET | {"GRADIO_TEMP_DIR": folder})
-        from pipeline.app.page import THEME, Page  # after the variables, which Gradio reads
+        from pipeline.app.page import Page  # after the variables, which Gradio reads
 
         page = Page(
             own=own,
@@ -55,32 +57,42 @@ def app_entry(command: Command, plan: AppSettings) -> None:
             about=_about(run),
             beside=_beside(compared) if compared else "",
         )
-        app = page.build(examples)
-        try:
-            app.launch(
-                server_name=HOST,
-                server_port=plan.port or None,
-                share=False,
-                quiet=True,
-                prevent_thread_lock=True,
-                ssr_mode=False,
-                footer_links=[],
-                max_file_size="100mb",
-                theme=THEME,
-            )
-        except OSError as err:
-            raise SettingsError(
-                f"port={plan.port}: {first_line(err)}: pass another -P port=, or leave it out"
-            ) from None
-        command.say(f"the app is at {app.local_url} (Ctrl-C ends it)")
-        try:
-            with suppress(KeyboardInterrupt), at_once():
-                while True:
-                    time.sleep(LOOK_S)
-                    check()
-        finally:
-            app.close(verbose=False)
+        _serve(page.build(examples), plan.port, command.say)
     command.say("the app has ended")
+
+
+def _serve(app: Any, port: int, say: Say) -> None:  # noqa: ANN401 - Gradio's, an extra
+    """Show the page until Ctrl-C.
+
+    Raises:
+        SettingsError: the port is taken.
+    """
+    from pipeline.app.page import THEME
+
+    try:
+        app.launch(
+            server_name=HOST,
+            server_port=port or None,
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            ssr_mode=False,
+            footer_links=[],
+            max_file_size="100mb",
+            theme=THEME,
+        )
+    except OSError as err:
+        raise SettingsError(
+            f"port={port}: {first_line(err)}: pass another -P port=, or leave it out"
+        ) from None
+    say(f"the app is at {app.local_url} (Ctrl-C ends it)")
+    try:
+        with suppress(KeyboardInterrupt), at_once():
+            while True:
+                time.sleep(LOOK_S)
+                check()
+    finally:
+        app.close(verbose=False)
 
 
 def _about(run: RunView) -> str:

@@ -128,7 +128,7 @@ def main_entry(command: Command, settings: Settings) -> list[Summary]:
         log.tags({NOTE: page})
         log.text(page, "summary.md")
         log.text(json.dumps(values, indent=2) + "\n", "settings.json")
+    command.say(f"\nthe model to use: {command_line('refit', {'run_id': rows[-1].run_id})}")
     command.say(f"\n{in_columns(table)}")
-    command.say(f"\na model of all images: {command_line('refit', {'run_id': rows[-1].run_id})}")
     command.say(f"\n{tracking.how_to_browse}")
     return rows

@@ -76,60 +76,67 @@ def refit(
         DivergedError: the loss of a stage is no number.
     """
     recipe = replace(recipe, settings=recipe.fixed(tracking))
-    settings, last = recipe.settings, recipe.last
+    settings = recipe.settings
     source = source_of(settings)
-    session = Session.open(
-        settings, tracking, lambda _: None, deal=partial(whole_draw, scope=scope)
-    )
-    session.say = say
-    draw = session.draw
+    deal = partial(whole_draw, scope=scope)
+    session = Session.open(settings, tracking, lambda _: None, deal=deal)
+    session.say, draw = say, session.draw
     for note in draw.notes:
         say(f"note: {note}")
     test = read_test_split(source, settings, say) if source.test else None
-    digest = test.fingerprint() if test else NO_TEST
-    sizes = np.bincount(draw.train.labels.numpy(), minlength=len(draw.class_names))
-    result = partial(Refit, recipe=recipe, session=session, train_sizes=tuple(sizes.tolist()))
-    if settings.reuse and (found := _find(session, last, digest)):
+    overlap = Overlap.of(test, source).after([draw]) if test else None
+    found = _find(session, recipe.last, test) if settings.reuse else None
+    if found:
         say(f"refit: found run {found.run_id} with the same content, reusing it")
-        return result(run=found, reused=True)
-    which = (
-        "all that are not in the test split"
-        if takes_all(source, settings, scope)
-        else f"those of draw {settings.draw} (-P refit=all takes all that are no test images)"
+    else:
+        which = (
+            "all that are not in the test split"
+            if takes_all(source, settings, scope)
+            else f"those of draw {settings.draw} (-P refit=all takes all that are no test images)"
+        )
+        count = f"{len(draw.train)} images"
+        say(f"refit: {recipe.words} on {count}, {which}; epochs: {recipe.passes}")
+        name = f"refit · {recipe.words} · {settings.data_name} · {settings.backbone} · {count}"
+        own, tags = nested_under is None, {keys.KIND: keys.REFIT}
+        with tracking.run(name, tags, target=own, nested_under=nested_under) as log:
+            _train(session, log, recipe, overlap)
+        say(f"refit: run {log.run_id}")
+    sizes = np.bincount(draw.train.labels.numpy(), minlength=len(draw.class_names))
+    return Refit(
+        run=found or tracking.get(log.run_id),
+        recipe=recipe,
+        session=session,
+        train_sizes=tuple(sizes.tolist()),
+        reused=found is not None,
     )
-    say(f"refit: {recipe.words} on {len(draw.train)} images, {which}; epochs: {recipe.passes}")
-    name = f"refit · {recipe.words} · {settings.data_name} · {settings.backbone}"
-    with tracking.run(
-        f"{name} · {len(draw.train)} images",
-        {keys.KIND: keys.REFIT},
-        target=nested_under is None,
-        nested_under=nested_under,
-    ) as log:
-        started = time.perf_counter()
-        _log_start(log, session, recipe)
-        backbone = session.pretrained_backbone()
-        for number in range(1, last + 1):
-            _train_stage(session, log, backbone, number)
-        log.metrics({keys.TOTAL_S: time.perf_counter() - started})
-        if test:
-            _score(session, log, backbone, recipe, test)
-            overlap = Overlap.of(test, source).after([draw])
-            log.metrics(overlap.counts.metrics)
-            if note := overlap.counts.note:
-                say(note)
-        log.tags({keys.TEST_SHA256: digest, keys.TEST_PRECISION: session.precision})
-        with tempfile.TemporaryDirectory() as folder:
-            log_served_model(log, settings, draw, backbone, Path(folder))
-            shown = test if test else draw.train
-            log_onnx(log, backbone.model, draw, shown, Path(folder), say)
-    say(f"refit: run {log.run_id}")
-    return result(run=tracking.get(log.run_id), reused=False)
 
 
-def _find(session: Session, last: int, test_digest: str) -> RunView | None:
+def _train(session: Session, log: RunLog, recipe: Recipe, overlap: Overlap | None) -> None:
+    """Every stage, the one look at the test images, and what other programs need of the model."""
+    started = time.perf_counter()
+    _log_start(log, session, recipe)
+    backbone, draw = session.pretrained_backbone(), session.draw
+    for number in range(1, recipe.last + 1):
+        _train_stage(session, log, backbone, number)
+    log.metrics({keys.TOTAL_S: time.perf_counter() - started})
+    shown = draw.train
+    log.tags(scored_on(NO_TEST, session.precision))
+    if overlap:
+        shown = overlap.test
+        _score(session, log, backbone, recipe, shown)
+        log.metrics(overlap.counts.metrics)
+        if note := overlap.counts.note:
+            session.say(note)
+    with tempfile.TemporaryDirectory() as folder:
+        log_served_model(log, session.settings, draw, backbone, Path(folder))
+        log_onnx(log, backbone.model, draw, shown, Path(folder), session.say)
+
+
+def _find(session: Session, last: int, test: ImageSet | None) -> RunView | None:
     """The finished run of the same content, scored on the same test images."""
     tags = {keys.KIND: keys.REFIT, keys.LINEAGE_KEY: session.key(last)}
-    for run in session.tracking.find({**tags, keys.TEST_SHA256: test_digest}):
+    digest = test.fingerprint() if test else NO_TEST
+    for run in session.tracking.find({**tags, keys.TEST_SHA256: digest}):
         if keys.MODEL_URI in run.tags:
             return run
     return None
@@ -184,7 +191,16 @@ def _train_stage(session: Session, log: RunLog, backbone: Backbone, number: int)
     settings: Settings = session.settings
     stage, training = settings.stage(number), settings.training(number)
     proof = FrozenProof.take(backbone, number, stage.trainable)
-    features = session.training_features(backbone, stage, proof.digests)
+    features = session.cache.features(
+        backbone,
+        backbone.frozen_segments(stage.trainable),
+        session.draw.train,
+        augment=training.augment,
+        views=settings.views,
+        dtype=session.dtype,
+        device=session.device,
+        digests=proof.digests,
+    )
     trainer = Trainer(
         backbone=backbone,
         stage=stage,

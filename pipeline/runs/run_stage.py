@@ -91,8 +91,7 @@ def _prepare(session: Session, stage: Stage, parent: RunView | None) -> _Work:
     started = time.perf_counter()
     backbone = session.restore(parent) if parent else session.pretrained_backbone()
     proof = FrozenProof.take(backbone, stage.number, stage.trainable)
-    train_features = session.training_features(backbone, stage, proof.digests)
-    val_features = session.validation_features(backbone, stage, proof.digests)
+    train_features, val_features = session.prefix_features(backbone, stage, proof.digests)
     prefix_s = time.perf_counter() - started
     trainer = Trainer(
         backbone=backbone,

@@ -279,47 +279,34 @@ class Session:
                 "earlier files back"
             )
 
-    def training_features(
+    def prefix_features(
         self, backbone: Backbone, stage: Stage, digests: Mapping[str, str]
-    ) -> Features:
-        """The suffix's inputs for training; fills the cache for later stages.
+    ) -> tuple[Features, Features]:
+        """The suffix's inputs for training and validation; fills the cache for later stages.
 
         `digests`: those of the backbone's frozen tensors, name -> SHA-256.
         """
         settings = self.settings
         augment = settings.training(stage.number).augment
-        return self._features(self.draw.train, augment, settings.views, backbone, stage, digests)
-
-    def validation_features(
-        self, backbone: Backbone, stage: Stage, digests: Mapping[str, str]
-    ) -> Features:
-        """The same for validation images, which are never varied: one view, always kept."""
-        return self._features(self.draw.val, "none", 1, backbone, stage, digests)
-
-    def _features(
-        self,
-        images: ImageSet,
-        augment: Augment,
-        views: int,
-        backbone: Backbone,
-        stage: Stage,
-        digests: Mapping[str, str],
-    ) -> Features:
-        settings = self.settings
-        own = of_images(settings.training(stage.number).augment)
         later = [
             backbone.frozen_segments(step.trainable)
             for step in settings.chain.stages[stage.number :]
-            if of_images(settings.training(step.number).augment) == own
+            if of_images(settings.training(step.number).augment) == of_images(augment)
         ]
-        return self.cache.features(
-            backbone,
-            backbone.frozen_segments(stage.trainable),
-            images,
-            augment=augment,
-            views=views,
-            dtype=self.dtype,
-            device=self.device,
-            also=later,
-            digests=digests,
-        )
+
+        def features(images: ImageSet, augment: Augment, views: int) -> Features:
+            return self.cache.features(
+                backbone,
+                backbone.frozen_segments(stage.trainable),
+                images,
+                augment=augment,
+                views=views,
+                dtype=self.dtype,
+                device=self.device,
+                also=later,
+                digests=digests,
+            )
+
+        train = features(self.draw.train, augment, settings.views)
+        # validation images are never varied: one view, kept even where training views are fresh
+        return train, features(self.draw.val, "none", 1)
