@@ -27,6 +27,7 @@ from pipeline.refit.recipe import Recipe
 from pipeline.runs.predictions import TEST_PREDICTIONS
 from pipeline.runs.scoring import read_test_split
 from pipeline.runs.sources import source_of
+from pipeline.serving.chosen import chosen_run
 from pipeline.settings.run import Settings
 from pipeline.signals.evidence import siblings_of
 from pipeline.tracking import RunView, Tracking, keys
@@ -315,6 +316,7 @@ def test_wrong_runs_and_images_are_one_line_each(
         ("imagenet", "resnet18", "torchvision states none"),
         ("IMAGENET1K_SWAG_E2E_V1", "vit_b_16", "SWAG/blob/main/LICENSE"),
         ("/x/mine.safetensors", "resnet18", "unknown: that of the file mine.safetensors"),
+        ("pretrained", "my_package.net:build", "unknown: that of my_package.net:build"),
     ],
 )
 def test_the_licence_of_the_weights_is_what_their_publisher_states(
@@ -357,6 +359,7 @@ def test_a_verdict_ends_with_the_recommended_arm_on_all_images(
         again = desk.decide(**asked)
         assert again.verdict == decision.verdict
         assert len(runs(keys.REFIT)) == 1
+        assert chosen_run(Tracking.connect(), decided.info.run_id, "") == run.info.run_id
         alone = partial(perform, "refit", say=desk.said.append)
         made = alone({"run_id": runs("decision")[-1].info.run_id, "register_as": "second"})
         assert made.run.run_id == run.info.run_id

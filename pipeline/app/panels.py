@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -43,23 +42,16 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """A model on the page."""
+    """A model on the page.
+
+    Attributes:
+        backbone: the network as blocks; None where it cannot be made here, as a factory that is
+            gone.
+    """
 
     title: str
     classifier: Classifier
-    blocks: str
-
-    @cached_property
-    def backbone(self) -> Backbone | None:
-        """The network as blocks; None where it cannot be made here, as a factory that is gone."""
-        about = self.classifier.served.about
-        names, size = self.classifier.class_names, self.classifier.image_size
-        try:
-            backbone = build_backbone(about["backbone"], len(names), size, 0, self.blocks)
-        except (PipelineError, KeyError):
-            return None
-        backbone.put(self.classifier.network.state_dict())
-        return backbone
+    backbone: Backbone | None
 
     def answer(self, picture: Image.Image) -> Answer:
         """Classify an RGB picture, and show where the network looks for its first class."""
@@ -87,8 +79,14 @@ def panel_of(tracking: Tracking, run: RunView, title: str) -> Panel:
         LineageError: the run has no model.
     """
     classifier = Classifier.of_run(tracking, run.run_id)
-    blocks = str(run.settings.get("blocks", "auto"))
-    return Panel(title=title, classifier=classifier, blocks=blocks)
+    about, size = classifier.served.about, classifier.image_size
+    blocks, count = str(run.settings.get("blocks", "auto")), len(classifier.class_names)
+    try:
+        backbone = build_backbone(about["backbone"], count, size, 0, blocks)
+        backbone.put(classifier.network.state_dict())
+    except (PipelineError, KeyError):
+        backbone = None
+    return Panel(title=title, classifier=classifier, backbone=backbone)
 
 
 def compared_run(tracking: Tracking, run: RunView, say: Say) -> RunView | None:

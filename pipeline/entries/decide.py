@@ -39,7 +39,7 @@ from pipeline.stats.operating import characteristics_text, operating_characteris
 from pipeline.stats.simulated import World, image_characteristics
 from pipeline.stats.verdict import Verdict
 from pipeline.tracking import RunLog, RunView
-from pipeline.tracking.keys import VERDICT
+from pipeline.tracking.keys import CHAMPION_RUN_ID, VERDICT
 
 TRUE_GAINS_PP = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0)
 
@@ -252,7 +252,7 @@ def _register(
         say=runner.say,
     )
     log = tracking.writing(found.decision_run_id)
-    log.tags({"champion": address, "champion_run_id": run.run_id})
+    log.tags({"champion": address, CHAMPION_RUN_ID: run.run_id})
 
 
 def _on_all_images(

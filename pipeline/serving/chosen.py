@@ -8,6 +8,7 @@ from __future__ import annotations
 from pipeline.errors import LineageError, TrackingError
 from pipeline.system.text import first_of
 from pipeline.tracking import Tracking
+from pipeline.tracking.keys import CHAMPION_RUN_ID
 from pipeline.tracking.registry import ALIAS
 
 _OTHERWISE = "pass -P run_id=<a finished run>, or train one: -e refit -P run_id=<a stage run>"
@@ -21,8 +22,8 @@ def chosen_run(tracking: Tracking, run_id: str, model: str) -> str:
     """
     if run_id and model:
         raise LineageError(f"run_id={run_id} and model={model}: pass one of them")
-    if run_id:
-        return run_id
+    if run_id:  # of a decision: its champion
+        return tracking.get(run_id).tags.get(CHAMPION_RUN_ID, run_id)
     champions = tracking.champions()
     listed = first_of([f"models:/{name}@{ALIAS}" for name in champions])
     if model:

@@ -42,6 +42,8 @@ VERDICT, VERDICT_QUESTION, VERDICT_PAIRS = "verdict", "verdict.question", "verdi
 DECISION_RUN_ID = "decision_run_id"
 REFIT = "refit"
 """The kind of a run on training and validation images together: nobody's evidence or sibling."""
+CHAMPION_RUN_ID = "champion_run_id"
+"""Of a decision: the run whose model was registered."""
 COMPARED_RUN_ID = "compared_run_id"
 """Of a refit: a stage run whose chain shows what the verdict is about, stage after stage."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.model.factories import is_factory
 from pipeline.model.networks import TIMM
 from pipeline.weights.published import is_published_name, member_of
 
@@ -20,6 +21,8 @@ def licence_of(weights: str, backbone: str) -> str:
         return f"that of this project (Apache-2.0); {OF_IMAGENET}"
     if not is_published_name(weights):
         return f"unknown: that of the file {Path(weights).name}"
+    if is_factory(backbone):
+        return f"unknown: that of {backbone}"
     if backbone.startswith(TIMM):
         import timm
 
