@@ -41,7 +41,11 @@ def groups() -> Iterable[tuple[str, type[BaseModel]]]:
     """Every table of the page: its title, and the model of its settings."""
     *groups, thresholds = RUN_GROUPS
     yield from ((f"{title[0].upper()}{title[1:]}", model) for title, model in groups)
-    models = dict.fromkeys(row.own for row in ENTRY_POINTS.values() if row.own)
+    own = [row.own for row in ENTRY_POINTS.values() if row.own]
+    bases = [[base for base in model.__bases__ if base.__annotations__] for model in own]
+    models = dict.fromkeys(
+        m for model, above in zip(own, bases, strict=True) for m in (*above, model)
+    )
     for model in models:
         rows = [row for row in ENTRY_POINTS.values() if row.own and issubclass(row.own, model)]
         offering = [row for row in rows if set(model.model_fields) <= set(row.offered)]

@@ -87,7 +87,7 @@ class Desk:
             if stop_at and line.startswith(stop_at):
                 raise KeyboardInterrupt("stopped by the test")
 
-        decision = perform("decide", {**self.own, **options}, say)
+        decision = perform("decide", {"refit": "off", **self.own, **options}, say)
         assert decision
         return decision
 

@@ -199,6 +199,8 @@ def command_of(decision: Decision) -> str:
     options |= {"rope_pp": design.rope_pp, "looks": ",".join(map(str, design.looks))}
     options["threshold"] = design.threshold
     options |= {k: v for k in ("beside", "register_as") if (v := getattr(asked.decide, k))}
+    if asked.decide.refit != "auto":
+        options["refit"] = asked.decide.refit
     if decision.metric != DEFAULT_SHARE:
         options["metric"] = decision.metric
     if decision.seeds > 1:

@@ -206,7 +206,7 @@ def draw_in(source: Source, settings: Settings) -> Draw:
     Raises:
         DataError: too few images, no such draw, or images that cannot be read.
     """
-    rows = _rows_of(source, settings)
+    rows = rows_of(source, settings)
     size, prepared = settings.image_size, preparation_of(settings)
     train, val = (read_images(*part, size, prepared, skip_unreadable=True) for part in rows)
     dealt = Draw(
@@ -241,13 +241,13 @@ def check_readable(source: Source, draws: Iterable[Settings]) -> None:
     for settings in draws:
         if settings.skip_unreadable:
             return
-        for split, rows in _rows_of(source, settings):
+        for split, rows in rows_of(source, settings):
             found.update(str(i) for i in split.read(rows.tolist()) if isinstance(i, Unreadable))
             count += rows.size
     refuse_unreadable(found, count)
 
 
-def _rows_of(source: Source, settings: Settings) -> list[tuple[Split, IntArray]]:
+def rows_of(source: Source, settings: Settings) -> list[tuple[Split, IntArray]]:
     """The rows to train on and those to validate on, each with their split."""
     per_class = settings.train_per_class, settings.val_per_class
     rows = deal_rows(source, *per_class, settings.data_seed, settings.draw)

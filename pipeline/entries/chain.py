@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from pipeline.entries.plans import StagePlan
 from pipeline.reporting.page import to_markdown
 from pipeline.runs.command import Command
+from pipeline.runs.command_line import command_line
 from pipeline.runs.find_or_run import add_pictures_and_model, find_or_run
 from pipeline.runs.floor import Floor, floor_on
 from pipeline.runs.lineage import (
@@ -140,6 +141,7 @@ def main_entry(command: Command, settings: Settings) -> list[Summary]:
         log.tags({NOTE: page})
         log.text(page, "summary.md")
         log.text(json.dumps(values, indent=2) + "\n", "settings.json")
+    command.say(f"\nthe model to use: {command_line('refit', {'run_id': rows[-1].run_id})}")
     command.say(f"\n{in_columns(table)}")
     if floor and (remark := floor.remark(rows[-1].number, rows[-1].val_acc)):
         command.say(remark)

@@ -24,15 +24,17 @@ from pipeline.comparing.arms import (
 )
 from pipeline.comparing.cost import equal_steps, operations_of, seconds_a_draw
 from pipeline.comparing.decision import Decision, label_of, verdict_of
-from pipeline.comparing.decision_page import log_decision
+from pipeline.comparing.decision_page import command_of, log_decision
 from pipeline.comparing.effects import changes_of, effects_of
 from pipeline.comparing.pairs import Pair, PairRunner, Results, resolution_pp
 from pipeline.entries.pair_setup import PairSetup
+from pipeline.errors import DataError, TrainingError
+from pipeline.refit.champion import default_name, refit_and_describe, register_champion
+from pipeline.refit.recommended import Recommended
 from pipeline.reporting.figures import best_effort
 from pipeline.runs.command import Command
 from pipeline.runs.mistakes import CHANGES, changes_picture
 from pipeline.runs.words import minutes
-from pipeline.settings.entry import usable_name
 from pipeline.settings.run import plain_values
 from pipeline.signals.evidence import refresh_siblings
 from pipeline.stats.design import Design
@@ -40,11 +42,10 @@ from pipeline.stats.metrics import DEFAULT_SHARE, METRICS
 from pipeline.stats.operating import characteristics_text, operating_characteristics
 from pipeline.stats.simulated import World, image_characteristics
 from pipeline.stats.verdict import Verdict
-from pipeline.tracking import ModelVersion, RunLog
-from pipeline.tracking.keys import DECISION_RUN_ID, MODEL_URI, VERDICT
+from pipeline.tracking import RunLog, RunView
+from pipeline.tracking.keys import CHAMPION_RUN_ID, VERDICT
 
 TRUE_GAINS_PP = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0)
-CHAMPION = "champion"
 
 
 def decide_entry(command: Command, plan: Comparison) -> Decision | None:
@@ -94,7 +95,9 @@ def decide_entry(command: Command, plan: Comparison) -> Decision | None:
             refresh_siblings(setup.tracking, command.say)
             changes = _changes(decision, setup, runner)
             log_decision(decision, log, setup.tracking, command.say, changes)
-            _register(decision, plan, runner, log)
+            found_runs = _recommended(decision, log.run_id)
+            found_runs.keep(log)
+        _register(decision, plan, runner, found_runs)  # the decision is finished
     return decision
 
 
@@ -228,38 +231,79 @@ def _run_extra_arms(
     return gains
 
 
-def _register(decision: Decision, plan: Comparison, runner: PairRunner, log: RunLog) -> None:
-    """The recommended model, of the first pair in which it did not diverge, in the registry."""
+def _recommended(decision: Decision, run_id: str) -> Recommended:
+    """The recommended arm's runs, first pair first; a run that diverged is left out."""
+    is_treatment = decision.recommended is decision.treatment
+    results = [p.treatment if is_treatment else p.control for p in decision.pairs]
+    treatments = [p.treatment for p in decision.pairs]
+    whole = [result.run_id for result in treatments if not result.diverged]
+    return Recommended(
+        words=decision.recommended.words,
+        run_ids=tuple(result.run_id for result in results if not result.diverged),
+        compared_run_id=(whole or [treatments[0].run_id])[0],
+        sentence=decision.sentence,
+        decision_run_id=run_id,
+        images=decision.treatment.settings.train_per_class,
+    )
+
+
+def _register(
+    decision: Decision, plan: Comparison, runner: PairRunner, found: Recommended
+) -> None:
+    """The recommended arm on all images, or the model of the first pair, in the registry."""
     if plan.decide.register_as == "off":
         return
-    arm = decision.recommended
-    by_pair = [(runner.done[p.key.number][runner.arms.index(arm)], p.key) for p in decision.pairs]
-    keys = [key for result, key in by_pair if not result.diverged]
-    if not keys:
-        runner.say(f"note: every run of {arm.words} diverged: no model is registered")
+    if not found.run_ids:
+        runner.say(f"note: every run of {found.words} diverged: no model is registered")
         return
-    result = runner.completed(keys[0], arm)
-    run = runner.tracking.get(result.run_id)
-    settings = arm.settings
-    name = plan.decide.register_as or usable_name(f"{settings.data_name}-{settings.backbone}")
-    tags = {VERDICT: decision.verdict.state, DECISION_RUN_ID: log.run_id}
-    text = (
-        f"{decision.sentence}\n\nRecommended: {arm.words}; this model, of the first pair, "
-        f"reached {result.test:.2%} {METRICS[decision.metric].words} on the test images. "
-        f"Decision: run {log.run_id}."
+    model = _on_all_images(decision, plan, runner, found) or _of_a_pair(decision, runner, found)
+    run, description = model
+    tracking, settings = runner.tracking, decision.recommended.settings
+    address = register_champion(
+        tracking,
+        run,
+        plan.decide.register_as or default_name(settings),
+        words=found.words,
+        description=description,
+        tags={**found.tags, VERDICT: decision.verdict.state},
+        say=runner.say,
     )
-    registered = runner.tracking.register(
-        name, ModelVersion(uri=run.tags[MODEL_URI], alias=CHAMPION, description=text, tags=tags)
-    )
-    log.tags({"champion": f"models:/{name}@{CHAMPION}", "champion_run_id": run.run_id})
-    runner.say(
-        f"recommended: {arm.words}; models:/{name}@{CHAMPION} is version "
-        f"{registered.number} (run {run.run_id})"
-    )
-    if registered.replaced:
-        number, marks = registered.replaced
-        runner.say(
-            f"note: until now {CHAMPION} was version {number}, of decision "
-            f"{marks.get('decision_run_id', 'unknown')}; pass -P register_as=<another name> to "
-            "keep both"
+    log = tracking.writing(found.decision_run_id)
+    log.tags({"champion": address, CHAMPION_RUN_ID: run.run_id})
+
+
+def _on_all_images(
+    decision: Decision, plan: Comparison, runner: PairRunner, found: Recommended
+) -> tuple[RunView, str] | None:
+    """The recommended arm's run on all images, described; None where there is to be none."""
+    if plan.decide.refit == "off":
+        return None
+    try:
+        made, description = refit_and_describe(
+            runner.tracking,
+            found,
+            decision.recommended.settings,
+            plan.decide.refit,
+            command_of(decision),
+            runner.say,
+            nested_under=found.decision_run_id,
         )
+    except (DataError, TrainingError) as err:  # of images that no pair has read, or of more steps
+        runner.say(f"note: not trained on all images: {err}")
+        return None
+    return made.run, description
+
+
+def _of_a_pair(decision: Decision, runner: PairRunner, found: Recommended) -> tuple[RunView, str]:
+    """The recommended arm's run of the first pair in which it did not diverge, described."""
+    arm = decision.recommended
+    at = runner.arms.index(arm)
+    key = next(p.key for p in decision.pairs if not runner.done[p.key.number][at].diverged)
+    result = runner.completed(key, arm)
+    label, words = label_of(key.number, decision.seeds), METRICS[decision.metric].words
+    description = (
+        f"{decision.sentence}\n\nRecommended: {arm.words}; this model, of pair {label} alone, "
+        f"reached {result.test:.2%} {words} on the test images. "
+        f"Decision: run {found.decision_run_id}."
+    )
+    return runner.tracking.get(result.run_id), description

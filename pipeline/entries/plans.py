@@ -11,12 +11,15 @@ from dataclasses import dataclass, replace
 
 from pipeline.errors import GateError, SettingsError
 from pipeline.settings.entry import (
+    AppSettings,
     BlocksSettings,
     CleanSettings,
     EvaluateSettings,
     GateSettings,
     NumberedStageSettings,
+    PredictSettings,
     PretrainSettings,
+    RefitSettings,
     StageSettings,
     StartSettings,
 )
@@ -156,6 +159,43 @@ def evaluate_plan(request: Request) -> EvaluateSettings:
     if not own.run_id:
         raise SettingsError("run_id is not given: pass -P run_id=<a finished stage run>")
     return own
+
+
+def refit_plan(request: Request) -> RefitSettings:
+    """The run whose recipe is trained on all images.
+
+    Raises:
+        SettingsError: a wrong setting, or no run.
+    """
+    request.check()
+    own = request.own_settings(RefitSettings)
+    if not own.run_id:
+        raise SettingsError(
+            "run_id is not given: pass -P run_id=<a finished stage run, or a decision>"
+        )
+    return own
+
+
+def predict_plan(request: Request) -> PredictSettings:
+    """The pictures and the model.
+
+    Raises:
+        SettingsError: a wrong setting, or no pictures.
+    """
+    own = request.own_settings(PredictSettings)
+    if not own.images:
+        raise SettingsError("images is not given: pass -P images=<a folder, pattern or file>")
+    return own
+
+
+def app_plan(request: Request) -> AppSettings:
+    """The model, the page and the folder for pictures.
+
+    Raises:
+        SettingsError: a wrong setting.
+    """
+    request.check()
+    return request.own_settings(AppSettings)
 
 
 def gate_plan(request: Request) -> GateSettings:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pipeline.data.base import Source
 from pipeline.data.draws import Draw, draw_in
 from pipeline.data.images import ImageSet
 from pipeline.errors import LineageError
@@ -93,13 +94,14 @@ class Session:
         tracking: Tracking,
         say: Say,
         on_epoch: OnEpoch = lambda *_: None,
+        deal: Callable[[Source, Settings], Draw] = draw_in,
     ) -> Session:
-        """Read the images and weights that the settings name."""
+        """Read the images and weights that the settings name; `deal`: which of the images."""
         keep_freed_memory()
         device = pick_device(settings.device)
         compute_repeatably(device)
         source, weights = source_and_weights(settings)
-        draw = draw_in(source, settings)
+        draw = deal(source, settings)
         say(f"preset {settings.preset}; every setting is in the run's settings.json")
         say(
             f"{settings.data}: {len(draw.train)} training and {len(draw.val)} validation images "

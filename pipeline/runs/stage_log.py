@@ -24,7 +24,7 @@ from pipeline.model.backbones import Backbone
 from pipeline.model.factories import distribution_of, is_factory, sources_of
 from pipeline.model.networks import TIMM, recipe_of
 from pipeline.reporting.figures import best_effort, confusion_matrix, learning_curves
-from pipeline.runs.command_line import stage_entry_point
+from pipeline.runs.command_line import command_line, stage_entry_point
 from pipeline.runs.mistakes import (
     BATCH,
     CHANGES,
@@ -195,6 +195,9 @@ def _description(subject: Subject, summary: Summary, signals: Sequence[Signal]) 
             f"Continue from it: `{COMMAND} {stage_entry_point(stage.number + 1)} "
             f"-P parent_run_id={summary.run_id}`"
         )
+    else:
+        refit = command_line("refit", {"run_id": summary.run_id})
+        lines.append(f"The same on all images, as the model to use: `{refit}`")
     return "\n\n".join(lines)
 
 
@@ -226,12 +229,12 @@ def log_served_model(
         "arguments": recipe.arguments,
         "class_names": draw.class_names,
         "image_size": settings.image_size,
-        **asdict(draw.val.preparation),
+        **asdict(draw.train.preparation),
         "ranges": draw.ranges,
     }
     write_atomically(about, json.dumps(content).encode())
     example = io.BytesIO()
-    Image.fromarray(draw.val.pixels[0].permute(1, 2, 0).numpy()).save(example, "PNG")
+    Image.fromarray(draw.train.pixels[0].permute(1, 2, 0).numpy()).save(example, "PNG")
     uri = log.model(
         code=SERVED_MODEL,
         helpers=[*SERVED_HELPERS, *_factory_files(backbone.name, folder)],

@@ -6,14 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
-from torch import nn
+import torch
+from PIL import Image
+from torch import Tensor, nn
 
+from pipeline.data.images import Preparation, Ranges
 from pipeline.errors import DataError, LineageError, first_line
 from pipeline.serving.served_model import ImageClassifier
 from pipeline.tracking import Tracking
 from pipeline.tracking.keys import MODEL_URI
 from pipeline.tracking.registry import load_python_model
+
+_PREPARED = ("interpolation", "crop", "mean", "std")
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,34 @@ class Classifier:
     def class_names(self) -> list[str]:
         """Class names in the order of the logits."""
         return list(self.served.about["class_names"])
+
+    @property
+    def image_size(self) -> int:
+        """Pixels a side of what the network sees."""
+        return int(self.served.about["image_size"])
+
+    @property
+    def ranges(self) -> Ranges | None:
+        """From which values deep images are scaled: those of the training images."""
+        found: Ranges | None = self.served.about.get("ranges")
+        return found
+
+    @property
+    def preparation(self) -> Preparation:
+        """How training prepared a picture; models of earlier versions had the usual way."""
+        about = self.served.about
+        return Preparation(**{key: about[key] for key in _PREPARED if key in about})
+
+    def pixels(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """What the network sees of RGB pictures, uint8, (N, 3, S, S)."""
+        prepared, size = self.preparation, self.image_size
+        return torch.from_numpy(np.stack([prepared.fit_square(rgb, size) for rgb in pictures]))
+
+    @torch.no_grad()
+    def probabilities(self, pixels: Tensor) -> Tensor:
+        """Probabilities of pixels, float32, (N, K)."""
+        found: Tensor = self.network(self.preparation.normalise(pixels)).softmax(1)
+        return found
 
     def predict(self, images: Sequence[str | Path | bytes]) -> pd.DataFrame:
         """Column `label` and a column of probability for each class; a row an image.

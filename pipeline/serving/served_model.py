@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from safetensors.torch import load_file
 
 try:
@@ -48,6 +50,30 @@ def _built(function: str, arguments: dict[str, Any], code: Path) -> Any:  # noqa
     finally:
         sys.path.remove(str(code))
         sys.modules.update(others)
+
+
+class UnreadableImage(MlflowException, ValueError):
+    """A request that holds no image, in one sentence: MLflow's server answers with no traceback.
+
+    The server puts the whole request before the message of such an error: that is not let happen.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Keep the first message."""
+        if name != "message" or "message" not in vars(self):
+            super().__setattr__(name, value)
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, error_code=INVALID_PARAMETER_VALUE)
+
+
+def _why(content: Any, err: Exception) -> str:  # noqa: ANN401 - whatever was sent
+    """Why a row of a request is no image."""
+    if not isinstance(content, bytes):
+        return f"it is a {type(content).__name__}, not bytes"
+    if isinstance(err, UnidentifiedImageError):
+        return "no image that Pillow knows" if content else "it is empty"
+    return str(err).partition("\n")[0] or type(err).__name__
 
 
 class ImageClassifier(PythonModel):  # type: ignore[misc, unused-ignore]
@@ -81,7 +107,10 @@ class ImageClassifier(PythonModel):  # type: ignore[misc, unused-ignore]
                 rgb = to_rgb(Image.open(io.BytesIO(content)), ranges)
                 images.append(prepared.fit_square(rgb, size))
             except Exception as err:  # each format of Pillow raises its own
-                raise ValueError(f"the image in row {row} cannot be read ({err})") from err
+                raise UnreadableImage(
+                    f"the image in row {row} (rows from 0) cannot be read ({_why(content, err)}): "
+                    "send the bytes of a PNG, JPEG, ... file, as base64 over HTTP"
+                ) from err
         if not images:
             return pd.DataFrame(columns=["label", *names])
         batch = prepared.normalise(torch.from_numpy(np.stack(images)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, field_validator
+from pydantic import AfterValidator, BeforeValidator, field_validator
 from pydantic_core import PydanticCustomError
 
 from pipeline.settings.fields import (
@@ -124,6 +124,61 @@ def usable_name(text: str) -> str:
     return re.sub(r"^\W+", "", re.sub(r"[/:'?\t\n]", "-", text))
 
 
+def _is_usable(name: str) -> str:
+    if name != usable_name(name):
+        raise PydanticCustomError(
+            "name", "must begin with a letter or digit and hold none of / : ' ?"
+        )
+    return name
+
+
+RegisteredName = Annotated[str, AfterValidator(_is_usable)]
+REGISTER_AS = "name in the model registry; empty: from data and backbone"
+
+
+class RefitSettings(StrictModel):
+    """What is trained on all images, and on which."""
+
+    run_id: OptionalText = setting(
+        "", "id of a finished stage run, or of a decision; must be given"
+    )
+    refit: Literal["auto", "all", "draw"] = setting(
+        "auto",
+        "all: every image outside the test split; draw: training and validation images of the "
+        "run's draw; auto: all, unless they are more than ten times those of the draw",
+    )
+    register_as: RegisteredName = setting("", f"{REGISTER_AS}; off: none")
+
+
+class ModelSettings(StrictModel):
+    """Which model is used."""
+
+    run_id: OptionalText = setting("", "id of the run whose model is used; empty: see model")
+    model: OptionalText = setting(
+        "", "a model of the registry (models:/NAME@champion); empty: the only champion there is"
+    )
+
+
+class PredictSettings(ModelSettings):
+    """What is predicted, and where the answers go."""
+
+    images: PathText = setting(
+        "", "folder, pattern ('shots/*.jpg') or file of pictures; must be given"
+    )
+    out: PathText = setting("predictions.csv", "the CSV file to write", min_length=1)
+
+
+class AppSettings(ModelSettings):
+    """Where the page is, and where pictures are kept."""
+
+    port: int = setting(0, "port of the page on 127.0.0.1; 0: a free one", ge=0, le=65535)
+    keep: PathText = setting(
+        "collected",
+        "folder, one folder a class, for pictures that are kept with their right label",
+        min_length=1,
+    )
+
+
 class DecideSettings(StrictModel):
     """What a decision compares, and when there is enough evidence."""
 
@@ -170,18 +225,13 @@ class DecideSettings(StrictModel):
         le=1000,
     )
     tune: bool = setting(False, "tune both arms on draws of their own first (on/off)")
-    register_as: str = setting(
-        "", "name in the model registry; empty: from data and backbone; off: none"
+    register_as: RegisteredName = setting("", f"{REGISTER_AS}; off: none")
+    refit: Literal["auto", "all", "draw", "off"] = setting(
+        "auto",
+        "train the recommended arm once more: on all images outside the test split, on training "
+        "and validation images of the first draw (draw), or on all unless they are more than ten "
+        "times those of a draw (auto); off: the model of the first pair is registered",
     )
-
-    @field_validator("register_as")
-    @classmethod
-    def _is_usable(cls, name: str) -> str:
-        if name != usable_name(name):
-            raise PydanticCustomError(
-                "name", "must begin with a letter or digit and hold none of / : ' ?"
-            )
-        return name
 
     @field_validator("looks")
     @classmethod

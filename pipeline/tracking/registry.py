@@ -12,6 +12,9 @@ from pipeline.tracking.faults import translated
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+ALIAS = "champion"
+"""Of the version that is recommended."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelVersion:
@@ -66,6 +69,17 @@ def register(client: MlflowClient, name: str, version: ModelVersion) -> Register
     if before is None or str(before) == number:
         return Registered(number, None)
     return Registered(number, (str(before), client.get_model_version(name, before).tags))
+
+
+def champions(client: MlflowClient) -> list[str]:
+    """Names of the registered models of which a version has the alias."""
+    from mlflow.utils import get_results_from_paginated_fn
+
+    models = get_results_from_paginated_fn(  # type: ignore[no-untyped-call]
+        lambda count, token: client.search_registered_models(max_results=count, page_token=token),
+        100,
+    )
+    return sorted(model.name for model in models if ALIAS in model.aliases)
 
 
 def load_python_model(uri: str) -> Any:  # noqa: ANN401 - the caller knows what it logged

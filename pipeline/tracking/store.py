@@ -29,8 +29,8 @@ from pipeline.tracking.address import usable_address
 from pipeline.tracking.disk import StoredRun, discard, stored_runs
 from pipeline.tracking.experiment import usable_experiment
 from pipeline.tracking.faults import translated
-from pipeline.tracking.keys import GIT_COMMIT, NESTED_UNDER
-from pipeline.tracking.registry import ModelVersion, Registered, register
+from pipeline.tracking.keys import GIT_COMMIT, KIND, NESTED_UNDER
+from pipeline.tracking.registry import ModelVersion, Registered, champions, register
 from pipeline.tracking.run import RunLog, to_tags
 from pipeline.tracking.view import RunView
 
@@ -185,6 +185,22 @@ class Tracking:
         with translated("register the model", self.uri):
             return register(self._client, name, version)
 
+    def champions(self) -> list[str]:
+        """Names of the registered models that have a champion."""
+        with translated("list registered models", self.uri):
+            return champions(self._client)
+
+    def run_of_model(self, uri: str) -> str:
+        """The run that logged a model, by the model's address; empty where no run did.
+
+        Raises:
+            TrackingError: there is no such model.
+        """
+        from mlflow.models import get_model_info
+
+        with translated("find the model", self.uri):
+            return get_model_info(uri).run_id or ""
+
     @contextmanager
     def run(
         self, name: str, tags: Mapping[str, str], *, target: bool, nested_under: str | None = None
@@ -226,6 +242,12 @@ class Tracking:
                 run_id, self._launched = self._launched, None
                 self.writing(run_id).set_status(_status(err), _why(err))
             raise
+
+    def name_launched(self, name: str, kind: str) -> None:
+        """Name the run that `mlflow run` started for a command that only reads runs."""
+        if self._launched:
+            run_id, self._launched = self._launched, None
+            self.writing(run_id).tags({"mlflow.runName": name, KIND: kind})
 
     def _end_abandoned(self) -> None:
         """End the runs that processes of this machine were writing when they were killed."""

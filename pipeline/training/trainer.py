@@ -188,6 +188,20 @@ class Trainer:
             if history.diverged or (self.settings.patience and waited >= self.settings.patience):
                 return
 
+    def without_validation(
+        self, train: ImageSet, features: Features, classes: int
+    ) -> Iterator[tuple[float, float]]:
+        """Train every epoch, yielding its loss and accuracy; `best` is the last epoch.
+
+        How long was decided before: no image is validated on, and nothing is selected.
+        """
+        torch.manual_seed(self.seed)  # dropout
+        rng = np.random.default_rng([self.seed, self.stage.number])
+        for epoch in range(self.settings.epochs):
+            batches = split_batches(rng.permutation(len(train)), self.settings.batch_size)
+            yield self._train_once(train, features, batches, epoch, classes)
+        self.best = self.snapshot()
+
     def _train_once(
         self,
         images: ImageSet,
@@ -195,7 +209,7 @@ class Trainer:
         batches: Sequence[NDArray[np.int64]],
         epoch: int,
         classes: int,
-        meter: RiskMeter,
+        meter: RiskMeter | None = None,
     ) -> tuple[float, float]:
         """Train on every image once, in these batches; returns mean loss and accuracy.
 

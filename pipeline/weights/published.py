@@ -39,6 +39,16 @@ def published(weights: str, backbone: str) -> tuple[str, Path]:
     Raises:
         WeightsError: torchvision has no weights of that name; lists what there is.
     """
+    member = member_of(weights, backbone)
+    return member.url, _kept_at(member)
+
+
+def member_of(weights: str, backbone: str) -> Any:  # noqa: ANN401 - torchvision has no types
+    """The member of torchvision's enum of weights that the name stands for.
+
+    Raises:
+        WeightsError: torchvision has no weights of that name; lists what there is.
+    """
     enum = _members(backbone)
     found = _NAME.fullmatch("DEFAULT" if weights in (DEFAULT, PRETRAINED) else weights)
     assert found, weights
@@ -48,7 +58,7 @@ def published(weights: str, backbone: str) -> tuple[str, Path]:
             f"weights={weights}: torchvision has no such weights of {backbone}: pass one of "
             f"{DEFAULT}, {', '.join(entry.name for entry in enum)}, or a .pth/.safetensors file"
         )
-    return enum[name].url, _kept_at(enum[name])
+    return enum[name]
 
 
 def fetch(weights: str, backbone: str, otherwise: str) -> Path:

@@ -1,0 +1,83 @@
+"""Training and validation images together, for a model that nothing is selected on any more.
+
+In: a source, and settings that name a draw. Out: a `Draw` whose `train` holds the images, and
+whose `val` is empty: the fingerprint of such a draw is that of no other. The test split, also one
+that was set aside by `test_per_class`, stays out.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+
+from pipeline.data.base import Source, Split, preparation_of, read_images
+from pipeline.data.draws import Draw, rows_of
+from pipeline.data.images import ImageSet, IntArray
+from pipeline.settings.run import Settings
+
+Scope = Literal["auto", "all", "draw"]
+MOST_TIMES = 10
+"""So many times a draw's images are all taken without being asked for."""
+
+
+def takes_all(source: Source, settings: Settings, scope: Scope) -> bool:
+    """Whether all images outside the test split are meant, or those of the settings' draw.
+
+    `auto`: all of them, unless they are more than ten times as many as the draw has. What is known
+    of a model that saw few images, its steps and its verdict, says little of one that sees many
+    times more, and such a model would take longer than all that it rests on.
+    """
+    if scope != "auto":
+        return scope == "all"
+    dealt = sum(rows.size for _, rows in rows_of(source, settings))
+    return sum(rows.size for _, rows in _all_rows(source)) <= MOST_TIMES * dealt
+
+
+def whole_draw(source: Source, settings: Settings, scope: Scope) -> Draw:
+    """The images to train the last model on.
+
+    Raises:
+        DataError: no such draw, or images that cannot be read.
+    """
+    rows = _all_rows(source) if takes_all(source, settings, scope) else rows_of(source, settings)
+    prepared = preparation_of(settings)
+    parts = [
+        read_images(
+            split,
+            each,
+            settings.image_size,
+            prepared,
+            skip_unreadable=settings.skip_unreadable,
+        )
+        for split, each in rows
+    ]
+    train = ImageSet(
+        pixels=torch.cat([part.pixels for part in parts]),
+        labels=torch.cat([part.labels for part in parts]),
+        digests=np.concatenate([part.digests for part in parts]),
+        unreadable=tuple(line for part in parts for line in part.unreadable),
+        doubts=tuple(line for part in parts for line in part.doubts),
+        preparation=prepared,
+        rows=np.concatenate([part.rows for part in parts]),
+    )
+    nothing = ImageSet(
+        pixels=train.pixels[:0],
+        labels=train.labels[:0],
+        digests=train.digests[:0],
+        preparation=prepared,
+    )
+    return Draw(
+        source=source.name,
+        class_names=source.class_names,
+        train=train,
+        val=nothing,
+        pool=source.digest(),
+        ranges=source.pool.ranges,
+    )
+
+
+def _all_rows(source: Source) -> list[tuple[Split, IntArray]]:
+    splits = (source.pool, source.val)
+    return [(split, np.arange(len(split.labels))) for split in splits if split]

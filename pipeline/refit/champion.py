@@ -1,0 +1,93 @@
+"""The champion: the version of a registered model that is recommended, described as what it is.
+
+In: the runs of a recommended recipe, or one of them. Out: a version in MLflow's registry with the
+alias `champion`, a model card on its run, and lines that say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from pipeline.data.whole import Scope
+from pipeline.refit.card import CARD, model_card, overall, test_predictions
+from pipeline.refit.recipe import Recipe
+from pipeline.refit.recommended import Recommended
+from pipeline.refit.train import Refit, refit
+from pipeline.settings.entry import usable_name
+from pipeline.settings.run import Settings
+from pipeline.tracking import ModelVersion, RunView, Tracking, keys
+from pipeline.tracking.registry import ALIAS
+
+Say = Callable[[str], None]
+
+
+def default_name(settings: Settings) -> str:
+    """The registered model's name where none was given."""
+    return usable_name(f"{settings.data_name}-{settings.backbone}")
+
+
+def refit_and_describe(
+    tracking: Tracking,
+    recommended: Recommended,
+    settings: Settings,
+    scope: Scope,
+    command: str,
+    say: Say,
+    *,
+    nested_under: str | None = None,
+) -> tuple[Refit, str]:
+    """The recommended recipe on all images, with its model card; the card as a description, too.
+
+    `command`: what to type for the same model.
+
+    Raises:
+        PipelineError: see `refit`.
+    """
+    runs = [tracking.get(run_id) for run_id in recommended.run_ids]
+    recipe = Recipe(
+        settings=settings,
+        last=runs[0].number(keys.STAGE),
+        words=recommended.words,
+        runs=runs,
+    )
+    made = refit(tracking, recipe, scope, say, nested_under=nested_under)
+    card, description = model_card(tracking, made, recommended, command)
+    log = tracking.writing(made.run.run_id)
+    log.text(card, CARD)
+    log.tags({**recommended.tags, keys.NOTE: description})
+    accuracy = overall(test_predictions(tracking, made))
+    if accuracy.images:
+        say(f"refit: test accuracy {accuracy.words} on {accuracy.images} images")
+    else:
+        say("refit: no test split, so that nothing is known of unseen images")
+    return made, description
+
+
+def register_champion(
+    tracking: Tracking,
+    run: RunView,
+    name: str,
+    *,
+    words: str,
+    description: str,
+    tags: Mapping[str, str],
+    say: Say,
+) -> str:
+    """Register a run's model under the alias; returns the model's address in the registry."""
+    address = f"models:/{name}@{ALIAS}"
+    version = ModelVersion(
+        uri=run.tags[keys.MODEL_URI],
+        alias=ALIAS,
+        description=description,
+        tags={**tags, "recipe": words},
+    )
+    registered = tracking.register(name, version)
+    say(f"recommended: {words}; {address} is version {registered.number} (run {run.run_id})")
+    if registered.replaced:
+        number, marks = registered.replaced
+        say(
+            f"note: until now {ALIAS} was version {number}, of decision "
+            f"{marks.get(keys.DECISION_RUN_ID, 'unknown')}; pass -P register_as=<another name> to "
+            "keep both"
+        )
+    return address
