@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+
+import numpy as np
 
 from pipeline.comparing.arms import (
     Arm,
@@ -24,7 +27,7 @@ from pipeline.comparing.cost import equal_steps, operations_of, seconds_a_draw
 from pipeline.comparing.decision import Decision, label_of, verdict_of
 from pipeline.comparing.decision_page import log_decision
 from pipeline.comparing.effects import effects_of
-from pipeline.comparing.pairs import Pair, PairRunner, Results, resolution_pp
+from pipeline.comparing.pairs import ArmResult, Pair, PairRunner, Results, resolution_pp
 from pipeline.entries.pair_setup import PairSetup
 from pipeline.runs.command import Command
 from pipeline.runs.words import minutes
@@ -82,7 +85,11 @@ def decide_entry(command: Command, plan: Comparison) -> Decision | None:
                 classes=classes,
                 effects=effects_of(pairs, runner.test, setup.source.class_names),
                 tuned=tuned,
-                operations=(operations_of(arms[0], classes), operations_of(arms[1], classes)),
+                images=setup.images,
+                operations=(
+                    operations_of(arms[0], classes, setup.images),
+                    operations_of(arms[1], classes, setup.images),
+                ),
                 pair_s=pair_s,
                 wall_s=time.perf_counter() - started,
             )
@@ -168,7 +175,10 @@ def _run_pairs(
     keys, names = setup.keys, (plan.treatment.words, plan.control.words)
 
     def tell(number: int, pair: str, results: Results) -> str:
-        shown = (f"{name} {result.test:.2%}" for name, result in zip(names, results, strict=True))
+        shown = (
+            f"{name} {result.test:.2%}{_balanced([result], runner)}"
+            for name, result in zip(names, results, strict=True)
+        )
         gain_pp = 100 * (results[0].test - results[1].test)
         label = label_of(number, setup.seeds)
         return f"pair {label} ({pair}): {', '.join(shown)}, gain {gain_pp:+.2f} pp"
@@ -193,7 +203,22 @@ def _run_pairs(
             log.metrics({f"look/{key}": value for key, value in numbers.items()}, step=look)
         if found.state != "go_on":
             break
+    both = [p.treatment for p in pairs], [p.control for p in pairs]
+    words = [f"{n}{_balanced(arm, runner)}" for n, arm in zip(names, both, strict=True)]
+    if log and words != list(names):
+        setup.command.say(f"classes counted alike, over all pairs: {', '.join(words)}")
     return pairs, found, runner
+
+
+def _balanced(results: Sequence[ArmResult], runner: PairRunner) -> str:
+    """Mean balanced accuracy in words, where test images of classes are unequal in number."""
+    labels = runner.test.labels.numpy()
+    sizes = np.bincount(labels)
+    there = sizes[sizes > 0]
+    if runner.metric != DEFAULT_SHARE or np.ptp(there) == 0:
+        return ""
+    hits = np.mean([np.bincount(labels, weights=one.correct) for one in results], axis=0)
+    return f" (balanced {np.mean(hits[sizes > 0] / there):.2%})"
 
 
 def _run_extra_arms(

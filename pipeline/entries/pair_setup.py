@@ -15,7 +15,7 @@ from pipeline.comparing.cost import equal_steps, shown_steps
 from pipeline.comparing.draws import Pool, pool_in
 from pipeline.comparing.pairs import PairKey, PairRunner, Results, lock_folder, pair_keys
 from pipeline.data.base import Source
-from pipeline.data.draws import check_readable
+from pipeline.data.draws import check_readable, dealt_words, rows_in
 from pipeline.data.overlap import Overlap, tuning_draws
 from pipeline.entries.chain import check_storage
 from pipeline.runs.command import Command
@@ -105,12 +105,14 @@ class PairSetup:
 
     @property
     def images(self) -> int:
-        """Training images of a draw."""
-        return self.settings.train_per_class * len(self.source.class_names)
+        """Training images of the first pair's draw."""
+        return len(rows_in(self.source, self.keys[0].apply(self.settings))[0])
 
     def check(self, keys: Sequence[PairKey]) -> None:
         """Refuse pairs with images that cannot be read, and tell what is known of the images."""
         check_readable(self.source, [key.apply(self.settings) for key in keys])
+        if words := dealt_words(self.source, self.keys[0].apply(self.settings)):
+            self.command.say(words)
         for note in self.source.notes:
             self.command.say(f"note: {note}")
 

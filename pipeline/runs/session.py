@@ -105,6 +105,8 @@ class Session:
             f"{settings.data}: {len(draw.train)} training and {len(draw.val)} validation images "
             f"of {len(draw.class_names)} classes, draw {settings.draw}: {source.classes_in_words}"
         )
+        if draw.dealt:
+            say(draw.dealt)
         for note in (*source.notes, *draw.notes):
             say(f"note: {note}")
         backbone = build_backbone(

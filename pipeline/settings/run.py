@@ -24,6 +24,7 @@ from pipeline.settings.fields import (
     NumbersText,
     ObjectiveName,
     PathText,
+    PerClass,
     Pixels,
     ScheduleText,
     StrictModel,
@@ -110,10 +111,29 @@ class ExperimentSettings(StrictModel):
     skip_unreadable: bool = setting(
         False, "go on without images that cannot be read, and list them (on/off)"
     )
-    train_per_class: int = setting(100, "training images a class", ge=1)
-    val_per_class: int = setting(100, "validation images a class", ge=1)
-    test_per_class: int = setting(
-        0, "images a class set aside as test split, where the data has none", ge=0
+    labels: PathText = setting(
+        "",
+        "CSV file with a column of image files and one of labels; empty: labels.csv or "
+        "_classes.csv in the folder, else the folders are the classes",
+    )
+    group: str = setting(
+        "",
+        "what stays in one part (a patient, a camera, a burst): a column of the CSV or parquet "
+        "file, or a regular expression on the image's path below the folder, such as "
+        r"patient_(\d+)",
+    )
+    train_per_class: PerClass = setting(
+        AUTO, "training images a class; auto: all that validation and test leave"
+    )
+    val_per_class: PerClass = setting(
+        AUTO,
+        "validation images a class; auto: a fifth of each class, and a third of train_per_class "
+        "where that is a number",
+    )
+    test_per_class: PerClass = setting(
+        AUTO,
+        "images a class set aside as test split, where the data has none; auto: a fifth of each "
+        "class, and none where train_per_class and val_per_class are both numbers",
     )
     data_seed: int = setting(0, "seed of the shuffle that deals images to draws", ge=0)
     draw: int = setting(0, "which disjoint sample of the images, from 0", ge=0)
@@ -252,7 +272,15 @@ class Settings(Thresholds, MachineSettings, ExperimentSettings):
         found: dict[str, object] = {k: v for k, v in texts.items() if getattr(self, k) == AUTO}
         if not self.image_size:
             found["image_size"] = wanted.size
+        if self.test_per_class == AUTO and AUTO not in (self.train_per_class, self.val_per_class):
+            found["test_per_class"] = 0  # as before there was `auto`
         return self.model_copy(update=found)
+
+    @property
+    def by_content(self) -> bool:
+        """Whether images are dealt by their content, in shares or groups, not by number alone."""
+        sizes = (self.train_per_class, self.val_per_class, self.test_per_class)
+        return AUTO in sizes or bool(self.group)
 
     @property
     def chain(self) -> Schedule:
@@ -300,13 +328,13 @@ TRAIN_KEYS = tuple(TrainSettings.model_fields)
 RUN_KEYS = tuple(key for key in Settings.model_fields if key != "stages")
 THRESHOLD_KEYS = tuple(Thresholds.model_fields)
 INHERITED_KEYS = (
-    *("data", "label_column", "image_column", "skip_unreadable"),
+    *("data", "label_column", "image_column", "labels", "group", "skip_unreadable"),
     *("train_per_class", "val_per_class", "test_per_class", "data_seed", "draw"),
     *("backbone", "blocks", "weights", "schedule", "norm_stats"),
     *("image_size", "interpolation", "crop", "mean", "std"),
 )
 """What a child stage takes from its parent run and may not contradict."""
-PLACE_KEYS = ("data", "label_column", "image_column", "skip_unreadable", "weights")
+PLACE_KEYS = ("data", "label_column", "image_column", "labels", "skip_unreadable", "weights")
 """Where images and weights stand: another place may hold the same content, by digest."""
 
 
