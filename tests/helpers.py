@@ -100,12 +100,12 @@ def split_of(
 
     numbers = np.array(labels, dtype=np.int64)
     stored = Stored(
-        items,
-        lambda: np.zeros(len(numbers), np.int64),
-        lambda: b"",
-        lambda: [image.tobytes() for _, image in items(range(len(numbers)))],
+        items=items,
+        sizes=lambda: np.zeros(len(numbers), np.int64),
+        sample=lambda: b"",
+        digests=lambda: [image.tobytes() for _, image in items(range(len(numbers)))],
     )
-    return Split(numbers, stored)
+    return Split(labels=numbers, stored=stored)
 
 
 def make_draw(source: Source, **settings: object) -> Draw:

@@ -13,7 +13,7 @@ import json
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class Unreadable:
         return f"{one_line(self.where)} ({one_line(self.reason)})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Split:
     """N labelled images.
 
@@ -83,7 +83,9 @@ class Split:
     def part(self, rows: IntArray) -> Split:
         """These rows as a split."""
         groups = tuple(self.groups[row] for row in rows) if self.groups else ()
-        return Split(self.labels[rows], self.stored.part(rows), self.ranges, groups)
+        return replace(
+            self, labels=self.labels[rows], stored=self.stored.part(rows), groups=groups
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ SAMPLED = 128
 """Images of which a split's digest reads every byte; of the others it takes the size."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stored:
     """A split's N images, encoded.
 
@@ -49,10 +49,10 @@ class Stored:
     def part(self, rows: IntArray) -> Stored:
         """These rows; the sample stays that of the whole."""
         return Stored(
-            lambda wanted: self.items(rows[list(wanted)].tolist()),
-            lambda: self.sizes()[rows],
-            self.sample,
-            lambda: _at(self.digests(), rows),
+            items=lambda wanted: self.items(rows[list(wanted)].tolist()),
+            sizes=lambda: self.sizes()[rows],
+            sample=self.sample,
+            digests=lambda: _at(self.digests(), rows),
         )
 
 
@@ -76,10 +76,10 @@ def stored_images(images: Sequence[Path] | NDArray[np.uint8]) -> Stored:
             return 0
 
     return Stored(
-        items,
-        lambda: np.array([size(image) for image in images], dtype=np.int64),
-        lambda: _digest_all(_bytes(images[row]) for row in spread(len(images))),
-        lambda: [_digest_one(image) for image in images],
+        items=items,
+        sizes=lambda: np.array([size(image) for image in images], dtype=np.int64),
+        sample=lambda: _digest_all(_bytes(images[row]) for row in spread(len(images))),
+        digests=lambda: [_digest_one(image) for image in images],
     )
 
 
@@ -107,10 +107,10 @@ def stored_cells(files: Sequence[Path], column: str) -> Stored:
         return (by_row[row] for row in rows)
 
     return Stored(
-        items,
-        lambda: np.concatenate([sizes for sizes, _ in marks()]),
-        lambda: _digest_all(sample for _, sample in marks()),
-        lambda: [
+        items=items,
+        sizes=lambda: np.concatenate([sizes for sizes, _ in marks()]),
+        sample=lambda: _digest_all(sample for _, sample in marks()),
+        digests=lambda: [
             digest for path in files for digest in _cell_digests(path, column, *_state(path))
         ],
     )

@@ -28,6 +28,8 @@ def source_of(settings: Settings) -> Source:
         cache_folder(settings),
         label_column=settings.label_column,
         image_column=settings.image_column,
+        labels=settings.labels,
+        group=settings.group,
     )
     return with_test_split(source, settings)
 

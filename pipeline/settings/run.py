@@ -103,10 +103,11 @@ class ExperimentSettings(StrictModel):
         "digits", "digits, cifar10, cifar100, or a path to your images", min_length=1
     )
     label_column: str = setting(
-        "", "column of the classes in parquet files; empty: label, or a usual name"
+        "", "column of the classes in parquet or CSV files; empty: label, or a usual name"
     )
     image_column: str = setting(
-        "", "column of the images in parquet files; empty: img, image, or a usual name"
+        "",
+        "column of the images in parquet or CSV files; empty: img, image, file, or a usual name",
     )
     skip_unreadable: bool = setting(
         False, "go on without images that cannot be read, and list them (on/off)"

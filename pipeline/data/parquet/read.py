@@ -16,6 +16,7 @@ import numpy as np
 
 from pipeline.data.base import Source, Split
 from pipeline.data.folders.listing import names_of
+from pipeline.data.groups import with_groups
 from pipeline.data.parquet.columns import choose_columns, class_names, parquet_schema
 from pipeline.data.parquet.labels import Classes, FileLabels, check_lists, labels_of
 from pipeline.data.splits import splits_in, twins_by_split
@@ -26,9 +27,11 @@ from pipeline.system.text import data_option, first_of
 
 
 def open_parquet(
-    root: Path, files: Sequence[Path], *, label_column: str, image_column: str
+    root: Path, files: Sequence[Path], *, label_column: str, image_column: str, group: str = ""
 ) -> Source:
     """The source in these files; `root` is the folder above them, or the only file.
+
+    `group`: a column whose values say which images stay together.
 
     Raises:
         DataError: no training file, columns or labels that cannot be used, class names that do not
@@ -66,8 +69,10 @@ def open_parquet(
     for split, paths in by_split.items():
         numbers = [classes.numbers(labels[path], split) for path in paths]
         notes += [note for path in paths if (note := classes.note(labels[path]))]
-        splits[split] = Split(np.concatenate(numbers), stored_cells(paths, columns.image))
-    return Source(
+        splits[split] = Split(
+            labels=np.concatenate(numbers), stored=stored_cells(paths, columns.image)
+        )
+    source = Source(
         name=name_of(root),
         class_names=classes.names,
         pool=splits["train"],
@@ -75,6 +80,21 @@ def open_parquet(
         test=splits.get("test"),
         notes=tuple(notes),
     )
+    if not group:
+        return source
+    paths = [path for split in splits for path in by_split[split]]
+    if lacks := next((path for path in paths if group not in schemas[path].names), None):
+        raise DataError(
+            f"{lacks} has columns {first_of(schemas[lacks].names, 20)}, asked for group={group}: "
+            "choose one of these"
+        )
+    groups = {
+        split: [
+            str(cell) for path in by_split[split] for cell in read_column(path, group).to_pylist()
+        ]
+        for split in splits
+    }
+    return with_groups(source, group, groups)
 
 
 def _lacks_labels(files: Sequence[FileLabels], classes: Classes) -> bool:
