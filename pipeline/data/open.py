@@ -37,6 +37,13 @@ NAMES = ("digits", "cifar10", "cifar100")
 _UNSEEN = ("Cc", "Cf")
 """Categories of Unicode's signs that have no shape: they steer, or join others."""
 DIGITS_TEST_PER_CLASS = 60
+_TABLE = "is neither parquet files nor a folder with a CSV file of labels"
+NEEDS = {
+    "labels": "is no folder of images",
+    "group": "has no groups",
+    **dict.fromkeys(("label_column", "image_column"), _TABLE),
+}
+"""Why a setting is of no use."""
 
 
 def open_source(
@@ -48,10 +55,7 @@ def open_source(
     labels: str = "",
     group: str = "",
 ) -> Source:
-    """The source that `data` names.
-
-    Columns are those of parquet and CSV files, empty: the usual ones. `labels`: a CSV file.
-    `group`: what stays together, a column or a regular expression.
+    """The source that `data` names; the other settings as in `ExperimentSettings`.
 
     Raises:
         DataError: nothing there, or nothing usable in it.
@@ -61,14 +65,11 @@ def open_source(
     path = typed_path(data, "data")
     parquet, notes = ([], []) if data in NAMES else _parquet_files(data, path, image_column)
     tables = [] if data in NAMES or parquet else find_csv_files(path, labels)
-    for key, name in columns.items():
-        if name and not parquet and not tables:
-            what = "neither a parquet file nor a folder with labels.csv"
-            raise DataError(f"{key}={name}: data={data} is {what}: leave {key} out")
-    if labels and not tables:
-        raise DataError(f"labels={labels}: data={data} is no folder of images: leave labels out")
-    if group and data in NAMES:
-        raise DataError(f"group={group}: data={data} has no groups: leave group out")
+    needs = {"group"} if data in NAMES else set()
+    needs |= set() if tables else {"labels", *(() if parquet else columns)}
+    for key, value in {**columns, "labels": labels, "group": group}.items():
+        if value and key in needs:
+            raise DataError(f"{key}={value}: data={data} {NEEDS[key]}: leave {key} out")
     if data == "digits":
         return _open_digits()
     if data in NAMES:
@@ -82,6 +83,11 @@ def open_source(
     if source.test and not len(source.test.labels):
         notes.append("the test split holds no image: it is left out")
         source = replace(source, test=None)
+    return _with_ranges(replace(source, notes=(*notes, *source.notes)), data)
+
+
+def _with_ranges(source: Source, data: str) -> Source:
+    """The source with one range for the deep images of all splits, which a note tells."""
     ranges = ranges_of(source.pool, data)
     pool, val, test = (
         split and replace(split, ranges=ranges) for split in (source.pool, source.val, source.test)
@@ -91,8 +97,7 @@ def open_source(
         f"deep images ({DEEP_KINDS[kind]}) are scaled from {low:g} to {high:g}"
         for kind, (low, high) in ranges.items()
     ]
-    notes = [*notes, *source.notes, *deep]
-    return replace(source, pool=pool, val=val, test=test, notes=tuple(notes))
+    return replace(source, pool=pool, val=val, test=test, notes=(*source.notes, *deep))
 
 
 def _open_folder(

@@ -48,8 +48,7 @@ CHAMPION = "champion"
 
 def decide_entry(command: Command, plan: Comparison) -> Decision | None:
     """Entry point decide; None where this process only took part in another's decision."""
-    started = time.perf_counter()
-    asked, settings = plan, plan.treatment.settings
+    started, asked, settings = time.perf_counter(), plan, plan.treatment.settings
     with PairSetup.open(
         command,
         [settings],
@@ -71,7 +70,7 @@ def decide_entry(command: Command, plan: Comparison) -> Decision | None:
             plan, tuned = _tuned(plan, setup)
             pairs, found, runner = _run_pairs(plan, setup, design, log)
             beside = _run_extra_arms(plan, runner, pairs)
-            arms, classes = (plan.treatment, plan.control), len(setup.source.class_names)
+            classes, images = len(setup.source.class_names), setup.images
             decision = Decision(
                 asked=asked,
                 treatment=plan.treatment,
@@ -85,10 +84,10 @@ def decide_entry(command: Command, plan: Comparison) -> Decision | None:
                 classes=classes,
                 effects=effects_of(pairs, runner.test, setup.source.class_names),
                 tuned=tuned,
-                images=setup.images,
+                images=images,
                 operations=(
-                    operations_of(arms[0], classes, setup.images),
-                    operations_of(arms[1], classes, setup.images),
+                    operations_of(plan.treatment, classes, images),
+                    operations_of(plan.control, classes, images),
                 ),
                 pair_s=pair_s,
                 wall_s=time.perf_counter() - started,

@@ -19,7 +19,9 @@ from pipeline.data.draws import check_readable, dealt_words, rows_in
 from pipeline.data.overlap import Overlap, tuning_draws
 from pipeline.entries.chain import check_storage
 from pipeline.runs.command import Command
+from pipeline.runs.near_duplicates import log_near_duplicates
 from pipeline.runs.scoring import read_test_split, test_split
+from pipeline.runs.session import Session
 from pipeline.runs.sources import check_draws, source_and_weights
 from pipeline.runs.stage_log import log_unreadable
 from pipeline.runs.workers import run_workers
@@ -134,10 +136,19 @@ class PairSetup:
         with self.tracking.run(name, {"kind": kind}, target=True) as log:
             log.params(params)
             log_unreadable(log, self.overlap.test.unreadable)
+            self._log_near_duplicates(log)
             if workers > 1:
                 experiment_id = self.tracking.experiment_id
                 run_workers(workers, entry_point, self.command, experiment_id, log.run_id)
             yield log
+
+    def _log_near_duplicates(self, log: RunLog) -> None:
+        """Images of the first pair's draw and the test split that are nearly the same."""
+        if self.settings.near_duplicates:
+            first = self.keys[0].apply(self.settings)
+            session = Session.open(first, self.tracking, lambda _: None)
+            session.pretrained_backbone()
+            log_near_duplicates(session, log, self.command.say)
 
     def runner(
         self,

@@ -12,12 +12,13 @@ from typing import Literal, get_args, get_origin
 from pydantic import BaseModel
 
 from pipeline.settings.layers import flatten, preset_layer, preset_names
-from pipeline.settings.run import ExperimentSettings, MachineSettings, Thresholds, TrainSettings
+from pipeline.settings.run import ExperimentSettings, MachineSettings, TrainSettings
 from pipeline.settings.schedules import (
     DECAY_WITHOUT_BATCH_NORM,
     LEARNING_RATES,
     WITHOUT_BATCH_NORM,
 )
+from pipeline.settings.thresholds import Thresholds
 
 HIDDEN = ("joins",)
 """Settings that commands type, and no person."""

@@ -93,6 +93,14 @@ def _per_class(value: object, info: ValidationInfo) -> object:
 
 PerClass = Annotated[int | Literal["auto"], BeforeValidator(_per_class)]
 """So many images of each class, or a share of those that each class has."""
+
+
+def _off_or_share(value: object) -> object:
+    return 0.0 if value is False or str(value).strip().lower() in ("off", "false") else value
+
+
+OffOrShare = Annotated[float, BeforeValidator(_off_or_share), Field(ge=0, le=1)]
+"""A number from 0 to 1; `off` is 0."""
 BackboneText = Annotated[str, AfterValidator(_known_network)]
 """A network's name, as `backbones.build_backbone` takes it."""
 NumbersText = Annotated[str, AfterValidator(_three_numbers)]

@@ -9,8 +9,9 @@ path, or by its name without the ending, as long as one image fits.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
@@ -72,56 +73,23 @@ def open_csv(
     """
     paths, others = list_files(root, image_endings())
     images = _Images(root, paths)
-    found: dict[Path, _Labelled] = {}
-    grouped = False
-    twice = 0
-    for file in files:
-        base = file.parent if root in file.parents else root
-        rows, has_group = read_label_rows(
-            file,
-            lambda name, base=base: bool(images.find(name, base)),  # type: ignore[misc]
-            label_column=label_column,
-            image_column=image_column,
-            group=group,
-        )
-        grouped |= has_group
-        for one in _labelled(file, rows, images, base, root):
-            known = found.setdefault(one.path, one)
-            twice += known is not one
-            if (known.label, known.split) != (one.label, one.split):
-                first, second = (
-                    f"{one_line(o.label)}{f' in {o.split}' if o.split else ''} ({o.where})"
-                    for o in (known, one)
-                )
-                raise DataError(
-                    f"{file}: {one_line(one.path.name)} is {first} and {second}: keep one line"
-                )
-    by_split: dict[str, list[_Labelled]] = defaultdict(list)
-    for path in sorted(found):
-        by_split[found[path].split or "train"].append(found[path])
+    columns = {"label_column": label_column, "image_column": image_column, "group": group}
+    found, twice, grouped = _read_all(root, files, images, columns)
     names = ", ".join(
         str(file.relative_to(root) if root in file.parents else file) for file in files
     )
-    if "train" not in by_split:
-        raise DataError(
-            f"{names}: no row is of split train: name the split of training rows train"
-        )
-    classes = sorted({one.label for one in by_split["train"]}, key=natural)
-    number = {name: at for at, name in enumerate(classes)}
-    for split, ones in by_split.items():
-        if unknown := next((one for one in ones if one.label not in number), None):
-            raise DataError(
-                f"{unknown.where}: class {one_line(unknown.label)} stands in {split} but not in "
-                f"train: add it to train or remove it from {split}"
-            )
+    by_split: dict[str, list[_Labelled]] = defaultdict(list)
+    for path in sorted(found):
+        by_split[found[path].split or "train"].append(found[path])
+    classes = _classes(by_split, names)
     notes = [f"labels are read from {names}"]
     if twice:
-        notes.append(f"{twice} rows of {names} name an image again, with the same label")
+        notes.append(f"lines of {names} that name an image again, with the same label: {twice}")
     if left := len(paths) - len(found):
         notes.append(f"images that {names} does not name, which are not read: {left}")
     splits = {
         split: Split(
-            labels=np.array([number[one.label] for one in ones], dtype=np.int64),
+            labels=np.array([classes.index(one.label) for one in ones], dtype=np.int64),
             stored=stored_images([one.path for one in ones]),
         )
         for split, ones in by_split.items()
@@ -137,6 +105,55 @@ def open_csv(
     )
     groups = {split: [one.group for one in ones] for split, ones in by_split.items()}
     return source, groups if grouped else {}
+
+
+def _read_all(
+    root: Path, files: Sequence[Path], images: _Images, columns: Mapping[str, str]
+) -> tuple[dict[Path, _Labelled], int, bool]:
+    """Every image that is named, how many lines name one again, and whether groups are a column.
+
+    Raises:
+        DataError: an image of two classes, or in two splits.
+    """
+    found: dict[Path, _Labelled] = {}
+    grouped, twice = False, 0
+    for file in files:
+        base = file.parent if root in file.parents else root
+        is_image = partial(images.holds, base=base)
+        rows, has_group = read_label_rows(file, is_image, **columns)
+        grouped |= has_group
+        for one in _labelled(file, rows, images, base, root):
+            known = found.setdefault(one.path, one)
+            twice += known is not one
+            if (known.label, known.split) != (one.label, one.split):
+                first, second = (
+                    f"{one_line(o.label)}{f' in {o.split}' if o.split else ''} ({o.where})"
+                    for o in (known, one)
+                )
+                raise DataError(
+                    f"{file}: {one_line(one.path.name)} is {first} and {second}: keep one line"
+                )
+    return found, twice, grouped
+
+
+def _classes(by_split: Mapping[str, Sequence[_Labelled]], names: str) -> list[str]:
+    """The classes of training rows, sorted.
+
+    Raises:
+        DataError: no training row, or a class that training does not know.
+    """
+    if "train" not in by_split:
+        raise DataError(
+            f"{names}: no row is of split train: name the split of training rows train"
+        )
+    classes = sorted({one.label for one in by_split["train"]}, key=natural)
+    for split, ones in by_split.items():
+        if unknown := next((one for one in ones if one.label not in classes), None):
+            raise DataError(
+                f"{unknown.where}: class {one_line(unknown.label)} stands in {split} but not in "
+                f"train: add it to train or remove it from {split}"
+            )
+    return classes
 
 
 def _labelled(
@@ -196,6 +213,10 @@ class _Images:
                 end = _key("/".join(parts[start:]))
                 for key in dict.fromkeys((end, end.removesuffix(path.suffix.lower()))):
                     self._by_end[key].append(path)
+
+    def holds(self, text: str, base: Path) -> bool:
+        """Whether a text may mean an image."""
+        return bool(self.find(text, base))
 
     def find(self, text: str, base: Path) -> list[Path]:
         """The images that a text may mean; that at this very path, or in `base`, alone."""

@@ -57,6 +57,33 @@ def read_label_rows(
         ColumnsError: no such columns, or several that could be meant.
         DataError: the file cannot be read, or a row is not whole.
     """
+    table, numbers = _table(path, is_image)
+    file = _file_column(path, table, is_image, image_column)
+    split = _named(table, _SPLIT)
+    others = [name for name in table if name not in (file, split, group)]
+    labels = _labels(path, table, others, label_column)
+    blank = [""] * len(numbers)
+    columns = table[file], labels, table.get(split, blank), table.get(group, blank)
+    rows = [
+        LabelRow(line=number, file=one, label=normalised(label), split=part, group=together)
+        for number, one, label, part, together in zip(numbers, *columns, strict=True)
+    ]
+    for what in ("label", "file"):
+        if empty := [str(row.line) for row in rows if not getattr(row, what)]:
+            raise DataError(
+                f"{path}: {len(empty)} of {len(rows)} rows have no {what} (line "
+                f"{first_of(empty, 5)}): fill the {what}s in, or remove the rows"
+            )
+    return rows, group in table
+
+
+def _table(path: Path, is_image: Callable[[str], bool]) -> tuple[dict[str, list[str]], list[int]]:
+    """The columns of a CSV file by their names, and the number of each row's line.
+
+    Raises:
+        ColumnsError: two columns of one name.
+        DataError: no rows, or one with more or fewer fields than the first line.
+    """
     lines = _lines_of(path)
     header = [cell.strip() for cell in lines[0][1]]
     known = {name.casefold() for name in header} & {*_FILE, *_LABEL}
@@ -76,29 +103,7 @@ def read_label_rows(
     table = dict(zip(header, columns, strict=True))
     if len(table) < len(header):
         raise ColumnsError(f"{path}: two columns have one name ({first_of(header)}): rename one")
-    file = _file_column(path, table, is_image, image_column)
-    split = _named(table, _SPLIT)
-    others = [name for name in table if name not in (file, split, group)]
-    labels = _labels(path, table, others, label_column)
-    blank = [""] * len(body)
-    rows = [
-        LabelRow(line=number, file=one, label=normalised(label), split=part, group=together)
-        for (number, _), one, label, part, together in zip(
-            body,
-            table[file],
-            labels,
-            table.get(split, blank),
-            table.get(group, blank),
-            strict=True,
-        )
-    ]
-    for what in ("label", "file"):
-        if empty := [str(row.line) for row in rows if not getattr(row, what)]:
-            raise DataError(
-                f"{path}: {len(empty)} of {len(rows)} rows have no {what} (line "
-                f"{first_of(empty, 5)}): fill the {what}s in, or remove the rows"
-            )
-    return rows, group in table
+    return table, [number for number, _ in body]
 
 
 def _lines_of(path: Path) -> list[tuple[int, list[str]]]:

@@ -17,7 +17,12 @@ import numpy as np
 from pipeline.data.base import Source, Split
 from pipeline.data.folders.listing import names_of
 from pipeline.data.groups import with_groups
-from pipeline.data.parquet.columns import choose_columns, class_names, parquet_schema
+from pipeline.data.parquet.columns import (
+    Schemas,
+    choose_columns,
+    class_names,
+    parquet_schema,
+)
 from pipeline.data.parquet.labels import Classes, FileLabels, check_lists, labels_of
 from pipeline.data.splits import splits_in, twins_by_split
 from pipeline.data.stored import count_rows, read_column, stored_cells
@@ -45,12 +50,7 @@ def open_parquet(
         schemas, [path for path in schemas if path not in tests], label_column, image_column
     )
     notes += columns.notes
-    without = [path for path in tests if columns.label not in schemas[path].names]
-    if without and len(without) < len(tests):
-        raise DataError(
-            f"{without[0]} has no column {columns.label}, unlike other test files: add it, or "
-            "move the file away"
-        )
+    without = _without_labels(tests, columns.label, schemas)
     labels = {
         path: labels_of(path, name, read_column(path, name), class_names(schemas[path], name))
         for name in [columns.label]
@@ -80,19 +80,39 @@ def open_parquet(
         test=splits.get("test"),
         notes=tuple(notes),
     )
-    if not group:
-        return source
-    paths = [path for split in splits for path in by_split[split]]
-    if lacks := next((path for path in paths if group not in schemas[path].names), None):
+    return _grouped(source, by_split, group) if group else source
+
+
+def _without_labels(tests: Sequence[Path], label: str, schemas: Schemas) -> list[Path]:
+    """Test files that lack the column of labels: all of them, or none.
+
+    Raises:
+        DataError: some lack the column.
+    """
+    without = [path for path in tests if label not in schemas[path].names]
+    if without and len(without) < len(tests):
         raise DataError(
-            f"{lacks} has columns {first_of(schemas[lacks].names, 20)}, asked for group={group}: "
-            "choose one of these"
+            f"{without[0]} has no column {label}, unlike other test files: add it, or "
+            "move the file away"
         )
+    return without
+
+
+def _grouped(source: Source, by_split: Mapping[str, Sequence[Path]], group: str) -> Source:
+    """The source whose images belong to the groups that a column names.
+
+    Raises:
+        DataError: a file has no such column.
+    """
+    for path in (path for paths in by_split.values() for path in paths):
+        if group not in (names := parquet_schema(path).names):
+            raise DataError(
+                f"{path} has columns {first_of(names, 20)}, asked for group={group}: choose one "
+                "of these"
+            )
     groups = {
-        split: [
-            str(cell) for path in by_split[split] for cell in read_column(path, group).to_pylist()
-        ]
-        for split in splits
+        split: [str(cell) for path in paths for cell in read_column(path, group).to_pylist()]
+        for split, paths in by_split.items()
     }
     return with_groups(source, group, groups)
 
