@@ -24,7 +24,8 @@ from pipeline.settings.layers import COMMAND_LINE, Layer, preset_layer, resolve
 from pipeline.training.device import run_segments
 from pipeline.weights.pretrained import read_weights
 
-THRESHOLDS = (0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99)
+THRESHOLDS = (0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975)
+RATIOS = (0.5, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15)
 
 
 def jpeg(quality: int) -> Callable[[Image.Image], Image.Image]:
@@ -101,48 +102,40 @@ def main() -> None:
     print(
         f"{source.name}, {args.backbone}, {args.weights}, {args.size} px, {len(pictures)} pictures"
     )
-    print(" " * 26 + "".join(f"{t:>7}" for t in THRESHOLDS))
-    mean, size = plain.mean(0), plain.shape[1]
-    values, vectors = np.linalg.eigh(np.cov((plain - mean).T))
-    whiten = vectors / np.sqrt(values.clip(0) + values.mean())
-    same = np.eye(size)
-    for kind, centre, turn in (
-        ("raw", 0.0, same),
-        ("centred", mean, same),
-        ("whitened", mean, whiten),
-    ):
-
-        def unit(values: np.ndarray, centre: object = centre, turn: object = turn) -> np.ndarray:
-            moved = (values - centre) @ turn
-            return moved / np.linalg.norm(moved, axis=1, keepdims=True)
-
-        known = unit(plain)
-        for name, values in copies.items():
-            cosines = (known * unit(values)).sum(1)
-            shares = "".join(f"{(cosines > t).mean():7.3f}" for t in THRESHOLDS)
-            print(f"{kind:8}{name:18}{shares}")
+    for kind, centre in (("raw", np.zeros(plain.shape[1])), ("centred", plain.mean(0))):
+        known = unit(plain - centre)
         product = known @ known.T
         np.fill_diagonal(product, -1)
         nearest = product.max(1)
-        print(
-            f"{kind:8}{'others':18}" + "".join(f"{(nearest > t).mean():7.3f}" for t in THRESHOLDS)
-        )
-        if args.show and kind == "centred":
-            order = [
-                (a, b)
-                for a, b in zip(
-                    *np.unravel_index(np.argsort(-product, axis=None)[:120], product.shape),
-                    strict=True,
-                )
-                if a < b
-            ]
-            sheet = Image.new("RGB", (10 * 104, 6 * 220), "white")
-            for n, (a, b) in enumerate(order[:60]):
-                x, y = n % 10 * 104, n // 10 * 220
-                sheet.paste(pictures[a].resize((100, 100)), (x, y))
-                sheet.paste(pictures[b].resize((100, 100)), (x, y + 102))
-            sheet.save(args.show)
-            print("shown:", " ".join(f"{product[a, b]:.3f}" for a, b in order[:60]))
+        usual = float(np.median(1 - nearest))
+        print(f"\n{kind}: median of 1 - cosine of the nearest other picture {usual:.3f}")
+        print(" " * 18 + "".join(f"{t:7g}" for t in (*THRESHOLDS, *RATIOS)))
+        cosines = {name: (known * unit(values - centre)).sum(1) for name, values in copies.items()}
+        for name, found in {**cosines, "others": nearest}.items():
+            shares = [(found > limit).mean() for limit in THRESHOLDS]
+            shares += [(1 - found < ratio * usual).mean() for ratio in RATIOS]
+            print(f"{name:18}" + "".join(f"{share:7.3f}" for share in shares))
+    if args.show:
+        show(pictures, product, Path(args.show))
+
+
+def unit(values: np.ndarray) -> np.ndarray:
+    """Each row at length 1."""
+    lengths: np.ndarray = np.linalg.norm(values, axis=1, keepdims=True)
+    return values / lengths
+
+
+def show(pictures: list[Image.Image], cosines: np.ndarray, path: Path) -> None:
+    """The 60 nearest pairs, one above the other."""
+    order = zip(
+        *np.unravel_index(np.argsort(-cosines, axis=None)[:120], cosines.shape), strict=True
+    )
+    sheet = Image.new("RGB", (10 * 104, 6 * 220), "white")
+    for n, (a, b) in enumerate((a, b) for a, b in order if a < b):
+        x, y = n % 10 * 104, n // 10 * 220
+        sheet.paste(pictures[a].resize((100, 100)), (x, y))
+        sheet.paste(pictures[b].resize((100, 100)), (x, y + 102))
+    sheet.save(path)
 
 
 if __name__ == "__main__":

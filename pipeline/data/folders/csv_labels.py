@@ -215,8 +215,9 @@ class _Images:
                     self._by_end[key].append(path)
 
     def holds(self, text: str, base: Path) -> bool:
-        """Whether a text may mean an image."""
-        return bool(self.find(text, base))
+        """Whether a text may mean an image; a number that several images have as a name may not."""
+        found = self.find(text, base)
+        return len(found) == 1 or bool(found and PurePosixPath(text).suffix)
 
     def find(self, text: str, base: Path) -> list[Path]:
         """The images that a text may mean; that at this very path, or in `base`, alone."""
