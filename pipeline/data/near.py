@@ -1,9 +1,10 @@
 """Images of different parts that are the same or nearly so, by the cosine of their features.
 
-In: features and digests of each part's images. Out: pairs of images above a threshold, the nearest
-first. Features are whitened: what all images of a data set have in common says nothing, and what
-many have in common (the class, the background) says little. Directions that vary less than the
-average are hardly stretched, so that few images will do. Hit rates and false alarms were measured:
+In: features and digests of each part's images. Out: pairs of images that are nearer to each other
+than is usual, the nearest first. Features are centred: what all images of a data set have in
+common says nothing. What is usual differs between networks and data sets, so that no cosine suits
+all: distance is 1 - cosine, and usual is the median distance of an image to its third nearest, as
+a copy or two of each image must not set the scale. Hit rates and false alarms were measured:
 docs/experiments/2026-11-29-near-duplicates.md.
 """
 
@@ -24,6 +25,9 @@ BLOCK = 2048
 """Images of which cosines are in memory at a time, on either side."""
 MOST = 10_000
 """Pairs that are kept."""
+NEIGHBOUR = 3
+LEAST_COSINE = 0.6
+"""Below, images are never called alike."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,23 +47,27 @@ class NearDuplicates:
     Attributes:
         counts: images of a later part that are near an image of an earlier one, by their part.
         copies: those of them that have the very pixels of such an image.
-        looked_at: images of each part that were compared.
+        cosine: above which images are called alike.
     """
 
     pairs: Sequence[NearPair]
     counts: Mapping[str, int]
     copies: int
-    looked_at: Mapping[str, int]
+    cosine: float
 
 
 def near_duplicates(
-    features: Mapping[str, Tensor], images: Mapping[str, ImageSet], threshold: float
+    features: Mapping[str, Tensor], images: Mapping[str, ImageSet], share: float
 ) -> NearDuplicates:
-    """Pairs of images of two parts whose cosine is above the threshold, or whose pixels agree.
+    """Pairs of images of two parts that are nearer than this share of the usual distance.
 
     `features`: (N, C) of each part, in the order of train, val, test; two images at least.
     """
-    units = _whitened(features)
+    everything = torch.cat([part.float() for part in features.values()])
+    units_of_all = F.normalize(everything - everything.mean(0), dim=1)
+    threshold = max(LEAST_COSINE, 1 - share * _usual_distance(units_of_all))
+    ends = torch.tensor([len(part) for part in features.values()]).cumsum(0)[:-1].tolist()
+    units = dict(zip(features, torch.tensor_split(units_of_all, ends), strict=True))
     digests = {name: [row.tobytes() for row in part.digests] for name, part in images.items()}
     found: list[NearPair] = []
     for one, other in combinations(units, 2):
@@ -77,20 +85,19 @@ def near_duplicates(
         pairs=found,
         counts=counts,
         copies=len({pair.second for pair in found if pair.same_pixels}),
-        looked_at={name: len(part) for name, part in features.items()},
+        cosine=threshold,
     )
 
 
-def _whitened(features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The features of each part as unit vectors, whitened by the covariance of all images."""
-    everything = torch.cat([part.double() for part in features.values()])
-    centre = everything.mean(0)
-    values, vectors = torch.linalg.eigh(torch.cov((everything - centre).T))
-    turn = vectors / (values.clamp(min=0) + values.mean().clamp(min=1e-12)).sqrt()
-    return {
-        name: F.normalize((part.double() - centre) @ turn, dim=1).float()
-        for name, part in features.items()
-    }
+def _usual_distance(units: Tensor) -> float:
+    """The median distance of at most `BLOCK` images to the third nearest of all."""
+    some = torch.linspace(0, len(units) - 1, min(BLOCK, len(units))).long()
+    nearest = min(NEIGHBOUR + 1, len(units))  # itself is first
+    thirds = [
+        (units[rows] @ units.T).topk(nearest, dim=1).values[:, -1]
+        for rows in some.chunk(-(-len(some) // 256))
+    ]
+    return 1 - float(torch.cat(thirds).median())
 
 
 def _above(left: Tensor, right: Tensor, threshold: float) -> list[tuple[int, int, float]]:

@@ -16,6 +16,7 @@ from pipeline.comparing.draws import Pool, pool_in
 from pipeline.comparing.pairs import PairKey, PairRunner, Results, lock_folder, pair_keys
 from pipeline.data.base import Source
 from pipeline.data.draws import check_readable, dealt_words, rows_in
+from pipeline.data.open import NAMES
 from pipeline.data.overlap import Overlap, tuning_draws
 from pipeline.entries.chain import check_storage
 from pipeline.runs.command import Command
@@ -144,7 +145,7 @@ class PairSetup:
 
     def _log_near_duplicates(self, log: RunLog) -> None:
         """Images of the first pair's draw and the test split that are nearly the same."""
-        if self.settings.near_duplicates:
+        if self.settings.near_duplicates and self.settings.data not in NAMES:
             first = self.keys[0].apply(self.settings)
             session = Session.open(first, self.tracking, lambda _: None)
             session.pretrained_backbone()

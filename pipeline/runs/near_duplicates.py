@@ -1,7 +1,7 @@
 """The images of a draw, and of the test split, that are nearly the same: counted, listed, shown.
 
 In: a session before anything is trained. Out: two metrics, a table and a picture on a run, and a
-line. The features are those that the head of the pretrained network is fed with: where a stage
+line. Built-in data, whose splits are as published, is not looked at. The features are those that the head of the pretrained network is fed with: where a stage
 trains the head alone, its own inputs, which are computed and cached anyway. Nothing here fails a
 run, and nothing here is part of a run's lineage.
 """
@@ -20,6 +20,7 @@ from pipeline.data.augment import distinct_views
 from pipeline.data.base import Split, preparation_of, read_images
 from pipeline.data.images import ImageSet, U8Array
 from pipeline.data.near import NearDuplicates, NearPair, near_duplicates
+from pipeline.data.open import NAMES
 from pipeline.errors import first_line
 from pipeline.reporting.figures import pairs_of_pictures
 from pipeline.runs.session import Session
@@ -34,13 +35,13 @@ WORDS = {"train": "training", "val": "validation", "test": "test"}
 
 def log_near_duplicates(session: Session, log: RunLog, say: Callable[[str], None]) -> None:
     """Compare the images of a session's draw and of its test split; a note where that fails."""
-    threshold = session.settings.near_duplicates
-    if not threshold:
+    share = session.settings.near_duplicates
+    if not share or session.settings.data in NAMES:
         return
     try:
         images = {"train": session.draw.train, "val": session.draw.val, **_test(session)}
         features = {name: _features(session, part, name) for name, part in images.items()}
-        found = near_duplicates(features, images, threshold)
+        found = near_duplicates(features, images, share)
         log.metrics({NEAR_DUPLICATES[name]: count for name, count in found.counts.items()})
         if found.pairs:
             table = _table(session, images, found)
@@ -50,16 +51,16 @@ def log_near_duplicates(session: Session, log: RunLog, say: Callable[[str], None
         say(f"note: near duplicates were not looked for ({first_line(err)})")
         return
     if found.pairs:
-        say(f"note: {in_words(found, threshold)}")
+        say(f"note: {in_words(found)}")
 
 
-def in_words(found: NearDuplicates, threshold: float) -> str:
+def in_words(found: NearDuplicates) -> str:
     """What was found, in one line."""
     parts = [f"{count} {WORDS[name]}" for name, count in found.counts.items() if count]
     exact = f", {found.copies} of them to the pixel" if found.copies else ""
     return (
         f"near duplicates: {' and '.join(parts)} images look like an image of another part{exact} "
-        f"(cosine above {threshold:g}), so that accuracies may be too high: see {TABLE} and "
+        f"(cosine above {found.cosine:.2f}), so that accuracies may be too high: see {TABLE} and "
         f"{PICTURE} of the run, and keep such images together with -P group=, or remove them"
     )
 

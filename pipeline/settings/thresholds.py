@@ -51,7 +51,7 @@ class Thresholds(StrictModel):
         False, "refuse to start stage 3 of three_stage unless the gate says promising (on/off)"
     )
     near_duplicates: OffOrShare = setting(
-        0.8,
-        "cosine of whitened frozen features above which images of different parts are told to be nearly "
-        "the same; off: nothing is looked for",
+        0.25,
+        "images of different parts are nearly the same if 1 - cosine of their frozen features is "
+        "below this share of what is usual; off: nothing is looked for",
     )

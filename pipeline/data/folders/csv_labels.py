@@ -215,7 +215,7 @@ class _Images:
                     self._by_end[key].append(path)
 
     def holds(self, text: str, base: Path) -> bool:
-        """Whether a text may mean an image; a number that several images have as a name may not."""
+        """Whether a text may mean an image; a bare name that several images have may not."""
         found = self.find(text, base)
         return len(found) == 1 or bool(found and PurePosixPath(text).suffix)
 
