@@ -1,9 +1,9 @@
 """The images of a draw, and of the test split, that are nearly the same: counted, listed, shown.
 
 In: a session before anything is trained. Out: two metrics, a table and a picture on a run, and a
-line. Built-in data, whose splits are as published, is not looked at. The features are those that the head of the pretrained network is fed with: where a stage
-trains the head alone, its own inputs, which are computed and cached anyway. Nothing here fails a
-run, and nothing here is part of a run's lineage.
+line. The features are those that the head of the pretrained network is fed with: where a stage
+trains the head alone, its own inputs, which are computed and cached anyway. Built-in data, whose
+splits are as published, is not looked at. Nothing here fails a run or is part of its lineage.
 """
 
 from __future__ import annotations
