@@ -259,11 +259,11 @@ def _interval(axes: Axes, place: int, value: tuple[float, float, float], colour:
 def pairs_of_pictures(
     title: str, pairs: Sequence[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]
 ) -> Figure:
-    """Pictures side by side, two in each of `PAIRS_A_ROW` columns: words and both, (H, W, 3)."""
+    """Pairs side by side, `PAIRS_A_ROW` in a row; each has words and two pictures, (H, W, 3)."""
     rows = -(-len(pairs) // PAIRS_A_ROW)
     figure = Figure(figsize=(3.6 * PAIRS_A_ROW, 2.2 * rows + 0.4))
     figure.suptitle(title)
-    grid = figure.subplots(rows, PAIRS_A_ROW, squeeze=False).flat
+    grid = list(figure.subplots(rows, PAIRS_A_ROW, squeeze=False).flat)
     for axes in grid:
         axes.set_axis_off()
     for axes, (words, left, right) in zip(grid, pairs, strict=False):
