@@ -99,7 +99,13 @@ def split_of(
         return ((f"row {row}", np.asarray(i)) for row, i in zip(rows, read(rows), strict=True))
 
     numbers = np.array(labels, dtype=np.int64)
-    return Split(numbers, Stored(items, lambda: np.zeros(len(numbers), np.int64), lambda: b""))
+    stored = Stored(
+        items=items,
+        sizes=lambda: np.zeros(len(numbers), np.int64),
+        sample=lambda: b"",
+        digests=lambda: [image.tobytes() for _, image in items(range(len(numbers)))],
+    )
+    return Split(labels=numbers, stored=stored)
 
 
 def make_draw(source: Source, **settings: object) -> Draw:

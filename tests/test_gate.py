@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import GateError
-from pipeline.settings.run import Thresholds
+from pipeline.settings.thresholds import Thresholds
 from pipeline.signals.cases import CASES, cases_like
 from pipeline.signals.gate import (
     Gate,

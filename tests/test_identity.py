@@ -20,7 +20,7 @@ from pipeline.data.images import digest_image
 from pipeline.model.backbones import build_backbone
 from pipeline.runs.lineage import settings_of
 from pipeline.runs.session import Session
-from pipeline.settings.run import Thresholds
+from pipeline.settings.thresholds import Thresholds
 from pipeline.signals.evidence import instability_now
 from pipeline.system.digests import digest_values
 from pipeline.tracking import Tracking

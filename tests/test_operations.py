@@ -72,4 +72,4 @@ def test_an_arms_operations_are_those_of_all_its_stages() -> None:
     an_image = [training_operations("resnet18", 10, 64, BLOCKS[:n]) for n in (1, 2, 3)]
     epochs = [plan.treatment.settings.training(number).epochs for number in (1, 2, 3)]
     expected = sum(100 * n * one for n, one in zip(epochs, an_image, strict=True))
-    assert operations_of(plan.treatment, 10) == pytest.approx(expected)
+    assert operations_of(plan.treatment, 10, 100) == pytest.approx(expected)

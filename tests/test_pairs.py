@@ -24,6 +24,7 @@ from pipeline.errors import DataError, DesignError, StorageError
 from pipeline.model.backbones import Backbone, batch_norms, build_backbone
 from pipeline.runs.scoring import predict
 from pipeline.runs.sources import source_of
+from pipeline.settings.run import Settings
 from pipeline.settings.schedules import SCHEDULES
 from pipeline.tracking import Tracking
 from pipeline.training.prefix_cache import PrefixCache
@@ -203,6 +204,11 @@ def test_scoring_holds_one_batch_of_outputs_however_many_images_there_are(tmp_pa
     assert 0 < max(largest) <= 4
 
 
+def sized(train: int, val: int) -> Settings:
+    """Settings with these numbers of images a class."""
+    return load_settings({}).model_copy(update={"train_per_class": train, "val_per_class": val})
+
+
 def test_images_set_aside_are_in_no_draw_of_any_shuffle() -> None:
     source = make_source(14, 14, 17)
     split = set_aside(source, 2)
@@ -261,7 +267,7 @@ def test_a_class_that_would_be_left_empty_is_named(per_class: int, refused: bool
     ],
 )
 def test_as_many_draws_are_held_as_can_be_dealt(source: Source, train: int, val: int) -> None:
-    held = draws_held(source, train, val)
+    held = draws_held(source, sized(train, val))
 
     def deal(draw: int) -> set[bytes]:
         dealt = make_draw(
@@ -396,7 +402,7 @@ def test_the_share_in_common_is_what_shuffles_give(source: Source, train: int, v
         ],
         axis=0,
     )
-    assert common.max() == pytest.approx(share_in_common(source, train, val), abs=0.04)
+    assert common.max() == pytest.approx(share_in_common(source, sized(train, val)), abs=0.04)
 
 
 def test_the_share_in_common_bounds_how_far_gains_correlate() -> None:
@@ -410,7 +416,7 @@ def test_the_share_in_common_bounds_how_far_gains_correlate() -> None:
         left, right = (gain(np.take_along_axis(worth, rows, 1)) for rows in (first, second))
         return float(np.corrcoef(left, right)[0, 1])
 
-    share = share_in_common(make_source(20, 20), 8, 4)
+    share = share_in_common(make_source(20, 20), sized(8, 4))
     assert share == 0.4
     assert correlation(lambda x: x.sum(1)) == pytest.approx(share, abs=0.04)
     assert correlation(lambda x: x.sum(1) + 3 * rng.standard_normal(4000)) < share - 0.1

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.settings.run import Thresholds
+from pipeline.settings.thresholds import Thresholds
 from pipeline.signals.readings import (
     Sibling,
     Signal,

@@ -21,6 +21,7 @@ from pipeline.runs.command import Command
 from pipeline.runs.session import Say
 from pipeline.serving.chosen import chosen_run
 from pipeline.settings.entry import AppSettings
+from pipeline.settings.fields import AUTO
 from pipeline.system.files import typed_path
 from pipeline.system.interrupts import at_once, check
 from pipeline.tracking import RunView, Tracking
@@ -106,8 +107,9 @@ def _about(run: RunView) -> str:
 
 def _beside(run: RunView) -> str:
     """What the stages that are compared were trained on."""
-    images = run.settings["train_per_class"]
+    asked = run.settings["train_per_class"]
+    images = "the images" if asked == AUTO else f"{asked} images a class"
     return (
-        f"Stage after stage, each trained on {images} images a class (draw {run.tags[DRAW]}, run "
+        f"Stage after stage, each trained on {images} of draw {run.tags[DRAW]} (run "
         f"{run.run_id[:8]}…)"
     )

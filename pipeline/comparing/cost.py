@@ -61,12 +61,15 @@ def shown_steps(steps: Sequence[int]) -> str:
     return " and ".join(map(str, dict.fromkeys(steps)))
 
 
-def operations_of(arm: Arm, classes: int) -> float:
-    """Floating-point operations of all stages' training, without the frozen prefix."""
+def operations_of(arm: Arm, classes: int, images: int) -> float:
+    """Floating-point operations of all stages' training, without the frozen prefix.
+
+    `images`: training images.
+    """
     of, total = arm.settings, 0.0
     for number in range(1, arm.last + 1):
-        images = of.training(number).epochs * of.train_per_class * classes
-        total += images * _operations(of, classes, of.stage(number).trainable)
+        seen = of.training(number).epochs * images
+        total += seen * _operations(of, classes, of.stage(number).trainable)
     return total
 
 

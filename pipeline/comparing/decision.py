@@ -101,6 +101,7 @@ class Decision:
     beside: Mapping[str, tuple[Arm, list[float]]]
     test: Counts
     classes: int
+    images: int
     effects: pd.DataFrame
     tuned: tuple[TunedArm, ...]
     operations: tuple[float, float]
@@ -202,8 +203,7 @@ class Decision:
     @property
     def steps(self) -> list[int]:
         """Optimizer steps of each arm."""
-        images = self.treatment.settings.train_per_class * self.classes
-        return equal_steps([self.treatment, self.control], images)
+        return equal_steps([self.treatment, self.control], self.images)
 
     @property
     def costs(self) -> tuple[ArmCost, ArmCost]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pipeline.data.base import Source
 from pipeline.data.draws import draws_held, share_in_common
 from pipeline.errors import DesignError
+from pipeline.settings.fields import AUTO
 from pipeline.settings.run import Settings
 from pipeline.stats.seeds import correction_of
 
@@ -53,8 +54,7 @@ def pool_in(
     asked: str = "looks",
 ) -> Pool:
     """The pool that the images of a source make; see `pool_of`."""
-    sizes = settings.train_per_class, settings.val_per_class
-    held, share = draws_held(source, *sizes), share_in_common(source, *sizes)
+    held, share = draws_held(source, settings), share_in_common(source, settings)
     return pool_of(settings, looks, reserved=reserved, held=held, share=share, asked=asked)
 
 
@@ -109,7 +109,8 @@ def _check_resampling(
     settings: Settings, needed: int, *, held: int, left: int, share: float
 ) -> None:
     """Raise DesignError where resampled pairs cannot make up for draws that are missing."""
-    size = f"{settings.train_per_class} + {settings.val_per_class} images a class"
+    train = settings.train_per_class
+    size = f"{train} + {settings.val_per_class} images a class"
     if held < 1:
         raise DesignError(f"{settings.data} holds no draw of {size}: ask for fewer images a class")
     if settings.draw:
@@ -120,7 +121,7 @@ def _check_resampling(
         )
     if share >= 1:
         raise DesignError(
-            f"train_per_class={settings.train_per_class} takes all images of the smallest class, "
+            f"train_per_class={train} takes all images of the smallest class, "
             f"so that all {needed} pairs would train on the same images of that class: ask for "
-            f"fewer images, at best for {max(1, settings.train_per_class // needed)}"
+            f"fewer images{'' if train == AUTO else f', at best for {max(1, train // needed)}'}"
         )

@@ -13,7 +13,7 @@ import json
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,18 +61,20 @@ class Unreadable:
         return f"{one_line(self.where)} ({one_line(self.reason)})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Split:
     """N labelled images.
 
     Attributes:
         labels: class numbers, (N,).
         ranges: from which values deep images are scaled: one range for all splits of a source.
+        groups: what each image belongs to and must not be parted from; empty: nothing, (N,).
     """
 
     labels: IntArray
     stored: Stored
     ranges: Ranges = field(default_factory=dict)
+    groups: tuple[str, ...] = ()
 
     def read(self, rows: Sequence[int]) -> Iterator[Image.Image | Unreadable]:
         """The images of these rows, in that order; goes on after one that cannot be decoded."""
@@ -82,7 +84,10 @@ class Split:
 
     def part(self, rows: IntArray) -> Split:
         """These rows as a split."""
-        return Split(self.labels[rows], self.stored.part(rows), self.ranges)
+        groups = tuple(self.groups[row] for row in rows) if self.groups else ()
+        return replace(
+            self, labels=self.labels[rows], stored=self.stored.part(rows), groups=groups
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +97,7 @@ class Source:
     Attributes:
         notes: what a person should know of how the data was understood, a sentence each.
         passed_over: files that lie among the images and were not read, in words; may be empty.
+        has_part_aside: the test split was taken from the pool.
     """
 
     name: str
@@ -101,6 +107,7 @@ class Source:
     test: Split | None = None
     notes: tuple[str, ...] = ()
     passed_over: str = ""
+    has_part_aside: bool = False
 
     def class_sizes(self, split: Split) -> IntArray:
         """How many images each class has in a split of this source, (classes,)."""
@@ -133,8 +140,11 @@ class Source:
 
     @property
     def classes_in_words(self) -> str:
-        """The first class names, and how many images each has in the pool."""
-        sizes = self.class_sizes(self.pool).tolist()
+        """The first class names, and how many images each has, a split of the data's own aside."""
+        counts = self.class_sizes(self.pool)
+        if self.has_part_aside and self.test:
+            counts = counts + self.class_sizes(self.test)
+        sizes = counts.tolist()
         named = [
             one_line(name if name == name.strip() else repr(name))
             for name in self.class_names[:SHOWN_CLASSES]

@@ -27,8 +27,15 @@ from pipeline.data.base import (
     read_images,
     refuse_unreadable,
 )
+from pipeline.data.by_content import (
+    deals,
+    draw_by_content,
+    parts_in_words,
+    set_aside_by_content,
+)
 from pipeline.data.images import ImageSet, IntArray, Ranges
 from pipeline.errors import DataError
+from pipeline.settings.fields import AUTO
 from pipeline.settings.run import Settings
 from pipeline.system.text import first_of, one_line
 
@@ -42,6 +49,7 @@ class Draw:
     Attributes:
         source: what the data set is called.
         pool: what the data set is, see `Source.digest`.
+        dealt: how many images of each class are for what, in words; empty: as many as were asked.
     """
 
     source: str
@@ -50,6 +58,7 @@ class Draw:
     val: ImageSet
     pool: str = ""
     ranges: Ranges = field(default_factory=dict)
+    dealt: str = ""
 
     @property
     def unreadable(self) -> tuple[str, ...]:
@@ -112,6 +121,32 @@ def deal_rows(
     return train, val
 
 
+def rows_in(source: Source, settings: Settings) -> tuple[IntArray, IntArray]:
+    """The rows of the draw that the settings name, see `deal_rows` and `by_content.py`.
+
+    Raises:
+        DataError: there is no such draw.
+    """
+    if settings.by_content:
+        return draw_by_content(source, settings)
+    train, val = settings.train_per_class, settings.val_per_class
+    assert train != AUTO
+    assert val != AUTO
+    return deal_rows(source, train, val, settings.data_seed, settings.draw)
+
+
+def with_test_split(source: Source, settings: Settings) -> Source:
+    """The source with a test split set aside, where the settings want that.
+
+    Raises:
+        DataError: see `set_aside` and `by_content.py`.
+    """
+    number = settings.test_per_class
+    if settings.by_content and source.test is None and number != 0:
+        return set_aside_by_content(source, settings)
+    return set_aside(source, 0 if number == AUTO else number)
+
+
 def set_aside(source: Source, per_class: int) -> Source:
     """The source with a test split taken from its pool, where it has none of its own.
 
@@ -144,8 +179,13 @@ def set_aside(source: Source, per_class: int) -> Source:
     return replace(source, pool=rest, test=test)
 
 
-def draws_held(source: Source, train_per_class: int, val_per_class: int) -> int:
+def draws_held(source: Source, settings: Settings) -> int:
     """How many draws the pool holds that share no image; 0 if a class is too small for one."""
+    train_per_class, val_per_class = settings.train_per_class, settings.val_per_class
+    if settings.by_content:
+        return sum(1 for _ in deals(source, settings))
+    assert train_per_class != AUTO
+    assert val_per_class != AUTO
 
     def held(split: Split, size: int) -> int:
         return int(source.class_sizes(split).min()) // size
@@ -155,15 +195,23 @@ def draws_held(source: Source, train_per_class: int, val_per_class: int) -> int:
     return min(held(source.pool, train_per_class), held(source.val, val_per_class))
 
 
-def share_in_common(source: Source, train_per_class: int, val_per_class: int) -> float:
+def share_in_common(source: Source, settings: Settings) -> float:
     """Share of its images that a draw has in common with that of another shuffle, on average.
 
-    Of the smallest class, where the share is largest, and of training or validation images, of
-    which there are more. A validation split of its own is left out: what is found holds for it, as
-    for the test split.
+    Of the class of which the share is largest, and of training or validation images, of which
+    there are more. A validation split of its own is left out: what is found holds for it, as for
+    the test split.
     """
-    larger = train_per_class if source.val else max(train_per_class, val_per_class)
-    return larger / int(source.class_sizes(source.pool).min())
+    train, val = settings.train_per_class, settings.val_per_class
+    pool = source.class_sizes(source.pool)
+    if settings.by_content:
+        shuffled = settings.model_copy(update={"draw": 0, "data_seed": settings.data_seed + 1})
+        rows = draw_by_content(source, shuffled)[: 1 if source.val else 2]
+        parts = [np.bincount(source.pool.labels[part], minlength=len(pool)) for part in rows]
+        return float(max((counts / pool).max() for counts in parts))
+    assert train != AUTO
+    assert val != AUTO
+    return (train if source.val else max(train, val)) / int(pool.min())
 
 
 def _slice(
@@ -216,6 +264,7 @@ def draw_in(source: Source, settings: Settings) -> Draw:
         val=val,
         pool=source.digest(),
         ranges=source.pool.ranges,
+        dealt=dealt_words(source, settings),
     )
     if not settings.skip_unreadable:
         refuse_unreadable(dealt.unreadable, sum(part.size for _, part in rows))
@@ -228,6 +277,17 @@ def draw_in(source: Source, settings: Settings) -> Draw:
                 f"replace them ({first_of(images.unreadable, 3)})"
             )
     return dealt
+
+
+def dealt_words(source: Source, settings: Settings) -> str:
+    """How the images of each class are dealt where they are dealt by content; else empty."""
+    if not settings.by_content:
+        return ""
+    parts = [
+        np.bincount(split.labels[rows], minlength=len(source.class_names))
+        for split, rows in rows_of(source, settings)
+    ]
+    return parts_in_words(source, parts[0], parts[1])
 
 
 def check_readable(source: Source, draws: Iterable[Settings]) -> None:
@@ -249,6 +309,5 @@ def check_readable(source: Source, draws: Iterable[Settings]) -> None:
 
 def rows_of(source: Source, settings: Settings) -> list[tuple[Split, IntArray]]:
     """The rows to train on and those to validate on, each with their split."""
-    per_class = settings.train_per_class, settings.val_per_class
-    rows = deal_rows(source, *per_class, settings.data_seed, settings.draw)
+    rows = rows_in(source, settings)
     return list(zip((source.pool, source.val or source.pool), rows, strict=True))

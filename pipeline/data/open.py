@@ -1,9 +1,9 @@
 """Where images come from: a name or a path to labelled splits.
 
 In: `digits`, `cifar10`, `cifar100`, or a path whose kind is seen from its content:
-Hugging-Face-style parquet files, or a folder with a subfolder for each class, with or without
-`train`/`val`/`test` above them. Out: a `Source`. Labels are read at once, images only when asked
-for.
+Hugging-Face-style parquet files, a folder with a subfolder for each class, with or without
+`train`/`val`/`test` above them, or a folder with a CSV file of labels. Out: a `Source`.
+Labels are read at once, images only when asked for.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ import numpy as np
 from filelock import FileLock
 
 from pipeline.data.base import Source, Split, ranges_of
+from pipeline.data.folders.csv_labels import find_csv_files, open_csv
+from pipeline.data.folders.csv_table import ColumnsError
 from pipeline.data.folders.image_folder import open_image_folder
 from pipeline.data.folders.listing import entries_of, holds_images, list_files, names_of
+from pipeline.data.groups import groups_of, with_groups
 from pipeline.data.images import DEEP_KINDS, IntArray
 from pipeline.data.parquet.columns import holds_image_column
 from pipeline.data.parquet.read import open_parquet
@@ -34,12 +37,25 @@ NAMES = ("digits", "cifar10", "cifar100")
 _UNSEEN = ("Cc", "Cf")
 """Categories of Unicode's signs that have no shape: they steer, or join others."""
 DIGITS_TEST_PER_CLASS = 60
+_TABLE = "is neither parquet files nor a folder with a CSV file of labels"
+NEEDS = {
+    "labels": "is no folder of images",
+    "group": "has no groups",
+    **dict.fromkeys(("label_column", "image_column"), _TABLE),
+}
+"""Why a setting is of no use."""
 
 
 def open_source(
-    data: str, cache_dir: Path, *, label_column: str = "", image_column: str = ""
+    data: str,
+    cache_dir: Path,
+    *,
+    label_column: str = "",
+    image_column: str = "",
+    labels: str = "",
+    group: str = "",
 ) -> Source:
-    """The source that `data` names; columns are those of parquet files, empty: the usual ones.
+    """The source that `data` names; the other settings as in `ExperimentSettings`.
 
     Raises:
         DataError: nothing there, or nothing usable in it.
@@ -48,19 +64,30 @@ def open_source(
     columns = {"label_column": label_column, "image_column": image_column}
     path = typed_path(data, "data")
     parquet, notes = ([], []) if data in NAMES else _parquet_files(data, path, image_column)
-    for key, name in columns.items():
-        if name and not parquet:
-            raise DataError(f"{key}={name}: data={data} is not a parquet file: leave {key} out")
+    tables = [] if data in NAMES or parquet else find_csv_files(path, labels)
+    needs = {"group"} if data in NAMES else set()
+    needs |= set() if tables else {"labels", *(() if parquet else columns)}
+    for key, value in {**columns, "labels": labels, "group": group}.items():
+        if value and key in needs:
+            raise DataError(f"{key}={value}: data={data} {NEEDS[key]}: leave {key} out")
     if data == "digits":
         return _open_digits()
     if data in NAMES:
         return _open_cifar(data, cache_dir / "data")
 
-    source = open_parquet(path, parquet, **columns) if parquet else open_image_folder(path)
+    if parquet:
+        source = open_parquet(path, parquet, **columns, group=group)
+    else:
+        source = _open_folder(path, tables, columns, group=group, asked=bool(labels))
     notes += _check_classes(data, source.class_names)
     if source.test and not len(source.test.labels):
         notes.append("the test split holds no image: it is left out")
         source = replace(source, test=None)
+    return _with_ranges(replace(source, notes=(*notes, *source.notes)), data)
+
+
+def _with_ranges(source: Source, data: str) -> Source:
+    """The source with one range for the deep images of all splits, which a note tells."""
     ranges = ranges_of(source.pool, data)
     pool, val, test = (
         split and replace(split, ranges=ranges) for split in (source.pool, source.val, source.test)
@@ -70,8 +97,48 @@ def open_source(
         f"deep images ({DEEP_KINDS[kind]}) are scaled from {low:g} to {high:g}"
         for kind, (low, high) in ranges.items()
     ]
-    notes = [*notes, *source.notes, *deep]
-    return replace(source, pool=pool, val=val, test=test, notes=tuple(notes))
+    return replace(source, pool=pool, val=val, test=test, notes=(*source.notes, *deep))
+
+
+def _open_folder(
+    root: Path, tables: list[Path], columns: dict[str, str], *, group: str, asked: bool
+) -> Source:
+    """Images in a folder; `tables`: CSV files with their labels, `asked`: named by a person.
+
+    A file that nobody named, and that has no columns of images and labels, may be about
+    something else: then the folders are the classes.
+    """
+    groups: dict[str, list[str]] = {}
+    try:
+        if not tables:
+            source = open_image_folder(root)
+        else:
+            source, groups = open_csv(root, tables, **columns, group=group)
+    except ColumnsError as err:
+        if asked or any(columns.values()):
+            raise
+        try:
+            source = open_image_folder(root)
+        except DataError:
+            raise err from None
+        source = replace(source, notes=(*source.notes, f"not read as labels: {err}"))
+    if not group:
+        return source
+    missed = 0
+    if not groups:
+        parts = {"train": source.pool, "val": source.val, "test": source.test}
+        paths = {
+            split: [
+                Path(where).relative_to(root).as_posix()
+                for where, _ in part.stored.items(range(len(part.labels)))
+            ]
+            for split, part in parts.items()
+            if part
+        }
+        groups, missed = groups_of(group, paths)
+    source = with_groups(source, group, groups)
+    note = f"images that group={group} does not match, each of which is a group of its own: "
+    return replace(source, notes=(*source.notes, f"{note}{missed}")) if missed else source
 
 
 def _parquet_files(data: str, path: Path, image_column: str) -> tuple[list[Path], list[str]]:
@@ -155,7 +222,7 @@ def _open_digits() -> Source:
         is_test[order[labels[order] == label][:DIGITS_TEST_PER_CLASS]] = True
 
     def split(rows: IntArray) -> Split:
-        return Split(labels[rows], stored_images(pixels[rows]))
+        return Split(labels=labels[rows], stored=stored_images(pixels[rows]))
 
     return Source(
         name="digits",
@@ -184,6 +251,8 @@ def _open_cifar(name: str, folder: Path) -> Source:
         ) from None
 
     def split(part: Any) -> Split:  # noqa: ANN401 - torchvision has no types here
-        return Split(np.asarray(part.targets, dtype=np.int64), stored_images(part.data))
+        return Split(
+            labels=np.asarray(part.targets, dtype=np.int64), stored=stored_images(part.data)
+        )
 
     return Source(name=name, class_names=tuple(train.classes), pool=split(train), test=split(test))

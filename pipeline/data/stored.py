@@ -25,7 +25,7 @@ SAMPLED = 128
 """Images of which a split's digest reads every byte; of the others it takes the size."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stored:
     """A split's N images, encoded.
 
@@ -34,11 +34,13 @@ class Stored:
             pixels, or as a cell of a parquet file, which may hold nothing.
         sizes: bytes of each image, (N,).
         sample: SHA-256 over the bytes of at most `SAMPLED` images that are spread evenly.
+        digests: SHA-256 of the bytes of each image; a file is read once by a process.
     """
 
     items: Callable[[Sequence[int]], Iterator[tuple[str, Any]]]
     sizes: Callable[[], IntArray]
     sample: Callable[[], bytes]
+    digests: Callable[[], Sequence[bytes]]
 
     def read(self, rows: Sequence[int]) -> Iterator[bytes]:
         """The bytes of these rows; empty where they cannot be read."""
@@ -47,9 +49,10 @@ class Stored:
     def part(self, rows: IntArray) -> Stored:
         """These rows; the sample stays that of the whole."""
         return Stored(
-            lambda wanted: self.items(rows[list(wanted)].tolist()),
-            lambda: self.sizes()[rows],
-            self.sample,
+            items=lambda wanted: self.items(rows[list(wanted)].tolist()),
+            sizes=lambda: self.sizes()[rows],
+            sample=self.sample,
+            digests=lambda: _at(self.digests(), rows),
         )
 
 
@@ -73,9 +76,10 @@ def stored_images(images: Sequence[Path] | NDArray[np.uint8]) -> Stored:
             return 0
 
     return Stored(
-        items,
-        lambda: np.array([size(image) for image in images], dtype=np.int64),
-        lambda: _digest_all(_bytes(images[row]) for row in spread(len(images))),
+        items=items,
+        sizes=lambda: np.array([size(image) for image in images], dtype=np.int64),
+        sample=lambda: _digest_all(_bytes(images[row]) for row in spread(len(images))),
+        digests=lambda: [_digest_one(image) for image in images],
     )
 
 
@@ -83,11 +87,7 @@ def stored_cells(files: Sequence[Path], column: str) -> Stored:
     """Images in cells of parquet files."""
 
     def marks() -> list[tuple[IntArray, bytes]]:
-        stats = [path.stat() for path in files]
-        return [
-            _cell_marks(path, column, stat.st_mtime_ns, stat.st_size)
-            for path, stat in zip(files, stats, strict=True)
-        ]
+        return [_cell_marks(path, column, *_state(path)) for path in files]
 
     def ascending(rows: IntArray) -> Iterator[tuple[str, Any]]:
         """One file is in memory at a time."""
@@ -107,9 +107,12 @@ def stored_cells(files: Sequence[Path], column: str) -> Stored:
         return (by_row[row] for row in rows)
 
     return Stored(
-        items,
-        lambda: np.concatenate([sizes for sizes, _ in marks()]),
-        lambda: _digest_all(sample for _, sample in marks()),
+        items=items,
+        sizes=lambda: np.concatenate([sizes for sizes, _ in marks()]),
+        sample=lambda: _digest_all(sample for _, sample in marks()),
+        digests=lambda: [
+            digest for path in files for digest in _cell_digests(path, column, *_state(path))
+        ],
     )
 
 
@@ -149,6 +152,42 @@ def _cell_marks(path: Path, name: str, _mtime_ns: int, _size: int) -> tuple[IntA
     except pa.ArrowException:  # no bytes there: decoding says so
         lengths = np.zeros(len(column))
     return lengths.astype(np.int64), sample
+
+
+@lru_cache(maxsize=64)
+def _cell_digests(path: Path, name: str, _mtime_ns: int, _size: int) -> tuple[bytes, ...]:
+    """SHA-256 of each cell of a file; read once for a file as it is."""
+    return tuple(
+        _digest_one(cell)
+        for chunk in read_column(path, name).chunks
+        for batch in range(0, len(chunk), 1000)
+        for cell in chunk.slice(batch, 1000).to_pylist()
+    )
+
+
+@lru_cache(maxsize=1 << 18)
+def _file_digest(path: Path, _mtime_ns: int, _size: int) -> bytes:
+    return hashlib.sha256(_bytes(path)).digest()
+
+
+def _digest_one(image: Any) -> bytes:  # noqa: ANN401
+    check()
+    if isinstance(image, Path):
+        return _file_digest(image, *_state(image))
+    return hashlib.sha256(_bytes(image)).digest()
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """What tells that a file has changed: when it was written, and its size."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return 0, 0
+    return stat.st_mtime_ns, stat.st_size
+
+
+def _at(digests: Sequence[bytes], rows: IntArray) -> list[bytes]:
+    return [digests[row] for row in rows]
 
 
 def _bytes(image: Any) -> bytes:  # noqa: ANN401

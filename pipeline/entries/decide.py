@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from pipeline.comparing.arms import (
@@ -26,7 +28,7 @@ from pipeline.comparing.cost import equal_steps, operations_of, seconds_a_draw
 from pipeline.comparing.decision import Decision, label_of, verdict_of
 from pipeline.comparing.decision_page import command_of, log_decision
 from pipeline.comparing.effects import changes_of, effects_of
-from pipeline.comparing.pairs import Pair, PairRunner, Results, resolution_pp
+from pipeline.comparing.pairs import ArmResult, Pair, PairRunner, Results, resolution_pp
 from pipeline.entries.pair_setup import PairSetup
 from pipeline.errors import DataError, TrainingError
 from pipeline.refit.champion import default_name, refit_and_describe, register_champion
@@ -50,8 +52,7 @@ TRUE_GAINS_PP = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0)
 
 def decide_entry(command: Command, plan: Comparison) -> Decision | None:
     """Entry point decide; None where this process only took part in another's decision."""
-    started = time.perf_counter()
-    asked, settings = plan, plan.treatment.settings
+    started, asked, settings = time.perf_counter(), plan, plan.treatment.settings
     with PairSetup.open(
         command,
         [settings],
@@ -73,7 +74,7 @@ def decide_entry(command: Command, plan: Comparison) -> Decision | None:
             plan, tuned = _tuned(plan, setup)
             pairs, found, runner = _run_pairs(plan, setup, design, log)
             beside = _run_extra_arms(plan, runner, pairs)
-            arms, classes = (plan.treatment, plan.control), len(setup.source.class_names)
+            classes, images = len(setup.source.class_names), setup.images
             decision = Decision(
                 asked=asked,
                 treatment=plan.treatment,
@@ -87,7 +88,11 @@ def decide_entry(command: Command, plan: Comparison) -> Decision | None:
                 classes=classes,
                 effects=effects_of(pairs, runner.test, setup.source.class_names),
                 tuned=tuned,
-                operations=(operations_of(arms[0], classes), operations_of(arms[1], classes)),
+                images=images,
+                operations=(
+                    operations_of(plan.treatment, classes, images),
+                    operations_of(plan.control, classes, images),
+                ),
                 pair_s=pair_s,
                 wall_s=time.perf_counter() - started,
                 floor=runner.floor(pairs[0].key, plan.treatment),
@@ -188,7 +193,10 @@ def _run_pairs(
     keys, names = setup.keys, (plan.treatment.words, plan.control.words)
 
     def tell(number: int, pair: str, results: Results) -> str:
-        shown = (f"{name} {result.test:.2%}" for name, result in zip(names, results, strict=True))
+        shown = (
+            f"{name} {result.test:.2%}{_balanced([result], runner)}"
+            for name, result in zip(names, results, strict=True)
+        )
         gain_pp = 100 * (results[0].test - results[1].test)
         label = label_of(number, setup.seeds)
         return f"pair {label} ({pair}): {', '.join(shown)}, gain {gain_pp:+.2f} pp"
@@ -213,7 +221,22 @@ def _run_pairs(
             log.metrics({f"look/{key}": value for key, value in numbers.items()}, step=look)
         if found.state != "go_on":
             break
+    both = [p.treatment for p in pairs], [p.control for p in pairs]
+    words = [f"{n}{_balanced(arm, runner)}" for n, arm in zip(names, both, strict=True)]
+    if log and words != list(names):
+        setup.command.say(f"classes counted alike, over all pairs: {', '.join(words)}")
     return pairs, found, runner
+
+
+def _balanced(results: Sequence[ArmResult], runner: PairRunner) -> str:
+    """Mean balanced accuracy in words, where test images of classes are unequal in number."""
+    labels = runner.test.labels.numpy()
+    sizes = np.bincount(labels)
+    there = sizes[sizes > 0]
+    if runner.metric != DEFAULT_SHARE or np.ptp(there) == 0:
+        return ""
+    hits = np.mean([np.bincount(labels, weights=one.correct) for one in results], axis=0)
+    return f" (balanced {np.mean(hits[sizes > 0] / there):.2%})"
 
 
 def _run_extra_arms(
@@ -243,7 +266,7 @@ def _recommended(decision: Decision, run_id: str) -> Recommended:
         compared_run_id=(whole or [treatments[0].run_id])[0],
         sentence=decision.sentence,
         decision_run_id=run_id,
-        images=decision.treatment.settings.train_per_class,
+        images=round(decision.images / decision.classes),
     )
 
 

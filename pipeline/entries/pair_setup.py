@@ -15,11 +15,14 @@ from pipeline.comparing.cost import equal_steps, shown_steps
 from pipeline.comparing.draws import Pool, pool_in
 from pipeline.comparing.pairs import PairKey, PairRunner, Results, lock_folder, pair_keys
 from pipeline.data.base import Source
-from pipeline.data.draws import check_readable
+from pipeline.data.draws import check_readable, dealt_words, rows_in
+from pipeline.data.open import NAMES
 from pipeline.data.overlap import Overlap, tuning_draws
 from pipeline.entries.chain import check_storage
 from pipeline.runs.command import Command
+from pipeline.runs.near_duplicates import log_near_duplicates
 from pipeline.runs.scoring import read_test_split, test_split
+from pipeline.runs.session import Session
 from pipeline.runs.sources import check_draws, source_and_weights
 from pipeline.runs.stage_log import log_unreadable
 from pipeline.runs.workers import run_workers
@@ -105,12 +108,14 @@ class PairSetup:
 
     @property
     def images(self) -> int:
-        """Training images of a draw."""
-        return self.settings.train_per_class * len(self.source.class_names)
+        """Training images of the first pair's draw."""
+        return len(rows_in(self.source, self.keys[0].apply(self.settings))[0])
 
     def check(self, keys: Sequence[PairKey]) -> None:
         """Refuse pairs with images that cannot be read, and tell what is known of the images."""
         check_readable(self.source, [key.apply(self.settings) for key in keys])
+        if words := dealt_words(self.source, self.keys[0].apply(self.settings)):
+            self.command.say(words)
         for note in self.source.notes:
             self.command.say(f"note: {note}")
 
@@ -132,10 +137,19 @@ class PairSetup:
         with self.tracking.run(name, {"kind": kind}, target=True) as log:
             log.params(params)
             log_unreadable(log, self.overlap.test.unreadable)
+            self._log_near_duplicates(log)
             if workers > 1:
                 experiment_id = self.tracking.experiment_id
                 run_workers(workers, entry_point, self.command, experiment_id, log.run_id)
             yield log
+
+    def _log_near_duplicates(self, log: RunLog) -> None:
+        """Images of the first pair's draw and the test split that are nearly the same."""
+        if self.settings.near_duplicates and self.settings.data not in NAMES:
+            first = self.keys[0].apply(self.settings)
+            session = Session.open(first, self.tracking, lambda _: None)
+            session.pretrained_backbone()
+            log_near_duplicates(session, log, self.command.say)
 
     def runner(
         self,

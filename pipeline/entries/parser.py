@@ -19,7 +19,8 @@ from pipeline.errors import SettingsError
 from pipeline.settings.describe import RUN_GROUPS, default_in_words, meaning
 from pipeline.settings.entry import CommandSettings, TuneSettings
 from pipeline.settings.layers import control_key, hint_for, split_stage_key
-from pipeline.settings.run import TRAIN_KEYS, ExperimentSettings, Thresholds, TrainSettings
+from pipeline.settings.run import TRAIN_KEYS, ExperimentSettings, TrainSettings
+from pipeline.settings.thresholds import Thresholds
 from pipeline.system.text import is_unicode, printable
 
 

@@ -23,6 +23,7 @@ from pipeline.settings.entry import (
     StageSettings,
     StartSettings,
 )
+from pipeline.settings.fields import AUTO
 from pipeline.settings.request import Request
 from pipeline.settings.run import Settings
 
@@ -246,8 +247,8 @@ def pretrain_plan(request: Request) -> PretrainPlan:
     return PretrainPlan(
         out=own.out,
         settings=full.settings(),
-        has_train_size="train_per_class" in general,
-        has_val_size="val_per_class" in general,
+        has_train_size=general.get("train_per_class", AUTO) != AUTO,
+        has_val_size=general.get("val_per_class", AUTO) != AUTO,
     )
 
 

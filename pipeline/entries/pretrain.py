@@ -21,6 +21,7 @@ from pipeline.runs.command import Command
 from pipeline.runs.find_or_run import find_or_run
 from pipeline.runs.session import Session
 from pipeline.runs.sources import source_of
+from pipeline.settings.fields import AUTO
 from pipeline.settings.run import Settings
 from pipeline.system.digests import digest_tensors
 from pipeline.system.files import storage_faults, typed_path, write_atomically
@@ -128,10 +129,12 @@ def _sized(plan: PretrainPlan, command: Command) -> Settings:
     settings = plan.settings
     if plan.has_train_size:
         return settings
+    apart = 0 if settings.test_per_class == AUTO else settings.test_per_class
+    settings = settings.model_copy(update={"test_per_class": apart})
     source = source_of(settings)
     counts = source.class_sizes(source.pool)
     smallest = int(counts.min())
-    val = settings.val_per_class
+    val = 0 if settings.val_per_class == AUTO else settings.val_per_class
     if not plan.has_val_size:
         held = int(source.class_sizes(source.val).min()) if source.val else VAL_AT_MOST
         val = max(1, min(VAL_AT_MOST, int(VAL_SHARE * smallest), held))

@@ -24,12 +24,13 @@ from pipeline.reporting.page import to_html, to_markdown
 from pipeline.runs.command import Command
 from pipeline.runs.command_line import command_line
 from pipeline.runs.floor import Floor, floor_of
+from pipeline.runs.near_duplicates import log_near_duplicates
 from pipeline.runs.session import Session
 from pipeline.runs.sources import check_draws, source_of
 from pipeline.runs.words import minutes
 from pipeline.settings.run import Settings, plain_values
 from pipeline.system.text import in_columns
-from pipeline.tracking import Tracking
+from pipeline.tracking import RunLog, Tracking
 from pipeline.tracking.keys import KIND, NOTE
 from pipeline.training.stage0 import KNN, LOGREG
 from pipeline.weights.here import Candidate, candidates_here, how_to_get
@@ -73,7 +74,7 @@ def start_entry(command: Command, plan: StartPlan) -> list[Tried]:
         here, missing = _candidates(plan)
         with tracking.run(f"start · {source.name}", {KIND: "start"}, target=True) as log:
             log.params(plain_values(settings))
-            lines, tried = _try_all(command, tracking, source, here)
+            lines, tried = _try_all(command, tracking, source, here, log)
             table = table_of(tried)
             say(f"\nstage 0: frozen features, nothing trained\n\n{in_columns(table)}")
             best = max(tried, key=lambda one: one.best)
@@ -117,11 +118,16 @@ def _candidates(plan: StartPlan) -> tuple[list[Candidate], list[str]]:
 
 
 def _try_all(
-    command: Command, tracking: Tracking, source: Source, here: list[Candidate]
+    command: Command, tracking: Tracking, source: Source, here: list[Candidate], log: RunLog
 ) -> tuple[list[str], list[Tried]]:
     """Stage 0 of every backbone, and what is to be said of the images, which all of them share."""
     lines: list[str] = []
     tried: list[Tried] = []
+
+    def tell(line: str) -> None:
+        lines.append(line)
+        command.say(line)
+
     for candidate in here:
         own = candidate.backbone, candidate.weights
         try:
@@ -131,9 +137,12 @@ def _try_all(
             command.say(f"note: {candidate.name} is left out: {err}")
             continue
         if not lines:
-            lines = [splits_in_words(session.draw, source), *_duplicates(session.draw, source)]
-            for line in lines:
-                command.say(line)
+            for line in (
+                splits_in_words(session.draw, source),
+                *_duplicates(session.draw, source),
+            ):
+                tell(line)
+            log_near_duplicates(session, log, tell)
         if floor := floor_of(session):
             tried.append(Tried(candidate, session.settings, floor))
     if not tried:
@@ -145,6 +154,8 @@ def splits_in_words(draw: Draw, source: Source) -> str:
     """What the numbers will be measured on."""
     classes = len(draw.class_names)
     parts = f"{len(draw.train)} images to train on, {len(draw.val)} to validate"
+    if draw.dealt:
+        parts = f"{draw.dealt}; {parts}"
     if source.test is None:
         return (
             f"{parts}, {classes} classes; no test split: pass -P test_per_class={TEST_IMAGES} "

@@ -39,6 +39,7 @@ STYLE: dict[Any, Any] = {
 """What every picture has, in matplotlib's own words."""
 MAX_LABELLED_CLASSES = 30
 MAX_NUMBERED_CLASSES = 15
+PAIRS_A_ROW = 4
 
 
 @contextmanager
@@ -252,3 +253,21 @@ def _interval(axes: Axes, place: int, value: tuple[float, float, float], colour:
     mean, low, high = value
     axes.plot([low, high], [place, place], "-", lw=2, color=colour)
     axes.plot([mean], [place], "o", ms=6, color=colour)
+
+
+@rc_context(STYLE)
+def pairs_of_pictures(
+    title: str, pairs: Sequence[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]
+) -> Figure:
+    """Pairs side by side, `PAIRS_A_ROW` in a row; each has words and two pictures, (H, W, 3)."""
+    rows = -(-len(pairs) // PAIRS_A_ROW)
+    figure = Figure(figsize=(3.6 * PAIRS_A_ROW, 2.2 * rows + 0.4))
+    figure.suptitle(title)
+    grid = list(figure.subplots(rows, PAIRS_A_ROW, squeeze=False).flat)
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, (words, left, right) in zip(grid, pairs, strict=False):
+        gap = np.full((left.shape[0], max(1, left.shape[1] // 16), 3), 255, dtype=np.uint8)
+        axes.imshow(np.concatenate([left, gap, right], axis=1))
+        axes.set_title(words, fontsize=8)
+    return figure

@@ -95,6 +95,7 @@ def recipe_key(
             **_method(settings, stage, network, weights_digest, precision),
             "data": [data, *class_names],
             "per_class": [settings.train_per_class, settings.val_per_class, *apart],
+            **({"group": settings.group} if settings.group else {}),
             "data_seed": settings.data_seed,
             "training": [settings.training(n).model_dump() for n in range(1, trained + 1)],
         }
@@ -138,6 +139,8 @@ _OF_EARLIER_RUNS: dict[str, object] = {
     "mean": ",".join(map(str, MEAN)),
     "std": ",".join(map(str, STD)),
     "blocks": "auto",
+    "labels": "",
+    "group": "",
 }
 """What all runs had before these were settings."""
 

@@ -18,6 +18,7 @@ from pipeline.data.augment import distinct_views
 from pipeline.errors import DivergedError
 from pipeline.model.flops import note_on_reruns
 from pipeline.model.freezing import FrozenProof
+from pipeline.runs.near_duplicates import log_near_duplicates
 from pipeline.runs.session import CHECKPOINT, Session
 from pipeline.runs.stage_log import log_outcome, log_pictures, log_served_model, log_start
 from pipeline.settings.schedules import Stage
@@ -69,6 +70,8 @@ def run_stage(
         log_start(log, session, stage, parent)
         peak = PeakMemory(session.device)
         work = _prepare(session, stage, parent)
+        if not parent and not session.is_trial:
+            log_near_duplicates(session, log, session.say)
         _train(session, log, work)
         summary, signals = _log_result(session, log, work, parent, peak, started)
     session.note_recipe(number)

@@ -66,6 +66,7 @@ class Session:
 
     settings: Settings
     tracking: Tracking
+    source: Source
     draw: Draw
     backbone: Backbone
     pretrained: Pretrained
@@ -107,8 +108,9 @@ class Session:
             f"{settings.data}: {len(draw.train)} training and {len(draw.val)} validation images "
             f"of {len(draw.class_names)} classes, draw {settings.draw}: {source.classes_in_words}"
         )
-        for note in (*source.notes, *draw.notes):
-            say(f"note: {note}")
+        notes = (f"note: {note}" for note in (*source.notes, *draw.notes))
+        for line in filter(None, (draw.dealt, *notes)):
+            say(line)
         backbone = build_backbone(
             settings.backbone,
             len(draw.class_names),
@@ -124,6 +126,7 @@ class Session:
         session = cls(
             settings=settings,
             tracking=tracking,
+            source=source,
             draw=draw,
             backbone=backbone,
             pretrained=pretrained,

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.data.base import Source
-from pipeline.data.draws import deal_rows, set_aside
+from pipeline.data.draws import rows_in, with_test_split
 from pipeline.data.open import open_source
 from pipeline.settings.run import Settings
 from pipeline.system.files import typed_path
@@ -28,8 +28,10 @@ def source_of(settings: Settings) -> Source:
         cache_folder(settings),
         label_column=settings.label_column,
         image_column=settings.image_column,
+        labels=settings.labels,
+        group=settings.group,
     )
-    return set_aside(source, settings.test_per_class)
+    return with_test_split(source, settings)
 
 
 def source_and_weights(settings: Settings) -> tuple[Source, Weights]:
@@ -52,6 +54,4 @@ def check_draws(source: Source, settings: Settings, draws: Iterable[int]) -> Non
         DataError: a class is too small, or the pool holds fewer draws.
     """
     for draw in draws:
-        deal_rows(
-            source, settings.train_per_class, settings.val_per_class, settings.data_seed, draw
-        )
+        rows_in(source, settings.model_copy(update={"draw": draw}))

@@ -15,7 +15,11 @@ from pipeline.tracking.keys import TRAIN_ACC, VAL_ACC, VAL_LOSS
 def summary_table(
     rows: Sequence[Summary], floor: Sequence[Mapping[str, str]] = ()
 ) -> pd.DataFrame:
-    """The stages as a table of text, below the rows of stage 0."""
+    """The stages as a table of text, below the rows of stage 0.
+
+    Balanced accuracy is shown only where it differs from accuracy.
+    """
+    unequal = any(row.balanced is not None for row in rows)
     cells = [
         {
             "stage": str(row.number),
@@ -24,6 +28,7 @@ def summary_table(
             "epoch": str(row.epoch),
             "train acc": f"{row.metrics[TRAIN_ACC]:.2%}",
             "val acc": f"{row.metrics[VAL_ACC]:.2%}",
+            **({"balanced": f"{row.balanced or row.val_acc:.2%}"} if unequal else {}),
             "val loss": f"{row.metrics[VAL_LOSS]:.4f}",
             "time": f"{row.wall_s:.1f} s" + (" (reused)" if row.reused else ""),
             "run": row.run_id,

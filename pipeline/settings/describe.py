@@ -7,17 +7,18 @@ given.
 from __future__ import annotations
 
 from functools import cache
-from typing import get_args
+from typing import Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
 from pipeline.settings.layers import flatten, preset_layer, preset_names
-from pipeline.settings.run import ExperimentSettings, MachineSettings, Thresholds, TrainSettings
+from pipeline.settings.run import ExperimentSettings, MachineSettings, TrainSettings
 from pipeline.settings.schedules import (
     DECAY_WITHOUT_BATCH_NORM,
     LEARNING_RATES,
     WITHOUT_BATCH_NORM,
 )
+from pipeline.settings.thresholds import Thresholds
 
 HIDDEN = ("joins",)
 """Settings that commands type, and no person."""
@@ -34,7 +35,8 @@ def meaning(key: str, model: type[BaseModel]) -> str:
     """What a setting is, with its choices where the description does not name them."""
     info = model.model_fields[key]
     description = info.description or ""
-    choices = [choice for choice in map(str, get_args(info.annotation)) if choice]
+    literal = get_origin(info.annotation) is Literal
+    choices = [c for c in map(str, get_args(info.annotation)) if c] if literal else []
     if all(choice in description for choice in choices):
         choices = []
     if key == "preset":

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias, TypeVar
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationInfo,
@@ -20,7 +21,7 @@ from pipeline.settings.schedules import schedule_of
 from pipeline.stats.metrics import OBJECTIVES, SHARES
 from pipeline.system.files import typed_path
 
-AUTO = "auto"
+AUTO: Final = "auto"
 _Value = TypeVar("_Value")
 
 ScheduleText = Annotated[str, AfterValidator(lambda text: str(schedule_of(text)) if text else "")]
@@ -80,6 +81,26 @@ def _three_numbers(text: str, info: ValidationInfo) -> str:
     return text
 
 
+def _per_class(value: object, info: ValidationInfo) -> object:
+    text, least = str(value).strip(), 0 if info.field_name == "test_per_class" else 1
+    if text == AUTO:
+        return AUTO
+    if isinstance(value, bool) or not re.fullmatch("[0-9]{1,9}", text) or int(text) < least:
+        message = "must be auto, or a whole number of {least} or more"
+        raise PydanticCustomError("per_class", message, {"least": least, "meant": AUTO})
+    return int(text)
+
+
+PerClass = Annotated[int | Literal["auto"], BeforeValidator(_per_class)]
+"""So many images of each class, or a share of those that each class has."""
+
+
+def _off_or_share(value: object) -> object:
+    return 0.0 if value is False or str(value).strip().lower() in ("off", "false") else value
+
+
+OffOrShare = Annotated[float, BeforeValidator(_off_or_share), Field(ge=0, le=1)]
+"""A number from 0 to 1; `off` is 0."""
 BackboneText = Annotated[str, AfterValidator(_known_network)]
 """A network's name, as `backbones.build_backbone` takes it."""
 NumbersText = Annotated[str, AfterValidator(_three_numbers)]

@@ -24,12 +24,14 @@ from pipeline.settings.fields import (
     NumbersText,
     ObjectiveName,
     PathText,
+    PerClass,
     Pixels,
     ScheduleText,
     StrictModel,
     setting,
 )
 from pipeline.settings.schedules import SCHEDULES, Schedule, Stage, schedule_of
+from pipeline.settings.thresholds import Thresholds
 from pipeline.stats.metrics import DEFAULT_OBJECTIVE
 from pipeline.system.files import name_of, typed_path
 from pipeline.weights.inputs import input_config
@@ -102,18 +104,38 @@ class ExperimentSettings(StrictModel):
         "digits", "digits, cifar10, cifar100, or a path to your images", min_length=1
     )
     label_column: str = setting(
-        "", "column of the classes in parquet files; empty: label, or a usual name"
+        "", "column of the classes in parquet or CSV files; empty: label, or a usual name"
     )
     image_column: str = setting(
-        "", "column of the images in parquet files; empty: img, image, or a usual name"
+        "",
+        "column of the images in parquet or CSV files; empty: img, image, file, or a usual name",
     )
     skip_unreadable: bool = setting(
         False, "go on without images that cannot be read, and list them (on/off)"
     )
-    train_per_class: int = setting(100, "training images a class", ge=1)
-    val_per_class: int = setting(100, "validation images a class", ge=1)
-    test_per_class: int = setting(
-        0, "images a class set aside as test split, where the data has none", ge=0
+    labels: PathText = setting(
+        "",
+        "CSV file with a column of image files and one of labels; empty: labels.csv or "
+        "_classes.csv in the folder, else the folders are the classes",
+    )
+    group: str = setting(
+        "",
+        "what stays in one part (a patient, a camera, a burst): a column of the CSV or parquet "
+        "file, or a regular expression on the image's path below the folder, such as "
+        r"patient_(\d+)",
+    )
+    train_per_class: PerClass = setting(
+        AUTO, "training images a class; auto: all that validation and test leave"
+    )
+    val_per_class: PerClass = setting(
+        AUTO,
+        "validation images a class; auto: a fifth of each class, and a third of train_per_class "
+        "where that is a number",
+    )
+    test_per_class: PerClass = setting(
+        AUTO,
+        "images a class set aside as test split, where the data has none; auto: a fifth of each "
+        "class, and none where train_per_class and val_per_class are both numbers",
     )
     data_seed: int = setting(0, "seed of the shuffle that deals images to draws", ge=0)
     draw: int = setting(0, "which disjoint sample of the images, from 0", ge=0)
@@ -187,53 +209,6 @@ class MachineSettings(StrictModel):
     log_model: bool = setting(True, "log a servable MLflow model (on/off)")
 
 
-class Thresholds(StrictModel):
-    """Where a signal or the gate changes its mind. No threshold changes the weights of a run."""
-
-    signal_saturation_acc: float = setting(
-        0.99, "training accuracy that counts as saturated", gt=0, le=1
-    )
-    signal_early_share: float = setting(
-        0.25,
-        "train_acc_saturates is true if accuracy saturates within this share of the epochs",
-        gt=0,
-        le=1,
-    )
-    signal_spike_share: float = setting(
-        0.5,
-        "no_early_spike is true if accuracy saturates after this share of the epochs, or never",
-        gt=0,
-        le=1,
-    )
-    signal_confidence: float = setting(
-        0.9, "val_acc_gain is true if there is a gain with this one-sided confidence", gt=0.5, lt=1
-    )
-    signal_loss_rise: float = setting(
-        0.05, "val_loss_rises is true if the loss ends by this share above its minimum", ge=0
-    )
-    signal_spread_p: float = setting(
-        0.1, "unstable_across_runs is true below this p of the paired variance test", gt=0, lt=1
-    )
-    gate_flat: float = setting(
-        0.05, "a loss is flat if its last fifth spans at most this share", ge=0
-    )
-    gate_ceiling: float = setting(
-        0.97, "validation accuracy beyond which there is no headroom", gt=0, le=1
-    )
-    gate_min_gain: float = setting(
-        0.005, "a smaller gain from stage 1 to stage 2 is flat: there is no headroom", ge=0
-    )
-    gate_memorising_acc: float = setting(
-        0.995, "training accuracy from which a stage may be memorising", gt=0, le=1
-    )
-    gate_memorising_gap: float = setting(
-        0.2, "nats by which a memorising stage's validation loss exceeds its training loss", ge=0
-    )
-    enforce_gate: bool = setting(
-        False, "refuse to start stage 3 of three_stage unless the gate says promising (on/off)"
-    )
-
-
 class Settings(Thresholds, MachineSettings, ExperimentSettings):
     """Everything one run depends on; `stages` holds the training settings of each stage."""
 
@@ -252,7 +227,15 @@ class Settings(Thresholds, MachineSettings, ExperimentSettings):
         found: dict[str, object] = {k: v for k, v in texts.items() if getattr(self, k) == AUTO}
         if not self.image_size:
             found["image_size"] = wanted.size
+        if self.test_per_class == AUTO and AUTO not in (self.train_per_class, self.val_per_class):
+            found["test_per_class"] = 0  # as before there was `auto`
         return self.model_copy(update=found)
+
+    @property
+    def by_content(self) -> bool:
+        """Whether images are dealt by their content, in shares or groups, not by number alone."""
+        sizes = (self.train_per_class, self.val_per_class, self.test_per_class)
+        return AUTO in sizes or bool(self.group)
 
     @property
     def chain(self) -> Schedule:
@@ -300,13 +283,13 @@ TRAIN_KEYS = tuple(TrainSettings.model_fields)
 RUN_KEYS = tuple(key for key in Settings.model_fields if key != "stages")
 THRESHOLD_KEYS = tuple(Thresholds.model_fields)
 INHERITED_KEYS = (
-    *("data", "label_column", "image_column", "skip_unreadable"),
+    *("data", "label_column", "image_column", "labels", "group", "skip_unreadable"),
     *("train_per_class", "val_per_class", "test_per_class", "data_seed", "draw"),
     *("backbone", "blocks", "weights", "schedule", "norm_stats"),
     *("image_size", "interpolation", "crop", "mean", "std"),
 )
 """What a child stage takes from its parent run and may not contradict."""
-PLACE_KEYS = ("data", "label_column", "image_column", "skip_unreadable", "weights")
+PLACE_KEYS = ("data", "label_column", "image_column", "labels", "skip_unreadable", "weights")
 """Where images and weights stand: another place may hold the same content, by digest."""
 
 

@@ -26,8 +26,9 @@ from torch import Tensor
 from pipeline.data.draws import Draw
 from pipeline.errors import LineageError, StorageError
 from pipeline.reporting.figures import best_effort, by_block, chain_curves
-from pipeline.settings.run import THRESHOLD_KEYS, Settings, Thresholds
+from pipeline.settings.run import THRESHOLD_KEYS, Settings
 from pipeline.settings.schedules import Stage
+from pipeline.settings.thresholds import Thresholds
 from pipeline.signals.pictures import signal_table
 from pipeline.signals.readings import (
     Sibling,

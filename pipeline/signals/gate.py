@@ -16,7 +16,7 @@ from typing import Literal
 
 from pipeline.errors import GateError, LineageError
 from pipeline.reporting.page import to_markdown
-from pipeline.settings.run import Thresholds
+from pipeline.settings.thresholds import Thresholds
 from pipeline.signals.cases import cases_like
 from pipeline.signals.evidence import as_far_as_allowed, siblings_of_run, thresholds_of
 from pipeline.signals.readings import Signal

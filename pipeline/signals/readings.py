@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 from scipy import special
 
-from pipeline.settings.run import Thresholds
+from pipeline.settings.thresholds import Thresholds
 from pipeline.signals.scored import Scored, mean_and_error, paired
 from pipeline.stats.metrics import Column
 from pipeline.tracking.history import History

@@ -75,3 +75,9 @@ def first_of(items: Sequence[str], count: int = 10) -> str:
     """`a, b, c`, or the first `count` of them `and 5 more`."""
     more = f" and {len(items) - count} more" if len(items) > count else ""
     return ", ".join(one_line(item) for item in items[:count]) + more
+
+
+def natural(name: str) -> tuple[bool, float, str]:
+    """A key by which numbers are sorted by size, before words."""
+    is_number = name.isdecimal()  # `²` is a digit and no number
+    return (not is_number, float(name) if is_number else 0.0, name)

@@ -158,7 +158,14 @@ class Summary:
             f"Stage-{self.number} Best results: Train Loss: {m[TRAIN_LOSS]:.4f} | "
             f"Val Loss: {m[VAL_LOSS]:.4f} | Train Acc: {m[TRAIN_ACC]:.2%} | "
             f"Val Acc: {m[VAL_ACC]:.2%}"
+            + (f" | Val Balanced Acc: {balanced:.2%}" if (balanced := self.balanced) else "")
         )
+
+    @property
+    def balanced(self) -> float | None:
+        """Balanced validation accuracy, where it is known and differs from accuracy."""
+        balanced = self.metrics.get(VAL["balanced_acc"], self.val_acc)
+        return None if math.isclose(balanced, self.val_acc, abs_tol=1e-6) else balanced
 
 
 def metrics_at_best(run: RunView) -> dict[str, float]:

@@ -65,6 +65,8 @@ PEAK_MIB = "memory/peak_mib"
 PARENT_VAL_ACC = f"{SIGNAL_METRICS}parent_val_acc"
 STAGE0 = "stage0/"
 """Of the metrics of stage 0: `stage0/logreg_val_acc`, ..., and what was chosen."""
+NEAR_DUPLICATES = {part: f"data/near_duplicates_{part}" for part in ("val", "test")}
+"""Images of a part that look like images of another, by part."""
 COPIES_OF_POOL, SEEN_IN_TRAINING = "test/copies_of_pool", "test/seen_in_training"
 """Test images that are copies of images in the pool; of these, those that the run has met."""
 

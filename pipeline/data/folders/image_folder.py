@@ -55,7 +55,7 @@ def open_image_folder(root: Path) -> Source:
     for split, by_class in files.items():
         paths = [by_class.get(name, []) for name in files["train"]]
         labels = np.repeat(np.arange(len(paths), dtype=np.int64), list(map(len, paths)))
-        splits[split] = Split(labels, stored_images([*chain(*paths)]))
+        splits[split] = Split(labels=labels, stored=stored_images([*chain(*paths)]))
     passed_over = f"files passed over: {in_words(counts)}" if counts else ""
     return Source(
         name=name_of(root),

@@ -20,7 +20,7 @@ import pandas as pd
 
 from pipeline.data.images import IntArray
 from pipeline.errors import DataError, first_line
-from pipeline.system.text import first_of, normalised, one_line
+from pipeline.system.text import first_of, natural, normalised, one_line
 
 MISSING = -1
 """The class number of a row without a label."""
@@ -124,7 +124,7 @@ class Classes:
         else:
             _refuse_bool_and_numbers(files)
             found = {_key(value): str(value) for file in reversed(files) for value in file.values}
-            found = dict(sorted(found.items(), key=lambda item: _natural(item[1])))
+            found = dict(sorted(found.items(), key=lambda item: natural(item[1])))
         return cls(
             names=tuple(found.values()),
             index={key: number for number, key in enumerate(found)},
@@ -205,12 +205,6 @@ def _key(value: Label) -> str:
     """What a class goes by: 3, 3.0 and `3` are the same class; True and 1 are two."""
     whole = isinstance(value, float) and value.is_integer()
     return str(int(value)) if whole else normalised(str(value))
-
-
-def _natural(name: str) -> tuple[bool, float, str]:
-    """Sorts numbers by size, before words."""
-    is_number = name.isdecimal()  # `²` is a digit and no number
-    return (not is_number, float(name) if is_number else 0.0, name)
 
 
 def _refuse_bool_and_numbers(files: Sequence[FileLabels]) -> None:

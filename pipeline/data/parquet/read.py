@@ -16,7 +16,13 @@ import numpy as np
 
 from pipeline.data.base import Source, Split
 from pipeline.data.folders.listing import names_of
-from pipeline.data.parquet.columns import choose_columns, class_names, parquet_schema
+from pipeline.data.groups import with_groups
+from pipeline.data.parquet.columns import (
+    Schemas,
+    choose_columns,
+    class_names,
+    parquet_schema,
+)
 from pipeline.data.parquet.labels import Classes, FileLabels, check_lists, labels_of
 from pipeline.data.splits import splits_in, twins_by_split
 from pipeline.data.stored import count_rows, read_column, stored_cells
@@ -26,9 +32,11 @@ from pipeline.system.text import data_option, first_of
 
 
 def open_parquet(
-    root: Path, files: Sequence[Path], *, label_column: str, image_column: str
+    root: Path, files: Sequence[Path], *, label_column: str, image_column: str, group: str = ""
 ) -> Source:
     """The source in these files; `root` is the folder above them, or the only file.
+
+    `group`: a column whose values say which images stay together.
 
     Raises:
         DataError: no training file, columns or labels that cannot be used, class names that do not
@@ -42,12 +50,7 @@ def open_parquet(
         schemas, [path for path in schemas if path not in tests], label_column, image_column
     )
     notes += columns.notes
-    without = [path for path in tests if columns.label not in schemas[path].names]
-    if without and len(without) < len(tests):
-        raise DataError(
-            f"{without[0]} has no column {columns.label}, unlike other test files: add it, or "
-            "move the file away"
-        )
+    without = _without_labels(tests, columns.label, schemas)
     labels = {
         path: labels_of(path, name, read_column(path, name), class_names(schemas[path], name))
         for name in [columns.label]
@@ -66,8 +69,10 @@ def open_parquet(
     for split, paths in by_split.items():
         numbers = [classes.numbers(labels[path], split) for path in paths]
         notes += [note for path in paths if (note := classes.note(labels[path]))]
-        splits[split] = Split(np.concatenate(numbers), stored_cells(paths, columns.image))
-    return Source(
+        splits[split] = Split(
+            labels=np.concatenate(numbers), stored=stored_cells(paths, columns.image)
+        )
+    source = Source(
         name=name_of(root),
         class_names=classes.names,
         pool=splits["train"],
@@ -75,6 +80,41 @@ def open_parquet(
         test=splits.get("test"),
         notes=tuple(notes),
     )
+    return _grouped(source, by_split, group) if group else source
+
+
+def _without_labels(tests: Sequence[Path], label: str, schemas: Schemas) -> list[Path]:
+    """Test files that lack the column of labels: all of them, or none.
+
+    Raises:
+        DataError: some lack the column.
+    """
+    without = [path for path in tests if label not in schemas[path].names]
+    if without and len(without) < len(tests):
+        raise DataError(
+            f"{without[0]} has no column {label}, unlike other test files: add it, or "
+            "move the file away"
+        )
+    return without
+
+
+def _grouped(source: Source, by_split: Mapping[str, Sequence[Path]], group: str) -> Source:
+    """The source whose images belong to the groups that a column names.
+
+    Raises:
+        DataError: a file has no such column.
+    """
+    for path in (path for paths in by_split.values() for path in paths):
+        if group not in (names := parquet_schema(path).names):
+            raise DataError(
+                f"{path} has columns {first_of(names, 20)}, asked for group={group}: choose one "
+                "of these"
+            )
+    groups = {
+        split: [str(cell) for path in paths for cell in read_column(path, group).to_pylist()]
+        for split, paths in by_split.items()
+    }
+    return with_groups(source, group, groups)
 
 
 def _lacks_labels(files: Sequence[FileLabels], classes: Classes) -> bool:

@@ -1,0 +1,245 @@
+"""Images anywhere below a folder, their classes in a CSV file.
+
+In: a folder, and a CSV file in it or elsewhere. Out: a `Source`, its classes sorted by name. A
+column `split` with the words of splits makes splits, and so do CSV files in folders named after
+splits, as Roboflow exports them. A file goes by its path below the folder, by the end of that
+path, or by its name without the ending, as long as one image fits.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import numpy as np
+
+from pipeline.data.base import Source, Split
+from pipeline.data.folders.csv_table import LabelRow, read_label_rows
+from pipeline.data.folders.listing import entries_of, image_endings, in_words, list_files
+from pipeline.data.splits import SPLIT_NAMES
+from pipeline.data.stored import stored_images
+from pipeline.errors import DataError
+from pipeline.system.files import name_of, typed_path
+from pipeline.system.text import first_of, natural, normalised, one_line
+
+NAMES = ("labels.csv", "_classes.csv")
+"""CSV files that are read without being asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Labelled:
+    """An image with its class, its split and its group."""
+
+    path: Path
+    label: str
+    split: str
+    group: str
+    where: str
+
+
+def find_csv_files(root: Path, labels: str) -> list[Path]:
+    """The CSV files that hold the labels of a folder; none: its folders are the classes.
+
+    Raises:
+        DataError: the file that `labels` names is not there.
+    """
+    if labels:
+        path = typed_path(labels, "labels")
+        for there in (root / path, path):
+            if there.is_file():
+                return [there]
+        raise DataError(
+            f"labels={labels}: no such file ({(root / path).absolute()}): pass the CSV file with "
+            "a column of image files and one of labels"
+        )
+    folders = [path for path in entries_of(root).folders if path.name.lower() in SPLIT_NAMES]
+    for folder_list in ([root], folders):
+        found = [folder / name for folder in folder_list for name in NAMES]
+        if found := [path for path in found if path.is_file()]:
+            return found
+    return []
+
+
+def open_csv(
+    root: Path, files: Sequence[Path], *, label_column: str, image_column: str, group: str
+) -> tuple[Source, dict[str, list[str]]]:
+    """The source of these CSV files, and the groups of each split where `group` is a column.
+
+    Raises:
+        DataError: columns, rows or files that cannot be used.
+    """
+    paths, others = list_files(root, image_endings())
+    images = _Images(root, paths)
+    columns = {"label_column": label_column, "image_column": image_column, "group": group}
+    found, twice, grouped = _read_all(root, files, images, columns)
+    names = ", ".join(
+        str(file.relative_to(root) if root in file.parents else file) for file in files
+    )
+    by_split: dict[str, list[_Labelled]] = defaultdict(list)
+    for path in sorted(found):
+        by_split[found[path].split or "train"].append(found[path])
+    classes = _classes(by_split, names)
+    notes = [f"labels are read from {names}"]
+    if twice:
+        notes.append(f"lines of {names} that name an image again, with the same label: {twice}")
+    if left := len(paths) - len(found):
+        notes.append(f"images that {names} does not name, which are not read: {left}")
+    splits = {
+        split: Split(
+            labels=np.array([classes.index(one.label) for one in ones], dtype=np.int64),
+            stored=stored_images([one.path for one in ones]),
+        )
+        for split, ones in by_split.items()
+    }
+    source = Source(
+        name=name_of(root),
+        class_names=tuple(classes),
+        pool=splits["train"],
+        val=splits.get("val"),
+        test=splits.get("test"),
+        notes=tuple(notes),
+        passed_over=f"files passed over: {in_words(others)}" if others else "",
+    )
+    groups = {split: [one.group for one in ones] for split, ones in by_split.items()}
+    return source, groups if grouped else {}
+
+
+def _read_all(
+    root: Path, files: Sequence[Path], images: _Images, columns: Mapping[str, str]
+) -> tuple[dict[Path, _Labelled], int, bool]:
+    """Every image that is named, how many lines name one again, and whether groups are a column.
+
+    Raises:
+        DataError: an image of two classes, or in two splits.
+    """
+    found: dict[Path, _Labelled] = {}
+    grouped, twice = False, 0
+    for file in files:
+        base = file.parent if root in file.parents else root
+        is_image = partial(images.holds, base=base)
+        rows, has_group = read_label_rows(file, is_image, **columns)
+        grouped |= has_group
+        for one in _labelled(file, rows, images, base, root):
+            known = found.setdefault(one.path, one)
+            twice += known is not one
+            if (known.label, known.split) != (one.label, one.split):
+                first, second = (
+                    f"{one_line(o.label)}{f' in {o.split}' if o.split else ''} ({o.where})"
+                    for o in (known, one)
+                )
+                raise DataError(
+                    f"{file}: {one_line(one.path.name)} is {first} and {second}: keep one line"
+                )
+    return found, twice, grouped
+
+
+def _classes(by_split: Mapping[str, Sequence[_Labelled]], names: str) -> list[str]:
+    """The classes of training rows, sorted.
+
+    Raises:
+        DataError: no training row, or a class that training does not know.
+    """
+    if "train" not in by_split:
+        raise DataError(
+            f"{names}: no row is of split train: name the split of training rows train"
+        )
+    classes = sorted({one.label for one in by_split["train"]}, key=natural)
+    for split, ones in by_split.items():
+        if unknown := next((one for one in ones if one.label not in classes), None):
+            raise DataError(
+                f"{unknown.where}: class {one_line(unknown.label)} stands in {split} but not in "
+                f"train: add it to train or remove it from {split}"
+            )
+    return classes
+
+
+def _labelled(
+    file: Path, rows: Sequence[LabelRow], images: _Images, base: Path, root: Path
+) -> list[_Labelled]:
+    """The image of each row.
+
+    Raises:
+        DataError: files that are not there, names of several images, splits of no known name.
+    """
+    by_folder = SPLIT_NAMES.get(base.name.lower(), "") if base != root else ""
+    missing: list[str] = []
+    done = []
+    for row in rows:
+        fitting = images.find(row.file, base)
+        if len(fitting) > 1:
+            raise DataError(
+                f"{file}: line {row.line}: {one_line(row.file)} may be "
+                f"{first_of([str(path.relative_to(root)) for path in fitting], 3)}: write the "
+                f"path below {name_of(root)}"
+            )
+        split = SPLIT_NAMES.get(row.split.lower(), "") if row.split else by_folder
+        if row.split and not split:
+            raise DataError(
+                f"{file}: line {row.line}: split {one_line(row.split)} is none of train, val and "
+                "test: rename it"
+            )
+        if fitting:
+            done.append(
+                _Labelled(
+                    path=fitting[0],
+                    label=row.label,
+                    split=split,
+                    group=row.group,
+                    where=f"{file.name} line {row.line}",
+                )
+            )
+        else:
+            missing.append(row.file)
+    if missing:
+        raise DataError(
+            f"{file}: {len(missing)} of {len(rows)} files are not below {root} "
+            f"({first_of(missing, 5)}): add the images, or remove the rows"
+        )
+    return done
+
+
+class _Images:
+    """The images below a folder, by every end of their paths, with and without the ending."""
+
+    def __init__(self, root: Path, paths: Sequence[Path]) -> None:
+        self._root = root
+        self._by_end: dict[str, list[Path]] = defaultdict(list)
+        for path in paths:
+            parts = path.relative_to(root).parts
+            for start in range(len(parts)):
+                end = _key("/".join(parts[start:]))
+                for key in dict.fromkeys((end, end.removesuffix(path.suffix.lower()))):
+                    self._by_end[key].append(path)
+
+    def holds(self, text: str, base: Path) -> bool:
+        """Whether a text may mean an image; a bare name that several images have may not."""
+        found = self.find(text, base)
+        return len(found) == 1 or bool(found and PurePosixPath(text).suffix)
+
+    def find(self, text: str, base: Path) -> list[Path]:
+        """The images that a text may mean; that at this very path, or in `base`, alone."""
+        plain = PureWindowsPath(text).as_posix() if "\\" in text else text
+        parts: list[str] = []
+        for part in PurePosixPath(plain).parts:
+            if part == "..":
+                if not parts:
+                    return []
+                parts.pop()
+            elif part not in ("/", "."):
+                parts.append(part)
+        for start in range(len(parts)):  # an absolute path of another machine ends alike
+            fitting = self._by_end.get(_key("/".join(parts[start:])), [])
+            wanted = Path(*parts[start:])
+            exact = [p for p in fitting if p in (base / wanted, self._root / wanted)]
+            if fitting:
+                return exact[:1] or fitting
+            if not PurePosixPath(plain).is_absolute() and not PureWindowsPath(text).drive:
+                return []
+        return []
+
+
+def _key(text: str) -> str:
+    return normalised(text).casefold()

@@ -1,0 +1,205 @@
+"""Labels in a CSV file, as Kaggle, Roboflow and spreadsheets write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.data.base import Source
+from pipeline.data.open import open_source
+from pipeline.errors import DataError
+from tests.conftest import class_image
+from tests.helpers import fill
+
+FILES = [f"p{n // 2}_{n}.png" for n in range(6)]
+LABELS = ["cat", "dog"] * 3
+
+
+def images(root: Path, below: str = "images") -> Path:
+    """Six images below a folder, every second of a dog."""
+    (root / below).mkdir(parents=True)
+    for number, name in enumerate(FILES):
+        class_image(number % 2, number).save(root / below / name)
+    return root
+
+
+def lines(names: list[str], separator: str = ",") -> str:
+    return "".join(f"{a}{separator}{b}\n" for a, b in zip(names, LABELS, strict=True))
+
+
+def read(root: Path, text: str, name: str = "labels.csv", **own: str) -> Source:
+    if not (root / "images").exists():
+        images(root)
+    (root / name).write_text(text, encoding="utf-8")
+    return open_source(str(root), root, **own)
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("file,label\n" + lines(FILES), "utf-8"),
+        ("Filename; Class\n" + lines(FILES, "; "), "utf-8"),
+        ("file\tlabel\n" + lines(FILES, "\t"), "utf-16"),
+        (lines(FILES), "utf-8"),
+        ("image_id,breed\n" + lines([name.removesuffix(".png") for name in FILES]), "utf-8-sig"),
+        ("file,label\n" + lines([f"images/{name}" for name in FILES]), "utf-8"),
+        ("file,label\n" + lines([f"./images/../images/{name}" for name in FILES]), "utf-8"),
+        ("file,label\n" + lines([f"/home/ann/set/images/{name}" for name in FILES]), "utf-8"),
+        ("file,label\n" + lines([rf"C:\set\images\{name}" for name in FILES]), "utf-8"),
+        ("file,label\n" + lines([name.upper() for name in FILES]), "utf-8"),
+        ("x,y,file,label\n" + lines([f"1,2,{name}" for name in FILES]), "utf-8"),
+        (
+            "filename, cat, dog\n"
+            + "".join(f"{n}, {at % 2 ^ 1}, {at % 2}\n" for at, n in enumerate(FILES)),
+            "utf-8",
+        ),
+    ],
+)
+def test_a_csv_file_is_read_as_it_is_exported(tmp_path: Path, text: str, encoding: str) -> None:
+    root = images(tmp_path)
+    (root / "labels.csv").write_text(text, encoding=encoding)
+    source = open_source(str(root), root)
+    assert source.class_names == ("cat", "dog")
+    assert source.pool.labels.tolist() == [0, 1] * 3
+    assert [Path(where).name for where, _ in source.pool.stored.items(range(6))] == FILES
+    assert "labels are read from labels.csv" in source.notes
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "is empty: write a line an image"),
+        ("file,label\n", "no line beside the names of the columns"),
+        ("file\na.png\n", r"one column \(file\): write two"),
+        ("file,label\n" + lines(FILES) + "zz.png,cat\n", r"1 of 7 files are not below .*zz\.png"),
+        ("file,label\n" + lines([f"../{n}" for n in FILES]), "none of the 6 files .* is below"),
+        ("file,label\n" + lines(FILES) + f"{FILES[0]},dog\n", "cat .*line 2.* and dog .*line 8"),
+        (
+            "file,label\n" + lines(FILES) + f"{FILES[0]},\n",
+            r"1 of 7 rows have no label \(line 8\)",
+        ),
+        ("file,label\n" + lines(FILES) + "a,b,c\n", "line 8 has 3 fields, the first line has 2"),
+        ("file,a,b\n" + "".join(f"{n},x,y\n" for n in FILES), "columns file, a, b, of which none"),
+        ("file,cat,dog\n" + "".join(f"{n},1,1\n" for n in FILES), "6 of 6 rows are of several"),
+        ("file,label,label\n" + "".join(f"{n},x,y\n" for n in FILES), "two columns have one name"),
+        (
+            "file,label,split\n" + "".join(f"{n},cat,odd\n" for n in FILES),
+            "split odd is none of train, val and test",
+        ),
+        (
+            "file,label,split\n" + "".join(f"{n},cat,test\n" for n in FILES),
+            "no row is of split train",
+        ),
+        ("file,label\n" + "".join(f"{n},cat\n" for n in FILES), r"only one class \(cat\)"),
+    ],
+)
+def test_what_is_wrong_with_a_csv_file_is_told_in_one_line(
+    tmp_path: Path, text: str, words: str
+) -> None:
+    with pytest.raises(DataError, match=words) as found:
+        read(tmp_path, text)
+    assert "\n" not in str(found.value)
+
+
+def test_a_file_of_another_encoding_is_refused(tmp_path: Path) -> None:
+    root = images(tmp_path)
+    (root / "labels.csv").write_bytes(
+        ("file,label\n" + lines(FILES)).replace("cat", "câté").encode("cp1252")
+    )
+    with pytest.raises(DataError, match=r"is not UTF-8 text .* save it as CSV UTF-8"):
+        open_source(str(root), root)
+
+
+def test_a_name_that_two_images_have_needs_its_folder(tmp_path: Path) -> None:
+    root = images(images(tmp_path), "more")
+    with pytest.raises(DataError, match=r"p0_0\.png may be .*: write the path below"):
+        read(root, "file,label\n" + lines(FILES))
+    source = read(root, "file,label\n" + lines([f"more/{n}" for n in FILES]))
+    assert "images that labels.csv does not name, which are not read: 6" in source.notes
+
+
+def test_a_column_of_splits_makes_splits(tmp_path: Path) -> None:
+    splits = ["train", "Train", "valid", "val", "test", "test"]
+    rows = zip(FILES, LABELS, splits, strict=True)
+    source = read(tmp_path, "file,label,split\n" + "".join(f"{a},{b},{c}\n" for a, b, c in rows))
+    assert source.val is not None
+    assert source.test is not None
+    assert [s.labels.tolist() for s in (source.pool, source.val, source.test)] == [[0, 1]] * 3
+
+
+def test_roboflows_folders_of_splits_are_splits(tmp_path: Path) -> None:
+    for split in ("train", "valid", "test"):
+        images(tmp_path, split)
+        rows = "".join(f"{n}, {at % 2 ^ 1}, {at % 2}\n" for at, n in enumerate(FILES))
+        (tmp_path / split / "_classes.csv").write_text(f"filename, cat, dog\n{rows}")
+    source = open_source(str(tmp_path), tmp_path)
+    assert source.val is not None
+    assert source.test is not None
+    for part, name in ((source.pool, "train"), (source.val, "valid"), (source.test, "test")):
+        assert [Path(w).parent.name for w, _ in part.stored.items(range(6))] == [name] * 6
+
+
+def test_labels_may_stand_elsewhere_and_columns_be_chosen(tmp_path: Path) -> None:
+    root = images(tmp_path / "set")
+    rows = zip(FILES, LABELS, "ababab", strict=True)
+    text = "file,label,kind\n" + "".join(f"{a},{b},{c}\n" for a, b, c in rows)
+    (tmp_path / "mine.csv").write_text(text)
+    source = open_source(str(root), root, labels=str(tmp_path / "mine.csv"), label_column="kind")
+    assert source.class_names == ("a", "b")
+    with pytest.raises(DataError, match=r"labels=no\.csv: no such file"):
+        open_source(str(root), root, labels="no.csv")
+    with pytest.raises(DataError, match="asked for label_column=colour: choose one of these"):
+        open_source(str(root), root, labels=str(tmp_path / "mine.csv"), label_column="colour")
+
+
+def test_a_csv_file_about_something_else_leaves_the_folders_the_classes(tmp_path: Path) -> None:
+    root = fill(tmp_path / "farm", "ant", "bee")
+    (root / "labels.csv").write_text("id,name\n0,ant\n1,bee\n")
+    source = open_source(str(root), tmp_path)
+    assert source.class_names == ("ant", "bee")
+    assert any(note.startswith("not read as labels: ") for note in source.notes)
+    with pytest.raises(DataError, match="none of the 2 files in column id is below the folder"):
+        open_source(str(root), tmp_path, labels="labels.csv")
+
+
+def test_numbers_as_labels_are_sorted_by_size(tmp_path: Path) -> None:
+    rows = "".join(f"{name},{(10, 2)[at % 2]}\n" for at, name in enumerate(FILES))
+    assert read(tmp_path, f"id_code,diagnosis\n{rows}").class_names == ("2", "10")
+
+
+def test_groups_are_a_column_or_a_regular_expression(tmp_path: Path) -> None:
+    rows = "".join(f"{a},{b},{a[1]}\n" for a, b in zip(FILES, LABELS, strict=True))
+    by_column = read(tmp_path, f"file,label,patient\n{rows}", group="patient")
+    by_path = read(tmp_path, f"file,label,patient\n{rows}", group=r"p(\d)_")
+    assert by_column.pool.groups == by_path.pool.groups == ("0", "0", "1", "1", "2", "2")
+    some = read(tmp_path, f"file,label,patient\n{rows}", group=r"p([01])_")
+    assert some.pool.groups[:4] == ("0", "0", "1", "1")
+    assert len(set(some.pool.groups)) == 4
+    assert any("does not match, each of which is a group of its own: 2" in n for n in some.notes)
+
+
+@pytest.mark.parametrize(
+    ("group", "words"),
+    [
+        (r"x(\d)", r"matches none of 6 paths, such as images/p0_0\.png"),
+        (r"p(\d", "no regular expression .* and no column"),
+        (r"(p)(\d)", "holds 2 groups in brackets: leave one"),
+    ],
+)
+def test_a_group_that_is_none_is_refused(tmp_path: Path, group: str, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        read(tmp_path, "file,label\n" + lines(FILES), group=group)
+
+
+def test_groups_in_two_splits_of_the_datas_own_are_told(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        fill(tmp_path / split, "p1_ant", "p1_bee")
+    source = open_source(str(tmp_path), tmp_path, group=r"(p\d)")
+    assert any("1 groups stand in train and in test" in note for note in source.notes)
+
+
+@pytest.mark.parametrize("key", ["labels", "group"])
+def test_settings_of_folders_are_refused_for_built_in_data(tmp_path: Path, key: str) -> None:
+    with pytest.raises(DataError, match=f"{key}=x: data=digits .* leave {key} out"):
+        open_source("digits", tmp_path, **{key: "x"})

@@ -1,0 +1,107 @@
+"""Images of different parts that are nearly the same are counted, listed and shown."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.data.near import near_duplicates
+from pipeline.tracking import Tracking
+from pipeline.tracking.keys import KIND, LINEAGE_KEY, NEAR_DUPLICATES
+from tests.conftest import Command
+from tests.helpers import make_images
+
+
+def parts(count: int = 30, width: int = 16) -> tuple[dict, dict]:
+    """Random features of three parts, and images that differ."""
+    values = torch.randn(3 * count, width, generator=torch.Generator().manual_seed(0)) + 5
+    names = ("train", "val", "test")
+    features = dict(zip(names, values.split(count), strict=True))
+    images = {name: make_images(count, start=1000 * n) for n, name in enumerate(names)}
+    return features, images
+
+
+def test_unlike_images_are_no_duplicates_and_like_ones_are_counted_by_the_later_part() -> None:
+    features, images = parts()
+    assert near_duplicates(features, images, 0.3).pairs == []
+    features["val"][3] = features["train"][7] + 0.01
+    features["test"][[4, 5]] = features["val"][3] * 1.001
+    found = near_duplicates(features, images, 0.3)
+    assert found.counts == {"val": 1, "test": 2}
+    assert found.copies == 0
+    assert {(p.first, p.second) for p in found.pairs} == {
+        (("train", 7), ("val", 3)),
+        *((place, ("test", n)) for place in (("train", 7), ("val", 3)) for n in (4, 5)),
+    }
+
+
+def test_copies_to_the_pixel_are_marked_and_come_first() -> None:
+    features, images = parts()
+    features["test"][0], features["test"][1] = features["train"][1], features["train"][2] * 1.0001
+    digests = images["test"].digests.copy()
+    digests[1] = images["train"].digests[2]
+    images["test"] = replace(images["test"], digests=digests)
+    found = near_duplicates(features, images, 0.3)
+    assert [(pair.second, pair.same_pixels) for pair in found.pairs] == [
+        (("test", 1), True),
+        (("test", 0), False),
+    ]
+    assert found.copies == 1
+
+
+def test_blocks_find_what_one_product_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, images = parts()
+    features["test"][10:25] = features["train"][10:25] + 0.01
+    whole = near_duplicates(features, images, 0.3)
+    monkeypatch.setattr("pipeline.data.near.BLOCK", 7)
+    assert len(whole.pairs) >= 15
+    assert {(p.first, p.second) for p in near_duplicates(features, images, 0.3).pairs} == {
+        (p.first, p.second) for p in whole.pairs
+    }
+
+
+def write_with_copies(root: Path, copies: int) -> None:
+    """Pictures of noise, some of them a second time as JPEG."""
+    noise = np.random.default_rng(0)
+    for name in ("ant", "bee"):
+        (root / name).mkdir(parents=True)
+        for number in range(20):
+            picture = Image.fromarray(noise.integers(0, 255, (8, 8, 3), dtype=np.uint8))
+            picture = picture.resize((64, 64), Image.Resampling.NEAREST)
+            picture.save(root / name / f"{number}.png")
+            if number < copies:
+                picture.save(root / name / f"again{number}.jpg", quality=90)
+
+
+def test_a_first_stage_lists_near_duplicates_and_is_the_same_run_without_looking(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_with_copies(tmp_path / "noise", 20)
+    own = {"data": str(tmp_path / "noise"), "train_per_class": "auto", "val_per_class": "auto"}
+    assert command("stage1", **own) == 0
+    out = capsys.readouterr().out
+    assert "note: near duplicates: " in out
+    assert "images look like an image of another part" in out
+    tracking = Tracking.connect()
+    [run] = tracking.find({KIND: "stage"})
+    assert run.metrics[NEAR_DUPLICATES["test"]] > 0
+    table = pd.read_csv(tracking.fetch(run, "near_duplicates.csv", tmp_path))
+    pairs = zip(table.first_image, table.second_image, strict=True)
+    alike = [
+        {Path(a).stem.removeprefix("again"), Path(b).stem.removeprefix("again")} for a, b in pairs
+    ]
+    assert sum(len(names) == 1 for names in alike) >= 0.9 * len(alike)
+    picture = Image.open(tracking.fetch(run, "figures/near_duplicates.png", tmp_path))
+    assert (np.asarray(picture.convert("L")) < 250).mean() > 0.2  # pictures, not white paper
+
+    assert command("stage1", near_duplicates="off", **own) == 0
+    assert "near duplicates" not in capsys.readouterr().out
+    runs = tracking.find({KIND: "stage"})
+    assert len(runs) == 2
+    assert len({run.tags[LINEAGE_KEY] for run in runs}) == 1
