@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.tracking.faults import translated
-from pipeline.tracking.keys import FAILURE
+from pipeline.stats.metrics import rounded
+from pipeline.tracking.keys import FAILURE, stored_tag
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -57,7 +58,7 @@ class RunLog:
         from mlflow.entities import Metric
 
         now_ms = int(time.time() * 1000)
-        batch = [Metric(key, float(value), now_ms, step) for key, value in values.items()]
+        batch = [Metric(key, rounded(value), now_ms, step) for key, value in values.items()]
         send = partial(self._client.log_batch, self.run_id, metrics=batch)
         if self._background:
             self._pending.append(self._background.submit(send))
@@ -176,7 +177,7 @@ class _StatedPyfunc:
 
 
 def to_tags(values: Mapping[str, str]) -> list[Any]:
-    """Tags as MLflow's own objects."""
+    """Tags as MLflow's own objects, by the names under which they are stored."""
     from mlflow.entities import RunTag
 
-    return [RunTag(key, value) for key, value in values.items()]
+    return [RunTag(stored_tag(key), value) for key, value in values.items()]

@@ -31,9 +31,9 @@ from pipeline.model.grouping import HEAD
 from pipeline.settings.augmentation import mixing_of
 from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import Stage
-from pipeline.stats.metrics import OBJECTIVES, Row, score_logits
+from pipeline.stats.metrics import OBJECTIVES, Row, rounded, score_logits
 from pipeline.tracking.history import History
-from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, TRAIN_S, VAL, VAL_S
+from pipeline.tracking.keys import RISKS, TRAIN_ACC, TRAIN_LOSS, TRAIN_S, VAL, VAL_S
 from pipeline.training.device import compute_copy, run_segments
 from pipeline.training.diagnostics import RiskMeter
 from pipeline.training.features import Features
@@ -174,16 +174,16 @@ class Trainer:
                 TRAIN_LOSS: loss,
                 TRAIN_ACC: acc,
                 **{VAL[name]: value for name, value in val_scores.items()},
-                "gap/acc": acc - val_scores["acc"],
-                "gap/loss": val_scores["loss"] - loss,
+                f"{RISKS}gap/acc": acc - val_scores["acc"],
+                f"{RISKS}gap/loss": val_scores["loss"] - loss,
                 TRAIN_S: trained - started,
                 VAL_S: validated - trained,
                 "time/risks_s": measured - validated,
                 **risks,
                 **{f"lr/{group['block']}": group["lr"] for group in self.optimizer.param_groups},
             }
-            history.rows.append(row)
-            yield row
+            history.rows.append({name: rounded(value) for name, value in row.items()})
+            yield history.rows[-1]
             waited = len(history) - history.selected
             if history.diverged or (self.settings.patience and waited >= self.settings.patience):
                 return
