@@ -63,10 +63,10 @@ def test_finished_stages_are_found_by_content_and_none_is_trained_again(
         predictions = read_predictions(artifact(run_id, "evaluation/val_predictions.csv"))
         labels, predicted = predictions["label"], predictions["predicted"]
         metrics = Tracking.connect().get(run_id).metrics
-        assert metrics["best/val_macro_f1"] == pytest.approx(
+        assert metrics["selected/val_macro_f1"] == pytest.approx(
             f1_score(labels, predicted, average="macro")
         )
-        assert metrics["best/val_balanced_acc"] == balanced_accuracy_score(labels, predicted)
+        assert metrics["selected/val_balanced_acc"] == balanced_accuracy_score(labels, predicted)
     row = "3 head + block4 + block3 10,498,570 4 35.00% 35.00% 2.1893"
     assert row in " ".join(out.split())
 

@@ -84,7 +84,7 @@ def test_every_stage_carries_its_signals_numbers_sentences_and_pictures(
 
 def test_the_gain_is_that_of_the_two_runs_on_the_same_images(chain: list[pd.Series]) -> None:
     first, second = chain[:2]
-    for signal, metric in (("acc_gain", "best/val_acc"), ("nll_change", "best/val_loss")):
+    for signal, metric in (("acc_gain", "selected/val_acc"), ("nll_change", "selected/val_loss")):
         difference = second[f"metrics.{metric}"] - first[f"metrics.{metric}"]
         assert second[f"metrics.signal/{signal}"] == pytest.approx(difference, abs=1e-5)
 
@@ -102,8 +102,8 @@ def test_risks_are_logged_for_every_trainable_block_and_epoch(chain: list[pd.Ser
     losses, accs = (
         [run[f"metrics.{part}/{name}"] for part in ("train", "val")] for name in ("loss", "acc")
     )
-    assert run["metrics.gap/acc"] == pytest.approx(accs[0] - accs[1])
-    assert run["metrics.gap/loss"] == pytest.approx(losses[1] - losses[0])
+    assert run["metrics.risk/gap/acc"] == pytest.approx(accs[0] - accs[1])
+    assert run["metrics.risk/gap/loss"] == pytest.approx(losses[1] - losses[0])
 
 
 def test_thresholds_change_the_reading_and_not_the_run(chain: list[pd.Series]) -> None:
@@ -224,7 +224,7 @@ def test_a_run_made_to_memorise_is_found_by_its_signals(command: Command, tmp_pa
     assert signals["negative.train_acc_saturates"] == "true"
     assert signals["positive.no_early_spike"] == "false"
     assert signals["negative.val_loss_rises"] == "true"
-    assert run["metrics.train/acc"] == 1.0
+    assert run["metrics.acc/train"] == 1.0
 
 
 # --- the gate ------------------------------------------------------------------------------------
@@ -254,7 +254,7 @@ def test_the_gate_tags_every_sibling_and_reads_on_where_a_parent_was_deleted(
     parent = of_stage(1).iloc[1]
     mlflow.delete_run(parent["run_id"])
     assert main(asked) == 0
-    assert f"| 1 | {parent['metrics.best/val_acc']:.2%} |" in capfd.readouterr().out
+    assert f"| 1 | {parent['metrics.selected/val_acc']:.2%} |" in capfd.readouterr().out
 
 
 def test_searches_in_the_documents_run(store: Path) -> None:

@@ -20,7 +20,7 @@ from pipeline.data.overlap import Overlap
 from pipeline.entries.pair_setup import PairSetup
 from pipeline.runs.command import Command
 from pipeline.runs.words import minutes
-from pipeline.settings.run import plain_values
+from pipeline.settings.run import plain_values, without_thresholds
 from pipeline.signals.evidence import refresh_siblings
 
 OF_AN_ARM = ("schedule", "backbone", "weights", "draw", "seed")
@@ -47,7 +47,7 @@ def compare_entry(command: Command, grid: Grid) -> Compared | None:
         _forecast(grid, setup)
         name = f"comparison · {setup.source.name} · {', '.join(grid.arms)}"
         values = plain_values(setup.settings, ()).items()
-        params = {key: value for key, value in values if key not in OF_AN_ARM}
+        params = {k: v for k, v in without_thresholds(dict(values)).items() if k not in OF_AN_ARM}
         params |= {**grid.compare.model_dump(), "backbones": ",".join(grid.arms)}
         steps = equal_steps(_all_arms(grid), setup.images)
         with setup.run("comparison", name, "compare", params, grid.tune.workers) as log:
@@ -84,9 +84,9 @@ def _forecast(grid: Grid, setup: PairSetup) -> None:
             say(f"note: the last stages of {arm.name} and {baseline.name}: {', '.join(apart)}")
     total = 0.0
     for backbone, arms in grid.arms.items():
-        draw_s = seconds_a_draw(arms, images, setup.tracking)
+        draw_s, how = seconds_a_draw(arms, images, setup.tracking)
         total += draw_s * draws
-        say(f"{backbone}: a draw takes about {draw_s:.0f} s here")
+        say(f"{backbone}: a draw takes about {draw_s:.0f} s here, {how}")
     tuning = ", tuning not counted" if setup.command.tuned else ""
     say(
         f"all of it takes about {minutes(total)}{tuning}; what has been run before costs nothing\n"
@@ -131,7 +131,7 @@ def _run_draws(
             shown = ", ".join(f"{arm.name} {result.test:.2%}" for arm, result in both)
             return f"{name}, {pair}: {shown}"
 
-        runner = setup.runner(arms, overlap, grid.compare.metric, run_id, tell)
+        runner = setup.runner(arms, overlap, grid.compare.metric, run_id, tell, "draw")
         found[backbone] = runner.run_all(setup.keys)
         overlap = runner.overlap
     return found, overlap

@@ -109,9 +109,7 @@ def _as_json(content: object) -> str:
     return to_json(content, indent=2, inf_nan_mode="null").decode() + "\n"
 
 
-def log_evidence_pictures(
-    log: RunLog, tracking: Tracking, subject: Subject
-) -> None:
+def log_evidence_pictures(log: RunLog, tracking: Tracking, subject: Subject) -> None:
     """Drift and gradients by block, the chain's curves on one axis."""
     name = f"stage {subject.stage.number} of {subject.stage.schedule}"
     risks = by_block(f"{name}: drift and gradients", subject.history.rows)
@@ -242,9 +240,7 @@ def as_far_as_allowed(run: RunView, say: Callable[[str], None]) -> Iterator[None
         say(f"note: run {run.run_id} ({run.name}) is not brought up to date: {err}")
 
 
-def _refresh(
-    tracking: Tracking, run: RunView, signal: Signal, siblings: Sequence[str]
-) -> None:
+def _refresh(tracking: Tracking, run: RunView, signal: Signal, siblings: Sequence[str]) -> None:
     """Put a reading in place of the one before: tags, metrics, description, evidence.
 
     A description in which a person has changed the sentence of that reading stays as it is.

@@ -295,12 +295,14 @@ def instability(siblings: Sequence[Sibling], thresholds: Thresholds) -> Signal:
         first_of.setdefault(sibling.parent, sibling)
     count = len(first_of)
     if count < MIN_SIBLINGS:
-        runs = f"of {count_of(len(siblings), 'run')} that differ{'s' * (len(siblings) == 1)}"
-        runs += " only in draw or seed"
+        have = count_of(len(siblings), "run")
         if count < len(siblings):
-            runs += f", with {count_of(count, 'parent')}"
-        needed = f"{MIN_SIBLINGS} are needed{', with a parent each' * (count < len(siblings))}"
-        sentence = f"whether another draw or seed ends alike is not known {runs}: {needed}"
+            have += f" of {count_of(count, 'parent')}"
+        each = ", with a parent each," if count < len(siblings) else ""
+        sentence = (
+            f"whether another draw or seed would end alike is not known: {MIN_SIBLINGS} runs that "
+            f"differ only in these{each} are needed, this is {have}"
+        )
         return Signal.of(name, None, sentence, siblings=count)
     own = [100 * sibling.val_acc for sibling in first_of.values()]
     before = [100 * sibling.parent_val_acc for sibling in first_of.values()]

@@ -1,8 +1,9 @@
 """The experiment that runs are written to: as a launched run or the environment says, and usable.
 
 In: MLFLOW_EXPERIMENT_ID or MLFLOW_EXPERIMENT_NAME, or the experiment of the run that `mlflow run`
-started, else the data's name. Out: its id. An experiment in the trash, or with artifacts in a folder that this machine
-may not write, is refused here: MLflow itself would refuse it once a stage is trained.
+started, else the data's name. Out: its id. An experiment in the trash, or with artifacts in a
+folder that this machine may not write, is refused here: MLflow itself would refuse it once a stage
+is trained.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ _DRIVERS = {
 
 def usable_experiment(
     client: MlflowClient, launched: str | None, uri: str, data: str, *, with_artifacts: bool
-) -> tuple[str, list[str]]:
-    """The experiment's id, and the ids of all in which finished runs are found, its own first.
+) -> list[str]:
+    """The ids of the experiments in which finished runs are found, the one to record in first.
 
     An experiment of a new name is created. `mlflow run` starts runs in `Default` where nobody
     names an experiment, and so did all commands of earlier versions: `Default` and the experiment
@@ -72,7 +73,7 @@ def usable_experiment(
             f"from here ({why}): name another with {NAME}, or let a server serve the artifacts "
             "(`mlflow server --serve-artifacts`)"
         )
-    return number, [number, *_also(client, number, str(experiment.name), data)]
+    return [number, *_also(client, number, str(experiment.name), data)]
 
 
 def _also(client: MlflowClient, number: str, name: str, data: str) -> list[str]:

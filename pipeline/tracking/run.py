@@ -11,12 +11,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.tracking.faults import translated
 from pipeline.stats.metrics import rounded
+from pipeline.tracking.faults import translated
 from pipeline.tracking.keys import FAILURE, stored_tag
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+
+_NOT_GIVEN = ("", "auto", None)
+"""Values of settings that nobody has set: no parameters."""
 
 
 class RunLog:
@@ -39,10 +43,11 @@ class RunLog:
         self._pending: list[Future[Any]] = []
 
     def params(self, values: Mapping[str, object]) -> None:
-        """Log parameters; what `mlflow run` logged from the command line stays as typed."""
+        """Log parameters that have a value; what `mlflow run` logged stays as typed."""
         from mlflow.entities import Param
 
-        new = {key: value for key, value in values.items() if key not in self._known_params}
+        given = {key: value for key, value in values.items() if value not in _NOT_GIVEN}
+        new = {key: value for key, value in given.items() if key not in self._known_params}
         params = [Param(key, str(value)) for key, value in new.items()]
         with translated("log parameters", self._uri):
             for start in range(0, len(params), 100):
@@ -104,6 +109,7 @@ class RunLog:
         code: Path,
         helpers: Sequence[Path],
         artifacts: Mapping[str, Path],
+        name: str,
         example_image: bytes,
         class_names: Sequence[str],
         requirements: Sequence[str],
@@ -123,7 +129,7 @@ class RunLog:
                 artifact_path=None,
                 flavor=_StatedPyfunc,
                 flavor_name="mlflow.pyfunc",
-                name="model",
+                name=name,
                 run_id=self.run_id,
                 python_model=str(code),
                 code_paths=[str(path) for path in helpers],

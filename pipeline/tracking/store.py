@@ -24,12 +24,13 @@ from pipeline.system.processes import (
     owner_tags,
     this_machine,
 )
+from pipeline.system.progress import doing
 from pipeline.system.provenance import PROJECT_DIR, git_commit
 from pipeline.tracking.address import usable_address
 from pipeline.tracking.experiment import ID, usable_experiment
 from pipeline.tracking.experiment import NAME as EXPERIMENT
 from pipeline.tracking.faults import translated
-from pipeline.tracking.keys import GIT_COMMIT, NAME, NESTED_UNDER, former, stored_tag
+from pipeline.tracking.keys import FOR_PROGRAMS, GIT_COMMIT, NAME, NESTED_UNDER, former, stored_tag
 from pipeline.tracking.registry import ModelVersion, Registered, register
 from pipeline.tracking.run import RunLog, to_tags
 from pipeline.tracking.view import RunView
@@ -60,9 +61,7 @@ class Tracking:
         self.git_commit = git_commit()
 
     @classmethod
-    def connect(
-        cls, name: str = "", data: str = "", *, with_artifacts: bool = True
-    ) -> Tracking:
+    def connect(cls, name: str = "", data: str = "", *, with_artifacts: bool = True) -> Tracking:
         """Connect to MLFLOW_TRACKING_URI, or to MLflow's default (sqlite:///mlflow.db).
 
         `name`: what a run that `mlflow run` has started is called until it is known better.
@@ -79,13 +78,14 @@ class Tracking:
             logging.getLogger(noisy).setLevel(logging.WARNING)
         # it logs the tracebacks of faults that `translated` says in one line
         logging.getLogger("mlflow.store.db").setLevel(logging.CRITICAL)
-        import mlflow
+        with doing("loading MLflow"):
+            import mlflow
 
-        uri = usable_address()
+            uri = usable_address()
         shown = without_password(uri)
         begun()
         try:
-            with translated("connect", shown), exclusively(uri):
+            with doing("opening the store"), translated("connect", shown), exclusively(uri):
                 client = mlflow.MlflowClient(uri)
                 launched = os.environ.pop("MLFLOW_RUN_ID", None)
                 places = usable_experiment(
@@ -138,7 +138,7 @@ class Tracking:
         )
 
     def find(self, tags: Mapping[str, str], *, status: str | None = "FINISHED") -> list[RunView]:
-        """Runs of a status (None: any) with all these tags, oldest first, stored by any version."""
+        """Runs of a status (None: any) with all these tags, of any version, oldest first."""
         of_today = {stored_tag(key): value for key, value in tags.items()}
         found = self._search(of_today, status)
         if of_today != tags:
@@ -271,7 +271,8 @@ class Tracking:
             **tags,
             GIT_COMMIT: self.git_commit,
         }
-        all_tags = {stored_tag(key): value for key, value in all_tags.items()}
+        behind = sorted(all_tags, key=FOR_PROGRAMS.__contains__)  # MLflow shows tags as they came
+        all_tags = {stored_tag(key): all_tags[key] for key in behind}
         with translated("start a run", self.uri):
             if target and self._launched:
                 run_id, self._launched = self._launched, None

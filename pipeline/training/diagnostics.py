@@ -51,7 +51,9 @@ class RiskMeter:
         for block, weights in self._weights.items():
             now = [weight.master.detach() for weight in weights]
             gradient, size = self._gradients[block], norm_of(now)
-            risks[f"{RISKS}drift/{block}"] = relative_drift(now, [weight.start for weight in weights])
+            risks[f"{RISKS}drift/{block}"] = relative_drift(
+                now, [weight.start for weight in weights]
+            )
             risks[f"{RISKS}cka/{block}"] = linear_cka(self._before[block], gram(outputs[block]))
             risks[f"{RISKS}grad_norm/{block}"] = gradient
             risks[f"{RISKS}grad_relative/{block}"] = gradient / size if size else float("inf")

@@ -83,6 +83,7 @@ class Trainer:
         history: every epoch so far, and which of them is selected.
         best: state-dict name -> tensor of the selected epoch, for every trainable block.
         best_logits: validation logits of the selected epoch, float32, (N, classes).
+        on_step: called with 1 after each optimizer step.
     """
 
     backbone: Backbone
@@ -94,6 +95,7 @@ class Trainer:
     dtype: torch.dtype
     best: dict[str, Tensor] = field(default_factory=dict)
     best_logits: Tensor = field(default_factory=lambda: torch.empty(0))
+    on_step: Callable[[int], object] = lambda _: None
 
     def __post_init__(self) -> None:
         self.history = History(planned=self.settings.epochs)
@@ -117,6 +119,12 @@ class Trainer:
     def trainable(self) -> int:
         """Parameters that are trained."""
         return sum(weight.master.numel() for weight in self.weights)
+
+    def steps(self, images: int) -> int:
+        """Optimizer steps of all planned epochs on so many images."""
+        return self.settings.epochs * len(
+            split_batches(np.arange(images), self.settings.batch_size)
+        )
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         rates = learning_rates(self.settings, self.stage.trainable, self.backbone)
@@ -224,6 +232,7 @@ class Trainer:
             last = number == len(batches) - 1
             logits = self._step(inputs, target, meter if last else None)
             loss_sum += F.cross_entropy(logits, target, reduction="sum")
+            self.on_step(1)
             hits += (logits.argmax(1) == (target.argmax(1) if mixing else target)).sum()
         return loss_sum.item() / len(images), hits.item() / len(images)
 
