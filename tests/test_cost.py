@@ -40,5 +40,5 @@ def test_a_stage_takes_as_long_as_its_runs_on_other_draws_did_here(
     client.log_metric(run_id, "time/total_s", 5000.0)
     client.log_metric(run_id, "time/prefix_s", 1000.0)
     assert 4000 < seconds_a_draw([arm], 10, Tracking.connect())[0] < 4600
-    client.set_tag(run_id, "owner.machine", "another boot")
+    client.set_tag(run_id, "z.owner.machine", "another boot")
     assert seconds_a_draw([arm], 10, Tracking.connect())[0] < 600

@@ -627,7 +627,7 @@ def test_the_recommended_model_is_registered_with_its_verdict_and_answers(
     assert version.run_id == judged.run_id
     assert judged.test == acc(run)
     assert f"reached {acc(run):.2%} accuracy on the test images" in str(version.description)
-    for picture in ("learning_curves", "confusion_matrix", "risks", "signals", "chain"):
+    for picture in ("learning_curves", "confusion_matrix", "risks", "chain"):
         assert artifact(run, f"figures/{picture}.png").stat().st_size > 5_000
 
     rows = pd.read_csv(artifact(run, "evaluation/val_predictions.csv")).set_index("image_sha256")

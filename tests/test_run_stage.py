@@ -85,15 +85,21 @@ def test_a_stage_ends_with_the_reference_line(chains: Chains) -> None:
         r"Stage-{} Best results: Train Loss: \d\.\d{{4}} \| Val Loss: \d\.\d{{4}} \| "
         r"Train Acc: \d+\.\d\d% \| Val Acc: \d+\.\d\d%"
     )
-    assert re.fullmatch(pattern.format(3), chains.stage3.splitlines()[-1])
+    best, following, see, page = chains.stage3.splitlines()[-4:]
+    assert re.fullmatch(pattern.format(3), best)
+    assert following.startswith("next: mlflow run . -e decide --env-manager local ")
+    assert "-P weights=none" in following
+    assert see.startswith("see the run: mlflow ui --backend-store-uri sqlite:///")
+    run_id = of_seed("1")["run_id"].iloc[-1]
+    assert page.endswith(f"/#/experiments/0/runs/{run_id}?workflowType=machine_learning")
     for number in (1, 2, 3):
         assert len(re.findall(pattern.format(number), chains.main)) == 1
 
 
 def test_main_runs_every_stage_nested_under_one_run_and_ends_with_a_table(chains: Chains) -> None:
     lines = chains.main.splitlines()
-    assert lines[-1].startswith("browse the runs: mlflow ui --backend-store-uri sqlite:///")
-    assert lines[-6].split()[:3] == ["stage", "trains", "parameters"]
+    assert [line.partition(": ")[0] for line in lines[-4:-1]] == ["Stage 3", "next", "see the run"]
+    assert lines[-9].split()[:3] == ["stage", "trains", "parameters"]
     chain, stages = runs("chain").iloc[0], of_seed("0")
     assert set(stages["tags.mlflow.parentRunId"]) == {chain["run_id"]}
     assert chain["metrics.stage3/val_acc"] == stages["metrics.selected/val_acc"].iloc[-1]
@@ -110,8 +116,9 @@ def test_stages_are_found_by_content_and_never_by_time(chains: Chains) -> None:
 
 def test_a_run_says_everything_about_itself(chains: Chains) -> None:
     run = of_seed("0").iloc[1]
-    assert run["tags.mlflow.runName"] == "stage2 · images · mobilenet_v3_small · draw 0 · seed 0"
-    for tag in ("schedule", "backbone", "weights", "data", "draw", "seed", "git_commit"):
+    rest = "stage 2 · lr 0.0003 · images · mobilenet_v3_small · draw 0 · seed 0"
+    assert run["tags.mlflow.runName"] == f"{run['metrics.selected/val_acc']:.1%} · {rest}"
+    for tag in ("schedule", "z.backbone", "z.weights", "data", "draw", "seed", "z.git_commit"):
         assert run[f"tags.{tag}"]
     assert "Stage-2 Best results" in run["tags.mlflow.note.content"]
     assert len(run["tags.z.frozen_sha256"]) == 64
@@ -422,7 +429,7 @@ def test_plain_kernels_come_to_the_same_and_are_kept_apart(
     assert command("main", **words) == 0
     fast, plain = (run for _, run in runs().iterrows())
     assert plain["tags.z.kernels"] == "plain"
-    for tag in ("lineage_key", "checkpoint_sha256"):
+    for tag in ("lineage_key", "z.checkpoint_sha256"):
         assert fast[f"tags.{tag}"] != plain[f"tags.{tag}"]
     loss = "metrics.selected/train_loss"
     assert fast[loss] == pytest.approx(plain[loss], rel=1e-3)
