@@ -92,7 +92,12 @@ def test_the_history_and_the_summary_of_an_earlier_run_read_back(finished_chain:
     assert history
     assert (len(history), history.planned, history.selected) == (4, 4, 1)
     assert history[VAL_LOSS] == tracking.history(SECOND, VAL_LOSS)
-    assert {"lr/head", "risk/drift/block4", "risk/grad_norm/head", "risk/gap/acc"} <= history.best.keys()
+    assert {
+        "lr/head",
+        "risk/drift/block4",
+        "risk/grad_norm/head",
+        "risk/gap/acc",
+    } <= history.best.keys()
     summary = Summary.of(run)
     assert summary.metrics == {name: history.best[name] for name in CURVES}
     assert summary.best_line in run.tags["mlflow.note.content"]

@@ -26,13 +26,13 @@ from pipeline.runs.run_stage import run_stage
 from pipeline.runs.session import Session
 from pipeline.runs.stage_log import picture_line
 from pipeline.runs.words import before_of, outcome_sentence, stage_name, summary_table
+from pipeline.settings.describe import without_thresholds
 from pipeline.settings.request import Request
 from pipeline.settings.run import (
     INHERITED_KEYS,
     PLACE_KEYS,
     Settings,
     plain_values,
-    without_thresholds,
 )
 from pipeline.signals.evidence import refresh_siblings, signals_of
 from pipeline.system.text import in_columns

@@ -20,7 +20,8 @@ from pipeline.data.overlap import Overlap
 from pipeline.entries.pair_setup import PairSetup
 from pipeline.runs.command import Command
 from pipeline.runs.words import minutes
-from pipeline.settings.run import plain_values, without_thresholds
+from pipeline.settings.describe import without_thresholds
+from pipeline.settings.run import plain_values
 from pipeline.signals.evidence import refresh_siblings
 
 OF_AN_ARM = ("schedule", "backbone", "weights", "draw", "seed")

@@ -28,8 +28,9 @@ from pipeline.comparing.pairs import Pair, PairRunner, Results, resolution_pp
 from pipeline.entries.pair_setup import PairSetup
 from pipeline.runs.command import Command
 from pipeline.runs.words import minutes
+from pipeline.settings.describe import without_thresholds
 from pipeline.settings.entry import usable_name
-from pipeline.settings.run import plain_values, without_thresholds
+from pipeline.settings.run import plain_values
 from pipeline.signals.evidence import refresh_siblings
 from pipeline.stats.design import Design
 from pipeline.stats.metrics import DEFAULT_SHARE, METRICS

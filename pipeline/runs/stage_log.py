@@ -28,8 +28,9 @@ from pipeline.reporting.figures import best_effort, confusion_matrix, learning_c
 from pipeline.runs.next_step import next_line
 from pipeline.runs.session import Session
 from pipeline.runs.words import before_of, minutes, outcome_sentence, stage_name
+from pipeline.settings.describe import without_thresholds
 from pipeline.settings.entry import usable_name
-from pipeline.settings.run import Settings, plain_values, without_thresholds
+from pipeline.settings.run import Settings, plain_values
 from pipeline.settings.schedules import Stage
 from pipeline.signals.evidence import (
     PREDICTIONS,

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import pandas as pd
 
 from pipeline.settings.run import Settings
-from pipeline.signals.readings import Signal, count_of
+from pipeline.signals.readings import Signal
+from pipeline.system.text import count_of
 from pipeline.tracking.history import Summary
 from pipeline.tracking.keys import TRAIN_ACC, VAL_ACC, VAL_LOSS
 

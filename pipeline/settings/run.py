@@ -310,11 +310,6 @@ PLACE_KEYS = ("data", "label_column", "image_column", "skip_unreadable", "weight
 """Where images and weights stand: another place may hold the same content, by digest."""
 
 
-def without_thresholds(values: Mapping[str, object]) -> dict[str, object]:
-    """What a run was made with: no thresholds of signals, which stand in `settings.json`."""
-    return {key: value for key, value in values.items() if key not in THRESHOLD_KEYS}
-
-
 def plain_values(settings: Settings, stages: Iterable[int] | None = None) -> dict[str, object]:
     """Settings as the flat mapping that `resolve` reads back, of these stages only (None: all)."""
     numbers = range(1, len(settings.stages) + 1) if stages is None else stages

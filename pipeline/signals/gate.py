@@ -19,8 +19,9 @@ from pipeline.reporting.page import to_markdown
 from pipeline.settings.run import Thresholds
 from pipeline.signals.cases import cases_like
 from pipeline.signals.evidence import as_far_as_allowed, siblings_of_run, thresholds_of
-from pipeline.signals.readings import Signal, changed_by, count_of
+from pipeline.signals.readings import Signal
 from pipeline.stats.metrics import Row
+from pipeline.system.text import changed_by, count_of
 from pipeline.tracking import RunView, Tracking
 from pipeline.tracking.history import metrics_at_best, read_history
 from pipeline.tracking.keys import (

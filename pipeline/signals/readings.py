@@ -22,6 +22,7 @@ from scipy import special
 from pipeline.settings.run import Thresholds
 from pipeline.signals.scored import Scored, mean_and_error, paired
 from pipeline.stats.metrics import Column
+from pipeline.system.text import changed_by, count_of
 from pipeline.tracking.history import History
 from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, VAL_LOSS
 
@@ -120,19 +121,6 @@ def _change(scored: Scored, parent: Scored | None, column: Column) -> tuple[floa
 def _unknown(name: str, what: str) -> Signal:
     why = "the validation scores of the stage before are missing"
     return Signal.of(name, None, f"how {what} changed is not known: {why}")
-
-
-def changed_by(value: float, digits: int, unit: str) -> str:
-    """`rose by 1.8 points`, or `stayed the same` where no digit that is shown differs from 0."""
-    size = f"{abs(value):.{digits}f}"
-    if float(size) == 0:
-        return "stayed the same"
-    return f"{'rose' if value > 0 else 'fell'} by {size} {unit}"
-
-
-def count_of(number: int, what: str) -> str:
-    """`1 image`, `2 images`."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def accuracy_gain(

@@ -75,3 +75,16 @@ def first_of(items: Sequence[str], count: int = 10) -> str:
     """`a, b, c`, or the first `count` of them `and 5 more`."""
     more = f" and {len(items) - count} more" if len(items) > count else ""
     return ", ".join(one_line(item) for item in items[:count]) + more
+
+
+def changed_by(value: float, digits: int, unit: str) -> str:
+    """`rose by 1.8 points`, or `stayed the same` where no digit that is shown differs from 0."""
+    size = f"{abs(value):.{digits}f}"
+    if float(size) == 0:
+        return "stayed the same"
+    return f"{'rose' if value > 0 else 'fell'} by {size} {unit}"
+
+
+def count_of(number: int, what: str) -> str:
+    """`1 image`, `2 images`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

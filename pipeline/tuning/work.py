@@ -21,8 +21,9 @@ from pipeline.runs.find_or_run import find_or_run
 from pipeline.runs.session import Session
 from pipeline.runs.sources import cache_folder, check_draws, source_of
 from pipeline.runs.workers import run_workers
+from pipeline.settings.describe import without_thresholds
 from pipeline.settings.entry import STORAGE, TuneSettings
-from pipeline.settings.run import plain_values, without_thresholds
+from pipeline.settings.run import plain_values
 from pipeline.settings.search_space import Choices, TunePlan
 from pipeline.system.addresses import without_password
 from pipeline.system.files import locked
