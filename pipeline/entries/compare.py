@@ -23,6 +23,7 @@ from pipeline.runs.words import minutes
 from pipeline.settings.describe import without_thresholds
 from pipeline.settings.run import plain_values
 from pipeline.signals.evidence import refresh_siblings
+from pipeline.system.progress import doing
 
 OF_AN_ARM = ("schedule", "backbone", "weights", "draw", "seed")
 """Settings in which arms, or their draws, differ."""
@@ -65,7 +66,8 @@ def compare_entry(command: Command, grid: Grid) -> Compared | None:
                 wall_s=time.perf_counter() - started,
             )
             refresh_siblings(setup.tracking, command.say)
-            log_comparison(compared, log, command.say)
+            with doing("writing the report"):
+                log_comparison(compared, log, command.say)
     return compared
 
 

@@ -89,7 +89,8 @@ def decide_entry(command: Command, plan: Comparison) -> Decision | None:
                 wall_s=time.perf_counter() - started,
             )
             refresh_siblings(setup.tracking, command.say)
-            log_decision(decision, log, setup.tracking, command.say)
+            with doing("writing the report"):
+                log_decision(decision, log, setup.tracking, command.say)
             log.tags({NAME: f"{decision.verdict.state.replace('_', ' ')} · {name}"})
             _register(decision, plan, runner, log)
     return decision

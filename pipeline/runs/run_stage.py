@@ -80,7 +80,7 @@ def run_stage(
     name = run_name(settings, number, session.role)
     tags = start_tags(session, stage, parent)
     with session.tracking.run(name, tags, target=target, nested_under=nested_under) as log:
-        log_start(log, session, stage, parent)
+        log_start(log, session, stage)
         peak = PeakMemory(session.device)
         work = _prepare(session, stage, parent)
         _train(session, log, work)
@@ -194,6 +194,8 @@ def _log_result(
         )
         signals = log_evidence(log, session.tracking, subject)
         log_outcome(log, subject, summary, signals)
+        if choice := session.norm_choice:
+            log.metrics({f"norm_stats/{name}": score for name, score in choice.scores.items()})
         name = run_name(settings, summary.number, session.role, summary.val_acc)
         log.tags({keys.NAME: name})
         if not session.is_trial:

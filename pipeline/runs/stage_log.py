@@ -52,7 +52,7 @@ SERVED_HELPERS = (PACKAGE / "data" / "images.py",)
 SERVED_PACKAGES = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "torch", "torchvision")
 
 
-def log_start(log: RunLog, session: Session, stage: Stage, parent: RunView | None) -> None:
+def log_start(log: RunLog, session: Session, stage: Stage) -> None:
     """Everything that is known before the first step."""
     settings, draw, number = session.settings, session.draw, stage.number
     values = plain_values(settings, range(1, number + 1))
@@ -60,10 +60,6 @@ def log_start(log: RunLog, session: Session, stage: Stage, parent: RunView | Non
     own = settings.training(number).model_dump()
     computed = {keys.PRECISION: session.precision, "device": session.device.type}
     log.params({**run, **own, **computed})  # as it is really computed
-    if parent:
-        log.metrics({keys.PARENT_VAL_ACC: parent.metrics[keys.at_best(keys.VAL_ACC)]})
-    if choice := session.norm_choice:
-        log.metrics({f"norm_stats/{name}": score for name, score in choice.scores.items()})
     log.text(json.dumps(values, indent=2) + "\n", "settings.json")
     log_unreadable(log, draw.unreadable)
     for part, context in ((draw.train, "training"), (draw.val, "validation")):
@@ -127,6 +123,8 @@ def log_outcome(
 ) -> None:
     """Everything that is known after the last step, except pictures and the served model."""
     log.metrics(summary.logged)
+    if parent := subject.parent:
+        log.metrics({keys.PARENT_VAL_ACC: parent.metrics[keys.at_best(keys.VAL_ACC)]})
     draw = subject.draw
     log.text(predictions_csv(subject.logits, draw.val, draw.class_names), PREDICTIONS)
     log.tags({keys.NOTE: _description(subject, summary, signals)})

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 SILENT_S = 30.0
 """After so long without a line, where there is no terminal, one says what is being done."""
+QUIET_S = 2.0
+"""After so long without anything on a terminal it shows that there is work."""
 STILL_S = 1.0
 """After so long on a terminal the time that has passed is shown anew."""
 _PLAIN = "{desc} … {elapsed}"
@@ -35,11 +37,12 @@ class _Screen:
         self.printed = time.monotonic()
         self.ended = threading.Event()
         self.lock = threading.RLock()
+        self.idle: tqdm[Any] | None = None
 
     def say(self, line: str) -> None:
         """Print a line above the bars."""
         with self.lock:
-            self.printed = time.monotonic()
+            self.heard()
             if self.bars and self.is_terminal:
                 from tqdm import tqdm
 
@@ -48,13 +51,22 @@ class _Screen:
             else:
                 print(line, flush=True)
 
+    def heard(self) -> None:
+        """Something is shown: what stood in for silence goes."""
+        self.printed = time.monotonic()
+        if self.idle:
+            self.idle.close()
+            self.idle = None
+
     def watch(self) -> None:
         """Keep the time that is shown going; elsewhere, say what is being done."""
         while not self.ended.wait(STILL_S):
             with self.lock:
                 if self.is_terminal:
-                    for bar in self.bars:
-                        bar.refresh()
+                    if not self.bars and time.monotonic() - self.printed > QUIET_S:
+                        self.idle = self.idle or _new_bar("working", None, sys.stderr)
+                    for one in filter(None, (*self.bars, self.idle)):
+                        one.refresh()
                 elif self.bars and time.monotonic() - self.printed > SILENT_S:
                     self.say(f"… {', '.join(map(_in_words, self.bars))}")
 
@@ -73,6 +85,8 @@ def shown() -> Iterator[Callable[[str], None]]:
         yield screen.say
     finally:
         screen.ended.set()
+        with screen.lock:
+            screen.heard()
         _screen = before
 
 
@@ -83,26 +97,35 @@ def bar(what: str, total: int | None, *, done: int = 0) -> Iterator[Callable[[in
     if screen is None:
         yield lambda _: None
         return
+    with screen.lock:
+        if screen.is_terminal:
+            screen.heard()
+        place = sys.stderr if screen.is_terminal else _Nowhere()
+        new = _new_bar(what, total, place, done)
+        screen.bars.append(new)
+    try:
+        yield new.update
+    finally:
+        with screen.lock:
+            screen.bars.remove(new)
+            new.close()
+            if screen.is_terminal:
+                screen.printed = time.monotonic()
+
+
+def _new_bar(what: str, total: int | None, place: Any, done: int = 0) -> tqdm[Any]:  # noqa: ANN401
     from tqdm import tqdm
 
-    shown_bar: tqdm[Any] = tqdm(
+    return tqdm(
         desc=what,
         total=total,
         initial=done,
         leave=False,
         dynamic_ncols=True,
         mininterval=0.2,
-        file=sys.stderr if screen.is_terminal else _Nowhere(),
+        file=place,
         bar_format=None if total else _PLAIN,
     )
-    with screen.lock:
-        screen.bars.append(shown_bar)
-    try:
-        yield shown_bar.update
-    finally:
-        with screen.lock:
-            screen.bars.remove(shown_bar)
-            shown_bar.close()
 
 
 def doing(what: str) -> AbstractContextManager[object]:

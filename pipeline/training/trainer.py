@@ -33,7 +33,7 @@ from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import Stage
 from pipeline.stats.metrics import OBJECTIVES, Row, rounded, score_logits
 from pipeline.tracking.history import History
-from pipeline.tracking.keys import RISKS, TRAIN_ACC, TRAIN_LOSS, TRAIN_S, VAL, VAL_S
+from pipeline.tracking.keys import RISKS, TRAIN_ACC, TRAIN_LOSS, TRAIN_S, VAL, VAL_ACC, VAL_S
 from pipeline.training.device import compute_copy, run_segments
 from pipeline.training.diagnostics import RiskMeter
 from pipeline.training.features import Features
@@ -179,8 +179,9 @@ class Trainer:
                 best_rank, history.selected = rank, epoch + 1
                 self.best, self.best_logits = self.snapshot(), val_logits
             row = {
-                TRAIN_LOSS: loss,
                 TRAIN_ACC: acc,
+                VAL_ACC: val_scores["acc"],
+                TRAIN_LOSS: loss,
                 **{VAL[name]: value for name, value in val_scores.items()},
                 f"{RISKS}gap/acc": acc - val_scores["acc"],
                 f"{RISKS}gap/loss": val_scores["loss"] - loss,
