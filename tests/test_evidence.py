@@ -77,7 +77,7 @@ def test_every_stage_carries_its_signals_numbers_sentences_and_pictures(
     assert evidence["thresholds"]["signal_saturation_acc"] == 0.99
     for signal in evidence["signals"].values():
         for key, value in signal["numbers"].items():
-            assert second[f"metrics.signal/{key}"] == pytest.approx(value)
+            assert second[f"metrics.signal/{key}"] == pytest.approx(value, rel=1e-5)
 
 
 def test_the_gain_is_that_of_the_two_runs_on_the_same_images(chain: list[pd.Series]) -> None:
@@ -286,7 +286,7 @@ def test_the_gate_reads_the_reference_users_lines(
     assert main(["gate", "--lines", str(tmp_path / "lines.txt")]) == 0
     output = capfd.readouterr().out
     assert "# Stage 3 can at best confirm: stage 2 already memorises (confirmation_only)" in output
-    assert "`gate.memorising` **true**" in output
+    assert "(`gate.memorising` true)" in output
 
 
 @pytest.mark.parametrize(
