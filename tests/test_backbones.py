@@ -8,6 +8,7 @@ import torchvision
 from torch import nn
 
 from pipeline.model.backbones import Backbone, batch_norms, block_order, build_backbone
+from pipeline.model.networks import build_network
 from pipeline.model.often import BLOCKS, OFTEN
 from tests.helpers import CLASSES
 
@@ -106,3 +107,20 @@ def test_building_neither_reads_nor_moves_the_global_random_state() -> None:
     second = build_backbone("mobilenet_v3_small", CLASSES, 64, seed=1)
     for name, tensor in first.model.state_dict().items():
         assert torch.equal(tensor, second.model.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "redrawn"), [("efficientnet_b0", True), ("resnet18", False), ("swin_t", False)]
+)
+def test_a_head_that_its_library_draws_too_large_is_drawn_by_torchs_own_rule(
+    name: str, redrawn: bool
+) -> None:
+    backbone = build_backbone(name, CLASSES, 64, seed=3)
+    assert backbone.head_redrawn is redrawn
+    layer = backbone.model.get_submodule(backbone.head_layer())
+    assert isinstance(layer, nn.Linear)
+    assert layer.weight.abs().max() <= 4 / layer.in_features**0.5  # of swin_t: normal, cut far out
+    other = build_backbone(name, CLASSES, 64, seed=4)
+    assert not torch.equal(other.model.get_submodule(other.head_layer()).weight, layer.weight)
+    library = build_network(name, CLASSES, 64, seed=3).get_submodule(backbone.head_layer())
+    assert torch.equal(library.weight, layer.weight) is not redrawn

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from http.server import BaseHTTPRequestHandler
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +164,66 @@ def test_a_file_of_the_hub_with_another_digest_is_damaged(
     found = read_weights("pretrained", f"timm:{NAME}", 64).state
     assert found is not None
     assert torch.equal(found["fc.weight"], state["fc.weight"])
+
+
+class Page(SimpleHTTPRequestHandler):
+    """Files of a folder, without a line for each request."""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def plain_address(
+    tmp_path: Path, serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[bytes, bytes], None]:
+    """Publish a network of timm at an address only: a file, named after the digest of another."""
+
+    def publish(named_after: bytes, content: bytes) -> None:
+        name = f"net-{hashlib.sha256(named_after).hexdigest()[:8]}.pth"
+        (tmp_path / "page").mkdir(exist_ok=True)
+        (tmp_path / "page" / name).write_bytes(content)
+        address = serve(partial(Page, directory=str(tmp_path / "page")))
+        config = replace(
+            timm.models.get_pretrained_cfg(NAME), hf_hub_id=None, url=f"{address}/{name}"
+        )
+        registry = import_module("timm.models._registry")
+        monkeypatch.setitem(registry._model_pretrained_cfgs, NAME, config)
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+
+    return publish
+
+
+def test_weights_at_an_address_only_are_fetched_once_and_checked(
+    tmp_path: Path, plain_address: Callable[[bytes, bytes], None]
+) -> None:
+    kept = io.BytesIO()
+    torch.save(state := weights_of(NAME), kept)
+    plain_address(kept.getvalue(), kept.getvalue())
+    first = read_weights("pretrained", f"timm:{NAME}", 64).state
+    for file in (tmp_path / "page").iterdir():
+        file.unlink()
+    again = read_weights("pretrained", f"timm:{NAME}", 64).state
+    assert first is not None
+    assert again is not None
+    for key, tensor in state.items():
+        assert torch.equal(first[key], tensor)
+        assert torch.equal(again[key], tensor)
+    [path] = (tmp_path / "torch").rglob("*.pth")
+    path.write_bytes(path.read_bytes()[:-4] + bytes(4))
+    with pytest.raises(
+        WeightsError, match=rf"{path.name} is damaged \(its SHA-256 does not begin"
+    ):
+        read_weights("pretrained", f"timm:{NAME}", 64)
+
+
+def test_a_changed_file_at_an_address_is_one_line_and_is_not_kept(
+    tmp_path: Path, plain_address: Callable[[bytes, bytes], None]
+) -> None:
+    plain_address(b"what it was", b"what it is")
+    with pytest.raises(DownloadError, match=r"cannot fetch .* \(RuntimeError: invalid hash value"):
+        read_weights("pretrained", f"timm:{NAME}", 64)
+    assert not list((tmp_path / "torch").rglob("*.pth"))
 
 
 @pytest.mark.slow

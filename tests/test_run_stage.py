@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -198,6 +199,24 @@ def test_stage_1_is_shared_by_commands_with_the_same_content(
         return Session.open(settings, Tracking.connect(), lambda _: None).key(1)
 
     assert (key_of(change) == key_of({})) is same
+
+
+@pytest.mark.parametrize(("backbone", "same"), [("efficientnet_b0", False), ("resnet18", True)])
+def test_runs_whose_head_was_drawn_larger_by_its_library_are_others(
+    store: Path,
+    image_folder: Path,
+    backbone: str,
+    same: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def key() -> str:
+        options = {"backbone": backbone, "weights": "none"}
+        settings = load_settings(tiny(image_folder, store, options))
+        return Session.open(settings, Tracking.connect(), lambda _: None).key(1)
+
+    drawn_here = key()
+    monkeypatch.setattr("pipeline.model.backbones.TOO_LARGE", math.inf)  # as in earlier versions
+    assert (key() == drawn_here) is same
 
 
 def test_auto_statistics_are_chosen_before_stage_1_and_told_logged_and_handed_down(

@@ -12,8 +12,9 @@ frozen prefix ends at the border of a segment.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -29,6 +30,8 @@ from pipeline.system.digests import digest_file, digest_values
 from pipeline.system.text import first_of
 
 AUTO = "auto"
+TOO_LARGE = 1.5
+"""A head is drawn anew if its weights spread this many times as far as PyTorch's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,8 @@ class Backbone:
         merged: block -> why it shares a segment with the block after it.
         identity: digest of what the name does not tell: blocks of a person's choice, a factory's
             source files; else empty.
+        head_redrawn: the library draws the head larger than `torch.nn.Linear` would; it is drawn
+            by PyTorch's own rule in its place.
     """
 
     name: str
@@ -53,6 +58,7 @@ class Backbone:
     segments: tuple[Segment, ...]
     merged: Mapping[str, str]
     identity: str
+    head_redrawn: bool = False
 
     def run(self, inputs: Tensor, start: int = 0, end: int | None = None) -> Tensor:
         """Pass `inputs` through the segments from `start` up to and without `end`."""
@@ -130,7 +136,7 @@ def build_backbone(
     else:
         found = _cut_of(name, num_classes, image_size, blocks)
     _check_head(model, name, grouped, num_classes)
-    return Backbone(
+    backbone = Backbone(
         name=name,
         model=model,
         order=grouped.order,
@@ -139,6 +145,26 @@ def build_backbone(
         merged=found.merged,
         identity=_identity(name, grouped, blocks),
     )
+    redrawn = not is_factory(name) and _redraw_large_head(backbone, seed)
+    return replace(backbone, head_redrawn=redrawn)
+
+
+def _redraw_large_head(backbone: Backbone, seed: int) -> bool:
+    """Draw the classifier as `torch.nn.Linear` does, where its library draws it larger.
+
+    EfficientNets and MobileNetV4 draw from a range of 1 / sqrt(classes), meant for a thousand
+    classes: with ten, the first logits are so large that a short stage 1 is spent on undoing them.
+    """
+    layer = backbone.model.get_submodule(backbone.head_layer())
+    if not isinstance(layer, nn.Linear):
+        return False
+    usual = 1 / math.sqrt(3 * layer.in_features)  # of U(-1 / sqrt(in), 1 / sqrt(in))
+    if float(layer.weight.detach().std()) <= TOO_LARGE * usual:
+        return False
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layer.reset_parameters()
+    return True
 
 
 def _check_head(model: nn.Module, name: str, grouped: Blocks, classes: int) -> None:

@@ -199,6 +199,11 @@ class Session:
         """What computes here: versions of libraries and a device, as runs record them."""
         return made_with(self.device)
 
+    @property
+    def _network(self) -> str:
+        """What lineage has of the network beside its name; runs with a larger head are others."""
+        return self.backbone.identity + ("; head redrawn" if self.backbone.head_redrawn else "")
+
     def key(self, number: int) -> str:
         """The lineage key of a stage."""
         if number not in self.keys:
@@ -206,7 +211,7 @@ class Session:
                 self.settings,
                 self.settings.stage(number),
                 fingerprint=self.draw.fingerprint,
-                network=self.backbone.identity,
+                network=self._network,
                 weights_digest=self.pretrained.digest,
                 precision=with_kernels(self.precision),
                 parent_key=self.key(number - 1) if number > 1 else None,
@@ -225,7 +230,7 @@ class Session:
             trained=number if trained is None else trained,
             data=self.draw.pool if data is None else data,
             class_names=self.draw.class_names,
-            network=self.backbone.identity,
+            network=self._network,
             weights_digest=self.pretrained.digest,
             precision=with_kernels(self.precision),
         )

@@ -61,13 +61,11 @@ def fetch(weights: str, backbone: str, otherwise: str) -> Path:
         WeightsError: torchvision has none of that name, or the file here is damaged.
     """
     url, path = published(weights, backbone)
-    digest = path.stem.rpartition("-")[2]
     if not path.is_file():
         with storage_faults("weights", path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with downloading():
-                torch.hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=False)
+            _download(url, path)
         except FAULTS as err:
             here = [e for e in reversed(_members(backbone)) if _kept_at(e).is_file()]
             instead = "".join(
@@ -78,12 +76,31 @@ def fetch(weights: str, backbone: str, otherwise: str) -> Path:
                 f"({first_line(err)}): {instead}put {path.name} into {path.parent}, or pass "
                 f"{otherwise}"
             ) from None
-    if not digest_file(path).startswith(digest):
+    _check_name(weights, path)
+    return path
+
+
+def _download(url: str, path: Path) -> None:
+    """Fetch a file whose name ends in the beginning of its SHA-256; a damaged one is not kept."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with downloading():
+        torch.hub.download_url_to_file(
+            url, str(path), hash_prefix=_digest_in(path), progress=False
+        )
+
+
+def _digest_in(path: Path) -> str:
+    """The beginning of a file's SHA-256 that its name ends in; empty where there is none."""
+    found = re.search(r"-([0-9a-f]{8,})$", path.stem)
+    return found[1] if found else ""
+
+
+def _check_name(weights: str, path: Path) -> None:
+    if not digest_file(path).startswith(digest := _digest_in(path)):
         raise WeightsError(
             f"weights={weights}: {path} is damaged (its SHA-256 does not begin with {digest}): "
             "delete it to fetch it again"
         )
-    return path
 
 
 def fetch_from_timm(weights: str, backbone: str, image_size: int) -> dict[str, Tensor]:
@@ -105,14 +122,21 @@ def fetch_from_timm(weights: str, backbone: str, image_size: int) -> dict[str, T
         )
     arguments = recipe_of(backbone, config.num_classes, image_size).arguments
     kept = _kept_by_the_hub(config.hf_hub_id)
-    plain = {"file": kept, "custom_load": False}  # else timm reads it as arrays of NumPy
-    overlay = {"pretrained_cfg_overlay": plain} if kept else {}
     _check_digest(weights, kept)
     try:
+        if not config.hf_hub_id and _digest_in(file := _in_hub_folder(config.url)):
+            kept = str(file)
+            if not file.is_file():
+                _download(config.url, file)
+            _check_name(weights, file)
+        plain = {"file": kept, "custom_load": False}  # else timm reads it as arrays of NumPy
+        overlay = {"pretrained_cfg_overlay": plain} if kept else {}
         with downloading():
             if config.hf_hub_id and not kept:
                 _knock(config.hf_hub_id)
             model = timm.create_model(**{**arguments, "pretrained": True, **overlay})
+    except WeightsError:
+        raise
     except Exception as err:  # noqa: BLE001 - each way of fetching raises its own
         raise DownloadError(
             f"cannot fetch the {weights} weights of {backbone} from "
@@ -163,5 +187,9 @@ def _members(backbone: str) -> Any:  # noqa: ANN401 - torchvision has no types
 
 
 def _kept_at(member: Any) -> Path:  # noqa: ANN401
-    """Where torch keeps the file, whose name ends in its digest."""
-    return Path(torch.hub.get_dir(), "checkpoints", member.url.rpartition("/")[2])
+    return _in_hub_folder(member.url)
+
+
+def _in_hub_folder(url: str) -> Path:
+    """Where torch keeps the file of an address."""
+    return Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
