@@ -37,7 +37,7 @@ class _Screen:
         self.printed = time.monotonic()
         self.ended = threading.Event()
         self.lock = threading.RLock()
-        self.idle: tqdm[Any] | None = None
+        self.idle: list[tqdm[Any]] = []
 
     def say(self, line: str) -> None:
         """Print a line above the bars."""
@@ -54,18 +54,18 @@ class _Screen:
     def heard(self) -> None:
         """Something is shown: what stood in for silence goes."""
         self.printed = time.monotonic()
-        if self.idle:
-            self.idle.close()
-            self.idle = None
+        while self.idle:
+            self.idle.pop().close()
 
     def watch(self) -> None:
         """Keep the time that is shown going; elsewhere, say what is being done."""
         while not self.ended.wait(STILL_S):
             with self.lock:
                 if self.is_terminal:
-                    if not self.bars and time.monotonic() - self.printed > QUIET_S:
-                        self.idle = self.idle or _new_bar("working", None, sys.stderr)
-                    for one in filter(None, (*self.bars, self.idle)):
+                    quiet = time.monotonic() - self.printed > QUIET_S
+                    if quiet and not self.bars and not self.idle:
+                        self.idle.append(_new_bar("working", None, sys.stderr))
+                    for one in (*self.bars, *self.idle):
                         one.refresh()
                 elif self.bars and time.monotonic() - self.printed > SILENT_S:
                     self.say(f"… {', '.join(map(_in_words, self.bars))}")
