@@ -33,7 +33,7 @@ class RunView:
     """A run as it is stored."""
 
     run_id: str
-    experiment_id: str
+    experiment_id: str = ""
     name: str
     status: str
     tags: Mapping[str, str]
