@@ -9,10 +9,18 @@ from collections.abc import Mapping
 
 from pipeline.runs.command_line import command_line, stage_entry_point
 from pipeline.settings.request import Request
-from pipeline.settings.run import TRAIN_KEYS, Settings, plain_values
+from pipeline.settings.run import (
+    THRESHOLD_KEYS,
+    TRAIN_KEYS,
+    MachineSettings,
+    Settings,
+    plain_values,
+)
 
-_OF_A_RUN = ("draw", "seed", "schedule", "reuse", "enforce_gate", "norm_stats")
-"""What a decision or comparison sets itself, or comes to as the run did."""
+_OF_A_RUN = ("draw", "seed", "schedule", "reuse", "enforce_gate", "norm_stats", "patience")
+"""What a decision or comparison sets itself, refuses, or comes to as the run did."""
+_NOT_INHERITED = (*MachineSettings.model_fields, *THRESHOLD_KEYS)
+"""What no parent run hands down."""
 
 
 def next_command(settings: Settings, number: int, run_id: str) -> str:
@@ -20,9 +28,11 @@ def next_command(settings: Settings, number: int, run_id: str) -> str:
 
     `three_stage` is judged by `decide`, stage 3 against stage 2; other schedules by `compare`.
     """
+    options = options_of(settings)
     if number < len(settings.stages):
-        return command_line(stage_entry_point(number + 1), {"parent_run_id": run_id})
-    schedule, options = settings.chain.name, options_of(settings)
+        own = {k: v for k, v in options.items() if k in _NOT_INHERITED}
+        return command_line(stage_entry_point(number + 1), {**own, "parent_run_id": run_id})
+    schedule = settings.chain.name
     if schedule == "three_stage":
         return command_line("decide", options)
     other = "three_stage" if schedule == "full" else "full"
@@ -49,4 +59,4 @@ def options_of(settings: Settings) -> dict[str, object]:
             values = {k: v for k, v in values.items() if not k.endswith(f".{key}")}
             values[key] = of_stages[0]
     options = {**named, **values}
-    return {key: value for key, value in options.items() if key not in _OF_A_RUN}
+    return {k: v for k, v in options.items() if k.rpartition(".")[2] not in _OF_A_RUN}
