@@ -25,7 +25,6 @@ from typing import Any
 import mlflow
 import numpy as np
 import pandas as pd
-from mlflow.entities import Run
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -36,6 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from pipeline.stats.posterior import posterior  # noqa: E402
+from pipeline.tracking import RunView  # noqa: E402
 
 CASE = ["data", "backbone", "recipe"]
 WANTED = {"positive": 1.0, "negative": -1.0}
@@ -62,50 +62,47 @@ def pairs_in(store: str) -> pd.DataFrame:
         filter_string="tags.kind = 'stage' AND attributes.status = 'FINISHED'",
         output_format="list",
     )
-    by_id = {run.info.run_id: run for run in found}
-    scored = [
-        run for run in found if run.data.tags["stage"] == "3" and "test/acc" in run.data.metrics
-    ]
-    controls = {
-        _start(run): run for run in scored if run.data.tags["schedule"] == "stage2_continued"
-    }
+    found = [RunView.of(run) for run in found]  # of any version
+    by_id = {run.run_id: run for run in found}
+    scored = [run for run in found if run.tags["stage"] == "3" and "test/acc" in run.metrics]
+    controls = {_start(run): run for run in scored if run.tags["schedule"] == "stage2_continued"}
     rows = []
     for run in scored:
         control = controls.get(_start(run))
-        if run.data.tags["schedule"] == "three_stage" and control and _alike(run, control):
-            second = by_id[run.data.tags["parent_run_id"]]
-            rows.append(_row(run, control, second, by_id[second.data.tags["parent_run_id"]]))
+        if run.tags["schedule"] == "three_stage" and control and _alike(run, control):
+            second = by_id[run.tags["parent_run_id"]]
+            rows.append(_row(run, control, second, by_id[second.tags["parent_run_id"]]))
     return pd.DataFrame(rows)
 
 
-def _start(run: Run) -> tuple[str, ...]:
+def _start(run: RunView) -> tuple[str, ...]:
     """Where a last stage began, and how it was trained."""
     keys = ("lr", "epochs", "l2_sp", "weight_decay", "augment", "norm", "seed")
-    return (run.data.tags["parent_run_id"], *(run.data.params[key] for key in keys))
+    return (run.tags["parent_run_id"], *(run.params[key] for key in keys))
 
 
-def _alike(run: Run, control: Run) -> bool:
-    return bool(run.data.tags["test_sha256"] == control.data.tags["test_sha256"])
+def _alike(run: RunView, control: RunView) -> bool:
+    return bool(run.tags["test_sha256"] == control.tags["test_sha256"])
 
 
-def _row(run: Run, control: Run, second: Run, first: Run) -> dict[str, object]:
-    tags, numbers, before = run.data.tags, run.data.metrics, second.data.metrics
+def _row(run: RunView, control: RunView, second: RunView, first: RunView) -> dict[str, object]:
+    tags, numbers, before = run.tags, run.metrics, second.metrics
     settings = json.loads(tags["settings"])
     parts = [f"{key} {settings[key]}" for key in ("image_size", "train_per_class")]
-    parts += [f"{key} {run.data.params[key]}" for key in ("lr", "l2_sp")]
+    parts += [f"{key} {run.params[key]}" for key in ("lr", "l2_sp")]
     signals = {k.removeprefix("signal."): v for k, v in tags.items() if k.startswith("signal.")}
     return {
         "data": tags["data"],
         "backbone": tags["backbone"],
         "recipe": ", ".join(parts),
         "draw": f"{settings['data_seed']}/{tags['draw']}",
-        "gain_pp": 100 * (numbers["test/acc"] - control.data.metrics["test/acc"]),
+        "gain_pp": 100 * (numbers["test/acc"] - control.metrics["test/acc"]),
         "verdict": tags.get("verdict", "none"),
-        "gate": second.data.tags.get("gate.prior", "unknown"),
-        "stage2_val_acc": before["best/val_acc"],
-        "stage2_gain": before["best/val_acc"] - first.data.metrics["best/val_acc"],
-        "stage2_train_acc": before["best/train_acc"],
-        "stage2_gap_nats": before["best/val_loss"] - before["best/train_loss"],
+        "gate": second.tags.get("gate.prior", "unknown"),
+        "stage2_val_acc": before["selected/val_acc"],
+        "stage2_gain": before["selected/val_acc"] - first.metrics["selected/val_acc"],
+        "stage2_train_acc": before["selected/train_acc"],
+        "stage2_gap_nats": before["selected/val_loss"] - before["selected/train_loss"],
         **{name: signals.get(name, "unknown") for name in NUMBERS},
         **{number: numbers.get(number) for number, _ in NUMBERS.values()},
     }

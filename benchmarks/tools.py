@@ -100,7 +100,7 @@ def run_ours(task: Task, folder: Path, *, test: bool = False) -> Result:
                 "stage": int(run.data.tags["stage"]),
                 "wall_s": metrics["time/prefix_s"] + sum(epochs),
                 "prefix_s": metrics["time/prefix_s"],
-                "val_acc": metrics["best/val_acc"],
+                "val_acc": metrics["selected/val_acc"],
             }
         )
     test_acc = None

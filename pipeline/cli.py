@@ -20,6 +20,7 @@ from pipeline.entries.parser import parse
 from pipeline.entries.table import perform
 from pipeline.errors import PipelineError
 from pipeline.settings.entry import STORAGE
+from pipeline.system import progress
 from pipeline.system.addresses import without_password
 from pipeline.system.interrupts import end_with_parent, stopped_by_signals
 from pipeline.system.text import printable
@@ -30,46 +31,22 @@ if TYPE_CHECKING:
     from pipeline.tracking.history import History
 
 
-class Progress:
-    """An epoch's numbers: a bar on a terminal, plain lines elsewhere."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-
-    def __call__(self, stage: Stage, history: History) -> None:
-        """Show the last epoch."""
-        row, epoch, epochs = history.rows[-1], len(history), history.planned
-        numbers = (
-            f"train loss {row[TRAIN_LOSS]:.4f} acc {row[TRAIN_ACC]:.2%} | "
-            f"val loss {row[VAL_LOSS]:.4f} acc {row[VAL_ACC]:.2%}"
-        )
-        if not sys.stderr.isatty():
-            print(f"stage {stage.number} epoch {epoch}/{epochs} | {numbers}", flush=True)
-            return
-        from tqdm import tqdm
-
-        if self._bar is None:
-            self._bar = tqdm(total=epochs, desc=f"stage {stage.number}", unit="epoch", leave=False)
-        self._bar.set_postfix_str(numbers, refresh=False)
-        self._bar.update(epoch - self._bar.n)
-        if epoch == epochs:
-            self.close()
-
-    def close(self) -> None:
-        """Remove the bar, so that a line can be printed."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+def _epoch_in_words(stage: Stage, history: History) -> str:
+    row = history.rows[-1]
+    return (
+        f"stage {stage.number} epoch {len(history)}/{history.planned} | "
+        f"train loss {row[TRAIN_LOSS]:.4f} acc {row[TRAIN_ACC]:.2%} | "
+        f"val loss {row[VAL_LOSS]:.4f} acc {row[VAL_ACC]:.2%}"
+    )
 
 
 def run(name: str, options: Mapping[str, str]) -> None:
     """Do what an entry point does, its lines on the terminal."""
-    progress = Progress()
+    with progress.shown() as print_line:
+        _run(name, options, lambda line: print_line(printable(line)))
 
-    def say(line: str) -> None:
-        progress.close()
-        print(printable(line), flush=True)
 
+def _run(name: str, options: Mapping[str, str], say: Callable[[str], None]) -> None:
     storage = options.get("storage", "")
     if os.environ.get("MLFLOW_RUN_ID") and without_password(storage) != storage:
         say(
@@ -78,7 +55,7 @@ def run(name: str, options: Mapping[str, str]) -> None:
         )
     if options.get("joins"):
         end_with_parent()
-    perform(name, options, say, progress)
+    perform(name, options, say, lambda *epoch: say(_epoch_in_words(*epoch)))
 
 
 def _notes(err: BaseException) -> str:

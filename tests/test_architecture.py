@@ -133,7 +133,7 @@ def test_names_in_the_store_are_written_out_in_keys_alone() -> None:
 
 def test_a_name_in_the_store_that_is_written_out_is_found() -> None:
     lines = (
-        *('run.tags["stage"]', 'run.metrics.get("best/epoch", 0)', '"kind" in run.tags'),
+        *('run.tags["stage"]', 'run.metrics.get("selected/epoch", 0)', '"kind" in run.tags'),
         *('run.number("draw")', 'log.tags({"kind": "gate"})', '{"time/total_s": 1.0}'),
     )
     assert all([*literals_in_the_store(ast.parse(line))] for line in lines)

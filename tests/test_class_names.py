@@ -79,10 +79,10 @@ def test_right_answers_of_a_parent_count_whatever_the_classes_are_called(
     scored = [scores_of(tracking, tracking.get(row["run_id"])) for row in (first, second)]
     for row, found in zip((first, second), scored, strict=True):
         assert found is not None
-        assert found.correct.mean() == pytest.approx(row["metrics.best/val_acc"])
+        assert found.correct.mean() == pytest.approx(row["metrics.selected/val_acc"])
     assert scored[0] is not None
     assert scored[0].correct.any()
-    gain = second["metrics.best/val_acc"] - first["metrics.best/val_acc"]
+    gain = second["metrics.selected/val_acc"] - first["metrics.selected/val_acc"]
     assert second["metrics.signal/acc_gain"] == pytest.approx(gain, abs=1e-6)
     assert scored[1] is not None
     assert paired(scored[1], scored[0])["correct"].mean() == pytest.approx(gain, abs=1e-6)
@@ -158,7 +158,7 @@ def test_a_folder_whose_name_is_markdown_stands_as_text_in_notes(
     for note in (stage, chain):
         assert r"\<img src=x\> \*set\*" in note
     assert runs()["tags.data"].tolist() == [root.name]
-    (settings,) = runs()["tags.settings"]
+    (settings,) = runs()["tags.z.settings"]
     assert json.loads(settings)["data"] == str(root)
 
 

@@ -125,7 +125,7 @@ def test_ctrl_c_that_comes_inside_a_finaliser_stops_the_command_all_the_same(
         signal.signal(signal.SIGTERM, before[1])
     runs = mlflow.search_runs(["0"], output_format="list")
     assert {run.info.status for run in runs} <= {"KILLED"}
-    assert all("val/acc" not in run.data.metrics for run in runs)  # nothing was trained
+    assert all("acc/val" not in run.data.metrics for run in runs)  # nothing was trained
 
 
 def test_a_16_bit_image_folder_trains(store: Path, tmp_path: Path) -> None:

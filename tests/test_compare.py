@@ -60,9 +60,9 @@ def test_every_arm_has_the_same_images_and_seed_on_a_draw(finished: Finished) ->
     for draw, row in enumerate(zip(*map(finished.of, SCHEDULES), strict=True)):
         for run in (one for last in row for one in chain(last, finished.stages)):
             assert (run.data.tags["draw"], run.data.tags["seed"]) == (str(draw), str(draw))
-        assert len({run.data.tags["data_sha256"] for run in row}) == 1
-        assert len({run.data.tags["checkpoint_sha256"] for run in row}) == len(SCHEDULES)
-        drawn = digests_of_draw(settings_of(row[0]), row[0].data.tags["data_sha256"])
+        assert len({run.data.tags["z.data_sha256"] for run in row}) == 1
+        assert len({run.data.tags["z.checkpoint_sha256"] for run in row}) == len(SCHEDULES)
+        drawn = digests_of_draw(settings_of(row[0]), row[0].data.tags["z.data_sha256"])
         assert not seen & drawn
         seen |= drawn
     assert len(seen) == 2 * 3 * (4 + 2)
@@ -108,7 +108,7 @@ def test_the_table_of_results_is_what_the_runs_carry(finished: Finished) -> None
         prefix = sum(run.data.metrics["time/prefix_s"] for run in stages)
         total = sum(run.data.metrics["time/total_s"] for run in stages)
         assert row.test_acc == pytest.approx(acc(last))
-        assert row.val_acc == pytest.approx(last.data.metrics["best/val_acc"])
+        assert row.val_acc == pytest.approx(last.data.metrics["selected/val_acc"])
         trained = max(run.data.metrics["parameters/trainable"] for run in stages)
         assert row.parameters_trained == trained
         assert row.prefix_s == pytest.approx(prefix, abs=6e-3)

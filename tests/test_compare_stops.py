@@ -87,7 +87,7 @@ def test_each_backbone_has_its_own_rows_and_a_place_in_the_summary(
     for backbone in (NAME, "mobilenet_v2"):
         for schedule in ("full", "head_only"):
             lasts = found.of(schedule, backbone)
-            assert {last.data.tags["backbone"] for last in lasts} == {backbone}
+            assert {last.data.tags["z.backbone"] for last in lasts} == {backbone}
             trained = int(lasts[0].data.metrics["parameters/trainable"])
             assert table[backbone, schedule][7] == f"{trained:,}"
         known = Known.by_image(found.pairs("head_only", backbone=backbone))
@@ -110,7 +110,7 @@ def test_a_pool_too_small_is_resampled_and_says_what_that_costs(desk: Desk) -> N
     run, stages = runs("comparison")[0], runs()
     assert said in desk.said[0]
     assert said in artifact(run, "report.md").read_text()
-    assert len({stage.data.tags["data_sha256"] for stage in stages}) == 2
+    assert len({stage.data.tags["z.data_sha256"] for stage in stages}) == 2
     check_test_images_unseen(stages, compared.grid.arms[NAME][0].settings, 54)
     rows = {row[1]: row for row in reports(run)[0].tables[0][1:]}
     table = results(run).sort_values("seed")
@@ -169,7 +169,7 @@ def test_tuned_arms_are_compared_at_equal_steps_on_draws_that_no_study_has_seen(
     drawn: dict[str, set[str]] = {"0": set(), "1": set(), "2": set()}
     for stage in stages:
         drawn[stage.data.tags["draw"]] |= digests_of_draw(
-            settings_of(stage), stage.data.tags["data_sha256"]
+            settings_of(stage), stage.data.tags["z.data_sha256"]
         )
         assert (stage.data.params["lr"], stage.data.params["batch_size"]) == ("0.02", "8")
     assert [len(images) for images in drawn.values()] == [18, 18, 18]

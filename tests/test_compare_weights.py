@@ -61,10 +61,10 @@ def test_imagenet_weights_are_fetched_for_each_backbone(
     by_id = {run.info.run_id: run for run in runs()}
     for name in BACKBONES:
         wanted = load_pretrained("imagenet", build_backbone(name, 3, 32, seed=0)).digest
-        of_it = [run for run in by_id.values() if run.data.tags["backbone"] == name]
+        of_it = [run for run in by_id.values() if run.data.tags["z.backbone"] == name]
         assert of_it
-        assert {run.data.tags["weights"] for run in of_it} == {"imagenet"}
-        assert {run.data.tags["weights_sha256"] for run in of_it} == {wanted}
+        assert {run.data.tags["z.weights"] for run in of_it} == {"imagenet"}
+        assert {run.data.tags["z.weights_sha256"] for run in of_it} == {wanted}
         lasts = [by_id[i] for i in table[table.backbone == name].run_id]
         mean = statistics.mean(
             acc(run) for run in lasts if run.data.tags["schedule"] == "two_stage"

@@ -27,7 +27,7 @@ def arm(store: Path, image_folder: Path) -> Arm:
 
 
 def test_an_estimate_leaves_no_run_and_nothing_in_the_prefix_cache(arm: Arm, store: Path) -> None:
-    assert 1 < seconds_a_draw([arm], 10, Tracking.connect()) < 600
+    assert 1 < seconds_a_draw([arm], 10, Tracking.connect())[0] < 600
     assert not (store / "cache" / "prefix").exists()
     assert mlflow.search_runs(["0"], output_format="list") == []
 
@@ -39,6 +39,6 @@ def test_a_stage_takes_as_long_as_its_runs_on_other_draws_did_here(
     client, run_id = mlflow.MlflowClient(), runs()["run_id"][0]
     client.log_metric(run_id, "time/total_s", 5000.0)
     client.log_metric(run_id, "time/prefix_s", 1000.0)
-    assert 4000 < seconds_a_draw([arm], 10, Tracking.connect()) < 4600
-    client.set_tag(run_id, "owner.machine", "another boot")
-    assert seconds_a_draw([arm], 10, Tracking.connect()) < 600
+    assert 4000 < seconds_a_draw([arm], 10, Tracking.connect())[0] < 4600
+    client.set_tag(run_id, "z.owner.machine", "another boot")
+    assert seconds_a_draw([arm], 10, Tracking.connect())[0] < 600

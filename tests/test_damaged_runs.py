@@ -31,14 +31,14 @@ def delete_metrics(store: Path, run_id: str) -> None:
         ("gate", "settings", "{broken", "its tag settings is damaged: use another run"),
         ("gate", "settings", "{}", "lacks the setting stage2.epochs"),
         ("gate", "draw", "x", "its tag draw is damaged"),
-        ("gate", "", None, "lacks the metric best/epoch: use another run"),
+        ("gate", "", None, "lacks the metric selected/epoch: use another run"),
         ("evaluate", "settings", "[1, 2]", "its tag settings is damaged"),
         ("evaluate", "stage", "x", "its tag stage is damaged"),
         ("evaluate", "checkpoint_sha256", None, "lacks the tag checkpoint_sha256"),
         ("stage3", "settings", None, "lacks the tag settings"),
         ("stage3", "settings", '{"nonsense": 1}', f"unknown setting nonsense (run {SECOND})"),
         ("stage3", "lineage_key", None, "lacks the tag lineage_key"),
-        ("stage3", "", None, "lacks the metric best/val_acc"),
+        ("stage3", "", None, "lacks the metric selected/val_acc"),
     ],
 )
 def test_a_run_that_was_damaged_is_named_with_what_it_lacks(
@@ -55,7 +55,7 @@ def test_a_run_that_was_damaged_is_named_with_what_it_lacks(
     elif value is None:
         client.delete_tag(run_id, tag)
     else:
-        kept = client.get_run(run_id).data.tags["settings"]
+        kept = client.get_run(run_id).data.tags["z.settings"]
         more = value.startswith('{"')
         value = json.dumps({**json.loads(kept), **json.loads(value)}) if more else value
         client.set_tag(run_id, tag, value)
@@ -71,7 +71,7 @@ def test_a_checkpoint_of_another_stage_is_refused_though_its_digest_is_the_tagge
 ) -> None:
     client = mlflow.MlflowClient()
     artifact(SECOND, CHECKPOINT).write_bytes(artifact(FIRST, CHECKPOINT).read_bytes())
-    digest = client.get_run(FIRST).data.tags["checkpoint_sha256"]
+    digest = client.get_run(FIRST).data.tags["z.checkpoint_sha256"]
     client.set_tag(SECOND, "checkpoint_sha256", digest)
     assert main(words_of("stage3", {"parent_run_id": SECOND})) == 2
     error = capfd.readouterr().err

@@ -160,7 +160,7 @@ class Decided:
                 for run in self.stages
                 if run.data.tags["schedule"] == schedule
                 and run.data.tags["stage"] == "3"
-                and "is_trial" in run.data.tags
+                and "z.is_trial" in run.data.tags
             ]
             return sorted(found, key=lambda run: int(run.data.tags["draw"]))
 
@@ -200,7 +200,7 @@ def chain(run: Run, stages: Sequence[Run]) -> list[Run]:
 
 def epochs_of(run: Run) -> int:
     """Epochs that were really trained."""
-    return len(mlflow.MlflowClient().get_metric_history(run.info.run_id, "val/acc"))
+    return len(mlflow.MlflowClient().get_metric_history(run.info.run_id, "acc/val"))
 
 
 @dataclass
@@ -306,7 +306,7 @@ def test_evaluating_a_run_changes_no_gain_of_a_later_decision(decided: Decided) 
 
     def marks() -> tuple[float, str]:
         now = mlflow.get_run(run_id)
-        return acc(now), now.data.tags["test_precision"]
+        return acc(now), now.data.tags["z.test_precision"]
 
     assert main(["evaluate", "--run_id", run_id, "--cache_dir", place]) == 0
     assert marks() == (acc(run), "float32")
@@ -330,7 +330,7 @@ def test_a_score_on_other_test_images_stays_on_its_run(decided: Decided) -> None
     assert any(run_id in line and "other test images" in line for line in decided.desk.said[said:])
     client.set_tag(run_id, "test_sha256", "unknown")  # measured anew, for the tests that follow
     assert decided.desk.decide(**STAGE3, **OFF).gains_pp == pytest.approx(before)
-    assert mlflow.get_run(run_id).data.tags["test_sha256"] != "unknown"
+    assert mlflow.get_run(run_id).data.tags["z.test_sha256"] != "unknown"
 
 
 def test_what_the_design_can_tell_is_said_before_anything_is_run(decided: Decided) -> None:
@@ -386,7 +386,7 @@ def test_nothing_is_trained_twice_the_model_to_be_served_included(decided: Decid
     counts = Counter(run.data.tags["lineage_key"] for run in decided.stages)
     assert set(counts.values()) == {1}
     assert len(decided.stages) == 4 * len(decided.arms()) + 2  # full, lp_ft's second stage
-    completed = [run for run in decided.stages if "completed" in run.data.tags]
+    completed = [run for run in decided.stages if "z.completed" in run.data.tags]
     assert [run.info.run_id for run in completed] == [decided.run.data.tags["champion_run_id"]]
     parents = {run.data.tags["mlflow.parentRunId"] for run in decided.stages}
     assert parents == {decided.run.info.run_id}
@@ -417,7 +417,7 @@ def test_other_arms_stand_beside_at_the_same_epochs(decided: Decided) -> None:
 
 
 def settings_of(run: Run) -> Settings:
-    return resolve([Layer(source="run", values=json.loads(run.data.tags["settings"]))])
+    return resolve([Layer(source="run", values=json.loads(run.data.tags["z.settings"]))])
 
 
 def digests_of_draw(settings: Settings, fingerprint: str) -> set[str]:
@@ -432,17 +432,17 @@ def check_test_images_unseen(stages: Sequence[Run], settings: Settings, count: i
     scored_on = read_test_split(source_of(settings), settings, print)
     test = {row.tobytes().hex() for row in scored_on.digests}
     assert len(test) == count
-    marks = {run.data.tags["test_sha256"] for run in stages if "test_sha256" in run.data.tags}
+    marks = {run.data.tags["z.test_sha256"] for run in stages if "z.test_sha256" in run.data.tags}
     assert marks == {scored_on.fingerprint()}
     for run in stages:
-        assert not test & digests_of_draw(settings_of(run), run.data.tags["data_sha256"])
+        assert not test & digests_of_draw(settings_of(run), run.data.tags["z.data_sha256"])
         validated = pd.read_csv(artifact(run, "evaluation/val_predictions.csv"))["image_sha256"]
         assert not test & set(validated)
 
 
 def test_pairs_share_no_image_and_no_run_saw_one_that_it_was_scored_on(decided: Decided) -> None:
     drawn = [
-        digests_of_draw(settings_of(run), run.data.tags["data_sha256"])
+        digests_of_draw(settings_of(run), run.data.tags["z.data_sha256"])
         for run, _ in decided.arms()
     ]
     assert len(set().union(*drawn)) == sum(map(len, drawn)) == len(drawn) * 18
@@ -509,7 +509,7 @@ def test_the_report_shows_cost_and_optimism_of_both_arms(decided: Decided) -> No
     for row, arm in zip(
         tables["armtraining, s"][1:], zip(*decided.arms(), strict=True), strict=True
     ):
-        validation = statistics.mean(run.data.metrics["best/val_acc"] for run in arm)
+        validation = statistics.mean(run.data.metrics["selected/val_acc"] for run in arm)
         test = statistics.mean(acc(run) for run in arm)
         chains = [chain(run, decided.stages) for run in arm]
         seconds = [
@@ -539,7 +539,7 @@ def test_the_report_names_what_it_rests_on(decided: Decided) -> None:
     page, markdown = reports(decided.run)
     rows = {row[0]: row[1:] for row in page.tables[-1]}
     for number, (treatment, control) in enumerate(decided.arms(), start=1):
-        digest = treatment.data.tags["data_sha256"][:16]
+        digest = treatment.data.tags["z.data_sha256"][:16]
         assert rows[str(number)] == [digest, treatment.info.run_id, control.info.run_id]
     tags = decided.arms()[0][0].data.tags
     assert tags["weights_sha256"] in markdown
@@ -567,7 +567,7 @@ def test_the_command_in_the_report_makes_the_same_decision_from_the_same_runs(
     decided: Decided,
 ) -> None:
     before = {run.info.run_id for run in runs()}
-    commit, control = decided.stages[0].data.tags["git_commit"], decided.arms()[-1][1]
+    commit, control = decided.stages[0].data.tags["z.git_commit"], decided.arms()[-1][1]
     client, parent = mlflow.MlflowClient(), chain(control, decided.stages)[-1]
     for run, other in ((control, "0"), (parent, "zzzz")):
         client.set_tag(run.info.run_id, "git_commit", other)
@@ -629,7 +629,7 @@ def test_the_recommended_model_is_registered_with_its_verdict_and_answers(
     assert version.run_id == judged.run_id
     assert judged.test == acc(run)
     assert f"reached {acc(run):.2%} accuracy on the test images" in str(version.description)
-    for picture in ("learning_curves", "confusion_matrix", "risks", "signals", "chain"):
+    for picture in ("learning_curves", "confusion_matrix", "risks", "chain"):
         assert artifact(run, f"figures/{picture}.png").stat().st_size > 5_000
 
     rows = pd.read_csv(artifact(run, "evaluation/val_predictions.csv")).set_index("image_sha256")
@@ -682,7 +682,7 @@ def test_a_stopped_decision_goes_on_and_again_trains_nothing_and_says_the_same(
     with inside(interrupted.desk.folder):  # register_as=off
         assert mlflow.MlflowClient().search_registered_models() == []
     assert "champion" not in one.data.tags
-    assert all("is_trial" in run.data.tags for run in third)
+    assert all("z.is_trial" in run.data.tags for run in third)
 
 
 def test_stage_2_is_held_against_stage_1_continued(interrupted: Interrupted) -> None:
@@ -713,7 +713,7 @@ def test_a_pool_too_small_is_resampled_and_says_what_that_costs(desk: Desk) -> N
     by_id = {stage.info.run_id: stage for stage in stages}
     pairs = [(by_id[p.treatment.run_id], by_id[p.control.run_id]) for p in decision.pairs]
     check(run.data.tags, by_hand(pairs, (2,), correction=correction, end=None))
-    assert len({stage.data.tags["data_sha256"] for stage in stages}) == 2
+    assert len({stage.data.tags["z.data_sha256"] for stage in stages}) == 2
     check_test_images_unseen(stages, decision.treatment.settings, 54)
 
 
@@ -764,7 +764,7 @@ def test_tuned_arms_are_confirmed_on_draws_that_no_study_has_seen(desk: Desk) ->
         {
             digest
             for run in part
-            for digest in digests_of_draw(settings_of(run), run.data.tags["data_sha256"])
+            for digest in digests_of_draw(settings_of(run), run.data.tags["z.data_sha256"])
         }
         for part in (tuned, confirmed)
     )

@@ -216,7 +216,7 @@ def test_a_run_of_before_there_were_columns_is_continued_and_found(
 ) -> None:
     assert command("stage1") == 0
     (parent,) = (row for _, row in runs().iterrows())
-    settings = json.loads(parent["tags.settings"])
+    settings = json.loads(parent["tags.z.settings"])
     for key in ("label_column", "image_column", "skip_unreadable"):
         del settings[key]
     mlflow.MlflowClient().set_tag(parent["run_id"], "settings", json.dumps(settings))

@@ -31,6 +31,7 @@ from pipeline.tracking.keys import (
     VAL_ACC,
     VAL_LOSS,
     at_best,
+    current,
 )
 
 T = Thresholds()
@@ -45,7 +46,7 @@ Stage-2 Best results: Train Loss: 0.7060 | Val Loss: 1.0932 | Train Acc: 100.00%
 def draws(count: int = 3, losses: Sequence[float] = FLAT, **second: float) -> list[GateDraw]:
     first = {TRAIN_LOSS: 1.0, VAL_LOSS: 1.1, TRAIN_ACC: 0.7, VAL_ACC: 0.6}
     better = {TRAIN_LOSS: 0.8, VAL_LOSS: 0.9, TRAIN_ACC: 0.85, VAL_ACC: 0.7}
-    better |= {name.replace("_", "/"): value for name, value in second.items()}
+    better |= {current(name.replace("_", "/")): value for name, value in second.items()}
     return [
         GateDraw(draw=str(n), first=first, second=better, val_loss=losses) for n in range(count)
     ]

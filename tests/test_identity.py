@@ -245,7 +245,7 @@ def test_every_entry_point_that_takes_a_run_takes_its_images_where_they_are_now(
     assert of_stage(2)["metrics.test/acc"][0] == before
     last = runs().iloc[-1]
     assert last["tags.parent_run_id"] == first
-    assert json.loads(last["tags.settings"])["data"] == new
+    assert json.loads(last["tags.z.settings"])["data"] == new
 
 
 def test_evaluate_scores_no_run_on_other_test_images(
@@ -269,7 +269,7 @@ def test_evaluate_scores_no_run_on_other_test_images(
     [error] = errors(capfd)
     assert f"the test images of data={other} are not those" in error
     assert "delete the run's tag test_sha256" in error
-    for name in ("metrics.test/acc", "metrics.test/loss", "tags.test_sha256"):
+    for name in ("metrics.test/acc", "metrics.test/loss", "tags.z.test_sha256"):
         assert runs().iloc[0][name] == kept[name]
 
 

@@ -106,7 +106,7 @@ def stage_run(lab: Lab) -> Run:
 def test_one_stage_of_every_block_is_trained_from_random_weights(lab: Lab) -> None:
     run = stage_run(lab)
     assert (run.data.tags["schedule"], run.data.tags["stage"]) == ("full", "1")
-    assert run.data.tags["weights_sha256"] == "none"
+    assert run.data.tags["z.weights_sha256"] == "none"
     assert run.data.tags["mlflow.parentRunId"] == lab.made[0].info.run_id
     settings = settings_of(run)
     assert (settings.norm_stats, settings.views) == ("source", 0)
@@ -137,18 +137,18 @@ def test_the_file_says_where_its_weights_came_from(lab: Lab) -> None:
     about, run = provenance(lab.weights), stage_run(lab)
     settings = settings_of(run)
     draw = draw_in(source_of(settings), settings)
-    assert about["data_sha256"] == draw.fingerprint == run.data.tags["data_sha256"]
+    assert about["data_sha256"] == draw.fingerprint == run.data.tags["z.data_sha256"]
     assert about["weights_sha256"] == digest_tensors(load_file(lab.weights))
     assert (about["run_id"], about["data"]) == (run.info.run_id, "domain")
-    assert about["git_commit"] == run.data.tags["git_commit"]
+    assert about["git_commit"] == run.data.tags["z.git_commit"]
     assert (about["backbone"], about["image_size"], about["seed"]) == (SMALL, 32, 0)
     assert (about["class_names"], about["images"]) == (list(COUNTS), 27)
     assert about["training"] == settings.training(1).model_dump()
-    assert about["val_acc"] == run.data.metrics["best/val_acc"]
-    assert about["selected_epoch"] == run.data.metrics["best/epoch"]
+    assert about["val_acc"] == run.data.metrics["selected/val_acc"]
+    assert about["selected_epoch"] == run.data.metrics["selected/epoch"]
     log = lab.made[0]
     assert json.loads(artifact(log, "provenance.json").read_text()) == about
-    assert log.data.tags["weights_sha256"] == about["weights_sha256"]
+    assert log.data.tags["z.weights_sha256"] == about["weights_sha256"]
     assert log.data.metrics["val_acc"] == about["val_acc"]
 
 
@@ -159,8 +159,8 @@ def test_a_stage_starts_from_the_file_on_other_images(lab: Lab) -> None:
     own |= {"norm_stats": "source", "augment": "none"}
     assert main(words_of("stage1", {**WORDS, **own})) == 0
     run = next(run for run in runs() if run.data.tags["data"] == "mine")
-    assert run.data.tags["weights_sha256"] == provenance(lab.weights)["weights_sha256"]
-    report = run.data.tags["weights_report"]
+    assert run.data.tags["z.weights_sha256"] == provenance(lab.weights)["weights_sha256"]
+    report = run.data.tags["z.weights_report"]
     assert "242 of 244 tensors matched, left out classifier.3.weight and classifier.3" in report
     stored = load_file(artifact(run, CHECKPOINT))  # what differs from the weights: the head
     assert {name.split(".")[0] for name in stored} == {"classifier"}

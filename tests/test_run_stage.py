@@ -77,8 +77,8 @@ def test_stage3_trains_the_missing_parents_first_and_says_so(chains: Chains) -> 
     assert list(stages["tags.stage"]) == ["1", "2", "3"]
     assert set(stages["status"]) == {"FINISHED"}
     assert list(stages["tags.parent_run_id"]) == ["none", *stages["run_id"][:2]]
-    parents = list(stages["tags.parent_checkpoint_sha256"])[1:]
-    assert parents == list(stages["tags.checkpoint_sha256"][:2])
+    parents = list(stages["tags.z.parent_checkpoint_sha256"])[1:]
+    assert parents == list(stages["tags.z.checkpoint_sha256"][:2])
 
 
 def test_a_stage_ends_with_the_reference_line(chains: Chains) -> None:
@@ -86,19 +86,25 @@ def test_a_stage_ends_with_the_reference_line(chains: Chains) -> None:
         r"Stage-{} Best results: Train Loss: \d\.\d{{4}} \| Val Loss: \d\.\d{{4}} \| "
         r"Train Acc: \d+\.\d\d% \| Val Acc: \d+\.\d\d%"
     )
-    assert re.fullmatch(pattern.format(3), chains.stage3.splitlines()[-1])
+    best, following, see, page = chains.stage3.splitlines()[-4:]
+    assert re.fullmatch(pattern.format(3), best)
+    assert following.startswith("next: mlflow run . -e decide --env-manager local ")
+    assert "-P weights=none" in following
+    assert see.startswith("see the run: mlflow ui --backend-store-uri sqlite:///")
+    run_id = of_seed("1")["run_id"].iloc[-1]
+    assert page.endswith(f"/#/experiments/0/runs/{run_id}?workflowType=machine_learning")
     for number in (1, 2, 3):
         assert len(re.findall(pattern.format(number), chains.main)) == 1
 
 
 def test_main_runs_every_stage_nested_under_one_run_and_ends_with_a_table(chains: Chains) -> None:
     lines = chains.main.splitlines()
-    assert lines[-1].startswith("browse the runs: mlflow ui --backend-store-uri sqlite:///")
+    assert [line.partition(": ")[0] for line in lines[-4:-1]] == ["Stage 3", "next", "see the run"]
     (first,) = (n for n, line in enumerate(lines) if line.split()[:2] == ["stage", "trains"])
     assert [line.split()[0] for line in lines[first + 1 : first + 6]] == ["0", "0", "1", "2", "3"]
     chain, stages = runs("chain").iloc[0], of_seed("0")
     assert set(stages["tags.mlflow.parentRunId"]) == {chain["run_id"]}
-    assert chain["metrics.stage3/val_acc"] == stages["metrics.best/val_acc"].iloc[-1]
+    assert chain["metrics.stage3/val_acc"] == stages["metrics.selected/val_acc"].iloc[-1]
     assert "| stage | trains |" in artifact(chain["run_id"], "summary.md").read_text()
 
 
@@ -112,12 +118,13 @@ def test_stages_are_found_by_content_and_never_by_time(chains: Chains) -> None:
 
 def test_a_run_says_everything_about_itself(chains: Chains) -> None:
     run = of_seed("0").iloc[1]
-    assert run["tags.mlflow.runName"] == "stage2 · images · mobilenet_v3_small · draw 0 · seed 0"
-    for tag in ("schedule", "backbone", "weights", "data", "draw", "seed", "git_commit"):
+    rest = "stage 2 · lr 0.0003 · images · mobilenet_v3_small · draw 0 · seed 0"
+    assert run["tags.mlflow.runName"] == f"{run['metrics.selected/val_acc']:.1%} · {rest}"
+    for tag in ("schedule", "z.backbone", "z.weights", "data", "draw", "seed", "z.git_commit"):
         assert run[f"tags.{tag}"]
     assert "Stage-2 Best results" in run["tags.mlflow.note.content"]
-    assert len(run["tags.frozen_sha256"]) == 64
-    for metric in ("train/loss", "train/acc", "val/loss", "val/acc", "lr/head", "lr/block4"):
+    assert len(run["tags.z.frozen_sha256"]) == 64
+    for metric in ("loss/train", "acc/train", "loss/val", "acc/val", "lr/head", "lr/block4"):
         assert pd.notna(run[f"metrics.{metric}"]), metric
     settings = json.loads(artifact(run["run_id"], "settings.json").read_text())
     assert (settings["stage1.epochs"], settings["stage2.epochs"]) == (1, 2)
@@ -126,10 +133,10 @@ def test_a_run_says_everything_about_itself(chains: Chains) -> None:
     rows = pd.read_csv(artifact(run["run_id"], "evaluation/val_predictions.csv"))
     assert len(rows) == 12
     right = (rows["label"] == rows["predicted"]).mean()
-    assert right == pytest.approx(run["metrics.best/val_acc"])
-    assert rows["nll"].mean() == pytest.approx(run["metrics.best/val_loss"], rel=1e-4)
+    assert right == pytest.approx(run["metrics.selected/val_acc"])
+    assert rows["nll"].mean() == pytest.approx(run["metrics.selected/val_loss"], rel=1e-4)
     client = mlflow.MlflowClient()
-    assert [m.step for m in client.get_metric_history(run["run_id"], "val/acc")] == [1, 2]
+    assert [m.step for m in client.get_metric_history(run["run_id"], "acc/val")] == [1, 2]
     inputs = client.get_run(run["run_id"]).inputs.dataset_inputs
     assert {i.dataset.name for i in inputs} == {"images-training", "images-validation"}
     assert all(len(i.dataset.digest) == 32 for i in inputs)
@@ -144,7 +151,7 @@ def test_every_other_schedule_runs(command: Command, schedule: str) -> None:
 def test_the_same_settings_give_bit_identical_weights(command: Command) -> None:
     for _ in range(2):
         assert command("main", reuse="off", augment="strong", backbone="mobilenet_v2") == 0
-    digests = runs().groupby("tags.stage")["tags.checkpoint_sha256"]
+    digests = runs().groupby("tags.stage")["tags.z.checkpoint_sha256"]
     assert list(digests.count()) == [2, 2, 2]
     assert list(digests.nunique()) == [1, 1, 1]
 
@@ -219,16 +226,16 @@ def test_auto_statistics_are_chosen_before_stage_1_and_told_logged_and_handed_do
     assert command("stage1", norm_stats="auto") == 0
     [line] = [line for line in capfd.readouterr().out.splitlines() if "norm_stats=auto" in line]
     first = runs().iloc[0]
-    chosen, reason = first["tags.norm_stats"], first["tags.norm_stats_reason"]
+    chosen, reason = first["tags.z.norm_stats"], first["tags.z.norm_stats_reason"]
     assert line == f"norm_stats=auto: {chosen} ({reason})"
-    assert json.loads(first["tags.settings"])["norm_stats"] == chosen
+    assert json.loads(first["tags.z.settings"])["norm_stats"] == chosen
     for name in ("source", "target"):
         assert f"{name} {first[f'metrics.norm_stats/{name}_acc']:.1%}" in reason
     parent = first["run_id"]
     assert command("stage2", parent_run_id=parent, norm_stats="auto", epochs="1") == 0
     assert command("stage2", norm_stats=chosen, epochs="1") == 0  # reuses stage 1
     assert list(runs()["tags.stage"]) == ["1", "2", "2"]
-    assert set(runs()["tags.norm_stats"]) == {chosen}
+    assert set(runs()["tags.z.norm_stats"]) == {chosen}
     other = {"source": "target", "target": "source"}[chosen]
     capfd.readouterr()
     assert command("stage2", parent_run_id=parent, norm_stats=other) == 2
@@ -261,12 +268,12 @@ def test_a_run_and_its_evaluation_say_in_which_precision_they_were_computed(
 ) -> None:
     assert command("stage1", precision=asked, **TEST) == 0
     run = runs().iloc[0]
-    precision = run["tags.precision"]
+    precision = run["tags.z.precision"]
     assert run["params.precision"] == precision
     assert precision in (("float32", "bfloat16") if asked == "auto" else (asked,))
     for words, expected in (([], precision), (["--precision", "bfloat16"], "bfloat16")):
         assert main(["evaluate", "--run_id", run["run_id"], *words]) == 0
-        assert runs()["tags.test_precision"][0] == expected
+        assert runs()["tags.z.test_precision"][0] == expected
 
 
 # --- a given parent ------------------------------------------------------------------------------
@@ -297,7 +304,7 @@ def test_a_given_parent_hands_down_its_data_backbone_and_weights(
     [child] = [row for _, row in of_seed("7").iterrows()]
     assert child["params.backbone"] == "mobilenet_v3_small"
     assert child["tags.parent_run_id"] == parent
-    assert child["tags.data_sha256"] == of_seed("9")["tags.data_sha256"][0]
+    assert child["tags.z.data_sha256"] == of_seed("9")["tags.z.data_sha256"][0]
 
 
 @pytest.mark.parametrize(
@@ -413,7 +420,7 @@ def test_a_store_that_refuses_metrics_fails_the_run(
     log_batch = mlflow.MlflowClient.log_batch
 
     def refuse(client: mlflow.MlflowClient, run_id: str, **values: object) -> object:
-        if any(getattr(m, "key", "") == "val/acc" for m in values.get("metrics", ())):
+        if any(getattr(m, "key", "") == "acc/val" for m in values.get("metrics", ())):
             raise mlflow.exceptions.MlflowException("the disk is gone")
         return log_batch(client, run_id, **values)
 
@@ -441,10 +448,10 @@ def test_plain_kernels_come_to_the_same_and_are_kept_apart(
     monkeypatch.setenv("UNFREEZE_KERNELS", "plain")
     assert command("main", **words) == 0
     fast, plain = (run for _, run in runs().iterrows())
-    assert plain["tags.kernels"] == "plain"
-    for tag in ("lineage_key", "checkpoint_sha256"):
+    assert plain["tags.z.kernels"] == "plain"
+    for tag in ("lineage_key", "z.checkpoint_sha256"):
         assert fast[f"tags.{tag}"] != plain[f"tags.{tag}"]
-    loss = "metrics.best/train_loss"
+    loss = "metrics.selected/train_loss"
     assert fast[loss] == pytest.approx(plain[loss], rel=1e-3)
     monkeypatch.setenv("UNFREEZE_KERNELS", "plane")
     assert command("stage1", **words) == 2

@@ -268,11 +268,11 @@ def siblings(
 @pytest.mark.parametrize(
     ("parents", "words"),
     [
-        ("", "0 runs differ only in draw or seed: 3 are needed"),
-        ("a", "1 run differs only in draw or seed: 3 are needed"),
-        ("ab", "2 runs differ only in draw or seed: 3 are needed"),
-        ("aaa", "3 runs differ only in draw or seed: 3 are needed .* these have one parent"),
-        ("aabab", "5 runs differ .*: 3 are needed with a parent each, these have 2 parents"),
+        ("", ".*: 3 runs that differ only in these are needed, this is 0 runs"),
+        ("a", ".*: 3 runs that differ only in these are needed, this is 1 run"),
+        ("ab", ".*: 3 runs that differ only in these are needed, this is 2 runs"),
+        ("aaa", ".*with a parent each, are needed, this is 3 runs of 1 parent"),
+        ("aabab", ".*with a parent each, are needed, this is 5 runs of 2 parents"),
     ],
 )
 def test_fewer_than_three_siblings_of_other_parents_say_nothing(parents: str, words: str) -> None:

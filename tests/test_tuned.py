@@ -56,12 +56,12 @@ def test_a_tuned_stage_takes_the_best_settings_says_whose_and_reproduces_the_tri
         f"(val_loss {study.best_value:.4f}): lr 1e-07, norm keep"
     ) in said
     trial_run, run = runs().iloc[-2], runs().iloc[-1]
-    assert "tags.is_trial" not in run.dropna()
-    assert trial_run["tags.is_trial"] == "true"
+    assert "tags.z.is_trial" not in run.dropna()
+    assert trial_run["tags.z.is_trial"] == "true"
     assert run["tags.tuned_by"] == study.study_name
     assert [run["params.lr"], run["params.norm"]] == ["1e-07", "keep"]
-    assert run["metrics.best/val_loss"] == study.best_value
-    assert run["metrics.best/val_acc"] == trial_run["metrics.best/val_acc"]
+    assert run["metrics.selected/val_loss"] == study.best_value
+    assert run["metrics.selected/val_acc"] == trial_run["metrics.selected/val_acc"]
     for tag in ("lineage_key", "checkpoint_sha256", "parent_run_id"):
         assert run[f"tags.{tag}"] == trial_run[f"tags.{tag}"], tag
 
@@ -175,7 +175,7 @@ def test_main_takes_every_stages_study_but_no_trials_run_as_its_result(
     run = runs().iloc[-1]
     assert len(runs()) == 5
     assert run["tags.parent_run_id"] == trials["run_id"][1]
-    assert run["metrics.best/val_loss"] == second.best_value
+    assert run["metrics.selected/val_loss"] == second.best_value
     # a chain is made of runs with pictures, which a trial's is given without training it again
     assert not artifact(trials["run_id"][1], "figures/learning_curves.png").exists()
     assert command("main", **options, tuned="on") == 0
@@ -266,7 +266,7 @@ def test_the_best_settings_can_be_used_as_a_file(home: Home) -> None:
     assert home.run("stage1", config=str(best)) == 0
     trial_run, run = runs().iloc[1], runs().iloc[-1]
     assert run["params.lr"] == "1e-07"
-    for tag in ("tags.lineage_key", "tags.checkpoint_sha256"):
+    for tag in ("tags.lineage_key", "tags.z.checkpoint_sha256"):
         assert run[tag] == trial_run[tag]
 
 
@@ -299,7 +299,7 @@ def test_a_lead_within_noise_leaves_the_defaults_and_another_choice_is_announced
     assert "(margin=100); until now it took trial 1" in told
     assert home.study.user_attrs["chosen"] == 0
     assert home.run("stage1", tuned="on") == 0
-    assert runs().iloc[-1]["metrics.best/val_loss"] == home.study.trials[0].value
+    assert runs().iloc[-1]["metrics.selected/val_loss"] == home.study.trials[0].value
     assert "the defaults stay" in capfd.readouterr().out
     assert home.tune() == 0
     assert home.study.user_attrs["chosen"] == 1

@@ -44,7 +44,7 @@ def test_a_tuned_arm_has_its_chosen_trials_validation_accuracy_over_the_draws(
     tuned = tune_arm(command, Tracking.connect(), tune, head(options), {1: set()})
     stages = mlflow.search_runs(["0"], "tags.kind = 'stage'", output_format="list")
     chosen = {
-        run.data.tags["draw"]: run.data.metrics["best/val_acc"]
+        run.data.tags["draw"]: run.data.metrics["selected/val_acc"]
         for run in stages
         if run.data.params["lr"] == str(tuned.arm.settings.training(1).lr)
     }

@@ -92,7 +92,7 @@ def test_a_study_ends_with_as_many_trials_as_were_asked_for(finished: Finished) 
     assert (first.params, first.user_attrs["defaults"]) == ({"lr": 3e-4}, "inside the space")
     [stage_run] = finished.stage_runs_in(finished.run_of(first))
     assert stage_run.data.params["lr"] == "0.0003"
-    assert stage_run.data.tags["is_trial"] == "true"
+    assert stage_run.data.tags["z.is_trial"] == "true"
     held = {path.name for path in Path(stage_run.info.artifact_uri).iterdir()}
     assert ("checkpoint" in held, "figures" in held) == (True, False)
     assert "model_uri" not in stage_run.data.tags
@@ -125,8 +125,8 @@ def test_a_trials_run_has_its_settings_value_state_and_signals(finished: Finishe
         stage_run = finished.client.get_run(run.data.tags["draw0_run_id"])
         assert stage_run.data.params["lr"] == run.data.params["lr"]
         assert trial.value == run.data.metrics["value"] == run.data.metrics["val_acc"]
-        assert trial.value == stage_run.data.metrics["best/val_acc"]
-        assert run.data.metrics["val_loss"] == stage_run.data.metrics["best/val_loss"]
+        assert trial.value == stage_run.data.metrics["selected/val_acc"]
+        assert run.data.metrics["val_loss"] == stage_run.data.metrics["selected/val_loss"]
         said = {k: v for k, v in stage_run.data.tags.items() if k.startswith("signal.")}
         assert len(said) >= 2
         assert said.items() <= run.data.tags.items()
@@ -139,7 +139,7 @@ def test_a_trial_reports_in_tenths_of_its_epochs_whether_trained_or_found(
     assert set(trained.intermediate_values) == set(found.intermediate_values) == set(range(1, 11))
     assert found.intermediate_values == trained.intermediate_values  # not its end at every step
     [stage_run] = finished.stage_runs_in(finished.run_of(trained))
-    history = finished.client.get_metric_history(stage_run.info.run_id, "val/acc")
+    history = finished.client.get_metric_history(stage_run.info.run_id, "acc/val")
     values = [point.value for point in history]
     best = [max(values[:epoch]) for epoch in (1, 2, 3, 4)]
     assert best != values
@@ -152,7 +152,7 @@ def test_a_pruned_trial_says_where_and_why(finished: Finished) -> None:
     assert trial.user_attrs["reason"] == reason
     assert finished.run_of(trial).data.tags["failure"] == reason
     [stage_run] = finished.stage_runs_in(finished.run_of(trial))
-    history = finished.client.get_metric_history(stage_run.info.run_id, "val/acc")
+    history = finished.client.get_metric_history(stage_run.info.run_id, "acc/val")
     assert [point.step for point in history] == [1, 2]
     assert f"trial 6 {reason}" in finished.said
 
@@ -244,7 +244,7 @@ def test_defaults_from_outside_the_space_are_the_first_trial_all_the_same(
     assert first.params == {}
     assert first.user_attrs["defaults"] == "outside the space"
     assert runs("trial")["params.lr"][0] == runs()["params.lr"][0] == "0.003"
-    assert first.value == runs()["metrics.best/val_acc"][0]
+    assert first.value == runs()["metrics.selected/val_acc"][0]
     [study_run] = runs("study")["run_id"]
     values = yaml.safe_load(artifact(study_run, "best.yaml").read_text())
     assert [values["stage1.lr"], values["stage1.epochs"]] == [0.003, 2]
@@ -257,11 +257,11 @@ def test_a_trial_on_two_draws_has_their_mean(command: Command, store: Path) -> N
     stages, run = runs(), runs("trial").iloc[0]
     assert list(stages["tags.draw"]) == ["0", "1"]
     assert [run["tags.draw0_run_id"], run["tags.draw1_run_id"]] == list(stages["run_id"])
-    first, second = stages["metrics.best/val_loss"]
+    first, second = stages["metrics.selected/val_loss"]
     assert first != second
     assert [run["metrics.draw0/val_loss"], run["metrics.draw1/val_loss"]] == [first, second]
     assert trial.value == run["metrics.value"] == pytest.approx((first + second) / 2)
-    assert run["metrics.val_acc"] == pytest.approx(stages["metrics.best/val_acc"].mean())
+    assert run["metrics.val_acc"] == pytest.approx(stages["metrics.selected/val_acc"].mean())
     assert set(trial.intermediate_values) == set(range(1, 21))
     assert trial.intermediate_values[10] == first
     assert trial.intermediate_values[20] == trial.value

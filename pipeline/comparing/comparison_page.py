@@ -22,6 +22,7 @@ from pipeline.runs.origins import (
     of_all,
     origins_in_words,
 )
+from pipeline.runs.stage_log import picture_line
 from pipeline.runs.words import minutes, stage_in_words
 from pipeline.settings.run import RUN_KEYS
 from pipeline.stats.metrics import METRICS
@@ -62,7 +63,8 @@ def log_comparison(compared: Compared, log: RunLog, say: Callable[[str], None]) 
     if other := note_on_origins(_origins(compared), made_with(pick_device(device))):
         say(other)
     lines = compared.summary()
-    log.tags({NOTE: "\n".join(f"- {line}" for line in lines)})
+    told = [*(f"- {line}" for line in lines), "", picture_line(log.run_id, PICTURE)]
+    log.tags({NOTE: "\n".join(told)})
     for line in lines:
         say(line)
     for backbone, floor in compared.floors.items():

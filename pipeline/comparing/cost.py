@@ -8,7 +8,7 @@ images and logging count as a constant.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -23,6 +23,7 @@ from pipeline.settings.augmentation import of_images
 from pipeline.settings.run import Settings
 from pipeline.signals.evidence import siblings_of
 from pipeline.system.processes import MACHINE, this_machine
+from pipeline.system.progress import bar, doing
 from pipeline.tracking import Tracking
 from pipeline.tracking.keys import PREFIX_S, TOTAL_S
 from pipeline.training.device import compute_copy, run_segments
@@ -79,45 +80,57 @@ def _operations(settings: Settings, classes: int, trainable: Sequence[str]) -> f
     )
 
 
-def seconds_a_draw(arms: Sequence[Arm], test_count: int, tracking: Tracking) -> float:
-    """Seconds for all arms on one draw: each distinct stage once, every arm scored.
+def seconds_a_draw(arms: Sequence[Arm], test_count: int, tracking: Tracking) -> tuple[float, str]:
+    """Seconds for all arms on one draw: each distinct stage once, every arm scored; how known.
 
     A stage takes as long as its earlier runs did on this machine; where there are none, as long as
     its operations say, at the speed of one measured step. The prefix cache is not touched.
     """
     session = Session.open(arms[0].settings, tracking, lambda _: None)
     train, val = len(session.draw.train), len(session.draw.val)
-    forward_s, step_s = _seconds_an_image(session)
     stages = _distinct_stages(arms)
+    with doing("looking for finished runs of these stages"):
+        earlier = [_earlier_s(session, arm, number) for arm, number in stages]
+    if all(stage_s for stage_s, _, _ in earlier):
+        slowest = max(prefix_s for _, prefix_s, _ in earlier)
+        scoring_s = len(arms) * test_count * slowest / (train + val)
+        found = sum(count for *_, count in earlier)
+        total = OVERHEAD_S + sum(stage_s for stage_s, _, _ in earlier) + slowest + scoring_s
+        return total, f"as {found} finished runs of these stages took"
+    with bar("measuring a training step", 2) as step:
+        forward_s, step_s = _seconds_an_image(session, step)
     augments = {of_images(arm.settings.training(number).augment) for arm, number in stages}
     views = sum(distinct_views(augment) or session.settings.views or 10 for augment in augments)
     total = OVERHEAD_S + (len(arms) * test_count + train * views + val) * forward_s
 
     classes, every_block = len(session.draw.class_names), session.backbone.order
     whole = _operations(session.settings, classes, every_block)
-    for arm, number in stages:
+    for (arm, number), (known_s, _, _) in zip(stages, earlier, strict=True):
         trainable = arm.settings.stage(number).trainable
         share = _operations(session.settings, classes, trainable) / whole
         epochs = arm.settings.training(number).epochs
         measured = epochs * (train * step_s + val * forward_s) * share
-        total += _earlier_s(session, arm, number) or measured
-    return total
+        total += known_s or measured
+    return total, "by one measured training step"
 
 
-def _earlier_s(session: Session, arm: Arm, number: int) -> float:
-    """What runs of a stage on other draws took on this machine, without the prefix; 0: none."""
+def _earlier_s(session: Session, arm: Arm, number: int) -> tuple[float, float, int]:
+    """What runs of a stage took on this machine without the prefix, the prefix, how many runs."""
     settings = session.resolved(arm.settings)
     recipe = replace(session, settings=settings, keys={}, done={}).recipe(number)
     host = this_machine().partition(" ")[0]
     found = [
-        run.metrics[TOTAL_S] - run.metrics[PREFIX_S]
+        (run.metrics[TOTAL_S] - run.metrics[PREFIX_S], run.metrics[PREFIX_S])
         for run in siblings_of(session.tracking, recipe).values()
         if run.tags.get(MACHINE, "").partition(" ")[0] == host
     ]
-    return float(np.median(found)) if found else 0.0
+    if not found:
+        return 0.0, 0.0, 0
+    own_s, prefix_s = zip(*found, strict=True)
+    return float(np.median(own_s)), float(np.max(prefix_s)), len(found)
 
 
-def _seconds_an_image(session: Session) -> tuple[float, float]:
+def _seconds_an_image(session: Session, step: Callable[[int], object]) -> tuple[float, float]:
     """A forward pass, and a training step of every block: seconds for each image of a batch."""
     pixels = session.draw.train.pixels[:PROBE_IMAGES].to(session.device)
     prepared = session.draw.train.preparation
@@ -135,6 +148,7 @@ def _seconds_an_image(session: Session) -> tuple[float, float]:
         assert last.grad is not None
         last.grad.sum().item()  # waits for a GPU
         over = time.perf_counter()
+        step(1)
     return (forward - started) / len(pixels), (over - started) / len(pixels)
 
 

@@ -28,6 +28,7 @@ from pipeline.runs.origins import (
     of_all,
     origins_in_words,
 )
+from pipeline.runs.stage_log import picture_line
 from pipeline.runs.words import minutes, stage_in_words, with_auto_resolved
 from pipeline.settings.run import INHERITED_KEYS, RUN_KEYS
 from pipeline.signals.cases import cases_like
@@ -84,7 +85,10 @@ def log_decision(
     log.text(to_html(page, pictures), "report.html")
     origins = _origins(decision)
     made = origins_in_words(of_all(origins))
-    log.tags({**decision.tags, NOTE: decision.sentence, MADE_WITH: made})
+    then = next_of(decision)
+    note = [f"**{decision.sentence}**", decision.outlook, f"Next: `{then}`" if then else ""]
+    note += [picture_line(log.run_id, PICTURE), "The report: artifact `report.html`."]
+    log.tags({**decision.tags, NOTE: "\n\n".join(filter(None, note)), MADE_WITH: made})
     log.metrics(decision.metrics)
     for number, gain in enumerate(decision.gains_pp, start=1):
         log.metrics({"gain/pair_pp": gain}, step=number)
@@ -93,7 +97,8 @@ def log_decision(
         mark(decision, log.run_id, run, tracking)
     other = note_on_origins(origins, made_with(pick_device(treatment.settings.device)))
     below = f"{decision.floor.sentence}, draw of the first pair" if decision.floor else ""
-    told = [decision.test.note, other, decision.sentence, decision.outlook, below]
+    told = [decision.sentence, decision.outlook, decision.test.note, other, below]
+    told += [f"next: {then}"] if then else []
     say("\n".join(filter(None, told)))
     say(f"report: report.html and report.md of run {log.run_id}")
 
@@ -184,8 +189,22 @@ def mark(decision: Decision, decision_run_id: str, run: RunView, tracking: Track
     tracking.writing(run.run_id).tags({**new, DECISION_RUN_ID: decision_run_id})
 
 
-def command_of(decision: Decision) -> str:
-    """A command line that makes the same decision: what was asked, spelled out."""
+def next_of(decision: Decision) -> str:
+    """The command that goes on with a decision that is open; empty where it is settled."""
+    if not decision.outlook:
+        return ""
+    last = decision.design.looks[-1]
+    most = decision.pool.most
+    if most is not None and 2 * last > most:
+        return ""
+    return command_of(decision, looks=f"{','.join(map(str, decision.design.looks))},{2 * last}")
+
+
+def command_of(decision: Decision, looks: str = "") -> str:
+    """A command line that makes the same decision: what was asked, spelled out.
+
+    `looks`: other numbers of pairs, to go on from these.
+    """
     asked, design = decision.asked, decision.design
     settings, treatment = asked.treatment.settings, decision.treatment
     keys = ("preset", *INHERITED_KEYS, "seed", "views", "precision")
@@ -196,7 +215,7 @@ def command_of(decision: Decision) -> str:
         for key, value in settings.training(number).model_dump().items():
             if key in asked.explicit[number] or not asked.decide.tune:  # what is tuned stays open
                 options[f"stage{number}.{key}"] = value
-    options |= {"rope_pp": design.rope_pp, "looks": ",".join(map(str, design.looks))}
+    options |= {"rope_pp": design.rope_pp, "looks": looks or ",".join(map(str, design.looks))}
     options["threshold"] = design.threshold
     options |= {k: v for k in ("beside", "register_as") if (v := getattr(asked.decide, k))}
     if asked.decide.refit != "auto":

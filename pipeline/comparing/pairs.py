@@ -34,6 +34,7 @@ from pipeline.stats.metrics import DEFAULT_SHARE, score_logits
 from pipeline.system.digests import digest_values
 from pipeline.system.files import storage_faults
 from pipeline.system.interrupts import at_once
+from pipeline.system.progress import bar
 from pipeline.tracking import RunView, Tracking
 from pipeline.tracking.history import Summary, chain_of
 from pipeline.tracking.keys import PEAK_MIB, PREFIX_S, TEST, TEST_SHA256, TOTAL_S, TRAINABLE, VAL
@@ -167,6 +168,7 @@ class PairRunner:
         metric: of `METRICS`, what the arms are compared by.
         only_new: pairs that were found are not reported; the process that started this one
             reports them.
+        called: what a pair is called in the names of its runs.
         done: results in the order of `arms`, by the number of the pair.
     """
 
@@ -178,6 +180,7 @@ class PairRunner:
     tell: Callable[[PairKey, Results], str]
     metric: str = DEFAULT_SHARE
     only_new: bool = False
+    called: str = "pair"
     done: dict[int, Results] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -186,12 +189,14 @@ class PairRunner:
 
     def run_all(self, keys: list[PairKey]) -> list[Results]:
         """Every pair, found or run; the pairs that another process works on come last."""
-        later = [key for key in keys if key.number not in self.done and not self._try(key)]
-        for key in later:
-            self._try(key, wait=True)
+        new = [key for key in keys if key.number not in self.done]
+        with bar(f"{self.called}s", len(keys), done=len(keys) - len(new)) as step:
+            later = [key for key in new if not self._try(key, step)]
+            for key in later:
+                self._try(key, step, wait=True)
         return [self.done[key.number] for key in keys]
 
-    def _try(self, key: PairKey, *, wait: bool = False) -> bool:
+    def _try(self, key: PairKey, step: Callable[[int], object], *, wait: bool = False) -> bool:
         """Run a pair unless another process works on it; `wait`: run it afterwards."""
         folder = lock_folder(self.arms[0].settings)
         content = [
@@ -206,6 +211,7 @@ class PairRunner:
             return False
         with held:
             self.done[key.number] = self._run(key)
+        step(1)
         return True
 
     def _run(self, key: PairKey) -> Results:
@@ -254,7 +260,7 @@ class PairRunner:
 
     def _session(self, key: PairKey, arm: Arm) -> Session:
         session = Session.open(key.apply(arm.settings), self.tracking, lambda _: None)
-        return replace(session, is_trial=True)
+        return replace(session, is_trial=True, role=f"{self.called} {key.number + 1}")
 
     def _scored(self, session: Session, arm: Arm, summary: Summary) -> ArmResult:
         """A run's score on the test images, measured before or now, and its chain's cost."""

@@ -40,6 +40,7 @@ from pipeline.errors import DataError, first_line
 from pipeline.settings.fields import numbers_of
 from pipeline.settings.run import Settings
 from pipeline.system.interrupts import check
+from pipeline.system.progress import counted
 from pipeline.system.text import first_of, one_line
 
 SHOWN_CLASSES = 10
@@ -257,7 +258,8 @@ def read_images(
     unreadable: list[str] = []
     doubts: list[str] = []
     names: list[str] = []
-    for position, rgb in enumerate(split.read(rows.tolist())):
+    read = counted(split.read(rows.tolist()), "reading images", len(rows))
+    for position, rgb in enumerate(read):
         check()
         if isinstance(rgb, Unreadable):
             unreadable.append(str(rgb))

@@ -23,16 +23,24 @@ from pipeline.runs.lineage import (
     check_places,
     inherit,
 )
+from pipeline.runs.next_step import next_command
 from pipeline.runs.run_stage import run_stage
 from pipeline.runs.session import Session
-from pipeline.runs.words import summary_table
+from pipeline.runs.stage_log import picture_line
+from pipeline.runs.words import before_of, outcome_sentence, stage_name, summary_table
+from pipeline.settings.describe import without_thresholds
 from pipeline.settings.request import Request
-from pipeline.settings.run import INHERITED_KEYS, PLACE_KEYS, Settings, plain_values
-from pipeline.signals.evidence import refresh_siblings
+from pipeline.settings.run import (
+    INHERITED_KEYS,
+    PLACE_KEYS,
+    Settings,
+    plain_values,
+)
+from pipeline.signals.evidence import refresh_siblings, signals_of
 from pipeline.system.text import in_columns
 from pipeline.tracking import RunView, Tracking
 from pipeline.tracking.history import Summary
-from pipeline.tracking.keys import KIND, LINEAGE_KEY, NOTE
+from pipeline.tracking.keys import KIND, LINEAGE_KEY, NAME, NOTE
 
 if TYPE_CHECKING:
     from pipeline.tuning.storage import Storage
@@ -41,13 +49,15 @@ if TYPE_CHECKING:
 def stage_entry(command: Command, plan: StagePlan) -> Summary:
     """Entry points stage1, stage2, …: the stage's parent is given, found or trained."""
     number, settings = plan.number, plan.settings
-    tracking = Tracking.connect()
+    data = "" if plan.parent_run_id else settings.data_name  # a parent says which data
+    tracking = Tracking.connect(f"stage {number} · {data}".rstrip(" ·"), data)
     with tracking.explained():
         studies = check_storage(command, tracking, must_exist=True) if command.tuned else None
         parent: RunView | None = None
         if plan.parent_run_id:
             parent = tracking.get(plan.parent_run_id)
             check_parent(parent, number)
+            tracking.follow(parent)
             settings = _inheriting(command, plan, parent)
         session = Session.open(settings, tracking, command.say, command.on_epoch)
         if parent:  # a run of the same images stands for the stage before
@@ -62,6 +72,8 @@ def stage_entry(command: Command, plan: StagePlan) -> Summary:
         if number == 1:
             _floor(session, summary.run_id)
         refresh_siblings(tracking, command.say)
+    command.say(f"next: {next_command(session.settings, number, summary.run_id)}")
+    command.say(tracking.how_to_browse)
     return summary
 
 
@@ -115,9 +127,9 @@ def _tuned(
 
 def main_entry(command: Command, settings: Settings) -> list[Summary]:
     """Entry point main: every stage of the schedule, and a run that sums them up."""
-    tracking = Tracking.connect()
     data = settings.data_name
     name = f"{settings.stage(1).schedule} · {data} · {settings.backbone} · draw {settings.draw}"
+    tracking = Tracking.connect(name, data)
     with tracking.explained():  # wrong images are refused before a run is started
         studies = check_storage(command, tracking, must_exist=True) if command.tuned else None
         session = Session.open(settings, tracking, command.say, command.on_epoch)
@@ -130,20 +142,29 @@ def main_entry(command: Command, settings: Settings) -> list[Summary]:
         for row in rows:
             add_pictures_and_model(session, row.number, row.run_id)
         refresh_siblings(tracking, command.say)
-        log.params(values)
+        log.params(without_thresholds(values))
         log.metrics(floor.metrics if floor else {})
         for row in rows:
             prefix = f"stage{row.number}"
             log.metrics({f"{prefix}/{name}": value for name, value in row.val.items()})
             log.tags({f"{prefix}_run_id": row.run_id})
         table = summary_table(rows, floor.rows if floor else ())
-        page = to_markdown("chain", name=name, table=table)
-        log.tags({NOTE: page})
+        last = rows[-1]
+        run, count = tracking.get(last.run_id), len(session.draw.val)
+        signals = signals_of(tracking, run)
+        told = (f(session.settings, last.number) for f in (stage_name, before_of))
+        sentence = outcome_sentence(next(told), last.val_acc, count, signals, next(told))
+        then = next_command(session.settings, last.number, last.run_id)
+        picture = picture_line(last.run_id, "figures/chain.png") if len(rows) > 1 else ""
+        page = to_markdown("chain", sentence=sentence, then=then, name=name, table=table)
+        reached = ", ".join(f"{row.val_acc:.1%}" for row in rows)
+        log.tags({NOTE: f"{page}\n{picture}\n", NAME: f"{reached} · {name}"})
         log.text(page, "summary.md")
         log.text(json.dumps(values, indent=2) + "\n", "settings.json")
     command.say(f"\nthe model to use: {command_line('refit', {'run_id': rows[-1].run_id})}")
     command.say(f"\n{in_columns(table)}")
     if floor and (remark := floor.remark(rows[-1].number, rows[-1].val_acc)):
         command.say(remark)
-    command.say(f"\n{tracking.how_to_browse}")
+    command.say(f"\n{sentence}\nnext: {then}")
+    command.say(tracking.how_to_browse)
     return rows

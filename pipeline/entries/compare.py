@@ -21,8 +21,10 @@ from pipeline.entries.pair_setup import PairSetup
 from pipeline.runs.command import Command
 from pipeline.runs.floor import Floor
 from pipeline.runs.words import minutes
+from pipeline.settings.describe import without_thresholds
 from pipeline.settings.run import plain_values
 from pipeline.signals.evidence import refresh_siblings
+from pipeline.system.progress import doing
 
 OF_AN_ARM = ("schedule", "backbone", "weights", "draw", "seed")
 """Settings in which arms, or their draws, differ."""
@@ -48,7 +50,7 @@ def compare_entry(command: Command, grid: Grid) -> Compared | None:
         _forecast(grid, setup)
         name = f"comparison · {setup.source.name} · {', '.join(grid.arms)}"
         values = plain_values(setup.settings, ()).items()
-        params = {key: value for key, value in values if key not in OF_AN_ARM}
+        params = {k: v for k, v in without_thresholds(dict(values)).items() if k not in OF_AN_ARM}
         params |= {**grid.compare.model_dump(), "backbones": ",".join(grid.arms)}
         steps = equal_steps(_all_arms(grid), setup.images)
         with setup.run("comparison", name, "compare", params, grid.tune.workers) as log:
@@ -66,7 +68,8 @@ def compare_entry(command: Command, grid: Grid) -> Compared | None:
                 floors=floors,
             )
             refresh_siblings(setup.tracking, command.say)
-            log_comparison(compared, log, command.say)
+            with doing("writing the report"):
+                log_comparison(compared, log, command.say)
     return compared
 
 
@@ -86,9 +89,9 @@ def _forecast(grid: Grid, setup: PairSetup) -> None:
             say(f"note: the last stages of {arm.name} and {baseline.name}: {', '.join(apart)}")
     total = 0.0
     for backbone, arms in grid.arms.items():
-        draw_s = seconds_a_draw(arms, images, setup.tracking)
+        draw_s, how = seconds_a_draw(arms, images, setup.tracking)
         total += draw_s * draws
-        say(f"{backbone}: a draw takes about {draw_s:.0f} s here")
+        say(f"{backbone}: a draw takes about {draw_s:.0f} s here, {how}")
     tuning = ", tuning not counted" if setup.command.tuned else ""
     say(
         f"all of it takes about {minutes(total)}{tuning}; what has been run before costs nothing\n"
@@ -134,7 +137,7 @@ def _run_draws(
             shown = ", ".join(f"{arm.name} {result.test:.2%}" for arm, result in both)
             return f"{name}, {pair}: {shown}"
 
-        runner = setup.runner(arms, overlap, grid.compare.metric, run_id, tell)
+        runner = setup.runner(arms, overlap, grid.compare.metric, run_id, tell, "draw")
         found[backbone] = runner.run_all(setup.keys)
         overlap = runner.overlap
         floor = None if setup.command.joins else runner.floor(setup.keys[0], arms[0])

@@ -37,6 +37,7 @@ from pipeline.reporting.figures import best_effort
 from pipeline.runs.command import Command
 from pipeline.runs.mistakes import CHANGES, changes_picture
 from pipeline.runs.words import minutes
+from pipeline.settings.describe import without_thresholds
 from pipeline.settings.run import plain_values
 from pipeline.signals.evidence import refresh_siblings
 from pipeline.stats.design import Design
@@ -44,8 +45,9 @@ from pipeline.stats.metrics import DEFAULT_SHARE, METRICS
 from pipeline.stats.operating import characteristics_text, operating_characteristics
 from pipeline.stats.simulated import World, image_characteristics
 from pipeline.stats.verdict import Verdict
+from pipeline.system.progress import doing
 from pipeline.tracking import RunLog, RunView
-from pipeline.tracking.keys import CHAMPION_RUN_ID, VERDICT
+from pipeline.tracking.keys import CHAMPION_RUN_ID, NAME, VERDICT
 
 TRUE_GAINS_PP = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0)
 
@@ -69,7 +71,7 @@ def decide_entry(command: Command, plan: Comparison) -> Decision | None:
         setup.check(setup.keys[: design.looks[0] * setup.seeds])
         pair_s = _forecast(plan, setup, design)
         name = f"decision · {setup.source.name} · {plan.treatment.words} or {plan.control.words}"
-        params = {**plain_values(settings), **plan.decide.model_dump()}
+        params = {**without_thresholds(plain_values(settings)), **plan.decide.model_dump()}
         with setup.run("decision", name, "decide", params, plan.tune.workers) as log:
             plan, tuned = _tuned(plan, setup)
             pairs, found, runner = _run_pairs(plan, setup, design, log)
@@ -99,7 +101,9 @@ def decide_entry(command: Command, plan: Comparison) -> Decision | None:
             )
             refresh_siblings(setup.tracking, command.say)
             changes = _changes(decision, setup, runner)
-            log_decision(decision, log, setup.tracking, command.say, changes)
+            with doing("writing the report"):
+                log_decision(decision, log, setup.tracking, command.say, changes)
+            log.tags({NAME: f"{decision.verdict.state.replace('_', ' ')} · {name}"})
             found_runs = _recommended(decision, log.run_id)
             found_runs.keep(log)
         _register(decision, plan, runner, found_runs)  # the decision is finished
@@ -136,10 +140,12 @@ def _forecast(plan: Comparison, setup: PairSetup, design: Design) -> float:
         )
     spread, shared = plan.decide.sd_pp, setup.pool.correction
     assumed = f"gains spread by sd_pp={spread:g}"
+    simulating = doing("working out how often this design is right")
     if plan.decide.metric == DEFAULT_SHARE:
         world = World(images=images, spread_pp=spread)
         assumed += f" and arms disagree on {world.disagree:.0%} of {images} test images"
-        rows = image_characteristics(design, world, TRUE_GAINS_PP, correction=shared)
+        with simulating:
+            rows = image_characteristics(design, world, TRUE_GAINS_PP, correction=shared)
     else:
         rows = operating_characteristics(
             design, spread, TRUE_GAINS_PP, correction=shared, resolution_pp=worth
@@ -149,13 +155,19 @@ def _forecast(plan: Comparison, setup: PairSetup, design: Design) -> float:
         f"{design.rope_pp:g} pp):"
     )
     say(characteristics_text(rows))
-    pair_s = seconds_a_draw(arms, images, setup.tracking)
+    if not rows[["justified", "not justified"]].to_numpy().any():
+        say(
+            "note: in none of these worlds does this design come to an answer: take more pairs "
+            f"(-P looks={','.join(map(str, design.looks))},{2 * design.looks[-1]}), more test "
+            "images, or a larger rope_pp"
+        )
+    pair_s, how = seconds_a_draw(arms, images, setup.tracking)
     times = ", ".join(f"{n} pairs {minutes(n * pair_s * setup.seeds)}" for n in design.looks)
     tuning = "; tuning is not counted" if plan.decide.tune else ""
     of_seeds = f", with each of {setup.seeds} seeds" if setup.seeds > 1 else ""
     say(
-        f"\na pair takes about {pair_s:.0f} s here{of_seeds}: {times}{tuning}; what has been run "
-        "before costs nothing\n"
+        f"\na pair takes about {pair_s:.0f} s here{of_seeds}, {how}: {times}{tuning}; "
+        "what has been run before costs nothing\n"
     )
     return pair_s
 

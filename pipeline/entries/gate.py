@@ -8,15 +8,19 @@ becomes a sibling of newer runs of the same images.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 
 from pipeline.errors import GateError
 from pipeline.runs.command import Command
+from pipeline.runs.command_line import command_line
 from pipeline.runs.find_or_run import join_data_set
 from pipeline.runs.lineage import other_than, settings_of
+from pipeline.runs.next_step import options_of
 from pipeline.runs.session import Session
 from pipeline.settings.entry import GateSettings
-from pipeline.settings.run import PLACE_KEYS
+from pipeline.settings.run import PLACE_KEYS, Settings
 from pipeline.signals.gate import (
     REPORT,
     Gate,
@@ -27,7 +31,7 @@ from pipeline.signals.gate import (
     report_markdown,
 )
 from pipeline.tracking import Tracking
-from pipeline.tracking.keys import KIND, NOTE
+from pipeline.tracking.keys import GATE_GAINS, KIND, NAME, NOTE
 
 
 def gate_entry(command: Command, plan: GateSettings) -> Gate:
@@ -43,9 +47,10 @@ def gate_entry(command: Command, plan: GateSettings) -> Gate:
         gate = read_gate(draws, request.settings())
         say(report_markdown(gate, draws, plan.lines))
         return gate
-    tracking = Tracking.connect()
+    tracking = Tracking.connect("gate")
     with tracking.explained():
         run = tracking.get(plan.run_id)
+        tracking.follow(run)
         if other := other_than(run, 2, "three_stage"):
             raise GateError(
                 f"gate needs a finished stage-2 run of schedule three_stage, run {run.run_id} is "
@@ -61,11 +66,28 @@ def gate_entry(command: Command, plan: GateSettings) -> Gate:
         with tracking.run(f"gate · {run.name}", {KIND: "gate"}, target=True) as log:
             gate, draws = gate_of_run(tracking, run, settings, say)
             report = report_markdown(gate, draws, run.name)
-            log.tags({**gate.tags, "stage2_run_id": run.run_id, NOTE: report})
+            log.tags(
+                {
+                    NAME: f"{gate.prior} · gate · {run.name}",
+                    **gate.tags,
+                    "stage2_run_id": run.run_id,
+                    NOTE: report,
+                }
+            )
             log.text(report, REPORT)
     say(report)
+    say(f"next: {_next(gate, draws, settings)}")
     say(tracking.how_to_browse)
     return gate
+
+
+def _next(gate: Gate, draws: Sequence[GateDraw], settings: Settings) -> str:
+    """What to type after the gate's advice: the decision, or stage 2 on another draw."""
+    options = options_of(settings)
+    if gate.prior != "not_yet" or gate.tags[GATE_GAINS] != "unknown":
+        return command_line("decide", options)
+    free = next(n for n in count() if str(n) not in {draw.draw for draw in draws})
+    return command_line("stage2", {**options, "draw": free})
 
 
 def _draws_in(path: str) -> list[GateDraw]:

@@ -63,7 +63,9 @@ class PairSetup:
         `reserved`: draws that tuning uses; 0: nothing is tuned. `asked`: the setting that says how
         many pairs there are. `seeds`: on each draw.
         """
-        tracking = Tracking.connect()
+        data = settings[0].data_name
+        kind = "decision" if asked == "looks" else "comparison"
+        tracking = Tracking.connect(f"{kind} · {data}", data)
         with tracking.explained():
             setup = cls._of(command, tracking, settings, looks, reserved, asked)
             yield replace(setup, seeds=seeds)
@@ -158,6 +160,7 @@ class PairSetup:
         metric: str,
         run_id: str,
         tell: Callable[[int, str, Results], str],
+        called: str = "pair",
     ) -> PairRunner:
         """A runner of these arms; `overlap`: with the draws that have been run before.
 
@@ -177,4 +180,5 @@ class PairSetup:
             tell=line,
             metric=metric,
             only_new=bool(self.command.joins),
+            called=called,
         )

@@ -42,7 +42,8 @@ def pretrain_entry(command: Command, plan: PretrainPlan) -> Path:
         StorageError: the file cannot be written.
     """
     path = typed_path(plan.out)
-    tracking = Tracking.connect()
+    data = plan.settings.data_name
+    tracking = Tracking.connect(f"pretrain · {data}", data)
     with tracking.explained():
         _check_place(path)
         settings = _sized(plan, command)
@@ -57,6 +58,7 @@ def pretrain_entry(command: Command, plan: PretrainPlan) -> Path:
             log.tags(
                 {"stage_run_id": summary.run_id, WEIGHTS_SHA256: str(about["weights_sha256"])}
             )
+    command.say(tracking.how_to_browse)
     command.say(
         f"{path}: {settings.backbone} from scratch on {about['images']} images of "
         f"{about['data']}, validation accuracy {summary.val_acc:.2%}; use it: "

@@ -22,10 +22,11 @@ def refit_entry(command: Command, plan: RefitSettings) -> Refit:
     Raises:
         LineageError: neither a finished stage run nor a decision.
     """
-    tracking, say = Tracking.connect(), command.say
+    tracking, say = Tracking.connect("refit"), command.say
     with tracking.explained():
         recommended = recommended_by(tracking, plan.run_id)
         first = tracking.get(recommended.run_ids[0])
+        tracking.follow(first)
         settings = command.request.settings(settings_of(first), first.run_id)
         check_places(settings, first)
         typed = command_line("refit", command.request.typed)

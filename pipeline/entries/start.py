@@ -61,7 +61,7 @@ def start_entry(command: Command, plan: StartPlan) -> list[Tried]:
         WeightsError: of no backbone the weights are here.
     """
     settings, say = plan.settings, command.say
-    tracking = Tracking.connect()
+    tracking = Tracking.connect(f"start · {settings.data_name}", settings.data_name)
     with tracking.explained():
         source = source_of(settings)
         check_draws(source, settings, [settings.draw])
@@ -194,8 +194,8 @@ def table_of(tried: list[Tried]) -> pd.DataFrame:
 def _costs(command: Command, tracking: Tracking, best: Tried, source: Source) -> list[str]:
     """What training takes on the best backbone here, from earlier runs or a measured step."""
     arm = Arm(name="main", settings=best.settings, last=len(best.settings.stages))
-    main_s = seconds_a_draw([arm], 0, tracking)
-    lines = [f"main takes about {minutes(main_s)} here with {best.candidate.name}"]
+    main_s, how = seconds_a_draw([arm], 0, tracking)
+    lines = [f"main takes about {minutes(main_s)} here with {best.candidate.name}, {how}"]
     try:
         plan = decide_plan(
             replace(command.request, options={**command.request.options, **_own(best)})
@@ -203,10 +203,10 @@ def _costs(command: Command, tracking: Tracking, best: Tried, source: Source) ->
     except PipelineError as err:
         return [*lines, f"decide cannot be asked so: {err}"]
     images = len(source.test.labels) if source.test else TEST_IMAGES * len(source.class_names)
-    pair_s = seconds_a_draw((plan.treatment, plan.control), images, tracking)
+    pair_s, how = seconds_a_draw((plan.treatment, plan.control), images, tracking)
     looks = plan.decide.design.looks
     shown = ", ".join(f"{pairs} pairs {minutes(pairs * pair_s)}" for pairs in looks)
-    return [*lines, f"decide takes about {pair_s:.0f} s a pair: {shown}"]
+    return [*lines, f"decide takes about {pair_s:.0f} s a pair, {how}: {shown}"]
 
 
 def _own(best: Tried) -> dict[str, str]:

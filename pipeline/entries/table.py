@@ -54,6 +54,7 @@ from pipeline.settings.entry import (
 from pipeline.settings.request import Request
 from pipeline.settings.run import PLACE_KEYS, RUN_KEYS, THRESHOLD_KEYS, TRAIN_KEYS
 from pipeline.settings.search_space import tune_plan
+from pipeline.system.progress import doing
 
 if TYPE_CHECKING:
     from pipeline.runs.session import OnEpoch, Say
@@ -321,7 +322,9 @@ def perform(
     request = row.read(options)
     plan = row.plan(request)
     shared = request.own_settings(CommandSettings)
-    from pipeline.runs.command import Command
+    with doing("loading PyTorch"):
+        from pipeline.runs.command import Command
 
+        work = resolve_name(f"pipeline.{row.work}")
     command = Command(request=request, **shared.model_dump(), say=say, on_epoch=on_epoch)
-    return resolve_name(f"pipeline.{row.work}")(command, plan)
+    return work(command, plan)

@@ -34,6 +34,7 @@ from pipeline.runs.scoring import logits_of, read_test_split, scored_on
 from pipeline.runs.session import Session
 from pipeline.runs.sources import source_of
 from pipeline.runs.stage_log import log_served_model, log_unreadable
+from pipeline.runs.words import model_name
 from pipeline.settings.run import Settings, plain_values
 from pipeline.stats.metrics import score_logits
 from pipeline.tracking import RunLog, RunView, Tracking, keys
@@ -128,7 +129,8 @@ def _train(session: Session, log: RunLog, recipe: Recipe, overlap: Overlap | Non
         if note := overlap.counts.note:
             session.say(note)
     with tempfile.TemporaryDirectory() as folder:
-        log_served_model(log, session.settings, draw, backbone, Path(folder))
+        name = f"{model_name(session.settings, recipe.last)}-on-all-images"
+        log_served_model(log, name, session.settings, draw, backbone, Path(folder))
         log_onnx(log, backbone.model, draw, shown, Path(folder), session.say)
 
 
@@ -136,8 +138,8 @@ def _find(session: Session, last: int, test: ImageSet | None) -> RunView | None:
     """The finished run of the same content, scored on the same test images."""
     tags = {keys.KIND: keys.REFIT, keys.LINEAGE_KEY: session.key(last)}
     digest = test.fingerprint() if test else NO_TEST
-    for run in session.tracking.find({**tags, keys.TEST_SHA256: digest}):
-        if keys.MODEL_URI in run.tags:
+    for run in session.tracking.find(tags):
+        if keys.MODEL_URI in run.tags and run.tags.get(keys.TEST_SHA256) == digest:
             return run
     return None
 

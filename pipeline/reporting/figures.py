@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError, first_line
 from pipeline.tracking.history import History
-from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, VAL_ACC, VAL_LOSS
+from pipeline.tracking.keys import RISKS, TRAIN_ACC, TRAIN_LOSS, VAL_ACC, VAL_LOSS
 
 TRAIN_COLOUR, VAL_COLOUR = "#5b8db8", "#c8553d"
 BLOCK_COLOURS = ("#4c4c4c", "#c8553d", "#5b8db8", "#7aa974", "#b08cc0", "#d9a441")
@@ -128,14 +128,15 @@ def by_block(title: str, risks: Sequence[Mapping[str, float]]) -> Figure:
         "cka": "CKA with the start",
         "grad_relative": "gradient norm / weight norm",
     }
-    blocks = [name.partition("/")[2] for name in risks[0] if name.startswith("drift/")]
+    of_blocks = [name.removeprefix(RISKS) for name in risks[0] if name.startswith(RISKS)]
+    blocks = [name.partition("/")[2] for name in of_blocks if name.startswith("drift/")]
     first, *others = BLOCK_COLOURS
     colours = dict(zip(reversed(blocks), chain([first], cycle(others)), strict=False))
     for axes, (kind, label) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        for name in risks[0]:
+        for name in of_blocks:
             measure, _, block = name.partition("/")
             if measure == kind:
-                values = [risk[name] for risk in risks]
+                values = [risk[f"{RISKS}{name}"] for risk in risks]
                 axes.plot(_count(values), values, "o-", label=block, color=colours[block])
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)

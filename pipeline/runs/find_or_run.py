@@ -17,7 +17,8 @@ from pipeline.runs.run_stage import run_stage
 from pipeline.runs.scoring import logits_of
 from pipeline.runs.session import Session
 from pipeline.runs.stage_log import log_pictures, log_served_model
-from pipeline.signals.evidence import Subject, has_pictures, parent_of, signals_of
+from pipeline.runs.words import model_name, stage_in_words
+from pipeline.signals.evidence import Subject, has_pictures, parent_of
 from pipeline.stats.metrics import score_logits
 from pipeline.system.interrupts import check
 from pipeline.tracking import RunView, keys
@@ -40,7 +41,10 @@ def find_or_run(session: Session, number: int, nested_under: str | None = None) 
         session.done[number] = Summary.of(found)
     else:
         if session.settings.reuse:
-            session.say(f"stage {number}: no finished run with the same content, training it")
+            session.say(
+                f"stage {number}: no finished run with the same content, training it: "
+                f"{stage_in_words(session.settings, number)}"
+            )
         parent = find_or_run(session, number - 1, nested_under) if number > 1 else None
         view = session.tracking.get(parent.run_id) if parent else None
         session.done[number] = run_stage(session, number, view, nested_under, target=False)
@@ -112,11 +116,12 @@ def add_pictures_and_model(session: Session, number: int, run_id: str) -> None:
                 logits=logits,
                 parent=parent_of(tracking, run),
             )
-            log_pictures(log, tracking, subject, signals_of(tracking, run), session.say)
+            log_pictures(log, tracking, subject, session.say)
         log.tags({keys.COMPLETED: "true"})
     if lacks_model:
         with tempfile.TemporaryDirectory() as folder:
-            log_served_model(log, settings, session.draw, backbone, Path(folder))
+            name = model_name(settings, number)
+            log_served_model(log, name, settings, session.draw, backbone, Path(folder))
     session.say(
         f"stage {number}: run {run_id} has its pictures and its model now, not trained again"
     )

@@ -20,7 +20,21 @@ from pipeline.model.flops import note_on_reruns
 from pipeline.model.freezing import FrozenProof
 from pipeline.runs.near_duplicates import log_near_duplicates
 from pipeline.runs.session import CHECKPOINT, Session
-from pipeline.runs.stage_log import log_outcome, log_pictures, log_served_model, log_start
+from pipeline.runs.stage_log import (
+    log_outcome,
+    log_pictures,
+    log_served_model,
+    log_start,
+    start_tags,
+)
+from pipeline.runs.words import (
+    before_of,
+    minutes,
+    model_name,
+    outcome_sentence,
+    run_name,
+    stage_name,
+)
 from pipeline.settings.schedules import Stage
 from pipeline.signals.evidence import (
     Subject,
@@ -30,6 +44,7 @@ from pipeline.signals.evidence import (
 from pipeline.signals.gate import gate_of_run
 from pipeline.signals.readings import Signal
 from pipeline.system.memory import PeakMemory
+from pipeline.system.progress import bar, doing
 from pipeline.tracking import RunLog, RunView, keys
 from pipeline.tracking.history import Summary
 from pipeline.training.features import Features
@@ -63,11 +78,10 @@ def run_stage(
         assert parent
         gate_of_run(session.tracking, parent, settings, session.say)[0].enforce()
     started = time.perf_counter()
-    name = f"stage{number} · {settings.data_name} · {settings.backbone}"
-    name += f" · draw {settings.draw} · seed {settings.seed}"
-    tags = {keys.KIND: "stage"}
+    name = run_name(settings, number, session.role)
+    tags = start_tags(session, stage, parent)
     with session.tracking.run(name, tags, target=target, nested_under=nested_under) as log:
-        log_start(log, session, stage, parent)
+        log_start(log, session, stage)
         peak = PeakMemory(session.device)
         work = _prepare(session, stage, parent)
         if not parent and not session.is_trial:
@@ -124,14 +138,17 @@ def _train(session: Session, log: RunLog, work: _Work) -> None:
     """
     trainer, draw = work.trainer, session.draw
     stage, history = trainer.stage, trainer.history
-    for row in trainer.epochs(draw.train, work.train_features, draw.val, work.val_features):
-        log.metrics(row, step=len(history))
-        session.on_epoch(stage, history)
-        if history.diverged:
-            session.say(
-                f"stage {stage.number}: the loss is not a number in epoch {len(history)}: stopping"
-            )
-            log.tags({"diverged": "true"})
+    images = draw.train, work.train_features, draw.val, work.val_features
+    with bar(f"stage {stage.number}", trainer.steps(len(draw.train))) as trainer.on_step:
+        for row in trainer.epochs(*images):
+            log.metrics(row, step=len(history))
+            session.on_epoch(stage, history)
+            if history.diverged:
+                epoch = len(history)
+                session.say(
+                    f"stage {stage.number}: the loss is not a number in epoch {epoch}: stopping"
+                )
+                log.tags({"diverged": "true"})
     if not math.isfinite(history.best[keys.VAL_LOSS]):
         trained_s = sum(sum(history[key]) for key in (keys.TRAIN_S, keys.VAL_S))
         log.metrics(
@@ -180,10 +197,16 @@ def _log_result(
         )
         signals = log_evidence(log, session.tracking, subject)
         log_outcome(log, subject, summary, signals)
+        if choice := session.norm_choice:
+            log.metrics({f"norm_stats/{name}": score for name, score in choice.scores.items()})
+        name = run_name(settings, summary.number, session.role, summary.val_acc)
+        log.tags({keys.NAME: name})
         if not session.is_trial:
-            log_pictures(log, session.tracking, subject, signals, session.say)
+            with doing("pictures"):
+                log_pictures(log, session.tracking, subject, session.say)
             if settings.log_model:
-                log_served_model(log, settings, session.draw, trainer.backbone, Path(folder))
+                name = model_name(settings, summary.number)
+                log_served_model(log, name, settings, session.draw, trainer.backbone, Path(folder))
     return summary, signals
 
 
@@ -225,7 +248,10 @@ def _tell(
     for note in dict.fromkeys(session.cache.notes):
         session.say(f"note: {note}")
     session.cache.notes.clear()
-    for signal in signals:
-        session.say(f"  {signal.name} {signal.state}: {signal.sentence}")
-    session.say(f"stage {summary.number}: run {summary.run_id}")
+    name, before = (of(session.settings, summary.number) for of in (stage_name, before_of))
+    images = len(session.draw.val)
+    session.say(outcome_sentence(name, summary.val_acc, images, signals, before))
+    for line in dict.fromkeys(signal.line for signal in signals):
+        session.say(f"  {line}")
+    session.say(f"stage {summary.number}: run {summary.run_id}, {minutes(summary.wall_s)}")
     session.say(summary.best_line)

@@ -24,10 +24,12 @@ from pipeline.runs.stage_log import log_unreadable
 from pipeline.settings.entry import EvaluateSettings
 from pipeline.settings.run import Settings
 from pipeline.stats.metrics import Row, score_logits
+from pipeline.system.progress import counted
 from pipeline.system.text import first_of
 from pipeline.tracking import RunView, Tracking
 from pipeline.tracking.keys import (
     KIND,
+    NAME,
     STAGE,
     TEST,
     TEST_AS_STORED,
@@ -50,9 +52,10 @@ def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
         DataError: the run's data has no test split, or another than the run was scored on.
     """
     run_id, say = plan.run_id, command.say
-    tracking = Tracking.connect(with_artifacts=False)
+    tracking = Tracking.connect("evaluate", with_artifacts=False)
     with tracking.explained():
         run = tracking.get(run_id)
+        tracking.follow(run)
         if other := other_than(run):
             raise LineageError(
                 f"evaluate needs a finished stage run, run {run_id} is {other}: copy the id of a "
@@ -70,7 +73,8 @@ def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
             logits = answers.logits
             scores = score_logits(logits, images.labels)
             overlap = Overlap.of(images, source).after([session.draw])
-            log.tags({"evaluated_run_id": run.run_id})
+            title = f"{scores['acc']:.1%} on test images · {run.name}"
+            log.tags({"evaluated_run_id": run.run_id, NAME: title})
             log_unreadable(log, images.unreadable)
             counts = overlap.counts.metrics
             floor = floor_of(session, images)
@@ -89,6 +93,7 @@ def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
         say(f"note: no test image is of class {first_of(missing)}: the accuracy leaves them out")
     if overlap.copies.any():
         say(_without_copies(overlap, logits))
+    say(tracking.how_to_browse)
     return scores
 
 
@@ -241,6 +246,6 @@ def predict(
     batches = np.array_split(np.arange(len(images)), math.ceil(len(images) / size))
     logits = [
         run_segments(segments, features.batch(rows, np.zeros_like(rows)), dtype).float().cpu()
-        for rows in batches
+        for rows in counted(batches, "scoring", len(batches))
     ]
     return torch.cat(logits)

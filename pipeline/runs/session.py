@@ -59,6 +59,7 @@ class Session:
         done: stages that this command has found or trained.
         tuned_by: the study that a stage's training settings were taken from, by stage number.
         is_trial: log what other stages and people need of a trial: no pictures, no served model.
+        role: what a stage is run for, in the names of runs: `pair 3`, `trial 4`; empty: itself.
         advice: what else to do where a given run cannot be used, for messages.
         test_as_stored: digest of the test split's files; empty where there is none.
         norm_choice: what `norm_stats=auto` came to; None where another value was given.
@@ -80,6 +81,7 @@ class Session:
     done: dict[int, Summary] = field(default_factory=dict)
     tuned_by: dict[int, str] = field(default_factory=dict)
     is_trial: bool = False
+    role: str = ""
     advice: str = ""
     test_as_stored: str = ""
     norm_choice: NormStatsChoice | None = None
@@ -99,14 +101,15 @@ class Session:
     ) -> Session:
         """Read the images and weights that the settings name; `deal`: which of the images."""
         keep_freed_memory()
+        say(f"preset {settings.preset}; every setting is in the run's settings.json")
         device = pick_device(settings.device)
         compute_repeatably(device)
         source, weights = source_and_weights(settings)
         draw = deal(source, settings)
-        say(f"preset {settings.preset}; every setting is in the run's settings.json")
         say(
             f"{settings.data}: {len(draw.train)} training and {len(draw.val)} validation images "
-            f"of {len(draw.class_names)} classes, draw {settings.draw}: {source.classes_in_words}"
+            f"of {len(draw.class_names)} classes, draw {settings.draw}; dealt from "
+            f"{source.classes_in_words}"
         )
         notes = (f"note: {note}" for note in (*source.notes, *draw.notes))
         for line in filter(None, (draw.dealt, *notes)):

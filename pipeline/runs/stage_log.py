@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -24,7 +25,7 @@ from pipeline.model.backbones import Backbone
 from pipeline.model.factories import distribution_of, is_factory, sources_of
 from pipeline.model.networks import TIMM, recipe_of
 from pipeline.reporting.figures import best_effort, confusion_matrix, learning_curves
-from pipeline.runs.command_line import command_line, stage_entry_point
+from pipeline.runs.command_line import command_line
 from pipeline.runs.mistakes import (
     BATCH,
     CHANGES,
@@ -33,8 +34,12 @@ from pipeline.runs.mistakes import (
     changes_between,
     log_mistakes,
 )
+from pipeline.runs.next_step import next_line
 from pipeline.runs.session import Session
-from pipeline.settings.run import THRESHOLD_KEYS, Settings, plain_values
+from pipeline.runs.words import before_of, minutes, outcome_sentence, stage_name
+from pipeline.settings.describe import without_thresholds
+from pipeline.settings.entry import usable_name
+from pipeline.settings.run import Settings, plain_values
 from pipeline.settings.schedules import Stage
 from pipeline.signals.evidence import (
     PREDICTIONS,
@@ -45,7 +50,7 @@ from pipeline.signals.evidence import (
 )
 from pipeline.signals.readings import Signal
 from pipeline.system.files import write_atomically
-from pipeline.system.provenance import COMMAND, requirements_of
+from pipeline.system.provenance import requirements_of
 from pipeline.system.text import as_markdown
 from pipeline.tracking import RunLog, RunView, Tracking, keys
 from pipeline.tracking.history import Summary
@@ -57,18 +62,14 @@ SERVED_HELPERS = (PACKAGE / "data" / "images.py",)
 SERVED_PACKAGES = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "torch", "torchvision")
 
 
-def log_start(log: RunLog, session: Session, stage: Stage, parent: RunView | None) -> None:
+def log_start(log: RunLog, session: Session, stage: Stage) -> None:
     """Everything that is known before the first step."""
     settings, draw, number = session.settings, session.draw, stage.number
     values = plain_values(settings, range(1, number + 1))
-    run = {k: v for k, v in values.items() if "." not in k and k not in THRESHOLD_KEYS}
+    run = {k: v for k, v in without_thresholds(values).items() if "." not in k}
     own = settings.training(number).model_dump()
-    log.params({**run, **own, keys.PRECISION: session.precision})  # in which it is really computed
-    log.tags(_tags(session, stage, parent) | {keys.SETTINGS: json.dumps(values)})
-    if parent:
-        log.metrics({keys.PARENT_VAL_ACC: parent.metrics[keys.at_best(keys.VAL_ACC)]})
-    if choice := session.norm_choice:
-        log.metrics({f"norm_stats/{name}": score for name, score in choice.scores.items()})
+    computed = {keys.PRECISION: session.precision, "device": session.device.type}
+    log.params({**run, **own, **computed})  # as it is really computed
     log.text(json.dumps(values, indent=2) + "\n", "settings.json")
     log_unreadable(log, draw.unreadable)
     for part, context in ((draw.train, "training"), (draw.val, "validation")):
@@ -81,8 +82,9 @@ def log_start(log: RunLog, session: Session, stage: Stage, parent: RunView | Non
         log.dataset(f"{draw.source}-{context}", part.fingerprint(), context, about)
 
 
-def _tags(session: Session, stage: Stage, parent: RunView | None) -> dict[str, str]:
+def start_tags(session: Session, stage: Stage, parent: RunView | None) -> dict[str, str]:
     """What a stage run is found by, and what it was made of."""
+    values = plain_values(session.settings, range(1, stage.number + 1))
     settings, draw, choice = session.settings, session.draw, session.norm_choice
     checkpoint = parent.tags[keys.CHECKPOINT_SHA256] if parent else keys.NO_PARENT
     where_they_apply = {
@@ -94,6 +96,7 @@ def _tags(session: Session, stage: Stage, parent: RunView | None) -> dict[str, s
         "tuned_by": session.tuned_by.get(stage.number, ""),
     }
     return {
+        keys.KIND: "stage",
         "preset": settings.preset,
         keys.STAGE: str(stage.number),
         keys.SCHEDULE: stage.schedule,
@@ -114,6 +117,7 @@ def _tags(session: Session, stage: Stage, parent: RunView | None) -> dict[str, s
         "norm_stats": settings.norm_stats,
         keys.PRECISION: session.precision,
         keys.MADE_WITH: session.made_with,
+        keys.SETTINGS: json.dumps(values),
         **{key: value for key, value in where_they_apply.items() if value},
     }
 
@@ -129,6 +133,8 @@ def log_outcome(
 ) -> None:
     """Everything that is known after the last step, except pictures and the served model."""
     log.metrics(summary.logged)
+    if parent := subject.parent:
+        log.metrics({keys.PARENT_VAL_ACC: parent.metrics[keys.at_best(keys.VAL_ACC)]})
     draw = subject.draw
     log.text(predictions_csv(subject.logits, draw.val, draw.class_names), PREDICTIONS)
     log.tags({keys.NOTE: _description(subject, summary, signals)})
@@ -138,13 +144,12 @@ def log_pictures(
     log: RunLog,
     tracking: Tracking,
     subject: Subject,
-    signals: Sequence[Signal],
     say: Callable[[str], None],
 ) -> None:
-    """The signals' pictures, learning curves, and which classes are taken for which."""
+    """Pictures of the blocks and the chain, learning curves, the confusion matrix."""
     stage, draw, history = subject.stage, subject.draw, subject.history
-    with best_effort("a picture of the signals", say):
-        log_evidence_pictures(log, tracking, subject, signals)
+    with best_effort("a picture of the blocks", say):
+        log_evidence_pictures(log, tracking, subject)
     with best_effort("a picture of the result", say):
         name = f"stage {stage.number} of {stage.schedule}: {' + '.join(stage.trainable)}"
         log.figure(learning_curves(name, history), "figures/learning_curves.png")
@@ -180,25 +185,37 @@ def _log_mistakes(
 def _description(subject: Subject, summary: Summary, signals: Sequence[Signal]) -> str:
     """The run's note in the MLflow UI, as Markdown."""
     stage, settings, draw = subject.stage, subject.settings, subject.draw
+    what = outcome_sentence(
+        stage_name(settings, stage.number),
+        summary.val_acc,
+        len(draw.val),
+        signals,
+        before_of(settings, stage.number),
+    )
     lines = [
+        f"**{what}.**",
+        next_line(settings, stage.number, summary.run_id),
+        picture_line(summary.run_id, "figures/learning_curves.png"),
+        sentences(signals),
         f"**Stage {stage.number}** of `{stage.schedule}` trains {' + '.join(stage.trainable)} of "
         f"{settings.backbone} ({summary.trainable:,} parameters) on {len(draw.train)} images of "
         f"{as_markdown(draw.source)} (draw {settings.draw}, seed {settings.seed}). Epoch "
         f"{summary.epoch} was selected by {settings.training(stage.number).select} on "
         f"{len(draw.val)} validation images.",
         f"    {summary.best_line}",
-        sentences(signals),
         *(f"Note: {as_markdown(note)}" for note in draw.notes),
     ]
-    if stage.number < len(settings.stages):
-        lines.append(
-            f"Continue from it: `{COMMAND} {stage_entry_point(stage.number + 1)} "
-            f"-P parent_run_id={summary.run_id}`"
-        )
-    else:
+    lines.append(f"Training and logging took {minutes(summary.wall_s)}.")
+    if stage.number == len(settings.stages):
         refit = command_line("refit", {"run_id": summary.run_id})
         lines.append(f"The same on all images, as the model to use: `{refit}`")
-    return "\n\n".join(lines)
+    return "\n\n".join(filter(None, lines))
+
+
+def picture_line(run_id: str, path: str) -> str:
+    """A picture of a run within its description, as MLflow's server serves it."""
+    place = f"get-artifact?path={path}&run_uuid={run_id}"
+    return f"![{Path(path).stem.replace('_', ' ')}]({place})"
 
 
 def predictions_csv(logits: torch.Tensor, images: ImageSet, class_names: tuple[str, ...]) -> str:
@@ -216,9 +233,9 @@ def predictions_csv(logits: torch.Tensor, images: ImageSet, class_names: tuple[s
 
 
 def log_served_model(
-    log: RunLog, settings: Settings, draw: Draw, backbone: Backbone, folder: Path
+    log: RunLog, name: str, settings: Settings, draw: Draw, backbone: Backbone, folder: Path
 ) -> None:
-    """Log the whole model with its preprocessing; its URI becomes a tag."""
+    """Log the whole model with its preprocessing under a name; its URI becomes a tag."""
     weights, about = folder / "model.safetensors", folder / "about.json"
     state = {name: tensor.contiguous() for name, tensor in backbone.model.state_dict().items()}
     write_atomically(weights, save(state))
@@ -239,6 +256,7 @@ def log_served_model(
         code=SERVED_MODEL,
         helpers=[*SERVED_HELPERS, *_factory_files(backbone.name, folder)],
         artifacts={"weights": weights, "about": about},
+        name=usable_name(re.sub(r"[.%\"]", "-", name)),
         example_image=example.getvalue(),
         class_names=draw.class_names,
         requirements=requirements_of([*SERVED_PACKAGES, *_libraries_of(backbone.name)]),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
 from pipeline.settings.run import Settings
+from pipeline.signals.readings import Signal
+from pipeline.system.text import count_of
 from pipeline.tracking.history import Summary
 from pipeline.tracking.keys import TRAIN_ACC, VAL_ACC, VAL_LOSS
 
@@ -52,6 +55,65 @@ def stage_in_words(settings: Settings, number: int) -> str:
         for key, value in settings.training(number).model_dump().items()
     )
     return f"{' + '.join(settings.stage(number).trainable)}: {training}"
+
+
+def stage_name(settings: Settings, number: int) -> str:
+    """`stage 3`; `stage 2 continued`; `stage 2 of two_stage` of another schedule."""
+    schedule = settings.chain
+    trains = schedule.trains(number)
+    if number > 1 and trains[-1] == trains[-2]:
+        return f"stage {number - 1} continued"
+    usual = schedule.name == "three_stage" or schedule.is_continued
+    return f"stage {number}" if usual else f"stage {number} of {schedule.name}"
+
+
+def before_of(settings: Settings, number: int) -> str:
+    """What a stage is compared with; empty for the first."""
+    return stage_name(settings, number - 1) if number > 1 else ""
+
+
+def run_name(settings: Settings, number: int, role: str = "", acc: float | None = None) -> str:
+    """A stage run's name, what differs between runs first; `acc`: once the run has ended.
+
+    `role`: what the stage is run for, such as `pair 3`.
+    """
+    reached = [] if acc is None else [f"{acc:.1%}"]
+    what = stage_name(settings, number)
+    first = [role, what, *reached] if role else [*reached, what]
+    dealt = [f"draw {settings.draw}"]
+    dealt += [f"data_seed {settings.data_seed}"] if settings.data_seed else []
+    rate = f"lr {settings.training(number).lr:g}"
+    rest = [rate, settings.data_name, settings.backbone, *dealt, f"seed {settings.seed}"]
+    return " · ".join([*first, *rest])
+
+
+def model_name(settings: Settings, number: int) -> str:
+    """What a stage's servable model is called."""
+    return f"{settings.data_name}-{settings.backbone}-{stage_name(settings, number)}".replace(
+        " ", "-"
+    )
+
+
+def outcome_sentence(
+    name: str, acc: float, images: int, signals: Sequence[Signal], before: str
+) -> str:
+    """What a stage came to, against the stage `before` (empty: a first stage), as one sentence."""
+    start = f"{name[:1].upper()}{name[1:]}: {acc:.1%} of {count_of(images, 'validation image')}"
+    gain = next((s for s in signals if s.name == "positive.val_acc_gain"), None)
+    if gain is None or not before:
+        return f"{start} recognised"
+    if "acc_gain" not in gain.numbers:
+        return f"{start}; how that compares with {before} is not known"
+    points, error = 100 * gain.numbers["acc_gain"], 100 * gain.numbers["acc_gain_se"]
+    size = f"{abs(points):.1f}"
+    against = f"as many as {before}"
+    if float(size):
+        against = f"{size} points {'above' if points > 0 else 'below'} {before}"
+    sure = "" if math.isnan(error) else f" (s.e. {error:.1f})"
+    so_far = "worth it so far" if gain.state == "true" else "not worth it so far"
+    if gain.state != "true" and float(size) and points > 0:
+        so_far = "that may be chance"
+    return f"{start}, {against}{sure}: {so_far}; one run proves nothing"
 
 
 def minutes(seconds: float) -> str:

@@ -6,13 +6,19 @@ given.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
 from pipeline.settings.layers import flatten, preset_layer, preset_names
-from pipeline.settings.run import ExperimentSettings, MachineSettings, TrainSettings
+from pipeline.settings.run import (
+    THRESHOLD_KEYS,
+    ExperimentSettings,
+    MachineSettings,
+    TrainSettings,
+)
 from pipeline.settings.schedules import (
     DECAY_WITHOUT_BATCH_NORM,
     LEARNING_RATES,
@@ -78,3 +84,8 @@ def _with_presets(key: str, where: str = "", usual: str = "") -> list[str]:
         if key in values and _shown(values[key]) != usual:
             found.setdefault(_shown(values[key]), []).append(name)
     return [f"{value}{where} with preset {' or '.join(names)}" for value, names in found.items()]
+
+
+def without_thresholds(values: Mapping[str, object]) -> dict[str, object]:
+    """What a run was made with: no thresholds of signals, which stand in `settings.json`."""
+    return {key: value for key, value in values.items() if key not in THRESHOLD_KEYS}

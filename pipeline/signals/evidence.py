@@ -25,11 +25,10 @@ from torch import Tensor
 
 from pipeline.data.draws import Draw
 from pipeline.errors import LineageError, StorageError
-from pipeline.reporting.figures import best_effort, by_block, chain_curves
+from pipeline.reporting.figures import by_block, chain_curves
 from pipeline.settings.run import THRESHOLD_KEYS, Settings
 from pipeline.settings.schedules import Stage
 from pipeline.settings.thresholds import Thresholds
-from pipeline.signals.pictures import signal_table
 from pipeline.signals.readings import (
     Sibling,
     Signal,
@@ -43,7 +42,6 @@ from pipeline.tracking.history import History, chain_of, read_history
 
 PREDICTIONS = "evaluation/val_predictions.csv"
 EVIDENCE = "evidence.json"
-SIGNALS_PICTURE = "figures/signals.png"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,14 +110,11 @@ def _as_json(content: object) -> str:
     return to_json(content, indent=2, inf_nan_mode="null").decode() + "\n"
 
 
-def log_evidence_pictures(
-    log: RunLog, tracking: Tracking, subject: Subject, signals: Sequence[Signal]
-) -> None:
-    """Drift and gradients by block, the signals as a table, the chain's curves on one axis."""
+def log_evidence_pictures(log: RunLog, tracking: Tracking, subject: Subject) -> None:
+    """Drift and gradients by block, the chain's curves on one axis."""
     name = f"stage {subject.stage.number} of {subject.stage.schedule}"
     risks = by_block(f"{name}: drift and gradients", subject.history.rows)
     log.figure(risks, "figures/risks.png")
-    log.figure(signal_table(signals), SIGNALS_PICTURE)
     if before := _ancestors(tracking, subject.parent):
         chain = chain_curves([*before, (subject.stage.number, subject.history)])
         log.figure(chain, "figures/chain.png")
@@ -144,8 +139,13 @@ def parent_of(tracking: Tracking, run: RunView) -> RunView | None:
 
 
 def sentences(signals: Sequence[Signal]) -> str:
-    """The signals as a Markdown list, one line each."""
-    return "\n".join(f"- `{s.name}` **{s.state}**: {s.sentence}" for s in signals)
+    """The signals as a Markdown list, one line each: what people read, then its tag."""
+    return "\n".join(f"- **{s.mark}** {s.sentence} (`{s.name}` {s.state})" for s in signals)
+
+
+def _as_earlier(signal: Signal) -> str:
+    """The line of a signal in descriptions of earlier versions."""
+    return f"- `{signal.name}` **{signal.state}**: {signal.sentence}"
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
@@ -214,7 +214,7 @@ def refresh_siblings(tracking: Tracking, say: Callable[[str], None]) -> None:
             for run in runs.values():
                 with as_far_as_allowed(run, say):
                     signal = _instability(runs, thresholds_of(run))
-                    _refresh(tracking, run, signal, sorted(runs), say)
+                    _refresh(tracking, run, signal, sorted(runs))
 
 
 def _instability(runs: Mapping[str, RunView], thresholds: Thresholds) -> Signal:
@@ -241,14 +241,8 @@ def as_far_as_allowed(run: RunView, say: Callable[[str], None]) -> Iterator[None
         say(f"note: run {run.run_id} ({run.name}) is not brought up to date: {err}")
 
 
-def _refresh(
-    tracking: Tracking,
-    run: RunView,
-    signal: Signal,
-    siblings: Sequence[str],
-    say: Callable[[str], None],
-) -> None:
-    """Put a reading in place of the one before: tags, metrics, description, evidence, picture.
+def _refresh(tracking: Tracking, run: RunView, signal: Signal, siblings: Sequence[str]) -> None:
+    """Put a reading in place of the one before: tags, metrics, description, evidence.
 
     A description in which a person has changed the sentence of that reading stays as it is.
     """
@@ -260,8 +254,9 @@ def _refresh(
     former = next((s for s in _signals_in(content) if s.name == signal.name), None)
     if told and former == signal:
         return
-    if former and sentences([former]) in note:
-        tags[keys.NOTE] = note.replace(sentences([former]), sentences([signal]))
+    for line in (sentences([former]), _as_earlier(former)) if former else ():
+        if line in note:
+            tags[keys.NOTE] = note.replace(line, sentences([signal]))
     log = tracking.writing(run.run_id)
     log.tags(tags)
     log.metrics(metrics)
@@ -270,10 +265,6 @@ def _refresh(
     content["signals"][signal.name] = asdict(signal)
     content["inputs"]["siblings"] = siblings
     log.text(_as_json(content), EVIDENCE)
-    if has_pictures(run):
-        with best_effort("the picture of a sibling's signals", say):
-            table = signal_table(_signals_in(content))
-            log.figure(table, SIGNALS_PICTURE)
 
 
 def has_pictures(run: RunView) -> bool:

@@ -21,6 +21,7 @@ from pipeline.signals.cases import cases_like
 from pipeline.signals.evidence import as_far_as_allowed, siblings_of_run, thresholds_of
 from pipeline.signals.readings import Signal
 from pipeline.stats.metrics import Row
+from pipeline.system.text import changed_by, count_of
 from pipeline.tracking import RunView, Tracking
 from pipeline.tracking.history import metrics_at_best, read_history
 from pipeline.tracking.keys import (
@@ -159,7 +160,7 @@ def _stabilized(draws: Sequence[GateDraw], thresholds: Thresholds) -> Signal:
 def _consistent(draws: Sequence[GateDraw]) -> Signal:
     name = "consistent_gains"
     better = sum(draw.second[VAL_ACC] > draw.first[VAL_ACC] for draw in draws)
-    sentence = f"stage 2 beats stage 1 on {better} of {len(draws)} draws"
+    sentence = f"stage 2 beats stage 1 on {better} of {count_of(len(draws), 'draw')}"
     if better < len(draws):
         return Signal.of(name, False, sentence)
     if len(draws) < MIN_DRAWS:
@@ -172,9 +173,9 @@ def _headroom(draws: Sequence[GateDraw], thresholds: Thresholds) -> Signal:
     gain = second - fmean(draw.first[VAL_ACC] for draw in draws)
     below, rising = second < thresholds.gate_ceiling, gain >= thresholds.gate_min_gain
     sentence = (
-        f"mean validation accuracy {second:.1%} is {'below' if below else 'not below'} the "
-        f"ceiling of {thresholds.gate_ceiling:.0%} and changed by {100 * gain:+.1f} pp from stage "
-        f"1{'' if rising else ', no real rise'}"
+        f"mean validation accuracy {changed_by(100 * gain, 1, 'points')} from stage 1 to stage 2"
+        f"{'' if rising else ', no real rise'}, and {second:.1%} is "
+        f"{'below' if below else 'not below'} the ceiling of {thresholds.gate_ceiling:.0%}"
     )
     return Signal.of("headroom", below and rising, sentence)
 
@@ -189,12 +190,13 @@ def _memorising(draws: Sequence[GateDraw], thresholds: Thresholds) -> Signal:
     train_acc, train_loss, val_loss = (
         fmean(row[name] for row in rows) for name in (TRAIN_ACC, TRAIN_LOSS, VAL_LOSS)
     )
+    memorises = 2 * count > len(rows)
     sentence = (
-        f"stage 2 memorises the training set on {count} of {len(rows)} draws (mean training "
-        f"accuracy {train_acc:.1%}, loss {train_loss:.3f} against {val_loss:.3f} nats on "
-        "validation images)"
+        f"stage 2 {'memorises' if memorises else 'does not memorise'} the training images: "
+        f"{count} of {count_of(len(rows), 'draw')} did (mean training accuracy {train_acc:.1%}, "
+        f"loss {train_loss:.3f}, on validation images {val_loss:.3f} nats)"
     )
-    return Signal.of("memorising", 2 * count > len(rows), sentence)
+    return Signal.of("memorising", memorises, sentence)
 
 
 def gate_of_run(

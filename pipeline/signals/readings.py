@@ -22,11 +22,14 @@ from scipy import special
 from pipeline.settings.thresholds import Thresholds
 from pipeline.signals.scored import Scored, mean_and_error, paired
 from pipeline.stats.metrics import Column
+from pipeline.system.text import changed_by, count_of
 from pipeline.tracking.history import History
 from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, VAL_LOSS
 
 State = Literal["true", "false", "unknown"]
 MIN_SIBLINGS = 3
+_WARNINGS = ("negative.", "memorising")
+"""Beginnings of the names of readings that speak against a stage where they are true."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,18 @@ class Signal:
     state: State
     sentence: str
     numbers: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def mark(self) -> str:
+        """`+` speaks for the stage, `!` against it, `?` is not known."""
+        if self.state == "unknown":
+            return "?"
+        return "+" if (self.state == "true") != self.name.startswith(_WARNINGS) else "!"
+
+    @property
+    def line(self) -> str:
+        """The reading as people read it: its mark and its sentence."""
+        return f"{self.mark} {self.sentence}"
 
     @classmethod
     def of(cls, name: str, holds: bool | None, sentence: str, **numbers: float) -> Signal:
@@ -103,8 +118,9 @@ def _change(scored: Scored, parent: Scored | None, column: Column) -> tuple[floa
     return mean_and_error(paired(scored, parent)[column])
 
 
-def _unknown(name: str) -> Signal:
-    return Signal.of(name, None, "the parent's validation scores are missing")
+def _unknown(name: str, what: str) -> Signal:
+    why = "the validation scores of the stage before are missing"
+    return Signal.of(name, None, f"how {what} changed is not known: {why}")
 
 
 def accuracy_gain(
@@ -120,17 +136,17 @@ def accuracy_gain(
     name = "positive.val_acc_gain"
     change = _change(scored, parent, "correct")
     if change is None or parent is None:
-        return _unknown(name)
+        return _unknown(name, "validation accuracy")
     mean, error = change
     level = (1 - thresholds.signal_confidence) / max(1.0, choices)
     quantile = float(special.stdtrit(len(scored.images) - 1, 1 - level))
     differences = paired(scored, parent)["correct"]
     gained, lost = int((differences > 0).sum()), int((differences < 0).sum())
     p = float(special.bdtrc(gained - 1, gained + lost, 0.5)) if gained else 1.0
+    enough = "" if p <= level or mean <= 0 else f", which may be chance: {level:.2g} is needed"
     sentence = (
-        f"validation accuracy changed by {100 * mean:+.1f} pp against the parent (standard error "
-        f"{100 * error:.1f}): {gained} images gained, {lost} lost, p = {p:.2g}, "
-        f"{level:.2g} is needed"
+        f"validation accuracy {changed_by(100 * mean, 1, 'points')} (s.e. {100 * error:.1f}): "
+        f"{count_of(gained, 'image')} gained, {lost:,} lost, p = {p:.2g}{enough}"
     )
     return Signal.of(
         name,
@@ -148,16 +164,19 @@ def loss_stability(scored: Scored, parent: Scored | None) -> Signal:
     name = "positive.val_loss_stable"
     change = _change(scored, parent, "nll")
     if change is None:
-        return _unknown(name)
+        return _unknown(name, "validation loss")
     mean, error = change
     return Signal.of(
         name,
         mean <= error,
-        f"validation loss changed by {mean:+.3f} nats against the parent (standard error "
-        f"{error:.3f})",
+        f"validation loss {changed_by(mean, 3, 'nats')} (s.e. {error:.3f})",
         nll_change=mean,
         nll_change_se=error,
     )
+
+
+MEMORISES = ": the stage may only memorise"
+TOO_FEW = ": too few epochs to tell whether that is early"
 
 
 def early_spike(history: History, thresholds: Thresholds) -> Signal:
@@ -166,11 +185,16 @@ def early_spike(history: History, thresholds: Thresholds) -> Signal:
     Unknown in a run of one epoch that ends saturated: when in the epoch is not seen.
     """
     share, numbers, sentence = _saturated(history, thresholds)
+    name = "positive.no_early_spike"
     if not numbers and not math.isfinite(history[TRAIN_LOSS][-1]):
-        return Signal.of("positive.no_early_spike", None, f"{sentence}, and the loss diverged")
+        return Signal.of(name, None, f"{sentence}, and the loss diverged")
     late = share > thresholds.signal_spike_share
     is_seen = not late or share != 1 / history.planned
-    return Signal.of("positive.no_early_spike", late if is_seen else None, sentence, **numbers)
+    if not late:
+        sentence += MEMORISES
+    elif not is_seen:
+        sentence += TOO_FEW
+    return Signal.of(name, late if is_seen else None, sentence, **numbers)
 
 
 def saturation(history: History, thresholds: Thresholds) -> Signal:
@@ -181,6 +205,12 @@ def saturation(history: History, thresholds: Thresholds) -> Signal:
     share, numbers, sentence = _saturated(history, thresholds)
     early = share <= thresholds.signal_early_share
     is_seen = early or share != 1 / history.planned
+    if early:
+        sentence += MEMORISES
+    elif not is_seen:
+        sentence += TOO_FEW
+    elif share <= thresholds.signal_spike_share:
+        sentence += f", after the first {thresholds.signal_early_share:.0%} of the epochs"
     return Signal.of(
         "negative.train_acc_saturates", early if is_seen else None, sentence, **numbers
     )
@@ -191,8 +221,9 @@ def _saturated(history: History, thresholds: Thresholds) -> tuple[float, dict[st
     level = thresholds.signal_saturation_acc
     epochs = (epoch for epoch, acc in enumerate(history[TRAIN_ACC], start=1) if acc >= level)
     epoch = next(epochs, None)
-    reached = f"reached {level:.0%} in epoch {epoch}" if epoch else f"never reached {level:.0%}"
-    sentence = f"training accuracy {reached} (of {history.planned} epochs)"
+    when = "its first epoch" if epoch == 1 else f"epoch {epoch}"
+    reached = f"reached {level:.0%} in {when}" if epoch else f"never reached {level:.0%}"
+    sentence = f"training accuracy {reached} (of {history.planned})"
     if epoch is None:
         return math.inf, {}, sentence
     return epoch / history.planned, {"saturation_share": epoch / history.planned}, sentence
@@ -214,14 +245,16 @@ def loss_rise(
     shown = f"{lowest:.3f}" if lowest < 1000 else f"{lowest:.2g}"
     how = f"{rise:.1%} above" if math.isfinite(last) else "as no number, after"
     sentence = f"validation loss ended {how} its minimum of {shown} nats"
+    if rise == 0:
+        sentence = f"validation loss ended at its minimum of {shown} nats"
     holds: bool | None = rises
     if change := _change(scored, parent, "nll"):
         mean, error = change
-        sentence += f"; at the selected epoch it is {mean:+.3f} nats from the parent's"
-        sentence += f" (s.e. {error:.3f})"
+        against = f"{abs(mean):.3f} nats {'above' if mean > 0 else 'below'}"
+        sentence += f", at the selected epoch {against} the stage before (s.e. {error:.3f})"
         holds = rises or mean > error
     elif has_parent:
-        sentence += "; the parent's scores are missing"
+        sentence += "; the scores of the stage before are missing"
         holds = rises or None
     numbers = {"loss_rise": rise} if math.isfinite(rise) else {}
     return Signal.of("negative.val_loss_rises", holds, sentence, **numbers)
@@ -250,11 +283,14 @@ def instability(siblings: Sequence[Sibling], thresholds: Thresholds) -> Signal:
         first_of.setdefault(sibling.parent, sibling)
     count = len(first_of)
     if count < MIN_SIBLINGS:
-        runs = f"{len(siblings)} run{' differs' if len(siblings) == 1 else 's differ'}"
-        sentence = f"{runs} only in draw or seed: {MIN_SIBLINGS} are needed"
+        have = count_of(len(siblings), "run")
         if count < len(siblings):
-            parents = "one parent" if count == 1 else f"{count} parents"
-            sentence += f" with a parent each, these have {parents}"
+            have += f" of {count_of(count, 'parent')}"
+        each = ", with a parent each," if count < len(siblings) else ""
+        sentence = (
+            f"whether another draw or seed would end alike is not known: {MIN_SIBLINGS} runs that "
+            f"differ only in these{each} are needed, this is {have}"
+        )
         return Signal.of(name, None, sentence, siblings=count)
     own = [100 * sibling.val_acc for sibling in first_of.values()]
     before = [100 * sibling.parent_val_acc for sibling in first_of.values()]
@@ -263,8 +299,9 @@ def instability(siblings: Sequence[Sibling], thresholds: Thresholds) -> Signal:
     return Signal.of(
         name,
         p < thresholds.signal_spread_p,
-        f"over {count} runs that differ only in draw or seed validation accuracy has a standard "
-        f"deviation of {spread:.2f} pp, their parents' {parent_spread:.2f} pp (p = {p:.2f})",
+        f"over {count} runs that differ only in draw or seed, validation accuracy varies "
+        f"{'more than' if p < thresholds.signal_spread_p else 'no more than'} at the stage before "
+        f"(standard deviations {spread:.2f} and {parent_spread:.2f} points, p = {p:.2f})",
         siblings=count,
         spread=spread,
         parent_spread=parent_spread,

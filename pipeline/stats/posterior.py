@@ -43,7 +43,7 @@ class Posterior:
         p_above: probability of a gain above the region.
         p_inside: probability of a gain inside it.
         p_below: probability of a gain below it, a loss.
-        interval_pp: central 95% credible interval.
+        interval_pp: central 95% credible interval, as far as shares can reach.
     """
 
     pairs: int
@@ -168,5 +168,5 @@ def student_posterior(
         p_above=above,
         p_inside=max(0.0, 1 - above - below),
         p_below=below,
-        interval_pp=(mean_pp - half, mean_pp + half),
+        interval_pp=(max(-100.0, mean_pp - half), min(100.0, mean_pp + half)),
     )

@@ -81,3 +81,16 @@ def natural(name: str) -> tuple[bool, float, str]:
     """A key by which numbers are sorted by size, before words."""
     is_number = name.isdecimal()  # `²` is a digit and no number
     return (not is_number, float(name) if is_number else 0.0, name)
+
+
+def changed_by(value: float, digits: int, unit: str) -> str:
+    """`rose by 1.8 points`, or `stayed the same` where no digit that is shown differs from 0."""
+    size = f"{abs(value):.{digits}f}"
+    if float(size) == 0:
+        return "stayed the same"
+    return f"{'rose' if value > 0 else 'fell'} by {size} {unit}"
+
+
+def count_of(number: int, what: str) -> str:
+    """`1 image`, `2 images`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

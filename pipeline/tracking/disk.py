@@ -26,6 +26,7 @@ from pipeline.tracking.keys import (
     KIND,
     NESTED_UNDER,
     PARENT_RUN_ID,
+    tags_as_named,
 )
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def _parents(runs: Iterable[Run]) -> Iterator[str]:
 
 
 def _what(run: Run, kinds: dict[str, str]) -> str:
-    tags, status = run.data.tags, run.info.status
+    tags, status = tags_as_named(run.data.tags), run.info.status
     if status not in ("FINISHED", "FAILED", "KILLED"):
         return KEPT
     if run.info.lifecycle_stage != "active":

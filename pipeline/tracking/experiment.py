@@ -1,8 +1,9 @@
 """The experiment that runs are written to: as a launched run or the environment says, and usable.
 
 In: MLFLOW_EXPERIMENT_ID or MLFLOW_EXPERIMENT_NAME, or the experiment of the run that `mlflow run`
-started. Out: its id. An experiment in the trash, or with artifacts in a folder that this machine
-may not write, is refused here: MLflow itself would refuse it once a stage is trained.
+started, else the data's name. Out: its id. An experiment in the trash, or with artifacts in a
+folder that this machine may not write, is refused here: MLflow itself would refuse it once a stage
+is trained.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 from pipeline.errors import TrackingError, first_line
 from pipeline.system.addresses import why_unwritable, without_password
 from pipeline.system.processes import MACHINE
-from pipeline.tracking.keys import KIND
+from pipeline.tracking.keys import KIND, stored_tag
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -38,17 +39,22 @@ _DRIVERS = {
 
 
 def usable_experiment(
-    client: MlflowClient, launched: str | None, uri: str, *, with_artifacts: bool
-) -> str:
-    """The experiment's id; an experiment of a new name is created.
+    client: MlflowClient, launched: str | None, uri: str, data: str, *, with_artifacts: bool
+) -> list[str]:
+    """The ids of the experiments in which finished runs are found, the one to record in first.
 
-    `uri`: the store's, without a password. `with_artifacts`: files will be logged.
+    An experiment of a new name is created. `mlflow run` starts runs in `Default` where nobody
+    names an experiment, and so did all commands of earlier versions: `Default` and the experiment
+    that is called as the data are one place to find runs in.
+
+    `uri`: the store's, without a password. `data`: the name of the data; empty: not known.
+    `with_artifacts`: files will be logged.
 
     Raises:
         TrackingError: it is not there, was deleted, or its artifacts cannot be written; or the
             launched run is another command's.
     """
-    experiment = _experiment(client, launched, uri)
+    experiment = _experiment(client, launched, uri, data)
     number = str(experiment.experiment_id)
     if not experiment.experiment_id:  # `{}`, whatever is asked
         raise TrackingError(
@@ -67,10 +73,20 @@ def usable_experiment(
             f"from here ({why}): name another with {NAME}, or let a server serve the artifacts "
             "(`mlflow server --serve-artifacts`)"
         )
-    return number
+    return [number, *_also(client, number, str(experiment.name), data)]
 
 
-def _experiment(client: MlflowClient, launched: str | None, uri: str) -> Experiment:
+def _also(client: MlflowClient, number: str, name: str, data: str) -> list[str]:
+    """Where runs of the same data are found, too."""
+    if number == DEFAULT:
+        beside = client.get_experiment_by_name(data) if data else None
+    else:
+        beside = client.get_experiment_by_name("Default") if name == data else None
+    is_there = beside and beside.lifecycle_stage == "active"
+    return [str(beside.experiment_id)] if beside and is_there else []
+
+
+def _experiment(client: MlflowClient, launched: str | None, uri: str, data: str) -> Experiment:
     from mlflow.exceptions import MlflowException
 
     number = os.environ.get(ID)
@@ -81,6 +97,8 @@ def _experiment(client: MlflowClient, launched: str | None, uri: str) -> Experim
             return client.get_experiment(run.info.experiment_id)
         if not number and (name := os.environ.get(NAME)):
             return _called(client, name)
+        if not number and data:
+            return _called(client, data)
         return client.get_experiment(number or DEFAULT)
     except MlflowException as err:
         if err.error_code != "RESOURCE_DOES_NOT_EXIST":
@@ -96,7 +114,7 @@ def _check_launched(run: Run) -> None:
         TrackingError: the run has ended, was deleted, or a command of ours has written to it.
     """
     kind = run.data.tags.get(KIND, "")
-    is_ours = kind or MACHINE in run.data.tags
+    is_ours = kind or {MACHINE, stored_tag(MACHINE)} & run.data.tags.keys()
     is_new = run.info.status in ("RUNNING", "SCHEDULED") and run.info.lifecycle_stage == "active"
     if is_ours or not is_new:
         raise TrackingError(

@@ -16,6 +16,7 @@ from pipeline.tracking.keys import (
     EPOCH_METRICS,
     NO_PARENT,
     PARENT_RUN_ID,
+    RISKS,
     SELECTED_EPOCH,
     STAGE,
     TOTAL_S,
@@ -32,8 +33,9 @@ from pipeline.tracking.keys import (
 from pipeline.tracking.store import Tracking
 from pipeline.tracking.view import RunView
 
-GROUPS = ("train", "val", "gap", "lr", "drift", "cka", "grad_norm", "grad_relative")
-"""The first part of the names that an epoch's metrics have in the store."""
+BY_EPOCH = (*CURVES, *VAL.values())
+_GROUPS = ("lr/", RISKS)
+"""Beginnings of the names of other metrics that a run has for every epoch."""
 
 
 @dataclass(kw_only=True)
@@ -88,7 +90,7 @@ def read_history(
     `names`: the metrics to read, one request each; None: all that it has by epoch.
     """
     if names is None:
-        names = (name for name in run.metrics if name.partition("/")[0] in GROUPS)
+        names = [n for n in run.metrics if n in BY_EPOCH or n.startswith(_GROUPS)]
     columns = {name: tracking.history(run.run_id, name) for name in names}
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=False)]
     planned = run.settings[f"stage{run.tags[STAGE]}.epochs"]

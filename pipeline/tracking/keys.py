@@ -1,16 +1,23 @@
 """Names of the tags and metrics that are read back, or that more than one module writes.
 
-A metric `m` of `stats.metrics.METRICS` is logged by epoch as `val/m`, at the selected epoch as
-`best/val_m`, and on the test split as `test/m`. Where several stages or draws share a run its name
-follows theirs: `stage2/val_m`, `draw0/val_m`.
+A metric `m` of `stats.metrics.METRICS` is logged by epoch as `m/val`, at the selected epoch as
+`selected/val_m`, and on the test split as `test/m`. Where several stages or draws share a run its
+name follows theirs: `stage2/val_m`, `draw0/val_m`. MLflow's pages sort groups of charts by name:
+`acc/train`, `acc/val`, `loss/train` and `loss/val` come first, what blocks did comes last.
+
+Runs of earlier versions have other names (`train/acc`, `best/val_acc`, `drift/head`): `current`
+turns them into those of today where runs are read. Tags of `FOR_PROGRAMS`, which no person looks
+for, are stored with `z.` before their name, in earlier versions without.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pipeline.stats.metrics import METRICS
 
-NOTE, NESTED_UNDER = "mlflow.note.content", "mlflow.parentRunId"
-"""MLflow's own tags: a run's description, and the run that MLflow's pages show a run under."""
+NAME, NOTE, NESTED_UNDER = "mlflow.runName", "mlflow.note.content", "mlflow.parentRunId"
+"""MLflow's own tags: a run's name, description, and the run that pages show a run under."""
 KIND, FAILURE, GIT_COMMIT = "kind", "failure", "git_commit"
 """Of every run: `stage`, `study`, ...; the reason of its end; the code that made the run."""
 
@@ -47,18 +54,20 @@ CHAMPION_RUN_ID = "champion_run_id"
 COMPARED_RUN_ID = "compared_run_id"
 """Of a refit: a stage run whose chain shows what the verdict is about, stage after stage."""
 
-TRAIN_LOSS, TRAIN_ACC = "train/loss", "train/acc"
+TRAIN_LOSS, TRAIN_ACC = "loss/train", "acc/train"
 """Running averages over the batches of an epoch."""
-VAL_LOSS, VAL_ACC = "val/loss", "val/acc"
+VAL_LOSS, VAL_ACC = "loss/val", "acc/val"
 CURVES = (TRAIN_LOSS, TRAIN_ACC, VAL_LOSS, VAL_ACC)
-VAL = {name: f"val/{name}" for name in METRICS}
+VAL = {name: f"{name}/val" for name in METRICS}
 TEST = {name: f"test/{name}" for name in METRICS}
 EPOCH_METRICS = (TRAIN_LOSS, TRAIN_ACC, *VAL.values())
 """What a finished run repeats at its selected epoch, by `at_best`."""
 
 TRAIN_S, VAL_S = "time/train_s", "time/val_s"
 """Seconds that an epoch spent on training and on validation."""
-SELECTED_EPOCH = "best/epoch"
+SELECTED_EPOCH = "selected/epoch"
+RISKS = "risk/"
+"""Before the names of what blocks did by epoch, and of gaps: `risk/drift/head`."""
 TRAINABLE = "parameters/trainable"
 TOTAL_S, PREFIX_S = "time/total_s", "time/prefix_s"
 PEAK_MIB = "memory/peak_mib"
@@ -71,9 +80,53 @@ COPIES_OF_POOL, SEEN_IN_TRAINING = "test/copies_of_pool", "test/seen_in_training
 """Test images that are copies of images in the pool; of these, those that the run has met."""
 
 
+FOR_PROGRAMS = frozenset(
+    {
+        *(GIT_COMMIT, SETTINGS, PRECISION, DATA_SHA256, POOL, TEST_AS_STORED, TEST_SHA256),
+        *(TEST_PRECISION, MADE_WITH, WEIGHTS_SHA256, CHECKPOINT_SHA256, NETWORK_SHA256),
+        *(PARENT_CHECKPOINT_SHA256, IS_TRIAL, COMPLETED, VERDICT_QUESTION),
+        *("frozen_sha256", "weights_report", "norm_stats", "norm_stats_reason", "kernels"),
+        *("preset", "backbone", "weights", "storage_place"),
+        *("owner.machine", "owner.process", "owner.pid_namespace", "owner.process_started"),
+    }
+)
+"""Tags that are stored behind all others; lookups by content search for none of them."""
+_BEHIND = "z."
+_SIDES = ("train", "val")
+_FORMER_RISKS = ("gap/", "drift/", "cka/", "grad_norm/", "grad_relative/")
+
+
+def stored_tag(name: str) -> str:
+    """The name under which a tag is stored."""
+    return f"{_BEHIND}{name}" if name in FOR_PROGRAMS else name
+
+
+def tags_as_named(stored: Mapping[str, str]) -> dict[str, str]:
+    """A run's tags by their names here; what stands under today's name counts."""
+    moved = {k.removeprefix(_BEHIND): v for k, v in stored.items() if k.startswith(_BEHIND)}
+    return {k: v for k, v in stored.items() if not k.startswith(_BEHIND)} | moved
+
+
+def current(metric: str) -> str:
+    """Today's name of a metric, given that or the name that it had in earlier versions."""
+    group, _, rest = metric.partition("/")
+    if group in _SIDES:
+        return f"{rest}/{group}"
+    if group == "best" and rest.partition("_")[0] in ("epoch", *_SIDES):
+        return f"selected/{rest}"
+    return f"{RISKS}{metric}" if metric.startswith(_FORMER_RISKS) else metric
+
+
+def former(metric: str) -> str:
+    """The name that a metric by epoch had in earlier versions."""
+    name, _, side = metric.partition("/")
+    return f"{side}/{name}" if side in _SIDES else metric.removeprefix(RISKS)
+
+
 def flat(name: str) -> str:
-    """A metric's name within a name or a table: `val/acc` is `val_acc`."""
-    return name.replace("/", "_")
+    """A metric's name within a name or a table: `acc/val` is `val_acc`, `test/acc` `test_acc`."""
+    first, _, second = name.partition("/")
+    return f"{second}_{first}" if second in _SIDES else f"{first}_{second}"
 
 
 def draw_run_id(draw: int) -> str:
@@ -83,4 +136,4 @@ def draw_run_id(draw: int) -> str:
 
 def at_best(name: str) -> str:
     """The name of a metric at the selected epoch."""
-    return f"best/{flat(name)}"
+    return f"selected/{flat(name)}"

@@ -12,12 +12,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.stats.metrics import rounded
 from pipeline.tracking.faults import translated
-from pipeline.tracking.keys import FAILURE
+from pipeline.tracking.keys import FAILURE, stored_tag
 
 if TYPE_CHECKING:
     import pandas as pd
     from mlflow import MlflowClient
+
+
+_NOT_GIVEN = ("", "auto", None)
+"""Values of settings that nobody has set: no parameters."""
 
 
 class RunLog:
@@ -40,10 +45,11 @@ class RunLog:
         self._pending: list[Future[Any]] = []
 
     def params(self, values: Mapping[str, object]) -> None:
-        """Log parameters; what `mlflow run` logged from the command line stays as typed."""
+        """Log parameters that have a value; what `mlflow run` logged stays as typed."""
         from mlflow.entities import Param
 
-        new = {key: value for key, value in values.items() if key not in self._known_params}
+        given = {key: value for key, value in values.items() if value not in _NOT_GIVEN}
+        new = {key: value for key, value in given.items() if key not in self._known_params}
         params = [Param(key, str(value)) for key, value in new.items()]
         with translated("log parameters", self._uri):
             for start in range(0, len(params), 100):
@@ -59,7 +65,7 @@ class RunLog:
         from mlflow.entities import Metric
 
         now_ms = int(time.time() * 1000)
-        batch = [Metric(key, float(value), now_ms, step) for key, value in values.items()]
+        batch = [Metric(key, rounded(value), now_ms, step) for key, value in values.items()]
         send = partial(self._client.log_batch, self.run_id, metrics=batch)
         if self._background:
             self._pending.append(self._background.submit(send))
@@ -127,6 +133,7 @@ class RunLog:
         code: Path,
         helpers: Sequence[Path],
         artifacts: Mapping[str, Path],
+        name: str,
         example_image: bytes,
         class_names: Sequence[str],
         requirements: Sequence[str],
@@ -146,7 +153,7 @@ class RunLog:
                 artifact_path=None,
                 flavor=_StatedPyfunc,
                 flavor_name="mlflow.pyfunc",
-                name="model",
+                name=name,
                 run_id=self.run_id,
                 python_model=str(code),
                 code_paths=[str(path) for path in helpers],
@@ -200,7 +207,7 @@ class _StatedPyfunc:
 
 
 def to_tags(values: Mapping[str, str]) -> list[Any]:
-    """Tags as MLflow's own objects."""
+    """Tags as MLflow's own objects, by the names under which they are stored."""
     from mlflow.entities import RunTag
 
-    return [RunTag(key, value) for key, value in values.items()]
+    return [RunTag(stored_tag(key), value) for key, value in values.items()]

@@ -24,60 +24,85 @@ from pipeline.system.processes import (
     owner_tags,
     this_machine,
 )
+from pipeline.system.progress import doing
 from pipeline.system.provenance import PROJECT_DIR, git_commit
 from pipeline.tracking.address import usable_address
 from pipeline.tracking.disk import StoredRun, discard, stored_runs
-from pipeline.tracking.experiment import usable_experiment
+from pipeline.tracking.experiment import ID, usable_experiment
+from pipeline.tracking.experiment import NAME as EXPERIMENT
 from pipeline.tracking.faults import translated
-from pipeline.tracking.keys import GIT_COMMIT, KIND, NESTED_UNDER
+from pipeline.tracking.keys import (
+    FOR_PROGRAMS,
+    GIT_COMMIT,
+    KIND,
+    NAME,
+    NESTED_UNDER,
+    former,
+    stored_tag,
+)
 from pipeline.tracking.registry import ModelVersion, Registered, champions, register
 from pipeline.tracking.run import RunLog, to_tags
 from pipeline.tracking.view import RunView
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+LOCAL_UI = "http://127.0.0.1:5000"
+"""Where `mlflow ui` serves."""
+MODE = "?workflowType=machine_learning"
+"""Without this MLflow 3.17 opens its pages for language models, on which no run is seen."""
 
 
 class Tracking:
     """A connection to the tracking store and one experiment in it."""
 
     def __init__(
-        self, client: MlflowClient, uri: str, experiment_id: str, launched: str | None
+        self, client: MlflowClient, uri: str, experiment_ids: list[str], launched: str | None
     ) -> None:
         self._client = client
         self.uri = uri
-        self.experiment_id = experiment_id
+        self.experiment_id = experiment_ids[0]
+        self._places = experiment_ids
         self._launched = launched
+        self._target = ""
         self.recipes_met: set[str] = set()  # of stage runs that the command has found or made
         self.git_commit = git_commit()
 
     @classmethod
-    def connect(cls, *, with_artifacts: bool = True) -> Tracking:
+    def connect(cls, name: str = "", data: str = "", *, with_artifacts: bool = True) -> Tracking:
         """Connect to MLFLOW_TRACKING_URI, or to MLflow's default (sqlite:///mlflow.db).
 
-        `with_artifacts`: files will be logged, not metrics and tags alone.
+        `name`: what a run that `mlflow run` has started is called until it is known better.
+        `data`: the name of the data, which the experiment is called as where nobody says
+        otherwise. `with_artifacts`: files will be logged, not metrics and tags alone.
 
         Raises:
             TrackingError: nothing answers there, or nothing can be recorded there.
         """
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        # a server's client would print two lines for every run that ends
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         for noisy in ("alembic", "mlflow.tracking.fluent"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
         # it logs the tracebacks of faults that `translated` says in one line
         logging.getLogger("mlflow.store.db").setLevel(logging.CRITICAL)
-        import mlflow
+        with doing("loading MLflow"):
+            import mlflow
 
-        uri = usable_address()
+            uri = usable_address()
         shown = without_password(uri)
         begun()
         try:
-            with translated("connect", shown), exclusively(uri):
+            with doing("opening the store"), translated("connect", shown), exclusively(uri):
                 client = mlflow.MlflowClient(uri)
                 launched = os.environ.pop("MLFLOW_RUN_ID", None)
-                experiment_id = usable_experiment(
-                    client, launched, shown, with_artifacts=with_artifacts
+                places = usable_experiment(
+                    client, launched, shown, data, with_artifacts=with_artifacts
                 )
-                return cls(client, shown, experiment_id, launched)
+                if launched and name:
+                    client.set_tag(launched, NAME, name)
+                return cls(client, shown, places, launched)
         except ModuleNotFoundError as err:
             raise TrackingError(
                 f"MLFLOW_TRACKING_URI={shown}: its driver is not installed ({err}): pip install it"
@@ -85,12 +110,20 @@ class Tracking:
 
     @property
     def how_to_browse(self) -> str:
-        """A line that says what to type, or where to look, to see the runs."""
+        """What to type, and which page to open, to see the run that was asked for."""
+        page = f"#/experiments/{self.experiment_id}/runs"
+        page += f"/{self._target}{MODE}" if self._target else MODE
         if is_server(self.uri):
-            return (
-                f"browse the runs: open {self.uri.rstrip('/')}/#/experiments/{self.experiment_id}"
-            )
-        return f"browse the runs: mlflow ui --backend-store-uri {self.uri}"
+            return f"see the run: {self.uri.rstrip('/')}/{page}"
+        ui = f"mlflow ui --backend-store-uri {self.uri}"
+        return f"see the run: {ui}\n  and open {LOCAL_UI}/{page}"
+
+    def follow(self, run: RunView) -> None:
+        """Record in the experiment of a run, and find runs there, where nobody says otherwise."""
+        if run.experiment_id not in self._places:
+            self._places.append(run.experiment_id)
+        if not self._launched and not {ID, EXPERIMENT} & os.environ.keys():
+            self.experiment_id = run.experiment_id
 
     def get(self, run_id: str) -> RunView:
         """The run of that id.
@@ -114,16 +147,23 @@ class Tracking:
         )
 
     def find(self, tags: Mapping[str, str], *, status: str | None = "FINISHED") -> list[RunView]:
-        """Runs of this experiment of a status (None: any) with all these tags, oldest first."""
+        """Runs of a status (None: any) with all these tags, of any version, oldest first."""
+        of_today = {stored_tag(key): value for key, value in tags.items()}
+        found = self._search(of_today, status)
+        if of_today != tags:
+            found = sorted([*found, *self._search(tags, status)], key=lambda r: r.info.start_time)
+        return [RunView.of(run) for run in found]
+
+    def _search(self, tags: Mapping[str, str], status: str | None) -> list[Run]:
         from mlflow.utils import get_results_from_paginated_fn
 
         wanted = [f"tags.`{key}` = '{value}'" for key, value in tags.items()]
         if status:
             wanted.append(f"attributes.status = '{status}'")
         with translated("search runs", self.uri):
-            found = get_results_from_paginated_fn(  # type: ignore[no-untyped-call]
+            found: list[Run] = get_results_from_paginated_fn(  # type: ignore[no-untyped-call]
                 lambda count, token: self._client.search_runs(
-                    [self.experiment_id],
+                    self._places,
                     " and ".join(wanted),
                     order_by=["attributes.start_time ASC"],
                     max_results=count,
@@ -131,7 +171,7 @@ class Tracking:
                 ),
                 1000,
             )
-        return [RunView.of(run) for run in found]
+        return found
 
     def fetch(self, run: RunView, artifact: str, folder: Path) -> Path:
         """A local copy of a run's artifact.
@@ -162,6 +202,8 @@ class Tracking:
         """A metric's values in the order of their steps; empty if it was never logged."""
         with translated("read a metric", self.uri):
             found = self._client.get_metric_history(run_id, metric)
+            if not found and former(metric) != metric:
+                found = self._client.get_metric_history(run_id, former(metric))
         return [point.value for point in sorted(found, key=lambda point: point.step)]
 
     def start(self, name: str, tags: Mapping[str, str], *, nested_under: str | None = None) -> str:
@@ -214,8 +256,10 @@ class Tracking:
         """
         if target:
             self._end_abandoned()
-        tags = {**tags, **owner_tags()}
+        tags = {**tags, **owner_tags()}  # those that people read come first
         log = self._start(name, tags, target=target, nested_under=nested_under)
+        if target:
+            self._target = log.run_id
         try:
             yield log
             log.wait()
@@ -259,13 +303,15 @@ class Tracking:
         self, name: str, tags: Mapping[str, str], *, target: bool, nested_under: str | None
     ) -> RunLog:
         all_tags = {
-            "mlflow.runName": name,
+            NAME: name,
             "mlflow.source.name": str(PROJECT_DIR),
             "mlflow.source.git.commit": self.git_commit.removesuffix("-dirty"),
-            GIT_COMMIT: self.git_commit,
             **({NESTED_UNDER: nested_under} if nested_under else {}),
             **tags,
+            GIT_COMMIT: self.git_commit,
         }
+        behind = sorted(all_tags, key=FOR_PROGRAMS.__contains__)  # MLflow shows tags as they came
+        all_tags = {stored_tag(key): all_tags[key] for key in behind}
         with translated("start a run", self.uri):
             if target and self._launched:
                 run_id, self._launched = self._launched, None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 from pipeline.errors import LineageError
-from pipeline.tracking.keys import SETTINGS
+from pipeline.tracking.keys import SETTINGS, current, tags_as_named
 
 Value = TypeVar("Value")
 
@@ -33,6 +33,7 @@ class RunView:
     """A run as it is stored."""
 
     run_id: str
+    experiment_id: str = ""
     name: str
     status: str
     tags: Mapping[str, str]
@@ -46,11 +47,12 @@ class RunView:
         shown = f"run {info.run_id} ({name})"
         return cls(
             run_id=info.run_id,
+            experiment_id=info.experiment_id,
             name=name,
             status=info.status,
-            tags=RunValues(data.tags, "tag", shown),
+            tags=RunValues(tags_as_named(data.tags), "tag", shown),
             params=RunValues(data.params, "parameter", shown),
-            metrics=RunValues(data.metrics, "metric", shown),
+            metrics=RunValues({current(k): v for k, v in data.metrics.items()}, "metric", shown),
         )
 
     @property

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.tracking.keys import RISKS
 from pipeline.training.master_weights import MasterWeight
 
 PROBES = 200
@@ -45,15 +46,17 @@ class RiskMeter:
             self._gradients[block] = norm_of(gradients)
 
     def read(self, outputs: Mapping[str, Tensor]) -> dict[str, float]:
-        """`drift/`, `cka/`, `grad_norm/`, `grad_relative/` of each trainable block."""
+        """`risk/drift/`, `risk/cka/`, … of each trainable block."""
         risks = {}
         for block, weights in self._weights.items():
             now = [weight.master.detach() for weight in weights]
             gradient, size = self._gradients[block], norm_of(now)
-            risks[f"drift/{block}"] = relative_drift(now, [weight.start for weight in weights])
-            risks[f"cka/{block}"] = linear_cka(self._before[block], gram(outputs[block]))
-            risks[f"grad_norm/{block}"] = gradient
-            risks[f"grad_relative/{block}"] = gradient / size if size else float("inf")
+            risks[f"{RISKS}drift/{block}"] = relative_drift(
+                now, [weight.start for weight in weights]
+            )
+            risks[f"{RISKS}cka/{block}"] = linear_cka(self._before[block], gram(outputs[block]))
+            risks[f"{RISKS}grad_norm/{block}"] = gradient
+            risks[f"{RISKS}grad_relative/{block}"] = gradient / size if size else float("inf")
         return risks
 
 

@@ -33,6 +33,7 @@ from pipeline.errors import StorageError, WeightsError
 from pipeline.model.backbones import Backbone, batch_norms
 from pipeline.system.digests import digest_values
 from pipeline.system.files import write_atomically
+from pipeline.system.progress import doing
 from pipeline.training.device import compute_copy, run_to_head
 from pipeline.training.norm_stats import (
     PIXELS_PER_BATCH,
@@ -121,6 +122,17 @@ def _read(path: Path) -> NormStatsChoice | None:
 
 
 def _probe(
+    backbone: Backbone,
+    images: ImageSet,
+    dtype: torch.dtype,
+    device: torch.device,
+    statistics: Path | None,
+) -> NormStatsChoice:
+    with doing("choosing BatchNorm statistics"):
+        return _compared(backbone, images, dtype, device, statistics)
+
+
+def _compared(
     backbone: Backbone,
     images: ImageSet,
     dtype: torch.dtype,

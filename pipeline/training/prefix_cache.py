@@ -37,6 +37,7 @@ from pipeline.settings.augmentation import Augment, of_images
 from pipeline.system.digests import digest_each, digest_file, digest_values
 from pipeline.system.files import holding
 from pipeline.system.processes import is_abandoned_mark, owner_mark
+from pipeline.system.progress import bar
 from pipeline.system.provenance import libraries
 from pipeline.training.device import compute_copy, run_segments, with_kernels
 from pipeline.training.features import Features, LiveFeatures, StoredFeatures
@@ -278,8 +279,9 @@ def _outputs(
     segments = compute_copy(backbone.segments[: prefixes[-1]], dtype, device)
     images = images.to(device)
     batch = max(1, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
-    for view in range(views):
-        for start in range(0, len(images), batch):
+    starts = [(view, start) for view in range(views) for start in range(0, len(images), batch)]
+    with bar("frozen part", len(starts)) as step:
+        for view, start in starts:
             rows = np.arange(start, min(start + batch, len(images)))
             pixels = images.pixels[start : start + batch]
             numbers, prepared = np.full(len(rows), view), images.preparation
@@ -291,6 +293,7 @@ def _outputs(
                 values = x.permute(0, 2, 3, 1) if x.ndim == 4 else x
                 values = values.contiguous().to("cpu", dtype)
                 yield number, values.view(-1).view(torch.uint8).numpy()
+            step(1)
 
 
 def _channels_last(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -31,9 +31,9 @@ from pipeline.model.grouping import HEAD
 from pipeline.settings.augmentation import mixing_of
 from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import Stage
-from pipeline.stats.metrics import OBJECTIVES, Row, score_logits
+from pipeline.stats.metrics import OBJECTIVES, Row, rounded, score_logits
 from pipeline.tracking.history import History
-from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, TRAIN_S, VAL, VAL_S
+from pipeline.tracking.keys import RISKS, TRAIN_ACC, TRAIN_LOSS, TRAIN_S, VAL, VAL_ACC, VAL_S
 from pipeline.training.device import compute_copy, run_segments
 from pipeline.training.diagnostics import RiskMeter
 from pipeline.training.features import Features
@@ -83,6 +83,7 @@ class Trainer:
         history: every epoch so far, and which of them is selected.
         best: state-dict name -> tensor of the selected epoch, for every trainable block.
         best_logits: validation logits of the selected epoch, float32, (N, classes).
+        on_step: called with 1 after each optimizer step.
     """
 
     backbone: Backbone
@@ -94,6 +95,7 @@ class Trainer:
     dtype: torch.dtype
     best: dict[str, Tensor] = field(default_factory=dict)
     best_logits: Tensor = field(default_factory=lambda: torch.empty(0))
+    on_step: Callable[[int], object] = lambda _: None
 
     def __post_init__(self) -> None:
         self.history = History(planned=self.settings.epochs)
@@ -117,6 +119,12 @@ class Trainer:
     def trainable(self) -> int:
         """Parameters that are trained."""
         return sum(weight.master.numel() for weight in self.weights)
+
+    def steps(self, images: int) -> int:
+        """Optimizer steps of all planned epochs on so many images."""
+        return self.settings.epochs * len(
+            split_batches(np.arange(images), self.settings.batch_size)
+        )
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         rates = learning_rates(self.settings, self.stage.trainable, self.backbone)
@@ -171,19 +179,20 @@ class Trainer:
                 best_rank, history.selected = rank, epoch + 1
                 self.best, self.best_logits = self.snapshot(), val_logits
             row = {
-                TRAIN_LOSS: loss,
                 TRAIN_ACC: acc,
+                VAL_ACC: val_scores["acc"],
+                TRAIN_LOSS: loss,
                 **{VAL[name]: value for name, value in val_scores.items()},
-                "gap/acc": acc - val_scores["acc"],
-                "gap/loss": val_scores["loss"] - loss,
+                f"{RISKS}gap/acc": acc - val_scores["acc"],
+                f"{RISKS}gap/loss": val_scores["loss"] - loss,
                 TRAIN_S: trained - started,
                 VAL_S: validated - trained,
                 "time/risks_s": measured - validated,
                 **risks,
                 **{f"lr/{group['block']}": group["lr"] for group in self.optimizer.param_groups},
             }
-            history.rows.append(row)
-            yield row
+            history.rows.append({name: rounded(value) for name, value in row.items()})
+            yield history.rows[-1]
             waited = len(history) - history.selected
             if history.diverged or (self.settings.patience and waited >= self.settings.patience):
                 return
@@ -238,6 +247,7 @@ class Trainer:
             last = number == len(batches) - 1
             logits = self._step(inputs, target, meter if last else None)
             loss_sum += F.cross_entropy(logits, target, reduction="sum")
+            self.on_step(1)
             hits += (logits.argmax(1) == (target.argmax(1) if mixing else target)).sum()
         return loss_sum.item() / len(images), hits.item() / len(images)
 

@@ -135,6 +135,7 @@ class TrialObjective:
                 on_epoch=reporter,
                 say=lambda _: None,
                 is_trial=True,
+                role=f"trial {trial.number}",
             )
             summary = find_or_run(prepared, number, log.run_id)
             summaries.append(summary)

@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import optuna
@@ -215,7 +216,25 @@ def _begin(study: optuna.Study, spec: Spec, seed: int, storage: Storage) -> None
         )
         if spec.parents and spec.parents != spec.defaults and spec.space.holds(spec.parents):
             study.enqueue_trial(dict(spec.parents))
+    _for_the_dashboard(study, spec)
     study.set_user_attr(SPACE, spec.space.plain())
+
+
+def _for_the_dashboard(study: optuna.Study, spec: Spec) -> None:
+    """The name of the value and a note, where optuna-dashboard looks for them."""
+    with experiments_known():
+        study.set_metric_names([spec.objective])
+    stage, fixed = spec.stage, spec.fixed
+    note = (
+        f"Stage {stage.number} of {stage.schedule} ({' + '.join(stage.trainable)}), judged by "
+        f"{spec.objective} on {len(spec.draws)} draw(s) of {fixed.get('data')}, "
+        f"{fixed.get('backbone')}. Trial 0 has the defaults; `tuned=true` takes the best trial "
+        "only if it leads them by more than chance. A trial's user attribute `run_id` is its run "
+        "in MLflow."
+    )
+    keep = partial(study._storage.set_study_system_attr, study._study_id)
+    keep("dashboard:note_ver", 1)
+    keep("dashboard:note_str:0", note)
 
 
 def shown_settings(values: Mapping[str, object]) -> str:

@@ -7,7 +7,6 @@ waits for the trials of others, to take over the trials of lost workers.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -22,12 +21,14 @@ from pipeline.runs.find_or_run import find_or_run
 from pipeline.runs.session import Session
 from pipeline.runs.sources import cache_folder, check_draws, source_of
 from pipeline.runs.workers import run_workers
+from pipeline.settings.describe import without_thresholds
 from pipeline.settings.entry import STORAGE, TuneSettings
 from pipeline.settings.run import plain_values
 from pipeline.settings.search_space import Choices, TunePlan
 from pipeline.system.addresses import without_password
 from pipeline.system.files import locked
 from pipeline.system.interrupts import check
+from pipeline.system.progress import bar
 from pipeline.tracking import Tracking
 from pipeline.tracking.keys import KIND, NOTE
 from pipeline.tuning.choose import Choice, choose
@@ -77,10 +78,8 @@ def tune_entry(command: Command, plan: TunePlan) -> list[Tuned]:
     Raises:
         StudyError: a study has all its trials and no value.
     """
-    # a server's client would print two lines for every run that ends
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     tune, settings = plan.tune, plan.settings
-    tracking = Tracking.connect()
+    tracking = Tracking.connect(f"tune · {settings.data_name}", settings.data_name)
     with tracking.explained():
         url = storage_url(command.storage, tracking.uri)
         storage = open_storage(url, tune.heartbeat)
@@ -91,7 +90,7 @@ def tune_entry(command: Command, plan: TunePlan) -> list[Tuned]:
         data, schedule = settings.data_name, settings.stage(1).schedule
         name = f"tune · {data} · {settings.backbone} · {schedule} · stage {tune.stage}"
         with tracking.run(name, {KIND: "tune"}, target=True) as log:
-            log.params({**plain_values(settings), **tune.model_dump()})
+            log.params({**without_thresholds(plain_values(settings)), **tune.model_dump()})
             log.tags({"storage": without_password(url)})
             if tune.workers > 1:
                 run_workers(tune.workers, "tune", command, tracking.experiment_id, log.run_id)
@@ -242,13 +241,18 @@ class Worker:
             deadline=self.deadline,
             say=self.say,
         )
-        while self._patiently(study.finished) < self.tune.n_trials:
-            check()
-            if self.deadline is not None and time.monotonic() > self.deadline:
-                raise OutOfTime("the command's timeout is over")
-            if not self._run_one(study, objective, run_id):
-                # the last trials are running elsewhere: stay, to take over from lost workers
-                time.sleep(1.0)
+        number, wanted = self.spec.stage.number, self.tune.n_trials
+        so_far = self._patiently(study.finished)
+        with bar(f"trials of stage {number}", wanted, done=so_far) as step:
+            while (now := self._patiently(study.finished)) < wanted:
+                check()
+                step(now - so_far)
+                so_far = now
+                if self.deadline is not None and time.monotonic() > self.deadline:
+                    raise OutOfTime("the command's timeout is over")
+                if not self._run_one(study, objective, run_id):
+                    # the last trials are running elsewhere: stay, to take over from lost workers
+                    time.sleep(1.0)
 
     def _patiently(self, do: Callable[[], _Result]) -> _Result:
         return patiently(do, STORAGE_FAULTS, self.say)

@@ -46,8 +46,8 @@ def test_stage3_on_a_clean_clone_is_one_launched_run_and_its_parents(
     launched = next(r for r in runs if r.data.tags["stage"] == "3")
     assert launched.info.run_id in done.stderr
     assert launched.data.tags["mlflow.project.entryPoint"] == "stage3"
-    assert "-dirty" not in launched.data.tags["git_commit"]
-    assert len(launched.data.tags["git_commit"]) == 40
+    assert "-dirty" not in launched.data.tags["z.git_commit"]
+    assert len(launched.data.tags["z.git_commit"]) == 40
 
     again = mlflow_run("main")
     assert again.returncode == 0, again.stderr

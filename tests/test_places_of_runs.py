@@ -1,0 +1,137 @@
+"""Experiments named after the data, names of runs, and what to type next."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from pipeline.entries.parser import parse
+from pipeline.entries.table import ENTRY_POINTS
+from pipeline.runs.next_step import next_command
+from pipeline.runs.words import outcome_sentence, run_name
+from pipeline.signals.readings import Signal
+from pipeline.tracking import keys
+from tests.conftest import Command
+from tests.helpers import load_settings
+
+
+def named(experiment: str) -> list[str]:
+    found = mlflow.get_experiment_by_name(experiment)
+    if found is None:
+        return []
+    runs = mlflow.search_runs([found.experiment_id], output_format="list")
+    return [run.info.run_name for run in runs]
+
+
+def test_an_experiment_is_named_after_the_data_and_runs_in_default_are_found(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert command("stage1") == 0  # in Default, as by earlier versions
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
+    capfd.readouterr()
+    assert command("stage2") == 0
+    assert "stage 1: found run" in capfd.readouterr().out
+    (name,) = named("images")
+    assert " · stage 2 · lr 0.0003 · images · " in name
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "Default")  # as under `mlflow run`
+    assert command("main", schedule="three_stage", **{"stage3.epochs": "1"}) == 0
+    assert capfd.readouterr().out.count("found run") == 2
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "apart")  # a place of its own
+    assert command("stage1") == 0
+    assert "found run" not in capfd.readouterr().out
+
+
+def test_a_launched_run_has_a_name_before_anything_can_fail(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = mlflow.MlflowClient()
+    launched = client.create_run("0", run_name="unleashed-zebra-839").info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", launched)
+    assert command("stage1", train_per_class="1000") == 2
+    run = client.get_run(launched)
+    assert run.info.run_name == "stage 1 · images"
+    assert run.info.status == "FAILED"
+
+
+def test_names_begin_with_what_differs_and_an_arm_is_called_what_it_is() -> None:
+    plain = load_settings({"draw": "2", "data_seed": "3"})
+    assert run_name(plain, 3) == (
+        "stage 3 · lr 0.0003 · digits · resnet18 · draw 2 · data_seed 3 · seed 0"
+    )
+    assert run_name(plain, 3, acc=0.8241).startswith("82.4% · stage 3 · ")
+    control = load_settings({"schedule": "stage2_continued"})
+    last = len(control.stages)
+    assert run_name(control, last, "pair 3", 0.81).startswith(
+        "pair 3 · stage 2 continued · 81.0% "
+    )
+    assert run_name(load_settings({"schedule": "two_stage"}), 2).startswith(
+        "stage 2 of two_stage "
+    )
+
+
+@pytest.mark.parametrize(
+    ("gain", "state", "words"),
+    [
+        (-0.013, "false", "1.3 points below stage 2 (s.e. 1.0): not worth it so far; one run"),
+        (0.018, "true", "1.8 points above stage 2 (s.e. 1.0): worth it so far; one run"),
+        (0.004, "false", "0.4 points above stage 2 (s.e. 1.0): that may be chance; one run"),
+        (0.0, "false", "as many as stage 2 (s.e. 1.0): not worth it so far; one run"),
+    ],
+)
+def test_a_stage_in_one_sentence(gain: float, state: str, words: str) -> None:
+    name, numbers = "positive.val_acc_gain", {"acc_gain": gain, "acc_gain_se": 0.01}
+    signal = Signal(name=name, state=state, sentence="", numbers=numbers)  # type: ignore[arg-type]
+    sentence = outcome_sentence("stage 3", 0.831, 500, [signal], "stage 2")
+    assert sentence == f"Stage 3: 83.1% of 500 validation images, {words} proves nothing"
+    first = outcome_sentence("stage 1", 0.5, 1, [], "")
+    assert first == "Stage 1: 50.0% of 1 validation image recognised"
+
+
+def test_the_next_command_asks_about_the_same_settings(tmp_path: Path) -> None:
+    typed = {"train_per_class": "20", "stage2.lr": "0.001", "epochs": "3", "draw": "1"}
+    typed |= {"weight_decay": "0.02", "cache_dir": str(tmp_path / "my cache")}
+    asked = load_settings(typed)
+    words = shlex.split(next_command(asked, 3, "abc").partition("mlflow run . -e ")[2])
+    name, options = parse(
+        [words[0], *[word for word in words[1:] if word.startswith("-P") or "=" in word]]
+    )
+    assert name == "decide"
+    plan = ENTRY_POINTS[name].plan(ENTRY_POINTS[name].read(options))
+    assert plan.treatment.settings == asked.model_copy(update={"draw": 0})
+    assert next_command(asked, 2, "abc").endswith("-P parent_run_id=abc")
+
+
+@pytest.mark.parametrize(
+    ("former", "name"),
+    [
+        ("train/acc", "acc/train"),
+        ("val/macro_f1", "macro_f1/val"),
+        ("drift/head", "risk/drift/head"),
+        ("lr/head", "lr/head"),
+    ],
+)
+def test_a_metric_has_one_name_here_and_its_former_name_is_known(former: str, name: str) -> None:
+    assert keys.current(former) == name == keys.current(name)
+    assert keys.former(name) == former
+
+
+def test_names_of_the_selected_epoch_and_of_studies() -> None:
+    assert keys.current("best/val_acc") == "selected/val_acc" == keys.at_best(keys.VAL_ACC)
+    assert keys.current("best/value") == "best/value"  # of a study's best trial
+    assert keys.current("test/acc") == "test/acc"
+
+
+def test_fifteen_tags_at_most_are_for_people_and_no_parameter_was_not_given(
+    command: Command,
+) -> None:
+    assert command("stage2", log_model="on") == 0
+    run = mlflow.search_runs(["0"], "tags.stage = '2'", output_format="list")[0].data
+    found = {key for key in run.tags if not key.startswith(("mlflow.", "z."))}
+    assert len(found - {"lineage_key", "recipe_key"}) <= 15
+    assert not {"", "auto"} & set(run.params.values())
+    assert not [key for key in run.params if key.startswith(("gate_", "signal_"))]
+    for value in run.metrics.values():
+        assert value % 1 == 0 or value == float(f"{value:.6g}")

@@ -1,0 +1,79 @@
+"""What a command shows while it works: on a terminal, elsewhere, and nowhere."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.system import progress
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = """
+import time
+from pipeline.system import progress
+progress.STILL_S, progress.QUIET_S, progress.SILENT_S = 0.1, 0.2, 0.3
+with progress.shown() as say:
+    time.sleep(0.8)
+    with progress.bar("pairs", 4, done=1) as step:
+        say("a result")
+        with progress.doing("loading"):
+            time.sleep(0.8)
+        step(1)
+        time.sleep(0.5)
+"""
+
+
+def on_a_terminal() -> str:
+    reading, writing = pty.openpty()
+    fcntl.ioctl(writing, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    with subprocess.Popen(
+        [sys.executable, "-c", SCRIPT], cwd=ROOT, stdout=writing, stderr=writing,
+    ) as process:  # fmt: skip
+        os.close(writing)
+        shown = b""
+        while True:
+            try:
+                part = os.read(reading, 1 << 16)
+            except OSError:  # the other end is closed
+                break
+            if not part:
+                break
+            shown += part
+    os.close(reading)
+    assert process.returncode == 0, shown.decode()
+    return shown.decode()
+
+
+def test_a_terminal_shows_what_is_done_and_keeps_the_lines() -> None:
+    shown = on_a_terminal()
+    assert "working" in shown  # before there is anything to count
+    assert "a result\r\n" in shown
+    assert "loading" in shown
+    assert "working" not in shown[shown.index("a result") :]
+
+
+def test_without_a_terminal_a_line_comes_after_silence_and_says_how_far_it_is() -> None:
+    words = [sys.executable, "-c", SCRIPT]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    others = done.stdout.splitlines()
+    assert "a result" in others
+    assert any(line.startswith("… pairs: 25% after") and "loading" in line for line in others)
+    assert any("left" in line for line in others)
+
+
+def test_a_library_shows_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    with progress.bar("work", 2) as step:
+        step(1)
+        time.sleep(0.01)
+    assert list(progress.counted([1, 2], "work", 2)) == [1, 2]
+    assert capfd.readouterr() == ("", "")
