@@ -60,7 +60,7 @@ def decision(both: tuple[ArmResult, ArmResult] | None = None, **options: str) ->
         test=Counts(images=IMAGES, copies=0, seen=0),
         effects=effects_of(pairs, make_images(IMAGES), names),
         classes=10,
-        images=1000,
+        images=10 * int(plan.treatment.settings.train_per_class),
         tuned=(),
         operations=(3e12, 1e12),
         pair_s=30.0,
