@@ -26,13 +26,11 @@ from pipeline.comparing.arms import (
 )
 from pipeline.comparing.cost import equal_steps, operations_of, seconds_a_draw
 from pipeline.comparing.decision import Decision, label_of, verdict_of
-from pipeline.comparing.decision_page import command_of, log_decision
+from pipeline.comparing.decision_page import log_decision
 from pipeline.comparing.effects import changes_of, effects_of
 from pipeline.comparing.pairs import ArmResult, Pair, PairRunner, Results, resolution_pp
 from pipeline.entries.pair_setup import PairSetup
-from pipeline.errors import DataError, TrainingError
-from pipeline.refit.champion import default_name, refit_and_describe, register_champion
-from pipeline.refit.recommended import Recommended
+from pipeline.entries.recommend import recommended, register_recommended
 from pipeline.reporting.figures import best_effort
 from pipeline.runs.command import Command
 from pipeline.runs.mistakes import CHANGES, changes_picture
@@ -41,13 +39,13 @@ from pipeline.settings.describe import without_thresholds
 from pipeline.settings.run import plain_values
 from pipeline.signals.evidence import refresh_siblings
 from pipeline.stats.design import Design
-from pipeline.stats.metrics import DEFAULT_SHARE, METRICS
+from pipeline.stats.metrics import DEFAULT_SHARE
 from pipeline.stats.operating import characteristics_text, operating_characteristics
 from pipeline.stats.simulated import World, image_characteristics
 from pipeline.stats.verdict import Verdict
 from pipeline.system.progress import doing
-from pipeline.tracking import RunLog, RunView
-from pipeline.tracking.keys import CHAMPION_RUN_ID, NAME, VERDICT
+from pipeline.tracking import RunLog
+from pipeline.tracking.keys import NAME
 
 TRUE_GAINS_PP = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0)
 
@@ -104,9 +102,9 @@ def decide_entry(command: Command, plan: Comparison) -> Decision | None:
             with doing("writing the report"):
                 log_decision(decision, log, setup.tracking, command.say, changes)
             log.tags({NAME: f"{decision.verdict.state.replace('_', ' ')} · {name}"})
-            found_runs = _recommended(decision, log.run_id)
+            found_runs = recommended(decision, log.run_id)
             found_runs.keep(log)
-        _register(decision, plan, runner, found_runs)  # the decision is finished
+        register_recommended(decision, plan, runner, found_runs)  # the decision is finished
     return decision
 
 
@@ -264,81 +262,3 @@ def _run_extra_arms(
             runner.say(f"pair {pair.key.number + 1}, beside: {arm.words} {result.test:.2%}")
         gains[arm.name] = (arm, found)
     return gains
-
-
-def _recommended(decision: Decision, run_id: str) -> Recommended:
-    """The recommended arm's runs, first pair first; a run that diverged is left out."""
-    is_treatment = decision.recommended is decision.treatment
-    results = [p.treatment if is_treatment else p.control for p in decision.pairs]
-    treatments = [p.treatment for p in decision.pairs]
-    whole = [result.run_id for result in treatments if not result.diverged]
-    return Recommended(
-        words=decision.recommended.words,
-        run_ids=tuple(result.run_id for result in results if not result.diverged),
-        compared_run_id=(whole or [treatments[0].run_id])[0],
-        sentence=decision.sentence,
-        decision_run_id=run_id,
-        images=round(decision.images / decision.classes),
-    )
-
-
-def _register(
-    decision: Decision, plan: Comparison, runner: PairRunner, found: Recommended
-) -> None:
-    """The recommended arm on all images, or the model of the first pair, in the registry."""
-    if plan.decide.register_as == "off":
-        return
-    if not found.run_ids:
-        runner.say(f"note: every run of {found.words} diverged: no model is registered")
-        return
-    model = _on_all_images(decision, plan, runner, found) or _of_a_pair(decision, runner, found)
-    run, description = model
-    tracking, settings = runner.tracking, decision.recommended.settings
-    address = register_champion(
-        tracking,
-        run,
-        plan.decide.register_as or default_name(settings),
-        words=found.words,
-        description=description,
-        tags={**found.tags, VERDICT: decision.verdict.state},
-        say=runner.say,
-    )
-    log = tracking.writing(found.decision_run_id)
-    log.tags({"champion": address, CHAMPION_RUN_ID: run.run_id})
-
-
-def _on_all_images(
-    decision: Decision, plan: Comparison, runner: PairRunner, found: Recommended
-) -> tuple[RunView, str] | None:
-    """The recommended arm's run on all images, described; None where there is to be none."""
-    if plan.decide.refit == "off":
-        return None
-    try:
-        made, description = refit_and_describe(
-            runner.tracking,
-            found,
-            decision.recommended.settings,
-            plan.decide.refit,
-            command_of(decision),
-            runner.say,
-            nested_under=found.decision_run_id,
-        )
-    except (DataError, TrainingError) as err:  # of images that no pair has read, or of more steps
-        runner.say(f"note: not trained on all images: {err}")
-        return None
-    return made.run, description
-
-
-def _of_a_pair(decision: Decision, runner: PairRunner, found: Recommended) -> tuple[RunView, str]:
-    """The recommended arm's run of the first pair in which it did not diverge, described."""
-    arm = decision.recommended
-    at = runner.arms.index(arm)
-    key = next(p.key for p in decision.pairs if not runner.done[p.key.number][at].diverged)
-    result = runner.completed(key, arm)
-    label, words = label_of(key.number, decision.seeds), METRICS[decision.metric].words
-    description = (
-        f"{decision.sentence}\n\nRecommended: {arm.words}; this model, of pair {label} alone, "
-        f"reached {result.test:.2%} {words} on the test images. "
-        f"Decision: run {found.decision_run_id}."
-    )
-    return runner.tracking.get(result.run_id), description

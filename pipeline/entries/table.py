@@ -7,16 +7,14 @@ To add an entry point: a row here, a module that does the work, and an entry in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from functools import partial
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
-
 from pipeline.comparing.arms import decide_plan
 from pipeline.comparing.grid import compare_plan
+from pipeline.entries.entry_point import EntryPoint
 from pipeline.entries.plans import (
     FROM_SCRATCH,
     PRETRAIN_DEFAULTS,
@@ -32,7 +30,6 @@ from pipeline.entries.plans import (
     stage_plan,
     start_plan,
 )
-from pipeline.settings.describe import HIDDEN
 from pipeline.settings.entry import (
     NAMED_STAGES,
     AppSettings,
@@ -51,8 +48,7 @@ from pipeline.settings.entry import (
     StartSettings,
     TuneSettings,
 )
-from pipeline.settings.request import Request
-from pipeline.settings.run import PLACE_KEYS, RUN_KEYS, THRESHOLD_KEYS, TRAIN_KEYS
+from pipeline.settings.run import PLACE_KEYS, RUN_KEYS, THRESHOLD_KEYS
 from pipeline.settings.search_space import tune_plan
 from pipeline.system.progress import doing
 
@@ -66,68 +62,6 @@ OF_CHILDREN = ("signal_confidence", "signal_spread_p")
 """Thresholds of signals that compare a run with its parent."""
 NOT_FOR_ARMS = ("schedule", "reuse", "enforce_gate")
 """What `decide` and `compare` set themselves."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EntryPoint:
-    """A row: one subcommand of the command line, and one entry point of MLproject.
-
-    Attributes:
-        help: one line.
-        plan: makes what is to be done of a request; imports nothing slow.
-        work: `module:function` that takes a `Command` and the plan, imported when it is called.
-        own: model of the settings that this entry point alone takes.
-        shared: settings of `CommandSettings`.
-        study: settings of `TuneSettings`.
-        run_keys: settings of a run.
-        silent: settings without an effect, taken so that all stages can be given the same options;
-            the last line of help names them.
-        trains: which stage plain training settings are for, in words; empty: nothing is trained,
-            and no YAML file is taken.
-        refused: settings that the plan refuses with a reason; no help offers them.
-        defaults: what holds where a setting is not given, in words, if not the setting's default.
-        has_control: takes settings of the control's last stage (`control.lr`).
-    """
-
-    name: str
-    help: str
-    plan: Callable[[Request], Any]
-    work: str
-    own: type[BaseModel] | None = None
-    shared: tuple[str, ...] = ("storage", "tuned")
-    study: tuple[str, ...] = ()
-    run_keys: tuple[str, ...] = RUN_KEYS
-    trains: str = "every stage"
-    silent: tuple[str, ...] = ()
-    refused: tuple[str, ...] = ()
-    defaults: Mapping[str, str] = field(default_factory=dict)
-    has_control: bool = False
-
-    @property
-    def own_keys(self) -> tuple[str, ...]:
-        """Every setting of the entry point, beside the settings of a run."""
-        own = self.own.model_fields if self.own else ()
-        return tuple(dict.fromkeys((*own, *self.shared, *self.study)))
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """Every option of the entry point, beside the training settings of single stages."""
-        of_stages = ("config", *TRAIN_KEYS) if self.trains else ()
-        return (*self.own_keys, *self.run_keys, *of_stages)
-
-    @property
-    def offered(self) -> tuple[str, ...]:
-        """The options that help shows and that messages name."""
-        hidden = {*HIDDEN, *self.refused, *self.silent}
-        return tuple(key for key in self.keys if key not in hidden)
-
-    def read(self, options: Mapping[str, str]) -> Request:
-        """The request behind a command line's options.
-
-        Raises:
-            SettingsError: the YAML file cannot be read.
-        """
-        return Request.read(options, self.own_keys)
 
 
 def _study_keys(*left_out: str) -> tuple[str, ...]:

@@ -114,12 +114,9 @@ class Session:
         notes = (f"note: {note}" for note in (*source.notes, *draw.notes))
         for line in filter(None, (draw.dealt, *notes)):
             say(line)
+        size, classes = settings.image_size, len(draw.class_names)
         backbone = build_backbone(
-            settings.backbone,
-            len(draw.class_names),
-            settings.image_size,
-            settings.seed,
-            settings.blocks,
+            settings.backbone, classes, size, settings.seed, settings.blocks
         )
         pretrained = weights.fitted(backbone)
         say(pretrained.report)

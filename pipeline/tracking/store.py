@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import LineageError, PipelineError, RunStopped, TrackingError
-from pipeline.system.addresses import is_server, without_password
+from pipeline.system.addresses import without_password
 from pipeline.system.databases import exclusively
 from pipeline.system.interrupts import begun
 from pipeline.system.processes import (
@@ -40,6 +40,7 @@ from pipeline.tracking.keys import (
     former,
     stored_tag,
 )
+from pipeline.tracking.pages import how_to_open
 from pipeline.tracking.registry import ModelVersion, Registered, champions, register
 from pipeline.tracking.run import RunLog, to_tags
 from pipeline.tracking.view import RunView
@@ -47,11 +48,6 @@ from pipeline.tracking.view import RunView
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
-
-LOCAL_UI = "http://127.0.0.1:5000"
-"""Where `mlflow ui` serves."""
-MODE = "?workflowType=machine_learning"
-"""Without this MLflow 3.17 opens its pages for language models, on which no run is seen."""
 
 
 class Tracking:
@@ -111,12 +107,7 @@ class Tracking:
     @property
     def how_to_browse(self) -> str:
         """What to type, and which page to open, to see the run that was asked for."""
-        page = f"#/experiments/{self.experiment_id}/runs"
-        page += f"/{self._target}{MODE}" if self._target else MODE
-        if is_server(self.uri):
-            return f"see the run: {self.uri.rstrip('/')}/{page}"
-        ui = f"mlflow ui --backend-store-uri {self.uri}"
-        return f"see the run: {ui}\n  and open {LOCAL_UI}/{page}"
+        return how_to_open(self.uri, self.experiment_id, self._target)
 
     def follow(self, run: RunView) -> None:
         """Record in the experiment of a run, and find runs there, where nobody says otherwise."""
