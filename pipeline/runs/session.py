@@ -115,9 +115,7 @@ class Session:
         for line in filter(None, (draw.dealt, *notes)):
             say(line)
         size, classes = settings.image_size, len(draw.class_names)
-        backbone = build_backbone(
-            settings.backbone, classes, size, settings.seed, settings.blocks
-        )
+        backbone = build_backbone(settings.backbone, classes, size, settings.seed, settings.blocks)
         pretrained = weights.fitted(backbone)
         say(pretrained.report)
         state = backbone.model.state_dict()

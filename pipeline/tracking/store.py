@@ -93,9 +93,8 @@ class Tracking:
             with doing("opening the store"), translated("connect", shown), exclusively(uri):
                 client = mlflow.MlflowClient(uri)
                 launched = os.environ.pop("MLFLOW_RUN_ID", None)
-                places = usable_experiment(
-                    client, launched, shown, data, with_artifacts=with_artifacts
-                )
+                files = with_artifacts
+                places = usable_experiment(client, launched, shown, data, with_artifacts=files)
                 if launched and name:
                     client.set_tag(launched, NAME, name)
                 return cls(client, shown, places, launched)
@@ -261,9 +260,7 @@ class Tracking:
             try:
                 log.set_status(_status(err), _why(err))
             except TrackingError as lost:
-                err.add_note(
-                    str(lost)
-                )  # what ended the run counts, and not that the store cannot record it
+                err.add_note(str(lost))  # what ended the run counts, not that this is not recorded
             raise
         log.set_status("FINISHED")
 
