@@ -28,7 +28,10 @@ def test_options_are_taken_as_words_or_with_an_equals_sign_or_as_for_mlflow_run(
         ("stage2 --epoch 3", r"unknown setting epoch .*did you mean epochs\?"),
         ("stage2 what", "unexpected words on the command line: what"),
         ("main --rope_pp 1", r"rope_pp .* is one of decide, compare, not of main"),
-        ("tune --run_id abc", r"run_id .* is one of evaluate, gate, not of tune"),
+        (
+            "tune --run_id abc",
+            r"run_id .* is one of evaluate, refit, predict, app, gate, not of tune",
+        ),
         ("stage3 -P", "unknown setting|expected one argument"),
         ("stage3 -P =1", "unknown setting|expected one argument"),
         ("stage3 -P lrr=1", "unknown setting lrr"),

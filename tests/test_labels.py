@@ -483,5 +483,8 @@ def test_columns_are_refused_where_there_are_none(
     data: str, image_folder: Path, tmp_path: Path
 ) -> None:
     where = "digits" if data == "digits" else str(image_folder)
-    with pytest.raises(DataError, match=r"label_column=x: data=.* is not a parquet file: leave"):
+    with pytest.raises(
+        DataError,
+        match=r"label_column=x: data=.* is neither parquet files nor a folder with a CSV file",
+    ):
         open_source(where, tmp_path, label_column="x")

@@ -128,7 +128,7 @@ def test_artifacts_that_cannot_be_written_are_missed_at_once(
     line = refused(command, capfd)
     assert f"keeps its artifacts in {location.format(store=store.as_uri())}, which" in line
     assert re.search(why, line)
-    Tracking.connect(with_artifacts=False)  # as `evaluate` does: it adds numbers, no files
+    Tracking.connect(files=False)  # as `evaluate` does: it adds numbers, no files
 
 
 def test_artifacts_behind_a_server_are_the_servers_to_write(

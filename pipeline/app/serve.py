@@ -41,7 +41,7 @@ def app_entry(command: Command, plan: AppSettings) -> None:
     """
     if find_spec("gradio") is None:
         raise SettingsError("gradio is not installed: pip install '.[app]'")
-    tracking = Tracking.connect("app", with_artifacts=False)
+    tracking = Tracking.connect("app", files=False)
     with tracking.explained(), tempfile.TemporaryDirectory() as folder:
         run = tracking.get(chosen_run(tracking, plan.run_id, plan.model))
         own, compared = panel_of(tracking, run, run.name), compared_run(tracking, run, command.say)

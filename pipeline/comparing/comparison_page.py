@@ -88,12 +88,12 @@ def picture_of(compared: Compared) -> Figure:
             difference = None
             if cell.arm.name != first.arm.name:
                 known = compared.difference(cell, first)
-                difference = (known.mean_pp, *known.interval_pp)
+                difference = (known.mean_pp, *known.shown_interval_pp)
             rows.append(
                 ArmRow(
                     name=f"{backbone} · {cell.arm.name}",
                     values=cell.test_pp.tolist(),
-                    mean=(mean.mean_pp, *mean.interval_pp),
+                    mean=(mean.mean_pp, *mean.shown_interval_pp),
                     difference=difference,
                 )
             )

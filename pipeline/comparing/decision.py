@@ -216,7 +216,7 @@ class Decision:
         """What the decision's run, its studies and the treatment's runs carry."""
         known = self.verdict.posterior
         assert known
-        low, high = known.interval_pp
+        low, high = known.shown_interval_pp
         return {
             VERDICT: self.verdict.state,
             "verdict.kind": self.verdict.kind or "none",

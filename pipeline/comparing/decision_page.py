@@ -117,7 +117,7 @@ def _picture_of(decision: Decision) -> Figure:
     looks = [look.posterior for look in found.looks]
     path = [(look.pairs, look.p_above, look.p_inside, look.p_below) for look in looks]
     gains = decision.gains_pp
-    return gains_picture(title, gains, known.mean_pp, known.interval_pp, known.rope_pp, path)
+    return gains_picture(title, gains, known.mean_pp, known.shown_interval_pp, known.rope_pp, path)
 
 
 def page_of(

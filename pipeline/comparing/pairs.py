@@ -102,8 +102,8 @@ class Pair:
 
     @property
     def gain_pp(self) -> float:
-        """The treatment on the test images minus the control, in percentage points."""
-        return 100 * (self.treatment.test - self.control.test)
+        """The treatment on the test images minus the control, in points; equal ones are equal."""
+        return round(100 * (self.treatment.test - self.control.test), 3)  # stored to six digits
 
 
 def resolution_pp(test_images: int) -> float:

@@ -28,7 +28,7 @@ def clean_entry(command: Command, plan: CleanPlan) -> pd.DataFrame:
     Raises:
         StorageError: files cannot be removed.
     """
-    tracking = Tracking.connect("clean", with_artifacts=False)
+    tracking = Tracking.connect("clean", files=False)
     with tracking.explained():
         runs = tracking.on_disk()
         cache = cache_folder(plan.settings)

@@ -72,31 +72,8 @@ def decide_entry(command: Command, plan: Comparison) -> Decision | None:
         params = {**without_thresholds(plain_values(settings)), **plan.decide.model_dump()}
         with setup.run("decision", name, "decide", params, plan.tune.workers) as log:
             plan, tuned = _tuned(plan, setup)
-            pairs, found, runner = _run_pairs(plan, setup, design, log)
-            beside = _run_extra_arms(plan, runner, pairs)
-            classes, images = len(setup.source.class_names), setup.images
-            decision = Decision(
-                asked=asked,
-                treatment=plan.treatment,
-                control=plan.control,
-                design=design,
-                pool=setup.pool,
-                pairs=tuple(pairs),
-                verdict=found,
-                beside=beside,
-                test=runner.overlap.counts,
-                classes=classes,
-                effects=effects_of(pairs, runner.test, setup.source.class_names),
-                tuned=tuned,
-                images=images,
-                operations=(
-                    operations_of(plan.treatment, classes, images),
-                    operations_of(plan.control, classes, images),
-                ),
-                pair_s=pair_s,
-                wall_s=time.perf_counter() - started,
-                floor=runner.floor(pairs[0].key, plan.treatment),
-            )
+            decision, runner = _decided(plan, asked, setup, design, log, tuned, pair_s)
+            decision = replace(decision, wall_s=time.perf_counter() - started)
             refresh_siblings(setup.tracking, command.say)
             changes = _changes(decision, setup, runner)
             with doing("writing the report"):
@@ -106,6 +83,44 @@ def decide_entry(command: Command, plan: Comparison) -> Decision | None:
             found_runs.keep(log)
         register_recommended(decision, plan, runner, found_runs)  # the decision is finished
     return decision
+
+
+def _decided(
+    plan: Comparison,
+    asked: Comparison,
+    setup: PairSetup,
+    design: Design,
+    log: RunLog,
+    tuned: tuple[TunedArm, ...],
+    pair_s: float,
+) -> tuple[Decision, PairRunner]:
+    """The pairs, the verdict, and all that the report says of them."""
+    pairs, found, runner = _run_pairs(plan, setup, design, log)
+    beside = _run_extra_arms(plan, runner, pairs)
+    classes, images = len(setup.source.class_names), setup.images
+    decision = Decision(
+        asked=asked,
+        treatment=plan.treatment,
+        control=plan.control,
+        design=design,
+        pool=setup.pool,
+        pairs=tuple(pairs),
+        verdict=found,
+        beside=beside,
+        test=runner.overlap.counts,
+        classes=classes,
+        effects=effects_of(pairs, runner.test, setup.source.class_names),
+        tuned=tuned,
+        images=images,
+        operations=(
+            operations_of(plan.treatment, classes, images),
+            operations_of(plan.control, classes, images),
+        ),
+        pair_s=pair_s,
+        wall_s=0.0,
+        floor=runner.floor(pairs[0].key, plan.treatment),
+    )
+    return decision, runner
 
 
 def _changes(decision: Decision, setup: PairSetup, runner: PairRunner) -> dict[str, Figure]:

@@ -42,7 +42,7 @@ def predict_entry(command: Command, plan: PredictSettings) -> pd.DataFrame:
         LineageError: no such model.
     """
     say, out = command.say, typed_path(plan.out, "out")
-    tracking = Tracking.connect("predict", with_artifacts=False)
+    tracking = Tracking.connect("predict", files=False)
     with tracking.explained():
         _check_out(out)
         files, passed_over = pictures_at(plan.images)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from pipeline.data.overlap import Overlap
 from pipeline.errors import DataError, LineageError
 from pipeline.model.backbones import Backbone
 from pipeline.runs.command import Command
-from pipeline.runs.floor import floor_of
+from pipeline.runs.floor import Floor, floor_of
 from pipeline.runs.lineage import check_places, other_than, settings_of
 from pipeline.runs.mistakes import Answers, by_class_text, log_mistakes
 from pipeline.runs.predictions import keep_predictions
@@ -52,7 +52,7 @@ def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
         DataError: the run's data has no test split, or another than the run was scored on.
     """
     run_id, say = plan.run_id, command.say
-    tracking = Tracking.connect("evaluate", with_artifacts=False)
+    tracking = Tracking.connect("evaluate", files=False)
     with tracking.explained():
         run = tracking.get(run_id)
         tracking.follow(run)
@@ -83,18 +83,26 @@ def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
     measured = scored_on(images.fingerprint(), session.precision)
     keep_predictions(tracking, run, logits, images, session.draw.class_names)
     keep_scores(tracking, run, scores, measured, counts)
-    others = "".join(f", {n} {v:.4f}" for n, v in scores.items() if n not in ("acc", "loss"))
-    result = f"test accuracy {scores['acc']:.2%}, loss {scores['loss']:.4f}{others}"
-    say(f"{run.name}: {result} on {len(images)} images")
-    if floor:
-        say(floor.sentence)
-    say(by_class_text(answers, SHOWN_CLASSES))
-    if missing := overlap.counts.missing:
-        say(f"note: no test image is of class {first_of(missing)}: the accuracy leaves them out")
-    if overlap.copies.any():
-        say(_without_copies(overlap, logits))
+    for line in _told(run.name, scores, answers, overlap, floor):
+        say(line)
     say(tracking.how_to_browse)
     return scores
+
+
+def _told(
+    name: str, scores: Row, answers: Answers, overlap: Overlap, floor: Floor | None
+) -> Iterator[str]:
+    """What is printed of a run's answers about the test images."""
+    others = "".join(f", {n} {v:.4f}" for n, v in scores.items() if n not in ("acc", "loss"))
+    result = f"test accuracy {scores['acc']:.2%}, loss {scores['loss']:.4f}{others}"
+    yield f"{name}: {result} on {len(answers.images)} images"
+    if floor:
+        yield floor.sentence
+    yield by_class_text(answers, SHOWN_CLASSES)
+    if missing := overlap.counts.missing:
+        yield f"note: no test image is of class {first_of(missing)}: the accuracy leaves them out"
+    if overlap.copies.any():
+        yield _without_copies(overlap, answers.logits)
 
 
 def _answers(session: Session, run: RunView, images: ImageSet) -> Answers:

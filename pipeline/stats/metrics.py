@@ -108,13 +108,8 @@ DEFAULT_SHARE = "acc"
 
 
 def score_logits(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Every metric of the table, by name, as it is stored."""
-    return {name: rounded(metric.compute(logits, labels)) for name, metric in METRICS.items()}
-
-
-def rounded(value: float) -> float:
-    """A number as it is stored: six significant digits, whole numbers as they are."""
-    return float(value) if value % 1 == 0 else float(f"{value:.6g}")
+    """Every metric of the table, by name."""
+    return {name: metric.compute(logits, labels) for name, metric in METRICS.items()}
 
 
 @dataclass(frozen=True)

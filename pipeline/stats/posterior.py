@@ -43,7 +43,7 @@ class Posterior:
         p_above: probability of a gain above the region.
         p_inside: probability of a gain inside it.
         p_below: probability of a gain below it, a loss.
-        interval_pp: central 95% credible interval, as far as shares can reach.
+        interval_pp: central 95% credible interval.
     """
 
     pairs: int
@@ -59,9 +59,15 @@ class Posterior:
     interval_pp: tuple[float, float]
 
     @property
+    def shown_interval_pp(self) -> tuple[float, float]:
+        """The interval as far as shares can reach: few pairs make it wider than 100 points."""
+        low, high = self.interval_pp
+        return max(-100.0, low), min(100.0, high)
+
+    @property
     def size(self) -> str:
         """The gain and its interval in figures."""
-        low, high = self.interval_pp
+        low, high = self.shown_interval_pp
         return f"{self.mean_pp:+.2f} pp ({low:+.2f} to {high:+.2f})"
 
     @property
@@ -168,5 +174,5 @@ def student_posterior(
         p_above=above,
         p_inside=max(0.0, 1 - above - below),
         p_below=below,
-        interval_pp=(max(-100.0, mean_pp - half), min(100.0, mean_pp + half)),
+        interval_pp=(mean_pp - half, mean_pp + half),
     )

@@ -68,7 +68,7 @@ class Verdict:
         known = self.posterior
         if known is None:
             return f"{name}: no verdict yet, {_pairs(self.pairs_needed)} to the first look."
-        low, high = known.interval_pp
+        low, high = known.shown_interval_pp
         loses = round(known.mean_pp, 1) < 0
         size = f"loses {-known.mean_pp:.1f}" if loses else f"gains {known.mean_pp:+z.1f}"
         against = f" against {control}" if control else ""

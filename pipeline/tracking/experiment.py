@@ -39,7 +39,7 @@ _DRIVERS = {
 
 
 def usable_experiment(
-    client: MlflowClient, launched: str | None, uri: str, data: str, *, with_artifacts: bool
+    client: MlflowClient, launched: str | None, uri: str, data: str, *, files: bool
 ) -> list[str]:
     """The ids of the experiments in which finished runs are found, the one to record in first.
 
@@ -48,7 +48,7 @@ def usable_experiment(
     that is called as the data are one place to find runs in.
 
     `uri`: the store's, without a password. `data`: the name of the data; empty: not known.
-    `with_artifacts`: files will be logged.
+    `files`: files will be logged.
 
     Raises:
         TrackingError: it is not there, was deleted, or its artifacts cannot be written; or the
@@ -67,7 +67,7 @@ def usable_experiment(
             f"another with {NAME}"
         )
     location = str(experiment.artifact_location)
-    if with_artifacts and (why := _why_unusable(location)):
+    if files and (why := _why_unusable(location)):
         raise TrackingError(
             f"{named} keeps its artifacts in {without_password(location)}, which cannot be used "
             f"from here ({why}): name another with {NAME}, or let a server serve the artifacts "

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.stats.metrics import rounded
 from pipeline.tracking.faults import translated
 from pipeline.tracking.keys import FAILURE, stored_tag
 
@@ -23,6 +22,11 @@ if TYPE_CHECKING:
 
 _NOT_GIVEN = ("", "auto", None)
 """Values of settings that nobody has set: no parameters."""
+
+
+def _rounded(value: float) -> float:
+    """Six significant digits, as pages show them; whole numbers as they are."""
+    return float(value) if value % 1 == 0 else float(f"{value:.6g}")
 
 
 class RunLog:
@@ -61,11 +65,11 @@ class RunLog:
             self._client.log_batch(self.run_id, tags=to_tags(values))
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Log metrics, without waiting for the store if that is done in the background."""
+        """Log metrics to six digits; waits for no store where that is done in the background."""
         from mlflow.entities import Metric
 
         now_ms = int(time.time() * 1000)
-        batch = [Metric(key, rounded(value), now_ms, step) for key, value in values.items()]
+        batch = [Metric(key, _rounded(value), now_ms, step) for key, value in values.items()]
         send = partial(self._client.log_batch, self.run_id, metrics=batch)
         if self._background:
             self._pending.append(self._background.submit(send))

@@ -66,19 +66,18 @@ class Tracking:
         self.git_commit = git_commit()
 
     @classmethod
-    def connect(cls, name: str = "", data: str = "", *, with_artifacts: bool = True) -> Tracking:
+    def connect(cls, name: str = "", data: str = "", *, files: bool = True) -> Tracking:
         """Connect to MLFLOW_TRACKING_URI, or to MLflow's default (sqlite:///mlflow.db).
 
         `name`: what a run that `mlflow run` has started is called until it is known better.
         `data`: the name of the data, which the experiment is called as where nobody says
-        otherwise. `with_artifacts`: files will be logged, not metrics and tags alone.
+        otherwise. `files`: files will be logged, not metrics and tags alone.
 
         Raises:
             TrackingError: nothing answers there, or nothing can be recorded there.
         """
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        # a server's client would print two lines for every run that ends
-        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines a run
         for noisy in ("alembic", "mlflow.tracking.fluent"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
         # it logs the tracebacks of faults that `translated` says in one line
@@ -93,8 +92,7 @@ class Tracking:
             with doing("opening the store"), translated("connect", shown), exclusively(uri):
                 client = mlflow.MlflowClient(uri)
                 launched = os.environ.pop("MLFLOW_RUN_ID", None)
-                files = with_artifacts
-                places = usable_experiment(client, launched, shown, data, with_artifacts=files)
+                places = usable_experiment(client, launched, shown, data, files=files)
                 if launched and name:
                     client.set_tag(launched, NAME, name)
                 return cls(client, shown, places, launched)
@@ -279,7 +277,7 @@ class Tracking:
         """Name the run that `mlflow run` started for a command that only reads runs."""
         if self._launched:
             run_id, self._launched = self._launched, None
-            self.writing(run_id).tags({"mlflow.runName": name, KIND: kind})
+            self.writing(run_id).tags({NAME: name, KIND: kind})
 
     def _end_abandoned(self) -> None:
         """End the runs that processes of this machine were writing when they were killed."""
