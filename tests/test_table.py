@@ -75,6 +75,7 @@ SMALLEST = {
 }
 NOTHING_TYPED = (
     "entries.blocks",
+    "entries.clean",
     "entries.gate",
     "entries.refit",
     "entries.predict",
