@@ -15,6 +15,7 @@ from pipeline.settings.thresholds import Thresholds
 from pipeline.signals.readings import (
     Sibling,
     Signal,
+    State,
     accuracy_gain,
     early_spike,
     instability,
@@ -383,3 +384,21 @@ def test_a_threshold_can_be_moved(threshold: str, value: float, name: str, state
     assert {k: v for k, v in after.items() if k != name and "spike" not in k} == {
         k: v for k, v in before.items() if k != name and "spike" not in k
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "state", "mark"),
+    [
+        ("positive.val_acc_gain", "true", "+"),
+        ("positive.val_acc_gain", "false", "!"),
+        ("negative.val_loss_rises", "true", "!"),
+        ("negative.val_loss_rises", "false", "+"),
+        ("negative.val_loss_rises", "unknown", "?"),
+        ("positive.no_early_spike", "false", "·"),  # tells of the rate: speaks for nothing
+        ("negative.train_acc_saturates", "true", "·"),
+        ("negative.unstable_across_runs", "true", "!"),
+        ("negative.unstable_across_runs", "false", "·"),
+    ],
+)
+def test_marks_are_given_where_a_signal_was_right(name: str, state: State, mark: str) -> None:
+    assert Signal(name=name, state=state, sentence="").mark == mark

@@ -30,6 +30,11 @@ State = Literal["true", "false", "unknown"]
 MIN_SIBLINGS = 3
 _WARNINGS = ("negative.", "memorising")
 """Beginnings of the names of readings that speak against a stage where they are true."""
+_NUMBERS = ("positive.no_early_spike", "negative.train_acc_saturates")
+"""They tell the learning rate, not the gain: in one study they pointed one way, in another the
+other (docs/signals.md)."""
+_UNSTABLE = "negative.unstable_across_runs"
+"""It has found rates that ruin a network; where it is false it has told nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +48,11 @@ class Signal:
 
     @property
     def mark(self) -> str:
-        """`+` speaks for the stage, `!` against it, `?` is not known."""
+        """`+` speaks for the stage, `!` against it, `?` is not known, `·` says neither."""
         if self.state == "unknown":
             return "?"
+        if self.name in _NUMBERS or (self.name, self.state) == (_UNSTABLE, "false"):
+            return "·"
         return "+" if (self.state == "true") != self.name.startswith(_WARNINGS) else "!"
 
     @property
@@ -175,7 +182,7 @@ def loss_stability(scored: Scored, parent: Scored | None) -> Signal:
     )
 
 
-MEMORISES = ": the stage may only memorise"
+EARLY = ": early, which tells of the learning rate, not of the gain"
 TOO_FEW = ": too few epochs to tell whether that is early"
 
 
@@ -191,7 +198,7 @@ def early_spike(history: History, thresholds: Thresholds) -> Signal:
     late = share > thresholds.signal_spike_share
     is_seen = not late or share != 1 / history.planned
     if not late:
-        sentence += MEMORISES
+        sentence += EARLY
     elif not is_seen:
         sentence += TOO_FEW
     return Signal.of(name, late if is_seen else None, sentence, **numbers)
@@ -206,7 +213,7 @@ def saturation(history: History, thresholds: Thresholds) -> Signal:
     early = share <= thresholds.signal_early_share
     is_seen = early or share != 1 / history.planned
     if early:
-        sentence += MEMORISES
+        sentence += EARLY
     elif not is_seen:
         sentence += TOO_FEW
     elif share <= thresholds.signal_spike_share:
