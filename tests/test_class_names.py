@@ -174,7 +174,7 @@ def test_a_terminal_that_lacks_a_letter_shows_another(
     monkeypatch.setattr("sys.stdout", terminal)
     assert command("stage1", data=str(root)) == 0
     shown = written.getvalue().decode("latin-1")
-    assert "of 2 classes, draw 0: café, ?? (10 images each)" in shown
+    assert "of 2 classes, draw 0; dealt from café, ?? (10 images each)" in shown
 
 
 def test_what_steers_a_terminal_is_spelled_out(

@@ -87,7 +87,7 @@ def test_the_line_that_counts_images_names_the_classes(
     assert command("stage1") == 0
     out = capfd.readouterr().out
     assert (
-        f"{image_folder}: 12 training and 12 validation images of 3 classes, draw 0: apple, "
+        f"{image_folder}: 12 training and 12 validation images of 3 classes, draw 0; dealt from apple, "
         "berry, cherry (12 images each)\nnote: files passed over: 1 .heic\n"
     ) in out
 
@@ -198,7 +198,7 @@ def test_a_child_reads_the_columns_that_its_parent_read(
     pq.write_table(table.append_column("kind_label", pa.array(other)), path)
     data = str(path.parent)
     assert command("stage1", data=data, label_column="kind_label") == 0
-    assert "of 2 classes, draw 0: x, y (12 images each)" in capfd.readouterr().out
+    assert "of 2 classes, draw 0; dealt from x, y (12 images each)" in capfd.readouterr().out
     (parent,) = runs()["run_id"]
     assert command("stage2", data=data, parent_run_id=parent, epochs="1") == 0
     out = capfd.readouterr().out

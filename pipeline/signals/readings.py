@@ -230,7 +230,7 @@ def _saturated(history: History, thresholds: Thresholds) -> tuple[float, dict[st
     epoch = next(epochs, None)
     when = "its first epoch" if epoch == 1 else f"epoch {epoch}"
     reached = f"reached {level:.0%} in {when}" if epoch else f"never reached {level:.0%}"
-    sentence = f"training accuracy {reached} (of {history.planned})"
+    sentence = f"training accuracy {reached} (of {count_of(history.planned, 'epoch')})"
     if epoch is None:
         return math.inf, {}, sentence
     return epoch / history.planned, {"saturation_share": epoch / history.planned}, sentence
