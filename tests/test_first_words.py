@@ -87,8 +87,8 @@ def test_the_line_that_counts_images_names_the_classes(
     assert command("stage1") == 0
     out = capfd.readouterr().out
     assert (
-        f"{image_folder}: 12 training and 12 validation images of 3 classes, draw 0; dealt from apple, "
-        "berry, cherry (12 images each)\nnote: files passed over: 1 .heic\n"
+        f"{image_folder}: 12 training and 12 validation images of 3 classes, draw 0; dealt from "
+        "apple, berry, cherry (12 images each)\nnote: files passed over: 1 .heic\n"
     ) in out
 
 
