@@ -43,6 +43,8 @@ def main(storage: str, tracking: str) -> None:
         ]
         for name in optuna.get_all_study_names(opened)
     }
+    client = mlflow.MlflowClient(tracking)
+    places = [experiment.experiment_id for experiment in client.search_experiments()]
     runs = [
         {
             "status": run.info.status,
@@ -51,7 +53,7 @@ def main(storage: str, tracking: str) -> None:
             },
             "value": run.data.metrics.get("value"),
         }
-        for run in mlflow.MlflowClient(tracking).search_runs(["0"], max_results=1000)
+        for run in client.search_runs(places, max_results=1000)
     ]
     sys.stdout.write(json.dumps({"studies": studies, "runs": runs}))
 

@@ -253,5 +253,5 @@ def _tell(
     session.say(outcome_sentence(name, summary.val_acc, images, signals, before))
     for line in dict.fromkeys(signal.line for signal in signals):
         session.say(f"  {line}")
-    session.say(f"stage {summary.number}: run {summary.run_id}, {minutes(summary.wall_s)}")
+    session.say(f"stage {summary.number}: run {summary.run_id} ({minutes(summary.wall_s)})")
     session.say(summary.best_line)

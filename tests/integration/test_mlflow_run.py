@@ -29,9 +29,9 @@ ENVIRONMENT_GIB = 16  # the standard build of torch with CUDA, and its packages 
 def stored_runs(uri: str) -> list[Any]:
     import mlflow
 
-    return list(
-        mlflow.MlflowClient(uri).search_runs(["0"], order_by=["attributes.start_time ASC"])
-    )
+    client = mlflow.MlflowClient(uri)
+    places = [experiment.experiment_id for experiment in client.search_experiments()]
+    return list(client.search_runs(places, order_by=["attributes.start_time ASC"]))
 
 
 def test_stage3_on_a_clean_clone_is_one_launched_run_and_its_parents(
