@@ -282,3 +282,11 @@ def test_images_and_seeds_are_shown_pair_by_pair_and_nowhere_else() -> None:
     named = {row[0] for row in settings}
     assert {"backbone", "weights", "data"} <= named
     assert not {"draw", "data_seed", "seed"} & named
+
+
+def test_equal_gains_are_equal_though_accuracies_have_six_digits() -> None:
+    gains = set()
+    for hits in (1, 200, 419, 598):
+        both = (result(float(f"{(hits + 2) / 600:.6g}")), result(float(f"{hits / 600:.6g}")))
+        gains |= set(decision(both).gains_pp)
+    assert gains == {0.333}

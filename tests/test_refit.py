@@ -62,7 +62,7 @@ def chain(store: Path, tmp_path: Path) -> Run:
 
 
 def settings_in(run: Run) -> Settings:
-    return load_settings(json.loads(run.data.tags["settings"]))
+    return load_settings(json.loads(run.data.tags["z.settings"]))
 
 
 def wilson(right: int, images: int) -> str:
@@ -82,7 +82,7 @@ def test_every_image_but_those_of_the_test_split_is_trained_on(
     whole = whole_draw(source, settings, "auto")
     test = read_test_split(source, settings, lambda _: None)
     assert run.data.params["images"] == str(3 * (IMAGES - TEST)) == str(len(whole.train))
-    assert run.data.tags["data_sha256"] == whole.fingerprint
+    assert run.data.tags["z.data_sha256"] == whole.fingerprint
     met, kept = ({row.tobytes() for row in part.digests} for part in (whole.train, test))
     assert (len(met), len(kept), met & kept) == (3 * (IMAGES - TEST), 3 * TEST, set())
     judged = draw_in(source, settings)
@@ -127,7 +127,7 @@ def test_a_refit_is_nobodys_parent_sibling_or_evidence(
             perform(entry_point, {key: run_id}, lambda _: None)
     with pytest.raises(LineageError, match=f"run {run_id} is refit, FINISHED"):
         perform("refit", {"run_id": run_id}, lambda _: None)
-    options = json.loads(chain.data.tags["settings"])
+    options = json.loads(chain.data.tags["z.settings"])
     again = perform("stage2", {k: str(v) for k, v in options.items() if v != ""}, lambda _: None)
     assert mlflow.get_run(again.run_id).data.tags["lineage_key"] == chain.data.tags["lineage_key"]
 
@@ -188,9 +188,9 @@ def test_the_card_says_what_the_model_is_and_is_worth(chain: Run, said: list[str
         share = wilson(int(right[table["label"] == name].sum()), TEST)
         assert f"| {name} | {IMAGES - TEST} | {TEST} | {share} |" in card
     assert "This model is stage 2. No decision was asked" in card
-    assert run.data.tags["data_sha256"][:16] in card
+    assert run.data.tags["z.data_sha256"][:16] in card
     assert "no pretrained weights" in card
-    assert run.data.tags["made_with"] in card
+    assert run.data.tags["z.made_with"] in card
     assert f"-e refit --env-manager local -P run_id={chain.info.run_id}" in card
     name = "my images-mobilenet_v3_small"
     version = mlflow.MlflowClient().get_model_version_by_alias(name, "champion")

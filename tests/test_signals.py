@@ -269,11 +269,11 @@ def siblings(
 @pytest.mark.parametrize(
     ("parents", "words"),
     [
-        ("", ".*: 3 runs that differ only in these are needed, this is 0 runs"),
-        ("a", ".*: 3 runs that differ only in these are needed, this is 1 run"),
-        ("ab", ".*: 3 runs that differ only in these are needed, this is 2 runs"),
-        ("aaa", ".*with a parent each, are needed, this is 3 runs of 1 parent"),
-        ("aabab", ".*with a parent each, are needed, this is 5 runs of 2 parents"),
+        ("", ".*: 3 runs that differ only in these are needed; so far: 0 runs"),
+        ("a", ".*: 3 runs that differ only in these are needed; so far: 1 run"),
+        ("ab", ".*: 3 runs that differ only in these are needed; so far: 2 runs"),
+        ("aaa", ".*with a parent each, are needed; so far: 3 runs of 1 parent"),
+        ("aabab", ".*with a parent each, are needed; so far: 5 runs of 2 parents"),
     ],
 )
 def test_fewer_than_three_siblings_of_other_parents_say_nothing(parents: str, words: str) -> None:

@@ -416,7 +416,7 @@ def test_a_copied_storage_gets_a_study_run_of_its_own(
     assert copy != mine
     assert run_of(urls[1]) == copy
     assert run_of(urls[2]) == mine
-    mlflow.MlflowClient().delete_tag(mine, "storage_place")  # as an earlier version made it
+    mlflow.MlflowClient().delete_tag(mine, "z.storage_place")  # as an earlier version made it
     assert run_of(urls[2]) == mine
 
 

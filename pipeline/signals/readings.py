@@ -296,7 +296,7 @@ def instability(siblings: Sequence[Sibling], thresholds: Thresholds) -> Signal:
         each = ", with a parent each," if count < len(siblings) else ""
         sentence = (
             f"whether another draw or seed would end alike is not known: {MIN_SIBLINGS} runs that "
-            f"differ only in these{each} are needed, this is {have}"
+            f"differ only in these{each} are needed; so far: {have}"
         )
         return Signal.of(name, None, sentence, siblings=count)
     own = [100 * sibling.val_acc for sibling in first_of.values()]

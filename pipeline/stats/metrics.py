@@ -108,8 +108,16 @@ DEFAULT_SHARE = "acc"
 
 
 def score_logits(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Every metric of the table, by name."""
-    return {name: metric.compute(logits, labels) for name, metric in METRICS.items()}
+    """Every metric of the table, by name, as it is stored."""
+    return {name: rounded(metric.compute(logits, labels)) for name, metric in METRICS.items()}
+
+
+def rounded(value: float) -> float:
+    """A number as it is stored and shown: six significant digits, whole numbers as they are.
+
+    Rounded where it is made, so that a run that is found says what it said when it was made.
+    """
+    return float(value) if value % 1 == 0 else float(f"{value:.6g}")
 
 
 @dataclass(frozen=True)

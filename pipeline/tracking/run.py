@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.stats.metrics import rounded
 from pipeline.tracking.faults import translated
 from pipeline.tracking.keys import FAILURE, stored_tag
 
@@ -22,11 +23,6 @@ if TYPE_CHECKING:
 
 _NOT_GIVEN = ("", "auto", None)
 """Values of settings that nobody has set: no parameters."""
-
-
-def _rounded(value: float) -> float:
-    """Six significant digits, as pages show them; whole numbers as they are."""
-    return float(value) if value % 1 == 0 else float(f"{value:.6g}")
 
 
 class RunLog:
@@ -69,7 +65,7 @@ class RunLog:
         from mlflow.entities import Metric
 
         now_ms = int(time.time() * 1000)
-        batch = [Metric(key, _rounded(value), now_ms, step) for key, value in values.items()]
+        batch = [Metric(key, rounded(value), now_ms, step) for key, value in values.items()]
         send = partial(self._client.log_batch, self.run_id, metrics=batch)
         if self._background:
             self._pending.append(self._background.submit(send))

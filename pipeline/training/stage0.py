@@ -153,6 +153,7 @@ def _best(
     value = values[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
         if folds > 1:
             smallest = len(few) - math.ceil(len(few) / folds)
             usable = [v for v in values if key == "C" or v <= smallest]

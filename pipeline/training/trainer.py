@@ -31,7 +31,7 @@ from pipeline.model.grouping import HEAD
 from pipeline.settings.augmentation import mixing_of
 from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import Stage
-from pipeline.stats.metrics import OBJECTIVES, Row, score_logits
+from pipeline.stats.metrics import OBJECTIVES, Row, rounded, score_logits
 from pipeline.tracking.history import History
 from pipeline.tracking.keys import RISKS, TRAIN_ACC, TRAIN_LOSS, TRAIN_S, VAL, VAL_ACC, VAL_S
 from pipeline.training.device import compute_copy, run_segments
@@ -191,7 +191,7 @@ class Trainer:
                 **risks,
                 **{f"lr/{group['block']}": group["lr"] for group in self.optimizer.param_groups},
             }
-            history.rows.append(row)
+            history.rows.append({name: rounded(value) for name, value in row.items()})
             yield history.rows[-1]
             waited = len(history) - history.selected
             if history.diverged or (self.settings.patience and waited >= self.settings.patience):
