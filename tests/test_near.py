@@ -87,7 +87,7 @@ def test_a_first_stage_lists_near_duplicates_and_is_the_same_run_without_looking
     assert command("stage1", **own) == 0
     out = capsys.readouterr().out
     assert "note: near duplicates: " in out
-    assert "images look like an image of another part" in out
+    assert "nearly the same as one of another part" in out
     tracking = Tracking.connect()
     [run] = tracking.find({KIND: "stage"})
     assert run.metrics[NEAR_DUPLICATES["test"]] > 0

@@ -456,3 +456,12 @@ def test_plain_kernels_come_to_the_same_and_are_kept_apart(
     monkeypatch.setenv("UNFREEZE_KERNELS", "plane")
     assert command("stage1", **words) == 2
     assert "UNFREEZE_KERNELS=plane" in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("chains")
+def test_the_id_of_a_run_of_main_stands_for_its_last_stage() -> None:
+    chain = runs("chain").iloc[0]
+    run = Tracking.connect().get(chain["run_id"])
+    assert run.stage_run_id == chain["tags.stage3_run_id"]
+    last = Tracking.connect().get(run.stage_run_id)
+    assert last.stage_run_id == last.run_id

@@ -86,7 +86,7 @@ def recorded() -> dict[str, dict[str, Any]]:
             "metrics": dict(run.data.metrics),
             "files": sorted(file.path for file in client.list_artifacts(run.info.run_id)),
         }
-        for run in mlflow.search_runs(["0"], output_format="list")
+        for run in mlflow.search_runs(search_all_experiments=True, output_format="list")
     }
 
 

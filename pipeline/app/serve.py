@@ -84,7 +84,9 @@ def _serve(app: Any, port: int, say: Say) -> None:  # noqa: ANN401 - Gradio's, a
         )
     except OSError as err:
         raise SettingsError(
-            f"port={port}: {first_line(err)}: pass another -P port=, or leave it out"
+            f"port={port} is in use: pass another -P port=, or leave it out"
+            if port
+            else f"the page cannot be served ({first_line(err)}): pass -P port=<one that is free>"
         ) from None
     say(f"the app is at {app.local_url} (Ctrl-C ends it)")
     try:

@@ -61,6 +61,8 @@ def predict_entry(command: Command, plan: PredictSettings) -> pd.DataFrame:
     shown = table[table["error"] == ""].head(SHOWN)[["file", "label", "probability"]]
     shown = shown.assign(probability=[f"{value:.1%}" for value in shown["probability"]])
     say(in_columns(shown.map(one_line)))
+    if len(table) > len(shown):
+        say(f"… the first {len(shown)} of {count}")
     counts = table.loc[table["error"] == "", "label"].value_counts()
     say(f"in all: {first_of([f'{label} {count}' for label, count in counts.items()])}")
     if unread := _unread(table):

@@ -49,6 +49,7 @@ def refit_entry(command: Command, plan: RefitSettings) -> Refit:
                 description=description,
                 tags=recommended.tags,
                 say=say,
+                gives_way=not plan.register_as and not recommended.decision_run_id,
             )
         say(tracking.how_to_browse)
     return made

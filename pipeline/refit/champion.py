@@ -6,6 +6,7 @@ alias `champion`, a model card on its run, and lines that say so.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 from pipeline.data.whole import Scope
@@ -57,7 +58,10 @@ def refit_and_describe(
     log.tags({**recommended.tags, keys.NOTE: description})
     accuracy = overall(test_predictions(tracking, made))
     if accuracy.images:
-        say(f"refit: test accuracy {accuracy.words} on {accuracy.images} images")
+        balanced = made.run.metrics.get(keys.TEST["balanced_acc"], math.nan)
+        apart = abs(balanced - accuracy.right / accuracy.images) > 1e-5  # stored to six digits
+        also = f", balanced {balanced:.1%}" if apart else ""
+        say(f"refit: test accuracy {accuracy.words} on {accuracy.images} images{also}")
     else:
         say("refit: no test split, so that nothing is known of unseen images")
     return made, description
@@ -72,17 +76,31 @@ def register_champion(
     description: str,
     tags: Mapping[str, str],
     say: Say,
+    gives_way: bool = False,
 ) -> str:
-    """Register a run's model under the alias; returns the model's address in the registry."""
+    """Register a run's model under the alias; returns the model's address in the registry.
+
+    `gives_way`: a decision's champion keeps the alias: nothing has recommended this model.
+    """
     address = f"models:/{name}@{ALIAS}"
     version = ModelVersion(
         uri=run.tags[keys.MODEL_URI],
         alias=ALIAS,
         description=description,
         tags={**tags, "recipe": words},
+        gives_way_to=keys.DECISION_RUN_ID if gives_way else "",
     )
     registered = tracking.register(name, version)
-    say(f"recommended: {words}; {address} is version {registered.number} (run {run.run_id})")
+    if registered.gave_way and registered.replaced:
+        number, marks = registered.replaced
+        say(
+            f"registered: {words}, version {registered.number} of {name} (run {run.run_id}); "
+            f"{ALIAS} stays version {number}, which decision {marks[keys.DECISION_RUN_ID]} "
+            f"recommends: -P register_as={name} moves it"
+        )
+        return f"models:/{name}/{registered.number}"
+    chosen = "registered" if gives_way else "recommended"
+    say(f"{chosen}: {words}; {address} is version {registered.number} (run {run.run_id})")
     if registered.replaced:
         number, marks = registered.replaced
         say(

@@ -62,12 +62,15 @@ def recommended_by(tracking: Tracking, run_id: str) -> Recommended:
     run = tracking.get(run_id)
     if run.tags.get(keys.KIND) == "decision":
         return _of_decision(tracking, run)
+    run = tracking.get(run.stage_run_id)
     if other := other_than(run):
         raise LineageError(
             f"refit needs a finished stage run or a decision, run {run_id} is {other}: copy the "
             "id of one from the MLflow UI"
         )
-    return Recommended(words=chain_in_words(run), run_ids=(run_id,), compared_run_id=run_id)
+    return Recommended(
+        words=chain_in_words(run), run_ids=(run.run_id,), compared_run_id=run.run_id
+    )
 
 
 def chain_in_words(run: RunView) -> str:

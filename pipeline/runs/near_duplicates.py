@@ -24,6 +24,7 @@ from pipeline.data.open import NAMES
 from pipeline.errors import first_line
 from pipeline.reporting.figures import pairs_of_pictures
 from pipeline.runs.session import Session
+from pipeline.system.text import count_of
 from pipeline.tracking import RunLog
 from pipeline.tracking.keys import NEAR_DUPLICATES
 
@@ -56,10 +57,12 @@ def log_near_duplicates(session: Session, log: RunLog, say: Callable[[str], None
 
 def in_words(found: NearDuplicates) -> str:
     """What was found, in one line."""
-    parts = [f"{count} {WORDS[name]}" for name, count in found.counts.items() if count]
+    parts = [
+        count_of(count, f"{WORDS[name]} image") for name, count in found.counts.items() if count
+    ]
     exact = f", {found.copies} of them to the pixel" if found.copies else ""
     return (
-        f"near duplicates: {' and '.join(parts)} images look like an image of another part{exact} "
+        f"near duplicates: {' and '.join(parts)} nearly the same as one of another part{exact} "
         f"(cosine above {found.cosine:.2f}), so that accuracies may be too high: see {TABLE} and "
         f"{PICTURE} of the run, and keep such images together with -P group=, or remove them"
     )

@@ -54,7 +54,7 @@ def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
     run_id, say = plan.run_id, command.say
     tracking = Tracking.connect("evaluate", files=False)
     with tracking.explained():
-        run = tracking.get(run_id)
+        run = tracking.get(tracking.get(run_id).stage_run_id)
         tracking.follow(run)
         if other := other_than(run):
             raise LineageError(

@@ -23,7 +23,8 @@ def chosen_run(tracking: Tracking, run_id: str, model: str) -> str:
     if run_id and model:
         raise LineageError(f"run_id={run_id} and model={model}: pass one of them")
     if run_id:  # of a decision: its champion
-        return tracking.get(run_id).tags.get(CHAMPION_RUN_ID, run_id)
+        run = tracking.get(run_id)
+        return run.tags.get(CHAMPION_RUN_ID, run.stage_run_id)
     champions = tracking.champions()
     listed = first_of([f"models:/{name}@{ALIAS}" for name in champions])
     if model:

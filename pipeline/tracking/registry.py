@@ -24,12 +24,14 @@ class ModelVersion:
         uri: of the logged model.
         alias: a name in the registry, such as `champion`; moved here from the version that had it.
         description: Markdown.
+        gives_way_to: a tag; a version that carries one keeps the alias.
     """
 
     uri: str
     alias: str
     description: str
     tags: Mapping[str, str]
+    gives_way_to: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,12 @@ class Registered:
     Attributes:
         number: the version's.
         replaced: number and tags of the version that had the alias before, if any.
+        gave_way: whether that version has kept the alias.
     """
 
     number: str
     replaced: tuple[str, Mapping[str, str]] | None
+    gave_way: bool = False
 
 
 def register(client: MlflowClient, name: str, version: ModelVersion) -> Registered:
@@ -65,10 +69,13 @@ def register(client: MlflowClient, name: str, version: ModelVersion) -> Register
     for key, value in version.tags.items():
         client.set_model_version_tag(name, number, key, value)
     before = client.get_registered_model(name).aliases.get(version.alias)
+    marks = {} if before is None else client.get_model_version(name, before).tags
+    if str(before) != number and version.gives_way_to in marks:
+        return Registered(number, (str(before), marks), gave_way=True)
     client.set_registered_model_alias(name, version.alias, number)
     if before is None or str(before) == number:
         return Registered(number, None)
-    return Registered(number, (str(before), client.get_model_version(name, before).tags))
+    return Registered(number, (str(before), marks))
 
 
 def champions(client: MlflowClient) -> list[str]:

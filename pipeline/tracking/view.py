@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 from pipeline.errors import LineageError
-from pipeline.tracking.keys import SETTINGS, current, tags_as_named
+from pipeline.tracking.keys import KIND, SETTINGS, current, tags_as_named
 
 Value = TypeVar("Value")
 
@@ -80,6 +80,13 @@ class RunView:
             return int(self.tags[tag])
         except ValueError:
             raise self._damaged(tag) from None
+
+    @property
+    def stage_run_id(self) -> str:
+        """The run's own id; of a run of `main` that of its last stage."""
+        stages = [f"stage{number}_run_id" for number in range(99, 0, -1)]
+        last = (self.tags[tag] for tag in stages if tag in self.tags)
+        return next(last, self.run_id) if self.tags.get(KIND) == "chain" else self.run_id
 
     def _damaged(self, tag: str) -> LineageError:
         return LineageError(
