@@ -368,7 +368,7 @@ def test_both_arms_of_a_pair_share_checkpoint_seed_draw_and_images(decided: Deci
         ):
             assert ours[tag] == theirs[tag], tag
         assert (ours["seed"], ours["draw"]) == (str(number), str(number))
-        assert ours["checkpoint_sha256"] != theirs["checkpoint_sha256"]
+        assert ours["z.checkpoint_sha256"] != theirs["z.checkpoint_sha256"]
         parent = chain(treatment, decided.stages)[1]
         assert parent.data.tags["trains"] == "head block4"
         inputs = [
@@ -549,7 +549,7 @@ def test_the_report_names_what_it_rests_on(decided: Decided) -> None:
         assert rows[str(number)] == [digest, treatment.info.run_id, control.info.run_id]
     tags = decided.arms()[0][0].data.tags
     assert tags["z.weights_sha256"] in markdown
-    assert f"code: {tags['git_commit']}." in markdown
+    assert f"code: {tags['z.git_commit']}." in markdown
     assert "P(gain" in markdown
 
 

@@ -62,7 +62,7 @@ def test_a_tuned_stage_takes_the_best_settings_says_whose_and_reproduces_the_tri
     assert [run["params.lr"], run["params.norm"]] == ["1e-07", "keep"]
     assert run["metrics.selected/val_loss"] == study.best_value
     assert run["metrics.selected/val_acc"] == trial_run["metrics.selected/val_acc"]
-    for tag in ("lineage_key", "checkpoint_sha256", "parent_run_id"):
+    for tag in ("lineage_key", "z.checkpoint_sha256", "parent_run_id"):
         assert run[f"tags.{tag}"] == trial_run[f"tags.{tag}"], tag
 
 
