@@ -65,7 +65,7 @@ def test_names_begin_with_what_differs_and_an_arm_is_called_what_it_is() -> None
     control = load_settings({"schedule": "stage2_continued"})
     last = len(control.stages)
     assert run_name(control, last, "pair 3", 0.81).startswith(
-        "pair 3 · stage 2 continued · 81.0% "
+        "pair 3 · stage 2 continued · val 81.0% "
     )
     assert run_name(load_settings({"schedule": "two_stage"}), 2).startswith(
         "stage 2 of two_stage "

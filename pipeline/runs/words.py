@@ -77,7 +77,8 @@ def run_name(settings: Settings, number: int, role: str = "", acc: float | None 
 
     `role`: what the stage is run for, such as `pair 3`.
     """
-    reached = [] if acc is None else [f"{acc:.1%}"]
+    of = "val " if role else ""  # a pair is judged by test images
+    reached = [] if acc is None else [f"{of}{acc:.1%}"]
     what = stage_name(settings, number)
     first = [role, what, *reached] if role else [*reached, what]
     dealt = [f"draw {settings.draw}"]

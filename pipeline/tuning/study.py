@@ -25,6 +25,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from pipeline.system.databases import exclusively
+from pipeline.system.text import count_of
 from pipeline.tuning.spec import TUNING_KEY, Spec
 from pipeline.tuning.storage import BEATS_UNTIL_GIVEN_UP, Storage, experiments_known
 from pipeline.tuning.trial_state import (
@@ -227,7 +228,7 @@ def _for_the_dashboard(study: optuna.Study, spec: Spec) -> None:
     stage, fixed = spec.stage, spec.fixed
     note = (
         f"Stage {stage.number} of {stage.schedule} ({' + '.join(stage.trainable)}), judged by "
-        f"{spec.objective} on {len(spec.draws)} draw(s) of {fixed.get('data')}, "
+        f"{spec.objective} on {count_of(len(spec.draws), 'draw')} of {fixed.get('data')}, "
         f"{fixed.get('backbone')}. Trial 0 has the defaults; `tuned=true` takes the best trial "
         "only if it leads them by more than chance. A trial's user attribute `run_id` is its run "
         "in MLflow."
