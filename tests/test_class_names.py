@@ -79,13 +79,13 @@ def test_right_answers_of_a_parent_count_whatever_the_classes_are_called(
     scored = [scores_of(tracking, tracking.get(row["run_id"])) for row in (first, second)]
     for row, found in zip((first, second), scored, strict=True):
         assert found is not None
-        assert found.correct.mean() == pytest.approx(row["metrics.selected/val_acc"])
+        assert found.correct.mean() == pytest.approx(row["metrics.selected/val_acc"], abs=1e-6)
     assert scored[0] is not None
     assert scored[0].correct.any()
     gain = second["metrics.selected/val_acc"] - first["metrics.selected/val_acc"]
-    assert second["metrics.signal/acc_gain"] == pytest.approx(gain, abs=1e-6)
+    assert second["metrics.signal/acc_gain"] == pytest.approx(gain, abs=2e-6)
     assert scored[1] is not None
-    assert paired(scored[1], scored[0])["correct"].mean() == pytest.approx(gain, abs=1e-6)
+    assert paired(scored[1], scored[0])["correct"].mean() == pytest.approx(gain, abs=2e-6)
 
 
 # --- pictures ------------------------------------------------------------------------------------

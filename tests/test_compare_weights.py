@@ -103,4 +103,4 @@ def test_every_backbone_starts_from_the_file_that_was_pretrained_for_it(desk: De
     for name in BACKBONES:
         path = str(pretrained / f"{name}.safetensors")
         wanted = load_pretrained(path, build_backbone(name, 3, 32, seed=0)).digest
-        assert {t["weights_sha256"] for t in tags if t["backbone"] == name} == {wanted}
+        assert {t["z.weights_sha256"] for t in tags if t["z.backbone"] == name} == {wanted}

@@ -219,7 +219,7 @@ def test_a_run_of_before_there_were_columns_is_continued_and_found(
     settings = json.loads(parent["tags.z.settings"])
     for key in ("label_column", "image_column", "skip_unreadable"):
         del settings[key]
-    mlflow.MlflowClient().set_tag(parent["run_id"], "settings", json.dumps(settings))
+    mlflow.MlflowClient().set_tag(parent["run_id"], "z.settings", json.dumps(settings))
     assert command("stage2", parent_run_id=parent["run_id"]) == 0
     assert command("stage2") == 0
     out = capfd.readouterr().out

@@ -140,7 +140,7 @@ def test_runs_of_an_earlier_version_are_found_and_join_the_others(
     assert command("stage3", data=ann, draw="1", **FEW, **{"stage2.epochs": "2"}) == 0
     assert f"found run {before['run_id'][1]} with the same content" in capfd.readouterr().out
     assert of_stage(2)["tags.recipe_key"][1] == now["tags.recipe_key"][1]
-    assert of_stage(2)[f"tags.{POOL}"][1] == now[f"tags.{POOL}"][1]
+    assert of_stage(2)[f"tags.{stored_tag(POOL)}"][1] == now[f"tags.{stored_tag(POOL)}"][1]
     # so does the gate where it is told where the images are
     run_id = before["run_id"][0]
     assert command("gate", run_id=run_id, data=moved(ann)) == 0

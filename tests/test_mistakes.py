@@ -165,7 +165,7 @@ def test_a_run_has_tables_and_pictures_that_are_small(command: Command, store: P
     assert not artifact(run_id, EVERY).exists()  # it would say the same
     for path in (ERRORS, RELIABILITY, BATCH, TABLE, BY_CLASS):
         assert 0 < artifact(run_id, path).stat().st_size < SMALL_BYTES
-    assert mlflow.get_run(run_id).data.metrics["best/val_ece"] >= 0
+    assert mlflow.get_run(run_id).data.metrics["selected/val_ece"] >= 0
 
 
 def test_a_large_set_has_every_row_without_thumbnails_and_a_thumbnail_for_the_worst(

@@ -11,7 +11,7 @@ from mlflow.entities import Run
 
 from pipeline.runs.origins import NOT_RECORDED, made_with, note_on_origins, origins_in_words
 from pipeline.system.provenance import libraries
-from pipeline.tracking.keys import MADE_WITH
+from pipeline.tracking.keys import MADE_WITH, stored_tag
 from tests.comparisons import compare, new_desk
 from tests.conftest import Command, inside
 from tests.reports import reports
@@ -27,9 +27,9 @@ def changed(run: Run, made: str | None) -> None:
     """Give a run another origin, or none, as a run of an earlier version has."""
     client = mlflow.MlflowClient()
     if made:
-        client.set_tag(run.info.run_id, MADE_WITH, made)
+        client.set_tag(run.info.run_id, stored_tag(MADE_WITH), made)
     else:
-        client.delete_tag(run.info.run_id, MADE_WITH)
+        client.delete_tag(run.info.run_id, stored_tag(MADE_WITH))
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +69,10 @@ def test_runs_made_elsewhere_are_counted_once_with_the_pairs_that_mix_them() -> 
 def test_a_decision_tells_which_runs_others_made_and_trains_none_anew(desk: Desk) -> None:
     desk.decide(**PAIRS)
     stages = runs_of()
-    assert {run.data.tags[MADE_WITH] for run in stages} == {HERE}
+    assert {run.data.tags[stored_tag(MADE_WITH)] for run in stages} == {HERE}
     assert not any("were made with" in line for line in desk.said)
     decision = runs_of("decision")[-1]
-    assert decision.data.tags[MADE_WITH] == f"{HERE} ({len(stages)} runs)"
+    assert decision.data.tags[stored_tag(MADE_WITH)] == f"{HERE} ({len(stages)} runs)"
     assert f"Made with {HERE} ({len(stages)} runs)." in reports(decision)[1]
     last = [run for run in stages if run.data.tags["schedule"] == "stage2_continued"]
     third = [run for run in last if run.data.tags["stage"] == "3"]

@@ -48,7 +48,7 @@ def test_a_stage_is_run_and_its_model_loaded_from_python(store: Path, tmp_path: 
     assert table.drop(columns="label").sum(axis=1).tolist() == pytest.approx([1, 1])
     with pytest.raises(DataError, match=r"cannot read .*nowhere"):
         classifier.predict(["nowhere.png"])
-    with pytest.raises(DataError, match="the image in row 1 cannot be read"):
+    with pytest.raises(DataError, match=r"the image in row 1 \(rows from 0\) cannot be read"):
         classifier.predict([picture, b"no image"])
 
 

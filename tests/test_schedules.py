@@ -329,12 +329,13 @@ def test_four_stages_work_from_end_to_end(
     assert sorted(by_stage) == ["1", "2", "3", "4"]
     assert by_stage["4"]["trains"] == "head block4 block3 block2"
     assert {tags["schedule"] for tags in by_stage.values()} == {"four"}
-    assert json.loads(by_stage["4"]["settings"])["schedule"] == FOUR_TEXT
+    assert json.loads(by_stage["4"]["z.settings"])["schedule"] == FOUR_TEXT
     note = by_stage["3"]["mlflow.note.content"]
-    assert "mlflow run . -e stage -P number=4 -P parent_run_id=" in note
-    parent = next(run.info.run_id for run in runs if run.data.tags["stage"] == "3")
+    run_id = next(run.info.run_id for run in runs if run.data.tags["stage"] == "3")
+    assert "mlflow run . -e stage -P number=4 " in note
+    assert f"-P parent_run_id={run_id}`" in note
     four.unlink()  # runs say what their stages are
-    few = {"epochs": "1", "number": "4", "parent_run_id": parent, "cache_dir": "cache"}
+    few = {"epochs": "1", "number": "4", "parent_run_id": run_id, "cache_dir": "cache"}
     assert main(words_of("stage", {**few, "seed": "0", "log_model": "off"})) == 0
     capfd.readouterr()
     assert main(words_of("stage", {**few, "number": "5"})) == 2
