@@ -29,6 +29,9 @@ with progress.shown() as say:
             time.sleep(0.8)
         step(1)
         time.sleep(0.5)
+    say("open for visitors")
+    with progress.waiting():
+        time.sleep(0.8)
 """
 
 
@@ -66,9 +69,11 @@ def test_without_a_terminal_a_line_comes_after_silence_and_says_how_far_it_is() 
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stderr == ""
     others = done.stdout.splitlines()
+    assert others[0] == "… working"  # before there is anything to count
     assert "a result" in others
     assert any(line.startswith("… pairs: 25% after") and "loading" in line for line in others)
     assert any("left" in line for line in others)
+    assert others[-1] == "open for visitors"
 
 
 def test_a_library_shows_nothing(capfd: pytest.CaptureFixture[str]) -> None:
@@ -77,3 +82,17 @@ def test_a_library_shows_nothing(capfd: pytest.CaptureFixture[str]) -> None:
         time.sleep(0.01)
     assert list(progress.counted([1, 2], "work", 2)) == [1, 2]
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_first_words_come_before_a_library_is_imported() -> None:
+    script = """
+import sys
+from pipeline.system import progress
+with progress.shown():
+    for module in ("turtledemo", "json"):
+        with progress.loading(module, module):
+            assert module == "json" or module not in sys.modules
+"""
+    words = [sys.executable, "-c", "import json\n" + script]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["… loading turtledemo"]

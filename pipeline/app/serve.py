@@ -24,6 +24,7 @@ from pipeline.settings.entry import AppSettings
 from pipeline.settings.fields import AUTO
 from pipeline.system.files import typed_path
 from pipeline.system.interrupts import at_once, check
+from pipeline.system.progress import doing, loading, waiting
 from pipeline.tracking import RunView, Tracking
 from pipeline.tracking.keys import DRAW, KIND, NOTE, REFIT, TEST
 
@@ -44,12 +45,15 @@ def app_entry(command: Command, plan: AppSettings) -> None:
     tracking = Tracking.connect("app", files=False)
     with tracking.explained(), tempfile.TemporaryDirectory() as folder:
         run = tracking.get(chosen_run(tracking, plan.run_id, plan.model))
-        own, compared = panel_of(tracking, run, run.name), compared_run(tracking, run, command.say)
-        stages = list(stages_up_to(tracking, compared, command)) if compared else []
+        compared = compared_run(tracking, run, command.say)
+        with doing("loading the models"):
+            own = panel_of(tracking, run, run.name)
+            stages = list(stages_up_to(tracking, compared, command)) if compared else []
         examples = examples_of(run, command, Path(folder) / "examples")
         tracking.name_launched(f"app · {run.name}", "app")
         os.environ.update(_QUIET | {"GRADIO_TEMP_DIR": folder})
-        from pipeline.app.page import Page  # after the variables, which Gradio reads
+        with loading("Gradio", "gradio"):
+            from pipeline.app.page import Page  # after the variables, which Gradio reads
 
         page = Page(
             own=own,
@@ -90,7 +94,7 @@ def _serve(app: Any, port: int, say: Say) -> None:  # noqa: ANN401 - Gradio's, a
         ) from None
     say(f"the app is at {app.local_url} (Ctrl-C ends it)")
     try:
-        with suppress(KeyboardInterrupt), at_once():
+        with suppress(KeyboardInterrupt), at_once(), waiting():
             while True:
                 time.sleep(LOOK_S)
                 check()

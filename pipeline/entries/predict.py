@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
-from tqdm import tqdm
 
 from pipeline.data.base import Unreadable, decode_image
 from pipeline.data.folders.listing import image_endings, in_words, list_files
@@ -24,6 +23,7 @@ from pipeline.serving.classifier import Classifier
 from pipeline.settings.entry import PredictSettings
 from pipeline.system.files import typed_path, write_atomically
 from pipeline.system.interrupts import check
+from pipeline.system.progress import bar, doing
 from pipeline.system.text import first_of, in_columns, one_line
 from pipeline.tracking import Tracking
 
@@ -46,7 +46,9 @@ def predict_entry(command: Command, plan: PredictSettings) -> pd.DataFrame:
     with tracking.explained():
         _check_out(out)
         files, passed_over = pictures_at(plan.images)
-        classifier = Classifier.of_run(tracking, chosen_run(tracking, plan.run_id, plan.model))
+        with doing("loading the model"):
+            run_id = chosen_run(tracking, plan.run_id, plan.model)
+            classifier = Classifier.of_run(tracking, run_id)
         name = tracking.get(classifier.run_id).name
         count = f"{len(files)} picture{'s' * (len(files) > 1)}"
         say(f"{count}{passed_over}; model of run {classifier.run_id} ({name})")
@@ -111,11 +113,11 @@ def predicted(classifier: Classifier, files: Sequence[Path]) -> pd.DataFrame:
     """A row a file: `COLUMNS`, `true_label` where a folder names a class, and `error`."""
     names = classifier.class_names
     rows: list[dict[str, object]] = []
-    with tqdm(total=len(files), desc="predict", unit="picture", disable=None, leave=False) as bar:
+    with bar("pictures", len(files)) as step:
         for batch in _batches(files):
             check()
             rows += _rows(classifier, batch)
-            bar.update(len(batch))
+            step(len(batch))
     columns = [*COLUMNS[: 1 + 2 * min(len(PLACES), len(names))]]
     if any(file.parent.name in names for file in files):
         columns.append("true_label")

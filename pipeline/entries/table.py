@@ -50,7 +50,7 @@ from pipeline.settings.entry import (
 )
 from pipeline.settings.run import PLACE_KEYS, RUN_KEYS, THRESHOLD_KEYS
 from pipeline.settings.search_space import tune_plan
-from pipeline.system.progress import doing
+from pipeline.system.progress import loading
 
 if TYPE_CHECKING:
     from pipeline.runs.session import OnEpoch, Say
@@ -256,7 +256,7 @@ def perform(
     request = row.read(options)
     plan = row.plan(request)
     shared = request.own_settings(CommandSettings)
-    with doing("loading PyTorch"):
+    with loading("PyTorch", "torch"):
         from pipeline.runs.command import Command
 
         work = resolve_name(f"pipeline.{row.work}")

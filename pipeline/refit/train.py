@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from pipeline.data.images import ImageSet
 from pipeline.data.overlap import Overlap
@@ -37,6 +36,7 @@ from pipeline.runs.stage_log import log_served_model, log_unreadable
 from pipeline.runs.words import model_name
 from pipeline.settings.run import Settings, plain_values
 from pipeline.stats.metrics import score_logits
+from pipeline.system.progress import counted, doing
 from pipeline.tracking import RunLog, RunView, Tracking, keys
 from pipeline.training.trainer import Trainer
 
@@ -130,8 +130,10 @@ def _train(session: Session, log: RunLog, recipe: Recipe, overlap: Overlap | Non
             session.say(note)
     with tempfile.TemporaryDirectory() as folder:
         name = f"{model_name(session.settings, recipe.last)}-on-all-images"
-        log_served_model(log, name, session.settings, draw, backbone, Path(folder))
-        log_onnx(log, backbone.model, draw, shown, Path(folder), session.say)
+        with doing("logging the model"):
+            log_served_model(log, name, session.settings, draw, backbone, Path(folder))
+        with doing("writing the ONNX file"):
+            log_onnx(log, backbone.model, draw, shown, Path(folder), session.say)
 
 
 def _find(session: Session, last: int, test: ImageSet | None) -> RunView | None:
@@ -215,7 +217,7 @@ def _train_stage(session: Session, log: RunLog, backbone: Backbone, number: int)
     proof.watch({"train": features.running, "suffix": trainer.segments})
     draw = session.draw
     epochs = trainer.without_validation(draw.train, features, len(draw.class_names))
-    bar = tqdm(epochs, f"refit stage {number}", training.epochs, unit="epoch", disable=None)
+    bar = counted(epochs, f"refit, epochs of stage {number}", training.epochs)
     for epoch, (loss, acc) in enumerate(bar, start=1):
         log.metrics({f"stage{number}/loss": loss, f"stage{number}/acc": acc}, step=epoch)
         if not math.isfinite(loss):

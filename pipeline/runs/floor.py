@@ -14,6 +14,7 @@ from pipeline.data.images import ImageSet
 from pipeline.model.grouping import HEAD
 from pipeline.runs.session import Session
 from pipeline.settings.augmentation import Augment
+from pipeline.system.progress import doing
 from pipeline.tracking import RunView
 from pipeline.tracking.keys import STAGE0
 from pipeline.training.stage0 import KNN, LOGREG, Points, fit_and_score, head_inputs
@@ -98,7 +99,8 @@ def floor_of(session: Session, test: ImageSet | None = None) -> Floor | None:
     others = {VAL: (inputs(draw.val), draw.val.labels.numpy())}
     if test is not None:
         others[TEST] = (inputs(test), test.labels.numpy())
-    found = fit_and_score(draw.train, train, others)
+    with doing("fitting stage 0"):
+        found = fit_and_score(draw.train, train, others)
     if found is None:
         session.say("note: stage 0 is left out: the frozen features are not finite numbers")
         return None

@@ -24,6 +24,7 @@ from pipeline.data.open import NAMES
 from pipeline.errors import first_line
 from pipeline.reporting.figures import pairs_of_pictures
 from pipeline.runs.session import Session
+from pipeline.system.progress import doing
 from pipeline.system.text import count_of
 from pipeline.tracking import RunLog
 from pipeline.tracking.keys import NEAR_DUPLICATES
@@ -42,7 +43,8 @@ def log_near_duplicates(session: Session, log: RunLog, say: Callable[[str], None
     try:
         images = {"train": session.draw.train, "val": session.draw.val, **_test(session)}
         features = {name: _features(session, part, name) for name, part in images.items()}
-        found = near_duplicates(features, images, share)
+        with doing("looking for near duplicates"):
+            found = near_duplicates(features, images, share)
         log.metrics({NEAR_DUPLICATES[name]: count for name, count in found.counts.items()})
         if found.pairs:
             table = _table(session, images, found)

@@ -206,7 +206,9 @@ def _log_result(
                 log_pictures(log, session.tracking, subject, session.say)
             if settings.log_model:
                 name = model_name(settings, summary.number)
-                log_served_model(log, name, settings, session.draw, trainer.backbone, Path(folder))
+                served = settings, session.draw, trainer.backbone, Path(folder)
+                with doing("logging the model"):
+                    log_served_model(log, name, *served)
     return summary, signals
 
 

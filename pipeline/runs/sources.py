@@ -11,6 +11,7 @@ from pipeline.data.draws import rows_in, with_test_split
 from pipeline.data.open import open_source
 from pipeline.settings.run import Settings
 from pipeline.system.files import typed_path
+from pipeline.system.progress import doing
 from pipeline.weights.pretrained import Weights, is_here, read_weights
 
 DEFAULT_CACHE_DIR = "~/.cache/unfreeze"
@@ -23,7 +24,13 @@ def cache_folder(settings: Settings) -> Path:
 
 def source_of(settings: Settings) -> Source:
     """The images that the settings name, their test split set aside where that is asked for."""
-    source = open_source(
+    with doing("looking through the data"):
+        source = _opened(settings)
+        return with_test_split(source, settings)
+
+
+def _opened(settings: Settings) -> Source:
+    return open_source(
         settings.data,
         cache_folder(settings),
         label_column=settings.label_column,
@@ -31,7 +38,6 @@ def source_of(settings: Settings) -> Source:
         labels=settings.labels,
         group=settings.group,
     )
-    return with_test_split(source, settings)
 
 
 def source_and_weights(settings: Settings) -> tuple[Source, Weights]:

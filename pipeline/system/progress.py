@@ -1,9 +1,10 @@
-"""How far a command is: bars on a terminal, a line every half minute elsewhere, never silence.
+"""How far a command is: bars on a terminal, a line every few seconds elsewhere, never silence.
 
-In: `bar` around work that can be counted, `doing` around work that cannot. Out: on a terminal bars
-with the time that is left, and the time that uncounted work takes; elsewhere a line where nothing
-was printed for half a minute. Nothing is shown before `shown` is entered: as a library the code is
-silent. Lines of results go through `say`, above the bars.
+In: `bar` around work that can be counted, `doing` around work that cannot, `loading` around the
+import of a library that is slow. Out: on a terminal bars with the time that is left, and the time
+that uncounted work takes; elsewhere a line where nothing was printed for `SILENT_S`. Nothing is
+shown before `shown` is entered: as a library the code is silent. Lines of results go through
+`say`, above the bars.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 Item = TypeVar("Item")
-SILENT_S = 30.0
+SILENT_S = 4.0
 """After so long without a line, where there is no terminal, one says what is being done."""
 QUIET_S = 2.0
 """After so long without anything on a terminal it shows that there is work."""
@@ -38,6 +39,7 @@ class _Screen:
         self.ended = threading.Event()
         self.lock = threading.RLock()
         self.idle: list[tqdm[Any]] = []
+        self.waits = False
 
     def say(self, line: str) -> None:
         """Print a line above the bars."""
@@ -61,14 +63,16 @@ class _Screen:
         """Keep the time that is shown going; elsewhere, say what is being done."""
         while not self.ended.wait(STILL_S):
             with self.lock:
+                if self.waits:
+                    continue
                 if self.is_terminal:
                     quiet = time.monotonic() - self.printed > QUIET_S
                     if quiet and not self.bars and not self.idle:
                         self.idle.append(_new_bar("working", None, sys.stderr))
                     for one in (*self.bars, *self.idle):
                         one.refresh()
-                elif self.bars and time.monotonic() - self.printed > SILENT_S:
-                    self.say(f"… {', '.join(map(_in_words, self.bars))}")
+                elif time.monotonic() - self.printed > SILENT_S:
+                    self.say(f"… {', '.join(map(_in_words, self.bars)) or 'working'}")
 
 
 _screen: _Screen | None = None
@@ -133,6 +137,30 @@ def doing(what: str) -> AbstractContextManager[object]:
     return bar(what, None)
 
 
+@contextmanager
+def waiting() -> Iterator[None]:
+    """Nothing is done until a person wants something: silence is right."""
+    if _screen:
+        _screen.waits = True
+    try:
+        yield
+    finally:
+        if _screen:
+            _screen.waits = False
+
+
+@contextmanager
+def loading(library: str, module: str) -> Iterator[None]:
+    """The import of a library; without a terminal a line at once, where it is not imported yet.
+
+    A thread cannot say so meanwhile: Python waits while the system reads such a library.
+    """
+    with doing(f"loading {library}"):
+        if _screen and not _screen.is_terminal and module not in sys.modules:
+            _screen.say(f"… loading {library}")
+        yield
+
+
 def counted(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
     """The items, each of them a step."""
     with bar(what, total) as step:
@@ -154,7 +182,7 @@ class _Nowhere:
 def _in_words(one: tqdm[Any]) -> str:
     elapsed = float(one.format_dict["elapsed"])
     if not one.total:
-        return f"{one.desc}: {elapsed:.0f} s so far"
+        return f"{one.desc}: {elapsed:.0f} s so far" if elapsed >= 1 else str(one.desc)
     done = one.n - one.initial
     left = (one.total - one.n) * elapsed / done if done else None
     ahead = f", about {left:.0f} s left" if left is not None else ""

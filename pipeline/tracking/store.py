@@ -24,7 +24,7 @@ from pipeline.system.processes import (
     owner_tags,
     this_machine,
 )
-from pipeline.system.progress import doing
+from pipeline.system.progress import doing, loading
 from pipeline.system.provenance import PROJECT_DIR, git_commit
 from pipeline.tracking.address import usable_address
 from pipeline.tracking.disk import StoredRun, discard, stored_runs
@@ -82,7 +82,7 @@ class Tracking:
             logging.getLogger(noisy).setLevel(logging.WARNING)
         # it logs the tracebacks of faults that `translated` says in one line
         logging.getLogger("mlflow.store.db").setLevel(logging.CRITICAL)
-        with doing("loading MLflow"):
+        with loading("MLflow", "mlflow"):
             import mlflow
 
             uri = usable_address()
