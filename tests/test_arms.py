@@ -244,7 +244,7 @@ def test_beside_the_arms_stand_full_and_lp_ft_at_the_same_steps(
         ({"enforce_gate": "on"}, "enforce_gate=on: the gate judges by finished runs"),
         ({"config": "gate.yaml"}, "enforce_gate=on: the gate judges by finished runs"),
         ({"rope": "1"}, "unknown setting rope"),
-        ({"control.lr": "fast"}, "control.lr must be a valid number"),
+        ({"control.lr": "fast"}, "control.lr must be a number, got"),
         ({"control.epochs": "3"}, "control.epochs=3: both arms have equal optimizer steps"),
         ({"control.rate": "3"}, "unknown setting control.rate"),
         ({"stage2.patience": "3"}, "patience=3: arms have equal optimizer steps"),

@@ -56,7 +56,7 @@ def test_words_that_are_no_settings_are_refused(words: str, message: str) -> Non
         (["--config", "nowhere.yaml"], "cannot read"),
         (["--parent_run_id", "abc"], "run abc does not exist"),
         (["--epochs"], "argument --epochs: expected one argument"),
-        (["--data", ""], "data should have at least 1 character"),
+        (["--data", ""], "data must not be empty"),
     ],
 )
 def test_a_fault_is_one_line_exit_code_2_and_no_open_run(

@@ -120,8 +120,12 @@ def test_yaml_and_text_values_mean_the_same(tmp_path: Path) -> None:
             r"not known \(did you mean resnet18 .* got 'resnet19' \(command line\)",
         ),
         ({"epochs": "0"}, r"^epochs must be greater than or equal to 1, got '0'"),
-        ({"stage2.epochs": "x"}, r"stage2\.epochs must be a valid integer.* got 'x'"),
+        ({"stage2.epochs": "x"}, r"stage2\.epochs must be a whole number, got 'x'"),
         ({"lr": "nan"}, r"lr must be a finite number"),
+        ({"lr": "fast"}, r"^lr must be a number, got 'fast' \(command line\)$"),
+        ({"epochs": "2.5"}, r"^epochs must be a whole number, got '2.5' \(command line\)$"),
+        ({"cache": "perhaps"}, r"^cache must be on or off, got 'perhaps' \(command line\)$"),
+        ({"data": ""}, r"^data must not be empty, got '' \(command line\)$"),
         ({"image_size": "8"}, "image_size must be 0, or from 32 to 1024, got '8'"),
         ({"blocks": "some"}, "blocks must be auto, a number, .*got 'some'"),
         ({"mean": "1,2"}, "mean must be auto, or three numbers from 0 to 1.*, got '1,2'"),
@@ -182,7 +186,7 @@ def test_all_faults_are_shown_together_and_once() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("epochs: true\n", r"epochs must be a valid integer.*got 'True' \(config"),
+        ("epochs: true\n", r"epochs must be a whole number, got 'True' \(config"),
         ("- 1\n", r"holds a list: write one"),
         ("a: [\n", r"line 2 is not valid YAML"),
         ("lr: 1\nlr: 2\n", "line 2 .*lr stands here twice"),

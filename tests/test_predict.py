@@ -45,7 +45,7 @@ def predict(images: Path | str, said: list[str] | None = None, **options: str) -
 
 def test_a_folder_is_answered_as_python_answers(desk: Path, run_id: str, tmp_path: Path) -> None:
     said: list[str] = []
-    out = tmp_path / "a" / "mine.csv"
+    out = tmp_path / "mine.csv"
     table = predict(desk / "images", said, run_id=run_id, out=str(out))
     files = sorted((desk / "images").rglob("*.png"))
     own = pipeline.load(run_id).predict(files)
@@ -123,6 +123,9 @@ def test_wrong_words_are_one_line_each(desk: Path, run_id: str, tmp_path: Path) 
     assert mine.read_text() == "id,name\n1,a\n"
     with pytest.raises(DataError, match="is there already"):
         predict(desk / "images", run_id=run_id, out=str(tmp_path))
+    with pytest.raises(SettingsError, match=r"out=.*x\.csv: there is no folder .*nodir: make it"):
+        predict(desk / "images", run_id=run_id, out=str(tmp_path / "nodir" / "x.csv"))
+    assert not (tmp_path / "nodir").exists()
     with pytest.raises(LineageError, match="run 0{32} does not exist"):  # noqa: RUF043
         predict(desk / "images", run_id="0" * 32)
 

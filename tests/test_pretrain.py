@@ -85,6 +85,7 @@ def lab_once(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     write_folder(folder / "domain", COUNTS, 0)
     write_folder(folder / "mine", {"ash": 8, "elm": 8, "fir": 8}, 500)
     lab = Lab(folder, "", [])
+    lab.weights.parent.mkdir(parents=True)
     said = io.StringIO()
     with inside(folder), contextlib.redirect_stdout(said):
         assert lab.pretrain(lab.weights) == 0
@@ -181,6 +182,7 @@ def test_the_same_command_trains_nothing_and_writes_the_same_bytes(
     lab: Lab, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = len(runs())
+    (tmp_path / "deeper").mkdir()
     again = [tmp_path / "a.safetensors", tmp_path / "deeper" / "b.safetensors"]
     for path in again:
         assert lab.pretrain(path) == 0
@@ -189,7 +191,7 @@ def test_the_same_command_trains_nothing_and_writes_the_same_bytes(
     )
     assert len(runs()) == before
     assert {path.read_bytes() for path in again} == {lab.weights.read_bytes()}
-    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors", "deeper"]
+    assert {path.name for path in tmp_path.iterdir()} == {"a.safetensors", "deeper"}
 
 
 @pytest.mark.parametrize(
@@ -227,7 +229,8 @@ def test_a_fault_is_one_line_exit_code_2_and_nothing_is_trained(
 @pytest.mark.parametrize(
     ("where", "words"),
     [
-        ("file/w.safetensors", "cannot"),
+        ("file/w.safetensors", "there is no folder"),
+        ("no/such/folder/w.safetensors", "there is no folder"),
         ("folder.safetensors", "is a folder"),
         ("precious.safetensors", "exists and was not written by pretrain: choose another name"),
     ],

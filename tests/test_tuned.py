@@ -148,7 +148,7 @@ def test_tuned_is_on_or_off(
 ) -> None:
     assert command("stage1", tuned=word) == 2
     [line] = said_errors(capfd)
-    assert "tuned must be a valid boolean" in line
+    assert "tuned must be on or off" in line
     assert f"got '{word}' (command line)" in line
 
 

@@ -492,6 +492,13 @@ def test_a_path_that_is_no_file_is_named(name: str, reason: str, backbone: Backb
         load_pretrained(name, backbone)
 
 
+def test_a_misspelt_name_of_weights_brings_the_nearest_one(backbone: Backbone) -> None:
+    with pytest.raises(WeightsError, match=r"not exist\): did you mean tiny_imagenet\?$"):
+        load_pretrained("tiny_imagnet", backbone)
+    with pytest.raises(WeightsError, match=r"not exist\): pass one of these or a \.pth"):
+        load_pretrained("weights/mine.pth", backbone)
+
+
 def test_a_folder_is_no_file(tmp_path: Path, backbone: Backbone) -> None:
     with pytest.raises(WeightsError, match=r"is a folder: pass the \.pth or \.safetensors file"):
         load_pretrained(str(tmp_path), backbone)

@@ -162,6 +162,11 @@ def _parquet_files(data: str, path: Path, image_column: str) -> tuple[list[Path]
     if is_file:
         if path.suffix.lower() == ".parquet":
             return [path], []
+        if path.suffix.lower() in (".csv", ".tsv"):
+            raise DataError(
+                f"data={data}: a table, not images: pass the folder that holds the images as data "
+                f"and this file as -P labels={data} (a column of files, a column of labels)"
+            )
         raise DataError(
             f"data={data}: a file that is not .parquet: pass an image folder or parquet files"
         )

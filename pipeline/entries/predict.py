@@ -21,7 +21,7 @@ from pipeline.runs.command import Command
 from pipeline.serving.chosen import chosen_run
 from pipeline.serving.classifier import Classifier
 from pipeline.settings.entry import PredictSettings
-from pipeline.system.files import typed_path, write_atomically
+from pipeline.system.files import check_folder_of, typed_path, write_atomically
 from pipeline.system.interrupts import check
 from pipeline.system.progress import bar, doing
 from pipeline.system.text import first_of, in_columns, one_line
@@ -76,7 +76,8 @@ def predict_entry(command: Command, plan: PredictSettings) -> pd.DataFrame:
 
 
 def _check_out(out: Path) -> None:
-    """Refuse to write over a file that is not of this command."""
+    """Refuse to write over a file that is not of this command, or into a folder that is not."""
+    check_folder_of(out)
     if out.is_dir() or (out.exists() and not _is_ours(out)):
         raise DataError(
             f"out={out}: is there already and was not written by predict: pass -P out=<a new file>"

@@ -24,7 +24,12 @@ from pipeline.runs.sources import source_of
 from pipeline.settings.fields import AUTO
 from pipeline.settings.run import Settings
 from pipeline.system.digests import digest_tensors
-from pipeline.system.files import storage_faults, typed_path, write_atomically
+from pipeline.system.files import (
+    check_folder_of,
+    storage_faults,
+    typed_path,
+    write_atomically,
+)
 from pipeline.tracking import Tracking
 from pipeline.tracking.history import Summary
 from pipeline.tracking.keys import GIT_COMMIT, KIND, VAL_ACC, WEIGHTS_SHA256, flat
@@ -101,6 +106,7 @@ def _check_place(path: Path) -> None:
 
     A file that `pretrain` did not write stays.
     """
+    check_folder_of(path)
     if path.is_dir():
         raise SettingsError(f"out={path} is a folder: pass the path of a file")
     if path.exists() and not _is_ours(path):
@@ -108,10 +114,8 @@ def _check_place(path: Path) -> None:
             f"out={path} exists and was not written by pretrain: choose another name, or remove it"
         )
     try:
-        with storage_faults(path.name, path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=path.parent):
-                pass
+        with storage_faults(path.name, path.parent), tempfile.TemporaryFile(dir=path.parent):
+            pass
     except OSError as err:
         raise SettingsError(
             f"out={path} cannot be written ({err.strerror}): choose another folder"

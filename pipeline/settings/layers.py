@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -89,13 +89,32 @@ def validated(
             key = str(fault["loc"][0])
             choices = map(str, get_args(model.model_fields[key].annotation))
             meant = [fault["ctx"]["meant"]] if "meant" in fault.get("ctx", {}) else choices
-            message = fault["msg"].removeprefix("Input ").removeprefix("String ")
             place = f" ({given[key].layer.source})" if given[key].layer.source else ""
             faults.append(
-                f"{given[key].key} {message.replace('should be', 'must be')}, got "
+                f"{given[key].key} {in_plain_words(fault)}, got "
                 f"{fault['input']!r}{place}{did_you_mean(str(fault['input']), meant)}"
             )
         return None
+
+
+_WANTED = {
+    "bool": "must be on or off",
+    "int": "must be a whole number",
+    "float": "must be a number",
+    "string": "must be text",
+}
+"""By how the name of pydantic's fault begins."""
+
+
+def in_plain_words(fault: Mapping[str, Any]) -> str:
+    """What a value must be, without the words of pydantic, whose fault this is."""
+    kind, _, what = str(fault["type"]).partition("_")
+    if what == "too_short":
+        return "must not be empty"
+    if kind in _WANTED:
+        return _WANTED[kind]
+    message = str(fault["msg"]).removeprefix("Input ").removeprefix("String ")
+    return message.replace("should be", "must be")
 
 
 def _as_text(model: type[BaseModel], key: str, value: object) -> object:

@@ -80,6 +80,22 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def check_folder_of(out: Path) -> None:
+    """Refuse an `out=` in a folder that is not there.
+
+    A misspelt folder would be made, what was asked for lie where nobody looks, and the folder stay
+    where the command fails.
+
+    Raises:
+        SettingsError: says which folder.
+    """
+    if not out.parent.is_dir():
+        raise SettingsError(
+            f"out={out}: there is no folder {out.parent.absolute()}: make it, or pass another "
+            "-P out=<file>"
+        )
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write beside `path`, then rename: readers see the old file or the new one, never a part.
 

@@ -22,8 +22,10 @@ from pipeline.model.networks import TIMM, build_network
 from pipeline.system.digests import digest_file, digest_tensors
 from pipeline.system.files import typed_path
 from pipeline.system.text import first_of
+from pipeline.system.yaml_file import did_you_mean
 from pipeline.weights.fitting import Layout, find_network
 from pipeline.weights.published import (
+    DEFAULT,
     PRETRAINED,
     fetch,
     fetch_from_timm,
@@ -229,9 +231,11 @@ def _path_of(weights: str, backbone: str) -> Path:
         reason = f"{path.absolute()} {'is not a file' if path.exists() else 'does not exist'}"
     except (OSError, SettingsError, ValueError) as err:  # permissions, a long name, no home
         reason = getattr(err, "strerror", None) or str(err)
+    names = (DEFAULT, PRETRAINED, *OWN, "IMAGENET1K_V1")
+    meant = did_you_mean(weights, names) or ": pass one of these or a .pth/.safetensors file"
     raise WeightsError(
         f"weights={weights}: neither imagenet, pretrained, tiny_imagenet, none, a name such as "
-        f"IMAGENET1K_V1 nor a file ({reason}): pass one of these or a .pth/.safetensors file"
+        f"IMAGENET1K_V1 nor a file ({reason}){meant}"
     )
 
 
