@@ -32,7 +32,11 @@ SILENT = (
 )
 NOTES: dict[type[BaseModel], str] = {
     TrainSettings: "Written before the name, `stage2.` gives stage 2 alone a value: "
-    "`stage2.lr=1e-4`.",
+    "`stage2.lr=1e-4`.\n"
+    "Plain names are for every stage of `main`, `decide`, `compare` and `tune`, but for the named "
+    "stage\nalone in `stage1`, `stage2`, `stage3`, `stage` and `tune -P stage=3`: stages before "
+    "it, which these\ntrain where no finished run is found, have the values of the preset, or "
+    "their own, `stage1.epochs=2`.\nA line says so where that differs.",
     Thresholds: "Thresholds say how finished epochs are read, and never change weights. "
     "`enforce_gate=on` alone stops a command.",
 }

@@ -15,6 +15,7 @@ from pipeline.settings.layers import (
     resolve,
     split_stage_key,
 )
+from pipeline.settings.request import Request
 from pipeline.settings.run import DEFAULT_PRESET, plain_values
 from pipeline.system.yaml_file import read_yaml
 from tests.helpers import load_settings
@@ -210,3 +211,20 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_settings_round_trip_through_plain_values() -> None:
     settings = load_settings({"schedule": "lp_ft", "stage2.lr": "0.01", "views": "3"})
     assert resolve([Layer(source="test", values=plain_values(settings))]) == settings
+
+
+def test_settings_of_the_named_stage_alone_are_told_with_those_of_the_stages_before_it() -> None:
+    def note(target: int | None = 3, **options: str) -> str:
+        request = Request.read(options).for_stage(target)
+        return request.kept_from_parents(request.settings())
+
+    assert note(epochs="2") == (
+        "epochs=2: for stage 3 alone; stage 1 has epochs 5; stage 2 has epochs 5, where it is not "
+        "found but trained: -P stage1.epochs= and the like set that"
+    )
+    assert "stage 1 has epochs 5, norm adapt; stage 2 has" in note(epochs="2", norm="keep")
+    assert "stage 2 has epochs 5" in note(epochs="2", **{"stage1.epochs": "2"})
+    assert note(epochs="5") == ""
+    assert note(epochs="2", **{"stage1.epochs": "2", "stage2.epochs": "2"}) == ""
+    assert note(1, epochs="2") == ""
+    assert note(None, epochs="2") == ""

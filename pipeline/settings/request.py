@@ -106,6 +106,36 @@ class Request:
         plain = self.target in (None, number)
         return {k for k in TRAIN_KEYS if f"stage{number}.{k}" in given or (plain and k in given)}
 
+    def kept_from_parents(self, settings: Settings) -> str:
+        """A note on training settings that the target alone has, not the stages before it.
+
+        Empty where there is no such stage, or where they have the same values anyway.
+        """
+        given = flatten({**self.file, **self.options})
+        own, before = self.target or 1, range(1, self.target or 1)
+        apart = [
+            key
+            for key in TRAIN_KEYS
+            if key in given
+            and any(
+                f"stage{n}.{key}" not in given
+                and getattr(settings.training(n), key) != getattr(settings.training(own), key)
+                for n in before
+            )
+        ]
+        if not apart:
+            return ""
+        said = ", ".join(f"{key}={given[key]}" for key in apart)
+        theirs = "; ".join(
+            f"stage {n} has "
+            + ", ".join(f"{key} {getattr(settings.training(n), key)}" for key in apart)
+            for n in before
+        )
+        return (
+            f"{said}: for stage {own} alone; {theirs}, where it is not found but trained: "
+            f"-P stage1.{apart[0]}= and the like set that"
+        )
+
     def own_settings(self, model: type[Model], **overrides: str) -> Model:
         """The entry point's own settings of this model; `overrides`: stronger values.
 

@@ -87,6 +87,10 @@ def tune_entry(command: Command, plan: TunePlan) -> list[Tuned]:
             return work(command, plan, tracking, storage)
         draws = range(settings.draw, settings.draw + tune.draws)
         check_draws(source_of(settings), settings, draws)
+        if tune.stage != "all" and (
+            note := command.request.for_stage(int(tune.stage)).kept_from_parents(settings)
+        ):
+            command.say(f"note: {note}")
         data, schedule = settings.data_name, settings.stage(1).schedule
         name = f"tune · {data} · {settings.backbone} · {schedule} · stage {tune.stage}"
         with tracking.run(name, {KIND: "tune"}, target=True) as log:
