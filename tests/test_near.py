@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from pipeline.data.near import near_duplicates
+from pipeline.runs.near_duplicates import in_words
 from pipeline.tracking import Tracking
 from pipeline.tracking.keys import KIND, LINEAGE_KEY, NEAR_DUPLICATES
 from tests.conftest import Command
@@ -105,3 +106,28 @@ def test_a_first_stage_lists_near_duplicates_and_is_the_same_run_without_looking
     runs = tracking.find({KIND: "stage"})
     assert len(runs) == 2
     assert len({run.tags[LINEAGE_KEY] for run in runs}) == 1
+
+
+def test_a_decision_looks_at_every_draw_of_its_first_look(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_with_copies(tmp_path / "noise", 20)
+    own = {"data": str(tmp_path / "noise"), "train_per_class": "auto", "val_per_class": "auto"}
+    own |= {"question": "stage2", "looks": "3", "register_as": "off", "norm_stats": "source"}
+    assert command("decide", **own, cache_dir=str(tmp_path / "cache")) == 0
+    out = capsys.readouterr().out
+    assert "note: near duplicates: in 3 of 3 draws, at most " in out
+    assert "keep such images together with -P group=" in out
+
+
+def test_the_advice_knows_that_images_are_grouped_already() -> None:
+    features, images = parts()
+    features["val"][3] = features["train"][7] + 0.01
+    found = near_duplicates(features, images, 0.3)
+    assert "keep such images together with -P group=, or remove" in in_words(found)
+    grouped = in_words(found, r"patient_(\d+)")
+    assert r"-P group=patient_(\d+) does not keep all of them together: group by" in grouped
+    assert "keep such" not in grouped
+    assert "near duplicates: in 2 of 5 draws, at most 1 validation image nearly" in in_words(
+        found, draws=5, affected=2
+    )

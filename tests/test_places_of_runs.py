@@ -88,6 +88,8 @@ def test_a_stage_in_one_sentence(gain: float, state: str, words: str) -> None:
     assert sentence == f"Stage 3: 83.1% of 500 validation images, {words} proves nothing"
     first = outcome_sentence("stage 1", 0.5, 1, [], "")
     assert first == "Stage 1: 50.0% of 1 validation image recognised"
+    unequal = outcome_sentence("stage 1", 0.9, 10, [], "", balanced=0.5)
+    assert unequal == "Stage 1: 90.0% of 10 validation images (balanced 50.0%) recognised"
 
 
 def test_the_next_command_asks_about_the_same_settings(tmp_path: Path) -> None:

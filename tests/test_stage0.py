@@ -70,8 +70,26 @@ def test_one_image_a_class_is_enough_and_features_that_are_no_numbers_are_left_o
     assert found
     assert found.chosen[KNN] == 1
     assert found.scores["val"][KNN] == 1
+    assert found.balanced == found.scores
     points[0, 0] = np.nan
     assert fit_and_score(train, points, {}) is None
+
+
+def test_classes_count_alike_in_balanced_accuracy_which_is_shown_where_it_differs() -> None:
+    train, points = point_set(60, 8, 3, seed=0)
+    unequal = np.concatenate([np.full(9, 0), [1]])
+    seen = np.concatenate([points[:1].repeat(9, 0), points[:1]])  # of class 0, all of them
+    found = fit_and_score(train, points, {"val": (seen, unequal)})
+    assert found
+    floor = Floor(chosen=found.chosen, val=found.scores["val"], balanced=found.balanced)
+    assert (floor.val[LOGREG], floor.balanced["val"][LOGREG]) == (0.9, 0.5)
+    assert "logistic regression (C " in floor.sentence
+    assert floor.sentence.endswith("90.0% (balanced 50.0%) on validation images")
+    assert floor.metrics[f"stage0/{LOGREG}_val_balanced_acc"] == 0.5
+    assert floor.rows[1]["balanced"] == "50.00%"
+    equal = Floor(chosen=found.chosen, val=found.scores["val"])
+    assert "balanced" not in equal.sentence
+    assert not any("balanced" in name for name in equal.metrics)
 
 
 def test_features_are_what_enters_the_head_and_come_from_the_entry_of_stage_1(

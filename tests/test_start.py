@@ -14,9 +14,12 @@ import torch
 import torchvision
 
 from pipeline.cli import main
+from pipeline.comparing.draws import pool_in
 from pipeline.data.report import DataReport
 from pipeline.entries.parser import parse
 from pipeline.entries.table import ENTRY_POINTS
+from pipeline.runs import scoring
+from pipeline.runs.sources import check_draws, source_of
 from pipeline.weights.here import Candidate, candidates_here, how_to_get
 from tests.conftest import write_image_folder
 from tests.helpers import fill, opened
@@ -83,15 +86,45 @@ def test_the_report_counts_classes_sizes_modes_and_damaged_files(tmp_path: Path)
     assert "a has 4 images, b 5" in text
 
 
-def test_the_report_looks_at_some_of_many_and_at_pixels_in_parquet_files(
+def test_the_report_looks_at_all_as_far_as_time_allows_and_at_pixels_in_parquet_files(
     tmp_path: Path, write_parquet: Callable[..., Path]
 ) -> None:
     write_parquet(tmp_path / "data" / "train-0.parquet", [0, 1] * 150, ["x", "y"])
     write_parquet(tmp_path / "data" / "test-0.parquet", [0, 1, 1], ["x", "y"])
     report = DataReport.of(opened(tmp_path / "data"))
     assert report.classes["test"].tolist() == [1, 2]
-    assert report.looked_at == 200
-    assert report.modes == {"RGB": 200}
+    assert (report.looked_at, report.images) == (303, 303)
+    assert report.modes == {"RGB": 303}
+    assert report.lines[0].startswith("of all 303 images, the shorter side has")
+    hurried = DataReport.of(opened(tmp_path / "data"), limit_s=0)
+    assert hurried.looked_at == 1
+    assert hurried.lines[0].startswith("of a sample of 1 of 303 images, the shorter side has")
+
+
+def test_a_damaged_file_of_the_test_split_is_found_and_counted_apart(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        fill(tmp_path / "images" / split, "a", "b", count=4)
+    (tmp_path / "images" / "test" / "a" / "1.png").write_bytes(b"no image")
+    report = DataReport.of(opened(tmp_path / "images"))
+    assert (len(report.unreadable), report.unreadable_test) == (1, 1)
+    assert "1 of them cannot be read: " in report.lines[1]
+    assert "test/a/1.png" in report.lines[1]
+
+
+def dealt(line: str) -> dict[str, str]:
+    """The options of a command that `start` proposes, once it is parsed and its images dealt."""
+    name, *words = shlex.split(line.replace("--env-manager local", ""))[4:]
+    entry, options = parse([name, *words])
+    plan = ENTRY_POINTS[entry].plan(ENTRY_POINTS[entry].read(options))
+    settings = getattr(plan, "settings", plan)
+    if entry == "decide":
+        settings = plan.treatment.settings
+    source = source_of(settings)
+    check_draws(source, settings, [settings.draw])
+    if entry == "decide":
+        assert len(scoring.test_split(source, settings).labels)
+        pool_in(source, settings, plan.decide.design.looks)
+    return dict(options)
 
 
 # --- the command ---------------------------------------------------------------------------------
@@ -109,7 +142,8 @@ def test_everything_is_answered_and_the_commands_can_be_pasted(
     for words in (
         "apple      12",
         "the shorter side has 32 to 32 px",
-        "12 images to train on, 12 to validate, 3 classes; no test split",
+        "12 images to train on, 12 to validate, 3 classes",
+        "pass -P test_per_class=4 before you train (fewer than 20: no more are left)",
         "logistic regression",
         "resnet18 tiny_imagenet",
         "mobilenet_v3_small (IMAGENET1K_V1) is left out",  # its digest is not the published one
@@ -120,10 +154,7 @@ def test_everything_is_answered_and_the_commands_can_be_pasted(
         assert words in " ".join(out.split()) or words in out
     commands = [line for line in out.splitlines() if line.startswith("mlflow run")]
     assert [line.split()[4] for line in commands] == ["main", "decide", "tune"]
-    for line in commands:  # every one is understood, with what was typed
-        name, *words = shlex.split(line.replace("--env-manager local", ""))[4:]
-        entry, options = parse([name, *words])
-        ENTRY_POINTS[entry].plan(ENTRY_POINTS[entry].read(options))
+    for options in map(dealt, commands):  # every one is understood, with what was typed
         assert options["seed"] == "3"
         assert options["data"] == str(root)
         assert int(options["test_per_class"]) > 0
@@ -136,6 +167,40 @@ def test_everything_is_answered_and_the_commands_can_be_pasted(
         "stage0/logreg_val_acc/resnet18 tiny_imagenet"
     }
     assert not len(runs("stage"))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "apart", "names"),
+    [
+        ((4, 4), "4", ["main", "decide", "tune"]),
+        ((10, 1), "1", ["main", "decide", "tune"]),
+        ((8, 4), None, ["main", "tune"]),
+    ],
+)
+def test_commands_for_small_classes_can_be_pasted(
+    store: Path,
+    checkpoints: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    sizes: tuple[int, int],
+    apart: str | None,
+    names: list[str],
+) -> None:
+    root = write_image_folder(tmp_path / "images")
+    (root / "apple" / "00.png").write_bytes((root / "apple" / "00.png").read_bytes()[:300])
+    own = {"train_per_class": str(sizes[0]), "val_per_class": str(sizes[1]), "reuse": "off"}
+    assert start(root, tmp_path / "cache", weights="tiny_imagenet", **own) == 0
+    out = capsys.readouterr().out
+    assert "1 of them cannot be read" in out
+    assert "start goes on without the images that cannot be read" in out
+    commands = [line for line in out.splitlines() if line.startswith("mlflow run")]
+    assert [line.split()[4] for line in commands] == names
+    for options in map(dealt, commands):
+        assert options.get("test_per_class") == apart
+        assert options["skip_unreadable"] == "true"
+    if apart is None:
+        assert "no image is left for one" in out
+        assert "decide cannot be asked so: " in out
 
 
 def test_weights_of_another_network_are_left_out_with_a_line(

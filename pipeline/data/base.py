@@ -283,11 +283,11 @@ def read_images(
     )
 
 
-def refuse_unreadable(unreadable: Iterable[str], count: int) -> None:
-    """Refuse images that cannot be read, of `count` that were asked for."""
+def refuse_unreadable(unreadable: Iterable[str], count: int, what: str = "images") -> None:
+    """Refuse images that cannot be read, of `count` that were asked for; `what` they are."""
     if named := sorted(unreadable):
         raise DataError(
-            f"cannot read {len(named)} of {count} images: "
+            f"cannot read {len(named)} of {count} {what}: "
             f"{first_of(named, SHOWN_UNREADABLE)}: replace or remove them, or go on without: "
             "-P skip_unreadable=true"
         )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.entries.plans import StagePlan
 from pipeline.reporting.page import to_markdown
+from pipeline.runs.beforehand import tell_beforehand
 from pipeline.runs.command import Command
 from pipeline.runs.command_line import command_line
 from pipeline.runs.find_or_run import add_pictures_and_model, find_or_run
@@ -60,6 +61,7 @@ def stage_entry(command: Command, plan: StagePlan) -> Summary:
             tracking.follow(parent)
             settings = _inheriting(command, plan, parent)
         session = Session.open(settings, tracking, command.say, command.on_epoch)
+        tell_beforehand(session.source, session.settings, command.say)
         if parent:  # a run of the same images stands for the stage before
             session.advice = f", or {WITHOUT_PARENT}"
             session.check_images(parent)
@@ -135,6 +137,7 @@ def main_entry(command: Command, settings: Settings) -> list[Summary]:
     with tracking.explained():  # wrong images are refused before a run is started
         studies = check_storage(command, tracking, must_exist=True) if command.tuned else None
         session = Session.open(settings, tracking, command.say, command.on_epoch)
+        tell_beforehand(session.source, session.settings, command.say)
     numbers = range(1, len(settings.stages) + 1)
     with tracking.run(name, {KIND: "chain"}, target=True) as log:
         session = _tuned(command.request, session, numbers, studies)
@@ -155,7 +158,9 @@ def main_entry(command: Command, settings: Settings) -> list[Summary]:
         run, count = tracking.get(last.run_id), len(session.draw.val)
         signals = signals_of(tracking, run)
         told = (f(session.settings, last.number) for f in (stage_name, before_of))
-        sentence = outcome_sentence(next(told), last.val_acc, count, signals, next(told))
+        sentence = outcome_sentence(
+            next(told), last.val_acc, count, signals, next(told), balanced=last.balanced
+        )
         then = next_command(session.settings, last.number, last.run_id)
         picture = picture_line(last.run_id, "figures/chain.png") if len(rows) > 1 else ""
         page = to_markdown("chain", sentence=sentence, then=then, name=name, table=table)

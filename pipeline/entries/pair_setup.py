@@ -146,12 +146,22 @@ class PairSetup:
             yield log
 
     def _log_near_duplicates(self, log: RunLog) -> None:
-        """Images of the first pair's draw and the test split that are nearly the same."""
-        if self.settings.near_duplicates and self.settings.data not in NAMES:
-            first = self.keys[0].apply(self.settings)
-            session = Session.open(first, self.tracking, lambda _: None)
-            session.pretrained_backbone()
-            log_near_duplicates(session, log, self.command.say)
+        """Images of the first look's draws and the test split that are nearly the same.
+
+        The features come from the entries of the cache that the pairs' first stages need anyway;
+        without a cache the first draw alone is looked at.
+        """
+        if not self.settings.near_duplicates or self.settings.data in NAMES:
+            return
+        looked_at = self.keys[: self.pool.looks[0] * self.seeds if self.settings.cache else 1]
+        draws = {(key.draw, key.data_seed): key for key in reversed(looked_at)}
+        sessions = map(self._session, reversed(draws.values()))
+        log_near_duplicates(next(sessions), log, self.command.say, sessions)
+
+    def _session(self, key: PairKey) -> Session:
+        session = Session.open(key.apply(self.settings), self.tracking, lambda _: None)
+        session.pretrained_backbone()
+        return session
 
     def runner(
         self,

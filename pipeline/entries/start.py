@@ -10,33 +10,38 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pandas as pd
 
 from pipeline.comparing.arms import Arm, decide_plan
 from pipeline.comparing.cost import seconds_a_draw
+from pipeline.comparing.draws import pool_in
 from pipeline.data.base import Source
-from pipeline.data.draws import Draw
+from pipeline.data.draws import Draw, with_test_split
 from pipeline.data.overlap import stored_copies
 from pipeline.data.report import DataReport
 from pipeline.entries.plans import StartPlan
-from pipeline.errors import PipelineError, WeightsError
+from pipeline.errors import DataError, PipelineError, WeightsError
 from pipeline.reporting.page import to_html, to_markdown
 from pipeline.runs.command import Command
 from pipeline.runs.command_line import command_line
-from pipeline.runs.floor import Floor, floor_of
+from pipeline.runs.floor import VAL, Floor, floor_of
 from pipeline.runs.near_duplicates import log_near_duplicates
+from pipeline.runs.scoring import test_split
 from pipeline.runs.session import Session
 from pipeline.runs.sources import check_draws, source_of
 from pipeline.runs.words import minutes
 from pipeline.settings.run import Settings, plain_values
-from pipeline.system.text import in_columns
+from pipeline.system.text import first_of, in_columns
 from pipeline.tracking import RunLog, Tracking
 from pipeline.tracking.keys import KIND, NOTE
 from pipeline.training.stage0 import KNN, LOGREG
 from pipeline.weights.here import Candidate, candidates_here, how_to_get
 
 TEST_IMAGES = 20
-"""A class, that are proposed where there is no test split: so many a class are a beginning."""
+"""A class, at most, that are proposed where there is no test split: a beginning."""
+NOT_FOR_DECIDE = ("schedule", "reuse", "enforce_gate")
+"""What `decide` sets itself, and refuses."""
 
 
 @dataclass(frozen=True)
@@ -66,20 +71,22 @@ def start_entry(command: Command, plan: StartPlan) -> list[Tried]:
         source = source_of(settings)
         check_draws(source, settings, [settings.draw])
         report = DataReport.of(source)
+        command = _going_on(command, report)
         say(f"{settings.data}: {len(source.class_names)} classes\n")
         say(f"{in_columns(report.classes)}\n")
-        told = [*report.lines, *source.notes]
+        apart = _test_images(source, settings)
+        told = [*report.lines, *source.notes, *_gaps(source, settings, report)]
         for line in told:
             say(line)
         here, missing = _candidates(plan)
         with tracking.run(f"start · {source.name}", {KIND: "start"}, target=True) as log:
             log.params(plain_values(settings))
-            lines, tried = _try_all(command, tracking, source, here, log)
+            lines, tried = _try_all(command, tracking, source, here, log, report.unreadable_test)
             table = table_of(tried)
             say(f"\nstage 0: frozen features, nothing trained\n\n{in_columns(table)}")
             best = max(tried, key=lambda one: one.best)
-            costs = _costs(command, tracking, best, source)
-            steps = _next(command, best, source)
+            costs, can_decide = _costs(command, tracking, best, source, apart)
+            steps = _next(command, best, apart, can_decide=can_decide)
             say("\n".join([*missing, "", *costs, "", "what to type next:"]))
             for question, words in steps.items():
                 say(f"# {question}\n{words}")
@@ -117,8 +124,60 @@ def _candidates(plan: StartPlan) -> tuple[list[Candidate], list[str]]:
     return here, lines
 
 
+def _going_on(command: Command, report: DataReport) -> Command:
+    """The command, from here on without images that the report names as damaged."""
+    if not report.unreadable or command.request.settings().skip_unreadable:
+        return command
+    options = {**command.request.options, "skip_unreadable": "true"}
+    return replace(command, request=replace(command.request, options=options))
+
+
+def _test_images(source: Source, settings: Settings) -> int:
+    """Test images of each class to propose, where the data has no test split; 0: none is left."""
+    if source.test is not None:
+        return 0
+    for count in range(TEST_IMAGES, 0, -1):
+        try:
+            apart = settings.model_copy(update={"test_per_class": count})
+            check_draws(with_test_split(source, apart), apart, [settings.draw])
+        except DataError:
+            continue
+        return count
+    return 0
+
+
+def _gaps(source: Source, settings: Settings, report: DataReport) -> list[str]:
+    """What the images lack, and what this command, and those below, do about that."""
+    lines = []
+    if report.unreadable and not settings.skip_unreadable:
+        lines.append(
+            "start goes on without the images that cannot be read, and so do the commands below "
+            "(-P skip_unreadable=true)"
+        )
+    if source.test is not None:
+        missing = np.flatnonzero(source.class_sizes(source.test) == 0).tolist()
+        if missing:
+            names = first_of([source.class_names[label] for label in missing])
+            lines.append(f"no test image is of class {names}")
+        return lines
+    without = "no test split, without which evaluate and decide have nothing to score on"
+    if apart := _test_images(source, settings):
+        few = f" (fewer than {TEST_IMAGES}: no more are left)" if apart < TEST_IMAGES else ""
+        return [*lines, f"{without}: pass -P test_per_class={apart} before you train{few}"]
+    return [
+        *lines,
+        f"{without}, and no image is left for one: leave train_per_class and val_per_class out, "
+        "or pass lower numbers",
+    ]
+
+
 def _try_all(
-    command: Command, tracking: Tracking, source: Source, here: list[Candidate], log: RunLog
+    command: Command,
+    tracking: Tracking,
+    source: Source,
+    here: list[Candidate],
+    log: RunLog,
+    unreadable_test: int,
 ) -> tuple[list[str], list[Tried]]:
     """Stage 0 of every backbone, and what is to be said of the images, which all of them share."""
     lines: list[str] = []
@@ -138,7 +197,7 @@ def _try_all(
             continue
         if not lines:
             for line in (
-                splits_in_words(session.draw, source),
+                splits_in_words(session.draw, source, unreadable_test),
                 *_duplicates(session.draw, source),
             ):
                 tell(line)
@@ -150,18 +209,16 @@ def _try_all(
     return lines, tried
 
 
-def splits_in_words(draw: Draw, source: Source) -> str:
-    """What the numbers will be measured on."""
+def splits_in_words(draw: Draw, source: Source, unreadable_test: int) -> str:
+    """What the numbers will be measured on, without images that cannot be read."""
     classes = len(draw.class_names)
     parts = f"{len(draw.train)} images to train on, {len(draw.val)} to validate"
     if draw.dealt:
         parts = f"{draw.dealt}; {parts}"
     if source.test is None:
-        return (
-            f"{parts}, {classes} classes; no test split: pass -P test_per_class={TEST_IMAGES} "
-            "before you train, or evaluate and decide have nothing to score on"
-        )
-    return f"{parts}, {len(source.test.labels)} kept for the test, {classes} classes"
+        return f"{parts}, {classes} classes"
+    apart = len(source.test.labels) - unreadable_test
+    return f"{parts}, {apart} kept for the test, {classes} classes"
 
 
 def _duplicates(draw: Draw, source: Source) -> list[str]:
@@ -182,8 +239,8 @@ def table_of(tried: list[Tried]) -> pd.DataFrame:
             "backbone": one.candidate.backbone,
             "weights": one.candidate.weights.rpartition("/")[2],
             "px": str(one.settings.image_size),
-            "nearest neighbours": f"{one.floor.val[KNN]:.1%}",
-            "logistic regression": f"{one.floor.val[LOGREG]:.1%}",
+            "nearest neighbours": one.floor.in_words(VAL, KNN),
+            "logistic regression": one.floor.in_words(VAL, LOGREG),
             "time": f"{one.floor.seconds:.1f} s",
         }
         for one in sorted(tried, key=lambda one: -one.best)
@@ -191,37 +248,52 @@ def table_of(tried: list[Tried]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _costs(command: Command, tracking: Tracking, best: Tried, source: Source) -> list[str]:
-    """What training takes on the best backbone here, from earlier runs or a measured step."""
+def _costs(
+    command: Command, tracking: Tracking, best: Tried, source: Source, apart: int
+) -> tuple[list[str], bool]:
+    """What training takes on the best backbone here, from earlier runs or a measured step.
+
+    Also: whether `decide` can be asked with these images.
+    """
     arm = Arm(name="main", settings=best.settings, last=len(best.settings.stages))
     main_s, how = seconds_a_draw([arm], 0, tracking)
     lines = [f"main takes about {minutes(main_s)} here with {best.candidate.name}, {how}"]
+    options = {**command.request.options, **_own(best)}
+    options = {key: text for key, text in options.items() if key not in NOT_FOR_DECIDE}
+    if apart:
+        options["test_per_class"] = str(apart)
     try:
-        plan = decide_plan(
-            replace(command.request, options={**command.request.options, **_own(best)})
-        )
+        plan = decide_plan(replace(command.request, options=options))
+        if source.test is None:
+            source = with_test_split(source, plan.treatment.settings)
+            test_split(source, plan.treatment.settings)
+        pool_in(source, plan.treatment.settings, plan.decide.design.looks)
     except PipelineError as err:
-        return [*lines, f"decide cannot be asked so: {err}"]
-    images = len(source.test.labels) if source.test else TEST_IMAGES * len(source.class_names)
+        return [*lines, f"decide cannot be asked so: {err}"], False
+    assert source.test
+    images = len(source.test.labels)
     pair_s, how = seconds_a_draw((plan.treatment, plan.control), images, tracking)
     looks = plan.decide.design.looks
     shown = ", ".join(f"{pairs} pairs {minutes(pairs * pair_s)}" for pairs in looks)
-    return [*lines, f"decide takes about {pair_s:.0f} s a pair, {how}: {shown}"]
+    return [*lines, f"decide takes about {pair_s:.0f} s a pair, {how}: {shown}"], True
 
 
 def _own(best: Tried) -> dict[str, str]:
     return {"backbone": best.candidate.backbone, "weights": best.candidate.weights}
 
 
-def _next(command: Command, best: Tried, source: Source) -> Mapping[str, str]:
-    """What to type, by what it answers: the options that were typed, and the best backbone."""
+def _next(command: Command, best: Tried, apart: int, *, can_decide: bool) -> Mapping[str, str]:
+    """What to type, by what it answers: the options that were typed, and the best backbone.
+
+    `apart`: test images of each class to set aside.
+    """
     typed = {key: text for key, text in command.request.typed.items() if key != "backbones"}
     options = {**typed, **_own(best)}
-    if source.test is None:
-        options["test_per_class"] = str(TEST_IMAGES)
-    without = {key: text for key, text in options.items() if key != "schedule"}
+    if apart:
+        options["test_per_class"] = str(apart)
+    without = {key: text for key, text in options.items() if key not in NOT_FOR_DECIDE}
     return {
         "a first look": command_line("main", options),
-        "is stage 3 justified?": command_line("decide", without),
+        **({"is stage 3 justified?": command_line("decide", without)} if can_decide else {}),
         "better settings": command_line("tune", {**options, "stage": "all"}),
     }

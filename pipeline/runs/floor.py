@@ -6,6 +6,7 @@ classifiers of `training.stage0` on validation and test images, in words and as 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,12 +31,14 @@ class Floor:
         chosen: k of `knn`, C of `logreg`.
         val: accuracy on validation images by classifier, 0 to 1.
         test: the same on test images; empty where they were not read.
+        balanced: balanced accuracy by part and classifier, where it is known.
         seconds: forward passes that the cache did not have, and both classifiers.
     """
 
     chosen: Mapping[str, float]
     val: Mapping[str, float]
     test: Mapping[str, float] = field(default_factory=dict)
+    balanced: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     seconds: float = 0.0
 
     @property
@@ -53,14 +56,35 @@ class Floor:
         """The floor as a run's metrics."""
         values = {f"{STAGE0}{name}_{VAL}_acc": acc for name, acc in self.val.items()}
         values |= {f"{STAGE0}{name}_{TEST}_acc": acc for name, acc in self.test.items()}
+        values |= {
+            f"{STAGE0}{name}_{part}_balanced_acc": value
+            for part, of in self.balanced.items()
+            for name, value in of.items()
+            if self.balanced_of(part, name) is not None
+        }
         return values | {f"{STAGE0}{name}_chosen": value for name, value in self.chosen.items()}
+
+    def balanced_of(self, part: str, name: str) -> float | None:
+        """Balanced accuracy, where it is known and differs from accuracy."""
+        acc = (self.test if part == TEST else self.val)[name]
+        found = self.balanced.get(part, {}).get(name, acc)
+        return None if math.isclose(found, acc, abs_tol=1e-6) else found
+
+    def in_words(self, part: str, name: str, digits: int = 1) -> str:
+        """The accuracy of a classifier, balanced accuracy behind it where that differs."""
+        acc = (self.test if part == TEST else self.val)[name]
+        balanced = self.balanced_of(part, name)
+        return f"{acc:.{digits}%}" + (
+            "" if balanced is None else f" (balanced {balanced:.{digits}%})"
+        )
 
     @property
     def sentence(self) -> str:
         """The floor in one clause, on test images where they were read."""
-        part, accs = (TEST, self.test) if self.test else ("validation", self.val)
-        shown = ", ".join(f"{self.names[name]} {acc:.1%}" for name, acc in accs.items())
-        return f"stage 0 (frozen features, nothing trained): {shown} on {part} images"
+        part, words = (TEST, TEST) if self.test else (VAL, "validation")
+        accs = self.test or self.val
+        shown = ", ".join(f"{self.names[name]} {self.in_words(part, name)}" for name in accs)
+        return f"stage 0 (frozen features, nothing trained): {shown} on {words} images"
 
     def remark(self, number: int, val_acc: float) -> str:
         """A line where the floor lies above what training came to by a stage; else empty."""
@@ -77,7 +101,12 @@ class Floor:
     def rows(self) -> list[dict[str, str]]:
         """The floor as rows of the table of stages."""
         return [
-            {"stage": "0", "trains": name, "val acc": f"{self.val[key]:.2%}"}
+            {
+                "stage": "0",
+                "trains": name,
+                "val acc": f"{self.val[key]:.2%}",
+                "balanced": f"{self.balanced.get(VAL, self.val).get(key, self.val[key]):.2%}",
+            }
             for key, name in self.names.items()
         ]
 
@@ -108,6 +137,7 @@ def floor_of(session: Session, test: ImageSet | None = None) -> Floor | None:
         chosen=found.chosen,
         val=found.scores[VAL],
         test=found.scores.get(TEST, {}),
+        balanced=found.balanced,
         seconds=time.perf_counter() - started,
     )
 
@@ -116,10 +146,12 @@ def floor_on(session: Session, run: RunView) -> Floor | None:
     """The floor on validation images, from the run of stage 1, or computed and kept there."""
     names = (KNN, LOGREG)
     wanted = [f"{STAGE0}{name}_{what}" for name in names for what in (f"{VAL}_acc", "chosen")]
+    balanced = {name: f"{STAGE0}{name}_{VAL}_balanced_acc" for name in names}
     if all(name in run.metrics for name in wanted):
         return Floor(
             chosen={name: run.metrics[f"{STAGE0}{name}_chosen"] for name in names},
             val={name: run.metrics[f"{STAGE0}{name}_{VAL}_acc"] for name in names},
+            balanced={VAL: {n: run.metrics[k] for n, k in balanced.items() if k in run.metrics}},
         )
     floor = floor_of(session)
     if floor:

@@ -8,7 +8,8 @@ splits are as published, is not looked at. Nothing here fails a run or is part o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -35,16 +36,41 @@ SHOWN = 12
 WORDS = {"train": "training", "val": "validation", "test": "test"}
 
 
-def log_near_duplicates(session: Session, log: RunLog, say: Callable[[str], None]) -> None:
-    """Compare the images of a session's draw and of its test split; a note where that fails."""
+@dataclass(frozen=True)
+class _Looked:
+    """What was found in one draw, and its images."""
+
+    session: Session
+    images: dict[str, ImageSet]
+    found: NearDuplicates
+
+    @property
+    def count(self) -> int:
+        return sum(self.found.counts.values())
+
+
+def log_near_duplicates(
+    session: Session,
+    log: RunLog,
+    say: Callable[[str], None],
+    others: Iterable[Session] = (),
+) -> None:
+    """Compare the images of a session's draw and of its test split; a note where that fails.
+
+    `others`: sessions of further draws. The draw with the most near duplicates is logged.
+    """
     share = session.settings.near_duplicates
     if not share or session.settings.data in NAMES:
         return
     try:
-        images = {"train": session.draw.train, "val": session.draw.val, **_test(session)}
-        features = {name: _features(session, part, name) for name, part in images.items()}
-        with doing("looking for near duplicates"):
-            found = near_duplicates(features, images, share)
+        test = _test(session)
+        worst = _look(session, test, share)
+        draws, affected = 1, int(worst.count > 0)
+        for other in others:
+            one = _look(other, test, share)
+            draws, affected = draws + 1, affected + (one.count > 0)
+            worst = max(worst, one, key=lambda looked: looked.count)
+        session, images, found = worst.session, worst.images, worst.found
         log.metrics({NEAR_DUPLICATES[name]: count for name, count in found.counts.items()})
         if found.pairs:
             table = _table(session, images, found)
@@ -54,19 +80,37 @@ def log_near_duplicates(session: Session, log: RunLog, say: Callable[[str], None
         say(f"note: near duplicates were not looked for ({first_line(err)})")
         return
     if found.pairs:
-        say(f"note: {in_words(found)}")
+        say(f"note: {in_words(found, session.settings.group, draws, affected)}")
 
 
-def in_words(found: NearDuplicates) -> str:
-    """What was found, in one line."""
+def _look(session: Session, test: dict[str, ImageSet], share: float) -> _Looked:
+    images = {"train": session.draw.train, "val": session.draw.val, **test}
+    features = {name: _features(session, part, name) for name, part in images.items()}
+    with doing("looking for near duplicates"):
+        return _Looked(session, images, near_duplicates(features, images, share))
+
+
+def in_words(found: NearDuplicates, group: str = "", draws: int = 1, affected: int = 1) -> str:
+    """What was found, in one line.
+
+    `group`: what images are kept together by already. `draws`: that were looked at; `affected`: of
+    them have near duplicates, and `found` is of the draw with the most.
+    """
     parts = [
         count_of(count, f"{WORDS[name]} image") for name, count in found.counts.items() if count
     ]
     exact = f", {found.copies} of them to the pixel" if found.copies else ""
+    where = f"in {affected} of {draws} draws, at most " if draws > 1 else ""
+    advice = (
+        f"-P group={group} does not keep all of them together: group by something coarser, or "
+        "remove them"
+        if group
+        else "keep such images together with -P group=, or remove them"
+    )
     return (
-        f"near duplicates: {' and '.join(parts)} nearly the same as one of another part{exact} "
+        f"near duplicates: {where}{' and '.join(parts)} nearly the same as one of another part{exact} "
         f"(cosine above {found.cosine:.2f}), so that accuracies may be too high: see {TABLE} and "
-        f"{PICTURE} of the run, and keep such images together with -P group=, or remove them"
+        f"{PICTURE} of the run; {advice}"
     )
 
 
@@ -154,5 +198,8 @@ def _picture(session: Session, images: dict[str, ImageSet], found: NearDuplicate
         return words, left, right
 
     more = f", the nearest {SHOWN}" if len(found.pairs) > SHOWN else ""
-    title = f"{len(found.pairs)} pairs of images in two parts{more}"
+    title = (
+        f"near duplicates: {count_of(len(found.pairs), 'pair')} of images that are nearly the "
+        f"same and stand in two parts{more}"
+    )
     return pairs_of_pictures(title, [shown(pair) for pair in found.pairs[:SHOWN]])

@@ -252,7 +252,8 @@ def _tell(
     session.cache.notes.clear()
     name, before = (of(session.settings, summary.number) for of in (stage_name, before_of))
     images = len(session.draw.val)
-    session.say(outcome_sentence(name, summary.val_acc, images, signals, before))
+    acc, balanced = summary.val_acc, summary.balanced
+    session.say(outcome_sentence(name, acc, images, signals, before, balanced=balanced))
     for line in dict.fromkeys(signal.line for signal in signals):
         session.say(f"  {line}")
     session.say(f"stage {summary.number}: run {summary.run_id} ({minutes(summary.wall_s)})")

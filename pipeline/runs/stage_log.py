@@ -191,6 +191,7 @@ def _description(subject: Subject, summary: Summary, signals: Sequence[Signal]) 
         len(draw.val),
         signals,
         before_of(settings, stage.number),
+        balanced=summary.balanced,
     )
     lines = [
         f"**{what}.**",

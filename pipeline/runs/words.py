@@ -96,10 +96,21 @@ def model_name(settings: Settings, number: int) -> str:
 
 
 def outcome_sentence(
-    name: str, acc: float, images: int, signals: Sequence[Signal], before: str
+    name: str,
+    acc: float,
+    images: int,
+    signals: Sequence[Signal],
+    before: str,
+    *,
+    balanced: float | None = None,
 ) -> str:
-    """What a stage came to, against the stage `before` (empty: a first stage), as one sentence."""
+    """What a stage came to, against the stage `before` (empty: a first stage), as one sentence.
+
+    `balanced`: balanced accuracy, where it differs from accuracy.
+    """
     start = f"{name[:1].upper()}{name[1:]}: {acc:.1%} of {count_of(images, 'validation image')}"
+    if balanced is not None:
+        start += f" (balanced {balanced:.1%})"
     gain = next((s for s in signals if s.name == "positive.val_acc_gain"), None)
     if gain is None or not before:
         return f"{start} recognised"

@@ -51,11 +51,13 @@ class Stage0:
     Attributes:
         chosen: k of `knn`, C of `logreg`.
         scores: accuracy (0 to 1) by part (`val`, `test`), then by classifier.
+        balanced: the same with every class counted alike.
         images: how many training images were fitted.
     """
 
     chosen: Mapping[str, float]
     scores: Mapping[str, Mapping[str, float]]
+    balanced: Mapping[str, Mapping[str, float]]
     images: int
     seconds: float
 
@@ -113,12 +115,18 @@ def fit_and_score(
     scaled = {part: (scale.transform(x), y) for part, (x, y) in others.items()}
     chosen: dict[str, float] = {}
     scores: dict[str, dict[str, float]] = {part: {} for part in others}
+    balanced: dict[str, dict[str, float]] = {part: {} for part in others}
     for name, (make, key, values) in _classifiers().items():
         model, chosen[name] = _best(make, key, values, fitted, labels)
         for part, (x, y) in scaled.items():
-            scores[part][name] = float((model.predict(x) == y).mean())
+            right = model.predict(x) == y
+            scores[part][name] = float(right.mean())
+            there = np.unique(y)
+            balanced[part][name] = float(np.mean([right[y == label].mean() for label in there]))
     seconds = time.perf_counter() - started
-    return Stage0(chosen=chosen, scores=scores, images=len(rows), seconds=seconds)
+    return Stage0(
+        chosen=chosen, scores=scores, balanced=balanced, images=len(rows), seconds=seconds
+    )
 
 
 def _classifiers() -> dict[str, tuple[Any, str, tuple[float, ...]]]:

@@ -15,6 +15,7 @@ from functools import partial
 from typing import TypeVar
 
 from pipeline.errors import StudyError, TrackingError, first_line
+from pipeline.runs.beforehand import tell_beforehand
 from pipeline.runs.command import Command
 from pipeline.runs.command_line import command_line, stage_entry_point
 from pipeline.runs.find_or_run import find_or_run
@@ -86,7 +87,9 @@ def tune_entry(command: Command, plan: TunePlan) -> list[Tuned]:
         if command.joins:
             return work(command, plan, tracking, storage)
         draws = range(settings.draw, settings.draw + tune.draws)
-        check_draws(source_of(settings), settings, draws)
+        source = source_of(settings)
+        check_draws(source, settings, draws)
+        tell_beforehand(source, settings, command.say)
         if tune.stage != "all" and (
             note := command.request.for_stage(int(tune.stage)).kept_from_parents(settings)
         ):

@@ -1,0 +1,43 @@
+"""Whether stored images can be decoded, before anything rests on them: all, as far as time allows.
+
+In: splits, and how long to look. Out: the images in an order of which every beginning is a fair
+sample of all of them. A folder of small pictures is gone through whole; of large photographs as
+many are looked at as the time allows, and callers say how many.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipeline.data.base import Split, Unreadable, decode_image
+from pipeline.system.interrupts import check
+from pipeline.system.progress import bar
+
+LOOK_S = 20.0
+_TOGETHER = 256
+"""Images that are fetched at a time: a parquet file is read row group by row group."""
+
+
+def look_through(
+    splits: Sequence[Split], limit_s: float = LOOK_S
+) -> Iterator[tuple[int, Any, Image.Image | Unreadable]]:
+    """The number of a split, an image as it is stored, and decoded, until the time is over."""
+    places = [(n, row) for n, split in enumerate(splits) for row in range(len(split.labels))]
+    order = np.random.default_rng(0).permutation(len(places))
+    until = time.monotonic() + limit_s
+    with bar("looking at the images", len(places)) as step:
+        for start in range(0, len(places), _TOGETHER):
+            some = sorted(places[i] for i in order[start : start + _TOGETHER])
+            for number, split in enumerate(splits):
+                rows = [row for n, row in some if n == number]
+                for where, image in split.stored.items(rows):
+                    check()
+                    yield number, image, decode_image(image, where, split.ranges)
+                    step(1)
+                    if time.monotonic() > until:
+                        return
