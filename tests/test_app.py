@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.app.attention import block_map, occlusion_map, overlay, third_block
+from pipeline.app.attention import block_map, occlusion_map, overlay, places_a_side, third_block
 from pipeline.app.keep import checked_label, keep_picture, next_command
 from pipeline.app.panels import compared_run, examples_of, panel_of, stages_up_to
 from pipeline.data.images import digest_image
@@ -130,6 +130,10 @@ def test_tokens_and_single_places_are_no_map() -> None:
     small = build_backbone("resnet18", 3, 32, 0)
     assert block_map(small, torch.zeros(1, 3, 32, 32), 0, "block4") is None  # 1 x 1
     assert block_map(small, torch.zeros(1, 3, 32, 32), 0, "block3") is not None
+    assert places_a_side(small, "block4") is None
+    assert places_a_side(small, "block3") == 2
+    assert places_a_side(build_backbone("resnet18", 3, 224, 0), "block3") == 14
+    assert places_a_side(tokens, tokens.order[1]) is None
 
 
 @pytest.mark.slow
@@ -143,6 +147,7 @@ def test_maps_with_channels_last_are_read_as_such() -> None:
     found = block_map(swin, torch.rand(1, 3, 128, 128), 0, block)
     assert found is not None
     assert found.shape == (128, 128)
+    assert places_a_side(swin, block) == made.shape[1]
 
 
 # what is kept
@@ -163,15 +168,16 @@ def test_a_picture_is_kept_once_under_its_class_as_the_next_training_reads_it(
         keep_picture(picture, "other", keep)
     assert [file for file in keep.rglob("*") if file.is_file()] == [path]
     line = next_command(keep)
-    assert line.startswith(f"1 pictures of 1 classes in {keep}: too few to train on alone")
-    for number in range(5):
+    assert line.startswith(f"1 picture of 1 class in {keep}: too few to train on alone")
+    assert "with 3 or more of each class" in line  # as the README has it
+    for number in range(3):
         for label, name in enumerate(("a new class", "other")):
             keep_picture(class_image(label, 50 + number), name, keep)
     assert f"Train with: mlflow run . -e main --env-manager local -P data={keep}" in (
         next_command(keep)
     )
     options = {"schedule": "head_only", "preset": "images", "log_model": "off"}
-    own = tiny(keep, tmp_path, {**options, "train_per_class": "3", "val_per_class": "2"})
+    own = tiny(keep, tmp_path, {**options, "train_per_class": "auto", "val_per_class": "auto"})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'm.db'}")
         patch.chdir(tmp_path)
@@ -306,6 +312,7 @@ def test_a_bad_file_gets_one_sentence(page: object, name: str, tmp_path: Path) -
     message, *shown = page.classify(str(path))  # type: ignore[attr-defined]
     assert message.startswith("This file cannot be read (")
     assert "\n" not in message
+    assert "…" not in message
     assert shown == [None] * 6
     assert "cannot be read" in page.keep_it(str(path), "apple")  # type: ignore[attr-defined]
 

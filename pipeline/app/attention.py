@@ -31,6 +31,16 @@ def third_block(backbone: Backbone) -> str:
     return backbone.order[-3] if len(backbone.order) > 2 else backbone.order[0]
 
 
+def places_a_side(backbone: Backbone, block: str) -> int | None:
+    """How many places a side the map after a block has; None where `block_map` makes none."""
+    end = next(n for n, s in enumerate(backbone.segments, start=1) if block in s.blocks)
+    shape = backbone.segments[end - 1].shape
+    if backbone.segments[end - 1].blocks[-1] != block or len(shape) != 3:
+        return None
+    side = min(sorted(shape)[:2]) if shape[1] != shape[2] else shape[1]
+    return side if side > 1 else None
+
+
 def block_map(backbone: Backbone, images: Tensor, label: int, block: str) -> Tensor | None:
     """Where what a block makes of a picture speaks for a class, (S, S).
 

@@ -15,7 +15,7 @@ import gradio as gr
 from PIL import Image
 
 from pipeline.app.keep import checked_label, keep_picture, next_command
-from pipeline.app.panels import Panel
+from pipeline.app.panels import Panel, coarse_note
 from pipeline.data.base import Unreadable, decode_image
 from pipeline.data.images import DOUBT
 from pipeline.errors import PipelineError
@@ -63,7 +63,8 @@ class Page:
         picture = self.read(path)
         if isinstance(picture, Unreadable):
             why = as_markdown(picture.reason)
-            return [f"This file cannot be read ({why}): choose a PNG, JPEG, … picture.", *nothing]
+            message = f"This file cannot be read ({why}): choose a picture, such as a PNG or JPEG."
+            return [message, *nothing]
         shown: list[object] = []
         for panel in panels:
             answer = panel.answer(picture)
@@ -71,6 +72,13 @@ class Page:
             shown += [answer.probabilities, looks]
         doubt = picture.info.get(DOUBT, "")
         return [f"Note: this picture {as_markdown(doubt)}" if doubt else "", *shown]
+
+    def _changed(self, path: str | None, refused: int) -> list[object]:
+        """`classify`, and how many pictures could not be read so far: these are taken away."""
+        found = self.classify(path)
+        if not path:  # the message on why it was taken away stays
+            return [gr.update(), *found[1:], refused]
+        return [*found, refused + isinstance(self.read(path), Unreadable)]
 
     def keep_it(self, path: str | None, label: str | None) -> str:
         """Keep the picture with its right label; says where, and what to type next."""
@@ -105,6 +113,8 @@ class Page:
                         self._offer(examples, picture)
                 with gr.Column():
                     outputs: list[Any] = self._show(own, "this model")
+                    if coarse := coarse_note(own):
+                        gr.Markdown(as_markdown(coarse))
                     right = gr.Dropdown(
                         own.classifier.class_names,
                         value=None,
@@ -119,7 +129,12 @@ class Page:
                     for panel in self.stages:
                         with gr.Column(min_width=200):
                             outputs += self._show(panel, panel.title)
-            picture.change(self.classify, picture, [message, *outputs], api_name="classify")
+            refused = gr.State(0)
+            shown = [message, *outputs, refused]
+            picture.change(self._changed, [picture, refused], shown, api_name="classify")
+            # a plain value, as an update would make the component anew, without `_path_of`
+            refused.change(lambda: None, None, picture, api_visibility="private")
+            picture.clear(lambda: READ, None, message, api_visibility="private")
             button.click(self.keep_it, [picture, right], kept, api_name="keep")
         return app  # type: ignore[no-any-return, unused-ignore]
 

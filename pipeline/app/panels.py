@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.app.attention import block_map, occlusion_map, overlay, third_block
+from pipeline.app.attention import block_map, occlusion_map, overlay, places_a_side, third_block
 from pipeline.errors import PipelineError
 from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.runs.command import Command
@@ -29,6 +29,8 @@ from pipeline.tracking.history import chain_of
 
 EXAMPLES = 8
 TOP = 3
+FEWEST_PLACES = 7
+"""A side, below which a map points at nothing smaller than a quarter of the picture or so."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,20 @@ class Panel:
             found = occlusion_map(classifier.probabilities, pixels[0], labels[0])
         probabilities = dict(zip(names, best.values.tolist(), strict=True))
         return Answer(probabilities, overlay(pixels[0], found), what)
+
+
+def coarse_note(panel: Panel) -> str:
+    """A sentence where the map has too few places to point at anything; else empty."""
+    block = third_block(panel.backbone) if panel.backbone else ""
+    side = places_a_side(panel.backbone, block) if panel.backbone else None
+    if side is None or side >= FEWEST_PLACES:
+        return ""
+    size = panel.classifier.image_size
+    return (
+        f"After {block} this network has {side} x {side} places for a picture of {size} x {size} "
+        "pixels: the map shows a side of the picture at best, no object. A model trained with a "
+        "larger -P image_size= has a finer one."
+    )
 
 
 def panel_of(tracking: Tracking, run: RunView, title: str) -> Panel:

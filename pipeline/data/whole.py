@@ -35,6 +35,14 @@ def takes_all(source: Source, settings: Settings, scope: Scope) -> bool:
     return sum(rows.size for _, rows in _all_rows(source)) <= MOST_TIMES * dealt
 
 
+def count_whole(source: Source, settings: Settings, scope: Scope) -> int:
+    """How many images `whole_draw` takes."""
+    whole = takes_all(source, settings, scope)
+    return sum(
+        rows.size for _, rows in (_all_rows(source) if whole else rows_of(source, settings))
+    )
+
+
 def whole_draw(source: Source, settings: Settings, scope: Scope) -> Draw:
     """The images to train the last model on.
 

@@ -29,6 +29,7 @@ from pipeline.comparing.decision import Decision, label_of, verdict_of
 from pipeline.comparing.decision_page import log_decision
 from pipeline.comparing.effects import changes_of, effects_of
 from pipeline.comparing.pairs import ArmResult, Pair, PairRunner, Results, resolution_pp
+from pipeline.data.whole import count_whole
 from pipeline.entries.pair_setup import PairSetup
 from pipeline.entries.recommend import recommended, register_recommended
 from pipeline.reporting.figures import best_effort
@@ -180,9 +181,25 @@ def _forecast(plan: Comparison, setup: PairSetup, design: Design) -> float:
     of_seeds = f", with each of {setup.seeds} seeds" if setup.seeds > 1 else ""
     say(
         f"\na pair takes about {pair_s:.0f} s here{of_seeds}, {how}: {times}{tuning}; "
-        "what has been run before costs nothing\n"
+        f"what has been run before costs nothing{_refit_in_words(plan, setup, pair_s)}\n"
     )
     return pair_s
+
+
+def _refit_in_words(plan: Comparison, setup: PairSetup, pair_s: float) -> str:
+    """What the model to use costs after the verdict; empty where none is trained.
+
+    A pair trains the recommended arm, and more, on one draw.
+    """
+    scope = plan.decide.refit
+    if scope == "off" or plan.decide.register_as == "off":
+        return ""
+    first = setup.keys[0].apply(plan.treatment.settings)
+    count = count_whole(setup.source, first, scope)
+    return (
+        f"; after a verdict the recommended arm is trained once more on {count} images, "
+        f"{minutes(pair_s * count / setup.images)} at most (-P refit=off leaves that out)"
+    )
 
 
 def _tuned(plan: Comparison, setup: PairSetup) -> tuple[Comparison, tuple[TunedArm, ...]]:

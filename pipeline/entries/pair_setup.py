@@ -27,7 +27,7 @@ from pipeline.runs.sources import check_draws, source_and_weights
 from pipeline.runs.stage_log import log_unreadable
 from pipeline.runs.workers import run_workers
 from pipeline.settings.run import Settings
-from pipeline.stats.metrics import METRICS
+from pipeline.stats.metrics import DEFAULT_SHARE, METRICS
 from pipeline.tracking import RunLog, Tracking
 
 
@@ -128,6 +128,12 @@ class PairSetup:
             f"{compared} {steps} optimizer steps{extra}; {self.pool.sentence}; "
             f"{METRICS[metric].words} on {len(self.overlap.test)} test images"
         )
+        sizes = self.source.class_sizes(test_split(self.source, self.settings))
+        if metric == DEFAULT_SHARE and sizes.min() < sizes.max():
+            self.command.say(
+                f"note: classes have {sizes.min()} to {sizes.max()} test images, and accuracy "
+                "counts images: -P metric=balanced_acc (or macro_f1) counts classes alike"
+            )
         if note := self.overlap.counts.note:
             self.command.say(note)
 

@@ -37,6 +37,8 @@ STYLE: dict[Any, Any] = {
     "lines.markersize": 3,
 }
 """What every picture has, in matplotlib's own words."""
+ABOVE: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}
+"""Where a legend covers nothing that is drawn."""
 MAX_LABELLED_CLASSES = 30
 MAX_NUMBERED_CLASSES = 15
 PAIRS_A_ROW = 4
@@ -197,7 +199,7 @@ def gains_picture(
     gains.set_xlabel("pair")
     gains.set_ylabel("gain on test images (pp)")
     gains.xaxis.get_major_locator().set_params(integer=True)
-    gains.legend()
+    gains.legend(ncols=2, **ABOVE)
     left = np.zeros(len(path))
     labels = [str(pairs) for pairs, *_ in path]
     parts = [
@@ -211,7 +213,7 @@ def gains_picture(
     looks.set_xlim(0, 1)
     looks.set_xlabel("posterior probability")
     looks.set_ylabel("pairs at the look")
-    looks.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    looks.legend(ncols=3, **ABOVE)
     return figure
 
 
@@ -246,7 +248,7 @@ def comparison_picture(
     left.invert_yaxis()
     left.set_xlabel(f"{metric} on test images (%), draws and 95% interval")
     right.set_xlabel(f"difference to {baseline} (pp), 95% interval")
-    right.legend()
+    right.legend(**ABOVE)
     return figure
 
 

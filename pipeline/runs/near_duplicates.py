@@ -63,13 +63,14 @@ def log_near_duplicates(
     if not share or session.settings.data in NAMES:
         return
     try:
-        test = _test(session)
-        worst = _look(session, test, share)
-        draws, affected = 1, int(worst.count > 0)
-        for other in others:
-            one = _look(other, test, share)
-            draws, affected = draws + 1, affected + (one.count > 0)
-            worst = max(worst, one, key=lambda looked: looked.count)
+        with doing("looking for near duplicates"):
+            test = _test(session)
+            worst = _look(session, test, share)
+            draws, affected = 1, int(worst.count > 0)
+            for other in others:
+                one = _look(other, test, share)
+                draws, affected = draws + 1, affected + (one.count > 0)
+                worst = max(worst, one, key=lambda looked: looked.count)
         session, images, found = worst.session, worst.images, worst.found
         log.metrics({NEAR_DUPLICATES[name]: count for name, count in found.counts.items()})
         if found.pairs:
@@ -86,8 +87,7 @@ def log_near_duplicates(
 def _look(session: Session, test: dict[str, ImageSet], share: float) -> _Looked:
     images = {"train": session.draw.train, "val": session.draw.val, **test}
     features = {name: _features(session, part, name) for name, part in images.items()}
-    with doing("looking for near duplicates"):
-        return _Looked(session, images, near_duplicates(features, images, share))
+    return _Looked(session, images, near_duplicates(features, images, share))
 
 
 def in_words(found: NearDuplicates, group: str = "", draws: int = 1, affected: int = 1) -> str:
@@ -108,9 +108,9 @@ def in_words(found: NearDuplicates, group: str = "", draws: int = 1, affected: i
         else "keep such images together with -P group=, or remove them"
     )
     return (
-        f"near duplicates: {where}{' and '.join(parts)} nearly the same as one of another part{exact} "
-        f"(cosine above {found.cosine:.2f}), so that accuracies may be too high: see {TABLE} and "
-        f"{PICTURE} of the run; {advice}"
+        f"near duplicates: {where}{' and '.join(parts)} nearly the same as one of another "
+        f"part{exact} (cosine above {found.cosine:.2f}), so that accuracies may be too high: see "
+        f"{TABLE} and {PICTURE} of the run; {advice}"
     )
 
 

@@ -22,6 +22,10 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 
 
+BROKEN = "[...document.images].filter(i => i.complete && !i.naturalWidth).length"
+"""Pictures of the page that the browser cannot show."""
+
+
 @dataclass
 class Served:
     """A page that is up."""
@@ -121,6 +125,7 @@ def test_a_picture_is_uploaded_in_a_browser_and_kept(served: Served, browser: An
     page.set_input_files("input[type=file]", str(new))
     page.get_by_text("looks at (").first.wait_for(timeout=30_000)
     text = page.inner_text("body")
+    assert "this network has" in text  # 32 pixels: too few places to point at an object
     for words in ("stage 1: head", "stage 2: head + block4", "examples from the test split", "%"):
         assert words in text
     page.get_by_label("wrong? the right class").fill("a new class")
@@ -138,6 +143,9 @@ def test_a_picture_is_uploaded_in_a_browser_and_kept(served: Served, browser: An
     page.wait_for_selector("input[type=file]", state="attached")
     page.set_input_files("input[type=file]", str(bad))
     page.get_by_text("This file cannot be read").wait_for(timeout=30_000)
+    page.locator("button[aria-label='Clear']").wait_for(state="detached", timeout=30_000)
+    assert page.evaluate(BROKEN) == 0  # no icon of a picture that cannot be shown
+    assert "This file cannot be read" in page.inner_text("body")
     assert elsewhere == []
 
 
