@@ -83,8 +83,8 @@ def coarse_note(panel: Panel) -> str:
     size = panel.classifier.image_size
     return (
         f"After {block} this network has {side} x {side} places for a picture of {size} x {size} "
-        "pixels: the map shows a side of the picture at best, no object. A model trained with a "
-        "larger -P image_size= has a finer one."
+        "pixels: the map is too coarse to point at an object. A model trained with a larger "
+        "image_size has a finer one."
     )
 
 

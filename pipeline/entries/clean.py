@@ -16,6 +16,7 @@ from pipeline.entries.plans import CleanPlan
 from pipeline.runs.command import Command
 from pipeline.runs.sources import cache_folder
 from pipeline.system.files import storage_faults
+from pipeline.system.progress import doing
 from pipeline.system.text import in_columns
 from pipeline.tracking import Tracking
 from pipeline.tracking.disk import DELETED, FAILED, KEPT, TRIALS, StoredRun, size_of
@@ -30,10 +31,16 @@ def clean_entry(command: Command, plan: CleanPlan) -> pd.DataFrame:
     """
     tracking = Tracking.connect("clean", files=False)
     with tracking.explained():
-        runs = tracking.on_disk()
         cache = cache_folder(plan.settings)
-        table = _table(cache, runs)
+        with doing("adding up files"):
+            runs = tracking.on_disk()
+            table = _table(cache, runs)
         command.say(f"{in_columns(table)}\n")
+        command.say(
+            "files of runs lie where their experiment was told to keep them, else in mlruns in "
+            "the folder where it was made; a new one keeps them elsewhere: mlflow experiments "
+            "create -n NAME --artifact-location FOLDER"
+        )
         if not plan.remove:
             command.say("nothing was removed: -P remove=cache, trials, failed, or several: a,b")
         with storage_faults("changes", cache):

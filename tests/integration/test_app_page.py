@@ -137,13 +137,14 @@ def test_a_picture_is_uploaded_in_a_browser_and_kept(served: Served, browser: An
     page.reload()
     page.locator("button.thumbnail-item").nth(2).click()  # an example
     page.get_by_text("looks at (").first.wait_for(timeout=30_000)
+    page.get_by_label("Remove Image").wait_for(timeout=30_000)
     bad = served.folder / "bad.png"
     bad.write_text("hello")
     page.reload()
     page.wait_for_selector("input[type=file]", state="attached")
     page.set_input_files("input[type=file]", str(bad))
     page.get_by_text("This file cannot be read").wait_for(timeout=30_000)
-    page.locator("button[aria-label='Clear']").wait_for(state="detached", timeout=30_000)
+    page.get_by_label("Remove Image").wait_for(state="detached", timeout=30_000)
     assert page.evaluate(BROKEN) == 0  # no icon of a picture that cannot be shown
     assert "This file cannot be read" in page.inner_text("body")
     assert elsewhere == []
