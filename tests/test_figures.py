@@ -7,7 +7,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from pipeline.reporting.figures import ArmRow, comparison_picture, gains_picture
+from pipeline.reporting.figures import ArmRow, comparison_picture, gains_picture, pairs_of_pictures
 
 
 def gains() -> Figure:
@@ -23,6 +23,16 @@ def comparison() -> Figure:
         ArmRow(name="two_stage", values=high, mean=(82, 81, 83), difference=(2, 1, 3)),
     ]
     return comparison_picture("accuracy", rows, "full", 0.5)
+
+
+@pytest.mark.parametrize("count", [1, 3, 12])
+def test_a_title_fits_above_few_pairs_as_above_many(count: int) -> None:
+    picture = np.zeros((16, 16, 3), dtype=np.uint8)
+    figure = pairs_of_pictures(f"{'x' * 82}", [("a | b", picture, picture)] * count)
+    FigureCanvasAgg(figure).draw()
+    (title,) = figure.texts
+    assert figure.bbox.x0 <= title.get_window_extent().x0
+    assert title.get_window_extent().x1 <= figure.bbox.x1
 
 
 @pytest.mark.parametrize("draw", [gains, comparison])

@@ -263,10 +263,11 @@ def pairs_of_pictures(
     title: str, pairs: Sequence[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]
 ) -> Figure:
     """Pairs side by side, `PAIRS_A_ROW` in a row; each has words and two pictures, (H, W, 3)."""
-    rows = -(-len(pairs) // PAIRS_A_ROW)
-    figure = Figure(figsize=(3.6 * PAIRS_A_ROW, 2.2 * rows + 0.4))
+    columns = min(PAIRS_A_ROW, max(2, len(pairs)))  # one alone is too narrow for the title
+    rows = -(-len(pairs) // columns)
+    figure = Figure(figsize=(3.6 * columns, 2.2 * rows + 0.4))
     figure.suptitle(title)
-    grid = list(figure.subplots(rows, PAIRS_A_ROW, squeeze=False).flat)
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in grid:
         axes.set_axis_off()
     for axes, (words, left, right) in zip(grid, pairs, strict=False):
