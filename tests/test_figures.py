@@ -28,11 +28,13 @@ def comparison() -> Figure:
 @pytest.mark.parametrize("count", [1, 3, 12])
 def test_a_title_fits_above_few_pairs_as_above_many(count: int) -> None:
     picture = np.zeros((16, 16, 3), dtype=np.uint8)
-    figure = pairs_of_pictures(f"{'x' * 82}", [("a | b", picture, picture)] * count)
+    more = ", the nearest 12" if count == 12 else ""
+    title = f"near duplicates: {count} pairs of images that are nearly the same and stand in two"
+    figure = pairs_of_pictures(f"{title} parts{more}", [("a | b", picture, picture)] * count)
     FigureCanvasAgg(figure).draw()
-    (title,) = figure.texts
-    assert figure.bbox.x0 <= title.get_window_extent().x0
-    assert title.get_window_extent().x1 <= figure.bbox.x1
+    (shown,) = figure.texts
+    assert figure.bbox.x0 <= shown.get_window_extent().x0
+    assert shown.get_window_extent().x1 <= figure.bbox.x1
 
 
 @pytest.mark.parametrize("draw", [gains, comparison])
