@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import re
 import shlex
 import sqlite3
 import statistics
@@ -348,10 +347,7 @@ def test_what_the_design_can_tell_is_said_before_anything_is_run(decided: Decide
     )
     assert said[table] == characteristics_text(known)
     assert table < cost < first_pair
-    assert re.search(
-        r"after a verdict the recommended arm is trained once more on \d+ images, \d+ s at most",
-        said[cost],
-    )
+    assert "trained once more" not in said[cost]  # refit=off
     assert then[: cost + 1] == [0] * (cost + 1)
     assert then[first_pair] == 1 + 4  # the decision, and stages 1, 2, 3 and 2 continued
     looks = [line for line in said if line.startswith("after ")]

@@ -384,6 +384,11 @@ def test_images_that_no_pair_has_read_do_not_lose_the_decision(
         Path(path).write_bytes(b"no image")
         decision = desk.decide(**asked, refit="all")
         assert decision.gains_pp == before.gains_pp
+        cost = f"arm is trained once more on {len(source.pool.labels)} images, "
+        assert [cost in line for line in desk.said if "a pair takes about" in line] == [
+            False,
+            True,
+        ]
         assert any(
             line.startswith("note: not trained on all images: cannot read 1 of")
             for line in desk.said
