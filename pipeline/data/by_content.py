@@ -17,7 +17,7 @@ own, shuffles other than 0 leave out a quarter of the training images: paired ru
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Literal
 
@@ -131,6 +131,13 @@ def parts_in_words(source: Source, train: IntArray, val: IntArray) -> str:
         return "; ".join([f"{pool[0]} a class: {', '.join(words)}", *own])
     words = [f"{counts.sum()} {what} ({_each(counts)} a class)" for counts, what in parts]
     return "; ".join([f"{pool.sum()} images, {_each(pool)} a class: {', '.join(words)}", *own])
+
+
+def without(words: str, train: Collection[str], val: Collection[str]) -> str:
+    """How images are dealt, and how many of them are left out as they cannot be read."""
+    named = ((train, "to train"), (val, "to validate"))
+    out = ", ".join(f"{len(unreadable)} {what}" for unreadable, what in named if unreadable)
+    return f"{words}; left out of these, as they cannot be read: {out}" if out else words
 
 
 def _each(counts: IntArray) -> str:

@@ -32,6 +32,7 @@ from pipeline.data.by_content import (
     draw_by_content,
     parts_in_words,
     set_aside_by_content,
+    without,
 )
 from pipeline.data.images import ImageSet, IntArray, Ranges
 from pipeline.errors import DataError
@@ -264,7 +265,7 @@ def draw_in(source: Source, settings: Settings) -> Draw:
         val=val,
         pool=source.digest(),
         ranges=source.pool.ranges,
-        dealt=_without(dealt_words(source, settings), train, val),
+        dealt=without(dealt_words(source, settings), train.unreadable, val.unreadable),
     )
     if not settings.skip_unreadable:
         refuse_unreadable(dealt.unreadable, sum(part.size for _, part in rows))
@@ -277,15 +278,6 @@ def draw_in(source: Source, settings: Settings) -> Draw:
                 f"replace them ({first_of(images.unreadable, 3)})"
             )
     return dealt
-
-
-def _without(words: str, train: ImageSet, val: ImageSet) -> str:
-    """How images are dealt, and how many of them are left out as they cannot be read."""
-    parts = ((train, "to train"), (val, "to validate"))
-    out = [f"{len(part.unreadable)} {what}" for part, what in parts if part.unreadable]
-    return (
-        f"{words}; left out of these, as they cannot be read: {', '.join(out)}" if out else words
-    )
 
 
 def dealt_words(source: Source, settings: Settings) -> str:
