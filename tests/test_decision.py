@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.comparing.arms import TunedArm, decide_plan
 from pipeline.comparing.decision import Decision, verdict_of
-from pipeline.comparing.decision_page import command_of, page_of
+from pipeline.comparing.decision_page import command_of, next_of, page_of
 from pipeline.comparing.draws import Pool
 from pipeline.comparing.effects import differences_of, effects_of, minus
 from pipeline.comparing.pairs import ArmResult, Pair, pair_keys
@@ -112,7 +112,17 @@ def test_of_a_few_pairs_nothing_is_foretold() -> None:
     made = decision((unlike(0.72, 1), unlike(0.7, 2)), looks="3")
     assert made.verdict.state == "inconclusive"
     assert made.outlook.startswith("3 pairs tell too little")
-    assert "-P looks=5,10,20" in made.outlook
+    assert "-P looks=3,5,10,20" in made.outlook
+    assert "-P looks=3,5,10,20" in made.outlook
+
+
+def test_the_next_command_is_what_was_typed_with_the_looks_that_the_outlook_names() -> None:
+    made = decision((unlike(0.72, 1), unlike(0.7, 2)), looks="3", cache_dir="/c")
+    words = {**PRESET, "looks": "3,5,10,20", "cache_dir": "/c"}
+    command, *typed = shlex.split(next_of(made).replace("--env-manager local", ""))[4:]
+    assert command == "decide"
+    assert dict(word.split("=", 1) for word in typed if word != "-P") == words
+    assert next_of(decision(rope_pp="0", threshold="0.51")) == ""
 
 
 def test_a_decision_that_is_settled_has_no_outlook() -> None:

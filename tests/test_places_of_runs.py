@@ -110,7 +110,7 @@ def test_the_next_command_asks_about_the_same_settings(tmp_path: Path) -> None:
     ("former", "name"),
     [
         ("train/acc", "acc/train"),
-        ("val/macro_f1", "macro_f1/val"),
+        ("val/macro_f1", "more/val_macro_f1"),
         ("drift/head", "risk/drift/head"),
         ("lr/head", "lr/head"),
     ],
@@ -118,6 +118,14 @@ def test_the_next_command_asks_about_the_same_settings(tmp_path: Path) -> None:
 def test_a_metric_has_one_name_here_and_its_former_name_is_known(former: str, name: str) -> None:
     assert keys.current(former) == name == keys.current(name)
     assert keys.former(name) == former
+
+
+def test_charts_of_accuracy_and_loss_come_first_and_together() -> None:
+    """MLflow's pages sort groups, which end at the last slash, by name."""
+    names = [*keys.EPOCH_METRICS, keys.TRAIN_S, f"{keys.RISKS}drift/head", "test/acc", "lr/head"]
+    groups = sorted({name.rpartition("/")[0] for name in names})
+    assert groups[:2] == ["acc", "loss"]
+    assert {keys.flat(name) for name in keys.VAL.values()} == {f"val_{m}" for m in keys.VAL}
 
 
 def test_names_of_the_selected_epoch_and_of_studies() -> None:

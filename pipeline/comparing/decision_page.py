@@ -190,21 +190,15 @@ def mark(decision: Decision, decision_run_id: str, run: RunView, tracking: Track
 
 
 def next_of(decision: Decision) -> str:
-    """The command that goes on with a decision that is open; empty where it is settled."""
-    if not decision.outlook:
+    """What was typed, with more looks, for a decision that is open; empty where it is settled."""
+    if not decision.next_looks:
         return ""
-    last = decision.design.looks[-1]
-    most = decision.pool.most
-    if most is not None and 2 * last > most:
-        return ""
-    return command_of(decision, looks=f"{','.join(map(str, decision.design.looks))},{2 * last}")
+    typed = decision.asked.request.typed
+    return command_line("decide", {**typed, "looks": ",".join(map(str, decision.next_looks))})
 
 
-def command_of(decision: Decision, looks: str = "") -> str:
-    """A command line that makes the same decision: what was asked, spelled out.
-
-    `looks`: other numbers of pairs, to go on from these.
-    """
+def command_of(decision: Decision) -> str:
+    """A command line that makes the same decision: what was asked, spelled out."""
     asked, design = decision.asked, decision.design
     settings, treatment = asked.treatment.settings, decision.treatment
     keys = ("preset", *INHERITED_KEYS, "seed", "views", "precision")
@@ -215,7 +209,7 @@ def command_of(decision: Decision, looks: str = "") -> str:
         for key, value in settings.training(number).model_dump().items():
             if key in asked.explicit[number] or not asked.decide.tune:  # what is tuned stays open
                 options[f"stage{number}.{key}"] = value
-    options |= {"rope_pp": design.rope_pp, "looks": looks or ",".join(map(str, design.looks))}
+    options |= {"rope_pp": design.rope_pp, "looks": ",".join(map(str, design.looks))}
     options["threshold"] = design.threshold
     options |= {k: v for k in ("beside", "register_as") if (v := getattr(asked.decide, k))}
     if asked.decide.refit != "auto":
