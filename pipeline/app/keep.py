@@ -18,7 +18,7 @@ from pipeline.data.images import digest_image
 from pipeline.errors import DataError
 from pipeline.runs.command_line import command_line
 from pipeline.system.files import write_atomically
-from pipeline.system.text import is_unicode, normalised, one_line
+from pipeline.system.text import count_of, is_unicode, normalised, one_line
 
 LONGEST = 100
 FEWEST = 5
@@ -72,7 +72,8 @@ def keep_picture(picture: Image.Image, label: str, folder: Path) -> Path:
 def next_command(folder: Path) -> str:
     """How many pictures are kept, and what to type to train with them."""
     counts = {one.name: len(list_files(one, {".png"})[0]) for one in entries_of(folder).folders}
-    total = f"{sum(counts.values())} pictures of {len(counts)} classes in {folder.absolute()}"
+    total = count_of(sum(counts.values()), "picture")
+    total += f" of {count_of(len(counts), 'class')} in {folder.absolute()}"
     train = command_line("main", {"data": str(folder.absolute())})
     if len(counts) < 2 or min(counts.values()) < FEWEST:
         return (

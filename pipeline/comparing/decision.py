@@ -28,10 +28,13 @@ from pipeline.stats.needed import needed
 from pipeline.stats.robustness import Robustness, robustness
 from pipeline.stats.verdict import Verdict, verdict
 from pipeline.system.digests import digest_values
+from pipeline.system.text import count_of
 from pipeline.tracking.keys import VERDICT, VERDICT_PAIRS, VERDICT_QUESTION
 
 FEWEST = 5
 """Pairs from which is said what would settle a decision."""
+FIRST_LOOKS = (FEWEST, 10, 20)
+"""Looks to go on with where fewer pairs were run."""
 
 
 def label_of(number: int, seeds: int) -> str:
@@ -160,21 +163,36 @@ class Decision:
         known = self.verdict.posterior
         if self.verdict.state != "inconclusive" or not known:
             return ""
+        looks = ",".join(map(str, self.next_looks))
         if known.pairs < FEWEST:
+            how = f" (-P looks={looks})" if looks else ""
             return (
-                f"{known.pairs} pairs tell too little of how gains vary to say what would settle "
-                f"this: take {FEWEST} pairs or more (-P looks={FEWEST},10,20)."
+                f"{count_of(known.pairs, 'pair')} tell too little of how gains vary to say what "
+                f"would settle this: take {FEWEST} pairs or more{how}."
             )
         more = needed(known, self.design, self._table)
         if not more.pairs:
             return f"{more.sentence()}."
         seconds = more.pairs * self.pair_s * self.seeds
-        total, most = known.pairs + more.pairs, self.pool.most
-        looks = ",".join(map(str, (*self.design.looks, total)))
         how = f"-P looks={looks} goes on from these pairs"
-        if most is not None and total > most:
-            how = f"the pool holds {most}: fewer images a class, or more images, make more"
+        if not looks:
+            how = (
+                f"the pool holds {self.pool.most}: fewer images a class, or more images, make more"
+            )
         return f"{more.sentence(f'about {minutes(seconds)} here')}; {how}."
+
+    @property
+    def next_looks(self) -> tuple[int, ...]:
+        """The looks with which an open decision goes on, as the outlook says; else empty."""
+        known, most = self.verdict.posterior, self.pool.most
+        if self.verdict.state != "inconclusive" or not known:
+            return ()
+        if known.pairs < FEWEST:
+            return tuple(n for n in FIRST_LOOKS if most is None or n <= most)
+        more = needed(known, self.design, self._table)
+        total = known.pairs + (more.pairs or 0)
+        is_there = most is None or total <= most
+        return (*self.design.looks, total) if more.pairs and is_there else ()
 
     @property
     def _table(self) -> Table | None:
@@ -199,6 +217,18 @@ class Decision:
     def recommended(self) -> Arm:
         """The treatment where the verdict is justified, else the control: both were scored."""
         return self.treatment if self.verdict.state == "justified" else self.control
+
+    @property
+    def why(self) -> str:
+        """Why that arm is recommended, as a clause."""
+        other = self.treatment.words
+        return {
+            "justified": "since its gain is established",
+            "not_justified": f"since {other} does not gain enough to be worth it",
+        }.get(
+            self.verdict.state,
+            f"since {other} has not been shown to be better, and what is simpler stays until then",
+        )
 
     @property
     def steps(self) -> list[int]:

@@ -32,9 +32,11 @@ from pipeline.runs.stage_log import picture_line
 from pipeline.runs.words import minutes, stage_in_words, with_auto_resolved
 from pipeline.settings.run import INHERITED_KEYS, RUN_KEYS
 from pipeline.signals.cases import cases_like
+from pipeline.signals.claims import claim_of
 from pipeline.signals.gate import Gate, gate_over
 from pipeline.stats.metrics import DEFAULT_SHARE, METRICS
 from pipeline.stats.verdict import shown_probability
+from pipeline.system.text import count_of
 from pipeline.tracking import RunLog, RunView, Tracking
 from pipeline.tracking.history import chain_of
 from pipeline.tracking.keys import (
@@ -73,7 +75,7 @@ def log_decision(
     if (treatment.name, treatment.last) == ("three_stage", 3):
         last = [run for run in runs if run.number(STAGE) == treatment.last]  # the others diverged
         parents = [tracking.get(run.tags[PARENT_RUN_ID]) for run in last]
-        title = f"{len(parents)} pairs of a decision"
+        title = f"{count_of(len(parents), 'pair')} of a decision"
         gate = gate_over(tracking, parents, treatment.settings, title, say, only_new=True)[0]
     pictures = {PICTURE: _picture_of(decision), **changes}
     commits = _commits(decision, tracking)
@@ -153,13 +155,17 @@ def page_of(
         probability=partial(shown_probability, threshold=decision.design.threshold),
         stage_in_words=stage_in_words,
         wall=minutes(decision.wall_s),
-        signals={
-            name.removeprefix(SIGNAL_TAGS): Counter(run.tags.get(name, "missing") for run in runs)
+        signals=[
+            (
+                claim_of(name.removeprefix(SIGNAL_TAGS)),
+                name,
+                Counter(run.tags.get(name, "missing") for run in runs),
+            )
             for name in sorted(names, reverse=True)
-        },
+        ],
         gate=gate,
         cases=cases_like(gate.prior) if gate else "",
-        values=values,
+        values={key: value for key, value in values.items() if value not in ("", "auto", None)},
         runs=runs,
         commits=commits,
         made_with=origins_in_words(of_all(_origins(decision))),
@@ -191,20 +197,14 @@ def mark(decision: Decision, decision_run_id: str, run: RunView, tracking: Track
 
 def next_of(decision: Decision) -> str:
     """The command that goes on with a decision that is open; empty where it is settled."""
-    if not decision.outlook:
+    if not decision.next_looks:
         return ""
-    last = decision.design.looks[-1]
-    most = decision.pool.most
-    if most is not None and 2 * last > most:
-        return ""
-    return command_of(decision, looks=f"{','.join(map(str, decision.design.looks))},{2 * last}")
+    looks = ",".join(map(str, decision.next_looks))
+    return command_line("decide", {**decision.asked.request.typed, "looks": looks})
 
 
-def command_of(decision: Decision, looks: str = "") -> str:
-    """A command line that makes the same decision: what was asked, spelled out.
-
-    `looks`: other numbers of pairs, to go on from these.
-    """
+def command_of(decision: Decision) -> str:
+    """A command line that makes the same decision: what was asked, spelled out."""
     asked, design = decision.asked, decision.design
     settings, treatment = asked.treatment.settings, decision.treatment
     keys = ("preset", *INHERITED_KEYS, "seed", "views", "precision")
@@ -215,7 +215,7 @@ def command_of(decision: Decision, looks: str = "") -> str:
         for key, value in settings.training(number).model_dump().items():
             if key in asked.explicit[number] or not asked.decide.tune:  # what is tuned stays open
                 options[f"stage{number}.{key}"] = value
-    options |= {"rope_pp": design.rope_pp, "looks": looks or ",".join(map(str, design.looks))}
+    options |= {"rope_pp": design.rope_pp, "looks": ",".join(map(str, design.looks))}
     options["threshold"] = design.threshold
     options |= {k: v for k in ("beside", "register_as") if (v := getattr(asked.decide, k))}
     if asked.decide.refit != "auto":

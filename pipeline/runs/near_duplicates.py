@@ -152,5 +152,5 @@ def _picture(session: Session, images: dict[str, ImageSet], found: NearDuplicate
         return words, left, right
 
     more = f", the nearest {SHOWN}" if len(found.pairs) > SHOWN else ""
-    title = f"{len(found.pairs)} pairs of images in two parts{more}"
+    title = f"{count_of(len(found.pairs), 'pair')} of images in two parts{more}"
     return pairs_of_pictures(title, [shown(pair) for pair in found.pairs[:SHOWN]])

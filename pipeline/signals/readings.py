@@ -252,7 +252,7 @@ def loss_rise(
     shown = f"{lowest:.3f}" if lowest < 1000 else f"{lowest:.2g}"
     how = f"{rise:.1%} above" if math.isfinite(last) else "as no number, after"
     sentence = f"validation loss ended {how} its minimum of {shown} nats"
-    if rise == 0:
+    if math.isfinite(last) and float(f"{rise:.3f}") == 0:
         sentence = f"validation loss ended at its minimum of {shown} nats"
     holds: bool | None = rises
     if change := _change(scored, parent, "nll"):
