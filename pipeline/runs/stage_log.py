@@ -211,7 +211,8 @@ def _description(
         f"**Stage {stage.number}** of `{stage.schedule}` trains {' + '.join(stage.trainable)} of "
         f"{settings.backbone} ({summary.trainable:,} parameters) on "
         f"{count_of(len(draw.train), 'image')} of {as_markdown(draw.source)} "
-        f"(draw {settings.draw}, seed {settings.seed}). Epoch {summary.epoch} was selected by {settings.training(stage.number).select} on "
+        f"(draw {settings.draw}, seed {settings.seed}). "
+        f"Epoch {summary.epoch} was selected by {settings.training(stage.number).select} on "
         f"{count_of(len(draw.val), 'validation image')}.",
         f"    {summary.best_line}",
         *(f"Note: {as_markdown(note)}" for note in draw.notes),

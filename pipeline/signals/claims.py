@@ -8,7 +8,7 @@ _CLAIMS = {
     "positive.no_early_spike": "training accuracy does not saturate early",
     "negative.train_acc_saturates": "training accuracy saturates within the first epochs",
     "negative.val_loss_rises": "validation loss rises",
-    "negative.unstable_across_runs": "accuracy varies more over draws and seeds than that of the stage before",
+    "negative.unstable_across_runs": "accuracy varies more over runs than at the stage before",
 }
 
 

@@ -213,7 +213,8 @@ def _reason(known: Posterior, state: VerdictState, kind: Kind | None, threshold:
 def _carried(record: Robustness, threshold: float) -> str:
     if not record.keeps_sign:
         return "leaving out a single pair changes the sign"
-    odds = f"P = {record.p_above[record.weakest]:.3f}, below {still_enough(threshold):.3g}"
+    wanted = f"the {still_enough(threshold):.3g} that must remain"
+    odds = f"P = {record.p_above[record.weakest]:.3f}, below {wanted}"
     return f"pair {record.weakest + 1} carries it: without this pair {odds}"
 
 

@@ -2,8 +2,8 @@
 
 A metric `m` of `stats.metrics.METRICS` is logged by epoch as `m/val` or `more/val_m`, at the
 selected epoch as `selected/val_m`, and on the test split as `test/m`. Where several stages or
-draws share a run its name follows theirs: `stage2/val_m`, `draw0/val_m`. MLflow's pages sort groups
-of charts by name: `acc/train`, `acc/val`, `loss/train` and `loss/val` come first, what
+draws share a run its name follows theirs: `stage2/val_m`, `draw0/val_m`. MLflow's pages sort
+groups of charts by name: `acc/train`, `acc/val`, `loss/train` and `loss/val` come first, what
 blocks did comes last.
 
 Runs of earlier versions have other names (`train/acc`, `best/val_acc`, `drift/head`): `current`
