@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.comparing.arms import TunedArm, decide_plan
 from pipeline.comparing.decision import Decision, verdict_of
-from pipeline.comparing.decision_page import command_of, page_of
+from pipeline.comparing.decision_page import command_of, next_of, page_of
 from pipeline.comparing.draws import Pool
 from pipeline.comparing.effects import differences_of, effects_of, minus
 from pipeline.comparing.pairs import ArmResult, Pair, pair_keys
@@ -113,6 +113,27 @@ def test_of_a_few_pairs_nothing_is_foretold() -> None:
     assert made.verdict.state == "inconclusive"
     assert made.outlook.startswith("3 pairs tell too little")
     assert "-P looks=5,10,20" in made.outlook
+    typed = made.asked.request.typed
+    told = dict(word.split("=", 1) for word in shlex.split(next_of(made)) if "=" in word)
+    assert told == {**typed, "looks": "5,10,20"}  # the advice, and nothing that was not typed
+    small = replace(made, pool=replace(made.pool, most=4))
+    assert (small.next_looks, next_of(small)) == ((), "")
+    assert small.outlook.endswith("take 5 pairs or more.")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"rope_pp": "0", "threshold": "0.51"}, "since its gain is established"),
+        ({"rope_pp": "40"}, "does not gain enough to be worth it"),
+        ({"looks": "3"}, "has not been shown to be better"),
+    ],
+)
+def test_a_recommendation_says_why(options: dict[str, str], words: str) -> None:
+    apart = (unlike(0.72, 1), unlike(0.7, 2)) if "looks" in options else ()
+    made = decision(*([apart] if apart else []), **options)  # type: ignore[arg-type]
+    assert words in made.why
+    assert f"Recommended: {made.recommended.words}, since " in report(made)
 
 
 def test_a_decision_that_is_settled_has_no_outlook() -> None:

@@ -9,7 +9,7 @@ import mlflow
 import pytest
 
 from pipeline.entries.parser import parse
-from pipeline.entries.table import ENTRY_POINTS
+from pipeline.entries.table import ENTRY_POINTS, perform
 from pipeline.runs.next_step import next_command
 from pipeline.runs.words import outcome_sentence, run_name
 from pipeline.signals.readings import Signal
@@ -137,20 +137,22 @@ def for_people(tags: dict[str, str]) -> set[str]:
     return {key for key in tags if not key.startswith(("mlflow.", "z."))}
 
 
+@pytest.mark.slow
 def test_fifteen_tags_at_most_are_for_people_and_no_parameter_was_not_given(
-    command: Command,
+    store: Path, tmp_path: Path
 ) -> None:
-    few = {"epochs": "1", "train_per_class": "2", "val_per_class": "2"}
-    assert command("stage2", log_model="on", **few) == 0
+    few = {"data": "digits", "weights": "none", "image_size": "32", "views": "2", "epochs": "1"}
+    few |= {"train_per_class": "2", "val_per_class": "2", "cache_dir": str(tmp_path / "cache")}
+    perform("stage2", {**few, "log_model": "on"}, lambda _: None)
     stage2 = mlflow.search_runs(["0"], "tags.stage = '2'", output_format="list")[0]
-    assert command("gate", run_id=stage2.info.run_id) == 0
-    assert command("evaluate", run_id=stage2.info.run_id) == 0
-    assert command("main", schedule="three_stage", **few) == 0
-    assert command("start") == 0
-    assert command("tune", stage="2", n_trials="2", draws="2", **few) == 0
-    assert command("decide", looks="2", **few) == 0
-    assert command("decide", looks="2", question="stage2", **few) == 0
-    assert command("compare", schedules="three_stage,full", draws="2", **few) == 0
+    for name in ("gate", "evaluate"):
+        perform(name, {"run_id": stage2.info.run_id}, lambda _: None)
+    perform("main", few, lambda _: None)
+    perform("start", {"data": "digits"}, lambda _: None)
+    perform("tune", {**few, "stage": "2", "n_trials": "2", "draws": "2"}, lambda _: None)
+    perform("decide", {**few, "looks": "2", "rope_pp": "40"}, lambda _: None)
+    perform("decide", {**few, "looks": "2", "question": "stage2"}, lambda _: None)
+    perform("compare", {**few, "schedules": "three_stage,full", "draws": "2"}, lambda _: None)
     found = mlflow.search_runs(["0"], output_format="list")
     assert {run.data.tags["kind"] for run in found} == {
         *("stage", "gate", "evaluate", "chain", "start", "tune", "study", "trial"),
