@@ -163,7 +163,7 @@ def test_a_picture_is_kept_once_under_its_class_as_the_next_training_reads_it(
         keep_picture(picture, "other", keep)
     assert [file for file in keep.rglob("*") if file.is_file()] == [path]
     line = next_command(keep)
-    assert line.startswith(f"1 pictures of 1 classes in {keep}: too few to train on alone")
+    assert line.startswith(f"1 picture of 1 class in {keep}: too few to train on alone")
     for number in range(5):
         for label, name in enumerate(("a new class", "other")):
             keep_picture(class_image(label, 50 + number), name, keep)

@@ -96,7 +96,7 @@ def test_each_backbone_has_its_own_rows_and_a_place_in_the_summary(
         sizes.append(f"{backbone} {known.shown().replace(' ', ' pp ', 1)}")
         better, worse = better + (known.p_better >= 0.95), worse + (known.p_worse >= 0.95)
     assert run.data.tags["mlflow.note.content"].startswith(
-        f"- head_only against full: {', '.join(sizes)}; better by more than 0.5 pp on {better} "
+        f"**head_only against full: {', '.join(sizes)}; better by more than 0.5 pp on {better} "
         f"of 2 backbones, worse on {worse} (posterior probability 0.95 or more)"
     )
 

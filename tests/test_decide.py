@@ -501,8 +501,12 @@ def test_the_report_shows_every_pair_and_the_way_to_the_verdict(decided: Decided
     ("asked", "found", "shown"),
     [
         ("target", ["target", "target"], "target"),
-        ("auto", ["source", "source"], "auto: source (2 pairs)"),
-        ("auto", ["target", "source", "source"], "auto: source (2 pairs), target (1 pairs)"),
+        ("auto", ["source", "source"], "source (2 pairs), chosen automatically"),
+        (
+            "auto",
+            ["target", "source", "source"],
+            "source (2 pairs), target (1 pair), chosen automatically",
+        ),
         ("auto", ["", ""], "auto"),  # runs of an earlier version carry no such tag
     ],
 )

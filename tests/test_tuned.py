@@ -294,7 +294,7 @@ def test_a_lead_within_noise_leaves_the_defaults_and_another_choice_is_announced
     assert (home.study.best_trial.number, home.study.user_attrs["chosen"]) == (1, 1)
     assert home.tune(margin="100") == 0
     told = capfd.readouterr().out
-    assert "less than 100 s.e.: the defaults stay" in told
+    assert "less than the 100 s.e. that luck explains: the defaults stay" in told
     assert "note: from now on tuned=true takes trial 0 of study stage1-" in told
     assert "(margin=100); until now it took trial 1" in told
     assert home.study.user_attrs["chosen"] == 0

@@ -221,9 +221,9 @@ def test_the_study_run_holds_a_table_of_trials_pictures_and_how_to_go_on(
     assert values["stage1.lr"] == 0.03
     assert set(values) == {f"stage1.{key}" for key in TRAIN_KEYS}
     note = study_run.data.tags["mlflow.note.content"]
-    assert (
-        f"`{finished.study.study_name}`**: stage 1 of `full`, judged by val_acc on draws 0" in note
-    )
+    assert note.startswith("**Stage 1: ")
+    assert f"Study `{finished.study.study_name}` of `full`; trials are judged by val_acc" in note
+    assert "its mean over draw 0." in note
     assert "mlflow run . -e stage1 -P tuned=true" in note
 
 
