@@ -114,7 +114,7 @@ def test_a_stage_trains_on_classes_of_any_name_and_its_model_answers_with_them(
     model = mlflow.pyfunc.load_model(run["tags.model_uri"])
     image = (root / names[0] / "0.png").read_bytes()
     answer = model.predict(pd.DataFrame({"image": [image]}))
-    assert set(answer.columns) == {"label", *names}
+    assert set(answer.columns) == {"label", *names, "error"}
     assert answer["label"][0] in names
 
     # one image with damaged metadata does not fail the request, and is read as its pixels
@@ -123,6 +123,7 @@ def test_a_stage_trains_on_classes_of_any_name_and_its_model_answers_with_them(
     PICTURE.save(clean, "PNG")
     answers = model.predict(pd.DataFrame({"image": [clean.getvalue(), *damaged]}))
     assert len(answers) == 1 + len(damaged) == 3
+    assert answers["error"].isna().all()
     np.testing.assert_allclose(answers[list(names)][1:], answers[list(names)].iloc[[0, 0]], 1e-5)
 
 

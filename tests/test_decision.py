@@ -112,13 +112,16 @@ def test_of_a_few_pairs_nothing_is_foretold() -> None:
     made = decision((unlike(0.72, 1), unlike(0.7, 2)), looks="3")
     assert made.verdict.state == "inconclusive"
     assert made.outlook.startswith("3 pairs tell too little")
-    assert "-P looks=5,10,20" in made.outlook
-    typed = made.asked.request.typed
-    told = dict(word.split("=", 1) for word in shlex.split(next_of(made)) if "=" in word)
-    assert told == {**typed, "looks": "5,10,20"}  # the advice, and nothing that was not typed
-    small = replace(made, pool=replace(made.pool, most=4))
-    assert (small.next_looks, next_of(small)) == ((), "")
-    assert small.outlook.endswith("take 5 pairs or more.")
+    assert "-P looks=3,5,10,20" in made.outlook
+
+
+def test_the_next_command_is_what_was_typed_with_the_looks_that_the_outlook_names() -> None:
+    made = decision((unlike(0.72, 1), unlike(0.7, 2)), looks="3", cache_dir="/c")
+    words = {**PRESET, "looks": "3,5,10,20", "cache_dir": "/c"}
+    command, *typed = shlex.split(next_of(made).replace("--env-manager local", ""))[4:]
+    assert command == "decide"
+    assert dict(word.split("=", 1) for word in typed if word != "-P") == words
+    assert next_of(decision(rope_pp="0", threshold="0.51")) == ""
 
 
 @pytest.mark.parametrize(

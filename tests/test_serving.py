@@ -50,7 +50,7 @@ import mlflow, pandas as pd
 model = mlflow.pyfunc.load_model(sys.argv[1])
 table = pd.DataFrame({"image": [open(path, "rb").read() for path in sys.argv[2:]]})
 found = model.predict(table)
-print(json.dumps(found.drop(columns="label").to_numpy().tolist()))
+print(json.dumps(found.drop(columns=["label", "error"]).to_numpy().tolist()))
 """
 
 

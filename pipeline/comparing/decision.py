@@ -6,8 +6,10 @@ trained, measured or read.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import mean
 
 import numpy as np
@@ -24,17 +26,15 @@ from pipeline.runs.words import minutes
 from pipeline.stats.crossed import Table
 from pipeline.stats.design import Design
 from pipeline.stats.metrics import DEFAULT_SHARE, METRICS
-from pipeline.stats.needed import needed
+from pipeline.stats.needed import Needed, needed
 from pipeline.stats.robustness import Robustness, robustness
 from pipeline.stats.verdict import Verdict, verdict
 from pipeline.system.digests import digest_values
 from pipeline.system.text import count_of
 from pipeline.tracking.keys import VERDICT, VERDICT_PAIRS, VERDICT_QUESTION
 
-FEWEST = 5
-"""Pairs from which is said what would settle a decision."""
-FIRST_LOOKS = (FEWEST, 10, 20)
-"""Looks to go on with where fewer pairs were run."""
+FEWEST, USUAL = 5, (5, 10, 20)
+"""Pairs from which is said what would settle a decision; looks where there are fewer."""
 
 
 def label_of(number: int, seeds: int) -> str:
@@ -163,36 +163,43 @@ class Decision:
         known = self.verdict.posterior
         if self.verdict.state != "inconclusive" or not known:
             return ""
-        looks = ",".join(map(str, self.next_looks))
+        how = f"-P looks={','.join(map(str, self.next_looks))}"
         if known.pairs < FEWEST:
-            how = f" (-P looks={looks})" if looks else ""
             return (
                 f"{count_of(known.pairs, 'pair')} tell too little of how gains vary to say what "
-                f"would settle this: take {FEWEST} pairs or more{how}."
+                f"would settle this: take {FEWEST} pairs or more"
+                f"{f' ({how})' if self.next_looks else ''}."
             )
-        more = needed(known, self.design, self._table)
-        if not more.pairs:
-            return f"{more.sentence()}."
-        seconds = more.pairs * self.pair_s * self.seeds
-        how = f"-P looks={looks} goes on from these pairs"
-        if not looks:
-            how = (
-                f"the pool holds {self.pool.most}: fewer images a class, or more images, make more"
-            )
-        return f"{more.sentence(f'about {minutes(seconds)} here')}; {how}."
+        if not self._needed or not self._needed.pairs:
+            return f"{self._needed.sentence()}." if self._needed else ""
+        seconds = self._needed.pairs * self.pair_s * self.seeds
+        goes_on = f"{how} goes on from these pairs"
+        if not self.next_looks:
+            held = f"the pool holds {self.pool.most}"
+            goes_on = f"{held}: fewer images a class, or more images, make more"
+        return f"{self._needed.sentence(f'about {minutes(seconds)} here')}; {goes_on}."
 
     @property
     def next_looks(self) -> tuple[int, ...]:
-        """The looks with which an open decision goes on, as the outlook says; else empty."""
-        known, most = self.verdict.posterior, self.pool.most
+        """The numbers of pairs with which to go on; empty where the decision is settled or stuck.
+
+        A decision of few pairs goes on with the usual looks, any other with what would settle it.
+        """
+        known, most = self.verdict.posterior, self.pool.most or math.inf
         if self.verdict.state != "inconclusive" or not known:
             return ()
         if known.pairs < FEWEST:
-            return tuple(n for n in FIRST_LOOKS if most is None or n <= most)
-        more = needed(known, self.design, self._table)
-        total = known.pairs + (more.pairs or 0)
-        is_there = most is None or total <= most
-        return (*self.design.looks, total) if more.pairs and is_there else ()
+            usual = (*self.design.looks, *(n for n in USUAL if n > self.design.looks[-1]))
+            return usual if max(usual) <= most else ()
+        if not self._needed or not self._needed.pairs:
+            return ()
+        total = known.pairs + self._needed.pairs
+        return (*self.design.looks, total) if total <= most else ()
+
+    @cached_property
+    def _needed(self) -> Needed | None:
+        known = self.verdict.posterior
+        return needed(known, self.design, self._table) if known else None
 
     @property
     def _table(self) -> Table | None:

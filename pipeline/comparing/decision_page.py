@@ -196,11 +196,11 @@ def mark(decision: Decision, decision_run_id: str, run: RunView, tracking: Track
 
 
 def next_of(decision: Decision) -> str:
-    """The command that goes on with a decision that is open; empty where it is settled."""
+    """What was typed, with more looks, for a decision that is open; empty where it is settled."""
     if not decision.next_looks:
         return ""
-    looks = ",".join(map(str, decision.next_looks))
-    return command_line("decide", {**decision.asked.request.typed, "looks": looks})
+    typed = decision.asked.request.typed
+    return command_line("decide", {**typed, "looks": ",".join(map(str, decision.next_looks))})
 
 
 def command_of(decision: Decision) -> str:

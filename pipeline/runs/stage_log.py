@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -252,11 +253,14 @@ def log_served_model(
     state = {name: tensor.contiguous() for name, tensor in backbone.model.state_dict().items()}
     write_atomically(weights, save(state))
     recipe = recipe_of(backbone.name, len(draw.class_names), settings.image_size)
+    named = ("error" + "_" * n for n in count())
+    error = next(name for name in named if name not in draw.class_names)
     content = {
         "backbone": backbone.name,
         "function": recipe.function,
         "arguments": recipe.arguments,
         "class_names": draw.class_names,
+        "error_name": error,
         "image_size": settings.image_size,
         **asdict(draw.train.preparation),
         "ranges": draw.ranges,
@@ -271,6 +275,7 @@ def log_served_model(
         name=usable_name(re.sub(r"[.%\"]", "-", name)),
         example_image=example.getvalue(),
         class_names=draw.class_names,
+        error_name=error,
         requirements=requirements_of([*SERVED_PACKAGES, *_libraries_of(backbone.name)]),
     )
     log.tags({keys.MODEL_URI: uri})

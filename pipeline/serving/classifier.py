@@ -93,12 +93,14 @@ class Classifier:
             DataError: a file cannot be read; says which.
         """
         table = pd.DataFrame({"image": [*map(_content, images)]})
+        columns = ["label", *self.class_names]
         try:
-            return self.served.predict(None, table)
-        except (OSError, ValueError) as err:  # a model of an earlier version does not say which
-            raise DataError(
-                f"{first_line(err)}: pass PNG, JPEG, ... images, rows from 0"
-            ) from None
+            found = self.served.predict(None, table)
+        except (OSError, ValueError) as err:  # not one image; models of earlier versions: any
+            raise DataError(f"{first_line(err)}: pass PNG, JPEG, ... images") from None
+        for error in found.drop(columns=columns).stack().dropna():  # earlier models have no column
+            raise DataError(f"{error}: pass PNG, JPEG, ... images")
+        return found[columns]
 
 
 def _content(image: str | Path | bytes) -> bytes:

@@ -1,10 +1,10 @@
 """Names of the tags and metrics that are read back, or that more than one module writes.
 
-A metric `m` of `stats.metrics.METRICS` is logged by epoch as `m/val` or `more/val_m`, at the
-selected epoch as `selected/val_m`, and on the test split as `test/m`. Where several stages or
-draws share a run its name follows theirs: `stage2/val_m`, `draw0/val_m`. MLflow's pages sort
-groups of charts by name: `acc/train`, `acc/val`, `loss/train` and `loss/val` come first, what
-blocks did comes last.
+A metric `m` of `stats.metrics.METRICS` is logged by epoch as `m/val` (accuracy and loss) or as
+`more/val_m`, at the selected epoch as `selected/val_m`, and on the test split as `test/m`. Where
+several stages or draws share a run its name follows theirs: `stage2/val_m`, `draw0/val_m`.
+MLflow's pages sort groups of charts by name: `acc/train`, `acc/val`, `loss/train` and `loss/val`
+come first and together, what blocks did comes last.
 
 Runs of earlier versions have other names (`train/acc`, `best/val_acc`, `drift/head`): `current`
 turns them into those of today where runs are read. Tags that no person looks for are stored with
@@ -56,13 +56,19 @@ CHAMPION_RUN_ID = "champion_run_id"
 COMPARED_RUN_ID = "compared_run_id"
 """Of a refit: a stage run whose chain shows what the verdict is about, stage after stage."""
 
+_MORE = "more/"
+
+
+def by_epoch(metric: str, side: str) -> str:
+    """Under which name a metric's value on a side, `train` or `val`, is logged by epoch."""
+    return f"{metric}/{side}" if metric in ("acc", "loss") else f"{_MORE}{side}_{metric}"
+
+
 TRAIN_LOSS, TRAIN_ACC = "loss/train", "acc/train"
 """Running averages over the batches of an epoch."""
 VAL_LOSS, VAL_ACC = "loss/val", "acc/val"
 CURVES = (TRAIN_LOSS, TRAIN_ACC, VAL_LOSS, VAL_ACC)
-_MORE = "more"
-"""The group of charts of the other validation metrics: after those of accuracy and loss."""
-VAL = {n: f"{n}/val" if n in ("acc", "loss") else f"{_MORE}/val_{n}" for n in METRICS}
+VAL = {name: by_epoch(name, "val") for name in METRICS}
 TEST = {name: f"test/{name}" for name in METRICS}
 EPOCH_METRICS = (TRAIN_LOSS, TRAIN_ACC, *VAL.values())
 """What a finished run repeats at its selected epoch, by `at_best`."""
@@ -127,7 +133,7 @@ def current(metric: str) -> str:
     if group in METRICS and rest == "val":
         return VAL[group]
     if group in _SIDES:
-        return VAL.get(rest, f"{rest}/{group}") if group == "val" else f"{rest}/{group}"
+        return by_epoch(rest, group)
     if metric.startswith(_FORMER_NEAR_DUPLICATES):
         return f"near_duplicates/{metric.removeprefix(_FORMER_NEAR_DUPLICATES)}"
     if group == "best" and rest.partition("_")[0] in ("epoch", *_SIDES):
@@ -137,20 +143,20 @@ def current(metric: str) -> str:
 
 def former(metric: str) -> tuple[str, ...]:
     """The names that a metric by epoch had in earlier versions, the latest first."""
-    group, _, name = metric.partition("/")
-    if group == _MORE:
-        name = name.removeprefix("val_")
-        return f"{name}/val", f"val/{name}"
-    if name in _SIDES:
-        return (f"{name}/{group}",)
+    if metric.startswith(_MORE):
+        side, _, name = metric.removeprefix(_MORE).partition("_")
+        return f"{name}/{side}", f"{side}/{name}"
+    group, _, side = metric.partition("/")
+    if side in _SIDES:
+        return (f"{side}/{group}",)
     return (metric.removeprefix(RISKS),) if metric.startswith(RISKS) else ()
 
 
 def flat(name: str) -> str:
     """A metric's name within a name or a table: `acc/val` is `val_acc`, `test/acc` `test_acc`."""
+    if name.startswith(_MORE):
+        return name.removeprefix(_MORE)
     first, _, second = name.partition("/")
-    if first == _MORE:
-        return second
     return f"{second}_{first}" if second in _SIDES else f"{first}_{second}"
 
 

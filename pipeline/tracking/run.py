@@ -136,6 +136,7 @@ class RunLog:
         name: str,
         example_image: bytes,
         class_names: Sequence[str],
+        error_name: str,
         requirements: Sequence[str],
     ) -> str:
         """Log a servable model; nothing is inferred, all is stated. Returns the model's URI."""
@@ -147,7 +148,10 @@ class RunLog:
         logging.getLogger("mlflow.pyfunc").setLevel(logging.ERROR)
         outputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, "label")]
         outputs += [ColSpec(DataType.double, name) for name in class_names]
-        signature = ModelSignature(Schema([ColSpec(DataType.binary, "image")]), Schema(outputs))
+        outputs.append(ColSpec(DataType.string, error_name, required=False))
+        # the model itself answers for each row, in one sentence: MLflow would lose the request
+        image = ColSpec(DataType.string, "image", required=False)
+        signature = ModelSignature(Schema([image]), Schema(outputs))
         with translated("store the model", self._uri):
             logged = Model.log(
                 artifact_path=None,
