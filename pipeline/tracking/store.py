@@ -140,8 +140,7 @@ class Tracking:
         found = self._search(of_today, status)
         if of_today != tags:
             found = sorted([*found, *self._search(tags, status)], key=lambda r: r.info.start_time)
-        views = [RunView.of(run) for run in found]
-        return [run for run in views if tags.items() <= run.tags.items()]  # not by a former value
+        return [run for run in map(RunView.of, found) if tags.items() <= run.tags.items()]
 
     def _search(self, tags: Mapping[str, str], status: str | None) -> list[Run]:
         from mlflow.utils import get_results_from_paginated_fn
