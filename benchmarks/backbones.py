@@ -58,7 +58,8 @@ sys.modules["pipeline"] = None  # as where it is not installed
 import mlflow, pandas as pd
 model = mlflow.pyfunc.load_model(sys.argv[1])
 image = open(sys.argv[2], "rb").read()
-print(model.predict(pd.DataFrame({"image": [image]})).drop(columns="label").iloc[0].to_json())
+answer = model.predict(pd.DataFrame({"image": [image]})).drop(columns=["label", "error"])
+print(answer.iloc[0].to_json())
 """
 
 

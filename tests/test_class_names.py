@@ -158,7 +158,7 @@ def test_a_folder_whose_name_is_markdown_stands_as_text_in_notes(
     (chain,) = runs("chain")["tags.mlflow.note.content"]
     for note in (stage, chain):
         assert r"\<img src=x\> \*set\*" in note
-    assert runs()["tags.data"].tolist() == [root.name]
+    assert runs()["tags.z.data"].tolist() == [root.name]
     (settings,) = runs()["tags.z.settings"]
     assert json.loads(settings)["data"] == str(root)
 

@@ -83,7 +83,7 @@ def test_the_dry_run_touches_nothing_and_removal_only_what_was_asked_for(
     assert not Path(info.artifact_uri).exists()
     assert clean(tmp_path / "cache", "-P", "remove=failed") == 0
     assert kinds(tracking) == {study: KEPT}
-    assert "of 1 runs, which are marked as deleted" in capsys.readouterr().out
+    assert "of 1 run marked as deleted" in capsys.readouterr().out
 
 
 def test_a_registered_model_and_what_runs_again_stay(store: Path, tmp_path: Path) -> None:

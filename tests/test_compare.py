@@ -72,9 +72,9 @@ def test_a_stage_that_two_schedules_share_is_one_run(finished: Finished) -> None
     for ours, theirs in zip(finished.of("three_stage"), finished.of("lp_ft"), strict=True):
         first, other = (chain(run, finished.stages)[-1] for run in (ours, theirs))
         assert first.info.run_id == other.info.run_id
-        assert (first.data.tags["stage"], first.data.tags["trains"]) == ("1", "head")
+        assert (first.data.tags["stage"], first.data.tags["z.trains"]) == ("1", "head")
     assert len(finished.stages) == 2 * (1 + 2 + 3 + 1)
-    keys = Counter(run.data.tags["lineage_key"] for run in finished.stages)
+    keys = Counter(run.data.tags["z.lineage_key"] for run in finished.stages)
     assert set(keys.values()) == {1}
 
 

@@ -70,7 +70,7 @@ def test_a_stopped_comparison_goes_on_and_trains_nothing_twice(interrupted: Inte
     first, second = interrupted.after
     assert [run.data.tags["schedule"] for run in first] == ["full", "head_only"]
     assert [run.info.run_id for run in second[:2]] == [run.info.run_id for run in first]
-    assert len(second) == len({run.data.tags["lineage_key"] for run in second}) == 8
+    assert len(second) == len({run.data.tags["z.lineage_key"] for run in second}) == 8
     assert [run.info.status for run in interrupted.comparisons] == ["KILLED", "FINISHED"]
     parents = [run.data.tags["mlflow.parentRunId"] for run in second]
     ids = [run.info.run_id for run in interrupted.comparisons]
@@ -96,7 +96,7 @@ def test_each_backbone_has_its_own_rows_and_a_place_in_the_summary(
         sizes.append(f"{backbone} {known.shown().replace(' ', ' pp ', 1)}")
         better, worse = better + (known.p_better >= 0.95), worse + (known.p_worse >= 0.95)
     assert run.data.tags["mlflow.note.content"].startswith(
-        f"- head_only against full: {', '.join(sizes)}; better by more than 0.5 pp on {better} "
+        f"**head_only against full: {', '.join(sizes)}; better by more than 0.5 pp on {better} "
         f"of 2 backbones, worse on {worse} (posterior probability 0.95 or more)"
     )
 
@@ -151,8 +151,8 @@ def test_two_workers_come_to_the_same_and_make_no_run_twice(
     assert comparisons[0].data.metrics == pytest.approx(expected.data.metrics)
     columns = ["backbone", "schedule", "draw", "seed", "test_acc", "val_acc"]
     pd.testing.assert_frame_equal(results(comparisons[0])[columns], results(expected)[columns])
-    keys = Counter(run.data.tags["lineage_key"] for run in stages)
-    assert keys == Counter(run.data.tags["lineage_key"] for run in interrupted.after[1])
+    keys = Counter(run.data.tags["z.lineage_key"] for run in stages)
+    assert keys == Counter(run.data.tags["z.lineage_key"] for run in interrupted.after[1])
     parents = {run.data.tags["mlflow.parentRunId"] for run in stages}
     assert parents == {comparisons[0].info.run_id}
     check_told_once(desk.said, f"{NAME}, draw ", len(results(expected).draw.unique()))

@@ -62,7 +62,7 @@ STAGE3 = {
 }
 STAGE2 = {"question": "stage2", "looks": "2", "register_as": "off"}
 OFF = {"register_as": "off"}
-VERDICT_TAGS = ("verdict", "verdict.kind", "verdict.p_gain", "verdict.mean_gain_pp")
+VERDICT_TAGS = ("verdict", "z.verdict.kind", "z.verdict.p_gain", "z.verdict.mean_gain_pp")
 
 
 @dataclass
@@ -239,12 +239,12 @@ def by_hand(
 
 def check(tags: dict[str, str], expected: ByHand) -> None:
     assert tags["verdict"] == expected.state
-    assert tags["verdict.kind"] == expected.kind
-    assert tags["verdict.pairs"] == str(expected.pairs)
-    assert float(tags["verdict.p_gain"]) == pytest.approx(expected.p_gain, abs=6e-5)
-    assert float(tags["verdict.p_harm"]) == pytest.approx(expected.p_harm, abs=6e-5)
+    assert tags["z.verdict.kind"] == expected.kind
+    assert tags["z.verdict.pairs"] == str(expected.pairs)
+    assert float(tags["z.verdict.p_gain"]) == pytest.approx(expected.p_gain, abs=6e-5)
+    assert float(tags["z.verdict.p_harm"]) == pytest.approx(expected.p_harm, abs=6e-5)
     inside_rope = 1 - expected.p_gain - expected.p_harm
-    assert float(tags["verdict.p_equivalent"]) == pytest.approx(inside_rope, abs=1.1e-4)
+    assert float(tags["z.verdict.p_equivalent"]) == pytest.approx(inside_rope, abs=1.1e-4)
 
 
 def test_the_verdict_follows_from_the_accuracies_that_the_runs_carry(decided: Decided) -> None:
@@ -253,7 +253,7 @@ def test_the_verdict_follows_from_the_accuracies_that_the_runs_carry(decided: De
     assert len(gains) == expected.pairs
     assert len(set(gains)) > 1  # or the table below could not tell anything
     check(tags, expected)
-    assert float(tags["verdict.mean_gain_pp"]) == pytest.approx(statistics.mean(gains), abs=6e-4)
+    assert float(tags["z.verdict.mean_gain_pp"]) == pytest.approx(statistics.mean(gains), abs=6e-4)
     assert decided.decision.gains_pp == pytest.approx(gains, abs=1e-3)
     history = mlflow.MlflowClient().get_metric_history(decided.run.info.run_id, "gain/pair_pp")
     assert [point.value for point in history] == pytest.approx(gains, abs=1e-3)
@@ -295,7 +295,7 @@ def test_another_metric_reads_the_same_runs_and_measures_what_an_earlier_version
     assert decision.gains_pp != pytest.approx(decided.gains_pp())
     assert {run.info.run_id for run in runs()} == before
     tags = runs("decision")[-1].data.tags
-    assert tags["verdict.metric"] == "macro_f1"
+    assert tags["z.verdict.metric"] == "macro_f1"
     assert tags["mlflow.note.content"].startswith("**By macro F1: ")
 
 
@@ -371,7 +371,7 @@ def test_both_arms_of_a_pair_share_checkpoint_seed_draw_and_images(decided: Deci
         assert (ours["seed"], ours["draw"]) == (str(number), str(number))
         assert ours["z.checkpoint_sha256"] != theirs["z.checkpoint_sha256"]
         parent = chain(treatment, decided.stages)[1]
-        assert parent.data.tags["trains"] == "head block4"
+        assert parent.data.tags["z.trains"] == "head block4"
         inputs = [
             {(i.dataset.name, i.dataset.digest) for i in run.inputs.dataset_inputs}
             for run in (treatment, control)
@@ -390,11 +390,11 @@ def test_both_arms_have_the_same_number_of_optimizer_steps(decided: Decided) -> 
 
 
 def test_nothing_is_trained_twice_the_model_to_be_served_included(decided: Decided) -> None:
-    counts = Counter(run.data.tags["lineage_key"] for run in decided.stages)
+    counts = Counter(run.data.tags["z.lineage_key"] for run in decided.stages)
     assert set(counts.values()) == {1}
     assert len(decided.stages) == 4 * len(decided.arms()) + 2  # full, lp_ft's second stage
     completed = [run for run in decided.stages if "z.completed" in run.data.tags]
-    assert [run.info.run_id for run in completed] == [decided.run.data.tags["champion_run_id"]]
+    assert [run.info.run_id for run in completed] == [decided.run.data.tags["z.champion_run_id"]]
     parents = {run.data.tags["mlflow.parentRunId"] for run in decided.stages}
     assert parents == {decided.run.info.run_id}
     assert decided.run.info.status == "FINISHED"
@@ -406,7 +406,7 @@ def test_the_treatments_runs_carry_the_verdict(decided: Decided) -> None:
     for treatment, control in decided.arms():
         theirs = treatment.data.tags
         assert {key: value for key, value in theirs.items() if "verdict" in key} == tags
-        assert theirs["decision_run_id"] == decided.run.info.run_id
+        assert theirs["z.decision_run_id"] == decided.run.info.run_id
         assert "verdict" not in control.data.tags
 
 
@@ -502,8 +502,12 @@ def test_the_report_shows_every_pair_and_the_way_to_the_verdict(decided: Decided
     ("asked", "found", "shown"),
     [
         ("target", ["target", "target"], "target"),
-        ("auto", ["source", "source"], "auto: source (2 pairs)"),
-        ("auto", ["target", "source", "source"], "auto: source (2 pairs), target (1 pairs)"),
+        ("auto", ["source", "source"], "source (2 pairs), chosen automatically"),
+        (
+            "auto",
+            ["target", "source", "source"],
+            "source (2 pairs), target (1 pair), chosen automatically",
+        ),
         ("auto", ["", ""], "auto"),  # runs of an earlier version carry no such tag
     ],
 )
@@ -627,7 +631,7 @@ def test_the_recommended_model_is_registered_with_its_verdict_and_answers(
     assert f"run {decided.run.info.run_id}" in str(version.description)
     assert version.tags["verdict"] == decision.verdict.state
     assert tags["champion"] == f"models:/{name}@champion"
-    assert tags["champion_run_id"] == version.run_id
+    assert tags["z.champion_run_id"] == version.run_id
     run = client.get_run(version.run_id)
     expected = decision.treatment if decision.verdict.state == "justified" else decision.control
     assert (run.data.tags["schedule"], run.data.tags["draw"]) == (expected.name, "0")
@@ -679,7 +683,7 @@ def test_a_stopped_decision_goes_on_and_again_trains_nothing_and_says_the_same(
     first, second, third = interrupted.after
     assert [run.data.tags["stage"] for run in first] == ["1", "2", "2"]
     assert len(second) == 6
-    assert len({run.data.tags["lineage_key"] for run in second}) == 6
+    assert len({run.data.tags["z.lineage_key"] for run in second}) == 6
     assert {run.info.status for run in second} == {"FINISHED"}
     assert [run.info.status for run in interrupted.decisions] == ["KILLED", "FINISHED", "FINISHED"]
     assert [run.info.run_id for run in third] == [run.info.run_id for run in second]
@@ -698,7 +702,7 @@ def test_stage_2_is_held_against_stage_1_continued(interrupted: Interrupted) -> 
     by_draw = [[run for run in last if run.data.tags["draw"] == str(n)] for n in range(2)]
     pairs = []
     for pair in by_draw:
-        found = {run.data.tags["trains"]: run for run in pair}
+        found = {run.data.tags["z.trains"]: run for run in pair}
         assert set(found) == {"head block4", "head"}
         pairs.append((found["head block4"], found["head"]))
     check(interrupted.decisions[1].data.tags, by_hand(pairs, (2,)))
@@ -746,8 +750,8 @@ def test_two_workers_come_to_the_same_verdict_and_make_no_run_twice(
     assert len(decision) == 1  # workers have none of their own
     for tag in VERDICT_TAGS:
         assert decision[0].data.tags[tag] == expected[tag]
-    keys = Counter(run.data.tags["lineage_key"] for run in stages)
-    assert keys == Counter(run.data.tags["lineage_key"] for run in interrupted.after[1])
+    keys = Counter(run.data.tags["z.lineage_key"] for run in stages)
+    assert keys == Counter(run.data.tags["z.lineage_key"] for run in interrupted.after[1])
     check_told_once(desk.said, "pair ", 2)
     assert sum("after 2 pairs" in line for line in desk.said) == 1
 

@@ -113,7 +113,6 @@ def test_of_a_few_pairs_nothing_is_foretold() -> None:
     assert made.verdict.state == "inconclusive"
     assert made.outlook.startswith("3 pairs tell too little")
     assert "-P looks=3,5,10,20" in made.outlook
-    assert "-P looks=3,5,10,20" in made.outlook
 
 
 def test_the_next_command_is_what_was_typed_with_the_looks_that_the_outlook_names() -> None:
@@ -123,6 +122,21 @@ def test_the_next_command_is_what_was_typed_with_the_looks_that_the_outlook_name
     assert command == "decide"
     assert dict(word.split("=", 1) for word in typed if word != "-P") == words
     assert next_of(decision(rope_pp="0", threshold="0.51")) == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"rope_pp": "0", "threshold": "0.51"}, "since its gain is established"),
+        ({"rope_pp": "40"}, "does not gain enough to be worth it"),
+        ({"looks": "3"}, "has not been shown to be better"),
+    ],
+)
+def test_a_recommendation_says_why(options: dict[str, str], words: str) -> None:
+    apart = (unlike(0.72, 1), unlike(0.7, 2)) if "looks" in options else ()
+    made = decision(*([apart] if apart else []), **options)  # type: ignore[arg-type]
+    assert words in made.why
+    assert f"Recommended: {made.recommended.words}, since " in report(made)
 
 
 def test_a_decision_that_is_settled_has_no_outlook() -> None:

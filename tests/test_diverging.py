@@ -44,7 +44,7 @@ def test_a_treatment_that_diverges_recognises_nothing_and_the_control_is_recomme
     assert decision.verdict.state != "justified"
     [made] = runs("decision")
     assert made.info.status == "FINISHED"
-    assert made.data.tags["champion_run_id"] == decision.pairs[0].control.run_id
+    assert made.data.tags["z.champion_run_id"] == decision.pairs[0].control.run_id
     page = reports(made)[1]
     assert page.count("| 0.00% (diverged) |") == len(decision.pairs)
     desk.said.clear()

@@ -106,7 +106,7 @@ def test_risks_are_logged_for_every_trainable_block_and_epoch(chain: list[pd.Ser
 
 def test_thresholds_change_the_reading_and_not_the_run(chain: list[pd.Series]) -> None:
     calm, saturated = chain[2:]
-    for tag in ("lineage_key", "z.checkpoint_sha256"):
+    for tag in ("z.lineage_key", "z.checkpoint_sha256"):
         assert calm[f"tags.{tag}"] == saturated[f"tags.{tag}"]
     assert signals_of(calm)["positive.no_early_spike"] == "true"
     assert signals_of(saturated)["positive.no_early_spike"] == "false"
@@ -241,7 +241,7 @@ def test_the_gate_tags_every_sibling_and_reads_on_where_a_parent_was_deleted(
     [prior] = set(second["tags.gate.prior"])
     assert prior in ("promising", "confirmation_only", "not_yet")
     for name in ("optimization_stabilized", "consistent_gains", "headroom", "memorising"):
-        assert second[f"tags.gate.{name}"].nunique() == 1
+        assert second[f"tags.z.gate.{name}"].nunique() == 1
     [report] = {artifact(run_id, "gate/report.md").read_text() for run_id in second["run_id"]}
     for draw in ("0", "1", "2"):
         assert f"\n| {draw} | " in report

@@ -85,7 +85,7 @@ def test_two_folders_of_one_name_are_two_data_sets_and_a_moved_one_is_the_same(
     assert command("stage2", data=moved(ann), draw="2", **FEW) == 0
     assert command("stage2", data=bob, draw="1", **FEW) == 0
     second = of_stage(2)
-    assert list(second["tags.data"]) == ["images", "images", "moved", "images"]
+    assert list(second["tags.z.data"]) == ["images", "images", "moved", "images"]
     for key in ("recipe_key", POOL):
         assert [
             len(set(second[f"tags.{stored_tag(key)}"][:3])),
@@ -119,6 +119,7 @@ def as_before(run_id: str) -> None:
     client = mlflow.MlflowClient()
     former = session.recipe(int(run.tags["stage"]), data=run.tags["data"])
     client.set_tag(run_id, "recipe_key", former)
+    client.delete_tag(run_id, stored_tag("recipe_key"))
     client.delete_tag(run_id, stored_tag(POOL))
 
 
@@ -139,12 +140,12 @@ def test_runs_of_an_earlier_version_are_found_and_join_the_others(
     capfd.readouterr()
     assert command("stage3", data=ann, draw="1", **FEW, **{"stage2.epochs": "2"}) == 0
     assert f"found run {before['run_id'][1]} with the same content" in capfd.readouterr().out
-    assert of_stage(2)["tags.recipe_key"][1] == now["tags.recipe_key"][1]
+    assert of_stage(2)["tags.z.recipe_key"][1] == now["tags.z.recipe_key"][1]
     assert of_stage(2)[f"tags.{stored_tag(POOL)}"][1] == now[f"tags.{stored_tag(POOL)}"][1]
     # so does the gate where it is told where the images are
     run_id = before["run_id"][0]
     assert command("gate", run_id=run_id, data=moved(ann)) == 0
-    assert of_stage(2)["tags.recipe_key"][0] == now["tags.recipe_key"][0]
+    assert of_stage(2)["tags.z.recipe_key"][0] == now["tags.z.recipe_key"][0]
     assert "of 2 draws" in artifact(run_id, "gate/report.md").read_text()
     assert of_stage(2)["tags.recipe_key"][2] == before["tags.recipe_key"][2]
 
@@ -165,7 +166,7 @@ def test_a_study_is_not_used_for_other_images_in_a_folder_of_its_name(
     assert command("stage1", data=ann, tuned="on", **FEW) == 2
     assert "other images, weights, views or precision" in errors(capfd)[0]
     assert command("stage1", data=kept, tuned="on", **FEW) == 0
-    assert runs()["tags.tuned_by"].iloc[-1] == study.study_name
+    assert runs()["tags.z.tuned_by"].iloc[-1] == study.study_name
 
 
 def test_a_study_of_an_earlier_version_is_used_and_gone_on_with(
@@ -192,7 +193,7 @@ def test_a_study_of_an_earlier_version_is_used_and_gone_on_with(
     optuna.load_study(study_name=name, storage=storage).set_user_attr("tuning_key", former)
     capfd.readouterr()
     assert command("stage1", data=ann, tuned="on", **FEW) == 0
-    assert runs()["tags.tuned_by"].iloc[-1] == name
+    assert runs()["tags.z.tuned_by"].iloc[-1] == name
     assert command("stage1", data=bob, tuned="on", **FEW) == 2
     capfd.readouterr()
     assert command("tune", n_trials="2", **words) == 0

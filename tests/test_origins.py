@@ -59,7 +59,7 @@ def test_runs_made_elsewhere_are_counted_once_with_the_pairs_that_mix_them() -> 
     third = ({"e": HERE, "r": NOT_RECORDED}, {"f": HERE, "r": NOT_RECORDED})
     note = note_on_origins([first, second, third], HERE)
     assert note.startswith(f"note: 5 of 9 runs were made with {OLD} (4 runs); {NOT_RECORDED} (1")
-    assert f"not with {HERE}, and the arms of 1 pairs with different ones" in note
+    assert f"not with {HERE}, and the arms of 1 pair with different ones" in note
     assert origins_in_words({"a": OLD, "b": HERE, "c": OLD}) == f"{OLD} (2 runs); {HERE} (1 runs)"
 
 

@@ -159,7 +159,7 @@ def test_a_stage_starts_from_the_file_on_other_images(lab: Lab) -> None:
     own |= {"weights": str(lab.weights), "train_per_class": "4", "val_per_class": "4"}
     own |= {"norm_stats": "source", "augment": "none"}
     assert main(words_of("stage1", {**WORDS, **own})) == 0
-    run = next(run for run in runs() if run.data.tags["data"] == "mine")
+    run = next(run for run in runs() if run.data.tags["z.data"] == "mine")
     assert run.data.tags["z.weights_sha256"] == provenance(lab.weights)["weights_sha256"]
     report = run.data.tags["z.weights_report"]
     assert "242 of 244 tensors matched, left out classifier.3.weight and classifier.3" in report

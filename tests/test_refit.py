@@ -115,10 +115,10 @@ def test_a_refit_is_nobodys_parent_sibling_or_evidence(
     chain: Run, said: list[str], command: Command
 ) -> None:
     before = Tracking.connect()
-    recipe = chain.data.tags["recipe_key"]
+    recipe = chain.data.tags["z.recipe_key"]
     run = refitted(chain.info.run_id, said)
     run_id = run.info.run_id
-    assert "recipe_key" not in run.data.tags
+    assert "z.recipe_key" not in run.data.tags
     assert "stage" not in run.data.tags
     assert set(siblings_of(before, recipe)) == {chain.info.run_id}
     for words in ({"stage3": "parent_run_id"}, {"evaluate": "run_id"}, {"gate": "run_id"}):
@@ -129,7 +129,8 @@ def test_a_refit_is_nobodys_parent_sibling_or_evidence(
         perform("refit", {"run_id": run_id}, lambda _: None)
     options = json.loads(chain.data.tags["z.settings"])
     again = perform("stage2", {k: str(v) for k, v in options.items() if v != ""}, lambda _: None)
-    assert mlflow.get_run(again.run_id).data.tags["lineage_key"] == chain.data.tags["lineage_key"]
+    tags = mlflow.get_run(again.run_id).data.tags
+    assert tags["z.lineage_key"] == chain.data.tags["z.lineage_key"]
 
 
 def view(selected: int, number: int = 1, norm_stats: str = "source") -> RunView:
@@ -343,14 +344,14 @@ def test_a_verdict_ends_with_the_recommended_arm_on_all_images(
         client = mlflow.MlflowClient()
         name = "images-mobilenet_v3_small"
         version = client.get_model_version_by_alias(name, "champion")
-        assert version.run_id == run.info.run_id == decided.data.tags["champion_run_id"]
+        assert version.run_id == run.info.run_id == decided.data.tags["z.champion_run_id"]
         assert decision.sentence in str(version.description)
         assert version.tags["recipe"] == decision.recommended.words
         assert decision.recommended.words in str(run.info.run_name)
-        assert run.data.tags["decision_run_id"] == decided.info.run_id
-        assert run.data.tags["compared_run_id"] == decision.pairs[0].treatment.run_id
+        assert run.data.tags["z.decision_run_id"] == decided.info.run_id
+        assert run.data.tags["z.compared_run_id"] == decision.pairs[0].treatment.run_id
         assert run.data.tags["mlflow.parentRunId"] == decided.info.run_id
-        assert run.data.tags["trains"] == " ".join(
+        assert run.data.tags["z.trains"] == " ".join(
             decision.recommended.settings.stage(decision.recommended.last).trainable
         )
         assert decided.info.status == "FINISHED"
@@ -398,4 +399,4 @@ def test_images_that_no_pair_has_read_do_not_lose_the_decision(
         assert decided.info.status == "FINISHED"
         recommended = decision.recommended is decision.treatment
         first = decision.pairs[0].treatment if recommended else decision.pairs[0].control
-        assert decided.data.tags["champion_run_id"] == first.run_id
+        assert decided.data.tags["z.champion_run_id"] == first.run_id

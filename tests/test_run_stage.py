@@ -449,7 +449,7 @@ def test_plain_kernels_come_to_the_same_and_are_kept_apart(
     assert command("main", **words) == 0
     fast, plain = (run for _, run in runs().iterrows())
     assert plain["tags.z.kernels"] == "plain"
-    for tag in ("lineage_key", "z.checkpoint_sha256"):
+    for tag in ("z.lineage_key", "z.checkpoint_sha256"):
         assert fast[f"tags.{tag}"] != plain[f"tags.{tag}"]
     loss = "metrics.selected/train_loss"
     assert fast[loss] == pytest.approx(plain[loss], rel=1e-3)

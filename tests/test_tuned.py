@@ -58,11 +58,11 @@ def test_a_tuned_stage_takes_the_best_settings_says_whose_and_reproduces_the_tri
     trial_run, run = runs().iloc[-2], runs().iloc[-1]
     assert "tags.z.is_trial" not in run.dropna()
     assert trial_run["tags.z.is_trial"] == "true"
-    assert run["tags.tuned_by"] == study.study_name
+    assert run["tags.z.tuned_by"] == study.study_name
     assert [run["params.lr"], run["params.norm"]] == ["1e-07", "keep"]
     assert run["metrics.selected/val_loss"] == study.best_value
     assert run["metrics.selected/val_acc"] == trial_run["metrics.selected/val_acc"]
-    for tag in ("lineage_key", "z.checkpoint_sha256", "parent_run_id"):
+    for tag in ("z.lineage_key", "z.checkpoint_sha256", "parent_run_id"):
         assert run[f"tags.{tag}"] == trial_run[f"tags.{tag}"], tag
 
 
@@ -255,7 +255,7 @@ def test_what_a_person_sets_wins_and_without_tuned_nothing_is_taken(
     assert home.run("stage1", **words, **config) == 0
     last = runs().iloc[-1]
     assert [last["params.lr"], last["params.norm"]] == taken
-    assert ("tags.tuned_by" in last.dropna()) == (words["tuned"] == "on")
+    assert ("tags.z.tuned_by" in last.dropna()) == (words["tuned"] == "on")
 
 
 def test_the_best_settings_can_be_used_as_a_file(home: Home) -> None:
@@ -266,7 +266,7 @@ def test_the_best_settings_can_be_used_as_a_file(home: Home) -> None:
     assert home.run("stage1", config=str(best)) == 0
     trial_run, run = runs().iloc[1], runs().iloc[-1]
     assert run["params.lr"] == "1e-07"
-    for tag in ("tags.lineage_key", "tags.z.checkpoint_sha256"):
+    for tag in ("tags.z.lineage_key", "tags.z.checkpoint_sha256"):
         assert run[tag] == trial_run[tag]
 
 
@@ -294,7 +294,7 @@ def test_a_lead_within_noise_leaves_the_defaults_and_another_choice_is_announced
     assert (home.study.best_trial.number, home.study.user_attrs["chosen"]) == (1, 1)
     assert home.tune(margin="100") == 0
     told = capfd.readouterr().out
-    assert "less than 100 s.e.: the defaults stay" in told
+    assert "less than the 100 s.e. that luck explains: the defaults stay" in told
     assert "note: from now on tuned=true takes trial 0 of study stage1-" in told
     assert "(margin=100); until now it took trial 1" in told
     assert home.study.user_attrs["chosen"] == 0

@@ -122,7 +122,7 @@ def test_a_trials_run_has_its_settings_value_state_and_signals(finished: Finishe
         if trial.state != TrialState.COMPLETE:
             assert "value" not in run.data.metrics
             continue
-        stage_run = finished.client.get_run(run.data.tags["draw0_run_id"])
+        stage_run = finished.client.get_run(run.data.tags["z.draw0_run_id"])
         assert stage_run.data.params["lr"] == run.data.params["lr"]
         assert trial.value == run.data.metrics["value"] == run.data.metrics["val_acc"]
         assert trial.value == stage_run.data.metrics["selected/val_acc"]
@@ -175,11 +175,11 @@ def test_the_best_value_is_that_of_a_recount_in_mlflow(finished: Finished) -> No
     best_run_id = max(values, key=lambda run_id: values[run_id])  # the earliest of equals
     assert study_run.data.metrics["best/value"] == values[best_run_id] == finished.study.best_value
     assert study_run.data.metrics["best/trial"] == 1
-    assert study_run.data.tags["best_trial_run_id"] == best_run_id
+    assert study_run.data.tags["z.best_trial_run_id"] == best_run_id
     # nothing says that the best is noise: it is the one that is taken
     assert study_run.data.metrics["chosen/trial"] == 1
-    assert study_run.data.tags["chosen_trial_run_id"] == best_run_id
-    assert study_run.data.tags["chosen.lr"] == "0.03"
+    assert study_run.data.tags["z.chosen_trial_run_id"] == best_run_id
+    assert study_run.data.tags["z.chosen.lr"] == "0.03"
     counts = {k: v for k, v in study_run.data.metrics.items() if k.startswith("trials/")}
     assert counts == {
         "trials/complete": 5,
@@ -197,7 +197,7 @@ def test_the_best_value_is_that_of_a_recount_in_mlflow(finished: Finished) -> No
     tune_run = finished.runs("tune")[-1]
     assert tune_run.data.metrics["stage1/best_value"] == values[best_run_id]
     assert tune_run.data.tags["study.stage1"] == finished.study.study_name
-    assert tune_run.data.tags["run.stage1"] == study_run.info.run_id
+    assert tune_run.data.tags["z.run.stage1"] == study_run.info.run_id
 
 
 def test_the_study_run_holds_a_table_of_trials_pictures_and_how_to_go_on(
@@ -221,9 +221,9 @@ def test_the_study_run_holds_a_table_of_trials_pictures_and_how_to_go_on(
     assert values["stage1.lr"] == 0.03
     assert set(values) == {f"stage1.{key}" for key in TRAIN_KEYS}
     note = study_run.data.tags["mlflow.note.content"]
-    assert (
-        f"`{finished.study.study_name}`**: stage 1 of `full`, judged by val_acc on draws 0" in note
-    )
+    assert note.startswith("**Stage 1: ")
+    assert f"Study `{finished.study.study_name}` of `full`; trials are judged by val_acc" in note
+    assert "its mean over draw 0." in note
     assert "mlflow run . -e stage1 -P tuned=true" in note
 
 
@@ -256,7 +256,7 @@ def test_a_trial_on_two_draws_has_their_mean(command: Command, store: Path) -> N
     [trial] = studies(store)[0].trials
     stages, run = runs(), runs("trial").iloc[0]
     assert list(stages["tags.draw"]) == ["0", "1"]
-    assert [run["tags.draw0_run_id"], run["tags.draw1_run_id"]] == list(stages["run_id"])
+    assert [run["tags.z.draw0_run_id"], run["tags.z.draw1_run_id"]] == list(stages["run_id"])
     first, second = stages["metrics.selected/val_loss"]
     assert first != second
     assert [run["metrics.draw0/val_loss"], run["metrics.draw1/val_loss"]] == [first, second]

@@ -155,7 +155,7 @@ def test_chains_and_gates_of_the_same_recipe(
     second = [i for i, run in recorded().items() if run["tags"].get("stage") == "2"]
     assert alice.gate(second[0]) == 0
     alices = before = recorded()
-    flat = "gate.optimization_stabilized"
+    flat = "z.gate.optimization_stabilized"
     assert {before[run_id]["tags"][flat] for run_id in second} == {"false"}
     for draw in ("0", "2"):
         assert bob.types("main", draw=draw, **lax) == 0
@@ -188,7 +188,7 @@ def test_decisions_on_the_same_pairs(
     asked = {"question": "stage2", "epochs": "1", "register_as": "off"}
     assert alice.types("decide", **asked, looks="2", rope_pp="0.5") == 0
     before = recorded()
-    marked = {i for i, run in before.items() if "decision_run_id" in run["tags"]}
+    marked = {i for i, run in before.items() if "z.decision_run_id" in run["tags"]}
     assert len(marked) == 2
     assert bob.types("decide", **asked, looks="2", rope_pp="40") == 0
     check_unchanged(before)
@@ -196,7 +196,7 @@ def test_decisions_on_the_same_pairs(
     assert [run["tags"]["kind"] for run in new.values()] == ["decision"]  # the rest was found
     assert bob.types("decide", **asked, looks="3", rope_pp="40") == 0
     check_unchanged(before, but=KEPT_UP_TO_DATE)
-    of_bob = {i for i, run in recorded().items() if "decision_run_id" in run["tags"]} - marked
+    of_bob = {i for i, run in recorded().items() if "z.decision_run_id" in run["tags"]} - marked
     assert len(of_bob) == 1  # the third pair is his
     living()
 

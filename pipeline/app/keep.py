@@ -72,9 +72,8 @@ def keep_picture(picture: Image.Image, label: str, folder: Path) -> Path:
 def next_command(folder: Path) -> str:
     """How many pictures are kept, and what to type to train with them."""
     counts = {one.name: len(list_files(one, {".png"})[0]) for one in entries_of(folder).folders}
-    classes = f"{len(counts)} class{'es' if len(counts) > 1 else ''}"
-    kept = count_of(sum(counts.values()), "picture")
-    total = f"{kept} of {classes} in {folder.absolute()}"
+    total = count_of(sum(counts.values()), "picture")
+    total += f" of {count_of(len(counts), 'class')} in {folder.absolute()}"
     train = command_line("main", {"data": str(folder.absolute())})
     if len(counts) < 2 or min(counts.values()) < FEWEST:
         return (

@@ -26,6 +26,7 @@ from pipeline.runs.stage_log import picture_line
 from pipeline.runs.words import minutes, stage_in_words
 from pipeline.settings.run import RUN_KEYS
 from pipeline.stats.metrics import METRICS
+from pipeline.system.text import count_of
 from pipeline.tracking import RunLog
 from pipeline.tracking.keys import NOTE, TEST, flat
 from pipeline.training.device import pick_device
@@ -63,8 +64,8 @@ def log_comparison(compared: Compared, log: RunLog, say: Callable[[str], None]) 
     if other := note_on_origins(_origins(compared), made_with(pick_device(device))):
         say(other)
     lines = compared.summary()
-    told = [*(f"- {line}" for line in lines), "", picture_line(log.run_id, PICTURE)]
-    log.tags({NOTE: "\n".join(told)})
+    told = [*(f"**{line}.**" for line in lines), picture_line(log.run_id, PICTURE)]
+    log.tags({NOTE: "\n\n".join(told)})
     for line in lines:
         say(line)
     for backbone, floor in compared.floors.items():
@@ -127,7 +128,7 @@ def page_of(compared: Compared) -> str:
         wall=minutes(compared.wall_s),
         made_with=origins_in_words(of_all(_origins(compared))),
         diverged=[
-            f"{cell.backbone} {cell.arm.name} ({count} of {len(cell.results)} draws)"
+            f"{cell.backbone} {cell.arm.name} ({count} of {count_of(len(cell.results), 'draw')})"
             for cell in compared.cells
             if (count := sum(result.diverged for result in cell.results))
         ],

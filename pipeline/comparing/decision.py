@@ -30,6 +30,7 @@ from pipeline.stats.needed import Needed, needed
 from pipeline.stats.robustness import Robustness, robustness
 from pipeline.stats.verdict import Verdict, verdict
 from pipeline.system.digests import digest_values
+from pipeline.system.text import count_of
 from pipeline.tracking.keys import VERDICT, VERDICT_PAIRS, VERDICT_QUESTION
 
 FEWEST, USUAL = 5, (5, 10, 20)
@@ -165,8 +166,9 @@ class Decision:
         how = f"-P looks={','.join(map(str, self.next_looks))}"
         if known.pairs < FEWEST:
             return (
-                f"{known.pairs} pairs tell too little of how gains vary to say what would settle "
-                f"this: take {FEWEST} pairs or more{f' ({how})' if self.next_looks else ''}."
+                f"{count_of(known.pairs, 'pair')} tell too little of how gains vary to say what "
+                f"would settle this: take {FEWEST} pairs or more"
+                f"{f' ({how})' if self.next_looks else ''}."
             )
         if not self._needed or not self._needed.pairs:
             return f"{self._needed.sentence()}." if self._needed else ""
@@ -222,6 +224,18 @@ class Decision:
     def recommended(self) -> Arm:
         """The treatment where the verdict is justified, else the control: both were scored."""
         return self.treatment if self.verdict.state == "justified" else self.control
+
+    @property
+    def why(self) -> str:
+        """Why that arm is recommended, as a clause."""
+        other = self.treatment.words
+        return {
+            "justified": "since its gain is established",
+            "not_justified": f"since {other} does not gain enough to be worth it",
+        }.get(
+            self.verdict.state,
+            f"since {other} has not been shown to be better, and what is simpler stays until then",
+        )
 
     @property
     def steps(self) -> list[int]:

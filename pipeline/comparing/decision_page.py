@@ -32,9 +32,11 @@ from pipeline.runs.stage_log import picture_line
 from pipeline.runs.words import minutes, stage_in_words, with_auto_resolved
 from pipeline.settings.run import INHERITED_KEYS, RUN_KEYS
 from pipeline.signals.cases import cases_like
+from pipeline.signals.claims import claim_of
 from pipeline.signals.gate import Gate, gate_over
 from pipeline.stats.metrics import DEFAULT_SHARE, METRICS
 from pipeline.stats.verdict import shown_probability
+from pipeline.system.text import count_of
 from pipeline.tracking import RunLog, RunView, Tracking
 from pipeline.tracking.history import chain_of
 from pipeline.tracking.keys import (
@@ -73,7 +75,7 @@ def log_decision(
     if (treatment.name, treatment.last) == ("three_stage", 3):
         last = [run for run in runs if run.number(STAGE) == treatment.last]  # the others diverged
         parents = [tracking.get(run.tags[PARENT_RUN_ID]) for run in last]
-        title = f"{len(parents)} pairs of a decision"
+        title = f"{count_of(len(parents), 'pair')} of a decision"
         gate = gate_over(tracking, parents, treatment.settings, title, say, only_new=True)[0]
     pictures = {PICTURE: _picture_of(decision), **changes}
     commits = _commits(decision, tracking)
@@ -153,13 +155,17 @@ def page_of(
         probability=partial(shown_probability, threshold=decision.design.threshold),
         stage_in_words=stage_in_words,
         wall=minutes(decision.wall_s),
-        signals={
-            name.removeprefix(SIGNAL_TAGS): Counter(run.tags.get(name, "missing") for run in runs)
+        signals=[
+            (
+                claim_of(name.removeprefix(SIGNAL_TAGS)),
+                name,
+                Counter(run.tags.get(name, "missing") for run in runs),
+            )
             for name in sorted(names, reverse=True)
-        },
+        ],
         gate=gate,
         cases=cases_like(gate.prior) if gate else "",
-        values=values,
+        values={key: value for key, value in values.items() if value not in ("", "auto", None)},
         runs=runs,
         commits=commits,
         made_with=origins_in_words(of_all(_origins(decision))),

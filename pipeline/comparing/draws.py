@@ -22,6 +22,7 @@ from pipeline.errors import DesignError
 from pipeline.settings.fields import AUTO
 from pipeline.settings.run import Settings
 from pipeline.stats.seeds import correction_of
+from pipeline.system.text import count_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,7 @@ def pool_of(
     if left >= looks[0]:
         sentence = (
             f"the pool holds {left} disjoint draws{beyond}, {looks[-1]} were asked for: this "
-            f"command ends after {left} pairs"
+            f"command ends after {count_of(left, 'pair')}"
         )
         return Pool(
             first_draw=first,

@@ -18,6 +18,7 @@ from pipeline.data.images import ImageSet
 from pipeline.reporting.image_grids import short
 from pipeline.runs.mistakes import Change
 from pipeline.stats.crossed import Table
+from pipeline.system.text import count_of
 
 
 def differences_of(pairs: Sequence[Pair], seeds: int = 1) -> Table:
@@ -77,7 +78,7 @@ def changes_of(
             answer = wrong.most_common(1)[0][0]
             name = "nothing" if answer is None else short(class_names[answer])
             label = short(class_names[int(images.labels[row])])
-            often = f"in {times[row]} of {len(pairs)} pairs"
+            often = f"in {times[row]} of {count_of(len(pairs), 'pair')}"
             found[kind].append(Change(row=row, caption=f"{label}\n{word} {name}\n{often}"))
     return found[0], found[1]
 

@@ -38,7 +38,7 @@ from pipeline.data.images import ImageSet, IntArray, Ranges
 from pipeline.errors import DataError
 from pipeline.settings.fields import AUTO
 from pipeline.settings.run import Settings
-from pipeline.system.text import first_of, one_line
+from pipeline.system.text import count_of, first_of, one_line
 
 _TEST_STREAM = 0x7E57  # another permutation than that of the draws
 
@@ -72,7 +72,8 @@ class Draw:
         notes = []
         if self.shared_images:
             notes.append(
-                f"{self.shared_images} validation images have the pixels of a training image"
+                f"{count_of(self.shared_images, 'validation image')} with the pixels of a "
+                "training image"
             )
         labels: dict[bytes, set[int]] = {}
         for part in (self.train, self.val):

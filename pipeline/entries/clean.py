@@ -17,7 +17,7 @@ from pipeline.runs.command import Command
 from pipeline.runs.sources import cache_folder
 from pipeline.system.files import storage_faults
 from pipeline.system.progress import doing
-from pipeline.system.text import in_columns
+from pipeline.system.text import count_of, in_columns
 from pipeline.tracking import Tracking
 from pipeline.tracking.disk import DELETED, FAILED, KEPT, TRIALS, StoredRun, size_of
 from pipeline.training.prefix_cache import clear
@@ -59,7 +59,7 @@ def _discard(tracking: Tracking, runs: Sequence[StoredRun], what: str) -> str:
     for run in chosen:
         tracking.discard(run)
     after = sum(run.size_bytes for run in chosen)
-    return f"{_size(before - after)} of {len(chosen)} runs, which are marked as deleted in MLflow"
+    return f"{_size(before - after)} of {count_of(len(chosen), 'run')} marked as deleted in MLflow"
 
 
 def _table(cache: Path, runs: Sequence[StoredRun]) -> pd.DataFrame:

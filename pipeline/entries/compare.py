@@ -25,6 +25,7 @@ from pipeline.settings.describe import without_thresholds
 from pipeline.settings.run import plain_values
 from pipeline.signals.evidence import refresh_siblings
 from pipeline.system.progress import doing
+from pipeline.system.text import count_of
 
 OF_AN_ARM = ("schedule", "backbone", "weights", "draw", "seed")
 """Settings in which arms, or their draws, differ."""
@@ -82,7 +83,7 @@ def _forecast(grid: Grid, setup: PairSetup) -> None:
     say, draws, images = setup.command.say, len(setup.keys), len(setup.overlap.test)
     names = [arm.name for arm in next(iter(grid.arms.values()))]
     compared = f"{', '.join(names)} on {', '.join(grid.arms)}:"
-    setup.announce(compared, _all_arms(grid), grid.compare.metric, f", {draws} draws")
+    setup.announce(compared, _all_arms(grid), grid.compare.metric, f", {count_of(draws, 'draw')}")
     baseline, *others = next(iter(grid.arms.values()))
     for arm in others:
         if apart := differences(arm, baseline):

@@ -45,6 +45,7 @@ from pipeline.stats.operating import characteristics_text, operating_characteris
 from pipeline.stats.simulated import World, image_characteristics
 from pipeline.stats.verdict import Verdict
 from pipeline.system.progress import doing
+from pipeline.system.text import count_of
 from pipeline.tracking import RunLog
 from pipeline.tracking.keys import NAME
 
@@ -176,7 +177,8 @@ def _forecast(plan: Comparison, setup: PairSetup, design: Design) -> float:
             "images, or a larger rope_pp"
         )
     pair_s, how = seconds_a_draw(arms, images, setup.tracking)
-    times = ", ".join(f"{n} pairs {minutes(n * pair_s * setup.seeds)}" for n in design.looks)
+    looks = {count_of(n, "pair"): n * pair_s * setup.seeds for n in design.looks}
+    times = ", ".join(f"{pairs} {minutes(seconds)}" for pairs, seconds in looks.items())
     tuning = "; tuning is not counted" if plan.decide.tune else ""
     of_seeds = f", with each of {setup.seeds} seeds" if setup.seeds > 1 else ""
     say(
@@ -253,7 +255,7 @@ def _run_pairs(
         known = found.posterior
         assert known
         if log:
-            setup.command.say(f"after {look} pairs: {found.sentence(*names)}")
+            setup.command.say(f"after {count_of(look, 'pair')}: {found.sentence(*names)}")
             numbers = {
                 "p_gain": known.p_above,
                 "p_inside": known.p_inside,

@@ -66,12 +66,13 @@ def gate_entry(command: Command, plan: GateSettings) -> Gate:
         with tracking.run(f"gate · {run.name}", {KIND: "gate"}, target=True) as log:
             gate, draws = gate_of_run(tracking, run, settings, say)
             report = report_markdown(gate, draws, run.name)
+            title = report.partition("\n")[0]
             log.tags(
                 {
                     NAME: f"{gate.prior} · gate · {run.name}",
                     **gate.tags,
                     "stage2_run_id": run.run_id,
-                    NOTE: report,
+                    NOTE: report.replace(title, f"**{title.removeprefix('# ')}.**", 1),
                 }
             )
             log.text(report, REPORT)

@@ -31,6 +31,7 @@ def recommended(decision: Decision, run_id: str) -> Recommended:
         sentence=decision.sentence,
         decision_run_id=run_id,
         images=round(decision.images / decision.classes),
+        why=decision.why,
     )
 
 
@@ -51,6 +52,7 @@ def register_recommended(
         run,
         plan.decide.register_as or default_name(settings),
         words=found.words,
+        why=found.why,
         description=description,
         tags={**found.tags, VERDICT: decision.verdict.state},
         say=runner.say,
@@ -89,8 +91,8 @@ def _of_a_pair(decision: Decision, runner: PairRunner, found: Recommended) -> tu
     result = runner.completed(key, arm)
     label, words = label_of(key.number, decision.seeds), METRICS[decision.metric].words
     description = (
-        f"{decision.sentence}\n\nRecommended: {arm.words}; this model, of pair {label} alone, "
-        f"reached {result.test:.2%} {words} on the test images. "
+        f"**{decision.sentence}**\n\nRecommended: {arm.words}, {decision.why}. This model, of "
+        f"pair {label} alone, reached {result.test:.2%} {words} on the test images. "
         f"Decision: run {found.decision_run_id}."
     )
     return runner.tracking.get(result.run_id), description

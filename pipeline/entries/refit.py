@@ -46,6 +46,7 @@ def refit_entry(command: Command, plan: RefitSettings) -> Refit:
                 made.run,
                 plan.register_as or default_name(settings),
                 words=recommended.words,
+                why=recommended.why,
                 description=description,
                 tags=recommended.tags,
                 say=say,

@@ -32,7 +32,7 @@ from pipeline.runs.session import Session
 from pipeline.runs.sources import check_draws, source_of
 from pipeline.runs.words import minutes
 from pipeline.settings.run import Settings, plain_values
-from pipeline.system.text import first_of, in_columns
+from pipeline.system.text import count_of, first_of, in_columns
 from pipeline.tracking import RunLog, Tracking
 from pipeline.tracking.keys import KIND, NOTE
 from pipeline.training.stage0 import KNN, LOGREG
@@ -72,7 +72,7 @@ def start_entry(command: Command, plan: StartPlan) -> list[Tried]:
         check_draws(source, settings, [settings.draw])
         report = DataReport.of(source)
         command = _going_on(command, report)
-        say(f"{settings.data}: {len(source.class_names)} classes\n")
+        say(f"{settings.data}: {count_of(len(source.class_names), 'class')}\n")
         say(f"{in_columns(report.classes)}\n")
         apart = _test_images(source, settings)
         told = [*report.lines, *source.notes, *_gaps(source, settings, report)]
@@ -102,7 +102,8 @@ def start_entry(command: Command, plan: StartPlan) -> list[Tried]:
             )
             log.text(page, "report.md")
             log.text(to_html(page, {}), "report.html")
-            log.tags({NOTE: page})
+            scored = f"{best.best:.1%} of validation images with {best.candidate.name}"
+            log.tags({NOTE: f"**Frozen features, nothing trained: {scored}.**\n\n{page}"})
             for one in tried:
                 of = one.candidate.name.replace("(", "").replace(")", "")
                 log.metrics({f"{key}/{of}": v for key, v in one.floor.metrics.items()})
@@ -212,7 +213,7 @@ def _try_all(
 def splits_in_words(draw: Draw, source: Source, unreadable_test: int) -> str:
     """What the numbers will be measured on, without images that cannot be read."""
     classes = len(draw.class_names)
-    parts = f"{len(draw.train)} images to train on, {len(draw.val)} to validate"
+    parts = f"{count_of(len(draw.train), 'image')} to train on, {len(draw.val)} to validate"
     if draw.dealt:
         parts = f"{draw.dealt}; {parts}"
     if source.test is None:
@@ -274,7 +275,7 @@ def _costs(
     images = len(source.test.labels)
     pair_s, how = seconds_a_draw((plan.treatment, plan.control), images, tracking)
     looks = plan.decide.design.looks
-    shown = ", ".join(f"{pairs} pairs {minutes(pairs * pair_s)}" for pairs in looks)
+    shown = ", ".join(f"{count_of(pairs, 'pair')} {minutes(pairs * pair_s)}" for pairs in looks)
     return [*lines, f"decide takes about {pair_s:.0f} s a pair, {how}: {shown}"], True
 
 

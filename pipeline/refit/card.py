@@ -22,7 +22,8 @@ from pipeline.refit.recommended import Recommended
 from pipeline.refit.train import Refit
 from pipeline.reporting.page import to_markdown
 from pipeline.runs.predictions import TEST_PREDICTIONS
-from pipeline.runs.words import stage_in_words
+from pipeline.runs.words import stage_in_words, stage_name
+from pipeline.system.text import count_of
 from pipeline.tracking import Tracking, keys
 from pipeline.weights.licences import licence_of
 
@@ -78,7 +79,10 @@ def model_card(
         "recipe": refitted.recipe,
         "settings": settings,
         "weights": Path(settings.weights).name,
-        "stages": [stage_in_words(settings, n) for n in range(1, refitted.recipe.last + 1)],
+        "stages": [
+            (stage_name(settings, n), stage_in_words(settings, n))
+            for n in range(1, refitted.recipe.last + 1)
+        ],
         "draw": draw,
         "images": len(draw.train),
         "accuracy": overall(table),
@@ -95,5 +99,9 @@ def model_card(
         for name, size in zip(draw.class_names, refitted.train_sizes, strict=True)
     ]
     card = to_markdown("model_card", **facts, classes=rows)
-    short = card if len(card) <= LONGEST else to_markdown("model_card", **facts, classes=())
-    return card, short[:LONGEST]
+    known = f"{overall(table).words} of {count_of(len(table), 'test image')} recognised"
+    first = f"**{refitted.recipe.words[:1].upper()}{refitted.recipe.words[1:]}, trained on "
+    first += f"{count_of(len(draw.train), 'image')}: {known if len(table) else 'no test split'}.**"
+    if len(first) + len(card) + 2 > LONGEST:
+        return card, f"{first}\n\n{to_markdown('model_card', **facts, classes=())}"[:LONGEST]
+    return card, f"{first}\n\n{card}"

@@ -16,6 +16,7 @@ from pipeline.refit.recommended import Recommended
 from pipeline.refit.train import Refit, refit
 from pipeline.settings.entry import usable_name
 from pipeline.settings.run import Settings
+from pipeline.system.text import count_of
 from pipeline.tracking import ModelVersion, RunView, Tracking, keys
 from pipeline.tracking.registry import ALIAS
 
@@ -61,7 +62,7 @@ def refit_and_describe(
         balanced = made.run.metrics.get(keys.TEST["balanced_acc"], math.nan)
         apart = abs(balanced - accuracy.right / accuracy.images) > 1e-5  # stored to six digits
         also = f", balanced {balanced:.1%}" if apart else ""
-        say(f"refit: test accuracy {accuracy.words} on {accuracy.images} images{also}")
+        say(f"refit: test accuracy {accuracy.words} on {count_of(accuracy.images, 'image')}{also}")
     else:
         say("refit: no test split, so that nothing is known of unseen images")
     return made, description
@@ -73,6 +74,7 @@ def register_champion(
     name: str,
     *,
     words: str,
+    why: str = "",
     description: str,
     tags: Mapping[str, str],
     say: Say,
@@ -100,7 +102,8 @@ def register_champion(
         )
         return f"models:/{name}/{registered.number}"
     chosen = "registered" if gives_way else "recommended"
-    say(f"{chosen}: {words}; {address} is version {registered.number} (run {run.run_id})")
+    reason = f", {why}" if why else ""
+    say(f"{chosen}: {words}{reason}; {address} is version {registered.number} (run {run.run_id})")
     if registered.replaced:
         number, marks = registered.replaced
         say(

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from pipeline.runs.words import stage_name
 from pipeline.settings.run import Settings
 from pipeline.tracking import RunView, Tracking
 from pipeline.tracking.history import chain_of
@@ -57,4 +58,5 @@ class Recipe:
     def passes(self) -> str:
         """How long each stage trains, in words; of settings that are `fixed`."""
         numbers = range(1, self.last + 1)
-        return ", ".join(f"stage {n} {self.settings.training(n).epochs}" for n in numbers)
+        names = {n: stage_name(self.settings, n) for n in numbers}
+        return ", ".join(f"{names[n]} {self.settings.training(n).epochs}" for n in numbers)

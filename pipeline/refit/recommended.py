@@ -28,9 +28,10 @@ class Recommended:
         words: the recipe in a sentence.
         run_ids: of the last stage, on one draw or more; runs that diverged left out.
         compared_run_id: a stage run whose chain shows what the verdict is about.
-        sentence: the verdict; empty where no decision was asked, as are the two below.
+        sentence: the verdict; empty where no decision was asked, as are those below.
         decision_run_id: of the decision.
         images: training images a class in the runs.
+        why: the recipe is recommended, as a clause.
     """
 
     words: str
@@ -39,6 +40,7 @@ class Recommended:
     sentence: str = ""
     decision_run_id: str = ""
     images: int = 0
+    why: str = ""
 
     @property
     def tags(self) -> Mapping[str, str]:

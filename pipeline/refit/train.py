@@ -27,18 +27,19 @@ from pipeline.model.backbones import Backbone
 from pipeline.model.freezing import FrozenProof
 from pipeline.refit.onnx_file import log_onnx
 from pipeline.refit.recipe import Recipe
-from pipeline.reporting.figures import best_effort, confusion_matrix
+from pipeline.reporting.figures import best_effort
 from pipeline.runs.predictions import keep_predictions
+from pipeline.runs.run_stage import trainer_of
 from pipeline.runs.scoring import logits_of, read_test_split, scored_on
 from pipeline.runs.session import Session
 from pipeline.runs.sources import source_of
-from pipeline.runs.stage_log import log_served_model, log_unreadable
-from pipeline.runs.words import model_name
+from pipeline.runs.stage_log import log_confusion, log_served_model, log_unreadable
+from pipeline.runs.words import model_name, stage_name
 from pipeline.settings.run import Settings, plain_values
 from pipeline.stats.metrics import score_logits
 from pipeline.system.progress import counted, doing
+from pipeline.system.text import count_of
 from pipeline.tracking import RunLog, RunView, Tracking, keys
-from pipeline.training.trainer import Trainer
 
 NO_TEST = "no test split"
 
@@ -95,7 +96,7 @@ def refit(
             if takes_all(source, settings, scope)
             else f"those of draw {settings.draw} (-P refit=all takes all that are no test images)"
         )
-        count = f"{len(draw.train)} images"
+        count = count_of(len(draw.train), "image")
         say(f"refit: {recipe.words} on {count}, {which}; epochs: {recipe.passes}")
         name = f"refit · {recipe.words} · {settings.data_name} · {settings.backbone} · {count}"
         own, tags = nested_under is None, {keys.KIND: keys.REFIT}
@@ -194,6 +195,7 @@ def _train_stage(session: Session, log: RunLog, backbone: Backbone, number: int)
     """
     settings: Settings = session.settings
     stage, training = settings.stage(number), settings.training(number)
+    name = stage_name(settings, number)
     proof = FrozenProof.take(backbone, number, stage.trainable)
     features = session.cache.features(
         backbone,
@@ -205,30 +207,22 @@ def _train_stage(session: Session, log: RunLog, backbone: Backbone, number: int)
         device=session.device,
         digests=proof.digests,
     )
-    trainer = Trainer(
-        backbone=backbone,
-        stage=stage,
-        settings=training,
-        seed=settings.seed,
-        views=settings.views,
-        device=session.device,
-        dtype=session.dtype,
-    )
+    trainer = trainer_of(session, backbone, stage)
     proof.watch({"train": features.running, "suffix": trainer.segments})
     draw = session.draw
     epochs = trainer.without_validation(draw.train, features, len(draw.class_names))
-    bar = counted(epochs, f"refit, epochs of stage {number}", training.epochs)
+    bar = counted(epochs, f"refit, epochs of {name}", training.epochs)
     for epoch, (loss, acc) in enumerate(bar, start=1):
         log.metrics({f"stage{number}/loss": loss, f"stage{number}/acc": acc}, step=epoch)
         if not math.isfinite(loss):
             raise DivergedError(
-                f"refit: the loss of stage {number} is not a number in epoch {epoch}: lower "
+                f"refit: the loss of {name} is not a number in epoch {epoch}: lower "
                 f"stage{number}.lr ({training.lr}) or set clip_norm",
                 log.run_id,
             )
     backbone.put(trainer.best)
     proof.check(backbone)
-    session.say(f"refit: stage {number}: train loss {loss:.4f}, accuracy {acc:.2%}")
+    session.say(f"refit: {name}: train loss {loss:.4f}, accuracy {acc:.2%}")
 
 
 def _score(
@@ -242,9 +236,5 @@ def _score(
     log.metrics({keys.TEST[name]: value for name, value in scores.items()})
     log.tags(scored_on(test.fingerprint(), session.precision))
     keep_predictions(tracking, tracking.get(log.run_id), logits, test, draw.class_names)
-    classes = len(draw.class_names)
-    cells = test.labels.numpy() * classes + logits.argmax(1).numpy()
-    counts = np.bincount(cells, minlength=classes**2).reshape(classes, classes)
     with best_effort("the confusion matrix", session.say):
-        figure = confusion_matrix("test images", counts, draw.class_names)
-        log.figure(figure, "figures/confusion_matrix.png")
+        log_confusion(log, "test images", test.labels, logits, draw.class_names)

@@ -19,7 +19,7 @@ def stage_entry_point(number: int) -> str:
 
 def command_line(entry_point: str, options: Mapping[str, object]) -> str:
     """What to type; paths are absolute, since `mlflow run` starts in the project's folder."""
-    values = {key: str(value) for key, value in options.items()}
+    values = {key: _as_typed(value) for key, value in options.items()}
     is_a_path = {"data": lambda data: data not in NAMES, "weights": names_a_file}
     is_a_path |= dict.fromkeys(("config", "cache_dir"), bool)
     for key, holds in is_a_path.items():
@@ -28,3 +28,7 @@ def command_line(entry_point: str, options: Mapping[str, object]) -> str:
     words = " ".join(f"-P {key}={shlex.quote(value)}" for key, value in values.items())
     local = " --env-manager local" if IS_CLONE else ""
     return f"{COMMAND} {entry_point}{local} {words}"
+
+
+def _as_typed(value: object) -> str:
+    return ("on" if value else "off") if isinstance(value, bool) else str(value)

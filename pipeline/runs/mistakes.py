@@ -29,7 +29,7 @@ from pipeline.reporting.image_grids import Row, image_grid, reliability_diagram,
 from pipeline.settings.augmentation import mixing_of, of_images
 from pipeline.settings.run import Settings
 from pipeline.stats.calibration import Bins
-from pipeline.system.text import in_columns
+from pipeline.system.text import count_of, in_columns
 from pipeline.tracking import RunLog
 
 TABLE, EVERY, BY_CLASS = "predictions.json", "all_predictions.json", "by_class.txt"
@@ -239,7 +239,7 @@ def changes_picture(
         shown = changes[:SHOWN_CHANGES]
         if shown:
             chosen = pixels[torch.tensor([change.row for change in shown])]
-            heading = f"{what}: {len(changes)} images" + f", {len(shown)} shown" * (
+            heading = f"{what}: {count_of(len(changes), 'image')}" + f", {len(shown)} shown" * (
                 len(shown) < len(changes)
             )
             rows.append(Row(heading, chosen, [change.caption for change in shown]))

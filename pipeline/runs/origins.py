@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from pipeline.system.provenance import libraries
+from pipeline.system.text import count_of
 from pipeline.tracking.keys import MADE_WITH
 from pipeline.tracking.view import RunView
 
@@ -39,7 +40,7 @@ def note_on_origin(run: RunView, here: str) -> str:
 def origins_in_words(origins: Origins) -> str:
     """What computed runs, and how many."""
     counts = Counter(origins.values()).most_common()
-    return "; ".join(f"{origin} ({count} runs)" for origin, count in counts)
+    return "; ".join(f"{origin} ({count_of(count, 'run')})" for origin, count in counts)
 
 
 def of_all(pairs: Iterable[Sequence[Origins]]) -> Origins:
@@ -57,7 +58,7 @@ def note_on_origins(pairs: Sequence[Sequence[Origins]], here: str) -> str:
     if not others:
         return ""
     apart = sum(len({next(iter(arm.values())) for arm in arms}) > 1 for arms in pairs)
-    within = f", and the arms of {apart} pairs with different ones" if apart else ""
+    within = f", and the arms of {count_of(apart, 'pair')} with different ones" if apart else ""
     return (
         f"note: {len(others)} of {len(every)} runs were made with {origins_in_words(others)}, "
         f"not with {here}{within}: they count as they are; another experiment "

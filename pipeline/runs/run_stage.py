@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pipeline.data.augment import distinct_views
 from pipeline.errors import DivergedError
+from pipeline.model.backbones import Backbone
 from pipeline.model.flops import note_on_reruns
 from pipeline.model.freezing import FrozenProof
 from pipeline.runs.near_duplicates import log_near_duplicates
@@ -45,6 +46,7 @@ from pipeline.signals.gate import gate_of_run
 from pipeline.signals.readings import Signal
 from pipeline.system.memory import PeakMemory
 from pipeline.system.progress import bar, doing
+from pipeline.system.text import as_markdown
 from pipeline.tracking import RunLog, RunView, keys
 from pipeline.tracking.history import Summary
 from pipeline.training.features import Features
@@ -87,7 +89,9 @@ def run_stage(
         if not parent and not session.is_trial:
             log_near_duplicates(session, log, session.say)
         _train(session, log, work)
-        summary, signals = _log_result(session, log, work, parent, peak, started)
+        summary, signals = _log_result(
+            session, log, work, parent, peak, started, _within(session, nested_under)
+        )
     session.note_recipe(number)
     _tell(session, summary, signals, parent)
     return summary
@@ -110,15 +114,7 @@ def _prepare(session: Session, stage: Stage, parent: RunView | None) -> _Work:
     proof = FrozenProof.take(backbone, stage.number, stage.trainable)
     train_features, val_features = session.prefix_features(backbone, stage, proof.digests)
     prefix_s = time.perf_counter() - started
-    trainer = Trainer(
-        backbone=backbone,
-        stage=stage,
-        settings=training,
-        seed=settings.seed,
-        views=settings.views,
-        device=session.device,
-        dtype=session.dtype,
-    )
+    trainer = trainer_of(session, backbone, stage)
     running = {"train": train_features.running, "val": val_features.running}
     proof.watch({**running, "suffix": trainer.segments})
     return _Work(
@@ -127,6 +123,20 @@ def _prepare(session: Session, stage: Stage, parent: RunView | None) -> _Work:
         train_features=train_features,
         val_features=val_features,
         prefix_s=prefix_s,
+    )
+
+
+def trainer_of(session: Session, backbone: Backbone, stage: Stage) -> Trainer:
+    """A trainer of one stage, from the weights that `backbone` holds."""
+    settings = session.settings
+    return Trainer(
+        backbone=backbone,
+        stage=stage,
+        settings=settings.training(stage.number),
+        seed=settings.seed,
+        views=settings.views,
+        device=session.device,
+        dtype=session.dtype,
     )
 
 
@@ -175,6 +185,7 @@ def _log_result(
     parent: RunView | None,
     peak: PeakMemory,
     started: float,
+    within: str,
 ) -> tuple[Summary, list[Signal]]:
     """Log checkpoint, signals and outcome, and unless it is a trial pictures and the model."""
     settings, trainer = session.settings, work.trainer
@@ -196,7 +207,7 @@ def _log_result(
             parent=parent,
         )
         signals = log_evidence(log, session.tracking, subject)
-        log_outcome(log, subject, summary, signals)
+        log_outcome(log, subject, summary, signals, within)
         if choice := session.norm_choice:
             log.metrics({f"norm_stats/{name}": score for name, score in choice.scores.items()})
         name = run_name(settings, summary.number, session.role, summary.val_acc)
@@ -210,6 +221,14 @@ def _log_result(
                 with doing("logging the model"):
                     log_served_model(log, name, *served)
     return summary, signals
+
+
+def _within(session: Session, nested_under: str | None) -> str:
+    """What a pair's or a trial's run is part of, in words; empty where it stands for itself."""
+    if not session.role or not nested_under:
+        return ""
+    outer = session.tracking.get(nested_under)
+    return f"This is {session.role} of run `{outer.run_id}`: {as_markdown(outer.name)}."
 
 
 def _save(checkpoint: Path, session: Session, trainer: Trainer) -> str:

@@ -25,11 +25,12 @@ from pipeline.settings.entry import EvaluateSettings
 from pipeline.settings.run import Settings
 from pipeline.stats.metrics import Row, score_logits
 from pipeline.system.progress import counted
-from pipeline.system.text import first_of
+from pipeline.system.text import as_markdown, count_of, first_of
 from pipeline.tracking import RunView, Tracking
 from pipeline.tracking.keys import (
     KIND,
     NAME,
+    NOTE,
     STAGE,
     TEST,
     TEST_AS_STORED,
@@ -74,7 +75,9 @@ def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
             scores = score_logits(logits, images.labels)
             overlap = Overlap.of(images, source).after([session.draw])
             title = f"{scores['acc']:.1%} on test images · {run.name}"
-            log.tags({"evaluated_run_id": run.run_id, NAME: title})
+            told = f"{scores['acc']:.1%} of {count_of(len(images), 'test image')} recognised"
+            of = f"By run `{run.run_id}`: {as_markdown(run.name)}."
+            log.tags({"evaluated_run_id": run.run_id, NAME: title, NOTE: f"**{told}.**\n\n{of}"})
             log_unreadable(log, images.unreadable)
             counts = overlap.counts.metrics
             floor = floor_of(session, images)
@@ -95,7 +98,7 @@ def _told(
     """What is printed of a run's answers about the test images."""
     others = "".join(f", {n} {v:.4f}" for n, v in scores.items() if n not in ("acc", "loss"))
     result = f"test accuracy {scores['acc']:.2%}, loss {scores['loss']:.4f}{others}"
-    yield f"{name}: {result} on {len(answers.images)} images"
+    yield f"{name}: {result} on {count_of(len(answers.images), 'image')}"
     if floor:
         yield floor.sentence
     yield by_class_text(answers, SHOWN_CLASSES)
@@ -147,7 +150,7 @@ def _without_copies(overlap: Overlap, logits: torch.Tensor) -> str:
     left = score_logits(logits[new], overlap.test.labels[new])
     return (
         f"{line}: take them out of the test split; without them the accuracy is {left['acc']:.2%} "
-        f"on {int(new.sum())} images"
+        f"on {count_of(int(new.sum()), 'image')}"
     )
 
 

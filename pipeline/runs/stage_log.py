@@ -52,7 +52,7 @@ from pipeline.signals.evidence import (
 from pipeline.signals.readings import Signal
 from pipeline.system.files import write_atomically
 from pipeline.system.provenance import requirements_of
-from pipeline.system.text import as_markdown
+from pipeline.system.text import as_markdown, count_of
 from pipeline.tracking import RunLog, RunView, Tracking, keys
 from pipeline.tracking.history import Summary
 from pipeline.training.device import kernels
@@ -70,6 +70,7 @@ def log_start(log: RunLog, session: Session, stage: Stage) -> None:
     run = {k: v for k, v in without_thresholds(values).items() if "." not in k}
     own = settings.training(number).model_dump()
     computed = {keys.PRECISION: session.precision, "device": session.device.type}
+    computed[keys.TRAINS] = " ".join(stage.trainable)
     log.params({**run, **own, **computed})  # as it is really computed
     log.text(json.dumps(values, indent=2) + "\n", "settings.json")
     log_unreadable(log, draw.unreadable)
@@ -130,15 +131,18 @@ def log_unreadable(log: RunLog, unreadable: Sequence[str]) -> None:
 
 
 def log_outcome(
-    log: RunLog, subject: Subject, summary: Summary, signals: Sequence[Signal]
+    log: RunLog, subject: Subject, summary: Summary, signals: Sequence[Signal], within: str
 ) -> None:
-    """Everything that is known after the last step, except pictures and the served model."""
+    """Everything that is known after the last step, except pictures and the served model.
+
+    `within`: the run of a decision, comparison or trial that this one is part of, in words.
+    """
     log.metrics(summary.logged)
     if parent := subject.parent:
         log.metrics({keys.PARENT_VAL_ACC: parent.metrics[keys.at_best(keys.VAL_ACC)]})
     draw = subject.draw
     log.text(predictions_csv(subject.logits, draw.val, draw.class_names), PREDICTIONS)
-    log.tags({keys.NOTE: _description(subject, summary, signals)})
+    log.tags({keys.NOTE: _description(subject, summary, signals, within)})
 
 
 def log_pictures(
@@ -154,14 +158,19 @@ def log_pictures(
     with best_effort("a picture of the result", say):
         name = f"stage {stage.number} of {stage.schedule}: {' + '.join(stage.trainable)}"
         log.figure(learning_curves(name, history), "figures/learning_curves.png")
-        classes = len(draw.class_names)  # rows: true, columns: predicted
-        cells = draw.val.labels.numpy() * classes + subject.logits.argmax(1).numpy()
-        counts = np.bincount(cells, minlength=classes**2).reshape(classes, classes)
         title = f"validation images, epoch {history.selected}"
-        log.figure(
-            confusion_matrix(title, counts, draw.class_names), "figures/confusion_matrix.png"
-        )
+        log_confusion(log, title, draw.val.labels, subject.logits, draw.class_names)
     _log_mistakes(log, tracking, subject, say)
+
+
+def log_confusion(
+    log: RunLog, title: str, labels: torch.Tensor, logits: torch.Tensor, class_names: Sequence[str]
+) -> None:
+    """The confusion matrix; rows: true, columns: predicted."""
+    classes = len(class_names)
+    cells = labels.numpy() * classes + logits.argmax(1).numpy()
+    counts = np.bincount(cells, minlength=classes**2).reshape(classes, classes)
+    log.figure(confusion_matrix(title, counts, class_names), "figures/confusion_matrix.png")
 
 
 def _log_mistakes(
@@ -183,7 +192,9 @@ def _log_mistakes(
                 log.figure(figure, CHANGES)
 
 
-def _description(subject: Subject, summary: Summary, signals: Sequence[Signal]) -> str:
+def _description(
+    subject: Subject, summary: Summary, signals: Sequence[Signal], within: str
+) -> str:
     """The run's note in the MLflow UI, as Markdown."""
     stage, settings, draw = subject.stage, subject.settings, subject.draw
     what = outcome_sentence(
@@ -196,19 +207,20 @@ def _description(subject: Subject, summary: Summary, signals: Sequence[Signal]) 
     )
     lines = [
         f"**{what}.**",
-        next_line(settings, stage.number, summary.run_id),
+        within or next_line(settings, stage.number, summary.run_id),
         picture_line(summary.run_id, "figures/learning_curves.png"),
         sentences(signals),
         f"**Stage {stage.number}** of `{stage.schedule}` trains {' + '.join(stage.trainable)} of "
-        f"{settings.backbone} ({summary.trainable:,} parameters) on {len(draw.train)} images of "
-        f"{as_markdown(draw.source)} (draw {settings.draw}, seed {settings.seed}). Epoch "
-        f"{summary.epoch} was selected by {settings.training(stage.number).select} on "
-        f"{len(draw.val)} validation images.",
+        f"{settings.backbone} ({summary.trainable:,} parameters) on "
+        f"{count_of(len(draw.train), 'image')} of {as_markdown(draw.source)} "
+        f"(draw {settings.draw}, seed {settings.seed}). "
+        f"Epoch {summary.epoch} was selected by {settings.training(stage.number).select} on "
+        f"{count_of(len(draw.val), 'validation image')}.",
         f"    {summary.best_line}",
         *(f"Note: {as_markdown(note)}" for note in draw.notes),
     ]
     lines.append(f"Training and logging took {minutes(summary.wall_s)}.")
-    if stage.number == len(settings.stages):
+    if stage.number == len(settings.stages) and not within:
         refit = command_line("refit", {"run_id": summary.run_id})
         lines.append(f"The same on all images, as the model to use: `{refit}`")
     return "\n\n".join(filter(None, lines))

@@ -42,16 +42,16 @@ def summary_table(
 
 
 def with_auto_resolved(asked: object, found: Sequence[str]) -> str:
-    """A setting as typed; where `auto` was typed, also the values it became, with their pairs."""
+    """A setting as typed; where `auto` was typed, the values it became, with their pairs."""
     counts = Counter(filter(None, found)).most_common() if asked == "auto" else []
-    shown = ", ".join(f"{value} ({count} pairs)" for value, count in counts)
-    return f"{asked}: {shown}" if shown else str(asked)
+    shown = ", ".join(f"{value} ({count_of(count, 'pair')})" for value, count in counts)
+    return f"{shown}, chosen automatically" if shown else str(asked)
 
 
 def stage_in_words(settings: Settings, number: int) -> str:
     """The blocks that a stage trains, and every training setting, short."""
     training = ", ".join(
-        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
+        f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
         for key, value in settings.training(number).model_dump().items()
     )
     return f"{' + '.join(settings.stage(number).trainable)}: {training}"
@@ -83,7 +83,7 @@ def run_name(settings: Settings, number: int, role: str = "", acc: float | None 
     first = [role, what, *reached] if role else [*reached, what]
     dealt = [f"draw {settings.draw}"]
     dealt += [f"data_seed {settings.data_seed}"] if settings.data_seed else []
-    rate = f"lr {settings.training(number).lr:g}"
+    rate = f"lr {settings.training(number).lr:.3g}"
     rest = [rate, settings.data_name, settings.backbone, *dealt, f"seed {settings.seed}"]
     return " · ".join([*first, *rest])
 

@@ -250,9 +250,13 @@ def loss_rise(
     rise = 0.0 if lowest == 0 else last / lowest - 1
     rises = not math.isfinite(last) or rise > thresholds.signal_loss_rise
     shown = f"{lowest:.3f}" if lowest < 1000 else f"{lowest:.2g}"
-    how = f"{rise:.1%} above" if math.isfinite(last) else "as no number, after"
+    how = (
+        f"{'' if rises else 'only '}{rise:.1%} above"
+        if math.isfinite(last)
+        else "as no number, after"
+    )
     sentence = f"validation loss ended {how} its minimum of {shown} nats"
-    if rise == 0:
+    if math.isfinite(last) and float(f"{rise:.3f}") == 0:
         sentence = f"validation loss ended at its minimum of {shown} nats"
     holds: bool | None = rises
     if change := _change(scored, parent, "nll"):

@@ -19,6 +19,7 @@ from pipeline.stats.design import Design
 from pipeline.stats.posterior import INTERVAL, Floats, Gains, Posterior
 from pipeline.stats.robustness import Robustness, robustness, still_enough
 from pipeline.stats.seeds import correction_by_seeds
+from pipeline.system.text import count_of
 
 VerdictState = Literal["justified", "not_justified", "inconclusive", "go_on"]
 Kind = Literal["equivalent", "no_gain", "harmful"]
@@ -203,7 +204,7 @@ def _reason(known: Posterior, state: VerdictState, kind: Kind | None, threshold:
         words = f"{at_most} is at least {threshold}, {below} is not"
     else:
         last = "the last look, " if state == "inconclusive" else ""
-        words = f"after {last}{known.pairs} pairs, {above} and {at_most} are below {threshold}"
+        words = f"after {last}{_pairs(known.pairs)}, {above} and {at_most} are below {threshold}"
     equal = "; all gains are equal" if known.sd_pp == 0 else ""
     shared = f"; pairs share images (correction {known.correction:.2g})"
     return words + equal + (shared if known.correction else "")
@@ -212,9 +213,10 @@ def _reason(known: Posterior, state: VerdictState, kind: Kind | None, threshold:
 def _carried(record: Robustness, threshold: float) -> str:
     if not record.keeps_sign:
         return "leaving out a single pair changes the sign"
-    odds = f"P = {record.p_above[record.weakest]:.3f}, below {still_enough(threshold):.3g}"
+    wanted = f"the {still_enough(threshold):.3g} that must remain"
+    odds = f"P = {record.p_above[record.weakest]:.3f}, below {wanted}"
     return f"pair {record.weakest + 1} carries it: without this pair {odds}"
 
 
 def _pairs(count: int) -> str:
-    return f"{count} pair{'' if count == 1 else 's'}"
+    return count_of(count, "pair")

@@ -91,6 +91,17 @@ def changed_by(value: float, digits: int, unit: str) -> str:
     return f"{'rose' if value > 0 else 'fell'} by {size} {unit}"
 
 
+def as_sentence(text: str) -> str:
+    """The text with a capital letter and a full stop."""
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
+
+
+def numbered(what: str, numbers: Sequence[int]) -> str:
+    """`draw 0`, `draws 0, 1, 2`."""
+    return f"{what}{'' if len(numbers) == 1 else 's'} {', '.join(map(str, numbers))}"
+
+
 def count_of(number: int, what: str) -> str:
-    """`1 image`, `2 images`."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+    """`1 image`, `2 images`, `2 classes`."""
+    several = f"{what}es" if what.endswith("s") else f"{what}s"
+    return f"{number:,} {what if number == 1 else several}"

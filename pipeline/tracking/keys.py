@@ -7,12 +7,13 @@ MLflow's pages sort groups of charts by name: `acc/train`, `acc/val`, `loss/trai
 come first and together, what blocks did comes last.
 
 Runs of earlier versions have other names (`train/acc`, `best/val_acc`, `drift/head`): `current`
-turns them into those of today where runs are read. Tags of `FOR_PROGRAMS`, which no person looks
-for, are stored with `z.` before their name, in earlier versions without.
+turns them into those of today where runs are read. Tags that no person looks for are stored with
+`z.` before their name, fewer of them in earlier versions.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from pipeline.stats.metrics import METRICS
@@ -83,7 +84,7 @@ PEAK_MIB = "memory/peak_mib"
 PARENT_VAL_ACC = f"{SIGNAL_METRICS}parent_val_acc"
 STAGE0 = "stage0/"
 """Of the metrics of stage 0: `stage0/logreg_val_acc`, ..., and what was chosen."""
-NEAR_DUPLICATES = {part: f"data/near_duplicates_{part}" for part in ("val", "test")}
+NEAR_DUPLICATES = {part: f"near_duplicates/{part}" for part in ("val", "test")}
 """Images of a part that look like images of another, by part."""
 COPIES_OF_POOL, SEEN_IN_TRAINING = "test/copies_of_pool", "test/seen_in_training"
 """Test images that are copies of images in the pool; of these, those that the run has met."""
@@ -96,18 +97,28 @@ FOR_PROGRAMS = frozenset(
         *(PARENT_CHECKPOINT_SHA256, IS_TRIAL, COMPLETED, VERDICT_QUESTION),
         *("frozen_sha256", "weights_report", "norm_stats", "norm_stats_reason", "kernels"),
         *("preset", "backbone", "weights", "storage_place"),
+        *(LINEAGE_KEY, RECIPE_KEY, DATA, TRAINS, DECISION_RUN_ID, CHAMPION_RUN_ID),
+        *(COMPARED_RUN_ID, "best_trial_run_id", "chosen_trial_run_id", "tuned_by"),
         *("owner.machine", "owner.process", "owner.pid_namespace", "owner.process_started"),
     }
 )
-"""Tags that are stored behind all others; lookups by content search for none of them."""
+"""Tags that are stored behind all others, so that at most 15 of a run are for people."""
+_FOR_PROGRAMS = re.compile(r"verdict\..+|gate\.(?!prior).+|chosen\..+|run\..+|draw\d+_run_id")
+"""More of these: a run's description tells them in words."""
 _BEHIND = "z."
 _SIDES = ("train", "val")
+_FORMER_NEAR_DUPLICATES = "data/near_duplicates_"
 _FORMER_RISKS = ("gap/", "drift/", "cka/", "grad_norm/", "grad_relative/")
+
+
+def is_for_programs(name: str) -> bool:
+    """Whether no person looks for a tag."""
+    return name in FOR_PROGRAMS or _FOR_PROGRAMS.fullmatch(name) is not None
 
 
 def stored_tag(name: str) -> str:
     """The name under which a tag is stored."""
-    return f"{_BEHIND}{name}" if name in FOR_PROGRAMS else name
+    return f"{_BEHIND}{name}" if is_for_programs(name) else name
 
 
 def tags_as_named(stored: Mapping[str, str]) -> dict[str, str]:
@@ -119,19 +130,26 @@ def tags_as_named(stored: Mapping[str, str]) -> dict[str, str]:
 def current(metric: str) -> str:
     """Today's name of a metric, given that or the name that it had in earlier versions."""
     group, _, rest = metric.partition("/")
+    if group in METRICS and rest == "val":
+        return VAL[group]
     if group in _SIDES:
         return by_epoch(rest, group)
+    if metric.startswith(_FORMER_NEAR_DUPLICATES):
+        return f"near_duplicates/{metric.removeprefix(_FORMER_NEAR_DUPLICATES)}"
     if group == "best" and rest.partition("_")[0] in ("epoch", *_SIDES):
         return f"selected/{rest}"
     return f"{RISKS}{metric}" if metric.startswith(_FORMER_RISKS) else metric
 
 
-def former(metric: str) -> str:
-    """The name that a metric by epoch had in earlier versions."""
-    name, _, side = metric.partition("/")
+def former(metric: str) -> tuple[str, ...]:
+    """The names that a metric by epoch had in earlier versions, the latest first."""
     if metric.startswith(_MORE):
-        return side.replace("_", "/", 1)
-    return f"{side}/{name}" if side in _SIDES else metric.removeprefix(RISKS)
+        side, _, name = metric.removeprefix(_MORE).partition("_")
+        return f"{name}/{side}", f"{side}/{name}"
+    group, _, side = metric.partition("/")
+    if side in _SIDES:
+        return (f"{side}/{group}",)
+    return (metric.removeprefix(RISKS),) if metric.startswith(RISKS) else ()
 
 
 def flat(name: str) -> str:

@@ -32,12 +32,12 @@ from pipeline.tracking.experiment import ID, usable_experiment
 from pipeline.tracking.experiment import NAME as EXPERIMENT
 from pipeline.tracking.faults import translated
 from pipeline.tracking.keys import (
-    FOR_PROGRAMS,
     GIT_COMMIT,
     KIND,
     NAME,
     NESTED_UNDER,
     former,
+    is_for_programs,
     stored_tag,
 )
 from pipeline.tracking.pages import how_to_open
@@ -140,7 +140,7 @@ class Tracking:
         found = self._search(of_today, status)
         if of_today != tags:
             found = sorted([*found, *self._search(tags, status)], key=lambda r: r.info.start_time)
-        return [RunView.of(run) for run in found]
+        return [run for run in map(RunView.of, found) if tags.items() <= run.tags.items()]
 
     def _search(self, tags: Mapping[str, str], status: str | None) -> list[Run]:
         from mlflow.utils import get_results_from_paginated_fn
@@ -190,8 +190,8 @@ class Tracking:
         """A metric's values in the order of their steps; empty if it was never logged."""
         with translated("read a metric", self.uri):
             found = self._client.get_metric_history(run_id, metric)
-            if not found and former(metric) != metric:
-                found = self._client.get_metric_history(run_id, former(metric))
+            for name in former(metric):
+                found = found or self._client.get_metric_history(run_id, name)
         return [point.value for point in sorted(found, key=lambda point: point.step)]
 
     def start(self, name: str, tags: Mapping[str, str], *, nested_under: str | None = None) -> str:
@@ -296,7 +296,7 @@ class Tracking:
             **tags,
             GIT_COMMIT: self.git_commit,
         }
-        behind = sorted(all_tags, key=FOR_PROGRAMS.__contains__)  # MLflow shows tags as they came
+        behind = sorted(all_tags, key=is_for_programs)  # MLflow shows tags as they came
         all_tags = {stored_tag(key): all_tags[key] for key in behind}
         with translated("start a run", self.uri):
             if target and self._launched:

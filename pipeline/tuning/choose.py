@@ -30,6 +30,7 @@ from pipeline.errors import LineageError
 from pipeline.signals.evidence import scores_of
 from pipeline.signals.scored import Scored, aligned, mean_and_error, paired
 from pipeline.stats.metrics import METRICS, OBJECTIVES, Metric
+from pipeline.system.text import count_of
 from pipeline.tracking import Tracking
 from pipeline.tracking.keys import draw_run_id
 from pipeline.tuning.study import STEPS_A_DRAW, Study
@@ -72,16 +73,16 @@ def choose(study: Study, tracking: Tracking, margin: float) -> Choice | None:
         gain = best.value - default.value
     gain = gain if objective.maximised else -gain
     tried = _tried(study)
-    lead = f"the best of {tried} trials beats the defaults by {gain:.4f}"
+    lead = f"the best of {count_of(tried, 'trial')} beats the defaults by {gain:.4f}"
     if math.isnan(error):
         unknown = f"no standard error of a gain in {metric.words} can be had"
         return Choice(best, f"{lead}: its settings are taken without a margin, as {unknown}")
     error = max(error, error_over_draws(_by_draw(study)))
     wanted = wanted_errors(margin, tried - 1)
-    lead = f"{lead} (s.e. {error:.4f})"
+    lead, luck = f"{lead} (s.e. {error:.4f})", f"the {wanted:.3g} s.e. that luck explains"
     if gain <= wanted * error:
-        return Choice(default, f"{lead}, less than {wanted:.3g} s.e.: the defaults stay")
-    return Choice(best, f"{lead}, more than {wanted:.3g} s.e.: its settings are taken")
+        return Choice(default, f"{lead}, less than {luck}: the defaults stay")
+    return Choice(best, f"{lead}, more than {luck}: its settings are taken")
 
 
 def _tried(study: Study) -> int:

@@ -27,10 +27,12 @@ from pipeline.runs.session import Session
 from pipeline.settings.schedules import Stage
 from pipeline.signals.evidence import refresh_siblings
 from pipeline.stats.metrics import OBJECTIVES, Row
+from pipeline.system.text import numbered
 from pipeline.tracking import RunLog, RunView, Tracking
 from pipeline.tracking.history import History, Summary, read_history
 from pipeline.tracking.keys import (
     KIND,
+    NOTE,
     SCHEDULE,
     SIGNAL_TAGS,
     STAGE,
@@ -152,7 +154,11 @@ class TrialObjective:
         total_s = sum(summary.wall_s for summary in summaries)
         log.metrics({**means, "value": means[objective], TOTAL_S: total_s})
         refresh_siblings(self.tracking, self.say)
-        log.tags({STATE: "complete", **self._signals(summaries)})
+        settings = shown_settings(params)
+        told = f"Trial {trial.number}: {objective} {means[objective]:.4f} with {settings}"
+        mean = f"The mean over {numbered('draw', self.spec.draws)}, of study `{self.spec.name}`."
+        note = {NOTE: f"**{told}.**\n\n{mean}"}
+        log.tags({STATE: "complete", **self._signals(summaries), **note})
         return means[objective]
 
     def _signals(self, summaries: list[Summary]) -> dict[str, str]:

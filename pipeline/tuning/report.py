@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from pipeline.reporting.page import to_markdown
 from pipeline.runs.command_line import stage_entry_point
 from pipeline.system.provenance import COMMAND
+from pipeline.system.text import as_sentence, count_of, numbered
 from pipeline.tracking import Tracking
 from pipeline.tracking.keys import NOTE
 from pipeline.tuning.storage import experiments_known, for_optunas_commands
@@ -53,7 +54,8 @@ def log_study(study: Study, tracking: Tracking, run_id: str) -> None:
         "study",
         study=study,
         stage=study.spec.stage,
-        summary=summary(study),
+        summary=as_sentence(summary(study)),
+        draws=numbered("draw", study.spec.draws),
         command=f"{COMMAND} {stage_entry_point(study.spec.stage.number)} -P tuned=true",
         where=for_optunas_commands(study.storage.url),
     )
@@ -137,7 +139,7 @@ def summary(study: Study) -> str:
         again = len(queued_again(trials))
         stopped = f"; {counts['interrupted']} interrupted, {again} of them queued again"
     line = (
-        f"stage {study.spec.stage.number}: {study.finished()} trials "
+        f"stage {study.spec.stage.number}: {count_of(study.finished(), 'trial')} "
         f"({counts['complete']} complete, {counts['pruned']} pruned, {counts['failed']} failed"
         f"{stopped})"
     )

@@ -30,6 +30,7 @@ from pipeline.system.addresses import without_password
 from pipeline.system.files import locked
 from pipeline.system.interrupts import check
 from pipeline.system.progress import bar
+from pipeline.system.text import as_sentence, count_of
 from pipeline.tracking import Tracking
 from pipeline.tracking.keys import KIND, NOTE
 from pipeline.tuning.choose import Choice, choose
@@ -108,12 +109,15 @@ def tune_entry(command: Command, plan: TunePlan) -> list[Tuned]:
                 if best := one.study.best:
                     log.metrics({f"{stage}/best_value": best.value or 0.0})
             lines = [summary(one.study) for one in done]
-            log.tags({NOTE: "\n".join(f"- {line}" for line in lines)})
+            log.tags({NOTE: "\n\n".join(f"**{as_sentence(line)}**" for line in lines)})
             for one in done:
                 if one.finished and one.study.failure:
                     raise StudyError(f"{one.study.failure}: {AFTER_FAILURES}")
     if len(done) == len(plan.spaces) and all(one.finished for one in done):
-        command.say(f"use the tuned settings: {_next_command(command, tune)}")
+        what = "use the tuned settings"
+        if not any(one.settings for one in done):
+            what = "the defaults stay, tuned=true takes them, too"
+        command.say(f"{what}: {_next_command(command, tune)}")
     command.say(f"look at the studies: optuna-dashboard {for_optunas_commands(url)}")
     command.say(tracking.how_to_browse)
     return done
@@ -206,9 +210,10 @@ class Worker:
         run_id = study_run(study, first, self.say)
         finished = study.finished()
         if finished >= self.tune.n_trials:
-            self.say(f"study {study.name} has its {finished} trials: none is added")
+            self.say(f"study {study.name} has its {count_of(finished, 'trial')}: none is added")
         else:
-            self.say(f"study {study.name}: {finished} of {self.tune.n_trials} trials so far")
+            wanted = count_of(self.tune.n_trials, "trial")
+            self.say(f"study {study.name}: {finished} of {wanted} so far")
             self.tracking.writing(run_id).set_status("RUNNING")
         try:
             if finished < self.tune.n_trials:

@@ -250,7 +250,7 @@ def test_tune_and_decide_are_one_launched_run_each(mlflow_run: Run, clone: Path)
     }
     assert set(launched) == {"tune", "stage", "decision"}
     assert {run.info.status for run in runs} <= {"FINISHED", "KILLED"}
-    assert launched["stage"].data.tags["tuned_by"] == name
+    assert launched["stage"].data.tags["z.tuned_by"] == name
     assert launched["decision"].data.tags["verdict"]
 
 
