@@ -154,7 +154,7 @@ def test_maps_with_channels_last_are_read_as_such() -> None:
 
 
 def test_a_picture_is_kept_once_under_its_class_as_the_next_training_reads_it(
-    tmp_path: Path,
+    tmp_path: Path, empty_database: Path
 ) -> None:
     keep, picture = tmp_path / "kept", class_image(0, 1)
     path = keep_picture(picture, "a new class", keep)
@@ -179,8 +179,7 @@ def test_a_picture_is_kept_once_under_its_class_as_the_next_training_reads_it(
     options = {"schedule": "head_only", "preset": "images", "log_model": "off"}
     own = tiny(keep, tmp_path, {**options, "train_per_class": "auto", "val_per_class": "auto"})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'm.db'}")
-        patch.chdir(tmp_path)
+        enter_store(tmp_path / "work", empty_database, patch)
         assert perform("stage1", own, lambda _: None).number == 1
 
 

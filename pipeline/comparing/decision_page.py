@@ -140,7 +140,6 @@ def page_of(
         key: with_auto_resolved(values[key], [run.tags.get(key, "") for run in runs])
         for key in ("norm_stats", "precision")
     }
-    names = {key for run in runs for key in run.tags if key.startswith(SIGNAL_TAGS)}
     return to_markdown(
         "decision",
         decision=decision,
@@ -155,14 +154,7 @@ def page_of(
         probability=partial(shown_probability, threshold=decision.design.threshold),
         stage_in_words=stage_in_words,
         wall=minutes(decision.wall_s),
-        signals=[
-            (
-                claim_of(name.removeprefix(SIGNAL_TAGS)),
-                name,
-                Counter(run.tags.get(name, "missing") for run in runs),
-            )
-            for name in sorted(names, reverse=True)
-        ],
+        signals=_signals(runs),
         gate=gate,
         cases=cases_like(gate.prior) if gate else "",
         values={key: value for key, value in values.items() if value not in ("", "auto", None)},
@@ -173,6 +165,19 @@ def page_of(
         picture=PICTURE,
         changes=changes,
     )
+
+
+def _signals(runs: Sequence[RunView]) -> list[tuple[str, str, Counter[str]]]:
+    """Of each signal its claim in words, its tag, and how many of the runs have which value."""
+    names = {key for run in runs for key in run.tags if key.startswith(SIGNAL_TAGS)}
+    return [
+        (
+            claim_of(name.removeprefix(SIGNAL_TAGS)),
+            name,
+            Counter(run.tags.get(name, "missing") for run in runs),
+        )
+        for name in sorted(names, reverse=True)
+    ]
 
 
 def _commits(decision: Decision, tracking: Tracking) -> list[str]:

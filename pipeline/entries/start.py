@@ -57,6 +57,12 @@ class Tried:
         """Accuracy of the better classifier on the validation images, 0 to 1."""
         return max(self.floor.val.values())
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The floor's metrics, by names that end with the candidate's."""
+        of = self.candidate.name.replace("(", "").replace(")", "")
+        return {f"{key}/{of}": value for key, value in self.floor.metrics.items()}
+
 
 def start_entry(command: Command, plan: StartPlan) -> list[Tried]:
     """Entry point start.
@@ -105,8 +111,7 @@ def start_entry(command: Command, plan: StartPlan) -> list[Tried]:
             scored = f"{best.best:.1%} of validation images with {best.candidate.name}"
             log.tags({NOTE: f"**Frozen features, nothing trained: {scored}.**\n\n{page}"})
             for one in tried:
-                of = one.candidate.name.replace("(", "").replace(")", "")
-                log.metrics({f"{key}/{of}": v for key, v in one.floor.metrics.items()})
+                log.metrics(one.metrics)
     say(f"\n{tracking.how_to_browse}")
     return tried
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pipeline.runs.command_line import command_line, stage_entry_point
+from pipeline.settings.entry import STORAGE
 from pipeline.settings.request import Request
 from pipeline.settings.run import (
     THRESHOLD_KEYS,
@@ -16,6 +17,7 @@ from pipeline.settings.run import (
     Settings,
     plain_values,
 )
+from pipeline.system.addresses import without_password
 
 _OF_A_RUN = ("draw", "seed", "schedule", "reuse", "enforce_gate", "norm_stats", "patience")
 """What a decision or comparison sets itself, refuses, or comes to as the run did."""
@@ -43,6 +45,18 @@ def next_line(settings: Settings, number: int, run_id: str) -> str:
     """The same in a description, as Markdown."""
     asked = "Go on" if number < len(settings.stages) else "Is it worth it? Ask"
     return f"{asked}: `{next_command(settings, number, run_id)}`"
+
+
+def tuned_command(stage: str, options: Mapping[str, str], storage: str) -> str:
+    """The command that trains with tuned settings, of a stage's number or of `all` stages.
+
+    A storage whose address holds a password is not shown: it comes from the environment again.
+    """
+    entry_point = "main" if stage == "all" else stage_entry_point(int(stage))
+    hidden = without_password(storage) != storage
+    shown = {"storage": storage} if storage and not hidden else {}
+    line = command_line(entry_point, {**options, **shown, "tuned": "true"})
+    return f"{line} (with the same storage in {STORAGE})" if hidden else line
 
 
 def options_of(settings: Settings) -> dict[str, object]:

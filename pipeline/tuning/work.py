@@ -17,13 +17,13 @@ from typing import TypeVar
 from pipeline.errors import StudyError, TrackingError, first_line
 from pipeline.runs.beforehand import tell_beforehand
 from pipeline.runs.command import Command
-from pipeline.runs.command_line import command_line, stage_entry_point
 from pipeline.runs.find_or_run import find_or_run
+from pipeline.runs.next_step import tuned_command
 from pipeline.runs.session import Session
 from pipeline.runs.sources import cache_folder, check_draws, source_of
 from pipeline.runs.workers import run_workers
 from pipeline.settings.describe import without_thresholds
-from pipeline.settings.entry import STORAGE, TuneSettings
+from pipeline.settings.entry import TuneSettings
 from pipeline.settings.run import plain_values
 from pipeline.settings.search_space import Choices, TunePlan
 from pipeline.system.addresses import without_password
@@ -91,10 +91,7 @@ def tune_entry(command: Command, plan: TunePlan) -> list[Tuned]:
         source = source_of(settings)
         check_draws(source, settings, draws)
         tell_beforehand(source, settings, command.say)
-        if tune.stage != "all" and (
-            note := command.request.for_stage(int(tune.stage)).kept_from_parents(settings)
-        ):
-            command.say(f"note: {note}")
+        _tell_what_is_not_inherited(command, plan)
         data, schedule = settings.data_name, settings.stage(1).schedule
         name = f"tune · {data} · {settings.backbone} · {schedule} · stage {tune.stage}"
         with tracking.run(name, {KIND: "tune"}, target=True) as log:
@@ -108,32 +105,28 @@ def tune_entry(command: Command, plan: TunePlan) -> list[Tuned]:
                 log.tags({f"study.{stage}": one.study.name, f"run.{stage}": one.run_id})
                 if best := one.study.best:
                     log.metrics({f"{stage}/best_value": best.value or 0.0})
-            lines = [summary(one.study) for one in done]
-            log.tags({NOTE: "\n\n".join(f"**{as_sentence(line)}**" for line in lines)})
+            sentences = [f"**{as_sentence(summary(one.study))}**" for one in done]
+            log.tags({NOTE: "\n\n".join(sentences)})
             for one in done:
                 if one.finished and one.study.failure:
                     raise StudyError(f"{one.study.failure}: {AFTER_FAILURES}")
     if len(done) == len(plan.spaces) and all(one.finished for one in done):
-        what = "use the tuned settings"
+        settled = "use the tuned settings"
         if not any(one.settings for one in done):
-            what = "the defaults stay, tuned=true takes them, too"
-        command.say(f"{what}: {_next_command(command, tune)}")
+            settled = "the defaults stay, tuned=true takes them, too"
+        typed = command.request.typed.items()
+        options = {key: value for key, value in typed if key not in TuneSettings.model_fields}
+        command.say(f"{settled}: {tuned_command(tune.stage, options, command.storage)}")
     command.say(f"look at the studies: optuna-dashboard {for_optunas_commands(url)}")
     command.say(tracking.how_to_browse)
     return done
 
 
-def _next_command(command: Command, tune: TuneSettings) -> str:
-    """The command line that trains with the tuned settings."""
-    entry_point = "main" if tune.stage == "all" else stage_entry_point(int(tune.stage))
-    typed = command.request.typed.items()
-    options = {key: value for key, value in typed if key not in TuneSettings.model_fields}
-    where = ""
-    if without_password(command.storage) != command.storage:
-        where = f" (with the same storage in {STORAGE})"
-    elif command.storage:
-        options["storage"] = command.storage
-    return f"{command_line(entry_point, {**options, 'tuned': 'true'})}{where}"
+def _tell_what_is_not_inherited(command: Command, plan: TunePlan) -> None:
+    if plan.tune.stage != "all":
+        own = command.request.for_stage(int(plan.tune.stage))
+        if note := own.kept_from_parents(plan.settings):
+            command.say(f"note: {note}")
 
 
 def work(
@@ -212,8 +205,7 @@ class Worker:
         if finished >= self.tune.n_trials:
             self.say(f"study {study.name} has its {count_of(finished, 'trial')}: none is added")
         else:
-            wanted = count_of(self.tune.n_trials, "trial")
-            self.say(f"study {study.name}: {finished} of {wanted} so far")
+            self.say(f"study {study.name}: {finished} of {self.tune.n_trials} trials so far")
             self.tracking.writing(run_id).set_status("RUNNING")
         try:
             if finished < self.tune.n_trials:
