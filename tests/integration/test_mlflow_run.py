@@ -207,7 +207,7 @@ def test_the_logged_model_answers_with_class_names_and_probabilities(
         check=True,
     )
     row = json.loads(predicted.stdout.splitlines()[-1])["predictions"][0]
-    assert set(row) == {"label", "apple", "berry", "cherry"}
+    assert set(row) == {"label", "apple", "berry", "cherry", "error"}
     assert row["label"] == "berry"
     assert sum(row[name] for name in ("apple", "berry", "cherry")) == pytest.approx(1)
 
