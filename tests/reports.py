@@ -55,7 +55,7 @@ def tables_of_markdown(text: str) -> list[list[list[str]]]:
     for block in text.split("\n\n"):
         if block.startswith("|"):
             rows = [line.strip("|").split("|") for line in block.strip().splitlines()]
-            tables.append([[c.strip() for c in row] for row in (rows[0], *rows[2:])])
+            tables.append([[c.strip(" `") for c in row] for row in (rows[0], *rows[2:])])
     return tables
 
 

@@ -14,6 +14,8 @@ from typing import Any
 import nbformat
 import pytest
 
+from pipeline.tracking.keys import tags_as_named
+
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -92,7 +94,7 @@ def tags_of_kind(folder: Path, kind: str) -> list[dict[str, str]]:
     client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     found = client.search_runs(experiments, f"tags.kind = '{kind}' and status = 'FINISHED'")
-    return [run.data.tags for run in found]
+    return [tags_as_named(run.data.tags) for run in found]
 
 
 @pytest.mark.slow
