@@ -44,7 +44,7 @@ class Html(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] in ("td", "th"):
+        if {"td", "th"} & set(self.open):
             self.tables[-1][-1][-1] += data
         elif self.open:
             self.text[self.open[-1]] = self.text.get(self.open[-1], "") + data

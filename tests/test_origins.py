@@ -60,7 +60,7 @@ def test_runs_made_elsewhere_are_counted_once_with_the_pairs_that_mix_them() -> 
     note = note_on_origins([first, second, third], HERE)
     assert note.startswith(f"note: 5 of 9 runs were made with {OLD} (4 runs); {NOT_RECORDED} (1")
     assert f"not with {HERE}, and the arms of 1 pair with different ones" in note
-    assert origins_in_words({"a": OLD, "b": HERE, "c": OLD}) == f"{OLD} (2 runs); {HERE} (1 runs)"
+    assert origins_in_words({"a": OLD, "b": HERE, "c": OLD}) == f"{OLD} (2 runs); {HERE} (1 run)"
 
 
 # --- commands ------------------------------------------------------------------------------------
@@ -83,11 +83,11 @@ def test_a_decision_tells_which_runs_others_made_and_trains_none_anew(desk: Desk
     assert len(runs_of()) == len(stages)
     [note] = [line for told in desk.said for line in told.splitlines() if "were made with" in line]
     assert note.startswith(f"note: 2 of {len(stages)} runs were made with ")
-    for what in (f"{OLD} (1 runs)", f"{NOT_RECORDED} (1 runs)", "the arms of 2 pairs"):
+    for what in (f"{OLD} (1 run)", f"{NOT_RECORDED} (1 run)", "the arms of 2 pairs"):
         assert what in note
     page = reports(runs_of("decision")[-1])[1]
     assert f"Made with {HERE} ({len(stages) - 2} runs); " in page
-    assert f"{OLD} (1 runs)" in page
+    assert f"{OLD} (1 run)" in page
 
 
 def test_a_comparison_tells_it_too(desk: Desk) -> None:

@@ -195,9 +195,11 @@ def test_the_card_says_what_the_model_is_and_is_worth(chain: Run, said: list[str
     assert f"-e refit --env-manager local -P run_id={chain.info.run_id}" in card
     name = "my images-mobilenet_v3_small"
     version = mlflow.MlflowClient().get_model_version_by_alias(name, "champion")
-    assert (version.run_id, version.description) == (run.info.run_id, card)
+    first, _, rest = version.description.partition("\n\n")
+    assert (version.run_id, rest) == (run.info.run_id, card)
+    assert first.startswith("**Stage 2, trained on 30 images: ")
     assert version.tags["recipe"] == "stage 2"
-    assert run.data.tags["mlflow.note.content"] == card
+    assert run.data.tags["mlflow.note.content"] == version.description
     assert "stage 2" in str(run.info.run_name)
 
 

@@ -120,7 +120,7 @@ def test_a_run_says_everything_about_itself(chains: Chains) -> None:
     run = of_seed("0").iloc[1]
     rest = "stage 2 · lr 0.0003 · images · mobilenet_v3_small · draw 0 · seed 0"
     assert run["tags.mlflow.runName"] == f"{run['metrics.selected/val_acc']:.1%} · {rest}"
-    for tag in ("schedule", "z.backbone", "z.weights", "data", "draw", "seed", "z.git_commit"):
+    for tag in ("schedule", "z.backbone", "z.weights", "z.data", "draw", "seed", "z.git_commit"):
         assert run[f"tags.{tag}"]
     assert "Stage-2 Best results" in run["tags.mlflow.note.content"]
     assert len(run["tags.z.frozen_sha256"]) == 64

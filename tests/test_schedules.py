@@ -327,7 +327,7 @@ def test_four_stages_work_from_end_to_end(
     runs = mlflow.search_runs(["0"], "tags.kind = 'stage'", output_format="list")
     by_stage = {run.data.tags["stage"]: run.data.tags for run in runs}
     assert sorted(by_stage) == ["1", "2", "3", "4"]
-    assert by_stage["4"]["trains"] == "head block4 block3 block2"
+    assert by_stage["4"]["z.trains"] == "head block4 block3 block2"
     assert {tags["schedule"] for tags in by_stage.values()} == {"four"}
     assert json.loads(by_stage["4"]["z.settings"])["schedule"] == FOUR_TEXT
     note = by_stage["3"]["mlflow.note.content"]
