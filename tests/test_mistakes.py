@@ -111,9 +111,9 @@ def test_what_was_wrong_before_is_mended_and_what_was_right_is_broken() -> None:
     answers = Answers(images=images, logits=logits, class_names=NAMES, part="test")
     figure = changes_between(answers, [NAMES[2], NAMES[1], NAMES[2]], ("stage 3", "stage 2"))
     assert texts(figure) == [
-        "mended: 1 images",
+        "mended: 1 image",
         f"{NAMES[0]}\nwas {NAMES[2]}",
-        "broken: 1 images",
+        "broken: 1 image",
         f"{NAMES[1]}\nnow {NAMES[0]}",
     ]
 

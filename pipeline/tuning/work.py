@@ -20,7 +20,7 @@ from pipeline.runs.command import Command
 from pipeline.runs.find_or_run import find_or_run
 from pipeline.runs.next_step import tuned_command
 from pipeline.runs.session import Session
-from pipeline.runs.sources import cache_folder, check_draws, source_of
+from pipeline.runs.sources import cache_folder, check_draws, source_and_weights
 from pipeline.runs.workers import run_workers
 from pipeline.settings.describe import without_thresholds
 from pipeline.settings.entry import TuneSettings
@@ -88,7 +88,7 @@ def tune_entry(command: Command, plan: TunePlan) -> list[Tuned]:
         if command.joins:
             return work(command, plan, tracking, storage)
         draws = range(settings.draw, settings.draw + tune.draws)
-        source = source_of(settings)
+        source, _ = source_and_weights(settings)
         check_draws(source, settings, draws)
         tell_beforehand(source, settings, command.say)
         _tell_what_is_not_inherited(command, plan)
