@@ -35,6 +35,8 @@ def test_options_are_taken_as_words_or_with_an_equals_sign_or_as_for_mlflow_run(
         ("stage3 -P", "unknown setting|expected one argument"),
         ("stage3 -P =1", "unknown setting|expected one argument"),
         ("stage3 -P lrr=1", "unknown setting lrr"),
+        ("evaluate --stage1.epochs 1", r"stage1\.epochs .*evaluate trains no stage"),
+        ("main --control.lr 1", r"control\.lr .*is one of decide, not of main"),
         ("stage3 -P lr", "expected one argument"),
     ],
 )

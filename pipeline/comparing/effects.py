@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from pipeline.comparing.pairs import ArmResult, Pair
 from pipeline.data.images import ImageSet
-from pipeline.reporting.image_grids import short
 from pipeline.runs.mistakes import Change
 from pipeline.stats.crossed import Table
 from pipeline.system.text import count_of
@@ -76,8 +75,8 @@ def changes_of(
                 for arm in [pair.control if sign > 0 else pair.treatment]
             )
             answer = wrong.most_common(1)[0][0]
-            name = "nothing" if answer is None else short(class_names[answer])
-            label = short(class_names[int(images.labels[row])])
+            name = "nothing" if answer is None else class_names[answer]
+            label = class_names[int(images.labels[row])]
             often = f"in {times[row]} of {count_of(len(pairs), 'pair')}"
             found[kind].append(Change(row=row, caption=f"{label}\n{word} {name}\n{often}"))
     return found[0], found[1]

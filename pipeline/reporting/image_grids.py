@@ -6,6 +6,7 @@ In: pixels and texts, or `Bins`. Out: matplotlib figures, small when stored as J
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +23,8 @@ from pipeline.stats.calibration import Bins
 SIDE = 96
 """Pixels of a small picture."""
 COLUMNS = 6
-_LONGEST = 18
-"""Letters of a name in a caption."""
+_LETTERS, _LINES = 22, 4
+"""What fits below a small picture: letters of a line, and lines that a long name may take."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,12 @@ def small(pixels: Tensor, side: int = SIDE) -> np.ndarray[Any, np.dtype[np.uint8
     return found
 
 
-def short(name: str) -> str:
-    """A class name that fits below a small picture."""
-    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
+def caption(text: str) -> str:
+    """The text in lines that fit below a small picture; what needs too many lines ends in `…`."""
+    found = []
+    for line in text.split("\n"):
+        found += textwrap.wrap(line, _LETTERS, max_lines=_LINES, placeholder="…") or [""]
+    return "\n".join(found)
 
 
 @rc_context(STYLE)
@@ -58,7 +62,8 @@ def image_grid(title: str, rows: Sequence[Row]) -> Figure:
     One set of axes holds all of them: a set for each picture takes seconds.
     """
     lines = [math.ceil(len(row.pixels) / COLUMNS) for row in rows]
-    text = 1 + max((c.count("\n") for row in rows for c in row.captions), default=0)
+    captions = [[caption(text) for text in row.captions] for row in rows]
+    text = 1 + max((c.count("\n") for row in captions for c in row), default=0)
     cell, head = SIDE + 13 * text + 8, 24
     height = sum(
         n * cell + (head if row.heading else 0) for n, row in zip(lines, rows, strict=True)
@@ -71,7 +76,7 @@ def image_grid(title: str, rows: Sequence[Row]) -> Figure:
     axes.set_title(title, parse_math=False)
     plain: dict[str, Any] = {"fontsize": 7, "va": "top", "ha": "center", "parse_math": False}
     top = 0
-    for row, count in zip(rows, lines, strict=True):
+    for row, count, below in zip(rows, lines, captions, strict=True):
         if row.heading:
             axes.text(2, top + 4, row.heading, **{**plain, "fontsize": 9, "ha": "left"})
             top += head
@@ -79,7 +84,7 @@ def image_grid(title: str, rows: Sequence[Row]) -> Figure:
             y = top + number // COLUMNS * cell
             x = number % COLUMNS * (SIDE + 12) + 6
             canvas[y : y + SIDE, x : x + SIDE] = picture
-            axes.text(x + SIDE / 2, y + SIDE + 2, row.captions[number], **plain)
+            axes.text(x + SIDE / 2, y + SIDE + 2, below[number], **plain)
         top += count * cell
     axes.imshow(canvas, interpolation="nearest")
     return figure

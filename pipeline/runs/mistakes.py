@@ -25,7 +25,7 @@ from torch import Tensor
 from pipeline.data.augment import pick_views, render_views
 from pipeline.data.images import ImageSet
 from pipeline.reporting.figures import best_effort
-from pipeline.reporting.image_grids import Row, image_grid, reliability_diagram, short, small
+from pipeline.reporting.image_grids import Row, image_grid, reliability_diagram, small
 from pipeline.settings.augmentation import mixing_of, of_images
 from pipeline.settings.run import Settings
 from pipeline.stats.calibration import Bins
@@ -177,8 +177,8 @@ def errors_picture(answers: Answers) -> Figure | None:
         return None
     probability, predicted = answers.sure
     captions = [
-        f"{short(answers.class_names[answers.labels[row]])}\n"
-        f"taken for {short(answers.class_names[predicted[row]])} ({probability[row]:.0%})"
+        f"{answers.class_names[answers.labels[row]]}\n"
+        f"taken for {answers.class_names[predicted[row]]} ({probability[row]:.0%})"
         for row in rows
     ]
     title = f"{len(rows)} of {int((~answers.correct).sum())} errors among {len(answers.images)} "
@@ -215,7 +215,7 @@ def batch_picture(
     )
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (prepared.mean, prepared.std))
     pixels = ((seen * std + mean) * 255).round().clamp(0, 255).byte()
-    captions = [short(names[label]) for label in images.labels[torch.from_numpy(rows)].tolist()]
+    captions = [names[label] for label in images.labels[torch.from_numpy(rows)].tolist()]
     mixed = f"; {mixing_of(augment)} is not drawn" if mixing_of(augment) else ""
     size = images.pixels.shape[-1]
     title = f"training images as the network sees them: {size} px, augment={augment}{mixed}"
@@ -258,7 +258,7 @@ def changes_between(
             kind = "mended" if now[row] == true[row] else "broken"
             other = before[row] if kind == "mended" else now[row]
             word = "was" if kind == "mended" else "now"
-            caption = f"{short(true[row])}\n{word} {short(other)}"
+            caption = f"{true[row]}\n{word} {other}"
             found[kind].append(Change(row=row, caption=caption))
     title = f"what {names[0]} mends and breaks of {names[1]}: {answers.part} images"
     pixels = answers.images.pixels
