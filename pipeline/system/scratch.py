@@ -1,10 +1,10 @@
 """Temporary files that name their process, and removing those of processes that are gone.
 
 A process that is killed outright removes nothing. A command has one folder in the temporary
-folder, `unfreeze.MARK.…`, for all that it and the libraries it calls put there; a half-written file
-is called `NAME.MARK.part` or the like. The mark names the process (`processes`): the next command
-of the same user removes what belongs to processes that are known to be gone, and nothing else. Not
-covered: another temporary folder than today's.
+folder, `unfreeze.MARK.…`, for all that it and the libraries it calls put there; a half-written
+file is called `NAME.MARK.part` or the like. The mark names the process (`processes`): the next
+command of the same user removes what belongs to processes that are known to be gone, and nothing
+else. Not covered: another temporary folder than today's.
 """
 
 from __future__ import annotations

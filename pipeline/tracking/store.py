@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import LineageError, PipelineError, RunStopped, TrackingError
+from pipeline.errors import LineageError, PipelineError, RunStopped, TrackingError, note_once
 from pipeline.system.addresses import without_password
 from pipeline.system.databases import exclusively
 from pipeline.system.interrupts import begun
@@ -256,11 +256,8 @@ class Tracking:
         except BaseException as err:
             try:
                 log.set_status(_status(err), _why(err))
-            except TrackingError as lost:  # what ended the run counts, and is said once
-                if not (
-                    isinstance(err, TrackingError) or str(lost) in getattr(err, "__notes__", ())
-                ):
-                    err.add_note(str(lost))
+            except TrackingError as lost:  # what ended the run counts, not that it is not recorded
+                note_once(err, lost)
             raise
         log.set_status("FINISHED")
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,15 +22,14 @@ from pipeline.system.databases import Engine, advice_on, copy, fill, in_memory, 
 from pipeline.system.interrupts import check
 
 if TYPE_CHECKING:
-    from alembic.script import ScriptDirectory
     from mlflow import MlflowClient
 
 _QUIET_S = 3.0
 """A file that was written this recently may be getting its tables from another program."""
 _OWN_ROWS = {"alembic_version", "workspaces"}
 """Tables in which MLflow itself writes while it makes them."""
-_STEP = "_alembic_tmp_"
-"""How the name of a table begins that one step needs."""
+_STEP, _SQLITES = "_alembic_tmp_", "sqlite_"
+"""How the names of tables begin that one step needs, and of SQLite's own tables and indexes."""
 
 
 def client_of(uri: str) -> MlflowClient:
@@ -43,8 +42,6 @@ def client_of(uri: str) -> MlflowClient:
         StorageError: the disk is full, or the file may not be written.
     """
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
 
     path = file_of(uri)
     if path is None or "uri=true" in uri.lower():
@@ -52,120 +49,168 @@ def client_of(uri: str) -> MlflowClient:
     try:
         if is_empty(uri):
             fill(path, _make_tables)
-        try:
-            with _copy_kept(path):
-                return MlflowClient(uri)
-        except (MlflowException, SQLAlchemyError) as err:
-            if advice_on(str(err)) or not _mended(path):
-                raise
+        found = _Tables.of(path)
+        if not found.names >= _needed():
+            return _completed(uri, path, found)
+        return _opened(uri, path, found)
     except sqlite3.Error as err:
         advice = advice_on(str(err)) or "put a copy of yours in its place, or name another file"
         raise TrackingError(f"{path} cannot be used ({err}): {advice}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tables:
+    """What a file holds.
+
+    Attributes:
+        words: that make the same tables again, then their indexes.
+        versions: up to which of MLflow's steps they are made.
+        is_used: whether there is a row that MLflow did not put there with the tables.
+    """
+
+    names: frozenset[str]
+    words: tuple[str, ...]
+    versions: frozenset[str]
+    is_used: bool
+
+    @classmethod
+    def of(cls, path: Path) -> _Tables:
+        """Read a file."""
+        with closing(sqlite3.connect(path)) as file:
+            names = _names(file)
+            made = "SELECT name, sql FROM sqlite_master ORDER BY type = 'table' DESC"
+            words = [sql for name, sql in file.execute(made) if not name.startswith(_SQLITES)]
+            version = "SELECT version_num FROM alembic_version"
+            versions = file.execute(version).fetchall() if "alembic_version" in names else []
+            rows = (f'SELECT 1 FROM "{name}" LIMIT 1' for name in names - _OWN_ROWS)
+            return cls(
+                names=names,
+                words=tuple(words),
+                versions=frozenset(version for (version,) in versions),
+                is_used=any(file.execute(asked).fetchone() for asked in rows),
+            )
+
+
+def _opened(uri: str, path: Path, found: _Tables) -> MlflowClient:
+    """The client on a file with all tables; the last steps may be missing."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return MlflowClient(uri)
+    except MlflowException as err:  # it names what is missing, and how to add that
+        is_known = found.versions <= _steps() and _is_mlflows(found)
+        if advice_on(str(err)) or found.is_used or not is_known:
+            raise
+    _make_anew(path)
     return MlflowClient(uri)
 
 
-@contextmanager
-def _copy_kept(path: Path) -> Iterator[None]:
-    """Keep a copy while MLflow brings the tables of an earlier version up to date."""
-    from mlflow.store.db.base_sql_model import Base
-    from mlflow.store.tracking.dbmodels import models  # noqa: F401 - fills `Base`
-
-    with _reading(path) as file:
-        names = _names(file)
-        is_behind = bool(set(Base.metadata.tables) - names) and _holds_something(file, names)
-        if is_behind and not (kept := _kept(path)).exists():
-            part = kept.with_name(f"{kept.name}.part")
-            part.unlink(missing_ok=True)
-            copy(file, part)
-            part.replace(kept)
-    yield
-    if is_behind:
-        _kept(path).unlink(missing_ok=True)
-
-
-def _kept(path: Path) -> Path:
-    """Where the copy lies: of the content before the version that MLflow needs today."""
-    return path.with_name(f"{path.name}.before-{_steps().get_current_head()}")
-
-
-def _mended(path: Path) -> bool:
-    """Whether half made tables were found in a file, and made anew as nothing else was in it.
+def _completed(uri: str, path: Path, found: _Tables) -> MlflowClient:
+    """The client on a file that lacks tables: of an earlier version, torn, or another program's.
 
     Raises:
-        TrackingError: there is something in it.
+        TrackingError: MLflow cannot complete them, and they hold something.
     """
-    from mlflow.store.db.base_sql_model import Base
+    from mlflow import MlflowClient
 
-    if not _is_torn(path):
-        return False
+    kept = path.with_name(f"{path.name}.before-{_head()}")
+    if not found.versions <= _steps():  # of another program, or of a later version
+        return MlflowClient(uri)
+    if _can_be_completed(found):
+        if found.is_used:
+            _keep(path, kept)
+        client = MlflowClient(uri)
+        kept.unlink(missing_ok=True)
+        return client
+    if not _is_mlflows(found):
+        return MlflowClient(uri)
+    if found.is_used:
+        own = f"put its copy from before in its place (mv '{kept}' '{path}')"
+        other = f"put a copy of yours in its place, or begin anew (mv '{path}' '{path}.torn')"
+        raise TrackingError(
+            f"{path} cannot be used: MLflow was stopped while it made its tables or brought them "
+            f"up to date: {own if kept.exists() else other}"
+        )
+    _make_anew(path)
+    return MlflowClient(uri)
+
+
+def _make_anew(path: Path) -> None:
+    """Replace tables that hold nothing, unless another program is at them."""
     while 0 <= time.time() - path.stat().st_mtime < _QUIET_S:
         check()
         time.sleep(0.2)
-    if not _is_torn(path):  # another program has completed them
-        return True
-    with _reading(path) as file:
-        names = _names(file)
-        if _holds_something(file, names):
-            if set(Base.metadata.tables) <= names:
-                return False  # what is left to do, MLflow says how
-            kept = _kept(path)
-            copy_of = f"its copy from before: mv '{kept}' '{path}'"
-            other = f"a copy of yours in its place, or begin anew: mv '{path}' '{path}.torn'"
-            raise TrackingError(
-                f"{path} cannot be used: MLflow was stopped while it brought the tables up to "
-                f"date: put {copy_of if kept.exists() else other}"
-            )
+    with in_memory(_make_tables) as memory:
+        found = _Tables.of(path)
+        if not found.is_used and _head() not in found.versions:
+            copy(memory, path)
+
+
+def _is_mlflows(found: _Tables) -> bool:
+    """Whether every table is one that MLflow makes, if only for a step."""
     with in_memory(_make_tables) as memory:
         made = _names(memory)
-        if not all(name in made or name.startswith(_STEP) for name in names):
-            return False  # another program's
-        copy(memory, path)
-    return True
+    return all(name in made or name.startswith(_STEP) for name in found.names)
 
 
-def _is_torn(path: Path) -> bool:
-    """Whether MLflow, of this version or an earlier one, has not completed these tables.
+def _can_be_completed(found: _Tables) -> bool:
+    """Whether MLflow's remaining steps fit these tables: seen on empty ones in memory."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
-    No for tables of a later version, and of other programs.
-    """
-    from mlflow.store.db.base_sql_model import Base
+    def complete(engine: Engine) -> None:
+        memory = engine["creator"]()
+        for words in found.words:
+            memory.execute(words)
+        for version in found.versions:
+            memory.execute("INSERT INTO alembic_version VALUES (?)", (version,))
+        memory.commit()
+        _make_tables(engine)
 
-    steps = _steps()
-    with _reading(path) as file:
-        names = _names(file)
-        has_version = "alembic_version" in names
-        asked = file.execute("SELECT version_num FROM alembic_version") if has_version else ()
-        versions = {str(row[0]) for row in asked}
-    known = {step.revision for step in steps.walk_revisions()}
-    is_current = set(steps.get_heads()) == versions and set(Base.metadata.tables) <= names
-    is_ours = "experiments" in names or not names - {"alembic_version"}
-    return is_ours and versions <= known and not is_current
-
-
-def _holds_something(file: sqlite3.Connection, names: set[str]) -> bool:
-    """Whether any table has a row that MLflow did not put there with the table."""
-    asked = (f'SELECT 1 FROM "{name}" LIMIT 1' for name in names - _OWN_ROWS)
-    return any(file.execute(words).fetchone() for words in asked)
+    try:
+        with in_memory(complete):
+            return True
+    except (MlflowException, SQLAlchemyError, sqlite3.Error):
+        return False
 
 
-def _names(file: sqlite3.Connection) -> set[str]:
+def _keep(path: Path, kept: Path) -> None:
+    """Copy a file whole before its tables are changed; a copy that is there is of before, too."""
+    if not kept.exists():
+        part = kept.with_name(f"{kept.name}.part")
+        part.unlink(missing_ok=True)
+        with closing(sqlite3.connect(path)) as file:
+            copy(file, part)
+        part.replace(kept)
+
+
+def _names(file: sqlite3.Connection) -> frozenset[str]:
     """The tables in a file."""
     found = file.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-    return {name for (name,) in found if not name.startswith("sqlite_")}
+    return frozenset(name for (name,) in found if not name.startswith(_SQLITES))
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[sqlite3.Connection]:
-    with closing(sqlite3.connect(path)) as file:
-        yield file
+def _needed() -> set[str]:
+    """The tables without which MLflow makes tables."""
+    from mlflow.store.db import utils
+
+    return set(utils.Base.metadata.tables)
 
 
-def _steps() -> ScriptDirectory:
-    """MLflow's steps from an empty file to today's tables."""
+def _steps() -> set[str]:
+    """The versions that MLflow's tables have had, up to today's."""
     from alembic.script import ScriptDirectory
     from mlflow.store.db.utils import _get_alembic_config
 
-    return ScriptDirectory.from_config(_get_alembic_config(db_url=""))  # type: ignore[no-untyped-call]
+    script = ScriptDirectory.from_config(_get_alembic_config(""))  # type: ignore[no-untyped-call]
+    return {step.revision for step in script.walk_revisions()}
+
+
+def _head() -> str:
+    from mlflow.store.db.utils import _get_latest_schema_revision
+
+    return str(_get_latest_schema_revision())  # type: ignore[no-untyped-call]
 
 
 def _make_tables(engine: Engine) -> None:
