@@ -25,15 +25,15 @@ from pipeline.system.files import holding, lock_for_all, storage_faults
 from pipeline.system.interrupts import check
 
 _ADVISORY_KEY = 0x756E66726565  # any constant that all our processes agree on
-_BUSY_S = 60.0
-"""How long another program may hold a file that is to get its tables."""
+BUSY_S = 60.0
+"""How long another program may hold a file."""
 _NO_FILE = {errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENOTDIR}
 _FORBIDDEN = {errno.EACCES, errno.EPERM}
 _FULL = "free some space"
 _ELSEWHERE = "choose a folder you may write to"
 _ADVICE = {
     "database or disk is full": _FULL,
-    "disk I/O error": _FULL,
+    "disk I/O error": "see whether the disk is full",
     "No space left on device": _FULL,
     "Disk quota exceeded": _FULL,
     "readonly database": _ELSEWHERE,
@@ -101,7 +101,7 @@ def is_empty(url: str) -> bool:
     if not path.exists():
         return True
     try:
-        with closing(sqlite3.connect(path)) as file:  # takes back what a killed process began
+        with closing(sqlite3.connect(path, BUSY_S)) as file:  # takes back what a kill left
             return not file.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     except sqlite3.Error:
         return False
@@ -135,7 +135,7 @@ def copy(source: sqlite3.Connection, path: Path) -> None:
     Raises:
         StorageError: the disk is full, the file may not be written, or is held for a minute.
     """
-    end = time.monotonic() + _BUSY_S
+    end = time.monotonic() + BUSY_S
 
     def look(status: int, *_: int) -> None:
         check()

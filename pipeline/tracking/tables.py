@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import TrackingError
 from pipeline.system.addresses import file_of
-from pipeline.system.databases import Engine, advice_on, copy, fill, in_memory, is_empty
+from pipeline.system.databases import BUSY_S, Engine, advice_on, copy, fill, in_memory, is_empty
 from pipeline.system.interrupts import check
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class _Tables:
     @classmethod
     def of(cls, path: Path) -> _Tables:
         """Read a file."""
-        with closing(sqlite3.connect(path)) as file:
+        with closing(sqlite3.connect(path, BUSY_S)) as file:
             names = _names(file)
             made = "SELECT name, sql FROM sqlite_master ORDER BY type = 'table' DESC"
             words = [sql for name, sql in file.execute(made) if not name.startswith(_SQLITES)]
@@ -100,8 +100,10 @@ def _opened(uri: str, path: Path, found: _Tables) -> MlflowClient:
         return MlflowClient(uri)
     except MlflowException as err:  # it names what is missing, and how to add that
         is_known = found.versions <= _steps() and _is_mlflows(found)
-        if advice_on(str(err)) or found.is_used or not is_known:
+        if advice_on(str(err)) or not is_known or (found.is_used and _can_be_completed(found)):
             raise
+    if found.is_used:
+        raise _stopped(path)
     _make_anew(path)
     return MlflowClient(uri)
 
@@ -114,7 +116,7 @@ def _completed(uri: str, path: Path, found: _Tables) -> MlflowClient:
     """
     from mlflow import MlflowClient
 
-    kept = path.with_name(f"{path.name}.before-{_head()}")
+    kept = _kept(path)
     if not found.versions <= _steps():  # of another program, or of a later version
         return MlflowClient(uri)
     if _can_be_completed(found):
@@ -126,14 +128,27 @@ def _completed(uri: str, path: Path, found: _Tables) -> MlflowClient:
     if not _is_mlflows(found):
         return MlflowClient(uri)
     if found.is_used:
-        own = f"put its copy from before in its place (mv '{kept}' '{path}')"
-        other = f"put a copy of yours in its place, or begin anew (mv '{path}' '{path}.torn')"
-        raise TrackingError(
-            f"{path} cannot be used: MLflow was stopped while it made its tables or brought them "
-            f"up to date: {own if kept.exists() else other}"
-        )
+        raise _stopped(path)
     _make_anew(path)
     return MlflowClient(uri)
+
+
+def _stopped(path: Path) -> TrackingError:
+    """What to say of tables that nobody can complete."""
+    if (kept := _kept(path)).exists():
+        advice = f"put its copy from before in its place (mv '{kept}' '{path}')"
+    else:
+        advice = "put a copy of yours in its place, or begin anew "
+        advice += f"(mv '{path}' '{path}.torn')"
+    return TrackingError(
+        f"{path} cannot be used: MLflow was stopped while it made its tables or brought them up "
+        f"to date: {advice}"
+    )
+
+
+def _kept(path: Path) -> Path:
+    """Where a copy lies while the tables are brought to the version that MLflow needs today."""
+    return path.with_name(f"{path.name}.before-{_head()}")
 
 
 def _make_anew(path: Path) -> None:
