@@ -74,6 +74,12 @@ class RunStopped(Exception):
     """A run that ends early on purpose: it is marked KILLED, the message says why."""
 
 
+def note_once(err: BaseException, other: PipelineError) -> None:
+    """Note what failed besides, unless that is a fault of the same kind, or is noted already."""
+    if type(err) is not type(other) and str(other) not in getattr(err, "__notes__", ()):
+        err.add_note(str(other))
+
+
 _PREAMBLE = "(raised as a result of Query-invoked autoflush"
 """What SQLAlchemy says before it says what went wrong."""
 

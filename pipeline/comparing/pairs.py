@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from pipeline.comparing.arms import Arm
 from pipeline.comparing.draws import Pool
@@ -32,7 +32,7 @@ from pipeline.runs.sources import cache_folder
 from pipeline.settings.run import Settings
 from pipeline.stats.metrics import DEFAULT_SHARE, score_logits
 from pipeline.system.digests import digest_values
-from pipeline.system.files import storage_faults
+from pipeline.system.files import lock_for_all, storage_faults
 from pipeline.system.interrupts import at_once
 from pipeline.system.progress import bar
 from pipeline.tracking import RunView, Tracking
@@ -203,7 +203,7 @@ class PairRunner:
             arm.settings.model_copy(update={"draw": key.draw}).model_dump() | {"pair": str(key)}
             for arm in self.arms
         ]
-        lock = FileLock(folder / f"{digest_values(content)}.lock")
+        lock = lock_for_all(folder / f"{digest_values(content)}.lock")
         try:
             with storage_faults("the cache", folder), at_once():
                 held = lock.acquire(timeout=-1 if wait else 0)

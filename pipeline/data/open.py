@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
 from pipeline.data.base import Source, Split, ranges_of
 from pipeline.data.folders.csv_labels import find_csv_files, open_csv
@@ -29,7 +28,7 @@ from pipeline.data.parquet.read import open_parquet
 from pipeline.data.stored import stored_images
 from pipeline.errors import DataError, DownloadError, first_line
 from pipeline.system.downloads import FAULTS, downloading
-from pipeline.system.files import holding, storage_faults, typed_path
+from pipeline.system.files import holding, lock_for_all, storage_faults, typed_path
 from pipeline.system.text import is_unicode, one_line
 
 NAMES = ("digits", "cifar10", "cifar100")
@@ -245,7 +244,7 @@ def _open_cifar(name: str, folder: Path) -> Source:
     with storage_faults("the cache", folder):
         folder.mkdir(parents=True, exist_ok=True)
     try:
-        with holding(FileLock(folder / f"{name}.lock")), downloading():
+        with holding(lock_for_all(folder / f"{name}.lock")), downloading():
             train, test = (dataset(folder, train=part, download=True) for part in (True, False))
     except FAULTS as err:
         raise DownloadError(

@@ -12,6 +12,7 @@ from filelock import FileLock
 
 from pipeline.errors import SettingsError, StorageError, first_line
 from pipeline.system.interrupts import at_once
+from pipeline.system.scratch import part_of, sweep_parts
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {
@@ -55,6 +56,11 @@ def storage_faults(what: str, where: Path | str) -> Iterator[None]:
         raise StorageError(f"cannot write {what} to {where} ({err.strerror}): {advice}") from None
 
 
+def lock_for_all(path: Path) -> FileLock:
+    """A lock that everybody who may write to its folder can hold, whoever made the file."""
+    return FileLock(path, mode=0o666)
+
+
 @contextmanager
 def holding(lock: FileLock) -> Iterator[None]:
     """Wait for a lock, until Ctrl-C if need be, and hold it."""
@@ -76,7 +82,7 @@ def locked(path: Path) -> Iterator[None]:
     with ExitStack() as held:
         with storage_faults("a lock", path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-            held.enter_context(holding(FileLock(path)))
+            held.enter_context(holding(lock_for_all(path)))
         yield
 
 
@@ -104,7 +110,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     """
     with storage_faults(path.name, path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        part = part_of(path)
+        sweep_parts(path.parent, path.name)
         try:
             with part.open("wb") as file:
                 file.write(content)

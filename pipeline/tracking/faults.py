@@ -20,6 +20,7 @@ from typing import TypeVar
 
 from pipeline.errors import TrackingError, first_line
 from pipeline.system.addresses import hidden, is_server, without_password
+from pipeline.system.databases import advice_on
 from pipeline.system.files import storage_faults
 
 _Answer = TypeVar("_Answer")
@@ -225,8 +226,8 @@ def _fault_of_store(err: BaseException, uri: str) -> Fault:
     """What a server or a database says of a request that it has understood."""
     code, reason = str(getattr(err, "error_code", "")), first_line(err)
     is_database = uri.startswith(_DATABASES)
-    if is_database and "database is locked" in reason:
-        return Fault(reason, "another program holds the file: wait for that program, or end it")
+    if is_database and (advice := advice_on(reason)):
+        return Fault(reason, advice)
     # MLflow says the same of a database that is away as of a server that answers 503
     status = None if is_database and code == "TEMPORARILY_UNAVAILABLE" else _STATUS_OF.get(code)
     if status:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import LineageError, PipelineError, RunStopped, TrackingError
+from pipeline.errors import LineageError, PipelineError, RunStopped, TrackingError, note_once
 from pipeline.system.addresses import without_password
 from pipeline.system.databases import exclusively
 from pipeline.system.interrupts import begun
@@ -43,6 +43,7 @@ from pipeline.tracking.keys import (
 from pipeline.tracking.pages import how_to_open
 from pipeline.tracking.registry import ModelVersion, Registered, champions, register
 from pipeline.tracking.run import RunLog, to_tags
+from pipeline.tracking.tables import client_of
 from pipeline.tracking.view import RunView
 
 if TYPE_CHECKING:
@@ -83,14 +84,12 @@ class Tracking:
         # it logs the tracebacks of faults that `translated` says in one line
         logging.getLogger("mlflow.store.db").setLevel(logging.CRITICAL)
         with loading("MLflow", "mlflow"):
-            import mlflow
-
             uri = usable_address()
         shown = without_password(uri)
         begun()
         try:
             with doing("opening the store"), translated("connect", shown), exclusively(uri):
-                client = mlflow.MlflowClient(uri)
+                client = client_of(uri)
                 launched = os.environ.pop("MLFLOW_RUN_ID", None)
                 places = usable_experiment(client, launched, shown, data, files=files)
                 if launched and name:
@@ -257,8 +256,8 @@ class Tracking:
         except BaseException as err:
             try:
                 log.set_status(_status(err), _why(err))
-            except TrackingError as lost:
-                err.add_note(str(lost))  # what ended the run counts, not that this is not recorded
+            except TrackingError as lost:  # what ended the run counts, not that it is not recorded
+                note_once(err, lost)
             raise
         log.set_status("FINISHED")
 

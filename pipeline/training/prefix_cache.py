@@ -35,10 +35,11 @@ from pipeline.data.images import ImageSet, unusual
 from pipeline.model.backbones import Backbone
 from pipeline.settings.augmentation import Augment, of_images
 from pipeline.system.digests import digest_each, digest_file, digest_values
-from pipeline.system.files import holding
+from pipeline.system.files import holding, lock_for_all
 from pipeline.system.processes import is_abandoned_mark, owner_mark
 from pipeline.system.progress import bar
 from pipeline.system.provenance import libraries
+from pipeline.system.scratch import sweep_parts
 from pipeline.training.device import compute_copy, run_segments, with_kernels
 from pipeline.training.features import Features, LiveFeatures, StoredFeatures
 
@@ -164,7 +165,8 @@ class PrefixCache:
         folder = wanted.values.parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with holding(FileLock(wanted.values.with_suffix(".lock"))):
+            sweep_parts(folder, endings=_PARTS)
+            with holding(lock_for_all(wanted.values.with_suffix(".lock"))):
                 if not self._is_intact(wanted):
                     others = [entry for entry in entries if entry is not wanted]
                     missing = [entry for entry in others if not self._is_intact(entry)]

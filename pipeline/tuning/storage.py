@@ -33,7 +33,7 @@ from pipeline.system.addresses import (
     with_file,
     without_password,
 )
-from pipeline.system.databases import exclusively
+from pipeline.system.databases import Engine, exclusively, fill, is_empty
 from pipeline.system.files import typed_path
 from pipeline.system.interrupts import check
 from pipeline.system.provenance import COMMAND
@@ -168,11 +168,17 @@ def open_storage(url: str, heartbeat_s: int = 15, *, must_exist: bool = False) -
                     f"storage={url}: {path} is damaged ({type(err).__name__}: {first_line(err)}): "
                     "restore it from a copy, or name another file"
                 ) from None
+        if path is not None and not must_exist and is_empty(url):
+            fill(path, _make_tables)
         storage = RDBStorage(
             url, engine_kwargs=engine, heartbeat_interval=heartbeat_s, grace_period=grace_s
         )
     weakref.finalize(storage, storage.engine.dispose)  # Optuna leaves connections open
     return storage
+
+
+def _make_tables(engine: Engine) -> None:
+    RDBStorage("sqlite://", engine_kwargs=dict(engine))
 
 
 def _check_file(url: str, path: Path, must_exist: bool) -> None:

@@ -1,0 +1,246 @@
+"""MLflow's and Optuna's tables: there whole or not at all, and mended where nothing is lost.
+
+Kills are the system's own: a limit on the size of files ends a process at the write that goes
+beyond the limit, or, where the process ignores that signal, fails as a full disk does.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import sqlalchemy
+from mlflow.store.db import utils
+
+from pipeline.errors import StorageError, TrackingError
+from pipeline.system.databases import fill
+from pipeline.tracking import Tracking
+from pipeline.tuning.storage import open_storage
+from tests.conftest import PointAt
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parent.parent
+OPEN_MANY = """
+import os, resource, signal, sys, traceback
+from pathlib import Path
+import mlflow.store.tracking.sqlalchemy_store
+from pipeline.tracking import Tracking
+from pipeline.tuning.storage import open_storage
+
+kind, url, wanted = sys.argv[1:]
+
+def use():
+    if kind == "MLflow":
+        return Tracking.connect("", "images").find({"kind": "stage"})
+    return open_storage(url).get_all_studies()
+
+def child(limit=None):
+    if pid := os.fork():
+        return pid
+    if limit is not None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        os._exit(use() != [])
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+
+def codes(pids):
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+
+if wanted == "eight":
+    assert codes([child() for _ in range(8)]) == [0] * 8
+else:
+    for limit in wanted.split(","):
+        assert codes([child(int(limit))]) == [-signal.SIGXFSZ]
+    assert codes([child()]) == [0]
+"""
+
+
+def open_many(kind: str, url: str, wanted: str) -> None:
+    """Open a database in many processes, forked from one that has imported all that they need."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW")}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": url}
+    words = [sys.executable, "-c", OPEN_MANY, kind, url, wanted]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def ask(path: Path, words: str) -> list[tuple[object, ...]]:
+    with closing(sqlite3.connect(path)) as file, file:
+        return file.execute(words).fetchall()
+
+
+@pytest.mark.parametrize(
+    ("kind", "limits"), [("MLflow", "4000,200000,900000"), ("Optuna", "4000,50000,100000")]
+)
+def test_a_process_that_is_killed_while_it_writes_tables_costs_nothing(
+    tmp_path: Path, kind: str, limits: str
+) -> None:
+    path = tmp_path / "some.db"
+    open_many(kind, f"sqlite:///{path}", limits)
+    assert ask(path, "PRAGMA integrity_check") == [("ok",)]
+    assert {file.name for file in tmp_path.iterdir()} == {"some.db", ".some.db.lock"}
+
+
+@pytest.mark.parametrize("kind", ["MLflow", "Optuna"])
+def test_eight_processes_at_once_on_nothing(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "some.db"
+    open_many(kind, f"sqlite:///{path}", "eight")
+    if kind == "MLflow":
+        assert ask(path, "SELECT name FROM experiments ORDER BY 1") == [("Default",), ("images",)]
+
+
+def test_eight_processes_at_once_on_an_empty_postgresql_database(
+    tmp_path: Path, postgres: object
+) -> None:
+    open_many("MLflow", postgres.url("eight"), "eight")  # type: ignore[attr-defined]
+
+
+def test_a_full_disk_is_one_line_and_mends_once_there_is_space(tmp_path: Path) -> None:
+    script = """
+import resource, sys
+from pathlib import Path
+from pipeline.errors import StorageError
+from pipeline.system.databases import fill, is_empty
+from pipeline.tuning.storage import open_storage
+path = Path(sys.argv[1])
+url = f"sqlite:///{path}"
+soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))
+try:
+    open_storage(url)
+except StorageError as err:
+    assert "cannot write the tables of" in str(err) and "whether the disk is full" in str(err), err
+    assert str(err).count("the same command again") == 1, err
+else:
+    raise AssertionError("no error")
+assert is_empty(url)
+resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+open_storage(url)
+"""
+    words = [sys.executable, "-c", script, str(tmp_path / "optuna.db")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+class Stopped(Exception):
+    """In the place of a kill: SQLite takes the same step back either way."""
+
+
+@contextmanager
+def stopping_after(count: int) -> Iterator[None]:
+    """Stop whoever changes a database after so many changes."""
+    left = count
+
+    def look(_: object, __: object, statement: str, *___: object) -> None:
+        nonlocal left
+        left -= not statement.startswith(("PRAGMA", "SELECT"))
+        if left < 0:
+            raise Stopped
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", look)
+    try:
+        with suppress(Stopped):
+            yield
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.Engine, "before_cursor_execute", look)
+
+
+def tear(path: Path, count: int) -> None:
+    """What an earlier version left when it was killed while MLflow made its tables."""
+    engine = sqlalchemy.create_engine(f"sqlite:///{path}")
+    with stopping_after(count):
+        utils._initialize_tables(engine)  # type: ignore[no-untyped-call]
+    engine.dispose()
+    os.utime(path, (1, 1))  # nobody waits for another program
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("count", [20, 260, 425])
+def test_torn_tables_that_hold_nothing_are_made_anew(
+    tmp_path: Path, point_at: PointAt, count: int
+) -> None:
+    path = tmp_path / "mlflow.db"
+    tear(path, count)
+    point_at(f"sqlite:///{path}")
+    assert Tracking.connect().find({"kind": "stage"}) == []
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("count", [60, 425])
+def test_torn_tables_that_hold_something_are_told_about_and_left(
+    tmp_path: Path, point_at: PointAt, count: int
+) -> None:
+    path = tmp_path / "mlflow.db"
+    tear(path, count)
+    ask(path, "INSERT INTO experiments (experiment_id, name) VALUES (7, 'mine')")
+    before = path.read_bytes()
+    point_at(f"sqlite:///{path}")
+    with pytest.raises(TrackingError, match=r"cannot be used: .*begin anew \(mv '.*/mlflow\.db'"):
+        Tracking.connect()
+    assert path.read_bytes() == before
+
+
+@pytest.mark.e2e
+def test_tables_of_an_earlier_version_are_brought_up_to_date_beside_a_copy(
+    tmp_path: Path, point_at: PointAt
+) -> None:
+    from alembic import command
+
+    path = tmp_path / "mlflow.db"
+    url = f"sqlite:///{path}"
+    engine = sqlalchemy.create_engine(url)
+    utils.InitialBase.metadata.create_all(engine)
+    config = utils._get_alembic_config(url)  # type: ignore[no-untyped-call]
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "cbc13b556ace")
+    engine.dispose()
+    ask(path, "INSERT INTO experiments (experiment_id, name) VALUES (7, 'mine')")
+    point_at(url)
+    with stopping_after(30):  # of about 260
+        Tracking.connect()
+    (kept,) = tmp_path.glob("mlflow.db.before-*")
+    with pytest.raises(
+        TrackingError, match=r"put its copy from before in its place \(mv '.*before"
+    ):
+        Tracking.connect()
+    kept.rename(path)
+    Tracking.connect()
+    assert ask(path, "SELECT name FROM experiments WHERE experiment_id = 7") == [("mine",)]
+    assert list(tmp_path.glob("mlflow.db.before-*")) == []
+
+
+@pytest.mark.e2e
+def test_a_database_of_another_program_is_left_as_it_is(tmp_path: Path, point_at: PointAt) -> None:
+    path = tmp_path / "optuna.db"
+    open_storage(f"sqlite:///{path}")
+    before = ask(path, "SELECT name, sql FROM sqlite_master ORDER BY 1")
+    point_at(f"sqlite:///{path}")
+    with pytest.raises(TrackingError, match="could not connect"):
+        Tracking.connect()
+    assert set(before) <= set(ask(path, "SELECT name, sql FROM sqlite_master ORDER BY 1"))
+
+
+def test_a_file_that_another_program_holds_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.system.databases.BUSY_S", 0.1)
+    path = tmp_path / "some.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(StorageError, match="another program holds the file"):
+            fill(path, lambda engine: engine["creator"]().execute("CREATE TABLE a (b)"))
+        other.execute("ROLLBACK")
+    fill(path, lambda engine: engine["creator"]().execute("CREATE TABLE a (b)"))
+    assert ask(path, "SELECT name FROM sqlite_master") == [("a",)]
