@@ -1,6 +1,6 @@
 """Every fault that a user can cause, as one tree below `PipelineError`.
 
-`RunStopped` is not a fault: it ends a run early on purpose. Broken invariants of our own are
+`RunStopped` is no fault: it ends a run early on purpose. Broken invariants of our own are
 asserts, not members of this tree.
 """
 
@@ -72,6 +72,10 @@ class TrackingError(PipelineError):
 
 class RunStopped(Exception):
     """A run that ends early on purpose: it is marked KILLED, the message says why."""
+
+
+class OvertakenError(RunStopped):
+    """Another process does the same, or has done it meanwhile: this one's run is taken back."""
 
 
 _PREAMBLE = "(raised as a result of Query-invoked autoflush"
