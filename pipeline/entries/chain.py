@@ -76,7 +76,7 @@ def stage_entry(command: Command, plan: StagePlan) -> Summary:
         summary = train_once(session, number, parent, target=True, known=earlier)
         if summary.reused:  # another command that was started at the same time has trained it
             add_pictures_and_model(session, number, summary.run_id)
-            tracking.stands_for_target(tracking.get(summary.run_id), f"stage {number} · reused")
+            tracking.name_launched(f"stage {number} · reused", "reuse", summary.run_id)
         if number == 1:
             _floor(session, summary.run_id)
         refresh_siblings(tracking, command.say)

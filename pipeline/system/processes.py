@@ -89,11 +89,20 @@ def owner_mark() -> str:
     return f"{_place()}-{os.getpid()}-{_started(os.getpid())}"
 
 
-def is_abandoned_mark(mark: str) -> bool:
-    """Whether the process that `owner_mark` named could be seen from here and is gone."""
+def is_alive_mark(mark: str) -> bool | None:
+    """Whether the process that `owner_mark` named lives; None where that cannot be seen."""
     place, _, process = mark.partition("-")
     number, _, started = process.partition("-")
-    return place == _place() and is_gone(number, started)
+    if place != _place() or not number.isdecimal():
+        return None
+    if is_gone(number, started):
+        return False
+    return True if _boot() and started and _fields(int(number)) else None
+
+
+def is_abandoned_mark(mark: str) -> bool:
+    """Whether the process that `owner_mark` named could be seen from here and is gone."""
+    return is_alive_mark(mark) is False
 
 
 def is_gone(number: str, started: str) -> bool:

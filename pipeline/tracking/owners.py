@@ -11,16 +11,16 @@ is never dead.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline.system.addresses import is_server
 from pipeline.system.leases import Watch, beat_s, renewing
-from pipeline.system.processes import BEAT, KILLED_REASON, MACHINE, is_alive, new_beat
+from pipeline.system.processes import BEAT, KILLED_REASON, MACHINE, is_alive, new_beat, owner_tags
 from pipeline.tracking.faults import translated
 from pipeline.tracking.keys import stored_tag
-from pipeline.tracking.run import RunLog
+from pipeline.tracking.run import RunLog, to_tags
 from pipeline.tracking.view import RunView
 
 if TYPE_CHECKING:
@@ -46,6 +46,16 @@ class Owners:
         self._uri = uri
         self._find = find
         self._watch = Watch()
+
+    @contextmanager
+    def owning(self, run_id: str | None) -> Iterator[None]:
+        """Be the owner of a run that `mlflow run` has started, if there is one."""
+        with ExitStack() as owned:
+            if run_id:
+                with translated("set tags", self._uri):
+                    self._client.log_batch(run_id, tags=to_tags(owner_tags()))
+                owned.enter_context(self.renewing(run_id))
+            yield
 
     def renewing(self, run_id: str) -> AbstractContextManager[None]:
         """Tell others that this run's owner lives, while this lasts."""

@@ -30,6 +30,7 @@ from pipeline.tracking.keys import (
     KIND,
     NAME,
     NESTED_UNDER,
+    TICKET,
     former,
     is_for_programs,
     stored_tag,
@@ -38,7 +39,7 @@ from pipeline.tracking.owners import Owners
 from pipeline.tracking.pages import how_to_open
 from pipeline.tracking.registry import ModelVersion, Registered, champions, register
 from pipeline.tracking.run import RunLog, ending, status_of, to_tags, why_ended
-from pipeline.tracking.turns import Once, take_turn
+from pipeline.tracking.turns import DRAWING, Once, take_turn
 from pipeline.tracking.view import RunView
 
 if TYPE_CHECKING:
@@ -247,7 +248,8 @@ class Tracking:
         `once`: end in an OvertakenError where another process makes this run, or has made it.
         """
         self.owners.end_abandoned(at_once=target)
-        tags = {**tags, **owner_tags()}  # those that people read come first
+        drawing = {TICKET: DRAWING} if once else {}
+        tags = {**tags, **owner_tags(), **drawing}  # those that people read come first
         adopted = self._launched if target else None
         log = self._start(name, tags, target=target, nested_under=nested_under)
         if target:
@@ -273,24 +275,21 @@ class Tracking:
             else:
                 self._client.delete_run(log.run_id)
 
-    def stands_for_target(self, run: RunView, name: str) -> None:
-        """A run of another command is what the user asked for."""
-        self._target = run.run_id
-        self.name_launched(name, "reuse")
-
     @contextmanager
     def explained(self) -> Iterator[None]:
         """Give a run that `mlflow run` started, and nothing adopted, the reason it failed."""
         try:
-            yield
+            with self.owners.owning(self._launched):
+                yield
         except (PipelineError, KeyboardInterrupt) as err:
             if self._launched:
                 run_id, self._launched = self._launched, None
                 self.writing(run_id).set_status(status_of(err), why_ended(err))
             raise
 
-    def name_launched(self, name: str, kind: str) -> None:
-        """Name the run that `mlflow run` started for a command that only reads runs."""
+    def name_launched(self, name: str, kind: str, target: str = "") -> None:
+        """Name the run that `mlflow run` started for a command that reads runs; `target`: one."""
+        self._target = target or self._target
         if self._launched:
             run_id, self._launched = self._launched, None
             self.writing(run_id).tags({NAME: name, KIND: kind})

@@ -16,13 +16,12 @@ from functools import partial
 
 from pipeline.errors import OvertakenError
 from pipeline.system.interrupts import check
-from pipeline.system.processes import BEAT
 from pipeline.tracking.keys import TICKET
 from pipeline.tracking.run import RunLog
 from pipeline.tracking.view import RunView
 
-AT_ONCE = "0"
-"""The ticket of a run that waits for nobody."""
+AT_ONCE, DRAWING = "0", ""
+"""The tickets of a run that waits for nobody, and of one whose process has not drawn yet."""
 _LOOK_S = 0.1
 
 Find = Callable[[Mapping[str, str]], Sequence[RunView]]
@@ -46,14 +45,14 @@ def first_at_work(at_work: Callable[[], Sequence[RunView]]) -> RunView | None:
     """The run that goes first; None where nobody is at work."""
     while True:
         runs = at_work()
-        if all(TICKET in run.tags or BEAT not in run.tags for run in runs):
+        if all(run.tags.get(TICKET) != DRAWING for run in runs):
             return min(runs, key=_turn, default=None)
         check()
         time.sleep(_LOOK_S)  # somebody is drawing a ticket
 
 
 def take_turn(log: RunLog, once: Once, at_work: Find, finished: Find) -> None:
-    """Go first with a run that was just started.
+    """Go first with a run that was just started, `DRAWING`.
 
     Raises:
         OvertakenError: another process goes first, or has been there meanwhile.
