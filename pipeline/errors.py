@@ -1,6 +1,6 @@
 """Every fault that a user can cause, as one tree below `PipelineError`.
 
-`RunStopped` is not a fault: it ends a run early on purpose. Broken invariants of our own are
+`RunStopped` is no fault: it ends a run early on purpose. Broken invariants of our own are
 asserts, not members of this tree.
 """
 
@@ -78,6 +78,10 @@ def note_once(err: BaseException, other: PipelineError) -> None:
     """Note what failed besides, unless that is a fault of the same kind, or is noted already."""
     if type(err) is not type(other) and str(other) not in getattr(err, "__notes__", ()):
         err.add_note(str(other))
+
+
+class OvertakenError(RunStopped):
+    """Another process does the same, or has done it meanwhile: this one's run is taken back."""
 
 
 _PREAMBLE = "(raised as a result of Query-invoked autoflush"

@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from pipeline.system.leases import BEAT as BEAT_S
+from pipeline.system.leases import LEASE as LEASE_S
 from pipeline.system.processes import (
+    BEAT,
     KILLED_REASON,
     MACHINE,
     NAMESPACE,
@@ -21,11 +26,15 @@ from pipeline.system.processes import (
     STARTED,
     is_abandoned,
     is_abandoned_mark,
+    is_alive,
+    is_alive_mark,
     is_gone,
     owner_mark,
     owner_tags,
 )
 from pipeline.tracking import Tracking
+from pipeline.tracking.owners import OLD_S
+from tests.test_leases import until
 
 ROOT = Path(__file__).resolve().parent.parent
 TELL = (
@@ -60,6 +69,7 @@ def test_a_process_is_gone_once_it_has_ended(
     process, tags, mark = sleeper
     assert not is_abandoned(tags)
     assert not is_abandoned_mark(mark)
+    assert NO_PROC or (is_alive(tags) and is_alive_mark(mark))
     process.kill()
     if not NO_PROC:  # a zombie still has its number, as in a container that reaps none
         end = time.monotonic() + 30
@@ -72,8 +82,8 @@ def test_a_process_is_gone_once_it_has_ended(
     assert is_abandoned_mark(mark)
     # what cannot be seen from here is never gone, nor what an earlier version recorded
     for key in (MACHINE, NAMESPACE):
-        assert not is_abandoned({**tags, key: "another"})
-    assert not is_abandoned_mark("0" * 16 + mark[16:])
+        assert is_alive({**tags, key: "another"}) is None
+    assert is_alive_mark("0" * 16 + mark[16:]) is None
     if not NO_PROC:
         assert not is_abandoned({key: tags[key] for key in (MACHINE, PROCESS)})
 
@@ -142,6 +152,8 @@ def test_a_living_run_is_not_ended_by_a_command_in_another_container(
 ) -> None:
     code = """
 from pipeline.tracking import Tracking
+from pipeline.tracking.owners import OLD_S
+from tests.test_leases import until
 tracking = Tracking.connect()
 with tracking.run("another command", {}, target=True) as log:
     print(log.run_id)
@@ -158,6 +170,8 @@ def test_a_killed_command_is_ended_by_the_next_one_in_the_same_container(store: 
     code = """
 import os
 from pipeline.tracking import Tracking
+from pipeline.tracking.owners import OLD_S
+from tests.test_leases import until
 with Tracking.connect().run("killed", {}, target=True) as log:
     print(log.run_id, flush=True)
     os._exit(9)
@@ -175,3 +189,96 @@ with Tracking.connect().run("killed", {}, target=True) as log:
     with tracking.run("the next command", {}, target=True):
         assert tracking.get(killed).status == "FAILED"
         assert tracking.get(killed).tags["failure"] == KILLED_REASON
+
+
+# Leases: owners that cannot be looked up from here
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(BEAT_S, "0.05")
+    monkeypatch.setenv(LEASE_S, "1")
+
+
+REBOOTED = {MACHINE: f"{owner_tags()[MACHINE].split()[0]} another-boot"}
+ELSEWHERE = {MACHINE: "another-machine its-boot"}
+OTHER_CONTAINER = {NAMESPACE: "pid:[1]"}
+
+
+def left_running(tracking: Tracking, tags: dict[str, str]) -> str:
+    return tracking.start("left", {**owner_tags(), **tags})
+
+
+def status(tracking: Tracking, run_id: str) -> tuple[str, str | None]:
+    run = tracking.get(run_id)
+    return run.status, run.tags.get("failure")
+
+
+@pytest.mark.usefixtures("quick", "store")
+def test_a_run_is_dead_once_its_owner_gives_no_sign_for_a_lease() -> None:
+    tracking = Tracking.connect()
+    dead = [left_running(tracking, tags) for tags in (REBOOTED, ELSEWHERE, OTHER_CONTAINER)]
+    living = left_running(tracking, ELSEWHERE)
+    with tracking.owners.renewing(living):
+        with tracking.run("the next command", {}, target=True):
+            assert [status(tracking, i)[0] for i in (*dead, living)] == ["RUNNING"] * 4
+
+            def look() -> bool:  # every run of the command looks again, once a lease is over
+                with tracking.run("a part of the command", {}, target=False):
+                    return {status(tracking, run_id)[0] for run_id in dead} == {"FAILED"}
+
+            until(look)
+        assert {status(tracking, run_id) for run_id in dead} == {("FAILED", KILLED_REASON)}
+        assert status(tracking, living) == ("RUNNING", None)
+
+
+@pytest.mark.usefixtures("quick", "store")
+def test_runs_of_earlier_versions_have_a_day_and_those_of_others_for_ever(store: Path) -> None:
+    tracking = Tracking.connect()
+    young, old = (tracking.start("of an earlier version", ELSEWHERE) for _ in range(2))
+    foreign = tracking.start("of another program", {})
+    with closing(sqlite3.connect(store / "mlflow.db")) as database, database:
+        database.execute(
+            "update runs set start_time = start_time - ? where run_uuid != ?",
+            (int(OLD_S * 1000) + 1, young),
+        )
+    until(lambda: len(tracking.owners.at_work({})) == 2)
+    assert status(tracking, old) == ("FAILED", KILLED_REASON)
+    assert {run.run_id for run in tracking.owners.at_work({})} == {young, foreign}
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("contained", ["--mount-proc"], indirect=True)
+def test_a_run_of_another_container_lives_as_long_as_its_process(
+    contained: list[str], store: Path
+) -> None:
+    code = """
+import os, sys
+from pipeline.tracking import Tracking
+with Tracking.connect().run("in a container", {}, target=True) as log:
+    print(log.run_id, flush=True)
+    sys.stdin.read()
+    os._exit(9)
+"""
+    words = [*contained, sys.executable, "-c", code]
+    process = subprocess.Popen(
+        words,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    run_id = process.stdout.readline().strip()
+    owners = Tracking.connect().owners
+    beats = set()
+
+    def watched() -> bool:
+        (run,) = owners.at_work({})
+        beats.add(run.tags[BEAT])
+        return len(beats) > 30  # of more than a lease together
+
+    until(watched)
+    process.communicate("")
+    until(lambda: not owners.at_work({}))
+    assert status(Tracking.connect(), run_id) == ("FAILED", KILLED_REASON)

@@ -34,7 +34,7 @@ from pipeline.stats.metrics import DEFAULT_SHARE, score_logits
 from pipeline.system.digests import digest_values
 from pipeline.system.files import lock_for_all, storage_faults
 from pipeline.system.interrupts import at_once
-from pipeline.system.progress import bar
+from pipeline.system.progress import bar, doing
 from pipeline.tracking import RunView, Tracking
 from pipeline.tracking.history import Summary, chain_of
 from pipeline.tracking.keys import PEAK_MIB, PREFIX_S, TEST, TEST_SHA256, TOTAL_S, TRAINABLE, VAL
@@ -166,8 +166,7 @@ class PairRunner:
         nested_under: the run that new runs are nested in.
         tell: a line about a finished pair.
         metric: of `METRICS`, what the arms are compared by.
-        only_new: pairs that were found are not reported; the process that started this one
-            reports them.
+        only_new: pairs that were found are not reported: the process that started this one does.
         called: what a pair is called in the names of its runs.
         done: results in the order of `arms`, by the number of the pair.
     """
@@ -205,7 +204,8 @@ class PairRunner:
         ]
         lock = lock_for_all(folder / f"{digest_values(content)}.lock")
         try:
-            with storage_faults("the cache", folder), at_once():
+            others = doing(f"waiting for the {self.called} of another command")
+            with others, storage_faults("the cache", folder), at_once():
                 held = lock.acquire(timeout=-1 if wait else 0)
         except Timeout:
             return False

@@ -15,7 +15,7 @@ from pipeline.reporting.page import to_markdown
 from pipeline.runs.beforehand import tell_beforehand
 from pipeline.runs.command import Command
 from pipeline.runs.command_line import command_line
-from pipeline.runs.find_or_run import add_pictures_and_model, find_or_run
+from pipeline.runs.find_or_run import add_pictures_and_model, find_or_run, train_once
 from pipeline.runs.floor import Floor, floor_on
 from pipeline.runs.lineage import (
     WITHOUT_PARENT,
@@ -25,7 +25,7 @@ from pipeline.runs.lineage import (
     inherit,
 )
 from pipeline.runs.next_step import next_command
-from pipeline.runs.run_stage import run_stage
+from pipeline.runs.once import finished
 from pipeline.runs.session import Session
 from pipeline.runs.stage_log import picture_line
 from pipeline.runs.words import before_of, outcome_sentence, stage_name, summary_table
@@ -72,7 +72,11 @@ def stage_entry(command: Command, plan: StagePlan) -> Summary:
             if note := plan.request.kept_from_parents(session.settings):
                 command.say(f"note: {note}")
             parent = tracking.get(find_or_run(session, number - 1).run_id)
-        summary = run_stage(session, number, parent, target=True)
+        earlier = finished(session, number, command.started)
+        summary = train_once(session, number, parent, target=True, known=earlier)
+        if summary.reused:  # another command that was started at the same time has trained it
+            add_pictures_and_model(session, number, summary.run_id)
+            tracking.name_launched(f"stage {number} · reused", "reuse", summary.run_id)
         if number == 1:
             _floor(session, summary.run_id)
         refresh_siblings(tracking, command.say)

@@ -7,6 +7,7 @@ To add an entry point: a row here, a module that does the work, and an entry in 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from functools import partial
 from pkgutil import resolve_name
@@ -252,7 +253,7 @@ def perform(
     Raises:
         PipelineError: whatever a person can mend.
     """
-    row = ENTRY_POINTS[name]
+    started, row = time.time(), ENTRY_POINTS[name]
     request = row.read(options)
     plan = row.plan(request)
     shared = request.own_settings(CommandSettings)
@@ -260,5 +261,7 @@ def perform(
         from pipeline.runs.command import Command
 
         work = resolve_name(f"pipeline.{row.work}")
-    command = Command(request=request, **shared.model_dump(), say=say, on_epoch=on_epoch)
+    command = Command(
+        request=request, **shared.model_dump(), say=say, on_epoch=on_epoch, started=started
+    )
     return work(command, plan)

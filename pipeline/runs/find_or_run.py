@@ -1,17 +1,21 @@
 """A finished run in place of training a stage anew, and what such a run may still lack.
 
 In: a session and a stage's number. Out: the `Summary` of a run with the same content, found or
-trained now (`run_stage.py`). A run that is found and was made by a trial, a pair, or an earlier
-version is completed from its checkpoint, never trained again.
+trained now (`run_stage.py`) by one command: others that want the same wait (`once.py`). A run that
+is found and was made by a trial, a pair, or an earlier version is completed from its checkpoint,
+never trained again.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Set
+from contextlib import suppress
 from pathlib import Path
 
-from pipeline.errors import LineageError
+from pipeline.errors import LineageError, OvertakenError
 from pipeline.model.backbones import Backbone
+from pipeline.runs.once import finished, once, wait_for_others
 from pipeline.runs.origins import note_on_origin, origin_of
 from pipeline.runs.run_stage import run_stage
 from pipeline.runs.scoring import logits_of
@@ -33,22 +37,62 @@ def find_or_run(session: Session, number: int, nested_under: str | None = None) 
     check()
     if number in session.done:
         return session.done[number]
-    found = find_run(session, number) if session.settings.reuse else None
-    if found:
-        other = note_on_origin(found, session.made_with)
-        found_it = f"found run {found.run_id} with the same content{other}, reusing it"
-        session.say(f"stage {number}: {found_it}")
-        session.done[number] = Summary.of(found)
+    reuse = session.settings.reuse
+    if reuse:
+        wait_for_others(session, number)
+    known = finished(session, number)
+    if reuse and (found := find_run(session, number)):
+        session.done[number] = _reused(session, number, found)
     else:
-        if session.settings.reuse:
+        if reuse:
             session.say(
                 f"stage {number}: no finished run with the same content, training it: "
                 f"{stage_in_words(session.settings, number)}"
             )
         parent = find_or_run(session, number - 1, nested_under) if number > 1 else None
         view = session.tracking.get(parent.run_id) if parent else None
-        session.done[number] = run_stage(session, number, view, nested_under, target=False)
+        session.done[number] = train_once(
+            session, number, view, nested_under, target=False, known=known
+        )
     return session.done[number]
+
+
+def train_once(
+    session: Session,
+    number: int,
+    parent: RunView | None,
+    nested_under: str | None = None,
+    *,
+    target: bool,
+    known: Set[str],
+) -> Summary:
+    """Train a stage; where another command trains or has trained it meanwhile, use its run.
+
+    `known`: finished runs of the same content that do not count.
+    """
+    while session.settings.reuse:
+        wait_for_others(session, number)
+        new = finished(session, number) - known
+        if new and (found := find_run(session, number)):
+            return _reused(session, number, found)
+        known |= new  # damaged ones
+        with suppress(OvertakenError):
+            return run_stage(
+                session,
+                number,
+                parent,
+                nested_under,
+                target=target,
+                once=once(session, number, known),
+            )
+    return run_stage(session, number, parent, nested_under, target=target)
+
+
+def _reused(session: Session, number: int, found: RunView) -> Summary:
+    other = note_on_origin(found, session.made_with)
+    found_it = f"found run {found.run_id} with the same content{other}, reusing it"
+    session.say(f"stage {number}: {found_it}")
+    return Summary.of(found)
 
 
 def find_run(session: Session, number: int) -> RunView | None:

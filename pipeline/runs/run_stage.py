@@ -49,6 +49,7 @@ from pipeline.system.progress import bar, doing
 from pipeline.system.text import as_markdown
 from pipeline.tracking import RunLog, RunView, keys
 from pipeline.tracking.history import Summary
+from pipeline.tracking.turns import AT_ONCE, Once
 from pipeline.training.features import Features
 from pipeline.training.mixing import mixing_line
 from pipeline.training.trainer import Trainer
@@ -73,16 +74,23 @@ def run_stage(
     nested_under: str | None = None,
     *,
     target: bool,
+    once: Once | None = None,
 ) -> Summary:
-    """Train one stage from its parent run (None: from pretrained weights) and log the run."""
+    """Train one stage from its parent run (None: from pretrained weights) and log the run.
+
+    Raises:
+        OvertakenError: another command trains the same; only where it is to be trained `once`.
+    """
     settings, stage = session.settings, session.settings.stage(number)
     if settings.enforce_gate and (stage.schedule, number) == ("three_stage", 3):
         assert parent
         gate_of_run(session.tracking, parent, settings, session.say)[0].enforce()
     started = time.perf_counter()
     name = run_name(settings, number, session.role)
-    tags = start_tags(session, stage, parent)
-    with session.tracking.run(name, tags, target=target, nested_under=nested_under) as log:
+    tags = start_tags(session, stage, parent) | ({} if once else {keys.TICKET: AT_ONCE})
+    with session.tracking.run(
+        name, tags, target=target, nested_under=nested_under, once=once
+    ) as log:
         log_start(log, session, stage)
         peak = PeakMemory(session.device)
         work = _prepare(session, stage, parent)
@@ -158,7 +166,7 @@ def _train(session: Session, log: RunLog, work: _Work) -> None:
                 session.say(
                     f"stage {stage.number}: the loss is not a number in epoch {epoch}: stopping"
                 )
-                log.tags({"diverged": "true"})
+                log.tags({keys.DIVERGED: "true"})
     if not math.isfinite(history.best[keys.VAL_LOSS]):
         trained_s = sum(sum(history[key]) for key in (keys.TRAIN_S, keys.VAL_S))
         log.metrics(

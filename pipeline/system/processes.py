@@ -3,14 +3,15 @@
 A process that is killed outright cannot end its runs or remove its files. Both name the process
 that writes them: machine and boot, PID namespace (a container has one of its own, in which other
 containers' processes cannot be seen), number, and start, since numbers are given again. In: such
-names. Out: whether the process is gone: yes only where that can be known.
-Not covered: processes of other machines, of other containers, and of the time before a reboot.
+names. Out: whether the process is gone, where that can be seen from here. Of processes of other
+machines, other containers and the time before a reboot, leases tell (`leases.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import socket
 from collections.abc import Mapping
 from functools import cache
@@ -19,6 +20,8 @@ from pathlib import Path
 KILLED_REASON = "its process was killed"
 MACHINE, PROCESS = "owner.machine", "owner.process"
 NAMESPACE, STARTED = "owner.pid_namespace", "owner.process_started"
+BEAT = "owner.beat"
+"""What the process renews while it works; absent from runs of earlier versions."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PROC = Path("/proc")
 _STATE, _START = 0, 19
@@ -28,8 +31,12 @@ _STATE, _START = 0, 19
 @cache
 def this_machine() -> str:
     """The machine and, where known, its boot: process numbers begin again with each boot."""
-    boot = _BOOT_ID.read_text(encoding="ascii").strip() if _BOOT_ID.exists() else ""
-    return f"{socket.gethostname()} {boot}".strip()
+    return f"{socket.gethostname()} {_boot()}".strip()
+
+
+@cache
+def _boot() -> str:
+    return _BOOT_ID.read_text(encoding="ascii").strip() if _BOOT_ID.exists() else ""
 
 
 def this_namespace() -> str:
@@ -47,16 +54,34 @@ def owner_tags() -> dict[str, str]:
         NAMESPACE: this_namespace(),
         PROCESS: str(os.getpid()),
         STARTED: _started(os.getpid()),
+        BEAT: new_beat(),
     }
 
 
-def is_abandoned(tags: Mapping[str, str]) -> bool:
-    """Whether the process behind a run could be seen from here and is gone.
+def new_beat() -> str:
+    """A mark that no other beat has."""
+    return secrets.token_hex(6)
 
-    Runs of earlier versions do not name a namespace: they stay as they are where there are any.
+
+def is_alive(tags: Mapping[str, str]) -> bool | None:
+    """Whether the process behind a run lives; None where that cannot be seen from here.
+
+    Without a boot id another machine may have this one's name, and without the start of a process
+    another may have its number. Runs of earlier versions do not name a namespace: nobody can tell
+    where there are any.
     """
     here = tags.get(MACHINE) == this_machine() and tags.get(NAMESPACE, "") == this_namespace()
-    return here and is_gone(tags.get(PROCESS, ""), tags.get(STARTED, ""))
+    number, started = tags.get(PROCESS, ""), tags.get(STARTED, "")
+    if not here or not number.isdecimal():
+        return None
+    if is_gone(number, started):
+        return False if _boot() or BEAT not in tags else None
+    return True if _boot() and started and _fields(int(number)) else None
+
+
+def is_abandoned(tags: Mapping[str, str]) -> bool:
+    """Whether the process behind a run could be seen from here and is gone."""
+    return is_alive(tags) is False
 
 
 def owner_mark() -> str:
@@ -64,11 +89,20 @@ def owner_mark() -> str:
     return f"{_place()}-{os.getpid()}-{_started(os.getpid())}"
 
 
-def is_abandoned_mark(mark: str) -> bool:
-    """Whether the process that `owner_mark` named could be seen from here and is gone."""
+def is_alive_mark(mark: str) -> bool | None:
+    """Whether the process that `owner_mark` named lives; None where that cannot be seen."""
     place, _, process = mark.partition("-")
     number, _, started = process.partition("-")
-    return place == _place() and is_gone(number, started)
+    if place != _place() or not number.isdecimal():
+        return None
+    if is_gone(number, started):
+        return False
+    return True if _boot() and started and _fields(int(number)) else None
+
+
+def is_abandoned_mark(mark: str) -> bool:
+    """Whether the process that `owner_mark` named could be seen from here and is gone."""
+    return is_alive_mark(mark) is False
 
 
 def is_gone(number: str, started: str) -> bool:

@@ -41,6 +41,10 @@ NETWORK_SHA256 = "network_sha256"
 PARENT_RUN_ID, PARENT_CHECKPOINT_SHA256 = "parent_run_id", "parent_checkpoint_sha256"
 NO_PARENT = "none"
 """The value of both at a chain's first stage."""
+DIVERGED = "diverged"
+"""Of a stage run whose loss was no number in some epoch."""
+TICKET = "owner.ticket"
+"""Of a stage run: the lowest goes first where several processes train the same (`turns.py`)."""
 IS_TRIAL, COMPLETED = "is_trial", "completed"
 """Of a trial's stage run: made without pictures; has been given its pictures since."""
 
@@ -100,6 +104,7 @@ FOR_PROGRAMS = frozenset(
         *(LINEAGE_KEY, RECIPE_KEY, DATA, TRAINS, DECISION_RUN_ID, CHAMPION_RUN_ID),
         *(COMPARED_RUN_ID, "best_trial_run_id", "chosen_trial_run_id", "tuned_by"),
         *("owner.machine", "owner.process", "owner.pid_namespace", "owner.process_started"),
+        *("owner.beat", TICKET),
     }
 )
 """Tags that are stored behind all others, so that at most 15 of a run are for people."""

@@ -6,12 +6,14 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.errors import PipelineError, RunStopped, TrackingError, note_once
 from pipeline.stats.metrics import rounded
 from pipeline.tracking.faults import translated
 from pipeline.tracking.keys import FAILURE, stored_tag
@@ -208,6 +210,36 @@ class _StatedPyfunc:
         import mlflow
 
         mlflow.pyfunc.save_model(**stated)
+
+
+@contextmanager
+def ending(log: RunLog) -> Iterator[None]:
+    """Give a run the end that this comes to, once all its metrics are stored."""
+    try:
+        yield
+        log.wait()
+    except RunStopped as stopped:
+        log.set_status("KILLED", str(stopped))
+        raise
+    except BaseException as err:
+        try:
+            log.set_status(status_of(err), why_ended(err))
+        except TrackingError as lost:  # what ended the run counts, not that it is not recorded
+            note_once(err, lost)
+        raise
+    log.set_status("FINISHED")
+
+
+def status_of(err: BaseException) -> str:
+    """The status of a run that this has ended."""
+    return "KILLED" if isinstance(err, KeyboardInterrupt) else "FAILED"
+
+
+def why_ended(err: BaseException) -> str:
+    """What the tag `failure` says of it."""
+    if isinstance(err, KeyboardInterrupt):
+        return "stopped by Ctrl-C or a signal"
+    return str(err) if isinstance(err, PipelineError) else f"{type(err).__name__}: {err}"
 
 
 def to_tags(values: Mapping[str, str]) -> list[Any]:

@@ -13,17 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import LineageError, PipelineError, RunStopped, TrackingError, note_once
+from pipeline.errors import LineageError, OvertakenError, PipelineError, TrackingError
 from pipeline.system.addresses import without_password
 from pipeline.system.databases import exclusively
 from pipeline.system.interrupts import begun
-from pipeline.system.processes import (
-    KILLED_REASON,
-    MACHINE,
-    is_abandoned,
-    owner_tags,
-    this_machine,
-)
+from pipeline.system.processes import owner_tags
 from pipeline.system.progress import doing, loading
 from pipeline.system.provenance import PROJECT_DIR, git_commit
 from pipeline.tracking.address import usable_address
@@ -36,14 +30,17 @@ from pipeline.tracking.keys import (
     KIND,
     NAME,
     NESTED_UNDER,
+    TICKET,
     former,
     is_for_programs,
     stored_tag,
 )
+from pipeline.tracking.owners import Owners
 from pipeline.tracking.pages import how_to_open
 from pipeline.tracking.registry import ModelVersion, Registered, champions, register
-from pipeline.tracking.run import RunLog, to_tags
+from pipeline.tracking.run import RunLog, ending, status_of, to_tags, why_ended
 from pipeline.tracking.tables import client_of
+from pipeline.tracking.turns import DRAWING, Once, take_turn
 from pipeline.tracking.view import RunView
 
 if TYPE_CHECKING:
@@ -63,6 +60,7 @@ class Tracking:
         self._places = experiment_ids
         self._launched = launched
         self._target = ""
+        self.owners = Owners(client, uri, self.find)
         self.recipes_met: set[str] = set()  # of stage runs that the command has found or made
         self.git_commit = git_commit()
 
@@ -232,7 +230,13 @@ class Tracking:
 
     @contextmanager
     def run(
-        self, name: str, tags: Mapping[str, str], *, target: bool, nested_under: str | None = None
+        self,
+        name: str,
+        tags: Mapping[str, str],
+        *,
+        target: bool,
+        nested_under: str | None = None,
+        once: Once | None = None,
     ) -> Iterator[RunLog]:
         """A run that ends FINISHED, FAILED or, by Ctrl-C, KILLED; the tag `failure` says why.
 
@@ -240,49 +244,54 @@ class Tracking:
         MLflow 3.17): there the tag alone tells them apart.
 
         `target`: the run that the user asked for; it adopts the run that `mlflow run` started.
+        `once`: end in an OvertakenError where another process makes this run, or has made it.
         """
-        if target:
-            self._end_abandoned()
-        tags = {**tags, **owner_tags()}  # those that people read come first
+        self.owners.end_abandoned(at_once=target)
+        drawing = {TICKET: DRAWING} if once else {}
+        tags = {**tags, **owner_tags(), **drawing}  # those that people read come first
+        adopted = self._launched if target else None
         log = self._start(name, tags, target=target, nested_under=nested_under)
         if target:
             self._target = log.run_id
         try:
-            yield log
-            log.wait()
-        except RunStopped as stopped:
-            log.set_status("KILLED", str(stopped))
+            with ending(log), self.owners.renewing(log.run_id):
+                if once:
+                    take_turn(log, once, self.owners.at_work, self.find)
+                yield log
+        except OvertakenError:
+            self._withdraw(log, tags, adopted)
             raise
-        except BaseException as err:
-            try:
-                log.set_status(_status(err), _why(err))
-            except TrackingError as lost:  # what ended the run counts, not that it is not recorded
-                note_once(err, lost)
-            raise
-        log.set_status("FINISHED")
+        self.owners.end_abandoned(at_once=False)
+
+    def _withdraw(self, log: RunLog, tags: Mapping[str, str], adopted: str | None) -> None:
+        """Take back a run that another process goes before; MLflow's own is free to be adopted."""
+        with translated("take back a run", self.uri):
+            if adopted:
+                for tag in tags.keys() - owner_tags().keys():
+                    self._client.delete_tag(adopted, stored_tag(tag))
+                log.set_status("RUNNING")
+                self._launched = adopted
+            else:
+                self._client.delete_run(log.run_id)
 
     @contextmanager
     def explained(self) -> Iterator[None]:
         """Give a run that `mlflow run` started, and nothing adopted, the reason it failed."""
         try:
-            yield
+            with self.owners.owning(self._launched):
+                yield
         except (PipelineError, KeyboardInterrupt) as err:
             if self._launched:
                 run_id, self._launched = self._launched, None
-                self.writing(run_id).set_status(_status(err), _why(err))
+                self.writing(run_id).set_status(status_of(err), why_ended(err))
             raise
 
-    def name_launched(self, name: str, kind: str) -> None:
-        """Name the run that `mlflow run` started for a command that only reads runs."""
+    def name_launched(self, name: str, kind: str, target: str = "") -> None:
+        """Name the run that `mlflow run` started for a command that reads runs; `target`: one."""
+        self._target = target or self._target
         if self._launched:
             run_id, self._launched = self._launched, None
             self.writing(run_id).tags({NAME: name, KIND: kind})
-
-    def _end_abandoned(self) -> None:
-        """End the runs that processes of this machine were writing when they were killed."""
-        for run in self.find({MACHINE: this_machine()}, status="RUNNING"):
-            if is_abandoned(run.tags):
-                self.writing(run.run_id).set_status("FAILED", KILLED_REASON)
 
     def _start(
         self, name: str, tags: Mapping[str, str], *, target: bool, nested_under: str | None
@@ -307,13 +316,3 @@ class Tracking:
                 run_id = self._client.create_run(self.experiment_id, tags=all_tags).info.run_id
                 known = set()
         return RunLog(self._client, self.uri, run_id, known_params=known, in_background=True)
-
-
-def _status(err: BaseException) -> str:
-    return "KILLED" if isinstance(err, KeyboardInterrupt) else "FAILED"
-
-
-def _why(err: BaseException) -> str:
-    if isinstance(err, KeyboardInterrupt):
-        return "stopped by Ctrl-C or a signal"
-    return str(err) if isinstance(err, PipelineError) else f"{type(err).__name__}: {err}"

@@ -30,10 +30,12 @@ class RunValues(dict[str, Value]):
 
 @dataclass(frozen=True, kw_only=True)
 class RunView:
-    """A run as it is stored."""
+    """A run as it is stored; times are those of whoever wrote it, 0 where there is none."""
 
     run_id: str
     experiment_id: str = ""
+    started_ms: int = 0
+    ended_ms: int = 0
     name: str
     status: str
     tags: Mapping[str, str]
@@ -48,6 +50,8 @@ class RunView:
         return cls(
             run_id=info.run_id,
             experiment_id=info.experiment_id,
+            started_ms=info.start_time or 0,
+            ended_ms=info.end_time or 0,
             name=name,
             status=info.status,
             tags=RunValues(tags_as_named(data.tags), "tag", shown),

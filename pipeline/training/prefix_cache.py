@@ -18,7 +18,6 @@ import hashlib
 import json
 import math
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -36,18 +35,16 @@ from pipeline.model.backbones import Backbone
 from pipeline.settings.augmentation import Augment, of_images
 from pipeline.system.digests import digest_each, digest_file, digest_values
 from pipeline.system.files import holding, lock_for_all
-from pipeline.system.processes import is_abandoned_mark, owner_mark
+from pipeline.system.leases import renewing
+from pipeline.system.processes import owner_mark
 from pipeline.system.progress import bar
 from pipeline.system.provenance import libraries
-from pipeline.system.scratch import sweep_parts
+from pipeline.training.cache_parts import PARTS, is_left_behind, touch
 from pipeline.training.device import compute_copy, run_segments, with_kernels
 from pipeline.training.features import Features, LiveFeatures, StoredFeatures
 
 FORMAT = 5
 PIXELS_PER_BATCH = 128 * 64 * 64
-ABANDONED_AFTER_S = 3600
-_PARTS = (".tmp", ".about")
-"""Endings of what is being written."""
 
 Compute = Callable[[Sequence[int]], Iterator[tuple[int, NDArray[np.uint8]]]]
 """From lengths of prefixes, the shortest first, to the number of one and bytes of its outputs."""
@@ -165,7 +162,7 @@ class PrefixCache:
         folder = wanted.values.parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            sweep_parts(folder, endings=_PARTS)
+            sweep_parts(folder, endings=PARTS)
             with holding(lock_for_all(wanted.values.with_suffix(".lock"))):
                 if not self._is_intact(wanted):
                     others = [entry for entry in entries if entry is not wanted]
@@ -204,12 +201,9 @@ class PrefixCache:
 
         What killed processes left behind goes too: parts, and values without a description.
         """
-        for path in (p for kind in (*_PARTS, ".bin") for p in folder.glob(f"*{kind}")):
+        for path in (p for kind in (*PARTS, ".bin") for p in folder.glob(f"*{kind}")):
             with contextlib.suppress(FileNotFoundError):
-                # KEY.MARK.tmp and KEY.MARK.about name their writer
-                dead = path.suffix in _PARTS and is_abandoned_mark(path.stem.partition(".")[2])
-                old = time.time() - path.stat().st_mtime > ABANDONED_AFTER_S
-                if (old or dead) and not path.with_suffix(".json").exists():
+                if is_left_behind(path) and not path.with_suffix(".json").exists():
                     path.unlink()
         used: list[tuple[float, int, Path]] = []
         for path in folder.glob("*.json"):
@@ -232,9 +226,9 @@ def clear(folder: Path) -> int:
     A process that has mapped an entry goes on reading it. Parts that are being written stay.
     """
     freed = 0
-    for path in [p for kind in (*_PARTS, ".bin") for p in folder.glob(f"*{kind}")]:
-        is_part = path.suffix in _PARTS
-        if is_part and not is_abandoned_mark(path.stem.partition(".")[2]):
+    for path in [p for kind in (*PARTS, ".bin") for p in folder.glob(f"*{kind}")]:
+        is_part = path.suffix in PARTS
+        if is_part and not is_left_behind(path):
             continue
         lock = FileLock(path.with_suffix(".lock"), timeout=0)
         with contextlib.suppress(FileNotFoundError, Timeout), nullcontext() if is_part else lock:
@@ -250,9 +244,10 @@ def _fill(entries: list[_Entry], compute: Compute) -> None:
     hashers = [hashlib.sha256() for _ in entries]
     files = [part.open("wb") for part in parts]
     try:
-        for number, raw in compute([entry.prefix for entry in entries]):
-            files[number].write(raw.data)
-            hashers[number].update(raw.data)
+        with renewing(lambda: touch(parts)):
+            for number, raw in compute([entry.prefix for entry in entries]):
+                files[number].write(raw.data)
+                hashers[number].update(raw.data)
         for entry, part, file, hasher in zip(entries, parts, files, hashers, strict=True):
             file.close()
             about = part.with_suffix(".about")

@@ -19,7 +19,7 @@ from pipeline.runs.session import Session
 from pipeline.settings.run import plain_values
 from pipeline.system.addresses import file_of, without_password
 from pipeline.system.interrupts import check
-from pipeline.system.processes import KILLED_REASON
+from pipeline.system.processes import BEAT, KILLED_REASON, new_beat
 from pipeline.tracking import RunView, Tracking
 from pipeline.tracking.keys import FAILURE, KIND, NESTED_UNDER, SCHEDULE, STAGE, STUDY, TRIAL
 from pipeline.tuning.objective import INTERRUPTED, STATE
@@ -68,6 +68,7 @@ def study_run(study: Study, session: Session, say: Callable[[str], None]) -> str
             "storage": without_password(study.storage.url),
             PLACE: place,
             "space": study.spec.space.source,
+            BEAT: new_beat(),  # whoever works on the study renews the mark
         },
     )
     study.optuna.set_user_attr(RUN_ID, run_id)

@@ -154,6 +154,11 @@ class Study:
         """How often an interrupted trial and those that it repeats were interrupted."""
         return 1 + len(self.trials[trial.number].system_attrs.get("retry_history", []))
 
+    def end_lost_trials(self) -> None:
+        """Mark trials whose workers are known to be lost as failed, wanted or not."""
+        with exclusively(self.storage.url):
+            self._give_up_silent_workers()
+
     def _give_up_silent_workers(self) -> None:
         """Mark trials of workers that have fallen silent as failed.
 

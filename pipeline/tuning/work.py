@@ -20,14 +20,13 @@ from pipeline.runs.command import Command
 from pipeline.runs.find_or_run import find_or_run
 from pipeline.runs.next_step import tuned_command
 from pipeline.runs.session import Session
-from pipeline.runs.sources import cache_folder, check_draws, source_and_weights
+from pipeline.runs.sources import check_draws, source_and_weights
 from pipeline.runs.workers import run_workers
 from pipeline.settings.describe import without_thresholds
 from pipeline.settings.entry import TuneSettings
 from pipeline.settings.run import plain_values
 from pipeline.settings.search_space import Choices, TunePlan
 from pipeline.system.addresses import without_password
-from pipeline.system.files import locked
 from pipeline.system.interrupts import check
 from pipeline.system.progress import bar
 from pipeline.system.text import as_sentence, count_of
@@ -201,6 +200,12 @@ class Worker:
         first = next(iter(self.sessions.values()))
         study = Study.join(self.storage, self.spec, first.settings.seed)
         run_id = study_run(study, first, self.say)
+        study.end_lost_trials()
+        with self.tracking.owners.renewing(run_id):
+            self._go_on(study, run_id)
+        return self._tuned(study, run_id)
+
+    def _go_on(self, study: Study, run_id: str) -> None:
         finished = study.finished()
         if finished >= self.tune.n_trials:
             self.say(f"study {study.name} has its {count_of(finished, 'trial')}: none is added")
@@ -218,7 +223,6 @@ class Worker:
                 self._sum_up(study, run_id)
             raise
         self._sum_up(study, run_id)
-        return self._tuned(study, run_id)
 
     def _tuned(self, study: Study, run_id: str) -> Tuned:
         choice = choose(study, self.tracking, self.tune.margin)
@@ -229,12 +233,10 @@ class Worker:
         )
 
     def _train_parents(self, study_run_id: str) -> None:
-        """The checkpoints that trials start from: found, or trained by one process a machine."""
+        """The checkpoints that trials start from: found, or trained by one process."""
         number = self.spec.stage.number
         for session in self.sessions.values() if number > 1 else ():
-            folder = cache_folder(session.settings) / "parents"
-            with locked(folder / f"{session.key(number - 1)}.lock"):
-                find_or_run(session, number - 1, study_run_id)
+            find_or_run(session, number - 1, study_run_id)
 
     def _loop(self, study: Study, run_id: str) -> None:
         objective = TrialObjective(

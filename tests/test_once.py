@@ -1,0 +1,69 @@
+"""The same command several times at once: one trains, the others wait, and take over if need be."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from pipeline.system.processes import KILLED_REASON, PROCESS
+from pipeline.tracking import RunView, Tracking
+from pipeline.tracking.keys import CHECKPOINT_SHA256, KIND, TICKET, WEIGHTS_SHA256
+from tests.conftest import tiny, words_of
+from tests.crowds import Crowd, crowd
+from tests.test_leases import until
+
+pytestmark = pytest.mark.slow
+
+WAITS = "another command trains stage 1"
+
+
+def stage_runs(status: str | None = None) -> list[RunView]:
+    return Tracking.connect().find({KIND: "stage"}, status=status)
+
+
+def run_ids(crowd: Crowd, number: int) -> set[str]:
+    """The stage runs that a command names when it is over."""
+    return set(re.findall(r"parent_run_id=(\w+)", crowd.out(number)))
+
+
+def test_one_trains_and_the_others_wait_for_it(store: Path, image_folder: Path) -> None:
+    words = words_of("stage1", tiny(image_folder, store, {"epochs": "1"}))
+    with crowd(store, 3, words) as three:
+        assert three.wait() == [0, 0, 0], [three.err(number) for number in range(3)]
+        (run,) = stage_runs()
+        assert [run_ids(three, number) for number in range(3)] == [{run.run_id}] * 3
+        trained = [f"stage 1: run {run.run_id} (" in three.out(number) for number in range(3)]
+        reused = [f"found run {run.run_id}" in three.out(number) for number in range(3)]
+        assert sorted(trained) == [False, False, True]
+        assert reused == [not did for did in trained]
+    deleted = Tracking.connect()
+    assert run.status == "FINISHED"
+    assert len(run.tags[CHECKPOINT_SHA256]) == 64
+    assert not deleted.find({}, status="RUNNING")
+
+
+def test_a_command_that_waits_takes_over_from_one_that_is_killed(
+    store: Path, image_folder: Path
+) -> None:
+    options = {"stage1.epochs": "40", "stage1.batch_size": "2"}
+    words = words_of("main", tiny(image_folder, store, {**options, "schedule": "head_only"}))
+    with crowd(store, 3, words) as three:
+        until(lambda: sum(WAITS in three.out(number) for number in range(3)) == 2)
+        (first,) = [run for run in stage_runs("RUNNING") if run.tags.get(TICKET)]
+        killed = int(first.tags[PROCESS])
+        os.kill(killed, signal.SIGKILL)
+        codes = three.wait()
+        number = three.pids.index(killed)
+        others = [n for n in range(3) if n != number]
+        assert [codes[n] for n in others] == [0, 0], [three.err(n) for n in others]
+        (run,) = stage_runs("FINISHED")
+        assert all(run.run_id in three.out(n) for n in others)
+        assert all(f"run {first.run_id} came to nothing" in three.out(n) for n in others)
+        assert sum(f"found run {run.run_id}" in three.out(n) for n in others) == 1
+    assert len(run.tags[WEIGHTS_SHA256]) == 64
+    ended = [r for r in Tracking.connect().find({}, status=None) if r.status != "FINISHED"]
+    assert {(r.status, r.tags["failure"]) for r in ended} == {("FAILED", KILLED_REASON)}
