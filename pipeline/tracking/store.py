@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import LineageError, PipelineError, RunStopped, TrackingError
+from pipeline.errors import AwayError, LineageError, PipelineError, RunStopped, TrackingError
 from pipeline.system.addresses import without_password
 from pipeline.system.databases import exclusively
 from pipeline.system.interrupts import begun
@@ -27,6 +27,7 @@ from pipeline.system.processes import (
 from pipeline.system.progress import doing, loading
 from pipeline.system.provenance import PROJECT_DIR, git_commit
 from pipeline.tracking.address import usable_address
+from pipeline.tracking.client import patient
 from pipeline.tracking.disk import StoredRun, discard, stored_runs
 from pipeline.tracking.experiment import ID, usable_experiment
 from pipeline.tracking.experiment import NAME as EXPERIMENT
@@ -42,7 +43,7 @@ from pipeline.tracking.keys import (
 )
 from pipeline.tracking.pages import how_to_open
 from pipeline.tracking.registry import ModelVersion, Registered, champions, register
-from pipeline.tracking.run import RunLog, to_tags
+from pipeline.tracking.run import RunLog, end_of, to_tags
 from pipeline.tracking.view import RunView
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class Tracking:
         begun()
         try:
             with doing("opening the store"), translated("connect", shown), exclusively(uri):
-                client = mlflow.MlflowClient(uri)
+                client = patient(mlflow.MlflowClient(uri), uri)
                 launched = os.environ.pop("MLFLOW_RUN_ID", None)
                 places = usable_experiment(client, launched, shown, data, files=files)
                 if launched and name:
@@ -256,9 +257,10 @@ class Tracking:
             raise
         except BaseException as err:
             try:
-                log.set_status(_status(err), _why(err))
+                log.set_status(*end_of(err))
             except TrackingError as lost:
-                err.add_note(str(lost))  # what ended the run counts, not that this is not recorded
+                if not isinstance(err, AwayError):  # which says as much
+                    err.add_note(str(lost))  # what ended the run counts, not that it is unknown
             raise
         log.set_status("FINISHED")
 
@@ -270,7 +272,7 @@ class Tracking:
         except (PipelineError, KeyboardInterrupt) as err:
             if self._launched:
                 run_id, self._launched = self._launched, None
-                self.writing(run_id).set_status(_status(err), _why(err))
+                self.writing(run_id).set_status(*end_of(err))
             raise
 
     def name_launched(self, name: str, kind: str) -> None:
@@ -308,13 +310,3 @@ class Tracking:
                 run_id = self._client.create_run(self.experiment_id, tags=all_tags).info.run_id
                 known = set()
         return RunLog(self._client, self.uri, run_id, known_params=known, in_background=True)
-
-
-def _status(err: BaseException) -> str:
-    return "KILLED" if isinstance(err, KeyboardInterrupt) else "FAILED"
-
-
-def _why(err: BaseException) -> str:
-    if isinstance(err, KeyboardInterrupt):
-        return "stopped by Ctrl-C or a signal"
-    return str(err) if isinstance(err, PipelineError) else f"{type(err).__name__}: {err}"
