@@ -11,12 +11,13 @@ Asking twice must not count twice: where it would, `mend` finds what the first q
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -130,7 +131,10 @@ class Patience:
             away, fault = self._tell_away(err), err
             if away is None:
                 raise
-        return self._again(away, fault, do, mend)
+        if hasattr(self._thread, "over"):
+            return self._again(away, fault, do, mend)
+        with doing(f"waiting for {away.server}"):
+            return self._again(away, fault, do, mend)
 
     def _waits(self) -> bool:
         if getattr(self._thread, "is_within", False):
@@ -164,7 +168,8 @@ class Patience:
                 self._pause(outage, fault, pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
             try:
-                with self._within(), self._interruptible(outage, aside=bool(over)):
+                # what is repeated may be cut short by a signal: asking once more does no harm
+                with self._within(), nullcontext() if over else at_once():
                     found = mend() if mend else None
                     if found is None:
                         found = do()
@@ -179,15 +184,6 @@ class Patience:
             else:
                 self._end(outage)
                 return found
-
-    @contextmanager
-    def _interruptible(self, outage: _Outage, *, aside: bool) -> Iterator[None]:
-        """What is repeated may be cut short by a signal: asking once more does no harm."""
-        if aside:
-            yield
-        else:
-            with at_once(), doing(f"waiting for {outage.away.server}"):
-                yield
 
     def _outage(self, away: Away) -> _Outage:
         """The outage that a fault belongs to; a server that is only slow is given more time."""
@@ -224,8 +220,10 @@ class Patience:
             _answer_within(LAST_ANSWER_S)
             raise fault
         left_s = self._left_s(outage)
-        with at_once(), doing(f"waiting for {outage.away.server}"):
+        with at_once():
             time.sleep(min(pause_s, left_s))
+        given_s = int(os.environ.get(TIMEOUT) or ANSWER_S)
+        _answer_within(min(given_s, max(LAST_ANSWER_S, math.ceil(left_s - pause_s))))
 
     def _left_s(self, outage: _Outage) -> float:
         """How much longer the command waits; tells so.
@@ -269,7 +267,9 @@ class Patience:
             waits = waits_since is not None
             if outage.told and outage.told[1] >= waits and now - outage.told[0] < AGAIN_S:
                 return
-            still = f"still away after {_in_words(now - outage.since)}" if outage.told else "away"
+            away_s = now - outage.since
+            is_news = outage.told is None or away_s < LONGEST_PAUSE_S
+            still = "away" if is_news else f"still away after {_in_words(away_s)}"
             outage.told = now, waits
         what = "work goes on, what it records waits"
         if waits_since is not None:

@@ -228,8 +228,13 @@ def to_tags(values: Mapping[str, str]) -> list[Any]:
     return [RunTag(stored_tag(key), value) for key, value in values.items()]
 
 
-def end_of(err: BaseException) -> tuple[str, str]:
-    """The status of a run that ends by this fault, and why."""
+def status_of(err: BaseException) -> str:
+    """The status of a run that this has ended."""
+    return "KILLED" if isinstance(err, KeyboardInterrupt) else "FAILED"
+
+
+def why_ended(err: BaseException) -> str:
+    """What the tag `failure` says of it."""
     if isinstance(err, KeyboardInterrupt):
-        return "KILLED", "stopped by Ctrl-C or a signal"
-    return "FAILED", str(err) if isinstance(err, PipelineError) else f"{type(err).__name__}: {err}"
+        return "stopped by Ctrl-C or a signal"
+    return str(err) if isinstance(err, PipelineError) else f"{type(err).__name__}: {err}"

@@ -43,7 +43,7 @@ from pipeline.tracking.keys import (
 )
 from pipeline.tracking.pages import how_to_open
 from pipeline.tracking.registry import ModelVersion, Registered, champions, register
-from pipeline.tracking.run import RunLog, end_of, to_tags
+from pipeline.tracking.run import RunLog, status_of, to_tags, why_ended
 from pipeline.tracking.view import RunView
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ class Tracking:
             raise
         except BaseException as err:
             try:
-                log.set_status(*end_of(err))
+                log.set_status(status_of(err), why_ended(err))
             except TrackingError as lost:
                 if not isinstance(err, AwayError):  # which says as much
                     err.add_note(str(lost))  # what ended the run counts, not that it is unknown
@@ -272,7 +272,7 @@ class Tracking:
         except (PipelineError, KeyboardInterrupt) as err:
             if self._launched:
                 run_id, self._launched = self._launched, None
-                self.writing(run_id).set_status(*end_of(err))
+                self.writing(run_id).set_status(status_of(err), why_ended(err))
             raise
 
     def name_launched(self, name: str, kind: str) -> None:
