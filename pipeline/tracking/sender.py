@@ -40,7 +40,7 @@ class Sender:
                 return
             try:
                 sent.set_result(do())
-            except Exception as err:  # noqa: BLE001 - raised by `wait`
+            except BaseException as err:  # noqa: BLE001 - raised by `wait`
                 sent.set_exception(err)
 
     def wait(self) -> None:
