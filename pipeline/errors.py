@@ -70,6 +70,10 @@ class TrackingError(PipelineError):
     """The tracking store cannot be reached or refused a request."""
 
 
+class AwayError(TrackingError):
+    """A server stayed away for longer than the command waits for one: MLflow's or Optuna's."""
+
+
 class RunStopped(Exception):
     """A run that ends early on purpose: it is marked KILLED, the message says why."""
 

@@ -94,25 +94,51 @@ class Tracking(Quiet):
         self.wfile.write(body.encode())
 
 
+class MlflowServer:
+    """A real tracking server with a database and artifacts in a folder; stopped and started."""
+
+    def __init__(self, folder: Path, *words: str) -> None:
+        self.folder, self.port = folder, free_port()
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.command = [sys.executable, "-m", "mlflow", "server", "--port", str(self.port)]
+        self.command += ["--workers", "1", "--artifacts-destination", str(folder / "artifacts")]
+        self.command += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}", *words]
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW")}
+        self.environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+        self.start()
+
+    def start(self) -> None:
+        """Start, and wait until it answers."""
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command,
+                env=self.environment,
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        wait_for(f"{self.address}/health", self.process)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the server and the processes that it has started."""
+        os.killpg(self.process.pid, number)
+
+    def kill(self) -> None:
+        """End it at once, as in a power cut."""
+        if self.process.poll() is None:
+            self.signal(signal.SIGKILL)
+            self.process.wait()
+
+
 @contextmanager
 def tracking_server(folder: Path, *words: str) -> Iterator[str]:
-    """A real tracking server with a database and artifacts in that folder; its address."""
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
-    command += ["--artifacts-destination", str(folder / "artifacts"), *words]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW")}
-    environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            command, env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True
-        )
+    """The address of a tracking server that is gone afterwards."""
+    server = MlflowServer(folder, *words)
     try:
-        wait_for(f"http://127.0.0.1:{port}/health", process)
-        yield f"http://127.0.0.1:{port}"
+        yield server.address
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        server.kill()
 
 
 def wait_for(address: str, process: subprocess.Popen[bytes]) -> None:

@@ -49,6 +49,11 @@ def check() -> None:
         raise KeyboardInterrupt
 
 
+def asked() -> bool:
+    """Whether a signal has asked for the end."""
+    return _state.asked_at is not None
+
+
 def begun() -> None:
     """From now on something is written: signals are heeded by `check` and in waits.
 

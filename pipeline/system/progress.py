@@ -53,6 +53,17 @@ class _Screen:
             else:
                 print(line, flush=True)
 
+    def warn(self, line: str) -> None:
+        """Print a line on stderr, above the bars."""
+        with self.lock:
+            self.heard()
+            if self.bars and self.is_terminal:
+                from tqdm import tqdm
+
+                tqdm.write(line, file=sys.stderr)
+            else:
+                print(line, file=sys.stderr, flush=True)
+
     def heard(self) -> None:
         """Something is shown: what stood in for silence goes."""
         self.printed = time.monotonic()
@@ -92,6 +103,11 @@ def shown() -> Iterator[Callable[[str], None]]:
         with screen.lock:
             screen.heard()
         _screen = before
+
+
+def warn(line: str) -> None:
+    """Say on stderr what cannot wait for the end, also where nothing else is shown."""
+    (_screen or _Screen(is_terminal=False)).warn(line)
 
 
 @contextmanager

@@ -156,7 +156,7 @@ def fault_of_transport(err: BaseException) -> Fault | None:
     import requests.exceptions as r
     import urllib3.exceptions as u
 
-    causes = list(_causes(err))  # the innermost, which says most, comes last
+    causes = list(causes_of(err))  # the innermost, which says most, comes last
     if socks := next((c for c in causes if "dependencies for SOCKS" in str(c)), None):
         return Fault(f"the proxy is a SOCKS proxy: {first_line(socks)}", "pip install pysocks")
 
@@ -239,7 +239,7 @@ def _fault_of_store(err: BaseException, uri: str) -> Fault:
     )
 
 
-def _causes(err: BaseException | None) -> Iterator[BaseException]:
+def causes_of(err: BaseException | None) -> Iterator[BaseException]:
     """A fault, and those that it came from; urllib3 keeps some in its arguments."""
     while err is not None:
         yield err

@@ -7,24 +7,28 @@ import logging
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from pipeline.errors import PipelineError, RunStopped, TrackingError, note_once
+from pipeline.errors import AwayError, PipelineError, RunStopped, TrackingError, note_once
 from pipeline.stats.metrics import rounded
 from pipeline.tracking.faults import translated
 from pipeline.tracking.keys import FAILURE, stored_tag
+from pipeline.tracking.sender import Sender
 
 if TYPE_CHECKING:
     import pandas as pd
     from mlflow import MlflowClient
 
+    from pipeline.tracking.client import PatientClient
 
 _NOT_GIVEN = ("", "auto", None)
 """Values of settings that nobody has set: no parameters."""
+
+_TABLES = "mlflow.loggedArtifacts"
+"""MLflow's tag that says which files are tables."""
 
 
 class RunLog:
@@ -43,8 +47,7 @@ class RunLog:
         self._uri = uri
         self.run_id = run_id
         self._known_params = known_params
-        self._background = ThreadPoolExecutor(1) if in_background else None
-        self._pending: list[Future[Any]] = []
+        self._sender = Sender(cast("PatientClient", client).patience) if in_background else None
 
     def params(self, values: Mapping[str, object]) -> None:
         """Log parameters that have a value; what `mlflow run` logged stays as typed."""
@@ -69,8 +72,8 @@ class RunLog:
         now_ms = int(time.time() * 1000)
         batch = [Metric(key, rounded(value), now_ms, step) for key, value in values.items()]
         send = partial(self._client.log_batch, self.run_id, metrics=batch)
-        if self._background:
-            self._pending.append(self._background.submit(send))
+        if self._sender:
+            self._sender.send(send)
         else:
             with translated("log metrics", self._uri):
                 send()
@@ -127,7 +130,12 @@ class RunLog:
             if cells:
                 self._client.log_artifacts(self.run_id, copies, folder)
                 frame = pd.concat([pd.Series(cells, frame.index, name="image"), frame], axis=1)
-            self._client.log_table(self.run_id, frame, path)
+            # in MLflow's own format; MLflow would append to a table that is there, asked twice
+            content = frame.to_json(orient="split", index=False, date_format="iso")
+            self._client.log_text(self.run_id, content, path)
+            tables = self._client.get_run(self.run_id).data.tags.get(_TABLES, "[]")
+            if (entry := {"path": path, "type": "table"}) not in (listed := json.loads(tables)):
+                self._client.set_tag(self.run_id, _TABLES, json.dumps([*listed, entry]))
 
     def model(
         self,
@@ -155,7 +163,8 @@ class RunLog:
         image = ColSpec(DataType.string, "image", required=False)
         signature = ModelSignature(Schema([image]), Schema(outputs))
         with translated("store the model", self._uri):
-            logged = Model.log(
+            log = partial(
+                Model.log,
                 artifact_path=None,
                 flavor=_StatedPyfunc,
                 flavor_name="mlflow.pyfunc",
@@ -169,7 +178,8 @@ class RunLog:
                 pip_requirements=list(requirements),
                 validate_serving_input=False,
             )
-        return str(logged.model_uri)
+            client = cast("PatientClient", self._client)
+            return client.log_model(self.run_id, name, lambda: str(log().model_uri))
 
     def wait(self) -> None:
         """Wait for the metrics that are on their way.
@@ -178,8 +188,8 @@ class RunLog:
             TrackingError: the store refused some.
         """
         with translated("log metrics", self._uri):
-            for sent in self._pending:
-                sent.result()
+            if self._sender:
+                self._sender.wait()
 
     def set_status(self, status: str, reason: str = "") -> None:
         """Change the status; metrics that are still waiting are dropped.
@@ -189,13 +199,13 @@ class RunLog:
         Raises:
             TrackingError: the store refused it.
         """
+        if self._sender:
+            self._sender.drop()
         with translated("set a run's status", self._uri):
             if reason:
                 self._client.set_tag(self.run_id, FAILURE, reason[:5000])
             elif FAILURE in self._client.get_run(self.run_id).data.tags:
                 self._client.delete_tag(self.run_id, FAILURE)
-            if self._background:
-                self._background.shutdown(wait=False, cancel_futures=True)
             if status == "RUNNING":
                 self._client.update_run(self.run_id, status=status)
             else:
@@ -225,7 +235,8 @@ def ending(log: RunLog) -> Iterator[None]:
         try:
             log.set_status(status_of(err), why_ended(err))
         except TrackingError as lost:  # what ended the run counts, not that it is not recorded
-            note_once(err, lost)
+            if not isinstance(err, AwayError):  # which says as much
+                note_once(err, lost)
         raise
     log.set_status("FINISHED")
 

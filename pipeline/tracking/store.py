@@ -21,6 +21,7 @@ from pipeline.system.processes import owner_tags
 from pipeline.system.progress import doing, loading
 from pipeline.system.provenance import PROJECT_DIR, git_commit
 from pipeline.tracking.address import usable_address
+from pipeline.tracking.client import patient
 from pipeline.tracking.disk import StoredRun, discard, stored_runs
 from pipeline.tracking.experiment import ID, usable_experiment
 from pipeline.tracking.experiment import NAME as EXPERIMENT
@@ -87,7 +88,7 @@ class Tracking:
         begun()
         try:
             with doing("opening the store"), translated("connect", shown), exclusively(uri):
-                client = client_of(uri)
+                client = patient(client_of(uri), uri)
                 launched = os.environ.pop("MLFLOW_RUN_ID", None)
                 places = usable_experiment(client, launched, shown, data, files=files)
                 if launched and name:

@@ -39,6 +39,7 @@ from pipeline.system.leases import renewing
 from pipeline.system.processes import owner_mark
 from pipeline.system.progress import bar
 from pipeline.system.provenance import libraries
+from pipeline.system.scratch import sweep_parts
 from pipeline.training.cache_parts import PARTS, is_left_behind, touch
 from pipeline.training.device import compute_copy, run_segments, with_kernels
 from pipeline.training.features import Features, LiveFeatures, StoredFeatures

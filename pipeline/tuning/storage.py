@@ -21,7 +21,7 @@ from optuna.storages import RDBStorage
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from pipeline.errors import StudyError, first_line
+from pipeline.errors import AwayError, StudyError, first_line
 from pipeline.settings.entry import STORAGE
 from pipeline.system.addresses import (
     beside,
@@ -38,13 +38,16 @@ from pipeline.system.files import typed_path
 from pipeline.system.interrupts import check
 from pipeline.system.provenance import COMMAND
 from pipeline.tuning.journal import Journal, is_journal
+from pipeline.tuning.server_storage import ServerStorage, engine_of_server
 
 DEFAULT_STORAGE = "sqlite:///optuna.db"
 JOURNAL = "journal:///"
 Storage = RDBStorage | Journal
 BEATS_UNTIL_GIVEN_UP = 4
 AWAY_S = 300.0
-"""Seconds that a worker waits for a storage or a tracking server that is away."""
+"""Seconds that a worker waits for a storage in a file that cannot be read or written."""
+IN_FILE = {"connect_args": {"timeout": 60}}
+"""How a database in a file is opened."""
 STORAGE_FAULTS = (StorageInternalError, SQLAlchemyError)
 _OTHERS = "use postgresql:// or, in a shared folder, journal:///"
 _OWN_DATABASE = "give Optuna one of its own on the same server, say postgresql://host/optuna"
@@ -158,7 +161,7 @@ def open_storage(url: str, heartbeat_s: int = 15, *, must_exist: bool = False) -
     path, grace_s = file_of(url), BEATS_UNTIL_GIVEN_UP * heartbeat_s
     if path is not None:
         _check_file(url, path, must_exist)
-    engine = {"connect_args": {"timeout": 60}} if path else {"pool_pre_ping": True}
+    kind, engine = (RDBStorage, IN_FILE) if path else (ServerStorage, engine_of_server(url))
     with translated(url), experiments_known(), exclusively(url):
         if path is not None and url.startswith(JOURNAL):
             try:
@@ -170,7 +173,7 @@ def open_storage(url: str, heartbeat_s: int = 15, *, must_exist: bool = False) -
                 ) from None
         if path is not None and not must_exist and is_empty(url):
             fill(path, _make_tables)
-        storage = RDBStorage(
+        storage = kind(
             url, engine_kwargs=engine, heartbeat_interval=heartbeat_s, grace_period=grace_s
         )
     weakref.finalize(storage, storage.engine.dispose)  # Optuna leaves connections open
@@ -207,7 +210,7 @@ def patiently(
     for_s: float = AWAY_S,
     every_s: float = 2.0,
 ) -> _Result:
-    """Do something with a server, again and again while the server is away.
+    """Do something with a storage, again and again while another program keeps it.
 
     Raises:
         Exception: the fault, once the server has stayed away for `for_s` seconds; at once where a
@@ -217,6 +220,8 @@ def patiently(
     while True:
         try:
             return do()
+        except AwayError:
+            raise  # it was waited for
         except faults as err:
             cause = err.__cause__ or err
             if time.monotonic() > end or any(fault in str(cause) for fault in _DISK_FULL):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from pipeline.errors import StudyError, TrackingError, first_line
+from pipeline.errors import AwayError, StudyError, TrackingError, first_line
 from pipeline.runs.beforehand import tell_beforehand
 from pipeline.runs.command import Command
 from pipeline.runs.find_or_run import find_or_run
@@ -36,6 +36,7 @@ from pipeline.tuning.choose import Choice, choose
 from pipeline.tuning.mirror import reconcile, study_run
 from pipeline.tuning.objective import OutOfTime, TrialObjective
 from pipeline.tuning.report import log_study, log_trial, summary
+from pipeline.tuning.server_storage import ServerStorage
 from pipeline.tuning.spec import Spec
 from pipeline.tuning.storage import (
     STORAGE_FAULTS,
@@ -261,6 +262,9 @@ class Worker:
                     time.sleep(1.0)
 
     def _patiently(self, do: Callable[[], _Result]) -> _Result:
+        """Do something with the storage, and do it anew if the storage goes away meanwhile."""
+        if isinstance(self.storage, ServerStorage):
+            return self.storage.patience.call(do)
         return patiently(do, STORAGE_FAULTS, self.say)
 
     def _run_one(self, study: Study, objective: TrialObjective, run_id: str) -> bool:
@@ -279,7 +283,7 @@ class Worker:
         except (TrackingError, *STORAGE_FAULTS) as err:
             if self._patiently(partial(study.interrupt, trial)):
                 self.say(f"note: a trial was lost ({first_line(err)}): it will be run again")
-            if study.times_lost(trial) > RETRIES:
+            if isinstance(err, AwayError) or study.times_lost(trial) > RETRIES:
                 raise
             writable = partial(self.tracking.writing(run_id).set_status, "RUNNING")
             patiently(writable, (TrackingError,), self.say)
