@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import struct
+import warnings
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -237,6 +238,8 @@ def _make_weights(root: Path) -> None:
     torch.save({**state, first: state[first].double() * 1e300}, root / "f64.pth")
     torch.save(dict(enumerate(state.values())), root / "intkey.pth")
     torch.save({**state, first: state[first].to(torch.complex64) * 1j}, root / "complex.pth")
-    quantized = torch.quantize_per_tensor(state[first], 0.1, 0, torch.qint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantized = torch.quantize_per_tensor(state[first], 0.1, 0, torch.qint8)
     torch.save({first: quantized}, root / "quantized.pth")
     assert np.isfinite(state[first].numpy()).all()

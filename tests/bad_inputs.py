@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.bad_files import TEXTS
 from tests.conftest import TINY
 
 TABLE = Path(__file__).parent / "data" / "bad_inputs.txt"
@@ -55,7 +56,9 @@ def _small(row: Row, entry_point: str) -> list[str]:
     """Options of a run that would soon be over, where the command is accepted after all."""
     if row.group == "runs" or entry_point in _BARE:
         return []
-    left_out = _LEFT_OUT.get(entry_point, ())
+    left_out = list(_LEFT_OUT.get(entry_point, ()))
+    if config := re.search(r"config=@/(\S+\.yaml)", row.line):  # which the command line outdoes
+        left_out += re.findall(r"^(\w+):", str(TEXTS.get(config[1], "")), re.MULTILINE)
     return [f"--{key}={value}" for key, value in _SMALL.items() if key not in left_out]
 
 

@@ -150,6 +150,9 @@ def _unknown(key: str, entry_point: str) -> str:
     """Why an option is refused, and what was probably meant."""
     others = [row.name for row in ENTRY_POINTS.values() if key in row.offered]
     if others:
-        return f"setting {key} (command line) is one of {', '.join(others)}, not of {entry_point}"
+        return (
+            f"setting {key} (command line) is one of {', '.join(others)}, not of {entry_point}: "
+            "leave it out"
+        )
     hint = hint_for(key, ENTRY_POINTS[entry_point].keys)
     return f"unknown setting {key} (command line){hint}"
