@@ -23,6 +23,7 @@ SECRET = "S3CRET"
 _SMALL = {"data": "@/ok", "cache_dir": "cache", **TINY}
 _BARE = ("evaluate", "refit", "predict", "app", "gate", "clean", "blocks", "foo", "")
 """Entry points that train nothing, or are none."""
+_TESTED = ("decide", "compare")
 _LEFT_OUT = {"pretrain": ("weights", "data", "norm_stats", "image_size", "log_model")}
 
 
@@ -59,7 +60,10 @@ def _small(row: Row, entry_point: str) -> list[str]:
     left_out = list(_LEFT_OUT.get(entry_point, ()))
     if config := re.search(r"config=@/(\S+\.yaml)", row.line):  # which the command line outdoes
         left_out += re.findall(r"^(\w+):", str(TEXTS.get(config[1], "")), re.MULTILINE)
-    return [f"--{key}={value}" for key, value in _SMALL.items() if key not in left_out]
+    if "backbones=" in row.line:
+        left_out.append("backbone")
+    small = {**_SMALL, **({"test_per_class": "2"} if entry_point in _TESTED else {})}
+    return [f"--{key}={value}" for key, value in small.items() if key not in left_out]
 
 
 def _filled(word: str, names: Mapping[str, str]) -> str:

@@ -93,7 +93,11 @@ def what_is_there() -> set[str]:
     """Every file of the working folder, and every run."""
     with closing(sqlite3.connect("mlflow.db")) as database:
         found = database.execute("select run_uuid, status from runs").fetchall()
-    files = {str(path) for path in Path().rglob("*") if path.suffix != ".lock"}
+    files = {
+        str(path)
+        for path in Path().rglob("*")
+        if path.suffix != ".lock" and path.parts[0] != "cache"
+    }
     return files | {" ".join(row) for row in found}
 
 

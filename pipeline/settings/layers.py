@@ -94,7 +94,7 @@ def validated(
             todo = did_you_mean(value, meant) if isinstance(value, str) else ""
             faults.append(
                 f"{given[key].key} {in_plain_words(fault)}, got {_SHORT.repr(value)}{place}"
-                f"{todo or what_to_give(model, key, fault)}"
+                f"{todo or what_to_give(model, key, given[key].key, fault)}"
             )
         return None
 
@@ -111,7 +111,7 @@ _LIMITS = {"ge": "of {} or more", "gt": "above {}", "le": "up to {}", "lt": "bel
 """Pydantic's names of limits, in words."""
 
 
-def what_to_give(model: type[BaseModel], key: str, fault: Mapping[str, Any]) -> str:
+def what_to_give(model: type[BaseModel], key: str, given_as: str, fault: Mapping[str, Any]) -> str:
     """`: give a whole number of 1 or more, up to 9, or leave epochs out`."""
     if fault["type"] == "network":
         return ""  # its reason ends with what to do
@@ -124,7 +124,7 @@ def what_to_give(model: type[BaseModel], key: str, fault: Mapping[str, Any]) -> 
     ]
     kinds = [words for kind, words in _GIVE.items() if field.annotation is kind]
     kinds = kinds or ["choose one of these" if fault["type"] == "literal_error" else "correct it"]
-    return f": {kinds[0]}{' ' * bool(limits)}{', '.join(limits)}, or leave {key} out"
+    return f": {kinds[0]}{' ' * bool(limits)}{', '.join(limits)}, or leave {given_as} out"
 
 
 _WANTED = {
