@@ -201,9 +201,10 @@ def _check_classes(data: str, names: Sequence[str]) -> list[str]:
             f"data={data}: a class is named label, as is the answer of the served model: rename it"
         )
     if len(names) < 2:
+        found = f"only one class ({one_line(names[0])})" if names else "no row, so no class"
         raise DataError(
-            f"data={data}: only one class ({one_line(names[0])}), a classifier needs two or more: "
-            "add a class"
+            f"data={data}: {found}, a classifier needs two or more: add "
+            f"{'a class' if names else 'images'}"
         )
     return [
         f"the classes {', '.join(map(repr, several))} differ in case, spaces or signs that are "

@@ -65,6 +65,7 @@ def stage_entry(command: Command, plan: StagePlan) -> Summary:
         if parent:  # a run of the same images stands for the stage before
             session.advice = f", or {WITHOUT_PARENT}"
             session.check_images(parent)
+            session.restore(parent)  # what is damaged is told before a run is started
             session.keys[number - 1] = parent.tags[LINEAGE_KEY]
         stages = [number] if parent else range(1, number + 1)
         session = _tuned(plan.request, session, stages, studies)
@@ -142,9 +143,9 @@ def main_entry(command: Command, settings: Settings) -> list[Summary]:
         studies = check_storage(command, tracking, must_exist=True) if command.tuned else None
         session = Session.open(settings, tracking, command.say, command.on_epoch)
         tell_beforehand(session.source, session.settings, command.say)
-    numbers = range(1, len(settings.stages) + 1)
-    with tracking.run(name, {KIND: "chain"}, target=True) as log:
+        numbers = range(1, len(settings.stages) + 1)
         session = _tuned(command.request, session, numbers, studies)
+    with tracking.run(name, {KIND: "chain"}, target=True) as log:
         values = plain_values(session.settings)
         rows = [find_or_run(session, number, log.run_id) for number in numbers]
         floor = _floor(session, rows[0].run_id)

@@ -149,11 +149,13 @@ def _stage_keys(words: Iterable[str]) -> list[str]:
 def _unknown(key: str, entry_point: str) -> str:
     """Why an option is refused, and what was probably meant."""
     others = [row.name for row in ENTRY_POINTS.values() if key in row.offered]
-    if others:
-        return f"setting {key} (command line) is one of {', '.join(others)}, not of {entry_point}"
     if control_key(key):
-        taking = ", ".join(row.name for row in ENTRY_POINTS.values() if row.has_control)
-        return f"setting {key} (command line) is one of {taking}, not of {entry_point}"
+        others = [row.name for row in ENTRY_POINTS.values() if row.has_control]
+    if others:
+        return (
+            f"setting {key} (command line) is one of {', '.join(others)}, not of {entry_point}: "
+            "leave it out"
+        )
     if split_stage_key(key)[0] and split_stage_key(key)[1] in TRAIN_KEYS:
         return f"{key} (command line) has no effect, {entry_point} trains no stage: leave it out"
     hint = hint_for(key, ENTRY_POINTS[entry_point].keys)

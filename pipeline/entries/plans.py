@@ -215,8 +215,8 @@ def gate_plan(request: Request) -> GateSettings:
             f"gate takes run_id or lines, got both ({own.run_id}, {own.lines}): leave one out"
         )
     raise GateError(
-        "gate needs -P run_id=<a finished stage-2 run> or -P lines=<a file with the result lines "
-        "of stages 1 and 2>"
+        "gate needs run_id or lines, got neither: pass -P run_id=<a finished stage-2 run> or "
+        "-P lines=<a file with the result lines of stages 1 and 2>"
     )
 
 

@@ -106,19 +106,20 @@ def _check_place(path: Path) -> None:
 
     A file that `pretrain` did not write stays.
     """
-    check_folder_of(path)
-    if path.is_dir():
-        raise SettingsError(f"out={path} is a folder: pass the path of a file")
-    if path.exists() and not _is_ours(path):
-        raise SettingsError(
-            f"out={path} exists and was not written by pretrain: choose another name, or remove it"
-        )
     try:
+        check_folder_of(path)
+        if path.is_dir():
+            raise SettingsError(f"out={path} is a folder: pass the path of a file")
+        if path.exists() and not _is_ours(path):
+            raise SettingsError(
+                f"out={path} exists and was not written by pretrain: choose another name, or "
+                "remove it"
+            )
         with storage_faults(path.name, path.parent), tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as err:
         raise SettingsError(
-            f"out={path} cannot be written ({err.strerror}): choose another folder"
+            f"out={path} cannot be written ({err.strerror}): choose another name or folder"
         ) from None
 
 

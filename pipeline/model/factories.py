@@ -48,7 +48,7 @@ def factory_of(name: str) -> Callable[..., Any]:
         is_missing = isinstance(err, ModuleNotFoundError) and f"{module_name}.".startswith(
             f"{err.name}."
         )
-        todo = f"it must lie on Python's path or in {here}" if is_missing else "mend that module"
+        todo = f"put it on Python's path or into {here}" if is_missing else "mend that module"
         if is_missing and module_name.endswith(".py"):
             todo = f"write {module_name.removesuffix('.py')}:{function}"
         raise SettingsError(

@@ -69,8 +69,9 @@ def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
         session.check_images(run)
         images = read_test_split(source, settings, say)
         _check_test(run, images.fingerprint(), session)
+        backbone = session.restore(run)
         with tracking.run(f"evaluate · {run.name}", {KIND: "evaluate"}, target=True) as log:
-            answers = _answers(session, run, images)
+            answers = _answers(session, run, images, backbone)
             logits = answers.logits
             scores = score_logits(logits, images.labels)
             overlap = Overlap.of(images, source).after([session.draw])
@@ -108,9 +109,8 @@ def _told(
         yield _without_copies(overlap, answers.logits)
 
 
-def _answers(session: Session, run: RunView, images: ImageSet) -> Answers:
-    """What a finished stage run answers about test images."""
-    backbone = session.restore(run)
+def _answers(session: Session, run: RunView, images: ImageSet, backbone: Backbone) -> Answers:
+    """What a finished stage run, restored to `backbone`, answers about test images."""
     prefix = backbone.frozen_segments(session.settings.stage(run.number(STAGE)).trainable)
     logits = logits_of(session, backbone, images, prefix)
     names = session.draw.class_names

@@ -21,6 +21,8 @@ from pipeline.stats.metrics import DEFAULT_OBJECTIVE, DEFAULT_SHARE
 
 NAMED_STAGES = 3
 """Stages with entry points of their own, `stage1` to `stage3`; `stage` runs any."""
+MOST_PAIRS = 1000
+"""Of a decision; the forecast of many more would not fit into memory."""
 REMOVABLE = ("cache", "trials", "failed")
 """What `clean` can remove: what can be computed, or trained, again."""
 UNSET = ("", "auto", "none")
@@ -238,11 +240,12 @@ class DecideSettings(StrictModel):
     def _rise(cls, looks: str) -> str:
         parts = [part.strip() for part in looks.split(",")]
         numbers = [int(part) if re.fullmatch("[0-9]{1,9}", part) else 0 for part in parts]
-        if numbers[0] < 2 or numbers != sorted(set(numbers)):
+        in_range = numbers[0] >= 2 and numbers[-1] <= MOST_PAIRS
+        if not in_range or numbers != sorted(set(numbers)):
             raise PydanticCustomError(
                 "looks",
-                "must be whole numbers of pairs, at least 2, each larger than the one before "
-                "(such as 5,10,20)",
+                f"must be whole numbers of pairs, at least 2 and at most {MOST_PAIRS}, each "
+                "larger than the one before (such as 5,10,20)",
             )
         return looks
 

@@ -14,6 +14,7 @@ one; inside a layer `stage2.lr` wins over `lr`. A preset serves every schedule, 
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -86,15 +87,44 @@ def validated(
         return model.model_validate({**defaults, **values})
     except ValidationError as err:
         for fault in err.errors():
-            key = str(fault["loc"][0])
+            key, value = str(fault["loc"][0]), fault["input"]
             choices = map(str, get_args(model.model_fields[key].annotation))
             meant = [fault["ctx"]["meant"]] if "meant" in fault.get("ctx", {}) else choices
             place = f" ({given[key].layer.source})" if given[key].layer.source else ""
+            todo = did_you_mean(value, meant) if isinstance(value, str) else ""
             faults.append(
-                f"{given[key].key} {in_plain_words(fault)}, got "
-                f"{fault['input']!r}{place}{did_you_mean(str(fault['input']), meant)}"
+                f"{given[key].key} {in_plain_words(fault)}, got {_SHORT.repr(value)}{place}"
+                f"{todo or what_to_give(model, key, given[key].key, fault)}"
             )
         return None
+
+
+_SHORT = reprlib.Repr()
+"""How a value is shown that may be of any size."""
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 200
+_GIVE = {
+    bool: "give on or off",
+    int: "give a whole number",
+    float: "give a number",
+}
+_LIMITS = {"ge": "of {} or more", "gt": "above {}", "le": "up to {}", "lt": "below {}"}
+"""Pydantic's names of limits, in words."""
+
+
+def what_to_give(model: type[BaseModel], key: str, given_as: str, fault: Mapping[str, Any]) -> str:
+    """`: give a whole number of 1 or more, up to 9, or leave epochs out`."""
+    if fault["type"] == "network":
+        return ""  # its reason ends with what to do
+    field = model.model_fields[key]
+    limits = [
+        words.format(getattr(limit, name))
+        for name, words in _LIMITS.items()
+        for limit in field.metadata
+        if hasattr(limit, name)
+    ]
+    kinds = [words for kind, words in _GIVE.items() if field.annotation is kind]
+    kinds = kinds or ["choose one of these" if fault["type"] == "literal_error" else "correct it"]
+    return f": {kinds[0]}{' ' * bool(limits)}{', '.join(limits)}, or leave {given_as} out"
 
 
 _WANTED = {
@@ -193,8 +223,10 @@ def preset_layer(name: str) -> Layer:
         SettingsError: no such preset; names those with a name that is near.
     """
     if name not in (known := preset_names()):
+        hint = did_you_mean(name, known)
         raise SettingsError(
-            f"unknown preset {name}{did_you_mean(name, known)} (there are {', '.join(known)})"
+            f"unknown preset {name}{hint} (there are {', '.join(known)})"
+            f"{'' if hint else ': choose one of these'}"
         )
     values = read_yaml(PRESETS_DIR / f"{name}.yaml", "preset")
     return Layer(source=f"preset {name}", values=values, by_user=False)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel
@@ -28,6 +27,7 @@ from pipeline.settings.layers import (
 )
 from pipeline.settings.run import DEFAULT_PRESET, OWN_IMAGES_PRESET, TRAIN_KEYS, Settings
 from pipeline.settings.schedules import schedule_of
+from pipeline.system.files import typed_path
 from pipeline.system.yaml_file import read_yaml
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -62,9 +62,11 @@ class Request:
         Raises:
             SettingsError: the YAML file, or that of a schedule, cannot be read.
         """
+        for key, text in options.items():
+            _refuse_nul(key, text, COMMAND_LINE)
         config = options.get("config", "")
         config = "" if config in UNSET else config
-        file = read_yaml(Path(config), f"config={config}") if config else {}
+        file = _read_config(config) if config else {}
         not_given = {"config", *({"preset"} if options.get("preset") in UNSET else ())}
         of_runs = {key: text for key, text in options.items() if key not in not_given}
         own = {key: of_runs.pop(key) for key in own_keys if key in of_runs}
@@ -188,6 +190,31 @@ class Request:
             SettingsError: see `resolve`.
         """
         self.settings()
+
+
+def _read_config(config: str) -> dict[str, object]:
+    """The settings in a YAML file.
+
+    Raises:
+        SettingsError: it cannot be read, or gives a setting twice, `stage1.lr` and `lr` of `stage1`.
+    """
+    file = read_yaml(typed_path(config, "config"), f"config={config}")
+    inner = [
+        f"{key}.{name}" for key, one in file.items() if isinstance(one, Mapping) for name in one
+    ]
+    if twice := [key for key in inner if key in file]:
+        raise SettingsError(f"config={config}: {twice[0]} is given twice, in two ways: keep one")
+    for key, value in flatten(file).items():
+        _refuse_nul(key, value, f"config {config}")
+    return file
+
+
+def _refuse_nul(key: str, value: object, source: str) -> None:
+    """No path, name or database can hold that character."""
+    if isinstance(value, str) and "\0" in value:
+        raise SettingsError(
+            f"{key} holds a NUL character, got {value[:200]!r} ({source}): leave the character out"
+        )
 
 
 def _spelled_out(schedules: object) -> str:

@@ -23,6 +23,7 @@ from pipeline.settings.layers import Given, Layer, validated
 from pipeline.settings.request import Request
 from pipeline.settings.run import TRAIN_KEYS, Settings, TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Schedule
+from pipeline.system.files import typed_path
 from pipeline.system.provenance import IS_CLONE, PACKAGE_DIR, PROJECT_DIR
 from pipeline.system.yaml_file import did_you_mean, key_lines, read_yaml
 
@@ -137,12 +138,16 @@ def tune_plan(request: Request) -> TunePlan:
 
 
 def _space_path(tune: TuneSettings, settings: Settings, number: int) -> Path:
-    path = Path(tune.space)
     if not tune.space:
         return default_space(settings.chain, number)
-    if path.is_dir():
+    path = typed_path(tune.space, "space")
+    try:
+        is_folder, is_there = path.is_dir(), path.exists()
+    except OSError:  # reading the file says why
+        return path
+    if is_folder:
         return path / f"stage{number}.yaml"
-    if tune.stage == "all" and len(settings.stages) > 1 and path.exists():
+    if tune.stage == "all" and len(settings.stages) > 1 and is_there:
         raise SettingsError(
             f"space={path} is one file for {len(settings.stages)} stages: pass -P stage=<a "
             "number>, or a folder with stage1.yaml, stage2.yaml, ..."

@@ -1,4 +1,8 @@
-"""One YAML mapping in a file, and the known name nearest to a misspelt one."""
+"""One YAML mapping in a file, and the known name nearest to a misspelt one.
+
+In: a path. Out: plain values, of which no tag builds anything and no alias makes more than
+`_MOST_VALUES`.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +21,45 @@ def did_you_mean(word: str, candidates: Iterable[str]) -> str:
     return f": did you mean {close[0]}?" if close else ""
 
 
+_MOST_VALUES = 10_000
+"""Of a file, aliases written out: nine lines can hold nine to the power of nine."""
+
+
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in a mapping; YAML itself keeps the last."""
+    """Refuses a key that stands twice in a mapping, of which YAML itself keeps the last.
+
+    Refuses aliases that hold themselves or come to too many values, too.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None:
+            self._count(node, {})
+        return node
+
+    def _count(self, node: yaml.Node, counted: dict[int, int]) -> int:
+        """The values below a node, each alias written out; 0 while the node is being counted."""
+        if counted.setdefault(id(node), 0):
+            return counted[id(node)]
+        children: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            children = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            children = node.value
+        total = 1
+        for child in children:
+            if counted.get(id(child)) == 0:
+                self._refuse(child, "an alias stands inside what it names: write the values out")
+            total += self._count(child, counted)
+            if total > _MOST_VALUES:
+                problem = f"aliases come to more than {_MOST_VALUES} values: write fewer"
+                self._refuse(node, problem)
+        counted[id(node)] = total
+        return total
+
+    @staticmethod
+    def _refuse(node: yaml.Node, problem: str) -> None:
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
     def construct_mapping(
         self, node: yaml.MappingNode, deep: bool = False
@@ -26,8 +67,7 @@ class _Loader(yaml.SafeLoader):
         keys = [key.value for key, _ in node.value]
         for number, (key, _) in enumerate(node.value):
             if key.value in keys[:number]:
-                problem = f"{key.value} stands here twice: keep one"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                self._refuse(key, f"{key.value} stands here twice: keep one")
         return super().construct_mapping(node, deep)
 
 
@@ -44,7 +84,9 @@ def read_yaml(path: Path, source: str) -> dict[str, object]:
             f"{source}: cannot read {path.absolute()} ({err.strerror}): pass the path of a YAML "
             "file"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as err:
+    except RecursionError:
+        raise SettingsError(f"{source}: {path} is nested too deeply: mend the file") from None
+    except (yaml.YAMLError, ValueError) as err:  # of letters, dates and numbers that are none
         mark = getattr(err, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
         problem = getattr(err, "problem", None) or first_line(err)

@@ -89,22 +89,29 @@ def _also(client: MlflowClient, number: str, name: str, data: str) -> list[str]:
 def _experiment(client: MlflowClient, launched: str | None, uri: str, data: str) -> Experiment:
     from mlflow.exceptions import MlflowException
 
-    number = os.environ.get(ID)
+    number, name = os.environ.get(ID), os.environ.get(NAME)
     try:
         if launched:
             run = client.get_run(launched)
             _check_launched(run)
             return client.get_experiment(run.info.experiment_id)
-        if not number and (name := os.environ.get(NAME)):
+        if not number and name:
             return _called(client, name)
         if not number and data:
             return _called(client, data)
         return client.get_experiment(number or DEFAULT)
     except MlflowException as err:
-        if err.error_code != "RESOURCE_DOES_NOT_EXIST":
+        why = {
+            "RESOURCE_DOES_NOT_EXIST": f"there is none at {uri}",
+            "INVALID_PARAMETER_VALUE": first_line(err).rstrip("."),
+        }.get(err.error_code)
+        is_named = launched or number or name or not data
+        if why is None or not is_named:
             raise
-    what = f"MLFLOW_RUN_ID={launched}" if launched else f"{ID}={number or DEFAULT}"
-    raise TrackingError(f"{what}: there is none at {uri}: name one that is there, or unset it")
+    what = f"{ID}={number or DEFAULT}" if number or not name else f"{NAME}={name}"
+    if launched:
+        what = f"MLFLOW_RUN_ID={launched}"
+    raise TrackingError(f"{what}: {why}: name one that is there, or unset it")
 
 
 def _check_launched(run: Run) -> None:

@@ -194,7 +194,10 @@ def _check_file(url: str, path: Path, must_exist: bool) -> None:
     why = "" if must_exist else why_unwritable(path)
     if why:
         hint = "" if path.is_absolute() else " (an absolute path begins with a fourth slash)"
-        raise StudyError(f"storage={url} cannot be used: {why}{hint}")
+        raise StudyError(
+            f"storage={url} cannot be used: {why}{hint}: name a file in a folder that is there "
+            "and that you may write to"
+        )
     if url.startswith(JOURNAL) and path.exists() and not is_journal(path):
         raise StudyError(
             f"storage={url}: {path} is not a journal of Optuna: name another file, or write "

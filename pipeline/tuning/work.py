@@ -84,12 +84,12 @@ def tune_entry(command: Command, plan: TunePlan) -> list[Tuned]:
     tracking = Tracking.connect(f"tune · {settings.data_name}", settings.data_name)
     with tracking.explained():
         url = storage_url(command.storage, tracking.uri)
-        storage = open_storage(url, tune.heartbeat)
         if command.joins:
-            return work(command, plan, tracking, storage)
+            return work(command, plan, tracking, open_storage(url, tune.heartbeat))
         draws = range(settings.draw, settings.draw + tune.draws)
         source, _ = source_and_weights(settings)
         check_draws(source, settings, draws)
+        storage = open_storage(url, tune.heartbeat)
         tell_beforehand(source, settings, command.say)
         _tell_what_is_not_inherited(command, plan)
         data, schedule = settings.data_name, settings.stage(1).schedule

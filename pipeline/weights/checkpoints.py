@@ -92,6 +92,8 @@ def load_checkpoint(
         LineageError: the file is damaged, or was saved over other weights, another backbone, or
             for other classes than `class_names`.
     """
+    if not path.is_file():
+        raise LineageError(f"the checkpoint {path.name} is not a file")
     if digest_file(path) != sha256:
         raise LineageError(
             f"the checkpoint {path.name} is damaged: its SHA-256 is not {sha256[:12]}…"

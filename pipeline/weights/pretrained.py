@@ -197,7 +197,7 @@ def _check_values(weights: str, trunk: Mapping[str, Tensor]) -> None:
         ),
         (
             "hold values that are not finite numbers",
-            lambda: [n for n, t in trunk.items() if not t.isfinite().all()],
+            lambda: [n for n, t in trunk.items() if not t.float().isfinite().all()],
         ),
     ]
     for fault, found in checks:

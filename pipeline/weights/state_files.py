@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 import re
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -79,7 +80,12 @@ def read_content(path: Path, weights: str) -> Any:  # noqa: ANN401 - whatever wa
         if _is_safetensors(head):
             return load_file(path)
         # an open file: torch takes a path that ends in .safetensors for one
-        with torch.serialization.safe_globals(_PLAIN_VALUES), path.open("rb") as file:
+        with (
+            torch.serialization.safe_globals(_PLAIN_VALUES),
+            path.open("rb") as file,
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")  # of kinds of tensors, which are told in one line
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as err:  # noqa: BLE001 - what a damaged pickle raises is not bounded
         raise WeightsError(
