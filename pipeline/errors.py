@@ -71,7 +71,12 @@ class TrackingError(PipelineError):
 
 
 class RunStopped(Exception):
-    """A run that ends early on purpose: it is marked KILLED, the message says why."""
+    """A run that ends early on purpose: it is marked KILLED, the message says why.
+
+    `goes_on`: the same command takes the run up again.
+    """
+
+    goes_on = False
 
 
 _PREAMBLE = "(raised as a result of Query-invoked autoflush"

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.errors import PipelineError
 from pipeline.stats.metrics import rounded
 from pipeline.tracking.faults import translated
 from pipeline.tracking.keys import FAILURE, stored_tag
@@ -35,12 +36,14 @@ class RunLog:
         run_id: str,
         *,
         known_params: Collection[str] = (),
+        known_metrics: Collection[tuple[str, int]] = (),
         in_background: bool = False,
     ) -> None:
         self._client = client
         self._uri = uri
         self.run_id = run_id
         self._known_params = known_params
+        self._known_metrics = known_metrics
         self._background = ThreadPoolExecutor(1) if in_background else None
         self._pending: list[Future[Any]] = []
 
@@ -61,11 +64,15 @@ class RunLog:
             self._client.log_batch(self.run_id, tags=to_tags(values))
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Log metrics to six digits; waits for no store where that is done in the background."""
+        """Log metrics to six digits; waits for no store where that is done in the background.
+
+        A run that goes on keeps what it has at that step.
+        """
         from mlflow.entities import Metric
 
         now_ms = int(time.time() * 1000)
-        batch = [Metric(key, rounded(value), now_ms, step) for key, value in values.items()]
+        new = {key: v for key, v in values.items() if (key, step) not in self._known_metrics}
+        batch = [Metric(key, rounded(value), now_ms, step) for key, value in new.items()]
         send = partial(self._client.log_batch, self.run_id, metrics=batch)
         if self._background:
             self._pending.append(self._background.submit(send))
@@ -125,7 +132,17 @@ class RunLog:
             if cells:
                 self._client.log_artifacts(self.run_id, copies, folder)
                 frame = pd.concat([pd.Series(cells, frame.index, name="image"), frame], axis=1)
-            self._client.log_table(self.run_id, frame, path)
+            if self._known_metrics and self._has(path):  # MLflow would append the rows
+                self._client.log_table(self.run_id, frame[:0], path)
+                self._client.log_text(
+                    self.run_id, frame.to_json(orient="split", index=False), path
+                )
+            else:
+                self._client.log_table(self.run_id, frame, path)
+
+    def _has(self, path: str) -> bool:
+        files = self._client.list_artifacts(self.run_id, path.rpartition("/")[0] or None)
+        return path in {file.path for file in files}
 
     def model(
         self,
@@ -179,6 +196,11 @@ class RunLog:
             for sent in self._pending:
                 sent.result()
 
+    def delete(self) -> None:
+        """Mark the run as deleted: another run goes on with what it had."""
+        with translated("delete a run", self._uri):
+            self._client.delete_run(self.run_id)
+
     def set_status(self, status: str, reason: str = "") -> None:
         """Change the status; metrics that are still waiting are dropped.
 
@@ -198,6 +220,18 @@ class RunLog:
                 self._client.update_run(self.run_id, status=status)
             else:
                 self._client.set_terminated(self.run_id, status)
+
+
+def status_after(err: BaseException) -> str:
+    """The status of a run that this ended."""
+    return "KILLED" if isinstance(err, KeyboardInterrupt) else "FAILED"
+
+
+def reason_of(err: BaseException) -> str:
+    """What the tag `failure` says of a run that this ended."""
+    if isinstance(err, KeyboardInterrupt):
+        return "stopped by Ctrl-C or a signal"
+    return str(err) if isinstance(err, PipelineError) else f"{type(err).__name__}: {err}"
 
 
 class _StatedPyfunc:

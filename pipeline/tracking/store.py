@@ -36,13 +36,15 @@ from pipeline.tracking.keys import (
     KIND,
     NAME,
     NESTED_UNDER,
+    Tags,
     former,
     is_for_programs,
     stored_tag,
 )
 from pipeline.tracking.pages import how_to_open
 from pipeline.tracking.registry import ModelVersion, Registered, champions, register
-from pipeline.tracking.run import RunLog, to_tags
+from pipeline.tracking.reopened import reopened
+from pipeline.tracking.run import RunLog, reason_of, status_after, to_tags
 from pipeline.tracking.view import RunView
 
 if TYPE_CHECKING:
@@ -233,19 +235,25 @@ class Tracking:
 
     @contextmanager
     def run(
-        self, name: str, tags: Mapping[str, str], *, target: bool, nested_under: str | None = None
+        self,
+        name: str,
+        tags: Mapping[str, str],
+        *,
+        target: bool,
+        nested_under: str | None = None,
+        goes_on: str = "",
     ) -> Iterator[RunLog]:
         """A run that ends FINISHED, FAILED or, by Ctrl-C, KILLED; the tag `failure` says why.
 
         Under `mlflow run` MLflow sets KILLED to FAILED after our process has ended (seen in
         MLflow 3.17): there the tag alone tells them apart.
 
-        `target`: the run that the user asked for; it adopts the run that `mlflow run` started.
+        `target`: what was asked for; it adopts `mlflow run`'s run. `goes_on`: else, a stopped run.
         """
         if target:
             self._end_abandoned()
         tags = {**tags, **owner_tags()}  # those that people read come first
-        log = self._start(name, tags, target=target, nested_under=nested_under)
+        log = self._start(name, tags, target=target, nested_under=nested_under, goes_on=goes_on)
         if target:
             self._target = log.run_id
         try:
@@ -256,7 +264,7 @@ class Tracking:
             raise
         except BaseException as err:
             try:
-                log.set_status(_status(err), _why(err))
+                log.set_status(status_after(err), reason_of(err))
             except TrackingError as lost:
                 err.add_note(str(lost))  # what ended the run counts, not that this is not recorded
             raise
@@ -270,7 +278,7 @@ class Tracking:
         except (PipelineError, KeyboardInterrupt) as err:
             if self._launched:
                 run_id, self._launched = self._launched, None
-                self.writing(run_id).set_status(_status(err), _why(err))
+                self.writing(run_id).set_status(status_after(err), reason_of(err))
             raise
 
     def name_launched(self, name: str, kind: str) -> None:
@@ -286,7 +294,7 @@ class Tracking:
                 self.writing(run.run_id).set_status("FAILED", KILLED_REASON)
 
     def _start(
-        self, name: str, tags: Mapping[str, str], *, target: bool, nested_under: str | None
+        self, name: str, tags: Tags, *, target: bool, nested_under: str | None, goes_on: str = ""
     ) -> RunLog:
         all_tags = {
             NAME: name,
@@ -304,17 +312,9 @@ class Tracking:
                 del all_tags["mlflow.source.name"]  # `mlflow run` knows better
                 self._client.log_batch(run_id, tags=to_tags(all_tags))
                 known = set(self._client.get_run(run_id).data.params)
+            elif goes_on:
+                return reopened(self._client, self.uri, goes_on, all_tags)
             else:
                 run_id = self._client.create_run(self.experiment_id, tags=all_tags).info.run_id
                 known = set()
         return RunLog(self._client, self.uri, run_id, known_params=known, in_background=True)
-
-
-def _status(err: BaseException) -> str:
-    return "KILLED" if isinstance(err, KeyboardInterrupt) else "FAILED"
-
-
-def _why(err: BaseException) -> str:
-    if isinstance(err, KeyboardInterrupt):
-        return "stopped by Ctrl-C or a signal"
-    return str(err) if isinstance(err, PipelineError) else f"{type(err).__name__}: {err}"
