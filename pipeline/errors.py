@@ -75,7 +75,12 @@ class AwayError(TrackingError):
 
 
 class RunStopped(Exception):
-    """A run that ends early on purpose: it is marked KILLED, the message says why."""
+    """A run that ends early on purpose: it is marked KILLED, the message says why.
+
+    `goes_on`: the same command takes the run up again.
+    """
+
+    goes_on = False
 
 
 def note_once(err: BaseException, other: PipelineError) -> None:

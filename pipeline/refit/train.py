@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from pipeline.data.images import ImageSet
 from pipeline.data.overlap import Overlap
@@ -34,12 +35,17 @@ from pipeline.runs.scoring import logits_of, read_test_split, scored_on
 from pipeline.runs.session import Session
 from pipeline.runs.sources import source_of
 from pipeline.runs.stage_log import log_confusion, log_served_model, log_unreadable
+from pipeline.runs.unfinished import Unfinished, run_that_goes_on
 from pipeline.runs.words import model_name, stage_name
 from pipeline.settings.run import Settings, plain_values
 from pipeline.stats.metrics import score_logits
+from pipeline.system.digests import digest_values
 from pipeline.system.progress import counted, doing
 from pipeline.system.text import count_of
 from pipeline.tracking import RunLog, RunView, Tracking, keys
+from pipeline.training.features import Features
+from pipeline.training.trainer import Trainer
+from pipeline.training.trainer_state import State, go_on, state_of
 
 NO_TEST = "no test split"
 
@@ -100,8 +106,10 @@ def refit(
         say(f"refit: {recipe.words} on {count}, {which}; epochs: {recipe.passes}")
         name = f"refit · {recipe.words} · {settings.data_name} · {settings.backbone} · {count}"
         own, tags = nested_under is None, {keys.KIND: keys.REFIT}
-        with tracking.run(name, tags, target=own, nested_under=nested_under) as log:
-            _train(session, log, recipe, overlap)
+        key = digest_values([keys.REFIT, session.key(recipe.last)])
+        run = run_that_goes_on(session, key, name, tags, target=own, nested_under=nested_under)
+        with run as (log, unfinished):
+            _train(session, log, recipe, overlap, unfinished)
         say(f"refit: run {log.run_id}")
     sizes = np.bincount(draw.train.labels.numpy(), minlength=len(draw.class_names))
     return Refit(
@@ -113,13 +121,22 @@ def refit(
     )
 
 
-def _train(session: Session, log: RunLog, recipe: Recipe, overlap: Overlap | None) -> None:
+def _train(
+    session: Session,
+    log: RunLog,
+    recipe: Recipe,
+    overlap: Overlap | None,
+    unfinished: Unfinished,
+) -> None:
     """Every stage, the one look at the test images, and what other programs need of the model."""
-    started = time.perf_counter()
+    started = time.perf_counter() - unfinished.earlier_s
     _log_start(log, session, recipe)
     backbone, draw = session.pretrained_backbone(), session.draw
-    for number in range(1, recipe.last + 1):
-        _train_stage(session, log, backbone, number)
+    state = unfinished.found or {"stage": 1, "before": {}}
+    moved: dict[str, Tensor] = state["before"]
+    backbone.put(moved)
+    for number in range(state["stage"], recipe.last + 1):
+        moved |= _train_stage(session, log, backbone, number, unfinished, dict(moved))
     log.metrics({keys.TOTAL_S: time.perf_counter() - started})
     shown = draw.train
     log.tags(scored_on(NO_TEST, session.precision))
@@ -186,8 +203,17 @@ def _log_start(log: RunLog, session: Session, recipe: Recipe) -> None:
     log.dataset(name, draw.train.fingerprint(), "training", about)
 
 
-def _train_stage(session: Session, log: RunLog, backbone: Backbone, number: int) -> None:
+def _train_stage(
+    session: Session,
+    log: RunLog,
+    backbone: Backbone,
+    number: int,
+    unfinished: Unfinished,
+    before: dict[str, Tensor],
+) -> dict[str, Tensor]:
     """Train one stage from the weights that `backbone` holds, and leave the result there.
+
+    `before`: what the stages before have moved. Returns what this one has.
 
     Raises:
         DivergedError: the training loss is no number.
@@ -195,7 +221,6 @@ def _train_stage(session: Session, log: RunLog, backbone: Backbone, number: int)
     """
     settings: Settings = session.settings
     stage, training = settings.stage(number), settings.training(number)
-    name = stage_name(settings, number)
     proof = FrozenProof.take(backbone, number, stage.trainable)
     features = session.cache.features(
         backbone,
@@ -209,20 +234,66 @@ def _train_stage(session: Session, log: RunLog, backbone: Backbone, number: int)
     )
     trainer = trainer_of(session, backbone, stage)
     proof.watch({"train": features.running, "suffix": trainer.segments})
-    draw = session.draw
-    epochs = trainer.without_validation(draw.train, features, len(draw.class_names))
-    bar = counted(epochs, f"refit, epochs of {name}", training.epochs)
-    for epoch, (loss, acc) in enumerate(bar, start=1):
-        log.metrics({f"stage{number}/loss": loss, f"stage{number}/acc": acc}, step=epoch)
-        if not math.isfinite(loss):
-            raise DivergedError(
-                f"refit: the loss of {name} is not a number in epoch {epoch}: lower "
-                f"stage{number}.lr ({training.lr}) or set clip_norm",
-                log.run_id,
-            )
+    _go_on(session, log, trainer, unfinished)
+    _train_epochs(session, log, trainer, features, unfinished, before)
     backbone.put(trainer.best)
     proof.check(backbone)
+    name, (loss, acc) = stage_name(settings, number), trainer.losses[-1]
     session.say(f"refit: {name}: train loss {loss:.4f}, accuracy {acc:.2%}")
+    return trainer.best
+
+
+def _train_epochs(
+    session: Session,
+    log: RunLog,
+    trainer: Trainer,
+    features: Features,
+    unfinished: Unfinished,
+    before: dict[str, Tensor],
+) -> None:
+    """Every epoch that is left, each with its metrics and its state.
+
+    Raises:
+        DivergedError: the training loss is no number.
+    """
+    number, draw = trainer.stage.number, session.draw
+    name = stage_name(session.settings, number)
+
+    def state() -> State:
+        return {**state_of(trainer), "stage": number, "before": before}
+
+    epochs = trainer.without_validation(draw.train, features, len(draw.class_names))
+    title, planned = f"refit, epochs of {name}", trainer.settings.epochs
+    unfinished.epoch_begins()
+    for loss, acc in counted(epochs, title, planned, done=trainer.done):
+        unfinished.epoch_over(state)
+        log.metrics(_metrics(number, loss, acc), step=trainer.done)
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"refit: the loss of {name} is not a number in epoch {trainer.done}: lower "
+                f"stage{number}.lr ({trainer.settings.lr}) or set clip_norm",
+                log.run_id,
+            )
+        unfinished.epoch_begins()
+    unfinished.all_over(state)
+
+
+def _go_on(session: Session, log: RunLog, trainer: Trainer, unfinished: Unfinished) -> None:
+    """Begin after the last epoch that a stopped run has left of this stage, if there is one."""
+    state, number = unfinished.found, trainer.stage.number
+    if state is None or state["stage"] != number:
+        return
+    go_on(trainer, state)
+    for epoch, (loss, acc) in enumerate(trainer.losses, start=1):
+        log.metrics(_metrics(number, loss, acc), step=epoch)
+    session.say(
+        f"refit: {stage_name(session.settings, number)} goes on after epoch {trainer.done} of "
+        f"{trainer.settings.epochs}, from the state that a stopped command left"
+    )
+
+
+def _metrics(number: int, loss: float, acc: float) -> dict[str, float]:
+    return {f"stage{number}/loss": loss, f"stage{number}/acc": acc}
 
 
 def _score(

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pipeline.data.augment import distinct_views
@@ -28,31 +29,29 @@ from pipeline.runs.stage_log import (
     log_start,
     start_tags,
 )
+from pipeline.runs.unfinished import Unfinished, run_that_goes_on
 from pipeline.runs.words import (
     before_of,
     minutes,
     model_name,
     outcome_sentence,
+    part_of,
     run_name,
     stage_name,
 )
 from pipeline.settings.schedules import Stage
-from pipeline.signals.evidence import (
-    Subject,
-    instability_now,
-    log_evidence,
-)
+from pipeline.signals.evidence import Subject, instability_now, log_evidence
 from pipeline.signals.gate import gate_of_run
 from pipeline.signals.readings import Signal
 from pipeline.system.memory import PeakMemory
 from pipeline.system.progress import bar, doing
-from pipeline.system.text import as_markdown
 from pipeline.tracking import RunLog, RunView, keys
 from pipeline.tracking.history import Summary
 from pipeline.tracking.turns import AT_ONCE, Once
 from pipeline.training.features import Features
 from pipeline.training.mixing import mixing_line
 from pipeline.training.trainer import Trainer
+from pipeline.training.trainer_state import State, go_on, state_of
 from pipeline.weights.checkpoints import save_checkpoint
 
 
@@ -88,18 +87,26 @@ def run_stage(
     started = time.perf_counter()
     name = run_name(settings, number, session.role)
     tags = start_tags(session, stage, parent) | ({} if once else {keys.TICKET: AT_ONCE})
-    with session.tracking.run(
-        name, tags, target=target, nested_under=nested_under, once=once
-    ) as log:
+    run = run_that_goes_on(
+        session,
+        session.key(number),
+        name,
+        tags,
+        target=target,
+        nested_under=nested_under,
+        once=once,
+    )
+    with run as (log, unfinished):
         log_start(log, session, stage)
         peak = PeakMemory(session.device)
         work = _prepare(session, stage, parent)
         if not parent and not session.is_trial:
             log_near_duplicates(session, log, session.say)
-        _train(session, log, work)
-        summary, signals = _log_result(
-            session, log, work, parent, peak, started, _within(session, nested_under)
-        )
+        started -= unfinished.earlier_s
+        _train(session, log, work, unfinished)
+        outer = session.tracking.get(nested_under) if session.role and nested_under else None
+        within = part_of(session.role, outer) if outer else ""
+        summary, signals = _log_result(session, log, work, parent, peak, started, within)
     session.note_recipe(number)
     _tell(session, summary, signals, parent)
     return summary
@@ -148,8 +155,10 @@ def trainer_of(session: Session, backbone: Backbone, stage: Stage) -> Trainer:
     )
 
 
-def _train(session: Session, log: RunLog, work: _Work) -> None:
+def _train(session: Session, log: RunLog, work: _Work, unfinished: Unfinished) -> None:
     """Train, log every epoch as it comes, and prove that what was frozen has not moved.
+
+    Epochs of a stopped run are not trained again.
 
     Raises:
         DivergedError: no epoch had a finite validation loss.
@@ -157,8 +166,13 @@ def _train(session: Session, log: RunLog, work: _Work) -> None:
     trainer, draw = work.trainer, session.draw
     stage, history = trainer.stage, trainer.history
     images = draw.train, work.train_features, draw.val, work.val_features
-    with bar(f"stage {stage.number}", trainer.steps(len(draw.train))) as trainer.on_step:
+    _go_on(session, log, work, unfinished)
+    steps = trainer.steps(len(draw.train))
+    done = steps * trainer.done // history.planned
+    with bar(f"stage {stage.number}", steps, done=done) as trainer.on_step:
+        unfinished.epoch_begins()
         for row in trainer.epochs(*images):
+            unfinished.epoch_over(partial(_state, work))
             log.metrics(row, step=len(history))
             session.on_epoch(stage, history)
             if history.diverged:
@@ -167,6 +181,8 @@ def _train(session: Session, log: RunLog, work: _Work) -> None:
                     f"stage {stage.number}: the loss is not a number in epoch {epoch}: stopping"
                 )
                 log.tags({keys.DIVERGED: "true"})
+            unfinished.epoch_begins()
+    unfinished.all_over(partial(_state, work))
     if not math.isfinite(history.best[keys.VAL_LOSS]):
         trained_s = sum(sum(history[key]) for key in (keys.TRAIN_S, keys.VAL_S))
         log.metrics(
@@ -184,6 +200,27 @@ def _train(session: Session, log: RunLog, work: _Work) -> None:
         )
     trainer.backbone.put(trainer.best)
     work.proof.check(trainer.backbone)
+
+
+def _state(work: _Work) -> State:
+    """What another process needs to train the rest."""
+    return {**state_of(work.trainer), "prefix_s": work.prefix_s}
+
+
+def _go_on(session: Session, log: RunLog, work: _Work, unfinished: Unfinished) -> None:
+    """Begin after the last epoch that a stopped run has left, if there is one."""
+    state, trainer = unfinished.found, work.trainer
+    if state is None:
+        return
+    go_on(trainer, state)
+    work.prefix_s += state["prefix_s"]
+    history = trainer.history
+    for step, row in enumerate(history.rows, start=1):
+        log.metrics(row, step=step)
+    session.say(
+        f"stage {trainer.stage.number} goes on after epoch {len(history)} of {history.planned}, "
+        "from the state that a stopped command left"
+    )
 
 
 def _log_result(
@@ -229,14 +266,6 @@ def _log_result(
                 with doing("logging the model"):
                     log_served_model(log, name, *served)
     return summary, signals
-
-
-def _within(session: Session, nested_under: str | None) -> str:
-    """What a pair's or a trial's run is part of, in words; empty where it stands for itself."""
-    if not session.role or not nested_under:
-        return ""
-    outer = session.tracking.get(nested_under)
-    return f"This is {session.role} of run `{outer.run_id}`: {as_markdown(outer.name)}."
 
 
 def _save(checkpoint: Path, session: Session, trainer: Trainer) -> str:

@@ -10,7 +10,8 @@ import pandas as pd
 
 from pipeline.settings.run import Settings
 from pipeline.signals.readings import Signal
-from pipeline.system.text import count_of
+from pipeline.system.text import as_markdown, count_of
+from pipeline.tracking import RunView
 from pipeline.tracking.history import Summary
 from pipeline.tracking.keys import TRAIN_ACC, VAL_ACC, VAL_LOSS
 
@@ -131,3 +132,8 @@ def outcome_sentence(
 def minutes(seconds: float) -> str:
     """A duration as people say it."""
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def part_of(role: str, outer: RunView) -> str:
+    """What a pair's or a trial's run is part of."""
+    return f"This is {role} of run `{outer.run_id}`: {as_markdown(outer.name)}."

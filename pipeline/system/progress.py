@@ -177,9 +177,9 @@ def loading(library: str, module: str) -> Iterator[None]:
         yield
 
 
-def counted(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
-    """The items, each of them a step."""
-    with bar(what, total) as step:
+def counted(items: Iterable[Item], what: str, total: int, *, done: int = 0) -> Iterator[Item]:
+    """The items, each of them a step after so many."""
+    with bar(what, total, done=done) as step:
         for item in items:
             yield item
             step(1)

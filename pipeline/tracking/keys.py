@@ -18,6 +18,8 @@ from collections.abc import Mapping
 
 from pipeline.stats.metrics import METRICS
 
+Tags = Mapping[str, str]
+"""Values by the names of tags."""
 NAME, NOTE, NESTED_UNDER = "mlflow.runName", "mlflow.note.content", "mlflow.parentRunId"
 """MLflow's own tags: a run's name, description, and the run that pages show a run under."""
 KIND, FAILURE, GIT_COMMIT = "kind", "failure", "git_commit"

@@ -41,12 +41,14 @@ class RunLog:
         run_id: str,
         *,
         known_params: Collection[str] = (),
+        known_metrics: Collection[tuple[str, int]] = (),
         in_background: bool = False,
     ) -> None:
         self._client = client
         self._uri = uri
         self.run_id = run_id
         self._known_params = known_params
+        self._known_metrics = known_metrics
         self._sender = Sender(cast("PatientClient", client).patience) if in_background else None
 
     def params(self, values: Mapping[str, object]) -> None:
@@ -66,11 +68,15 @@ class RunLog:
             self._client.log_batch(self.run_id, tags=to_tags(values))
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Log metrics to six digits; waits for no store where that is done in the background."""
+        """Log metrics to six digits; waits for no store where that is done in the background.
+
+        A run that goes on keeps what it has at that step.
+        """
         from mlflow.entities import Metric
 
         now_ms = int(time.time() * 1000)
-        batch = [Metric(key, rounded(value), now_ms, step) for key, value in values.items()]
+        new = {key: v for key, v in values.items() if (key, step) not in self._known_metrics}
+        batch = [Metric(key, rounded(value), now_ms, step) for key, value in new.items()]
         send = partial(self._client.log_batch, self.run_id, metrics=batch)
         if self._sender:
             self._sender.send(send)
@@ -190,6 +196,18 @@ class RunLog:
         with translated("log metrics", self._uri):
             if self._sender:
                 self._sender.wait()
+
+    def delete(self) -> None:
+        """Mark the run as deleted: another run stands for it."""
+        with translated("delete a run", self._uri):
+            self._client.delete_run(self.run_id)
+
+    def give_back(self, tags: Collection[str]) -> None:
+        """Leave the run as MLflow has started it: without these tags."""
+        with translated("take back a run", self._uri):
+            for tag in tags:
+                self._client.delete_tag(self.run_id, stored_tag(tag))
+        self.set_status("RUNNING")
 
     def set_status(self, status: str, reason: str = "") -> None:
         """Change the status; metrics that are still waiting are dropped.

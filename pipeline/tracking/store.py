@@ -32,6 +32,7 @@ from pipeline.tracking.keys import (
     NAME,
     NESTED_UNDER,
     TICKET,
+    Tags,
     former,
     is_for_programs,
     stored_tag,
@@ -39,6 +40,7 @@ from pipeline.tracking.keys import (
 from pipeline.tracking.owners import Owners
 from pipeline.tracking.pages import how_to_open
 from pipeline.tracking.registry import ModelVersion, Registered, champions, register
+from pipeline.tracking.reopened import reopened
 from pipeline.tracking.run import RunLog, ending, status_of, to_tags, why_ended
 from pipeline.tracking.tables import client_of
 from pipeline.tracking.turns import DRAWING, Once, take_turn
@@ -238,20 +240,21 @@ class Tracking:
         target: bool,
         nested_under: str | None = None,
         once: Once | None = None,
+        goes_on: str = "",
     ) -> Iterator[RunLog]:
         """A run that ends FINISHED, FAILED or, by Ctrl-C, KILLED; the tag `failure` says why.
 
         Under `mlflow run` MLflow sets KILLED to FAILED after our process has ended (seen in
         MLflow 3.17): there the tag alone tells them apart.
 
-        `target`: the run that the user asked for; it adopts the run that `mlflow run` started.
+        `target`: what was asked for; it adopts `mlflow run`'s run. `goes_on`: else, a stopped run.
         `once`: end in an OvertakenError where another process makes this run, or has made it.
         """
         self.owners.end_abandoned(at_once=target)
         drawing = {TICKET: DRAWING} if once else {}
         tags = {**tags, **owner_tags(), **drawing}  # those that people read come first
         adopted = self._launched if target else None
-        log = self._start(name, tags, target=target, nested_under=nested_under)
+        log = self._start(name, tags, target=target, nested_under=nested_under, goes_on=goes_on)
         if target:
             self._target = log.run_id
         try:
@@ -259,21 +262,16 @@ class Tracking:
                 if once:
                     take_turn(log, once, self.owners.at_work, self.find)
                 yield log
-        except OvertakenError:
-            self._withdraw(log, tags, adopted)
+        except OvertakenError as first:
+            if adopted:
+                self._launched = adopted
+                log.give_back(tags.keys() - owner_tags().keys())
+            elif goes_on:
+                log.set_status("FAILED", str(first))
+            else:
+                log.delete()
             raise
         self.owners.end_abandoned(at_once=False)
-
-    def _withdraw(self, log: RunLog, tags: Mapping[str, str], adopted: str | None) -> None:
-        """Take back a run that another process goes before; MLflow's own is free to be adopted."""
-        with translated("take back a run", self.uri):
-            if adopted:
-                for tag in tags.keys() - owner_tags().keys():
-                    self._client.delete_tag(adopted, stored_tag(tag))
-                log.set_status("RUNNING")
-                self._launched = adopted
-            else:
-                self._client.delete_run(log.run_id)
 
     @contextmanager
     def explained(self) -> Iterator[None]:
@@ -295,7 +293,7 @@ class Tracking:
             self.writing(run_id).tags({NAME: name, KIND: kind})
 
     def _start(
-        self, name: str, tags: Mapping[str, str], *, target: bool, nested_under: str | None
+        self, name: str, tags: Tags, *, target: bool, nested_under: str | None, goes_on: str = ""
     ) -> RunLog:
         all_tags = {
             NAME: name,
@@ -313,6 +311,8 @@ class Tracking:
                 del all_tags["mlflow.source.name"]  # `mlflow run` knows better
                 self._client.log_batch(run_id, tags=to_tags(all_tags))
                 known = set(self._client.get_run(run_id).data.params)
+            elif goes_on:
+                return reopened(self._client, self.uri, goes_on, all_tags)
             else:
                 run_id = self._client.create_run(self.experiment_id, tags=all_tags).info.run_id
                 known = set()

@@ -210,7 +210,7 @@ def _needed() -> set[str]:
     """The tables without which MLflow makes tables."""
     from mlflow.store.db import utils
 
-    return set(utils.Base.metadata.tables)
+    return set(utils.Base.metadata.tables)  # type: ignore[attr-defined]
 
 
 def _steps() -> set[str]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -39,6 +39,7 @@ from pipeline.training.diagnostics import RiskMeter
 from pipeline.training.features import Features
 from pipeline.training.master_weights import MasterWeight
 from pipeline.training.mixing import mix
+from pipeline.training.trainer_state import State, put_state
 
 EVAL_BATCH = 500
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
@@ -84,6 +85,7 @@ class Trainer:
         best: state-dict name -> tensor of the selected epoch, for every trainable block.
         best_logits: validation logits of the selected epoch, float32, (N, classes).
         on_step: called with 1 after each optimizer step.
+        done: epochs that are over; what else goes on in another process: `trainer_state.py`.
     """
 
     backbone: Backbone
@@ -96,9 +98,14 @@ class Trainer:
     best: dict[str, Tensor] = field(default_factory=dict)
     best_logits: Tensor = field(default_factory=lambda: torch.empty(0))
     on_step: Callable[[int], object] = lambda _: None
+    done: int = 0
+    losses: list[tuple[float, float]] = field(default_factory=list)
+    best_rank: tuple[float, ...] = (-math.inf, -math.inf)
+    continued: State | None = None
 
     def __post_init__(self) -> None:
         self.history = History(planned=self.settings.epochs)
+        self.rng = np.random.default_rng([self.seed, self.stage.number])
         suffix = self.backbone.segments[self.backbone.frozen_segments(self.stage.trainable) :]
         self.segments = compute_copy(suffix, self.dtype, self.device)
         set_trainable(self.segments, self.stage.trainable, self.settings.norm)
@@ -158,16 +165,14 @@ class Trainer:
         """
         objective, history = OBJECTIVES[self.settings.select], self.history
         torch.manual_seed(self.seed)  # dropout
-        rng = np.random.default_rng([self.seed, self.stage.number])
-        best_rank = (-math.inf, -math.inf)
         meter = RiskMeter(self.weights, len(val))
         outputs = self._outputs(val_features, meter.probes)
         meter.start(outputs)
         classes = outputs[HEAD].shape[1]
-        for epoch in range(self.settings.epochs):
+        put_state(self)
+        while not self._is_over:
             started = time.perf_counter()
-            batches = split_batches(rng.permutation(len(train)), self.settings.batch_size)
-            loss, acc = self._train_once(train, train_features, batches, epoch, classes, meter)
+            loss, acc = self._train_once(train, train_features, classes, meter)
             trained = time.perf_counter()
             val_logits, outputs = self._validate(val_features, len(val), meter.probes)
             val_scores = score_logits(val_logits, val.labels)
@@ -175,8 +180,8 @@ class Trainer:
             risks = meter.read(outputs)
             measured = time.perf_counter()
             rank = objective.rank(val_scores)
-            if not history.selected or rank > best_rank:
-                best_rank, history.selected = rank, epoch + 1
+            if not history.selected or rank > self.best_rank:
+                self.best_rank, history.selected = rank, self.done
                 self.best, self.best_logits = self.snapshot(), val_logits
             row = {
                 TRAIN_ACC: acc,
@@ -193,9 +198,13 @@ class Trainer:
             }
             history.rows.append({name: rounded(value) for name, value in row.items()})
             yield history.rows[-1]
-            waited = len(history) - history.selected
-            if history.diverged or (self.settings.patience and waited >= self.settings.patience):
-                return
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether there is no further epoch: by plan, by patience, or by divergence."""
+        history, patience = self.history, self.settings.patience
+        waits = bool(patience) and len(history) - history.selected >= patience
+        return self.done >= self.settings.epochs or (self.done > 0 and (waits or history.diverged))
 
     def without_validation(
         self, train: ImageSet, features: Features, classes: int
@@ -205,26 +214,22 @@ class Trainer:
         How long was decided before: no image is validated on, and nothing is selected.
         """
         torch.manual_seed(self.seed)  # dropout
-        rng = np.random.default_rng([self.seed, self.stage.number])
-        for epoch in range(self.settings.epochs):
-            batches = split_batches(rng.permutation(len(train)), self.settings.batch_size)
-            yield self._train_once(train, features, batches, epoch, classes)
+        put_state(self)
+        while self.done < self.settings.epochs:
+            self.losses.append(self._train_once(train, features, classes))
+            yield self.losses[-1]
         self.best = self.snapshot()
 
     def _train_once(
-        self,
-        images: ImageSet,
-        features: Features,
-        batches: Sequence[NDArray[np.int64]],
-        epoch: int,
-        classes: int,
-        meter: RiskMeter | None = None,
+        self, images: ImageSet, features: Features, classes: int, meter: RiskMeter | None = None
     ) -> tuple[float, float]:
-        """Train on every image once, in these batches; returns mean loss and accuracy.
+        """Train the next epoch, every image once; returns mean loss and accuracy.
 
         Loss and accuracy are those of each batch before its optimizer step. `meter` sees the
         gradients of the last batch.
         """
+        epoch = self.done
+        batches = split_batches(self.rng.permutation(len(images)), self.settings.batch_size)
         views = pick_views(
             images.keys,
             seed=self.seed,
@@ -249,6 +254,7 @@ class Trainer:
             loss_sum += F.cross_entropy(logits, target, reduction="sum")
             self.on_step(1)
             hits += (logits.argmax(1) == (target.argmax(1) if mixing else target)).sum()
+        self.done += 1
         return loss_sum.item() / len(images), hits.item() / len(images)
 
     def _set_rates(self, factor: float) -> None:

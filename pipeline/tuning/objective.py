@@ -26,7 +26,7 @@ from pipeline.runs.find_or_run import find_or_run
 from pipeline.runs.session import Session
 from pipeline.settings.schedules import Stage
 from pipeline.signals.evidence import refresh_siblings
-from pipeline.stats.metrics import OBJECTIVES, Row
+from pipeline.stats.metrics import DEFAULT_OBJECTIVE, OBJECTIVES
 from pipeline.system.text import numbered
 from pipeline.tracking import RunLog, RunView, Tracking
 from pipeline.tracking.history import History, Summary, read_history
@@ -57,6 +57,8 @@ class Pruned(RunStopped):
 
 class OutOfTime(RunStopped):
     """The command's time is over."""
+
+    goes_on = True
 
 
 @dataclass(frozen=True)
@@ -129,11 +131,16 @@ class TrialObjective:
         number, objective = self.spec.stage.number, self.spec.objective
         for draw, session in self.sessions.items():
             earlier = [summary.val[objective] for summary in summaries]
+            own = session.with_training(number, params)
             reporter = Reporter(
-                trial=trial, spec=self.spec, earlier=earlier, deadline=self.deadline
+                trial=trial,
+                spec=self.spec,
+                earlier=earlier,
+                deadline=self.deadline,
+                select=own.settings.training(number).select,
             )
             prepared = replace(
-                session.with_training(number, params),
+                own,
                 on_epoch=reporter,
                 say=lambda _: None,
                 is_trial=True,
@@ -143,9 +150,8 @@ class TrialObjective:
             summaries.append(summary)
             log.tags({draw_run_id(draw): summary.run_id})
             log.metrics({f"draw{draw}/{name}": value for name, value in summary.val.items()})
-            if summary.reused:
-                select = prepared.settings.training(number).select
-                reporter.replay(self.tracking.get(summary.run_id), self.tracking, select)
+            if not reporter.epochs:  # found, or every epoch was over when its command was stopped
+                reporter.replay(self.tracking.get(summary.run_id), self.tracking)
             reporter.finish(summary.val[objective])
         means = {
             name: sum(summary.val[name] for summary in summaries) / len(summaries)
@@ -171,6 +177,11 @@ class TrialObjective:
         return {key: one.pop() if len(one) == 1 else "mixed" for key, one in states.items()}
 
 
+def metric_of(objective: str) -> str:
+    """The validation metric behind an objective."""
+    return OBJECTIVES[objective].metric
+
+
 def _tenths(epoch: int, epochs: int) -> int:
     """Tenths of a draw's planned epochs that are over; the last one waits for the draw's end."""
     return min(STEPS_A_DRAW * epoch // epochs, STEPS_A_DRAW - 1)
@@ -182,17 +193,21 @@ class Reporter:
 
     Attributes:
         earlier: the trial's values on the draws before this one.
+        select: what chooses a stage run's epoch.
         tenths: of this draw that were reported.
+        epochs: of this draw that were reported.
     """
 
     trial: Trial
     spec: Spec
     earlier: list[float]
     deadline: float | None
+    select: str = DEFAULT_OBJECTIVE
     tenths: int = 0
+    epochs: int = 0
 
     def __call__(self, stage: Stage, history: History) -> None:
-        """One epoch is over.
+        """One epoch is over; those of a run that goes on were before.
 
         Raises:
             Pruned, OutOfTime: end the stage here.
@@ -202,24 +217,35 @@ class Reporter:
         if self.deadline is not None and time.monotonic() > self.deadline:
             raise OutOfTime("the command's timeout is over")
         epoch, epochs = len(history), history.planned
-        reached = history.best[VAL[OBJECTIVES[self.spec.objective].metric]]
+        self._catch_up(replace(history, rows=history.rows[:-1]))
+        self.epochs = epoch
+        reached = history.best[VAL[metric_of(self.spec.objective)]]
         self._report(_tenths(epoch, epochs), reached, f"at epoch {epoch} of {epochs} of")
 
-    def replay(self, run: RunView, tracking: Tracking, select: str) -> None:
-        """Report what a run that was found had reached, epoch by epoch; it is not pruned for that.
+    def replay(self, run: RunView, tracking: Tracking) -> None:
+        """Report what a run that was found, or went on, had reached and was not reported.
 
-        `select`: what chose its epoch. A run whose course is lost reports its end alone.
+        A run whose course is lost reports its end alone.
         """
-        chosen, metric = OBJECTIVES[select], OBJECTIVES[self.spec.objective].metric
-        names = {chosen.metric, "loss", metric}
-        history = read_history(tracking, run, [VAL[name] for name in names])
-        best: Row = {}
-        for epoch, row in enumerate(history.rows if history else [], start=1):
-            assert history
-            values = {name: row[VAL[name]] for name in names}
+        if history := read_history(tracking, run, [VAL[name] for name in self._names]):
+            self._catch_up(history)
+
+    @property
+    def _names(self) -> set[str]:
+        """Metrics that tell what a stage run has reached at an epoch."""
+        return {metric_of(self.select), "loss", metric_of(self.spec.objective)}
+
+    def _catch_up(self, history: History) -> None:
+        """Report the epochs that were not, each as it was then; nothing is pruned for that."""
+        chosen, best = OBJECTIVES[self.select], dict[str, float]()
+        if len(history) <= self.epochs:
+            return
+        for epoch, row in enumerate(history.rows, start=1):
+            values = {name: row[VAL[name]] for name in self._names}
             if not best or chosen.rank(values) > chosen.rank(best):
                 best = values
-            self._report(_tenths(epoch, history.planned), best[metric])
+            self._report(_tenths(epoch, history.planned), best[metric_of(self.spec.objective)])
+        self.epochs = len(history)
 
     def finish(self, value: float) -> None:
         """The draw is over, or was found finished.
