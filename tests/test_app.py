@@ -19,13 +19,15 @@ from PIL import Image
 from pipeline.app.attention import block_map, occlusion_map, overlay, places_a_side, third_block
 from pipeline.app.keep import checked_label, keep_picture, next_command
 from pipeline.app.panels import compared_run, examples_of, panel_of, stages_up_to
+from pipeline.app.serve import about
 from pipeline.data.images import digest_image
 from pipeline.entries.table import perform
 from pipeline.errors import DataError, LineageError, SettingsError, StorageError
 from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.runs.command import Command
 from pipeline.settings.request import Request
-from pipeline.tracking import Tracking
+from pipeline.tracking import RunView, Tracking
+from pipeline.tracking.keys import KIND, NOTE, REFIT
 from tests.conftest import class_image, enter_store, inside, tiny, write_image_folder
 
 pytest.importorskip("gradio", reason="the extra app is not installed")
@@ -373,3 +375,11 @@ def test_without_gradio_or_a_model_one_line(desk: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(SettingsError, match=r"gradio is not installed: pip install '\.\[app\]'"):
         perform("app", {}, lambda _: None)
+
+
+@pytest.mark.parametrize("first", ["", "**Trained on 1,197 images: 99.2% recognised.**\n\n"])
+def test_the_page_begins_with_the_verdict_of_the_card(first: str) -> None:
+    card = f"{first}# refit · stage 2 · digits\n\nStage 3 loses 1.1 pp.\n\n**Test accuracy**: 99%"
+    tags = {KIND: REFIT, NOTE: card}
+    run = RunView(run_id="ab", name="refit", status="FINISHED", tags=tags, params={}, metrics={})
+    assert about(run) == "Run ab, never scored.\n\nStage 3 loses 1.1 pp."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import tempfile
 import time
 from contextlib import suppress
@@ -59,7 +60,7 @@ def app_entry(command: Command, plan: AppSettings) -> None:
             own=own,
             stages=stages,
             keep=typed_path(plan.keep, "keep"),
-            about=_about(run),
+            about=about(run),
             beside=_beside(compared) if compared else "",
         )
         _serve(page.build(examples), plan.port, command.say)
@@ -102,13 +103,14 @@ def _serve(app: Any, port: int, say: Say) -> None:  # noqa: ANN401 - Gradio's, a
         app.close(verbose=False)
 
 
-def _about(run: RunView) -> str:
-    """What is known of a model; of a refit what its card begins with, the verdict."""
+def about(run: RunView) -> str:
+    """What is known of a model; of a refit the verdict, too, which follows its card's heading."""
     score = run.metrics.get(TEST["acc"], math.nan)
     known = "never scored" if math.isnan(score) else f"test accuracy {score:.1%}"
-    told = run.tags.get(NOTE, "").split("\n\n") if run.tags.get(KIND) == REFIT else []
-    verdict = f"\n\n{told[1]}" if len(told) > 1 else ""
-    return f"Run {run.run_id}, {known}.{verdict}"
+    card = run.tags.get(NOTE, "") if run.tags.get(KIND) == REFIT else ""
+    verdict = re.search(r"^# .*\n\n.+", card, re.MULTILINE)
+    told = [verdict[0].rpartition("\n")[2]] if verdict else []
+    return "\n\n".join([f"Run {run.run_id}, {known}.", *told])
 
 
 def _beside(run: RunView) -> str:
