@@ -231,7 +231,7 @@ def chains(borders: int, steps: int, kills: int) -> list[list[Moment]]:
     firsts: list[Moment] = []
     for epoch in range(borders):
         firsts += [("border", epoch + 1), ("step", epoch * each + each // 2 + 1)]
-    later: list[Moment] = [("step", each + 1), ("border", 1)]
+    later: list[Moment] = [("step", each // 2 + 1), ("border", 1)]
     found = [[first, *(later if n % 2 else later[::-1])] for n, first in enumerate(firsts)]
     return found[:: max(1, len(found) * CHAIN // kills)] if kills else found
 
@@ -265,12 +265,14 @@ def experiment(
     for number, moments in enumerate(chains(counts["border"], counts["step"], kills)):
         folder = root / f"chain{number}"
         words = prepare(name, folder, images)
+        code = -signal.SIGKILL
         for moment in moments:
             code = run(words, folder, moment)
             if code != -signal.SIGKILL:
                 break
             row.kills += 1
-        code = run(words, folder)
+        if code == -signal.SIGKILL:
+            code = run(words, folder)
         runs, got = Runs.of(folder), outcome(folder)
         stages = [tags_as_named(one.data.tags)[keys.LINEAGE_KEY] for one in runs.of_kind("stage")]
         row.chains += 1
