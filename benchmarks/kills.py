@@ -62,7 +62,10 @@ TARGET = {"norm_stats": "target"}
 COMMANDS: dict[str, list[dict[str, str]]] = {
     "main, AdamW, cached": [{"": "main", **TARGET}],
     "main, SGD, not cached": [{"": "main", **TARGET, "optimizer": "sgd", "cache": "off"}],
-    "tune": [{"": "tune", **TARGET, "stage": "1", "n_trials": "2", "heartbeat": "1"}],
+    # one trial, on two draws: a further one has settings that depend on who asks for it
+    "tune": [
+        {"": "tune", **TARGET, "stage": "1", "n_trials": "1", "draws": "2", "heartbeat": "1"}
+    ],
     "decide": [
         {"": "decide", **TARGET, "looks": "2", "test_per_class": "4", "refit": "off"},
     ],
@@ -170,6 +173,7 @@ def outcome(folder: Path) -> dict[str, Any]:
         key = tags[keys.LINEAGE_KEY]
         weights[key] = tags[keys.CHECKPOINT_SHA256]
         curves[key] = course(client, one)
+    mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
     refits = [course(client, one) for one in runs.finished("refit")]
     for one in runs.finished("refit"):
         uri = tags_as_named(one.data.tags)[keys.MODEL_URI]
@@ -227,7 +231,7 @@ def chains(borders: int, steps: int, kills: int) -> list[list[Moment]]:
     firsts: list[Moment] = []
     for epoch in range(borders):
         firsts += [("border", epoch + 1), ("step", epoch * each + each // 2 + 1)]
-    later: list[Moment] = [("step", each + 1), ("border", 1)]
+    later: list[Moment] = [("step", each // 2 + 1), ("border", 1)]
     found = [[first, *(later if n % 2 else later[::-1])] for n, first in enumerate(firsts)]
     return found[:: max(1, len(found) * CHAIN // kills)] if kills else found
 
@@ -261,19 +265,21 @@ def experiment(
     for number, moments in enumerate(chains(counts["border"], counts["step"], kills)):
         folder = root / f"chain{number}"
         words = prepare(name, folder, images)
+        code = -signal.SIGKILL
         for moment in moments:
             code = run(words, folder, moment)
             if code != -signal.SIGKILL:
                 break
             row.kills += 1
-        code = run(words, folder)
+        if code == -signal.SIGKILL:
+            code = run(words, folder)
         runs, got = Runs.of(folder), outcome(folder)
         stages = [tags_as_named(one.data.tags)[keys.LINEAGE_KEY] for one in runs.of_kind("stage")]
         row.chains += 1
         row.exits += code == 0
         row.equal += got == expected
         row.twice += len(stages) - len(set(stages))
-        row.extra += len(runs.of_kind("refit")) > len(runs.finished("refit"))
+        row.extra += len(runs.of_kind("refit")) - len(runs.finished("refit"))
         row.running += sum(one.info.status == "RUNNING" for one in runs.all)
         row.states += len(list((folder / "cache" / "unfinished").glob("*.state")))
         row.went_on += (folder / "log.txt").read_text().count("goes on after epoch")

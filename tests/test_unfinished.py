@@ -325,7 +325,10 @@ def test_a_state_that_is_of_no_use_is_passed_over_with_a_note(
 
 
 def test_the_state_of_a_living_process_is_left_to_this_process(
-    store: Path, image_folder: Path, at_every_border: None
+    store: Path,
+    image_folder: Path,
+    at_every_border: None,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A run that says RUNNING is another's as long as its process is not known to be gone."""
     told: Told = []
@@ -342,7 +345,10 @@ def test_the_state_of_a_living_process_is_left_to_this_process(
     assert stop.epochs == [1, 2, 3, 4]
     assert states() == [path]
     log.set_status("FAILED", KILLED_REASON)
-    assert clear(path.parent, tracking) > 0
+    assert main(["clean", "--cache_dir", "cache"]) == 0
+    assert states() == [path]
+    assert "states of stopped trainings" in capsys.readouterr().out
+    assert main(["clean", "--cache_dir", "cache", "--remove", "failed"]) == 0
     assert states() == []
 
 
@@ -368,7 +374,9 @@ def test_a_run_that_mlflow_has_started_takes_over(
 def test_a_stage_that_diverges_leaves_nothing_to_go_on_with(
     store: Path, image_folder: Path, at_every_border: None
 ) -> None:
-    session = open_session(image_folder, [], **{"stage1.lr": "1e30", "stage1.optimizer": "sgd"})
+    hopeless = {"lr": "100", "weight_decay": "10", "optimizer": "sgd", "batch_size": "2"}
+    options = {f"stage1.{name}": value for name, value in hopeless.items()}
+    session = open_session(image_folder, [], schedule="full", norm="keep", **options)
     with pytest.raises(DivergedError, match="no epoch had a finite"):
         train(session, Stops(0))
     assert states() == []

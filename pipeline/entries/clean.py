@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.entries.plans import CleanPlan
+from pipeline.runs import stopped
 from pipeline.runs.command import Command
 from pipeline.runs.sources import cache_folder
 from pipeline.system.files import storage_faults
@@ -46,6 +47,9 @@ def clean_entry(command: Command, plan: CleanPlan) -> pd.DataFrame:
         with storage_faults("changes", cache):
             if "cache" in plan.remove:
                 command.say(f"cache: removed {_size(clear(cache / 'prefix'))}")
+            if FAILED in plan.remove:  # as long as their runs are there to be asked
+                freed = stopped.clear(stopped.unfinished_folder(plan.settings), tracking)
+                command.say(f"states of stopped trainings: removed {_size(freed)}")
             for what in (TRIALS, FAILED):
                 if what in plan.remove:
                     command.say(f"{what}: removed {_discard(tracking, runs, what)}")
@@ -78,6 +82,8 @@ def _table(cache: Path, runs: Sequence[StoredRun]) -> pd.DataFrame:
         ("frozen outputs", cache / "prefix", size_of(cache / "prefix"), "-P remove=cache"),
         ("data sets", cache / "data", size_of(cache / "data"), "by hand"),
     ]
+    states = cache / stopped.FOLDER
+    rows.append(("states of stopped trainings", states, size_of(states), "-P remove=failed"))
     hub = Path(torch.hub.get_dir()) / "checkpoints"
     rows.append(("weights", hub, size_of(hub), "by hand"))
     for what, (name, how) in says.items():

@@ -9,7 +9,6 @@ run, and no recipe key.
 from __future__ import annotations
 
 import json
-import math
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,34 +17,28 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
 from pipeline.data.images import ImageSet
 from pipeline.data.overlap import Overlap
 from pipeline.data.whole import Scope, takes_all, whole_draw
-from pipeline.errors import DivergedError
 from pipeline.model.backbones import Backbone
-from pipeline.model.freezing import FrozenProof
 from pipeline.refit.onnx_file import log_onnx
 from pipeline.refit.recipe import Recipe
+from pipeline.refit.stages import train_stages
 from pipeline.reporting.figures import best_effort
 from pipeline.runs.predictions import keep_predictions
-from pipeline.runs.run_stage import trainer_of
 from pipeline.runs.scoring import logits_of, read_test_split, scored_on
 from pipeline.runs.session import Session
 from pipeline.runs.sources import source_of
 from pipeline.runs.stage_log import log_confusion, log_served_model, log_unreadable
-from pipeline.runs.unfinished import Unfinished, run_that_goes_on
-from pipeline.runs.words import model_name, stage_name
-from pipeline.settings.run import Settings, plain_values
+from pipeline.runs.unfinished import run_that_goes_on
+from pipeline.runs.words import model_name
+from pipeline.settings.run import plain_values
 from pipeline.stats.metrics import score_logits
 from pipeline.system.digests import digest_values
-from pipeline.system.progress import counted, doing
+from pipeline.system.progress import doing
 from pipeline.system.text import count_of
 from pipeline.tracking import RunLog, RunView, Tracking, keys
-from pipeline.training.features import Features
-from pipeline.training.trainer import Trainer
-from pipeline.training.trainer_state import State, go_on, state_of
 
 NO_TEST = "no test split"
 
@@ -105,15 +98,11 @@ def refit(
         count = count_of(len(draw.train), "image")
         say(f"refit: {recipe.words} on {count}, {which}; epochs: {recipe.passes}")
         name = f"refit · {recipe.words} · {settings.data_name} · {settings.backbone} · {count}"
-        own, tags = nested_under is None, {keys.KIND: keys.REFIT}
-        key = digest_values([keys.REFIT, session.key(recipe.last)])
-        run = run_that_goes_on(session, key, name, tags, target=own, nested_under=nested_under)
-        with run as (log, unfinished):
-            _train(session, log, recipe, overlap, unfinished)
-        say(f"refit: run {log.run_id}")
+        run_id = _train(session, name, recipe, overlap, nested_under)
+        say(f"refit: run {run_id}")
     sizes = np.bincount(draw.train.labels.numpy(), minlength=len(draw.class_names))
     return Refit(
-        run=found or tracking.get(log.run_id),
+        run=found or tracking.get(run_id),
         recipe=recipe,
         session=session,
         train_sizes=tuple(sizes.tolist()),
@@ -123,21 +112,32 @@ def refit(
 
 def _train(
     session: Session,
-    log: RunLog,
+    name: str,
     recipe: Recipe,
     overlap: Overlap | None,
-    unfinished: Unfinished,
+    nested_under: str | None,
+) -> str:
+    """Every stage, the one look at the test images, and what other programs need of the model.
+
+    Returns the id of the run, which may be one that was stopped before.
+    """
+    key, tags = digest_values([keys.REFIT, session.key(recipe.last)]), {keys.KIND: keys.REFIT}
+    own = nested_under is None
+    run = run_that_goes_on(session, key, name, tags, target=own, nested_under=nested_under)
+    with run as (log, unfinished):
+        started = time.perf_counter() - unfinished.earlier_s
+        _log_start(log, session, recipe)
+        backbone = train_stages(session, log, recipe, unfinished)
+        log.metrics({keys.TOTAL_S: time.perf_counter() - started})
+        _log_model(session, log, backbone, recipe, overlap)
+    return log.run_id
+
+
+def _log_model(
+    session: Session, log: RunLog, backbone: Backbone, recipe: Recipe, overlap: Overlap | None
 ) -> None:
-    """Every stage, the one look at the test images, and what other programs need of the model."""
-    started = time.perf_counter() - unfinished.earlier_s
-    _log_start(log, session, recipe)
-    backbone, draw = session.pretrained_backbone(), session.draw
-    state = unfinished.found or {"stage": 1, "before": {}}
-    moved: dict[str, Tensor] = state["before"]
-    backbone.put(moved)
-    for number in range(state["stage"], recipe.last + 1):
-        moved |= _train_stage(session, log, backbone, number, unfinished, dict(moved))
-    log.metrics({keys.TOTAL_S: time.perf_counter() - started})
+    """The score on the test images, the served model and the ONNX file."""
+    draw = session.draw
     shown = draw.train
     log.tags(scored_on(NO_TEST, session.precision))
     if overlap:
@@ -201,99 +201,6 @@ def _log_start(log: RunLog, session: Session, recipe: Recipe) -> None:
     about = {"data": settings.data, "images": len(draw.train), "classes": len(draw.class_names)}
     name = f"{draw.source}-training-and-validation"
     log.dataset(name, draw.train.fingerprint(), "training", about)
-
-
-def _train_stage(
-    session: Session,
-    log: RunLog,
-    backbone: Backbone,
-    number: int,
-    unfinished: Unfinished,
-    before: dict[str, Tensor],
-) -> dict[str, Tensor]:
-    """Train one stage from the weights that `backbone` holds, and leave the result there.
-
-    `before`: what the stages before have moved. Returns what this one has.
-
-    Raises:
-        DivergedError: the training loss is no number.
-        FreezingError: a frozen tensor changed.
-    """
-    settings: Settings = session.settings
-    stage, training = settings.stage(number), settings.training(number)
-    proof = FrozenProof.take(backbone, number, stage.trainable)
-    features = session.cache.features(
-        backbone,
-        backbone.frozen_segments(stage.trainable),
-        session.draw.train,
-        augment=training.augment,
-        views=settings.views,
-        dtype=session.dtype,
-        device=session.device,
-        digests=proof.digests,
-    )
-    trainer = trainer_of(session, backbone, stage)
-    proof.watch({"train": features.running, "suffix": trainer.segments})
-    _go_on(session, log, trainer, unfinished)
-    _train_epochs(session, log, trainer, features, unfinished, before)
-    backbone.put(trainer.best)
-    proof.check(backbone)
-    name, (loss, acc) = stage_name(settings, number), trainer.losses[-1]
-    session.say(f"refit: {name}: train loss {loss:.4f}, accuracy {acc:.2%}")
-    return trainer.best
-
-
-def _train_epochs(
-    session: Session,
-    log: RunLog,
-    trainer: Trainer,
-    features: Features,
-    unfinished: Unfinished,
-    before: dict[str, Tensor],
-) -> None:
-    """Every epoch that is left, each with its metrics and its state.
-
-    Raises:
-        DivergedError: the training loss is no number.
-    """
-    number, draw = trainer.stage.number, session.draw
-    name = stage_name(session.settings, number)
-
-    def state() -> State:
-        return {**state_of(trainer), "stage": number, "before": before}
-
-    epochs = trainer.without_validation(draw.train, features, len(draw.class_names))
-    title, planned = f"refit, epochs of {name}", trainer.settings.epochs
-    unfinished.epoch_begins()
-    for loss, acc in counted(epochs, title, planned, done=trainer.done):
-        unfinished.epoch_over(state)
-        log.metrics(_metrics(number, loss, acc), step=trainer.done)
-        if not math.isfinite(loss):
-            raise DivergedError(
-                f"refit: the loss of {name} is not a number in epoch {trainer.done}: lower "
-                f"stage{number}.lr ({trainer.settings.lr}) or set clip_norm",
-                log.run_id,
-            )
-        unfinished.epoch_begins()
-    unfinished.all_over(state)
-
-
-def _go_on(session: Session, log: RunLog, trainer: Trainer, unfinished: Unfinished) -> None:
-    """Begin after the last epoch that a stopped run has left of this stage, if there is one."""
-    state, number = unfinished.found, trainer.stage.number
-    if state is None or state["stage"] != number:
-        return
-    go_on(trainer, state)
-    for epoch, (loss, acc) in enumerate(trainer.losses, start=1):
-        log.metrics(_metrics(number, loss, acc), step=epoch)
-    session.say(
-        f"refit: {stage_name(session.settings, number)} goes on after epoch {trainer.done} of "
-        f"{trainer.settings.epochs}, from the state that a stopped command left"
-    )
-
-
-def _metrics(number: int, loss: float, acc: float) -> dict[str, float]:
-    return {f"stage{number}/loss": loss, f"stage{number}/acc": acc}
 
 
 def _score(

@@ -20,6 +20,8 @@ from pipeline.system.processes import is_abandoned
 from pipeline.system.sealed import PART, is_dead_part, read_about
 from pipeline.tracking import RunView, Tracking
 
+FOLDER = "unfinished"
+"""In the cache's folder."""
 ENDING = ".state"
 LOCK = ".lock"
 OWNER = "owner"
@@ -30,7 +32,7 @@ OUTDATED_AFTER_S = 14 * 24 * 3600
 
 def unfinished_folder(settings: Settings) -> Path:
     """Where states are kept."""
-    return cache_folder(settings) / "unfinished"
+    return cache_folder(settings) / FOLDER
 
 
 def state_path(folder: Path, key: str, run_id: str) -> Path:

@@ -103,7 +103,7 @@ class Unfinished:
     _trains_since: float | None = None
     _at_border: Callable[[], State] | None = None
     _spent_s: float = 0.0
-    _last_cost_s: float | None = None
+    _cost_s: float | None = None
     _kept: tuple[int, int] = (0, 0)
 
     @contextmanager
@@ -191,10 +191,10 @@ class Unfinished:
         self._at_border = state
         assert self._trains_since is not None
         trained_s = time.perf_counter() - self._trains_since - self._spent_s
-        content = state()
-        cost_s = self._last_cost_s or GUESS_S + _size(content) / GUESS_BYTES_PER_S
-        if self._spent_s + cost_s <= self.share * trained_s:
-            self._write(content)
+        if self._cost_s is None:
+            self._cost_s = GUESS_S + _size(state()) / GUESS_BYTES_PER_S
+        if self._spent_s + self._cost_s <= self.share * trained_s:
+            self._write(state())
 
     def all_over(self, state: Callable[[], State]) -> None:
         """No further epoch begins: what comes to grief now has the state of the last one."""
@@ -218,8 +218,8 @@ class Unfinished:
                 f"note: what the training has come to cannot be kept in {self.folder} "
                 f"({err.strerror or err}): a stopped command would begin this stage anew"
             )
-        self._last_cost_s = time.perf_counter() - started
-        self._spent_s += self._last_cost_s
+        self._cost_s = time.perf_counter() - started
+        self._spent_s += self._cost_s
 
     def end(self, err: BaseException | None = None) -> None:
         """The run is finished, or was ended by `err`: keep the state only if it is of use."""

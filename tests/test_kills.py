@@ -1,0 +1,83 @@
+"""SIGKILL in the middle of a stage, and the same command again: one run, the same bits."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from pipeline.cli import main
+from pipeline.runs.unfinished import SHARE
+from pipeline.system.processes import KILLED_REASON, PROCESS
+from pipeline.system.sealed import read_about
+from pipeline.tracking import RunView, Tracking, keys
+from tests.conftest import tiny, words_of
+
+ROOT = Path(__file__).resolve().parents[1]
+EPOCHS = 16
+pytestmark = pytest.mark.slow
+
+
+def stages() -> list[RunView]:
+    return Tracking.connect().find({keys.KIND: "stage"}, status=None)
+
+
+def kill_after(epoch: int, words: list[str]) -> None:
+    """SIGKILL a command once a state after that epoch, or a later one, is on the disk."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", *words],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    folder = Path("cache", "unfinished")
+    while process.poll() is None and not [
+        path for path in folder.glob("*.state") if read_about(path)["done"][1] >= epoch
+    ]:
+        time.sleep(0.005)
+    process.kill()
+    assert process.communicate()[1] == ""
+    assert process.returncode == -9
+
+
+def test_a_stage_that_is_killed_twice_is_one_run_with_the_bits_of_an_undisturbed_one(
+    store: Path,
+    image_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(SHARE, "1e9")
+    options = tiny(image_folder, store, {"stage1.epochs": str(EPOCHS), "stage1.lr": "0.01"})
+    words = words_of("stage1", options)
+    for epoch in (2, 7):
+        kill_after(epoch, words)
+        (run,) = stages()
+        assert run.status == "RUNNING"
+        assert run.tags[PROCESS] != str(os.getpid())
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert f" of {EPOCHS}, from the state that a stopped command left" in out
+    assert f"stage 1 epoch 7/{EPOCHS} " not in out
+    assert f"stage 1 epoch {EPOCHS}/{EPOCHS} " in out
+    (run,) = stages()
+    assert (run.status, run.tags[PROCESS]) == ("FINISHED", str(os.getpid()))
+    assert KILLED_REASON not in run.tags.values()
+    assert not list(Path("cache", "unfinished").glob("*.state"))
+    assert main([*words, "--reuse=off"]) == 0
+    _, undisturbed = stages()
+    assert undisturbed.tags[keys.CHECKPOINT_SHA256] == run.tags[keys.CHECKPOINT_SHA256]
+    client = mlflow.MlflowClient()
+    for name in (keys.VAL_LOSS, keys.TRAIN_LOSS, "risk/drift/head", "lr/head"):
+        course, other = (
+            [(point.step, point.value) for point in client.get_metric_history(one.run_id, name)]
+            for one in (run, undisturbed)
+        )
+        assert course == other
+        assert len(course) == EPOCHS
