@@ -112,13 +112,16 @@ def _completed(uri: str, path: Path, found: _Tables) -> MlflowClient:
     """The client on a file that lacks tables: of an earlier version, torn, or another program's.
 
     Raises:
-        TrackingError: MLflow cannot complete them, and they hold something.
+        TrackingError: MLflow cannot complete them, and they hold something, or are not MLflow's.
     """
     from mlflow import MlflowClient
 
     kept = _kept(path)
-    if not found.versions <= _steps():  # of another program, or of a later version
-        return MlflowClient(uri)
+    if not found.versions <= _steps():
+        raise TrackingError(
+            f"{path} holds tables of another program, or of a later version of MLflow: name "
+            "another file: MLFLOW_TRACKING_URI=sqlite:////<folder>/mlflow.db"
+        )
     if _can_be_completed(found):
         if found.is_used:
             _keep(path, kept)
