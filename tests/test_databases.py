@@ -121,7 +121,7 @@ try:
     with exclusively(sys.argv[1]):
         sys.exit(0)
 except StorageError as err:
-    sys.exit(2 if "chmod 666" in str(err) else 1)
+    sys.exit(2 if "chmod" in str(err) else 1)
 """
 
 
@@ -129,13 +129,17 @@ except StorageError as err:
 def test_another_user_of_the_folder_holds_the_lock_that_was_made_there(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as name:  # pytest's own is closed to others
         folder = Path(name)
-        folder.chmod(0o1777)
+        folder.chmod(0o777)
         url = f"sqlite:///{folder}/optuna.db"
         with exclusively(url):
             pass
         words = (AS_ANOTHER_USER, url, f"sqlite:///{tmp_path}/other.db")
         assert exit_code(start(*words, folder=folder)) == 0
         (folder / ".optuna.db.lock").chmod(0o600)  # as a system without such rights makes it
+        assert exit_code(start(*words, folder=folder)) == 2
+        (folder / ".optuna.db.lock").chmod(0o666)
+        os.chown(folder / ".optuna.db.lock", 1, 1)
+        folder.chmod(0o1777)  # as /tmp: whoever made the lock could replace it meanwhile
         assert exit_code(start(*words, folder=folder)) == 2
 
 

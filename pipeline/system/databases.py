@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
@@ -81,6 +82,8 @@ def _beside(path: Path) -> Iterator[None]:
             except OSError as err:
                 if err.errno in _NO_FILE:
                     advice = "remove what lies there, then run the same command again"
+                elif err.errno in _FORBIDDEN and folder.stat().st_mode & stat.S_ISVTX:
+                    advice = f"people can share a folder without a sticky bit: chmod -t '{folder}'"
                 elif err.errno in _FORBIDDEN:
                     advice = f"its owner has to let others write it: chmod 666 '{lock}'"
                 else:
