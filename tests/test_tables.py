@@ -93,31 +93,52 @@ def test_after_kills_in_the_middle_of_tables_eight_processes_at_once_make_them(
         assert ask(path, "SELECT name FROM experiments ORDER BY 1") == [("Default",), ("images",)]
 
 
-def test_a_full_disk_is_one_line_and_mends_once_there_is_space(tmp_path: Path) -> None:
-    script = """
-import resource, sys
+FULL_DISK = """
+import os, resource, sys
 from pathlib import Path
-from pipeline.errors import StorageError
-from pipeline.system.databases import fill, is_empty
-from pipeline.tuning.storage import open_storage
+from pipeline.errors import StorageError, TrackingError
+from pipeline.tracking import Tracking
+
 path = Path(sys.argv[1])
-url = f"sqlite:///{path}"
-soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))
-try:
-    open_storage(url)
-except StorageError as err:
-    assert "cannot write the tables of" in str(err) and "whether the disk is full" in str(err), err
-    assert str(err).count("the same command again") == 1, err
-else:
-    raise AssertionError("no error")
-assert is_empty(url)
-resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-open_storage(url)
+_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+def told(kind, work, limit):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        work()
+    except kind as err:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        assert not getattr(err, "__notes__", []), err.__notes__
+        assert str(err).count("the same command again") == 1, err
+        assert "the disk" in str(err), err
+    else:
+        raise AssertionError("no error")
+
+def write():
+    with tracking.run("a chain", {"kind": "chain"}, target=True) as outer:
+        under = outer.run_id
+        with tracking.run("a stage", {"kind": "stage"}, target=False, nested_under=under) as log:
+            for step in range(1000):
+                log.metrics({f"m{number}": 1.0 for number in range(100)}, step)
+                log.wait()
+
+told(StorageError, Tracking.connect, 40_000)
+assert path.stat().st_size == 0
+tracking = Tracking.connect()
+told(TrackingError, write, path.stat().st_size + 50_000)
+with Tracking.connect().run("again", {"kind": "chain"}, target=True):
+    pass
 """
-    words = [sys.executable, "-c", script, str(tmp_path / "optuna.db")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_a_full_disk_is_told_once_and_costs_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW")}
+    environment |= {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": f"sqlite:///{path}"}
+    words = [sys.executable, "-c", FULL_DISK, str(path)]
+    done = subprocess.run(
+        words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 

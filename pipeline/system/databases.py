@@ -34,7 +34,6 @@ _FULL = "free some space"
 _ELSEWHERE = "choose a folder you may write to"
 _ADVICE = {
     "database or disk is full": _FULL,
-    "disk I/O error": "see whether the disk is full",
     "No space left on device": _FULL,
     "Disk quota exceeded": _FULL,
     "readonly database": _ELSEWHERE,
@@ -149,7 +148,7 @@ def copy(source: sqlite3.Connection, path: Path) -> None:
         with closing(sqlite3.connect(path)) as file:
             source.backup(file, progress=look)
     except sqlite3.OperationalError as err:
-        advice = advice_on(str(err)) or "see that the file and its folder can be written"
+        advice = advice_on(str(err)) or "see whether the disk is full or fails"
         raise StorageError(
             f"cannot write the tables of {path} ({err}): {advice}, then run the same command again"
         ) from None

@@ -211,9 +211,10 @@ def _names(file: sqlite3.Connection) -> frozenset[str]:
 
 def _needed() -> set[str]:
     """The tables without which MLflow makes tables."""
-    from mlflow.store.db import utils
+    import mlflow.store.db.utils  # noqa: F401 - fills `Base`
+    from mlflow.store.db.base_sql_model import Base
 
-    return set(utils.Base.metadata.tables)
+    return set(Base.metadata.tables)
 
 
 def _steps() -> set[str]:
