@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from sqlalchemy.exc import SQLAlchemyError
 
+from pipeline.errors import StorageError
 from pipeline.system.databases import exclusively
 from tests.postgres import Postgres
 
@@ -91,6 +93,54 @@ def test_people_who_share_a_folder_share_the_lock(tmp_path: Path) -> None:
         os.umask(mask)
     (lock,) = shared.iterdir()
     assert lock.stat().st_mode & 0o777 == 0o666
+
+
+@pytest.mark.parametrize("kind", ["link", "folder"])
+def test_what_lies_in_the_place_of_the_lock_is_named_and_left(tmp_path: Path, kind: str) -> None:
+    lock, victim = tmp_path / ".optuna.db.lock", tmp_path / "victim"
+    victim.write_text("precious")
+    lock.symlink_to(victim) if kind == "link" else lock.mkdir()
+    with (
+        pytest.raises(StorageError, match=r"\.optuna\.db\.lock cannot be locked .*: remove"),
+        exclusively(f"sqlite:///{tmp_path}/optuna.db"),
+    ):
+        pytest.fail("held what is no lock")
+    assert victim.read_text() == "precious"
+
+
+AS_ANOTHER_USER = """
+import os, sys
+from pipeline.errors import StorageError
+from pipeline.system.databases import exclusively
+
+with exclusively(sys.argv[2]):  # imports what another user may not read
+    pass
+os.setgid(65534)
+os.setuid(65534)
+try:
+    with exclusively(sys.argv[1]):
+        sys.exit(0)
+except StorageError as err:
+    sys.exit(2 if "chmod" in str(err) else 1)
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_another_user_of_the_folder_holds_the_lock_that_was_made_there(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:  # pytest's own is closed to others
+        folder = Path(name)
+        folder.chmod(0o777)
+        url = f"sqlite:///{folder}/optuna.db"
+        with exclusively(url):
+            pass
+        words = (AS_ANOTHER_USER, url, f"sqlite:///{tmp_path}/other.db")
+        assert exit_code(start(*words, folder=folder)) == 0
+        (folder / ".optuna.db.lock").chmod(0o600)  # as a system without such rights makes it
+        assert exit_code(start(*words, folder=folder)) == 2
+        (folder / ".optuna.db.lock").chmod(0o666)
+        os.chown(folder / ".optuna.db.lock", 1, 1)
+        folder.chmod(0o1777)  # as /tmp: whoever made the lock could replace it meanwhile
+        assert exit_code(start(*words, folder=folder)) == 2
 
 
 def test_a_database_in_a_folder_that_may_only_be_read_needs_none_beside_it(

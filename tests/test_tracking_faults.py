@@ -60,6 +60,13 @@ def certificate_required() -> requests.exceptions.SSLError:
             MlflowException("(OperationalError) database is locked", TEMPORARILY_UNAVAILABLE),
             "another program holds the file",
         ),
+        (MlflowException("(Error) database or disk is full"), "free some space, then"),
+        (
+            MlflowException(
+                f"{PREAMBLE}; consider)\n(Error) attempt to write a readonly database"
+            ),
+            r"\(\(Error\) attempt to write a readonly database\): choose a folder you may write",
+        ),
         (certificate_required(), r"a certificate of ours: .*REQUIRED.*CLIENT_CERT_PATH"),
         (MlflowException("(Error) it is full", TEMPORARILY_UNAVAILABLE), r"full\): check the se"),
         (MlflowException("API request to http://me:qqq@host failed"), r"http://me:\*\*\*@host"),

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
@@ -33,7 +34,6 @@ _FULL = "free some space"
 _ELSEWHERE = "choose a folder you may write to"
 _ADVICE = {
     "database or disk is full": _FULL,
-    "disk I/O error": "see whether the disk is full",
     "No space left on device": _FULL,
     "Disk quota exceeded": _FULL,
     "readonly database": _ELSEWHERE,
@@ -81,6 +81,8 @@ def _beside(path: Path) -> Iterator[None]:
             except OSError as err:
                 if err.errno in _NO_FILE:
                     advice = "remove what lies there, then run the same command again"
+                elif err.errno in _FORBIDDEN and folder.stat().st_mode & stat.S_ISVTX:
+                    advice = f"people can share a folder without a sticky bit: chmod -t '{folder}'"
                 elif err.errno in _FORBIDDEN:
                     advice = f"its owner has to let others write it: chmod 666 '{lock}'"
                 else:
@@ -146,7 +148,7 @@ def copy(source: sqlite3.Connection, path: Path) -> None:
         with closing(sqlite3.connect(path)) as file:
             source.backup(file, progress=look)
     except sqlite3.OperationalError as err:
-        advice = advice_on(str(err)) or "see that the file and its folder can be written"
+        advice = advice_on(str(err)) or "see whether the disk is full or fails"
         raise StorageError(
             f"cannot write the tables of {path} ({err}): {advice}, then run the same command again"
         ) from None

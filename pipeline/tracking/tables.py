@@ -112,13 +112,16 @@ def _completed(uri: str, path: Path, found: _Tables) -> MlflowClient:
     """The client on a file that lacks tables: of an earlier version, torn, or another program's.
 
     Raises:
-        TrackingError: MLflow cannot complete them, and they hold something.
+        TrackingError: MLflow cannot complete them, and they hold something, or are not MLflow's.
     """
     from mlflow import MlflowClient
 
     kept = _kept(path)
-    if not found.versions <= _steps():  # of another program, or of a later version
-        return MlflowClient(uri)
+    if not found.versions <= _steps():
+        raise TrackingError(
+            f"{path} holds tables of another program, or of a later version of MLflow: name "
+            "another file: MLFLOW_TRACKING_URI=sqlite:////<folder>/mlflow.db"
+        )
     if _can_be_completed(found):
         if found.is_used:
             _keep(path, kept)
@@ -208,9 +211,10 @@ def _names(file: sqlite3.Connection) -> frozenset[str]:
 
 def _needed() -> set[str]:
     """The tables without which MLflow makes tables."""
-    from mlflow.store.db import utils
+    import mlflow.store.db.utils  # noqa: F401 - fills `Base`
+    from mlflow.store.db.base_sql_model import Base
 
-    return set(utils.Base.metadata.tables)  # type: ignore[attr-defined]
+    return set(Base.metadata.tables)
 
 
 def _steps() -> set[str]:
