@@ -26,7 +26,8 @@ folder, count, *words = sys.argv[1:]
 for number in range(int(count)):
     if not (child := os.fork()):
         for name, stream in (("out", sys.stdout), ("err", sys.stderr)):
-            os.dup2(os.open(f"{folder}/{number}.{name}", os.O_WRONLY | os.O_CREAT), stream.fileno())
+            file = os.open(f"{folder}/{number}.{name}", os.O_WRONLY | os.O_CREAT)
+            os.dup2(file, stream.fileno())
         code = main(words)
         sys.stdout.flush()
         os._exit(code)

@@ -1,18 +1,21 @@
-"""The same command several times at once: one trains, the others wait, and take over if need be."""
+"""The same command several times at once: one trains, the others wait and may take over."""
 
 from __future__ import annotations
 
 import os
 import re
 import signal
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
+import mlflow
 import pytest
 
 from pipeline.system.processes import KILLED_REASON, PROCESS
 from pipeline.tracking import RunView, Tracking
-from pipeline.tracking.keys import CHECKPOINT_SHA256, KIND, TICKET, WEIGHTS_SHA256
-from tests.conftest import tiny, words_of
+from pipeline.tracking.keys import CHECKPOINT_SHA256, KIND, TICKET
+from tests.conftest import Command, tiny, words_of
 from tests.crowds import Crowd, crowd
 from tests.test_leases import until
 
@@ -40,10 +43,9 @@ def test_one_trains_and_the_others_wait_for_it(store: Path, image_folder: Path) 
         reused = [f"found run {run.run_id}" in three.out(number) for number in range(3)]
         assert sorted(trained) == [False, False, True]
         assert reused == [not did for did in trained]
-    deleted = Tracking.connect()
     assert run.status == "FINISHED"
     assert len(run.tags[CHECKPOINT_SHA256]) == 64
-    assert not deleted.find({}, status="RUNNING")
+    assert not Tracking.connect().find({}, status="RUNNING")
 
 
 def test_a_command_that_waits_takes_over_from_one_that_is_killed(
@@ -64,6 +66,34 @@ def test_a_command_that_waits_takes_over_from_one_that_is_killed(
         assert all(run.run_id in three.out(n) for n in others)
         assert all(f"run {first.run_id} came to nothing" in three.out(n) for n in others)
         assert sum(f"found run {run.run_id}" in three.out(n) for n in others) == 1
-    assert len(run.tags[WEIGHTS_SHA256]) == 64
+    assert len(run.tags[CHECKPOINT_SHA256]) == 64
     ended = [r for r in Tracking.connect().find({}, status=None) if r.status != "FINISHED"]
     assert {(r.status, r.tags["failure"]) for r in ended} == {("FAILED", KILLED_REASON)}
+
+
+def test_under_mlflow_run_the_run_of_a_command_that_waited_names_the_other(
+    command: Command,
+    store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert command("stage1") == 0
+    (run,) = stage_runs()
+    with closing(sqlite3.connect(store / "mlflow.db")) as database, database:
+        database.execute("update runs set end_time = end_time + 3600000")  # it ends after ...
+    launched = mlflow.MlflowClient().create_run("0").info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", launched)
+    capsys.readouterr()
+    assert command("stage1") == 0  # ... this was started
+    output = capsys.readouterr().out
+    assert f"found run {run.run_id}" in output
+    assert f"parent_run_id={run.run_id}" in output
+    assert f"runs/{run.run_id}" in output
+    assert [found.run_id for found in stage_runs()] == [run.run_id]
+    own = Tracking.connect().get(launched)
+    assert (own.name, own.tags[KIND]) == ("stage 1 · reused", "reuse")
+    # the same command later trains anew
+    with closing(sqlite3.connect(store / "mlflow.db")) as database, database:
+        database.execute("update runs set end_time = start_time")
+    assert command("stage1") == 0
+    assert len(stage_runs("FINISHED")) == 2

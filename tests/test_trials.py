@@ -232,6 +232,16 @@ def test_whoever_asks_next_queues_what_a_lost_process_left_behind(study: Study) 
     assert outcomes(study) == ["interrupted", "running"]
 
 
+def test_a_lost_trial_ends_though_nobody_wants_another(study: Study) -> None:
+    asked(study)
+    study.storage.grace_period, study.storage.heartbeat_interval = 1, 1
+    end = time.monotonic() + 30
+    while outcomes(study) == ["running"] and time.monotonic() < end:
+        study.end_lost_trials()
+        time.sleep(0.1)
+    assert outcomes(study) == ["interrupted"]
+
+
 def test_a_trial_that_came_to_nothing_by_itself_is_not_repeated(study: Study) -> None:
     trial = asked(study)
     trial.set_user_attr("reason", "pruned after draw 0")

@@ -15,14 +15,16 @@ from dataclasses import dataclass
 from functools import partial
 
 from pipeline.errors import OvertakenError
-from pipeline.system.interrupts import check
+from pipeline.system.interrupts import at_once
+from pipeline.system.progress import doing
 from pipeline.tracking.keys import TICKET
 from pipeline.tracking.run import RunLog
 from pipeline.tracking.view import RunView
 
 AT_ONCE, DRAWING = "0", ""
 """The tickets of a run that waits for nobody, and of one whose process has not drawn yet."""
-_LOOK_S = 0.1
+_LOOK_S, _SELDOM_S = 0.1, 2.0
+"""Pauses between two looks at somebody who draws, which takes a moment, or has died meanwhile."""
 
 Find = Callable[[Mapping[str, str]], Sequence[RunView]]
 """Runs with these tags."""
@@ -43,12 +45,13 @@ class Once:
 
 def first_at_work(at_work: Callable[[], Sequence[RunView]]) -> RunView | None:
     """The run that goes first; None where nobody is at work."""
-    while True:
+    runs, pause_s = at_work(), _LOOK_S
+    while any(run.tags.get(TICKET) == DRAWING for run in runs):
+        with doing("another command begins the same"), at_once():
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _SELDOM_S)
         runs = at_work()
-        if all(run.tags.get(TICKET) != DRAWING for run in runs):
-            return min(runs, key=_turn, default=None)
-        check()
-        time.sleep(_LOOK_S)  # somebody is drawing a ticket
+    return min(runs, key=_turn, default=None)
 
 
 def take_turn(log: RunLog, once: Once, at_work: Find, finished: Find) -> None:
