@@ -102,7 +102,8 @@ class MlflowServer:
         self.address = f"http://127.0.0.1:{self.port}"
         self.command = [sys.executable, "-m", "mlflow", "server", "--port", str(self.port)]
         self.command += ["--workers", "1", "--artifacts-destination", str(folder / "artifacts")]
-        self.command += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}", *words]
+        store = ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
+        self.command += [*words, *([] if "--artifacts-only" in words else store)]
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW")}
         self.environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
         self.start()

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from pipeline.errors import AwayError, TrackingError
 from pipeline.system.interrupts import asked, at_once
@@ -31,7 +31,7 @@ WAIT, WAIT_S = "UNFREEZE_SERVER_WAIT_S", 600.0
 TIMEOUT, RETRIES = "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 ANSWER_S, LONGEST_ANSWER_S, LAST_ANSWER_S = 10, 120, 2
 """How long MLflow waits for an answer: at first, once a server has been slow, once it is lost."""
-LONGEST_PAUSE_S = 10.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 10.0
 AGAIN_S = 45.0
 """After so long a line says that a server is still away."""
 LOOK_S = 0.2
@@ -158,7 +158,7 @@ class Patience:
         mend: Callable[[], _Result | None] | None,
     ) -> _Result:
         """Pause and repeat until a server answers; `fault`: of the attempt before."""
-        pause_s = 1.0
+        pause_s = FIRST_PAUSE_S
         over = getattr(self._thread, "over", None)
         while True:
             outage = self._outage(away)
@@ -207,7 +207,7 @@ class Patience:
         if not over.is_set():
             self._tell(outage)
         if over.wait(pause_s) or outage.is_lost:
-            raise fault
+            _raise_anew(fault)
 
     def _pause(self, outage: _Outage, fault: Exception, pause_s: float) -> None:
         """Pause in the main thread.
@@ -218,7 +218,7 @@ class Patience:
         """
         if asked() or outage.is_lost:
             _answer_within(LAST_ANSWER_S)
-            raise fault
+            _raise_anew(fault)
         left_s = self._left_s(outage)
         with at_once():
             time.sleep(min(pause_s, left_s))
@@ -285,6 +285,11 @@ class Patience:
             if ended.told:
                 away_s = time.monotonic() - ended.since
                 warn(f"note: {ended.away.server} is back after {_in_words(away_s)}")
+
+
+def _raise_anew(fault: Exception) -> NoReturn:
+    """Raise a fault; what it came from, which says most, is kept whatever is handled now."""
+    raise fault from fault.__cause__ or fault.__context__
 
 
 def _in_words(seconds: float) -> str:
