@@ -126,7 +126,8 @@ def what_to_give(model: type[BaseModel], key: str, given_as: str, fault: Mapping
         if hasattr(limit, name)
     ]
     kinds = [words for kind, words in _GIVE.items() if field.annotation is kind]
-    kinds = kinds or ["choose one of these" if fault["type"] == "literal_error" else "correct it"]
+    others = {"literal_error": "choose one of these", "string_too_short": "name one"}
+    kinds = kinds or [others.get(fault["type"], "correct it")]
     return f": {kinds[0]}{' ' * bool(limits)}{', '.join(limits)}, or leave {given_as} out"
 
 

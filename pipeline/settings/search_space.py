@@ -191,7 +191,8 @@ def _dimension(key: str, given: object) -> Range | Choices:
         values = tuple(_value(key, one) for one in given)
         if not values or len(set(values)) < len(values):
             raise ValueError(
-                f"{key} must be a list of one or more different values, got {shown(given)}: write each once"
+                f"{key} must be a list of one or more different values, got {shown(given)}: write "
+                "each once"
             )
         return Choices(values)
     if choices := get_args(TrainSettings.model_fields[key].annotation):
@@ -221,8 +222,8 @@ def _range(key: str, given: Mapping[str, object]) -> Range:
         )
     if not isinstance(log, bool) or (log and (low <= 0 or "step" in given)):
         raise ValueError(
-            f"{key}: log is true or false, and true with low > 0 and no step, got {shown(dict(given))}: leave log out, "
-            "or correct the others"
+            f"{key}: log is true or false, and true with low > 0 and no step, got "
+            f"{shown(dict(given))}: leave log out, or correct the others"
         )
     if "step" not in given:
         return Range(low=low, high=high, log=log)
