@@ -27,7 +27,7 @@ _BOMB = "".join(
     for level in range(12)
 )
 """Nine to the power of eleven words in a few lines."""
-_DEEP = f"lr: {'[' * 3000}{']' * 3000}\n"
+_DEEP = f"lr: {'[' * 400}{']' * 400}\n"
 TEXTS: Mapping[str, str | bytes] = {
     "file.txt": "hello\n",
     "garbage.db": b"no database " * 500,

@@ -14,6 +14,8 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
 from mlflow.pyfunc.scoring_server import (
@@ -27,6 +29,7 @@ from PIL import Image
 import pipeline
 from pipeline.errors import DataError
 from tests.conftest import Work, class_image, inside
+from tests.fuzzing import DAMAGES, Damage, bodies, damaged, is_an_answer
 
 Answer = Callable[..., dict[str, Any]]
 
@@ -166,6 +169,21 @@ def test_a_request_without_one_image_is_refused_in_one_sentence(answer: Answer) 
         assert "dataframe_split" in found["message"] or "send 5000 at most" in found["message"]
         assert len(found["message"]) < 300
     assert answer(split())["predictions"] == []
+
+
+@given(st.sampled_from([*bodies()]), DAMAGES)
+@settings(
+    max_examples=60,
+    deadline=None,
+    database=None,
+    derandomize=True,
+    suppress_health_check=[*HealthCheck],
+)
+def test_a_damaged_body_is_answered_or_refused(
+    answer: Answer, request_sent: tuple[str, bytes, str], damages: list[Damage]
+) -> None:
+    _, body, kind = request_sent
+    assert is_an_answer(answer(damaged(body, damages).decode(errors="replace"), kind))
 
 
 def test_a_file_of_too_many_bytes_is_refused_before_it_is_decoded(answer: Answer) -> None:

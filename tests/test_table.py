@@ -188,7 +188,7 @@ def test_help_and_docs_tell_which_settings_are_taken_without_an_effect(name: str
 
 
 def test_a_setting_of_other_entry_points_is_refused_and_names_them() -> None:
-    message = r"setting cache_limit .* is one of .*stage1.*, not of evaluate$"
+    message = r"setting cache_limit .* is one of .*stage1.*, not of evaluate: leave it out$"
     with pytest.raises(SettingsError, match=message):
         parse(["evaluate", "--cache_limit", "1"])
 

@@ -14,7 +14,6 @@ one; inside a layer `stage2.lr` wins over `lr`. A preset serves every schedule, 
 from __future__ import annotations
 
 import re
-import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -93,15 +92,19 @@ def validated(
             place = f" ({given[key].layer.source})" if given[key].layer.source else ""
             todo = did_you_mean(value, meant) if isinstance(value, str) else ""
             faults.append(
-                f"{given[key].key} {in_plain_words(fault)}, got {_SHORT.repr(value)}{place}"
+                f"{given[key].key} {in_plain_words(fault)}, got {shown(value)}{place}"
                 f"{todo or what_to_give(model, key, given[key].key, fault)}"
             )
         return None
 
 
-_SHORT = reprlib.Repr()
-"""How a value is shown that may be of any size."""
-_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 200
+def shown(value: object) -> str:
+    """A value of any size as a line shows it."""
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
+
+
+_MOST_SHOWN = 200
 _GIVE = {
     bool: "give on or off",
     int: "give a whole number",
@@ -123,7 +126,8 @@ def what_to_give(model: type[BaseModel], key: str, given_as: str, fault: Mapping
         if hasattr(limit, name)
     ]
     kinds = [words for kind, words in _GIVE.items() if field.annotation is kind]
-    kinds = kinds or ["choose one of these" if fault["type"] == "literal_error" else "correct it"]
+    others = {"literal_error": "choose one of these", "string_too_short": "name one"}
+    kinds = kinds or [others.get(fault["type"], "correct it")]
     return f": {kinds[0]}{' ' * bool(limits)}{', '.join(limits)}, or leave {given_as} out"
 
 

@@ -19,7 +19,7 @@ from typing import get_args
 
 from pipeline.errors import SettingsError
 from pipeline.settings.entry import TuneSettings
-from pipeline.settings.layers import Given, Layer, validated
+from pipeline.settings.layers import Given, Layer, shown, validated
 from pipeline.settings.request import Request
 from pipeline.settings.run import TRAIN_KEYS, Settings, TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Schedule
@@ -190,16 +190,23 @@ def _dimension(key: str, given: object) -> Range | Choices:
     if isinstance(given, list):
         values = tuple(_value(key, one) for one in given)
         if not values or len(set(values)) < len(values):
-            raise ValueError(f"{key} must be a list of one or more different values, got {given}")
+            raise ValueError(
+                f"{key} must be a list of one or more different values, got {shown(given)}: write "
+                "each once"
+            )
         return Choices(values)
     if choices := get_args(TrainSettings.model_fields[key].annotation):
-        raise ValueError(f"{key} must be a list of {', '.join(choices)}, got {given!r}")
+        raise ValueError(
+            f"{key} must be a list of {', '.join(choices)}, got {shown(given)}: write them in [ ]"
+        )
     if TrainSettings.model_fields[key].annotation is str:
-        raise ValueError(f"{key} must be a list of its values, got {given!r}")
+        raise ValueError(
+            f"{key} must be a list of its values, got {shown(given)}: write them in [ ]"
+        )
     if not isinstance(given, dict) or not {"low", "high"} <= given.keys() <= _RANGE_KEYS:
         raise ValueError(
             f"{key} must be a list, or a range with low, high and, if wanted, step or log, "
-            f"got {given!r}"
+            f"got {shown(given)}: {_EXAMPLE}"
         )
     return _range(key, given)
 
@@ -210,10 +217,13 @@ def _range(key: str, given: Mapping[str, object]) -> Range:
     assert not isinstance(low, str)
     assert not isinstance(high, str)
     if low >= high:
-        raise ValueError(f"{key}: low must be below high, got low {low} and high {high}")
+        raise ValueError(
+            f"{key}: low must be below high, got low {low} and high {high}: write the lower first"
+        )
     if not isinstance(log, bool) or (log and (low <= 0 or "step" in given)):
         raise ValueError(
-            f"{key}: log is true or false, and true with low > 0 and no step, got {dict(given)}"
+            f"{key}: log is true or false, and true with low > 0 and no step, got "
+            f"{shown(dict(given))}: leave log out, or correct the others"
         )
     if "step" not in given:
         return Range(low=low, high=high, log=log)
@@ -227,7 +237,7 @@ def _range(key: str, given: Mapping[str, object]) -> Range:
     if not fits:
         raise ValueError(
             f"{key}: steps of {step} do not lead from {low} to {high}: "
-            "high - low must be a multiple of step"
+            "write a step of which high - low is a multiple"
         )
     return Range(low=low, high=high, step=type(low)(width), log=log)
 

@@ -19,21 +19,29 @@ _REFUSED = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST),
     *(errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ENOENT),
 }
+_LONGEST_NAME = 255
+"""Bytes of a file's name."""
 
 
 def typed_path(text: str, key: str = "") -> Path:
     """The path that a person typed as that setting, `~` replaced.
 
     Raises:
-        SettingsError: `~name` of no user.
+        SettingsError: `~name` of no user, or a name that no disk takes.
     """
+    what = f"{key}={text}" if key else text
     try:
-        return Path(text).expanduser()
+        path = Path(text).expanduser()
     except RuntimeError as err:
-        what = f"{key}={text}" if key else text
         raise SettingsError(
             f"{what}: {first_line(err).rstrip('.')}: write the path in full"
         ) from None
+    if any(len(os.fsencode(part)) > _LONGEST_NAME for part in path.parts):
+        raise SettingsError(
+            f"{what}: a name in this path has more than {_LONGEST_NAME} bytes, which no disk "
+            "takes: give another path"
+        )
+    return path
 
 
 def name_of(path: Path) -> str:

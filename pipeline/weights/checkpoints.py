@@ -92,12 +92,7 @@ def load_checkpoint(
         LineageError: the file is damaged, or was saved over other weights, another backbone, or
             for other classes than `class_names`.
     """
-    if not path.is_file():
-        raise LineageError(f"the checkpoint {path.name} is not a file")
-    if digest_file(path) != sha256:
-        raise LineageError(
-            f"the checkpoint {path.name} is damaged: its SHA-256 is not {sha256[:12]}…"
-        )
+    _check_file(path, sha256)
     try:
         with safe_open(path, framework="pt") as file:
             info = CheckpointInfo.model_validate_json(file.metadata()["checkpoint"])
@@ -129,6 +124,15 @@ def load_checkpoint(
             "the checkpoint and its weights do not add up to the model that was saved"
         )
     return info
+
+
+def _check_file(path: Path, sha256: str) -> None:
+    if not path.is_file():
+        raise LineageError(f"the checkpoint {path.name} is not a file")
+    if digest_file(path) != sha256:
+        raise LineageError(
+            f"the checkpoint {path.name} is damaged: its SHA-256 is not {sha256[:12]}…"
+        )
 
 
 def _check_shapes(changed: Mapping[str, Tensor], backbone: Backbone) -> None:
