@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -83,14 +85,15 @@ def run(subject: Subject, absence_s: float | None, wait_s: float, *, kill: bool)
     """Run the command; `kill`: kill its server at the trigger, for so long (None: for good)."""
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline", *subject.words],
-        env={**subject.environment, WAIT: str(wait_s)},
+        env={**subject.environment, **({} if absence_s else {WAIT: str(wait_s)})},
         cwd=subject.folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
     began: float | None = None
-    lines: list[tuple[float, str]] = []
+    lines: list[Line] = []
+    starts: list[threading.Timer] = []
     assert process.stdout
     for line in process.stdout:
         lines.append((time.monotonic(), line.rstrip()))
@@ -99,7 +102,10 @@ def run(subject: Subject, absence_s: float | None, wait_s: float, *, kill: bool)
             subject.stop()
             began = time.monotonic()
             if absence_s is not None:
-                threading.Timer(absence_s, subject.start).start()
+                starts.append(threading.Timer(absence_s, subject.start))
+                starts[0].start()
+    for start in starts:
+        start.join()
     code, zero = process.wait(), began or time.monotonic()
     return Course(code, [(at - zero, line) for at, line in lines])
 
@@ -210,7 +216,7 @@ def main() -> None:
     """Run the cells, print and write the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--absences", type=float, nargs="*", default=[10.0, 120.0])
-    parser.add_argument("--wait", type=float, default=600.0)
+    parser.add_argument("--wait", type=float, default=600.0, help="where it is away for good")
     parser.add_argument("--only", help="beginning of a server's name")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -237,9 +243,11 @@ def main() -> None:
                         fine, row = cell(subject, absence_s, args.wait)
                         held, rows = held + fine, [*rows, row]
         finally:
+            with suppress(subprocess.CalledProcessError):  # it is away
+                postgres.stop()
             for server in servers.values():
                 server.kill()
-            postgres.remove()
+            shutil.rmtree(postgres.folder)
     heads = ["server", "away for", "holds", "exit codes", "first line after", "longest silence"]
     table = [[*heads, "lines about the server", "stored"], ["---"] * 8, *sorted(rows)]
     text = "".join(f"| {' | '.join(row)} |\n" for row in table)

@@ -88,7 +88,7 @@ def away_database(err: BaseException, name: str) -> Away | None:
     for cause in causes_of(err):
         if not isinstance(cause, DBAPIError) or "sqlite3." in str(cause):
             continue
-        said = first_line(cause)
+        said = re.sub(r"^\([\w.]+\) ", "", first_line(cause))
         if cause.connection_invalidated:
             return Away(name, hidden(said))
         is_about_connection = isinstance(cause, OperationalError | InterfaceError)

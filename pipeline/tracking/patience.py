@@ -242,7 +242,8 @@ class Patience:
         _answer_within(LAST_ANSWER_S)
         raise AwayError(
             f"{away.server} has stayed away for {_in_words(now - outage.since)} ({away.reason}): "
-            "see to it that the server answers, then run the same command again"
+            "see to it that the server answers, then run the same command again: it goes on from "
+            "what is finished, caches included"
         )
 
     def wait_for(self, sent: Future[_Result]) -> _Result:

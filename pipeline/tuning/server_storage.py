@@ -9,16 +9,20 @@ than TCP allows.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial, wraps
 from typing import Any
 
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import PendingRollbackError, SQLAlchemyError
 
 from pipeline.system.addresses import without_password
 from pipeline.tracking.away import away_database
-from pipeline.tracking.patience import Patience
+from pipeline.tracking.faults import causes_of
+from pipeline.tracking.patience import Away, Patience
 
 _CONNECT_S = 10
 _KEPT_ALIVE = {
@@ -53,9 +57,19 @@ class ServerStorage(RDBStorage):
     """RDBStorage in a database server."""
 
     def __init__(self, url: str, **named: Any) -> None:  # noqa: ANN401 - Optuna's own
-        name = f"the storage at {without_password(url)}"
-        self.patience = Patience(lambda err: away_database(err, name))
+        self._name = f"the storage at {without_password(url)}"
+        self.patience = Patience(self._tell_away)
         super().__init__(url, **named)
+
+    def _tell_away(self, err: BaseException) -> Away | None:
+        """Whether the server is away; the session whose connection was lost is left behind."""
+        away = away_database(err, self._name)
+        if away is None and any(isinstance(c, PendingRollbackError) for c in causes_of(err)):
+            away = Away(self._name, "the connection was lost")
+        if away:
+            with suppress(SQLAlchemyError):
+                self.remove_session()
+        return away
 
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
@@ -78,7 +92,11 @@ def _patient(name: str) -> Callable[..., object]:
 
     @wraps(method)
     def patiently(self: ServerStorage, *args: object, **named: object) -> object:
-        return self.patience.call(partial(method, self, *args, **named))
+        try:
+            return self.patience.call(partial(method, self, *args, **named))
+        except (StorageInternalError, SQLAlchemyError) as err:
+            self._tell_away(err)  # a thread that does not wait goes on with a new session
+            raise
 
     return patiently
 
