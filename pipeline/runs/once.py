@@ -76,3 +76,4 @@ def _check_end(session: Session, number: int, other: RunView) -> None:
     if run.tags.get(keys.DIVERGED) == "true":
         raise DivergedError(why, run.run_id)
     session.say(f"stage {number}: run {run.run_id} came to nothing ({why}): taking over")
+    session.tracking.owners.end_abandoned(at_once=True)  # what the run was part of
