@@ -2,10 +2,10 @@
 
     python benchmarks/fuzz.py --minutes 60
 
-Each target of `tests/fuzzing.py` in turn, with new random damage in every round: images, parquet,
-labels, weights, YAML, and the bodies that a model's server is sent. Out: a line a target, how often
-damaged content was read, and how often refused in one line; peak memory. A fault that is neither is
-printed with the smallest damage that Hypothesis finds for it, and the exit code is 1.
+Each target of `tests/fuzzing.py` in turn, with new random damage in every round: images,
+parquet, labels, weights, YAML, and the bodies that a model's server is sent. Out: a line a target,
+how often damaged content was read, and how often refused in one line; peak memory. A fault that is
+neither is printed with the smallest damage that Hypothesis finds for it, and the exit code is 1.
 """
 
 from __future__ import annotations

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import sqlite3
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import mlflow
@@ -18,7 +17,7 @@ import pytest
 
 from pipeline.cli import main
 from tests.bad_files import make_files
-from tests.bad_inputs import SECRET, Row, rows
+from tests.bad_inputs import SECRET, Row, rows, within
 from tests.conftest import EARLIER, enter_store
 
 LIMIT_S = 60
@@ -61,24 +60,6 @@ def names(
         yield {"@/": f"{root / 'files'}/", "@long": "x" * 300, **RUNS}
 
 
-@contextmanager
-def limited() -> Iterator[None]:
-    """A command that hangs fails."""
-
-    def stop(*_: object) -> None:
-        raise TimeoutError(f"no answer in {LIMIT_S} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(LIMIT_S)
-    try:
-        with warnings.catch_warnings():
-            as_in_a_process_of_its_own()
-            yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
 def as_in_a_process_of_its_own() -> None:
     """Warnings are lines on the terminal, and no errors."""
 
@@ -118,7 +99,8 @@ def test_bad_input_is_one_line_with_what_to_do_and_leaves_nothing(
         monkeypatch.setenv(name, value)
     mlflow.set_tracking_uri(os.environ["MLFLOW_TRACKING_URI"])
     before = what_is_there()
-    with limited():
+    with within(LIMIT_S), warnings.catch_warnings():
+        as_in_a_process_of_its_own()
         code = main(words)
     out, err = capfd.readouterr()
     assert SECRET not in out + err
