@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +73,22 @@ def _filled(word: str, names: Mapping[str, str]) -> str:
     for name in sorted(names, key=len, reverse=True):
         word = word.replace(name, names[name])
     return word
+
+
+@contextmanager
+def within(seconds: int) -> Iterator[None]:
+    """Raise TimeoutError in whatever takes longer: a hang is a fault."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"no end within {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def rows() -> list[Row]:

@@ -21,7 +21,7 @@ import torch
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from pipeline.data.base import decode_image, read_images
+from pipeline.data.base import Unreadable, decode_image, read_images
 from pipeline.errors import PipelineError
 from pipeline.settings.request import Request
 from pipeline.settings.schedules import schedule_of
@@ -101,11 +101,11 @@ def survives(target: Target, name: str, damages: list[Damage]) -> str:
     """How damaged content is taken: `read` or `refused`. Any other fault is raised."""
     try:
         with within(LIMIT_S):
-            target.read(name, damaged(target.whole[name], damages))
+            found = target.read(name, damaged(target.whole[name], damages))
     except PipelineError as err:
         lines = str(err).splitlines()
     else:
-        return "read"
+        return "refused" if isinstance(found, Unreadable) else "read"
     assert lines
     assert max(map(len, lines)) < LONGEST
     return "refused"

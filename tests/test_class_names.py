@@ -106,7 +106,7 @@ def test_a_stage_trains_on_classes_of_any_name_and_its_model_answers_with_them(
 ) -> None:
     import mlflow
 
-    names = ("$10_$20", "null", "<b>bold", "two\nlines", "naïve café 中文")
+    names = ("$10_$20", "null", "<b>bold", "two\nlines", "tab\tname", "naïve 中文", "w" * 250)
     root = fill(tmp_path / "set", *names, count=8)
     assert command("stage1", data=str(root), log_model="on") == 0
     (run,) = (row for _, row in runs().iterrows())
