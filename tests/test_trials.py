@@ -19,6 +19,8 @@ from pipeline.errors import TrackingError
 from pipeline.settings.entry import TuneSettings
 from pipeline.settings.schedules import SCHEDULES
 from pipeline.settings.search_space import Range, SearchSpace
+from pipeline.tracking.history import History
+from pipeline.tracking.keys import VAL, VAL_ACC
 from pipeline.tuning.objective import Ending, Pruned, Reporter
 from pipeline.tuning.spec import Spec, suggest
 from pipeline.tuning.storage import open_storage
@@ -263,6 +265,25 @@ def test_the_defaults_are_never_pruned(study: Study) -> None:
         Reporter(trial=other, spec=SPEC, earlier=[], deadline=None).finish(0.1)
     Reporter(trial=first, spec=SPEC, earlier=[], deadline=None).finish(0.1)
     assert first.should_prune()  # if Optuna were asked
+
+
+def test_a_trial_that_goes_on_reports_the_epochs_before_as_they_were(study: Study) -> None:
+    """The best so far at each of them, although the history knows better by now."""
+    accuracies = (0.3, 0.5, 0.4, 0.7)
+    rows = [
+        {VAL[name]: 1 - acc for name in ("loss", "ece")} | {VAL_ACC: acc} for acc in accuracies
+    ]
+    seen = []
+    for first in (1, 3):
+        trial = asked(study)
+        reporter = Reporter(trial=trial, spec=SPEC, earlier=[], deadline=None)
+        for epoch in range(first, 5):
+            selected = 2 if epoch < 4 else 4
+            best = selected if epoch > 1 else 1
+            reporter(SPEC.stage, History(planned=4, rows=rows[:epoch], selected=best))
+        seen.append(study.trials[trial.number].intermediate_values)
+    assert seen[0] == seen[1]
+    assert [seen[0][step] for step in (2, 5, 7, 9)] == [0.3, 0.5, 0.5, 0.7]
 
 
 def test_no_trial_is_one_too_many(study: Study) -> None:

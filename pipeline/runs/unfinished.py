@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import FreezingError, RunStopped, SettingsError, StorageError, TrainingError
+from pipeline.errors import AwayError, FreezingError, RunStopped, SettingsError, StorageError, TrainingError
 from pipeline.runs.session import Session
 from pipeline.runs.stopped import (
     ENDING,
@@ -41,7 +41,7 @@ from pipeline.system.files import locked
 from pipeline.system.processes import owner_tags
 from pipeline.system.sealed import read_about, read_sealed, write_sealed
 from pipeline.tracking import RunLog, RunView, Tracking
-from pipeline.tracking.keys import IS_TRIAL, PARENT_CHECKPOINT_SHA256, Tags
+from pipeline.tracking.keys import IS_TRIAL, KIND, NESTED_UNDER, PARENT_CHECKPOINT_SHA256, Tags
 from pipeline.tracking.turns import Once
 from pipeline.training.trainer_state import State
 
@@ -84,6 +84,7 @@ class Unfinished:
 
     Attributes:
         origin: what computes the run, and what the run starts from.
+        is_nested: pages show the run within another one.
         found: what a stopped run had come to; None: the run begins.
         goes_on: the run that had come to it and is written on; empty: a new run.
         earlier_s: seconds that the run took before it was stopped.
@@ -94,6 +95,7 @@ class Unfinished:
     origin: str
     say: Callable[[str], None]
     share: float
+    is_nested: bool
     found: State | None = None
     goes_on: str = ""
     earlier_s: float = 0.0
@@ -127,8 +129,9 @@ class Unfinished:
             self.found, self._former = content, one
             self.earlier_s = one.about["elapsed_s"]
             if (run := one.run) and run.experiment_id == tracking.experiment_id:
-                same = run.tags.get(IS_TRIAL) == tags.get(IS_TRIAL)
-                self.goes_on = run.run_id if same else ""
+                is_alike = all(run.tags.get(tag) == tags.get(tag) for tag in (IS_TRIAL, KIND))
+                is_nested = bool(run.tags.get(NESTED_UNDER))
+                self.goes_on = run.run_id if is_alike and is_nested == self.is_nested else ""
 
     def _candidates(self, tracking: Tracking) -> Iterator[_Candidate]:
         for path in list(self.folder.glob(f"{self.key}.*{ENDING}")):
@@ -234,6 +237,8 @@ class Unfinished:
             state = self._at_border()
             if _done(state) != self._kept:
                 self._write(state)
+            if isinstance(err, AwayError):
+                err.add_note(f"what has been trained is kept in {self.folder}")
 
 
 @contextmanager
@@ -263,6 +268,7 @@ def run_that_goes_on(
         origin=f"{session.made_with}; from {tags.get(PARENT_CHECKPOINT_SHA256, '')}",
         say=session.say,
         share=keep_share() if session.settings.reuse else 0.0,
+        is_nested=nested_under is not None,
     )
     run = partial(tracking.run, name, tags, target=target, nested_under=nested_under, once=once)
     try:
