@@ -25,7 +25,14 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import AwayError, FreezingError, RunStopped, SettingsError, StorageError, TrainingError
+from pipeline.errors import (
+    AwayError,
+    FreezingError,
+    RunStopped,
+    SettingsError,
+    StorageError,
+    TrainingError,
+)
 from pipeline.runs.session import Session
 from pipeline.runs.stopped import (
     ENDING,

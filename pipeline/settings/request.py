@@ -196,9 +196,8 @@ def _read_config(config: str) -> dict[str, object]:
     """The settings in a YAML file.
 
     Raises:
-            SettingsError: it cannot be read, or gives a setting twice, in two ways: `stage1.lr`, and
-            `lr` of `stage1`.
-        """
+        SettingsError: it cannot be read, or gives a setting twice: `stage1.lr`, `lr` of `stage1`.
+    """
     file = read_yaml(typed_path(config, "config"), f"config={config}")
     inner = [
         f"{key}.{name}" for key, one in file.items() if isinstance(one, Mapping) for name in one

@@ -207,8 +207,7 @@ class Worker:
         return self._tuned(study, run_id)
 
     def _go_on(self, study: Study, run_id: str) -> None:
-        finished = study.finished()
-        if finished >= self.tune.n_trials:
+        if (finished := study.finished()) >= self.tune.n_trials:
             self.say(f"study {study.name} has its {count_of(finished, 'trial')}: none is added")
         else:
             self.say(f"study {study.name}: {finished} of {self.tune.n_trials} trials so far")
@@ -235,9 +234,9 @@ class Worker:
 
     def _train_parents(self, study_run_id: str) -> None:
         """The checkpoints that trials start from: found, or trained by one process."""
-        number = self.spec.stage.number
-        for session in self.sessions.values() if number > 1 else ():
-            find_or_run(session, number - 1, study_run_id)
+        if before := self.spec.stage.number - 1:
+            for session in self.sessions.values():
+                find_or_run(session, before, study_run_id)
 
     def _loop(self, study: Study, run_id: str) -> None:
         objective = TrialObjective(
@@ -262,7 +261,6 @@ class Worker:
                     time.sleep(1.0)
 
     def _patiently(self, do: Callable[[], _Result]) -> _Result:
-        """Do something with the storage, and do it anew if the storage goes away meanwhile."""
         if isinstance(self.storage, ServerStorage):
             return self.storage.patience.call(do)
         return patiently(do, STORAGE_FAULTS, self.say)
