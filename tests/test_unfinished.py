@@ -26,7 +26,8 @@ from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Stage
 from pipeline.stats.metrics import Row
 from pipeline.system.interrupts import begun, stopped_by_signals
-from pipeline.system.processes import KILLED_REASON, PROCESS, STARTED
+from pipeline.system.leases import LEASE
+from pipeline.system.processes import PROCESS, STARTED
 from pipeline.system.sealed import read_about, read_sealed, write_sealed
 from pipeline.tracking import Tracking, keys
 from pipeline.tracking.history import History, Summary
@@ -324,13 +325,11 @@ def test_a_state_that_is_of_no_use_is_passed_over_with_a_note(
             left.unlink()
 
 
-def test_the_state_of_a_living_process_is_left_to_this_process(
-    store: Path,
-    image_folder: Path,
-    at_every_border: None,
-    capsys: pytest.CaptureFixture[str],
+def test_a_state_is_its_runs_as_long_as_the_owner_gives_signs(
+    store: Path, image_folder: Path, at_every_border: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that says RUNNING is another's as long as its process is not known to be gone."""
+    """Nobody can tell from here whether the owner is gone: a lease without a sign does."""
+    monkeypatch.setenv(LEASE, "2")
     told: Told = []
     assert train(open_session(image_folder, told), Stops(2)) is None
     (path,) = states()
@@ -339,12 +338,19 @@ def test_the_state_of_a_living_process_is_left_to_this_process(
     log = tracking.writing(run.run_id)
     log.tags({PROCESS: str(os.getppid()), STARTED: ""})
     log.set_status("RUNNING")
-    stop = Stops(0)
     assert clear(path.parent, tracking) == 0
+    stop = Stops(0)
     assert train(open_session(image_folder, told), stop)
-    assert stop.epochs == [1, 2, 3, 4]
-    assert states() == [path]
-    log.set_status("FAILED", KILLED_REASON)
+    assert any("waiting for it" in line for line in told)
+    assert stop.epochs == [3, 4]
+    assert [one.run_id for one in tracking.find({keys.KIND: "stage"})] == [run.run_id]
+
+
+def test_clean_counts_states_and_removes_them(
+    store: Path, image_folder: Path, at_every_border: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(open_session(image_folder, []), Stops(2)) is None
+    (path,) = states()
     assert main(["clean", "--cache_dir", "cache"]) == 0
     assert states() == [path]
     assert "states of stopped trainings" in capsys.readouterr().out
