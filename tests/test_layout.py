@@ -151,13 +151,14 @@ def test_what_may_be_meant_is_read_and_told(
 # --- names ---------------------------------------------------------------------------------------
 
 
-def test_a_class_whose_name_is_not_utf_8_is_refused_before_anything_is_read(
-    tmp_path: Path,
-) -> None:
+def test_a_class_whose_name_is_not_utf_8_is_spelled_out(tmp_path: Path) -> None:
     fill(tmp_path / "set", "bar", "cafe")
     root = os.fsencode(tmp_path / "set")
     os.rename(root + b"/cafe", root + b"/caf\xe9")  # noqa: PTH104 - a path of bytes
-    refused(tmp_path / "set", r"set/caf\xe9 is not UTF-8: rename it")
+    found = opened(tmp_path / "set")
+    assert found.class_names == ("bar", r"caf\xe9")
+    assert colours(found.pool) == [0, 0, 1, 1]
+    assert any(r"caf\xe9 is not UTF-8" in note for note in found.notes)
 
 
 def test_a_file_whose_name_is_not_utf_8_is_read(tmp_path: Path) -> None:

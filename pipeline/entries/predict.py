@@ -24,7 +24,7 @@ from pipeline.settings.entry import PredictSettings
 from pipeline.system.files import check_folder_of, typed_path, write_atomically
 from pipeline.system.interrupts import check
 from pipeline.system.progress import bar, doing
-from pipeline.system.text import first_of, in_columns, one_line
+from pipeline.system.text import as_text, first_of, in_columns, one_line
 from pipeline.tracking import Tracking
 
 BATCH = 64
@@ -120,7 +120,7 @@ def predicted(classifier: Classifier, files: Sequence[Path]) -> pd.DataFrame:
             rows += _rows(classifier, batch)
             step(len(batch))
     columns = [*COLUMNS[: 1 + 2 * min(len(PLACES), len(names))]]
-    if any(file.parent.name in names for file in files):
+    if any(as_text(file.parent.name) in names for file in files):
         columns.append("true_label")
     return pd.DataFrame(rows, columns=[*columns, "error"])
 
@@ -136,9 +136,9 @@ def _rows(classifier: Classifier, files: Sequence[Path]) -> list[dict[str, objec
     found = iter(classifier.probabilities(classifier.pixels(readable)) if readable else ())
     rows = []
     for file, picture in zip(files, pictures, strict=True):
-        row: dict[str, object] = {"file": str(file), "error": ""}
+        row: dict[str, object] = {"file": as_text(str(file)), "error": ""}
         row |= {f"{place}label": "" for place in PLACES}
-        row["true_label"] = file.parent.name if file.parent.name in names else ""
+        row["true_label"] = of if (of := as_text(file.parent.name)) in names else ""
         if isinstance(picture, Unreadable):
             row["error"] = one_line(picture.reason)
         else:

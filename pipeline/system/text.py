@@ -55,6 +55,11 @@ def one_line(text: str) -> str:
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
+def as_text(name: str) -> str:
+    """A name that files and databases can hold: bytes that are not UTF-8 are spelled out."""
+    return name if is_unicode(name) else one_line(name)
+
+
 def as_markdown(text: str) -> str:
     """The text such that Markdown shows it letter by letter: no emphasis, link, tag, formula."""
     escaped = _MARKDOWN.sub(lambda found: f"\\{found[0]}", text)

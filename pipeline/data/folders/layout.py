@@ -17,7 +17,14 @@ from pathlib import Path
 from pipeline.data.folders.listing import entries_of, holds_images, image_endings, names_of
 from pipeline.data.splits import SPLIT_NAMES, splits_in, twins_by_split, words_of
 from pipeline.errors import DataError
-from pipeline.system.text import data_option, first_of, is_unicode, normalised, one_line
+from pipeline.system.text import (
+    as_text,
+    data_option,
+    first_of,
+    is_unicode,
+    normalised,
+    one_line,
+)
 
 SPLITS_IN_WORDS = {"train": "training", "val": "validation", "test": "test"}
 _UNLABELLED = {
@@ -77,6 +84,11 @@ def find_layout(root: Path) -> FolderLayout:
         ]
     classes = {split: _classes(root, folder) for split, folder in by_split.items()}
     notes += _check_depth(root, [*classes["train"].values()])
+    notes += [
+        f"the name of the folder {name} is not UTF-8: the class is written as {name}"
+        for name, path in classes["train"].items()
+        if not is_unicode(path.name)
+    ]
     above = [entries_of(folder) for folder in {root, *by_split.values()}]
     return FolderLayout(
         splits=classes,
@@ -160,21 +172,16 @@ def _classes(root: Path, folder: Path) -> dict[str, Path]:
     """Class name -> folder.
 
     Raises:
-        DataError: a name that is not UTF-8, or two that are written alike.
+        DataError: two names that are written alike.
     """
     found: dict[str, Path] = {}
     for path in entries_of(folder).folders:
-        if not is_unicode(path.name):
-            raise DataError(
-                f"data={root}: the name of the folder {one_line(str(path))} is not UTF-8: rename "
-                "it, it is the name of a class"
-            )
-        if found.setdefault(normalised(path.name), path) != path:
+        if found.setdefault(normalised(as_text(path.name)), path) != path:
             raise DataError(
                 f"data={root}: {folder} holds two folders named {path.name}, of the same letters "
                 "in two encodings: put their images into one"
             )
-    return {path.name: path for path in found.values()}
+    return {as_text(path.name): path for path in found.values()}
 
 
 def _check_depth(root: Path, classes: list[Path]) -> list[str]:
