@@ -194,7 +194,7 @@ def test_a_class_that_is_not_utf_8_trains_and_is_predicted(
     root = fill(tmp_path / "set", "bar", "cafe", count=10)
     path = os.fsencode(root)
     os.rename(path + b"/cafe", path + b"/caf\xe9")  # noqa: PTH104 - a path of bytes
-    assert command("stage1", data=str(root)) == 0
+    assert command("stage1", data=str(root), log_model="on") == 0
     assert r"the class is written as caf\xe9" in capfd.readouterr().out
     (run_id,) = runs()["run_id"]
     assert main(["predict", "--images", str(root), "--run_id", run_id]) == 0
