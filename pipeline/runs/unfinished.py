@@ -244,8 +244,8 @@ class Unfinished:
             state = self._at_border()
             if _done(state) != self._kept:
                 self._write(state)
-            if isinstance(err, AwayError):
-                err.add_note(f"what has been trained is kept in {self.folder}")
+        if isinstance(err, AwayError) and any(self._kept) and not hasattr(err, "__notes__"):
+            err.add_note(f"what has been trained is kept in {self.folder}")
 
 
 @contextmanager

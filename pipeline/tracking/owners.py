@@ -10,16 +10,26 @@ is never dead.
 
 from __future__ import annotations
 
+import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline.system.addresses import is_server
 from pipeline.system.leases import Watch, beat_s, renewing
-from pipeline.system.processes import BEAT, KILLED_REASON, MACHINE, is_alive, new_beat, owner_tags
+from pipeline.system.processes import (
+    BEAT,
+    KILLED_REASON,
+    MACHINE,
+    PROCESS,
+    is_alive,
+    new_beat,
+    owner_tags,
+)
 from pipeline.tracking.faults import translated
-from pipeline.tracking.keys import stored_tag
+from pipeline.tracking.keys import TICKET, stored_tag
 from pipeline.tracking.run import RunLog, to_tags
 from pipeline.tracking.view import RunView
 
@@ -29,6 +39,8 @@ if TYPE_CHECKING:
 OLD_S = 24 * 3600.0
 """How long a run of an earlier version has been open before it may count as dead."""
 _SET_TAG = "/api/2.0/mlflow/runs/set-tag"
+_open: Counter[str] = Counter()
+"""Runs that this process is at work on."""
 
 
 class Find(Protocol):
@@ -57,9 +69,15 @@ class Owners:
                 owned.enter_context(self.renewing(run_id))
             yield
 
-    def renewing(self, run_id: str) -> AbstractContextManager[None]:
+    @contextmanager
+    def renewing(self, run_id: str) -> Iterator[None]:
         """Tell others that this run's owner lives, while this lasts."""
-        return renewing(lambda: self._renew(run_id))
+        _open[run_id] += 1
+        try:
+            with renewing(lambda: self._renew(run_id)):
+                yield
+        finally:
+            _open[run_id] -= 1
 
     def _renew(self, run_id: str) -> None:
         uri = self._client.tracking_uri
@@ -85,6 +103,8 @@ class Owners:
         An owner that cannot be looked up is known to be dead a lease after the first such call.
         """
         alive = is_alive(run.tags)
+        if alive and TICKET in run.tags and run.tags[PROCESS] == str(os.getpid()):
+            return not _open[run.run_id]  # the store was away when this process gave the run up
         if alive is not None:
             return not alive
         if BEAT in run.tags:

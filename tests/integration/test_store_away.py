@@ -186,13 +186,16 @@ def test_a_server_that_stays_away_ends_the_command_and_the_same_command_goes_on(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv(WAIT, "1")
-    door.shut("drop", "mlflow-artifacts/artifacts", 3600)
+    door.shut("drop", "checkpoint.safetensors", 3600)
     assert train(images, tmp_path) == 2
     lines = capfd.readouterr().err.splitlines()
     (error,) = [line for line in lines if not line.startswith("note: ")]
     assert error.startswith("error: the tracking server at http://127.0.0.1")
     assert "has stayed away" in error
     assert "run the same command again" in error
+    assert "trained is kept in" in error
+    assert "unfinished" in error
     door.shut_until = 0
     assert train(images, tmp_path) == 0
+    assert "goes on after epoch" in capfd.readouterr().out
     only_finished(server, request.node.name)
