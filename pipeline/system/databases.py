@@ -95,10 +95,12 @@ def _beside(path: Path) -> Iterator[None]:
 def is_empty(url: str) -> bool:
     """Whether a SQLite URL names a file that is not there, or holds no table.
 
-    No for a file of another kind, and for names that only SQLite can read (`uri=true`).
+    No for a file of another kind, for names that only SQLite can read (`uri=true`), and for other
+    drivers than Python's own.
     """
     path = file_of(url)
-    if path is None or "uri=true" in url.lower():
+    driver = url.partition(":")[0]
+    if path is None or "uri=true" in url.lower() or driver not in ("sqlite", "sqlite+pysqlite"):
         return False
     if not path.exists():
         return True
