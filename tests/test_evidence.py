@@ -292,7 +292,7 @@ def test_the_gate_reads_the_reference_users_lines(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "gate needs -P run_id="),
+        ([], "pass -P run_id="),
         (["--run_id", "0" * 32], "does not exist"),
         (["--run_id", "a first stage"], "stage 1 of three_stage"),
         (["--lines", "/nowhere/lines.txt"], "cannot be read"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -74,9 +75,11 @@ def test_logits_are_the_same_with_the_cache_at_every_border_and_without(
     pixels = USUAL.normalise(images.pixels)
     whole = family.model(pixels)
     assert torch.equal(family.run(pixels), whole)
-    scale = float(whole.abs().max().clamp(min=1.0))
+    # random weights amplify rounding, more so in deep networks: as much as PyTorch's own is fine
+    exact = deepcopy(family.model).double()(pixels.double())
+    rounding = float((whole - exact).abs().max())
     direct = run_segments(compute_copy(family.segments, torch.float32, CPU), pixels, torch.float32)
-    torch.testing.assert_close(direct, whole, rtol=0, atol=5e-4 * scale)  # as in test_compute
+    torch.testing.assert_close(direct.double(), exact, rtol=0, atol=4 * rounding + 1e-5)
     cache = PrefixCache(tmp_path, 1 << 30)
     for prefix in range(1, len(family.segments)):
         features = cache.features(
@@ -85,7 +88,9 @@ def test_logits_are_the_same_with_the_cache_at_every_border_and_without(
         assert isinstance(features, StoredFeatures)
         suffix = compute_copy(family.segments[prefix:], torch.float32, CPU)
         cached = run_segments(suffix, features.batch(rows, np.zeros_like(rows)), torch.float32)
-        torch.testing.assert_close(cached, direct, rtol=0, atol=1e-5 * scale)
+        torch.testing.assert_close(
+            cached, direct, rtol=0, atol=1e-5 * float(whole.abs().max().clamp(min=1.0))
+        )
     assert len(list(tmp_path.glob("*.bin"))) == len(family.segments) - 1
     assert cache.notes == []
 
