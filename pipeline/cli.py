@@ -83,6 +83,6 @@ def main(
         return 1
     except KeyboardInterrupt as err:
         state = _notes(err) or ": what ran is marked KILLED"
-        print(f"stopped{state}; the same command reuses what is finished", file=sys.stderr)
+        print(f"stopped{state}; the same command goes on", file=sys.stderr)
         return 130
     return 0

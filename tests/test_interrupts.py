@@ -31,7 +31,7 @@ from pipeline.system.interrupts import (
 from pipeline.tuning.storage import open_storage
 
 ROOT = Path(__file__).resolve().parents[1]
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +78,14 @@ def test_no_wait_begins_after_a_signal() -> None:
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt), at_once():
             pytest.fail("a wait began")
+
+
+def test_a_command_under_nohup_outlives_its_terminal() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with stopped_by_signals(signal.signal):
+        begun()
+        signal.raise_signal(signal.SIGHUP)
+        check()
 
 
 def test_a_command_that_has_not_begun_ends_at_once() -> None:

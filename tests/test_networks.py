@@ -42,7 +42,10 @@ def refused(name: str, words: str) -> None:
         ("fcn_resnet50", "is not known"),  # of torchvision, but no classifier
         ("tests.networks:biuld", "has no function biuld: did you mean build"),
         ("tests.networks:WIDTH", "has no function WIDTH: name a function"),
-        ("no_such_module:build", "cannot be imported .*ModuleNotFoundError.*put it on Python's path"),
+        (
+            "no_such_module:build",
+            "cannot be imported .*ModuleNotFoundError.*put it on Python's path",
+        ),
         ("tests/networks.py:build", "package.module:function"),
         ("networks.py:build", r"networks\.py cannot be imported .*: write networks:build"),
         ("tests.networks:", "package.module:function"),

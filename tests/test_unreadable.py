@@ -195,9 +195,7 @@ def test_a_picture_of_two_classes_is_told_with_their_names(tmp_path: Path) -> No
         (root / "dogs" / f"{number}.png").unlink()
         (root / "dogs" / f"{number}.png").symlink_to(root / "cats" / f"{number}.png")
     notes = drawn(root).notes
-    assert any(
-        "2 pictures stand under two classes each" in n and "cats and dogs" in n for n in notes
-    )
+    assert any("2 of these pictures stand under two" in n and "cats and dogs" in n for n in notes)
 
 
 # --- damaged metadata ----------------------------------------------------------------------------

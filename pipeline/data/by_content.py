@@ -29,7 +29,7 @@ from pipeline.data.units import TooFewUnitsError, Unit, rows_of, take, units_of
 from pipeline.errors import DataError
 from pipeline.settings.fields import AUTO
 from pipeline.settings.run import Settings
-from pipeline.system.text import first_of, one_line
+from pipeline.system.text import count_of, first_of, one_line
 
 
 def set_aside_by_content(source: Source, settings: Settings) -> Source:
@@ -244,10 +244,15 @@ def _refuse_small(
 
 def _too_few_units(source: Source, settings: Settings, units: list[Unit], label: int) -> DataError:
     name, count = one_line(source.class_names[label]), sum(label in u.classes for u in units)
+    files = int((source.pool.labels == label).sum())
     if not settings.group:
         return DataError(
-            f"{source.name}: class {name} holds {count} different image{'s' * (count != 1)}, too "
-            "few for training, validation and test: add images, or remove the class"
+            f"{source.name}: class {name} holds {count_of(files, 'file')}, copies of "
+            f"{count_of(count, 'image')}: too few for training, validation and test: add images, "
+            "or remove the class"
+            if files > count
+            else f"{source.name}: class {name} holds {count_of(count, 'image')}, too few for "
+            "training, validation and test: add images, or remove the class"
         )
     return DataError(
         f"{source.name}: class {name} stands in {count} group{'s' * (count != 1)} of "

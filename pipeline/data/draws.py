@@ -82,8 +82,8 @@ class Draw:
         if twice := [sorted(several) for several in labels.values() if len(several) > 1]:
             names = " and ".join(one_line(self.class_names[label]) for label in twice[0])
             notes.append(
-                f"{len(twice)} pictures stand under two classes each, the first one under "
-                f"{names}: remove them from one"
+                f"{len(twice)} of these pictures stand under two classes each, the first one "
+                f"under {names}: remove them from one, and look at the others, too"
             )
         return notes + notes_on(self.unreadable, self.train.doubts + self.val.doubts)
 

@@ -171,10 +171,10 @@ def _forecast(plan: Comparison, setup: PairSetup, design: Design) -> float:
     )
     say(characteristics_text(rows))
     if not rows[["justified", "not justified"]].to_numpy().any():
+        more = (*design.looks, max(5, 2 * design.looks[-1]))
         say(
             "note: in none of these worlds does this design come to an answer: take more pairs "
-            f"(-P looks={','.join(map(str, design.looks))},{2 * design.looks[-1]}), more test "
-            "images, or a larger rope_pp"
+            f"(-P looks={','.join(map(str, more))}), more test images, or a larger rope_pp"
         )
     pair_s, how = seconds_a_draw(arms, images, setup.tracking)
     looks = {count_of(n, "pair"): n * pair_s * setup.seeds for n in design.looks}

@@ -106,9 +106,10 @@ def register_champion(
     say(f"{chosen}: {words}{reason}; {address} is version {registered.number} (run {run.run_id})")
     if registered.replaced:
         number, marks = registered.replaced
+        of = marks.get(keys.DECISION_RUN_ID)
         say(
-            f"note: until now {ALIAS} was version {number}, of decision "
-            f"{marks.get(keys.DECISION_RUN_ID, 'unknown')}; pass -P register_as=<another name> to "
+            f"note: until now {ALIAS} was version {number}, of "
+            f"{f'decision {of}' if of else 'no decision'}; pass -P register_as=<another name> to "
             "keep both"
         )
     return address

@@ -59,8 +59,11 @@ def tuned_command(stage: str, options: Mapping[str, str], storage: str) -> str:
     return f"{line} (with the same storage in {STORAGE})" if hidden else line
 
 
-def options_of(settings: Settings) -> dict[str, object]:
-    """The options, beside presets' values, that make these settings for other draws and seeds."""
+def options_of(settings: Settings, known: int = 0) -> dict[str, object]:
+    """The options, beside presets' values, that make these settings for other draws and seeds.
+
+    `known`: up to which stage the settings are those of a run; 0: of all stages.
+    """
     base = {"preset": settings.preset, "data": settings.data}
     base |= {key: getattr(settings, key) for key in ("backbone", "weights", "blocks", "schedule")}
     usual: Mapping[str, object] = plain_values(Request(options=base).settings())
@@ -68,7 +71,9 @@ def options_of(settings: Settings) -> dict[str, object]:
     bare = plain_values(Request(options={k: base[k] for k in ("preset", "data")}).settings())
     named = {k: v for k, v in base.items() if k in ("preset", "data") or v != bare[k]}
     for key in TRAIN_KEYS:  # what all stages have in common is said once
-        of_stages = [values.get(f"stage{n}.{key}") for n in range(1, len(settings.stages) + 1)]
+        of_stages = [
+            values.get(f"stage{n}.{key}") for n in range(1, (known or len(settings.stages)) + 1)
+        ]
         if None not in of_stages and len(set(of_stages)) == 1:
             values = {k: v for k, v in values.items() if not k.endswith(f".{key}")}
             values[key] = of_stages[0]

@@ -39,7 +39,15 @@ def chosen_run(tracking: Tracking, run_id: str, model: str) -> str:
             )
         return found
     if len(champions) == 1:
-        return tracking.run_of_model(f"models:/{champions[0]}@{ALIAS}")
+        champion = f"models:/{champions[0]}@{ALIAS}"
+        try:
+            return tracking.run_of_model(champion)
+        except TrackingError as err:
+            if "No such artifact" not in str(err):
+                raise
+            raise LineageError(
+                f"the files of {champion} are gone: put them back where they were, or {_OTHERWISE}"
+            ) from None
     if not champions:
         raise LineageError(f"no model in {tracking.uri} has the alias {ALIAS}: {_OTHERWISE}")
     raise LineageError(

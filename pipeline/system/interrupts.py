@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a command stops between two batches, never in the middle of a write.
+"""Ctrl-C, SIGTERM, a closed terminal: a command stops between two batches, not within a write.
 
 The first signal sets a flag. `check` raises KeyboardInterrupt once the flag is set; batches,
 epochs, trials, pairs and stages begin with it. Waits, in which nothing is written, end at once,
@@ -80,7 +80,7 @@ def at_once() -> Iterator[None]:
 
 
 def stop(number: int, _frame: FrameType | None) -> None:
-    """The handler of both signals.
+    """The handler of all signals.
 
     Raises:
         KeyboardInterrupt: in a wait, before the command has begun, or at a second Ctrl-C.
@@ -116,13 +116,13 @@ def end_with_parent() -> None:
 
 @contextmanager
 def stopped_by_signals(handle: Callable[..., Any]) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM stop what runs here; `handle` is `signal.signal`, or does nothing.
+    """Let signals stop what runs here; `handle` is `signal.signal`, or does nothing.
 
     The handlers that were there come back, unless a signal has come and the process is about to
     end. No signal outlives this: what the process does afterwards is not stopped by it.
     """
     vars(_state).update(vars(_State(begun=False)))
-    former = {number: handle(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    former = {number: handle(number, stop) for number in _heeded()}
     try:
         yield
     finally:
@@ -131,3 +131,9 @@ def stopped_by_signals(handle: Callable[..., Any]) -> Iterator[None]:
         if not asked:
             for number, handler in former.items():
                 handle(number, handler)
+
+
+def _heeded() -> list[signal.Signals]:
+    """The signals that stop a command; not the end of a terminal that `nohup` has taken away."""
+    hangs_up = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *[signal.SIGHUP] * hangs_up]
