@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.entries.parser import parse
 from pipeline.entries.table import ENTRY_POINTS, perform
-from pipeline.runs.next_step import next_command
+from pipeline.runs.next_step import next_command, options_of
 from pipeline.runs.words import outcome_sentence, run_name
 from pipeline.signals.readings import Signal
 from pipeline.tracking import keys
@@ -104,6 +104,15 @@ def test_the_next_command_asks_about_the_same_settings(tmp_path: Path) -> None:
     plan = ENTRY_POINTS[name].plan(ENTRY_POINTS[name].read(options))
     assert plan.treatment.settings == asked.model_copy(update={"draw": 0})
     assert next_command(asked, 2, "abc").endswith("-P parent_run_id=abc")
+
+
+def test_what_the_stages_of_a_run_have_in_common_is_asked_of_later_stages_too() -> None:
+    """A stage-2 run does not hold what was typed for stage 3."""
+    of_stage_2 = load_settings({"stage1.epochs": "3", "stage2.epochs": "3", "stage2.lr": "0.001"})
+    found = options_of(of_stage_2, known=2)
+    assert found["epochs"] == 3
+    assert found["stage2.lr"] == 0.001
+    assert not {"stage1.epochs", "stage2.epochs"} & found.keys()
 
 
 @pytest.mark.parametrize(
