@@ -426,8 +426,11 @@ def test_of_equal_accuracies_the_lower_loss_wins() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_best_holds_the_weights_of_the_selected_epoch(dtype: torch.dtype) -> None:
     val = make_images(12, start=50)
-    backbone = own_backbone()
-    run = train(FULL, backbone=backbone, val=val, dtype=dtype, epochs=6, batch_size=2, lr=0.02)
+    for lr in (0.02, 0.05, 0.1, 0.2):  # which epoch is the best one depends on the processor
+        backbone = own_backbone()
+        run = train(FULL, backbone=backbone, val=val, dtype=dtype, epochs=6, batch_size=2, lr=lr)
+        if run.history.selected < 6:
+            break
     assert run.history.selected < 6  # or best and last would be the same
     assert set(run.trainer.best) == set(run.before)
     backbone.model.load_state_dict(run.trainer.best)
