@@ -156,7 +156,8 @@ def _unknown(key: str, entry_point: str) -> str:
             f"setting {key} (command line) is one of {', '.join(others)}, not of {entry_point}: "
             "leave it out"
         )
-    if split_stage_key(key)[0] and split_stage_key(key)[1] in TRAIN_KEYS:
+    number, name = split_stage_key(key)
+    if number and name in TRAIN_KEYS:
         return f"{key} (command line) has no effect, {entry_point} trains no stage: leave it out"
     hint = hint_for(key, ENTRY_POINTS[entry_point].keys)
     return f"unknown setting {key} (command line){hint}"

@@ -32,10 +32,10 @@ from pipeline.runs.stage_log import (
 from pipeline.runs.unfinished import Unfinished, run_that_goes_on
 from pipeline.runs.words import (
     before_of,
+    member_of,
     minutes,
     model_name,
     outcome_sentence,
-    part_of,
     run_name,
     stage_name,
 )
@@ -105,7 +105,7 @@ def run_stage(
         started -= unfinished.earlier_s
         _train(session, log, work, unfinished)
         outer = session.tracking.get(nested_under) if session.role and nested_under else None
-        within = part_of(session.role, outer) if outer else ""
+        within = member_of(session.role, outer) if outer else ""
         summary, signals = _log_result(session, log, work, parent, peak, started, within)
     session.note_recipe(number)
     _tell(session, summary, signals, parent)

@@ -17,7 +17,8 @@ from pipeline.runs.sources import cache_folder
 from pipeline.settings.run import Settings
 from pipeline.system.files import locked
 from pipeline.system.processes import is_abandoned
-from pipeline.system.sealed import PART, is_dead_part, read_about
+from pipeline.system.scratch import PART, sweep_parts
+from pipeline.system.sealed import read_about
 from pipeline.tracking import RunView, Tracking
 
 FOLDER = "unfinished"
@@ -57,10 +58,10 @@ def is_stopped(run: RunView | None, about: Mapping[str, Any]) -> bool:
 
 def sweep(folder: Path) -> None:
     """Remove states that nobody has come back to, and parts of killed processes."""
+    sweep_parts(folder)
     for path in (*folder.glob(f"*{ENDING}"), *folder.glob(f"*{PART}")):
         with suppress(OSError):
-            outdated = time.time() - path.stat().st_mtime > OUTDATED_AFTER_S
-            if outdated or is_dead_part(path):
+            if time.time() - path.stat().st_mtime > OUTDATED_AFTER_S:
                 path.unlink()
 
 

@@ -134,6 +134,6 @@ def minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
-def part_of(role: str, outer: RunView) -> str:
+def member_of(role: str, outer: RunView) -> str:
     """What a pair's or a trial's run is part of."""
     return f"This is {role} of run `{outer.run_id}`: {as_markdown(outer.name)}."

@@ -74,22 +74,21 @@ def _is_let_go(folder: Path) -> bool:
         return False
 
 
-def part_of(path: Path, ending: str = PART) -> Path:
+def part_of(path: Path) -> Path:
     """Where the content of a file is written before it gets its name."""
-    return path.with_name(f"{path.name}.{owner_mark()}{ending}")
+    return path.with_name(f"{path.name}.{owner_mark()}{PART}")
 
 
-def sweep_parts(folder: Path, name: str = "", endings: Iterable[str] = (PART,)) -> None:
+def sweep_parts(folder: Path, name: str = "") -> None:
     """Remove what this user's dead processes have half written in a folder.
 
     `name`: of the file that was being written; empty: any.
     """
-    for ending in endings:
-        for path in _own(folder.glob(f"{escape(name) or '*'}.*{ending}"), stat.S_ISREG):
-            of, mark, _ = path.name.rsplit(".", 2)
-            if name in ("", of) and is_abandoned_mark(mark):
-                with suppress(OSError):  # another process sweeps as well
-                    path.unlink()
+    for path in _own(folder.glob(f"{escape(name) or '*'}.*{PART}"), stat.S_ISREG):
+        of, mark, _ = path.name.rsplit(".", 2)
+        if name in ("", of) and is_abandoned_mark(mark):
+            with suppress(OSError):  # another process sweeps as well
+                path.unlink()
 
 
 def _own(found: Iterable[Path], is_kind: Callable[[int], bool]) -> Iterator[Path]:

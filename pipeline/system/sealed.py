@@ -3,7 +3,7 @@
 One line of JSON, what the file is about with the SHA-256 of everything, and then the content. The
 line can be read alone. A file is written beside its place under a name that names the writing
 process, forced to the disk and renamed: a process that is killed leaves the former file, and at
-most a part, which `is_dead_part` recognises.
+most a part (`scratch.py`).
 """
 
 from __future__ import annotations
@@ -11,16 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from pipeline.system.processes import is_abandoned_mark, owner_mark
+from pipeline.system.scratch import part_of
 
-PART = ".part"
-ABANDONED_AFTER_S = 3600
 _DIGEST = "sha256"
 _LONGEST_LINE = 1 << 16
 
@@ -50,7 +47,7 @@ def write_sealed(
         OSError: the disk is full, or may not be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.stem}.{owner_mark()}{PART}")
+    part = part_of(path)
     try:
         with part.open("wb") as file:
             file.write(_line(about, "0" * hashlib.sha256().digest_size * 2))
@@ -93,17 +90,6 @@ def read_sealed(path: Path) -> tuple[dict[str, Any], bytes]:
     if hasher.hexdigest() != digest:
         raise ValueError("its SHA-256 is another")
     return about, content
-
-
-def is_dead_part(path: Path) -> bool:
-    """Whether a part is of a process that is gone, or old."""
-    if path.suffix != PART:
-        return False
-    try:
-        old = time.time() - path.stat().st_mtime > ABANDONED_AFTER_S
-    except OSError:  # gone meanwhile
-        return False
-    return old or is_abandoned_mark(path.stem.rpartition(".")[2])
 
 
 def _plain(about: Mapping[str, Any]) -> bytes:

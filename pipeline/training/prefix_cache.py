@@ -39,7 +39,6 @@ from pipeline.system.leases import renewing
 from pipeline.system.processes import owner_mark
 from pipeline.system.progress import bar
 from pipeline.system.provenance import libraries
-from pipeline.system.scratch import sweep_parts
 from pipeline.training.cache_parts import PARTS, is_left_behind, touch
 from pipeline.training.device import compute_copy, run_segments, with_kernels
 from pipeline.training.features import Features, LiveFeatures, StoredFeatures
@@ -163,7 +162,7 @@ class PrefixCache:
         folder = wanted.values.parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            sweep_parts(folder, endings=PARTS)
+            _sweep(folder)
             with holding(lock_for_all(wanted.values.with_suffix(".lock"))):
                 if not self._is_intact(wanted):
                     others = [entry for entry in entries if entry is not wanted]
@@ -198,14 +197,7 @@ class PrefixCache:
         return intact
 
     def _evict(self, folder: Path, keep: set[str]) -> None:
-        """Remove the least recently used entries until the folder fits its limit.
-
-        What killed processes left behind goes too: parts, and values without a description.
-        """
-        for path in (p for kind in (*PARTS, ".bin") for p in folder.glob(f"*{kind}")):
-            with contextlib.suppress(FileNotFoundError):
-                if is_left_behind(path) and not path.with_suffix(".json").exists():
-                    path.unlink()
+        """Remove the least recently used entries until the folder fits its limit."""
         used: list[tuple[float, int, Path]] = []
         for path in folder.glob("*.json"):
             with contextlib.suppress(FileNotFoundError):  # another process may be evicting too
@@ -219,6 +211,14 @@ class PrefixCache:
                 for kind in (".json", ".bin", ".lock"):
                     path.with_suffix(kind).unlink(missing_ok=True)
                 total -= size
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes left behind: parts, and values without a description."""
+    for path in (p for kind in (*PARTS, ".bin") for p in folder.glob(f"*{kind}")):
+        with contextlib.suppress(OSError):  # another process sweeps too, or the file is another's
+            if is_left_behind(path) and not path.with_suffix(".json").exists():
+                path.unlink()
 
 
 def clear(folder: Path) -> int:
