@@ -159,9 +159,6 @@ def _make_folders(root: Path) -> None:
         fill(root / name, "a", "b", count=10)
         for number in range(10):
             (root / name / "a" / f"{number}.png").write_bytes(content)
-    fill(root / "notutf8", "a", "b", count=10)
-    folder = os.fsencode(root / "notutf8")
-    os.rename(folder + b"/b", folder + b"/\xff\xfe")  # noqa: PTH104 - a path of bytes
 
 
 def _cells(count: int, content: bytes | None = None) -> list[dict[str, object]]:

@@ -40,7 +40,7 @@ OLD_S = 24 * 3600.0
 """How long a run of an earlier version has been open before it may count as dead."""
 _SET_TAG = "/api/2.0/mlflow/runs/set-tag"
 _open: Counter[str] = Counter()
-"""Runs that this process is at work on."""
+"""Runs that this process has begun; it is at work on those that are not at 0."""
 
 
 class Find(Protocol):
@@ -104,7 +104,8 @@ class Owners:
         """
         alive = is_alive(run.tags)
         if alive and TICKET in run.tags and run.tags[PROCESS] == str(os.getpid()):
-            return not _open[run.run_id]  # the store was away when this process gave the run up
+            # the store was away when this process gave the run up
+            return run.run_id in _open and not _open[run.run_id]
         if alive is not None:
             return not alive
         if BEAT in run.tags:
@@ -130,7 +131,10 @@ class Owners:
     def _end(self, run: RunView) -> bool:
         """Mark a run as killed; False if it is at work again."""
         with translated("read a run", self._uri):
-            now = RunView.of(self._client.get_run(run.run_id))
+            stored = self._client.get_run(run.run_id)
+        if stored.info.lifecycle_stage == "deleted":
+            return True
+        now = RunView.of(stored)
         if now.status == "RUNNING" and now.tags.get(BEAT) != run.tags.get(BEAT):
             return False
         if now.status == "RUNNING":

@@ -258,7 +258,7 @@ class Tracking:
         if target:
             self._target = log.run_id
         try:
-            with ending(log), self.owners.renewing(log.run_id):
+            with self.owners.renewing(log.run_id), ending(log):
                 if once:
                     take_turn(log, once, self.owners.at_work, self.find)
                 yield log
