@@ -35,4 +35,5 @@ def test_damaged_bytes_are_read_or_refused(name: str, tmp_path: Path) -> None:
             survived[survives(target, part, damages)] += 1
 
     tried()
-    assert sum(survived.values()) >= EXAMPLES[name]
+    assert survived["read"] > 0
+    assert survived["refused"] > 0
