@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.system.processes import KILLED_REASON, PROCESS
 from pipeline.tracking import RunView, Tracking
-from pipeline.tracking.keys import CHECKPOINT_SHA256, KIND, TICKET
+from pipeline.tracking.keys import CHECKPOINT_SHA256, KIND, MODEL_URI, REFIT, TICKET
 from tests.conftest import Command, tiny, words_of
 from tests.crowds import Crowd, crowd
 from tests.test_leases import until
@@ -69,6 +69,18 @@ def test_a_command_that_waits_takes_over_from_one_that_is_killed(
     assert len(run.tags[CHECKPOINT_SHA256]) == 64
     ended = [r for r in Tracking.connect().find({}, status=None) if r.status != "FINISHED"]
     assert {(r.status, r.tags["failure"]) for r in ended} == {("FAILED", KILLED_REASON)}
+
+
+def test_the_model_on_all_images_is_trained_once(command: Command, store: Path) -> None:
+    assert command("stage1") == 0
+    (stage,) = stage_runs()
+    with crowd(store, 3, words_of("refit", {"run_id": stage.run_id})) as three:
+        assert three.wait() == [0, 0, 0], [three.err(number) for number in range(3)]
+        (run,) = Tracking.connect().find({KIND: REFIT}, status=None)
+        found = [f"found run {run.run_id}" in three.out(number) for number in range(3)]
+        assert sorted(found) == [False, True, True]
+    assert run.status == "FINISHED"
+    assert run.tags[MODEL_URI]
 
 
 def test_under_mlflow_run_the_run_of_a_command_that_waited_names_the_other(

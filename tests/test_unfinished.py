@@ -21,7 +21,7 @@ from pipeline.model.backbones import Backbone
 from pipeline.runs.find_or_run import find_or_run
 from pipeline.runs.session import Session
 from pipeline.runs.stopped import OUTDATED_AFTER_S, clear, sweep
-from pipeline.runs.unfinished import SHARE, keep_share
+from pipeline.runs.unfinished import NOTHING, SHARE, keep_share
 from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Stage
 from pipeline.stats.metrics import Row
@@ -388,13 +388,27 @@ def test_a_stage_that_diverges_leaves_nothing_to_go_on_with(
     assert states() == []
 
 
-def test_short_stages_write_nothing_and_old_states_go(
-    store: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert train(open_session(image_folder, []), Stops(2)) is None
-    folder = Path("cache", "unfinished")
+def test_a_run_without_a_state_begins_anew_and_is_one_run(store: Path, image_folder: Path) -> None:
+    """A short stage keeps none: what that costs would be worth more than what is lost."""
+    told: Told = []
+    assert train(open_session(image_folder, told), Stops(2)) is None
+    (path,) = states()
+    assert tuple(read_about(path)["done"]) == NOTHING
+    (stopped,) = Tracking.connect().find({keys.KIND: "stage"}, status=None)
+    stop = Stops(0)
+    summary = train(open_session(image_folder, told), stop)
+    assert summary
+    assert stop.epochs == [1, 2, 3, 4]
+    (run,) = Tracking.connect().find({keys.KIND: "stage"}, status=None)
+    assert [run.run_id, summary.run_id] == [stopped.run_id] * 2
+    assert (run.status, keys.FAILURE in run.tags) == ("FINISHED", False)
+    assert [step for step, _ in history_of(run.run_id)[keys.VAL_LOSS]] == [1, 2, 3, 4]
     assert states() == []
-    folder.mkdir(exist_ok=True)
+
+
+def test_old_states_go(store: Path) -> None:
+    folder = Path("cache", "unfinished")
+    folder.mkdir(parents=True)
     fresh, old = folder / "a.b.state", folder / "c.d.state"
     for path in (fresh, old):
         path.touch()

@@ -25,7 +25,7 @@ from pipeline.runs.lineage import (
     inherit,
 )
 from pipeline.runs.next_step import next_command
-from pipeline.runs.once import finished
+from pipeline.runs.once import Work
 from pipeline.runs.session import Session
 from pipeline.runs.stage_log import picture_line
 from pipeline.runs.words import before_of, outcome_sentence, stage_name, summary_table
@@ -73,7 +73,7 @@ def stage_entry(command: Command, plan: StagePlan) -> Summary:
             if note := plan.request.kept_from_parents(session.settings):
                 command.say(f"note: {note}")
             parent = tracking.get(find_or_run(session, number - 1).run_id)
-        earlier = finished(session, number, command.started)
+        earlier = Work.of_stage(session, number).finished(command.started)
         summary = train_once(session, number, parent, target=True, known=earlier)
         if summary.reused:  # another command that was started at the same time has trained it
             add_pictures_and_model(session, number, summary.run_id)

@@ -26,6 +26,7 @@ from pipeline.refit.onnx_file import log_onnx
 from pipeline.refit.recipe import Recipe
 from pipeline.refit.stages import train_stages
 from pipeline.reporting.figures import best_effort
+from pipeline.runs.once import Work
 from pipeline.runs.predictions import keep_predictions
 from pipeline.runs.scoring import logits_of, read_test_split, scored_on
 from pipeline.runs.session import Session
@@ -39,6 +40,7 @@ from pipeline.system.digests import digest_values
 from pipeline.system.progress import doing
 from pipeline.system.text import count_of
 from pipeline.tracking import RunLog, RunView, Tracking, keys
+from pipeline.tracking.turns import AT_ONCE, Once
 
 NO_TEST = "no test split"
 
@@ -86,50 +88,82 @@ def refit(
         say(f"note: {note}")
     test = read_test_split(source, settings, say) if source.test else None
     overlap = Overlap.of(test, source).after([draw]) if test else None
-    found = _find(session, recipe.last, test) if settings.reuse else None
-    if found:
-        say(f"refit: found run {found.run_id} with the same content, reusing it")
-    else:
-        which = (
-            "all that are not in the test split"
-            if takes_all(source, settings, scope)
-            else f"those of draw {settings.draw} (-P refit=all takes all that are no test images)"
-        )
-        count = count_of(len(draw.train), "image")
-        say(f"refit: {recipe.words} on {count}, {which}; epochs: {recipe.passes}")
-        name = f"refit · {recipe.words} · {settings.data_name} · {settings.backbone} · {count}"
-        run_id = _train(session, name, recipe, overlap, nested_under)
-        say(f"refit: run {run_id}")
+    which = (
+        "all that are not in the test split"
+        if takes_all(source, settings, scope)
+        else f"those of draw {settings.draw} (-P refit=all takes all that are no test images)"
+    )
+    train = partial(_train, session, recipe, which, overlap, nested_under)
+    run, reused = _found_or_trained(session, recipe.last, test, train)
     sizes = np.bincount(draw.train.labels.numpy(), minlength=len(draw.class_names))
     return Refit(
-        run=found or tracking.get(run_id),
+        run=run,
         recipe=recipe,
         session=session,
         train_sizes=tuple(sizes.tolist()),
-        reused=found is not None,
+        reused=reused,
     )
+
+
+def _found_or_trained(
+    session: Session, last: int, test: ImageSet | None, train: Callable[[Once | None], str]
+) -> tuple[RunView, bool]:
+    """The run, and whether an earlier command, or one at the same time, has trained it."""
+    if not session.settings.reuse:
+        return session.tracking.get(train(None)), False
+
+    def find() -> tuple[RunView, bool] | None:
+        found = _find(session, last, test)
+        if found:
+            session.say(f"refit: found run {found.run_id} with the same content, reusing it")
+        return (found, True) if found else None
+
+    work = Work(
+        tracking=session.tracking,
+        say=session.say,
+        alike=_alike(session, last),
+        words="the model on all images",
+    )
+
+    def do(once: Once) -> tuple[RunView, bool]:
+        return session.tracking.get(train(once)), False
+
+    known = work.finished()
+    return find() or work.once(known, find, do)
 
 
 def _train(
     session: Session,
-    name: str,
     recipe: Recipe,
+    which: str,
     overlap: Overlap | None,
     nested_under: str | None,
+    once: Once | None,
 ) -> str:
     """Every stage, the one look at the test images, and what other programs need of the model.
 
     Returns the id of the run, which may be one that was stopped before.
     """
-    key, tags = digest_values([keys.REFIT, session.key(recipe.last)]), {keys.KIND: keys.REFIT}
-    own = nested_under is None
-    run = run_that_goes_on(session, key, name, tags, target=own, nested_under=nested_under)
+    count = count_of(len(session.draw.train), "image")
+    data, backbone_name = session.settings.data_name, session.settings.backbone
+    session.say(f"refit: {recipe.words} on {count}, {which}; epochs: {recipe.passes}")
+    name = f"refit · {recipe.words} · {data} · {backbone_name} · {count}"
+    run = run_that_goes_on(
+        session,
+        digest_values([keys.REFIT, session.key(recipe.last)]),
+        name,
+        _alike(session, recipe.last) | ({} if once else {keys.TICKET: AT_ONCE}),
+        target=nested_under is None,
+        nested_under=nested_under,
+        once=once,
+    )
     with run as (log, unfinished):
         started = time.perf_counter() - unfinished.earlier_s
         _log_start(log, session, recipe)
         backbone = train_stages(session, log, recipe, unfinished)
         log.metrics({keys.TOTAL_S: time.perf_counter() - started})
         _log_model(session, log, backbone, recipe, overlap)
+    session.say(f"refit: run {log.run_id}")
     return log.run_id
 
 
@@ -154,11 +188,15 @@ def _log_model(
             log_onnx(log, backbone.model, draw, shown, Path(folder), session.say)
 
 
+def _alike(session: Session, last: int) -> dict[str, str]:
+    """Tags that runs of the same content share."""
+    return {keys.KIND: keys.REFIT, keys.LINEAGE_KEY: session.key(last)}
+
+
 def _find(session: Session, last: int, test: ImageSet | None) -> RunView | None:
     """The finished run of the same content, scored on the same test images."""
-    tags = {keys.KIND: keys.REFIT, keys.LINEAGE_KEY: session.key(last)}
     digest = test.fingerprint() if test else NO_TEST
-    for run in session.tracking.find(tags):
+    for run in session.tracking.find(_alike(session, last)):
         if keys.MODEL_URI in run.tags and run.tags.get(keys.TEST_SHA256) == digest:
             return run
     return None
@@ -188,7 +226,6 @@ def _log_start(log: RunLog, session: Session, recipe: Recipe) -> None:
             keys.POOL: draw.pool,
             keys.SEED: str(settings.seed),
             keys.WEIGHTS_SHA256: session.pretrained.digest,
-            keys.LINEAGE_KEY: session.key(recipe.last),
             keys.PRECISION: session.precision,
             keys.MADE_WITH: session.made_with,
             keys.SETTINGS: json.dumps(values),

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Set
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
-from pipeline.errors import LineageError, OvertakenError
+from pipeline.errors import LineageError
 from pipeline.model.backbones import Backbone
-from pipeline.runs.once import finished, once, wait_for_others
+from pipeline.runs.once import Work
 from pipeline.runs.origins import note_on_origin, origin_of
 from pipeline.runs.run_stage import run_stage
 from pipeline.runs.scoring import logits_of
@@ -37,10 +37,10 @@ def find_or_run(session: Session, number: int, nested_under: str | None = None) 
     check()
     if number in session.done:
         return session.done[number]
-    reuse = session.settings.reuse
+    reuse, work = session.settings.reuse, Work.of_stage(session, number)
     if reuse:
-        wait_for_others(session, number)
-    known = finished(session, number)
+        work.wait_for_others()
+    known = work.finished()
     if reuse and (found := find_run(session, number)):
         session.done[number] = _reused(session, number, found)
     else:
@@ -70,22 +70,15 @@ def train_once(
 
     `known`: finished runs of the same content that do not count.
     """
-    while session.settings.reuse:
-        wait_for_others(session, number)
-        new = finished(session, number) - known
-        if new and (found := find_run(session, number)):
-            return _reused(session, number, found)
-        known |= new  # damaged ones
-        with suppress(OvertakenError):
-            return run_stage(
-                session,
-                number,
-                parent,
-                nested_under,
-                target=target,
-                once=once(session, number, known),
-            )
-    return run_stage(session, number, parent, nested_under, target=target)
+    train = partial(run_stage, session, number, parent, nested_under, target=target)
+    if not session.settings.reuse:
+        return train()
+
+    def find() -> Summary | None:
+        found = find_run(session, number)
+        return _reused(session, number, found) if found else None
+
+    return Work.of_stage(session, number).once(known, find, lambda once: train(once=once))
 
 
 def _reused(session: Session, number: int, found: RunView) -> Summary:

@@ -1,7 +1,8 @@
 """What a run that is being trained has come to, so that the same command goes on with it.
 
 In: the state of a trainer after an epoch, and the key of what is trained. Out: a file in the
-cache's folder, `unfinished/KEY.RUN.state`, which is removed once run RUN is finished. The same
+cache's folder, `unfinished/KEY.RUN.state`, there from the beginning of run RUN and removed once
+the run is finished. The same
 command finds the file by its key, in whatever process, and goes on in the same run; where MLflow
 has started a run of its own for the command, this one takes over and the stopped one is deleted.
 
@@ -21,7 +22,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -58,6 +59,8 @@ SHARE = "UNFREEZE_KEEP_SHARE"
 DEFAULT_SHARE = 0.02
 GUESS_S, GUESS_BYTES_PER_S = 0.02, 1e8
 """What a state is taken to cost before one has been written."""
+NOTHING = (0, 0)
+"""How far a run is whose file holds no state: the same command goes on in it from nothing."""
 
 
 def keep_share() -> float:
@@ -113,7 +116,7 @@ class Unfinished:
     _at_border: Callable[[], State] | None = None
     _spent_s: float = 0.0
     _cost_s: float | None = None
-    _kept: tuple[int, int] = (0, 0)
+    _kept: tuple[int, int] = NOTHING
 
     @contextmanager
     def claimed(self, tracking: Tracking, tags: Tags) -> Iterator[None]:
@@ -130,7 +133,9 @@ class Unfinished:
         """Take the furthest state whose run was stopped; other such states are of no use."""
         stopped = [one for one in self._candidates(tracking) if is_stopped(one.run, one.about)]
         for one in sorted(stopped, key=lambda one: one.about["done"], reverse=True):
-            if self.found is not None or (content := self._content(one.path)) is None:
+            is_bare = tuple(one.about["done"]) == NOTHING
+            content = None if self._former or is_bare else self._content(one.path)
+            if self._former or not (content or (is_bare and one.run)):
                 one.path.unlink(missing_ok=True)
                 continue
             self.found, self._former = content, one
@@ -177,6 +182,8 @@ class Unfinished:
     def begin(self, tracking: Tracking, run_id: str) -> None:
         """The state is that of this run from now on; a stopped run that is another is deleted."""
         self._run_id, self._began = run_id, time.perf_counter()
+        if self.share and not self._former:  # a command that is killed now leaves its run, too
+            self._put(NOTHING, lambda _: None)
         if (former := self._former) and former.path != self._path:
             with suppress(OSError):
                 former.path.replace(self._path)
@@ -212,24 +219,28 @@ class Unfinished:
 
     def _write(self, state: State) -> None:
         started = time.perf_counter()
+        self._put(_done(state), partial(torch.save, state))
+        self._cost_s = time.perf_counter() - started
+        self._spent_s += self._cost_s
+
+    def _put(self, done: tuple[int, int], write: Callable[[BinaryIO], object]) -> None:
+        """Write the file, or tell that it cannot be written; `done`: how far its content is."""
         about = {
             "format": FORMAT,
-            "done": _done(state),
+            "done": done,
             "origin": self.origin,
-            "elapsed_s": self.earlier_s + started - self._began,
+            "elapsed_s": self.earlier_s + time.perf_counter() - self._began,
             OWNER: owner_tags(),
         }
         try:
-            write_sealed(self._path, about, partial(torch.save, state))
-            self._kept = _done(state)
+            write_sealed(self._path, about, write)
+            self._kept = done
         except OSError as err:
             self.share = 0.0
             self.say(
                 f"note: what the training has come to cannot be kept in {self.folder} "
                 f"({err.strerror or err}): a stopped command would begin this stage anew"
             )
-        self._cost_s = time.perf_counter() - started
-        self._spent_s += self._cost_s
 
     def end(self, err: BaseException | None = None) -> None:
         """The run is finished, or was ended by `err`: keep the state only if it is of use."""

@@ -44,7 +44,7 @@ ROWS = 5_000
 """A request to a server."""
 MEBIBYTES, MEGAPIXELS, DEEP_MEGAPIXELS = 64, 50, 10
 """An image; deep is one of more than 8 bits a channel, which takes more memory to scale."""
-BATCH = 16
+BATCH = 8
 """Images that are read and computed together."""
 _READING, _COMPUTING = threading.Semaphore(2), threading.Lock()
 """Of all requests at once: how many are decoding, and how many have the network."""
