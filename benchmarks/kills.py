@@ -38,7 +38,8 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from pipeline.cli import main as command_line  # noqa: E402
-from pipeline.runs.unfinished import SHARE, Unfinished  # noqa: E402
+from pipeline.runs.unfinished import Unfinished  # noqa: E402
+from pipeline.system.variables import KEEP_SHARE  # noqa: E402
 from pipeline.tracking import keys  # noqa: E402
 from pipeline.tracking.keys import tags_as_named  # noqa: E402
 from pipeline.training.trainer import Trainer  # noqa: E402
@@ -299,7 +300,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=0, help="of each command, about; 0: all")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    os.environ[SHARE] = "1e9"
+    os.environ[KEEP_SHARE] = "1e9"
     rows = {}
     root = Path(tempfile.mkdtemp())
     write_images(root / "images")

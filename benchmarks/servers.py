@@ -33,7 +33,7 @@ from optuna.trial import TrialState
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline.tracking.patience import WAIT  # noqa: E402
+from pipeline.system.variables import SERVER_WAIT  # noqa: E402
 from tests.conftest import TINY, write_image_folder  # noqa: E402
 from tests.postgres import Postgres, find_binaries  # noqa: E402
 from tests.served import MlflowServer  # noqa: E402
@@ -85,7 +85,7 @@ def run(subject: Subject, absence_s: float | None, wait_s: float, *, kill: bool)
     """Run the command; `kill`: kill its server at the trigger, for so long (None: for good)."""
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline", *subject.words],
-        env={**subject.environment, **({} if absence_s else {WAIT: str(wait_s)})},
+        env={**subject.environment, **({} if absence_s else {SERVER_WAIT: str(wait_s)})},
         cwd=subject.folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -251,7 +251,7 @@ def main() -> None:
     heads = ["server", "away for", "holds", "exit codes", "first line after", "longest silence"]
     table = [[*heads, "lines about the server", "stored"], ["---"] * 8, *sorted(rows)]
     text = "".join(f"| {' | '.join(row)} |\n" for row in table)
-    text += f"\n{held} of {len(rows)} hold; `{WAIT}={args.wait:g}`\n"
+    text += f"\n{held} of {len(rows)} hold; `{SERVER_WAIT}={args.wait:g}`\n"
     sys.stdout.write(text)
     if args.out:
         args.out.write_text(text, encoding="utf-8")

@@ -25,6 +25,7 @@ from pipeline.system.addresses import without_password
 from pipeline.system.interrupts import end_with_parent, stopped_by_signals
 from pipeline.system.scratch import own_temporary_folder, sweep_folders
 from pipeline.system.text import printable
+from pipeline.system.variables import check_variables
 from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, VAL_ACC, VAL_LOSS
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def _epoch_in_words(stage: Stage, history: History) -> str:
 
 def run(name: str, options: Mapping[str, str]) -> None:
     """Do what an entry point does, its lines on the terminal."""
+    check_variables()
     sweep_folders()
     with own_temporary_folder(), progress.shown() as print_line:
         _run(name, options, lambda line: print_line(printable(line)))

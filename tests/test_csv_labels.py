@@ -70,6 +70,8 @@ def test_a_csv_file_is_read_as_it_is_exported(tmp_path: Path, text: str, encodin
     ("text", "words"),
     [
         ("", "is empty: write a line an image"),
+        ('"', "is empty: write a line an image"),
+        ('\n" \n"\n', "is empty: write a line an image"),
         ("file,label\n", "no line beside the names of the columns"),
         ("file\na.png\n", r"one column \(file\): write two"),
         ("file,label\n" + lines(FILES) + "zz.png,cat\n", r"1 of 7 files are not below .*zz\.png"),

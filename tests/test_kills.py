@@ -12,9 +12,9 @@ import mlflow
 import pytest
 
 from pipeline.cli import main
-from pipeline.runs.unfinished import SHARE
 from pipeline.system.processes import KILLED_REASON, PROCESS
 from pipeline.system.sealed import read_about
+from pipeline.system.variables import KEEP_SHARE
 from pipeline.tracking import RunView, Tracking, keys
 from tests.conftest import tiny, words_of
 
@@ -53,7 +53,7 @@ def test_a_stage_that_is_killed_twice_is_one_run_with_the_bits_of_an_undisturbed
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv(SHARE, "1e9")
+    monkeypatch.setenv(KEEP_SHARE, "1e9")
     options = tiny(image_folder, store, {"stage1.epochs": str(EPOCHS), "stage1.lr": "0.01"})
     words = words_of("stage1", options)
     for epoch in (2, 7):

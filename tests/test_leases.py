@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from pipeline.system.leases import BEAT, LEASE, Watch, renewing
+from pipeline.system.leases import Watch, renewing
+from pipeline.system.variables import BEAT, LEASE
 
 
 @pytest.fixture(autouse=True)

@@ -15,8 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.system.leases import BEAT as BEAT_S
-from pipeline.system.leases import LEASE as LEASE_S
 from pipeline.system.processes import (
     BEAT,
     KILLED_REASON,
@@ -32,6 +30,8 @@ from pipeline.system.processes import (
     owner_mark,
     owner_tags,
 )
+from pipeline.system.variables import BEAT as BEAT_S
+from pipeline.system.variables import LEASE as LEASE_S
 from pipeline.tracking import Tracking
 from pipeline.tracking.owners import OLD_S
 from tests.test_leases import until

@@ -20,11 +20,12 @@ from mlflow.utils.rest_utils import http_request
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 
-from pipeline.errors import AwayError, TrackingError
+from pipeline.errors import AwayError
 from pipeline.system.interrupts import begun, stopped_by_signals
+from pipeline.system.variables import SERVER_WAIT
 from pipeline.tracking import patience as module
 from pipeline.tracking.away import away_of
-from pipeline.tracking.patience import RETRIES, TIMEOUT, WAIT, Away, Patience, ask_briefly
+from pipeline.tracking.patience import RETRIES, TIMEOUT, Away, Patience, ask_briefly
 from pipeline.tracking.sender import Sender
 from tests.postgres import free_port
 from tests.served import NotHttp, Tracking
@@ -36,7 +37,7 @@ Serve = Callable[..., str]
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the user's, and none of ours is left behind."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    for name in (TIMEOUT, RETRIES, WAIT):
+    for name in (TIMEOUT, RETRIES, SERVER_WAIT):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     monkeypatch.setattr(module, "_given", [str(module.ANSWER_S)])
@@ -124,7 +125,7 @@ def test_how_long_to_wait_for_an_answer_is_the_users_to_say(
 def test_what_stays_away_is_given_up_and_then_asked_once(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv(WAIT, "1.5")
+    monkeypatch.setenv(SERVER_WAIT, "1.5")
     patience, gone = Patience(always), Answers(GONE)
     with pytest.raises(AwayError, match=r"the server has stayed away for 2 s \(gone\): .* again"):
         patience.call(gone)
@@ -133,13 +134,6 @@ def test_what_stays_away_is_given_up_and_then_asked_once(
         patience.call(gone)
     assert gone.asked == asked + 1
     assert len(capfd.readouterr().err.splitlines()) == 1
-
-
-@pytest.mark.parametrize("given", ["soon", "-1", "nan", "inf"])
-def test_no_number_of_seconds_is_refused(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(WAIT, given)
-    with pytest.raises(TrackingError, match=f"{WAIT}={given} is no number"):
-        Patience(always)
 
 
 def test_other_faults_are_raised_at_once_also_while_a_server_comes_back() -> None:
@@ -222,7 +216,7 @@ def test_metrics_wait_beside_the_training_until_the_command_waits_for_them(
     assert "work goes on" in away
     assert "the command waits" in waits
     assert "is back" in back
-    monkeypatch.setenv(WAIT, "0.5")
+    monkeypatch.setenv(SERVER_WAIT, "0.5")
     sender, sent, _ = sender_of(Answers(GONE))
     with pytest.raises(AwayError, match="stayed away"):
         sender.wait()

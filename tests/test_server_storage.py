@@ -11,7 +11,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
 from pipeline.errors import AwayError
-from pipeline.tracking.patience import WAIT
+from pipeline.system.variables import SERVER_WAIT
 from pipeline.tuning.server_storage import ServerStorage, engine_of_server
 from pipeline.tuning.storage import open_storage
 from tests.postgres import Postgres
@@ -49,7 +49,7 @@ def test_a_trial_outlives_a_server_that_is_restarted(
 def test_a_server_that_stays_away_is_given_up(
     postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(WAIT, "1")
+    monkeypatch.setenv(SERVER_WAIT, "1")
     storage = open_storage(postgres.url("given_up"))
     study = optuna.create_study(storage=storage)
     postgres.stop()

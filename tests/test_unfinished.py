@@ -16,19 +16,19 @@ import pytest
 import torch
 
 from pipeline.cli import main
-from pipeline.errors import DivergedError, SettingsError
+from pipeline.errors import DivergedError
 from pipeline.model.backbones import Backbone
 from pipeline.runs.find_or_run import find_or_run
 from pipeline.runs.session import Session
 from pipeline.runs.stopped import OUTDATED_AFTER_S, clear, sweep
-from pipeline.runs.unfinished import NOTHING, SHARE, keep_share
+from pipeline.runs.unfinished import NOTHING
 from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Stage
 from pipeline.stats.metrics import Row
 from pipeline.system.interrupts import begun, stopped_by_signals
-from pipeline.system.leases import LEASE
 from pipeline.system.processes import PROCESS, STARTED
 from pipeline.system.sealed import read_about, read_sealed, write_sealed
+from pipeline.system.variables import KEEP_SHARE, LEASE
 from pipeline.tracking import Tracking, keys
 from pipeline.tracking.history import History, Summary
 from pipeline.training.features import Features
@@ -199,15 +199,6 @@ def test_a_damaged_or_foreign_file_is_told(tmp_path: Path) -> None:
             read_sealed(path)
 
 
-@pytest.mark.parametrize("text", ["-1", "nan", "much"])
-def test_a_share_that_is_no_number_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(SHARE, text)
-    with pytest.raises(SettingsError, match=SHARE):
-        keep_share()
-    monkeypatch.setenv(SHARE, "")
-    assert keep_share() == 0.02
-
-
 # Stages: real runs in a real store
 
 Told = list[str]
@@ -258,7 +249,7 @@ def history_of(run_id: str) -> dict[str, list[tuple[int, float]]]:
 
 @pytest.fixture
 def at_every_border(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv(SHARE, "1e9")
+    monkeypatch.setenv(KEEP_SHARE, "1e9")
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     yield
     for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):

@@ -53,9 +53,9 @@ from pipeline.signals.readings import Signal
 from pipeline.system.files import write_atomically
 from pipeline.system.provenance import requirements_of
 from pipeline.system.text import as_markdown, count_of
+from pipeline.system.variables import KERNELS, word
 from pipeline.tracking import RunLog, RunView, Tracking, keys
 from pipeline.tracking.history import Summary
-from pipeline.training.device import kernels
 
 PACKAGE = Path(__file__).parent.parent
 SERVED_MODEL = PACKAGE / "serving" / "served_model.py"
@@ -93,7 +93,7 @@ def start_tags(session: Session, stage: Stage, parent: RunView | None) -> dict[s
         keys.NETWORK_SHA256: session.backbone.identity,
         keys.TEST_AS_STORED: session.test_as_stored,
         "norm_stats_reason": choice.reason if choice else "",
-        "kernels": "" if kernels() == "fast" else kernels(),
+        "kernels": "" if word(KERNELS) == "fast" else word(KERNELS),
         keys.IS_TRIAL: "true" if session.is_trial else "",
         "tuned_by": session.tuned_by.get(stage.number, ""),
     }

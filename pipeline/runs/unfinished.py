@@ -6,16 +6,15 @@ the run is finished. The same
 command finds the file by its key, in whatever process, and goes on in the same run; where MLflow
 has started a run of its own for the command, this one takes over and the stopped one is deleted.
 
-Writing costs at most `SHARE` of the time that is trained: a state that would cost more is not
-written, and what is lost is worth less than that. A state of other libraries, of another device or
-of another parent would not lead to the same bits, and is left alone. Not covered: a state within
-an epoch.
+Writing costs at most the share `KEEP_SHARE` of the time that is trained: a state that would cost
+more is not written, and what is lost is worth less than that. A state of other libraries, of
+another device or of another parent would not lead to the same bits, and is left alone. Not
+covered: a state within an epoch.
 """
 
 from __future__ import annotations
 
 import io
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -30,7 +29,6 @@ from pipeline.errors import (
     AwayError,
     FreezingError,
     RunStopped,
-    SettingsError,
     StorageError,
     TrainingError,
 )
@@ -48,35 +46,17 @@ from pipeline.runs.stopped import (
 from pipeline.system.files import locked
 from pipeline.system.processes import owner_tags
 from pipeline.system.sealed import read_about, read_sealed, write_sealed
+from pipeline.system.variables import KEEP_SHARE, number
 from pipeline.tracking import RunLog, RunView, Tracking
 from pipeline.tracking.keys import IS_TRIAL, KIND, NESTED_UNDER, PARENT_CHECKPOINT_SHA256, Tags
 from pipeline.tracking.turns import Once
 from pipeline.training.trainer_state import State
 
 FORMAT = 1
-SHARE = "UNFREEZE_KEEP_SHARE"
-"""Environment variable: what writing states may cost, as a share of the time trained."""
-DEFAULT_SHARE = 0.02
 GUESS_S, GUESS_BYTES_PER_S = 0.02, 1e8
 """What a state is taken to cost before one has been written."""
 NOTHING = (0, 0)
 """How far a run is whose file holds no state: the same command goes on in it from nothing."""
-
-
-def keep_share() -> float:
-    """What writing states may cost, as a share of the time trained; 0: none is written.
-
-    Raises:
-        SettingsError: the environment variable holds no such number.
-    """
-    text = os.environ.get(SHARE, "") or str(DEFAULT_SHARE)
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1.0
-    if not share >= 0:
-        raise SettingsError(f"{SHARE}={text}: write a number from 0 on, such as 0.02, or unset it")
-    return share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,7 +257,6 @@ def run_that_goes_on(
 
     Raises:
         OvertakenError: another command trains the same; only where it is to be trained `once`.
-        SettingsError: the environment variable `SHARE` holds no number.
     """
     tracking = session.tracking
     unfinished = Unfinished(
@@ -285,7 +264,7 @@ def run_that_goes_on(
         key=key,
         origin=f"{session.made_with}; from {tags.get(PARENT_CHECKPOINT_SHA256, '')}",
         say=session.say,
-        share=keep_share() if session.settings.reuse else 0.0,
+        share=number(KEEP_SHARE) if session.settings.reuse else 0.0,
         is_nested=nested_under is not None,
     )
     run = partial(tracking.run, name, tags, target=target, nested_under=nested_under, once=once)

@@ -9,25 +9,23 @@ Not covered: a process that is stopped (SIGSTOP) for longer counts as dead on ot
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-BEAT, LEASE = "UNFREEZE_BEAT_S", "UNFREEZE_LEASE_S"
-"""Environment variables for tests: the same for every command that shares a store."""
+from pipeline.system.variables import BEAT, LEASE, number
 
 
 def beat_s() -> float:
     """Seconds between two renewals."""
-    return float(os.environ.get(BEAT) or 15)
+    return number(BEAT)
 
 
 def lease_s() -> float:
     """Seconds without a renewal after which whoever should renew is dead."""
-    return float(os.environ.get(LEASE) or 60)
+    return number(LEASE)
 
 
 @dataclass(eq=False)

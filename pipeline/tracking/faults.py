@@ -22,6 +22,7 @@ from pipeline.errors import TrackingError, first_line
 from pipeline.system.addresses import hidden, is_server, without_password
 from pipeline.system.databases import advice_on
 from pipeline.system.files import storage_faults
+from pipeline.system.progress import doing
 
 _Answer = TypeVar("_Answer")
 QUESTION = "/api/2.0/mlflow/experiments/search?max_results=1"
@@ -115,7 +116,8 @@ def contact(uri: str) -> None:
             )
 
     try:
-        answer = _in_time(ask)
+        with doing(f"asking the server at {without_password(uri)}"):
+            answer = _in_time(ask)
     except ImportError as err:
         fault = Fault(first_line(err), f"pip install {str(err.name).replace('_', '-')}")
     except UserWarning as err:

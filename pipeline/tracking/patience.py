@@ -2,9 +2,9 @@
 
 In: a question to a server (MLflow's, its artifacts', its database, Optuna's storage) and how to
 tell that a fault means "away". Out: the answer; lines on stderr that say which server is away, how
-long the command waits, and when the server is back. The main thread waits for `WAIT` seconds at
-most; metrics that are sent in the background wait while training goes on, and for as long as it
-does. Other threads do not wait: they find faults as MLflow raises them.
+long the command waits, and when the server is back. The main thread waits for
+`SERVER_WAIT` seconds at most; metrics that are sent in the background wait while training goes on,
+and for as long as it does. Other threads do not wait: they find faults as MLflow raises them.
 
 Asking twice must not count twice: where it would, `mend` finds what the first question has done.
 """
@@ -21,13 +21,12 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
-from pipeline.errors import AwayError, TrackingError
+from pipeline.errors import AwayError
 from pipeline.system.interrupts import asked, at_once
 from pipeline.system.progress import doing, warn
+from pipeline.system.variables import SERVER_WAIT, number
 
 _Result = TypeVar("_Result")
-WAIT, WAIT_S = "UNFREEZE_SERVER_WAIT_S", 600.0
-"""Environment variable: how long a command waits for a server, in seconds; and without it."""
 TIMEOUT, RETRIES = "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 ANSWER_S, LONGEST_ANSWER_S, LAST_ANSWER_S = 10, 120, 2
 """How long MLflow waits for an answer: at first, once a server has been slow, once it is lost."""
@@ -64,22 +63,6 @@ class _Outage:
     is_lost: bool = False
 
 
-def longest_wait_s() -> float:
-    """How long a command waits for a server that is away.
-
-    Raises:
-        TrackingError: the variable holds no number of seconds.
-    """
-    given = os.environ.get(WAIT, "").strip()
-    try:
-        wait_s = float(given or WAIT_S)
-    except ValueError:
-        wait_s = -1.0
-    if not 0 <= wait_s < float("inf"):
-        raise TrackingError(f"{WAIT}={given} is no number of seconds: write 600, or unset it")
-    return wait_s
-
-
 def ask_briefly() -> None:
     """Have MLflow give up an unanswered question soon, and leave asking again to `Patience`."""
     os.environ.setdefault(RETRIES, "0")
@@ -102,7 +85,7 @@ class Patience:
 
     def __init__(self, tell_away: Callable[[BaseException], Away | None]) -> None:
         self._tell_away = tell_away
-        self._wait_s = longest_wait_s()
+        self._wait_s = number(SERVER_WAIT)
         self._outages: dict[str, _Outage] = {}
         self._lock = threading.RLock()
         self._thread = threading.local()
@@ -275,7 +258,7 @@ class Patience:
         what = "work goes on, what it records waits"
         if waits_since is not None:
             left_s = waits_since + self._wait_s - now
-            what = f"the command waits for the server, {_in_words(left_s)} at most ({WAIT})"
+            what = f"the command waits for the server, {_in_words(left_s)} at most ({SERVER_WAIT})"
         warn(f"note: {outage.away.server} is {still} ({outage.away.reason}): {what}")
 
     def _end(self, outage: _Outage) -> None:

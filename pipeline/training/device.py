@@ -17,9 +17,8 @@ from pipeline.model.backbones import BatchNorm
 from pipeline.model.grouping import HEAD
 from pipeline.model.segments import Segment
 from pipeline.system.interrupts import check
+from pipeline.system.variables import KERNELS, word
 from pipeline.training.small_conv import use_small_convolutions
-
-KERNELS = "UNFREEZE_KERNELS"
 
 
 def pick_device(name: str) -> torch.device:
@@ -66,21 +65,9 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def kernels() -> str:
-    """`fast`, or `plain`: every convolution by PyTorch's own kernel, to check ours against.
-
-    Raises:
-        SettingsError: the environment variable `UNFREEZE_KERNELS` says something else.
-    """
-    name = os.environ.get(KERNELS, "") or "fast"
-    if name not in ("fast", "plain"):
-        raise SettingsError(f"{KERNELS}={name}: write fast or plain, or unset it")
-    return name
-
-
 def with_kernels(name: str) -> str:
     """A device or a precision as keys name it: what plain kernels compute is kept apart."""
-    return name if kernels() == "fast" else f"{name} plain"
+    return name if word(KERNELS) == "fast" else f"{name} plain"
 
 
 def uses_channels_last(dtype: torch.dtype, device: torch.device) -> bool:
@@ -102,7 +89,7 @@ def compute_copy(
         _cast(module, dtype_of(segment, dtype))
         if uses_channels_last(dtype, device):
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload, unused-ignore]
-        if device.type == "cpu" and kernels() == "fast":
+        if device.type == "cpu" and word(KERNELS) == "fast":
             use_small_convolutions(module)
     return copies
 

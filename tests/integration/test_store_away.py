@@ -19,8 +19,9 @@ import pytest
 from mlflow.entities import Run
 
 from pipeline.cli import main
+from pipeline.system.variables import SERVER_WAIT
 from pipeline.tracking import keys, patience
-from pipeline.tracking.patience import RETRIES, TIMEOUT, WAIT
+from pipeline.tracking.patience import RETRIES, TIMEOUT
 from tests.conftest import PointAt, tiny, words_of, write_image_folder
 from tests.served import Guard, tracking_server
 
@@ -102,7 +103,7 @@ def door(
     """The way to the server; runs are recorded in an experiment of the test's own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", request.node.name)
-    for name in (TIMEOUT, RETRIES, WAIT, "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
+    for name in (TIMEOUT, RETRIES, SERVER_WAIT, "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     door = Door()
@@ -185,7 +186,7 @@ def test_a_server_that_stays_away_ends_the_command_and_the_same_command_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv(WAIT, "1")
+    monkeypatch.setenv(SERVER_WAIT, "1")
     door.shut("drop", "checkpoint.safetensors", 3600)
     assert train(images, tmp_path) == 2
     lines = capfd.readouterr().err.splitlines()

@@ -119,14 +119,14 @@ def _lines_of(path: Path) -> list[tuple[int, list[str]]]:
             f"{path} is not UTF-8 text ({first_line(err)}): save it as CSV UTF-8"
         ) from None
     first = next((line for line in text.splitlines() if line.strip()), "")
-    if not first:
-        raise DataError(f"{path} is empty: write a line an image, the file's name and its label")
     separator = max(_SEPARATORS, key=first.count)
     reader = csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True)
     try:
         lines = [(reader.line_num, cells) for cells in reader if any(map(str.strip, cells))]
     except csv.Error as err:
         raise DataError(f"cannot read {path} ({first_line(err)}): save it as CSV") from None
+    if not lines:  # a single quotation mark is a line without text
+        raise DataError(f"{path} is empty: write a line an image, the file's name and its label")
     if len(lines[0][1]) < 2:
         raise ColumnsError(
             f"{path} has one column ({one_line(first)}): write two, the file's name and its label"
