@@ -85,7 +85,8 @@ class Tracking:
         # it logs the tracebacks of faults that `translated` says in one line
         logging.getLogger("mlflow.store.db").setLevel(logging.CRITICAL)
         with loading("MLflow", "mlflow"):
-            uri = usable_address()
+            import mlflow  # noqa: F401 - what takes time, before anybody is asked
+        uri = usable_address()
         shown = without_password(uri)
         begun()
         try:
