@@ -11,12 +11,14 @@ from pipeline.model.backbones import build_backbone
 from pipeline.settings.schedules import SCHEDULES
 
 
-def convolution_rate() -> float:
-    """Floating-point operations a second of the fastest bfloat16 convolution seen here."""
+def convolution_rate(dtype: torch.dtype) -> float:
+    """Floating-point operations a second of the fastest convolution seen here."""
     best = 0.0
     for channels, side in ((128, 16), (256, 8), (256, 16)):
-        x = torch.randn(64, channels, side, side).bfloat16().to(memory_format=torch.channels_last)
-        w = torch.randn(channels, channels, 3, 3).bfloat16()
+        x = torch.randn(64, channels, side, side, dtype=dtype).to(
+            memory_format=torch.channels_last
+        )
+        w = torch.randn(channels, channels, 3, 3, dtype=dtype)
         for _ in range(12):
             started = time.perf_counter()
             y = torch.nn.functional.conv2d(x, w, padding=1)
@@ -25,13 +27,15 @@ def convolution_rate() -> float:
     return best
 
 
-def floor_operations(size: int, epochs: int, train: int, val: int, views: int) -> float:
+def floor_operations(
+    backbone_name: str, size: int, epochs: int, train: int, val: int, views: int
+) -> float:
     """Operations of three stages: suffix forward and backward, validation, one prefix pass.
 
     Backward counts twice the forward. A matrix product over a 2x2 map needs fewer operations than
     the convolution that is counted here, so the floor is not a bound for every program.
     """
-    backbone = build_backbone("resnet18", 10, size, 0)
+    backbone = build_backbone(backbone_name, 10, size, 0)
     x = torch.zeros(1, 3, size, size)
     cost = []  # of each segment
     for segment in backbone.segments:

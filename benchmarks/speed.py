@@ -2,11 +2,16 @@
 
     python benchmarks/speed.py --data CIFAR_FOLDER --weights STARTER --peers-python PYTHON \
         --out speed.md
+    python benchmarks/speed.py --data CIFAR_FOLDER --weights mobilenet_v2.pth \
+        --backbone mobilenet_v2 --size 224 --epochs 3 --parts peers --peers-python PYTHON \
+        --out speed.md
 
 Every draw runs every tool once, in turn, so that a machine whose speed drifts does not favour one.
 This project runs through its own command line with an empty cache ("cold") and again with a full
-one ("warm"). Peers need packages of their own (`peers/requirements.txt`): `--peers-python` is the
-interpreter that has them. `--parts` chooses some of the tables.
+one ("warm"). Peers compute in the way that a probe finds to be the fastest here: float32 or
+bfloat16, channels-last or not, compiled or not. Peers need packages of their own
+(`peers/requirements.txt`): `--peers-python` is the interpreter that has them. `--parts` chooses
+some of the tables.
 """
 
 from __future__ import annotations
@@ -23,13 +28,25 @@ from datetime import datetime
 from pathlib import Path
 
 import optuna
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.floor import convolution_rate, floor_operations  # noqa: E402
 from benchmarks.startup import startup  # noqa: E402
-from benchmarks.tools import Result, Task, deal_images, run_ours, run_peer, timed  # noqa: E402
+from benchmarks.tools import (  # noqa: E402
+    Result,
+    Task,
+    deal_images,
+    machine,
+    probe,
+    run_ours,
+    run_peer,
+    timed,
+)
+from pipeline.system.text import count_of  # noqa: E402
+from pipeline.training.device import pick_precision  # noqa: E402
 
 GROWTH_EPOCHS = 2
 Rows = list[list[str]]
@@ -44,7 +61,9 @@ def markdown(header: list[str], rows: Rows) -> str:
 def compare(task: Task, python: str, draws: list[int], tools: list[str]) -> str:
     """Wall time a stage, ratio to the plain loop, accuracy: medians and means over draws."""
     results: dict[str, list[Result]] = {}
-    rate = convolution_rate()
+    dtype = pick_precision("auto", torch.device("cpu"))
+    rate, (way, tried) = convolution_rate(dtype), probe(python, task)
+    say(f"ways of the plain loop: {tried}")
     for draw in draws:
         with tempfile.TemporaryDirectory() as name:
             folder, drawn = Path(name), replace(task, draw=draw)
@@ -52,12 +71,12 @@ def compare(task: Task, python: str, draws: list[int], tools: list[str]) -> str:
             cold = run_ours(drawn, folder, test=True)
             results.setdefault("this project, empty cache", []).append(cold)
             for tool in tools:
-                peer = run_peer(tool, python, drawn, images, test=True)
+                peer = run_peer(tool, python, drawn, images, way=way, test=True)
                 results.setdefault(tool, []).append(peer)
             warm = run_ours(drawn, folder) | {"test_acc": cold["test_acc"]}
             results.setdefault("this project, full cache", []).append(warm)
         say(f"draw {draw}: {json.dumps({tool: runs[-1] for tool, runs in results.items()})}")
-        rate = max(rate, convolution_rate())
+        rate = max(rate, convolution_rate(dtype))
 
     def seconds(tool: str, stage: int) -> float:
         return statistics.median(r["stages"][stage]["wall_s"] for r in results[tool])
@@ -75,18 +94,26 @@ def compare(task: Task, python: str, draws: list[int], tools: list[str]) -> str:
             row[-1] += f" ({seconds(reference, stage) / took:.1f}x)"
         row.append(f"{total(tool):.1f} s")
         row.append(f"{total(reference) / total(tool):.1f}x")
-        row.append(f"{statistics.median(r['command_s'] for r in runs):.0f} s")
+        command_s = {
+            name: statistics.median(run["command_s"] for run in results[name])
+            for name in (tool, reference)
+        }
+        row.append(f"{command_s[tool]:.0f} s ({command_s[reference] / command_s[tool]:.1f}x)")
         row += [
             f"{statistics.mean(r['stages'][i]['val_acc'] for r in runs):.1%}" for i in range(3)
         ]
         row.append(f"{statistics.mean(r['test_acc'] for r in runs):.1%}")
         rows.append(row)
-    floor_s = floor_operations(task.size, task.epochs, 1000, 1000, 2) / rate
+    floor_s = floor_operations(task.backbone, task.size, task.epochs, 1000, 1000, 2) / rate
     rows.append(["floor", "", "", "", f"{floor_s:.1f} s", "", "", "", "", "", ""])
     header = ["tool", "stage 1", "stage 2", "stage 3", "total", f"{reference} / it"]
     header += ["whole command", "val 1", "val 2", "val 3", "held-out"]
-    about = f"{len(draws)} draws, {task.epochs} epochs a stage, {task.size} px, bf16 convolution"
-    return f"{about} rate {rate / 1e9:.0f} GFLOP/s.\n\n{markdown(header, rows)}"
+    about = (
+        f"{machine()}. {task.backbone}, {count_of(len(draws), 'draw')}, {task.epochs} epochs a "
+        f"stage, {task.size} px. Best convolution here: {rate / 1e9:.0f} GFLOP/s in "
+        f"{str(dtype).removeprefix('torch.')}. Peers: {' '.join(way.words)}; tried: {tried}."
+    )
+    return f"{about}\n\n{markdown(header, rows)}"
 
 
 def growth_in_trials(task: Task, python: str, count: int = 50) -> str:
@@ -184,17 +211,21 @@ def main() -> None:
     """Measure the parts asked for and write them as they are done."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", required=True, help="folder of CIFAR-10 parquet files")
-    parser.add_argument("--weights", required=True, help="resnet18 .safetensors or .pth")
+    parser.add_argument("--weights", required=True, help=".safetensors or .pth of the backbone")
+    parser.add_argument("--backbone", default="resnet18", choices=["resnet18", "mobilenet_v2"])
+    parser.add_argument("--size", type=int, default=64, help="pixels a side")
+    parser.add_argument("--epochs", type=int, default=10, help="of each stage")
     parser.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2], help="default 0 1 2")
     interpreter = "interpreter with peers/requirements.txt (default: this one)"
     parser.add_argument("--peers-python", default=sys.executable, help=interpreter)
-    tools = ["plain", "fastai", "lightning"]
+    tools = ["plain", "cached", "fastai", "lightning"]
     parser.add_argument("--tools", nargs="+", default=tools, choices=tools, help="default all")
     names = ["peers", "trials", "images", "resolution", "startup"]
     parser.add_argument("--parts", nargs="+", choices=names, default=names, help="default all")
     parser.add_argument("--out", type=Path, required=True, help="Markdown file to write")
     args = parser.parse_args()
-    task = Task(str(Path(args.data).resolve()), str(Path(args.weights).resolve()))
+    data, weights = (str(Path(name).resolve()) for name in (args.data, args.weights))
+    task = Task(data, weights, size=args.size, epochs=args.epochs, backbone=args.backbone)
     python = args.peers_python
     parts: dict[str, tuple[str, Callable[[], str]]] = {
         "peers": ("Against its peers", lambda: compare(task, python, args.draws, args.tools)),

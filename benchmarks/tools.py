@@ -23,8 +23,6 @@ from pipeline.data.open import open_source
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / "benchmarks" / "peers"
-RATES = "3e-3,3e-4,3e-4"
-
 Result = dict[str, Any]
 
 
@@ -39,6 +37,39 @@ class Task:
     epochs: int = 10
     train_per_class: int = 100
     val_per_class: int = 100
+    backbone: str = "resnet18"
+    rates: tuple[str, str, str] = ("3e-3", "3e-4", "1e-4")
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a peer computes."""
+
+    precision: str = "float32"
+    channels_last: bool = False
+    compile: bool = False
+
+    @property
+    def words(self) -> list[str]:
+        """As options."""
+        found = ["--precision", self.precision]
+        found += ["--channels-last"] if self.channels_last else []
+        return [*found, "--compile"] if self.compile else found
+
+
+PLAIN_WAY = Way()
+
+
+def machine() -> str:
+    """The processor, its cores, its fast number formats, and the commit."""
+    text = subprocess.run(["lscpu"], capture_output=True, text=True, check=True).stdout
+    name = next(
+        (row.split(":")[1].strip() for row in text.splitlines() if "Model name" in row), ""
+    )
+    flags = [flag for flag in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if flag in text]
+    words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    commit = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
+    return f"{name}, {os.cpu_count()} cores, {flags[0] if flags else 'no AVX2'}, commit {commit}"
 
 
 def timed(words: list[str], **where: Any) -> tuple[str, float, float]:  # noqa: ANN401 - Popen's
@@ -56,11 +87,46 @@ def timed(words: list[str], **where: Any) -> tuple[str, float, float]:  # noqa: 
         return output.read(), seconds, usage.ru_maxrss / 2**20
 
 
-def run_peer(name: str, python: str, task: Task, images: Path, *, test: bool = False) -> Result:
-    """One run of a peer; its own JSON line, with the time and memory of the whole command."""
-    words = [python, str(PEERS / f"{name}_loop.py"), "--data", task.data]
+def probe(python: str, task: Task) -> tuple[Way, str]:
+    """The fastest way to compute for so many epochs of stage 2, and all that were tried."""
+    words = [python, str(PEERS / "plain_loop.py"), "--data", task.data, "--probe"]
+    words += ["--weights", task.weights, "--backbone", task.backbone, "--size", str(task.size)]
+    found = json.loads(timed(words)[0].splitlines()[-1])
+    steps = task.epochs * -(-10 * task.train_per_class // 64)
+
+    def seconds(row: dict[str, Any]) -> float:
+        return float(row["begin_s"] + steps * row["step_s"])
+
+    lines = []
+    for row in sorted(found, key=seconds):
+        way = Way(row["precision"], row["channels_last"], row["compile"])
+        lines.append(
+            f"{' '.join(way.words)}: {row['step_s']:.2f} s a step, {row['begin_s']:.0f} s to begin"
+        )
+    best = min(found, key=seconds)
+    return Way(best["precision"], best["channels_last"], best["compile"]), "; ".join(lines)
+
+
+def run_peer(
+    name: str,
+    python: str,
+    task: Task,
+    images: Path,
+    *,
+    way: Way = PLAIN_WAY,
+    test: bool = False,
+) -> Result:
+    """One run of a peer; its own JSON line, with the time and memory of the whole command.
+
+    `cached` is the plain loop that computes stage 1's features once.
+    """
+    script = "plain" if name == "cached" else name
+    words = [python, str(PEERS / f"{script}_loop.py"), "--data", task.data]
+    words += ["--backbone", task.backbone, *way.words]
+    words += ["--cache-head"] if name == "cached" else []
     words += ["--weights", task.weights, "--images", str(images), "--size", str(task.size)]
-    words += ["--epochs", str(task.epochs), "--draw", str(task.draw), "--lr", RATES]
+    words += ["--epochs", str(task.epochs), "--draw", str(task.draw)]
+    words += ["--lr", ",".join(task.rates)]
     words += ["--test"] if test else []
     words += [] if name == "fastai" else ["--augment", "flip"]
     output, command_s, peak_gib = timed(words)
@@ -74,6 +140,8 @@ def run_ours(task: Task, folder: Path, *, test: bool = False) -> Result:
     Runs and cache are kept in `folder`: a second run there finds a full cache.
     """
     words = ["main", "--preset", "cifar10_small", "--data", task.data, "--draw", str(task.draw)]
+    words += ["--backbone", task.backbone]
+    words += [word for n, lr in enumerate(task.rates, 1) for word in (f"--stage{n}.lr", lr)]
     words += ["--weights", task.weights, "--image_size", str(task.size), "--reuse", "off"]
     words += ["--epochs", str(task.epochs), "--cache_dir", str(folder / "cache")]
     words += ["--train_per_class", str(task.train_per_class)]

@@ -3,7 +3,8 @@
 In and out as in `plain_loop.py`. fastai's defaults are kept: `vision_learner` with its pooled
 two-layer head, `aug_transforms` on the batch, `fit_one_cycle` (one call a stage), its Adam, the
 last incomplete training batch dropped, BatchNorm of frozen groups trained. Epochs, batch size,
-rates and weight decay are the common ones; `--head linear` puts one linear layer for the head.
+rates and weight decay are the common ones; always float32 and never compiled; `--head linear` puts
+one linear layer for the head.
 """
 
 import argparse
@@ -41,10 +42,9 @@ from torch import nn
 # isort: split
 from plain_loop import (
     CLASSES,
-    STAGES,
     WEIGHT_DECAY,
     Labelled,
-    load_resnet18,
+    load_network,
     option_parser,
     read_images,
     stage_rates,
@@ -52,8 +52,11 @@ from plain_loop import (
 
 
 def split_groups(model: nn.Sequential) -> L:
-    """Split the model (body, head) into parameter groups: stem to layer2, layer3, layer4, head."""
-    body = model[0]  # conv1, bn1, relu, maxpool, layer1, layer2, layer3, layer4
+    """Split the model (body, head) into parameter groups: the beginning, two blocks, the head."""
+    body = model[0]  # conv1, bn1, relu, maxpool, layer1, layer2, layer3, layer4; or features
+    if len(body) == 1:
+        features = body[0]
+        return L(features[:7], features[7:14], features[14:], model[1:]).map(params)
     return L(body[:6], body[6], body[7], model[1:]).map(params)
 
 
@@ -76,14 +79,23 @@ def make_learner(args: argparse.Namespace, dls: DataLoaders, folder: Path) -> Le
 
     def arch(pretrained: bool) -> nn.Module:
         assert pretrained
-        return load_resnet18(args.weights)
+        return load_network(args.backbone, args.weights)
 
     head = None
     if args.head == "linear":
-        head = nn.Sequential(AdaptiveAvgPool(1), Flatten(), nn.Linear(512, CLASSES))
+        width = {"resnet18": 512, "mobilenet_v2": 1280}[args.backbone]
+        head = nn.Sequential(AdaptiveAvgPool(1), Flatten(), nn.Linear(width, CLASSES))
     learn = vision_learner(
-        dls, arch, splitter=split_groups, custom_head=head, metrics=accuracy, path=folder
+        dls,
+        arch,
+        cut=-2 if args.backbone == "resnet18" else -1,
+        splitter=split_groups,
+        custom_head=head,
+        metrics=accuracy,
+        path=folder,
     )
+    if args.channels_last:
+        learn.to_channelslast(use_autocast=False)
     learn.recorder.train_metrics = True
     return learn
 
@@ -92,7 +104,7 @@ def train_stage(learn: Learner, stage: int, lr: float, epochs: int) -> dict[str,
     """Train one stage in place, end on the weights of its best epoch; return its numbers."""
     start = time.perf_counter()
     learn.create_opt()
-    learn.freeze_to(-len(STAGES[stage - 1]))
+    learn.freeze_to(-stage)
     keep_best = SaveModelCallback(monitor="valid_accuracy", fname=f"stage{stage}")
     with contextlib.redirect_stdout(sys.stderr), learn.no_bar():
         learn.fit_one_cycle(epochs, lr, wd=WEIGHT_DECAY, cbs=keep_best)

@@ -6,7 +6,9 @@ callback's own rule is kept: a phase starts from the best checkpoint of *all* ph
 the best of all is tested. It lets BatchNorm statistics of frozen layers move.
 """
 
+import argparse
 import json
+import re
 import sys
 import tempfile
 import time
@@ -22,9 +24,10 @@ from torch import nn
 # isort: split
 from plain_loop import (
     AUGMENTS,
+    BLOCKS,
     STAGES,
     WEIGHT_DECAY,
-    load_resnet18,
+    load_network,
     make_loaders,
     option_parser,
     stage_rates,
@@ -34,18 +37,24 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 class Classifier(L.LightningModule):
-    """A ResNet-18 with AdamW and a cosine schedule; the callback decides what trains."""
+    """A network with AdamW and a cosine schedule; the callback decides what trains."""
 
-    def __init__(self, weights: Path, lr: float, epochs: int) -> None:
-        """Load the body; `lr` and `epochs` are those of the first phase."""
+    def __init__(self, args: argparse.Namespace, lr: float) -> None:
+        """Load the body; `lr` is that of the first phase."""
         super().__init__()
-        self.model = load_resnet18(weights)
-        self.lr, self.epochs = lr, epochs
+        self.model = load_network(args.backbone, args.weights)
+        if args.channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)
+        if args.compile:
+            self.model.compile()
+        self.channels_last, self.lr, self.epochs = args.channels_last, lr, args.epochs
 
     def score(self, batch: Batch, split: str) -> torch.Tensor:
         """Log loss and accuracy, averaged over the epoch; return the loss."""
         x, y = batch
-        logits = self.model(x)
+        if self.channels_last:
+            x = x.to(memory_format=torch.channels_last)
+        logits = self.model(x).float()
         loss = nn.functional.cross_entropy(logits, y)
         accuracy = (logits.argmax(1) == y).float().mean()
         values = {f"{split}_loss": loss, f"{split}_acc": accuracy}
@@ -102,12 +111,12 @@ class History(L.Callback):
         }
 
 
-def make_schedule(rates: list[float], epochs: int) -> dict[int, dict[str, Any]]:
+def make_schedule(backbone: str, rates: list[float], epochs: int) -> dict[int, dict[str, Any]]:
     """Return the schedule: a phase lists only the block it adds; all its groups share one rate."""
     schedule: dict[int, dict[str, Any]] = {}
-    for phase, (blocks, lr) in enumerate(zip(STAGES, rates, strict=True)):
+    for phase, (modules, lr) in enumerate(zip(BLOCKS[backbone], rates, strict=True)):
         schedule[phase] = {
-            "params": [rf"model\.{blocks[0]}\..*"],
+            "params": [rf"model\.{re.escape(module)}\..*" for module in modules],
             "max_transition_epoch": (phase + 1) * epochs,
         }
         if phase == 0:
@@ -139,16 +148,16 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     train, val, test = make_loaders(args)
     L.seed_everything(args.seed)
-    module, history = Classifier(args.weights, rates[0], args.epochs), History()
+    module, history = Classifier(args, rates[0]), History()
     with tempfile.TemporaryDirectory() as folder:
         schedule_file = Path(folder) / "schedule.yaml"
-        schedule_file.write_text(yaml.safe_dump(make_schedule(rates, args.epochs)))
+        schedule_file.write_text(yaml.safe_dump(make_schedule(args.backbone, rates, args.epochs)))
         unfreeze = FinetuningScheduler(str(schedule_file), epoch_transitions_only=True)
         checkpoint = FTSCheckpoint(dirpath=folder, monitor="val_acc", mode="max", save_top_k=1)
         trainer = L.Trainer(
             accelerator="cpu",
             devices=1,
-            precision="32-true",
+            precision="32-true" if args.precision == "float32" else "bf16-mixed",
             max_epochs=len(STAGES) * args.epochs,
             callbacks=[history, unfreeze, checkpoint],
             default_root_dir=folder,
