@@ -13,11 +13,11 @@ from contextlib import suppress
 import numpy as np
 
 from pipeline.data.base import Source, Unreadable, refuse_unreadable
+from pipeline.data.cache import cache_folder
 from pipeline.data.draws import rows_of
 from pipeline.data.look import LOOK_S, look_through
 from pipeline.data.open import NAMES
 from pipeline.errors import StorageError
-from pipeline.runs.sources import cache_folder
 from pipeline.settings.run import Settings
 from pipeline.stats.metrics import DEFAULT_OBJECTIVE
 from pipeline.system.files import write_atomically

@@ -18,10 +18,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pipeline.data.augment import distinct_views
-from pipeline.data.base import Split, preparation_of, read_images
+from pipeline.data.base import Split, preparation_of
+from pipeline.data.cache import shelf_of
 from pipeline.data.images import ImageSet, U8Array
 from pipeline.data.near import NearDuplicates, NearPair, near_duplicates
 from pipeline.data.open import NAMES
+from pipeline.data.reading import read_images
 from pipeline.errors import first_line
 from pipeline.reporting.figures import pairs_of_pictures
 from pipeline.runs.session import Session
@@ -124,7 +126,8 @@ def _test(session: Session) -> dict[str, ImageSet]:
     if len(rows) > most:
         rows = rows[:: -(-len(rows) // most)]
     size, prepared = settings.image_size, preparation_of(settings)
-    return {"test": read_images(test, rows, size, prepared, skip_unreadable=True)}
+    read = read_images(test, rows, size, prepared, skip_unreadable=True, shelf=shelf_of(settings))
+    return {"test": read}
 
 
 @torch.no_grad()
@@ -161,10 +164,12 @@ def _table(session: Session, images: dict[str, ImageSet], found: NearDuplicates)
 
     def places(part: str) -> dict[int, str]:
         wanted = {i for p in found.pairs for name, i in (p.first, p.second) if name == part}
-        order = sorted(wanted, key=lambda i: int(images[part].rows[i]))
-        rows = [int(images[part].rows[i]) for i in order]
-        items = _split_of(session, part).stored.items(rows)
-        return {i: where for i, (where, _) in zip(order, items, strict=True)}
+        stored = _split_of(session, part).stored
+        rows = images[part].rows[sorted(wanted)]
+        order = stored.in_order(rows)
+        items = stored.items(rows[order].tolist())
+        places = np.array(sorted(wanted), dtype=np.int64)[order].tolist()
+        return {i: where for i, (where, _) in zip(places, items, strict=True)}
 
     where = {part: places(part) for part in images}
     return pd.DataFrame(

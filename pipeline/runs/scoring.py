@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import torch
 
-from pipeline.data.base import Source, Split, notes_on, preparation_of, read_images
+from pipeline.data.base import Source, Split, notes_on, preparation_of
+from pipeline.data.cache import shelf_of
 from pipeline.data.images import ImageSet
 from pipeline.data.overlap import Overlap
+from pipeline.data.reading import read_images
 from pipeline.errors import DataError, LineageError
 from pipeline.model.backbones import Backbone
 from pipeline.runs.command import Command
@@ -213,6 +215,7 @@ def read_test_split(source: Source, settings: Settings, say: Callable[[str], Non
         settings.image_size,
         preparation_of(settings),
         skip_unreadable=settings.skip_unreadable,
+        shelf=shelf_of(settings),
     )
     for note in notes_on(images.unreadable, images.doubts):
         say(f"note: test split: {note}")

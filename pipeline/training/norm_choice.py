@@ -167,8 +167,12 @@ def _features(
     segments = compute_copy(backbone.segments, dtype, device)
     size = max(1, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
     parts = [
-        run_to_head(segments, images.preparation.normalise(pixels.to(device)), dtype).cpu()
-        for pixels in torch.split(images.pixels, size)
+        run_to_head(
+            segments,
+            images.preparation.normalise(images.batch(slice(start, start + size), device)),
+            dtype,
+        ).cpu()
+        for start in range(0, len(images), size)
     ]
     features: NDArray[np.float32] = torch.cat(parts).numpy()
     return features

@@ -119,7 +119,7 @@ def recalibrate(
     count = max(1, min(-(-len(images) // size), len(images) // 2))  # no batch of one image
     parts = []
     for rows in np.array_split(order, count):
-        pixels = images.pixels[torch.from_numpy(rows)].to(device)
+        pixels = images.batch(rows, device)
         parts.append(run_to_head(segments, images.preparation.normalise(pixels), dtype).cpu())
     for segment in segments:
         backbone.put(statistics_of(segment.module))
