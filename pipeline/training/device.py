@@ -6,6 +6,7 @@ and the head stay float32: they are small, and the head's logits feed the loss.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Sequence
 
@@ -20,6 +21,7 @@ from pipeline.system.interrupts import check
 from pipeline.training.small_conv import use_small_convolutions
 
 KERNELS = "UNFREEZE_KERNELS"
+EVAL_BATCH, EVAL_BYTES = 500, 64 << 20
 
 
 def pick_device(name: str) -> torch.device:
@@ -110,6 +112,12 @@ def compute_copy(
 def dtype_of(segment: Segment, dtype: torch.dtype) -> torch.dtype:
     """What a segment is computed in: float32 where the head is part of it."""
     return torch.float32 if HEAD in segment.blocks else dtype
+
+
+def images_at_once(segments: Iterable[Segment]) -> int:
+    """How many images are validated at a time: fewer where a segment makes much of each."""
+    largest_bytes = max(math.prod(segment.shape) for segment in segments) * 4
+    return min(EVAL_BATCH, max(1, EVAL_BYTES // largest_bytes))
 
 
 def _cast(module: nn.Module, dtype: torch.dtype) -> None:

@@ -8,7 +8,6 @@ better is another question: `norm_choice.py` answers it.
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from pipeline.model.backbones import Backbone, batch_norms
 from pipeline.model.grouping import HEAD
 from pipeline.system.digests import digest_tensors, digest_values
 from pipeline.system.files import write_atomically
+from pipeline.system.progress import say
 from pipeline.system.provenance import libraries
 from pipeline.training.device import compute_copy, run_to_head, with_kernels
 
@@ -82,10 +82,17 @@ def kept_at(
 
 
 def keep_norm_stats(path: Path, backbone: Backbone) -> None:
-    """Write the backbone's statistics; a folder that cannot be written is passed over."""
+    """Write the backbone's statistics; see `keep`."""
     kept = statistics_of(backbone.model)
-    with contextlib.suppress(StorageError):  # a cache: not worth failing for
-        write_atomically(path, save(kept, {"sha256": digest_tensors(kept)}))
+    keep(path, save(kept, {"sha256": digest_tensors(kept)}))
+
+
+def keep(path: Path, content: bytes) -> None:
+    """Write a file of the cache; where that cannot be done, a note says so, and work goes on."""
+    try:
+        write_atomically(path, content)
+    except StorageError as err:
+        say(f"note: {err.args[0].partition(': ')[0]}: computed anew next time")
 
 
 def _read(path: Path, names: list[str]) -> dict[str, Tensor] | None:

@@ -115,6 +115,12 @@ class PrefixCache:
         """The cache on a shelf; None turns it off."""
         return cls(shelf.folder, shelf.limit_bytes) if shelf else cls(None, 0)
 
+    def tell_notes(self, say: Callable[[str], object]) -> None:
+        """Tell what the cache could not do since the last time."""
+        for note in dict.fromkeys(self.notes):
+            say(f"note: {note}")
+        self.notes.clear()
+
     def features(
         self,
         backbone: Backbone,
