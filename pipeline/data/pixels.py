@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 import numpy as np
@@ -101,7 +102,7 @@ class PixelWriter:
             self._use = shelf.scratch("pixels", size, f"{what}, while the command runs,")
             self._file = self._use.path.open("r+b", buffering=0)
         except NoRoomError as err:
-            self._tell(str(err))
+            self._tell(err.words())
         except OSError as err:
             self._give_up(err)
 
@@ -121,10 +122,18 @@ class PixelWriter:
         while left:
             left = left[self._file.write(left) :]
 
+    def _close(self) -> None:
+        try:
+            if self._use:
+                self._file.close()
+        except OSError as err:  # some disks say only now that they are full
+            self._give_up(err)
+
     def _give_up(self, err: OSError) -> None:
         """Go on without the file: the disk is full, or may not be written."""
         if self._use:
-            self._file.close()
+            with suppress(OSError):
+                self._file.close()
             self._use.end()
             self._use = None
         self._tell(f"cannot be kept on disk ({err.strerror or first_line(err)})")
@@ -138,8 +147,8 @@ class PixelWriter:
         if self._memory is not None:
             memory = self._memory if len(kept) == self._shape[0] else self._memory[kept]
             return torch.from_numpy(memory)
+        self._close()
         if self._use:
-            self._file.close()
             if len(kept) == self._shape[0]:
                 return MappedPixels(self._use, shape)
             whole = MappedPixels(self._use, self._shape)

@@ -99,6 +99,7 @@ def refit(
         say(f"refit: {recipe.words} on {count}, {which}; epochs: {recipe.passes}")
         name = f"refit · {recipe.words} · {settings.data_name} · {settings.backbone} · {count}"
         run_id = _train(session, name, recipe, overlap, nested_under)
+        session.cache.tell_notes(say)
         say(f"refit: run {run_id}")
     sizes = np.bincount(draw.train.labels.numpy(), minlength=len(draw.class_names))
     return Refit(

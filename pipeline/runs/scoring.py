@@ -89,6 +89,7 @@ def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
     measured = scored_on(images.fingerprint(), session.precision)
     keep_predictions(tracking, run, logits, images, session.draw.class_names)
     keep_scores(tracking, run, scores, measured, counts)
+    session.cache.tell_notes(say)
     for line in _told(run.name, scores, answers, overlap, floor):
         say(line)
     say(tracking.how_to_browse)

@@ -29,6 +29,7 @@ from pipeline.settings.schedules import Stage
 from pipeline.system.memory import keep_freed_memory
 from pipeline.tracking import RunView, Tracking, keys
 from pipeline.tracking.history import History, Summary
+from pipeline.training.cache_entry import bytes_of_chain
 from pipeline.training.device import (
     compute_repeatably,
     pick_device,
@@ -313,6 +314,7 @@ class Session:
                 digests=digests,
             )
 
+        self.cache.needed_bytes = bytes_of_chain(backbone, settings, self.draw, self.dtype)
         train = features(self.draw.train, augment, settings.views)
         # validation images are never varied: one view, kept even where training views are fresh
         return train, features(self.draw.val, "none", 1)

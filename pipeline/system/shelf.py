@@ -43,13 +43,18 @@ _numbers = count()
 
 
 class NoRoomError(Exception):
-    """What is wanted does not fit, beside what living processes use; says what would do."""
+    """What is wanted does not fit, beside what living processes use."""
 
     def __init__(self, needed_bytes: int, room: Room) -> None:
-        has = f"the disk has room for {in_words(max(0, room.most_bytes))} of them"
-        if not room.by_disk:
-            has = f"the limit is {in_words(room.most_bytes)} (cache_limit)"
-        super().__init__(f"would need {in_words(needed_bytes)}, {has}")
+        super().__init__()
+        self.needed_bytes, self.room = needed_bytes, room
+
+    def words(self, needed_bytes: int = 0) -> str:
+        """What would do, at least so many bytes, and what there is."""
+        has = f"the disk has room for {in_words(max(0, self.room.most_bytes))}"
+        if not self.room.by_disk:
+            has = f"the limit is {in_words(self.room.most_bytes)} (cache_limit)"
+        return f"would need {in_words(max(needed_bytes, self.needed_bytes))}, {has}"
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,11 @@ class Shelf:
         self.make_room({part: size_bytes}, what)
         return Use(part)
 
+    @property
+    def scratch_bytes(self) -> int:
+        """What scratch files and half-written ones of living processes take."""
+        return sum(_size(part) for part in self._parts() if not is_left_behind(part))
+
     def fitting(self, sizes: Mapping[Path, int]) -> list[Path]:
         """Of entries, the first wanted most, those that there is room for together.
 
@@ -191,9 +201,8 @@ class Shelf:
 
     def _kept_bytes(self, keep: Collection[str]) -> int:
         """What stays in any case: what is used or half written, and the entries of `keep`."""
-        sizes = [_size(part) for part in self._parts() if not is_left_behind(part)]
-        sizes += [_size(e) for e in self._entries() if e.stem in keep or is_used(e)]
-        return sum(sizes)
+        entries = (e for e in self._entries() if e.stem in keep or is_used(e))
+        return self.scratch_bytes + sum(map(_size, entries))
 
     def _parts(self) -> list[Path]:
         return [part for kind in PARTS for part in self.folder.glob(f"*{kind}")]

@@ -32,11 +32,11 @@ from pipeline.data.images import ImageSet, IntArray
 from pipeline.errors import WeightsError
 from pipeline.model.backbones import Backbone, batch_norms
 from pipeline.system.digests import digest_values
+from pipeline.system.files import keep_in_cache
 from pipeline.system.progress import doing
 from pipeline.training.device import compute_copy, run_to_head
 from pipeline.training.norm_stats import (
     PIXELS_PER_BATCH,
-    keep,
     keep_norm_stats,
     kept_at,
     recalibrate,
@@ -109,7 +109,7 @@ def choose_norm_stats(
     if kept := _read(path):
         return kept
     choice = _probe(backbone, images, dtype, device, statistics)
-    keep(path, json.dumps(asdict(choice)).encode())
+    keep_in_cache(path, json.dumps(asdict(choice)).encode())
     return choice
 
 

@@ -17,12 +17,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from pipeline.data.images import ImageSet, unusual
-from pipeline.errors import StorageError
 from pipeline.model.backbones import Backbone, batch_norms
 from pipeline.model.grouping import HEAD
 from pipeline.system.digests import digest_tensors, digest_values
-from pipeline.system.files import write_atomically
-from pipeline.system.progress import say
+from pipeline.system.files import keep_in_cache
 from pipeline.system.provenance import libraries
 from pipeline.training.device import compute_copy, run_to_head, with_kernels
 
@@ -82,17 +80,9 @@ def kept_at(
 
 
 def keep_norm_stats(path: Path, backbone: Backbone) -> None:
-    """Write the backbone's statistics; see `keep`."""
+    """Write the backbone's statistics; on a full disk work goes on without."""
     kept = statistics_of(backbone.model)
-    keep(path, save(kept, {"sha256": digest_tensors(kept)}))
-
-
-def keep(path: Path, content: bytes) -> None:
-    """Write a file of the cache; where that cannot be done, a note says so, and work goes on."""
-    try:
-        write_atomically(path, content)
-    except StorageError as err:
-        say(f"note: {err.args[0].partition(': ')[0]}: computed anew next time")
+    keep_in_cache(path, save(kept, {"sha256": digest_tensors(kept)}))
 
 
 def _read(path: Path, names: list[str]) -> dict[str, Tensor] | None:

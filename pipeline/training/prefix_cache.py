@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -32,83 +31,41 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from pipeline.data.augment import distinct_views, render_views
-from pipeline.data.images import ImageSet, unusual
+from pipeline.data.images import ImageSet
 from pipeline.model.backbones import Backbone
 from pipeline.settings.augmentation import Augment, of_images
 from pipeline.system.cache_parts import PARTS, USE, is_left_behind, touch
-from pipeline.system.digests import digest_each, digest_file, digest_values
+from pipeline.system.digests import digest_each, digest_file
 from pipeline.system.files import holding, lock_for_all
 from pipeline.system.leases import renewing
 from pipeline.system.processes import owner_mark
 from pipeline.system.progress import bar
-from pipeline.system.provenance import libraries
 from pipeline.system.shelf import NoRoomError, Shelf, is_used, remove_entry
 from pipeline.system.text import count_of
+from pipeline.training.cache_entry import Entry, channels_last, entry_key
 from pipeline.training.device import compute_copy, run_segments, with_kernels
 from pipeline.training.features import Features, LiveFeatures, StoredFeatures
 
-FORMAT = 5
 PIXELS_PER_BATCH = 128 * 64 * 64
 
 Compute = Callable[[Sequence[int]], Iterator[tuple[int, NDArray[np.uint8]]]]
 """From lengths of prefixes, the shortest first, to the number of one and bytes of its outputs."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Entry:
-    """A prefix's outputs for every view of every image, (views, N, ...), channels last.
-
-    Attributes:
-        prefix: how many segments it has.
-    """
-
-    prefix: int
-    values: Path
-    shape: list[int]
-    dtype: torch.dtype
-
-    @property
-    def size_bytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    def about(self, sha256: str) -> dict[str, object]:
-        """The content of the entry's description."""
-        dtype = str(self.dtype).removeprefix("torch.")
-        return {"shape": self.shape, "dtype": dtype, "sha256": sha256}
-
-
-def _entry_key(
-    backbone: Backbone,
-    prefix: int,
-    images: ImageSet,
-    digests: Mapping[str, str],
-    method: Mapping[str, object],
-) -> str:
-    """The digest of all that an entry's outputs depend on."""
-    return digest_values(
-        {
-            "format": FORMAT,
-            "libraries": libraries(),
-            "backbone": backbone.name,
-            "images": hashlib.sha256(images.digests.tobytes()).hexdigest(),
-            "pixels": list(images.pixels.shape),
-            "weights": [(name, digests[name]) for name in backbone.segment_tensors(prefix)],
-            **method,
-            **unusual(images.preparation),
-        }
-    )
-
-
 @dataclass
 class PrefixCache:
     """A folder of entries with a size limit; `folder=None` turns the cache off.
 
-    `notes` collects what a person should know: entries recomputed, caches that did not fit.
+    Attributes:
+        notes: what a person should know: entries recomputed; once, that outputs did not fit.
+        needed_bytes: what the stages of the command would keep in all, where that is known.
     """
 
     folder: Path | None
     limit_bytes: int
     notes: list[str] = field(default_factory=list)
+    needed_bytes: int = 0
+    _is_told: bool = False
 
     @classmethod
     def on(cls, shelf: Shelf | None) -> PrefixCache:
@@ -150,10 +107,10 @@ class PrefixCache:
             method = {"augment": augment, "views": stored, "device": with_kernels(device.type)}
             entries = {}
             for count in prefixes:
-                key = _entry_key(backbone, count, images, digests, {**method, "dtype": str(dtype)})
-                shape = [stored, len(images), *_channels_last(backbone.segments[count - 1].shape)]
+                key = entry_key(backbone, count, images, digests, {**method, "dtype": str(dtype)})
+                shape = [stored, len(images), *channels_last(backbone.segments[count - 1].shape)]
                 values = self.folder / f"{key}.bin"
-                entries[count] = _Entry(prefix=count, values=values, shape=shape, dtype=dtype)
+                entries[count] = Entry(prefix=count, values=values, shape=shape, dtype=dtype)
             compute = partial(_outputs, backbone, images, augment, stored, dtype, device)
             features = self._load_or_fill(entries[prefix], list(entries.values()), device, compute)
             if features is not None:
@@ -164,7 +121,7 @@ class PrefixCache:
         )
 
     def _load_or_fill(
-        self, wanted: _Entry, entries: list[_Entry], device: torch.device, compute: Compute
+        self, wanted: Entry, entries: list[Entry], device: torch.device, compute: Compute
     ) -> StoredFeatures | None:
         folder = wanted.values.parent
         shelf = Shelf(folder, self.limit_bytes)
@@ -180,7 +137,10 @@ class PrefixCache:
                         return None
                 return StoredFeatures(wanted.values, wanted.shape, wanted.dtype, device, use)
         except NoRoomError as err:
-            self.notes.append(f"the prefix cache in {folder} {err}: computing without it")
+            if not self._is_told:
+                words = err.words(self.needed_bytes + shelf.scratch_bytes)
+                self.notes.append(f"the prefix cache in {folder} {words}: computing without it")
+            self._is_told = True
         except OSError as err:
             self.notes.append(
                 f"the prefix cache in {folder} cannot be used ({err.strerror or err}): "
@@ -188,7 +148,7 @@ class PrefixCache:
             )
         return None
 
-    def _is_intact(self, entry: _Entry) -> bool:
+    def _is_intact(self, entry: Entry) -> bool:
         """Whether the entry is there and undamaged; marks it as used."""
         description = entry.values.with_suffix(".json")
         if not description.exists():
@@ -234,15 +194,15 @@ def clear(folder: Path) -> int:
     return freed
 
 
-def _fill(shelf: Shelf, wanted: _Entry, others: list[_Entry], compute: Compute) -> None:
+def _fill(shelf: Shelf, wanted: Entry, others: list[Entry], compute: Compute) -> None:
     """Write an entry, and of others those that there is room for, the longest prefix first.
 
     Raises:
         NoRoomError: there is none for the first.
         OSError: the disk is full, or may not be written.
     """
-    for entry in (wanted, *others):  # what is there is damaged
-        remove_entry(entry.values)
+    for path in (wanted.values.with_suffix(".json"), wanted.values):
+        path.unlink(missing_ok=True)  # what is there is damaged
     first = [wanted, *sorted(others, key=lambda entry: -entry.prefix)]
     by_path = {entry.values: entry for entry in first}
     chosen = shelf.fitting({path: entry.size_bytes for path, entry in by_path.items()})
@@ -255,7 +215,7 @@ def _fill(shelf: Shelf, wanted: _Entry, others: list[_Entry], compute: Compute) 
     _write(parts, compute)
 
 
-def _write(parts: Mapping[Path, _Entry], compute: Compute) -> None:
+def _write(parts: Mapping[Path, Entry], compute: Compute) -> None:
     """Write the values of entries in one pass, the shortest prefix first, descriptions last."""
     hashers = [hashlib.sha256() for _ in parts]
     files: list[BinaryIO] = []
@@ -309,8 +269,3 @@ def _outputs(
                 values = values.contiguous().to("cpu", dtype)
                 yield number, values.view(-1).view(torch.uint8).numpy()
             step(1)
-
-
-def _channels_last(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """(C, H, W) as (H, W, C); tokens (L, C) and vectors (C,) as they are."""
-    return (*shape[1:], shape[0]) if len(shape) == 3 else shape
