@@ -49,6 +49,9 @@ class NoRoomError(Exception):
         super().__init__()
         self.needed_bytes, self.room = needed_bytes, room
 
+    def __str__(self) -> str:
+        return self.words()
+
     def words(self, needed_bytes: int = 0) -> str:
         """What would do, at least so many bytes, and what there is."""
         has = f"the disk has room for {in_words(max(0, self.room.most_bytes))}"
