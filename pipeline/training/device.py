@@ -6,7 +6,6 @@ and the head stay float32: they are small, and the head's logits feed the loss.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Sequence
 
@@ -21,7 +20,7 @@ from pipeline.system.interrupts import check
 from pipeline.training.small_conv import use_small_convolutions
 
 KERNELS = "UNFREEZE_KERNELS"
-EVAL_BATCH, EVAL_BYTES = 500, 64 << 20
+EVAL_BATCH, EVAL_PIXELS = 500, 500 * 64 * 64
 
 
 def pick_device(name: str) -> torch.device:
@@ -114,10 +113,14 @@ def dtype_of(segment: Segment, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if HEAD in segment.blocks else dtype
 
 
-def images_at_once(segments: Iterable[Segment]) -> int:
-    """How many images are validated at a time: fewer where a segment makes much of each."""
-    largest_bytes = max(math.prod(segment.shape) for segment in segments) * 4
-    return min(EVAL_BATCH, max(1, EVAL_BYTES // largest_bytes))
+def images_at_once(segments: Sequence[Segment], side: int) -> int:
+    """How many images of so many pixels a side are validated at a time by these segments.
+
+    Large ones fewer, as their maps are larger; the head alone is fed with vectors.
+    """
+    if len(segments) == 1 and segments[0].blocks == (HEAD,):
+        return EVAL_BATCH
+    return min(EVAL_BATCH, max(1, EVAL_PIXELS // side**2))
 
 
 def _cast(module: nn.Module, dtype: torch.dtype) -> None:

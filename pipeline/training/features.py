@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -44,8 +45,10 @@ class StoredFeatures:
     ) -> None:
         self._use = use  # as long as it lives, nobody removes the file
         with path.open("rb") as file:
-            self._mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        self.values = torch.frombuffer(self._mapping, dtype=dtype).view(shape)
+            self._mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        with warnings.catch_warnings():  # a copy that could be written would count as memory
+            warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+            self.values = torch.frombuffer(self._mapping, dtype=dtype).view(shape)
         self._device = device
         self._resident_bytes = 0
 

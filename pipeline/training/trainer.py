@@ -165,7 +165,8 @@ class Trainer:
         objective, history = OBJECTIVES[self.settings.select], self.history
         torch.manual_seed(self.seed)  # dropout
         meter = RiskMeter(self.weights, len(val))
-        outputs = self._validate(val_features, meter.probes, np.arange(len(meter.probes)))[1]
+        validate = partial(self._validate, images_at_once(self.segments, val.pixels.shape[-1]))
+        _, outputs = validate(val_features, meter.probes, np.arange(len(meter.probes)))
         meter.start(outputs)
         classes = outputs[HEAD].shape[1]
         put_state(self)
@@ -173,7 +174,7 @@ class Trainer:
             started = time.perf_counter()
             loss, acc = self._train_once(train, train_features, classes, meter)
             trained = time.perf_counter()
-            val_logits, outputs = self._validate(val_features, np.arange(len(val)), meter.probes)
+            val_logits, outputs = validate(val_features, np.arange(len(val)), meter.probes)
             val_scores = score_logits(val_logits, val.labels)
             validated = time.perf_counter()
             risks = meter.read(outputs)
@@ -277,12 +278,13 @@ class Trainer:
         return logits.detach()
 
     def _validate(
-        self, features: Features, images: NDArray[np.int64], probes: NDArray[np.int64]
+        self, size: int, features: Features, images: NDArray[np.int64], probes: NDArray[np.int64]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits of these images, and what each trainable block makes of the probes among them."""
+        """Logits of these images, `size` at a time, and each trainable block's output for probes.
+
+        `probes`: places among these images.
+        """
         logits, seen = [], []
-        frozen = self.backbone.frozen_segments(self.stage.trainable)
-        size = images_at_once(self.backbone.segments[max(0, frozen - 1) :])
         for start in range(0, len(images), size):
             outputs = self._outputs(features, images[start : start + size])
             logits.append(outputs[HEAD])
