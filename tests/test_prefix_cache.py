@@ -466,7 +466,6 @@ def test_one_command_keeps_to_the_limit_and_what_it_uses_stays(
 ) -> None:
     train, other, val = (replace(request_, images=make_images(8, start=s)) for s in (0, 100, 200))
     cache = PrefixCache(tmp_path, ENOUGH)
-    cache.needed_bytes = 5000
     used = train.ask(cache)
     (first,) = keys(tmp_path)
     cache.limit_bytes = size = (tmp_path / f"{first}.bin").stat().st_size
@@ -481,7 +480,8 @@ def test_one_command_keeps_to_the_limit_and_what_it_uses_stays(
     gc.collect()
     assert isinstance(other.ask(cache), StoredFeatures)
     assert len(keys(tmp_path) - {first}) == 1 == len(keys(tmp_path))
-    cache = PrefixCache(tmp_path, size - 1, needed_bytes=10**6)  # all stages, as far as known
+    cache = PrefixCache(tmp_path, size - 1)
+    cache.needed_bytes = 10**6  # all stages, as far as known
     other.ask(cache)
     train.ask(cache)
     assert "would need 1 MB" in cache.notes[0]

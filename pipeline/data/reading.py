@@ -7,12 +7,13 @@ read are named all at once, or left out and listed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from pipeline.data.base import WHERE, Split, Unreadable, refuse_unreadable
 from pipeline.data.images import (
@@ -70,22 +71,15 @@ def read_parts(
         return _decoded(parts, places, image_size, preparation)
 
     pixels = PixelWriter(count, image_size, shelf, decode)
-    first = 0
     with bar("reading images", count) as step:
-        for split, rows in parts:
-            order = split.stored.in_order(rows)
-            for place, rgb in zip(first + order, split.read(rows[order].tolist()), strict=True):
-                check()
-                if isinstance(rgb, Unreadable):
-                    found.unreadable.append(str(rgb))
-                else:
-                    found.doubts |= {int(place): rgb.info[DOUBT]} if DOUBT in rgb.info else {}
-                    found.digests[place] = np.frombuffer(digest_image(rgb), dtype=np.uint8)
-                    found.names[place] = one_line(rgb.info[WHERE])
-                    found.is_read[place] = True
-                    pixels.put(place, preparation.fit_square(rgb, image_size))
-                step(1)
-            first += rows.size
+        for place, rgb in _in_stored_order(parts, np.arange(count)):
+            check()
+            if isinstance(rgb, Unreadable):
+                found.unreadable.append(str(rgb))
+            else:
+                found.add(place, rgb)
+                pixels.put(place, preparation.fit_square(rgb, image_size))
+            step(1)
     if not skip_unreadable:
         refuse_unreadable(found.unreadable, count)
     kept = np.flatnonzero(found.is_read)
@@ -117,6 +111,14 @@ class _Found:
         digests = np.zeros((count, 32), dtype=np.uint8)
         return cls(digests=digests, names=[""] * count, is_read=np.zeros(count, dtype=np.bool_))
 
+    def add(self, place: int, rgb: Image.Image) -> None:
+        """Note an image that was read."""
+        if DOUBT in rgb.info:
+            self.doubts[place] = rgb.info[DOUBT]
+        self.digests[place] = np.frombuffer(digest_image(rgb), dtype=np.uint8)
+        self.names[place] = one_line(rgb.info[WHERE])
+        self.is_read[place] = True
+
 
 def _decoded(
     parts: Sequence[Part], places: IntArray, image_size: int, preparation: Preparation
@@ -127,15 +129,22 @@ def _decoded(
         DataError: an image that was read before can be read no more.
     """
     pixels = np.empty((len(places), 3, image_size, image_size), dtype=np.uint8)
+    for number, rgb in _in_stored_order(parts, places):
+        if isinstance(rgb, Unreadable):
+            refuse_unreadable([str(rgb)], len(places))
+        else:
+            pixels[number] = preparation.fit_square(rgb, image_size)
+    return pixels
+
+
+def _in_stored_order(
+    parts: Sequence[Part], places: IntArray
+) -> Iterator[tuple[int, Image.Image | Unreadable]]:
+    """The images of these places among the rows of all parts, each with its number among these."""
     first = 0
     for split, rows in parts:
         here = np.flatnonzero((places >= first) & (places < first + rows.size))
         wanted = rows[places[here] - first]
         order = split.stored.in_order(wanted)
-        for place, rgb in zip(here[order], split.read(wanted[order].tolist()), strict=True):
-            if isinstance(rgb, Unreadable):
-                refuse_unreadable([str(rgb)], len(places))
-            else:
-                pixels[place] = preparation.fit_square(rgb, image_size)
+        yield from zip(here[order].tolist(), split.read(wanted[order].tolist()), strict=True)
         first += rows.size
-    return pixels

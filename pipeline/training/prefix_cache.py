@@ -64,8 +64,10 @@ class PrefixCache:
     folder: Path | None
     limit_bytes: int
     notes: list[str] = field(default_factory=list)
-    needed_bytes: int = 0
-    _is_told: bool = False
+
+    def __post_init__(self) -> None:
+        self.needed_bytes = 0
+        self._is_told = False
 
     @classmethod
     def on(cls, shelf: Shelf | None) -> PrefixCache:
