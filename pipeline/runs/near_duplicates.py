@@ -8,7 +8,7 @@ splits are as published, is not looked at. Nothing here fails a run or is part o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,8 +31,11 @@ from pipeline.system.progress import doing
 from pipeline.system.text import count_of
 from pipeline.tracking import RunLog
 from pipeline.tracking.keys import NEAR_DUPLICATES
+from pipeline.training.device import joined
 
 TABLE, PICTURE = "near_duplicates.csv", "figures/near_duplicates.png"
+TOGETHER = 32
+"""Images whose features are read, or computed, at a time."""
 SHOWN = 12
 """Pairs in the picture."""
 WORDS = {"train": "training", "val": "validation", "test": "test"}
@@ -145,11 +148,13 @@ def _features(session: Session, images: ImageSet, name: str) -> Tensor:
         dtype=session.dtype,
         device=session.device,
     )
-    found = []
-    for rows in np.array_split(np.arange(len(images)), max(1, len(images) // 256)):
-        outputs = features.batch(rows, np.zeros_like(rows)).float().cpu()
-        found.append(outputs.flatten(2).mean(2) if outputs.ndim > 2 else outputs)
-    return torch.cat(found)
+
+    def found() -> Iterator[Tensor]:
+        for rows in np.array_split(np.arange(len(images)), max(1, len(images) // TOGETHER)):
+            outputs = features.batch(rows, np.zeros_like(rows)).float().cpu()
+            yield outputs.flatten(2).mean(2) if outputs.ndim > 2 else outputs
+
+    return joined(found(), len(images))
 
 
 def _split_of(session: Session, part: str) -> Split:

@@ -39,7 +39,7 @@ from pipeline.tracking.keys import (
     TEST_PRECISION,
     TEST_SHA256,
 )
-from pipeline.training.device import compute_copy, run_segments
+from pipeline.training.device import compute_copy, joined, run_segments
 from pipeline.training.prefix_cache import PrefixCache
 
 PIXELS_PER_BATCH = 256 * 64 * 64
@@ -259,8 +259,8 @@ def predict(
     segments = compute_copy(backbone.segments[prefix:], dtype, device)
     size = max(1, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
     batches = np.array_split(np.arange(len(images)), math.ceil(len(images) / size))
-    logits = [
+    logits = (
         run_segments(segments, features.batch(rows, np.zeros_like(rows)), dtype).float().cpu()
         for rows in counted(batches, "scoring", len(batches))
-    ]
-    return torch.cat(logits)
+    )
+    return joined(logits, len(images))

@@ -150,6 +150,18 @@ def run_segments(segments: Iterable[Segment], inputs: Tensor, dtype: torch.dtype
     return inputs
 
 
+def joined(parts: Iterable[Tensor], count: int) -> Tensor:
+    """Parts with `count` rows in all, one below the other: in memory once, and in one place."""
+    whole, at = torch.empty(0), 0
+    for part in parts:
+        if not at:
+            whole = torch.empty((count, *part.shape[1:]), dtype=part.dtype)
+        whole[at : at + len(part)] = part
+        at += len(part)
+    assert at == count, (at, count)
+    return whole
+
+
 def run_to_head(segments: Sequence[Segment], inputs: Tensor, dtype: torch.dtype) -> Tensor:
     """What enters the head, float32, (N, C), from all segments of a network."""
     *body, last = segments

@@ -34,7 +34,7 @@ from pipeline.model.backbones import Backbone, batch_norms
 from pipeline.system.digests import digest_values
 from pipeline.system.files import keep_in_cache
 from pipeline.system.progress import doing
-from pipeline.training.device import compute_copy, run_to_head
+from pipeline.training.device import compute_copy, joined, run_to_head
 from pipeline.training.norm_stats import (
     PIXELS_PER_BATCH,
     keep_norm_stats,
@@ -168,15 +168,15 @@ def _features(
     """What enters the head for these rows under the backbone's own statistics, (N, C)."""
     segments = compute_copy(backbone.segments, dtype, device)
     size = max(1, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
-    parts = [
+    parts = (
         run_to_head(
             segments,
             images.preparation.normalise(images.batch(rows[start : start + size], device)),
             dtype,
         ).cpu()
         for start in range(0, len(rows), size)
-    ]
-    features: NDArray[np.float32] = torch.cat(parts).numpy()
+    )
+    features: NDArray[np.float32] = joined(parts, len(rows)).numpy()
     return features
 
 

@@ -22,7 +22,7 @@ from pipeline.model.grouping import HEAD
 from pipeline.system.digests import digest_tensors, digest_values
 from pipeline.system.files import keep_in_cache
 from pipeline.system.provenance import libraries
-from pipeline.training.device import compute_copy, run_to_head, with_kernels
+from pipeline.training.device import compute_copy, joined, run_to_head, with_kernels
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 PIXELS_PER_BATCH = 256 * 64 * 64  # 256 images at 64 px: about 0.5 GB of ResNet-18 activations
@@ -114,13 +114,15 @@ def recalibrate(
     size = max(2, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
     order = np.argsort(images.keys, kind="stable")  # mixes classes, whatever order they came in
     count = max(1, min(-(-len(images) // size), len(images) // 2))  # no batch of one image
-    parts = []
-    for rows in np.array_split(order, count):
-        pixels = images.batch(rows, device)
-        parts.append(run_to_head(segments, images.preparation.normalise(pixels), dtype).cpu())
+    parts = (
+        run_to_head(
+            segments, images.preparation.normalise(images.batch(rows, device)), dtype
+        ).cpu()
+        for rows in np.array_split(order, count)
+    )
+    features = joined(parts, len(images))
     for segment in segments:
         backbone.put(statistics_of(segment.module))
-    features = torch.cat(parts)
     in_order = torch.empty_like(features)
     in_order[torch.from_numpy(order)] = features
     return in_order
