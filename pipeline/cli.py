@@ -24,6 +24,7 @@ from pipeline.system import progress
 from pipeline.system.addresses import without_password
 from pipeline.system.interrupts import end_with_parent, stopped_by_signals
 from pipeline.system.scratch import own_temporary_folder, sweep_folders
+from pipeline.system.shelf import new_command
 from pipeline.system.text import printable
 from pipeline.system.variables import check_variables
 from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, VAL_ACC, VAL_LOSS
@@ -46,6 +47,7 @@ def run(name: str, options: Mapping[str, str]) -> None:
     """Do what an entry point does, its lines on the terminal."""
     check_variables()
     sweep_folders()
+    new_command()
     with own_temporary_folder(), progress.shown() as print_line:
         _run(name, options, lambda line: print_line(printable(line)))
 

@@ -21,7 +21,8 @@ import torch
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from pipeline.data.base import Unreadable, decode_image, read_images
+from pipeline.data.base import Unreadable, decode_image
+from pipeline.data.reading import read_images
 from pipeline.errors import PipelineError
 from pipeline.model.networks import build_network
 from pipeline.settings.request import Request

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.runs.sources import cache_folder, source_of
+from pipeline.data.cache import cache_folder
+from pipeline.runs.sources import source_of
 from pipeline.settings.run import Settings
 from tests.conftest import Command, class_image
 from tests.helpers import load_settings

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.system.cache_parts import ABANDONED_AFTER_S, is_left_behind, touch
 from pipeline.system.processes import owner_mark
 from pipeline.system.variables import LEASE
-from pipeline.training.cache_parts import ABANDONED_AFTER_S, is_left_behind, touch
 from tests.test_leases import until
 
 ELSEWHERE = f"{'0' * 16}-1-1"

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.data.base import read_images
 from pipeline.data.images import DOUBT, USUAL, ImageSet, digest_image, to_rgb
+from pipeline.data.reading import read_images
 from tests.conftest import class_image
 from tests.helpers import split_of
 

@@ -56,6 +56,26 @@ def test_copies_to_the_pixel_are_marked_and_come_first() -> None:
     assert found.copies == 1
 
 
+def test_of_more_pairs_than_are_kept_the_nearest_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of pictures that are all alike: every pair is near, in a block and over blocks."""
+    features, images = parts(60)
+    alike = {
+        name: 0.01 * values + torch.arange(60)[:, None] // 30 for name, values in features.items()
+    }
+    found = near_duplicates(alike, images, 100)
+    assert len(found.pairs) > 3 * 500
+    monkeypatch.setattr("pipeline.data.near.MOST", 100)
+    monkeypatch.setattr("pipeline.data.near.BLOCK", 25)
+    fewer = near_duplicates(alike, images, 100)
+    assert len(fewer.pairs) == 3 * 100
+    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
+        of_all, of_few = (
+            [p.cosine for p in some.pairs if (p.first[0], p.second[0]) == (one, other)]
+            for some in (found, fewer)
+        )
+        assert of_few == pytest.approx(of_all[:100], abs=1e-6)
+
+
 def test_blocks_find_what_one_product_finds(monkeypatch: pytest.MonkeyPatch) -> None:
     features, images = parts()
     features["test"][10:25] = features["train"][10:25] + 0.01

@@ -210,3 +210,22 @@ def test_real_weights_get_the_statistics_that_were_measured_to_be_better(
     model = build_backbone(backbone, len(draw.class_names), size, seed=0)
     load_pretrained(weights if "." not in weights else weights_file(weights), model).apply(model)
     assert choose(model, draw.train).value == expected
+
+
+def test_of_very_many_images_the_first_by_digest_are_probed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = make_images(COUNT)
+    backbone = calibrated_backbone("mobilenet_v3_small", images)
+    every = choose(backbone, images, tmp_path)
+    monkeypatch.setattr("pipeline.training.norm_choice.MOST", 12)
+    few = choose(backbone, images, tmp_path)
+    assert f"probe on {COUNT} training images" in every.reason
+    assert "probe on 12 training images" in few.reason
+    order = torch.from_numpy(np.argsort(images.keys)[::-1].copy())
+    turned = ImageSet(
+        pixels=images.pixels[order],
+        labels=images.labels[order],
+        digests=images.digests[order.numpy()],
+    )
+    assert choose(backbone, turned).scores["source_acc"] == few.scores["source_acc"]

@@ -387,7 +387,8 @@ def test_a_cache_that_would_not_fit_is_noted_and_computed_live(
     cache = PrefixCache(tmp_path, 1000)
     live = request_.every_view(cache)
     assert isinstance(request_.ask(cache), LiveFeatures)
-    assert "would need 0.0 GB, its limit is 0.0 GB: training without it" in cache.notes[0]
+    (note,) = cache.notes  # once, however often
+    assert "would need 12.3 kB, the limit is 1 kB (cache_limit): computing without it" in note
     assert list(tmp_path.glob("*.bin")) == []
     stored = request_.every_view(PrefixCache(tmp_path, ENOUGH))
     torch.testing.assert_close(live, stored, rtol=1e-5, atol=1e-5)
@@ -460,6 +461,32 @@ def test_the_least_recently_used_entry_goes_first(request_: Request, tmp_path: P
     assert len(keys(tmp_path)) == 2
 
 
+def test_one_command_keeps_to_the_limit_and_what_it_uses_stays(
+    request_: Request, tmp_path: Path
+) -> None:
+    train, other, val = (replace(request_, images=make_images(8, start=s)) for s in (0, 100, 200))
+    cache = PrefixCache(tmp_path, ENOUGH)
+    used = train.ask(cache)
+    (first,) = keys(tmp_path)
+    cache.limit_bytes = size = (tmp_path / f"{first}.bin").stat().st_size
+    expected = used.batch(np.arange(8), np.zeros(8, dtype=np.int64))
+    assert isinstance(other.ask(cache), LiveFeatures)
+    assert isinstance(val.ask(cache), LiveFeatures)
+    assert keys(tmp_path) == {first}
+    assert torch.equal(used.batch(np.arange(8), np.zeros(8, dtype=np.int64)), expected)
+    (note,) = cache.notes
+    assert f"would need {2 * size / 1000:.1f} kB" in note
+    del used
+    gc.collect()
+    assert isinstance(other.ask(cache), StoredFeatures)
+    assert len(keys(tmp_path) - {first}) == 1 == len(keys(tmp_path))
+    cache = PrefixCache(tmp_path, size - 1)
+    cache.needed_bytes = 10**6  # all stages, as far as known
+    other.ask(cache)
+    train.ask(cache)
+    assert "would need 1 MB" in cache.notes[0]
+
+
 def test_parts_of_dead_processes_go_at_once_and_those_of_others_stay(
     request_: Request, tmp_path: Path
 ) -> None:
@@ -502,7 +529,7 @@ for count, limit in ((8, 100), (8, 12_000), (4, 100), (1, 100)):
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert isinstance(features, LiveFeatures)
     assert len(cache.notes) == 1, cache.notes
-    assert "cannot be used (File too large): training without it" in cache.notes[0], cache.notes
+    assert "cannot be used (File too large): computing without it" in cache.notes[0], cache.notes
     assert leftovers(folder) == [], (count, limit, leftovers(folder))
 """
 

@@ -36,6 +36,13 @@ def test_drift_is_the_distance_over_the_size_at_the_start_of_all_tensors_togethe
     assert relative_drift([torch.ones(2)], zero) == math.inf
 
 
+def test_large_representations_are_multiplied_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = random(20, 3, 4, 4)
+    whole = gram(maps)
+    monkeypatch.setattr("pipeline.training.diagnostics.GRAM_VALUES", 7 * 20)
+    torch.testing.assert_close(gram(maps), whole)
+
+
 def test_cka_is_blind_to_rotation_scale_shift_and_shape() -> None:
     x, maps = random(40, 6), random(20, 3, 2, 2)
     rotation = torch.linalg.qr(random(6, 6, seed=1))[0]

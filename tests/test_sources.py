@@ -19,9 +19,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.data.base import Split, read_images
+from pipeline.data.base import Split
 from pipeline.data.images import digest_image
 from pipeline.data.open import open_source
+from pipeline.data.reading import read_images
 from pipeline.errors import DataError, DownloadError
 from tests.conftest import class_image
 from tests.helpers import fill, load_settings, opened, refused

@@ -188,9 +188,9 @@ def test_help_and_docs_tell_which_settings_are_taken_without_an_effect(name: str
 
 
 def test_a_setting_of_other_entry_points_is_refused_and_names_them() -> None:
-    message = r"setting cache_limit .* is one of .*stage1.*, not of evaluate: leave it out$"
+    message = r"setting views .* is one of .*stage1.*, not of evaluate: leave it out$"
     with pytest.raises(SettingsError, match=message):
-        parse(["evaluate", "--cache_limit", "1"])
+        parse(["evaluate", "--views", "1"])
 
 
 def test_help_shows_the_values_that_are_used_where_nothing_is_given() -> None:

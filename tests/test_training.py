@@ -22,6 +22,7 @@ from pipeline.settings.schedules import SCHEDULES, Stage
 from pipeline.stats.metrics import OBJECTIVES, score_logits
 from pipeline.tracking.history import History
 from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, VAL, VAL_ACC, VAL_LOSS
+from pipeline.training.device import images_at_once
 from pipeline.training.trainer import (
     Trainer,
     learning_rates,
@@ -388,6 +389,20 @@ def test_reduced_precision_keeps_float32_masters() -> None:
         computed = run.trainer.computed[name]
         assert torch.equal(computed, tensor.to(computed.dtype))
         assert computed.grad is None
+
+
+def test_large_images_are_validated_in_smaller_pieces_to_the_same_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    segments = own_backbone().segments
+    assert [images_at_once(segments, side) for side in (32, 64, 224, 1024)] == [500, 500, 40, 1]
+    assert images_at_once(segments[-1:], 1024) == 500
+    whole = train(FULL)
+    monkeypatch.setattr("pipeline.training.device.EVAL_PIXELS", 5 * 32 * 32)
+    pieces = train(FULL)
+    for one, other in zip(whole.history.rows, pieces.history.rows, strict=True):
+        measured = {name: value for name, value in one.items() if not name.startswith("time/")}
+        assert {name: other[name] for name in measured} == pytest.approx(measured, abs=1e-4)
 
 
 # Which epoch is selected, and when training ends

@@ -19,6 +19,7 @@ from filelock import Timeout
 
 from pipeline.comparing.arms import Arm
 from pipeline.comparing.draws import Pool
+from pipeline.data.cache import cache_folder
 from pipeline.data.overlap import Overlap
 from pipeline.errors import DivergedError
 from pipeline.model.backbones import Backbone
@@ -28,7 +29,6 @@ from pipeline.runs.origins import Origins, origin_of
 from pipeline.runs.predictions import Correct, Predicted, keep_predictions, predicted_before
 from pipeline.runs.scoring import keep_scores, logits_of, scored_on
 from pipeline.runs.session import Session
-from pipeline.runs.sources import cache_folder
 from pipeline.settings.run import Settings
 from pipeline.stats.metrics import DEFAULT_SHARE, score_logits
 from pipeline.system.digests import digest_values

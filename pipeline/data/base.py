@@ -18,18 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.data.images import (
     DOUBT,
-    USUAL,
-    ImageSet,
     IntArray,
     Preparation,
     Ranges,
     deep_values,
-    digest_image,
     is_deep,
     range_of,
     to_rgb,
@@ -39,8 +35,6 @@ from pipeline.data.stored import Stored, spread
 from pipeline.errors import DataError, first_line
 from pipeline.settings.fields import numbers_of
 from pipeline.settings.run import Settings
-from pipeline.system.interrupts import check
-from pipeline.system.progress import counted
 from pipeline.system.text import first_of, one_line
 
 SHOWN_CLASSES = 10
@@ -236,50 +230,6 @@ def preparation_of(settings: Settings) -> Preparation:
         crop=settings.crop,
         mean=numbers_of(settings.mean),
         std=numbers_of(settings.std),
-    )
-
-
-def read_images(
-    split: Split,
-    rows: IntArray,
-    image_size: int,
-    preparation: Preparation = USUAL,
-    *,
-    skip_unreadable: bool = False,
-) -> ImageSet:
-    """The images of these rows as an `ImageSet`, in order.
-
-    Raises:
-        DataError: images cannot be read; names them all, or as many as fit on a line.
-    """
-    pixels = np.empty((len(rows), 3, image_size, image_size), dtype=np.uint8)
-    digests = np.empty((len(rows), 32), dtype=np.uint8)
-    kept: list[int] = []
-    unreadable: list[str] = []
-    doubts: list[str] = []
-    names: list[str] = []
-    read = counted(split.read(rows.tolist()), "reading images", len(rows))
-    for position, rgb in enumerate(read):
-        check()
-        if isinstance(rgb, Unreadable):
-            unreadable.append(str(rgb))
-            continue
-        doubts += [rgb.info[DOUBT]] if DOUBT in rgb.info else []
-        digests[len(kept)] = np.frombuffer(digest_image(rgb), dtype=np.uint8)
-        pixels[len(kept)] = preparation.fit_square(rgb, image_size)
-        kept.append(position)
-        names.append(one_line(rgb.info[WHERE]))
-    if not skip_unreadable:
-        refuse_unreadable(unreadable, len(rows))
-    return ImageSet(
-        pixels=torch.from_numpy(pixels[: len(kept)]),
-        labels=torch.from_numpy(split.labels[rows[kept]]),
-        digests=digests[: len(kept)],
-        unreadable=tuple(sorted(unreadable)),
-        doubts=tuple(doubts),
-        preparation=preparation,
-        rows=rows[kept],
-        names=tuple(names),
     )
 
 

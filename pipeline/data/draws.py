@@ -24,7 +24,6 @@ from pipeline.data.base import (
     Unreadable,
     notes_on,
     preparation_of,
-    read_images,
     refuse_unreadable,
 )
 from pipeline.data.by_content import (
@@ -34,7 +33,9 @@ from pipeline.data.by_content import (
     set_aside_by_content,
     without,
 )
+from pipeline.data.cache import shelf_of
 from pipeline.data.images import ImageSet, IntArray, Ranges
+from pipeline.data.reading import read_images
 from pipeline.errors import DataError
 from pipeline.settings.fields import AUTO
 from pipeline.settings.run import Settings
@@ -258,7 +259,10 @@ def draw_in(source: Source, settings: Settings) -> Draw:
     """
     rows = rows_of(source, settings)
     size, prepared = settings.image_size, preparation_of(settings)
-    train, val = (read_images(*part, size, prepared, skip_unreadable=True) for part in rows)
+    train, val = (
+        read_images(*part, size, prepared, skip_unreadable=True, shelf=shelf_of(settings))
+        for part in rows
+    )
     dealt = Draw(
         source=source.name,
         class_names=source.class_names,
@@ -304,7 +308,8 @@ def check_readable(source: Source, draws: Iterable[Settings]) -> None:
         if settings.skip_unreadable:
             return
         for split, rows in rows_of(source, settings):
-            found.update(str(i) for i in split.read(rows.tolist()) if isinstance(i, Unreadable))
+            ordered = rows[split.stored.in_order(rows)].tolist()
+            found.update(str(i) for i in split.read(ordered) if isinstance(i, Unreadable))
             count += rows.size
     refuse_unreadable(found, count)
 

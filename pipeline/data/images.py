@@ -27,6 +27,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
+from pipeline.data.pixels import Pixels
+
 U8Array = NDArray[np.uint8]
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -272,7 +274,7 @@ class ImageSet:
     """N labelled images, ready to be batched.
 
     Attributes:
-        pixels: uint8, (N, 3, S, S).
+        pixels: uint8, (N, 3, S, S), in memory or not.
         labels: int64, (N,).
         digests: the SHA-256 of each original image, uint8, (N, 32).
         unreadable: images that were asked for and left out, and why, a line each.
@@ -282,7 +284,7 @@ class ImageSet:
         names: the file or the row that each image stands in; empty where nobody reads them.
     """
 
-    pixels: Tensor
+    pixels: Tensor | Pixels
     labels: Tensor
     digests: U8Array
     unreadable: tuple[str, ...] = ()
@@ -305,6 +307,14 @@ class ImageSet:
         hasher.update(self.labels.numpy().tobytes())
         return hasher.hexdigest()
 
+    def batch(self, which: IntArray | slice, device: torch.device | None = None) -> Tensor:
+        """The pixels of these rows, on a device (None: where they are), uint8, (n, 3, S, S)."""
+        where = self.pixels.device if isinstance(self.pixels, Tensor) else None
+        rows = which if isinstance(which, slice) else torch.from_numpy(which).to(where)
+        found = self.pixels[rows]
+        return found if device is None else found.to(device)
+
     def to(self, device: torch.device) -> ImageSet:
-        """The same set with its tensors on `device`."""
-        return replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))
+        """The same set with its tensors on `device`; pixels on disk stay there."""
+        pixels = self.pixels.to(device) if isinstance(self.pixels, Tensor) else self.pixels
+        return replace(self, pixels=pixels, labels=self.labels.to(device))

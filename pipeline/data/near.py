@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.data.images import ImageSet
@@ -63,8 +62,9 @@ def near_duplicates(
 
     `features`: (N, C) of each part, in the order of train, val, test; two images at least.
     """
-    everything = torch.cat([part.float() for part in features.values()])
-    units_of_all = F.normalize(everything - everything.mean(0), dim=1)
+    units_of_all = torch.cat([part.float() for part in features.values()])
+    units_of_all -= units_of_all.mean(0)
+    units_of_all /= units_of_all.norm(dim=1, keepdim=True).clamp_min(1e-12)
     threshold = max(LEAST_COSINE, 1 - share * _usual_distance(units_of_all))
     ends = torch.tensor([len(part) for part in features.values()]).cumsum(0)[:-1].tolist()
     units = dict(zip(features, torch.tensor_split(units_of_all, ends), strict=True))
@@ -109,10 +109,13 @@ def _above(left: Tensor, right: Tensor, threshold: float) -> list[tuple[int, int
             check()
             cosines = left[row : row + BLOCK] @ right[column : column + BLOCK].T
             places = torch.nonzero(cosines > least)
-            values = cosines[places[:, 0], places[:, 1]].tolist()
+            values = cosines[places[:, 0], places[:, 1]]
+            if len(values) > MOST:  # of pictures that are all alike every pair is near
+                best = values.argsort(descending=True, stable=True)[:MOST]
+                places, values = places[best], values[best]
             found += [
                 (row + i, column + j, value)
-                for (i, j), value in zip(places.tolist(), values, strict=True)
+                for (i, j), value in zip(places.tolist(), values.tolist(), strict=True)
             ]
-        found = sorted(found, key=lambda pair: -pair[2])[:MOST]
+            found = sorted(found, key=lambda pair: -pair[2])[:MOST]
     return found

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from pipeline.data.base import Source
 from pipeline.data.draws import Draw, draw_in
-from pipeline.data.images import ImageSet
+from pipeline.data.images import ImageSet, IntArray
+from pipeline.data.stored import Stored
 from pipeline.settings.run import Settings
 from pipeline.system.interrupts import check
 from pipeline.system.text import first_of
@@ -160,12 +161,16 @@ def stored_copies(source: Source) -> BoolArray:
     found = np.zeros(len(sizes), dtype=np.bool_)
     for split in filter(None, (source.pool, source.val)):
         others = split.stored.sizes()
-        rows = np.flatnonzero((sizes > 0) & np.isin(sizes, others))
-        alike = np.flatnonzero(np.isin(others, sizes[rows])).tolist()
-        known = set(map(_digest, split.stored.read(alike)))
+        rows = _in_order(test, np.flatnonzero((sizes > 0) & np.isin(sizes, others)))
+        alike = _in_order(split.stored, np.flatnonzero(np.isin(others, sizes[rows])))
+        known = set(map(_digest, split.stored.read(alike.tolist())))
         contents = test.read(rows.tolist())
         found[rows] |= np.array([_digest(c) in known for c in contents], dtype=np.bool_)
     return found
+
+
+def _in_order(stored: Stored, rows: IntArray) -> IntArray:
+    return rows[stored.in_order(rows)]
 
 
 def _digest(content: bytes) -> bytes:

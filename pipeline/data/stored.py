@@ -21,6 +21,8 @@ from pipeline.data.images import IntArray
 from pipeline.errors import DataError, first_line
 from pipeline.system.interrupts import check
 
+TOGETHER = 256
+"""Cells of a parquet file that are in memory at a time."""
 SAMPLED = 128
 """Images of which a split's digest reads every byte; of the others it takes the size."""
 
@@ -35,12 +37,18 @@ class Stored:
         sizes: bytes of each image, (N,).
         sample: SHA-256 over the bytes of at most `SAMPLED` images that are spread evenly.
         digests: SHA-256 of the bytes of each image; a file is read once by a process.
+        place: of rows, numbers that ascend as the images are stored.
     """
 
     items: Callable[[Sequence[int]], Iterator[tuple[str, Any]]]
     sizes: Callable[[], IntArray]
     sample: Callable[[], bytes]
     digests: Callable[[], Sequence[bytes]]
+    place: Callable[[IntArray], IntArray] = lambda rows: rows
+
+    def in_order(self, rows: IntArray) -> IntArray:
+        """Which of these rows comes first as they are stored, second, …: so all are read once."""
+        return np.argsort(self.place(rows), kind="stable")
 
     def read(self, rows: Sequence[int]) -> Iterator[bytes]:
         """The bytes of these rows; empty where they cannot be read."""
@@ -53,6 +61,7 @@ class Stored:
             sizes=lambda: self.sizes()[rows],
             sample=self.sample,
             digests=lambda: _at(self.digests(), rows),
+            place=lambda wanted: self.place(rows[wanted]),
         )
 
 
@@ -90,12 +99,12 @@ def stored_cells(files: Sequence[Path], column: str) -> Stored:
         return [_cell_marks(path, column, *_state(path)) for path in files]
 
     def ascending(rows: IntArray) -> Iterator[tuple[str, Any]]:
-        """One file is in memory at a time."""
+        """Some cells are in memory at a time."""
         first = 0
         for path in files:
             size = count_rows(path)
             here = rows[(rows >= first) & (rows < first + size)] - first
-            cells = read_column(path, column).take(here).to_pylist() if here.size else ()
+            cells = cells_at(path, column, here)
             yield from ((f"{path} row {n}", cell) for n, cell in zip(here, cells, strict=True))
             first += size
 
@@ -124,7 +133,7 @@ def count_rows(path: Path) -> int:
 
 
 def read_column(path: Path, name: str) -> Any:  # noqa: ANN401 - pyarrow has no types
-    """A column of a parquet file.
+    """A column of a parquet file, whole: one of labels or groups.
 
     Raises:
         DataError: the file cannot be read.
@@ -138,20 +147,65 @@ def read_column(path: Path, name: str) -> Any:  # noqa: ANN401 - pyarrow has no 
         raise DataError(f"cannot read {path} ({first_line(err)}): replace it") from None
 
 
+def column_in_pieces(path: Path, name: str, rows: IntArray | None = None) -> Iterator[Any]:
+    """A column of a parquet file, `TOGETHER` cells at a time, each piece with its first row.
+
+    `rows`: groups of rows that hold none of these are passed over; None: none is.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    first = 0
+    try:
+        with pq.ParquetFile(path, memory_map=True) as file:
+            for group in range(file.num_row_groups):
+                size = file.metadata.row_group(group).num_rows
+                if rows is None or ((rows >= first) & (rows < first + size)).any():
+                    at = first
+                    for piece in file.iter_batches(TOGETHER, row_groups=[group], columns=[name]):
+                        yield at, piece.column(0)
+                        at += len(piece)
+                first += size
+    except (pa.ArrowException, OSError) as err:
+        raise DataError(f"cannot read {path} ({first_line(err)}): replace it") from None
+
+
+def cells_at(path: Path, name: str, rows: IntArray) -> Iterator[Any]:
+    """The cells of these rows, ascending.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    if rows.size:
+        for first, piece in column_in_pieces(path, name, rows):
+            here = rows[(rows >= first) & (rows < first + len(piece))] - first
+            yield from piece.take(here).to_pylist() if here.size else ()
+
+
 @lru_cache(maxsize=1024)
 def _cell_marks(path: Path, name: str, _mtime_ns: int, _size: int) -> tuple[IntArray, bytes]:
     """Bytes of each cell of a file, and the digest of a sample; read once for a file as it is."""
+    rows = np.array(spread(count_rows(path)), dtype=np.int64)
+    sample = _digest_all(map(_bytes, cells_at(path, name, rows)))
+    lengths = [_lengths(piece) for _, piece in column_in_pieces(path, name)]
+    return np.concatenate([np.zeros(0, dtype=np.int64), *lengths]), sample
+
+
+def _lengths(piece: Any) -> IntArray:  # noqa: ANN401
+    """Bytes of each cell of a piece of a column."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    column = read_column(path, name)
-    sample = _digest_all(map(_bytes, column.take(spread(len(column))).to_pylist()))
     try:
-        cells = pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
-        lengths = pc.fill_null(pc.binary_length(cells), 0).to_numpy()
+        cells = pc.struct_field(piece, "bytes") if pa.types.is_struct(piece.type) else piece
+        lengths = pc.fill_null(pc.binary_length(cells), 0).to_numpy(zero_copy_only=False)
     except pa.ArrowException:  # no bytes there: decoding says so
-        lengths = np.zeros(len(column))
-    return lengths.astype(np.int64), sample
+        lengths = np.zeros(len(piece))
+    found: IntArray = lengths.astype(np.int64)
+    return found
 
 
 @lru_cache(maxsize=64)
@@ -159,9 +213,8 @@ def _cell_digests(path: Path, name: str, _mtime_ns: int, _size: int) -> tuple[by
     """SHA-256 of each cell of a file; read once for a file as it is."""
     return tuple(
         _digest_one(cell)
-        for chunk in read_column(path, name).chunks
-        for batch in range(0, len(chunk), 1000)
-        for cell in chunk.slice(batch, 1000).to_pylist()
+        for _, piece in column_in_pieces(path, name)
+        for cell in piece.to_pylist()
     )
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-import torch
 
-from pipeline.data.base import Source, Split, preparation_of, read_images
+from pipeline.data.base import Source, Split, preparation_of
+from pipeline.data.cache import shelf_of
 from pipeline.data.draws import Draw, rows_of
 from pipeline.data.images import ImageSet, IntArray
+from pipeline.data.reading import read_parts
 from pipeline.settings.run import Settings
 
 Scope = Literal["auto", "all", "draw"]
@@ -51,24 +52,12 @@ def whole_draw(source: Source, settings: Settings, scope: Scope) -> Draw:
     """
     rows = _all_rows(source) if takes_all(source, settings, scope) else rows_of(source, settings)
     prepared = preparation_of(settings)
-    parts = [
-        read_images(
-            split,
-            each,
-            settings.image_size,
-            prepared,
-            skip_unreadable=settings.skip_unreadable,
-        )
-        for split, each in rows
-    ]
-    train = ImageSet(
-        pixels=torch.cat([part.pixels for part in parts]),
-        labels=torch.cat([part.labels for part in parts]),
-        digests=np.concatenate([part.digests for part in parts]),
-        unreadable=tuple(line for part in parts for line in part.unreadable),
-        doubts=tuple(line for part in parts for line in part.doubts),
-        preparation=prepared,
-        rows=np.concatenate([part.rows for part in parts]),
+    train = read_parts(
+        rows,
+        settings.image_size,
+        prepared,
+        skip_unreadable=settings.skip_unreadable,
+        shelf=shelf_of(settings),
     )
     nothing = ImageSet(
         pixels=train.pixels[:0],

@@ -163,6 +163,7 @@ def _train(
         backbone = train_stages(session, log, recipe, unfinished)
         log.metrics({keys.TOTAL_S: time.perf_counter() - started})
         _log_model(session, log, backbone, recipe, overlap)
+    session.cache.tell_notes(session.say)
     session.say(f"refit: run {log.run_id}")
     return log.run_id
 

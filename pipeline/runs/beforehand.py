@@ -8,19 +8,17 @@ split in which all can be read is remembered by its digest in the cache, and not
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 
 import numpy as np
 
 from pipeline.data.base import Source, Unreadable, refuse_unreadable
+from pipeline.data.cache import cache_folder
 from pipeline.data.draws import rows_of
 from pipeline.data.look import LOOK_S, look_through
 from pipeline.data.open import NAMES
-from pipeline.errors import StorageError
-from pipeline.runs.sources import cache_folder
 from pipeline.settings.run import Settings
 from pipeline.stats.metrics import DEFAULT_OBJECTIVE
-from pipeline.system.files import write_atomically
+from pipeline.system.files import keep_in_cache
 from pipeline.system.text import count_of, first_of
 
 
@@ -71,5 +69,4 @@ def _check_test_images(source: Source, settings: Settings, say: Callable[[str], 
             f"({LOOK_S:.0f} s), and can be read; evaluate reads all"
         )
     if settings.cache:
-        with suppress(StorageError):  # it is looked at again
-            write_atomically(mark, f"{len(shown)}\n".encode())
+        keep_in_cache(mark, f"{len(shown)}\n".encode())  # else it is looked at again

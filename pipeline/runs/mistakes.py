@@ -24,6 +24,7 @@ from torch import Tensor
 
 from pipeline.data.augment import pick_views, render_views
 from pipeline.data.images import ImageSet
+from pipeline.data.pixels import Pixels
 from pipeline.reporting.figures import best_effort
 from pipeline.reporting.image_grids import Row, image_grid, reliability_diagram, small
 from pipeline.settings.augmentation import mixing_of, of_images
@@ -231,7 +232,7 @@ class Change:
 
 
 def changes_picture(
-    title: str, pixels: Tensor, mended: Sequence[Change], broken: Sequence[Change]
+    title: str, pixels: Tensor | Pixels, mended: Sequence[Change], broken: Sequence[Change]
 ) -> Figure | None:
     """Mended images above, broken ones below; None where there are none of either."""
     rows = []

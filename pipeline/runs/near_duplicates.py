@@ -8,7 +8,7 @@ splits are as published, is not looked at. Nothing here fails a run or is part o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,10 +18,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pipeline.data.augment import distinct_views
-from pipeline.data.base import Split, preparation_of, read_images
+from pipeline.data.base import Split, preparation_of
+from pipeline.data.cache import shelf_of
 from pipeline.data.images import ImageSet, U8Array
 from pipeline.data.near import NearDuplicates, NearPair, near_duplicates
 from pipeline.data.open import NAMES
+from pipeline.data.reading import read_images
 from pipeline.errors import first_line
 from pipeline.reporting.figures import pairs_of_pictures
 from pipeline.runs.session import Session
@@ -29,8 +31,11 @@ from pipeline.system.progress import doing
 from pipeline.system.text import count_of
 from pipeline.tracking import RunLog
 from pipeline.tracking.keys import NEAR_DUPLICATES
+from pipeline.training.device import joined
 
 TABLE, PICTURE = "near_duplicates.csv", "figures/near_duplicates.png"
+TOGETHER = 32
+"""Images whose features are read, or computed, at a time."""
 SHOWN = 12
 """Pairs in the picture."""
 WORDS = {"train": "training", "val": "validation", "test": "test"}
@@ -124,7 +129,8 @@ def _test(session: Session) -> dict[str, ImageSet]:
     if len(rows) > most:
         rows = rows[:: -(-len(rows) // most)]
     size, prepared = settings.image_size, preparation_of(settings)
-    return {"test": read_images(test, rows, size, prepared, skip_unreadable=True)}
+    read = read_images(test, rows, size, prepared, skip_unreadable=True, shelf=shelf_of(settings))
+    return {"test": read}
 
 
 @torch.no_grad()
@@ -142,11 +148,13 @@ def _features(session: Session, images: ImageSet, name: str) -> Tensor:
         dtype=session.dtype,
         device=session.device,
     )
-    found = []
-    for rows in np.array_split(np.arange(len(images)), max(1, len(images) // 256)):
-        outputs = features.batch(rows, np.zeros_like(rows)).float().cpu()
-        found.append(outputs.flatten(2).mean(2) if outputs.ndim > 2 else outputs)
-    return torch.cat(found)
+
+    def found() -> Iterator[Tensor]:
+        for rows in np.array_split(np.arange(len(images)), max(1, len(images) // TOGETHER)):
+            outputs = features.batch(rows, np.zeros_like(rows)).float().cpu()
+            yield outputs.flatten(2).mean(2) if outputs.ndim > 2 else outputs
+
+    return joined(found(), len(images))
 
 
 def _split_of(session: Session, part: str) -> Split:
@@ -161,10 +169,12 @@ def _table(session: Session, images: dict[str, ImageSet], found: NearDuplicates)
 
     def places(part: str) -> dict[int, str]:
         wanted = {i for p in found.pairs for name, i in (p.first, p.second) if name == part}
-        order = sorted(wanted, key=lambda i: int(images[part].rows[i]))
-        rows = [int(images[part].rows[i]) for i in order]
-        items = _split_of(session, part).stored.items(rows)
-        return {i: where for i, (where, _) in zip(order, items, strict=True)}
+        stored = _split_of(session, part).stored
+        rows = images[part].rows[sorted(wanted)]
+        order = stored.in_order(rows)
+        items = stored.items(rows[order].tolist())
+        places = np.array(sorted(wanted), dtype=np.int64)[order].tolist()
+        return {i: where for i, (where, _) in zip(places, items, strict=True)}
 
     where = {part: places(part) for part in images}
     return pd.DataFrame(

@@ -303,9 +303,7 @@ def _tell(
         recipe = session.recipe(summary.number)
         now = instability_now(session.tracking, recipe, session.settings)
         signals = [now if signal.name == now.name else signal for signal in signals]
-    for note in dict.fromkeys(session.cache.notes):
-        session.say(f"note: {note}")
-    session.cache.notes.clear()
+    session.cache.tell_notes(session.say)
     name, before = (of(session.settings, summary.number) for of in (stage_name, before_of))
     images = len(session.draw.val)
     acc, balanced = summary.val_acc, summary.balanced

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import torch
 
-from pipeline.data.base import Source, Split, notes_on, preparation_of, read_images
+from pipeline.data.base import Source, Split, notes_on, preparation_of
+from pipeline.data.cache import shelf_of
 from pipeline.data.images import ImageSet
 from pipeline.data.overlap import Overlap
+from pipeline.data.reading import read_images
 from pipeline.errors import DataError, LineageError
 from pipeline.model.backbones import Backbone
 from pipeline.runs.command import Command
@@ -37,7 +39,7 @@ from pipeline.tracking.keys import (
     TEST_PRECISION,
     TEST_SHA256,
 )
-from pipeline.training.device import compute_copy, run_segments
+from pipeline.training.device import compute_copy, joined, run_segments
 from pipeline.training.prefix_cache import PrefixCache
 
 PIXELS_PER_BATCH = 256 * 64 * 64
@@ -87,6 +89,7 @@ def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
     measured = scored_on(images.fingerprint(), session.precision)
     keep_predictions(tracking, run, logits, images, session.draw.class_names)
     keep_scores(tracking, run, scores, measured, counts)
+    session.cache.tell_notes(say)
     for line in _told(run.name, scores, answers, overlap, floor):
         say(line)
     say(tracking.how_to_browse)
@@ -213,6 +216,7 @@ def read_test_split(source: Source, settings: Settings, say: Callable[[str], Non
         settings.image_size,
         preparation_of(settings),
         skip_unreadable=settings.skip_unreadable,
+        shelf=shelf_of(settings),
     )
     for note in notes_on(images.unreadable, images.doubts):
         say(f"note: test split: {note}")
@@ -255,8 +259,8 @@ def predict(
     segments = compute_copy(backbone.segments[prefix:], dtype, device)
     size = max(1, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
     batches = np.array_split(np.arange(len(images)), math.ceil(len(images) / size))
-    logits = [
+    logits = (
         run_segments(segments, features.batch(rows, np.zeros_like(rows)), dtype).float().cpu()
         for rows in counted(batches, "scoring", len(batches))
-    ]
-    return torch.cat(logits)
+    )
+    return joined(logits, len(images))

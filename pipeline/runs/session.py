@@ -15,19 +15,21 @@ import torch
 from torch import Tensor
 
 from pipeline.data.base import Source
+from pipeline.data.cache import cache_folder, shelf_of
 from pipeline.data.draws import Draw, draw_in
 from pipeline.data.images import ImageSet
 from pipeline.errors import LineageError
 from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.runs.lineage import lineage_key, recipe_key
 from pipeline.runs.origins import made_with
-from pipeline.runs.sources import cache_folder, source_and_weights
+from pipeline.runs.sources import source_and_weights
 from pipeline.settings.augmentation import Augment, of_images
 from pipeline.settings.run import Settings
 from pipeline.settings.schedules import Stage
 from pipeline.system.memory import keep_freed_memory
 from pipeline.tracking import RunView, Tracking, keys
 from pipeline.tracking.history import History, Summary
+from pipeline.training.cache_entry import bytes_of_chain
 from pipeline.training.device import (
     compute_repeatably,
     pick_device,
@@ -120,7 +122,6 @@ class Session:
         say(pretrained.report)
         state = backbone.model.state_dict()
         initial = {n: t.clone() for n, t in state.items() if n not in pretrained.tensors}
-        folder = cache_folder(settings) / "prefix" if settings.cache else None
         session = cls(
             settings=settings,
             tracking=tracking,
@@ -130,7 +131,7 @@ class Session:
             pretrained=pretrained,
             device=device,
             dtype=pick_precision(settings.precision, device),
-            cache=PrefixCache(folder, int(settings.cache_limit * 1e9)),
+            cache=PrefixCache.on(shelf_of(settings)),
             say=say,
             on_epoch=on_epoch,
             initial=initial,
@@ -313,6 +314,7 @@ class Session:
                 digests=digests,
             )
 
+        self.cache.needed_bytes = bytes_of_chain(backbone, settings, self.draw, self.dtype)
         train = features(self.draw.train, augment, settings.views)
         # validation images are never varied: one view, kept even where training views are fresh
         return train, features(self.draw.val, "none", 1)

@@ -1,25 +1,17 @@
-"""What settings name, before an image is read: the cache's folder, images, weights."""
+"""What settings name, before an image is read: images and weights."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
 
 from pipeline.data.base import Source
+from pipeline.data.cache import cache_folder
 from pipeline.data.draws import rows_in, with_test_split
 from pipeline.data.open import open_source
 from pipeline.settings.run import Settings
-from pipeline.system.files import typed_path
 from pipeline.system.progress import doing
 from pipeline.weights.pretrained import Weights, is_here, read_weights
-
-DEFAULT_CACHE_DIR = "~/.cache/unfreeze"
-
-
-def cache_folder(settings: Settings) -> Path:
-    """Where downloads and prefix outputs are kept."""
-    return typed_path(settings.cache_dir or DEFAULT_CACHE_DIR)
 
 
 def source_of(settings: Settings) -> Source:

@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.cache import cache_folder
 from pipeline.errors import LineageError
-from pipeline.runs.sources import cache_folder
 from pipeline.settings.run import Settings
 from pipeline.system.files import locked
 from pipeline.system.processes import is_abandoned

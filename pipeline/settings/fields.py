@@ -20,6 +20,7 @@ from pipeline.model.often import OFTEN
 from pipeline.settings.schedules import schedule_of
 from pipeline.stats.metrics import OBJECTIVES, SHARES
 from pipeline.system.files import typed_path
+from pipeline.system.sizes import check_size
 
 AUTO: Final = "auto"
 _Value = TypeVar("_Value")
@@ -106,6 +107,18 @@ BackboneText = Annotated[str, AfterValidator(_known_network)]
 NumbersText = Annotated[str, AfterValidator(_three_numbers)]
 Pixels = Annotated[int, AfterValidator(_size)]
 BlocksText = Annotated[str, AfterValidator(_usable_blocks)]
+
+
+def _size_text(value: object) -> object:
+    try:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return check_size(f"{value:f}".rstrip("0").rstrip(".") if number else str(value))
+    except ValueError as err:
+        raise PydanticCustomError("size_text", "{why}", {"why": str(err)}) from None
+
+
+SizeText = Annotated[str, BeforeValidator(_size_text)]
+"""How much of a disk, as `sizes.bytes_of` reads it; earlier versions had numbers of gigabytes."""
 
 
 def _with_a_home(text: str, info: ValidationInfo) -> str:

@@ -27,6 +27,7 @@ from pipeline.settings.fields import (
     PerClass,
     Pixels,
     ScheduleText,
+    SizeText,
     StrictModel,
     setting,
 )
@@ -202,7 +203,12 @@ class MachineSettings(StrictModel):
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "processor that computes")
     cache: bool = setting(True, "keep the frozen prefix's outputs on disk (on/off)")
     cache_dir: PathText = setting("", "folder for downloads and caches; empty: ~/.cache/unfreeze")
-    cache_limit: float = setting(20.0, "gigabytes of disk for the frozen prefix's outputs", gt=0)
+    cache_limit: SizeText = setting(
+        "20GB",
+        "disk for the frozen prefix's outputs and decoded images (500 MB, 2GiB, bytes, or 10% of "
+        "the disk); what was used longest ago goes first; 20GB hold three stages of a ResNet-18 "
+        "on 20,000 images at 224 px",
+    )
     reuse: bool = setting(
         True, "take finished runs of the same content, where there are any (on/off)"
     )

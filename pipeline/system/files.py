@@ -12,6 +12,7 @@ from filelock import FileLock
 
 from pipeline.errors import SettingsError, StorageError, first_line
 from pipeline.system.interrupts import at_once
+from pipeline.system.progress import say
 from pipeline.system.scratch import part_of, sweep_parts
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -108,6 +109,14 @@ def check_folder_of(out: Path) -> None:
             f"out={out}: there is no folder {out.parent.absolute()}: make it, or pass another "
             "-P out=<file>"
         )
+
+
+def keep_in_cache(path: Path, content: bytes) -> None:
+    """`write_atomically` what can be made again; where that fails a note says so."""
+    try:
+        write_atomically(path, content)
+    except StorageError as err:
+        say(f"note: {err.args[0].partition(': ')[0]}: going on without it")
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pipeline.system.text import printable
+
 if TYPE_CHECKING:
     from tqdm import tqdm
 
@@ -103,6 +105,12 @@ def shown() -> Iterator[Callable[[str], None]]:
         with screen.lock:
             screen.heard()
         _screen = before
+
+
+def say(line: str) -> None:
+    """Print a line above the bars; as a library the code is silent."""
+    if _screen:
+        _screen.say(printable(line))
 
 
 def warn(line: str) -> None:

@@ -20,6 +20,8 @@ from pipeline.system.interrupts import check
 from pipeline.system.variables import KERNELS, word
 from pipeline.training.small_conv import use_small_convolutions
 
+EVAL_BATCH, EVAL_PIXELS = 500, 500 * 64 * 64
+
 
 def pick_device(name: str) -> torch.device:
     """`auto`: cuda, else mps, else cpu.
@@ -99,6 +101,16 @@ def dtype_of(segment: Segment, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if HEAD in segment.blocks else dtype
 
 
+def images_at_once(segments: Sequence[Segment], side: int) -> int:
+    """How many images of so many pixels a side are validated at a time by these segments.
+
+    Large ones fewer, as their maps are larger; the head alone is fed with vectors.
+    """
+    if len(segments) == 1 and segments[0].blocks == (HEAD,):
+        return EVAL_BATCH
+    return min(EVAL_BATCH, max(1, EVAL_PIXELS // side**2))
+
+
 def _cast(module: nn.Module, dtype: torch.dtype) -> None:
     """Cast every floating-point tensor, except those of BatchNorm."""
     for inner in module.modules():
@@ -124,6 +136,18 @@ def run_segments(segments: Iterable[Segment], inputs: Tensor, dtype: torch.dtype
         check()
         inputs = segment.module(inputs.to(dtype_of(segment, dtype)))
     return inputs
+
+
+def joined(parts: Iterable[Tensor], count: int) -> Tensor:
+    """Parts with `count` rows in all, one below the other: in memory once, and in one place."""
+    whole, at = torch.empty(0), 0
+    for part in parts:
+        if not at:
+            whole = torch.empty((count, *part.shape[1:]), dtype=part.dtype)
+        whole[at : at + len(part)] = part
+        at += len(part)
+    assert at == count, (at, count)
+    return whole
 
 
 def run_to_head(segments: Sequence[Segment], inputs: Tensor, dtype: torch.dtype) -> Tensor:

@@ -19,6 +19,9 @@ from pipeline.training.master_weights import MasterWeight
 PROBES = 200
 """At most so many validation images, evenly spread, have their representations compared."""
 
+GRAM_VALUES = 1 << 24
+"""Values of representations that are centred at a time: 64 MB."""
+
 
 class RiskMeter:
     """Measures one stage's risks, once an epoch.
@@ -75,9 +78,11 @@ def relative_drift(now: Sequence[Tensor], start: Sequence[Tensor]) -> float:
 
 def gram(outputs: Tensor) -> Tensor:
     """Centred Gram matrix of N representations (N, …), float32, scaled to norm 1."""
-    x = outputs.flatten(1).float()
-    x = x - x.mean(0)
-    products = x @ x.t()
+    x = outputs.flatten(1)
+    products = torch.zeros((), device=x.device)
+    for piece in torch.split(x, max(1, GRAM_VALUES // max(1, len(x))), dim=1):
+        centred = piece.float() - piece.float().mean(0)
+        products = products + centred @ centred.t()
     size = products.norm()
     return products / size if size else products
 

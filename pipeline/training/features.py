@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -16,6 +17,7 @@ from pipeline.data.augment import render_views
 from pipeline.data.images import ImageSet
 from pipeline.model.segments import Segment
 from pipeline.settings.augmentation import Augment
+from pipeline.system.shelf import Use
 from pipeline.training.device import run_segments
 
 IntRows = NDArray[np.int64]
@@ -34,11 +36,19 @@ class StoredFeatures:
     running: ClassVar[tuple[Segment, ...]] = ()
 
     def __init__(
-        self, path: Path, shape: list[int], dtype: torch.dtype, device: torch.device
+        self,
+        path: Path,
+        shape: list[int],
+        dtype: torch.dtype,
+        device: torch.device,
+        use: Use | None = None,
     ) -> None:
+        self._use = use  # as long as it lives, nobody removes the file
         with path.open("rb") as file:
-            self._mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        self.values = torch.frombuffer(self._mapping, dtype=dtype).view(shape)
+            self._mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        with warnings.catch_warnings():  # a copy that could be written would count as memory
+            warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+            self.values = torch.frombuffer(self._mapping, dtype=dtype).view(shape)
         self._device = device
         self._resident_bytes = 0
 
@@ -64,6 +74,7 @@ class LiveFeatures:
     """
 
     images: ImageSet
+    device: torch.device
     running: tuple[Segment, ...]
     augment: Augment
     dtype: torch.dtype
@@ -71,7 +82,7 @@ class LiveFeatures:
     @torch.no_grad()
     def batch(self, rows: IntRows, views: IntRows) -> Tensor:
         """The outputs for view `views[i]` of image `rows[i]`, (B, ...)."""
-        pixels = self.images.pixels[torch.from_numpy(rows).to(self.images.pixels.device)]
+        pixels = self.images.batch(rows, self.device)
         keys, prepared = self.images.keys[rows], self.images.preparation
         rendered = render_views(pixels, keys, views, self.augment, prepared)
         return run_segments(self.running, rendered, self.dtype)

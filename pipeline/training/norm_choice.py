@@ -5,11 +5,12 @@ images play no part. Out: a `NormStatsChoice`, with the score of both candidates
 
 Each candidate is probed by a ridge classifier on the features that enter the head: standardised,
 penalty `PENALTY` for each feature, `FOLDS` folds dealt by `SEED` over images in the order of their
-digests. Images are scored by the probe that has not seen them. `target` is taken where its lead
-exceeds `NOISE_SE` paired standard errors, `source` otherwise: of two that score alike, the one
-that changes nothing. The features of `target` come from the calibration pass itself, so that a
-choice costs one unaugmented pass over the training images more than `target` does; their
-statistics are those of each batch, which costs `target` up to a point against its final ones.
+digests, of which the first `MOST` are probed. Images are scored by the probe that has not seen
+them. `target` is taken where its lead exceeds `NOISE_SE` paired standard errors, `source`
+otherwise: of two that score alike, the one that changes nothing. The features of `target` come
+from the calibration pass itself, so that a choice costs one unaugmented pass over the training
+images more than `target` does; their statistics are those of each batch, which costs `target` up
+to a point against its final ones.
 
 Background: Li et al. 2016 (arXiv 1603.04779) found new statistics better across domains; with
 ImageNet weights on small natural images they were measured to be worse (docs/reference.md).
@@ -17,7 +18,6 @@ ImageNet weights on small natural images they were measured to be worse (docs/re
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -28,13 +28,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.data.images import ImageSet
-from pipeline.errors import StorageError, WeightsError
+from pipeline.data.images import ImageSet, IntArray
+from pipeline.errors import WeightsError
 from pipeline.model.backbones import Backbone, batch_norms
 from pipeline.system.digests import digest_values
-from pipeline.system.files import write_atomically
+from pipeline.system.files import keep_in_cache
 from pipeline.system.progress import doing
-from pipeline.training.device import compute_copy, run_to_head
+from pipeline.training.device import compute_copy, joined, run_to_head
 from pipeline.training.norm_stats import (
     PIXELS_PER_BATCH,
     keep_norm_stats,
@@ -47,6 +47,7 @@ FOLDS = 5
 SEED = 0
 PENALTY = 1.0
 NOISE_SE = 1.0
+MOST = 20_000
 FORMAT = 1
 """Raised whenever the same images and weights could be chosen for otherwise than before."""
 
@@ -102,14 +103,13 @@ def choose_norm_stats(
         return _probe(backbone, images, dtype, device, None)
     statistics = kept_at(cache_folder, backbone, images, dtype, device)
     # beside the statistics that the choice is about; a choice needs labels, too
-    rule = [FORMAT, FOLDS, SEED, PENALTY, NOISE_SE]
+    rule = [FORMAT, FOLDS, SEED, PENALTY, NOISE_SE, *([MOST] if len(images) > MOST else [])]
     digest = digest_values([statistics.stem, images.fingerprint(), rule])
     path = statistics.with_name(f"{digest}.choice.json")
     if kept := _read(path):
         return kept
     choice = _probe(backbone, images, dtype, device, statistics)
-    with contextlib.suppress(StorageError):  # a cache: not worth failing for
-        write_atomically(path, json.dumps(asdict(choice)).encode())
+    keep_in_cache(path, json.dumps(asdict(choice)).encode())
     return choice
 
 
@@ -140,8 +140,9 @@ def _compared(
     statistics: Path | None,
 ) -> NormStatsChoice:
     before = {name: t.clone() for name, t in statistics_of(backbone.model).items()}
-    features = {"source": _features(backbone, images, dtype, device)}
-    features["target"] = recalibrate(backbone, images, dtype, device).numpy()
+    rows = np.sort(np.argsort(images.keys, kind="stable")[:MOST])
+    features = {"source": _features(backbone, images, rows, dtype, device)}
+    features["target"] = recalibrate(backbone, images, dtype, device).numpy()[rows]
     if statistics:
         keep_norm_stats(statistics, backbone)
     backbone.put(before)
@@ -156,33 +157,38 @@ def _compared(
         if not usable[other]:
             reason = f"features under {other} statistics are not finite numbers"
             return NormStatsChoice(value=value, reason=reason, scores={})
-    return decide_by_hits(*(_hits(features[name], images) for name in names))
+    keys, labels = images.keys[rows], images.labels.numpy()[rows]
+    return decide_by_hits(*(_hits(features[name], keys, labels) for name in names))
 
 
 @torch.no_grad()
 def _features(
-    backbone: Backbone, images: ImageSet, dtype: torch.dtype, device: torch.device
+    backbone: Backbone, images: ImageSet, rows: IntArray, dtype: torch.dtype, device: torch.device
 ) -> NDArray[np.float32]:
-    """What enters the head under the backbone's own statistics, (N, C)."""
+    """What enters the head for these rows under the backbone's own statistics, (N, C)."""
     segments = compute_copy(backbone.segments, dtype, device)
     size = max(1, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
-    parts = [
-        run_to_head(segments, images.preparation.normalise(pixels.to(device)), dtype).cpu()
-        for pixels in torch.split(images.pixels, size)
-    ]
-    features: NDArray[np.float32] = torch.cat(parts).numpy()
+    parts = (
+        run_to_head(
+            segments,
+            images.preparation.normalise(images.batch(rows[start : start + size], device)),
+            dtype,
+        ).cpu()
+        for start in range(0, len(rows), size)
+    )
+    features: NDArray[np.float32] = joined(parts, len(rows)).numpy()
     return features
 
 
-def _hits(features: NDArray[np.float32], images: ImageSet) -> Hits:
+def _hits(features: NDArray[np.float32], keys: NDArray[np.uint64], labels: IntArray) -> Hits:
     """Which images (1 or 0, by digest) the cross-validated probe recognises, (N,)."""
     from sklearn.linear_model import RidgeClassifier
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    order = np.argsort(images.keys, kind="stable")
-    labels = images.labels.numpy()[order]
+    order = np.argsort(keys, kind="stable")
+    labels = labels[order]
     folds = min(FOLDS, int(np.bincount(labels).min()))
     probe = make_pipeline(StandardScaler(), RidgeClassifier(alpha=PENALTY * features.shape[1]))
     dealt = StratifiedKFold(folds, shuffle=True, random_state=SEED)

@@ -8,7 +8,6 @@ better is another question: `norm_choice.py` answers it.
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +17,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from pipeline.data.images import ImageSet, unusual
-from pipeline.errors import StorageError
 from pipeline.model.backbones import Backbone, batch_norms
 from pipeline.model.grouping import HEAD
 from pipeline.system.digests import digest_tensors, digest_values
-from pipeline.system.files import write_atomically
+from pipeline.system.files import keep_in_cache
 from pipeline.system.provenance import libraries
-from pipeline.training.device import compute_copy, run_to_head, with_kernels
+from pipeline.training.device import compute_copy, joined, run_to_head, with_kernels
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 PIXELS_PER_BATCH = 256 * 64 * 64  # 256 images at 64 px: about 0.5 GB of ResNet-18 activations
@@ -82,10 +80,9 @@ def kept_at(
 
 
 def keep_norm_stats(path: Path, backbone: Backbone) -> None:
-    """Write the backbone's statistics; a folder that cannot be written is passed over."""
+    """Write the backbone's statistics; on a full disk work goes on without."""
     kept = statistics_of(backbone.model)
-    with contextlib.suppress(StorageError):  # a cache: not worth failing for
-        write_atomically(path, save(kept, {"sha256": digest_tensors(kept)}))
+    keep_in_cache(path, save(kept, {"sha256": digest_tensors(kept)}))
 
 
 def _read(path: Path, names: list[str]) -> dict[str, Tensor] | None:
@@ -117,13 +114,15 @@ def recalibrate(
     size = max(2, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
     order = np.argsort(images.keys, kind="stable")  # mixes classes, whatever order they came in
     count = max(1, min(-(-len(images) // size), len(images) // 2))  # no batch of one image
-    parts = []
-    for rows in np.array_split(order, count):
-        pixels = images.pixels[torch.from_numpy(rows)].to(device)
-        parts.append(run_to_head(segments, images.preparation.normalise(pixels), dtype).cpu())
+    parts = (
+        run_to_head(
+            segments, images.preparation.normalise(images.batch(rows, device)), dtype
+        ).cpu()
+        for rows in np.array_split(order, count)
+    )
+    features = joined(parts, len(images))
     for segment in segments:
         backbone.put(statistics_of(segment.module))
-    features = torch.cat(parts)
     in_order = torch.empty_like(features)
     in_order[torch.from_numpy(order)] = features
     return in_order

@@ -7,8 +7,9 @@ libraries. Change one and the key changes: nothing stale can be used.
 
 On disk an entry is `KEY.bin`, raw values that are memory-mapped when read, and `KEY.json`, its
 shape and SHA-256, written last. Both appear by an atomic rename under a lock of their own, so any
-number of processes may share a folder. A damaged entry is computed anew; the least recently used
-entries go when the folder outgrows its limit.
+number of processes may share a folder. A damaged entry is computed anew. The folder stays within
+its limit, and keeps what living processes use (`system/shelf.py`); without room, or on a full
+disk, outputs are computed for each batch.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -30,81 +31,54 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from pipeline.data.augment import distinct_views, render_views
-from pipeline.data.images import ImageSet, unusual
+from pipeline.data.images import ImageSet
 from pipeline.model.backbones import Backbone
 from pipeline.settings.augmentation import Augment, of_images
-from pipeline.system.digests import digest_each, digest_file, digest_values
+from pipeline.system.cache_parts import PARTS, USE, is_left_behind, touch
+from pipeline.system.digests import digest_each, digest_file
 from pipeline.system.files import holding, lock_for_all
 from pipeline.system.leases import renewing
 from pipeline.system.processes import owner_mark
 from pipeline.system.progress import bar
-from pipeline.system.provenance import libraries
-from pipeline.training.cache_parts import PARTS, is_left_behind, touch
+from pipeline.system.shelf import NoRoomError, Shelf, is_used, remove_entry
+from pipeline.system.text import count_of
+from pipeline.training.cache_entry import Entry, channels_last, entry_key
 from pipeline.training.device import compute_copy, run_segments, with_kernels
 from pipeline.training.features import Features, LiveFeatures, StoredFeatures
 
-FORMAT = 5
 PIXELS_PER_BATCH = 128 * 64 * 64
 
 Compute = Callable[[Sequence[int]], Iterator[tuple[int, NDArray[np.uint8]]]]
 """From lengths of prefixes, the shortest first, to the number of one and bytes of its outputs."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Entry:
-    """A prefix's outputs for every view of every image, (views, N, ...), channels last.
-
-    Attributes:
-        prefix: how many segments it has.
-    """
-
-    prefix: int
-    values: Path
-    shape: list[int]
-    dtype: torch.dtype
-
-    @property
-    def size_bytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    def about(self, sha256: str) -> dict[str, object]:
-        """The content of the entry's description."""
-        dtype = str(self.dtype).removeprefix("torch.")
-        return {"shape": self.shape, "dtype": dtype, "sha256": sha256}
-
-
-def _entry_key(
-    backbone: Backbone,
-    prefix: int,
-    images: ImageSet,
-    digests: Mapping[str, str],
-    method: Mapping[str, object],
-) -> str:
-    """The digest of all that an entry's outputs depend on."""
-    return digest_values(
-        {
-            "format": FORMAT,
-            "libraries": libraries(),
-            "backbone": backbone.name,
-            "images": hashlib.sha256(images.digests.tobytes()).hexdigest(),
-            "pixels": list(images.pixels.shape),
-            "weights": [(name, digests[name]) for name in backbone.segment_tensors(prefix)],
-            **method,
-            **unusual(images.preparation),
-        }
-    )
-
-
 @dataclass
 class PrefixCache:
     """A folder of entries with a size limit; `folder=None` turns the cache off.
 
-    `notes` collects what a person should know: entries recomputed, caches that did not fit.
+    Attributes:
+        notes: what a person should know: entries recomputed; once, that outputs did not fit.
+        needed_bytes: what the stages of the command would keep in all, where that is known.
     """
 
     folder: Path | None
     limit_bytes: int
     notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.needed_bytes = 0
+        self._is_told = False
+
+    @classmethod
+    def on(cls, shelf: Shelf | None) -> PrefixCache:
+        """The cache on a shelf; None turns it off."""
+        return cls(shelf.folder, shelf.limit_bytes) if shelf else cls(None, 0)
+
+    def tell_notes(self, say: Callable[[str], object]) -> None:
+        """Tell what the cache could not do since the last time."""
+        for note in dict.fromkeys(self.notes):
+            say(f"note: {note}")
+        self.notes.clear()
 
     def features(
         self,
@@ -135,51 +109,48 @@ class PrefixCache:
             method = {"augment": augment, "views": stored, "device": with_kernels(device.type)}
             entries = {}
             for count in prefixes:
-                key = _entry_key(backbone, count, images, digests, {**method, "dtype": str(dtype)})
-                shape = [stored, len(images), *_channels_last(backbone.segments[count - 1].shape)]
+                key = entry_key(backbone, count, images, digests, {**method, "dtype": str(dtype)})
+                shape = [stored, len(images), *channels_last(backbone.segments[count - 1].shape)]
                 values = self.folder / f"{key}.bin"
-                entries[count] = _Entry(prefix=count, values=values, shape=shape, dtype=dtype)
+                entries[count] = Entry(prefix=count, values=values, shape=shape, dtype=dtype)
             compute = partial(_outputs, backbone, images, augment, stored, dtype, device)
             features = self._load_or_fill(entries[prefix], list(entries.values()), device, compute)
             if features is not None:
                 return features
         segments = compute_copy(backbone.segments[:prefix], dtype, device)
         return LiveFeatures(
-            images=images.to(device), running=segments, augment=augment, dtype=dtype
+            images=images.to(device), device=device, running=segments, augment=augment, dtype=dtype
         )
 
     def _load_or_fill(
-        self, wanted: _Entry, entries: list[_Entry], device: torch.device, compute: Compute
+        self, wanted: Entry, entries: list[Entry], device: torch.device, compute: Compute
     ) -> StoredFeatures | None:
-        if sum(entry.size_bytes for entry in entries) > self.limit_bytes:
-            entries = [wanted]
-        if wanted.size_bytes > self.limit_bytes:
-            self.notes.append(
-                f"the prefix cache would need {wanted.size_bytes / 1e9:.1f} GB, its limit is "
-                f"{self.limit_bytes / 1e9:.1f} GB: training without it"
-            )
-            return None
         folder = wanted.values.parent
+        shelf = Shelf(folder, self.limit_bytes)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            use = shelf.use(wanted.values)
             _sweep(folder)
             with holding(lock_for_all(wanted.values.with_suffix(".lock"))):
                 if not self._is_intact(wanted):
                     others = [entry for entry in entries if entry is not wanted]
                     missing = [entry for entry in others if not self._is_intact(entry)]
-                    _fill(sorted([wanted, *missing], key=lambda entry: entry.prefix), compute)
-                    self._evict(folder, keep={entry.values.stem for entry in entries})
+                    _fill(shelf, wanted, missing, compute)
                     if not self._is_intact(wanted):
                         return None
-                return StoredFeatures(wanted.values, wanted.shape, wanted.dtype, device)
+                return StoredFeatures(wanted.values, wanted.shape, wanted.dtype, device, use)
+        except NoRoomError as err:
+            if not self._is_told:
+                words = err.words(self.needed_bytes + shelf.scratch_bytes)
+                self.notes.append(f"the prefix cache in {folder} {words}: computing without it")
+            self._is_told = True
         except OSError as err:
             self.notes.append(
                 f"the prefix cache in {folder} cannot be used ({err.strerror or err}): "
-                "training without it"
+                "computing without it"
             )
-            return None
+        return None
 
-    def _is_intact(self, entry: _Entry) -> bool:
+    def _is_intact(self, entry: Entry) -> bool:
         """Whether the entry is there and undamaged; marks it as used."""
         description = entry.values.with_suffix(".json")
         if not description.exists():
@@ -196,69 +167,77 @@ class PrefixCache:
             self.notes.append(f"prefix cache entry {key} is damaged: computing it anew")
         return intact
 
-    def _evict(self, folder: Path, keep: set[str]) -> None:
-        """Remove the least recently used entries until the folder fits its limit."""
-        used: list[tuple[float, int, Path]] = []
-        for path in folder.glob("*.json"):
-            with contextlib.suppress(FileNotFoundError):  # another process may be evicting too
-                size = path.with_suffix(".bin").stat().st_size
-                used.append((path.stat().st_mtime, size, path))
-        total = sum(size for _, size, _ in used)
-        for _, size, path in sorted(used):
-            if total <= self.limit_bytes:
-                return
-            if path.stem not in keep:
-                for kind in (".json", ".bin", ".lock"):
-                    path.with_suffix(kind).unlink(missing_ok=True)
-                total -= size
-
 
 def _sweep(folder: Path) -> None:
     """Remove what killed processes left behind: parts, and values without a description."""
-    for path in (p for kind in (*PARTS, ".bin") for p in folder.glob(f"*{kind}")):
+    for path in (p for kind in (*PARTS, USE, ".bin") for p in folder.glob(f"*{kind}")):
         with contextlib.suppress(OSError):  # another process sweeps too, or the file is another's
             if is_left_behind(path) and not path.with_suffix(".json").exists():
                 path.unlink()
 
 
 def clear(folder: Path) -> int:
-    """Remove the entries that nobody holds, and what killed processes left; returns bytes freed.
+    """Remove the entries that nobody uses, and what killed processes left; returns bytes freed.
 
-    A process that has mapped an entry goes on reading it. Parts that are being written stay.
+    Parts that are being written stay.
     """
     freed = 0
-    for path in [p for kind in (*PARTS, ".bin") for p in folder.glob(f"*{kind}")]:
-        is_part = path.suffix in PARTS
-        if is_part and not is_left_behind(path):
+    for path in [p for kind in (*PARTS, USE, ".bin") for p in folder.glob(f"*{kind}")]:
+        is_part = path.suffix != ".bin"
+        if not is_left_behind(path) if is_part else is_used(path):
             continue
         lock = FileLock(path.with_suffix(".lock"), timeout=0)
         with contextlib.suppress(FileNotFoundError, Timeout), nullcontext() if is_part else lock:
             freed += path.stat().st_size
-            for kind in (path.suffix,) if is_part else (".json", ".bin", ".lock"):
-                path.with_suffix(kind).unlink(missing_ok=True)
+            if is_part:
+                path.unlink()
+            else:
+                remove_entry(path)
     return freed
 
 
-def _fill(entries: list[_Entry], compute: Compute) -> None:
+def _fill(shelf: Shelf, wanted: Entry, others: list[Entry], compute: Compute) -> None:
+    """Write an entry, and of others those that there is room for, the longest prefix first.
+
+    Raises:
+        NoRoomError: there is none for the first.
+        OSError: the disk is full, or may not be written.
+    """
+    for path in (wanted.values.with_suffix(".json"), wanted.values):
+        path.unlink(missing_ok=True)  # what is there is damaged
+    first = [wanted, *sorted(others, key=lambda entry: -entry.prefix)]
+    by_path = {entry.values: entry for entry in first}
+    chosen = shelf.fitting({path: entry.size_bytes for path, entry in by_path.items()})
+    entries = sorted((by_path[path] for path in chosen), key=lambda entry: entry.prefix)
+    views, images = wanted.shape[:2]
+    what = f"outputs of frozen blocks ({count_of(images, 'image')}, {count_of(views, 'view')}"
+    what += f", {count_of(len(entries), 'border')})"
+    parts = {entry.values.with_suffix(f".{owner_mark()}.tmp"): entry for entry in entries}
+    shelf.make_room({part: entry.size_bytes for part, entry in parts.items()}, what)
+    _write(parts, compute)
+
+
+def _write(parts: Mapping[Path, Entry], compute: Compute) -> None:
     """Write the values of entries in one pass, the shortest prefix first, descriptions last."""
-    parts = [entry.values.with_suffix(f".{owner_mark()}.tmp") for entry in entries]
-    hashers = [hashlib.sha256() for _ in entries]
-    files = [part.open("wb") for part in parts]
+    hashers = [hashlib.sha256() for _ in parts]
+    files: list[BinaryIO] = []
     try:
+        files += [part.open("r+b") for part in parts]
         with renewing(lambda: touch(parts)):
-            for number, raw in compute([entry.prefix for entry in entries]):
+            for number, raw in compute([entry.prefix for entry in parts.values()]):
                 files[number].write(raw.data)
                 hashers[number].update(raw.data)
-        for entry, part, file, hasher in zip(entries, parts, files, hashers, strict=True):
+        for (part, entry), file, hasher in zip(parts.items(), files, hashers, strict=True):
             file.close()
             about = part.with_suffix(".about")
             about.write_text(json.dumps(entry.about(hasher.hexdigest())), encoding="utf-8")
             part.replace(entry.values)
             about.replace(entry.values.with_suffix(".json"))
     finally:
-        for part, file in zip(parts, files, strict=True):
+        for file in files:
             with contextlib.suppress(OSError):  # a full disk fails again when closing
                 file.close()
+        for part in parts:
             part.unlink(missing_ok=True)
             part.with_suffix(".about").unlink(missing_ok=True)
 
@@ -281,7 +260,7 @@ def _outputs(
     with bar("frozen part", len(starts)) as step:
         for view, start in starts:
             rows = np.arange(start, min(start + batch, len(images)))
-            pixels = images.pixels[start : start + batch]
+            pixels = images.batch(slice(start, start + batch), device)
             numbers, prepared = np.full(len(rows), view), images.preparation
             x = render_views(pixels, images.keys[rows], numbers, augment, prepared)
             passed = 0
@@ -292,8 +271,3 @@ def _outputs(
                 values = values.contiguous().to("cpu", dtype)
                 yield number, values.view(-1).view(torch.uint8).numpy()
             step(1)
-
-
-def _channels_last(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """(C, H, W) as (H, W, C); tokens (L, C) and vectors (C,) as they are."""
-    return (*shape[1:], shape[0]) if len(shape) == 3 else shape

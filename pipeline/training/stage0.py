@@ -29,7 +29,7 @@ from pipeline.data.images import ImageSet, IntArray
 from pipeline.model.backbones import Backbone
 from pipeline.model.grouping import HEAD
 from pipeline.settings.augmentation import Augment, of_images
-from pipeline.training.device import compute_copy, run_to_head
+from pipeline.training.device import compute_copy, joined, run_to_head
 from pipeline.training.prefix_cache import PIXELS_PER_BATCH, PrefixCache
 
 KNN, LOGREG = "knn", "logreg"
@@ -87,11 +87,11 @@ def head_inputs(
     segments = compute_copy(backbone.segments[prefix:], dtype, device)
     size = max(1, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
     batches = np.array_split(np.arange(len(images)), math.ceil(len(images) / size))
-    parts = [
+    parts = (
         run_to_head(segments, features.batch(rows, np.zeros_like(rows)), dtype).cpu()
         for rows in batches
-    ]
-    points: Points = torch.cat(parts).numpy()
+    )
+    points: Points = joined(parts, len(images)).numpy()
     return points
 
 

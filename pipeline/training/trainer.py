@@ -34,14 +34,13 @@ from pipeline.settings.schedules import Stage
 from pipeline.stats.metrics import OBJECTIVES, Row, rounded, score_logits
 from pipeline.tracking.history import History
 from pipeline.tracking.keys import RISKS, TRAIN_ACC, TRAIN_LOSS, TRAIN_S, VAL, VAL_ACC, VAL_S
-from pipeline.training.device import compute_copy, run_segments
+from pipeline.training.device import compute_copy, images_at_once, run_segments
 from pipeline.training.diagnostics import RiskMeter
 from pipeline.training.features import Features
 from pipeline.training.master_weights import MasterWeight
 from pipeline.training.mixing import mix
 from pipeline.training.trainer_state import State, put_state
 
-EVAL_BATCH = 500
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
     # groups have their rates
@@ -166,7 +165,8 @@ class Trainer:
         objective, history = OBJECTIVES[self.settings.select], self.history
         torch.manual_seed(self.seed)  # dropout
         meter = RiskMeter(self.weights, len(val))
-        outputs = self._outputs(val_features, meter.probes)
+        validate = partial(self._validate, images_at_once(self.segments, val.pixels.shape[-1]))
+        _, outputs = validate(val_features, meter.probes, np.arange(len(meter.probes)))
         meter.start(outputs)
         classes = outputs[HEAD].shape[1]
         put_state(self)
@@ -174,7 +174,7 @@ class Trainer:
             started = time.perf_counter()
             loss, acc = self._train_once(train, train_features, classes, meter)
             trained = time.perf_counter()
-            val_logits, outputs = self._validate(val_features, len(val), meter.probes)
+            val_logits, outputs = validate(val_features, np.arange(len(val)), meter.probes)
             val_scores = score_logits(val_logits, val.labels)
             validated = time.perf_counter()
             risks = meter.read(outputs)
@@ -278,15 +278,18 @@ class Trainer:
         return logits.detach()
 
     def _validate(
-        self, features: Features, count: int, probes: NDArray[np.int64]
+        self, size: int, features: Features, images: NDArray[np.int64], probes: NDArray[np.int64]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits of every image, and what each trainable block makes of the probes among them."""
+        """Logits of these images, `size` at a time, and each trainable block's output for probes.
+
+        `probes`: places among these images.
+        """
         logits, seen = [], []
-        for start in range(0, count, EVAL_BATCH):
-            rows = np.arange(start, min(start + EVAL_BATCH, count))
-            outputs = self._outputs(features, rows)
+        for start in range(0, len(images), size):
+            outputs = self._outputs(features, images[start : start + size])
             logits.append(outputs[HEAD])
-            chosen = torch.from_numpy(probes[np.isin(probes, rows)] - start)
+            here = probes[(probes >= start) & (probes < start + size)] - start
+            chosen = torch.from_numpy(here)
             seen.append({block: x[chosen.to(x.device)] for block, x in outputs.items()})
         return torch.cat(logits).cpu(), {b: torch.cat([part[b] for part in seen]) for b in seen[0]}
 
