@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.system import shelf as shelves
-from pipeline.system.leases import LEASE
 from pipeline.system.progress import shown
 from pipeline.system.shelf import NoRoomError, Shelf, new_command
+from pipeline.system.variables import LEASE
 from tests.test_leases import until
 
 ROOT = Path(__file__).resolve().parent.parent
