@@ -11,10 +11,10 @@ import optuna
 import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
+from pipeline.runs.workers import threads_each
 
 from pipeline.errors import StudyError
 from pipeline.runs.session import Session
-from pipeline.runs.workers import threads_each
 from pipeline.settings.search_space import Choices, Range, SearchSpace, tune_plan
 from pipeline.tracking import Tracking
 from pipeline.tuning.spec import Spec, suggest

@@ -26,7 +26,7 @@ from pipeline.tuning.mirror import LOST, reconcile, study_run
 from pipeline.tuning.spec import Spec
 from pipeline.tuning.storage import open_storage, storage_url
 from pipeline.tuning.study import Study
-from pipeline.tuning.work import Worker
+from pipeline.tuning.worker import Worker
 from tests.conftest import TINY, Command, words_of
 from tests.helpers import request_of
 from tests.test_run_stage import artifact, runs
