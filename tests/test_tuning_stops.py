@@ -440,7 +440,7 @@ def test_tasks_share_a_study_without_a_trial_too_many(
     assert set(runs("trial")["tags.mlflow.parentRunId"]) == set(runs("study")["run_id"])
 
 
-def test_a_fault_within_a_task_is_one_line(
+def test_images_that_no_trial_can_read_are_one_line(
     options: dict[str, str],
     command: Command,
     image_folder: Path,
@@ -452,5 +452,5 @@ def test_a_fault_within_a_task_is_one_line(
     output = capfd.readouterr()
     (line,) = output.err.splitlines()
     assert line.startswith("error: ")
-    assert "cannot be read" in line
+    assert "cannot read 8 of 24 images" in line
     assert ends("tune") == ["FAILED"]
