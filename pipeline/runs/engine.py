@@ -10,12 +10,13 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import secrets
 import shutil
 import signal
 import socket
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,6 +32,8 @@ STORE_BYTES = 80 * 2**20
 """Of memory for what tasks are given and bring back, which is little."""
 SHORT = 40
 """Letters of a temporary folder that leave room for the names of Ray's sockets."""
+_TOKEN = secrets.token_hex(32)
+"""Of `local`, for this process; Ray itself would keep one in the home folder."""
 INSTALL = f'pip install "{DISTRIBUTION}[ray]"'
 
 
@@ -100,9 +103,13 @@ def _check_answers(address: str) -> None:
 
 
 def _no_answer(address: str, err: BaseException) -> str:
+    if address == LOCAL:
+        what = "see to memory and disk, or leave cluster and workers out: Ray is not needed then"
+        return f"cluster={address}: Ray could not be started ({first_line(err)}): {what}"
     return (
         f"cluster={address} cannot be used ({first_line(err)}): start one with "
-        "`ray start --head`, check host and port, or pass -P cluster=local for this machine alone"
+        "`ray start --head`, check host, port and RAY_AUTH_TOKEN, or pass -P cluster=local for "
+        "this machine alone"
     )
 
 
@@ -123,8 +130,10 @@ def _connect(ray: Any, address: str, workers: int) -> None:  # noqa: ANN401
                     **_short_folder(),
                 )
         else:
+            _with_token()
             ray.init(address=address, **quiet)
     except (Exception, SystemExit) as err:  # noqa: BLE001 - Ray raises whatever it met
+        ray.shutdown()
         raise ClusterError(_no_answer(address, err)) from None
     finally:
         if in_main:  # Ray has put one of its own
@@ -134,19 +143,30 @@ def _connect(ray: Any, address: str, workers: int) -> None:  # noqa: ANN401
 def _for_nodes() -> dict[str, str]:
     """The environment in which `local` starts what runs our tasks."""
     path = os.pathsep.join(filter(None, [str(PROJECT_DIR), os.environ.get("PYTHONPATH")]))
-    return {"PYTHONPATH": path, "RAY_USAGE_STATS_ENABLED": "0"}
+    return {
+        "PYTHONPATH": path,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_TOKEN": _TOKEN,  # other users of the machine run nothing here
+    }
+
+
+def _with_token() -> None:
+    """Log in where Ray finds a token, as `ray start` does; of itself Ray does not."""
+    with suppress(ImportError, AttributeError):
+        setup = importlib.import_module("ray._private.authentication.authentication_token_setup")
+        setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 @contextmanager
 def _in_environment(variables: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
+    before = {name: os.environ.get(name) for name in (*variables, "RAY_AUTH_MODE")}
     os.environ.update(variables)
     try:
         yield
     finally:
         for name, value in before.items():
             if value is None:
-                del os.environ[name]
+                os.environ.pop(name, None)
             else:
                 os.environ[name] = value
 
