@@ -62,14 +62,14 @@ COMMON = {
 }
 DECIDE = {"question": "stage2", "register_as": "off", "refit": "off"}
 COMMANDS: dict[str, dict[str, str]] = {
-    "decide": {**DECIDE, "looks": "6"},
+    "decide": {**DECIDE, "looks": "5"},
     "compare": {"schedules": "full,two_stage", "draws": "4"},
-    "tune": {"stage": "1", "n_trials": "10"},
+    "tune": {"stage": "1", "n_trials": "9"},
 }
 FEWER: dict[str, tuple[dict[str, str], int]] = {
-    "decide": ({"looks": "2"}, 4),
+    "decide": ({"looks": "2"}, 3),
     "compare": ({"draws": "2"}, 2),
-    "tune": ({"n_trials": "4"}, 6),
+    "tune": ({"n_trials": "4"}, 5),
 }
 """The same commands with fewer units, and how many fewer: the difference is what units cost."""
 STORE_BYTES = 80 * 2**20
@@ -180,12 +180,10 @@ class Nodes:
         )
         self.nodes = [self.cluster.add_node(**self.size) for _ in range(count)]
         self.place, self.left, self.rng = place, kills, random.Random(seed)
-        self.over = threading.Event()
-        self.killer = threading.Thread(target=self._kill)
-        self.killer.start()
 
-    def _kill(self) -> None:
-        while self.left and not self.over.is_set():
+    def kill_during(self, command: threading.Thread) -> None:
+        """Kill and replace nodes while the command runs, and wait for its end."""
+        while self.left and command.is_alive():
             time.sleep(self.rng.uniform(0.0, 2.0))
             busy = [r for r in self.place.runs("stage") if r.info.status == "RUNNING"]
             processes = [int(run.data.tags[stored_tag(PROCESS)]) for run in busy]
@@ -200,10 +198,7 @@ class Nodes:
                 self.nodes.append(self.cluster.add_node(**self.size))
                 self.left -= 1
 
-    def end(self) -> None:
-        """No more kills, no more nodes."""
-        self.over.set()
-        self.killer.join()
+        command.join()
         self.cluster.shutdown()
 
 
@@ -271,13 +266,17 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             places[0].server.kill()
             found["units"][command] = unit_of(few, all_, again, count)
             nodes = Nodes(args.nodes, places[2], args.kills, args.seed)
-            took = places[2].run(command, cluster=nodes.cluster.address)
-            nodes.end()
-            row = {"kills": args.kills - nodes.left, "wall": f"{took['wall_s']:.0f} s"}
+            options = {"cluster": nodes.cluster.address}
+            run = threading.Thread(target=places[2].run, args=(command,), kwargs=options)
+            run.start()
+            nodes.kill_during(run)
+            row: dict[str, object] = {"kills": args.kills - nodes.left}
             found["kills"][command] = row | recount(places[2], places[1], command)
             for place in places[1:]:
                 place.server.kill()
             print(json.dumps({k: v[command] for k, v in found.items()}), flush=True)
+            if args.out:
+                args.out.write_text(json.dumps(found, indent=1) + "\n")
     postgres.remove()
     return found
 
@@ -317,8 +316,6 @@ def main() -> None:
     print(f"| | {' | '.join(rows)} |\n|---|{'---|' * len(rows)}")
     for key in keys:
         print(f"| {key} | {' | '.join(str(row[key]) for row in rows.values())} |")
-    if args.out:
-        args.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
