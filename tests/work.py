@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import DataError, DivergedError
-from pipeline.runs.cluster import Say
+from pipeline.runs.task import Say
 from pipeline.system.interrupts import at_once
 
 

@@ -9,33 +9,26 @@ command lines nor Ray's logs have a password.
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
 import pickle
-import signal
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
-from pipeline.errors import ClusterError, PipelineError, RunStopped, first_line
-from pipeline.runs.engine import LOCAL, connected, times_lost
+from pipeline.errors import ClusterError, first_line
+from pipeline.runs.engine import LOCAL, connected
+from pipeline.runs.task import EXPERIMENT, Outcome, Say, Work, perform, variables_of
 from pipeline.settings.cluster import ClusterSettings
 from pipeline.system.addresses import file_of, without_password
-from pipeline.system.interrupts import at_once, stopped_by_signals
-from pipeline.system.scratch import own_temporary_folder, sweep_folders
+from pipeline.system.interrupts import at_once
 from pipeline.system.text import count_of
 
 Item = TypeVar("Item")
-Item_in = TypeVar("Item_in", contravariant=True)
 Result = TypeVar("Result")
-Result_out = TypeVar("Result_out", covariant=True)
-Say = Callable[[str], None]
 
 RETRIES = 5
 """How often Ray runs a task again whose process was lost."""
@@ -44,33 +37,6 @@ GRACE_S = 60.0
 LOOK_S = 1.0
 MOST_CPUS = 4
 """Cores of a task where nobody says otherwise: more are of little use to small images."""
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-_HANDED_ON = ("MLFLOW_", "OPTUNA_", "UNFREEZE_", "PG", "AWS_", "AZURE_", "GOOGLE_")
-"""How the variables begin that tell a task where the stores are, and how to log in."""
-_LAUNCHED, _EXPERIMENT = "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"
-
-
-class Work(Protocol[Item_in, Result_out]):
-    """What can be sent to another process, which keeps what it opens for further items."""
-
-    def do(self, item: Item_in, say: Say) -> Result_out:
-        """Do an item, or find that it is done."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome(Generic[Result]):
-    """What a task brings back.
-
-    Attributes:
-        lines: what the work had to say.
-        fault: what ended the item.
-        lost: how often the task was lost before.
-    """
-
-    value: Result | None
-    lines: tuple[str, ...]
-    fault: PipelineError | RunStopped | None
-    lost: int
 
 
 @dataclass(kw_only=True)
@@ -128,7 +94,7 @@ class Cluster:
         `experiment_id`: where tasks record, whatever their own environment says. `variables`: for
         the environment of tasks, beside those that this process has.
         """
-        own = {_EXPERIMENT: experiment_id, **(variables or {})}
+        own = {EXPERIMENT: experiment_id, **(variables or {})}
         hands: Hands[Item, Result] = Hands(cluster=self, work=pickle.dumps(work), variables=own)
         try:
             yield hands
@@ -186,8 +152,8 @@ class Hands(Generic[Item, Result]):
             "name": name,
             "scheduling_strategy": "SPREAD",
         }
-        task = cluster.engine.remote(**options)(_task)
-        around = pickle.dumps((Path.cwd(), {**_variables(cluster.cpus), **self.variables}))
+        task = cluster.engine.remote(**options)(perform)
+        around = pickle.dumps((Path.cwd(), {**variables_of(cluster.cpus), **self.variables}))
         self.flying[task.remote(around, self.work, pickle.dumps(item))] = item, name
 
     def wait(self, seconds: float = LOOK_S) -> list[tuple[Item, Result]]:
@@ -280,54 +246,3 @@ def cores_each(nodes: list[Mapping[str, float]], gpus: float, workers: int) -> i
     ]
     most = max(shares, default=1) if workers else MOST_CPUS
     return max(1, int(min([*shares, most])))
-
-
-def _variables(cpus: int) -> dict[str, str]:
-    """What a task adds to its environment."""
-    known = {
-        name: value
-        for name, value in os.environ.items()
-        if name.startswith(_HANDED_ON) and name != _LAUNCHED
-    }
-    return {**known, **dict.fromkeys(_THREADS, str(cpus))}
-
-
-_works: dict[str, Work[Any, Any]] = {}
-"""The work that this process does, by its digest: what it has opened stays open."""
-
-
-def _task(around: bytes, work: bytes, item: bytes) -> Outcome[Any]:
-    """One item, in a process of Ray's."""
-    folder, variables = pickle.loads(around)
-    os.environ.pop(_LAUNCHED, None)
-    os.environ.update(variables)  # before torch is imported
-    if folder.is_dir():
-        os.chdir(folder)
-    lines: list[str] = []
-    value, fault = None, None
-    sweep_folders()
-    with _heeding_signals(), own_temporary_folder():
-        try:
-            digest = hashlib.sha256(work).hexdigest()
-            if digest not in _works:
-                _works.clear()
-                _works[digest] = pickle.loads(work)
-            value = _works[digest].do(pickle.loads(item), lines.append)
-        except (PipelineError, RunStopped) as err:
-            fault = err
-    return Outcome(value=value, lines=tuple(lines), fault=fault, lost=times_lost())
-
-
-@contextmanager
-def _heeding_signals() -> Iterator[None]:
-    """Stop between two batches, as a command does; Ray's own handlers come back."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with stopped_by_signals(signal.signal):
-            yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
