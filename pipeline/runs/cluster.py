@@ -14,7 +14,7 @@ import pickle
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -167,7 +167,13 @@ class Hands(Generic[Item, Result]):
             if not self.flying:
                 time.sleep(seconds)
                 return []
-            ended, _ = self.cluster.engine.wait(list(self.flying), timeout=seconds)
+            try:
+                ended, _ = self.cluster.engine.wait(list(self.flying), timeout=seconds)
+            except ConnectionError as err:
+                raise ClusterError(
+                    f"cluster={self.cluster.address} is lost ({first_line(err)}): see to "
+                    "its head; the same command goes on"
+                ) from None
         return [self._ended(task) for task in ended]
 
     def _ended(self, task: object) -> tuple[Item, Result]:
@@ -199,14 +205,15 @@ class Hands(Generic[Item, Result]):
     def stop(self) -> None:
         """End what still runs: as by Ctrl-C first, outright after a while."""
         engine, end = self.cluster.engine, time.monotonic() + GRACE_S
-        for task in self.flying:
-            engine.cancel(task)
         left = list(self.flying)
-        while left and time.monotonic() < end:
-            _, left = engine.wait(left, num_returns=len(left), timeout=LOOK_S)
-        for task in left:
-            engine.cancel(task, force=True)
         self.flying.clear()
+        with suppress(ConnectionError):  # Ray ends what a lost command has left
+            for task in left:
+                engine.cancel(task)
+            while left and time.monotonic() < end:
+                _, left = engine.wait(left, num_returns=len(left), timeout=LOOK_S)
+            for task in left:
+                engine.cancel(task, force=True)
 
 
 @contextmanager
