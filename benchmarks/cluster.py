@@ -230,7 +230,7 @@ def recount(place: Place, alone: Place, command: str) -> dict[str, object]:
         row["as in one process"] = "not comparable: trials learn from those before"
         return row
     kind = {"decide": "decision", "compare": "comparison"}[command]
-    ((here,), (there,)) = place.runs(kind), alone.runs(kind)
+    here, there = place.runs(kind)[-1], alone.runs(kind)[-1]
     wanted = Counter(r.data.tags["z.lineage_key"] for r in alone.runs("stage"))
     row["units wanted / found"] = f"{len(wanted)} / {len(keys)} stage runs"
     row["as in one process"] = results_of(here) == results_of(there) and set(wanted) == set(keys)
@@ -262,9 +262,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             fewer, count = FEWER[command]
             places = [Place(postgres, folder, f"{command}_{n}") for n in ("few", "all", "nodes")]
             few, all_ = places[0].run(command, **fewer), places[1].run(command)
-            again = places[1].run(command) if command != "tune" else all_
             places[0].server.kill()
-            found["units"][command] = unit_of(few, all_, again, count)
+            found["units"][command] = unit_of(few, all_, count)
+            print(json.dumps({command: found["units"][command]}), flush=True)
             nodes = Nodes(args.nodes, places[2], args.kills, args.seed)
             options = {"cluster": nodes.cluster.address}
             run = threading.Thread(target=places[2].run, args=(command,), kwargs=options)
@@ -274,17 +274,15 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             found["kills"][command] = row | recount(places[2], places[1], command)
             for place in places[1:]:
                 place.server.kill()
-            print(json.dumps({k: v[command] for k, v in found.items()}), flush=True)
+            print(json.dumps({command: found["kills"][command]}), flush=True)
             if args.out:
                 args.out.write_text(json.dumps(found, indent=1) + "\n")
     postgres.remove()
     return found
 
 
-def unit_of(
-    few: Mapping[str, float], all_: Mapping[str, float], again: Mapping[str, float], count: int
-) -> dict[str, float]:
-    """What one unit more costs; `again`: the whole command when everything is found."""
+def unit_of(few: Mapping[str, float], all_: Mapping[str, float], count: int) -> dict[str, float]:
+    """What one unit more costs."""
     one = {key: (all_[key] - few[key]) / count for key in all_}
     return {
         "unit_s": one["command_s"],
@@ -292,7 +290,6 @@ def unit_of(
         "transactions": one["transactions"],
         "server_ms_a_request": 1000 * all_["server_s"] / all_["requests"],
         "postgres_ms_a_request": 1000 * all_["postgres_s"] / all_["requests"],
-        "found_again_s": again["command_s"],
         "command_s": all_["command_s"],
     }
 
