@@ -29,7 +29,8 @@ sys.path.insert(0, str(ROOT))
 
 from pipeline.comparing.arms import Arm, at_equal_steps  # noqa: E402
 from pipeline.comparing.draws import pool_in  # noqa: E402
-from pipeline.comparing.pairs import PairRunner, pair_keys, resolution_pp  # noqa: E402
+from pipeline.comparing.pair_runner import PairRunner  # noqa: E402
+from pipeline.comparing.pairs import pair_keys, resolution_pp  # noqa: E402
 from pipeline.data.images import USUAL, ImageSet  # noqa: E402
 from pipeline.data.overlap import Overlap  # noqa: E402
 from pipeline.model.backbones import Backbone  # noqa: E402

@@ -37,7 +37,7 @@ from pipeline.runs.sources import source_of  # noqa: E402
 from pipeline.settings.request import Request  # noqa: E402
 from pipeline.stats.metrics import score_logits  # noqa: E402
 from pipeline.tracking import Tracking  # noqa: E402
-from pipeline.tuning.work import Tuned  # noqa: E402
+from pipeline.tuning.worker import Tuned  # noqa: E402
 
 TUNING_DRAWS = 2
 

@@ -22,7 +22,7 @@ from pipeline.errors import PipelineError
 from pipeline.settings.entry import STORAGE
 from pipeline.system import progress
 from pipeline.system.addresses import without_password
-from pipeline.system.interrupts import end_with_parent, stopped_by_signals
+from pipeline.system.interrupts import stopped_by_signals
 from pipeline.system.scratch import own_temporary_folder, sweep_folders
 from pipeline.system.shelf import new_command
 from pipeline.system.text import printable
@@ -59,8 +59,6 @@ def _run(name: str, options: Mapping[str, str], say: Callable[[str], None]) -> N
             "note: `mlflow run` has written storage= with its password into the run's parameters: "
             f"name it in {STORAGE} instead of on the command line"
         )
-    if options.get("joins"):
-        end_with_parent()
     perform(name, options, say, lambda *epoch: say(_epoch_in_words(*epoch)))
 
 

@@ -41,7 +41,7 @@ class TrainingError(PipelineError):
 class DivergedError(TrainingError):
     """A stage run whose loss was no number from its first epoch on; `run_id` names the run."""
 
-    def __init__(self, message: str, run_id: str) -> None:
+    def __init__(self, message: str, run_id: str = "") -> None:
         super().__init__(message)
         self.run_id = run_id
 
@@ -60,6 +60,10 @@ class StudyError(PipelineError):
 
 class DesignError(PipelineError):
     """A decision or comparison that these images or arms do not allow."""
+
+
+class ClusterError(PipelineError):
+    """Ray is not installed, no cluster answers, or a task was lost again and again."""
 
 
 class StorageError(PipelineError):

@@ -12,7 +12,8 @@ sys.path.insert(0, str(ROOT))
 from pydantic import BaseModel  # noqa: E402
 
 from pipeline.entries.table import ENTRY_POINTS  # noqa: E402
-from pipeline.settings.describe import HIDDEN, RUN_GROUPS, default_in_words, meaning  # noqa: E402
+from pipeline.settings.cluster import ClusterSettings  # noqa: E402
+from pipeline.settings.describe import RUN_GROUPS, default_in_words, meaning  # noqa: E402
 from pipeline.settings.entry import CommandSettings  # noqa: E402
 from pipeline.settings.layers import PRESETS_DIR, flatten, preset_names  # noqa: E402
 from pipeline.settings.run import TrainSettings  # noqa: E402
@@ -51,12 +52,14 @@ def groups() -> Iterable[tuple[str, type[BaseModel]]]:
     models = dict.fromkeys(
         m for model, above in zip(own, bases, strict=True) for m in (*above, model)
     )
+    models.pop(ClusterSettings)  # of three entry points
     for model in models:
         rows = [row for row in ENTRY_POINTS.values() if row.own and issubclass(row.own, model)]
         offering = [row for row in rows if set(model.model_fields) <= set(row.offered)]
         yield ", ".join(f"`{row.name}`" for row in offering), model
     studies = [f"`{row.name}`" for row in ENTRY_POINTS.values() if row.shared]
     yield f"Studies, in {', '.join(studies)}", CommandSettings
+    yield f"[Where tasks run](cluster.md), in {', '.join(studies)}", ClusterSettings
     yield "Thresholds of signals and of the gate", thresholds[1]
 
 
@@ -67,7 +70,6 @@ def table_of(model: type[BaseModel]) -> list[str]:
     return ["| setting | default | what it is |", "|---|---|---|"] + [
         f"| `{key}` | {given.get(key, default_in_words(key, model))} | {meaning(key, model)} |"
         for key in model.__annotations__  # not those of a model that it is a case of
-        if key not in HIDDEN
     ]
 
 

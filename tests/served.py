@@ -103,7 +103,10 @@ class MlflowServer:
         self.command = [sys.executable, "-m", "mlflow", "server", "--port", str(self.port)]
         self.command += ["--workers", "1", "--artifacts-destination", str(folder / "artifacts")]
         store = ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
-        self.command += [*words, *([] if "--artifacts-only" in words else store)]
+        self.command += [
+            *words,
+            *([] if {"--artifacts-only", "--backend-store-uri"} & {*words} else store),
+        ]
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW")}
         self.environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
         self.start()

@@ -141,12 +141,12 @@ def test_what_cannot_be_compared_is_one_line_and_no_run(
 
 
 @pytest.mark.slow
-def test_two_workers_come_to_the_same_and_make_no_run_twice(
+def test_two_tasks_at_once_come_to_the_same_and_make_no_run_twice(
     desk: Desk, interrupted: Interrupted
 ) -> None:
     compare(desk, **TWO, workers="2")
     stages, comparisons = runs(), runs("comparison")
-    assert len(comparisons) == 1  # workers have none of their own
+    assert len(comparisons) == 1  # tasks have none of their own
     expected = interrupted.comparisons[1]
     assert comparisons[0].data.metrics == pytest.approx(expected.data.metrics)
     columns = ["backbone", "schedule", "draw", "seed", "test_acc", "val_acc"]

@@ -20,11 +20,9 @@ import pytest
 
 from pipeline.system.interrupts import (
     ONE_PRESS_S,
-    PARENT,
     at_once,
     begun,
     check,
-    end_with_parent,
     stop,
     stopped_by_signals,
 )
@@ -172,51 +170,3 @@ def test_signals_at_any_moment_leave_no_lock_behind(store: Path) -> None:
         check_unlocked(store / "mlflow.db")
         check_unlocked(store / "optuna.db")
     assert len(written) > 25
-
-
-def test_a_worker_stops_once_the_command_that_started_it_is_gone(tmp_path: Path) -> None:
-    ended = tmp_path / "ended"
-    worker = (
-        "import pathlib, signal, time\n"
-        "from pipeline.system.interrupts import at_once, end_with_parent, stopped_by_signals\n"
-        "try:\n"
-        "    with stopped_by_signals(signal.signal), at_once():\n"
-        "        end_with_parent()\n"
-        "        print('started', flush=True)\n"
-        "        time.sleep(60)\n"
-        "except KeyboardInterrupt:\n"
-        f"    pathlib.Path({str(ended)!r}).write_text('stopped')\n"
-    )
-    starter = (
-        "import subprocess, sys\n"
-        f"worker = subprocess.Popen([sys.executable, '-c', {worker!r}])\n"
-        "worker.wait()\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", starter], stdout=subprocess.PIPE, text=True, cwd=ROOT
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "started\n"
-    process.kill()
-    process.wait()
-    end = time.monotonic() + 30
-    while not ended.exists():
-        assert time.monotonic() < end, "the worker goes on"
-        time.sleep(0.1)
-    process.stdout.close()
-
-
-def test_a_worker_whose_command_is_gone_before_it_looks_stops_at_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    monkeypatch.setenv(PARENT, str(gone.pid))
-
-    def work() -> None:
-        end_with_parent()
-        with at_once():
-            time.sleep(30)
-
-    with stopped_by_signals(signal.signal), pytest.raises(KeyboardInterrupt):
-        work()

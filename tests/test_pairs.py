@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from pipeline.cli import main
 from pipeline.comparing.arms import Arm, Comparison, decide_plan
 from pipeline.comparing.draws import Pool, pool_of
-from pipeline.comparing.pairs import PairKey, PairRunner, pair_keys, shared_prefix
+from pipeline.comparing.pair_runner import PairRunner, shared_prefix
+from pipeline.comparing.pairs import PairKey, pair_keys
 from pipeline.data.base import Source, Split
 from pipeline.data.draws import deal_rows, draws_held, set_aside, share_in_common
 from pipeline.data.images import digest_image

@@ -14,7 +14,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.errors import StudyError
 from pipeline.runs.session import Session
-from pipeline.runs.workers import threads_each
 from pipeline.settings.search_space import Choices, Range, SearchSpace, tune_plan
 from pipeline.tracking import Tracking
 from pipeline.tuning.spec import Spec, suggest
@@ -212,13 +211,6 @@ def test_stages_begin_with_other_random_trials_and_arms_of_a_stage_with_the_same
     seeds = {(seed, stage): sampler_seed(seed, stage) for seed in (0, 1) for stage in (1, 2, 3)}
     assert len({*seeds.values()}) == len(seeds)
     assert sampler_seed(1, 3) == seeds[1, 3]
-
-
-@pytest.mark.parametrize(
-    ("workers", "cores", "threads"), [(1, 8, 8), (2, 8, 4), (3, 8, 2), (8, 8, 1), (9, 8, 1)]
-)
-def test_workers_share_the_cores(workers: int, cores: int, threads: int) -> None:
-    assert threads_each(workers, cores) == threads
 
 
 @pytest.mark.parametrize(

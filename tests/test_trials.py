@@ -26,7 +26,7 @@ from pipeline.tuning.spec import Spec, suggest
 from pipeline.tuning.storage import open_storage
 from pipeline.tuning.study import SPACE, Study
 from pipeline.tuning.trial_state import RETRIES, beating, outcome
-from pipeline.tuning.work import Worker
+from pipeline.tuning.worker import Worker
 from tests.postgres import Postgres
 
 LR = SearchSpace("", {"lr": Range(low=1e-4, high=1e-2, log=True)})
@@ -306,7 +306,7 @@ def test_a_beat_that_is_missed_is_not_the_last_one(
 
     monkeypatch.setattr(study.storage, "record_heartbeat", record)
     monkeypatch.setattr(study.storage, "heartbeat_interval", 0.01)
-    with beating(study.storage, trial):
+    with beating(study.storage, lambda: [trial._trial_id]):
         end = time.monotonic() + 30
         while len(beats) < 5 and time.monotonic() < end:
             time.sleep(0.01)

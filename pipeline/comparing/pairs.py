@@ -1,43 +1,17 @@
 """Paired runs: all arms of a comparison on the same draw, with the same seed, on the same images.
 
-In: arms and the numbers of pairs. Out: each pair's runs and scores on the test split. A pair
-that has been run before, by any process, is found by content and costs nothing; several processes
-divide pairs among them by locks in the cache's folder. An arm that diverges recognises nothing:
-the pair counts with that, unless all its arms diverge.
+In: a pool of draws. Out: the numbers of pairs, and how their results are kept. How they are run:
+`pair_runner.py`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from tempfile import TemporaryFile
+from dataclasses import dataclass, field
 
-import numpy as np
-from filelock import Timeout
-
-from pipeline.comparing.arms import Arm
 from pipeline.comparing.draws import Pool
-from pipeline.data.cache import cache_folder
-from pipeline.data.overlap import Overlap
-from pipeline.errors import DivergedError
-from pipeline.model.backbones import Backbone
-from pipeline.runs.find_or_run import add_pictures_and_model, find_or_run
-from pipeline.runs.floor import Floor, floor_of
-from pipeline.runs.origins import Origins, origin_of
-from pipeline.runs.predictions import Correct, Predicted, keep_predictions, predicted_before
-from pipeline.runs.scoring import keep_scores, logits_of, scored_on
-from pipeline.runs.session import Session
+from pipeline.runs.origins import Origins
+from pipeline.runs.predictions import Correct, Predicted
 from pipeline.settings.run import Settings
-from pipeline.stats.metrics import DEFAULT_SHARE, score_logits
-from pipeline.system.digests import digest_values
-from pipeline.system.files import lock_for_all, storage_faults
-from pipeline.system.interrupts import at_once
-from pipeline.system.progress import bar, doing
-from pipeline.tracking import RunView, Tracking
-from pipeline.tracking.history import Summary, chain_of
-from pipeline.tracking.keys import PEAK_MIB, PREFIX_S, TEST, TEST_SHA256, TOTAL_S, TRAINABLE, VAL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +66,24 @@ Results = tuple[ArmResult, ...]
 """Of every arm on one draw, in the arms' order."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """What a pair came to, wherever it was run.
+
+    Attributes:
+        reused: no arm was trained for it.
+        seen: the test images that the pair's draw has a copy of, (N,).
+        left_out: images of the draw that cannot be read.
+        recipes: of the runs, whose siblings are to be brought up to date.
+    """
+
+    results: Results
+    reused: bool
+    seen: Correct
+    left_out: frozenset[str]
+    recipes: frozenset[str]
+
+
 @dataclass(frozen=True)
 class Pair:
     """Both arms on one draw."""
@@ -130,191 +122,3 @@ def pair_keys(pool: Pool, settings: Settings, seeds: int = 1) -> list[PairKey]:
         for n in range(pool.looks[-1])
         for further in range(seeds)
     ]
-
-
-def shared_prefix(backbone: Backbone, arm: Arm, arms: Sequence[Arm]) -> int:
-    """How many segments' outputs an arm's scoring shares with the other arms'.
-
-    The shortest frozen prefix of any arm, so that one entry of the prefix cache serves as many
-    arms as can be; arms that train everything aside.
-    """
-    own, *others = (
-        backbone.frozen_segments(a.settings.stage(a.last).trainable) for a in (arm, *arms)
-    )
-    return min(prefix for prefix in (own, *others) if prefix) if own else 0
-
-
-def lock_folder(settings: Settings) -> Path:
-    """Where processes that divide pairs among them hold locks; made if need be.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
-    folder = cache_folder(settings) / "pairs"
-    with storage_faults("the cache", folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            return folder
-
-
-@dataclass(kw_only=True)
-class PairRunner:
-    """Runs the same arms on draw after draw.
-
-    Attributes:
-        overlap: the test images, and which of them the pairs that are done have seen.
-        nested_under: the run that new runs are nested in.
-        tell: a line about a finished pair.
-        metric: of `METRICS`, what the arms are compared by.
-        only_new: pairs that were found are not reported: the process that started this one does.
-        called: what a pair is called in the names of its runs.
-        done: results in the order of `arms`, by the number of the pair.
-    """
-
-    arms: tuple[Arm, ...]
-    overlap: Overlap
-    tracking: Tracking
-    nested_under: str | None
-    say: Callable[[str], None]
-    tell: Callable[[PairKey, Results], str]
-    metric: str = DEFAULT_SHARE
-    only_new: bool = False
-    called: str = "pair"
-    done: dict[int, Results] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.test = self.overlap.test
-        self.test_digest = self.test.fingerprint()
-
-    def run_all(self, keys: list[PairKey]) -> list[Results]:
-        """Every pair, found or run; the pairs that another process works on come last."""
-        new = [key for key in keys if key.number not in self.done]
-        with bar(f"{self.called}s", len(keys), done=len(keys) - len(new)) as step:
-            later = [key for key in new if not self._try(key, step)]
-            for key in later:
-                self._try(key, step, wait=True)
-        return [self.done[key.number] for key in keys]
-
-    def _try(self, key: PairKey, step: Callable[[int], object], *, wait: bool = False) -> bool:
-        """Run a pair unless another process works on it; `wait`: run it afterwards."""
-        folder = lock_folder(self.arms[0].settings)
-        content = [
-            arm.settings.model_copy(update={"draw": key.draw}).model_dump() | {"pair": str(key)}
-            for arm in self.arms
-        ]
-        lock = lock_for_all(folder / f"{digest_values(content)}.lock")
-        try:
-            others = doing(f"waiting for the {self.called} of another command")
-            with others, storage_faults("the cache", folder), at_once():
-                held = lock.acquire(timeout=-1 if wait else 0)
-        except Timeout:
-            return False
-        with held:
-            self.done[key.number] = self._run(key)
-        step(1)
-        return True
-
-    def _run(self, key: PairKey) -> Results:
-        session = self._session(key, self.arms[0])
-        self.overlap = self.overlap.after([session.draw])
-        found: list[ArmResult] = []
-        reused, failures = True, []
-        for arm in self.arms:
-            settings = session.resolved(key.apply(arm.settings))
-            own = replace(session, settings=settings, keys={}, done={})
-            try:
-                summary = find_or_run(own, arm.last, self.nested_under)
-                found.append(self._scored(own, arm, summary))
-                reused &= summary.reused
-            except DivergedError as err:
-                failures.append(err)
-                found.append(self._nothing(key, arm, err))
-                reused = False
-        if len(failures) == len(self.arms):
-            raise failures[0]
-        results = tuple(found)
-        if not (reused and self.only_new):
-            self.say(f"{self.tell(key, results)}{' (reused)' if reused else ''}")
-        return results
-
-    def completed(self, key: PairKey, arm: Arm) -> ArmResult:
-        """An arm's result on a pair that is done, its run now with pictures and a served model."""
-        result = self.done[key.number][self.arms.index(arm)]
-        session = self._session(key, arm)
-        session.settings = session.settings.model_copy(update={"log_model": True})
-        add_pictures_and_model(session, arm.last, result.run_id)
-        return result
-
-    def run_extra(self, key: PairKey, arm: Arm) -> ArmResult:
-        """Another arm on a pair's images, for show."""
-        own = self._session(key, arm)
-        try:
-            summary = find_or_run(own, arm.last, self.nested_under)
-        except DivergedError as err:
-            return self._nothing(key, arm, err)
-        return self._scored(own, arm, summary)
-
-    def floor(self, key: PairKey, arm: Arm) -> Floor | None:
-        """Stage 0 on a pair's images and the test images."""
-        return floor_of(self._session(key, arm), self.test)
-
-    def _session(self, key: PairKey, arm: Arm) -> Session:
-        session = Session.open(key.apply(arm.settings), self.tracking, lambda _: None)
-        return replace(session, is_trial=True, role=f"{self.called} {key.number + 1}")
-
-    def _scored(self, session: Session, arm: Arm, summary: Summary) -> ArmResult:
-        """A run's score on the test images, measured before or now, and its chain's cost."""
-        run = self.tracking.get(summary.run_id)
-        measured = scored_on(self.test_digest, session.precision)
-        alone = replace(self.overlap, seen=np.zeros_like(self.overlap.seen))
-        counts = alone.after([session.draw]).counts.metrics
-        known = measured.items() <= run.tags.items() and TEST[self.metric] in run.metrics
-        names = session.draw.class_names
-        predicted = predicted_before(self.tracking, run, self.test, names) if known else None
-        if predicted is not None:
-            test = run.metrics[TEST[self.metric]]
-            if not counts.items() <= run.metrics.items():
-                self.tracking.writing(run.run_id).metrics(counts)
-        else:
-            backbone = session.restore(run)
-            prefix = shared_prefix(backbone, arm, self.arms)
-            logits = logits_of(session, backbone, self.test, prefix)
-            scores = score_logits(logits, self.test.labels)
-            test, predicted = scores[self.metric], logits.argmax(1).numpy()
-            if run.tags.get(TEST_SHA256, "unknown") in (self.test_digest, "unknown"):
-                keep_predictions(self.tracking, run, logits, self.test, names)
-                keep_scores(self.tracking, run, scores, measured, counts)
-            else:
-                self.say(
-                    f"note: run {run.run_id} was scored on other test images before: its test/acc "
-                    "stays, and this command counts the score that was measured now"
-                )
-        correct: Correct = predicted == self.test.labels.numpy()
-        val = summary.metrics[VAL[self.metric]]
-        result = self._result(run, val=val, test=test, correct=correct)
-        return replace(result, predicted=predicted)
-
-    def _nothing(self, key: PairKey, arm: Arm, err: DivergedError) -> ArmResult:
-        """What an arm that diverged came to: a network without numbers recognises no image."""
-        self.say(
-            f"note: pair {key.number + 1}: {arm.words} diverged (run {err.run_id}; {err}): no "
-            "image counts as recognised"
-        )
-        correct, run = np.zeros(len(self.test), dtype=np.bool_), self.tracking.get(err.run_id)
-        return replace(self._result(run, val=0.0, test=0.0, correct=correct), diverged=True)
-
-    def _result(self, run: RunView, *, val: float, test: float, correct: Correct) -> ArmResult:
-        """A run's scores, and its chain's cost and origin."""
-        chain = list(chain_of(self.tracking, run))
-        prefix_s = sum(one.metrics[PREFIX_S] for one in chain)
-        return ArmResult(
-            run_id=run.run_id,
-            correct=correct,
-            origins={one.run_id: origin_of(one) for one in chain},
-            val=val,
-            test=test,
-            training_s=sum(one.metrics[TOTAL_S] for one in chain) - prefix_s,
-            prefix_s=prefix_s,
-            trained=max(int(one.metrics[TRAINABLE]) for one in chain),
-            peak_mib=float(np.max([one.metrics.get(PEAK_MIB, math.nan) for one in chain])),
-        )

@@ -129,6 +129,15 @@ class Overlap:
         now = np.array([row.tobytes() in met for row in self.test.digests], dtype=np.bool_)
         return replace(self, seen=self.seen | now, left_out=frozenset(left_out))
 
+    def alone(self, draws: Iterable[Draw]) -> Overlap:
+        """The overlap after these draws and no others."""
+        nothing = np.zeros_like(self.seen)
+        return replace(self, seen=nothing, left_out=frozenset()).after(draws)
+
+    def joined(self, seen: BoolArray, left_out: frozenset[str]) -> Overlap:
+        """The overlap after draws that another process has looked at, too."""
+        return replace(self, seen=self.seen | seen, left_out=self.left_out | left_out)
+
     @property
     def copies(self) -> BoolArray:
         """Test images that are copies of pool images, or that runs have met, (N,)."""

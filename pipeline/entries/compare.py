@@ -15,6 +15,7 @@ from pipeline.comparing.compared import Compared
 from pipeline.comparing.comparison_page import log_comparison
 from pipeline.comparing.cost import equal_steps, seconds_a_draw
 from pipeline.comparing.grid import Grid, explicit_keys_of_arm
+from pipeline.comparing.pair_tasks import run_all
 from pipeline.comparing.pairs import Results
 from pipeline.data.overlap import Overlap
 from pipeline.entries.pair_setup import PairSetup
@@ -33,8 +34,8 @@ ENOUGH_DRAWS = 5
 """Where this many disjoint draws are left, they are taken instead of more that are resampled."""
 
 
-def compare_entry(command: Command, grid: Grid) -> Compared | None:
-    """Entry point compare; None where this process only took part in another's comparison."""
+def compare_entry(command: Command, grid: Grid) -> Compared:
+    """Entry point compare."""
     started, draws = time.perf_counter(), grid.compare.draws
     with PairSetup.open(
         command,
@@ -42,11 +43,8 @@ def compare_entry(command: Command, grid: Grid) -> Compared | None:
         tuple(sorted({min(draws, ENOUGH_DRAWS), draws})),
         reserved=grid.tune.draws if command.tuned else 0,
         asked="draws",
+        tasks=grid.tune,
     ) as setup:
-        if command.joins:
-            grid, _ = _tuned(grid, setup)
-            _run_draws(grid, setup, command.joins)
-            return None
         setup.check(setup.keys)
         _forecast(grid, setup)
         name = f"comparison · {setup.source.name} · {', '.join(grid.arms)}"
@@ -54,7 +52,7 @@ def compare_entry(command: Command, grid: Grid) -> Compared | None:
         params = {k: v for k, v in without_thresholds(dict(values)).items() if k not in OF_AN_ARM}
         params |= {**grid.compare.model_dump(), "backbones": ",".join(grid.arms)}
         steps = equal_steps(_all_arms(grid), setup.images)
-        with setup.run("comparison", name, "compare", params, grid.tune.workers) as log:
+        with setup.run("comparison", name, params) as log:
             grid, studies = _tuned(grid, setup)
             results, overlap, floors = _run_draws(grid, setup, log.run_id)
             compared = Compared(
@@ -119,7 +117,7 @@ def _tuned(grid: Grid, setup: PairSetup) -> tuple[Grid, Mapping[tuple[str, str],
             kept = {
                 n: {"epochs", "batch_size", *explicit_keys_of_arm(grid, arm, n)} for n in stages
             }
-            done = tune_arm(setup.command, setup.tracking, tune, arm, kept)
+            done = tune_arm(setup.command, setup.tracking, tune, arm, kept, setup.cluster)
             tuned.setdefault(backbone, []).append(done.arm)
             studies[backbone, arm.name] = tuple(done.studies.values())
     return replace(grid, arms={name: tuple(arms) for name, arms in tuned.items()}), studies
@@ -139,8 +137,8 @@ def _run_draws(
             return f"{name}, {pair}: {shown}"
 
         runner = setup.runner(arms, overlap, grid.compare.metric, run_id, tell, "draw")
-        found[backbone] = runner.run_all(setup.keys)
+        found[backbone] = run_all(runner, setup.keys, setup.cluster)
         overlap = runner.overlap
-        floor = None if setup.command.joins else runner.floor(setup.keys[0], arms[0])
+        floor = runner.floor(setup.keys[0], arms[0])
         floors |= {backbone: floor} if floor else {}
     return found, overlap, floors

@@ -28,7 +28,9 @@ from pipeline.comparing.cost import equal_steps, operations_of, seconds_a_draw
 from pipeline.comparing.decision import Decision, label_of, verdict_of
 from pipeline.comparing.decision_page import log_decision
 from pipeline.comparing.effects import changes_of, effects_of
-from pipeline.comparing.pairs import ArmResult, Pair, PairRunner, Results, resolution_pp
+from pipeline.comparing.pair_runner import PairRunner
+from pipeline.comparing.pair_tasks import run_all, run_extra
+from pipeline.comparing.pairs import ArmResult, Pair, Results, resolution_pp
 from pipeline.data.whole import count_whole
 from pipeline.entries.pair_setup import PairSetup
 from pipeline.entries.recommend import recommended, register_recommended
@@ -52,8 +54,8 @@ from pipeline.tracking.keys import NAME
 TRUE_GAINS_PP = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0)
 
 
-def decide_entry(command: Command, plan: Comparison) -> Decision | None:
-    """Entry point decide; None where this process only took part in another's decision."""
+def decide_entry(command: Command, plan: Comparison) -> Decision:
+    """Entry point decide."""
     started, asked, settings = time.perf_counter(), plan, plan.treatment.settings
     with PairSetup.open(
         command,
@@ -61,18 +63,15 @@ def decide_entry(command: Command, plan: Comparison) -> Decision | None:
         plan.decide.design.looks,
         reserved=plan.tune.draws if plan.decide.tune else 0,
         asked="looks",
+        tasks=plan.tune,
         seeds=plan.decide.seeds,
     ) as setup:
         design = replace(plan.decide.design, looks=setup.pool.looks, end=setup.pool.most)
-        if command.joins:
-            plan, _ = _tuned(plan, setup)
-            _run_pairs(plan, setup, design, None)
-            return None
         setup.check(setup.keys[: design.looks[0] * setup.seeds])
         pair_s = _forecast(plan, setup, design)
         name = f"decision · {setup.source.name} · {plan.treatment.words} or {plan.control.words}"
         params = {**without_thresholds(plain_values(settings)), **plan.decide.model_dump()}
-        with setup.run("decision", name, "decide", params, plan.tune.workers) as log:
+        with setup.run("decision", name, params) as log:
             plan, tuned = _tuned(plan, setup)
             decision, runner = _decided(plan, asked, setup, design, log, tuned, pair_s)
             decision = replace(decision, wall_s=time.perf_counter() - started)
@@ -98,7 +97,7 @@ def _decided(
 ) -> tuple[Decision, PairRunner]:
     """The pairs, the verdict, and all that the report says of them."""
     pairs, found, runner = _run_pairs(plan, setup, design, log)
-    beside = _run_extra_arms(plan, runner, pairs)
+    beside = _run_extra_arms(plan, setup, runner, pairs)
     classes, images = len(setup.source.class_names), setup.images
     decision = Decision(
         asked=asked,
@@ -216,14 +215,16 @@ def _tuned(plan: Comparison, setup: PairSetup) -> tuple[Comparison, tuple[TunedA
     from pipeline.tuning.tune_arm import tune_arm
 
     last = plan.treatment.last
-    treatment = tune_arm(setup.command, setup.tracking, plan.tune, plan.treatment, plan.explicit)
+    treatment = tune_arm(
+        setup.command, setup.tracking, plan.tune, plan.treatment, plan.explicit, setup.cluster
+    )
     control = at_equal_steps(treatment.arm, plan.control.schedule, plan.request, plan.treatment)
     control = with_own_settings(control, plan.request.control)
     equal_steps([treatment.arm, control], setup.images)
     fixed = own_stages(plan)
     trials = plan.tune.n_trials * (last - control.last + len(fixed))
     tune = plan.tune.model_copy(update={"n_trials": math.ceil(trials / len(fixed))})
-    tuned = tune_arm(setup.command, setup.tracking, tune, control, fixed)
+    tuned = tune_arm(setup.command, setup.tracking, tune, control, fixed, setup.cluster)
     schedules = [arm.schedule for arm in plan.extra_arms]
     extra = tuple(at_equal_steps(treatment.arm, one, plan.request) for one in schedules)
     plan = replace(plan, treatment=treatment.arm, control=tuned.arm, extra_arms=extra)
@@ -231,7 +232,7 @@ def _tuned(plan: Comparison, setup: PairSetup) -> tuple[Comparison, tuple[TunedA
 
 
 def _run_pairs(
-    plan: Comparison, setup: PairSetup, design: Design, log: RunLog | None
+    plan: Comparison, setup: PairSetup, design: Design, log: RunLog
 ) -> tuple[list[Pair], Verdict, PairRunner]:
     """Pairs up to the look at which the verdict falls, and the verdict."""
     keys, names = setup.keys, (plan.treatment.words, plan.control.words)
@@ -245,29 +246,28 @@ def _run_pairs(
         label = label_of(number, setup.seeds)
         return f"pair {label} ({pair}): {', '.join(shown)}, gain {gain_pp:+.2f} pp"
 
-    arms, run_id = (plan.treatment, plan.control), log.run_id if log else setup.command.joins
-    runner = setup.runner(arms, setup.overlap, plan.decide.metric, run_id, tell)
+    arms = (plan.treatment, plan.control)
+    runner = setup.runner(arms, setup.overlap, plan.decide.metric, log.run_id, tell)
     pairs: list[Pair] = []
     for look in design.looks:
-        results = runner.run_all(keys[: look * setup.seeds])
+        results = run_all(runner, keys[: look * setup.seeds], setup.cluster)
         pairs = [Pair(key, *both) for key, both in zip(keys, results, strict=False)]
         found = verdict_of(pairs, design, setup.pool, plan.decide.metric, setup.seeds)
         known = found.posterior
         assert known
-        if log:
-            setup.command.say(f"after {count_of(look, 'pair')}: {found.sentence(*names)}")
-            numbers = {
-                "p_gain": known.p_above,
-                "p_inside": known.p_inside,
-                "p_harm": known.p_below,
-                "mean_gain_pp": known.mean_pp,
-            }
-            log.metrics({f"look/{key}": value for key, value in numbers.items()}, step=look)
+        setup.command.say(f"after {count_of(look, 'pair')}: {found.sentence(*names)}")
+        numbers = {
+            "p_gain": known.p_above,
+            "p_inside": known.p_inside,
+            "p_harm": known.p_below,
+            "mean_gain_pp": known.mean_pp,
+        }
+        log.metrics({f"look/{key}": value for key, value in numbers.items()}, step=look)
         if found.state != "go_on":
             break
     both = [p.treatment for p in pairs], [p.control for p in pairs]
     words = [f"{n}{_balanced(arm, runner)}" for n, arm in zip(names, both, strict=True)]
-    if log and words != list(names):
+    if words != list(names):
         setup.command.say(f"classes counted alike, over all pairs: {', '.join(words)}")
     return pairs, found, runner
 
@@ -284,14 +284,14 @@ def _balanced(results: Sequence[ArmResult], runner: PairRunner) -> str:
 
 
 def _run_extra_arms(
-    plan: Comparison, runner: PairRunner, pairs: list[Pair]
+    plan: Comparison, setup: PairSetup, runner: PairRunner, pairs: list[Pair]
 ) -> dict[str, tuple[Arm, list[float]]]:
     """Gains over the control of arms that are reported and not judged, on the first pairs."""
     gains: dict[str, tuple[Arm, list[float]]] = {}
     for arm in plan.extra_arms if plan.decide.beside else ():
-        found = []
-        for pair in pairs[: plan.decide.beside]:
-            result = runner.run_extra(pair.key, arm)
+        found, beside = [], pairs[: plan.decide.beside]
+        results = run_extra(runner, [pair.key for pair in beside], arm, setup.cluster)
+        for pair, result in zip(beside, results, strict=True):
             found.append(100 * (result.test - pair.control.test))
             runner.say(f"pair {pair.key.number + 1}, beside: {arm.words} {result.test:.2%}")
         gains[arm.name] = (arm, found)

@@ -8,7 +8,6 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pipeline.settings.describe import HIDDEN
 from pipeline.settings.request import Request
 from pipeline.settings.run import RUN_KEYS, TRAIN_KEYS
 
@@ -63,7 +62,7 @@ class EntryPoint:
     @property
     def offered(self) -> tuple[str, ...]:
         """The options that help shows and that messages name."""
-        hidden = {*HIDDEN, *self.refused, *self.silent}
+        hidden = {*self.refused, *self.silent}
         return tuple(key for key in self.keys if key not in hidden)
 
     def read(self, options: Mapping[str, str]) -> Request:

@@ -1,4 +1,4 @@
-"""What `decide` and `compare` share: test images, pairs dealt from a pool, workers, a runner.
+"""What `decide` and `compare` share: test images, pairs dealt from a pool, where they run.
 
 In: settings of the arms. Out: a `PairSetup`. Images, weights and a storage that cannot serve the
 pairs are refused before an image is read.
@@ -13,19 +13,21 @@ from dataclasses import dataclass, replace
 from pipeline.comparing.arms import Arm
 from pipeline.comparing.cost import equal_steps, shown_steps
 from pipeline.comparing.draws import Pool, pool_in
-from pipeline.comparing.pairs import PairKey, PairRunner, Results, lock_folder, pair_keys
+from pipeline.comparing.pair_runner import PairRunner, lock_folder
+from pipeline.comparing.pairs import PairKey, Results, pair_keys
 from pipeline.data.base import Source
 from pipeline.data.draws import check_readable, dealt_words, rows_in
 from pipeline.data.open import NAMES
 from pipeline.data.overlap import Overlap, tuning_draws
 from pipeline.entries.chain import check_storage
+from pipeline.runs.cluster import Cluster, cluster_of
 from pipeline.runs.command import Command
 from pipeline.runs.near_duplicates import log_near_duplicates
 from pipeline.runs.scoring import read_test_split, test_split
 from pipeline.runs.session import Session
 from pipeline.runs.sources import check_draws, source_and_weights
 from pipeline.runs.stage_log import log_unreadable
-from pipeline.runs.workers import run_workers
+from pipeline.settings.cluster import ClusterSettings
 from pipeline.settings.run import Settings
 from pipeline.stats.metrics import DEFAULT_SHARE, METRICS
 from pipeline.tracking import RunLog, Tracking
@@ -45,6 +47,7 @@ class PairSetup:
     overlap: Overlap
     pool: Pool
     seeds: int
+    cluster: Cluster | None = None
 
     @classmethod
     @contextmanager
@@ -56,21 +59,26 @@ class PairSetup:
         *,
         reserved: int,
         asked: str,
+        tasks: ClusterSettings,
         seeds: int = 1,
     ) -> Iterator[PairSetup]:
         """The setup of arms with these settings, one for each backbone; at the end, where to look.
 
         `reserved`: draws that tuning uses; 0: nothing is tuned. `asked`: the setting that says how
-        many pairs there are. `seeds`: on each draw.
+        many pairs there are. `tasks`: where pairs run. `seeds`: on each draw.
         """
         data = settings[0].data_name
         kind = "decision" if asked == "looks" else "comparison"
         tracking = Tracking.connect(f"{kind} · {data}", data)
-        with tracking.explained():
+        with (
+            tracking.explained(),
+            cluster_of(tasks, settings[0].device, command.say) as cluster,
+        ):
+            if cluster:
+                cluster.check_stores(tracking.uri)
             setup = cls._of(command, tracking, settings, looks, reserved, asked)
-            yield replace(setup, seeds=seeds)
-        if not command.joins:
-            command.say(tracking.how_to_browse)
+            yield replace(setup, seeds=seeds, cluster=cluster)
+        command.say(tracking.how_to_browse)
 
     @classmethod
     def _of(
@@ -138,17 +146,12 @@ class PairSetup:
             self.command.say(note)
 
     @contextmanager
-    def run(
-        self, kind: str, name: str, entry_point: str, params: Mapping[str, object], workers: int
-    ) -> Iterator[RunLog]:
-        """The run of the whole command, when local workers have done what they can."""
+    def run(self, kind: str, name: str, params: Mapping[str, object]) -> Iterator[RunLog]:
+        """The run of the whole command."""
         with self.tracking.run(name, {"kind": kind}, target=True) as log:
             log.params(params)
             log_unreadable(log, self.overlap.test.unreadable)
             self._log_near_duplicates(log)
-            if workers > 1:
-                experiment_id = self.tracking.experiment_id
-                run_workers(workers, entry_point, self.command, experiment_id, log.run_id)
             yield log
 
     def _log_near_duplicates(self, log: RunLog) -> None:
@@ -195,6 +198,5 @@ class PairSetup:
             say=self.command.say,
             tell=line,
             metric=metric,
-            only_new=bool(self.command.joins),
             called=called,
         )

@@ -19,14 +19,12 @@ class Command:
         tuned: take the settings of the finished studies that match.
         storage: Optuna's URL for studies; empty: OPTUNA_STORAGE, or `optuna.db` beside MLflow's
             database.
-        joins: the run of another command, in whose studies or decision this one takes part.
         started: when, in seconds as `time.time` gives them.
     """
 
     request: Request
     tuned: bool = False
     storage: str = ""
-    joins: str = ""
     started: float = field(default_factory=time.time)
     say: Say = print
     on_epoch: OnEpoch = field(default=lambda *_: None)

@@ -26,8 +26,6 @@ from pipeline.settings.schedules import (
 )
 from pipeline.settings.thresholds import Thresholds
 
-HIDDEN = ("joins",)
-"""Settings that commands type, and no person."""
 RUN_GROUPS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("what is run", ExperimentSettings),
     ("how a stage is trained", TrainSettings),

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, field_validator
 from pydantic_core import PydanticCustomError
 
+from pipeline.settings.cluster import ClusterSettings
 from pipeline.settings.fields import (
     ObjectiveName,
     PathText,
@@ -49,7 +50,6 @@ class CommandSettings(StrictModel):
         "take the best settings of the finished study; of compare: tune every arm "
         "first, on draws of its own (on/off)",
     )
-    joins: str = setting("", "id of the run of the command that started this worker")
 
 
 class StageSettings(StrictModel):
@@ -81,7 +81,7 @@ class GateSettings(StrictModel):
     )
 
 
-class TuneSettings(StrictModel):
+class TuneSettings(ClusterSettings):
     """How long and how a study looks for better settings."""
 
     stage: str = setting(
@@ -105,10 +105,9 @@ class TuneSettings(StrictModel):
     space: str = setting(
         "", "search space of your own: a file, or a folder with stage1.yaml, stage2.yaml, ..."
     )
-    workers: int = setting(1, "local processes that share the cores", ge=1, le=256)
     heartbeat: int = setting(
         15,
-        "seconds between signs of life of a worker; after four without one it is given up",
+        "seconds between signs of life of a trial; after four without one it is given up",
         ge=1,
         le=3600,
     )

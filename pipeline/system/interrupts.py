@@ -8,9 +8,7 @@ is, and a third ends the process outright: the next command marks its runs.
 
 from __future__ import annotations
 
-import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,11 +16,8 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-LOOK_S = 1.0
 ONE_PRESS_S = 1.0
 """Signals this close together are one: `mlflow run` sends SIGTERM after a terminal's SIGINT."""
-PARENT = "UNFREEZE_PARENT"
-"""Environment variable: the process id of the command that a worker works for."""
 
 
 @dataclass(kw_only=True)
@@ -97,21 +92,6 @@ def stop(number: int, _frame: FrameType | None) -> None:
         check()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.raise_signal(signal.SIGINT)
-
-
-def end_with_parent() -> None:
-    """Stop this process, as by SIGTERM, once the process that started it is gone.
-
-    The starter's process id is in the environment: the starter may be gone before this is called.
-    """
-    parent = int(os.environ.get(PARENT, os.getppid()))
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(LOOK_S)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Literal
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RetryHeartbeatStaleTrialCallback
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.tuning.storage import STORAGE_FAULTS, Storage, experiments_known
 
@@ -98,8 +98,8 @@ def default_of(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
 
 
 @contextmanager
-def beating(storage: Storage, trial: Trial) -> Iterator[None]:
-    """Record every few seconds that this trial's worker is alive.
+def beating(storage: Storage, trials: Callable[[], Sequence[int]]) -> Iterator[None]:
+    """Record every few seconds that whoever runs these trials, by their ids, is alive.
 
     A beat that a storage misses is not the last one, as it would be in `Study.optimize`.
     """
@@ -107,8 +107,9 @@ def beating(storage: Storage, trial: Trial) -> Iterator[None]:
 
     def beat() -> None:
         while not over.wait(storage.heartbeat_interval):
-            with suppress(*STORAGE_FAULTS):
-                storage.record_heartbeat(trial._trial_id)
+            for trial_id in trials():
+                with suppress(*STORAGE_FAULTS):
+                    storage.record_heartbeat(trial_id)
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from pipeline.comparing.arms import Arm, TunedArm
 from pipeline.errors import LineageError, SettingsError, StudyError
+from pipeline.runs.cluster import Cluster
 from pipeline.runs.command import Command
 from pipeline.settings.entry import TuneSettings
 from pipeline.settings.search_space import TunePlan, default_space, read_space
@@ -27,10 +28,12 @@ def tune_arm(
     tune: TuneSettings,
     arm: Arm,
     fixed: Mapping[int, set[str]],
+    cluster: Cluster | None = None,
 ) -> TunedArm:
     """Studies of an arm's stages, each from the best of the one before.
 
-    `fixed`: the stages, in order, and the settings of each that are not tuned.
+    `fixed`: the stages, in order, and the settings of each that are not tuned. `cluster`: where
+    trials run; None: in this process.
 
     Raises:
         SettingsError: nothing is left to tune, or patience.
@@ -46,7 +49,7 @@ def tune_arm(
             )
         spaces[number] = space.without(kept, f"{arm.words}, stage {number}")
     storage = open_storage(storage_url(command.storage, tracking.uri), tune.heartbeat)
-    done = work(command, TunePlan(tune, arm.settings, spaces), tracking, storage)
+    done = work(command, TunePlan(tune, arm.settings, spaces), tracking, storage, cluster)
     settings = arm.settings
     for one in done:
         if one.choice is None:

@@ -156,9 +156,9 @@ def test_postgresql_is_cut_off_and_comes_back(start: Start, postgres: Postgres) 
     check_books(storage, tracking, wanted=3)
 
 
-def test_ctrl_c_ends_local_workers_cleanly(start: Start, tmp_path: Path) -> None:
+def test_ctrl_c_ends_local_tasks_cleanly(start: Start, tmp_path: Path) -> None:
     command = start(n_trials="50", workers="2", **{"stage1.epochs": "500"})
-    command.wait_for("worker 2: study")
+    command.wait_for("2 tasks at once")
     storage, tracking = (
         f"sqlite:///{tmp_path / 'work' / name}.db" for name in ("optuna", "mlflow")
     )

@@ -1,0 +1,107 @@
+"""Pairs as tasks: what another process needs to run one, and what it brings back.
+
+In: the arms, and where new runs are nested. Out: for each pair what this process would have come
+to. A process of the cluster opens the store and reads the test images once, for all its pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from pipeline.comparing.arms import Arm
+from pipeline.comparing.pair_runner import PairRunner
+from pipeline.comparing.pairs import ArmResult, Done, PairKey, Results
+from pipeline.data.overlap import Overlap
+from pipeline.runs.cluster import Cluster
+from pipeline.runs.scoring import read_test_split
+from pipeline.runs.sources import source_and_weights
+from pipeline.runs.task import Say
+from pipeline.system.progress import bar
+from pipeline.tracking import Tracking
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairWork:
+    """Arms that are run on pair after pair; see `PairRunner`.
+
+    Attributes:
+        extra: an arm that is run in their place, for show.
+    """
+
+    arms: tuple[Arm, ...]
+    nested_under: str | None
+    metric: str
+    called: str
+    extra: Arm | None = None
+
+    @classmethod
+    def of(cls, runner: PairRunner, extra: Arm | None = None) -> PairWork:
+        """What a runner does, to be done elsewhere."""
+        return cls(
+            arms=runner.arms,
+            nested_under=runner.nested_under,
+            metric=runner.metric,
+            called=runner.called,
+            extra=extra,
+        )
+
+    @cached_property
+    def _runner(self) -> PairRunner:
+        settings = self.arms[0].settings
+        tracking = Tracking.connect(data=settings.data_name)
+        source, _ = source_and_weights(settings)
+        test = read_test_split(source, settings, lambda _: None)
+        return PairRunner(
+            arms=self.arms,
+            overlap=Overlap.of(test, source),
+            tracking=tracking,
+            nested_under=self.nested_under,
+            say=lambda _: None,
+            tell=lambda *_: "",
+            metric=self.metric,
+            called=self.called,
+        )
+
+    def do(self, key: PairKey, say: Say) -> Done | ArmResult:
+        """Run a pair, or find that it has been run."""
+        runner = self._runner
+        runner.say = say
+        if self.extra:
+            return runner.run_extra(key, self.extra)
+        done = runner.attempt(key, wait=True)
+        assert done, "it waits"
+        return done
+
+
+def run_all(runner: PairRunner, keys: list[PairKey], cluster: Cluster | None) -> list[Results]:
+    """Every pair, found or run, here or on the cluster."""
+    if cluster is None:
+        return runner.run_all(keys)
+    new = [key for key in keys if key.number not in runner.done]
+    names = {f"{runner.called} {key.number + 1}": key for key in new}
+    with (
+        bar(f"{runner.called}s", len(keys), done=len(keys) - len(new)) as step,
+        cluster.hands(PairWork.of(runner), runner.tracking.experiment_id) as hands,
+    ):
+        for key, found in hands.run(names):
+            assert isinstance(found, Done)
+            runner.take(key, found)
+            step(1)
+    return [runner.done[key.number] for key in keys]
+
+
+def run_extra(
+    runner: PairRunner, keys: Sequence[PairKey], arm: Arm, cluster: Cluster | None
+) -> list[ArmResult]:
+    """Another arm on the images of pairs, for show, here or on the cluster."""
+    if cluster is None:
+        return [runner.run_extra(key, arm) for key in keys]
+    names = {f"{arm.name} on {runner.called} {key.number + 1}": key for key in keys}
+    found: dict[PairKey, ArmResult] = {}
+    with cluster.hands(PairWork.of(runner, arm), runner.tracking.experiment_id) as hands:
+        for key, result in hands.run(names):
+            assert isinstance(result, ArmResult)
+            found[key] = result
+    return [found[key] for key in keys]

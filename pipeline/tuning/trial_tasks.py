@@ -1,0 +1,142 @@
+"""Trials as tasks: the command asks for them and keeps them alive, tasks of a cluster run them.
+
+In: a study that has been begun. Out: the same study, with its trials. A task is one trial of a
+study: run again after a loss it goes on with that trial, or finds that it has ended.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+from optuna.samplers import TPESampler
+from optuna.trial import Trial
+
+from pipeline.runs.cluster import Cluster
+from pipeline.runs.session import Session
+from pipeline.runs.task import Say
+from pipeline.settings.entry import STORAGE
+from pipeline.settings.run import Settings
+from pipeline.tracking import Tracking
+from pipeline.tuning.objective import OutOfTime
+from pipeline.tuning.spec import Spec
+from pipeline.tuning.storage import STORAGE_FAULTS, open_storage, storage_url, translated
+from pipeline.tuning.study import Study, sampler_seed
+from pipeline.tuning.trial_runner import TrialRunner, with_patience
+from pipeline.tuning.trial_state import beating
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A trial, by its id and number; or, without one, the parents of the trials on a draw."""
+
+    trial: tuple[int, int] | None = None
+    draw: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialWork:
+    """A study, as another process needs it; the storage's URL stands in the environment.
+
+    Attributes:
+        settings: of each draw, with what the studies of earlier stages have chosen.
+        tuned_by: these studies, by stage number.
+        run_id: of the study's run.
+    """
+
+    spec: Spec
+    settings: Mapping[int, Settings]
+    tuned_by: Mapping[int, str]
+    run_id: str
+
+    @classmethod
+    def of(cls, runner: TrialRunner) -> TrialWork:
+        """What a runner does, to be done elsewhere."""
+        sessions = runner.sessions
+        return cls(
+            spec=runner.study.spec,
+            settings={draw: session.settings for draw, session in sessions.items()},
+            tuned_by=next(iter(sessions.values())).tuned_by,
+            run_id=runner.run_id,
+        )
+
+    @cached_property
+    def _runner(self) -> TrialRunner:
+        first = next(iter(self.settings.values()))
+        tracking = Tracking.connect(data=first.data_name)
+        storage = open_storage(storage_url("", tracking.uri))
+        study = Study.find(storage, self.spec)
+        assert study, "the command has begun it"
+        sessions = {
+            draw: Session.open(settings, tracking, lambda _: None)
+            for draw, settings in self.settings.items()
+        }
+        for session in sessions.values():
+            session.tuned_by = dict(self.tuned_by)
+        return TrialRunner(
+            study=study,
+            sessions=sessions,
+            tracking=tracking,
+            run_id=self.run_id,
+            deadline=None,  # the command stops its tasks
+            say=lambda _: None,
+        )
+
+    def do(self, task: Task, say: Say) -> None:
+        """Run a trial, or find that it has ended; or train the parents on a draw."""
+        runner = self._runner
+        runner.say = say
+        for session in runner.sessions.values():
+            session.say = say
+        if task.trial is None:
+            runner.train_parents(task.draw)
+            return
+        study = runner.study
+        trial_id, number = task.trial
+        with translated(study.storage.url):
+            if not study.trials[number].state.is_finished():
+                seed = sampler_seed(runner.sessions[self.spec.draws[0]].settings.seed, number)
+                study.optuna.sampler = TPESampler(seed=seed + self.spec.stage.number)
+                runner.run(Trial(study.optuna, trial_id))
+
+
+def run_on(
+    cluster: Cluster, runner: TrialRunner, wanted: int, step: Callable[[int], object]
+) -> None:
+    """Have tasks run a study's trials until it has as many as are wanted.
+
+    Raises:
+        OutOfTime: the deadline passed.
+    """
+    study, asked = runner.study, dict[int, Trial]()
+    work, experiment_id = TrialWork.of(runner), runner.tracking.experiment_id
+    patient = partial(with_patience, study.storage, say=runner.say)
+    try:
+        with (
+            cluster.hands(work, experiment_id, {STORAGE: study.storage.url}) as hands,
+            beating(study.storage, lambda: [trial._trial_id for trial in list(asked.values())]),
+        ):
+            so_far = patient(study.finished)
+            if so_far < wanted and study.spec.stage.number > 1:
+                draws = {f"the parent on draw {n}": Task(draw=n) for n in study.spec.draws}
+                for _ in hands.run(draws):
+                    pass
+            while (now := patient(study.finished)) < wanted:
+                step(now - so_far)
+                so_far = now
+                if runner.deadline is not None and time.monotonic() > runner.deadline:
+                    raise OutOfTime("the command's timeout is over")
+                while hands.has_room and (trial := patient(partial(study.ask, wanted))):
+                    asked[trial.number] = trial
+                    ids = trial._trial_id, trial.number
+                    hands.submit(Task(trial=ids), f"trial {trial.number}")
+                for task, _ in hands.wait():
+                    assert task.trial
+                    del asked[task.trial[1]]
+    finally:
+        for trial in asked.values():  # of a task that was ended outright
+            with suppress(*STORAGE_FAULTS):
+                study.interrupt(trial)
