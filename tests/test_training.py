@@ -38,6 +38,7 @@ from tests.helpers import (
     copy_state,
     live_features,
     make_images,
+    slow_after,
     trainer_for,
 )
 
@@ -393,7 +394,7 @@ def test_reduced_precision_keeps_float32_masters() -> None:
 # Which epoch is selected, and when training ends
 
 
-@pytest.mark.parametrize("select", OBJECTIVES)
+@pytest.mark.parametrize("select", slow_after(2, OBJECTIVES))
 def test_the_selected_epoch_is_best_by_any_metric_then_by_loss_then_comes_first(
     select: str,
 ) -> None:
