@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import shutil
@@ -26,6 +27,7 @@ from PIL import Image
 from pipeline.cli import main
 from tests.postgres import Postgres, find_binaries
 
+gc.set_threshold(100_000, 50, 100)  # as pipeline/__main__.py: the imports stay for good
 torch.set_num_threads(1)  # tiny tensors: on a busy machine more threads take six times as long
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
