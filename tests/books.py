@@ -1,30 +1,22 @@
-"""What a storage and a tracking store say of their studies, as JSON on the standard output.
-
-    python -m tests.books STORAGE TRACKING
+"""What a storage and a tracking store say of their studies.
 
 In a process of its own: neither Optuna nor MLflow closes its connections to a database.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.forked import result_of
 
 
 def read_books(storage: str, tracking: str) -> dict[str, Any]:
     """`studies`: name -> trials (number, state, value, run_id); `runs`: all of MLflow's."""
-    words = [sys.executable, "-m", "tests.books", storage, tracking]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
-    books: dict[str, Any] = json.loads(done.stdout)
+    books: dict[str, Any] = result_of(_books, storage, tracking)
     return books
 
 
-def main(storage: str, tracking: str) -> None:
+def _books(storage: str, tracking: str) -> dict[str, Any]:
     import mlflow
     import optuna
 
@@ -55,8 +47,4 @@ def main(storage: str, tracking: str) -> None:
         }
         for run in client.search_runs(places, max_results=1000)
     ]
-    sys.stdout.write(json.dumps({"studies": studies, "runs": runs}))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    return {"studies": studies, "runs": runs}

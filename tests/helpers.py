@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,6 +39,15 @@ DISTINCT_STAGES = {
     step.trainable: step for steps in reversed(SCHEDULES.values()) for step in steps.stages
 }
 """One stage of every set of trainable blocks that any schedule has."""
+
+
+def slow_after(count: int, values: Iterable[object]) -> list[Any]:
+    """Parameters of a test: so many are in the fast check, the others are marked `slow`."""
+    sets = [value if isinstance(value, tuple) else (value,) for value in values]
+    return [
+        pytest.param(*one, marks=() if place < count else pytest.mark.slow)
+        for place, one in enumerate(sets)
+    ]
 
 
 def request_of(

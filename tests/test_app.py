@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import io
 import struct
 import sys
@@ -30,7 +30,8 @@ from pipeline.tracking import RunView, Tracking
 from pipeline.tracking.keys import KIND, NOTE, REFIT
 from tests.conftest import class_image, enter_store, inside, tiny, write_image_folder
 
-pytest.importorskip("gradio", reason="the extra app is not installed")
+if not importlib.util.find_spec("gradio"):  # importing takes seconds, and few tests need it
+    pytest.skip("the extra app is not installed", allow_module_level=True)
 
 NET = """
 import torch

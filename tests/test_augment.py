@@ -147,6 +147,7 @@ def digest_of_views() -> str:
     return hashlib.sha256(torch.cat(views).numpy().tobytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_a_view_has_the_same_pixels_in_any_process_and_leaves_the_random_state_alone() -> None:
     code = (
         "import torch; from tests.test_augment import digest_of_views;"

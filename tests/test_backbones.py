@@ -10,10 +10,15 @@ from torch import nn
 from pipeline.model.backbones import Backbone, batch_norms, block_order, build_backbone
 from pipeline.model.networks import build_network
 from pipeline.model.often import BLOCKS, OFTEN
-from tests.helpers import CLASSES
+from tests.helpers import CLASSES, slow_after
+
+QUICK = ("resnet18", "mobilenet_v3_small")
 
 
-@pytest.fixture(scope="module", params=OFTEN)
+@pytest.fixture(
+    scope="module",
+    params=slow_after(len(QUICK), [*QUICK, *(name for name in OFTEN if name not in QUICK)]),
+)
 def backbone(request: pytest.FixtureRequest) -> Backbone:
     """Each backbone once; tests only read it."""
     return build_backbone(request.param, CLASSES, 64, seed=3)
@@ -110,7 +115,8 @@ def test_building_neither_reads_nor_moves_the_global_random_state() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "redrawn"), [("efficientnet_b0", True), ("resnet18", False), ("swin_t", False)]
+    ("name", "redrawn"),
+    slow_after(2, [("efficientnet_b0", True), ("resnet18", False), ("swin_t", False)]),
 )
 def test_a_head_that_its_library_draws_too_large_is_drawn_by_torchs_own_rule(
     name: str, redrawn: bool

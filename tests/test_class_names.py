@@ -108,7 +108,7 @@ def test_a_stage_trains_on_classes_of_any_name_and_its_model_answers_with_them(
 
     names = ("$10_$20", "null", "<b>bold", "two\nlines", "tab\tname", "naïve 中文", "w" * 250)
     root = fill(tmp_path / "set", *names, count=8)
-    assert command("stage1", data=str(root), log_model="on") == 0
+    assert command("stage1", data=str(root), log_model="on", log_pictures="on") == 0
     (run,) = (row for _, row in runs().iterrows())
     assert artifact(run["run_id"], "figures/confusion_matrix.png").stat().st_size > 3000
     model = mlflow.pyfunc.load_model(run["tags.model_uri"])
@@ -136,7 +136,7 @@ def test_training_is_not_lost_over_a_picture(
         raise ValueError("a font that is broken")
 
     monkeypatch.setattr(Figure, "savefig", fails)
-    assert command("stage2") == 0
+    assert command("stage2", log_pictures="on") == 0
     out = capfd.readouterr().out
     assert "note: a picture of the result could not be drawn (a font that is broken)" in out
     assert set(runs()["status"]) == {"FINISHED"}

@@ -141,6 +141,6 @@ def test_a_16_bit_image_folder_trains(store: Path, tmp_path: Path) -> None:
             level = 10_000 + 40_000 * label + 500 * number
             Image.new("I;16", (40, 30), level).save(root / name / f"{number}.png")
     words = ["--data", str(root), "--train_per_class", "2", "--val_per_class", "2"]
-    words += ["--image_size", "32", "--epochs", "1", "--log_model", "off"]
+    words += ["--image_size", "32", "--epochs", "1", "--log_model", "off", "--log_pictures", "off"]
     words += ["--weights", "tiny_imagenet"]
     assert main(["stage1", *words, "--cache_dir", str(store / "cache")]) == 0

@@ -37,6 +37,7 @@ assert not torch.backends.cudnn.allow_tf32
 """
 
 
+@pytest.mark.slow
 def test_a_gpu_is_told_to_repeat_itself_and_a_processor_is_left_alone() -> None:
     variables = {k: v for k, v in os.environ.items() if k != "CUBLAS_WORKSPACE_CONFIG"}
     subprocess.run([sys.executable, "-c", FLAGS], check=True, env=variables)

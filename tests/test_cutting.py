@@ -23,6 +23,7 @@ from tests.helpers import (
     copy_state,
     live_features,
     make_images,
+    slow_after,
     trainer_for,
 )
 
@@ -46,6 +47,10 @@ CUT = {
 }
 
 
+QUICK = ("Net", "SkipOverABorder", "OutOfOrder", "SharedDropouts", "CalledTwice")
+NAMES = slow_after(len(QUICK), [*QUICK, *(name for name in CUT if name not in QUICK)])
+
+
 def built(name: str, seed: int = 0) -> Backbone:
     return build_backbone(f"tests.networks:{name}", CLASSES, SIZE, seed)
 
@@ -54,7 +59,7 @@ def some_images() -> Tensor:
     return torch.randn(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("name", CUT)
+@pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_the_parts_compute_what_the_whole_computes_and_leave_their_inputs(name: str) -> None:
     backbone = built(name)
@@ -70,7 +75,7 @@ def test_the_parts_compute_what_the_whole_computes_and_leave_their_inputs(name: 
     assert set(backbone.merged) == {b for s in backbone.segments for b in s.blocks[:-1]}
 
 
-@pytest.mark.parametrize("name", CUT)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_step_moves_the_trainable_blocks_alone_wherever_the_cuts_are(name: str) -> None:
     images, trainable = make_images(6), ("head", "late")
     backbone = built(name)

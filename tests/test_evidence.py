@@ -43,7 +43,7 @@ def of_stage(number: int) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def chain_once(shared_work: Work) -> Work:
     """Stages 1 and 2, then stage 1 twice more: of four epochs, and by another threshold."""
-    shared_work.run("stage2", **{"stage2.epochs": "3"})
+    shared_work.run("stage2", log_pictures="on", **{"stage2.epochs": "3"})
     for words in ({}, {"signal_saturation_acc": "0.01", "reuse": "off"}):
         shared_work.run("stage1", **{"stage1.epochs": "4"}, **words)
     return shared_work
@@ -195,7 +195,7 @@ def test_lost_parent_predictions_leave_the_comparison_unknown(command: Command) 
 
 def test_a_run_that_diverges_half_way_ends_and_says_so(command: Command) -> None:
     words = {"optimizer": "sgd", "lr": "100", "warmup": "0.9", "epochs": "40", "lr_decay": "100"}
-    assert command("stage2", **words) == 0
+    assert command("stage2", log_pictures="on", **words) == 0
     run = runs().iloc[-1]
     assert (run["tags.diverged"], run["status"]) == ("true", "FINISHED")
     losses = evidence_of(run["run_id"])["inputs"]["curves"]["train_loss"]

@@ -28,18 +28,19 @@ from tests.helpers import (
     copy_state,
     live_features,
     make_images,
+    slow_after,
     trainer_for,
 )
 
 IMAGES = 4
 
 
-SLOW = ("inception_v3", "timm:hrnet_w18_small")  # larger than the others, and made in one size
+QUICK = ("resnext50_32x4d", "convnext_tiny", "vit_b_16", "timm:convnextv2_atto")
 
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in FAMILIES],
+    params=slow_after(len(QUICK), [*QUICK, *(name for name in FAMILIES if name not in QUICK)]),
 )
 def family(request: pytest.FixtureRequest) -> Backbone:
     """The smallest network of a family, its BatchNorm statistics those of the images."""

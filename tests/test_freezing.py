@@ -26,6 +26,7 @@ from tests.helpers import (
     copy_state,
     live_features,
     make_images,
+    slow_after,
     trainer_for,
 )
 
@@ -58,10 +59,13 @@ def test_the_stages_tried_stand_for_those_of_every_schedule() -> None:
 
 @pytest.mark.parametrize(
     ("name", "stage"),
-    [
-        *product(("resnet18", "mobilenet_v3_small"), DISTINCT_STAGES.values()),
-        *product(("resnet50", "efficientnet_b0"), [SCHEDULES["three_stage"].stage(3)]),
-    ],
+    slow_after(
+        len(DISTINCT_STAGES) + 1,
+        [
+            *product(("mobilenet_v3_small", "resnet18"), DISTINCT_STAGES.values()),
+            *product(("resnet50", "efficientnet_b0"), [SCHEDULES["three_stage"].stage(3)]),
+        ],
+    ),
 )
 def test_a_stage_changes_its_trainable_blocks_and_nothing_else(name: str, stage: Stage) -> None:
     backbone = build_backbone(name, CLASSES, 32, seed=0)

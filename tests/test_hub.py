@@ -238,6 +238,7 @@ def test_a_command_fetches_from_the_hub_that_the_environment_names(
         f"stage1 --backbone timm:{NAME} --weights pretrained --data {image_folder} --image_size 32"
     )
     words += f" --train_per_class 2 --val_per_class 2 --epochs 1 --cache_dir {tmp_path / 'cache'}"
+    words += " --log_model off --log_pictures off"
     done = subprocess.run(
         [sys.executable, "-m", "pipeline", *words.split()],
         cwd=tmp_path,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,9 +14,9 @@ from pipeline.system.processes import KILLED_REASON, PROCESS
 from pipeline.system.sealed import read_about
 from pipeline.system.variables import KEEP_SHARE
 from pipeline.tracking import RunView, Tracking, keys
+from tests import forked
 from tests.conftest import tiny, words_of
 
-ROOT = Path(__file__).resolve().parents[1]
 EPOCHS = 16
 pytestmark = pytest.mark.slow
 
@@ -29,22 +27,15 @@ def stages() -> list[RunView]:
 
 def kill_after(epoch: int, words: list[str]) -> None:
     """SIGKILL a command once a state after that epoch, or a later one, is on the disk."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline", *words],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = forked.start(words, Path(), Path(f"output-{epoch}.txt").absolute())
     folder = Path("cache", "unfinished")
-    while process.poll() is None and not [
+    while process.returncode is None and not [
         path for path in folder.glob("*.state") if read_about(path)["done"][1] >= epoch
     ]:
         time.sleep(0.005)
     process.kill()
-    assert process.communicate()[1] == ""
-    assert process.returncode == -9
+    assert process.returncode == -9, process.said()
+    assert "error" not in process.said()
 
 
 def test_a_stage_that_is_killed_twice_is_one_run_with_the_bits_of_an_undisturbed_one(

@@ -142,7 +142,7 @@ def test_the_batch_is_what_the_network_sees(augment: str) -> None:
 
 
 def test_a_run_has_tables_and_pictures_that_are_small(command: Command, store: Path) -> None:
-    assert command("stage2", val_per_class="6", test_per_class="2") == 0
+    assert command("stage2", val_per_class="6", test_per_class="2", log_pictures="on") == 0
     run_id = runs().iloc[-1]["run_id"]
     rows = json.loads(artifact(run_id, TABLE).read_text())
     assert rows["columns"][:6] == [

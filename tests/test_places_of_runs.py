@@ -155,7 +155,8 @@ def test_fifteen_tags_at_most_are_for_people_and_no_parameter_was_not_given(
 ) -> None:
     few = {"data": "digits", "weights": "none", "image_size": "32", "views": "2", "epochs": "1"}
     few |= {"train_per_class": "2", "val_per_class": "2", "cache_dir": str(tmp_path / "cache")}
-    perform("stage2", {**few, "log_model": "on"}, lambda _: None)
+    few |= {"log_model": "off", "log_pictures": "off"}
+    perform("stage2", {**few, "log_model": "on", "log_pictures": "on"}, lambda _: None)
     stage2 = mlflow.search_runs(["0"], "tags.stage = '2'", output_format="list")[0]
     for name in ("gate", "evaluate"):
         perform(name, {"run_id": stage2.info.run_id}, lambda _: None)

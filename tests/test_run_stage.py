@@ -54,7 +54,7 @@ class Chains:
 
 @pytest.fixture(scope="module")
 def chains_once(shared_work: Work) -> Chains:
-    first = shared_work.run("main")
+    first = shared_work.run("main", log_pictures="on")
     return Chains(first, shared_work.run("stage3", seed="1"), shared_work.run("main"))
 
 
@@ -156,11 +156,15 @@ def test_the_same_settings_give_bit_identical_weights(command: Command) -> None:
     assert list(digests.nunique()) == [1, 1, 1]
 
 
-def test_a_run_without_a_served_model_is_given_one_from_its_checkpoint(command: Command) -> None:
+def test_a_run_without_pictures_and_model_is_given_them_from_its_checkpoint(
+    command: Command,
+) -> None:
     words = {"schedule": "head_only", "stage1.epochs": "1"}
-    for log_model in ("off", "on", "off"):
-        assert command("main", log_model=log_model, **words) == 0
-    [run] = [row for _, row in runs().iterrows()]
+    for both, there in (("off", False), ("on", True), ("off", True)):
+        assert command("main", log_model=both, log_pictures=both, **words) == 0
+        [run] = [row for _, row in runs().iterrows()]
+        for path in ("figures/learning_curves.png", "predictions.json"):
+            assert artifact(run["run_id"], path).exists() == there
     table = read_predictions(artifact(run["run_id"], "evaluation/val_predictions.csv"))
     folder = Path(run["params.data"])
     pictures = {digest_image(Image.open(p)).hex(): p.read_bytes() for p in folder.rglob("*.png")}

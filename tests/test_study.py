@@ -73,6 +73,7 @@ SAME_STUDY = [
     {"cache": "off"},
     {"device": "cpu"},
     {"log_model": "on"},
+    {"log_pictures": "on"},
     {"gate_flat": "0.1"},
 ]
 

@@ -39,6 +39,7 @@ from tests.helpers import (
     copy_state,
     live_features,
     make_images,
+    slow_after,
     trainer_for,
 )
 
@@ -408,7 +409,7 @@ def test_large_images_are_validated_in_smaller_pieces_to_the_same_result(
 # Which epoch is selected, and when training ends
 
 
-@pytest.mark.parametrize("select", OBJECTIVES)
+@pytest.mark.parametrize("select", slow_after(2, OBJECTIVES))
 def test_the_selected_epoch_is_best_by_any_metric_then_by_loss_then_comes_first(
     select: str,
 ) -> None:

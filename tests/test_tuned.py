@@ -178,7 +178,7 @@ def test_main_takes_every_stages_study_but_no_trials_run_as_its_result(
     assert run["metrics.selected/val_loss"] == second.best_value
     # a chain is made of runs with pictures, which a trial's is given without training it again
     assert not artifact(trials["run_id"][1], "figures/learning_curves.png").exists()
-    assert command("main", **options, tuned="on") == 0
+    assert command("main", **options, tuned="on", log_pictures="on") == 0
     said = capfd.readouterr().out
     assert said.count(f"stage 1: tuned by study {first.study_name}, trial 1") == 2
     assert said.count(f"stage 2: tuned by study {second.study_name}, trial") == 2

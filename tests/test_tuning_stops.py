@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -27,12 +25,13 @@ from pipeline.tuning.spec import Spec
 from pipeline.tuning.storage import open_storage, storage_url
 from pipeline.tuning.study import Study
 from pipeline.tuning.worker import Worker
+from tests import forked
 from tests.conftest import TINY, Command, words_of
+from tests.forked import Forked, wait_until
 from tests.helpers import request_of
 from tests.test_run_stage import artifact, runs
 from tests.test_tuning import space_file, studies
 
-ROOT = Path(__file__).resolve().parent.parent
 LONG = {"stage1.epochs": "300"}
 """Some seconds: a trial that runs when a signal comes."""
 
@@ -72,16 +71,10 @@ def states(study: optuna.Study) -> list[str]:
     return [trial.state.name for trial in study.trials]
 
 
-def start_tune(options: dict[str, str], *, until: str = "stage") -> subprocess.Popen[str]:
+def start_tune(options: dict[str, str], *, until: str = "stage") -> Forked:
     """`tune` in a process of its own, in the middle of a run of that kind."""
-    words = [sys.executable, "-m", "pipeline", *words_of("tune", options)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    while process.poll() is None and "RUNNING" not in ends(until):
-        time.sleep(0.1)
-    assert process.poll() is None
+    process = forked.start(words_of("tune", options), Path(), Path("output.txt").absolute())
+    wait_until(lambda: "RUNNING" in ends(until), process)
     return process
 
 
@@ -161,9 +154,9 @@ def test_ctrl_c_marks_every_run_killed_and_the_same_command_goes_on(
     command: Command, options: dict[str, str], store: Path
 ) -> None:
     process = start_tune({**options, **LONG})
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, said
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait() == 130, process.said()
+    said = process.said()
     assert "stopped: what ran is marked KILLED" in said
     assert "Traceback" not in said
     for kind in ("tune", "study", "trial", "stage"):
@@ -187,7 +180,6 @@ def test_the_trial_of_a_killed_worker_is_taken_over_and_its_runs_end(
     options |= {**LONG, "heartbeat": "1"}
     process = start_tune(options)
     process.kill()
-    process.communicate()
     assert ends("trial") == ends("stage") == ["RUNNING"]
     assert command("tune", **options) == 0
     [study] = studies(store)

@@ -43,6 +43,7 @@ from tests.helpers import (
     changed_names,
     load_settings,
     make_images,
+    slow_after,
     trainer_for,
 )
 
@@ -118,12 +119,15 @@ def course(trainer: Trainer, both: tuple[Features, Features], *, validate: bool)
 
 @pytest.mark.parametrize(
     ("optimizer", "dtype", "stage", "cached", "validate"),
-    [
-        ("adamw", torch.float32, MIDDLE, True, True),
-        ("sgd", torch.float32, MIDDLE, False, True),
-        ("adamw", torch.bfloat16, MIDDLE, False, False),
-        ("sgd", torch.bfloat16, HEAD, True, True),
-    ],
+    slow_after(
+        1,
+        [
+            ("adamw", torch.float32, MIDDLE, True, True),
+            ("sgd", torch.float32, MIDDLE, False, True),
+            ("adamw", torch.bfloat16, MIDDLE, False, False),
+            ("sgd", torch.bfloat16, HEAD, True, True),
+        ],
+    ),
 )
 def test_a_training_goes_on_from_every_border_to_the_same_bits(
     optimizer: str,

@@ -28,7 +28,7 @@ from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.runs.command_line import command_line
 from pipeline.weights.pretrained import Pretrained
 from tests.conftest import SHARED, Command
-from tests.helpers import changed_names, copy_state, load_pretrained
+from tests.helpers import changed_names, copy_state, load_pretrained, slow_after
 from tests.served import NotHttp, Quiet, publish
 
 SMALL = "mobilenet_v3_small"
@@ -150,10 +150,13 @@ def test_mappings_around_the_state_dict_are_opened(
 
 @pytest.mark.parametrize(
     "prefix",
-    [
-        *("module.", "_orig_mod.", "backbone.", "any_name."),
-        *("module._orig_mod.", "module.module.", "model.net.encoder."),
-    ],
+    slow_after(
+        2,
+        [
+            *("module.", "model.net.encoder.", "backbone.", "any_name."),
+            *("module._orig_mod.", "module.module.", "_orig_mod."),
+        ],
+    ),
 )
 def test_a_prefix_that_all_names_share_is_taken_off_and_told(
     prefix: str, state: State, check_same: Callable[..., None]
@@ -261,18 +264,26 @@ def test_a_path_may_begin_with_the_home_folder(
 
 @pytest.mark.parametrize(
     ("name", "head", "root", "left_out"),
-    [
-        ("resnet18", {"fc.1.weight": (7, 512), "fc.1.bias": (7,)}, "fc", 2),
-        ("resnet18", {"fc.0.weight": (9, 512), "fc.3.weight": (7, 9), "fc.3.bias": (7,)}, "fc", 2),
-        ("resnet18", {"fc.weight": (7, 512)}, "fc", 2),
-        ("mobilenet_v2", {"classifier.weight": (7, 1280)}, "classifier", 2),
-        (SMALL, {"classifier.weight": (7, 576), "classifier.bias": (7,)}, "classifier", 4),
-        (SMALL, {"classifier.0.weight": (7, 7), "classifier.3.bias": (4,)}, "classifier", 4),
-        (SMALL, {**BELOW, HEAD[0]: (7, 1024), HEAD[1]: (7,)}, "classifier.3", 2),
-        (SMALL, {**BELOW, HEAD[0]: (4, 1024), HEAD[1]: (7,)}, "classifier.3", 2),
-        (SMALL, {**BELOW, HEAD[0]: (4, 1024)}, "classifier.3", 2),
-        (SMALL, BELOW, "classifier.3", 2),
-    ],
+    slow_after(
+        3,
+        [
+            ("resnet18", {"fc.1.weight": (7, 512), "fc.1.bias": (7,)}, "fc", 2),
+            (
+                "resnet18",
+                {"fc.0.weight": (9, 512), "fc.3.weight": (7, 9), "fc.3.bias": (7,)},
+                "fc",
+                2,
+            ),
+            ("resnet18", {"fc.weight": (7, 512)}, "fc", 2),
+            ("mobilenet_v2", {"classifier.weight": (7, 1280)}, "classifier", 2),
+            (SMALL, {"classifier.weight": (7, 576), "classifier.bias": (7,)}, "classifier", 4),
+            (SMALL, {"classifier.0.weight": (7, 7), "classifier.3.bias": (4,)}, "classifier", 4),
+            (SMALL, {**BELOW, HEAD[0]: (7, 1024), HEAD[1]: (7,)}, "classifier.3", 2),
+            (SMALL, {**BELOW, HEAD[0]: (4, 1024), HEAD[1]: (7,)}, "classifier.3", 2),
+            (SMALL, {**BELOW, HEAD[0]: (4, 1024)}, "classifier.3", 2),
+            (SMALL, BELOW, "classifier.3", 2),
+        ],
+    ),
 )
 def test_a_head_of_any_form_is_left_out_whole(
     name: str,
@@ -423,7 +434,9 @@ def test_a_file_without_weights_is_called_what_it_is(
         load_pretrained(str(tmp_path / name), backbone)
 
 
-@pytest.mark.parametrize("name", ["w.pth", "w.safetensors", "W.SAFETENSORS", "weights", "w.bin"])
+@pytest.mark.parametrize(
+    "name", slow_after(2, ["w.pth", "weights", "w.safetensors", "W.SAFETENSORS", "w.bin"])
+)
 def test_what_a_file_is_does_not_hang_on_its_name(
     name: str, state: State, tmp_path: Path, backbone: Backbone, load: Load
 ) -> None:

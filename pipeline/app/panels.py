@@ -138,7 +138,8 @@ def settings_now(run: RunView, command: Command) -> Settings:
 
 
 def _session(tracking: Tracking, run: RunView, command: Command) -> Session:
-    settings = settings_now(run, command).model_copy(update={"log_model": True})
+    shown = {"log_model": True, "log_pictures": True}
+    settings = settings_now(run, command).model_copy(update=shown)
     session = Session.open(settings, tracking, lambda _: None)
     session.check_images(run)
     session.say = command.say

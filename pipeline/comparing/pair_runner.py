@@ -162,7 +162,8 @@ class PairRunner:
         """An arm's result on a pair that is done, its run now with pictures and a served model."""
         result = self.done[key.number][self.arms.index(arm)]
         session = self._session(key, arm)
-        session.settings = session.settings.model_copy(update={"log_model": True})
+        shown = {"log_model": True, "log_pictures": True}
+        session.settings = session.settings.model_copy(update=shown)
         add_pictures_and_model(session, arm.last, result.run_id)
         return result
 

@@ -96,7 +96,8 @@ def find_run(session: Session, number: int) -> RunView | None:
     """
 
     def rank(run: RunView) -> tuple[bool, bool]:
-        pictures = session.is_trial or has_pictures(run)
+        without = session.is_trial or not session.settings.log_pictures
+        pictures = without or has_pictures(run)
         return origin_of(run) != session.made_with, not pictures
 
     for run in sorted(session.tracking.find({keys.LINEAGE_KEY: session.key(number)}), key=rank):
@@ -128,14 +129,14 @@ def _with_every_metric(session: Session, run: RunView, backbone: Backbone, numbe
 
 
 def add_pictures_and_model(session: Session, number: int, run_id: str) -> None:
-    """Give a trial's or pair's run its pictures, and its served model if `log_model` asks for one.
+    """Give a run made without its pictures and its served model, as far as settings ask for them.
 
     Raises:
         LineageError: the run's checkpoint is missing or damaged.
     """
     settings, tracking = session.settings, session.tracking
     run, log = tracking.get(run_id), tracking.writing(run_id)
-    lacks_pictures = not has_pictures(run)
+    lacks_pictures = settings.log_pictures and not has_pictures(run)
     lacks_model = settings.log_model and keys.MODEL_URI not in run.tags
     if not lacks_pictures and not lacks_model:
         return

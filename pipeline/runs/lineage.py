@@ -127,7 +127,8 @@ def check_parent(run: RunView, stage_number: int) -> None:
 
 
 _OF_EACH_RUN = (
-    *("device", "cache", "cache_dir", "cache_limit", "reuse", "log_model", "precision"),
+    *("device", "cache", "cache_dir", "cache_limit", "reuse", "precision"),
+    *("log_model", "log_pictures"),
     *THRESHOLD_KEYS,
 )
 """How and where to compute, and how to read the result: no parent hands that down."""

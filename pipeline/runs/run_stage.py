@@ -257,14 +257,14 @@ def _log_result(
             log.metrics({f"norm_stats/{name}": score for name, score in choice.scores.items()})
         name = run_name(settings, summary.number, session.role, summary.val_acc)
         log.tags({keys.NAME: name})
-        if not session.is_trial:
+        if settings.log_pictures and not session.is_trial:
             with doing("pictures"):
                 log_pictures(log, session.tracking, subject, session.say)
-            if settings.log_model:
-                name = model_name(settings, summary.number)
-                served = settings, session.draw, trainer.backbone, Path(folder)
-                with doing("logging the model"):
-                    log_served_model(log, name, *served)
+        if settings.log_model and not session.is_trial:
+            name = model_name(settings, summary.number)
+            served = settings, session.draw, trainer.backbone, Path(folder)
+            with doing("logging the model"):
+                log_served_model(log, name, *served)
     return summary, signals
 
 

@@ -95,6 +95,7 @@ def start_tags(session: Session, stage: Stage, parent: RunView | None) -> dict[s
         "norm_stats_reason": choice.reason if choice else "",
         "kernels": "" if word(KERNELS) == "fast" else word(KERNELS),
         keys.IS_TRIAL: "true" if session.is_trial else "",
+        keys.WITHOUT_PICTURES: "" if settings.log_pictures else "true",
         "tuned_by": session.tuned_by.get(stage.number, ""),
     }
     return {

@@ -213,6 +213,9 @@ class MachineSettings(StrictModel):
         True, "take finished runs of the same content, where there are any (on/off)"
     )
     log_model: bool = setting(True, "log a servable MLflow model (on/off)")
+    log_pictures: bool = setting(
+        True, "draw pictures of a stage run and list its mistakes: a second a run (on/off)"
+    )
 
 
 class Settings(Thresholds, MachineSettings, ExperimentSettings):

@@ -269,7 +269,8 @@ def _refresh(tracking: Tracking, run: RunView, signal: Signal, siblings: Sequenc
 
 def has_pictures(run: RunView) -> bool:
     """Whether a run has its pictures: a trial's has none until it is completed."""
-    return keys.IS_TRIAL not in run.tags or keys.COMPLETED in run.tags
+    made_without = {keys.IS_TRIAL, keys.WITHOUT_PICTURES} & set(run.tags)
+    return not made_without or keys.COMPLETED in run.tags
 
 
 def signals_of(tracking: Tracking, run: RunView) -> list[Signal]:

@@ -49,6 +49,8 @@ TICKET = "owner.ticket"
 """Of a stage run: the lowest goes first where several processes train the same (`turns.py`)."""
 IS_TRIAL, COMPLETED = "is_trial", "completed"
 """Of a trial's stage run: made without pictures; has been given its pictures since."""
+WITHOUT_PICTURES = "without_pictures"
+"""Of a stage run made with `log_pictures=off`."""
 
 SIGNAL_TAGS, SIGNAL_METRICS = "signal.", "signal/"
 GATE_PRIOR, GATE_GAINS = "gate.prior", "gate.consistent_gains"
@@ -101,6 +103,7 @@ FOR_PROGRAMS = frozenset(
         *(GIT_COMMIT, SETTINGS, PRECISION, DATA_SHA256, POOL, TEST_AS_STORED, TEST_SHA256),
         *(TEST_PRECISION, MADE_WITH, WEIGHTS_SHA256, CHECKPOINT_SHA256, NETWORK_SHA256),
         *(PARENT_CHECKPOINT_SHA256, IS_TRIAL, COMPLETED, VERDICT_QUESTION),
+        WITHOUT_PICTURES,
         *("frozen_sha256", "weights_report", "norm_stats", "norm_stats_reason", "kernels"),
         *("preset", "backbone", "weights", "storage_place"),
         *(LINEAGE_KEY, RECIPE_KEY, DATA, TRAINS, DECISION_RUN_ID, CHAMPION_RUN_ID),

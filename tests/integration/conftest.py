@@ -19,6 +19,7 @@ QUICK = {
     "stage1.epochs": "1",
     "stage2.epochs": "1",
     "stage3.epochs": "1",
+    "log_pictures": "off",
 }
 
 

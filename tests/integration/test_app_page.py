@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -17,7 +18,8 @@ import pytest
 from pipeline.entries.table import perform
 from tests.conftest import class_image, enter_store, inside, tiny, write_image_folder
 
-gradio_client = pytest.importorskip("gradio_client", reason="the extra app is not installed")
+if not importlib.util.find_spec("gradio"):  # importing takes seconds
+    pytest.skip("the extra app is not installed", allow_module_level=True)
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -71,6 +73,8 @@ def served(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> It
 
 
 def test_gradios_client_is_answered(served: Served) -> None:
+    import gradio_client
+
     client = gradio_client.Client(served.address, verbose=False, analytics_enabled=False)
     try:
         picture = gradio_client.handle_file(served.folder / "images" / "apple" / "01.png")

@@ -37,7 +37,7 @@ def stored_runs(uri: str) -> list[Any]:
 def test_stage3_on_a_clean_clone_is_one_launched_run_and_its_parents(
     mlflow_run: Run, clone: Path
 ) -> None:
-    done = mlflow_run("stage3")
+    done = mlflow_run("stage3", log_pictures="on")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Best results: Train Loss") == 3
     runs = stored_runs(f"sqlite:///{clone / 'mlflow.db'}")
@@ -48,6 +48,8 @@ def test_stage3_on_a_clean_clone_is_one_launched_run_and_its_parents(
     assert launched.data.tags["mlflow.project.entryPoint"] == "stage3"
     assert "-dirty" not in launched.data.tags["z.git_commit"]
     assert len(launched.data.tags["z.git_commit"]) == 40
+    for run in runs:
+        assert (Path(run.info.artifact_uri) / "figures/risks.png").is_file()
 
     again = mlflow_run("main")
     assert again.returncode == 0, again.stderr

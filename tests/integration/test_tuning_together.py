@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from tests import forked
 from tests.books import read_books
-from tests.conftest import TINY
+from tests.conftest import TINY, words_of
+from tests.forked import Forked, wait_until
 from tests.integration.conftest import ROOT
 from tests.postgres import Postgres
 
@@ -23,37 +23,7 @@ pytestmark = pytest.mark.slow
 ENDED = ("COMPLETE", "PRUNED")
 
 
-class Worker:
-    """`python -m pipeline tune` in a process of its own, its output in a file."""
-
-    def __init__(self, folder: Path, environment: dict[str, str], **options: str) -> None:
-        words = [f"--{key}={value}" for key, value in options.items()]
-        self.output = folder / f"output-{time.monotonic_ns()}.txt"
-        with self.output.open("w") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline", "tune", *words],
-                cwd=folder,
-                env=environment,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def said(self) -> str:
-        return self.output.read_text()
-
-    def wait_for(self, text: str, seconds: float = 120) -> None:
-        end = time.monotonic() + seconds
-        while text not in self.said():
-            assert time.monotonic() < end, self.said()
-            assert self.process.poll() is None, self.said()
-            time.sleep(0.1)
-
-    def wait(self) -> int:
-        return self.process.wait(timeout=300)
-
-
-Start = Callable[..., Worker]
+Start = Callable[..., Forked]
 
 
 @pytest.fixture
@@ -67,16 +37,21 @@ def start(tmp_path: Path, image_folder: Path, environment: dict[str, str]) -> It
     common |= {"space": str(space), "stage": "1", "heartbeat": "1", "stage1.epochs": "2"}
     where = {**environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
-    def begin(tracking: str = "", **options: str) -> Worker:
+    def begin(tracking: str = "", **options: str) -> Forked:
         store = {"MLFLOW_TRACKING_URI": tracking} if tracking else {}
-        workers.append(Worker(folder, {**where, **store}, **{**common, **options}))
+        words = words_of("tune", {**common, **options})
+        output = tmp_path / f"output-{len(workers)}.txt"
+        workers.append(forked.start(words, folder, output, {**where, **store}))
         return workers[-1]
 
-    workers: list[Worker] = []
+    workers: list[Forked] = []
     yield begin
     for worker in workers:
-        worker.process.kill()
-        worker.process.wait()
+        worker.kill()
+
+
+def wait_for(text: str, worker: Forked) -> None:
+    wait_until(lambda: text in worker.said(), worker)
 
 
 def check_books(storage: str, tracking: str, wanted: int) -> None:
@@ -137,9 +112,9 @@ def test_a_worker_lost_among_others_costs_only_its_trial(
     options = {"storage": storage, "n_trials": "5", "stage1.epochs": "100"}
     lost, other = start(tracking, **options), start(tracking, **options)
     for worker in (lost, other):
-        worker.wait_for("of 5 trials so far")
+        wait_for("of 5 trials so far", worker)
     wait_for_trial(storage, tracking)
-    os.kill(lost.process.pid, signal.SIGKILL)
+    os.kill(lost.pid, signal.SIGKILL)
     assert other.wait() == 0, other.said()
     check_books(storage, tracking, wanted=5)
 
@@ -148,9 +123,9 @@ def test_postgresql_is_cut_off_and_comes_back(start: Start, postgres: Postgres) 
     storage, tracking = postgres.url("optuna_cut"), postgres.url("mlflow_cut")
     options = {"storage": storage, "n_trials": "3", "stage1.epochs": "200"}
     worker = start(tracking, **options)
-    worker.wait_for("trial 0: ")
+    wait_for("trial 0: ", worker)
     postgres.stop()
-    worker.wait_for("note: ")
+    wait_for("note: ", worker)
     postgres.start()
     assert worker.wait() == 0, worker.said()
     check_books(storage, tracking, wanted=3)
@@ -158,12 +133,12 @@ def test_postgresql_is_cut_off_and_comes_back(start: Start, postgres: Postgres) 
 
 def test_ctrl_c_ends_local_tasks_cleanly(start: Start, tmp_path: Path) -> None:
     command = start(n_trials="50", workers="2", **{"stage1.epochs": "500"})
-    command.wait_for("2 tasks at once")
+    wait_for("2 tasks at once", command)
     storage, tracking = (
         f"sqlite:///{tmp_path / 'work' / name}.db" for name in ("optuna", "mlflow")
     )
     wait_for_trial(storage, tracking)
-    os.killpg(command.process.pid, signal.SIGINT)
+    os.killpg(command.pid, signal.SIGINT)
     assert command.wait() == 130
     states = [trial["state"] for trial in trials_of(storage, tracking)]
     assert "RUNNING" not in states
