@@ -86,7 +86,8 @@ def _rank(backbone: Backbone, block: str) -> BlockRank:
     parameters = dict(backbone.model.named_parameters())
     weights = [parameters[n] for n in backbone.tensor_names([block]) if n in parameters]
     gradients = [weight.grad for weight in weights if weight.grad is not None]
-    return BlockRank(block, norm_of(gradients), norm_of([w.detach() for w in weights]))
+    sizes = norm_of(gradients), norm_of([w.detach() for w in weights])
+    return BlockRank(block, *map(float, sizes))
 
 
 def agreement(relative: Mapping[str, float], gains_pp: Mapping[str, float]) -> float:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -251,12 +251,16 @@ class Preparation:
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """uint8 (N, 3, H, W) to float32."""
-        mean, std = (
-            torch.tensor(values, device=pixels.device).view(1, 3, 1, 1) * 255
-            for values in (self.mean, self.std)
-        )
+        mean, std = (_of_channels(v, pixels.device) * 255 for v in (self.mean, self.std))
         normalised: Tensor = (pixels.float() - mean) / std
         return normalised
+
+
+def _of_channels(values: Sequence[float], device: torch.device) -> Tensor:
+    """A number for each channel, (1, 3, 1, 1); filled in on a device, which waits for no copy."""
+    if device.type == "cpu":
+        return torch.tensor(values).view(1, 3, 1, 1)
+    return torch.stack([torch.full((), v, device=device) for v in values]).view(1, 3, 1, 1)
 
 
 USUAL = Preparation()

@@ -256,7 +256,7 @@ def predict(
     size = max(1, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
     batches = np.array_split(np.arange(len(images)), math.ceil(len(images) / size))
     logits = [
-        run_segments(segments, features.batch(rows, np.zeros_like(rows)), dtype).float().cpu()
+        run_segments(segments, features.batch(rows, np.zeros_like(rows)), dtype).float()
         for rows in counted(batches, "scoring", len(batches))
     ]
-    return torch.cat(logits)
+    return torch.cat(logits).cpu()

@@ -20,16 +20,22 @@ from pipeline.system.interrupts import check
 from pipeline.training.small_conv import use_small_convolutions
 
 KERNELS = "UNFREEZE_KERNELS"
+PRECISIONS = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto`: cuda, else mps, else cpu.
+    """`auto`: cuda, else mps, else cpu; `cuda:1` is the second of several.
 
     Raises:
         SettingsError: the device asked for is not here.
     """
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    here = [*(device for device, is_here in present.items() if is_here), "cpu"]
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    here = ["cuda"] * bool(count) + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
+    here += [f"cuda:{number}" for number in range(count)]
     if name not in ("auto", *here):
         raise SettingsError(
             f"device={name} is not available here: pass -P device=auto ({', '.join(here)})"
@@ -47,17 +53,25 @@ def compute_repeatably(device: torch.device) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
-        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        if device.index is not None:  # pinned memory belongs to the current device
+            torch.cuda.set_device(device)
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """`auto`: bfloat16 where the processor multiplies it natively, else float32."""
+    """`auto`: bfloat16 where the processor multiplies it natively, else float32.
+
+    CUDA devices that multiply float16 alone (capability 7) take that, with a scaled loss.
+    """
     if name != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+        return PRECISIONS[name]
     if device.type == "cuda":
-        fast = torch.cuda.get_device_capability(device) >= (8, 0)
+        capability = torch.cuda.get_device_capability(device)
+        if (7, 0) <= capability < (8, 0):
+            return torch.float16
+        fast = capability >= (8, 0)
     elif device.type == "cpu":
         capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
         fast = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
@@ -85,7 +99,7 @@ def with_kernels(name: str) -> str:
 
 def uses_channels_last(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether maps are (N, H, W, C) in memory: faster wherever measured (docs/experiments)."""
-    return device.type == "cpu" or dtype == torch.bfloat16
+    return device.type == "cpu" or dtype != torch.float32
 
 
 def compute_copy(

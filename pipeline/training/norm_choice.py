@@ -34,6 +34,7 @@ from pipeline.model.backbones import Backbone, batch_norms
 from pipeline.system.digests import digest_values
 from pipeline.system.files import write_atomically
 from pipeline.system.progress import doing
+from pipeline.system.transfers import send
 from pipeline.training.device import compute_copy, run_to_head
 from pipeline.training.norm_stats import (
     PIXELS_PER_BATCH,
@@ -167,10 +168,10 @@ def _features(
     segments = compute_copy(backbone.segments, dtype, device)
     size = max(1, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
     parts = [
-        run_to_head(segments, images.preparation.normalise(pixels.to(device)), dtype).cpu()
+        run_to_head(segments, images.preparation.normalise(send(pixels, device)), dtype)
         for pixels in torch.split(images.pixels, size)
     ]
-    features: NDArray[np.float32] = torch.cat(parts).numpy()
+    features: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
     return features
 
 

@@ -24,6 +24,7 @@ from pipeline.model.grouping import HEAD
 from pipeline.system.digests import digest_tensors, digest_values
 from pipeline.system.files import write_atomically
 from pipeline.system.provenance import libraries
+from pipeline.system.transfers import send_rows
 from pipeline.training.device import compute_copy, run_to_head, with_kernels
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -110,20 +111,22 @@ def recalibrate(
     """
     segments = compute_copy(backbone.segments, dtype, device)
     below_head = [m for segment in segments for block, m in segment.parts() if block != HEAD]
-    for layer in batch_norms(m for m in below_head if isinstance(m, nn.Module)):
+    layers = list(batch_norms(m for m in below_head if isinstance(m, nn.Module)))
+    for layer in layers:
         layer.reset_running_stats()
         layer.train()
-        layer.momentum = None  # None: a plain average over the batches seen
     size = max(2, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
     order = np.argsort(images.keys, kind="stable")  # mixes classes, whatever order they came in
     count = max(1, min(-(-len(images) // size), len(images) // 2))  # no batch of one image
     parts = []
-    for rows in np.array_split(order, count):
-        pixels = images.pixels[torch.from_numpy(rows)].to(device)
-        parts.append(run_to_head(segments, images.preparation.normalise(pixels), dtype).cpu())
+    for number, rows in enumerate(np.array_split(order, count), start=1):
+        for layer in layers:  # a plain average over the batches seen; PyTorch's waits for a device
+            layer.momentum = 1 / number
+        pixels = send_rows(images.pixels, torch.from_numpy(rows), device)
+        parts.append(run_to_head(segments, images.preparation.normalise(pixels), dtype))
     for segment in segments:
         backbone.put(statistics_of(segment.module))
-    features = torch.cat(parts)
+    features = torch.cat(parts).cpu()
     in_order = torch.empty_like(features)
     in_order[torch.from_numpy(order)] = features
     return in_order

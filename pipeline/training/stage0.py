@@ -88,10 +88,9 @@ def head_inputs(
     size = max(1, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
     batches = np.array_split(np.arange(len(images)), math.ceil(len(images) / size))
     parts = [
-        run_to_head(segments, features.batch(rows, np.zeros_like(rows)), dtype).cpu()
-        for rows in batches
+        run_to_head(segments, features.batch(rows, np.zeros_like(rows)), dtype) for rows in batches
     ]
-    points: Points = torch.cat(parts).numpy()
+    points: Points = torch.cat(parts).cpu().numpy()
     return points
 
 

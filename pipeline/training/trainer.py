@@ -32,6 +32,7 @@ from pipeline.settings.augmentation import mixing_of
 from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import Stage
 from pipeline.stats.metrics import OBJECTIVES, Row, rounded, score_logits
+from pipeline.system.transfers import send, send_rows
 from pipeline.tracking.history import History
 from pipeline.tracking.keys import RISKS, TRAIN_ACC, TRAIN_LOSS, TRAIN_S, VAL, VAL_ACC, VAL_S
 from pipeline.training.device import compute_copy, run_segments
@@ -121,6 +122,7 @@ class Trainer:
                     start = source[name].detach().to(self.device)
                     self.weights.append(MasterWeight(name, owners[name], tensor, start))
         self.optimizer = self._make_optimizer()
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
     @property
     def trainable(self) -> int:
@@ -237,14 +239,14 @@ class Trainer:
             augment=self.settings.augment,
             stored_views=self.views,
         )
-        labels, mixing = images.labels.to(self.device), mixing_of(self.settings.augment)
+        order, mixing = torch.from_numpy(np.concatenate(batches)), mixing_of(self.settings.augment)
+        targets = send_rows(images.labels, order, self.device).split([len(b) for b in batches])
         steps = len(batches) * self.settings.epochs
         loss_sum = torch.zeros((), device=self.device)
         hits = torch.zeros((), device=self.device)
-        for number, rows in enumerate(batches):
+        for number, (rows, target) in enumerate(zip(batches, targets, strict=True)):
             step = epoch * len(batches) + number
             self._set_rates(schedule_factor(step, steps, self.settings.warmup))
-            target = labels[torch.from_numpy(rows).to(self.device)]
             inputs = features.batch(rows, views[rows])
             if mixing:
                 place = (self.seed, self.stage.number, epoch, number)
@@ -255,7 +257,8 @@ class Trainer:
             self.on_step(1)
             hits += (logits.argmax(1) == (target.argmax(1) if mixing else target)).sum()
         self.done += 1
-        return loss_sum.item() / len(images), hits.item() / len(images)
+        loss, hit = torch.stack([loss_sum, hits]).tolist()  # the first time that a device is read
+        return loss / len(images), hit / len(images)
 
     def _set_rates(self, factor: float) -> None:
         for group in self.optimizer.param_groups:
@@ -265,14 +268,18 @@ class Trainer:
         """One optimizer step; returns the batch's logits, detached. `meter` sees the gradients."""
         logits = run_segments(self.segments, inputs, self.dtype)
         loss = F.cross_entropy(logits, target, label_smoothing=self.settings.label_smoothing)
-        torch.autograd.backward(loss)
+        torch.autograd.backward(self.scaler.scale(loss))
         for weight in self.weights:
-            weight.pull_gradient(self.settings.l2_sp)
+            weight.pull_gradient()
+        self.scaler.unscale_(self.optimizer)
+        for weight in self.weights:
+            weight.pull_to_start(self.settings.l2_sp)
         if meter:
             meter.see_gradients()
         if self.settings.clip_norm:
             nn.utils.clip_grad_norm_([w.master for w in self.weights], self.settings.clip_norm)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         for weight in self.weights:
             weight.push_value()
         return logits.detach()
@@ -281,13 +288,15 @@ class Trainer:
         self, features: Features, count: int, probes: NDArray[np.int64]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits of every image, and what each trainable block makes of the probes among them."""
-        logits, seen = [], []
-        for start in range(0, count, EVAL_BATCH):
-            rows = np.arange(start, min(start + EVAL_BATCH, count))
+        logits, seen, size = [], [], EVAL_BATCH
+        if self.device.type != "cpu":  # a smaller `batch_size` mends what does not fit
+            size = min(size, 2 * self.settings.batch_size)
+        for start in range(0, count, size):
+            rows = np.arange(start, min(start + size, count))
             outputs = self._outputs(features, rows)
             logits.append(outputs[HEAD])
-            chosen = torch.from_numpy(probes[np.isin(probes, rows)] - start)
-            seen.append({block: x[chosen.to(x.device)] for block, x in outputs.items()})
+            chosen = send(torch.from_numpy(probes[np.isin(probes, rows)] - start), self.device)
+            seen.append({block: x.index_select(0, chosen) for block, x in outputs.items()})
         return torch.cat(logits).cpu(), {b: torch.cat([part[b] for part in seen]) for b in seen[0]}
 
     @torch.no_grad()
