@@ -20,9 +20,10 @@ could tell whether they were waited for.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 from unittest.mock import patch
 
@@ -32,10 +33,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from tests.fake_driver import DEVICES, FACADES
+
 aten = torch.ops.aten
 HOST = torch.device("cpu")
 TO_DEVICE, TO_HOST, WAITS = "to device", "to host", "host waits"
-DEVICES = 2
 _ITEM = (aten._local_scalar_dense.default, aten.is_nonzero.default, aten.equal.default)
 _SHAPES_FROM_VALUES = (
     *(aten.nonzero.default, aten.masked_select.default, aten._unique2.default),
@@ -66,10 +68,10 @@ class OnDevice(Tensor):
 
     held: Tensor
     place: torch.device
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, values: Tensor, place: torch.device) -> OnDevice:
+    def __new__(cls: type[OnDevice], values: Tensor, place: torch.device) -> OnDevice:
         made = Tensor._make_wrapper_subclass(
             cls,
             values.size(),
@@ -85,7 +87,7 @@ class OnDevice(Tensor):
     def __torch_dispatch__(cls, func: Any, *_: Any, **__: Any) -> Any:  # noqa: ANN401
         raise AssertionError(f"{func} on a device tensor outside of its FakeDevice")
 
-    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+    def __repr__(self) -> str:
         return f"OnDevice({self.held!r}, {self.place})"
 
     def __reduce_ex__(self, protocol: Any) -> Any:  # noqa: ANN401 - as torch.save asks
@@ -93,13 +95,13 @@ class OnDevice(Tensor):
 
     def _set_data(self, new: OnDevice) -> None:
         self.held = new.held
-        Tensor.data.__set__(self, new)  # type: ignore[attr-defined]
+        Tensor.data.__set__(self, new)
 
     device = property(lambda self: self.place)
     is_cuda = property(lambda self: self.place.type == "cuda")
     is_mps = property(lambda self: self.place.type == "mps")
     is_meta = property(lambda _: False)
-    data = property(lambda self: self.detach(), _set_data)  # type: ignore[assignment]
+    data = property(lambda self: self.detach(), _set_data)
 
 
 def as_meta(place: torch.device) -> torch.device:
@@ -129,12 +131,13 @@ class FakeDevice:
 
     def __post_init__(self) -> None:
         self.generators = tuple(torch.Generator() for _ in range(DEVICES))
-        self._held, self.is_started = ExitStack(), False
+        self._held, self.is_started, self.current = ExitStack(), False, 0
 
     def __enter__(self) -> FakeDevice:
-
-        self._held.enter_context(_overwriting_parameters())
-        for module, name, value in _FACADES[self.kind](self):
+        import_module("torch._dynamo")  # by every mode; looks at functions that are replaced here
+        # `Module.to` makes new parameters: the class of one cannot be changed
+        parameters = (torch.__future__, "_overwrite_module_params_on_conversion", True)
+        for module, name, value in (parameters, *FACADES[self.kind](self)):
             self._held.enter_context(patch.object(module, name, value))
         self._held.enter_context(_Functions(self))
         self._held.enter_context(_Operations(self))
@@ -153,10 +156,6 @@ class FakeDevice:
     def start(self) -> None:
         """What PyTorch does by itself before most calls of a device."""
         self.is_started = True
-
-    def reset_peak(self, _: object = None) -> None:
-        if not self.is_started:
-            raise RuntimeError("Invalid device argument 0: did you call init?")
 
     def is_pinned(self, tensor: Tensor) -> bool:
         return tensor.untyped_storage().data_ptr() in self.pinned
@@ -311,57 +310,9 @@ def _held(leaf: object) -> object:
 
 def _line_of_the_pipeline() -> str:
     frame = sys._getframe(1)
-    while frame.f_back and "/pipeline/" not in frame.f_code.co_filename:
+    while frame.f_back and (
+        "/pipeline/" not in frame.f_code.co_filename or "/transfers.py" in frame.f_code.co_filename
+    ):
         frame = frame.f_back
     path = frame.f_code.co_filename.rpartition("/pipeline/")[2]
     return f"{path}:{frame.f_lineno} in {frame.f_code.co_name}"
-
-
-@contextmanager
-def _overwriting_parameters() -> Iterator[None]:
-    """`Module.to` makes new parameters: the class of one cannot be changed."""
-    before = torch.__future__.get_overwrite_module_params_on_conversion()
-    torch.__future__.set_overwrite_module_params_on_conversion(True)
-    try:
-        yield
-    finally:
-        torch.__future__.set_overwrite_module_params_on_conversion(before)
-
-
-def _of_cuda(fake: FakeDevice) -> list[tuple[Any, str, Any]]:
-    return [
-        (torch.cuda, name, value)
-        for name, value in {
-            "is_available": lambda: True,
-            "init": fake.start,
-            "device_count": lambda: DEVICES,
-            "_initialized": True,
-            "_is_in_bad_fork": lambda: False,
-            "default_generators": fake.generators,
-            "current_device": lambda: 0,
-            "set_device": lambda _: None,
-            "get_device_capability": lambda _=None: fake.start() or fake.capability,
-            "mem_get_info": lambda _=None: fake.start() or (fake.free_bytes, fake.free_bytes),
-            "reset_peak_memory_stats": fake.reset_peak,
-            "max_memory_allocated": lambda _=None: 0,
-            "synchronize": lambda _=None: fake.note(WAITS),
-        }.items()
-    ] + [
-        (torch.cuda.random, "current_device", lambda: 0),
-        (torch.accelerator, "is_available", lambda: False),  # optimizers ask, for CUDA graphs
-    ]
-
-
-def _of_mps(fake: FakeDevice) -> list[tuple[Any, str, Any]]:
-    return [
-        (torch.backends.mps, "is_available", lambda: True),
-        (torch.mps, "_get_default_mps_generator", lambda: fake.generators[0]),
-        (torch.mps, "recommended_max_memory", lambda: fake.free_bytes),
-        (torch.mps, "current_allocated_memory", lambda: 0),
-    ]
-
-
-_FACADES: Mapping[str, Callable[[FakeDevice], list[tuple[Any, str, Any]]]] = {
-    "cuda": _of_cuda,
-    "mps": _of_mps,
-}

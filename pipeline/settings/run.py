@@ -199,8 +199,8 @@ class MachineSettings(StrictModel):
 
     precision: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto",
-        "float32, bfloat16, float16 (with a scaled loss), or auto: bfloat16 where the processor is "
-        "fast at it, float16 on CUDA devices that are fast at that alone",
+        "float32, bfloat16, float16 (with a scaled loss), or auto: bfloat16 where the processor "
+        "is fast at it, float16 on CUDA devices that are fast at that alone",
     )
     device: DeviceText = setting(
         "auto", "processor that computes: auto, cpu, cuda, cuda:1 (the second of several), mps"

@@ -40,7 +40,7 @@ class RiskMeter:
         self._before = {block: gram(output) for block, output in outputs.items()}
 
     def see_gradients(self) -> None:
-        """Take the gradients as the optimizer will, before they are clipped; none is waited for."""
+        """Take the gradients as the optimizer will, unclipped; a device is not waited for."""
         for block, weights in self._weights.items():
             gradients = [w.master.grad for w in weights if w.master.grad is not None]
             self._gradients[block] = norm_of(gradients)

@@ -240,13 +240,16 @@ class Trainer:
             stored_views=self.views,
         )
         order, mixing = torch.from_numpy(np.concatenate(batches)), mixing_of(self.settings.augment)
-        targets = send_rows(images.labels, order, self.device).split([len(b) for b in batches])
+        labels = send_rows(images.labels, order, self.device)
+        targets = torch.split(labels, [len(rows) for rows in batches])
         steps = len(batches) * self.settings.epochs
-        loss_sum = torch.zeros((), device=self.device)
-        hits = torch.zeros((), device=self.device)
+        sums = torch.zeros(2, device=self.device)
+        loss_sum, hits = sums.unbind()
         for number, (rows, target) in enumerate(zip(batches, targets, strict=True)):
             step = epoch * len(batches) + number
-            self._set_rates(schedule_factor(step, steps, self.settings.warmup))
+            factor = schedule_factor(step, steps, self.settings.warmup)
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["peak"] * factor
             inputs = features.batch(rows, views[rows])
             if mixing:
                 place = (self.seed, self.stage.number, epoch, number)
@@ -257,12 +260,8 @@ class Trainer:
             self.on_step(1)
             hits += (logits.argmax(1) == (target.argmax(1) if mixing else target)).sum()
         self.done += 1
-        loss, hit = torch.stack([loss_sum, hits]).tolist()  # the first time that a device is read
+        loss, hit = sums.tolist()  # a device is waited for, and read from, here and not before
         return loss / len(images), hit / len(images)
-
-    def _set_rates(self, factor: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
 
     def _step(self, inputs: Tensor, target: Tensor, meter: RiskMeter | None = None) -> Tensor:
         """One optimizer step; returns the batch's logits, detached. `meter` sees the gradients."""
