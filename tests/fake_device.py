@@ -191,6 +191,8 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         fake, kwargs = self.fake, dict(kwargs or {})
+        if func is torch.device:  # a name alone, which stays what it is
+            return func(*args, **kwargs)
         if func is Tensor.pin_memory:
             assert type(args[0]) is not OnDevice, "only memory of the host can be pinned"
             return fake.pin(args[0].clone())

@@ -61,7 +61,7 @@ def _of_cuda(fake: Driver) -> Facade:
     }
     return [
         *((torch.cuda, name, answer) for name, answer in answers.items()),
-        (torch.cuda.random, "current_device", answers["current_device"]),
+        *((torch.cuda.random, n, answers[n]) for n in ("current_device", "device_count")),
         (torch.accelerator, "is_available", lambda: False),  # optimizers ask, for CUDA graphs
     ]
 
