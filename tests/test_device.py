@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from unittest.mock import patch
 
@@ -31,10 +32,11 @@ from pipeline.training.stage0 import head_inputs
 from pipeline.training.trainer import Trainer
 from pipeline.training.trainer_state import State, go_on, state_of
 from tests.fake_device import TO_DEVICE, FakeDevice, Move
-from tests.helpers import CLASSES, CPU, calibrated_backbone, make_images
+from tests.helpers import CPU, calibrated_backbone, make_images
 
-NAME = "mobilenet_v3_small"  # has dropout before its head
+NAME = "tests.networks:Dropouts"  # small: each operation costs a hundred times as much here
 HEAD, MIDDLE = SCHEDULES["three_stage"].stages[:2]
+MIDDLE = replace(MIDDLE, trainable=("head", "late"))
 IMAGES, VAL = make_images(12), make_images(6, start=50)
 BATCH, EPOCHS = 4, 2
 STEPS = len(IMAGES) // BATCH
@@ -91,7 +93,7 @@ class Training:
         """What moves in each step but the first of an epoch, and in the rest of the last epoch."""
         steps, ends = [], []
         for _ in self.epochs_marked(fake, ends):
-            steps += [fake.moves[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+            steps += [fake.moves[a:b] for a, b in pairwise(ends)]
             rest = fake.moves[ends[-1] :]
             ends.clear()
         return steps, rest
@@ -149,9 +151,7 @@ def test_what_fits_is_sent_once_and_what_does_not_with_each_batch(tmp_path: Path
             fake.moves.clear()
             training.moves(fake)
         sent[name] = [move.size_bytes for move in fake.moves if "features.py" in move.line]
-    whole, one = sum(training.train.values[:, :1].nbytes for _ in "1"), 0
-    one = training.train.values[0, 0].nbytes
-    whole = training.train.values.nbytes
+    whole, one = training.train.values.nbytes, training.train.values[0, 0].nbytes
     assert sent["fits"].count(whole) == 1
     assert max(sent["does not"]) <= len(VAL) * one
     assert sent["does not"].count(BATCH * one) == EPOCHS * STEPS
@@ -231,7 +231,7 @@ def test_masters_losses_and_logits_are_float32(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("scale", [2.0**120, 2.0**10])
 def test_a_step_whose_gradients_overflow_is_left_out(scale: float) -> None:
-    training = Training(device="cpu", stage=HEAD, dtype=torch.float16)
+    training = Training(device="cpu", dtype=torch.float16)
     trainer, before = training.trainer, training.trainer.snapshot()
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
     next(training.epochs())
@@ -283,7 +283,7 @@ def test_a_state_of_a_device_goes_on_there_to_the_same_bits(
         next(epochs)
         content = kept(whole.trainer)
         list(epochs)
-    with pytest.raises(RuntimeError, match="deserialize|not available|storage"):
+    with pytest.raises(RuntimeError, match=r"deserialize|not recognized"):
         torch.load(io.BytesIO(content), weights_only=True)
     state = read(content)  # on a machine without that device
     with FakeDevice(kind=kind) as fake:
@@ -310,7 +310,7 @@ def test_a_device_goes_by_its_number_and_a_missing_one_is_refused() -> None:
                 pick_device(name)
     with FakeDevice(kind="mps"):
         assert [str(pick_device(name)) for name in ("auto", "mps")] == ["mps", "mps"]
-    with pytest.raises(SettingsError, match="device=cuda:0 is not available here: .*(cpu)"):
+    with pytest.raises(SettingsError, match=r"device=cuda:0 is not available here: .*\(cpu\)"):
         pick_device("cuda:0")
     assert MachineSettings(device="cuda:12").device == "cuda:12"
 
@@ -328,15 +328,14 @@ def test_a_batch_that_does_not_fit_is_a_line_that_says_what_to_do(kind: str) -> 
     with FakeDevice(kind=kind) as fake:
         training = Training(device=kind)
         fake.largest_bytes = 20_000
-        with pytest.raises(OutOfMemoryError, match="device does not .*smaller -P batch_size"):
-            with explained():
-                next(training.epochs())
+        wanted = r"memory of the device does not .*smaller -P batch_size"
+        with pytest.raises(OutOfMemoryError, match=wanted), explained():
+            next(training.epochs())
 
 
 def test_memory_of_the_machine_is_told_apart_and_other_faults_stay() -> None:
     for ask in (lambda: torch.empty(1 << 60), lambda: bytearray(1 << 60)):
-        with pytest.raises(OutOfMemoryError, match="this machine does not suffice .*batch_size"):
-            with explained():
-                ask()
+        with pytest.raises(OutOfMemoryError, match=r"this machine does .*batch_size"), explained():
+            ask()
     with pytest.raises(RuntimeError, match="shape"), explained():
         torch.empty(2, 3) @ torch.empty(2, 3)
