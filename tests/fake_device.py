@@ -33,7 +33,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from tests.fake_driver import DEVICES, FACADES
+from tests.fake_driver import DEVICES, FACADES, flags_kept
 
 aten = torch.ops.aten
 HOST = torch.device("cpu")
@@ -99,7 +99,6 @@ class OnDevice(Tensor):
 
     device = property(lambda self: self.place)
     is_cuda = property(lambda self: self.place.type == "cuda")
-    is_mps = property(lambda self: self.place.type == "mps")
     is_meta = property(lambda _: False)
     data = property(lambda self: self.detach(), _set_data)
 
@@ -135,6 +134,7 @@ class FakeDevice:
 
     def __enter__(self) -> FakeDevice:
         import_module("torch._dynamo")  # by every mode; looks at functions that are replaced here
+        self._held.enter_context(flags_kept())
         # `Module.to` makes new parameters: the class of one cannot be changed
         parameters = (torch.__future__, "_overwrite_module_params_on_conversion", True)
         for module, name, value in (parameters, *FACADES[self.kind](self)):
@@ -165,7 +165,7 @@ class FakeDevice:
         return tensor
 
     def check_buffers(self) -> None:
-        """Pinned memory that was handed over without waiting has not been written since."""
+        """Pinned memory that was handed over has not been written since."""
         for source, sent in self.in_flight:
             assert torch.equal(source, sent), "a pinned buffer was written while it was copied"
 
@@ -200,7 +200,7 @@ class _Functions(TorchFunctionMode):
             return fake.is_pinned(args[0])
         if func is Tensor.tolist and type(args[0]) is OnDevice:
             return args[0].cpu().tolist()
-        is_pinned = kwargs.pop("pin_memory", False)
+        pinned = kwargs.pop("pin_memory", False)
         place = fake.place_of(kwargs.get("device"))
         if func in (torch.tensor, torch.as_tensor) and place:  # made on the host, then copied
             kwargs.pop("device")
@@ -209,7 +209,7 @@ class _Functions(TorchFunctionMode):
             kwargs["device"] = as_meta(place)
         args = tuple(as_meta(p) if (p := fake.place_of(arg)) else arg for arg in args)
         made = func(*args, **kwargs)
-        return fake.pin(made) if is_pinned else made
+        return fake.pin(made) if pinned else made
 
 
 class _Operations(TorchDispatchMode):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
+from unittest.mock import patch
 
 import torch
 
 DEVICES = 2
+_cudnn, _matmul = torch.backends.cudnn, torch.backends.cuda.matmul
 Facade = list[tuple[Any, str, Any]]
 """Modules, names in them, and what takes their place."""
 
@@ -73,6 +77,24 @@ def _of_mps(fake: Driver) -> Facade:
         (torch.mps, "recommended_max_memory", lambda: fake.free_bytes),
         (torch.mps, "current_allocated_memory", lambda: 0),
     ]
+
+
+@contextmanager
+def flags_kept() -> Iterator[None]:
+    """Whether kernels are deterministic, and the like, is afterwards what it was."""
+    fill = torch.utils.deterministic
+    places = [(_cudnn, "benchmark"), (_cudnn, "deterministic"), (_cudnn, "allow_tf32")]
+    places += [(_matmul, "allow_tf32"), (fill, "fill_uninitialized_memory")]
+    before = [getattr(*place) for place in places]
+    enabled = torch.are_deterministic_algorithms_enabled()
+    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        with patch.dict(os.environ):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=only_warns)
+        for (module, name), value in zip(places, before, strict=True):
+            setattr(module, name, value)
 
 
 FACADES: Mapping[str, Callable[[Driver], Facade]] = {"cuda": _of_cuda, "mps": _of_mps}
