@@ -57,7 +57,7 @@ from pipeline.training.trainer import Trainer  # noqa: E402
 from pipeline.weights.pretrained import read_weights  # noqa: E402
 
 STARTER = ROOT / "pipeline" / "weights" / "resnet18-tiny-imagenet-64px.safetensors"
-LOOPS = {"plain loop, AMP": [], "plain loop, AMP, torch.compile": ["--compile"]}
+LOOPS = {"plain loop, AMP": False, "plain loop, AMP, torch.compile": True}
 
 
 @dataclass(kw_only=True)
@@ -70,6 +70,7 @@ class Bench:
     trials: int
     pairs: int
     workers: int
+    compiler: str
 
     @property
     def options(self) -> dict[str, str]:
@@ -95,13 +96,14 @@ class Bench:
         output, seconds, _ = timed(command, cwd=folder, env={**os.environ, **where})
         return output, seconds
 
-    def plain(self, draw: int, images: Path, more: list[str]) -> Result:
+    def plain(self, draw: int, images: Path, *, compiled: bool = False) -> Result:
         """One run of the plain loop; its own JSON line, with the time of the whole command."""
         task = self.task
         words = [sys.executable, str(PEERS / "device_loop.py"), "--data", task.data]
         words += ["--weights", task.weights, "--images", str(images), "--size", str(task.size)]
         words += ["--epochs", str(task.epochs), "--draw", str(draw), "--lr", RATES]
-        words += ["--device", str(self.device), "--workers", str(self.workers), *more]
+        words += ["--device", str(self.device), "--workers", str(self.workers)]
+        words += ["--compile", self.compiler] if compiled else []
         output, seconds, _ = timed(words)
         result: Result = json.loads(output.splitlines()[-1])
         return {**result, "command_s": seconds}
@@ -153,8 +155,8 @@ def chain(bench: Bench) -> str:
                 results.setdefault(tool, []).append(result)
 
             ours("this project, empty cache")
-            for tool, more in LOOPS.items():
-                results.setdefault(tool, []).append(bench.plain(draw, images, more))
+            for tool, compiled in LOOPS.items():
+                results.setdefault(tool, []).append(bench.plain(draw, images, compiled=compiled))
             ours("this project, full cache")
     rows = []
     for tool, runs in results.items():
@@ -174,7 +176,7 @@ def trials(bench: Bench) -> str:
     """A study of stage 2, against as many stages 2 of the plain loop."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        plain = bench.plain(0, deal_images(bench.task, folder), LOOPS["plain loop, AMP"])
+        plain = bench.plain(0, deal_images(bench.task, folder))
         _, seconds = bench.ours("tune", folder, stage="2", n_trials=str(bench.trials))
     one, two = (plain["stages"][i]["wall_s"] for i in (0, 1))
     theirs = one + bench.trials * two
@@ -188,7 +190,7 @@ def decision(bench: Bench) -> str:
     """Pairs of stage 3 and of stage 2 continued, against what plain loops would take."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        plain = bench.plain(0, deal_images(bench.task, folder), LOOPS["plain loop, AMP"])
+        plain = bench.plain(0, deal_images(bench.task, folder))
         more = {"looks": str(bench.pairs), "refit": "off"}
         output, seconds = bench.ours("decide", folder, **more)
     took = [stage["wall_s"] for stage in plain["stages"]]
@@ -320,23 +322,18 @@ def main() -> int:
         parser.error("--data is required without --brief")
     compute_repeatably(device)
     with tempfile.TemporaryDirectory() as name:
+        images = write_images(Path(name)) if args.brief else args.data.resolve()
         if args.brief:
-            data, args.draws, args.trials, args.pairs, args.workers = (
-                write_images(Path(name)),
-                *(1, 2, 2, 0),
-            )
-            task = Task(str(data), str(args.weights), 0, 32, 2, 3, 2)
-        else:
-            task = Task(
-                str(args.data.resolve()), str(args.weights.resolve()), 0, args.size, args.epochs
-            )
+            args.size, args.epochs, args.draws, args.trials, args.pairs = 32, 2, 1, 2, 2
+        task = Task(str(images), str(args.weights.resolve()), 0, args.size, args.epochs)
         bench = Bench(
-            task=task,
+            task=replace(task, train_per_class=3, val_per_class=2) if args.brief else task,
             device=device,
             draws=args.draws,
             trials=args.trials,
             pairs=args.pairs,
-            workers=args.workers,
+            workers=0 if args.brief else args.workers,
+            compiler="aot_eager" if args.brief else "inductor",  # no C++ to wait for
         )
         done = [f"{where(device)}."]
         for part in args.parts:

@@ -77,6 +77,6 @@ def test_commands_wait_for_a_device_where_that_is_known_and_a_full_one_costs_a_s
     assert set(sent) <= SENT_AT_ONCE, sent
     assert read["_train_once"] == read["_validate"] == 3  # one epoch, and two
     assert fake.current == 1  # where pinned memory belongs
-    assert last.data.tags["precision"] == "bfloat16"
+    assert last.data.params["precision"] == "bfloat16"
     assert last.data.tags["parent_run_id"] == first.info.run_id
     assert "test/acc" in stages("FINISHED")[1].data.metrics

@@ -41,10 +41,10 @@ def precision_of(device: torch.device) -> torch.dtype:
 class Loop:
     """A network, and how batches pass through it on a device."""
 
-    def __init__(self, model: nn.Module, device: torch.device, *, compiled: bool) -> None:
+    def __init__(self, model: nn.Module, device: torch.device, *, compiled: str) -> None:
         """Move the network to the device."""
         self.model = model.to(device, memory_format=torch.channels_last)
-        self.run = torch.compile(self.model) if compiled else self.model
+        self.run = torch.compile(self.model, backend=compiled) if compiled else self.model
         self.device, self.dtype = device, precision_of(device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
 
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--augment", choices=AUGMENTS, default="flip")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--workers", type=int, default=0, help="processes that decode and flip")
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--compile", default="", metavar="BACKEND", help="inductor; empty: not")
     args = parser.parse_args()
     device, pinned = torch.device(args.device), args.device.startswith("cuda")
     torch.backends.cudnn.benchmark = True
