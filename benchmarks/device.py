@@ -22,8 +22,6 @@ import statistics
 import sys
 import tempfile
 import time
-import warnings
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,23 +36,15 @@ import pyarrow.parquet as pq  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from benchmarks.one_stage import watched_epochs  # noqa: E402
 from benchmarks.tools import PEERS, RATES, Result, Task, deal_images, timed  # noqa: E402
-from pipeline.data.draws import draw_in  # noqa: E402
-from pipeline.data.images import ImageSet  # noqa: E402
-from pipeline.data.open import open_source  # noqa: E402
 from pipeline.errors import PipelineError  # noqa: E402
-from pipeline.model.backbones import build_backbone  # noqa: E402
-from pipeline.settings.request import Request  # noqa: E402
-from pipeline.settings.run import Settings  # noqa: E402
 from pipeline.system.provenance import git_commit, libraries  # noqa: E402
 from pipeline.training.device import (  # noqa: E402
     compute_repeatably,
     pick_device,
     pick_precision,
 )
-from pipeline.training.prefix_cache import PrefixCache  # noqa: E402
-from pipeline.training.trainer import Trainer  # noqa: E402
-from pipeline.weights.pretrained import read_weights  # noqa: E402
 
 STARTER = ROOT / "pipeline" / "weights" / "resnet18-tiny-imagenet-64px.safetensors"
 LOOPS = {"plain loop, AMP": False, "plain loop, AMP, torch.compile": True}
@@ -202,55 +192,10 @@ def decision(bench: Bench) -> str:
     )
 
 
-def trainer_in(bench: Bench, folder: Path) -> tuple[Trainer, ImageSet, PrefixCache]:
-    """Stage 2 of the chain in this process, from pretrained weights."""
-    settings: Settings = Request.read({**bench.options, "config": "none"}).settings()
-    draw = draw_in(open_source(settings.data, folder), settings)
-    count, size = len(draw.class_names), settings.image_size
-    backbone = build_backbone(settings.backbone, count, size, settings.seed)
-    backbone.put(read_weights(bench.task.weights, backbone.name, size).fitted(backbone).tensors)
-    trainer = Trainer(
-        backbone=backbone,
-        stage=settings.stage(2),
-        settings=settings.training(2),
-        seed=0,
-        views=settings.views,
-        device=bench.device,
-        dtype=pick_precision("auto", bench.device),
-    )
-    return trainer, draw.train, PrefixCache(folder, 20 * 10**9)
-
-
-def epochs_in(bench: Bench, folder: Path, *, watched: bool) -> tuple[Trainer, Counter[str]]:
-    """Train stage 2 of one draw; what CUDA and PyTorch warn of, and how often."""
-    trainer, images, cache = trainer_in(bench, folder)
-    prefix = trainer.backbone.frozen_segments(trainer.stage.trainable)
-    features = cache.features(
-        trainer.backbone,
-        prefix,
-        images,
-        augment=trainer.settings.augment,
-        views=trainer.views,
-        dtype=trainer.dtype,
-        device=trainer.device,
-    )
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        is_watched = watched and bench.device.type == "cuda"
-        try:
-            for _ in trainer.without_validation(images, features, 10):
-                if is_watched:  # from the second epoch on: the first moves what stays there
-                    torch.cuda.set_sync_debug_mode("warn")
-        finally:
-            if is_watched:
-                torch.cuda.set_sync_debug_mode("default")
-    return trainer, Counter(f"{Path(w.filename).name}:{w.lineno}: {w.message}" for w in caught)
-
-
 def waits(bench: Bench) -> str:
     """How often a host waits in all epochs of a stage but the first, by line."""
     with tempfile.TemporaryDirectory() as name:
-        trainer, found = epochs_in(bench, Path(name), watched=True)
+        trainer, found = watched_epochs(bench.options, Path(name), counts_waits=True)
     lines = [f"- {count}x {line}" for line, count in found.most_common()]
     steps = trainer.settings.epochs - 1
     return "\n".join([f"{steps} epochs were watched, {len(lines)} lines warned.", *lines])
@@ -261,7 +206,7 @@ def repeat(bench: Bench) -> str:
     best = []
     for _ in range(2):
         with tempfile.TemporaryDirectory() as name:
-            trainer, found = epochs_in(bench, Path(name), watched=False)
+            trainer, found = watched_epochs(bench.options, Path(name))
             best.append(trainer.best)
     same = [torch.equal(best[0][name], best[1][name]) for name in best[0]]
     told = "".join(f"\n- {line}" for line in found)
