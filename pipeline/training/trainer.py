@@ -232,14 +232,11 @@ class Trainer:
         """
         epoch = self.done
         batches = split_batches(self.rng.permutation(len(images)), self.settings.batch_size)
+        augment, mixing = self.settings.augment, mixing_of(self.settings.augment)
         views = pick_views(
-            images.keys,
-            seed=self.seed,
-            epoch=epoch,
-            augment=self.settings.augment,
-            stored_views=self.views,
+            images.keys, seed=self.seed, epoch=epoch, augment=augment, stored_views=self.views
         )
-        order, mixing = torch.from_numpy(np.concatenate(batches)), mixing_of(self.settings.augment)
+        order = torch.from_numpy(np.concatenate(batches))
         labels = send_rows(images.labels, order, self.device)
         targets = torch.split(labels, [len(rows) for rows in batches])
         steps = len(batches) * self.settings.epochs
