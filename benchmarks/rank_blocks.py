@@ -31,7 +31,8 @@ from pipeline.comparing.arms import Arm, at_equal_steps  # noqa: E402
 from pipeline.comparing.draws import pool_in  # noqa: E402
 from pipeline.comparing.pair_runner import PairRunner  # noqa: E402
 from pipeline.comparing.pairs import pair_keys, resolution_pp  # noqa: E402
-from pipeline.data.images import USUAL, ImageSet  # noqa: E402
+from pipeline.data.image_set import ImageSet  # noqa: E402
+from pipeline.data.images import USUAL  # noqa: E402
 from pipeline.data.overlap import Overlap  # noqa: E402
 from pipeline.model.backbones import Backbone  # noqa: E402
 from pipeline.runs.find_or_run import find_or_run  # noqa: E402
@@ -87,7 +88,8 @@ def _rank(backbone: Backbone, block: str) -> BlockRank:
     parameters = dict(backbone.model.named_parameters())
     weights = [parameters[n] for n in backbone.tensor_names([block]) if n in parameters]
     gradients = [weight.grad for weight in weights if weight.grad is not None]
-    return BlockRank(block, norm_of(gradients), norm_of([w.detach() for w in weights]))
+    sizes = norm_of(gradients), norm_of([w.detach() for w in weights])
+    return BlockRank(block, *map(float, sizes))
 
 
 def agreement(relative: Mapping[str, float], gains_pp: Mapping[str, float]) -> float:

@@ -46,6 +46,10 @@ class DivergedError(TrainingError):
         self.run_id = run_id
 
 
+class OutOfMemoryError(PipelineError):
+    """A batch, or images, that the memory of the device or of the host does not hold."""
+
+
 class FreezingError(PipelineError):
     """A tensor outside the trainable blocks changed: the run's result is void."""
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.rank_blocks import BATCH, BlockRank, agreement, rank_blocks
-from pipeline.data.images import ImageSet
+from pipeline.data.image_set import ImageSet
 from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.settings.schedules import BLOCKS
 from tests.helpers import CLASSES, CPU, calibrated_backbone, changed_names, copy_state, make_images

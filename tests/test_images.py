@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.data.images import DOUBT, USUAL, ImageSet, digest_image, to_rgb
+from pipeline.data.image_set import ImageSet
+from pipeline.data.images import DOUBT, USUAL, digest_image, to_rgb
 from pipeline.data.reading import read_images
 from tests.conftest import class_image
 from tests.helpers import split_of
@@ -291,7 +292,7 @@ def test_a_fingerprint_changes_with_any_pixel_label_or_order(
 
 
 def test_a_set_holds_its_images_in_order() -> None:
-    images = image_set(IMAGES, [0, 1, 2]).to(torch.device("cpu"))
+    images = image_set(IMAGES, [0, 1, 2])
     assert (len(images), images.labels.tolist()) == (3, [0, 1, 2])
     assert (images.pixels.dtype, images.labels.dtype) == (torch.uint8, torch.int64)
     for row, image in enumerate(IMAGES):

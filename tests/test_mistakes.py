@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.metrics import f1_score
 
 from pipeline.cli import main
-from pipeline.data.images import ImageSet
+from pipeline.data.image_set import ImageSet
 from pipeline.errors import TrackingError
 from pipeline.runs import mistakes
 from pipeline.runs.mistakes import (

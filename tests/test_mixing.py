@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.images import ImageSet
+from pipeline.data.image_set import ImageSet
 from pipeline.errors import SettingsError
 from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.settings.run import TrainSettings

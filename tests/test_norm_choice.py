@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.data.images import ImageSet
+from pipeline.data.image_set import ImageSet
 from pipeline.data.open import open_source
 from pipeline.errors import WeightsError
 from pipeline.model.backbones import Backbone, batch_norms, build_backbone

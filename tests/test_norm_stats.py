@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipeline.data.images import USUAL, ImageSet
+from pipeline.data.image_set import ImageSet
+from pipeline.data.images import USUAL
 from pipeline.model.backbones import Backbone, batch_norms, build_backbone
 from pipeline.system.digests import digest_tensors
 from pipeline.training.norm_stats import STATISTICS, calibrate_norm_stats

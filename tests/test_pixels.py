@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data import pixels as kept
-from pipeline.data.images import ImageSet
+from pipeline.data.image_set import ImageSet
 from pipeline.data.pixels import ChosenPixels, DecodedPixels, MappedPixels
 from pipeline.data.reading import read_images, read_parts
 from pipeline.errors import DataError

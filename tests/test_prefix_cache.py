@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.augment import render_views
-from pipeline.data.images import ImageSet
+from pipeline.data.image_set import ImageSet
 from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.settings.augmentation import Augment
 from pipeline.settings.run import TrainSettings

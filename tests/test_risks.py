@@ -19,7 +19,7 @@ from pipeline.training.diagnostics import (
 
 
 def cka(x: Tensor, y: Tensor) -> float:
-    return linear_cka(gram(x), gram(y))
+    return float(linear_cka(gram(x), gram(y)))
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -27,7 +27,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def test_drift_is_the_distance_over_the_size_at_the_start_of_all_tensors_together() -> None:
-    assert norm_of([torch.tensor([3.0]), torch.tensor([[0.0, 4.0]])]) == pytest.approx(5.0)
+    assert norm_of([torch.tensor([3.0]), torch.tensor([[0.0, 4.0]])]).item() == pytest.approx(5.0)
     start = [torch.tensor([3.0, 0.0]), torch.tensor([4.0])]
     now = [torch.tensor([3.0, 1.0]), torch.tensor([4.0])]
     assert relative_drift(now, start) == pytest.approx(0.2)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data.images import ImageSet
+from pipeline.data.image_set import ImageSet
 from pipeline.runs.floor import Floor
 from pipeline.runs.words import summary_table
 from pipeline.tracking.history import Summary

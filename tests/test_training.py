@@ -14,7 +14,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from pipeline.data.images import USUAL, ImageSet
+from pipeline.data.image_set import ImageSet
+from pipeline.data.images import USUAL
 from pipeline.model.backbones import Backbone, batch_norms
 from pipeline.runs.scoring import predict
 from pipeline.settings.run import TrainSettings

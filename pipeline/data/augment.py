@@ -29,6 +29,7 @@ from torch import Tensor
 
 from pipeline.data.images import USUAL, Preparation
 from pipeline.settings.augmentation import ERASING, POLICIES, Augment, of_images
+from pipeline.system.transfers import send
 
 JITTER = 0.3
 U64Array = NDArray[np.uint64]
@@ -37,6 +38,11 @@ U64Array = NDArray[np.uint64]
 def distinct_views(augment: Augment) -> int | None:
     """How many different views there are; None: without limit."""
     return {"none": 1, "light": 2}.get(of_images(augment))
+
+
+def is_drawn_on_host(augment: Augment) -> bool:
+    """Whether images are varied one by one on a processor, wherever the network computes."""
+    return bool({*POLICIES, ERASING} & set(augment.split("+")))
 
 
 def hash_uniform(keys: U64Array, counter: U64Array | int) -> NDArray[np.float64]:
@@ -103,15 +109,18 @@ def _moved_and_coloured(
     """Pixels after `none`, `light` or `strong`, values from 0 to 255."""
     if not {"light", "strong"} & set(words):
         return pixels
-    flip = torch.from_numpy(views % 2 == 1).to(pixels.device)
+    flip = send(torch.from_numpy(views % 2 == 1), pixels.device)
     pixels = torch.where(flip.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
     if "light" in words:
         return pixels
     counters = views.astype(np.uint64) * np.uint64(8)
     draws = np.stack([hash_uniform(keys, counters + np.uint64(i)) for i in range(5)])
-    uniform = torch.from_numpy(draws).to(pixels.device)
-    pixels = _shift(pixels, uniform[0], uniform[1])
-    return _jitter(pixels, 1 + JITTER * (2 * uniform[2:].float() - 1))
+    uniform, pad = torch.from_numpy(draws), pixels.shape[-1] // 8
+    # numbers of the host: MPS has no float64
+    moves = ((uniform[:2] * (2 * pad + 1)).floor() - pad).long()
+    factors = 1 + JITTER * (2 * uniform[2:].float() - 1)
+    pixels = _shift(pixels, send(moves, pixels.device))
+    return _jitter(pixels, send(factors, pixels.device))
 
 
 @cache
@@ -147,18 +156,17 @@ def _one_by_one(images: Tensor, word: str, keys: U64Array, counters: U64Array) -
     return torch.stack(varied).to(images.device)
 
 
-def _shift(pixels: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    """Move each image by up to an eighth of its side, reflecting at the border."""
+def _shift(pixels: Tensor, moves: Tensor) -> Tensor:
+    """Move each image by `moves` (2, N), down and right, reflecting at the border."""
     size = pixels.shape[-1]
-    pad = size // 8
     index = torch.arange(size, device=pixels.device)
 
     def source(amount: Tensor) -> Tensor:  # (N, S): where each row or column is taken from
-        moved = (index + ((amount * (2 * pad + 1)).floor() - pad).long().view(-1, 1)).abs()
+        moved = (index + amount.view(-1, 1)).abs()
         return torch.where(moved >= size, 2 * (size - 1) - moved, moved)
 
-    rows = source(down).view(-1, 1, size, 1).expand(-1, 3, -1, size)
-    columns = source(right).view(-1, 1, 1, size).expand(-1, 3, size, -1)
+    rows = source(moves[0]).view(-1, 1, size, 1).expand(-1, 3, -1, size)
+    columns = source(moves[1]).view(-1, 1, 1, size).expand(-1, 3, size, -1)
     return pixels.gather(2, rows).gather(3, columns)
 
 

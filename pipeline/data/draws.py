@@ -34,7 +34,8 @@ from pipeline.data.by_content import (
     without,
 )
 from pipeline.data.cache import shelf_of
-from pipeline.data.images import ImageSet, IntArray, Ranges
+from pipeline.data.image_set import ImageSet
+from pipeline.data.images import IntArray, Ranges
 from pipeline.data.reading import read_images
 from pipeline.errors import DataError
 from pipeline.settings.fields import AUTO

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
-
-from pipeline.data.pixels import Pixels
 
 U8Array = NDArray[np.uint8]
 IntArray = NDArray[np.int64]
@@ -253,12 +251,16 @@ class Preparation:
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """uint8 (N, 3, H, W) to float32."""
-        mean, std = (
-            torch.tensor(values, device=pixels.device).view(1, 3, 1, 1) * 255
-            for values in (self.mean, self.std)
-        )
+        mean, std = (_of_channels(v, pixels.device) * 255 for v in (self.mean, self.std))
         normalised: Tensor = (pixels.float() - mean) / std
         return normalised
+
+
+def _of_channels(values: Sequence[float], device: torch.device) -> Tensor:
+    """A number for each channel, (1, 3, 1, 1); filled in on a device, which waits for no copy."""
+    if device.type == "cpu":
+        return torch.tensor(values).view(1, 3, 1, 1)
+    return torch.stack([torch.full((), v, device=device) for v in values]).view(1, 3, 1, 1)
 
 
 USUAL = Preparation()
@@ -267,54 +269,3 @@ USUAL = Preparation()
 def unusual(preparation: Preparation) -> dict[str, object]:
     """What a key names of a preparation: nothing of the usual one, which earlier keys have."""
     return {} if preparation == USUAL else {"preparation": asdict(preparation)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageSet:
-    """N labelled images, ready to be batched.
-
-    Attributes:
-        pixels: uint8, (N, 3, S, S), in memory or not.
-        labels: int64, (N,).
-        digests: the SHA-256 of each original image, uint8, (N, 32).
-        unreadable: images that were asked for and left out, and why, a line each.
-        rows: of the split that the images were read from, (N,).
-        doubts: deep images that may have lost what they show, and why, a line each.
-        preparation: how the pixels were made, and how they are normalised.
-        names: the file or the row that each image stands in; empty where nobody reads them.
-    """
-
-    pixels: Tensor | Pixels
-    labels: Tensor
-    digests: U8Array
-    unreadable: tuple[str, ...] = ()
-    doubts: tuple[str, ...] = ()
-    preparation: Preparation = USUAL
-    rows: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    names: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def keys(self) -> NDArray[np.uint64]:
-        """64 bits of each digest: what seeds an image's augmentation, (N,)."""
-        return np.ascontiguousarray(self.digests[:, :8]).view(np.uint64)[:, 0]
-
-    def fingerprint(self) -> str:
-        """SHA-256 over every image and label, in order, as 64 hex digits."""
-        hasher = hashlib.sha256(self.digests.tobytes())
-        hasher.update(self.labels.numpy().tobytes())
-        return hasher.hexdigest()
-
-    def batch(self, which: IntArray | slice, device: torch.device | None = None) -> Tensor:
-        """The pixels of these rows, on a device (None: where they are), uint8, (n, 3, S, S)."""
-        where = self.pixels.device if isinstance(self.pixels, Tensor) else None
-        rows = which if isinstance(which, slice) else torch.from_numpy(which).to(where)
-        found = self.pixels[rows]
-        return found if device is None else found.to(device)
-
-    def to(self, device: torch.device) -> ImageSet:
-        """The same set with its tensors on `device`; pixels on disk stay there."""
-        pixels = self.pixels.to(device) if isinstance(self.pixels, Tensor) else self.pixels
-        return replace(self, pixels=pixels, labels=self.labels.to(device))

@@ -17,7 +17,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from pipeline.data.images import ImageSet
+from pipeline.data.image_set import ImageSet
 from pipeline.system.interrupts import check
 
 BLOCK = 2048

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from pipeline.data.base import Source
 from pipeline.data.draws import Draw, draw_in
-from pipeline.data.images import ImageSet, IntArray
+from pipeline.data.image_set import ImageSet
+from pipeline.data.images import IntArray
 from pipeline.data.stored import Stored
 from pipeline.settings.run import Settings
 from pipeline.system.interrupts import check

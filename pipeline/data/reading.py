@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.data.base import WHERE, Split, Unreadable, refuse_unreadable
+from pipeline.data.image_set import ImageSet
 from pipeline.data.images import (
     DOUBT,
     USUAL,
-    ImageSet,
     IntArray,
     Preparation,
     U8Array,

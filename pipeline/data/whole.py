@@ -14,7 +14,8 @@ import numpy as np
 from pipeline.data.base import Source, Split, preparation_of
 from pipeline.data.cache import shelf_of
 from pipeline.data.draws import Draw, rows_of
-from pipeline.data.images import ImageSet, IntArray
+from pipeline.data.image_set import ImageSet
+from pipeline.data.images import IntArray
 from pipeline.data.reading import read_parts
 from pipeline.settings.run import Settings
 

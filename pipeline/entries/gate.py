@@ -32,7 +32,7 @@ from pipeline.signals.gate import (
 )
 from pipeline.tracking import Tracking
 from pipeline.tracking.keys import GATE_GAINS, KIND, NAME, NOTE
-from pipeline.training.device import pick_device, pick_precision
+from pipeline.training.device import PRECISIONS, pick_device, pick_precision
 
 
 def gate_entry(command: Command, plan: GateSettings) -> Gate:
@@ -86,7 +86,8 @@ def gate_entry(command: Command, plan: GateSettings) -> Gate:
 def _next(gate: Gate, draws: Sequence[GateDraw], settings: Settings) -> str:
     """What to type after the gate's advice: the decision, or stage 2 on another draw."""
     options = options_of(settings, known=2)
-    if str(pick_precision("auto", pick_device(settings.device))).endswith(settings.precision):
+    here = pick_precision("auto", pick_device(settings.device))
+    if PRECISIONS.get(settings.precision) == here:
         options.pop("precision", None)
     if gate.prior != "not_yet" or gate.tags[GATE_GAINS] != "unknown":
         return command_line("decide", options)

@@ -259,9 +259,11 @@ def perform(
     shared = request.own_settings(CommandSettings)
     with loading("PyTorch", "torch"):
         from pipeline.runs.command import Command
+        from pipeline.training.out_of_memory import explained
 
         work = resolve_name(f"pipeline.{row.work}")
     command = Command(
         request=request, **shared.model_dump(), say=say, on_epoch=on_epoch, started=started
     )
-    return work(command, plan)
+    with explained():
+        return work(command, plan)

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.data.draws import Draw
-from pipeline.data.images import ImageSet, Preparation
+from pipeline.data.image_set import ImageSet
+from pipeline.data.images import Preparation
 from pipeline.errors import first_line
 from pipeline.tracking import RunLog
 

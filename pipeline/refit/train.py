@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.images import ImageSet
+from pipeline.data.image_set import ImageSet
 from pipeline.data.overlap import Overlap
 from pipeline.data.whole import Scope, takes_all, whole_draw
 from pipeline.model.backbones import Backbone

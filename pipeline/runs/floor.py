@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pipeline.data.images import ImageSet
+from pipeline.data.image_set import ImageSet
 from pipeline.model.grouping import HEAD
 from pipeline.runs.session import Session
 from pipeline.settings.augmentation import Augment

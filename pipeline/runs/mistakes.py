@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.data.augment import pick_views, render_views
-from pipeline.data.images import ImageSet
+from pipeline.data.image_set import ImageSet
 from pipeline.data.pixels import Pixels
 from pipeline.reporting.figures import best_effort
 from pipeline.reporting.image_grids import Row, image_grid, reliability_diagram, small

@@ -20,7 +20,8 @@ from torch import Tensor
 from pipeline.data.augment import distinct_views
 from pipeline.data.base import Split, preparation_of
 from pipeline.data.cache import shelf_of
-from pipeline.data.images import ImageSet, U8Array
+from pipeline.data.image_set import ImageSet
+from pipeline.data.images import U8Array
 from pipeline.data.near import NearDuplicates, NearPair, near_duplicates
 from pipeline.data.open import NAMES
 from pipeline.data.reading import read_images

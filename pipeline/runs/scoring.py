@@ -10,7 +10,7 @@ import torch
 
 from pipeline.data.base import Source, Split, notes_on, preparation_of
 from pipeline.data.cache import shelf_of
-from pipeline.data.images import ImageSet
+from pipeline.data.image_set import ImageSet
 from pipeline.data.overlap import Overlap
 from pipeline.data.reading import read_images
 from pipeline.errors import DataError, LineageError
@@ -260,7 +260,7 @@ def predict(
     size = max(1, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
     batches = np.array_split(np.arange(len(images)), math.ceil(len(images) / size))
     logits = (
-        run_segments(segments, features.batch(rows, np.zeros_like(rows)), dtype).float().cpu()
+        run_segments(segments, features.batch(rows, np.zeros_like(rows)), dtype).float()
         for rows in counted(batches, "scoring", len(batches))
     )
     return joined(logits, len(images))

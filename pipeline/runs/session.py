@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline.data.base import Source
 from pipeline.data.cache import cache_folder, shelf_of
 from pipeline.data.draws import Draw, draw_in
-from pipeline.data.images import ImageSet
+from pipeline.data.image_set import ImageSet
 from pipeline.errors import LineageError
 from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.runs.lineage import lineage_key, recipe_key

@@ -21,7 +21,7 @@ from safetensors.torch import save
 
 from pipeline.data.base import UNREADABLE
 from pipeline.data.draws import Draw
-from pipeline.data.images import ImageSet
+from pipeline.data.image_set import ImageSet
 from pipeline.model.backbones import Backbone
 from pipeline.model.factories import distribution_of, is_factory, sources_of
 from pipeline.model.networks import TIMM, recipe_of

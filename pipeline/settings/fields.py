@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias, TypeVar
 
 from pydantic import (
@@ -100,6 +101,19 @@ def _off_or_share(value: object) -> object:
     return 0.0 if value is False or str(value).strip().lower() in ("off", "false") else value
 
 
+def _device_name(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,2})?", text):
+        near = get_close_matches(text, ("auto", "cpu", "cuda", "mps"), n=1)
+        raise PydanticCustomError(
+            "device",
+            "must be 'auto', 'cpu', 'cuda' or 'mps', or 'cuda:1' for the second of several",
+            {"meant": near[0]} if near else {},
+        )
+    return text
+
+
+DeviceText = Annotated[str, AfterValidator(_device_name)]
+"""A kind of processor, or one of several CUDA devices."""
 OffOrShare = Annotated[float, BeforeValidator(_off_or_share), Field(ge=0, le=1)]
 """A number from 0 to 1; `off` is 0."""
 BackboneText = Annotated[str, AfterValidator(_known_network)]

@@ -21,6 +21,7 @@ from pipeline.settings.fields import (
     AUTO,
     BackboneText,
     BlocksText,
+    DeviceText,
     NumbersText,
     ObjectiveName,
     PathText,
@@ -197,10 +198,14 @@ class ExperimentSettings(StrictModel):
 class MachineSettings(StrictModel):
     """Where a run is computed, and what is kept of it."""
 
-    precision: Literal["auto", "float32", "bfloat16"] = setting(
-        "auto", "float32, bfloat16, or auto: bfloat16 where the processor is fast at it"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = setting(
+        "auto",
+        "float32, bfloat16, float16 (with a scaled loss), or auto: bfloat16 where the processor "
+        "is fast at it, float16 on CUDA devices that are fast at that alone",
     )
-    device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "processor that computes")
+    device: DeviceText = setting(
+        "auto", "processor that computes: auto, cpu, cuda, cuda:1 (the second of several), mps"
+    )
     cache: bool = setting(True, "keep the frozen prefix's outputs on disk (on/off)")
     cache_dir: PathText = setting("", "folder for downloads and caches; empty: ~/.cache/unfreeze")
     cache_limit: SizeText = setting(

@@ -32,6 +32,7 @@ class PeakMemory:
         if device.type == "cuda":
             import torch
 
+            torch.cuda.init()  # type: ignore[no-untyped-call]  # the reset does not
             torch.cuda.reset_peak_memory_stats(device)
             return
         try:

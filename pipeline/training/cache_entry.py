@@ -16,7 +16,8 @@ import torch
 
 from pipeline.data.augment import distinct_views
 from pipeline.data.draws import Draw
-from pipeline.data.images import ImageSet, unusual
+from pipeline.data.image_set import ImageSet
+from pipeline.data.images import unusual
 from pipeline.model.backbones import Backbone
 from pipeline.settings.augmentation import of_images
 from pipeline.settings.run import Settings

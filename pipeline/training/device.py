@@ -21,16 +21,22 @@ from pipeline.system.variables import KERNELS, word
 from pipeline.training.small_conv import use_small_convolutions
 
 EVAL_BATCH, EVAL_PIXELS = 500, 500 * 64 * 64
+PRECISIONS = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto`: cuda, else mps, else cpu.
+    """`auto`: cuda, else mps, else cpu; `cuda:1` is the second of several.
 
     Raises:
         SettingsError: the device asked for is not here.
     """
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    here = [*(device for device, is_here in present.items() if is_here), "cpu"]
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    here = ["cuda"] * bool(count) + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
+    here += [f"cuda:{number}" for number in range(count)]
     if name not in ("auto", *here):
         raise SettingsError(
             f"device={name} is not available here: pass -P device=auto ({', '.join(here)})"
@@ -48,17 +54,25 @@ def compute_repeatably(device: torch.device) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
-        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        if device.index is not None:  # pinned memory belongs to the current device
+            torch.cuda.set_device(device)
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """`auto`: bfloat16 where the processor multiplies it natively, else float32."""
+    """`auto`: bfloat16 where the processor multiplies it natively, else float32.
+
+    CUDA devices that multiply float16 alone (capability 7) take that, with a scaled loss.
+    """
     if name != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+        return PRECISIONS[name]
     if device.type == "cuda":
-        fast = torch.cuda.get_device_capability(device) >= (8, 0)
+        capability = torch.cuda.get_device_capability(device)
+        if (7, 0) <= capability < (8, 0):
+            return torch.float16
+        fast = capability >= (8, 0)
     elif device.type == "cpu":
         capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
         fast = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
@@ -74,7 +88,7 @@ def with_kernels(name: str) -> str:
 
 def uses_channels_last(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether maps are (N, H, W, C) in memory: faster wherever measured (docs/experiments)."""
-    return device.type == "cpu" or dtype == torch.bfloat16
+    return device.type == "cpu" or dtype != torch.float32
 
 
 def compute_copy(
@@ -139,15 +153,18 @@ def run_segments(segments: Iterable[Segment], inputs: Tensor, dtype: torch.dtype
 
 
 def joined(parts: Iterable[Tensor], count: int) -> Tensor:
-    """Parts with `count` rows in all, one below the other: in memory once, and in one place."""
+    """Parts with `count` rows in all, one below the other, on the host.
+
+    Parts are in memory once, and a device is waited for once.
+    """
     whole, at = torch.empty(0), 0
     for part in parts:
         if not at:
-            whole = torch.empty((count, *part.shape[1:]), dtype=part.dtype)
+            whole = part.new_empty((count, *part.shape[1:]))
         whole[at : at + len(part)] = part
         at += len(part)
     assert at == count, (at, count)
-    return whole
+    return whole.cpu()
 
 
 def run_to_head(segments: Sequence[Segment], inputs: Tensor, dtype: torch.dtype) -> Tensor:

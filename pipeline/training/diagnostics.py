@@ -36,43 +36,56 @@ class RiskMeter:
             self._weights.setdefault(weight.block, []).append(weight)
         self.probes = np.arange(0, images, max(1, -(-images // PROBES)))
         self._before: dict[str, Tensor] = {}
-        self._gradients: dict[str, float] = {}
+        self._gradients: dict[str, Tensor] = {}
 
     def start(self, outputs: Mapping[str, Tensor]) -> None:
         """Remember what each block made of the probes before the first step."""
         self._before = {block: gram(output) for block, output in outputs.items()}
 
     def see_gradients(self) -> None:
-        """Take the gradients as the optimizer will, before they are clipped."""
+        """Take the gradients as the optimizer will, unclipped; a device is not waited for."""
         for block, weights in self._weights.items():
             gradients = [w.master.grad for w in weights if w.master.grad is not None]
             self._gradients[block] = norm_of(gradients)
 
     def read(self, outputs: Mapping[str, Tensor]) -> dict[str, float]:
-        """`risk/drift/`, `risk/cka/`, … of each trainable block."""
-        risks = {}
+        """`risk/drift/`, `risk/cka/`, … of each trainable block; a device is read from once."""
+        measured = []
         for block, weights in self._weights.items():
             now = [weight.master.detach() for weight in weights]
-            gradient, size = self._gradients[block], norm_of(now)
-            risks[f"{RISKS}drift/{block}"] = relative_drift(
-                now, [weight.start for weight in weights]
-            )
-            risks[f"{RISKS}cka/{block}"] = linear_cka(self._before[block], gram(outputs[block]))
+            cka = linear_cka(self._before[block], gram(outputs[block]))
+            sizes = *_moved(now, [w.start for w in weights]), self._gradients[block], norm_of(now)
+            measured += [*sizes, cka]
+        numbers = iter(torch.stack(measured).view(-1, 5).tolist() if measured else ())
+        risks = {}
+        for block, (moved, origin, gradient, size, cka) in zip(
+            self._weights, numbers, strict=True
+        ):
+            risks[f"{RISKS}drift/{block}"] = _share(moved, origin)
+            risks[f"{RISKS}cka/{block}"] = cka
             risks[f"{RISKS}grad_norm/{block}"] = gradient
             risks[f"{RISKS}grad_relative/{block}"] = gradient / size if size else float("inf")
         return risks
 
 
-def norm_of(tensors: Sequence[Tensor]) -> float:
-    """Euclidean norm of all values together."""
+def norm_of(tensors: Sequence[Tensor]) -> Tensor:
+    """Euclidean norm of all values together, ()."""
     norms = torch._foreach_norm(list(tensors))
-    return float(torch.stack(norms).square().sum().sqrt())
+    return torch.stack(norms).square().sum().sqrt()
 
 
 def relative_drift(now: Sequence[Tensor], start: Sequence[Tensor]) -> float:
     """||w - w0|| / ||w0||; 0 where w0 is all zeros and nothing moved, else infinite."""
-    moved = norm_of(torch._foreach_sub(list(now), list(start)))
-    origin = norm_of(start)
+    moved, origin = _moved(now, start)
+    return _share(float(moved), float(origin))
+
+
+def _moved(now: Sequence[Tensor], start: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """||w - w0|| and ||w0||."""
+    return norm_of(torch._foreach_sub(list(now), list(start))), norm_of(start)
+
+
+def _share(moved: float, origin: float) -> float:
     return moved / origin if origin else (float("inf") if moved else 0.0)
 
 
@@ -84,9 +97,9 @@ def gram(outputs: Tensor) -> Tensor:
         centred = piece.float() - piece.float().mean(0)
         products = products + centred @ centred.t()
     size = products.norm()
-    return products / size if size else products
+    return products / torch.where(size == 0, torch.ones_like(size), size)
 
 
-def linear_cka(one: Tensor, other: Tensor) -> float:
-    """Linear CKA from two `gram`s: 1 for the same representation up to rotation and scale."""
-    return float((one * other).sum())
+def linear_cka(one: Tensor, other: Tensor) -> Tensor:
+    """Linear CKA from two `gram`s, (): 1 for the same but for rotation and scale."""
+    return (one * other).sum()

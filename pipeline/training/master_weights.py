@@ -42,8 +42,8 @@ class MasterWeight:
         return value.permute(0, 3, 1, 2) if self._channels_last else value
 
     @torch.no_grad()
-    def pull_gradient(self, l2_sp: float) -> None:
-        """Move the gradient to the master, with the pull of L2-SP (not on the new head)."""
+    def pull_gradient(self) -> None:
+        """Move the gradient to the master."""
         assert self.computed.grad is not None
         gradient = self._in_memory_order(self.computed.grad)
         if self._shared:
@@ -51,6 +51,10 @@ class MasterWeight:
         else:
             assert self.master.grad is not None
             self.master.grad.copy_(gradient)
+
+    @torch.no_grad()
+    def pull_to_start(self, l2_sp: float) -> None:
+        """Add the pull of L2-SP to the master's gradient (not on the new head)."""
         if l2_sp and self.block != HEAD:
             assert self.master.grad is not None
             self.master.grad.add_(self.master - self.start, alpha=l2_sp)

@@ -28,7 +28,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.data.images import ImageSet, IntArray
+from pipeline.data.image_set import ImageSet
+from pipeline.data.images import IntArray
 from pipeline.errors import WeightsError
 from pipeline.model.backbones import Backbone, batch_norms
 from pipeline.system.digests import digest_values
@@ -173,7 +174,7 @@ def _features(
             segments,
             images.preparation.normalise(images.batch(rows[start : start + size], device)),
             dtype,
-        ).cpu()
+        )
         for start in range(0, len(rows), size)
     )
     features: NDArray[np.float32] = joined(parts, len(rows)).numpy()

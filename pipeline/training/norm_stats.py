@@ -8,6 +8,7 @@ better is another question: `norm_choice.py` answers it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from pipeline.data.images import ImageSet, unusual
+from pipeline.data.image_set import ImageSet
+from pipeline.data.images import unusual
 from pipeline.model.backbones import Backbone, batch_norms
 from pipeline.model.grouping import HEAD
 from pipeline.system.digests import digest_tensors, digest_values
@@ -107,20 +109,22 @@ def recalibrate(
     """
     segments = compute_copy(backbone.segments, dtype, device)
     below_head = [m for segment in segments for block, m in segment.parts() if block != HEAD]
-    for layer in batch_norms(m for m in below_head if isinstance(m, nn.Module)):
+    layers = list(batch_norms(m for m in below_head if isinstance(m, nn.Module)))
+    for layer in layers:
         layer.reset_running_stats()
         layer.train()
-        layer.momentum = None  # None: a plain average over the batches seen
     size = max(2, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
     order = np.argsort(images.keys, kind="stable")  # mixes classes, whatever order they came in
     count = max(1, min(-(-len(images) // size), len(images) // 2))  # no batch of one image
-    parts = (
-        run_to_head(
-            segments, images.preparation.normalise(images.batch(rows, device)), dtype
-        ).cpu()
-        for rows in np.array_split(order, count)
-    )
-    features = joined(parts, len(images))
+
+    def parts() -> Iterator[Tensor]:
+        for number, rows in enumerate(np.array_split(order, count), start=1):
+            for layer in layers:  # a plain average over the batches seen; PyTorch's would wait
+                layer.momentum = 1 / number
+            pixels = images.batch(rows, device)
+            yield run_to_head(segments, images.preparation.normalise(pixels), dtype)
+
+    features = joined(parts(), len(images))
     for segment in segments:
         backbone.put(statistics_of(segment.module))
     in_order = torch.empty_like(features)

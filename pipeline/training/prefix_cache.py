@@ -30,8 +30,8 @@ import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from pipeline.data.augment import distinct_views, render_views
-from pipeline.data.images import ImageSet
+from pipeline.data.augment import distinct_views
+from pipeline.data.image_set import ImageSet
 from pipeline.model.backbones import Backbone
 from pipeline.settings.augmentation import Augment, of_images
 from pipeline.system.cache_parts import PARTS, USE, is_left_behind, touch
@@ -44,7 +44,7 @@ from pipeline.system.shelf import NoRoomError, Shelf, is_used, remove_entry
 from pipeline.system.text import count_of
 from pipeline.training.cache_entry import Entry, channels_last, entry_key
 from pipeline.training.device import compute_copy, run_segments, with_kernels
-from pipeline.training.features import Features, LiveFeatures, StoredFeatures
+from pipeline.training.features import Features, LiveFeatures, StoredFeatures, rendered_on
 
 PIXELS_PER_BATCH = 128 * 64 * 64
 
@@ -118,9 +118,7 @@ class PrefixCache:
             if features is not None:
                 return features
         segments = compute_copy(backbone.segments[:prefix], dtype, device)
-        return LiveFeatures(
-            images=images.to(device), device=device, running=segments, augment=augment, dtype=dtype
-        )
+        return LiveFeatures.of(images, segments, augment, dtype, device)
 
     def _load_or_fill(
         self, wanted: Entry, entries: list[Entry], device: torch.device, compute: Compute
@@ -254,15 +252,13 @@ def _outputs(
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """One forward pass over every view: `Compute` with its first arguments given."""
     segments = compute_copy(backbone.segments[: prefixes[-1]], dtype, device)
-    images = images.to(device)
     batch = max(1, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
     starts = [(view, start) for view in range(views) for start in range(0, len(images), batch)]
     with bar("frozen part", len(starts)) as step:
         for view, start in starts:
             rows = np.arange(start, min(start + batch, len(images)))
-            pixels = images.batch(slice(start, start + batch), device)
-            numbers, prepared = np.full(len(rows), view), images.preparation
-            x = render_views(pixels, images.keys[rows], numbers, augment, prepared)
+            pixels, numbers = images.batch(slice(start, start + batch)), np.full(len(rows), view)
+            x = rendered_on(device, pixels, images, rows, numbers, augment)
             passed = 0
             for number, count in enumerate(prefixes):
                 x = run_segments(segments[passed:count], x, dtype)

@@ -25,7 +25,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.data.images import ImageSet, IntArray
+from pipeline.data.image_set import ImageSet
+from pipeline.data.images import IntArray
 from pipeline.model.backbones import Backbone
 from pipeline.model.grouping import HEAD
 from pipeline.settings.augmentation import Augment, of_images
@@ -88,8 +89,7 @@ def head_inputs(
     size = max(1, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
     batches = np.array_split(np.arange(len(images)), math.ceil(len(images) / size))
     parts = (
-        run_to_head(segments, features.batch(rows, np.zeros_like(rows)), dtype).cpu()
-        for rows in batches
+        run_to_head(segments, features.batch(rows, np.zeros_like(rows)), dtype) for rows in batches
     )
     points: Points = joined(parts, len(images)).numpy()
     return points

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.data.augment import pick_views
-from pipeline.data.images import ImageSet
+from pipeline.data.image_set import ImageSet
 from pipeline.model.backbones import Backbone
 from pipeline.model.freezing import set_trainable
 from pipeline.model.grouping import HEAD
@@ -32,6 +32,7 @@ from pipeline.settings.augmentation import mixing_of
 from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import Stage
 from pipeline.stats.metrics import OBJECTIVES, Row, rounded, score_logits
+from pipeline.system.transfers import send, send_rows
 from pipeline.tracking.history import History
 from pipeline.tracking.keys import RISKS, TRAIN_ACC, TRAIN_LOSS, TRAIN_S, VAL, VAL_ACC, VAL_S
 from pipeline.training.device import compute_copy, images_at_once, run_segments
@@ -120,6 +121,7 @@ class Trainer:
                     start = source[name].detach().to(self.device)
                     self.weights.append(MasterWeight(name, owners[name], tensor, start))
         self.optimizer = self._make_optimizer()
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
     @property
     def trainable(self) -> int:
@@ -230,21 +232,21 @@ class Trainer:
         """
         epoch = self.done
         batches = split_batches(self.rng.permutation(len(images)), self.settings.batch_size)
+        augment, mixing = self.settings.augment, mixing_of(self.settings.augment)
         views = pick_views(
-            images.keys,
-            seed=self.seed,
-            epoch=epoch,
-            augment=self.settings.augment,
-            stored_views=self.views,
+            images.keys, seed=self.seed, epoch=epoch, augment=augment, stored_views=self.views
         )
-        labels, mixing = images.labels.to(self.device), mixing_of(self.settings.augment)
+        order = torch.from_numpy(np.concatenate(batches))
+        labels = send_rows(images.labels, order, self.device)
+        targets = torch.split(labels, [len(rows) for rows in batches])
         steps = len(batches) * self.settings.epochs
-        loss_sum = torch.zeros((), device=self.device)
-        hits = torch.zeros((), device=self.device)
-        for number, rows in enumerate(batches):
+        sums = torch.zeros(2, device=self.device)
+        loss_sum, hits = sums.unbind()
+        for number, (rows, target) in enumerate(zip(batches, targets, strict=True)):
             step = epoch * len(batches) + number
-            self._set_rates(schedule_factor(step, steps, self.settings.warmup))
-            target = labels[torch.from_numpy(rows).to(self.device)]
+            factor = schedule_factor(step, steps, self.settings.warmup)
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["peak"] * factor
             inputs = features.batch(rows, views[rows])
             if mixing:
                 place = (self.seed, self.stage.number, epoch, number)
@@ -255,24 +257,25 @@ class Trainer:
             self.on_step(1)
             hits += (logits.argmax(1) == (target.argmax(1) if mixing else target)).sum()
         self.done += 1
-        return loss_sum.item() / len(images), hits.item() / len(images)
-
-    def _set_rates(self, factor: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
+        loss, hit = sums.tolist()  # a device is waited for, and read from, here and not before
+        return loss / len(images), hit / len(images)
 
     def _step(self, inputs: Tensor, target: Tensor, meter: RiskMeter | None = None) -> Tensor:
         """One optimizer step; returns the batch's logits, detached. `meter` sees the gradients."""
         logits = run_segments(self.segments, inputs, self.dtype)
         loss = F.cross_entropy(logits, target, label_smoothing=self.settings.label_smoothing)
-        torch.autograd.backward(loss)
+        torch.autograd.backward(self.scaler.scale(loss))
         for weight in self.weights:
-            weight.pull_gradient(self.settings.l2_sp)
+            weight.pull_gradient()
+        self.scaler.unscale_(self.optimizer)
+        for weight in self.weights:
+            weight.pull_to_start(self.settings.l2_sp)
         if meter:
             meter.see_gradients()
         if self.settings.clip_norm:
             nn.utils.clip_grad_norm_([w.master for w in self.weights], self.settings.clip_norm)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         for weight in self.weights:
             weight.push_value()
         return logits.detach()
@@ -280,17 +283,16 @@ class Trainer:
     def _validate(
         self, size: int, features: Features, images: NDArray[np.int64], probes: NDArray[np.int64]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits of these images, `size` at a time, and each trainable block's output for probes.
-
-        `probes`: places among these images.
-        """
+        """Logits of these images, `size` at a time, and blocks' outputs for places among them."""
         logits, seen = [], []
+        if self.device.type != "cpu":  # a smaller `batch_size` mends what does not fit
+            size = min(size, 2 * self.settings.batch_size)
         for start in range(0, len(images), size):
             outputs = self._outputs(features, images[start : start + size])
             logits.append(outputs[HEAD])
             here = probes[(probes >= start) & (probes < start + size)] - start
-            chosen = torch.from_numpy(here)
-            seen.append({block: x[chosen.to(x.device)] for block, x in outputs.items()})
+            chosen = send(torch.from_numpy(here), self.device)
+            seen.append({block: x.index_select(0, chosen) for block, x in outputs.items()})
         return torch.cat(logits).cpu(), {b: torch.cat([part[b] for part in seen]) for b in seen[0]}
 
     @torch.no_grad()

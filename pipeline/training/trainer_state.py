@@ -40,6 +40,7 @@ class Resumable(Protocol):
     weights: list[MasterWeight]
     computed: dict[str, Tensor]
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
     history: History
     best: dict[str, Tensor]
     best_logits: Tensor
@@ -68,6 +69,7 @@ def state_of(trainer: Resumable) -> State:
         "masters": {weight.name: weight.master.detach() for weight in trainer.weights},
         "buffers": _buffers(trainer),
         "optimizer": trainer.optimizer.state_dict(),
+        "scaler": trainer.scaler.state_dict(),
         "order": json.dumps(trainer.rng.bit_generator.state),
         "random": _random_state(trainer.device),
     }
@@ -99,6 +101,8 @@ def put_state(trainer: Resumable) -> None:
     for name, buffer in _buffers(trainer).items():
         buffer.copy_(state["buffers"][name])
     trainer.optimizer.load_state_dict(state["optimizer"])
+    if trainer.scaler.is_enabled():
+        trainer.scaler.load_state_dict(state["scaler"])
     trainer.rng.bit_generator.state = json.loads(state["order"])
     _put_random_state(state["random"], trainer.device)
     if trainer.history.selected and not trainer.best:
@@ -118,7 +122,7 @@ def _random_state(device: torch.device) -> State:
     version, words, gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),
-        "device": _of_device(device).get_rng_state() if device.type != "cpu" else None,
+        "device": _state_on(device),
         "numpy": json.dumps(numpy_state, default=lambda array: array.tolist()),
         "python": json.dumps([version, words, gauss]),
     }
@@ -127,11 +131,17 @@ def _random_state(device: torch.device) -> State:
 def _put_random_state(state: Mapping[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["torch"])
     if state["device"] is not None:
-        _of_device(device).set_rng_state(state["device"])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(state["device"], device)
+        else:
+            torch.mps.set_rng_state(state["device"])
     np.random.set_state(json.loads(state["numpy"]))  # noqa: NPY002
     version, words, gauss = json.loads(state["python"])
     random.setstate((version, tuple(words), gauss))
 
 
-def _of_device(device: torch.device) -> Any:  # noqa: ANN401 - torch's module of that device
-    return getattr(torch, device.type)
+def _state_on(device: torch.device) -> Tensor | None:
+    """The state of the generator of that very device; None where it is the host's."""
+    if device.type == "cuda":
+        return torch.cuda.get_rng_state(device)
+    return torch.mps.get_rng_state() if device.type == "mps" else None

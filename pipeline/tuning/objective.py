@@ -18,10 +18,9 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-import torch
 from optuna.trial import Trial, TrialState
 
-from pipeline.errors import RunStopped, TrackingError, TrainingError
+from pipeline.errors import OutOfMemoryError, RunStopped, TrackingError, TrainingError
 from pipeline.runs.find_or_run import find_or_run
 from pipeline.runs.session import Session
 from pipeline.settings.schedules import Stage
@@ -42,12 +41,13 @@ from pipeline.tracking.keys import (
     VAL,
     draw_run_id,
 )
+from pipeline.training.out_of_memory import explained
 from pipeline.tuning.spec import Spec, suggest
 from pipeline.tuning.study import STEPS_A_DRAW, shown_settings
 from pipeline.tuning.trial_state import DEFAULTS, REASON, RUN_ID
 
 STATE, INTERRUPTED = "trial_state", "interrupted"
-_OWN_FAULTS = (TrainingError, torch.OutOfMemoryError, MemoryError)
+_OWN_FAULTS = (TrainingError, OutOfMemoryError)
 """What a trial's settings may be to blame for."""
 
 
@@ -108,7 +108,8 @@ class TrialObjective:
                 trial.set_user_attr(RUN_ID, log.run_id)
                 log.params(dict(self.spec.defaults) | params)
                 try:
-                    value = self._over_draws(trial, params, log)
+                    with explained():
+                        value = self._over_draws(trial, params, log)
                 except (Pruned, OutOfTime, KeyboardInterrupt, *_OWN_FAULTS) as err:
                     own = "pruned" if isinstance(err, Pruned) else "failed"
                     from_outside = isinstance(err, OutOfTime | KeyboardInterrupt)

@@ -1,0 +1,82 @@
+"""Whole commands on a fake device: every line that reads from it is known, a fault is one line."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli import main
+from tests.conftest import Command, words_of
+from tests.fake_device import TO_DEVICE, FakeDevice, Move
+
+NETWORK = {"backbone": "tests.networks:Dropouts", "stage2.batch_size": "4", "precision": "auto"}
+READS = {
+    "_train_once": "an epoch's loss and hits",
+    "_validate": "its logits",
+    "read": "its risks",
+    "<dictcomp>": "the weights of the best epoch so far",
+    "_outputs": "what the prefix makes of a batch, once for all",
+    "recalibrate": "features under new statistics",
+    "put": "new statistics",
+    "head_inputs": "features of stage 0",
+    "_features": "features that near duplicates are looked for with",
+    "predict": "logits of a split",
+    "_digest_tensor": "frozen weights, for the proof that they have not moved",
+}
+"""Functions in which the host waits for a device, and for what."""
+SENT_AT_ONCE = {"compute_copy", "__post_init__"}
+"""Functions that send weights, before anything is trained."""
+
+
+def function_of(move: Move) -> str:
+    return move.line.split()[-1]
+
+
+def counted(moves: list[Move], *, sent: bool) -> Counter[str]:
+    return Counter(
+        function_of(move)
+        for move in moves
+        if (move.kind == TO_DEVICE) == sent and not move.is_free
+    )
+
+
+def errors(capfd: pytest.CaptureFixture[str]) -> list[str]:
+    output = capfd.readouterr()
+    assert "Traceback" not in output.out + output.err
+    return [line for line in output.err.splitlines() if line.startswith("error: ")]
+
+
+def test_commands_wait_for_a_device_where_that_is_known_and_a_full_one_costs_a_stage(
+    command: Command, store: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import mlflow
+
+    def stages(status: str) -> list[mlflow.entities.Run]:
+        found = f"tags.kind = 'stage' and attributes.status = '{status}'"
+        return mlflow.search_runs(["0"], found, output_format="list", order_by=["start_time"])
+
+    options = {"device": "cuda:1", "test_per_class": "2", **NETWORK}
+    with FakeDevice() as fake:
+        assert command("stage1", **options) == 0
+        capfd.readouterr()
+        fake.largest_bytes = 1000
+        assert command("stage2", **options) == 2
+        (line,) = errors(capfd)
+        assert "the memory of the device does not suffice" in line
+        assert "batch_size" in line
+        assert [len(stages(status)) for status in ("FINISHED", "FAILED")] == [1, 1]
+        fake.largest_bytes = 1 << 30
+        assert command("stage2", **options) == 0
+        first, last = stages("FINISHED")
+        words = {"run_id": last.info.run_id, "device": "cuda:1"}
+        assert main(words_of("evaluate", {**words, "cache_dir": str(store / "cache")})) == 0
+    read, sent = counted(fake.moves, sent=False), counted(fake.moves, sent=True)
+    assert set(read) <= set(READS), read
+    assert set(sent) <= SENT_AT_ONCE, sent
+    assert read["_train_once"] == read["_validate"] == 3  # one epoch, and two
+    assert fake.current == 1  # where pinned memory belongs
+    assert last.data.params["precision"] == "bfloat16"
+    assert last.data.tags["parent_run_id"] == first.info.run_id
+    assert "test/acc" in stages("FINISHED")[1].data.metrics
