@@ -222,6 +222,10 @@ class Settings(Thresholds, MachineSettings, ExperimentSettings):
         """What the images are called in the names of runs."""
         return name_of(typed_path(self.data))
 
+    def to_be_shown(self) -> Settings:
+        """The settings with what people look at and use: pictures and the served model."""
+        return self.model_copy(update={"log_model": True, "log_pictures": True})
+
     def as_weights_want(self) -> Settings:
         """The settings with `auto` replaced by what the weights were trained on."""
         wanted = input_config(self.backbone, self.weights)
