@@ -138,3 +138,13 @@ def test_a_name_in_the_store_that_is_written_out_is_found() -> None:
     )
     assert all([*literals_in_the_store(ast.parse(line))] for line in lines)
     assert not [*literals_in_the_store(ast.parse('log.tags({"preset": "none", KIND: "gate"})'))]
+
+
+def test_files_that_are_stored_with_a_model_need_nothing_of_the_package() -> None:
+    """A server runs them without it; what a file tries to import there has another place."""
+    from pipeline.runs.stage_log import SERVED_HELPERS
+
+    for path in SERVED_HELPERS:
+        statements = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        names = [node.module for node in statements if isinstance(node, ast.ImportFrom)]
+        assert not [name for name in names if name and name.startswith("pipeline")], path

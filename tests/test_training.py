@@ -239,7 +239,7 @@ def plain_loop(
 
 @pytest.mark.parametrize(
     ("stage", "optimizer", "epochs", "batch_size"),
-    [(HEAD, "sgd", 1, 12), (BLOCK4, "adamw", 2, 4), (BLOCK4, "sgd", 2, 4)],
+    slow_after(1, [(BLOCK4, "adamw", 2, 4), (BLOCK4, "sgd", 2, 4), (HEAD, "sgd", 1, 12)]),
 )
 def test_training_equals_a_plain_torch_loop_over_the_whole_model(
     stage: Stage, optimizer: str, epochs: int, batch_size: int

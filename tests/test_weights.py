@@ -168,15 +168,22 @@ def test_a_prefix_that_all_names_share_is_taken_off_and_told(
 
 @pytest.mark.parametrize(
     ("prefix", "beside", "note"),
-    [
-        ("net.", {"criterion.weight": 2}, ", without the prefix net., passed over 1 tensor (crit"),
-        ("module.", {"n_averaged": 1}, "prefix module., passed over 1 tensor (n_averaged)"),
-        (
-            *("module.", {"module.projection.0.weight": 2, "module.prototypes": 1}),
-            "prefix module., passed over 2 tensors (projection, prototypes)",
-        ),
-        ("", {"fc.weight": 3}, "as many classes, passed over 1 tensor (fc)"),
-    ],
+    slow_after(
+        2,
+        [
+            (
+                "net.",
+                {"criterion.weight": 2},
+                ", without the prefix net., passed over 1 tensor (crit",
+            ),
+            ("module.", {"n_averaged": 1}, "prefix module., passed over 1 tensor (n_averaged)"),
+            (
+                *("module.", {"module.projection.0.weight": 2, "module.prototypes": 1}),
+                "prefix module., passed over 2 tensors (projection, prototypes)",
+            ),
+            ("", {"fc.weight": 3}, "as many classes, passed over 1 tensor (fc)"),
+        ],
+    ),
 )
 def test_tensors_beside_the_network_are_passed_over_and_told(
     prefix: str, beside: dict[str, int], note: str, state: State, load: Load
@@ -189,13 +196,16 @@ def test_tensors_beside_the_network_are_passed_over_and_told(
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [
-        ("state_dict", "state_dict_ema"),
-        ("model", "model_ema"),
-        ("net", "ema"),
-        ("module.encoder_q.", "module.encoder_k."),
-        ("backbone.", "momentum_backbone."),
-    ],
+    slow_after(
+        2,
+        [
+            ("state_dict", "state_dict_ema"),
+            ("model", "model_ema"),
+            ("net", "ema"),
+            ("module.encoder_q.", "module.encoder_k."),
+            ("backbone.", "momentum_backbone."),
+        ],
+    ),
 )
 def test_of_a_network_and_its_running_copy_the_network_is_taken_and_told(
     first: str, second: str, state: State, load: Load
@@ -658,6 +668,7 @@ def mobilenet() -> Backbone:
     return build_backbone("mobilenet_v2", 4, 32, seed=0)
 
 
+@pytest.mark.slow
 def test_weights_go_by_torchvisions_names(
     both_published: dict[str, Path], mobilenet: Backbone
 ) -> None:

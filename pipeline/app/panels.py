@@ -138,8 +138,7 @@ def settings_now(run: RunView, command: Command) -> Settings:
 
 
 def _session(tracking: Tracking, run: RunView, command: Command) -> Session:
-    shown = {"log_model": True, "log_pictures": True}
-    settings = settings_now(run, command).model_copy(update=shown)
+    settings = settings_now(run, command).to_be_shown()
     session = Session.open(settings, tracking, lambda _: None)
     session.check_images(run)
     session.say = command.say

@@ -162,8 +162,7 @@ class PairRunner:
         """An arm's result on a pair that is done, its run now with pictures and a served model."""
         result = self.done[key.number][self.arms.index(arm)]
         session = self._session(key, arm)
-        shown = {"log_model": True, "log_pictures": True}
-        session.settings = session.settings.model_copy(update=shown)
+        session.settings = session.settings.to_be_shown()
         add_pictures_and_model(session, arm.last, result.run_id)
         return result
 

@@ -5,8 +5,7 @@ Each class's images are permuted once by `data_seed`; draw k takes the k-th slic
 split of its own has both pools sliced, each by its own size. The test split is not touched here.
 
 Images of a draw that cannot be read are named, all at once. With `skip_unreadable` the draw goes
-on without them: its other images stay as they are, and so do all other draws. A substitute would
-have to be taken from another draw, or all images of the pool be decoded beforehand.
+on without them: its other images stay as they are, and so do all other draws.
 """
 
 from __future__ import annotations

@@ -214,9 +214,7 @@ class MachineSettings(StrictModel):
         "the disk); what was used longest ago goes first; 20GB hold three stages of a ResNet-18 "
         "on 20,000 images at 224 px",
     )
-    reuse: bool = setting(
-        True, "take finished runs of the same content, where there are any (on/off)"
-    )
+    reuse: bool = setting(True, "take finished runs of the same content, if any (on/off)")
     log_model: bool = setting(True, "log a servable MLflow model (on/off)")
     log_pictures: bool = setting(
         True, "draw pictures of a stage run and list its mistakes: a second a run (on/off)"
@@ -232,6 +230,10 @@ class Settings(Thresholds, MachineSettings, ExperimentSettings):
     def data_name(self) -> str:
         """What the images are called in the names of runs."""
         return name_of(typed_path(self.data))
+
+    def to_be_shown(self) -> Settings:
+        """The settings with what people look at and use: pictures and the served model."""
+        return self.model_copy(update={"log_model": True, "log_pictures": True})
 
     def as_weights_want(self) -> Settings:
         """The settings with `auto` replaced by what the weights were trained on."""
