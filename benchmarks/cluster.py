@@ -98,7 +98,8 @@ class Place:
         words = {**COMMON, **COMMANDS[command], **options, "data": str(self.images)}
         words |= {"cache_dir": str(self.folder / "cache")}
         if command == "tune":
-            words |= {"space": str(self.folder.parent / "space.yaml"), "heartbeat": "15"}
+            words |= {"space": str(self.folder.parent / "space.yaml")}
+            del words["lr"]  # which is tuned
         environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),

@@ -19,7 +19,7 @@ UNITS_S = (0.0, 60.0, 600.0)
 STORES = (1, 8)
 """Processes that serve requests: `mlflow server --workers`."""
 BEAT_S = 15.0
-UNITS = 8
+UNITS = 4
 """So many times what a unit takes alone is simulated, the first quarter not counted."""
 
 

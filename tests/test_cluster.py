@@ -91,13 +91,6 @@ def test_a_cluster_out_of_reach_is_one_line_at_once(
         pass
 
 
-def test_where_no_cluster_runs_auto_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setenv("RAY_TMPDIR", "/nowhere")
-    with pytest.raises(ClusterError, match=r"^cluster=auto cannot be used \(.*ray start --head"):
-        connected("auto", 0).__enter__()
-
-
 Nodes = Any
 """Of `ray.cluster_utils`, which says nothing of its types."""
 

@@ -16,7 +16,6 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import Trial, TrialState
 
 from pipeline.errors import TrackingError
-from pipeline.settings.entry import TuneSettings
 from pipeline.settings.schedules import SCHEDULES
 from pipeline.settings.search_space import Range, SearchSpace
 from pipeline.tracking.history import History
@@ -25,8 +24,8 @@ from pipeline.tuning.objective import Ending, Pruned, Reporter
 from pipeline.tuning.spec import Spec, suggest
 from pipeline.tuning.storage import open_storage
 from pipeline.tuning.study import SPACE, Study
+from pipeline.tuning.trial_runner import TrialRunner
 from pipeline.tuning.trial_state import RETRIES, beating, outcome
-from pipeline.tuning.worker import Worker
 from tests.postgres import Postgres
 
 LR = SearchSpace("", {"lr": Range(low=1e-4, high=1e-2, log=True)})
@@ -96,23 +95,16 @@ class Store:
         pass
 
 
-def worker(study: Study, said: list[str] | None = None) -> Worker:
+def runner(study: Study, said: list[str] | None = None) -> TrialRunner:
     say = (said if said is not None else []).append
-    tune = TuneSettings(n_trials=MANY)
     tracking: Any = Store()
-    return Worker(
-        spec=SPEC,
-        sessions={},
-        tracking=tracking,
-        storage=study.storage,
-        tune=tune,
-        deadline=None,
-        say=say,
+    return TrialRunner(
+        study=study, sessions={}, tracking=tracking, run_id="run", deadline=None, say=say
     )
 
 
-def run_one(study: Study, objective: Any, said: list[str] | None = None) -> bool:  # noqa: ANN401
-    return worker(study, said)._run_one(study, objective, "run")
+def run_one(study: Study, objective: Any, said: list[str] | None = None) -> None:  # noqa: ANN401
+    runner(study, said).attempt(asked(study), objective)
 
 
 def give_up(study: Study, trial: Trial) -> None:
@@ -155,9 +147,9 @@ def test_a_result_that_comes_too_late_is_dropped_and_the_worker_goes_on(study: S
         give_up(study, trial)
         return Ending(TrialState.COMPLETE, 0.9)
 
-    assert run_one(study, objective, said)
+    run_one(study, objective, said)
     assert said == ["note: trial 0 was given up meanwhile: result dropped"]
-    assert run_one(study, lambda _: Ending(TrialState.COMPLETE, 0.5))
+    run_one(study, lambda _: Ending(TrialState.COMPLETE, 0.5))
     assert outcomes(study) == ["interrupted", "complete"]
     assert study.optuna.trials[1].user_attrs["defaults"] == "inside the space"
     assert study.best
@@ -170,7 +162,7 @@ def test_a_trial_that_loses_its_storage_is_run_again(study: Study) -> None:
     def objective(_: Trial) -> Ending:
         raise StorageInternalError("away")
 
-    assert run_one(study, objective, said)
+    run_one(study, objective, said)
     assert said == ["note: a trial was lost (away): it will be run again"]
     assert outcomes(study) == ["interrupted", "waiting"]
 
@@ -181,9 +173,9 @@ def test_the_next_trial_waits_until_runs_can_be_written_again(study: Study) -> N
     def objective(_: Trial) -> Ending:
         raise TrackingError("away")
 
-    one = worker(study, said)
+    one = runner(study, said)
     vars(one.tracking)["away"] = 1
-    assert one._run_one(study, objective, "run")
+    one.attempt(asked(study), objective)
     assert one.tracking.away == 0  # type: ignore[attr-defined]
     assert said[1:] == ["note: waiting for a server (the store cannot be written)"]
 
@@ -193,7 +185,7 @@ def test_a_trial_that_is_lost_again_and_again_ends_the_command(study: Study) -> 
         raise TrackingError("files cannot be stored")
 
     for _ in range(RETRIES):
-        assert run_one(study, objective)
+        run_one(study, objective)
     with pytest.raises(TrackingError, match="cannot be stored"):
         run_one(study, objective)
     assert outcomes(study) == ["interrupted"] * (RETRIES + 1) + ["waiting"]

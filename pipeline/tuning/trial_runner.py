@@ -18,7 +18,7 @@ from pipeline.errors import AwayError, TrackingError, first_line
 from pipeline.runs.find_or_run import find_or_run
 from pipeline.runs.session import Session
 from pipeline.tracking import Tracking
-from pipeline.tuning.objective import TrialObjective
+from pipeline.tuning.objective import Ending, TrialObjective
 from pipeline.tuning.report import log_trial
 from pipeline.tuning.server_storage import ServerStorage
 from pipeline.tuning.storage import STORAGE_FAULTS, Storage, patiently
@@ -60,20 +60,24 @@ class TrialRunner:
             find_or_run(self.sessions[draw], before, self.run_id)
 
     def run(self, trial: Trial) -> None:
-        """One trial.
-
-        Where the storage or MLflow is away the trial is given up, and run again once both can be
-        written; a trial that is lost again and again ends the command, which can be repeated.
-        """
-        study, storage = self.study, self.study.storage
+        """One trial, by the objective of its study."""
         objective = TrialObjective(
-            spec=study.spec,
+            spec=self.study.spec,
             sessions=self.sessions,
             tracking=self.tracking,
             study_run_id=self.run_id,
             deadline=self.deadline,
             say=self.say,
         )
+        self.attempt(trial, objective)
+
+    def attempt(self, trial: Trial, objective: Callable[[Trial], Ending]) -> None:
+        """One trial, and its end told.
+
+        Where the storage or MLflow is away the trial is given up, and run again once both can be
+        written; a trial that is lost again and again ends the command, which can be repeated.
+        """
+        study, storage = self.study, self.study.storage
         try:
             ending = objective(trial)
             study.optuna.tell(trial, ending.value, ending.state)
