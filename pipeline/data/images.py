@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -308,3 +308,7 @@ class ImageSet:
         hasher = hashlib.sha256(self.digests.tobytes())
         hasher.update(self.labels.numpy().tobytes())
         return hasher.hexdigest()
+
+    def to(self, device: torch.device) -> ImageSet:
+        """The same set with its tensors on `device`."""
+        return replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))
