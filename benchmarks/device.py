@@ -108,9 +108,10 @@ def stages_in(folder: Path) -> list[Result]:
     """Seconds (prefix, training, validation) and accuracy of the last chain, by stage."""
     client = mlflow.MlflowClient(uri_in(folder))
     order = ["attributes.start_time DESC"]
-    runs = client.search_runs(["0"], "tags.kind = 'stage'", order_by=order, max_results=3)[::-1]
+    experiments = [found.experiment_id for found in client.search_experiments()]
+    runs = client.search_runs(experiments, "tags.kind = 'stage'", order_by=order, max_results=3)
     stages = []
-    for run in runs:
+    for run in reversed(runs):
         metrics, seconds = run.data.metrics, run.data.metrics["time/prefix_s"]
         for part in ("train", "val"):
             history = client.get_metric_history(run.info.run_id, f"time/{part}_s")

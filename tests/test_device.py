@@ -279,6 +279,8 @@ def test_a_state_of_a_device_goes_on_there_to_the_same_bits(
     kind = device.partition(":")[0]
     with FakeDevice(kind=kind):
         whole = Training(**how)
+        if dtype == torch.float16:  # another scale than a fresh one
+            whole.trainer.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**8)
         epochs = whole.epochs()
         next(epochs)
         content = kept(whole.trainer)
@@ -291,6 +293,8 @@ def test_a_state_of_a_device_goes_on_there_to_the_same_bits(
         rest = Training(**how)
         go_on(rest.trainer, state)
         list(rest.epochs())
+        if dtype == torch.float16:
+            assert rest.trainer.scaler.get_scale() == 2.0**8
         drawn = fake.generators[torch.device(device).index or 0].get_state()
     assert not torch.equal(drawn, state["random"]["device"])  # dropout has drawn from it since
     assert torch.equal(rest.trainer.best_logits, whole.trainer.best_logits)
