@@ -10,6 +10,7 @@ from filelock import FileLock
 
 from pipeline.cli import main
 from pipeline.system.processes import owner_mark
+from pipeline.system.shelf import Shelf
 from pipeline.tracking import Tracking
 from pipeline.tracking.disk import DELETED, FAILED, KEPT, TRIALS, size_of
 from pipeline.tracking.keys import COMPLETED, IS_TRIAL, KIND, NESTED_UNDER, PARENT_RUN_ID
@@ -125,3 +126,12 @@ def test_what_cannot_be_removed_is_refused(
 ) -> None:
     assert clean(tmp_path / "cache", "--remove", words) == 2
     assert "must be words out of cache, trials, failed" in capsys.readouterr().err
+
+
+def test_an_entry_that_a_process_uses_stays_until_it_is_used_no_more(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path / "prefix", 100)
+    use = shelf.use(shelf.folder / "key.bin")
+    (shelf.folder / "key.bin").write_bytes(b"12345")
+    assert clear(shelf.folder) == 0
+    use.end()
+    assert clear(shelf.folder) == 5

@@ -204,7 +204,8 @@ class Shelf:
 
     def _kept_bytes(self, keep: Collection[str]) -> int:
         """What stays in any case: what is used or half written, and the entries of `keep`."""
-        entries = (e for e in self._entries() if e.stem in keep or is_used(e))
+        stay = {*keep, *used_keys(self.folder)}
+        entries = (entry for entry in self._entries() if entry.stem in stay)
         return self.scratch_bytes + sum(map(_size, entries))
 
     def _parts(self) -> list[Path]:
@@ -218,10 +219,11 @@ class Shelf:
         for part in filter(is_left_behind, self._parts()):
             part.unlink(missing_ok=True)
         total = sum(_size(path) for path in (*self._parts(), *self._entries()))
+        stay = {*keep, *used_keys(self.folder)}
         for entry in sorted(self._entries(), key=_last_use):
             if total <= most_bytes:
                 return
-            if entry.stem not in keep and not is_used(entry):
+            if entry.stem not in stay:
                 total -= _size(entry)
                 remove_entry(entry)
 
@@ -248,19 +250,16 @@ def new_command() -> None:
     _stated.taken_bytes = _stated.stated_bytes = 0
 
 
-def is_used(entry: Path) -> bool:
-    """Whether a living process uses an entry."""
-    marks = entry.parent.glob(f"{entry.stem}.*{USE}")
-    return any(not is_left_behind(mark) for mark in marks)
+def used_keys(folder: Path) -> set[str]:
+    """The entries of a folder that living processes use."""
+    marks = (mark for mark in folder.glob(f"*{USE}") if not is_left_behind(mark))
+    return {mark.name.partition(".")[0] for mark in marks}
 
 
 def remove_entry(entry: Path) -> None:
     """Remove an entry, its description first."""
     for kind in (ABOUT, VALUES, ".lock"):
         entry.with_suffix(kind).unlink(missing_ok=True)
-    for mark in entry.parent.glob(f"{entry.stem}.*{USE}"):
-        if is_left_behind(mark):
-            mark.unlink(missing_ok=True)
 
 
 def _last_use(entry: Path) -> float:

@@ -40,7 +40,7 @@ from pipeline.system.files import holding, lock_for_all
 from pipeline.system.leases import renewing
 from pipeline.system.processes import owner_mark
 from pipeline.system.progress import bar
-from pipeline.system.shelf import NoRoomError, Shelf, is_used, remove_entry
+from pipeline.system.shelf import NoRoomError, Shelf, remove_entry, used_keys
 from pipeline.system.text import count_of
 from pipeline.training.cache_entry import Entry, channels_last, entry_key
 from pipeline.training.device import compute_copy, run_segments, with_kernels
@@ -179,10 +179,10 @@ def clear(folder: Path) -> int:
 
     Parts that are being written stay.
     """
-    freed = 0
+    freed, used = 0, used_keys(folder)
     for path in [p for kind in (*PARTS, USE, ".bin") for p in folder.glob(f"*{kind}")]:
         is_part = path.suffix != ".bin"
-        if not is_left_behind(path) if is_part else is_used(path):
+        if not is_left_behind(path) if is_part else path.stem in used:
             continue
         lock = FileLock(path.with_suffix(".lock"), timeout=0)
         with contextlib.suppress(FileNotFoundError, Timeout), nullcontext() if is_part else lock:
