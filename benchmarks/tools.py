@@ -155,7 +155,12 @@ def run_ours(task: Task, folder: Path, *, test: bool = False) -> Result:
 
     client = mlflow.MlflowClient(uri)
     order = ["attributes.start_time DESC"]
-    runs = client.search_runs(["0"], "tags.kind = 'stage'", order_by=order, max_results=3)[::-1]
+    runs = client.search_runs(
+        [one.experiment_id for one in client.search_experiments()],
+        "tags.kind = 'stage'",
+        order_by=order,
+        max_results=3,
+    )[::-1]
     stages = []
     for run in runs:
         epochs = [

@@ -6,6 +6,7 @@ import os
 import pickle
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -180,6 +181,33 @@ def test_ctrl_c_ends_tasks_between_two_steps(nodes: Nodes, tmp_path: Path) -> No
         next(hands.run({"pair 1": 0}))
     presser.join()
     assert (tmp_path / "ended0").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").exists(), reason="this system has no /proc")
+def test_local_tasks_end_with_the_command_that_is_killed_outright(tmp_path: Path) -> None:
+    script = (
+        "import sys\nfrom pathlib import Path\n"
+        "from pipeline.runs.cluster import cluster_of\n"
+        "from pipeline.settings.cluster import ClusterSettings\n"
+        "from tests.work import Waits\n"
+        "where = ClusterSettings(cluster='local', workers=1)\n"
+        "work = Waits(Path(sys.argv[1]))\n"
+        "with cluster_of(where, 'cpu', print) as cluster, cluster.hands(work, '0') as hands:\n"
+        "    list(hands.run({'pair 1': 0}))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], env=environment)
+    began, end = tmp_path / "began0", time.monotonic() + 180
+    while not began.exists():
+        assert command.poll() is None
+        assert time.monotonic() < end, "the task has not begun"
+        time.sleep(0.1)
+    command.kill()
+    command.wait()
+    while Path(f"/proc/{began.read_text()}").exists():
+        assert time.monotonic() < end, "the task goes on"
+        time.sleep(0.1)
 
 
 def kill_node_at_work(

@@ -49,12 +49,14 @@ class LostOnce:
 
 @dataclass(frozen=True)
 class Waits:
-    """A task that ends only where it is stopped, and says how."""
+    """A task that ends only where it is stopped; who does it, and that it has ended."""
 
     folder: Path
 
     def do(self, item: int, say: Say) -> None:
-        (self.folder / f"began{item}").touch()
+        new = self.folder / f"new{item}"
+        new.write_text(str(os.getpid()))
+        new.rename(self.folder / f"began{item}")
         try:
             while True:
                 with at_once():
