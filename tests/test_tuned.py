@@ -171,7 +171,7 @@ def test_main_takes_every_stages_study_but_no_trials_run_as_its_result(
     assert list(trials["tags.stage"]) == ["1", "1", "2", "2"]
     # a stage that is asked for by itself may start from a trial's run
     capfd.readouterr()
-    assert command("stage2", **options, tuned="on") == 0
+    assert command("stage2", **options, tuned="on", log_pictures="on") == 0
     run = runs().iloc[-1]
     assert len(runs()) == 5
     assert run["tags.parent_run_id"] == trials["run_id"][1]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import resource
 import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import mlflow
@@ -411,3 +412,17 @@ def test_old_states_go(store: Path) -> None:
     os.utime(old, (past, past))
     sweep(folder)
     assert states() == [fresh]
+
+
+def test_a_disk_that_fills_while_a_state_is_written_is_an_oserror(tmp_path: Path) -> None:
+    """Torch hides in a RuntimeError that its file could not be written."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_sealed(tmp_path / "a.state", {}, partial(torch.save, torch.ones(100_000)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not list(tmp_path.iterdir())

@@ -40,6 +40,14 @@ def test_nobody_waits_for_no_time_between_signs(monkeypatch: pytest.MonkeyPatch)
         check_variables()
 
 
+def test_a_lease_is_longer_than_two_signs_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(LEASE, "5")
+    with pytest.raises(SettingsError, match=f"{LEASE}=5 is less than two .*write 30 or more"):
+        check_variables()
+    monkeypatch.setenv(BEAT, "2")
+    check_variables()
+
+
 def test_a_word_is_one_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
     assert word(KERNELS) == "fast"
     monkeypatch.setenv(KERNELS, "plain")

@@ -28,11 +28,16 @@ class _Sealing:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.hasher = hashlib.sha256()
+        self.fault: OSError | None = None
 
     def write(self, content: bytes) -> int:
         """Write and digest."""
         self.hasher.update(content)
-        return self._file.write(content)
+        try:
+            return self._file.write(content)
+        except OSError as err:
+            self.fault = err
+            raise
 
     def flush(self) -> None:
         """Everything is flushed at the end."""
@@ -53,7 +58,12 @@ def write_sealed(
             file.write(_line(about, "0" * hashlib.sha256().digest_size * 2))
             sealing = _Sealing(file)
             sealing.hasher.update(_plain(about))
-            write(cast(BinaryIO, sealing))
+            try:
+                write(cast(BinaryIO, sealing))
+            except RuntimeError:  # torch's way to say that its file could not be written
+                if sealing.fault:
+                    raise sealing.fault from None
+                raise
             file.seek(0)
             file.write(_line(about, sealing.hasher.hexdigest()))
             file.flush()

@@ -64,5 +64,10 @@ def check_variables() -> None:
     """
     for name in _NUMBERS:
         number(name)
+    if number(LEASE) < 2 * number(BEAT):
+        raise SettingsError(
+            f"{LEASE}={number(LEASE):g} is less than two signs of life, every {number(BEAT):g} s: "
+            f"write {2 * number(BEAT):g} or more, or unset {LEASE} and {BEAT}"
+        )
     for name in _WORDS:
         word(name)

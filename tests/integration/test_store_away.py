@@ -113,7 +113,7 @@ def door(
 
 def train(images: Path, folder: Path, log_model: str = "off") -> int:
     """The exit code of stage 1."""
-    options = {"stage1.epochs": "2", "log_model": log_model}
+    options = {"stage1.epochs": "2", "log_model": log_model, "log_pictures": "on"}
     return main(words_of("stage1", tiny(images, folder, options)))
 
 
