@@ -235,12 +235,12 @@ class Shelf:
         limit = f"{in_words(self.limit_bytes)} (cache_limit)"
         if taken == needed:
             _stated.stated_bytes = taken
-            say(f"disk: {in_words(needed)} for {what} in {self.folder}, of {limit}")
+            say(f"disk: {in_words(needed)} for {what} in {_shown(self.folder)}, of {limit}")
             return
         _stated.stated_bytes = max(2 * stated, taken)
         most = min(_stated.stated_bytes, self.limit_bytes)
         say(
-            f"disk: {in_words(needed)} more for {what} in {self.folder}; this command keeps up to "
+            f"disk: {in_words(needed)} more for {what} in {_shown(self.folder)}; this command keeps up to "
             f"{in_words(most)} there, of {limit}"
         )
 
@@ -281,3 +281,9 @@ def _size(path: Path) -> int:
     with suppress(OSError):
         return path.stat().st_size
     return 0
+
+
+def _shown(folder: Path) -> str:
+    """The folder as people write it: `~` for their home."""
+    home = Path("~").expanduser()
+    return f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) else str(folder)
