@@ -240,8 +240,8 @@ class Shelf:
         _stated.stated_bytes = max(2 * stated, taken)
         most = min(_stated.stated_bytes, self.limit_bytes)
         say(
-            f"disk: {in_words(needed)} more for {what} in {_shown(self.folder)}; this command keeps up to "
-            f"{in_words(most)} there, of {limit}"
+            f"disk: {in_words(needed)} more for {what} in {_shown(self.folder)}; this command "
+            f"keeps up to {in_words(most)} there, of {limit}"
         )
 
 
