@@ -46,6 +46,17 @@ def test_a_trial_outlives_a_server_that_is_restarted(
     assert "is back" in err
 
 
+def test_trials_are_read_as_patiently_though_optuna_keeps_them(postgres: Postgres) -> None:
+    """Its cache asks another method than that of the storage."""
+    study = optuna.create_study(storage=open_storage(postgres.url("read")))
+    study.ask()
+    postgres.stop()
+    start = threading.Timer(0.5, postgres.start)
+    start.start()
+    assert len(study.get_trials(deepcopy=False)) == 1
+    start.join()
+
+
 def test_a_server_that_stays_away_is_given_up(
     postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,7 @@ _ASKED_AGAIN = (
     *("get_study_user_attrs", "get_study_system_attrs", "get_all_studies", "get_trial"),
     *("get_all_trials", "get_best_trial", "get_trial_id_from_study_id_trial_number"),
     *("get_trial_param", "get_trial_user_attrs", "get_trial_system_attrs", "record_heartbeat"),
+    *("_get_trials", "_get_stale_trial_ids"),  # Optuna's cache of trials asks these
 )
 """What does the same however often it is asked."""
 
