@@ -59,7 +59,9 @@ def groups() -> Iterable[tuple[str, type[BaseModel]]]:
         yield ", ".join(f"`{row.name}`" for row in offering), model
     studies = [f"`{row.name}`" for row in ENTRY_POINTS.values() if row.shared]
     yield f"Studies, in {', '.join(studies)}", CommandSettings
-    yield f"[Where tasks run](cluster.md), in {', '.join(studies)}", ClusterSettings
+    rows = [row for row in ENTRY_POINTS.values() if "cluster" in row.offered]
+    tasks = ", ".join(f"`{row.name}`" for row in rows)
+    yield f"[Where tasks run](cluster.md), in {tasks}", ClusterSettings
     yield "Thresholds of signals and of the gate", thresholds[1]
 
 

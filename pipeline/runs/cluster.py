@@ -102,7 +102,11 @@ class Cluster:
             hands.stop()
 
     def announce(self) -> None:
-        """Tell how many tasks run at once, on what."""
+        """Tell how many tasks run at once, on what.
+
+        Raises:
+            ClusterError: this machine never has room for one; a cluster may grow.
+        """
         room = self.room()
         count = min(self.most or room, room)
         gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
@@ -110,6 +114,11 @@ class Cluster:
         each = f"{count_of(self.cpus, 'core')}{gpus} each"
         if count:
             self.say(f"Ray on {where}: {count_of(count, 'task')} at once, {each}")
+        elif self.address == LOCAL:
+            raise ClusterError(
+                f"{where} does not have {each}, which a task asks for: pass a smaller num_cpus or "
+                "num_gpus, or a cluster with such nodes (cluster=)"
+            )
         else:
             self.say(f"note: Ray on {where}: no node has {each} yet: tasks wait for one that has")
 
