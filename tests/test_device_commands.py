@@ -18,11 +18,9 @@ READS = {
     "read": "its risks",
     "<dictcomp>": "the weights of the best epoch so far",
     "_outputs": "what the prefix makes of a batch, once for all",
-    "recalibrate": "features under new statistics",
+    "joined": "logits of a split, or features of one: for stage 0, for BatchNorm's statistics",
     "put": "new statistics",
-    "head_inputs": "features of stage 0",
-    "_features": "features that near duplicates are looked for with",
-    "predict": "logits of a split",
+    "found": "features that near duplicates are looked for with",
     "_digest_tensor": "frozen weights, for the proof that they have not moved",
 }
 """Functions in which the host waits for a device, and for what."""

@@ -197,7 +197,7 @@ with Tracking.connect().run("killed", {}, target=True) as log:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(BEAT_S, "0.05")
-    monkeypatch.setenv(LEASE_S, "1")
+    monkeypatch.setenv(LEASE_S, "3")
 
 
 REBOOTED = {MACHINE: f"{owner_tags()[MACHINE].split()[0]} another-boot"}
