@@ -55,6 +55,7 @@ class _Heart:
         """Renew a mark from now on."""
         with self.changed:
             self.marks.append(mark)
+            self.changed.notify_all()  # the thread may be half through a long pause
             if not self.beats:
                 self.beats = True
                 threading.Thread(target=self._beat, daemon=True, name="leases").start()
