@@ -43,20 +43,11 @@ from pipeline.tracking.keys import stored_tag  # noqa: E402
 from tests.conftest import write_image_folder  # noqa: E402
 from tests.postgres import Postgres, find_binaries  # noqa: E402
 from tests.served import MlflowServer  # noqa: E402
+from tests.test_decide import SMALL  # noqa: E402
 
 IMAGES = 60
 COMMON = {
-    "backbone": "mobilenet_v3_small",
-    "weights": "none",
-    "norm_stats": "target",
-    "image_size": "32",
-    "train_per_class": "4",
-    "val_per_class": "2",
-    "test_per_class": "10",
-    "batch_size": "8",
-    "precision": "float32",
-    "lr": "0.01",
-    "epochs": "2",
+    **SMALL,
     "device": "cpu",
     "log_model": "off",
 }
