@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from tests.fuzzing import DAMAGES, Damage, survives, targets
 
-EXAMPLES = {"image": 300, "parquet": 80, "labels": 150, "weights": 60, "yaml": 250}
-"""Some seconds of each; `benchmarks/fuzz.py` goes on for as long as it is told."""
+EXAMPLES = {"image": 2000, "parquet": 500, "labels": 1200, "weights": 400, "yaml": 2000}
+"""Some ten seconds of each; `benchmarks/fuzz.py` goes on for as long as it is told."""
 
 
 @pytest.mark.slow
