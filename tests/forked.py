@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
+# nothing of tests/ here: the server does not know our path, and another package may be called so
 _CONTEXT.set_forkserver_preload(
     [
         *("torch", "torchvision", "mlflow", "mlflow.store.tracking.sqlalchemy_store", "optuna"),
-        *("pipeline.cli", "pipeline.entries.chain", "pipeline.tuning.report", "tests.forked"),
+        *("pipeline.cli", "pipeline.entries.chain", "pipeline.tuning.report"),
         *("pipeline.training.stage0", "pipeline.tuning.work"),
     ]
 )

@@ -64,7 +64,8 @@ def test_a_command_that_waits_takes_over_from_one_that_is_killed(
         assert [codes[n] for n in others] == [0, 0], [three.err(n) for n in others]
         (run,) = stage_runs("FINISHED")
         assert all(run.run_id in three.out(n) for n in others)
-        assert all(f"run {first.run_id} came to nothing" in three.out(n) for n in others)
+        assert run.run_id == first.run_id  # it goes on, perhaps before the other has looked
+        assert any(f"run {first.run_id} stopped" in three.out(n) for n in others)
         assert sum(f"found run {run.run_id}" in three.out(n) for n in others) == 1
     assert len(run.tags[CHECKPOINT_SHA256]) == 64
     ended = [r for r in Tracking.connect().find({}, status=None) if r.status != "FINISHED"]

@@ -111,5 +111,5 @@ class Work:
         why = run.tags.get(keys.FAILURE, "it did not finish")
         if run.tags.get(keys.DIVERGED) == "true":
             raise DivergedError(why, run.run_id)
-        self.say(f"{self.words}: run {run.run_id} came to nothing ({why}): taking over")
+        self.say(f"{self.words}: run {run.run_id} stopped ({why}): taking over")
         self.tracking.owners.end_abandoned(at_once=True)  # what the run was part of
