@@ -27,6 +27,19 @@ def convolution_rate(dtype: torch.dtype) -> float:
     return best
 
 
+def _segment_costs(backbone_name: str, size: int) -> tuple[list[int], list[int]]:
+    """Operations of each segment for one image forward, and the frozen segments of each stage."""
+    backbone = build_backbone(backbone_name, 10, size, 0)
+    x = torch.zeros(1, 3, size, size)
+    cost = []
+    for segment in backbone.segments:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            x = segment.module(x)
+        cost.append(counter.get_total_flops())
+    stages = SCHEDULES["three_stage"].stages
+    return cost, [backbone.frozen_segments(stage.trainable) for stage in stages]
+
+
 def floor_operations(
     backbone_name: str, size: int, epochs: int, train: int, val: int, views: int
 ) -> float:
@@ -35,16 +48,20 @@ def floor_operations(
     Backward counts twice the forward. A matrix product over a 2x2 map needs fewer operations than
     the convolution that is counted here, so the floor is not a bound for every program.
     """
-    backbone = build_backbone(backbone_name, 10, size, 0)
-    x = torch.zeros(1, 3, size, size)
-    cost = []  # of each segment
-    for segment in backbone.segments:
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            x = segment.module(x)
-        cost.append(counter.get_total_flops())
-    stages = SCHEDULES["three_stage"].stages
-    frozen = [backbone.frozen_segments(stage.trainable) for stage in stages]
+    cost, frozen = _segment_costs(backbone_name, size)
     total = (train * views + val) * sum(cost[: frozen[0]])
     for prefix in frozen:
         total += epochs * (train * 3 + val) * sum(cost[prefix:])
+    return float(total)
+
+
+def loop_operations(backbone_name: str, size: int, epochs: int, train: int, val: int) -> float:
+    """Operations of three stages where nothing is kept: the whole network forward each time.
+
+    Its backward pass stops at the last frozen block, as PyTorch's does.
+    """
+    cost, frozen = _segment_costs(backbone_name, size)
+    total = 0
+    for prefix in frozen:
+        total += epochs * ((train + val) * sum(cost) + train * 2 * sum(cost[prefix:]))
     return float(total)

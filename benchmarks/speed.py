@@ -33,7 +33,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.floor import convolution_rate, floor_operations  # noqa: E402
+from benchmarks.floor import convolution_rate, floor_operations, loop_operations  # noqa: E402
 from benchmarks.startup import startup  # noqa: E402
 from benchmarks.tools import (  # noqa: E402
     Result,
@@ -58,7 +58,7 @@ def markdown(header: list[str], rows: Rows) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def compare(task: Task, python: str, draws: list[int], tools: list[str]) -> str:
+def compare(task: Task, python: str, draws: list[int], tools: list[str], *, test: bool) -> str:
     """Wall time a stage, ratio to the plain loop, accuracy: medians and means over draws."""
     results: dict[str, list[Result]] = {}
     dtype = pick_precision("auto", torch.device("cpu"))
@@ -67,11 +67,11 @@ def compare(task: Task, python: str, draws: list[int], tools: list[str]) -> str:
     for draw in draws:
         with tempfile.TemporaryDirectory() as name:
             folder, drawn = Path(name), replace(task, draw=draw)
-            images = deal_images(drawn, folder, test=True)
-            cold = run_ours(drawn, folder, test=True)
+            images = deal_images(drawn, folder, test=test)
+            cold = run_ours(drawn, folder, test=test)
             results.setdefault("this project, empty cache", []).append(cold)
             for tool in tools:
-                peer = run_peer(tool, python, drawn, images, way=way, test=True)
+                peer = run_peer(tool, python, drawn, images, way=way, test=test)
                 results.setdefault(tool, []).append(peer)
             warm = run_ours(drawn, folder) | {"test_acc": cold["test_acc"]}
             results.setdefault("this project, full cache", []).append(warm)
@@ -102,16 +102,19 @@ def compare(task: Task, python: str, draws: list[int], tools: list[str]) -> str:
         row += [
             f"{statistics.mean(r['stages'][i]['val_acc'] for r in runs):.1%}" for i in range(3)
         ]
-        row.append(f"{statistics.mean(r['test_acc'] for r in runs):.1%}")
+        row.append(f"{statistics.mean(r['test_acc'] for r in runs):.1%}" if test else "")
         rows.append(row)
-    floor_s = floor_operations(task.backbone, task.size, task.epochs, 1000, 1000, 2) / rate
+    least = floor_operations(task.backbone, task.size, task.epochs, 1000, 1000, 2)
+    loop = loop_operations(task.backbone, task.size, task.epochs, 1000, 1000)
+    floor_s = least / rate
     rows.append(["floor", "", "", "", f"{floor_s:.1f} s", "", "", "", "", "", ""])
     header = ["tool", "stage 1", "stage 2", "stage 3", "total", f"{reference} / it"]
     header += ["whole command", "val 1", "val 2", "val 3", "held-out"]
     about = (
         f"{machine()}. {task.backbone}, {count_of(len(draws), 'draw')}, {task.epochs} epochs a "
         f"stage, {task.size} px. Best convolution here: {rate / 1e9:.0f} GFLOP/s in "
-        f"{str(dtype).removeprefix('torch.')}. Peers: {' '.join(way.words)}; tried: {tried}."
+        f"{str(dtype).removeprefix('torch.')}; a loop that keeps nothing needs {loop / least:.1f} "
+        f"times the floor's operations. Peers: {' '.join(way.words)}; tried: {tried}."
     )
     return f"{about}\n\n{markdown(header, rows)}"
 
@@ -216,6 +219,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64, help="pixels a side")
     parser.add_argument("--epochs", type=int, default=10, help="of each stage")
     parser.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2], help="default 0 1 2")
+    words = "do not score the held-out images, which takes minutes at 224 px"
+    parser.add_argument("--no-test", action="store_true", help=words)
     interpreter = "interpreter with peers/requirements.txt (default: this one)"
     parser.add_argument("--peers-python", default=sys.executable, help=interpreter)
     tools = ["plain", "cached", "fastai", "lightning"]
@@ -228,7 +233,10 @@ def main() -> None:
     task = Task(data, weights, size=args.size, epochs=args.epochs, backbone=args.backbone)
     python = args.peers_python
     parts: dict[str, tuple[str, Callable[[], str]]] = {
-        "peers": ("Against its peers", lambda: compare(task, python, args.draws, args.tools)),
+        "peers": (
+            "Against its peers",
+            lambda: compare(task, python, args.draws, args.tools, test=not args.no_test),
+        ),
         "trials": ("Growth with trials", lambda: growth_in_trials(task, python)),
         "images": ("Growth with images", lambda: growth_in_images(task, python)),
         "resolution": ("Growth with resolution", lambda: growth_in_resolution(task, python)),

@@ -141,12 +141,13 @@ def main() -> None:
             train_stage(learn, stage, lr, args.epochs) for stage, lr in enumerate(rates, start=1)
         ]
         total_wall_s = time.perf_counter() - start
-    test_acc = None
+    test_acc, start = None, time.perf_counter()
     if test:
         with learn.no_bar():
             test_acc = learn.validate(dl=dls.test_dl(test, with_labels=True))[-1]
     result = {"tool": "fastai", "stages": stages, "total_wall_s": total_wall_s}
-    sys.stdout.write(json.dumps({**result, "test_acc": test_acc}) + "\n")
+    result |= {"test_acc": test_acc, "test_s": time.perf_counter() - start}
+    sys.stdout.write(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":

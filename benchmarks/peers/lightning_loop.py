@@ -173,9 +173,11 @@ def main() -> None:
         if test:
             scores = trainer.test(module, test, ckpt_path="best", verbose=False)
             test_acc = scores[0]["test_acc"]
+        test_s = time.perf_counter() - end
     stages = [history.stage(stage, args.epochs, end) for stage in range(1, len(STAGES) + 1)]
     result = {"tool": "lightning", "stages": stages, "total_wall_s": end - start}
-    sys.stdout.write(json.dumps({**result, "test_acc": test_acc}) + "\n")
+    result |= {"test_acc": test_acc, "test_s": test_s}
+    sys.stdout.write(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":
