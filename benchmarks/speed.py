@@ -70,12 +70,14 @@ def compare(task: Task, python: str, draws: list[int], tools: list[str], *, test
             images = deal_images(drawn, folder, test=test)
             cold = run_ours(drawn, folder, test=test)
             results.setdefault("this project, empty cache", []).append(cold)
+            say(f"draw {draw}, this project: {json.dumps(cold)}")
             for tool in tools:
                 peer = run_peer(tool, python, drawn, images, way=way, test=test)
                 results.setdefault(tool, []).append(peer)
+                say(f"draw {draw}, {tool}: {json.dumps(peer)}")
             warm = run_ours(drawn, folder) | {"test_acc": cold["test_acc"]}
             results.setdefault("this project, full cache", []).append(warm)
-        say(f"draw {draw}: {json.dumps({tool: runs[-1] for tool, runs in results.items()})}")
+        say(f"draw {draw}, this project again: {json.dumps(warm)}")
         rate = max(rate, convolution_rate(dtype))
 
     def seconds(tool: str, stage: int) -> float:

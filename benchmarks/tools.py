@@ -87,11 +87,17 @@ def timed(words: list[str], **where: Any) -> tuple[str, float, float]:  # noqa: 
         return output.read(), seconds, usage.ru_maxrss / 2**20
 
 
+def alone(words: list[str]) -> tuple[str, float, float]:
+    """The same of a peer, which finds nothing that another has compiled."""
+    with tempfile.TemporaryDirectory() as folder:
+        return timed(words, env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder})
+
+
 def probe(python: str, task: Task) -> tuple[Way, str]:
     """The fastest way to compute for so many epochs of stage 2, and all that were tried."""
     words = [python, str(PEERS / "plain_loop.py"), "--data", task.data, "--probe"]
     words += ["--weights", task.weights, "--backbone", task.backbone, "--size", str(task.size)]
-    found = json.loads(timed(words)[0].splitlines()[-1])
+    found = json.loads(alone(words)[0].splitlines()[-1])
     steps = task.epochs * -(-10 * task.train_per_class // 64)
 
     def seconds(row: dict[str, Any]) -> float:
@@ -118,8 +124,7 @@ def run_peer(
 ) -> Result:
     """One run of a peer; its own JSON line, with the time and memory of the whole command.
 
-    The time is without that of scoring the held-out images, which no other tool's command does.
-
+    The time is without that of scoring the held-out images, which our own command does not do.
     `cached` is the plain loop that computes stage 1's features once.
     """
     script = "plain" if name == "cached" else name
@@ -131,7 +136,7 @@ def run_peer(
     words += ["--lr", ",".join(task.rates)]
     words += ["--test"] if test else []
     words += [] if name == "fastai" else ["--augment", "flip"]
-    output, command_s, peak_gib = timed(words)
+    output, command_s, peak_gib = alone(words)
     result: Result = json.loads(output.splitlines()[-1])
     return {**result, "command_s": command_s - result["test_s"], "peak_gib": peak_gib}
 

@@ -95,7 +95,7 @@ def make_learner(args: argparse.Namespace, dls: DataLoaders, folder: Path) -> Le
         path=folder,
     )
     if args.channels_last:
-        learn.to_channelslast(use_autocast=False)
+        learn.to_channelslast(use_amp=False)
     learn.recorder.train_metrics = True
     return learn
 
