@@ -2,8 +2,9 @@
 
 At 64 px the last blocks of a ResNet see maps of 4x4 and 2x2. There oneDNN's convolution spends
 most of a training step on the gradient of the weights; laid out as a matrix product (im2col,
-Chellapilla, Puri & Simard 2006) a bfloat16 step takes less than half the time. On 2x2 maps, where
-im2col would mostly multiply padding, the whole convolution is one dense matrix, in any precision.
+Chellapilla, Puri & Simard 2006) a bfloat16 step takes less than half the time, and a float32 one
+with AVX2 some 8% less. On 2x2 maps, where im2col would mostly multiply padding, the whole
+convolution is one dense matrix.
 Which product pays at which size was measured (docs/experiments); larger maps keep the library's
 convolution.
 """
@@ -76,9 +77,8 @@ class _SmallConv(torch.autograd.Function):
             ctx.save_for_backward(x, weight, matrix := _dense_matrix(weight, height, width))
             out = _rows(x) @ matrix.t()
             return out.view(len(x), height, width, -1).permute(0, 3, 1, 2)
-        fast = x.dtype == torch.bfloat16
-        ctx.as_product = fast and positions * CHANNELS_PER_POSITION <= weight.shape[0]
-        ctx.weight_as_product = fast and positions <= MAX_POSITIONS
+        ctx.as_product = positions * CHANNELS_PER_POSITION <= weight.shape[0]
+        ctx.weight_as_product = positions <= MAX_POSITIONS
         ctx.save_for_backward(x, weight)
         if not ctx.as_product:
             return F.conv2d(x, weight, None, stride, padding)
