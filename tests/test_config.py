@@ -154,7 +154,10 @@ def test_yaml_and_text_values_mean_the_same(tmp_path: Path) -> None:
         ),
         ({"augment": ""}, r"^augment must be words joined by \+.* got ''"),
         *(
-            ({"device": typed}, rf"^device must be .*, got '{typed}' .*line\): the name is {name}$")
+            (
+                {"device": typed},
+                rf"^device must be .*, got '{typed}' .*line\): the name is {name}$",
+            )
             for typed, name in {
                 "gpu": "cuda",
                 "GPU:1": "cuda:1",
