@@ -242,7 +242,7 @@ _ROWS = (
 ENTRY_POINTS: Mapping[str, EntryPoint] = {row.name: row for row in _ROWS}
 
 
-def _settings_in(plan: object) -> list[Settings]:
+def settings_in(plan: object) -> list[Settings]:
     """The settings of all that a plan runs; none where a run hands its own down."""
     if isinstance(plan, Comparison):
         return [plan.treatment.settings, plan.control.settings]
@@ -267,7 +267,7 @@ def perform(
     started, row = time.time(), ENTRY_POINTS[name]
     request = row.read(options)
     plan = row.plan(request)
-    for line in row.idle(getattr(plan, "request", request), _settings_in(plan)):
+    for line in row.idle(getattr(plan, "request", request), settings_in(plan)):
         say(line)
     shared = request.own_settings(CommandSettings)
     with loading("PyTorch", "torch"):

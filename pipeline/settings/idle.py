@@ -95,9 +95,9 @@ NEEDS = (
     Need(("norm_stats",), lambda case: case.settings.has_batch_norm, _NO_BATCH_NORM),
     Need(("norm",), lambda case: case.settings.has_batch_norm, _NO_BATCH_NORM),
     Need(
-        ("norm", "lr_decay"),
+        ("lr_decay",),
         lambda case: case.trains_blocks,
-        "the stage trains the head alone, which has no BatchNorm and the rate lr",
+        "the stage trains the head alone, whose rate is lr",
     ),
     Need(
         ("patience",),
