@@ -99,7 +99,7 @@ def test_stage_0_ahead_of_every_schedule_is_told_by_backbone() -> None:
     found = replace(compared(resampled=False), floors={"resnet18": floor})
     line = "! resnet18: logistic regression (C 0.1) on the frozen features, nothing trained, "
     assert line in (page := page_of(found))
-    assert "full 70.0% and lp_ft 80.0%: " in page
+    assert "full 70.00% and lp_ft 80.00%: " in page
     assert "\n\n\n" not in page
     level = replace(floor, test={KNN: 0.7, LOGREG: 0.8})
     assert "! resnet18" not in page_of(replace(found, floors={"resnet18": level}))

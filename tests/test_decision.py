@@ -120,8 +120,8 @@ def test_stage_0_ahead_of_both_arms_is_one_line_with_the_numbers() -> None:
     made = replace(decision(), floor=floor)
     line = stage0_ahead(made)
     assert line.startswith("! logistic regression (C 0.1) on the frozen features")
-    assert "85.0% on the test images" in line
-    assert "stage 3 80.0% and stage 2 continued 70.0%" in line
+    assert "85.00% on the test images" in line
+    assert "stage 3 80.00% and stage 2 continued 70.00%" in line
     assert "-P tune=on" in line
     assert line in report(made)
     level = replace(made, floor=replace(floor, test={KNN: 0.7, LOGREG: 0.8}))

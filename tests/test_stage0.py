@@ -132,12 +132,12 @@ def test_a_floor_above_all_that_was_reached_on_test_images_is_told() -> None:
     floor = replace(floor, balanced={"test": {KNN: 0.6, LOGREG: 0.55}})
     line = floor.ahead_of({"one": 0.79, "other": 0.7}, "the test images", "train longer")
     assert line.startswith("! logistic regression (C 0.1) on the frozen features")
-    assert "reaches 80.0% on the test images, one 79.0% and other 70.0%: train longer" in line
+    assert "reaches 80.00% on the test images, one 79.00% and other 70.00%: train longer" in line
     assert floor.ahead_of({"one": 0.8, "other": 0.7}, "", "") == ""  # level with one
     assert replace(floor, test={}).ahead_of({"one": 0.1}, "", "") == ""
     by_class = floor.ahead_of({"one": 0.59}, "the test images", "", balanced=True)
     assert by_class.startswith("! nearest neighbour on the frozen features")
-    assert "balanced 60.0%" in by_class
+    assert "balanced 60.00%" in by_class
     assert floor.ahead_of({"one": 0.7}, "", "", balanced=True) == ""
 
 

@@ -119,7 +119,7 @@ def stage0_ahead_of(
         words: one.test if by_class else float(one.correct.mean()) for words, one in arms.items()
     }
     todo = f"see to the training first: other rates, more epochs (-P lr=, -P epochs=), or {tuned}"
-    where = "the test images after the first draw"
+    where = "the test images (first draw)"
     return floor.ahead_of(reached, where, todo, balanced=by_class) if floor else ""
 
 

@@ -106,12 +106,12 @@ class Floor:
         """
         accs = self.balanced.get(TEST, {}) if balanced else self.test
         best = max(accs, key=lambda name: accs[name], default="")
-        if not best or accs[best] <= max(reached.values()):
+        if not best or accs[best] < max(reached.values()) + 1e-5:  # these are kept to six digits
             return ""
-        others = " and ".join(f"{name} {acc:.1%}" for name, acc in reached.items())
+        others = " and ".join(f"{name} {acc:.2%}" for name, acc in reached.items())
         return (
             f"! {self.names[best]} on the frozen features, nothing trained, reaches "
-            f"{'balanced ' * balanced}{accs[best]:.1%} on {where}, {others}: {todo}"
+            f"{'balanced ' * balanced}{accs[best]:.2%} on {where}, {others}: {todo}"
         )
 
     @property
