@@ -181,7 +181,6 @@ def test_a_request_without_one_image_is_refused_in_one_sentence(answer: Answer) 
         ({"inputs": []}, CONTENT_TYPE_JSON),
         ({"inputs": {"image": []}}, CONTENT_TYPE_JSON),
         ("image\n", CONTENT_TYPE_CSV),
-        (parquet(), CONTENT_TYPE_PARQUET),
     ],
 )
 def test_a_request_without_rows_is_a_mistake_of_the_clients(
