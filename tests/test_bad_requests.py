@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -169,7 +170,26 @@ def test_a_request_without_one_image_is_refused_in_one_sentence(answer: Answer) 
         assert found["message"].count("\n") == 0
         assert "dataframe_split" in found["message"] or "send 5000 at most" in found["message"]
         assert len(found["message"]) < 300
-    assert answer(split())["predictions"] == []
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (split(), CONTENT_TYPE_JSON),
+        ({"dataframe_records": []}, CONTENT_TYPE_JSON),
+        ({"instances": []}, CONTENT_TYPE_JSON),
+        ({"inputs": []}, CONTENT_TYPE_JSON),
+        ({"inputs": {"image": []}}, CONTENT_TYPE_JSON),
+        ("image\n", CONTENT_TYPE_CSV),
+    ],
+)
+def test_a_request_without_rows_is_a_mistake_of_the_clients(
+    answer: Answer, body: object, kind: str
+) -> None:
+    found = answer(body, kind)
+    assert found["status"] == 400
+    assert re.match("the request has no (row|column)", found["message"])
+    assert "dataframe_split" in found["message"]
 
 
 @given(st.sampled_from([*bodies()]), DAMAGES)
@@ -227,6 +247,7 @@ def test_from_python_one_sentence_names_the_row(run_id: str) -> None:
         classifier.predict([GOOD, b"no"])
     with pytest.raises(DataError, match=r"the image in row 0 \(rows from 0\) cannot be read"):
         classifier.predict([b"no"])
+    assert len(classifier.predict([])) == 0  # as a batch that came out empty
     table = pd.DataFrame({"image": ["cat.jpg", np.nan]})
     with pytest.raises(ValueError, match=r"row 0 .* \(it is no base64"):
         classifier.served.predict(None, table)

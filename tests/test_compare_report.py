@@ -14,6 +14,8 @@ from pipeline.comparing.grid import compare_plan
 from pipeline.comparing.pairs import pair_keys
 from pipeline.data.overlap import Counts
 from pipeline.reporting.page import to_html
+from pipeline.runs.floor import Floor
+from pipeline.training.stage0 import KNN, LOGREG
 from tests.helpers import request_of
 from tests.reports import Html, tables_of_markdown
 from tests.test_decision import result
@@ -90,6 +92,17 @@ def test_the_page_names_what_schedules_are_compared_by(metric: str, words: str) 
     assert f"\n{words[:1].upper()}{words[1:]} on 100 test images" in page
     header = tables_of_markdown(page)[0][0]
     assert header[2:4] == [f"{words} (95%)", "minus lp_ft, pp (95%)"]
+
+
+def test_stage_0_ahead_of_every_schedule_is_told_by_backbone() -> None:
+    floor = Floor(chosen={KNN: 1, LOGREG: 0.1}, val={}, test={KNN: 0.7, LOGREG: 0.85})
+    found = replace(compared(resampled=False), floors={"resnet18": floor})
+    line = "! resnet18: logistic regression (C 0.1) on the frozen features, nothing trained, "
+    assert line in (page := page_of(found))
+    assert "full 70.00% and lp_ft 80.00%: " in page
+    assert "\n\n\n" not in page
+    level = replace(floor, test={KNN: 0.7, LOGREG: 0.8})
+    assert "! resnet18" not in page_of(replace(found, floors={"resnet18": level}))
 
 
 def test_a_picture_is_described_by_what_it_shows() -> None:

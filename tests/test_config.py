@@ -153,6 +153,22 @@ def test_yaml_and_text_values_mean_the_same(tmp_path: Path) -> None:
             r"^augment must be words joined by \+, out of none, light",
         ),
         ({"augment": ""}, r"^augment must be words joined by \+.* got ''"),
+        *(
+            (
+                {"device": typed},
+                rf"^device must be .*, got '{typed}' .*line\): the name is {name}$",
+            )
+            for typed, name in {
+                "gpu": "cuda",
+                "GPU:1": "cuda:1",
+                "cuda0": "cuda:0",
+                "m1": "mps",
+                "Metal": "mps",
+                "CPU": "cpu",
+            }.items()
+        ),
+        ({"device": "cuad"}, r"^device .*: did you mean cuda\?"),
+        ({"device": "tpu"}, r"^device .*: correct it, or leave device out"),
         ({"draw": "-1"}, r"draw must be greater than or equal to 0"),
         *(
             ({key: "~nobody-of-that-name/x"}, rf"^{key}=~nobody.*: write the path in full")

@@ -82,6 +82,16 @@ def test_a_csv_file_is_read_as_it_is_exported(tmp_path: Path, text: str, encodin
             r"1 of 7 rows have no label \(line 8\)",
         ),
         ("file,label\n" + lines(FILES) + "a,b,c\n", "line 8 has 3 fields, the first line has 2"),
+        ("file,label\n" + lines(FILES) + "a\n", "line 8 has 1 field, .*: write what is missing"),
+        (
+            'file,label\na,"cat\n' + lines(FILES),
+            "labels.csv: line 2: a quotation mark .* not closed",
+        ),
+        ("file,label\n" + lines(FILES) + 'a,"cat', "labels.csv: line 8: a quotation mark"),
+        ('"file,label\n' + lines(FILES), "labels.csv: line 1: a quotation mark"),
+        ('file,label\np0_0.png,"cat\np0_1.png,"dog"\n', "line 2: a quotation mark .* not closed"),
+        ('file,label,split\np0_0.png,"cat,train\np0_1.png,"dog\n', "line 2: a quotation mark"),
+        ('file,label\na,"cat\n' + 5_000 * lines(FILES), "line 2: a quotation mark"),
         ("file,a,b\n" + "".join(f"{n},x,y\n" for n in FILES), "columns file, a, b, of which none"),
         ("file,cat,dog\n" + "".join(f"{n},1,1\n" for n in FILES), "6 of 6 rows are of several"),
         ("file,label,label\n" + "".join(f"{n},x,y\n" for n in FILES), "two columns have one name"),
@@ -168,6 +178,37 @@ def test_a_csv_file_about_something_else_leaves_the_folders_the_classes(tmp_path
 def test_numbers_as_labels_are_sorted_by_size(tmp_path: Path) -> None:
     rows = "".join(f"{name},{(10, 2)[at % 2]}\n" for at, name in enumerate(FILES))
     assert read(tmp_path, f"id_code,diagnosis\n{rows}").class_names == ("2", "10")
+
+
+@pytest.mark.parametrize("header", ["grade,photo\n", "label,photo\n", ""])
+def test_labels_that_are_names_of_images_too_stay_labels(tmp_path: Path, header: str) -> None:
+    (tmp_path / "images").mkdir()
+    for number in (1, 2, 10, 11, 12, 13):
+        class_image(number % 2, number).save(tmp_path / f"images/{number}.png")
+    rows = "1,11.png\n2,12.png\n10,13.png\n1,1.png\n2,2.png\n10,10.png\n"
+    source = read(tmp_path, header + rows)
+    assert source.class_names == ("1", "2", "10")
+    files = [Path(where).stem for where, _ in source.pool.stored.items(range(6))]
+    labels = [source.class_names[label] for label in source.pool.labels]
+    expected = {"11": "1", "12": "2", "13": "10", "1": "1", "2": "2", "10": "10"}
+    assert dict(zip(files, labels, strict=True)) == expected
+
+
+def test_words_for_nothing_are_names_of_classes(tmp_path: Path) -> None:
+    words = ["NA", "null", "nan", "None", "N/A", "NA"]
+    rows = "".join(f"{name},{word}\n" for name, word in zip(FILES, words, strict=True))
+    source = read(tmp_path, f"file,label\n{rows}")
+    assert set(source.class_names) == set(words)
+    assert [source.class_names[label] for label in source.pool.labels] == words
+
+
+def test_a_remark_of_several_lines_beside_the_label_is_no_fault(tmp_path: Path) -> None:
+    rows = "".join(
+        f'{a},{b},"{b}\n\n""seen"" twice"\n' for a, b in zip(FILES, LABELS, strict=True)
+    )
+    assert len(read(tmp_path, f"file,label,remark\n{rows}").pool.labels) == 6
+    with pytest.raises(DataError, match=r"have no label \(line 20\)"):
+        read(tmp_path, f"file,label,remark\n{rows}{FILES[0]},,x\n")
 
 
 def test_groups_are_a_column_or_a_regular_expression(tmp_path: Path) -> None:

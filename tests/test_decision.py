@@ -11,12 +11,14 @@ import pytest
 
 from pipeline.comparing.arms import TunedArm, decide_plan
 from pipeline.comparing.decision import Decision, verdict_of
-from pipeline.comparing.decision_page import command_of, next_of, page_of
+from pipeline.comparing.decision_page import command_of, next_of, page_of, stage0_ahead
 from pipeline.comparing.draws import Pool
 from pipeline.comparing.effects import differences_of, effects_of, minus
 from pipeline.comparing.pairs import ArmResult, Pair, pair_keys
 from pipeline.data.overlap import Counts
+from pipeline.runs.floor import Floor
 from pipeline.tracking import RunView
+from pipeline.training.stage0 import KNN, LOGREG
 from tests.helpers import make_images, planned_epochs, request_of
 from tests.reports import tables_of_markdown
 
@@ -106,6 +108,27 @@ def test_an_open_decision_says_what_would_settle_it_and_what_that_costs() -> Non
     assert made.outlook[1:] in report(made)
     small = replace(made, pool=replace(made.pool, most=5))
     assert "the pool holds 5: fewer images a class" in small.outlook
+
+
+def test_stage_0_ahead_of_both_arms_is_one_line_with_the_numbers() -> None:
+    floor = Floor(
+        chosen={KNN: 3, LOGREG: 0.1},
+        val={KNN: 0.9, LOGREG: 0.9},
+        test={KNN: 0.7, LOGREG: 0.85},
+        balanced={"test": {KNN: 0.7, LOGREG: 0.75}},
+    )
+    made = replace(decision(), floor=floor)
+    line = stage0_ahead(made)
+    assert line.startswith("! logistic regression (C 0.1) on the frozen features")
+    assert "85.00% on the test images" in line
+    assert "stage 3 80.00% and stage 2 continued 70.00%" in line
+    assert "-P tune=on" in line
+    assert line in report(made)
+    level = replace(made, floor=replace(floor, test={KNN: 0.7, LOGREG: 0.8}))
+    assert stage0_ahead(level) == ""
+    assert "! logistic" not in report(level)
+    assert stage0_ahead(replace(decision(metric="balanced_acc"), floor=floor)) == ""
+    assert stage0_ahead(decision()) == ""
 
 
 def test_of_a_few_pairs_nothing_is_foretold() -> None:

@@ -154,8 +154,12 @@ def test_siblings_are_brought_up_to_date_each_by_its_own_thresholds(command: Com
 def test_siblings_are_brought_up_to_date_once_a_command_and_only_where_they_change(
     command: Command,
 ) -> None:
+    client = mlflow.MlflowClient()
     for seed in ("0", "1"):
         assert command("stage2", seed=seed) == 0
+        last = of_stage(2)["run_id"].iloc[-1]
+        counts = client.get_metric_history(last, "signal/siblings")
+        assert [point.value for point in counts] == [int(seed) + 1]  # once, when it is known
     evidence = [artifact(run_id, "evidence.json") for run_id in of_stage(2)["run_id"]]
     written = [path.stat().st_mtime_ns for path in evidence]
     assert command("main", schedule="two_stage", seed="1", **{"stage2.epochs": "1"}) == 0

@@ -80,6 +80,7 @@ def test_the_model_on_all_images_is_trained_once(command: Command, store: Path) 
         (run,) = Tracking.connect().find({KIND: REFIT}, status=None)
         found = [f"found run {run.run_id}" in three.out(number) for number in range(3)]
         assert sorted(found) == [False, True, True]
+        assert all(f"/runs/{run.run_id}?" in three.out(number) for number in range(3))  # its page
     assert run.status == "FINISHED"
     assert run.tags[MODEL_URI]
 

@@ -105,6 +105,7 @@ def test_the_same_recipe_on_the_same_images_is_found_again_and_the_weights_are_r
     assert (
         said.count(f"refit: found run {first.info.run_id} with the same content, reusing it") == 1
     )
+    assert sum(f"/runs/{first.info.run_id}?" in line for line in said) == 2  # its page, each time
     anew = refitted(chain.info.run_id, said, reuse="off")
     assert anew.info.run_id != first.info.run_id
     one, two = (pipeline.load(run.info.run_id).network.state_dict() for run in (first, anew))

@@ -127,6 +127,20 @@ def test_main_shows_the_floor_and_stage_1_keeps_it(
     assert "| 0 | logistic regression" in artifact(chain.info.run_id, "summary.md").read_text()
 
 
+def test_a_floor_above_all_that_was_reached_on_test_images_is_told() -> None:
+    floor = Floor(chosen={KNN: 1, LOGREG: 0.1}, val={}, test={KNN: 0.5, LOGREG: 0.8})
+    floor = replace(floor, balanced={"test": {KNN: 0.6, LOGREG: 0.55}})
+    line = floor.ahead_of({"one": 0.79, "other": 0.7}, "the test images", "train longer")
+    assert line.startswith("! logistic regression (C 0.1) on the frozen features")
+    assert "reaches 80.00% on the test images, one 79.00% and other 70.00%: train longer" in line
+    assert floor.ahead_of({"one": 0.8, "other": 0.7}, "", "") == ""  # level with one
+    assert replace(floor, test={}).ahead_of({"one": 0.1}, "", "") == ""
+    by_class = floor.ahead_of({"one": 0.59}, "the test images", "", balanced=True)
+    assert by_class.startswith("! nearest neighbour on the frozen features")
+    assert "balanced 60.00%" in by_class
+    assert floor.ahead_of({"one": 0.7}, "", "", balanced=True) == ""
+
+
 def test_a_floor_above_training_is_told_and_one_below_is_not() -> None:
     floor = Floor(chosen={KNN: 1, LOGREG: 0.1}, val={KNN: 0.5, LOGREG: 0.8})
     assert "logistic regression (C 0.1)" in floor.remark(3, 0.7)

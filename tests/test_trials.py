@@ -236,6 +236,22 @@ def test_a_lost_trial_ends_though_nobody_wants_another(study: Study) -> None:
     assert outcomes(study) == ["interrupted"]
 
 
+def test_trials_of_other_commands_are_told_of_once_while_they_are_waited_for(study: Study) -> None:
+    said: list[str] = []
+    one = runner(study, said)
+    one.tell_wait()
+    assert said == []
+    first = asked(study)
+    one.tell_wait()
+    one.tell_wait()
+    asked(study)
+    give_up(study, first)
+    one.tell_wait()
+    assert ["trial 0 of another command" in line for line in said] == [True, False]
+    assert "trial 1 of another command" in said[1]
+    assert all("for 60 s without a sign of life at most" in line for line in said)
+
+
 def test_a_trial_that_came_to_nothing_by_itself_is_not_repeated(study: Study) -> None:
     trial = asked(study)
     trial.set_user_attr("reason", "pruned after draw 0")

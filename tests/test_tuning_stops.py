@@ -210,7 +210,7 @@ def test_a_trial_whose_worker_died_before_its_first_heartbeat_is_taken_over(
 
 
 def test_a_worker_that_is_alive_is_waited_for(
-    command: Command, options: dict[str, str], store: Path
+    command: Command, options: dict[str, str], store: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     study = begun(options)
     trial, over = study.optuna.ask(), threading.Event()
@@ -224,6 +224,7 @@ def test_a_worker_that_is_alive_is_waited_for(
     assert command("tune", **options, heartbeat="1", timeout="9") == 0
     assert states(study.optuna) == ["RUNNING"]
     assert ends("study") == ["RUNNING"]
+    assert capfd.readouterr().out.count("waiting for trial 0 of another command") == 1
     over.set()
     heart.join()
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from pipeline.comparing.compared import Compared
 from pipeline.comparing.cost import shown_steps
+from pipeline.comparing.pairs import stage0_ahead_of
 from pipeline.reporting.figures import ArmRow, comparison_picture
 from pipeline.reporting.page import to_html, to_markdown
 from pipeline.runs.command_line import command_line
@@ -66,11 +67,21 @@ def log_comparison(compared: Compared, log: RunLog, say: Callable[[str], None]) 
     lines = compared.summary()
     told = [*(f"**{line}.**" for line in lines), picture_line(log.run_id, PICTURE)]
     log.tags({NOTE: "\n\n".join(told)})
-    for line in lines:
+    for line in (*lines, *_stage0_ahead(compared).values()):
         say(line)
     for backbone, floor in compared.floors.items():
         say(f"{backbone}, first draw: {floor.sentence}")
     say(f"report: report.html and report.md of run {log.run_id}")
+
+
+def _stage0_ahead(compared: Compared) -> dict[str, str]:
+    """By backbone a line where stage 0 is ahead of every schedule."""
+    found = {}
+    for backbone, floor in compared.floors.items():
+        arms = {cell.arm.name: cell.results[0] for cell in compared.cells_of(backbone)}
+        if line := stage0_ahead_of(floor, arms, compared.grid.compare.metric, "-P tuned=on"):
+            found[backbone] = line.replace("! ", f"! {backbone}: ", 1)
+    return found
 
 
 def _origins(compared: Compared) -> list[list[Origins]]:
@@ -119,6 +130,7 @@ def page_of(compared: Compared) -> str:
     return to_markdown(
         "comparison",
         compared=compared,
+        ahead=_stage0_ahead(compared),
         words=METRICS[compared.grid.compare.metric].words,
         schedules=[arm.name for arm in arms],
         steps=shown_steps(compared.steps),

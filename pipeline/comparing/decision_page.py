@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from pipeline.comparing.cost import shown_steps
 from pipeline.comparing.decision import Decision
+from pipeline.comparing.pairs import stage0_ahead_of
 from pipeline.reporting.figures import gains_picture
 from pipeline.reporting.page import to_html, to_markdown
 from pipeline.runs.command_line import command_line
@@ -36,7 +37,7 @@ from pipeline.signals.claims import claim_of
 from pipeline.signals.gate import Gate, gate_over
 from pipeline.stats.metrics import DEFAULT_SHARE, METRICS
 from pipeline.stats.verdict import shown_probability
-from pipeline.system.text import count_of
+from pipeline.system.text import as_markdown, count_of
 from pipeline.tracking import RunLog, RunView, Tracking
 from pipeline.tracking.history import chain_of
 from pipeline.tracking.keys import (
@@ -88,7 +89,8 @@ def log_decision(
     origins = _origins(decision)
     made = origins_in_words(of_all(origins))
     then = next_of(decision)
-    note = [f"**{decision.sentence}**", decision.outlook, f"Next: `{then}`" if then else ""]
+    note = [f"**{decision.sentence}**", as_markdown(stage0_ahead(decision)), decision.outlook]
+    note += [f"Next: `{then}`" if then else ""]
     note += [picture_line(log.run_id, PICTURE), "The report: artifact `report.html`."]
     log.tags({**decision.tags, NOTE: "\n\n".join(filter(None, note)), MADE_WITH: made})
     log.metrics(decision.metrics)
@@ -99,10 +101,18 @@ def log_decision(
         mark(decision, log.run_id, run, tracking)
     other = note_on_origins(origins, made_with(pick_device(treatment.settings.device)))
     below = f"{decision.floor.sentence}, draw of the first pair" if decision.floor else ""
-    told = [decision.sentence, decision.outlook, decision.test.note, other, below]
+    told = [decision.sentence, stage0_ahead(decision), decision.outlook]
+    told += [decision.test.note, other, below]
     told += [f"next: {then}"] if then else []
     say("\n".join(filter(None, told)))
     say(f"report: report.html and report.md of run {log.run_id}")
+
+
+def stage0_ahead(decision: Decision) -> str:
+    """A line where stage 0 is ahead of both arms on the first pair's images; else empty."""
+    first = decision.pairs[0]
+    arms = {decision.treatment.words: first.treatment, decision.control.words: first.control}
+    return stage0_ahead_of(decision.floor, arms, decision.metric, "-P tune=on")
 
 
 def _origins(decision: Decision) -> list[tuple[Origins, Origins]]:
@@ -154,6 +164,7 @@ def page_of(
         probability=partial(shown_probability, threshold=decision.design.threshold),
         stage_in_words=stage_in_words,
         wall=minutes(decision.wall_s),
+        ahead=stage0_ahead(decision),
         signals=_signals(runs),
         gate=gate,
         cases=cases_like(gate.prior) if gate else "",

@@ -6,12 +6,15 @@ In: a pool of draws. Out: the numbers of pairs, and how their results are kept. 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pipeline.comparing.draws import Pool
+from pipeline.runs.floor import Floor
 from pipeline.runs.origins import Origins
 from pipeline.runs.predictions import Correct, Predicted
 from pipeline.settings.run import Settings
+from pipeline.stats.metrics import BALANCED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +104,23 @@ class Pair:
 def resolution_pp(test_images: int) -> float:
     """What one test image is worth: gains are multiples of this."""
     return 100 / test_images
+
+
+def stage0_ahead_of(
+    floor: Floor | None, arms: Mapping[str, ArmResult], metric: str, tuned: str
+) -> str:
+    """A line where stage 0 is ahead of every arm on the first draw; else empty.
+
+    By balanced accuracy where the arms are held against each other by that, else by accuracy.
+    `arms`: results on that draw, by the arms' words. `tuned`: the option that tunes the arms.
+    """
+    by_class = metric == BALANCED
+    reached = {
+        words: one.test if by_class else float(one.correct.mean()) for words, one in arms.items()
+    }
+    todo = f"see to the training first: other rates, more epochs (-P lr=, -P epochs=), or {tuned}"
+    where = "the test images (first draw)"
+    return floor.ahead_of(reached, where, todo, balanced=by_class) if floor else ""
 
 
 def pair_keys(pool: Pool, settings: Settings, seeds: int = 1) -> list[PairKey]:

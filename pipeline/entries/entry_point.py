@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel
 
+from pipeline.settings.entry import CommandSettings, TuneSettings
+from pipeline.settings.idle import idle_lines
 from pipeline.settings.request import Request
-from pipeline.settings.run import RUN_KEYS, TRAIN_KEYS
+from pipeline.settings.run import RUN_KEYS, TRAIN_KEYS, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,21 @@ class EntryPoint:
         """The options that help shows and that messages name."""
         hidden = {*self.refused, *self.silent}
         return tuple(key for key in self.keys if key not in hidden)
+
+    def idle(self, request: Request, settings: Sequence[Settings]) -> list[str]:
+        """Lines on settings that were given and have no effect beside the others.
+
+        `settings`: of all that the command runs.
+        """
+        own: dict[str, object] = {}
+        usual: dict[str, object] = {}
+        models: list[type[BaseModel]] = [TuneSettings] if self.study else []
+        models += [CommandSettings, *([self.own] if self.own else [])]
+        for model in models:  # what the last one says counts
+            values = dict(request.own_settings(model))
+            own |= {key: value for key, value in values.items() if key in self.own_keys}
+            usual |= {key: field.default for key, field in model.model_fields.items()}
+        return idle_lines(request, own, usual, settings, self.silent)
 
     def read(self, options: Mapping[str, str]) -> Request:
         """The request behind a command line's options.

@@ -33,7 +33,8 @@ def refit_entry(command: Command, plan: RefitSettings) -> Refit:
         made, description = refit_and_describe(
             tracking, recommended, settings, plan.refit, typed, say
         )
-        tracking.name_launched(f"refit · found run {made.run.run_id}", keys.REFIT)
+        run_id = made.run.run_id
+        tracking.name_launched(f"refit · found run {run_id}", keys.REFIT, run_id)
         pool = made.session.draw.pool
         if first.tags.get(keys.POOL, pool) != pool:
             say(

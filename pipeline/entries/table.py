@@ -13,8 +13,8 @@ from functools import partial
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
-from pipeline.comparing.arms import decide_plan
-from pipeline.comparing.grid import compare_plan
+from pipeline.comparing.arms import Comparison, decide_plan
+from pipeline.comparing.grid import Grid, compare_plan
 from pipeline.entries.entry_point import EntryPoint
 from pipeline.entries.plans import (
     FROM_SCRATCH,
@@ -49,7 +49,7 @@ from pipeline.settings.entry import (
     StartSettings,
     TuneSettings,
 )
-from pipeline.settings.run import PLACE_KEYS, RUN_KEYS, THRESHOLD_KEYS
+from pipeline.settings.run import PLACE_KEYS, RUN_KEYS, THRESHOLD_KEYS, Settings
 from pipeline.settings.search_space import tune_plan
 from pipeline.system.progress import loading
 
@@ -242,6 +242,17 @@ _ROWS = (
 ENTRY_POINTS: Mapping[str, EntryPoint] = {row.name: row for row in _ROWS}
 
 
+def settings_in(plan: object) -> list[Settings]:
+    """The settings of all that a plan runs; none where a run hands its own down."""
+    if isinstance(plan, Comparison):
+        return [plan.treatment.settings, plan.control.settings]
+    if isinstance(plan, Grid):
+        return [arm.settings for arms in plan.arms.values() for arm in arms]
+    settings = getattr(plan, "settings", plan)
+    inherits = bool(getattr(plan, "parent_run_id", ""))
+    return [settings] if isinstance(settings, Settings) and not inherits else []
+
+
 def perform(
     name: str,
     options: Mapping[str, str],
@@ -256,6 +267,8 @@ def perform(
     started, row = time.time(), ENTRY_POINTS[name]
     request = row.read(options)
     plan = row.plan(request)
+    for line in row.idle(getattr(plan, "request", request), settings_in(plan)):
+        say(line)
     shared = request.own_settings(CommandSettings)
     with loading("PyTorch", "torch"):
         from pipeline.runs.command import Command

@@ -97,6 +97,23 @@ class Floor:
             "the first thing to try (-P epochs=, -P lr=, or -e tune)"
         )
 
+    def ahead_of(
+        self, reached: Mapping[str, float], where: str, todo: str, *, balanced: bool = False
+    ) -> str:
+        """A line where stage 0 is ahead of all that was reached on test images; else empty.
+
+        `reached`: accuracies (`balanced`: balanced ones), by what reached them. `where`: on what.
+        """
+        accs = self.balanced.get(TEST, {}) if balanced else self.test
+        best = max(accs, key=lambda name: accs[name], default="")
+        if not best or accs[best] < max(reached.values()) + 1e-5:  # these are kept to six digits
+            return ""
+        others = " and ".join(f"{name} {acc:.2%}" for name, acc in reached.items())
+        return (
+            f"! {self.names[best]} on the frozen features, nothing trained, reaches "
+            f"{'balanced ' * balanced}{accs[best]:.2%} on {where}, {others}: {todo}"
+        )
+
     @property
     def rows(self) -> list[dict[str, str]]:
         """The floor as rows of the table of stages."""

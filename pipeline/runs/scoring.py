@@ -105,6 +105,9 @@ def _told(
     yield f"{name}: {result} on {count_of(len(answers.images), 'image')}"
     if floor:
         yield floor.sentence
+        todo = "more epochs or another rate come first (-P epochs=, -P lr=, or -e tune)"
+        if ahead := floor.ahead_of({"this run": scores["acc"]}, "the test images", todo):
+            yield ahead
     yield by_class_text(answers, SHOWN_CLASSES)
     if missing := overlap.counts.missing:
         yield f"note: no test image is of class {first_of(missing)}: the accuracy leaves them out"

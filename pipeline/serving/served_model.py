@@ -185,10 +185,14 @@ class ImageClassifier(PythonModel):  # type: ignore[misc, unused-ignore]
 
         Raises:
             RefusedRequest: no column `image`, too many rows, no row with an image, or no time.
+                To a server a request without rows is a mistake of the client's; from Python a
+                table without rows has an answer without rows.
         """
         if "image" not in model_input:
             raise RefusedRequest(f"the request has no column named image: {_HOW}")
         rows, names = list(model_input["image"]), list(self.about["class_names"])
+        if _served() and not rows:
+            raise RefusedRequest(f"the request has no row, so no image: {_HOW}")
         if _served() and len(rows) > ROWS:
             raise RefusedRequest(f"{len(rows)} rows: send {ROWS} at most in one request")
         time_left = _Time()

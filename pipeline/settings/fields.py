@@ -101,13 +101,32 @@ def _off_or_share(value: object) -> object:
     return 0.0 if value is False or str(value).strip().lower() in ("off", "false") else value
 
 
+_OTHER_NAMES = {
+    "auto": "auto",
+    "cpu": "cpu",
+    "cuda|gpu|nvidia|rocm|hip": "cuda",
+    "mps|metal|apple|(?:apple )?m[1-9](?: ?(?:pro|max|ultra))?": "mps",
+}
+"""What people call a device, as patterns, and its name here, which is PyTorch's."""
+
+
+def _named_otherwise(text: str) -> str:
+    """The name of what is meant: `cuda:0` for `GPU 0`; empty where that is not known."""
+    for pattern, name in _OTHER_NAMES.items():
+        if found := re.fullmatch(rf"(?:{pattern})(?:[: ]?([0-9]{{1,2}}))?", text.strip().lower()):
+            return f"{name}:{found[1]}" if name == "cuda" and found[1] else name
+    return ""
+
+
 def _device_name(text: str) -> str:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,2})?", text):
-        near = get_close_matches(text, ("auto", "cpu", "cuda", "mps"), n=1)
+        is_kind = re.fullmatch("[a-z]pu", text.lower())  # tpu is near cpu in letters alone
+        near = [] if is_kind else get_close_matches(text, ("auto", "cpu", "cuda", "mps"), n=1)
+        called = _named_otherwise(text)
         raise PydanticCustomError(
             "device",
             "must be 'auto', 'cpu', 'cuda' or 'mps', or 'cuda:1' for the second of several",
-            {"meant": near[0]} if near else {},
+            {"called": called} if called else {"meant": near[0]} if near else {},
         )
     return text
 

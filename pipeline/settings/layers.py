@@ -88,9 +88,11 @@ def validated(
         for fault in err.errors():
             key, value = str(fault["loc"][0]), fault["input"]
             choices = map(str, get_args(model.model_fields[key].annotation))
-            meant = [fault["ctx"]["meant"]] if "meant" in fault.get("ctx", {}) else choices
+            known = fault.get("ctx", {})
+            meant = [known["meant"]] if "meant" in known else choices
             place = f" ({given[key].layer.source})" if given[key].layer.source else ""
             todo = did_you_mean(value, meant) if isinstance(value, str) else ""
+            todo = f": the name is {known['called']}" if "called" in known else todo
             faults.append(
                 f"{given[key].key} {in_plain_words(fault)}, got {shown(value)}{place}"
                 f"{todo or what_to_give(model, key, given[key].key, fault)}"

@@ -80,7 +80,7 @@ def log_evidence(log: RunLog, tracking: Tracking, subject: Subject) -> list[Sign
         parent_epochs=int(parent.params.get(keys.EPOCHS, 0)) if parent else 0,
     )
     log.tags(_tags(signals))
-    log.metrics(_metrics(signals))
+    log.metrics(_metrics([s for s in signals if "siblings" not in s.numbers]))  # known at the end
     content = {
         "signals": {signal.name: asdict(signal) for signal in signals},
         "thresholds": {key: getattr(settings, key) for key in THRESHOLD_KEYS},

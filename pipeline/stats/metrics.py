@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
+BALANCED = "balanced_acc"
+"""The name of the metric that counts classes alike."""
 Row = Mapping[str, float]
 """Values by metric name."""
 Direction = Literal["maximize", "minimize"]
@@ -99,7 +101,7 @@ METRICS: Mapping[str, Metric] = {
     "loss": Metric(words="loss", compute=cross_entropy, direction="minimize", mean_of="nll"),
     "acc": Metric(words="accuracy", compute=accuracy, of_classes=True, mean_of="correct"),
     "macro_f1": Metric(words="macro F1", compute=macro_f1, of_classes=True),
-    "balanced_acc": Metric(words="balanced accuracy", compute=balanced_accuracy, of_classes=True),
+    BALANCED: Metric(words="balanced accuracy", compute=balanced_accuracy, of_classes=True),
     "ece": Metric(words="calibration error", compute=calibration_error, direction="minimize"),
 }
 SHARES = tuple(name for name, metric in METRICS.items() if metric.of_classes)

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-from optuna.trial import Trial
+from optuna.trial import Trial, TrialState
 
 from pipeline.errors import AwayError, TrackingError, first_line
 from pipeline.runs.find_or_run import find_or_run
 from pipeline.runs.session import Session
+from pipeline.system.text import numbered
 from pipeline.tracking import Tracking
 from pipeline.tuning.objective import Ending, TrialObjective
 from pipeline.tuning.report import log_trial
@@ -45,6 +46,7 @@ class TrialRunner:
         sessions: one for each draw of the study.
         run_id: of the study's run.
         deadline: `time.monotonic()` at which the command must end; None: never.
+        waits_for: numbers of other commands' trials that a line has told of.
     """
 
     study: Study
@@ -53,6 +55,22 @@ class TrialRunner:
     run_id: str
     deadline: float | None
     say: Callable[[str], None]
+    waits_for: set[int] = field(default_factory=set)
+
+    def tell_wait(self) -> None:
+        """Tell, where no trial is left to begin, which trials of other commands are waited for.
+
+        Each is told of once. A command that was killed cannot say so: its trials fall silent.
+        """
+        trials = with_patience(self.study.storage, lambda: self.study.trials, self.say)
+        running = {trial.number for trial in trials if trial.state == TrialState.RUNNING}
+        if new := sorted(running - self.waits_for):
+            self.waits_for |= running
+            self.say(
+                f"study {self.study.name}: waiting for {numbered('trial', new)} of another "
+                f"command; where that was killed, for {self.study.storage.grace_period} s without "
+                "a sign of life at most: then the trial is run again here"
+            )
 
     def train_parents(self, draw: int) -> None:
         """The checkpoint that trials on a draw start from: found, or trained."""

@@ -133,6 +133,8 @@ def run_on(
                     asked[trial.number] = trial
                     ids = trial._trial_id, trial.number
                     hands.submit(Task(trial=ids), f"trial {trial.number}")
+                if not asked:
+                    runner.tell_wait()
                 for task, _ in hands.wait():
                     assert task.trial
                     del asked[task.trial[1]]

@@ -133,6 +133,7 @@ class Worker:
             asked = with_patience(self.storage, partial(study.ask, wanted), self.say)
             if asked is None:
                 # the last trials are running elsewhere: stay, to take over from lost commands
+                runner.tell_wait()
                 time.sleep(1.0)
                 continue
             with beating(self.storage, partial(list, [asked._trial_id])):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import DataError, first_line
-from pipeline.system.text import first_of, normalised, one_line
+from pipeline.system.text import count_of, first_of, normalised, one_line
 
 _FILE = (
     *("file", "filename", "file_name", "image", "image_name", "image_id", "imageid", "image_path"),
@@ -24,6 +24,8 @@ _FILE = (
 _LABEL = ("label", "labels", "class", "class_name", "classname", "category", "target")
 _SPLIT = ("split", "set", "subset", "partition")
 _SEPARATORS = ",;\t|"
+_END = "\x01"
+"""A line behind the last: an open quotation mark takes it in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +60,13 @@ def read_label_rows(
         DataError: the file cannot be read, or a row is not whole.
     """
     table, numbers = _table(path, is_image)
-    file = _file_column(path, table, is_image, image_column)
+    file = _file_column(path, table, is_image, image_column, label_column)
     split = _named(table, _SPLIT)
     others = [name for name in table if name not in (file, split, group)]
     labels = _labels(path, table, others, label_column)
+    for number, *cells in zip(numbers, table[file], labels, strict=True):
+        if any(map(_ends_a_line, cells)):
+            raise _unclosed(path, number)
     blank = [""] * len(numbers)
     columns = table[file], labels, table.get(split, blank), table.get(group, blank)
     rows = [
@@ -95,9 +100,14 @@ def _table(path: Path, is_image: Callable[[str], bool]) -> tuple[dict[str, list[
         raise DataError(f"{path}: no line beside the names of the columns: add a line an image")
     for number, cells in body:
         if len(cells) != len(header):
+            if any(map(_ends_a_line, cells)):
+                raise _unclosed(path, number)
+            todo = "put text with separators in quotes"
+            if len(cells) < len(header):
+                todo = "write what is missing, or remove the line"
             raise DataError(
-                f"{path}: line {number} has {len(cells)} fields, the first line has "
-                f"{len(header)}: put text with separators in quotes"
+                f"{path}: line {number} has {count_of(len(cells), 'field')}, the first line has "
+                f"{len(header)}: {todo}"
             )
     columns = [[cells[at].strip() for _, cells in body] for at in range(len(header))]
     table = dict(zip(header, columns, strict=True))
@@ -120,18 +130,40 @@ def _lines_of(path: Path) -> list[tuple[int, list[str]]]:
         ) from None
     first = next((line for line in text.splitlines() if line.strip()), "")
     separator = max(_SEPARATORS, key=first.count)
-    reader = csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True)
+    reader = csv.reader(io.StringIO(f"{text}\n{_END}"), delimiter=separator, skipinitialspace=True)
+    lines: list[tuple[int, list[str]]] = []
+    number = 1
     try:
-        lines = [(reader.line_num, cells) for cells in reader if any(map(str.strip, cells))]
+        for cells in reader:
+            if any(map(str.strip, cells)):
+                lines.append((number, cells))
+            number = reader.line_num + 1
     except csv.Error as err:
+        if "field limit" in str(err):  # thousands of lines in one field
+            raise _unclosed(path, number) from None
         raise DataError(f"cannot read {path} ({first_line(err)}): save it as CSV") from None
-    if not lines:  # a single quotation mark is a line without text
+    number, cells = lines.pop()
+    if not (lines or "".join(cells).strip(f"{_END} \n")):  # a single quotation mark is no text
         raise DataError(f"{path} is empty: write a line an image, the file's name and its label")
+    if cells != [_END]:
+        raise _unclosed(path, number)
     if len(lines[0][1]) < 2:
         raise ColumnsError(
             f"{path} has one column ({one_line(first)}): write two, the file's name and its label"
         )
     return lines
+
+
+def _ends_a_line(cell: str) -> bool:
+    """Whether a field goes over the end of a line, which names of files and classes do not."""
+    return "\n" in cell.strip()
+
+
+def _unclosed(path: Path, number: int) -> DataError:
+    return DataError(
+        f"{path}: line {number}: a quotation mark is opened and not closed in that line, so that "
+        "the lines behind belong to it: close or remove it"
+    )
 
 
 def _named(table: dict[str, list[str]], names: Sequence[str]) -> str:
@@ -141,13 +173,22 @@ def _named(table: dict[str, list[str]], names: Sequence[str]) -> str:
 
 
 def _file_column(
-    path: Path, table: dict[str, list[str]], is_image: Callable[[str], bool], asked: str
+    path: Path,
+    table: dict[str, list[str]],
+    is_image: Callable[[str], bool],
+    asked: str,
+    label: str,
 ) -> str:
-    """The column of images: as asked, else that with the most names of images that are there."""
+    """The column of images: as asked, else that with the most names of images that are there.
+
+    `label`: the column of labels that was asked for.
+    """
     if asked:
         return _asked(path, table, "image_column", asked)
-    hits = {name: sum(map(is_image, cells)) for name, cells in table.items()}
-    best = max(hits, key=lambda name: (hits[name], name.casefold() in _FILE))
+    # a class called 1 may be an image's name without its ending
+    others = {n: cells for n, cells in table.items() if n.casefold() not in _LABEL and n != label}
+    hits = {name: sum(map(is_image, cells)) for name, cells in (others or table).items()}
+    best = max(hits, key=lambda n: (hits[n], n.casefold() in _FILE, len({*table[n]})))
     if hits[best]:
         return best
     if usual := _named(table, _FILE):
