@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from pipeline.runs.find_or_run import find_or_run  # noqa: E402
-from pipeline.runs.predictions import correct_of  # noqa: E402
+from pipeline.runs.findings.predictions import correct_of  # noqa: E402
 from pipeline.runs.scoring import logits_of, read_test_split  # noqa: E402
 from pipeline.runs.session import Session  # noqa: E402
 from pipeline.runs.sources import source_of  # noqa: E402

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pipeline.comparing.draws import Pool
-from pipeline.runs.origins import Origins
-from pipeline.runs.predictions import Correct, Predicted
+from pipeline.runs.findings.predictions import Correct, Predicted
+from pipeline.runs.messages.origins import Origins
 from pipeline.settings.run import Settings
 
 

@@ -15,9 +15,9 @@ from functools import cached_property, partial
 from optuna.samplers import TPESampler
 from optuna.trial import Trial
 
-from pipeline.runs.cluster import Cluster
+from pipeline.cluster.hands import Cluster
+from pipeline.cluster.task import Say
 from pipeline.runs.session import Session
-from pipeline.runs.task import Say
 from pipeline.settings.entry import STORAGE
 from pipeline.settings.run import Settings
 from pipeline.tracking import Tracking

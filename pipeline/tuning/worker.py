@@ -11,8 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
+from pipeline.cluster.hands import Cluster
 from pipeline.errors import TrackingError
-from pipeline.runs.cluster import Cluster
 from pipeline.runs.session import Session
 from pipeline.settings.entry import TuneSettings
 from pipeline.system.interrupts import check
