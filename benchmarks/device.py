@@ -37,7 +37,7 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from benchmarks.one_stage import watched_epochs  # noqa: E402
-from benchmarks.tools import PEERS, RATES, Result, Task, deal_images, timed  # noqa: E402
+from benchmarks.tools import PEERS, Result, Task, deal_images, timed  # noqa: E402
 from pipeline.errors import PipelineError  # noqa: E402
 from pipeline.system.provenance import git_commit, libraries  # noqa: E402
 from pipeline.training.device import (  # noqa: E402
@@ -91,7 +91,7 @@ class Bench:
         task = self.task
         words = [sys.executable, str(PEERS / "device_loop.py"), "--data", task.data]
         words += ["--weights", task.weights, "--images", str(images), "--size", str(task.size)]
-        words += ["--epochs", str(task.epochs), "--draw", str(draw), "--lr", RATES]
+        words += ["--epochs", str(task.epochs), "--draw", str(draw), "--lr", ",".join(task.rates)]
         words += ["--device", str(self.device), "--workers", str(self.workers)]
         words += ["--compile", self.compiler] if compiled else []
         output, seconds, _ = timed(words)
