@@ -47,6 +47,8 @@ from pipeline.training.device import (  # noqa: E402
 )
 
 STARTER = ROOT / "pipeline" / "weights" / "resnet18-tiny-imagenet-64px.safetensors"
+RATES = ("3e-3", "3e-4", "3e-4")
+"""Of the preset that the project's commands have here, for the plain loop."""
 LOOPS = {"plain loop, AMP": False, "plain loop, AMP, torch.compile": True}
 
 
@@ -271,7 +273,13 @@ def main() -> int:
         images = write_images(Path(name)) if args.brief else args.data.resolve()
         if args.brief:
             args.size, args.epochs, args.draws, args.trials, args.pairs = 32, 2, 1, 2, 2
-        task = Task(str(images), str(args.weights.resolve()), 0, args.size, args.epochs)
+        task = Task(
+            str(images),
+            str(args.weights.resolve()),
+            size=args.size,
+            epochs=args.epochs,
+            rates=RATES,
+        )
         bench = Bench(
             task=replace(task, train_per_class=3, val_per_class=2) if args.brief else task,
             device=device,
