@@ -35,7 +35,7 @@ def with_patience(
     return patiently(do, STORAGE_FAULTS, say)
 
 
-@dataclass(frozen=True)
+@dataclass
 class TrialRunner:
     """A study, and what its trials need in this process."""
 
