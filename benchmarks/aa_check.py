@@ -28,7 +28,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from pipeline.runs.find_or_run import find_or_run  # noqa: E402
-from pipeline.runs.predictions import correct_of  # noqa: E402
 from pipeline.runs.scoring import logits_of, read_test_split  # noqa: E402
 from pipeline.runs.session import Session  # noqa: E402
 from pipeline.runs.sources import source_of  # noqa: E402
@@ -63,7 +62,8 @@ def fill_bank(options: dict[str, str], draws: int, seeds: int) -> NDArray[np.boo
             run = tracking.get(find_or_run(own, 3).run_id)
             backbone = own.restore(run)
             prefix = backbone.frozen_segments(settings.stage(3).trainable)
-            bank[draw, number] = correct_of(logits_of(own, backbone, test, prefix), test)
+            answers = logits_of(own, backbone, test, prefix).argmax(1)
+            bank[draw, number] = (answers == test.labels).numpy()
             sys.stderr.write(f"draw {draw} seed {seed}: {bank[draw, number].mean():.4f}\n")
     return bank
 

@@ -26,8 +26,8 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pipeline.data.draws import draw_in
 from pipeline.data.image_set import ImageSet
+from pipeline.data.sampling.draws import draw_in
 from pipeline.runs.find_or_run import find_or_run
 from pipeline.runs.scoring import logits_of
 from pipeline.runs.session import Session

@@ -37,7 +37,7 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from benchmarks.one_stage import watched_epochs  # noqa: E402
-from benchmarks.tools import PEERS, RATES, Result, Task, deal_images, timed  # noqa: E402
+from benchmarks.tools import PEERS, Result, Task, deal_images, timed  # noqa: E402
 from pipeline.errors import PipelineError  # noqa: E402
 from pipeline.system.provenance import git_commit, libraries  # noqa: E402
 from pipeline.training.device import (  # noqa: E402
@@ -47,6 +47,8 @@ from pipeline.training.device import (  # noqa: E402
 )
 
 STARTER = ROOT / "pipeline" / "weights" / "resnet18-tiny-imagenet-64px.safetensors"
+RATES = ("3e-3", "3e-4", "3e-4")
+"""Of the preset that the project's commands have here, for the plain loop."""
 LOOPS = {"plain loop, AMP": False, "plain loop, AMP, torch.compile": True}
 
 
@@ -91,7 +93,7 @@ class Bench:
         task = self.task
         words = [sys.executable, str(PEERS / "device_loop.py"), "--data", task.data]
         words += ["--weights", task.weights, "--images", str(images), "--size", str(task.size)]
-        words += ["--epochs", str(task.epochs), "--draw", str(draw), "--lr", RATES]
+        words += ["--epochs", str(task.epochs), "--draw", str(draw), "--lr", ",".join(task.rates)]
         words += ["--device", str(self.device), "--workers", str(self.workers)]
         words += ["--compile", self.compiler] if compiled else []
         output, seconds, _ = timed(words)
@@ -271,7 +273,13 @@ def main() -> int:
         images = write_images(Path(name)) if args.brief else args.data.resolve()
         if args.brief:
             args.size, args.epochs, args.draws, args.trials, args.pairs = 32, 2, 1, 2, 2
-        task = Task(str(images), str(args.weights.resolve()), 0, args.size, args.epochs)
+        task = Task(
+            str(images),
+            str(args.weights.resolve()),
+            size=args.size,
+            epochs=args.epochs,
+            rates=RATES,
+        )
         bench = Bench(
             task=replace(task, train_per_class=3, val_per_class=2) if args.brief else task,
             device=device,

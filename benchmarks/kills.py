@@ -38,7 +38,7 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from pipeline.cli import main as command_line  # noqa: E402
-from pipeline.runs.unfinished import Unfinished  # noqa: E402
+from pipeline.runs.resuming.unfinished import Unfinished  # noqa: E402
 from pipeline.system.variables import KEEP_SHARE  # noqa: E402
 from pipeline.tracking import keys  # noqa: E402
 from pipeline.tracking.keys import tags_as_named  # noqa: E402

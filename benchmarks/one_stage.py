@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from pipeline.data.draws import draw_in
 from pipeline.data.image_set import ImageSet
 from pipeline.data.open import open_source
+from pipeline.data.sampling.draws import draw_in
 from pipeline.model.backbones import build_backbone
 from pipeline.settings.request import Request
 from pipeline.settings.run import Settings

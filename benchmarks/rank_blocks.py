@@ -33,7 +33,7 @@ from pipeline.comparing.pair_runner import PairRunner  # noqa: E402
 from pipeline.comparing.pairs import pair_keys, resolution_pp  # noqa: E402
 from pipeline.data.image_set import ImageSet  # noqa: E402
 from pipeline.data.images import USUAL  # noqa: E402
-from pipeline.data.overlap import Overlap  # noqa: E402
+from pipeline.data.inspection.overlap import Overlap  # noqa: E402
 from pipeline.model.backbones import Backbone  # noqa: E402
 from pipeline.runs.find_or_run import find_or_run  # noqa: E402
 from pipeline.runs.scoring import read_test_split  # noqa: E402

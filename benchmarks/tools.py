@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.draws import deal_rows
 from pipeline.data.open import open_source
+from pipeline.data.sampling.draws import deal_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / "benchmarks" / "peers"

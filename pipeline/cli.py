@@ -21,10 +21,10 @@ from pipeline.entries.table import perform
 from pipeline.errors import PipelineError
 from pipeline.settings.entry import STORAGE
 from pipeline.system import progress
-from pipeline.system.addresses import without_password
+from pipeline.system.disk.scratch import own_temporary_folder, sweep_folders
+from pipeline.system.disk.shelf import new_command
 from pipeline.system.interrupts import stopped_by_signals
-from pipeline.system.scratch import own_temporary_folder, sweep_folders
-from pipeline.system.shelf import new_command
+from pipeline.system.network.addresses import without_password
 from pipeline.system.text import printable
 from pipeline.system.variables import check_variables
 from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, VAL_ACC, VAL_LOSS

@@ -18,7 +18,7 @@ from pipeline.settings.entry import CommandSettings  # noqa: E402
 from pipeline.settings.layers import PRESETS_DIR, flatten, preset_names  # noqa: E402
 from pipeline.settings.run import TrainSettings  # noqa: E402
 from pipeline.settings.thresholds import Thresholds  # noqa: E402
-from pipeline.system.yaml_file import read_yaml  # noqa: E402
+from pipeline.system.disk.yaml_file import read_yaml  # noqa: E402
 
 HEAD = """# Settings
 

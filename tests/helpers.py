@@ -15,10 +15,10 @@ from torch import Tensor
 
 from pipeline.comparing.arms import Arm
 from pipeline.data.base import Source, Split
-from pipeline.data.draws import Draw, draw_in
 from pipeline.data.image_set import ImageSet
 from pipeline.data.images import USUAL, digest_image
 from pipeline.data.open import open_source
+from pipeline.data.sampling.draws import Draw, draw_in
 from pipeline.data.stored import Stored
 from pipeline.entries.table import ENTRY_POINTS
 from pipeline.errors import DataError

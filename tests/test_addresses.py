@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.system.addresses import (
+from pipeline.system.network.addresses import (
     beside,
     file_of,
     hidden,

@@ -16,7 +16,7 @@ from PIL import Image
 
 from pipeline.cli import main
 from pipeline.data.base import Source
-from pipeline.data.draws import (
+from pipeline.data.sampling.draws import (
     dealt_words,
     draw_in,
     draws_held,

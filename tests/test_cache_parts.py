@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.system.cache_parts import ABANDONED_AFTER_S, is_left_behind, touch
+from pipeline.system.disk.cache_parts import ABANDONED_AFTER_S, is_left_behind, touch
 from pipeline.system.processes import owner_mark
 from pipeline.system.variables import LEASE
 from tests.test_leases import until

@@ -14,7 +14,7 @@ from pipeline.errors import LineageError
 from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import SCHEDULES
-from pipeline.system.digests import digest_file, digest_tensors
+from pipeline.system.disk.digests import digest_file, digest_tensors
 from pipeline.weights.checkpoints import load_checkpoint, save_checkpoint
 from pipeline.weights.pretrained import Pretrained
 from tests.helpers import (

@@ -9,8 +9,8 @@ import pytest
 from filelock import FileLock
 
 from pipeline.cli import main
+from pipeline.system.disk.shelf import Shelf
 from pipeline.system.processes import owner_mark
-from pipeline.system.shelf import Shelf
 from pipeline.tracking import Tracking
 from pipeline.tracking.disk import DELETED, FAILED, KEPT, TRIALS, size_of
 from pipeline.tracking.keys import COMPLETED, IS_TRIAL, KIND, NESTED_UNDER, PARENT_RUN_ID

@@ -19,10 +19,10 @@ from typing import Any
 import mlflow
 import pytest
 
+from pipeline.cluster.engine import connected
+from pipeline.cluster.hands import Cluster, cluster_of, cores_each
 from pipeline.entries.table import perform
 from pipeline.errors import ClusterError, DataError, DivergedError
-from pipeline.runs.cluster import Cluster, cluster_of, cores_each
-from pipeline.runs.engine import connected
 from pipeline.settings.cluster import ClusterSettings
 from pipeline.system.interrupts import stopped_by_signals
 from pipeline.system.processes import PROCESS
@@ -188,7 +188,7 @@ def test_ctrl_c_ends_tasks_between_two_steps(nodes: Nodes, tmp_path: Path) -> No
 def test_local_tasks_end_with_the_command_that_is_killed_outright(tmp_path: Path) -> None:
     script = (
         "import sys\nfrom pathlib import Path\n"
-        "from pipeline.runs.cluster import cluster_of\n"
+        "from pipeline.cluster.hands import cluster_of\n"
         "from pipeline.settings.cluster import ClusterSettings\n"
         "from tests.work import Waits\n"
         "where = ClusterSettings(cluster='local', workers=1)\n"

@@ -12,7 +12,7 @@ from pipeline.comparing.comparison_page import page_of
 from pipeline.comparing.draws import Pool, pool_of
 from pipeline.comparing.grid import compare_plan
 from pipeline.comparing.pairs import pair_keys
-from pipeline.data.overlap import Counts
+from pipeline.data.inspection.overlap import Counts
 from pipeline.reporting.page import to_html
 from pipeline.runs.floor import Floor
 from pipeline.training.stage0 import KNN, LOGREG

@@ -17,7 +17,7 @@ from pipeline.settings.layers import (
 )
 from pipeline.settings.request import Request
 from pipeline.settings.run import DEFAULT_PRESET, plain_values
-from pipeline.system.yaml_file import read_yaml
+from pipeline.system.disk.yaml_file import read_yaml
 from tests.helpers import load_settings
 
 

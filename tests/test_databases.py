@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.errors import StorageError
-from pipeline.system.databases import exclusively
+from pipeline.system.disk.databases import exclusively
 from tests.postgres import Postgres
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,7 +23,7 @@ TURNS = 40
 TAKE_TURNS = f"""
 import sys, time
 from pathlib import Path
-from pipeline.system.databases import exclusively
+from pipeline.system.disk.databases import exclusively
 
 folder, name, url = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 (folder / f"{{name}}.ready").touch()
@@ -42,7 +42,7 @@ for _ in range({TURNS}):
 """
 HOLD_AND_DIE = """
 import os, sys
-from pipeline.system.databases import exclusively
+from pipeline.system.disk.databases import exclusively
 
 with exclusively(sys.argv[1]):
     os._exit(9)
@@ -111,7 +111,7 @@ def test_what_lies_in_the_place_of_the_lock_is_named_and_left(tmp_path: Path, ki
 AS_ANOTHER_USER = """
 import os, sys
 from pipeline.errors import StorageError
-from pipeline.system.databases import exclusively
+from pipeline.system.disk.databases import exclusively
 
 with exclusively(sys.argv[2]):  # imports what another user may not read
     pass

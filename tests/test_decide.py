@@ -22,14 +22,14 @@ from PIL import Image
 
 from pipeline.cli import main
 from pipeline.comparing.decision import Decision
-from pipeline.data.draws import draw_in
 from pipeline.data.images import digest_image
+from pipeline.data.sampling.draws import draw_in
 from pipeline.entries.decide import TRUE_GAINS_PP
 from pipeline.entries.table import perform
 from pipeline.model.flops import training_operations
+from pipeline.runs.messages.words import with_auto_resolved
 from pipeline.runs.scoring import read_test_split
 from pipeline.runs.sources import source_of
-from pipeline.runs.words import with_auto_resolved
 from pipeline.settings.layers import Layer, resolve
 from pipeline.settings.run import Settings
 from pipeline.stats.operating import characteristics_text

@@ -15,7 +15,7 @@ from pipeline.comparing.decision_page import command_of, next_of, page_of, stage
 from pipeline.comparing.draws import Pool
 from pipeline.comparing.effects import differences_of, effects_of, minus
 from pipeline.comparing.pairs import ArmResult, Pair, pair_keys
-from pipeline.data.overlap import Counts
+from pipeline.data.inspection.overlap import Counts
 from pipeline.runs.floor import Floor
 from pipeline.tracking import RunView
 from pipeline.training.stage0 import KNN, LOGREG

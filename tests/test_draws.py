@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from pipeline.data.base import Source, Split
-from pipeline.data.draws import Draw, deal_rows
 from pipeline.data.images import USUAL, digest_image
 from pipeline.data.open import open_source
+from pipeline.data.sampling.draws import Draw, deal_rows
 from pipeline.errors import DataError
 from tests.conftest import class_image
 from tests.helpers import make_draw, split_of

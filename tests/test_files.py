@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import StorageError
-from pipeline.system.files import storage_faults, write_atomically
+from pipeline.system.disk.files import storage_faults, write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -43,7 +43,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_part_of_the_new(tmp_path: Path) 
 import resource, sys
 from pathlib import Path
 from pipeline.errors import StorageError
-from pipeline.system.files import write_atomically
+from pipeline.system.disk.files import write_atomically
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
     write_atomically(Path(sys.argv[1]), bytes(100_000))
@@ -65,7 +65,7 @@ def test_a_folder_without_rights_is_told(tmp_path: Path) -> None:
 import os, sys
 from pathlib import Path
 from pipeline.errors import StorageError
-from pipeline.system.files import write_atomically
+from pipeline.system.disk.files import write_atomically
 if os.geteuid() == 0:  # root may write anywhere: become nobody
     os.setgid(65534)
     os.setuid(65534)

@@ -22,7 +22,7 @@ from pipeline.runs.lineage import settings_of
 from pipeline.runs.session import Session
 from pipeline.settings.thresholds import Thresholds
 from pipeline.signals.evidence import instability_now
-from pipeline.system.digests import digest_values
+from pipeline.system.disk.digests import digest_values
 from pipeline.tracking import Tracking
 from pipeline.tracking.keys import POOL, stored_tag
 from tests.conftest import TINY, Command, words_of, write_image_folder

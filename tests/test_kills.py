@@ -10,8 +10,8 @@ import mlflow
 import pytest
 
 from pipeline.cli import main
+from pipeline.system.disk.sealed import read_about
 from pipeline.system.processes import KILLED_REASON, PROCESS
-from pipeline.system.sealed import read_about
 from pipeline.system.variables import KEEP_SHARE
 from pipeline.tracking import RunView, Tracking, keys
 from tests import forked

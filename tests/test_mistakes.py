@@ -15,8 +15,8 @@ from sklearn.metrics import f1_score
 from pipeline.cli import main
 from pipeline.data.image_set import ImageSet
 from pipeline.errors import TrackingError
-from pipeline.runs import mistakes
-from pipeline.runs.mistakes import (
+from pipeline.runs.findings import mistakes
+from pipeline.runs.findings.mistakes import (
     BATCH,
     BY_CLASS,
     CHANGES,

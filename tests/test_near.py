@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.data.near import near_duplicates
-from pipeline.runs.near_duplicates import in_words
+from pipeline.data.inspection.near import near_duplicates
+from pipeline.runs.findings.near_duplicates import in_words
 from pipeline.tracking import Tracking
 from pipeline.tracking.keys import KIND, LINEAGE_KEY, NEAR_DUPLICATES
 from tests.conftest import Command
@@ -64,8 +64,8 @@ def test_of_more_pairs_than_are_kept_the_nearest_stay(monkeypatch: pytest.Monkey
     }
     found = near_duplicates(alike, images, 100)
     assert len(found.pairs) > 3 * 500
-    monkeypatch.setattr("pipeline.data.near.MOST", 100)
-    monkeypatch.setattr("pipeline.data.near.BLOCK", 25)
+    monkeypatch.setattr("pipeline.data.inspection.near.MOST", 100)
+    monkeypatch.setattr("pipeline.data.inspection.near.BLOCK", 25)
     fewer = near_duplicates(alike, images, 100)
     assert len(fewer.pairs) == 3 * 100
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
@@ -80,7 +80,7 @@ def test_blocks_find_what_one_product_finds(monkeypatch: pytest.MonkeyPatch) -> 
     features, images = parts()
     features["test"][10:25] = features["train"][10:25] + 0.01
     whole = near_duplicates(features, images, 0.3)
-    monkeypatch.setattr("pipeline.data.near.BLOCK", 7)
+    monkeypatch.setattr("pipeline.data.inspection.near.BLOCK", 7)
     assert len(whole.pairs) >= 15
     assert {(p.first, p.second) for p in near_duplicates(features, images, 0.3).pairs} == {
         (p.first, p.second) for p in whole.pairs

@@ -9,7 +9,12 @@ import pytest
 import torch
 from mlflow.entities import Run
 
-from pipeline.runs.origins import NOT_RECORDED, made_with, note_on_origins, origins_in_words
+from pipeline.runs.messages.origins import (
+    NOT_RECORDED,
+    made_with,
+    note_on_origins,
+    origins_in_words,
+)
 from pipeline.system.provenance import libraries
 from pipeline.tracking.keys import MADE_WITH, stored_tag
 from tests.comparisons import compare, new_desk

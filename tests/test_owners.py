@@ -33,7 +33,7 @@ from pipeline.system.processes import (
 from pipeline.system.variables import BEAT as BEAT_S
 from pipeline.system.variables import LEASE as LEASE_S
 from pipeline.tracking import Tracking
-from pipeline.tracking.owners import OLD_S
+from pipeline.tracking.ownership.owners import OLD_S
 from tests.test_leases import until
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -152,7 +152,7 @@ def test_a_living_run_is_not_ended_by_a_command_in_another_container(
 ) -> None:
     code = """
 from pipeline.tracking import Tracking
-from pipeline.tracking.owners import OLD_S
+from pipeline.tracking.ownership.owners import OLD_S
 from tests.test_leases import until
 tracking = Tracking.connect()
 with tracking.run("another command", {}, target=True) as log:
@@ -170,7 +170,7 @@ def test_a_killed_command_is_ended_by_the_next_one_in_the_same_container(store: 
     code = """
 import os
 from pipeline.tracking import Tracking
-from pipeline.tracking.owners import OLD_S
+from pipeline.tracking.ownership.owners import OLD_S
 from tests.test_leases import until
 with Tracking.connect().run("killed", {}, target=True) as log:
     print(log.run_id, flush=True)

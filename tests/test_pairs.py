@@ -18,9 +18,9 @@ from pipeline.comparing.draws import Pool, pool_of
 from pipeline.comparing.pair_runner import PairRunner, shared_prefix
 from pipeline.comparing.pairs import PairKey, pair_keys
 from pipeline.data.base import Source, Split
-from pipeline.data.draws import deal_rows, draws_held, set_aside, share_in_common
 from pipeline.data.images import digest_image
-from pipeline.data.overlap import Overlap
+from pipeline.data.inspection.overlap import Overlap
+from pipeline.data.sampling.draws import deal_rows, draws_held, set_aside, share_in_common
 from pipeline.errors import DataError, DesignError, StorageError
 from pipeline.model.backbones import Backbone, batch_norms, build_backbone
 from pipeline.runs.scoring import predict

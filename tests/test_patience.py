@@ -23,10 +23,10 @@ from sqlalchemy.exc import OperationalError
 from pipeline.errors import AwayError
 from pipeline.system.interrupts import begun, stopped_by_signals
 from pipeline.system.variables import SERVER_WAIT
-from pipeline.tracking import patience as module
-from pipeline.tracking.away import away_of
-from pipeline.tracking.patience import RETRIES, TIMEOUT, Away, Patience, ask_briefly
-from pipeline.tracking.sender import Sender
+from pipeline.tracking.connection import patience as module
+from pipeline.tracking.connection.away import away_of
+from pipeline.tracking.connection.patience import RETRIES, TIMEOUT, Away, Patience, ask_briefly
+from pipeline.tracking.connection.sender import Sender
 from tests.postgres import free_port
 from tests.served import NotHttp, Tracking
 

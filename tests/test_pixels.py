@@ -18,8 +18,8 @@ from pipeline.data.image_set import ImageSet
 from pipeline.data.pixels import ChosenPixels, DecodedPixels, MappedPixels
 from pipeline.data.reading import read_images, read_parts
 from pipeline.errors import DataError
+from pipeline.system.disk.shelf import Shelf
 from pipeline.system.progress import shown
-from pipeline.system.shelf import Shelf
 from tests.helpers import opened
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -148,7 +148,7 @@ from pipeline.data import pixels
 from pipeline.data.reading import read_images
 from pipeline.model.backbones import build_backbone
 from pipeline.runs.scoring import predict
-from pipeline.system.shelf import Shelf
+from pipeline.system.disk.shelf import Shelf
 from pipeline.training.norm_choice import choose_norm_stats
 from pipeline.training.prefix_cache import PrefixCache
 from tests.helpers import CPU, split_of
@@ -200,7 +200,7 @@ from pipeline.data import pixels
 from pipeline.data.pixels import DecodedPixels
 from pipeline.data.reading import read_images
 from pipeline.system.progress import shown
-from pipeline.system.shelf import Shelf
+from pipeline.system.disk.shelf import Shelf
 from pipeline.training.features import LiveFeatures, StoredFeatures
 from pipeline.training.norm_choice import choose_norm_stats
 from pipeline.training.prefix_cache import PrefixCache

@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.entries.parser import parse
 from pipeline.entries.table import ENTRY_POINTS, perform
-from pipeline.runs.next_step import next_command, options_of
-from pipeline.runs.words import outcome_sentence, run_name
+from pipeline.runs.messages.next_step import next_command, options_of
+from pipeline.runs.messages.words import outcome_sentence, run_name
 from pipeline.signals.readings import Signal
 from pipeline.tracking import keys
 from tests.conftest import Command

@@ -24,7 +24,7 @@ from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.settings.augmentation import Augment
 from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import SCHEDULES
-from pipeline.system.digests import digest_each
+from pipeline.system.disk.digests import digest_each
 from pipeline.system.processes import owner_mark
 from pipeline.tracking.keys import TRAIN_LOSS, VAL_LOSS
 from pipeline.training.features import Features, LiveFeatures, StoredFeatures

@@ -19,13 +19,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pipeline.cli import main
-from pipeline.data.draws import draw_in
+from pipeline.data.sampling.draws import draw_in
 from pipeline.entries.plans import pretrain_plan
 from pipeline.model.backbones import build_backbone
 from pipeline.runs.session import CHECKPOINT
 from pipeline.runs.sources import source_of
 from pipeline.settings.run import TrainSettings
-from pipeline.system.digests import digest_tensors
+from pipeline.system.disk.digests import digest_tensors
 from tests.conftest import class_image, enter_store, inside, words_of
 from tests.helpers import load_pretrained, request_of
 from tests.reports import artifact

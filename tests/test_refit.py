@@ -17,14 +17,14 @@ import torch
 from mlflow.entities import Run
 
 import pipeline
-from pipeline.data.draws import draw_in, rows_of
-from pipeline.data.whole import takes_all, whole_draw
+from pipeline.data.sampling.draws import draw_in, rows_of
+from pipeline.data.sampling.whole import takes_all, whole_draw
 from pipeline.entries.table import perform
 from pipeline.errors import DataError, LineageError, SettingsError
 from pipeline.refit.card import Share
 from pipeline.refit.onnx_file import largest_difference
 from pipeline.refit.recipe import Recipe
-from pipeline.runs.predictions import TEST_PREDICTIONS
+from pipeline.runs.findings.predictions import TEST_PREDICTIONS
 from pipeline.runs.scoring import read_test_split
 from pipeline.runs.sources import source_of
 from pipeline.serving.chosen import chosen_run

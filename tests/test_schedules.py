@@ -19,7 +19,7 @@ from pipeline.settings.layers import Layer, resolve
 from pipeline.settings.run import plain_values
 from pipeline.settings.schedules import BLOCKS, SCHEDULES, SCHEDULES_DIR, schedule_of
 from pipeline.settings.search_space import SPACES_DIR, default_space
-from pipeline.system.yaml_file import read_yaml
+from pipeline.system.disk.yaml_file import read_yaml
 from tests.conftest import Command, words_of
 from tests.helpers import load_settings, planned_epochs, request_of
 

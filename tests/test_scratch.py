@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli import main
-from pipeline.system.files import write_atomically
+from pipeline.system.disk.files import write_atomically
+from pipeline.system.disk.scratch import own_temporary_folder, part_of, sweep_folders, sweep_parts
 from pipeline.system.processes import owner_mark
-from pipeline.system.scratch import own_temporary_folder, part_of, sweep_folders, sweep_parts
 
 ROOT = Path(__file__).resolve().parent.parent
 STAY = """
 import sys, tempfile
 from pathlib import Path
 from pipeline.system.processes import owner_mark
-from pipeline.system.scratch import own_temporary_folder, part_of
+from pipeline.system.disk.scratch import own_temporary_folder, part_of
 
 with own_temporary_folder():
     Path(tempfile.mkdtemp(), "checkpoint").write_bytes(b"12345")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.system import shelf as shelves
+from pipeline.system.disk import shelf as shelves
+from pipeline.system.disk.shelf import NoRoomError, Shelf, new_command
 from pipeline.system.progress import shown
-from pipeline.system.shelf import NoRoomError, Shelf, new_command
 from pipeline.system.variables import LEASE
 from tests.test_leases import until
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 USES = """
 import sys
 from pathlib import Path
-from pipeline.system.shelf import Shelf
+from pipeline.system.disk.shelf import Shelf
 shelf = Shelf(Path(sys.argv[1]), 1000)
 use = shelf.use(shelf.folder / "old.bin")
 scratch = shelf.scratch("pixels", 300, "tests")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.data.cache import shelf_of
-from pipeline.system.sizes import bytes_of, check_size, in_words
+from pipeline.system.disk.sizes import bytes_of, check_size, in_words
 from tests.helpers import load_settings
 
 

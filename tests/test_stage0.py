@@ -12,7 +12,7 @@ import torch
 
 from pipeline.data.image_set import ImageSet
 from pipeline.runs.floor import Floor
-from pipeline.runs.words import summary_table
+from pipeline.runs.messages.words import summary_table
 from pipeline.tracking.history import Summary
 from pipeline.tracking.keys import EPOCH_METRICS
 from pipeline.training.prefix_cache import PrefixCache

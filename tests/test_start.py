@@ -15,7 +15,7 @@ import torchvision
 
 from pipeline.cli import main
 from pipeline.comparing.draws import pool_in
-from pipeline.data.report import DataReport
+from pipeline.data.inspection.report import DataReport
 from pipeline.entries.parser import parse
 from pipeline.entries.table import ENTRY_POINTS
 from pipeline.runs import scoring

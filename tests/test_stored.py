@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.data.draws import set_aside
 from pipeline.data.open import open_source
+from pipeline.data.sampling.draws import set_aside
 from pipeline.data.stored import SAMPLED, spread
 from tests.conftest import class_image, write_image_folder
 from tests.helpers import fill, opened

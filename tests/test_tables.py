@@ -20,7 +20,7 @@ from mlflow.store.db import utils
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from pipeline.errors import StorageError, TrackingError
-from pipeline.system.databases import fill
+from pipeline.system.disk.databases import fill
 from pipeline.tracking import Tracking
 from pipeline.tuning.storage import open_storage
 from tests.conftest import PointAt
@@ -249,7 +249,7 @@ def test_a_database_of_another_program_is_left_as_it_is(tmp_path: Path, point_at
 def test_a_file_that_another_program_holds_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.system.databases.BUSY_S", 0.1)
+    monkeypatch.setattr("pipeline.system.disk.databases.BUSY_S", 0.1)
     path = tmp_path / "some.db"
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")

@@ -23,7 +23,7 @@ from urllib3.exceptions import MaxRetryError, SSLError
 
 from pipeline.errors import LineageError, StorageError, TrackingError, first_line
 from pipeline.tracking import RunView, Tracking
-from pipeline.tracking.faults import translated
+from pipeline.tracking.connection.faults import translated
 from tests.conftest import PointAt
 from tests.postgres import free_port
 

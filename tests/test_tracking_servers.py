@@ -17,8 +17,8 @@ import pytest
 from pipeline.cli import main
 from pipeline.errors import TrackingError
 from pipeline.tracking import Tracking as Store
-from pipeline.tracking import faults
-from pipeline.tracking.address import usable_address
+from pipeline.tracking.connection import faults
+from pipeline.tracking.connection.address import usable_address
 from tests.conftest import PointAt
 from tests.postgres import free_port
 from tests.served import NotHttp, Tracking, basic, certificate

@@ -20,7 +20,7 @@ from pipeline.settings.schedules import SCHEDULES
 from pipeline.settings.search_space import Range, SearchSpace
 from pipeline.tracking.history import History
 from pipeline.tracking.keys import VAL, VAL_ACC
-from pipeline.tuning.objective import Ending, Pruned, Reporter
+from pipeline.tuning.objective import Ending, Pruned, Reporter, TrialSetup
 from pipeline.tuning.spec import Spec, suggest
 from pipeline.tuning.storage import open_storage
 from pipeline.tuning.study import SPACE, Study
@@ -98,9 +98,8 @@ class Store:
 def runner(study: Study, said: list[str] | None = None) -> TrialRunner:
     say = (said if said is not None else []).append
     tracking: Any = Store()
-    return TrialRunner(
-        study=study, sessions={}, tracking=tracking, run_id="run", deadline=None, say=say
-    )
+    setup = TrialSetup(sessions={}, tracking=tracking, run_id="run", deadline=None, say=say)
+    return TrialRunner(study, setup)
 
 
 def run_one(study: Study, objective: Any, said: list[str] | None = None) -> None:  # noqa: ANN401
@@ -174,9 +173,9 @@ def test_the_next_trial_waits_until_runs_can_be_written_again(study: Study) -> N
         raise TrackingError("away")
 
     one = runner(study, said)
-    vars(one.tracking)["away"] = 1
+    vars(one.setup.tracking)["away"] = 1
     one.attempt(asked(study), objective)
-    assert one.tracking.away == 0  # type: ignore[attr-defined]
+    assert one.setup.tracking.away == 0  # type: ignore[attr-defined]
     assert said[1:] == ["note: waiting for a server (the store cannot be written)"]
 
 

@@ -15,11 +15,11 @@ from optuna.trial import TrialState
 
 from pipeline.entries.table import perform
 from pipeline.errors import LineageError
+from pipeline.runs.resuming.stopped import ENDING
 from pipeline.runs.session import Session
-from pipeline.runs.stopped import ENDING
 from pipeline.settings.entry import TuneSettings
 from pipeline.settings.search_space import tune_plan
-from pipeline.system.databases import exclusively
+from pipeline.system.disk.databases import exclusively
 from pipeline.tracking import Tracking
 from pipeline.tuning.mirror import LOST, reconcile, study_run
 from pipeline.tuning.spec import Spec

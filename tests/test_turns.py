@@ -12,7 +12,7 @@ import pytest
 from pipeline.errors import OvertakenError
 from pipeline.tracking import Tracking
 from pipeline.tracking.keys import KIND, LINEAGE_KEY, TICKET
-from pipeline.tracking.turns import Once, first_at_work
+from pipeline.tracking.ownership.turns import Once, first_at_work
 
 SAME = {KIND: "stage", LINEAGE_KEY: "a key"}
 

@@ -20,15 +20,15 @@ from pipeline.cli import main
 from pipeline.errors import DivergedError
 from pipeline.model.backbones import Backbone
 from pipeline.runs.find_or_run import find_or_run
+from pipeline.runs.resuming.stopped import OUTDATED_AFTER_S, clear, sweep
+from pipeline.runs.resuming.unfinished import NOTHING
 from pipeline.runs.session import Session
-from pipeline.runs.stopped import OUTDATED_AFTER_S, clear, sweep
-from pipeline.runs.unfinished import NOTHING
 from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Stage
 from pipeline.stats.metrics import Row
+from pipeline.system.disk.sealed import read_about, read_sealed, write_sealed
 from pipeline.system.interrupts import begun, stopped_by_signals
 from pipeline.system.processes import PROCESS, STARTED
-from pipeline.system.sealed import read_about, read_sealed, write_sealed
 from pipeline.system.variables import KEEP_SHARE, LEASE
 from pipeline.tracking import Tracking, keys
 from pipeline.tracking.history import History, Summary

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from pipeline.data.base import Unreadable, decode_image
-from pipeline.data.draws import Draw
 from pipeline.data.images import digest_image
 from pipeline.data.reading import read_images
+from pipeline.data.sampling.draws import Draw
 from pipeline.errors import DataError
 from tests.conftest import class_image
 from tests.helpers import fill, make_draw, opened, refused

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pipeline.errors import DownloadError, WeightsError
 from pipeline.model.backbones import Backbone, build_backbone
-from pipeline.runs.command_line import command_line
+from pipeline.runs.messages.command_line import command_line
 from pipeline.weights.pretrained import Pretrained
 from tests.conftest import SHARED, Command
 from tests.helpers import changed_names, copy_state, load_pretrained, slow_after

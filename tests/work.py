@@ -8,8 +8,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.cluster.task import Say
 from pipeline.errors import DataError, DivergedError
-from pipeline.runs.task import Say
 from pipeline.system.interrupts import at_once
 
 

@@ -16,8 +16,8 @@ from PIL import Image
 from pipeline.data.folders.listing import SYSTEM_NAMES, entries_of, list_files
 from pipeline.data.images import digest_image
 from pipeline.errors import DataError
-from pipeline.runs.command_line import command_line
-from pipeline.system.files import write_atomically
+from pipeline.runs.messages.command_line import command_line
+from pipeline.system.disk.files import write_atomically
 from pipeline.system.text import count_of, is_unicode, normalised, one_line
 
 LONGEST = 100

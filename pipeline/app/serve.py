@@ -23,7 +23,7 @@ from pipeline.runs.session import Say
 from pipeline.serving.chosen import chosen_run
 from pipeline.settings.entry import AppSettings
 from pipeline.settings.fields import AUTO
-from pipeline.system.files import typed_path
+from pipeline.system.disk.files import typed_path
 from pipeline.system.interrupts import at_once, check
 from pipeline.system.progress import doing, loading, waiting
 from pipeline.tracking import RunView, Tracking

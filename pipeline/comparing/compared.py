@@ -17,7 +17,7 @@ from pipeline.comparing.draws import Pool
 from pipeline.comparing.effects import minus
 from pipeline.comparing.grid import Grid
 from pipeline.comparing.pairs import ArmResult, PairKey, Results, resolution_pp
-from pipeline.data.overlap import Counts
+from pipeline.data.inspection.overlap import Counts
 from pipeline.runs.floor import Floor
 from pipeline.stats.crossed import Crossed
 from pipeline.stats.metrics import DEFAULT_SHARE

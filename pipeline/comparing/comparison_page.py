@@ -15,16 +15,16 @@ from pipeline.comparing.cost import shown_steps
 from pipeline.comparing.pairs import stage0_ahead_of
 from pipeline.reporting.figures import ArmRow, comparison_picture
 from pipeline.reporting.page import to_html, to_markdown
-from pipeline.runs.command_line import command_line
-from pipeline.runs.origins import (
+from pipeline.runs.messages.command_line import command_line
+from pipeline.runs.messages.origins import (
     Origins,
     made_with,
     note_on_origins,
     of_all,
     origins_in_words,
 )
+from pipeline.runs.messages.words import minutes, stage_in_words
 from pipeline.runs.stage_log import picture_line
-from pipeline.runs.words import minutes, stage_in_words
 from pipeline.settings.run import RUN_KEYS
 from pipeline.stats.metrics import METRICS
 from pipeline.system.text import count_of

@@ -20,16 +20,16 @@ from pipeline.comparing.cost import equal_steps
 from pipeline.comparing.draws import Pool
 from pipeline.comparing.effects import by_class, differences_of
 from pipeline.comparing.pairs import ArmResult, Pair, resolution_pp
-from pipeline.data.overlap import Counts
+from pipeline.data.inspection.overlap import Counts
 from pipeline.runs.floor import Floor
-from pipeline.runs.words import minutes
+from pipeline.runs.messages.words import minutes
 from pipeline.stats.crossed import Table
 from pipeline.stats.design import Design
 from pipeline.stats.metrics import DEFAULT_SHARE, METRICS
 from pipeline.stats.needed import Needed, needed
 from pipeline.stats.robustness import Robustness, robustness
 from pipeline.stats.verdict import Verdict, verdict
-from pipeline.system.digests import digest_values
+from pipeline.system.disk.digests import digest_values
 from pipeline.system.text import count_of
 from pipeline.tracking.keys import VERDICT, VERDICT_PAIRS, VERDICT_QUESTION
 

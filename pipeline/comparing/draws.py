@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.data.base import Source
-from pipeline.data.draws import draws_held, share_in_common
+from pipeline.data.sampling.draws import draws_held, share_in_common
 from pipeline.errors import DesignError
 from pipeline.settings.fields import AUTO
 from pipeline.settings.run import Settings

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.comparing.pairs import ArmResult, Pair
 from pipeline.data.image_set import ImageSet
-from pipeline.runs.mistakes import Change
+from pipeline.runs.findings.mistakes import Change
 from pipeline.stats.crossed import Table
 from pipeline.system.text import count_of
 

@@ -20,19 +20,19 @@ from filelock import Timeout
 from pipeline.comparing.arms import Arm
 from pipeline.comparing.pairs import ArmResult, Done, PairKey, Results
 from pipeline.data.cache import cache_folder
-from pipeline.data.overlap import Overlap
+from pipeline.data.inspection.overlap import Overlap
 from pipeline.errors import DivergedError
 from pipeline.model.backbones import Backbone
 from pipeline.runs.find_or_run import add_pictures_and_model, find_or_run
+from pipeline.runs.findings.predictions import Correct, keep_predictions, predicted_before
 from pipeline.runs.floor import Floor, floor_of
-from pipeline.runs.origins import origin_of
-from pipeline.runs.predictions import Correct, keep_predictions, predicted_before
+from pipeline.runs.messages.origins import origin_of
 from pipeline.runs.scoring import keep_scores, logits_of, scored_on
 from pipeline.runs.session import Session
 from pipeline.settings.run import Settings
 from pipeline.stats.metrics import DEFAULT_SHARE, score_logits
-from pipeline.system.digests import digest_values
-from pipeline.system.files import lock_for_all, storage_faults
+from pipeline.system.disk.digests import digest_values
+from pipeline.system.disk.files import lock_for_all, storage_faults
 from pipeline.system.interrupts import at_once
 from pipeline.system.progress import bar, doing
 from pipeline.tracking import RunView, Tracking

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from pipeline.cluster.hands import Cluster
+from pipeline.cluster.task import Say
 from pipeline.comparing.arms import Arm
 from pipeline.comparing.pair_runner import PairRunner
 from pipeline.comparing.pairs import ArmResult, Done, PairKey, Results
-from pipeline.data.overlap import Overlap
-from pipeline.runs.cluster import Cluster
+from pipeline.data.inspection.overlap import Overlap
 from pipeline.runs.scoring import read_test_split
 from pipeline.runs.sources import source_and_weights
-from pipeline.runs.task import Say
 from pipeline.system.progress import bar
 from pipeline.tracking import Tracking
 

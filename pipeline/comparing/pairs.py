@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pipeline.comparing.draws import Pool
+from pipeline.runs.findings.predictions import Correct, Predicted
 from pipeline.runs.floor import Floor
-from pipeline.runs.origins import Origins
-from pipeline.runs.predictions import Correct, Predicted
+from pipeline.runs.messages.origins import Origins
 from pipeline.settings.run import Settings
 from pipeline.stats.metrics import BALANCED
 

@@ -1,1 +1,1 @@
-"""Images in: `open` opens a source, `draws` samples one, `augment` varies images."""
+"""Images in: `open` opens a source, `sampling` draws from one, `augment` varies images."""

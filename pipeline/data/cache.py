@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.settings.run import Settings
-from pipeline.system.files import typed_path
-from pipeline.system.shelf import Shelf
-from pipeline.system.sizes import bytes_of
+from pipeline.system.disk.files import typed_path
+from pipeline.system.disk.shelf import Shelf
+from pipeline.system.disk.sizes import bytes_of
 
 DEFAULT_CACHE_DIR = "~/.cache/unfreeze"
 

@@ -27,8 +27,8 @@ from pipeline.data.parquet.columns import holds_image_column
 from pipeline.data.parquet.read import open_parquet
 from pipeline.data.stored import stored_images
 from pipeline.errors import DataError, DownloadError, first_line
-from pipeline.system.downloads import FAULTS, downloading
-from pipeline.system.files import holding, lock_for_all, storage_faults, typed_path
+from pipeline.system.disk.files import holding, lock_for_all, storage_faults, typed_path
+from pipeline.system.network.downloads import FAULTS, downloading
 from pipeline.system.text import is_unicode, one_line
 
 NAMES = ("digits", "cifar10", "cifar100")

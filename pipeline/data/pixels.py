@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import first_line
+from pipeline.system.disk.shelf import NoRoomError, Shelf, Use
 from pipeline.system.progress import say
-from pipeline.system.shelf import NoRoomError, Shelf, Use
 from pipeline.system.text import count_of
 
 MEMORY_BYTES = 256 << 20

@@ -26,9 +26,9 @@ from pipeline.data.images import (
     digest_image,
 )
 from pipeline.data.pixels import PixelWriter
+from pipeline.system.disk.shelf import Shelf
 from pipeline.system.interrupts import check
 from pipeline.system.progress import bar
-from pipeline.system.shelf import Shelf
 from pipeline.system.text import one_line
 
 Part = tuple[Split, IntArray]

@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.entries.plans import StagePlan
 from pipeline.reporting.page import to_markdown
-from pipeline.runs.beforehand import tell_beforehand
 from pipeline.runs.command import Command
-from pipeline.runs.command_line import command_line
 from pipeline.runs.find_or_run import add_pictures_and_model, find_or_run, train_once
 from pipeline.runs.floor import Floor, floor_on
 from pipeline.runs.lineage import (
@@ -24,11 +22,13 @@ from pipeline.runs.lineage import (
     check_places,
     inherit,
 )
-from pipeline.runs.next_step import next_command
-from pipeline.runs.once import Work
+from pipeline.runs.messages.beforehand import tell_beforehand
+from pipeline.runs.messages.command_line import command_line
+from pipeline.runs.messages.next_step import next_command
+from pipeline.runs.messages.words import before_of, outcome_sentence, stage_name, summary_table
+from pipeline.runs.resuming.once import Work
 from pipeline.runs.session import Session
 from pipeline.runs.stage_log import picture_line
-from pipeline.runs.words import before_of, outcome_sentence, stage_name, summary_table
 from pipeline.settings.describe import without_thresholds
 from pipeline.settings.request import Request
 from pipeline.settings.run import (

@@ -14,9 +14,9 @@ import pandas as pd
 
 from pipeline.data.cache import cache_folder
 from pipeline.entries.plans import CleanPlan
-from pipeline.runs import stopped
 from pipeline.runs.command import Command
-from pipeline.system.files import storage_faults
+from pipeline.runs.resuming import stopped
+from pipeline.system.disk.files import storage_faults
 from pipeline.system.progress import doing
 from pipeline.system.text import count_of, in_columns
 from pipeline.tracking import Tracking

@@ -17,11 +17,11 @@ from pipeline.comparing.cost import equal_steps, seconds_a_draw
 from pipeline.comparing.grid import Grid, explicit_keys_of_arm
 from pipeline.comparing.pair_tasks import run_all
 from pipeline.comparing.pairs import Results
-from pipeline.data.overlap import Overlap
+from pipeline.data.inspection.overlap import Overlap
 from pipeline.entries.pair_setup import PairSetup
 from pipeline.runs.command import Command
 from pipeline.runs.floor import Floor
-from pipeline.runs.words import minutes
+from pipeline.runs.messages.words import minutes
 from pipeline.settings.describe import without_thresholds
 from pipeline.settings.run import plain_values
 from pipeline.signals.evidence import refresh_siblings

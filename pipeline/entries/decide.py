@@ -31,13 +31,13 @@ from pipeline.comparing.effects import changes_of, effects_of
 from pipeline.comparing.pair_runner import PairRunner
 from pipeline.comparing.pair_tasks import run_all, run_extra
 from pipeline.comparing.pairs import ArmResult, Pair, Results, resolution_pp
-from pipeline.data.whole import count_whole
+from pipeline.data.sampling.whole import count_whole
 from pipeline.entries.pair_setup import PairSetup
 from pipeline.entries.recommend import recommended, register_recommended
 from pipeline.reporting.figures import best_effort
 from pipeline.runs.command import Command
-from pipeline.runs.mistakes import CHANGES, changes_picture
-from pipeline.runs.words import minutes
+from pipeline.runs.findings.mistakes import CHANGES, changes_picture
+from pipeline.runs.messages.words import minutes
 from pipeline.settings.describe import without_thresholds
 from pipeline.settings.run import plain_values
 from pipeline.signals.evidence import refresh_siblings

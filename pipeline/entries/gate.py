@@ -14,10 +14,10 @@ from pathlib import Path
 
 from pipeline.errors import GateError
 from pipeline.runs.command import Command
-from pipeline.runs.command_line import command_line
 from pipeline.runs.find_or_run import join_data_set
 from pipeline.runs.lineage import other_than, settings_of
-from pipeline.runs.next_step import options_of
+from pipeline.runs.messages.command_line import command_line
+from pipeline.runs.messages.next_step import options_of
 from pipeline.runs.session import Session
 from pipeline.settings.entry import GateSettings
 from pipeline.settings.run import PLACE_KEYS, Settings

@@ -10,19 +10,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from pipeline.cluster.hands import Cluster, cluster_of
 from pipeline.comparing.arms import Arm
 from pipeline.comparing.cost import equal_steps, shown_steps
 from pipeline.comparing.draws import Pool, pool_in
 from pipeline.comparing.pair_runner import PairRunner, lock_folder
 from pipeline.comparing.pairs import PairKey, Results, pair_keys
 from pipeline.data.base import Source
-from pipeline.data.draws import check_readable, dealt_words, rows_in
+from pipeline.data.inspection.overlap import Overlap, tuning_draws
 from pipeline.data.open import NAMES
-from pipeline.data.overlap import Overlap, tuning_draws
+from pipeline.data.sampling.draws import check_readable, dealt_words, rows_in
 from pipeline.entries.chain import check_storage
-from pipeline.runs.cluster import Cluster, cluster_of
 from pipeline.runs.command import Command
-from pipeline.runs.near_duplicates import log_near_duplicates
+from pipeline.runs.findings.near_duplicates import log_near_duplicates
 from pipeline.runs.scoring import read_test_split, test_split
 from pipeline.runs.session import Session
 from pipeline.runs.sources import check_draws, source_and_weights

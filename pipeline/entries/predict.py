@@ -21,7 +21,7 @@ from pipeline.runs.command import Command
 from pipeline.serving.chosen import chosen_run
 from pipeline.serving.classifier import Classifier
 from pipeline.settings.entry import PredictSettings
-from pipeline.system.files import check_folder_of, typed_path, write_atomically
+from pipeline.system.disk.files import check_folder_of, typed_path, write_atomically
 from pipeline.system.interrupts import check
 from pipeline.system.progress import bar, doing
 from pipeline.system.text import as_text, first_of, in_columns, one_line

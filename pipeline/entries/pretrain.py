@@ -23,8 +23,8 @@ from pipeline.runs.session import Session
 from pipeline.runs.sources import source_of
 from pipeline.settings.fields import AUTO
 from pipeline.settings.run import Settings
-from pipeline.system.digests import digest_tensors
-from pipeline.system.files import (
+from pipeline.system.disk.digests import digest_tensors
+from pipeline.system.disk.files import (
     check_folder_of,
     storage_faults,
     typed_path,

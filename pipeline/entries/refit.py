@@ -10,8 +10,8 @@ from pipeline.refit.champion import default_name, refit_and_describe, register_c
 from pipeline.refit.recommended import recommended_by
 from pipeline.refit.train import Refit
 from pipeline.runs.command import Command
-from pipeline.runs.command_line import command_line
 from pipeline.runs.lineage import check_places, settings_of
+from pipeline.runs.messages.command_line import command_line
 from pipeline.settings.entry import RefitSettings
 from pipeline.tracking import Tracking, keys
 

@@ -17,20 +17,20 @@ from pipeline.comparing.arms import Arm, decide_plan
 from pipeline.comparing.cost import seconds_a_draw
 from pipeline.comparing.draws import pool_in
 from pipeline.data.base import Source
-from pipeline.data.draws import Draw, with_test_split
-from pipeline.data.overlap import stored_copies
-from pipeline.data.report import DataReport
+from pipeline.data.inspection.overlap import stored_copies
+from pipeline.data.inspection.report import DataReport
+from pipeline.data.sampling.draws import Draw, with_test_split
 from pipeline.entries.plans import StartPlan
 from pipeline.errors import DataError, PipelineError, WeightsError
 from pipeline.reporting.page import to_html, to_markdown
 from pipeline.runs.command import Command
-from pipeline.runs.command_line import command_line
+from pipeline.runs.findings.near_duplicates import log_near_duplicates
 from pipeline.runs.floor import VAL, Floor, floor_of
-from pipeline.runs.near_duplicates import log_near_duplicates
+from pipeline.runs.messages.command_line import command_line
+from pipeline.runs.messages.words import minutes
 from pipeline.runs.scoring import test_split
 from pipeline.runs.session import Session
 from pipeline.runs.sources import check_draws, source_of
-from pipeline.runs.words import minutes
 from pipeline.settings.run import Settings, plain_values
 from pipeline.system.text import count_of, first_of, in_columns
 from pipeline.tracking import RunLog, Tracking

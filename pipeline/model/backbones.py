@@ -26,7 +26,7 @@ from pipeline.model.factories import is_factory, sources_of
 from pipeline.model.grouping import HEAD, Blocks, blocks_of
 from pipeline.model.networks import build_network, check_network
 from pipeline.model.segments import Segment
-from pipeline.system.digests import digest_file, digest_values
+from pipeline.system.disk.digests import digest_file, digest_values
 from pipeline.system.text import first_of
 
 AUTO = "auto"

@@ -16,7 +16,7 @@ from torch import nn
 from pipeline.errors import FreezingError
 from pipeline.model.backbones import Backbone, batch_norms
 from pipeline.model.segments import Segment
-from pipeline.system.digests import digest_each, digest_values
+from pipeline.system.disk.digests import digest_each, digest_values
 
 
 def set_trainable(

@@ -21,7 +21,7 @@ from torch import nn
 from pipeline.errors import SettingsError
 from pipeline.model.factories import is_factory
 from pipeline.model.networks import TIMM
-from pipeline.system.yaml_file import read_yaml
+from pipeline.system.disk.yaml_file import read_yaml
 
 HEAD, STEM = "head", "stem"
 LAYERED = 8

@@ -21,8 +21,8 @@ from pipeline.errors import LineageError
 from pipeline.refit.recommended import Recommended
 from pipeline.refit.train import Refit
 from pipeline.reporting.page import to_markdown
-from pipeline.runs.predictions import TEST_PREDICTIONS
-from pipeline.runs.words import stage_in_words, stage_name
+from pipeline.runs.findings.predictions import TEST_PREDICTIONS
+from pipeline.runs.messages.words import stage_in_words, stage_name
 from pipeline.system.text import count_of
 from pipeline.tracking import Tracking, keys
 from pipeline.weights.licences import licence_of

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from pipeline.data.whole import Scope
+from pipeline.data.sampling.whole import Scope
 from pipeline.refit.card import CARD, model_card, overall, test_predictions
 from pipeline.refit.recipe import Recipe
 from pipeline.refit.recommended import Recommended

@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.draws import Draw
 from pipeline.data.image_set import ImageSet
 from pipeline.data.images import Preparation
+from pipeline.data.sampling.draws import Draw
 from pipeline.errors import first_line
 from pipeline.tracking import RunLog
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from pipeline.runs.words import stage_name
+from pipeline.runs.messages.words import stage_name
 from pipeline.settings.run import Settings
 from pipeline.tracking import RunView, Tracking
 from pipeline.tracking.history import chain_of

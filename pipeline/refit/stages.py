@@ -14,10 +14,10 @@ from pipeline.errors import DivergedError
 from pipeline.model.backbones import Backbone
 from pipeline.model.freezing import FrozenProof
 from pipeline.refit.recipe import Recipe
+from pipeline.runs.messages.words import stage_name
+from pipeline.runs.resuming.unfinished import Unfinished
 from pipeline.runs.run_stage import trainer_of
 from pipeline.runs.session import Session
-from pipeline.runs.unfinished import Unfinished
-from pipeline.runs.words import stage_name
 from pipeline.settings.run import Settings
 from pipeline.system.progress import counted
 from pipeline.tracking import RunLog

@@ -19,28 +19,28 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data.image_set import ImageSet
-from pipeline.data.overlap import Overlap
-from pipeline.data.whole import Scope, takes_all, whole_draw
+from pipeline.data.inspection.overlap import Overlap
+from pipeline.data.sampling.whole import Scope, takes_all, whole_draw
 from pipeline.model.backbones import Backbone
 from pipeline.refit.onnx_file import log_onnx
 from pipeline.refit.recipe import Recipe
 from pipeline.refit.stages import train_stages
 from pipeline.reporting.figures import best_effort
-from pipeline.runs.once import Work
-from pipeline.runs.predictions import keep_predictions
+from pipeline.runs.findings.predictions import keep_predictions
+from pipeline.runs.messages.words import model_name
+from pipeline.runs.resuming.once import Work
+from pipeline.runs.resuming.unfinished import run_that_goes_on
 from pipeline.runs.scoring import logits_of, read_test_split, scored_on
 from pipeline.runs.session import Session
 from pipeline.runs.sources import source_of
 from pipeline.runs.stage_log import log_confusion, log_served_model, log_unreadable
-from pipeline.runs.unfinished import run_that_goes_on
-from pipeline.runs.words import model_name
 from pipeline.settings.run import plain_values
 from pipeline.stats.metrics import score_logits
-from pipeline.system.digests import digest_values
+from pipeline.system.disk.digests import digest_values
 from pipeline.system.progress import doing
 from pipeline.system.text import count_of
 from pipeline.tracking import RunLog, RunView, Tracking, keys
-from pipeline.tracking.turns import AT_ONCE, Once
+from pipeline.tracking.ownership.turns import AT_ONCE, Once
 
 NO_TEST = "no test split"
 

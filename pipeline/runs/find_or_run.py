@@ -1,9 +1,9 @@
 """A finished run in place of training a stage anew, and what such a run may still lack.
 
 In: a session and a stage's number. Out: the `Summary` of a run with the same content, found or
-trained now (`run_stage.py`) by one command: others that want the same wait (`once.py`). A run that
-is found and was made by a trial, a pair, or an earlier version is completed from its checkpoint,
-never trained again.
+trained now (`run_stage.py`) by one command: others that want the same wait (`resuming/once.py`). A
+run that is found and was made by a trial, a pair, or an earlier version is completed from its
+checkpoint, never trained again.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from pathlib import Path
 
 from pipeline.errors import LineageError
 from pipeline.model.backbones import Backbone
-from pipeline.runs.once import Work
-from pipeline.runs.origins import note_on_origin, origin_of
+from pipeline.runs.messages.origins import note_on_origin, origin_of
+from pipeline.runs.messages.words import model_name, stage_in_words
+from pipeline.runs.resuming.once import Work
 from pipeline.runs.run_stage import run_stage
 from pipeline.runs.scoring import logits_of
 from pipeline.runs.session import Session
 from pipeline.runs.stage_log import log_pictures, log_served_model
-from pipeline.runs.words import model_name, stage_in_words
 from pipeline.signals.evidence import Subject, has_pictures, parent_of
 from pipeline.stats.metrics import score_logits
 from pipeline.system.interrupts import check

@@ -3,7 +3,7 @@
 A stage run's *lineage key* is the SHA-256 of everything its weights depend on: trainable blocks,
 backbone, weights digest, data fingerprint, seed, resolved training settings, precision, and its
 parent's lineage key. Two runs with one key hold the same model, to the last bit where the same
-libraries made both (`origins.py`); the key is a tag, so MLflow finds it.
+libraries made both (`messages/origins.py`); the key is a tag, so MLflow finds it.
 
 Its *recipe key* is what it shares with runs on other draws, or with other seeds, of the same data
 set. A data set is known by its content (`Source.digest`, tag `pool_sha256`), not by its path. Runs
@@ -20,8 +20,8 @@ from pipeline.data.open import NAMES
 from pipeline.errors import LineageError
 from pipeline.settings.run import INHERITED_KEYS, PLACE_KEYS, THRESHOLD_KEYS, Settings
 from pipeline.settings.schedules import Stage
-from pipeline.system.digests import digest_values
-from pipeline.system.files import typed_path
+from pipeline.system.disk.digests import digest_values
+from pipeline.system.disk.files import typed_path
 from pipeline.tracking import RunView
 from pipeline.tracking.keys import KIND, PRECISION, SCHEDULE, STAGE
 from pipeline.weights.pretrained import names_a_file

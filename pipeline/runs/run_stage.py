@@ -20,17 +20,8 @@ from pipeline.errors import DivergedError
 from pipeline.model.backbones import Backbone
 from pipeline.model.flops import note_on_reruns
 from pipeline.model.freezing import FrozenProof
-from pipeline.runs.near_duplicates import log_near_duplicates
-from pipeline.runs.session import CHECKPOINT, Session
-from pipeline.runs.stage_log import (
-    log_outcome,
-    log_pictures,
-    log_served_model,
-    log_start,
-    start_tags,
-)
-from pipeline.runs.unfinished import Unfinished, run_that_goes_on
-from pipeline.runs.words import (
+from pipeline.runs.findings.near_duplicates import log_near_duplicates
+from pipeline.runs.messages.words import (
     before_of,
     member_of,
     minutes,
@@ -38,6 +29,15 @@ from pipeline.runs.words import (
     outcome_sentence,
     run_name,
     stage_name,
+)
+from pipeline.runs.resuming.unfinished import Unfinished, run_that_goes_on
+from pipeline.runs.session import CHECKPOINT, Session
+from pipeline.runs.stage_log import (
+    log_outcome,
+    log_pictures,
+    log_served_model,
+    log_start,
+    start_tags,
 )
 from pipeline.settings.schedules import Stage
 from pipeline.signals.evidence import Subject, instability_now, log_evidence
@@ -47,7 +47,7 @@ from pipeline.system.memory import PeakMemory
 from pipeline.system.progress import bar, doing
 from pipeline.tracking import RunLog, RunView, keys
 from pipeline.tracking.history import Summary
-from pipeline.tracking.turns import AT_ONCE, Once
+from pipeline.tracking.ownership.turns import AT_ONCE, Once
 from pipeline.training.features import Features
 from pipeline.training.mixing import mixing_line
 from pipeline.training.trainer import Trainer

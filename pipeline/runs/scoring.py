@@ -11,15 +11,15 @@ import torch
 from pipeline.data.base import Source, Split, notes_on, preparation_of
 from pipeline.data.cache import shelf_of
 from pipeline.data.image_set import ImageSet
-from pipeline.data.overlap import Overlap
+from pipeline.data.inspection.overlap import Overlap
 from pipeline.data.reading import read_images
 from pipeline.errors import DataError, LineageError
 from pipeline.model.backbones import Backbone
 from pipeline.runs.command import Command
+from pipeline.runs.findings.mistakes import Answers, by_class_text, log_mistakes
+from pipeline.runs.findings.predictions import keep_predictions
 from pipeline.runs.floor import Floor, floor_of
 from pipeline.runs.lineage import check_places, other_than, settings_of
-from pipeline.runs.mistakes import Answers, by_class_text, log_mistakes
-from pipeline.runs.predictions import keep_predictions
 from pipeline.runs.session import Session
 from pipeline.runs.sources import source_and_weights
 from pipeline.runs.stage_log import log_unreadable

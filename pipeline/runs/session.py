@@ -16,12 +16,12 @@ from torch import Tensor
 
 from pipeline.data.base import Source
 from pipeline.data.cache import cache_folder, shelf_of
-from pipeline.data.draws import Draw, draw_in
 from pipeline.data.image_set import ImageSet
+from pipeline.data.sampling.draws import Draw, draw_in
 from pipeline.errors import LineageError
 from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.runs.lineage import lineage_key, recipe_key
-from pipeline.runs.origins import made_with
+from pipeline.runs.messages.origins import made_with
 from pipeline.runs.sources import source_and_weights
 from pipeline.settings.augmentation import Augment, of_images
 from pipeline.settings.run import Settings

@@ -7,8 +7,8 @@ from functools import partial
 
 from pipeline.data.base import Source
 from pipeline.data.cache import cache_folder
-from pipeline.data.draws import rows_in, with_test_split
 from pipeline.data.open import open_source
+from pipeline.data.sampling.draws import rows_in, with_test_split
 from pipeline.settings.run import Settings
 from pipeline.system.progress import doing
 from pipeline.weights.pretrained import Weights, is_here, read_weights

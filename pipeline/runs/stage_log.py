@@ -20,14 +20,13 @@ from PIL import Image
 from safetensors.torch import save
 
 from pipeline.data.base import UNREADABLE
-from pipeline.data.draws import Draw
 from pipeline.data.image_set import ImageSet
+from pipeline.data.sampling.draws import Draw
 from pipeline.model.backbones import Backbone
 from pipeline.model.factories import distribution_of, is_factory, sources_of
 from pipeline.model.networks import TIMM, recipe_of
 from pipeline.reporting.figures import best_effort, confusion_matrix, learning_curves
-from pipeline.runs.command_line import command_line
-from pipeline.runs.mistakes import (
+from pipeline.runs.findings.mistakes import (
     BATCH,
     CHANGES,
     Answers,
@@ -35,9 +34,10 @@ from pipeline.runs.mistakes import (
     changes_between,
     log_mistakes,
 )
-from pipeline.runs.next_step import next_line
+from pipeline.runs.messages.command_line import command_line
+from pipeline.runs.messages.next_step import next_line
+from pipeline.runs.messages.words import before_of, minutes, outcome_sentence, stage_name
 from pipeline.runs.session import Session
-from pipeline.runs.words import before_of, minutes, outcome_sentence, stage_name
 from pipeline.settings.describe import without_thresholds
 from pipeline.settings.entry import usable_name
 from pipeline.settings.run import Settings, plain_values
@@ -50,7 +50,7 @@ from pipeline.signals.evidence import (
     sentences,
 )
 from pipeline.signals.readings import Signal
-from pipeline.system.files import write_atomically
+from pipeline.system.disk.files import write_atomically
 from pipeline.system.provenance import requirements_of
 from pipeline.system.text import as_markdown, count_of
 from pipeline.system.variables import KERNELS, word

@@ -20,8 +20,8 @@ from pipeline.errors import SettingsError
 from pipeline.model.often import OFTEN
 from pipeline.settings.schedules import schedule_of
 from pipeline.stats.metrics import OBJECTIVES, SHARES
-from pipeline.system.files import typed_path
-from pipeline.system.sizes import check_size
+from pipeline.system.disk.files import typed_path
+from pipeline.system.disk.sizes import check_size
 
 AUTO: Final = "auto"
 _Value = TypeVar("_Value")

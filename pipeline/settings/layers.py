@@ -25,7 +25,7 @@ from pydantic import BaseModel, ValidationError
 from pipeline.errors import SettingsError
 from pipeline.settings.run import RUN_KEYS, TRAIN_KEYS, Settings, TrainSettings
 from pipeline.settings.schedules import DECAY_WITHOUT_BATCH_NORM, LEARNING_RATES, SCHEDULES
-from pipeline.system.yaml_file import did_you_mean, read_yaml
+from pipeline.system.disk.yaml_file import did_you_mean, read_yaml
 
 COMMAND_LINE = "command line"
 PRESETS_DIR = Path(__file__).parent / "presets"

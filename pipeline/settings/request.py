@@ -27,8 +27,8 @@ from pipeline.settings.layers import (
 )
 from pipeline.settings.run import DEFAULT_PRESET, OWN_IMAGES_PRESET, TRAIN_KEYS, Settings
 from pipeline.settings.schedules import schedule_of
-from pipeline.system.files import typed_path
-from pipeline.system.yaml_file import read_yaml
+from pipeline.system.disk.files import typed_path
+from pipeline.system.disk.yaml_file import read_yaml
 
 Model = TypeVar("Model", bound=BaseModel)
 SCHEDULE_KEYS = ("schedule", "treatment", "control", "baseline", "schedules")

@@ -35,7 +35,7 @@ from pipeline.settings.fields import (
 from pipeline.settings.schedules import SCHEDULES, Schedule, Stage, schedule_of
 from pipeline.settings.thresholds import Thresholds
 from pipeline.stats.metrics import DEFAULT_OBJECTIVE
-from pipeline.system.files import name_of, typed_path
+from pipeline.system.disk.files import name_of, typed_path
 from pipeline.weights.inputs import input_config
 
 DEFAULT_PRESET = "digits"

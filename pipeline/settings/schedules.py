@@ -28,8 +28,8 @@ from pathlib import Path
 
 from pipeline.errors import SettingsError
 from pipeline.model.often import BLOCKS
-from pipeline.system.files import typed_path
-from pipeline.system.yaml_file import did_you_mean, read_yaml
+from pipeline.system.disk.files import typed_path
+from pipeline.system.disk.yaml_file import did_you_mean, read_yaml
 
 SCHEDULES_DIR = Path(__file__).parent / "schedule_files"
 ALL, CONTINUED, HEAD = "all", "continued", "head"

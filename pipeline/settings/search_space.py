@@ -23,9 +23,9 @@ from pipeline.settings.layers import Given, Layer, shown, validated
 from pipeline.settings.request import Request
 from pipeline.settings.run import TRAIN_KEYS, Settings, TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Schedule
-from pipeline.system.files import typed_path
+from pipeline.system.disk.files import typed_path
+from pipeline.system.disk.yaml_file import did_you_mean, key_lines, read_yaml
 from pipeline.system.provenance import IS_CLONE, PACKAGE_DIR, PROJECT_DIR
-from pipeline.system.yaml_file import did_you_mean, key_lines, read_yaml
 
 SPACES_DIR = (PROJECT_DIR if IS_CLONE else PACKAGE_DIR) / "search_spaces"
 _RANGE_KEYS = {"low", "high", "step", "log"}

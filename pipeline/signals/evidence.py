@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from pydantic_core import to_json
 from torch import Tensor
 
-from pipeline.data.draws import Draw
+from pipeline.data.sampling.draws import Draw
 from pipeline.errors import LineageError, StorageError
 from pipeline.reporting.figures import by_block, chain_curves
 from pipeline.settings.run import THRESHOLD_KEYS, Settings

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from pipeline.tracking.faults import translated
+from pipeline.tracking.connection.faults import translated
 from pipeline.tracking.keys import (
     COMPLETED,
     FAILURE,

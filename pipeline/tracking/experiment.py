@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import TrackingError, first_line
-from pipeline.system.addresses import why_unwritable, without_password
+from pipeline.system.network.addresses import why_unwritable, without_password
 from pipeline.system.processes import MACHINE
 from pipeline.tracking.keys import KIND, stored_tag
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.system.addresses import is_server
+from pipeline.system.network.addresses import is_server
 
 LOCAL_UI = "http://127.0.0.1:5000"
 """Where `mlflow ui` serves."""

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.system.addresses import without_password
-from pipeline.tracking.faults import translated
+from pipeline.system.network.addresses import without_password
+from pipeline.tracking.connection.faults import translated
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

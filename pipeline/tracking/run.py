@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pipeline.errors import AwayError, PipelineError, RunStopped, TrackingError, note_once
 from pipeline.stats.metrics import rounded
-from pipeline.tracking.faults import translated
+from pipeline.tracking.connection.faults import translated
+from pipeline.tracking.connection.sender import Sender
 from pipeline.tracking.keys import FAILURE, stored_tag
-from pipeline.tracking.sender import Sender
 
 if TYPE_CHECKING:
     import pandas as pd
     from mlflow import MlflowClient
 
-    from pipeline.tracking.client import PatientClient
+    from pipeline.tracking.connection.client import PatientClient
 
 _NOT_GIVEN = ("", "auto", None)
 """Values of settings that nobody has set: no parameters."""

@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import LineageError, OvertakenError, PipelineError, TrackingError
-from pipeline.system.addresses import without_password
-from pipeline.system.databases import exclusively
+from pipeline.system.disk.databases import exclusively
 from pipeline.system.interrupts import begun
+from pipeline.system.network.addresses import without_password
 from pipeline.system.processes import owner_tags
 from pipeline.system.progress import doing, loading
 from pipeline.system.provenance import PROJECT_DIR, git_commit
-from pipeline.tracking.address import usable_address
-from pipeline.tracking.client import patient
+from pipeline.tracking.connection.address import usable_address
+from pipeline.tracking.connection.client import patient
+from pipeline.tracking.connection.faults import translated
 from pipeline.tracking.disk import StoredRun, discard, stored_runs
 from pipeline.tracking.experiment import ID, usable_experiment
 from pipeline.tracking.experiment import NAME as EXPERIMENT
-from pipeline.tracking.faults import translated
 from pipeline.tracking.keys import (
     GIT_COMMIT,
     KIND,
@@ -37,13 +37,13 @@ from pipeline.tracking.keys import (
     is_for_programs,
     stored_tag,
 )
-from pipeline.tracking.owners import Owners
+from pipeline.tracking.ownership.owners import Owners
+from pipeline.tracking.ownership.reopened import reopened
+from pipeline.tracking.ownership.turns import DRAWING, Once, take_turn
 from pipeline.tracking.pages import how_to_open
 from pipeline.tracking.registry import ModelVersion, Registered, champions, register
-from pipeline.tracking.reopened import reopened
 from pipeline.tracking.run import RunLog, ending, status_of, to_tags, why_ended
 from pipeline.tracking.tables import client_of
-from pipeline.tracking.turns import DRAWING, Once, take_turn
 from pipeline.tracking.view import RunView
 
 if TYPE_CHECKING:

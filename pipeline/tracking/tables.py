@@ -17,9 +17,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import TrackingError
-from pipeline.system.addresses import file_of
-from pipeline.system.databases import BUSY_S, Engine, advice_on, copy, fill, in_memory, is_empty
+from pipeline.system.disk.databases import (
+    BUSY_S,
+    Engine,
+    advice_on,
+    copy,
+    fill,
+    in_memory,
+    is_empty,
+)
 from pipeline.system.interrupts import check
+from pipeline.system.network.addresses import file_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 
 from pipeline.data.augment import distinct_views
-from pipeline.data.draws import Draw
 from pipeline.data.image_set import ImageSet
 from pipeline.data.images import unusual
+from pipeline.data.sampling.draws import Draw
 from pipeline.model.backbones import Backbone
 from pipeline.settings.augmentation import of_images
 from pipeline.settings.run import Settings
-from pipeline.system.digests import digest_values
+from pipeline.system.disk.digests import digest_values
 from pipeline.system.provenance import libraries
 
 FORMAT = 5

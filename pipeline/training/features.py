@@ -21,7 +21,7 @@ from pipeline.data.augment import is_drawn_on_host, render_views
 from pipeline.data.image_set import ImageSet
 from pipeline.model.segments import Segment
 from pipeline.settings.augmentation import Augment
-from pipeline.system.shelf import Use
+from pipeline.system.disk.shelf import Use
 from pipeline.system.transfers import has_room, send, send_all, send_rows
 from pipeline.training.device import run_segments
 

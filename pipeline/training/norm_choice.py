@@ -32,8 +32,8 @@ from pipeline.data.image_set import ImageSet
 from pipeline.data.images import IntArray
 from pipeline.errors import WeightsError
 from pipeline.model.backbones import Backbone, batch_norms
-from pipeline.system.digests import digest_values
-from pipeline.system.files import keep_in_cache
+from pipeline.system.disk.digests import digest_values
+from pipeline.system.disk.files import keep_in_cache
 from pipeline.system.progress import doing
 from pipeline.training.device import compute_copy, joined, run_to_head
 from pipeline.training.norm_stats import (

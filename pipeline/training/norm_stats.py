@@ -21,8 +21,8 @@ from pipeline.data.image_set import ImageSet
 from pipeline.data.images import unusual
 from pipeline.model.backbones import Backbone, batch_norms
 from pipeline.model.grouping import HEAD
-from pipeline.system.digests import digest_tensors, digest_values
-from pipeline.system.files import keep_in_cache
+from pipeline.system.disk.digests import digest_tensors, digest_values
+from pipeline.system.disk.files import keep_in_cache
 from pipeline.system.provenance import libraries
 from pipeline.training.device import compute_copy, joined, run_to_head, with_kernels
 

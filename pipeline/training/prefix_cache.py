@@ -8,7 +8,7 @@ libraries. Change one and the key changes: nothing stale can be used.
 On disk an entry is `KEY.bin`, raw values that are memory-mapped when read, and `KEY.json`, its
 shape and SHA-256, written last. Both appear by an atomic rename under a lock of their own, so any
 number of processes may share a folder. A damaged entry is computed anew. The folder stays within
-its limit, and keeps what living processes use (`system/shelf.py`); without room, or on a full
+its limit, and keeps what living processes use (`system/disk/shelf.py`); without room, or on a full
 disk, outputs are computed for each batch.
 """
 
@@ -34,13 +34,13 @@ from pipeline.data.augment import distinct_views
 from pipeline.data.image_set import ImageSet
 from pipeline.model.backbones import Backbone
 from pipeline.settings.augmentation import Augment, of_images
-from pipeline.system.cache_parts import PARTS, USE, is_left_behind, touch
-from pipeline.system.digests import digest_each, digest_file
-from pipeline.system.files import holding, lock_for_all
+from pipeline.system.disk.cache_parts import PARTS, USE, is_left_behind, touch
+from pipeline.system.disk.digests import digest_each, digest_file
+from pipeline.system.disk.files import holding, lock_for_all
+from pipeline.system.disk.shelf import NoRoomError, Shelf, remove_entry, used_keys
 from pipeline.system.leases import renewing
 from pipeline.system.processes import owner_mark
 from pipeline.system.progress import bar
-from pipeline.system.shelf import NoRoomError, Shelf, remove_entry, used_keys
 from pipeline.system.text import count_of
 from pipeline.training.cache_entry import Entry, channels_last, entry_key
 from pipeline.training.device import compute_copy, run_segments, with_kernels

@@ -17,8 +17,8 @@ from optuna.trial import TrialState
 from pipeline.errors import LineageError
 from pipeline.runs.session import Session
 from pipeline.settings.run import plain_values
-from pipeline.system.addresses import file_of, without_password
 from pipeline.system.interrupts import check
+from pipeline.system.network.addresses import file_of, without_password
 from pipeline.system.processes import BEAT, KILLED_REASON, new_beat
 from pipeline.tracking import RunView, Tracking
 from pipeline.tracking.keys import FAILURE, KIND, NESTED_UNDER, SCHEDULE, STAGE, STUDY, TRIAL

@@ -61,6 +61,16 @@ class OutOfTime(RunStopped):
     goes_on = True
 
 
+def check_deadline(deadline: float | None) -> None:
+    """End a command whose time is over; `deadline`: in `time.monotonic()`, None: never.
+
+    Raises:
+        OutOfTime: the deadline has passed.
+    """
+    if deadline is not None and time.monotonic() > deadline:
+        raise OutOfTime("the command's timeout is over")
+
+
 @dataclass(frozen=True)
 class Ending:
     """How a trial came to its end, and its value if it is complete."""
@@ -69,21 +79,29 @@ class Ending:
     value: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrialObjective:
-    """What Optuna calls for each trial.
+@dataclass(kw_only=True)
+class TrialSetup:
+    """What all trials of a study need in a process.
 
     Attributes:
-        sessions: one for each draw of the study, the stage's parents already found.
+        sessions: one for each draw of the study.
+        run_id: of the study's run.
         deadline: `time.monotonic()` at which the command must end; None: never.
     """
 
-    spec: Spec
     sessions: Mapping[int, Session]
     tracking: Tracking
-    study_run_id: str
+    run_id: str
     deadline: float | None
     say: Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class TrialObjective:
+    """What Optuna calls for each trial; the stage's parents are found before."""
+
+    spec: Spec
+    setup: TrialSetup
 
     def __call__(self, trial: Trial) -> Ending:
         """Run the trial: complete, pruned, or failed by its own settings.
@@ -102,8 +120,8 @@ class TrialObjective:
         }
         name = f"trial {trial.number} · stage {number}"
         try:
-            with self.tracking.run(
-                name, tags, target=False, nested_under=self.study_run_id
+            with self.setup.tracking.run(
+                name, tags, target=False, nested_under=self.setup.run_id
             ) as log:
                 trial.set_user_attr(RUN_ID, log.run_id)
                 log.params(dict(self.spec.defaults) | params)
@@ -119,9 +137,9 @@ class TrialObjective:
         except (Pruned, *_OWN_FAULTS) as err:
             pruned, reason = isinstance(err, Pruned), str(err) or type(err).__name__
             trial.set_user_attr(REASON, reason)
-            self.say(f"trial {trial.number} {'' if pruned else 'failed: '}{reason}")
+            self.setup.say(f"trial {trial.number} {'' if pruned else 'failed: '}{reason}")
             return Ending(TrialState.PRUNED if pruned else TrialState.FAIL)
-        self.say(
+        self.setup.say(
             f"trial {trial.number}: {self.spec.objective} {value:.4f} with "
             f"{shown_settings(params)}"
         )
@@ -130,14 +148,14 @@ class TrialObjective:
     def _over_draws(self, trial: Trial, params: Mapping[str, object], log: RunLog) -> float:
         summaries: list[Summary] = []
         number, objective = self.spec.stage.number, self.spec.objective
-        for draw, session in self.sessions.items():
+        for draw, session in self.setup.sessions.items():
             earlier = [summary.val[objective] for summary in summaries]
             own = session.with_training(number, params)
             reporter = Reporter(
                 trial=trial,
                 spec=self.spec,
                 earlier=earlier,
-                deadline=self.deadline,
+                deadline=self.setup.deadline,
                 select=own.settings.training(number).select,
             )
             prepared = replace(
@@ -152,7 +170,7 @@ class TrialObjective:
             log.tags({draw_run_id(draw): summary.run_id})
             log.metrics({f"draw{draw}/{name}": value for name, value in summary.val.items()})
             if not reporter.epochs:  # found, or every epoch was over when its command was stopped
-                reporter.replay(self.tracking.get(summary.run_id), self.tracking)
+                reporter.replay(self.setup.tracking.get(summary.run_id), self.setup.tracking)
             reporter.finish(summary.val[objective])
         means = {
             name: sum(summary.val[name] for summary in summaries) / len(summaries)
@@ -160,7 +178,7 @@ class TrialObjective:
         }
         total_s = sum(summary.wall_s for summary in summaries)
         log.metrics({**means, "value": means[objective], TOTAL_S: total_s})
-        refresh_siblings(self.tracking, self.say)
+        refresh_siblings(self.setup.tracking, self.setup.say)
         settings = shown_settings(params)
         told = f"Trial {trial.number}: {objective} {means[objective]:.4f} with {settings}"
         mean = f"The mean over {numbered('draw', self.spec.draws)}, of study `{self.spec.name}`."
@@ -172,7 +190,7 @@ class TrialObjective:
         """The signals of the trial's stage runs; `mixed` where the runs differ."""
         states: dict[str, set[str]] = {}
         for summary in summaries:
-            for key, state in self.tracking.get(summary.run_id).tags.items():
+            for key, state in self.setup.tracking.get(summary.run_id).tags.items():
                 if key.startswith(SIGNAL_TAGS):
                     states.setdefault(key, set()).add(state)
         return {key: one.pop() if len(one) == 1 else "mixed" for key, one in states.items()}
@@ -215,8 +233,7 @@ class Reporter:
         """
         if stage.number != self.spec.stage.number:
             return
-        if self.deadline is not None and time.monotonic() > self.deadline:
-            raise OutOfTime("the command's timeout is over")
+        check_deadline(self.deadline)
         epoch, epochs = len(history), history.planned
         self._catch_up(replace(history, rows=history.rows[:-1]))
         self.epochs = epoch

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.reporting.page import to_markdown
-from pipeline.runs.command_line import stage_entry_point
+from pipeline.runs.messages.command_line import stage_entry_point
 from pipeline.system.provenance import COMMAND
 from pipeline.system.text import as_sentence, count_of, numbered
 from pipeline.tracking import Tracking

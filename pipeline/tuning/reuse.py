@@ -18,7 +18,7 @@ from optuna.study import StudySummary
 from pipeline.errors import StudyError
 from pipeline.runs.session import Session
 from pipeline.stats.metrics import DEFAULT_OBJECTIVE
-from pipeline.system.addresses import without_password
+from pipeline.system.network.addresses import without_password
 from pipeline.system.provenance import COMMAND
 from pipeline.tuning.spec import TUNING_KEY, fixed_settings
 from pipeline.tuning.storage import Storage, translated

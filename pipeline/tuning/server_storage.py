@@ -19,10 +19,10 @@ from optuna.trial import TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import PendingRollbackError, SQLAlchemyError
 
-from pipeline.system.addresses import without_password
-from pipeline.tracking.away import away_database
-from pipeline.tracking.faults import causes_of
-from pipeline.tracking.patience import Away, Patience
+from pipeline.system.network.addresses import without_password
+from pipeline.tracking.connection.away import away_database
+from pipeline.tracking.connection.faults import causes_of
+from pipeline.tracking.connection.patience import Away, Patience
 
 _CONNECT_S = 10
 _KEPT_ALIVE = {

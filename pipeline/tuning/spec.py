@@ -17,7 +17,7 @@ from pipeline.settings.run import INHERITED_KEYS, Settings, plain_values
 from pipeline.settings.schedules import Stage
 from pipeline.settings.search_space import Choices, SearchSpace
 from pipeline.stats.metrics import OBJECTIVES
-from pipeline.system.digests import digest_values
+from pipeline.system.disk.digests import digest_values
 from pipeline.tuning.storage import Storage
 from pipeline.tuning.trial_state import DEFAULTS
 

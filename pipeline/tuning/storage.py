@@ -23,7 +23,10 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from pipeline.errors import AwayError, StudyError, first_line
 from pipeline.settings.entry import STORAGE
-from pipeline.system.addresses import (
+from pipeline.system.disk.databases import Engine, exclusively, fill, is_empty
+from pipeline.system.disk.files import typed_path
+from pipeline.system.interrupts import check
+from pipeline.system.network.addresses import (
     beside,
     file_of,
     hidden,
@@ -33,9 +36,6 @@ from pipeline.system.addresses import (
     with_file,
     without_password,
 )
-from pipeline.system.databases import Engine, exclusively, fill, is_empty
-from pipeline.system.files import typed_path
-from pipeline.system.interrupts import check
 from pipeline.system.provenance import COMMAND
 from pipeline.tuning.journal import Journal, is_journal
 from pipeline.tuning.server_storage import ServerStorage, engine_of_server

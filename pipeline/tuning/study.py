@@ -24,7 +24,7 @@ from optuna.samplers import TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from pipeline.system.databases import exclusively
+from pipeline.system.disk.databases import exclusively
 from pipeline.system.text import count_of
 from pipeline.tuning.spec import TUNING_KEY, Spec
 from pipeline.tuning.storage import BEATS_UNTIL_GIVEN_UP, Storage, experiments_known

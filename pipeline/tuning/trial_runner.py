@@ -6,7 +6,7 @@ would not record is queued again, and run again once both can be written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,10 +16,8 @@ from optuna.trial import Trial, TrialState
 
 from pipeline.errors import AwayError, TrackingError, first_line
 from pipeline.runs.find_or_run import find_or_run
-from pipeline.runs.session import Session
 from pipeline.system.text import numbered
-from pipeline.tracking import Tracking
-from pipeline.tuning.objective import Ending, TrialObjective
+from pipeline.tuning.objective import Ending, TrialObjective, TrialSetup
 from pipeline.tuning.report import log_trial
 from pipeline.tuning.server_storage import ServerStorage
 from pipeline.tuning.storage import STORAGE_FAULTS, Storage, patiently
@@ -38,23 +36,16 @@ def with_patience(
     return patiently(do, STORAGE_FAULTS, say)
 
 
-@dataclass(kw_only=True)
+@dataclass
 class TrialRunner:
-    """What a process needs to run trials.
+    """A study, and what its trials need in this process.
 
     Attributes:
-        sessions: one for each draw of the study.
-        run_id: of the study's run.
-        deadline: `time.monotonic()` at which the command must end; None: never.
         waits_for: numbers of other commands' trials that a line has told of.
     """
 
     study: Study
-    sessions: Mapping[int, Session]
-    tracking: Tracking
-    run_id: str
-    deadline: float | None
-    say: Callable[[str], None]
+    setup: TrialSetup
     waits_for: set[int] = field(default_factory=set)
 
     def tell_wait(self) -> None:
@@ -62,11 +53,11 @@ class TrialRunner:
 
         Each is told of once. A command that was killed cannot say so: its trials fall silent.
         """
-        trials = with_patience(self.study.storage, lambda: self.study.trials, self.say)
+        trials = with_patience(self.study.storage, lambda: self.study.trials, self.setup.say)
         running = {trial.number for trial in trials if trial.state == TrialState.RUNNING}
         if new := sorted(running - self.waits_for):
             self.waits_for |= running
-            self.say(
+            self.setup.say(
                 f"study {self.study.name}: waiting for {numbered('trial', new)} of another "
                 f"command; where that was killed, for {self.study.storage.grace_period} s without "
                 "a sign of life at most: then the trial is run again here"
@@ -75,19 +66,11 @@ class TrialRunner:
     def train_parents(self, draw: int) -> None:
         """The checkpoint that trials on a draw start from: found, or trained."""
         if before := self.study.spec.stage.number - 1:
-            find_or_run(self.sessions[draw], before, self.run_id)
+            find_or_run(self.setup.sessions[draw], before, self.setup.run_id)
 
     def run(self, trial: Trial) -> None:
         """One trial, by the objective of its study."""
-        objective = TrialObjective(
-            spec=self.study.spec,
-            sessions=self.sessions,
-            tracking=self.tracking,
-            study_run_id=self.run_id,
-            deadline=self.deadline,
-            say=self.say,
-        )
-        self.attempt(trial, objective)
+        self.attempt(trial, TrialObjective(self.study.spec, self.setup))
 
     def attempt(self, trial: Trial, objective: Callable[[Trial], Ending]) -> None:
         """One trial, and its end told.
@@ -95,24 +78,24 @@ class TrialRunner:
         Where the storage or MLflow is away the trial is given up, and run again once both can be
         written; a trial that is lost again and again ends the command, which can be repeated.
         """
-        study, storage = self.study, self.study.storage
+        study, setup = self.study, self.setup
         try:
             ending = objective(trial)
             study.optuna.tell(trial, ending.value, ending.state)
         except (TrackingError, *STORAGE_FAULTS) as err:
-            if with_patience(storage, partial(study.interrupt, trial), self.say):
-                self.say(f"note: a trial was lost ({first_line(err)}): it will be run again")
+            if with_patience(study.storage, partial(study.interrupt, trial), setup.say):
+                setup.say(f"note: a trial was lost ({first_line(err)}): it will be run again")
             if isinstance(err, AwayError) or study.times_lost(trial) > RETRIES:
                 raise
-            writable = partial(self.tracking.writing(self.run_id).set_status, "RUNNING")
-            patiently(writable, (TrackingError,), self.say)
+            writable = partial(setup.tracking.writing(setup.run_id).set_status, "RUNNING")
+            patiently(writable, (TrackingError,), setup.say)
             return
         except BaseException as err:
             if is_given_up(err):
-                self.say(f"note: trial {trial.number} was given up meanwhile: result dropped")
+                setup.say(f"note: trial {trial.number} was given up meanwhile: result dropped")
                 return
             with suppress(*STORAGE_FAULTS):  # a fault of the storage must not hide this error
                 study.interrupt(trial)
             raise
-        log = partial(log_trial, study, self.tracking, self.run_id, trial.number)
-        patiently(log, (TrackingError,), self.say)
+        log = partial(log_trial, study, setup.tracking, setup.run_id, trial.number)
+        patiently(log, (TrackingError,), setup.say)

@@ -6,7 +6,6 @@ study: run again after a loss it goes on with that trial, or finds that it has e
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,13 +14,13 @@ from functools import cached_property, partial
 from optuna.samplers import TPESampler
 from optuna.trial import Trial
 
-from pipeline.runs.cluster import Cluster
+from pipeline.cluster.hands import Cluster
+from pipeline.cluster.task import Say
 from pipeline.runs.session import Session
-from pipeline.runs.task import Say
 from pipeline.settings.entry import STORAGE
 from pipeline.settings.run import Settings
 from pipeline.tracking import Tracking
-from pipeline.tuning.objective import OutOfTime
+from pipeline.tuning.objective import TrialSetup, check_deadline
 from pipeline.tuning.spec import Spec
 from pipeline.tuning.storage import STORAGE_FAULTS, open_storage, storage_url, translated
 from pipeline.tuning.study import Study, sampler_seed
@@ -55,12 +54,12 @@ class TrialWork:
     @classmethod
     def of(cls, runner: TrialRunner) -> TrialWork:
         """What a runner does, to be done elsewhere."""
-        sessions = runner.sessions
+        sessions = runner.setup.sessions
         return cls(
             spec=runner.study.spec,
             settings={draw: session.settings for draw, session in sessions.items()},
             tuned_by=next(iter(sessions.values())).tuned_by,
-            run_id=runner.run_id,
+            run_id=runner.setup.run_id,
         )
 
     @cached_property
@@ -76,20 +75,20 @@ class TrialWork:
         }
         for session in sessions.values():
             session.tuned_by = dict(self.tuned_by)
-        return TrialRunner(
-            study=study,
+        setup = TrialSetup(
             sessions=sessions,
             tracking=tracking,
             run_id=self.run_id,
             deadline=None,  # the command stops its tasks
             say=lambda _: None,
         )
+        return TrialRunner(study, setup)
 
     def do(self, task: Task, say: Say) -> None:
         """Run a trial, or find that it has ended; or train the parents on a draw."""
         runner = self._runner
-        runner.say = say
-        for session in runner.sessions.values():
+        runner.setup.say = say
+        for session in runner.setup.sessions.values():
             session.say = say
         if task.trial is None:
             runner.train_parents(task.draw)
@@ -98,7 +97,8 @@ class TrialWork:
         trial_id, number = task.trial
         with translated(study.storage.url):
             if not study.trials[number].state.is_finished():
-                seed = sampler_seed(runner.sessions[self.spec.draws[0]].settings.seed, number)
+                first = runner.setup.sessions[self.spec.draws[0]]
+                seed = sampler_seed(first.settings.seed, number)
                 study.optuna.sampler = TPESampler(seed=seed + self.spec.stage.number)
                 runner.run(Trial(study.optuna, trial_id))
 
@@ -111,9 +111,9 @@ def run_on(
     Raises:
         OutOfTime: the deadline passed.
     """
-    study, asked = runner.study, dict[int, Trial]()
-    work, experiment_id = TrialWork.of(runner), runner.tracking.experiment_id
-    patient = partial(with_patience, study.storage, say=runner.say)
+    study, setup, asked = runner.study, runner.setup, dict[int, Trial]()
+    work, experiment_id = TrialWork.of(runner), setup.tracking.experiment_id
+    patient = partial(with_patience, study.storage, say=setup.say)
     try:
         with (
             cluster.hands(work, experiment_id, {STORAGE: study.storage.url}) as hands,
@@ -127,8 +127,7 @@ def run_on(
             while (now := patient(study.finished)) < wanted:
                 step(now - so_far)
                 so_far = now
-                if runner.deadline is not None and time.monotonic() > runner.deadline:
-                    raise OutOfTime("the command's timeout is over")
+                check_deadline(setup.deadline)
                 while hands.has_room and (trial := patient(partial(study.ask, wanted))):
                     asked[trial.number] = trial
                     ids = trial._trial_id, trial.number

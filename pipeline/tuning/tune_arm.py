@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from pipeline.cluster.hands import Cluster
 from pipeline.comparing.arms import Arm, TunedArm
 from pipeline.errors import LineageError, SettingsError, StudyError
-from pipeline.runs.cluster import Cluster
 from pipeline.runs.command import Command
 from pipeline.settings.entry import TuneSettings
 from pipeline.settings.search_space import TunePlan, default_space, read_space

@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import time
 
+from pipeline.cluster.hands import Cluster, cluster_of
 from pipeline.errors import StudyError
-from pipeline.runs.beforehand import tell_beforehand
-from pipeline.runs.cluster import Cluster, cluster_of
 from pipeline.runs.command import Command
-from pipeline.runs.next_step import tuned_command
+from pipeline.runs.messages.beforehand import tell_beforehand
+from pipeline.runs.messages.next_step import tuned_command
 from pipeline.runs.session import Session
 from pipeline.runs.sources import check_draws, source_and_weights
 from pipeline.settings.describe import without_thresholds
 from pipeline.settings.entry import TuneSettings
 from pipeline.settings.run import plain_values
 from pipeline.settings.search_space import Choices, TunePlan
-from pipeline.system.addresses import without_password
+from pipeline.system.network.addresses import without_password
 from pipeline.system.text import as_sentence
 from pipeline.tracking import Tracking
 from pipeline.tracking.keys import KIND, NOTE

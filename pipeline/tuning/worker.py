@@ -11,8 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
+from pipeline.cluster.hands import Cluster
 from pipeline.errors import TrackingError
-from pipeline.runs.cluster import Cluster
 from pipeline.runs.session import Session
 from pipeline.settings.entry import TuneSettings
 from pipeline.system.interrupts import check
@@ -21,7 +21,7 @@ from pipeline.system.text import count_of
 from pipeline.tracking import Tracking
 from pipeline.tuning.choose import Choice, choose
 from pipeline.tuning.mirror import reconcile, study_run
-from pipeline.tuning.objective import OutOfTime
+from pipeline.tuning.objective import OutOfTime, TrialSetup, check_deadline
 from pipeline.tuning.report import log_study, summary
 from pipeline.tuning.spec import Spec
 from pipeline.tuning.storage import (
@@ -103,14 +103,14 @@ class Worker:
         )
 
     def _loop(self, study: Study, run_id: str) -> None:
-        runner = TrialRunner(
-            study=study,
+        setup = TrialSetup(
             sessions=self.sessions,
             tracking=self.tracking,
             run_id=run_id,
             deadline=self.deadline,
             say=self.say,
         )
+        runner = TrialRunner(study, setup)
         number, wanted = self.spec.stage.number, self.tune.n_trials
         so_far = with_patience(self.storage, study.finished, self.say)
         with bar(f"trials of stage {number}", wanted, done=so_far) as step:
@@ -128,8 +128,7 @@ class Worker:
             check()
             step(now - so_far)
             so_far = now
-            if self.deadline is not None and time.monotonic() > self.deadline:
-                raise OutOfTime("the command's timeout is over")
+            check_deadline(self.deadline)
             asked = with_patience(self.storage, partial(study.ask, wanted), self.say)
             if asked is None:
                 # the last trials are running elsewhere: stay, to take over from lost commands

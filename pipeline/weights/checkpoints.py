@@ -21,8 +21,8 @@ from torch import Tensor
 
 from pipeline.errors import LineageError, first_line
 from pipeline.model.backbones import Backbone
-from pipeline.system.digests import digest_file, digest_tensors
-from pipeline.system.files import write_atomically
+from pipeline.system.disk.digests import digest_file, digest_tensors
+from pipeline.system.disk.files import write_atomically
 from pipeline.system.text import first_of
 from pipeline.weights.pretrained import Pretrained
 

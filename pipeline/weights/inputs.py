@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from pipeline.errors import SettingsError
 from pipeline.model.often import OFTEN
-from pipeline.system.yaml_file import did_you_mean
+from pipeline.system.disk.yaml_file import did_you_mean
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's images, values from 0 to 1."""

@@ -19,10 +19,10 @@ from pipeline.errors import SettingsError, WeightsError
 from pipeline.model.backbones import AUTO, Backbone
 from pipeline.model.factories import is_factory
 from pipeline.model.networks import TIMM, build_network
-from pipeline.system.digests import digest_file, digest_tensors
-from pipeline.system.files import typed_path
+from pipeline.system.disk.digests import digest_file, digest_tensors
+from pipeline.system.disk.files import typed_path
+from pipeline.system.disk.yaml_file import did_you_mean
 from pipeline.system.text import first_of
-from pipeline.system.yaml_file import did_you_mean
 from pipeline.weights.fitting import Layout, find_network
 from pipeline.weights.published import (
     DEFAULT,

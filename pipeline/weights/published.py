@@ -20,9 +20,9 @@ from torch import Tensor
 
 from pipeline.errors import DownloadError, WeightsError, first_line
 from pipeline.model.networks import TIMM, recipe_of, timm_library
-from pipeline.system.digests import digest_file
-from pipeline.system.downloads import FAULTS, SILENCE_S, downloading
-from pipeline.system.files import storage_faults
+from pipeline.system.disk.digests import digest_file
+from pipeline.system.disk.files import storage_faults
+from pipeline.system.network.downloads import FAULTS, SILENCE_S, downloading
 
 DEFAULT, PRETRAINED = "imagenet", "pretrained"
 _NAME = re.compile(r"(?:(\w+_Weights)\.)?(DEFAULT|IMAGENET\w+)", re.IGNORECASE)

@@ -20,8 +20,9 @@ from mlflow.entities import Run
 
 from pipeline.cli import main
 from pipeline.system.variables import SERVER_WAIT
-from pipeline.tracking import keys, patience
-from pipeline.tracking.patience import RETRIES, TIMEOUT
+from pipeline.tracking import keys
+from pipeline.tracking.connection import patience
+from pipeline.tracking.connection.patience import RETRIES, TIMEOUT
 from tests.conftest import PointAt, tiny, words_of, write_image_folder
 from tests.served import Guard, tracking_server
 

@@ -22,7 +22,7 @@ from pipeline.data.folders.listing import entries_of, image_endings, in_words, l
 from pipeline.data.splits import SPLIT_NAMES
 from pipeline.data.stored import stored_images
 from pipeline.errors import DataError
-from pipeline.system.files import name_of, typed_path
+from pipeline.system.disk.files import name_of, typed_path
 from pipeline.system.text import first_of, natural, normalised, one_line
 
 NAMES = ("labels.csv", "_classes.csv")

@@ -12,7 +12,7 @@ from pipeline.data.folders.layout import find_layout, only_one_class
 from pipeline.data.folders.listing import image_endings, in_words, list_files
 from pipeline.data.stored import stored_images
 from pipeline.errors import DataError
-from pipeline.system.files import name_of
+from pipeline.system.disk.files import name_of
 from pipeline.system.text import normalised
 
 

@@ -27,7 +27,7 @@ from pipeline.data.parquet.labels import Classes, FileLabels, check_lists, label
 from pipeline.data.splits import splits_in, twins_by_split
 from pipeline.data.stored import count_rows, read_column, stored_cells
 from pipeline.errors import DataError
-from pipeline.system.files import name_of
+from pipeline.system.disk.files import name_of
 from pipeline.system.text import data_option, first_of
 
 

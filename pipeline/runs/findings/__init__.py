@@ -1,0 +1,1 @@
+"""What runs tell of single images: predictions, mistakes, near duplicates."""

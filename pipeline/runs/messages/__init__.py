@@ -1,0 +1,1 @@
+"""What people read before, beside and after the runs of a command."""

@@ -1,0 +1,81 @@
+"""What to type after a finished stage, with the settings that the stage was run with.
+
+In: settings of a run. Out: command lines that can be pasted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pipeline.runs.messages.command_line import command_line, stage_entry_point
+from pipeline.settings.entry import STORAGE
+from pipeline.settings.request import Request
+from pipeline.settings.run import (
+    THRESHOLD_KEYS,
+    TRAIN_KEYS,
+    MachineSettings,
+    Settings,
+    plain_values,
+)
+from pipeline.system.network.addresses import without_password
+
+_OF_A_RUN = ("draw", "seed", "schedule", "reuse", "enforce_gate", "norm_stats", "patience")
+"""What a decision or comparison sets itself, refuses, or comes to as the run did."""
+_NOT_INHERITED = (*MachineSettings.model_fields, *THRESHOLD_KEYS)
+"""What no parent run hands down."""
+
+
+def next_command(settings: Settings, number: int, run_id: str) -> str:
+    """The command that follows a stage: the next stage, then the question whether it is worth it.
+
+    `three_stage` is judged by `decide`, stage 3 against stage 2; other schedules by `compare`.
+    """
+    options = options_of(settings)
+    if number < len(settings.stages):
+        own = {k: v for k, v in options.items() if k in _NOT_INHERITED}
+        return command_line(stage_entry_point(number + 1), {**own, "parent_run_id": run_id})
+    schedule = settings.chain.name
+    if schedule == "three_stage":
+        return command_line("decide", options)
+    other = "three_stage" if schedule == "full" else "full"
+    return command_line("compare", {**options, "schedules": f"{settings.schedule},{other}"})
+
+
+def next_line(settings: Settings, number: int, run_id: str) -> str:
+    """The same in a description, as Markdown."""
+    asked = "Go on" if number < len(settings.stages) else "Is it worth it? Ask"
+    return f"{asked}: `{next_command(settings, number, run_id)}`"
+
+
+def tuned_command(stage: str, options: Mapping[str, str], storage: str) -> str:
+    """The command that trains with tuned settings, of a stage's number or of `all` stages.
+
+    A storage whose address holds a password is not shown: it comes from the environment again.
+    """
+    entry_point = "main" if stage == "all" else stage_entry_point(int(stage))
+    hidden = without_password(storage) != storage
+    shown = {"storage": storage} if storage and not hidden else {}
+    line = command_line(entry_point, {**options, **shown, "tuned": "true"})
+    return f"{line} (with the same storage in {STORAGE})" if hidden else line
+
+
+def options_of(settings: Settings, known: int = 0) -> dict[str, object]:
+    """The options, beside presets' values, that make these settings for other draws and seeds.
+
+    `known`: up to which stage the settings are those of a run; 0: of all stages.
+    """
+    base = {"preset": settings.preset, "data": settings.data}
+    base |= {key: getattr(settings, key) for key in ("backbone", "weights", "blocks", "schedule")}
+    usual: Mapping[str, object] = plain_values(Request(options=base).settings())
+    values = {k: v for k, v in plain_values(settings).items() if v != usual.get(k)}
+    bare = plain_values(Request(options={k: base[k] for k in ("preset", "data")}).settings())
+    named = {k: v for k, v in base.items() if k in ("preset", "data") or v != bare[k]}
+    for key in TRAIN_KEYS:  # what all stages have in common is said once
+        of_stages = [
+            values.get(f"stage{n}.{key}") for n in range(1, (known or len(settings.stages)) + 1)
+        ]
+        if None not in of_stages and len(set(of_stages)) == 1:
+            values = {k: v for k, v in values.items() if not k.endswith(f".{key}")}
+            values[key] = of_stages[0]
+    options = {**named, **values}
+    return {k: v for k, v in options.items() if k.rpartition(".")[2] not in _OF_A_RUN}

@@ -1,0 +1,1 @@
+"""Runs that others train, which are waited for, and runs that were stopped, which go on."""

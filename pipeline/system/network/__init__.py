@@ -1,0 +1,1 @@
+"""Addresses of servers and databases, and downloads."""

@@ -1,0 +1,1 @@
+"""Whose a run is: who is alive, who goes first, and runs that another process has begun."""
