@@ -120,8 +120,7 @@ def _named_otherwise(text: str) -> str:
 
 def _device_name(text: str) -> str:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,2})?", text):
-        is_kind = re.fullmatch("[a-z]pu", text.lower())  # tpu is near cpu in letters alone
-        near = [] if is_kind else get_close_matches(text, ("auto", "cpu", "cuda", "mps"), n=1)
+        near = get_close_matches(text, ("auto", "cpu", "cuda", "mps"), n=1)
         called = _named_otherwise(text)
         raise PydanticCustomError(
             "device",

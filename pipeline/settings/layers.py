@@ -92,7 +92,7 @@ def validated(
             meant = [known["meant"]] if "meant" in known else choices
             place = f" ({given[key].layer.source})" if given[key].layer.source else ""
             todo = did_you_mean(value, meant) if isinstance(value, str) else ""
-            todo = f": the name is {known['called']}" if "called" in known else todo
+            todo = f": write {known['called']}, the name here" if "called" in known else todo
             faults.append(
                 f"{given[key].key} {in_plain_words(fault)}, got {shown(value)}{place}"
                 f"{todo or what_to_give(model, key, given[key].key, fault)}"
