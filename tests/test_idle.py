@@ -58,6 +58,7 @@ def test_what_has_no_effect_is_named_in_one_line_that_says_why(
         ("decide", {**STUDY, "draws": "2", "tune": "on"}),
         ("compare", {**STUDY, "tune_draws": "2", "tuned": "on"}),
         ("compare", {"draws": "5"}),
+        ("decide", {"refit": "off", "register_as": "off"}),
         ("main", {"storage": "sqlite:///x.db", "tuned": "on"}),
         ("decide", {"refit": "all", "register_as": "mine"}),
         ("main", {"cache_limit": "1GB"}),

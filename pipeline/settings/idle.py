@@ -82,7 +82,11 @@ NEEDS = (
     Need(("draws",), lambda case: case.tunes or "tune_draws" in case.own, _NO_TUNING),
     Need(
         ("refit",),
-        lambda case: "looks" not in case.own or case.own["register_as"] != "off",
+        lambda case: (
+            "looks" not in case.own
+            or case.own["register_as"] != "off"
+            or case.own["refit"] == "off"
+        ),
         "register_as=off registers nothing, so nothing is trained on all images",
     ),
     Need(
