@@ -20,12 +20,13 @@ READS = {
     "_outputs": "what the prefix makes of a batch, once for all",
     "joined": "logits of a split, or features of one: for stage 0, for BatchNorm's statistics",
     "put": "new statistics",
+    "_seconds_an_image": "what an image costs, told before a comparison",
     "found": "features that near duplicates are looked for with",
     "_digest_tensor": "frozen weights, for the proof that they have not moved",
 }
 """Functions in which the host waits for a device, and for what."""
-SENT_AT_ONCE = {"compute_copy", "__post_init__"}
-"""Functions that send weights, before anything is trained."""
+SENT_AT_ONCE = {"compute_copy", "__post_init__", "_seconds_an_image"}
+"""Functions that send weights, or an image to time, before anything is trained."""
 
 
 def function_of(move: Move) -> str:
@@ -79,3 +80,27 @@ def test_commands_wait_for_a_device_where_that_is_known_and_a_full_one_costs_a_s
     assert last.data.params["precision"] == "bfloat16"
     assert last.data.tags["parent_run_id"] == first.info.run_id
     assert "test/acc" in stages("FINISHED")[1].data.metrics
+
+
+@pytest.mark.slow
+def test_a_refit_and_a_comparison_wait_for_a_device_where_that_is_known(
+    command: Command, store: Path
+) -> None:
+    import mlflow
+
+    options = {"device": "cuda:1", "test_per_class": "2", "stage1.epochs": "1", **NETWORK}
+    options |= {"stage2.epochs": "1"}
+    options |= dict.fromkeys(("batch_size", "stage1.batch_size", "stage2.batch_size"), "12")
+    with FakeDevice() as fake:
+        assert command("stage1", **options) == 0
+        (stage,) = mlflow.search_runs(["0"], "tags.kind = 'stage'", output_format="list")
+        words = {"run_id": stage.info.run_id, "cache_dir": str(store / "cache")}
+        assert main(words_of("refit", {**words, "device": "cuda:1"})) == 0
+        assert command("compare", draws="2", schedules="head_only,two_stage", **options) == 0
+    read, sent = counted(fake.moves, sent=False), counted(fake.moves, sent=True)
+    assert set(read) <= set(READS), read
+    assert set(sent) <= SENT_AT_ONCE, sent
+    runs = mlflow.search_runs(["0"], "tags.kind = 'stage'", output_format="list")
+    client = mlflow.MlflowClient()
+    epochs = [client.get_metric_history(run.info.run_id, "acc/train") for run in runs]
+    assert read["_train_once"] == sum(map(len, epochs)) + 1  # of the refit
