@@ -85,7 +85,8 @@ def test_a_study_ends_with_as_many_trials_as_were_asked_for(finished: Finished) 
     states = [trial.state.name.lower() for trial in finished.trials]
     assert states == ENDS
     assert "1 of 8 trials so far" in finished.said
-    assert "8 trials (5 complete, 2 pruned, 1 failed): best val_acc 0.4167" in finished.said
+    best = f"best val_acc {finished.study.best_value:.4f}"
+    assert f"8 trials (5 complete, 2 pruned, 1 failed): {best}" in finished.said
     for kind in ("tune", "study"):
         assert {run.info.status for run in finished.runs(kind)} == {"FINISHED"}
     first = finished.trials[0]  # the settings of an untuned run
