@@ -313,6 +313,8 @@ def probe(args: argparse.Namespace, steps: int = 6) -> list[dict[str, Any]]:
             started = time.perf_counter()
             nn.functional.cross_entropy(logits_of(model, x, chosen), y).backward()
             times.append(time.perf_counter() - started)
+            if len(times) > 1 and times[-1] > 5 * min([row["step_s"] for row in found] or times):
+                break  # slow enough to be told without more of it
         begin_s = max(0.0, times[0] - min(times))
         found.append({**way, "begin_s": begin_s, "step_s": sorted(times)[(steps - 1) // 2]})
     return found
