@@ -3,7 +3,7 @@
 At 64 px the last blocks of a ResNet see maps of 4x4 and 2x2. There oneDNN's convolution spends
 most of a training step on the gradient of the weights; laid out as a matrix product (im2col,
 Chellapilla, Puri & Simard 2006) a bfloat16 step takes less than half the time, and a float32 one
-with AVX2 some 8% less. On 2x2 maps, where im2col would mostly multiply padding, the whole
+with AVX2 an eighth less. On 2x2 maps, where im2col would mostly multiply padding, the whole
 convolution is one dense matrix.
 Which product pays at which size was measured (docs/experiments); larger maps keep the library's
 convolution.
