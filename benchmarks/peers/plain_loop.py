@@ -316,7 +316,7 @@ def probe(args: argparse.Namespace, steps: int = 6) -> list[dict[str, Any]]:
             if len(times) > 1 and times[-1] > 5 * min([row["step_s"] for row in found] or times):
                 break  # slow enough to be told without more of it
         begin_s = max(0.0, times[0] - min(times))
-        found.append({**way, "begin_s": begin_s, "step_s": sorted(times)[(steps - 1) // 2]})
+        found.append({**way, "begin_s": begin_s, "step_s": sorted(times)[(len(times) - 1) // 2]})
     return found
 
 
