@@ -41,7 +41,7 @@ from pipeline.runs.session import Session
 from pipeline.settings.schedules import Stage
 from pipeline.tracking import Tracking
 from pipeline.training.device import compute_copy, run_segments
-from pipeline.training.prefix_cache import PrefixCache
+from pipeline.training.prefix.cache import PrefixCache
 from pipeline.training.trainer import split_batches
 
 NETWORKS = (

@@ -26,9 +26,9 @@ from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.settings.request import Request
 from pipeline.settings.run import Settings, TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Stage
-from pipeline.training.features import Features
-from pipeline.training.norm_stats import calibrate_norm_stats
-from pipeline.training.prefix_cache import PrefixCache
+from pipeline.training.norm.stats import calibrate_norm_stats
+from pipeline.training.prefix.cache import PrefixCache
+from pipeline.training.prefix.features import Features
 from pipeline.training.trainer import Trainer
 from pipeline.weights.pretrained import Pretrained, read_weights
 from tests.conftest import class_image

@@ -28,7 +28,7 @@ from pipeline.runs.sources import source_of
 from pipeline.settings.run import Settings
 from pipeline.settings.schedules import SCHEDULES
 from pipeline.tracking import Tracking
-from pipeline.training.prefix_cache import PrefixCache
+from pipeline.training.prefix.cache import PrefixCache
 from tests.conftest import write_image_folder
 from tests.helpers import (
     CLASSES,

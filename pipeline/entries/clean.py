@@ -21,7 +21,7 @@ from pipeline.system.progress import doing
 from pipeline.system.text import count_of, in_columns
 from pipeline.tracking import Tracking
 from pipeline.tracking.disk import DELETED, FAILED, KEPT, TRIALS, StoredRun, size_of
-from pipeline.training.prefix_cache import clear
+from pipeline.training.prefix.cache import clear
 
 
 def clean_entry(command: Command, plan: CleanPlan) -> pd.DataFrame:

@@ -36,7 +36,7 @@ from pipeline.system.disk.digests import digest_values
 from pipeline.system.disk.files import keep_in_cache
 from pipeline.system.progress import doing
 from pipeline.training.device import compute_copy, joined, run_to_head
-from pipeline.training.norm_stats import (
+from pipeline.training.norm.stats import (
     PIXELS_PER_BATCH,
     keep_norm_stats,
     kept_at,

@@ -42,9 +42,9 @@ from pipeline.system.leases import renewing
 from pipeline.system.processes import owner_mark
 from pipeline.system.progress import bar
 from pipeline.system.text import count_of
-from pipeline.training.cache_entry import Entry, channels_last, entry_key
 from pipeline.training.device import compute_copy, run_segments, with_kernels
-from pipeline.training.features import Features, LiveFeatures, StoredFeatures, rendered_on
+from pipeline.training.prefix.entry import Entry, channels_last, entry_key
+from pipeline.training.prefix.features import Features, LiveFeatures, StoredFeatures, rendered_on
 
 PIXELS_PER_BATCH = 128 * 64 * 64
 
