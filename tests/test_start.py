@@ -14,7 +14,7 @@ import torch
 import torchvision
 
 from pipeline.cli import main
-from pipeline.comparing.draws import pool_in
+from pipeline.comparing.pairs.draws import pool_in
 from pipeline.data.inspection.report import DataReport
 from pipeline.entries.parser import parse
 from pipeline.entries.table import ENTRY_POINTS

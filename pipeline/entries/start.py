@@ -15,7 +15,7 @@ import pandas as pd
 
 from pipeline.comparing.arms import Arm, decide_plan
 from pipeline.comparing.cost import seconds_a_draw
-from pipeline.comparing.draws import pool_in
+from pipeline.comparing.pairs.draws import pool_in
 from pipeline.data.base import Source
 from pipeline.data.inspection.overlap import stored_copies
 from pipeline.data.inspection.report import DataReport
