@@ -13,7 +13,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from pipeline.entries.table import perform
+from pipeline.entries.command_line.table import perform
 from pipeline.errors import LineageError
 from pipeline.runs.resuming.stopped import ENDING
 from pipeline.runs.session import Session

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.entries.plans import StagePlan
+from pipeline.entries.command_line.plans import StagePlan
 from pipeline.reporting.page import to_markdown
 from pipeline.runs.command import Command
 from pipeline.runs.find_or_run import add_pictures_and_model, find_or_run, train_once

@@ -18,7 +18,7 @@ from pipeline.comparing.pages.comparison import log_comparison
 from pipeline.comparing.pairs.results import Results
 from pipeline.comparing.pairs.tasks import run_all
 from pipeline.data.inspection.overlap import Overlap
-from pipeline.entries.pair_setup import PairSetup
+from pipeline.entries.pairs.setup import PairSetup
 from pipeline.runs.command import Command
 from pipeline.runs.floor import Floor
 from pipeline.runs.messages.words import minutes

@@ -32,8 +32,8 @@ from pipeline.comparing.pairs.results import ArmResult, Pair, Results, resolutio
 from pipeline.comparing.pairs.runner import PairRunner
 from pipeline.comparing.pairs.tasks import run_all, run_extra
 from pipeline.data.sampling.whole import count_whole
-from pipeline.entries.pair_setup import PairSetup
-from pipeline.entries.recommend import recommended, register_recommended
+from pipeline.entries.pairs.recommendation import recommended, register_recommended
+from pipeline.entries.pairs.setup import PairSetup
 from pipeline.reporting.figures import best_effort
 from pipeline.runs.command import Command
 from pipeline.runs.findings.mistakes import CHANGES, changes_picture
