@@ -20,7 +20,7 @@ from pipeline.data.images import USUAL, digest_image
 from pipeline.data.open import open_source
 from pipeline.data.sampling.draws import Draw, draw_in
 from pipeline.data.stored import Stored
-from pipeline.entries.table import ENTRY_POINTS
+from pipeline.entries.command_line.table import ENTRY_POINTS
 from pipeline.errors import DataError
 from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.settings.request import Request

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from pipeline.cli import main
 from pipeline.comparing.arms import Arm, Comparison, decide_plan
-from pipeline.comparing.draws import Pool, pool_of
-from pipeline.comparing.pair_runner import PairRunner, shared_prefix
-from pipeline.comparing.pairs import PairKey, pair_keys
+from pipeline.comparing.pairs.draws import Pool, pool_of
+from pipeline.comparing.pairs.results import PairKey, pair_keys
+from pipeline.comparing.pairs.runner import PairRunner, shared_prefix
 from pipeline.data.base import Source, Split
 from pipeline.data.images import digest_image
 from pipeline.data.inspection.overlap import Overlap

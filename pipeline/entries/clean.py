@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.data.cache import cache_folder
-from pipeline.entries.plans import CleanPlan
+from pipeline.entries.command_line.plans import CleanPlan
 from pipeline.runs.command import Command
 from pipeline.runs.resuming import stopped
 from pipeline.system.disk.files import storage_faults
