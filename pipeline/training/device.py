@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.errors import SettingsError
-from pipeline.model.backbones import BatchNorm
+from pipeline.model.backbones import BatchNorm, batch_norms
 from pipeline.model.grouping import HEAD
 from pipeline.model.segments import Segment
 from pipeline.system.interrupts import check
@@ -118,10 +119,22 @@ def compute_copy(
         _cast(module, dtype_of(segment, dtype))
         if uses_channels_last(dtype, device):
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload, unused-ignore]
+            for layer in batch_norms([module]):
+                layer.register_forward_hook(_keep_layout)
         if device.type == "cpu" and fast:
             use_small_convolutions(module, frozen=frozen)
         copies[number] = replace(segment, module=module)
     return tuple(copies)
+
+
+def _keep_layout(_layer: nn.Module, _inputs: tuple[Tensor, ...], outputs: Tensor) -> None:
+    """Have the gradient of a map come as the map lies in memory: (N, H, W, C).
+
+    Behind global pooling the gradient comes as (N, C, H, W), with which BatchNorm's backward pass
+    takes ten times as long (docs/experiments).
+    """
+    if outputs.requires_grad and outputs.ndim == 4:
+        outputs.register_hook(partial(Tensor.contiguous, memory_format=torch.channels_last))
 
 
 def dtype_of(segment: Segment, dtype: torch.dtype) -> torch.dtype:

@@ -81,7 +81,11 @@ class _How:
             and (stride, padding) == (1, 1)
         )
         self.as_product = positions * CHANNELS_PER_POSITION <= weight.shape[0]
-        self.weight_as_product = positions <= MAX_POSITIONS
+        # the patches of a 1x1 convolution are its input: nothing is laid out for the product
+        is_product = tuple(weight.shape[2:]) == (1, 1) and (stride, padding) == (1, 0)
+        self.weight_as_product = positions <= MAX_POSITIONS or (
+            is_product and weight.dtype == torch.float32
+        )
 
 
 def _convolved(
