@@ -21,14 +21,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from pipeline.cli import main
 from tests.postgres import Postgres, find_binaries
 
 gc.set_threshold(100_000, 50, 100)  # as pipeline/__main__.py: the imports stay for good
-torch.set_num_threads(1)  # tiny tensors: on a busy machine more threads take six times as long
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 TINY = {
@@ -67,6 +65,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
         marks = {mark.name for mark in item.iter_markers()}
         seconds[item.path] += 10 if "slow" in marks else 2 if "e2e" in marks else 0.1
     items.sort(key=lambda item: (-seconds[item.path], item.path))
+
+
+def pytest_collection_finish() -> None:
+    """Where tests run, which is not where they are dealt out: that process needs no torch."""
+    import torch
+
+    torch.set_num_threads(1)  # tiny tensors: on a busy machine more take six times as long
+    gc.freeze()  # the imports stay for good: no collection looks at them again
 
 
 @pytest.fixture(scope="session")
@@ -291,6 +297,8 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
 @pytest.fixture
 def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Torch's download folder, empty."""
+    import torch
+
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     return tmp_path / "torch" / "hub" / "checkpoints"

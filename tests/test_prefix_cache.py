@@ -411,7 +411,7 @@ def test_a_large_entry_is_read_without_keeping_it_in_memory(
 ) -> None:
     count, channels = 4000, 8192  # 64 MB
     path = tmp_path / "values.bin"
-    torch.arange(count).repeat_interleave(channels).to(torch.int16).numpy().tofile(path)
+    np.repeat(np.arange(count, dtype=np.int16), channels).tofile(path)
 
     def shared_mb() -> float:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[2])
