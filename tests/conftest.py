@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import io
@@ -42,6 +43,7 @@ TINY = {
     "precision": "float32",
     "log_model": "off",
     "log_pictures": "off",  # half the time of a small stage
+    "near_duplicates": "off",  # another third: all of these images are alike
 }
 
 Command = Callable[..., int]
@@ -72,7 +74,8 @@ def pytest_collection_finish() -> None:
     import torch
 
     torch.set_num_threads(1)  # tiny tensors: on a busy machine more take six times as long
-    gc.freeze()  # the imports stay for good: no collection looks at them again
+    gc.freeze()  # the imports stay for good: no collection looks at them again ...
+    atexit.register(gc.unfreeze)  # ... but the last one
 
 
 @pytest.fixture(scope="session")

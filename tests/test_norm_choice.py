@@ -192,7 +192,7 @@ def weights_file(name: str) -> str:
         ("mobilenet_v2", "mobilenet_v2-b0353104.pth", 64, 50, "source"),
         ("mobilenet_v2", "mobilenet_v2-b0353104.pth", 128, 50, "source"),
         ("mobilenet_v2", "mobilenet_v2-b0353104.pth", 224, 20, "source"),
-        ("resnet18", "resnet18-imagenet-mlnet.safetensors", 224, 20, "source"),
+        ("resnet18", "resnet18-imagenet-mlnet.safetensors", 224, 10, "source"),
     ],
 )
 def test_real_weights_get_the_statistics_that_were_measured_to_be_better(

@@ -208,6 +208,7 @@ def sender_of(gone: Answers) -> tuple[Sender, list[int], Answers]:
 def test_metrics_wait_beside_the_training_until_the_command_waits_for_them(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.7)  # longer than until the command waits
     sender, sent, gone = sender_of(Answers(GONE, "there"))
     assert sent == []
     sender.wait()

@@ -69,6 +69,7 @@ SMALLEST = {
     "draws": "2",  # of the four that there are
     "tune": "on",
     "looks": "2",
+    "question": "stage2",
     "beside": "1",
     "register_as": "off",
     "schedules": "full,two_stage",

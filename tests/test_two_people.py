@@ -47,7 +47,7 @@ class Person:
     def types(self, entry_point: str, **options: str) -> int:
         self.patch.chdir(self.folder)
         own = {**SMALL, "data": str(self.data), "cache_dir": str(self.folder / "cache")}
-        own |= {"log_model": "off", "log_pictures": "off"}
+        own |= {"log_model": "off"}
         return main(words_of(entry_point, {**own, **options}))
 
     def gate(self, run_id: str, **options: str) -> int:

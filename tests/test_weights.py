@@ -371,15 +371,15 @@ def test_names_of_another_library_are_told(names: tuple[str, ...], begin: str, l
         load({name: torch.zeros(3) for name in names})
 
 
-def test_weights_of_another_backbone_name_the_backbone(tmp_path: Path) -> None:
-    state = build_backbone("squeezenet1_0", 4, 32, seed=0).model.state_dict()
-    asked = build_backbone("squeezenet1_1", 4, 32, seed=0)
+def test_weights_of_another_backbone_name_the_backbone(
+    tmp_path: Path, state: State, mobilenet: Backbone
+) -> None:
     for prefix in ("", "module."):
         path = saved(under(prefix, state), tmp_path / "w.pth")
         with pytest.raises(
-            WeightsError, match=r"do not fit squeezenet1_1: .*pass -P backbone=squeezenet1_0"
+            WeightsError, match=rf"do not fit mobilenet_v2: .*pass -P backbone={SMALL}"
         ):
-            load_pretrained(path, asked)
+            load_pretrained(path, mobilenet)
 
 
 def file_bytes(**options: bool) -> bytes:

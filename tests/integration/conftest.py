@@ -21,6 +21,13 @@ QUICK = {
     "stage3.epochs": "1",
     "log_pictures": "off",
 }
+SMALLER = {
+    **QUICK,
+    "backbone": "mobilenet_v3_small",
+    "weights": "none",
+    "norm_stats": "target",  # random weights learn nothing under their own
+}
+"""Where how the command is started counts, not what is trained."""
 
 
 @pytest.fixture
