@@ -10,6 +10,7 @@ import json
 import shutil
 import sqlite3
 import ssl
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -171,6 +172,12 @@ def enter_store(folder: Path, empty_database: Path, monkeypatch: pytest.MonkeyPa
 def store(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty MLflow store and cache in a working directory of their own."""
     return enter_store(tmp_path / "work", empty_database, monkeypatch)
+
+
+@pytest.fixture
+def without_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the extra onnx is not installed: its file is half the time of a small refit."""
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
 
 
 EARLIER = Path(__file__).parent / "data" / "finished_chain"

@@ -150,6 +150,7 @@ def for_people(tags: dict[str, str]) -> set[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_onnx")
 def test_fifteen_tags_at_most_are_for_people_and_no_parameter_was_not_given(
     store: Path, tmp_path: Path
 ) -> None:

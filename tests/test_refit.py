@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -234,6 +233,7 @@ def test_the_interval_is_wilsons_at_the_ends_too() -> None:
     assert Share(right=0, images=0).words == "not measured"
 
 
+@pytest.mark.usefixtures("without_onnx")
 def test_a_description_stays_within_what_mlflow_takes(store: Path, said: list[str]) -> None:
     """Of many classes the table stands in the artifact alone."""
     images = store / "many"
@@ -287,9 +287,8 @@ def test_the_onnx_file_gives_pytorchs_probabilities_of_the_test_images(made: Mad
 
 
 def test_without_onnx_a_note_and_nothing_lost(
-    made: Made, said: list[str], monkeypatch: pytest.MonkeyPatch
+    made: Made, said: list[str], without_onnx: None
 ) -> None:
-    monkeypatch.setitem(sys.modules, "onnxscript", None)
     run = refitted(made.chain.info.run_id, said, reuse="off", register_as="off")
     assert any(
         line.startswith("note: no ONNX file, onnxscript is not installed: pip install")
@@ -299,6 +298,7 @@ def test_without_onnx_a_note_and_nothing_lost(
     assert pipeline.load(run.info.run_id).class_names == ["apple", "berry", "cherry"]
 
 
+@pytest.mark.usefixtures("without_onnx")
 def test_without_a_test_split_nothing_is_claimed(store: Path, tmp_path: Path) -> None:
     images = write_image_folder(tmp_path / "images", 8)
     summary = perform("stage1", tiny(images, store, {"preset": "images"}), lambda _: None)
@@ -311,6 +311,7 @@ def test_without_a_test_split_nothing_is_claimed(store: Path, tmp_path: Path) ->
     assert mlflow.MlflowClient().search_registered_models() == []
 
 
+@pytest.mark.usefixtures("without_onnx")
 def test_wrong_runs_and_images_are_one_line_each(
     chain: Run, said: list[str], tmp_path: Path
 ) -> None:
@@ -357,6 +358,7 @@ def test_timms_licences_are_those_that_timm_states() -> None:
     assert dino == "apache-2.0, as timm states"
 
 
+@pytest.mark.usefixtures("without_onnx")
 def test_a_verdict_ends_with_the_recommended_arm_on_all_images(
     tmp_path_factory: pytest.TempPathFactory, empty_database: Path
 ) -> None:

@@ -184,6 +184,7 @@ def test_chains_and_gates_of_the_same_recipe(
     living()
 
 
+@pytest.mark.usefixtures("without_onnx")
 def test_decisions_on_the_same_pairs(
     people: tuple[Person, Person], living: Callable[[], None]
 ) -> None:
