@@ -8,6 +8,7 @@ import io
 import math
 import os
 import pickle
+import shutil
 import socket
 import tarfile
 import warnings
@@ -657,9 +658,17 @@ def test_a_download_that_goes_wrong_is_an_error_and_leaves_nothing(
 # --- torchvision's names -------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def generations(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two files of weights of MobileNet V2, as they are published."""
+    folder = tmp_path_factory.mktemp("published")
+    return [publish("mobilenet_v2", folder, seed) for seed in range(2)]
+
+
 @pytest.fixture
 def both_published(
     tmp_path: Path,
+    generations: list[Path],
     checkpoints: Path,
     serve: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
@@ -669,8 +678,8 @@ def both_published(
 
     url = serve(partial(Quiet, directory=str(tmp_path)))
     found = {}
-    for seed, entry in enumerate(torchvision.models.MobileNet_V2_Weights):
-        found[entry.name] = publish("mobilenet_v2", tmp_path, seed)
+    for path, entry in zip(generations, torchvision.models.MobileNet_V2_Weights, strict=True):
+        found[entry.name] = Path(shutil.copy(path, tmp_path))
         monkeypatch.setattr(entry.value, "url", f"{url}/{found[entry.name].name}")
     return found
 
