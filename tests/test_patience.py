@@ -184,10 +184,16 @@ def test_ctrl_c_ends_the_waiting_and_what_marks_the_runs_does_not_wait() -> None
     patience = Patience(always)
     with stopped_by_signals(signal.signal):
         begun()
-        threading.Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()
-        threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT]).start()
+        presses = [
+            threading.Timer(0.3, signal.raise_signal, [signal.SIGINT]),
+            threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT]),
+        ]
+        for press in presses:
+            press.start()
         with pytest.raises(KeyboardInterrupt):
             patience.call(Answers(GONE))
+        for press in presses:  # one that came later would be of the tests that follow
+            press.join()
         last = Answers(GONE)
         with pytest.raises(ConnectionRefusedError, match="refused"):
             patience.call(last)
