@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import io
@@ -9,6 +10,7 @@ import json
 import shutil
 import sqlite3
 import ssl
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -21,14 +23,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from pipeline.cli import main
 from tests.postgres import Postgres, find_binaries
 
 gc.set_threshold(100_000, 50, 100)  # as pipeline/__main__.py: the imports stay for good
-torch.set_num_threads(1)  # tiny tensors: on a busy machine more threads take six times as long
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 TINY = {
@@ -44,6 +44,7 @@ TINY = {
     "precision": "float32",
     "log_model": "off",
     "log_pictures": "off",  # half the time of a small stage
+    "near_duplicates": "off",  # another third: all of these images are alike
 }
 
 Command = Callable[..., int]
@@ -67,6 +68,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
         marks = {mark.name for mark in item.iter_markers()}
         seconds[item.path] += 10 if "slow" in marks else 2 if "e2e" in marks else 0.1
     items.sort(key=lambda item: (-seconds[item.path], item.path))
+
+
+def pytest_collection_finish() -> None:
+    """Where tests run, which is not where they are dealt out: that process needs no torch."""
+    import torch
+
+    torch.set_num_threads(1)  # tiny tensors: on a busy machine more take six times as long
+    gc.freeze()  # the imports stay for good: no collection looks at them again ...
+    atexit.register(gc.unfreeze)  # ... but the last one
 
 
 @pytest.fixture(scope="session")
@@ -162,6 +172,12 @@ def enter_store(folder: Path, empty_database: Path, monkeypatch: pytest.MonkeyPa
 def store(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty MLflow store and cache in a working directory of their own."""
     return enter_store(tmp_path / "work", empty_database, monkeypatch)
+
+
+@pytest.fixture
+def without_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the extra onnx is not installed: its file is half the time of a small refit."""
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
 
 
 EARLIER = Path(__file__).parent / "data" / "finished_chain"
@@ -291,6 +307,8 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
 @pytest.fixture
 def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Torch's download folder, empty."""
+    import torch
+
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     return tmp_path / "torch" / "hub" / "checkpoints"

@@ -218,9 +218,9 @@ def backbone_of(name: str, model: nn.Module, size: int, blocks: str = "auto") ->
     )
 
 
-def small(name: str) -> Backbone:
+def small(name: str, image_size: int | None = None) -> Backbone:
     """The family's smallest network, its random weights drawn from one seed."""
     size, make, _ = FAMILIES[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return backbone_of(name, make(), size)
+        return backbone_of(name, make(), image_size or size)

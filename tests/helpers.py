@@ -33,6 +33,7 @@ from pipeline.training.trainer import Trainer
 from pipeline.weights.pretrained import Pretrained, read_weights
 from tests.conftest import class_image
 
+torch.set_num_threads(1)  # in programs that tests start, too
 CPU = torch.device("cpu")
 CLASSES = 3
 SIZE = 32

@@ -55,7 +55,7 @@ def test_each_block_is_one_resolution_and_block4_ends_with_the_pooling(backbone:
     assert sides == ([16, 16, 8, 4] if backbone.name.startswith("resnet") else [32, 16, 8, 4])
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+@pytest.mark.parametrize("name", slow_after(1, ["resnet18", "resnet34", "resnet50"]))
 def test_resnets_are_cut_at_their_layers(name: str) -> None:
     backbone = build_backbone(name, CLASSES, 64, seed=0)
     cut = [{n.split(".")[0] for n in backbone.tensor_names([block])} for block in backbone.order]

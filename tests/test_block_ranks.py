@@ -12,7 +12,16 @@ from benchmarks.rank_blocks import BATCH, BlockRank, agreement, rank_blocks
 from pipeline.data.image_set import ImageSet
 from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.settings.schedules import BLOCKS
-from tests.helpers import CLASSES, CPU, calibrated_backbone, changed_names, copy_state, make_images
+from tests.families import small
+from tests.helpers import (
+    CLASSES,
+    CPU,
+    calibrate,
+    calibrated_backbone,
+    changed_names,
+    copy_state,
+    make_images,
+)
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -50,6 +59,12 @@ def rank(backbone: Backbone, images: ImageSet) -> list[BlockRank]:
     return ranks
 
 
+def small_backbone(images: ImageSet) -> Backbone:
+    backbone = small("regnet_y_400mf")
+    calibrate(backbone, images)
+    return backbone
+
+
 def set_to_zero(backbone: Backbone, *blocks: str) -> None:
     with torch.no_grad():
         parameters = dict(backbone.model.named_parameters())
@@ -84,7 +99,7 @@ def test_the_largest_comes_first() -> None:
 
 def test_without_weights_a_block_is_infinitely_far_and_ties_go_from_head_to_stem() -> None:
     images = make_images(12)
-    backbone = calibrated_backbone("resnet18", images)
+    backbone = small_backbone(images)
     set_to_zero(backbone, "stem", "block3", "block1")
     ranks = rank(backbone, images)
     assert [found.block for found in ranks[:3]] == ["block3", "block1", "stem"]
@@ -94,7 +109,7 @@ def test_without_weights_a_block_is_infinitely_far_and_ties_go_from_head_to_stem
 
 def test_blocks_that_no_gradient_reaches_tie_at_zero() -> None:
     images = make_images(12)
-    backbone = calibrated_backbone("resnet18", images)
+    backbone = small_backbone(images)
     set_to_zero(backbone, "head")
     ranks = rank(backbone, images)
     assert [found.block for found in ranks] == list(BLOCKS)
@@ -104,7 +119,7 @@ def test_blocks_that_no_gradient_reaches_tie_at_zero() -> None:
 
 def test_what_training_left_behind_does_not_count() -> None:
     images = make_images(12)
-    backbone = calibrated_backbone("resnet18", images)
+    backbone = small_backbone(images)
     expected = rank(backbone, images)
     backbone.model.train().requires_grad_(True)
     for parameter in backbone.model.parameters():
@@ -114,7 +129,7 @@ def test_what_training_left_behind_does_not_count() -> None:
 
 def test_a_fault_leaves_no_gradients_behind() -> None:
     images = make_images(BATCH + 6)
-    backbone = calibrated_backbone("resnet18", images)
+    backbone = small_backbone(images)
     images.labels[-1] = CLASSES  # in the second batch: the first has left gradients
     with pytest.raises(IndexError, match="out of bounds"):
         rank(backbone, images)

@@ -53,6 +53,8 @@ SMALL = {
     "precision": "float32",
     "lr": "0.01",
     "epochs": "2",
+    "near_duplicates": "off",
+    "log_pictures": "off",
 }
 STAGE3 = {
     "stage2.epochs": "1",
@@ -172,7 +174,7 @@ class Decided:
 def decided_once(new_desk: Callable[[], Desk]) -> Decided:
     desk = new_desk()
     with inside(desk.folder):
-        decision = desk.decide(**STAGE3, beside="1")
+        decision = desk.decide(**STAGE3, beside="1", log_pictures="on")
         said, runs_then = list(desk.said), list(desk.runs_then)
         return Decided(desk, decision, runs("decision")[0], runs(), said, runs_then)
 

@@ -12,6 +12,7 @@ from tests.conftest import Command, words_of
 from tests.fake_device import TO_DEVICE, FakeDevice, Move
 
 NETWORK = {"backbone": "tests.networks:Dropouts", "stage2.batch_size": "4", "precision": "auto"}
+NETWORK |= {"near_duplicates": "0.25"}
 READS = {
     "_train_once": "an epoch's loss and hits",
     "_validate": "its logits",

@@ -144,6 +144,7 @@ def test_a_decision_counts_and_lists_the_images_that_it_goes_on_without(
 ) -> None:
     root = with_test_split(tmp_path / "set", bad=4)
     options = {"question": "stage2", "looks": "2,3", "train_per_class": "2", "val_per_class": "2"}
+    options |= {"register_as": "off"}
     for path in (root / "train" / "a").iterdir():
         path.write_bytes(b"" if path.name == "1.png" else (root / "train/a/7.png").read_bytes())
     assert command("decide", data=str(root), skip_unreadable="true", **options) == 0

@@ -106,7 +106,7 @@ def test_a_frozen_block_above_a_trainable_one_stays_frozen(dtype: torch.dtype) -
 
 
 @pytest.mark.parametrize("norm", ["adapt", "keep"])
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
+@pytest.mark.parametrize("name", slow_after(1, ["mobilenet_v3_small", "resnet18"]))
 def test_statistics_of_trainable_blocks_adapt_or_are_kept(
     name: str, norm: Literal["adapt", "keep"]
 ) -> None:

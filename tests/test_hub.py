@@ -8,12 +8,14 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +28,7 @@ from pipeline.weights.pretrained import read_weights
 
 timm = pytest.importorskip("timm", reason="timm is an extra")
 constants = pytest.importorskip("huggingface_hub.constants")
+file_download = import_module("huggingface_hub.file_download")
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "test_resnet.r160_in1k"
@@ -98,6 +101,8 @@ def hub(
         files = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        impatient = SimpleNamespace(**{**vars(time), "sleep": lambda _: None})
+        monkeypatch.setattr(file_download, "time", impatient)  # between its attempts
         return seen
 
     return start

@@ -184,7 +184,7 @@ def test_the_step_follows_the_soft_labels_gradient() -> None:
 
 
 def test_a_run_repeats_bit_for_bit_and_differs_from_one_without_mixing() -> None:
-    augment, backbone, ends = "light+cutmix", resnet(), []
+    augment, backbone, ends = "light+cutmix", small("regnet_y_400mf", SIZE), []
     for one in (augment, augment, "light"):
         trainer, _ = trained(
             backbone, BLOCK4, features(backbone, BLOCK4, one), augment=one, batch_size=3, epochs=1
@@ -196,7 +196,7 @@ def test_a_run_repeats_bit_for_bit_and_differs_from_one_without_mixing() -> None
 
 def test_stored_and_live_inputs_are_the_same_and_so_is_what_is_mixed(tmp_path: Path) -> None:
     augment = "strong+randaugment+erasing+mixup"
-    backbone, rows = resnet(), np.array([4, 0, 5, 1, 1, 2])
+    backbone, rows = small("regnet_y_400mf", SIZE), np.array([4, 0, 5, 1, 1, 2])
     views = np.array([0, 1, 1, 0, 1, 0])
     batches, weights = [], []
     for folder, kind in ((tmp_path, StoredFeatures), (None, LiveFeatures)):

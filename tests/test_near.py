@@ -105,7 +105,7 @@ def test_a_first_stage_lists_near_duplicates_and_is_the_same_run_without_looking
 ) -> None:
     write_with_copies(tmp_path / "noise", 20)
     own = {"data": str(tmp_path / "noise"), "train_per_class": "auto", "val_per_class": "auto"}
-    assert command("stage1", **own) == 0
+    assert command("stage1", **own, near_duplicates="0.25") == 0
     out = capsys.readouterr().out
     assert "note: near duplicates: " in out
     assert "nearly the same as one of another part" in out
@@ -134,6 +134,7 @@ def test_a_decision_looks_at_every_draw_of_its_first_look(
     write_with_copies(tmp_path / "noise", 20)
     own = {"data": str(tmp_path / "noise"), "train_per_class": "auto", "val_per_class": "auto"}
     own |= {"question": "stage2", "looks": "3", "register_as": "off", "norm_stats": "source"}
+    own |= {"near_duplicates": "0.25"}
     assert command("decide", **own, cache_dir=str(tmp_path / "cache")) == 0
     out = capsys.readouterr().out
     assert "note: near duplicates: in 3 of 3 draws, at most " in out

@@ -114,7 +114,7 @@ def test_many_studies_end_as_each_does_alone(
 ) -> None:
     design = replace(D, looks=(2, 4, 8), threshold=0.9)
     rng = np.random.default_rng(pairs)
-    gains = np.round(2 * rng.normal(0.25, 0.9, (150, pairs))) / 2  # halves: ties, edges
+    gains = np.round(2 * rng.normal(0.25, 0.9, (60, pairs))) / 2  # halves: ties, edges
     ends, used = walk_studies(gains, design, correction, resolution_pp)
     for row, study in enumerate(gains):
         alone = verdict(study, design, correction, resolution_pp)

@@ -30,14 +30,17 @@ from pipeline.settings.schedules import SCHEDULES
 from pipeline.tracking import Tracking
 from pipeline.training.prefix.cache import PrefixCache
 from tests.conftest import write_image_folder
+from tests.families import small
 from tests.helpers import (
     CLASSES,
     CPU,
+    calibrate,
     calibrated_backbone,
     load_settings,
     make_draw,
     make_images,
     request_of,
+    slow_after,
 )
 from tests.test_draws import make_source, make_split
 
@@ -153,7 +156,13 @@ def vary(backbone: Backbone, blocks: tuple[str, ...], seed: int) -> None:
 
 @pytest.mark.parametrize(
     ("name", "prefix"),
-    [("resnet18", 0), ("resnet18", 3), ("mobilenet_v3_small", 1), ("mobilenet_v3_small", 5)],
+    slow_after(
+        2,
+        [
+            *(("mobilenet_v3_small", prefix) for prefix in (0, 5, 1)),
+            *(("resnet18", prefix) for prefix in (3, 0)),
+        ],
+    ),
 )
 def test_logits_through_a_kept_prefix_are_those_of_the_whole_model(
     name: str, prefix: int, tmp_path: Path
@@ -173,7 +182,8 @@ def test_logits_through_a_kept_prefix_are_those_of_the_whole_model(
 @pytest.mark.parametrize("blocks", [("stem",), ("block1",), ()])
 def test_a_prefix_that_changed_is_computed_again(tmp_path: Path, blocks: tuple[str, ...]) -> None:
     images = make_images(12)
-    backbone = calibrated_backbone("resnet18", images)
+    backbone = small("regnet_y_400mf")
+    calibrate(backbone, images)
     cache, prefix = PrefixCache(tmp_path, 1 << 30), 2
     before = predict(backbone, images, torch.float32, CPU, cache=cache, prefix=prefix)
     if blocks:
@@ -195,11 +205,11 @@ def test_scoring_holds_one_batch_of_outputs_however_many_images_there_are(tmp_pa
         lambda _module, _inputs, output: largest.append(len(output))
     )
     try:
+        images = make_images(6, size=512)
         for prefix in (0, 2):
             cache = PrefixCache(tmp_path, 1 << 30)
-            images = make_images(12, size=512)
             logits = predict(backbone, images, torch.float32, CPU, cache=cache, prefix=prefix)
-            assert logits.shape == (12, CLASSES)
+            assert logits.shape == (6, CLASSES)
     finally:
         hook.remove()
     assert 0 < max(largest) <= 4

@@ -14,7 +14,7 @@ from pipeline.runs.messages.next_step import next_command, options_of
 from pipeline.runs.messages.words import outcome_sentence, run_name
 from pipeline.signals.readings import Signal
 from pipeline.tracking import keys
-from tests.conftest import Command
+from tests.conftest import Command, write_image_folder
 from tests.helpers import load_settings
 
 
@@ -150,18 +150,22 @@ def for_people(tags: dict[str, str]) -> set[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_onnx")
 def test_fifteen_tags_at_most_are_for_people_and_no_parameter_was_not_given(
     store: Path, tmp_path: Path
 ) -> None:
-    few = {"data": "digits", "weights": "none", "image_size": "32", "views": "2", "epochs": "1"}
+    images = str(write_image_folder(tmp_path / "images", 20))
+    few = {"data": images, "weights": "none", "image_size": "32", "views": "2", "epochs": "1"}
     few |= {"train_per_class": "2", "val_per_class": "2", "cache_dir": str(tmp_path / "cache")}
-    few |= {"log_model": "off", "log_pictures": "off"}
+    few |= {"backbone": "mobilenet_v3_small", "log_model": "off", "log_pictures": "off"}
+    few |= {"test_per_class": "4", "preset": "images"}
     perform("stage2", {**few, "log_model": "on", "log_pictures": "on"}, lambda _: None)
+    few |= {"near_duplicates": "off"}
     stage2 = mlflow.search_runs(["0"], "tags.stage = '2'", output_format="list")[0]
     for name in ("gate", "evaluate"):
         perform(name, {"run_id": stage2.info.run_id}, lambda _: None)
     perform("main", few, lambda _: None)
-    perform("start", {"data": "digits"}, lambda _: None)
+    perform("start", {"data": images, "test_per_class": "4"}, lambda _: None)
     perform("tune", {**few, "stage": "2", "n_trials": "2", "draws": "2"}, lambda _: None)
     perform("decide", {**few, "looks": "2", "rope_pp": "40"}, lambda _: None)
     perform("decide", {**few, "looks": "2", "question": "stage2"}, lambda _: None)

@@ -36,6 +36,7 @@ from tests.helpers import (
     changed_names,
     copy_state,
     make_images,
+    slow_after,
     trainer_for,
 )
 
@@ -102,12 +103,15 @@ def leftovers(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     ("name", "prefix", "augment", "distinct"),
-    [
-        ("resnet18", PREFIXES[1], "strong", 3),
-        (NAME, PREFIXES[0], "none", 1),
-        (NAME, PREFIXES[1], "light", 2),
-        (NAME, PREFIXES[2], "strong", 3),
-    ],
+    slow_after(
+        3,
+        [
+            (NAME, PREFIXES[0], "none", 1),
+            (NAME, PREFIXES[1], "light", 2),
+            (NAME, PREFIXES[2], "strong", 3),
+            ("resnet18", PREFIXES[1], "strong", 3),
+        ],
+    ),
 )
 def test_stored_and_live_features_are_the_prefix_of_the_rendered_views(
     name: str, prefix: int, augment: Augment, distinct: int, tmp_path: Path
@@ -132,7 +136,9 @@ def test_stored_and_live_features_are_the_prefix_of_the_rendered_views(
     assert changed_names(before, copy_state(backbone)) == set()
 
 
-@pytest.mark.parametrize(("name", "augment"), [("resnet18", "none"), (NAME, "light")])
+@pytest.mark.parametrize(
+    ("name", "augment"), slow_after(1, [(NAME, "light"), ("resnet18", "none")])
+)
 def test_training_takes_the_same_course_with_and_without_the_cache(
     name: str, augment: Augment, tmp_path: Path
 ) -> None:
@@ -411,7 +417,7 @@ def test_a_large_entry_is_read_without_keeping_it_in_memory(
 ) -> None:
     count, channels = 4000, 8192  # 64 MB
     path = tmp_path / "values.bin"
-    torch.arange(count).repeat_interleave(channels).to(torch.int16).numpy().tofile(path)
+    np.repeat(np.arange(count, dtype=np.int16), channels).tofile(path)
 
     def shared_mb() -> float:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[2])

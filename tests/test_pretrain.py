@@ -39,6 +39,8 @@ WORDS = {
     "batch_size": "8",
     "precision": "float32",
     "log_model": "off",
+    "log_pictures": "off",
+    "near_duplicates": "off",
 }
 COUNTS = {"kelp": 13, "moss": 10, "reed": 12}
 DOMAIN = {"data": "domain", "out": "w.safetensors"}

@@ -20,18 +20,18 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = """
 import time
 from pipeline.system import progress
-progress.STILL_S, progress.QUIET_S, progress.SILENT_S = 0.1, 0.2, 0.3
+progress.STILL_S, progress.QUIET_S, progress.SILENT_S = 0.05, 0.15, 0.2
 with progress.shown() as say:
-    time.sleep(0.8)
+    time.sleep(0.6)
     with progress.bar("pairs", 4, done=1) as step:
         say("a result")
         with progress.doing("loading"):
-            time.sleep(0.8)
+            time.sleep(0.6)
         step(1)
-        time.sleep(0.5)
+        time.sleep(0.4)
     say("open for visitors")
     with progress.waiting():
-        time.sleep(0.8)
+        time.sleep(0.6)
 """
 
 
@@ -56,19 +56,30 @@ def on_a_terminal() -> str:
     return shown.decode()
 
 
-def test_a_terminal_shows_what_is_done_and_keeps_the_lines() -> None:
-    shown = on_a_terminal()
+@pytest.fixture(scope="module")
+def outputs() -> tuple[str, str]:
+    """What is shown on a terminal, and elsewhere; the two sleep at the same time."""
+    words = [sys.executable, "-c", SCRIPT]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as elsewhere:
+        shown = on_a_terminal()
+        output, errors = elsewhere.communicate()
+    assert (elsewhere.returncode, errors) == (0, "")
+    return shown, output
+
+
+def test_a_terminal_shows_what_is_done_and_keeps_the_lines(outputs: tuple[str, str]) -> None:
+    shown, _ = outputs
     assert "working" in shown  # before there is anything to count
     assert "a result\r\n" in shown
     assert "loading" in shown
     assert "working" not in shown[shown.index("a result") :]
 
 
-def test_without_a_terminal_a_line_comes_after_silence_and_says_how_far_it_is() -> None:
-    words = [sys.executable, "-c", SCRIPT]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stderr == ""
-    others = done.stdout.splitlines()
+def test_without_a_terminal_a_line_comes_after_silence_and_says_how_far_it_is(
+    outputs: tuple[str, str],
+) -> None:
+    others = outputs[1].splitlines()
     assert others[0] == "… working"  # before there is anything to count
     assert "a result" in others
     assert any(line.startswith("… pairs: 25% after") and "loading" in line for line in others)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from pipeline.signals.evidence import siblings_of
 from pipeline.tracking import RunView, Tracking, keys
 from pipeline.weights.licences import licence_of
 from tests.comparisons import new_desk
-from tests.conftest import Command, inside, tiny, write_image_folder
+from tests.conftest import enter_store, inside, tiny, write_image_folder
 from tests.helpers import load_settings
 from tests.reports import artifact
 from tests.test_decide import runs
@@ -61,6 +61,35 @@ def chain(store: Path, tmp_path: Path) -> Run:
     return mlflow.get_run(summary.run_id)
 
 
+@dataclass
+class Made:
+    """A finished chain, the model on all its images, and what was said while that was made."""
+
+    folder: Path
+    chain: Run
+    run: Run
+    said: list[str]
+
+
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Made:
+    root, said = tmp_path_factory.mktemp("refit"), list[str]()
+    images, folder = write_image_folder(root / "my images", IMAGES), root / "work"
+    with pytest.MonkeyPatch.context() as patch:
+        enter_store(folder, empty_database, patch)
+    with inside(folder):
+        summary = perform("stage2", tiny(images, folder, SMALL), lambda _: None)
+        run = refitted(summary.run_id, said)
+        return Made(folder, mlflow.get_run(summary.run_id), run, said)
+
+
+@pytest.fixture
+def made(made_once: Made) -> Iterator[Made]:
+    """The model that the tests share; none of them changes it."""
+    with inside(made_once.folder):
+        yield made_once
+
+
 def settings_in(run: Run) -> Settings:
     return load_settings(json.loads(run.data.tags["z.settings"]))
 
@@ -73,11 +102,9 @@ def wilson(right: int, images: int) -> str:
     return f"{p:.1%} ({100 * max(0, centre - half):.1f} to {100 * min(1, centre + half):.1f})"
 
 
-def test_every_image_but_those_of_the_test_split_is_trained_on(
-    chain: Run, said: list[str]
-) -> None:
-    run = refitted(chain.info.run_id, said)
-    settings = settings_in(chain)
+def test_every_image_but_those_of_the_test_split_is_trained_on(made: Made) -> None:
+    run, said = made.run, made.said
+    settings = settings_in(made.chain)
     source = source_of(settings)
     whole = whole_draw(source, settings, "auto")
     test = read_test_split(source, settings, lambda _: None)
@@ -96,9 +123,9 @@ def test_every_image_but_those_of_the_test_split_is_trained_on(
 
 
 def test_the_same_recipe_on_the_same_images_is_found_again_and_the_weights_are_repeatable(
-    chain: Run, said: list[str]
+    made: Made,
 ) -> None:
-    first = refitted(chain.info.run_id, said)
+    first, said, chain = made.run, list(made.said), made.chain
     again = refitted(chain.info.run_id, said)
     assert again.info.run_id == first.info.run_id
     assert len(runs(keys.REFIT)) == 1
@@ -106,22 +133,18 @@ def test_the_same_recipe_on_the_same_images_is_found_again_and_the_weights_are_r
         said.count(f"refit: found run {first.info.run_id} with the same content, reusing it") == 1
     )
     assert sum(f"/runs/{first.info.run_id}?" in line for line in said) == 2  # its page, each time
-    anew = refitted(chain.info.run_id, said, reuse="off")
+    anew = refitted(chain.info.run_id, said, reuse="off", register_as="off")
     assert anew.info.run_id != first.info.run_id
     one, two = (pipeline.load(run.info.run_id).network.state_dict() for run in (first, anew))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_a_refit_is_nobodys_parent_sibling_or_evidence(
-    chain: Run, said: list[str], command: Command
-) -> None:
-    before = Tracking.connect()
-    recipe = chain.data.tags["z.recipe_key"]
-    run = refitted(chain.info.run_id, said)
-    run_id = run.info.run_id
+def test_a_refit_is_nobodys_parent_sibling_or_evidence(made: Made) -> None:
+    run, chain = made.run, made.chain
+    recipe, run_id = chain.data.tags["z.recipe_key"], run.info.run_id
     assert "z.recipe_key" not in run.data.tags
     assert "stage" not in run.data.tags
-    assert set(siblings_of(before, recipe)) == {chain.info.run_id}
+    assert set(siblings_of(Tracking.connect(), recipe)) == {chain.info.run_id}
     for words in ({"stage3": "parent_run_id"}, {"evaluate": "run_id"}, {"gate": "run_id"}):
         ((entry_point, key),) = words.items()
         with pytest.raises(pipeline.PipelineError, match=f"run {run_id} is refit, FINISHED"):
@@ -180,8 +203,8 @@ def test_many_more_images_than_were_judged_are_taken_only_when_asked_for(tmp_pat
     assert not takes_all(source, more, "draw")
 
 
-def test_the_card_says_what_the_model_is_and_is_worth(chain: Run, said: list[str]) -> None:
-    run = refitted(chain.info.run_id, said)
+def test_the_card_says_what_the_model_is_and_is_worth(made: Made) -> None:
+    run, chain = made.run, made.chain
     card = artifact(run, "model_card.md").read_text()
     table = pd.read_parquet(artifact(run, TEST_PREDICTIONS))
     right = table["label"] == table["predicted"]
@@ -210,6 +233,7 @@ def test_the_interval_is_wilsons_at_the_ends_too() -> None:
     assert Share(right=0, images=0).words == "not measured"
 
 
+@pytest.mark.usefixtures("without_onnx")
 def test_a_description_stays_within_what_mlflow_takes(store: Path, said: list[str]) -> None:
     """Of many classes the table stands in the artifact alone."""
     images = store / "many"
@@ -233,14 +257,12 @@ def test_a_description_stays_within_what_mlflow_takes(store: Path, said: list[st
     assert "stands in model_card.md" in str(version.description)
 
 
-def test_the_onnx_file_gives_pytorchs_probabilities_of_the_test_images(
-    chain: Run, said: list[str]
-) -> None:
+def test_the_onnx_file_gives_pytorchs_probabilities_of_the_test_images(made: Made) -> None:
     for name in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(name, reason="the extra onnx is not installed")
-    run = refitted(chain.info.run_id, said)
+    run = made.run
     path = artifact(run, "onnx/model.onnx")
-    settings = settings_in(chain)
+    settings = settings_in(made.chain)
     test = read_test_split(source_of(settings), settings, lambda _: None)
     classifier = pipeline.load(run.info.run_id)
     from onnxruntime import InferenceSession
@@ -265,10 +287,9 @@ def test_the_onnx_file_gives_pytorchs_probabilities_of_the_test_images(
 
 
 def test_without_onnx_a_note_and_nothing_lost(
-    chain: Run, said: list[str], monkeypatch: pytest.MonkeyPatch
+    made: Made, said: list[str], without_onnx: None
 ) -> None:
-    monkeypatch.setitem(sys.modules, "onnxscript", None)
-    run = refitted(chain.info.run_id, said)
+    run = refitted(made.chain.info.run_id, said, reuse="off", register_as="off")
     assert any(
         line.startswith("note: no ONNX file, onnxscript is not installed: pip install")
         for line in said
@@ -277,6 +298,7 @@ def test_without_onnx_a_note_and_nothing_lost(
     assert pipeline.load(run.info.run_id).class_names == ["apple", "berry", "cherry"]
 
 
+@pytest.mark.usefixtures("without_onnx")
 def test_without_a_test_split_nothing_is_claimed(store: Path, tmp_path: Path) -> None:
     images = write_image_folder(tmp_path / "images", 8)
     summary = perform("stage1", tiny(images, store, {"preset": "images"}), lambda _: None)
@@ -289,6 +311,7 @@ def test_without_a_test_split_nothing_is_claimed(store: Path, tmp_path: Path) ->
     assert mlflow.MlflowClient().search_registered_models() == []
 
 
+@pytest.mark.usefixtures("without_onnx")
 def test_wrong_runs_and_images_are_one_line_each(
     chain: Run, said: list[str], tmp_path: Path
 ) -> None:
@@ -335,6 +358,7 @@ def test_timms_licences_are_those_that_timm_states() -> None:
     assert dino == "apache-2.0, as timm states"
 
 
+@pytest.mark.usefixtures("without_onnx")
 def test_a_verdict_ends_with_the_recommended_arm_on_all_images(
     tmp_path_factory: pytest.TempPathFactory, empty_database: Path
 ) -> None:

@@ -69,6 +69,7 @@ SMALLEST = {
     "draws": "2",  # of the four that there are
     "tune": "on",
     "looks": "2",
+    "question": "stage2",
     "beside": "1",
     "register_as": "off",
     "schedules": "full,two_stage",
@@ -87,6 +88,7 @@ ENDLESS = ("app",)
 """Entry points that end by Ctrl-C alone: their own tests start them."""
 
 
+@pytest.mark.usefixtures("without_onnx")
 @pytest.mark.parametrize("name", [name for name in ENTRY_POINTS if name not in ENDLESS])
 def test_every_entry_point_reads_each_yaml_file_once(name: str, work: Path) -> None:
     """The whole command: settings are resolved from one reading, and handed on."""

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
+from torchvision.models import resnet18
 
 from pipeline.data.image_set import ImageSet
 from pipeline.data.images import USUAL
@@ -30,7 +30,7 @@ from pipeline.training.trainer import (
     schedule_factor,
     split_batches,
 )
-from tests.families import small
+from tests.families import FAMILIES, small
 from tests.helpers import (
     CLASSES,
     CPU,
@@ -196,6 +196,9 @@ def test_batches_hold_every_image_once_in_order(batch_size: int) -> None:
 # An independent reference
 
 
+BLOCK4_OF = {"regnet_y_400mf": "trunk_output.block4", "resnet18": "layer4"}
+
+
 def plain_loop(
     backbone: Backbone, images: ImageSet, stage: Stage, optimizer: str, epochs: int, batch: int
 ) -> tuple[nn.Module, list[float]]:
@@ -203,10 +206,14 @@ def plain_loop(
 
     AdamW divides by a gradient's own size: in float32 rounding decides where one is near zero.
     """
-    model = torchvision.models.resnet18(num_classes=CLASSES)
+    model: Any = (
+        FAMILIES[backbone.name][1]()
+        if backbone.name in FAMILIES
+        else resnet18(num_classes=CLASSES)
+    )
     model.load_state_dict(backbone.model.state_dict())
     model.double().eval()
-    trained = {"head": model.fc, "block4": model.layer4}
+    trained = {"head": model.fc, "block4": model.get_submodule(BLOCK4_OF[backbone.name])}
     groups: list[dict[str, Any]] = []
     for depth, block in enumerate(stage.trainable):
         for decayed in (True, False):
@@ -241,14 +248,22 @@ def plain_loop(
 
 
 @pytest.mark.parametrize(
-    ("stage", "optimizer", "epochs", "batch_size"),
-    slow_after(1, [(BLOCK4, "adamw", 2, 4), (BLOCK4, "sgd", 2, 4), (HEAD, "sgd", 1, 12)]),
+    ("name", "stage", "optimizer", "epochs", "batch_size"),
+    slow_after(
+        2,
+        [
+            ("regnet_y_400mf", BLOCK4, "adamw", 2, 4),
+            ("regnet_y_400mf", HEAD, "sgd", 1, 12),
+            ("resnet18", BLOCK4, "adamw", 2, 4),
+            ("resnet18", BLOCK4, "sgd", 2, 4),
+        ],
+    ),
 )
 def test_training_equals_a_plain_torch_loop_over_the_whole_model(
-    stage: Stage, optimizer: str, epochs: int, batch_size: int
+    name: str, stage: Stage, optimizer: str, epochs: int, batch_size: int
 ) -> None:
     images = make_images(12)
-    backbone = calibrated_backbone("resnet18", images)
+    backbone = own_backbone() if name in FAMILIES else calibrated_backbone(name, images)
     model, losses = plain_loop(backbone, images, stage, optimizer, epochs, batch_size)
     run = train(
         stage,

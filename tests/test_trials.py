@@ -21,7 +21,7 @@ from pipeline.settings.search_space import Range, SearchSpace
 from pipeline.tracking.history import History
 from pipeline.tracking.keys import VAL, VAL_ACC
 from pipeline.tuning.spec import Spec, suggest
-from pipeline.tuning.storage.access import open_storage
+from pipeline.tuning.storage.access import open_storage, patiently
 from pipeline.tuning.storage.trial_state import RETRIES, beating, outcome
 from pipeline.tuning.study import SPACE, Study
 from pipeline.tuning.trials.objective import Ending, Pruned, Reporter, TrialSetup
@@ -166,7 +166,10 @@ def test_a_trial_that_loses_its_storage_is_run_again(study: Study) -> None:
     assert outcomes(study) == ["interrupted", "waiting"]
 
 
-def test_the_next_trial_waits_until_runs_can_be_written_again(study: Study) -> None:
+def test_the_next_trial_waits_until_runs_can_be_written_again(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(patiently.__kwdefaults__, "every_s", 0.05)  # it is 2 s
     said: list[str] = []
 
     def objective(_: Trial) -> Ending:

@@ -47,7 +47,7 @@ class Person:
     def types(self, entry_point: str, **options: str) -> int:
         self.patch.chdir(self.folder)
         own = {**SMALL, "data": str(self.data), "cache_dir": str(self.folder / "cache")}
-        own |= {"log_model": "off", "log_pictures": "off"}
+        own |= {"log_model": "off"}
         return main(words_of(entry_point, {**own, **options}))
 
     def gate(self, run_id: str, **options: str) -> int:
@@ -184,6 +184,7 @@ def test_chains_and_gates_of_the_same_recipe(
     living()
 
 
+@pytest.mark.usefixtures("without_onnx")
 def test_decisions_on_the_same_pairs(
     people: tuple[Person, Person], living: Callable[[], None]
 ) -> None:

@@ -21,6 +21,13 @@ QUICK = {
     "stage3.epochs": "1",
     "log_pictures": "off",
 }
+SMALLER = {
+    **QUICK,
+    "backbone": "mobilenet_v3_small",
+    "weights": "none",
+    "norm_stats": "target",  # random weights learn nothing under their own
+}
+"""Where how the command is started counts, not what is trained."""
 
 
 @pytest.fixture
@@ -42,8 +49,9 @@ def clone(tmp_path: Path) -> Path:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, target / name)
     for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "clone"]):
-        identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
-        subprocess.run(["git", *identity, *words], cwd=target, check=True)
+        own = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+        own += ["-c", "core.compression=0"]  # weights do not become smaller
+        subprocess.run(["git", *own, *words], cwd=target, check=True)
     return target
 
 

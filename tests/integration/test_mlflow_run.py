@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import write_image_folder
-from tests.integration.conftest import QUICK, Run
+from tests.integration.conftest import QUICK, SMALLER, Run
 from tests.postgres import free_port
 from tests.served import tracking_server, wait_for
 
@@ -79,6 +79,7 @@ def environments(tmp_path: Path) -> Iterator[dict[str, str]]:
     yield {
         "MLFLOW_ENV_ROOT": str(folder / "mlflow"),
         "UV_CACHE_DIR": str(folder / "uv"),
+        "PIP_NO_CACHE_DIR": "1",  # what is downloaded is needed once
         "PIP_NO_COMPILE": "0",  # pip's way to say yes; bytecode of all of torch takes minutes
         "UV_SYSTEM_CERTS": "1",  # as pip does; a proxy's certificate is known to the system alone
     }
@@ -100,11 +101,12 @@ def test_isolated_environments_work(
 def test_a_tracking_server_works_the_same(mlflow_run: Run, clone: Path, tmp_path: Path) -> None:
     (tmp_path / "server").mkdir()
     with tracking_server(tmp_path / "server") as server:
-        done = mlflow_run("stage2", env={"MLFLOW_TRACKING_URI": server})
+        there = {"env": {"MLFLOW_TRACKING_URI": server}, "quick": SMALLER}
+        done = mlflow_run("stage2", **there)
         assert done.returncode == 0, done.stderr
         assert [r.info.status for r in stored_runs(server)] == ["FINISHED", "FINISHED"]
         assert not (clone / "mlflow.db").exists()
-        again = mlflow_run("stage3", env={"MLFLOW_TRACKING_URI": server})
+        again = mlflow_run("stage3", **there)
         assert "stage 2: found run" in again.stdout
 
 
@@ -237,14 +239,15 @@ def test_the_logged_model_answers_with_class_names_and_probabilities(
 def test_tune_and_decide_are_one_launched_run_each(mlflow_run: Run, clone: Path) -> None:
     import optuna
 
-    tuned = mlflow_run("tune", stage="2", n_trials="2", **{"stage2.epochs": "1"})
+    tuned = mlflow_run("tune", quick=SMALLER, stage="2", n_trials="2")
     assert tuned.returncode == 0, tuned.stderr
     storage = f"sqlite:///{clone / 'optuna.db'}"  # beside MLflow's database
     (name,) = optuna.get_all_study_names(storage)
-    used = mlflow_run("stage2", tuned="true", **{"stage2.epochs": "1"})
+    used = mlflow_run("stage2", quick=SMALLER, tuned="true")
     assert used.returncode == 0, used.stderr
     assert f"tuned by study {name}" in used.stdout
-    decided = mlflow_run("decide", looks="2", register_as="digits-test")
+    asked = {"question": "stage2", "looks": "2", "refit": "draw", "register_as": "digits-test"}
+    decided = mlflow_run("decide", quick=SMALLER, **asked)
     assert decided.returncode == 0, decided.stderr
     runs = stored_runs(f"sqlite:///{clone / 'mlflow.db'}")
     launched = {
@@ -259,11 +262,12 @@ def test_tune_and_decide_are_one_launched_run_each(mlflow_run: Run, clone: Path)
 def test_compare_and_pretrain_are_one_launched_run_each(
     mlflow_run: Run, clone: Path, tmp_path: Path
 ) -> None:
-    compared = mlflow_run("compare", schedules="head_only,two_stage", draws="2")
+    compared = mlflow_run("compare", quick=SMALLER, schedules="head_only,two_stage", draws="2")
     assert compared.returncode == 0, compared.stderr
     uri = f"sqlite:///{clone / 'mlflow.db'}"
     out = tmp_path / "weights.safetensors"
     quick = {"data": "digits", "backbone": "mobilenet_v3_small", "image_size": "32", "epochs": "1"}
+    quick |= {"train_per_class": "10", "val_per_class": "10"}
     pretrained = mlflow_run("pretrain", out=str(out), quick=quick)
     assert pretrained.returncode == 0, pretrained.stderr
     assert out.stat().st_size > 1_000_000
@@ -276,5 +280,5 @@ def test_compare_and_pretrain_are_one_launched_run_each(
     assert {run.info.status for run in launched.values()} == {"FINISHED"}
     assert launched["compare"].info.run_id in compared.stderr
     assert {m for m in launched["compare"].data.metrics if m.startswith("difference_pp/")} == {
-        f"difference_pp/resnet18/{name}" for name in ("head_only", "two_stage")
+        f"difference_pp/mobilenet_v3_small/{name}" for name in ("head_only", "two_stage")
     }

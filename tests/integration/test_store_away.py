@@ -163,6 +163,7 @@ def test_answers_that_are_lost_make_nothing_twice(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(patience, "FIRST_PAUSE_S", 0.1)
     monkeypatch.setattr(patience, "LONGEST_PAUSE_S", 0.2)
     door.how = "lose"
     assert train(images, tmp_path, log_model="on") == 0

@@ -109,26 +109,26 @@ def test_a_worker_lost_among_others_costs_only_its_trial(
     storage, tracking = postgres.url("optuna_lost"), postgres.url(f"mlflow_lost_{kind}")
     if kind == "journal":
         storage = f"journal:///{tmp_path}/optuna.journal"
-    options = {"storage": storage, "n_trials": "5", "stage1.epochs": "100"}
+    options = {"storage": storage, "n_trials": "4", "stage1.epochs": "60"}
     lost, other = start(tracking, **options), start(tracking, **options)
     for worker in (lost, other):
-        wait_for("of 5 trials so far", worker)
+        wait_for("of 4 trials so far", worker)
     wait_for_trial(storage, tracking)
     os.kill(lost.pid, signal.SIGKILL)
     assert other.wait() == 0, other.said()
-    check_books(storage, tracking, wanted=5)
+    check_books(storage, tracking, wanted=4)
 
 
 def test_postgresql_is_cut_off_and_comes_back(start: Start, postgres: Postgres) -> None:
     storage, tracking = postgres.url("optuna_cut"), postgres.url("mlflow_cut")
-    options = {"storage": storage, "n_trials": "3", "stage1.epochs": "200"}
+    options = {"storage": storage, "n_trials": "2", "stage1.epochs": "200"}
     worker = start(tracking, **options)
     wait_for("trial 0: ", worker)
     postgres.stop()
     wait_for("note: ", worker)
     postgres.start()
     assert worker.wait() == 0, worker.said()
-    check_books(storage, tracking, wanted=3)
+    check_books(storage, tracking, wanted=2)
 
 
 def test_ctrl_c_ends_local_tasks_cleanly(start: Start, tmp_path: Path) -> None:
