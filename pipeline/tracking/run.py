@@ -112,9 +112,16 @@ class RunLog:
             self._client.log_text(self.run_id, content, path)
 
     def figure(self, figure: Any, path: str) -> None:  # noqa: ANN401 - matplotlib's, imported late
-        """Store a picture."""
+        """Store a picture.
+
+        Where everything stands is found once; matplotlib's own way draws the picture for that.
+        """
+        if engine := figure.get_layout_engine():
+            engine.execute(figure)
+            figure.set_layout_engine("none")
+        png = {"pil_kwargs": {"compress_level": 3}} if path.endswith(".png") else {}
         with translated(f"store {path}", self._uri):
-            self._client.log_figure(self.run_id, figure, path)
+            self._client.log_figure(self.run_id, figure, path, save_kwargs=png)
 
     def table(self, frame: pd.DataFrame, path: str, pictures: Sequence[bytes] = ()) -> None:
         """Store a table that MLflow's pages show, with a column of pictures where there are any.

@@ -21,12 +21,11 @@ from pipeline.data.augment import distinct_views
 from pipeline.data.base import Split, preparation_of
 from pipeline.data.cache import shelf_of
 from pipeline.data.image_set import ImageSet
-from pipeline.data.images import U8Array
 from pipeline.data.inspection.near import NearDuplicates, NearPair, near_duplicates
 from pipeline.data.open import NAMES
 from pipeline.data.reading import read_images
 from pipeline.errors import first_line
-from pipeline.reporting.figures import pairs_of_pictures
+from pipeline.reporting.image_grids import pairs_of_pictures
 from pipeline.runs.session import Session
 from pipeline.system.progress import doing
 from pipeline.system.text import count_of
@@ -199,13 +198,13 @@ def _picture(session: Session, images: dict[str, ImageSet], found: NearDuplicate
     """The nearest pairs side by side."""
     names = session.draw.class_names
 
-    def shown(pair: NearPair) -> tuple[str, U8Array, U8Array]:
+    def shown(pair: NearPair) -> tuple[str, Tensor, Tensor]:
         both = [
             (f"{part}: {names[int(images[part].labels[i])]}", images[part].pixels[i])
             for part, i in (pair.first, pair.second)
         ]
         words = " | ".join(text for text, _ in both) + f"\ncosine {pair.cosine:.3f}"
-        left, right = (pixels.permute(1, 2, 0).cpu().numpy() for _, pixels in both)
+        left, right = (pixels.cpu() for _, pixels in both)
         return words, left, right
 
     more = f", the nearest {SHOWN}" if len(found.pairs) > SHOWN else ""
