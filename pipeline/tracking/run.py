@@ -244,7 +244,27 @@ class _StatedPyfunc:
     def save_model(*, validate_serving_input: bool, **stated: Any) -> None:  # noqa: ANN401
         import mlflow
 
-        mlflow.pyfunc.save_model(**stated)
+        with _installed_as_stated():
+            mlflow.pyfunc.save_model(**stated)
+
+
+@contextmanager
+def _installed_as_stated() -> Iterator[None]:
+    """Spare MLflow's comparison of requirements with what is installed: they are read from there.
+
+    For it MLflow would look at every file of every installed package, which takes seconds.
+    """
+    from mlflow.utils import environment
+
+    name = "warn_dependency_requirement_mismatches"
+    if (warn := getattr(environment, name, None)) is None:  # a version without it
+        yield
+        return
+    setattr(environment, name, lambda requirements: None)
+    try:
+        yield
+    finally:
+        setattr(environment, name, warn)
 
 
 @contextmanager
