@@ -34,14 +34,14 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pipeline.data.augment import pick_views, render_views
-from pipeline.entries.table import ENTRY_POINTS, perform
+from pipeline.entries.command_line.table import ENTRY_POINTS, perform
 from pipeline.model.backbones import Backbone
 from pipeline.model.freezing import set_trainable
 from pipeline.runs.session import Session
 from pipeline.settings.schedules import Stage
 from pipeline.tracking import Tracking
 from pipeline.training.device import compute_copy, run_segments
-from pipeline.training.prefix_cache import PrefixCache
+from pipeline.training.prefix.cache import PrefixCache
 from pipeline.training.trainer import split_batches
 
 NETWORKS = (

@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from pipeline.system.processes import PROCESS  # noqa: E402
-from pipeline.tuning.trial_state import RETRIES  # noqa: E402
+from pipeline.tuning.storage.trial_state import RETRIES  # noqa: E402
 from tests.postgres import Postgres, find_binaries, free_port  # noqa: E402
 
 HEARTBEAT_S = 1

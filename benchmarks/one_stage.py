@@ -15,7 +15,7 @@ from pipeline.model.backbones import build_backbone
 from pipeline.settings.request import Request
 from pipeline.settings.run import Settings
 from pipeline.training.device import pick_device, pick_precision
-from pipeline.training.prefix_cache import PrefixCache
+from pipeline.training.prefix.cache import PrefixCache
 from pipeline.training.trainer import Trainer
 from pipeline.weights.pretrained import read_weights
 

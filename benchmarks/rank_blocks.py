@@ -28,9 +28,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from pipeline.comparing.arms import Arm, at_equal_steps  # noqa: E402
-from pipeline.comparing.draws import pool_in  # noqa: E402
-from pipeline.comparing.pair_runner import PairRunner  # noqa: E402
-from pipeline.comparing.pairs import pair_keys, resolution_pp  # noqa: E402
+from pipeline.comparing.pairs.draws import pool_in  # noqa: E402
+from pipeline.comparing.pairs.results import pair_keys, resolution_pp  # noqa: E402
+from pipeline.comparing.pairs.runner import PairRunner  # noqa: E402
 from pipeline.data.image_set import ImageSet  # noqa: E402
 from pipeline.data.images import USUAL  # noqa: E402
 from pipeline.data.inspection.overlap import Overlap  # noqa: E402

@@ -27,7 +27,7 @@ from scipy import stats
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline.entries.table import perform  # noqa: E402
+from pipeline.entries.command_line.table import perform  # noqa: E402
 
 TEST_PER_CLASS = 200
 

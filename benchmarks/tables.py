@@ -38,7 +38,7 @@ if kind == "MLflow":
     from pipeline.tracking import Tracking
     use = lambda: Tracking.connect("a run", "images").find({"kind": "stage"})
 else:
-    from pipeline.tuning.storage import open_storage
+    from pipeline.tuning.storage.access import open_storage
     use = lambda: open_storage(url).get_all_studies()
 print("ready", flush=True)
 while gate and not Path(gate).exists():

@@ -29,7 +29,7 @@ from scipy import stats
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline.entries.table import perform  # noqa: E402
+from pipeline.entries.command_line.table import perform  # noqa: E402
 from pipeline.runs.find_or_run import find_or_run  # noqa: E402
 from pipeline.runs.scoring import logits_of, read_test_split  # noqa: E402
 from pipeline.runs.session import Session  # noqa: E402

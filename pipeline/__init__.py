@@ -72,7 +72,7 @@ def load(run_id: str) -> Classifier:
 
 
 def _perform(name: str, settings: dict[str, object]) -> Any:  # noqa: ANN401 - what the entry point returns
-    from pipeline.entries.table import perform
+    from pipeline.entries.command_line.table import perform
 
     words = {True: "on", False: "off"}
     options = {

@@ -16,8 +16,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.entries.parser import parse
-from pipeline.entries.table import perform
+from pipeline.entries.command_line.parser import parse
+from pipeline.entries.command_line.table import perform
 from pipeline.errors import PipelineError
 from pipeline.settings.entry import STORAGE
 from pipeline.system import progress

@@ -11,7 +11,7 @@ sys.path.insert(0, str(ROOT))
 
 from pydantic import BaseModel  # noqa: E402
 
-from pipeline.entries.table import ENTRY_POINTS  # noqa: E402
+from pipeline.entries.command_line.table import ENTRY_POINTS  # noqa: E402
 from pipeline.settings.cluster import ClusterSettings  # noqa: E402
 from pipeline.settings.describe import RUN_GROUPS, default_in_words, meaning  # noqa: E402
 from pipeline.settings.entry import CommandSettings  # noqa: E402

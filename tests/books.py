@@ -20,7 +20,7 @@ def _books(storage: str, tracking: str) -> dict[str, Any]:
     import mlflow
     import optuna
 
-    from pipeline.tuning.storage import open_storage
+    from pipeline.tuning.storage.access import open_storage
 
     opened = open_storage(storage)
     studies = {

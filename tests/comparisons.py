@@ -16,7 +16,7 @@ from scipy import stats
 from scipy.stats.distributions import rv_frozen
 
 from pipeline.comparing.compared import Compared
-from pipeline.entries.table import perform
+from pipeline.entries.command_line.table import perform
 from tests.by_image import differences, student
 from tests.conftest import class_image, enter_store
 from tests.reports import artifact

@@ -20,15 +20,15 @@ from pipeline.data.images import USUAL, digest_image
 from pipeline.data.open import open_source
 from pipeline.data.sampling.draws import Draw, draw_in
 from pipeline.data.stored import Stored
-from pipeline.entries.table import ENTRY_POINTS
+from pipeline.entries.command_line.table import ENTRY_POINTS
 from pipeline.errors import DataError
 from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.settings.request import Request
 from pipeline.settings.run import Settings, TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Stage
-from pipeline.training.features import Features
-from pipeline.training.norm_stats import calibrate_norm_stats
-from pipeline.training.prefix_cache import PrefixCache
+from pipeline.training.norm.stats import calibrate_norm_stats
+from pipeline.training.prefix.cache import PrefixCache
+from pipeline.training.prefix.features import Features
 from pipeline.training.trainer import Trainer
 from pipeline.weights.pretrained import Pretrained, read_weights
 from tests.conftest import class_image

@@ -21,7 +21,7 @@ from pipeline.app.keep import checked_label, keep_picture, next_command
 from pipeline.app.panels import compared_run, examples_of, panel_of, stages_up_to
 from pipeline.app.serve import about
 from pipeline.data.images import digest_image
-from pipeline.entries.table import perform
+from pipeline.entries.command_line.table import perform
 from pipeline.errors import DataError, LineageError, SettingsError, StorageError
 from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.runs.command import Command

@@ -14,7 +14,7 @@ from pipeline.system.processes import owner_mark
 from pipeline.tracking import Tracking
 from pipeline.tracking.disk import DELETED, FAILED, KEPT, TRIALS, size_of
 from pipeline.tracking.keys import COMPLETED, IS_TRIAL, KIND, NESTED_UNDER, PARENT_RUN_ID
-from pipeline.training.prefix_cache import clear
+from pipeline.training.prefix.cache import clear
 
 
 def clean(cache: Path, *words: str) -> int:

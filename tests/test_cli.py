@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pipeline.cli import main
-from pipeline.entries.parser import parse
+from pipeline.entries.command_line.parser import parse
 from pipeline.errors import SettingsError
 from tests.conftest import Command, PointAt
 

@@ -21,7 +21,7 @@ import pytest
 
 from pipeline.cluster.engine import connected
 from pipeline.cluster.hands import Cluster, cluster_of, cores_each
-from pipeline.entries.table import perform
+from pipeline.entries.command_line.table import perform
 from pipeline.errors import ClusterError, DataError, DivergedError
 from pipeline.settings.cluster import ClusterSettings
 from pipeline.system.interrupts import stopped_by_signals

@@ -12,8 +12,8 @@ import jsonschema
 import pytest
 import yaml
 
-from pipeline.entries.parser import parse
-from pipeline.entries.table import ENTRY_POINTS
+from pipeline.entries.command_line.parser import parse
+from pipeline.entries.command_line.table import ENTRY_POINTS
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = ROOT / "docs" / "cluster"

@@ -8,10 +8,10 @@ import pytest
 from matplotlib.figure import Figure
 
 from pipeline.comparing.compared import Compared
-from pipeline.comparing.comparison_page import page_of
-from pipeline.comparing.draws import Pool, pool_of
 from pipeline.comparing.grid import compare_plan
-from pipeline.comparing.pairs import pair_keys
+from pipeline.comparing.pages.comparison import page_of
+from pipeline.comparing.pairs.draws import Pool, pool_of
+from pipeline.comparing.pairs.results import pair_keys
 from pipeline.data.inspection.overlap import Counts
 from pipeline.reporting.page import to_html
 from pipeline.runs.floor import Floor

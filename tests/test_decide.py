@@ -24,8 +24,8 @@ from pipeline.cli import main
 from pipeline.comparing.decision import Decision
 from pipeline.data.images import digest_image
 from pipeline.data.sampling.draws import draw_in
+from pipeline.entries.command_line.table import perform
 from pipeline.entries.decide import TRUE_GAINS_PP
-from pipeline.entries.table import perform
 from pipeline.model.flops import training_operations
 from pipeline.runs.messages.words import with_auto_resolved
 from pipeline.runs.scoring import read_test_split

@@ -11,10 +11,10 @@ import pytest
 
 from pipeline.comparing.arms import TunedArm, decide_plan
 from pipeline.comparing.decision import Decision, verdict_of
-from pipeline.comparing.decision_page import command_of, next_of, page_of, stage0_ahead
-from pipeline.comparing.draws import Pool
 from pipeline.comparing.effects import differences_of, effects_of, minus
-from pipeline.comparing.pairs import ArmResult, Pair, pair_keys
+from pipeline.comparing.pages.decision import command_of, next_of, page_of, stage0_ahead
+from pipeline.comparing.pairs.draws import Pool
+from pipeline.comparing.pairs.results import ArmResult, Pair, pair_keys
 from pipeline.data.inspection.overlap import Counts
 from pipeline.runs.floor import Floor
 from pipeline.tracking import RunView

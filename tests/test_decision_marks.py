@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.comparing.decision import Decision, verdict_of
-from pipeline.comparing.decision_page import mark
+from pipeline.comparing.pages.decision import mark
 from pipeline.tracking import Tracking
 from tests.test_decision import decision
 

@@ -24,10 +24,10 @@ from pipeline.settings.run import MachineSettings, TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Stage
 from pipeline.system.memory import PeakMemory
 from pipeline.training.device import compute_copy, pick_device, pick_precision
-from pipeline.training.norm_choice import choose_norm_stats
-from pipeline.training.norm_stats import calibrate_norm_stats, statistics_of
+from pipeline.training.norm.choice import choose_norm_stats
+from pipeline.training.norm.stats import calibrate_norm_stats, statistics_of
 from pipeline.training.out_of_memory import explained
-from pipeline.training.prefix_cache import PrefixCache
+from pipeline.training.prefix.cache import PrefixCache
 from pipeline.training.stage0 import head_inputs
 from pipeline.training.trainer import Trainer
 from pipeline.training.trainer_state import State, go_on, state_of

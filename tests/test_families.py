@@ -18,8 +18,8 @@ from pipeline.model.grouping import FAMILIES as DECLARED
 from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import Stage
 from pipeline.training.device import compute_copy, run_segments
-from pipeline.training.features import StoredFeatures
-from pipeline.training.prefix_cache import PrefixCache
+from pipeline.training.prefix.cache import PrefixCache
+from pipeline.training.prefix.features import StoredFeatures
 from tests.families import FAMILIES, small
 from tests.helpers import (
     CPU,

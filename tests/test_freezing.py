@@ -15,7 +15,7 @@ from pipeline.model.freezing import FrozenProof, set_trainable
 from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import BLOCKS, SCHEDULES, Stage
 from pipeline.training.device import compute_copy, run_segments
-from pipeline.training.features import Features
+from pipeline.training.prefix.features import Features
 from pipeline.training.trainer import Trainer
 from tests.helpers import (
     CLASSES,

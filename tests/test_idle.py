@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.entries.table import ENTRY_POINTS, settings_in
+from pipeline.entries.command_line.table import ENTRY_POINTS, settings_in
 from tests.helpers import request_of
 
 TASKS = {"num_cpus": "2", "num_gpus": "1"}

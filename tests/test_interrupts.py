@@ -26,7 +26,7 @@ from pipeline.system.interrupts import (
     stop,
     stopped_by_signals,
 )
-from pipeline.tuning.storage import open_storage
+from pipeline.tuning.storage.access import open_storage
 
 ROOT = Path(__file__).resolve().parents[1]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -11,10 +11,10 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
 from pipeline.errors import StudyError
-from pipeline.tuning.journal import Journal, is_journal
-from pipeline.tuning.storage import open_storage, patiently, translated
+from pipeline.tuning.storage.access import open_storage, patiently, translated
+from pipeline.tuning.storage.journal import Journal, is_journal
+from pipeline.tuning.storage.trial_state import beating
 from pipeline.tuning.study import Study
-from pipeline.tuning.trial_state import beating
 from tests.test_trials import MANY, SPEC, outcomes
 
 GRACE_S = 0.5

@@ -18,9 +18,9 @@ from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Stage
 from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS
-from pipeline.training.features import Features, LiveFeatures, StoredFeatures
 from pipeline.training.mixing import mix, mixing_line
-from pipeline.training.prefix_cache import PrefixCache
+from pipeline.training.prefix.cache import PrefixCache
+from pipeline.training.prefix.features import Features, LiveFeatures, StoredFeatures
 from pipeline.training.trainer import Trainer
 from tests.conftest import Command
 from tests.families import small

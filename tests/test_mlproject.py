@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.entries.parser import build_parser
-from pipeline.entries.table import ENTRY_POINTS
+from pipeline.entries.command_line.parser import build_parser
+from pipeline.entries.command_line.table import ENTRY_POINTS
 from pipeline.settings.entry import UNSET
 from pipeline.settings.layers import Layer, preset_names, resolve
 from pipeline.settings.run import RUN_KEYS, TRAIN_KEYS, plain_values

@@ -19,7 +19,7 @@ from pipeline.runs.findings.pooled_features import pooled_features
 from pipeline.system.disk.digests import digest_file
 from pipeline.tracking import Tracking
 from pipeline.tracking.keys import KIND, LINEAGE_KEY, NEAR_DUPLICATES
-from pipeline.training.prefix_cache import PrefixCache
+from pipeline.training.prefix.cache import PrefixCache
 from tests.conftest import Command
 from tests.helpers import CPU, make_images
 

@@ -13,7 +13,7 @@ from pipeline.data.image_set import ImageSet
 from pipeline.data.open import open_source
 from pipeline.errors import WeightsError
 from pipeline.model.backbones import Backbone, batch_norms, build_backbone
-from pipeline.training.norm_choice import NormStatsChoice, choose_norm_stats, decide_by_hits
+from pipeline.training.norm.choice import NormStatsChoice, choose_norm_stats, decide_by_hits
 from tests.conftest import SHARED
 from tests.helpers import (
     CLASSES,
@@ -218,7 +218,7 @@ def test_of_very_many_images_the_first_by_digest_are_probed(
     images = make_images(COUNT)
     backbone = calibrated_backbone("mobilenet_v3_small", images)
     every = choose(backbone, images, tmp_path)
-    monkeypatch.setattr("pipeline.training.norm_choice.MOST", 12)
+    monkeypatch.setattr("pipeline.training.norm.choice.MOST", 12)
     few = choose(backbone, images, tmp_path)
     assert f"probe on {COUNT} training images" in every.reason
     assert "probe on 12 training images" in few.reason

@@ -15,7 +15,7 @@ from pipeline.data.image_set import ImageSet
 from pipeline.data.images import USUAL
 from pipeline.model.backbones import Backbone, batch_norms, build_backbone
 from pipeline.system.disk.digests import digest_tensors
-from pipeline.training.norm_stats import STATISTICS, calibrate_norm_stats
+from pipeline.training.norm.stats import STATISTICS, calibrate_norm_stats
 from tests.helpers import CLASSES, CPU, calibrate, changed_names, copy_state, make_images
 
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from pipeline.cli import main
 from pipeline.comparing.arms import Arm, Comparison, decide_plan
-from pipeline.comparing.draws import Pool, pool_of
-from pipeline.comparing.pair_runner import PairRunner, shared_prefix
-from pipeline.comparing.pairs import PairKey, pair_keys
+from pipeline.comparing.pairs.draws import Pool, pool_of
+from pipeline.comparing.pairs.results import PairKey, pair_keys
+from pipeline.comparing.pairs.runner import PairRunner, shared_prefix
 from pipeline.data.base import Source, Split
 from pipeline.data.images import digest_image
 from pipeline.data.inspection.overlap import Overlap
@@ -28,7 +28,7 @@ from pipeline.runs.sources import source_of
 from pipeline.settings.run import Settings
 from pipeline.settings.schedules import SCHEDULES
 from pipeline.tracking import Tracking
-from pipeline.training.prefix_cache import PrefixCache
+from pipeline.training.prefix.cache import PrefixCache
 from tests.conftest import write_image_folder
 from tests.helpers import (
     CLASSES,

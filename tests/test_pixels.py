@@ -149,8 +149,8 @@ from pipeline.data.reading import read_images
 from pipeline.model.backbones import build_backbone
 from pipeline.runs.scoring import predict
 from pipeline.system.disk.shelf import Shelf
-from pipeline.training.norm_choice import choose_norm_stats
-from pipeline.training.prefix_cache import PrefixCache
+from pipeline.training.norm.choice import choose_norm_stats
+from pipeline.training.prefix.cache import PrefixCache
 from tests.helpers import CPU, split_of
 
 COUNT, SIZE, FURTHER = 1500, 224, 190 << 20
@@ -201,9 +201,9 @@ from pipeline.data.pixels import DecodedPixels
 from pipeline.data.reading import read_images
 from pipeline.system.progress import shown
 from pipeline.system.disk.shelf import Shelf
-from pipeline.training.features import LiveFeatures, StoredFeatures
-from pipeline.training.norm_choice import choose_norm_stats
-from pipeline.training.prefix_cache import PrefixCache
+from pipeline.training.prefix.features import LiveFeatures, StoredFeatures
+from pipeline.training.norm.choice import choose_norm_stats
+from pipeline.training.prefix.cache import PrefixCache
 from pipeline.model.backbones import build_backbone
 from tests.helpers import CPU, make_images, split_of
 
@@ -257,7 +257,7 @@ with shown() as say:
     assert left() == []
     assert isinstance(features(images.pixels), LiveFeatures)  # and is full now
     filler.unlink()
-    import pipeline.training.prefix_cache as prefix_cache
+    import pipeline.training.prefix.cache as prefix_cache
     prefix_cache.PIXELS_PER_BATCH = 64 * 64  # an image at a time
     assert isinstance(features(Filling()), LiveFeatures)  # full after the first image
     choose_norm_stats(backbone, images, torch.float32, CPU, disk / "norm_stats")

@@ -8,8 +8,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from pipeline.entries.parser import parse
-from pipeline.entries.table import ENTRY_POINTS, perform
+from pipeline.entries.command_line.parser import parse
+from pipeline.entries.command_line.table import ENTRY_POINTS, perform
 from pipeline.runs.messages.next_step import next_command, options_of
 from pipeline.runs.messages.words import outcome_sentence, run_name
 from pipeline.signals.readings import Signal

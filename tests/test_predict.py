@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import pipeline
-from pipeline.entries.table import perform
+from pipeline.entries.command_line.table import perform
 from pipeline.errors import DataError, LineageError, SettingsError
 from pipeline.tracking import ModelVersion, Tracking
 from tests.conftest import class_image, enter_store, inside, tiny, write_image_folder

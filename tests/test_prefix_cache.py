@@ -27,8 +27,8 @@ from pipeline.settings.schedules import SCHEDULES
 from pipeline.system.disk.digests import digest_each
 from pipeline.system.processes import owner_mark
 from pipeline.tracking.keys import TRAIN_LOSS, VAL_LOSS
-from pipeline.training.features import Features, LiveFeatures, StoredFeatures
-from pipeline.training.prefix_cache import PrefixCache
+from pipeline.training.prefix.cache import PrefixCache
+from pipeline.training.prefix.features import Features, LiveFeatures, StoredFeatures
 from tests.helpers import (
     CLASSES,
     CPU,
@@ -419,7 +419,7 @@ def test_a_large_entry_is_read_without_keeping_it_in_memory(
 
     grown = []
     for limit in (1 << 30, 1):
-        monkeypatch.setattr("pipeline.training.features.RESIDENT_BYTES", limit)
+        monkeypatch.setattr("pipeline.training.prefix.features.RESIDENT_BYTES", limit)
         features = StoredFeatures(path, [1, count, channels], torch.int16, CPU)
         before, most = shared_mb(), 0.0
         for rows in np.array_split(np.random.default_rng(0).permutation(count), 40):

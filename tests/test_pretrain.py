@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.cli import main
 from pipeline.data.sampling.draws import draw_in
-from pipeline.entries.plans import pretrain_plan
+from pipeline.entries.command_line.plans import pretrain_plan
 from pipeline.model.backbones import build_backbone
 from pipeline.runs.session import CHECKPOINT
 from pipeline.runs.sources import source_of

@@ -19,7 +19,7 @@ from mlflow.entities import Run
 import pipeline
 from pipeline.data.sampling.draws import draw_in, rows_of
 from pipeline.data.sampling.whole import takes_all, whole_draw
-from pipeline.entries.table import perform
+from pipeline.entries.command_line.table import perform
 from pipeline.errors import DataError, LineageError, SettingsError
 from pipeline.refit.card import Share
 from pipeline.refit.onnx_file import largest_difference

@@ -12,7 +12,7 @@ import pytest
 from pipeline.cli import main
 from pipeline.comparing.arms import decide_plan
 from pipeline.comparing.grid import compare_plan
-from pipeline.entries.parser import parse
+from pipeline.entries.command_line.parser import parse
 from pipeline.errors import SettingsError
 from pipeline.runs.lineage import lineage_key, recipe_key
 from pipeline.settings.layers import Layer, resolve

@@ -12,8 +12,8 @@ from optuna.trial import TrialState
 
 from pipeline.errors import AwayError
 from pipeline.system.variables import SERVER_WAIT
-from pipeline.tuning.server_storage import ServerStorage, engine_of_server
-from pipeline.tuning.storage import open_storage
+from pipeline.tuning.storage.access import open_storage
+from pipeline.tuning.storage.server import ServerStorage, engine_of_server
 from tests.postgres import Postgres
 
 

@@ -50,6 +50,21 @@ def test_values_and_gradients_equal_the_library(
         torch.testing.assert_close(our_grad, grad)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_frozen_convolution_with_a_bias_equals_the_library(shape: tuple[int, ...]) -> None:
+    n, c, side, o, kernel, stride, padding = shape
+    conv = nn.Conv2d(c, o, kernel, stride, padding).double().requires_grad_(False)
+    conv.to(memory_format=torch.channels_last)
+    block = nn.Sequential(conv)
+    use_small_convolutions(block)
+    assert block[0] is conv
+    use_small_convolutions(block, frozen=True)
+    assert type(block[0]) is SmallConv2d
+    x = torch.randn(n, c, side, side, generator=torch.Generator().manual_seed(0)).double()
+    x = x.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(block(x), conv(x))
+
+
 class PaddedAsNeeded(nn.Conv2d):
     """As in networks that came from TensorFlow: how much is padded depends on the map."""
 

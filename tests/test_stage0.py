@@ -15,7 +15,7 @@ from pipeline.runs.floor import Floor
 from pipeline.runs.messages.words import summary_table
 from pipeline.tracking.history import Summary
 from pipeline.tracking.keys import EPOCH_METRICS
-from pipeline.training.prefix_cache import PrefixCache
+from pipeline.training.prefix.cache import PrefixCache
 from pipeline.training.stage0 import KNN, LOGREG, STRENGTHS, fit_and_score, head_inputs
 from tests.conftest import Command
 from tests.helpers import CPU, calibrated_backbone, make_images

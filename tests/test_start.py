@@ -14,10 +14,10 @@ import torch
 import torchvision
 
 from pipeline.cli import main
-from pipeline.comparing.draws import pool_in
+from pipeline.comparing.pairs.draws import pool_in
 from pipeline.data.inspection.report import DataReport
-from pipeline.entries.parser import parse
-from pipeline.entries.table import ENTRY_POINTS
+from pipeline.entries.command_line.parser import parse
+from pipeline.entries.command_line.table import ENTRY_POINTS
 from pipeline.runs import scoring
 from pipeline.runs.sources import check_draws, source_of
 from pipeline.weights.here import Candidate, candidates_here, how_to_get

@@ -17,9 +17,9 @@ from pipeline.runs.session import Session
 from pipeline.settings.search_space import Choices, Range, SearchSpace, tune_plan
 from pipeline.tracking import Tracking
 from pipeline.tuning.spec import Spec, suggest
-from pipeline.tuning.storage import open_storage, patiently, storage_url
+from pipeline.tuning.storage.access import open_storage, patiently, storage_url
+from pipeline.tuning.storage.trial_state import best_of, finished_of, outcomes
 from pipeline.tuning.study import Study, sampler_seed
-from pipeline.tuning.trial_state import best_of, finished_of, outcomes
 from tests.conftest import TINY, Command
 from tests.helpers import request_of
 from tests.postgres import Postgres

@@ -16,9 +16,9 @@ import mlflow
 import pytest
 
 from pipeline.cli import main
-from pipeline.entries.parser import build_parser, parse
-from pipeline.entries.plans import PRETRAIN_DEFAULTS
-from pipeline.entries.table import ENTRY_POINTS
+from pipeline.entries.command_line.parser import build_parser, parse
+from pipeline.entries.command_line.plans import PRETRAIN_DEFAULTS
+from pipeline.entries.command_line.table import ENTRY_POINTS
 from pipeline.errors import SettingsError
 from pipeline.settings.layers import preset_layer
 from pipeline.settings.run import RUN_KEYS, THRESHOLD_KEYS, TRAIN_KEYS, ExperimentSettings

@@ -22,7 +22,7 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from pipeline.errors import StorageError, TrackingError
 from pipeline.system.disk.databases import fill
 from pipeline.tracking import Tracking
-from pipeline.tuning.storage import open_storage
+from pipeline.tuning.storage.access import open_storage
 from tests.conftest import PointAt
 
 pytestmark = pytest.mark.slow
@@ -38,7 +38,7 @@ if kind == "MLflow":
     from pipeline.tracking import Tracking
     use = lambda: Tracking.connect("", "images").find({"kind": "stage"})
 else:
-    from pipeline.tuning.storage import open_storage
+    from pipeline.tuning.storage.access import open_storage
     use = lambda: open_storage(url).get_all_studies()
 
 def child(limit=None):

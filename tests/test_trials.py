@@ -20,12 +20,12 @@ from pipeline.settings.schedules import SCHEDULES
 from pipeline.settings.search_space import Range, SearchSpace
 from pipeline.tracking.history import History
 from pipeline.tracking.keys import VAL, VAL_ACC
-from pipeline.tuning.objective import Ending, Pruned, Reporter, TrialSetup
 from pipeline.tuning.spec import Spec, suggest
-from pipeline.tuning.storage import open_storage
+from pipeline.tuning.storage.access import open_storage
+from pipeline.tuning.storage.trial_state import RETRIES, beating, outcome
 from pipeline.tuning.study import SPACE, Study
-from pipeline.tuning.trial_runner import TrialRunner
-from pipeline.tuning.trial_state import RETRIES, beating, outcome
+from pipeline.tuning.trials.objective import Ending, Pruned, Reporter, TrialSetup
+from pipeline.tuning.trials.runner import TrialRunner
 from tests.postgres import Postgres
 
 LR = SearchSpace("", {"lr": Range(low=1e-4, high=1e-2, log=True)})

@@ -17,7 +17,7 @@ from pipeline.errors import StudyError
 from pipeline.runs.session import Session
 from pipeline.tracking import Tracking
 from pipeline.tuning.reuse import with_tuned
-from pipeline.tuning.storage import open_storage
+from pipeline.tuning.storage.access import open_storage
 from tests.conftest import TINY, Command, enter_store, words_of, write_image_folder
 from tests.helpers import load_settings
 from tests.test_decide import inside

@@ -13,7 +13,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from pipeline.entries.table import perform
+from pipeline.entries.command_line.table import perform
 from pipeline.errors import LineageError
 from pipeline.runs.resuming.stopped import ENDING
 from pipeline.runs.session import Session
@@ -23,7 +23,7 @@ from pipeline.system.disk.databases import exclusively
 from pipeline.tracking import Tracking
 from pipeline.tuning.mirror import LOST, reconcile, study_run
 from pipeline.tuning.spec import Spec
-from pipeline.tuning.storage import open_storage, storage_url
+from pipeline.tuning.storage.access import open_storage, storage_url
 from pipeline.tuning.study import Study
 from pipeline.tuning.worker import Worker
 from tests import forked

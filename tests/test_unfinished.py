@@ -32,8 +32,8 @@ from pipeline.system.processes import PROCESS, STARTED
 from pipeline.system.variables import KEEP_SHARE, LEASE
 from pipeline.tracking import Tracking, keys
 from pipeline.tracking.history import History, Summary
-from pipeline.training.features import Features
-from pipeline.training.prefix_cache import PrefixCache
+from pipeline.training.prefix.cache import PrefixCache
+from pipeline.training.prefix.features import Features
 from pipeline.training.trainer import Trainer
 from pipeline.training.trainer_state import State, go_on, state_of
 from tests.conftest import tiny

@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 
 from pipeline.comparing.arms import Arm
-from pipeline.comparing.draws import Pool
 from pipeline.comparing.effects import minus
 from pipeline.comparing.grid import Grid
-from pipeline.comparing.pairs import ArmResult, PairKey, Results, resolution_pp
+from pipeline.comparing.pairs.draws import Pool
+from pipeline.comparing.pairs.results import ArmResult, PairKey, Results, resolution_pp
 from pipeline.data.inspection.overlap import Counts
 from pipeline.runs.floor import Floor
 from pipeline.stats.crossed import Crossed

@@ -17,9 +17,9 @@ import pandas as pd
 
 from pipeline.comparing.arms import Arm, Comparison, TunedArm, differences
 from pipeline.comparing.cost import equal_steps
-from pipeline.comparing.draws import Pool
 from pipeline.comparing.effects import by_class, differences_of
-from pipeline.comparing.pairs import ArmResult, Pair, resolution_pp
+from pipeline.comparing.pairs.draws import Pool
+from pipeline.comparing.pairs.results import ArmResult, Pair, resolution_pp
 from pipeline.data.inspection.overlap import Counts
 from pipeline.runs.floor import Floor
 from pipeline.runs.messages.words import minutes

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.comparing.pairs import ArmResult, Pair
+from pipeline.comparing.pairs.results import ArmResult, Pair
 from pipeline.data.image_set import ImageSet
 from pipeline.runs.findings.mistakes import Change
 from pipeline.stats.crossed import Table

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from pipeline.entries.plans import BlocksPlan
+from pipeline.entries.command_line.plans import BlocksPlan
 from pipeline.model.backbones import build_backbone
 from pipeline.model.block_table import block_table
 from pipeline.runs.command import Command

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.entries.plans import StagePlan
+from pipeline.entries.command_line.plans import StagePlan
 from pipeline.reporting.page import to_markdown
 from pipeline.runs.command import Command
 from pipeline.runs.find_or_run import add_pictures_and_model, find_or_run, train_once
@@ -44,7 +44,7 @@ from pipeline.tracking.history import Summary
 from pipeline.tracking.keys import KIND, LINEAGE_KEY, NAME, NOTE
 
 if TYPE_CHECKING:
-    from pipeline.tuning.storage import Storage
+    from pipeline.tuning.storage.access import Storage
 
 
 def stage_entry(command: Command, plan: StagePlan) -> Summary:
@@ -117,7 +117,7 @@ def check_storage(command: Command, tracking: Tracking, *, must_exist: bool = Fa
     Raises:
         StudyError: the storage cannot be used, or is a file that `must_exist` and does not.
     """
-    from pipeline.tuning.storage import open_storage, storage_url
+    from pipeline.tuning.storage.access import open_storage, storage_url
 
     return open_storage(storage_url(command.storage, tracking.uri), must_exist=must_exist)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.data.cache import cache_folder
-from pipeline.entries.plans import CleanPlan
+from pipeline.entries.command_line.plans import CleanPlan
 from pipeline.runs.command import Command
 from pipeline.runs.resuming import stopped
 from pipeline.system.disk.files import storage_faults
@@ -21,7 +21,7 @@ from pipeline.system.progress import doing
 from pipeline.system.text import count_of, in_columns
 from pipeline.tracking import Tracking
 from pipeline.tracking.disk import DELETED, FAILED, KEPT, TRIALS, StoredRun, size_of
-from pipeline.training.prefix_cache import clear
+from pipeline.training.prefix.cache import clear
 
 
 def clean_entry(command: Command, plan: CleanPlan) -> pd.DataFrame:

@@ -12,13 +12,13 @@ from dataclasses import replace
 
 from pipeline.comparing.arms import Arm, differences
 from pipeline.comparing.compared import Compared
-from pipeline.comparing.comparison_page import log_comparison
 from pipeline.comparing.cost import equal_steps, seconds_a_draw
 from pipeline.comparing.grid import Grid, explicit_keys_of_arm
-from pipeline.comparing.pair_tasks import run_all
-from pipeline.comparing.pairs import Results
+from pipeline.comparing.pages.comparison import log_comparison
+from pipeline.comparing.pairs.results import Results
+from pipeline.comparing.pairs.tasks import run_all
 from pipeline.data.inspection.overlap import Overlap
-from pipeline.entries.pair_setup import PairSetup
+from pipeline.entries.pairs.setup import PairSetup
 from pipeline.runs.command import Command
 from pipeline.runs.floor import Floor
 from pipeline.runs.messages.words import minutes

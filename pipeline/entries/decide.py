@@ -26,14 +26,14 @@ from pipeline.comparing.arms import (
 )
 from pipeline.comparing.cost import equal_steps, operations_of, seconds_a_draw
 from pipeline.comparing.decision import Decision, label_of, verdict_of
-from pipeline.comparing.decision_page import log_decision
 from pipeline.comparing.effects import changes_of, effects_of
-from pipeline.comparing.pair_runner import PairRunner
-from pipeline.comparing.pair_tasks import run_all, run_extra
-from pipeline.comparing.pairs import ArmResult, Pair, Results, resolution_pp
+from pipeline.comparing.pages.decision import log_decision
+from pipeline.comparing.pairs.results import ArmResult, Pair, Results, resolution_pp
+from pipeline.comparing.pairs.runner import PairRunner
+from pipeline.comparing.pairs.tasks import run_all, run_extra
 from pipeline.data.sampling.whole import count_whole
-from pipeline.entries.pair_setup import PairSetup
-from pipeline.entries.recommend import recommended, register_recommended
+from pipeline.entries.pairs.recommendation import recommended, register_recommended
+from pipeline.entries.pairs.setup import PairSetup
 from pipeline.reporting.figures import best_effort
 from pipeline.runs.command import Command
 from pipeline.runs.findings.mistakes import CHANGES, changes_picture

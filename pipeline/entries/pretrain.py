@@ -15,7 +15,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from pipeline.entries.plans import PretrainPlan
+from pipeline.entries.command_line.plans import PretrainPlan
 from pipeline.errors import DataError, SettingsError
 from pipeline.runs.command import Command
 from pipeline.runs.find_or_run import find_or_run

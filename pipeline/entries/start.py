@@ -15,12 +15,12 @@ import pandas as pd
 
 from pipeline.comparing.arms import Arm, decide_plan
 from pipeline.comparing.cost import seconds_a_draw
-from pipeline.comparing.draws import pool_in
+from pipeline.comparing.pairs.draws import pool_in
 from pipeline.data.base import Source
 from pipeline.data.inspection.overlap import stored_copies
 from pipeline.data.inspection.report import DataReport
 from pipeline.data.sampling.draws import Draw, with_test_split
-from pipeline.entries.plans import StartPlan
+from pipeline.entries.command_line.plans import StartPlan
 from pipeline.errors import DataError, PipelineError, WeightsError
 from pipeline.reporting.page import to_html, to_markdown
 from pipeline.runs.command import Command

@@ -21,7 +21,7 @@ from pipeline.runs.session import Session
 from pipeline.settings.run import Settings
 from pipeline.system.progress import counted
 from pipeline.tracking import RunLog
-from pipeline.training.features import Features
+from pipeline.training.prefix.features import Features
 from pipeline.training.trainer import Trainer
 from pipeline.training.trainer_state import State, go_on, state_of
 

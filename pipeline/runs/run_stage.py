@@ -48,8 +48,8 @@ from pipeline.system.progress import bar, doing
 from pipeline.tracking import RunLog, RunView, keys
 from pipeline.tracking.history import Summary
 from pipeline.tracking.ownership.turns import AT_ONCE, Once
-from pipeline.training.features import Features
 from pipeline.training.mixing import mixing_line
+from pipeline.training.prefix.features import Features
 from pipeline.training.trainer import Trainer
 from pipeline.training.trainer_state import State, go_on, state_of
 from pipeline.weights.checkpoints import save_checkpoint

@@ -40,7 +40,7 @@ from pipeline.tracking.keys import (
     TEST_SHA256,
 )
 from pipeline.training.device import compute_copy, joined, run_segments
-from pipeline.training.prefix_cache import PrefixCache
+from pipeline.training.prefix.cache import PrefixCache
 
 PIXELS_PER_BATCH = 256 * 64 * 64
 SHOWN_CLASSES = 20

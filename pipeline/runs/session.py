@@ -29,18 +29,18 @@ from pipeline.settings.schedules import Stage
 from pipeline.system.memory import keep_freed_memory
 from pipeline.tracking import RunView, Tracking, keys
 from pipeline.tracking.history import History, Summary
-from pipeline.training.cache_entry import bytes_of_chain
 from pipeline.training.device import (
     compute_repeatably,
     pick_device,
     pick_precision,
     with_kernels,
 )
-from pipeline.training.features import Features
 from pipeline.training.mixing import mixing_line
-from pipeline.training.norm_choice import NormStatsChoice, choose_norm_stats
-from pipeline.training.norm_stats import calibrate_norm_stats
-from pipeline.training.prefix_cache import PrefixCache
+from pipeline.training.norm.choice import NormStatsChoice, choose_norm_stats
+from pipeline.training.norm.stats import calibrate_norm_stats
+from pipeline.training.prefix.cache import PrefixCache
+from pipeline.training.prefix.entry import bytes_of_chain
+from pipeline.training.prefix.features import Features
 from pipeline.weights.checkpoints import load_checkpoint
 from pipeline.weights.pretrained import Pretrained
 

@@ -127,7 +127,8 @@ def posterior(
         gains_pp: two or more, -100 to 100.
         rope_pp: half-width of the region of practical equivalence.
         correction: 0 for disjoint draws; rho / (1 - rho) where the pairs are resampled from one
-            pool, share images, and any two gains therefore correlate by rho (`comparing.draws`).
+            pool, share images, and any two gains therefore correlate by rho
+            (`comparing/pairs/draws.py`).
         resolution_pp: what one test image is worth. Gains are not known better than that: their
             standard deviation counts as at least that of rounding, resolution / sqrt(12), so that
             gains that happen to tie prove nothing.

@@ -4,11 +4,11 @@ In: gains of draws that are resampled from one pool, each with the same number o
 Out: the correction of `posterior.posterior` over the draws' mean gains. Pure functions.
 
 Images can make gains agree by at most the share f of its images that a draw has in common with
-another (Hoeffding 1948, see `comparing/draws.py`): rho = f. On readouts of real features rho is
-0.2 to 0.8 of f where nothing but images makes gains differ (`benchmarks/shared_images.py`); KAPPA
-of f is taken. Seeds are never in common, so this holds only for the part of a gain that images
-make. A one-way analysis of variance of draws x seeds gives that part; its upper 90% bound (by the
-F distribution) is taken.
+another (Hoeffding 1948, see `comparing/pairs/draws.py`): rho = f. On readouts of real features
+rho is 0.2 to 0.8 of f where nothing but images makes gains differ (`benchmarks/shared_images.py`);
+KAPPA of f is taken. Seeds are never in common, so this holds only for the part of a gain that
+images make. A one-way analysis of variance of draws x seeds gives that part; its upper 90% bound
+(by the F distribution) is taken.
 """
 
 from __future__ import annotations

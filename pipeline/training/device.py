@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from pipeline.model.grouping import HEAD
 from pipeline.model.segments import Segment
 from pipeline.system.interrupts import check
 from pipeline.system.variables import KERNELS, word
+from pipeline.training.folding import folded
 from pipeline.training.small_conv import use_small_convolutions
 
 EVAL_BATCH, EVAL_PIXELS = 500, 500 * 64 * 64
@@ -91,6 +93,21 @@ def uses_channels_last(dtype: torch.dtype, device: torch.device) -> bool:
     return device.type == "cpu" or dtype != torch.float32
 
 
+def frozen_copy(
+    segments: Iterable[Segment], dtype: torch.dtype, device: torch.device
+) -> tuple[Segment, ...]:
+    """`compute_copy` of segments that are not trained, their BatchNorm folded away.
+
+    A segment that holds the head stays as it is: what enters the head is looked for there.
+    """
+    copies = [segment.copied() for segment in segments]
+    if word(KERNELS) == "fast":
+        for number, segment in enumerate(copies):
+            if HEAD not in segment.blocks:
+                copies[number] = replace(segment, module=folded(segment.module.eval()))
+    return _prepared(copies, dtype, device, frozen=True)
+
+
 def compute_copy(
     segments: Iterable[Segment], dtype: torch.dtype, device: torch.device
 ) -> tuple[Segment, ...]:
@@ -99,15 +116,20 @@ def compute_copy(
     On a processor small maps are convolved as matrix products (`small_conv`), unless `kernels`
     are plain.
     """
-    copies = tuple(segment.copied() for segment in segments)
+    return _prepared([segment.copied() for segment in segments], dtype, device, frozen=False)
+
+
+def _prepared(
+    copies: Sequence[Segment], dtype: torch.dtype, device: torch.device, *, frozen: bool
+) -> tuple[Segment, ...]:
     for segment in copies:
         module = segment.module.to(device).eval().requires_grad_(False)
         _cast(module, dtype_of(segment, dtype))
         if uses_channels_last(dtype, device):
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload, unused-ignore]
         if device.type == "cpu" and word(KERNELS) == "fast":
-            use_small_convolutions(module)
-    return copies
+            use_small_convolutions(module, frozen=frozen)
+    return tuple(copies)
 
 
 def dtype_of(segment: Segment, dtype: torch.dtype) -> torch.dtype:

@@ -25,8 +25,8 @@ CHANNELS_PER_POSITION = 32
 """With as many output channels for each position, the other two products pay as well."""
 
 
-def use_small_convolutions(block: nn.Module) -> None:
-    """Replace plain convolutions (no groups, dilation or bias) by `SmallConv2d`.
+def use_small_convolutions(block: nn.Module, *, frozen: bool = False) -> None:
+    """Replace plain convolutions (no groups or dilation; no bias unless frozen) by `SmallConv2d`.
 
     A subclass may pad or scale in its own way, and stays.
     """
@@ -36,82 +36,106 @@ def use_small_convolutions(block: nn.Module) -> None:
             and child.padding_mode == "zeros"
             and child.groups == 1
             and child.dilation == (1, 1)
-            and child.bias is None
+            and (child.bias is None or frozen)
             and child.stride[0] == child.stride[1]
             and child.padding in ((0, 0), (1, 1))
         ):
             setattr(block, name, SmallConv2d(child))
         else:
-            use_small_convolutions(child)
+            use_small_convolutions(child, frozen=frozen)
 
 
 class SmallConv2d(nn.Module):
-    """Matrix products where the map is small, else `conv2d`. Tensors are channels-last."""
+    """Matrix products where the map is small, else `conv2d`. Tensors are channels-last.
+
+    With a bias there is no gradient.
+    """
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
-        self.weight = conv.weight
+        self.weight, self.bias = conv.weight, conv.bias
         self.stride = conv.stride[0]
         self.padding = int(conv.padding[0])
         self.train(conv.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, O, H', W')."""
+        if self.bias is not None:
+            how = _How(x, self.weight, self.stride, self.padding)
+            return _convolved(how, x, self.weight, self.bias)
         out: Tensor = _SmallConv.apply(x, self.weight, self.stride, self.padding)
         return out
+
+
+class _How:
+    """Which products a convolution is computed by."""
+
+    def __init__(self, x: Tensor, weight: Tensor, stride: int, padding: int) -> None:
+        self.stride, self.padding = stride, padding
+        self.height = (x.shape[2] + 2 * padding - weight.shape[2]) // stride + 1
+        self.width = (x.shape[3] + 2 * padding - weight.shape[3]) // stride + 1
+        positions = self.height * self.width
+        self.dense = (
+            max(x.shape[2:]) <= MAX_DENSE_SIDE
+            and tuple(weight.shape[2:]) == (3, 3)
+            and (stride, padding) == (1, 1)
+        )
+        self.as_product = positions * CHANNELS_PER_POSITION <= weight.shape[0]
+        self.weight_as_product = positions <= MAX_POSITIONS
+
+
+def _convolved(
+    how: _How, x: Tensor, weight: Tensor, bias: Tensor | None, matrix: Tensor | None = None
+) -> Tensor:
+    """(N, C, H, W) to (N, O, H', W'); `matrix`: of a dense one."""
+    if how.dense:
+        if matrix is None:
+            matrix = _dense_matrix(weight, how.height, how.width)
+        out = F.linear(
+            _rows(x), matrix, bias if bias is None else bias.repeat(how.height * how.width)
+        )
+    elif how.as_product:
+        columns = _columns(x, weight, how.stride, how.padding)
+        out = F.linear(columns, _rows(weight), bias)
+    else:
+        return F.conv2d(x, weight, bias, how.stride, how.padding)
+    return out.view(len(x), how.height, how.width, -1).permute(0, 3, 1, 2)
 
 
 class _SmallConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:  # noqa: ANN401
-        height = (x.shape[2] + 2 * padding - weight.shape[2]) // stride + 1
-        width = (x.shape[3] + 2 * padding - weight.shape[3]) // stride + 1
-        positions = height * width
-        ctx.conv = stride, padding
-        ctx.dense = (
-            max(x.shape[2:]) <= MAX_DENSE_SIDE
-            and tuple(weight.shape[2:]) == (3, 3)
-            and (stride, padding) == (1, 1)
-        )
-        if ctx.dense:
-            ctx.save_for_backward(x, weight, matrix := _dense_matrix(weight, height, width))
-            out = _rows(x) @ matrix.t()
-            return out.view(len(x), height, width, -1).permute(0, 3, 1, 2)
-        ctx.as_product = positions * CHANNELS_PER_POSITION <= weight.shape[0]
-        ctx.weight_as_product = positions <= MAX_POSITIONS
-        ctx.save_for_backward(x, weight)
-        if not ctx.as_product:
-            return F.conv2d(x, weight, None, stride, padding)
-        columns = _columns(x, weight, stride, padding)
-        out = columns @ _rows(weight).t()
-        return out.view(len(x), height, width, -1).permute(0, 3, 1, 2)
+        ctx.how = how = _How(x, weight, stride, padding)
+        matrix = _dense_matrix(weight, how.height, how.width) if how.dense else None
+        ctx.save_for_backward(x, weight, matrix)
+        return _convolved(how, x, weight, None, matrix)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:  # noqa: ANN401
         (grad,) = gradients
-        if ctx.dense:
-            x, weight, matrix = ctx.saved_tensors
+        how: _How = ctx.how
+        x, weight, matrix = ctx.saved_tensors
+        if how.dense:
             grad_x = None
             if ctx.needs_input_grad[0]:
                 n, c, h, w = x.shape
                 grad_x = (_rows(grad) @ matrix).view(n, h, w, c).permute(0, 3, 1, 2)
             return grad_x, _dense_weight_gradient(x, weight, grad), None, None
-        x, weight = ctx.saved_tensors
-        stride, padding = ctx.conv
+        stride, padding = how.stride, how.padding
         grad_x = grad_weight = None
         wants_x = ctx.needs_input_grad[0]
-        by_library = [wants_x and not ctx.as_product, not ctx.weight_as_product]
+        by_library = [wants_x and not how.as_product, not how.weight_as_product]
         if any(by_library):
             grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
                 *(grad, x, weight, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1),
                 [*by_library, False],
             )
         rows = grad.permute(0, 2, 3, 1).reshape(-1, weight.shape[0])  # (N * H' * W', O)
-        if ctx.weight_as_product:
+        if how.weight_as_product:
             product = rows.t() @ _columns(x, weight, stride, padding)
             o, c, kh, kw = weight.shape
             grad_weight = product.view(o, kh, kw, c).permute(0, 3, 1, 2)
-        if wants_x and ctx.as_product:
+        if wants_x and how.as_product:
             grad_x = _fold(rows @ _rows(weight), x, weight, grad, stride, padding)
         return grad_x, grad_weight, None, None
 

@@ -32,7 +32,7 @@ from pipeline.model.grouping import HEAD
 from pipeline.settings.augmentation import Augment, of_images
 from pipeline.system.threads import one_thread
 from pipeline.training.device import compute_copy, joined, run_to_head
-from pipeline.training.prefix_cache import PIXELS_PER_BATCH, PrefixCache
+from pipeline.training.prefix.cache import PIXELS_PER_BATCH, PrefixCache
 
 KNN, LOGREG = "knn", "logreg"
 NEIGHBOURS = (1, 3, 5, 9, 15, 25)

@@ -38,9 +38,9 @@ from pipeline.tracking.history import History
 from pipeline.tracking.keys import RISKS, TRAIN_ACC, TRAIN_LOSS, TRAIN_S, VAL, VAL_ACC, VAL_S
 from pipeline.training.device import compute_copy, images_at_once, run_segments
 from pipeline.training.diagnostics import RiskMeter
-from pipeline.training.features import Features
 from pipeline.training.master_weights import MasterWeight
 from pipeline.training.mixing import mix
+from pipeline.training.prefix.features import Features
 from pipeline.training.trainer_state import State, put_state
 
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {

@@ -33,8 +33,8 @@ from pipeline.stats.metrics import METRICS, OBJECTIVES, Metric
 from pipeline.system.text import count_of
 from pipeline.tracking import Tracking
 from pipeline.tracking.keys import draw_run_id
+from pipeline.tuning.storage.trial_state import RUN_ID, default_of
 from pipeline.tuning.study import STEPS_A_DRAW, Study
-from pipeline.tuning.trial_state import RUN_ID, default_of
 
 RESAMPLES = 500
 FAR = 30.0

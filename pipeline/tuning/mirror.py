@@ -22,9 +22,9 @@ from pipeline.system.network.addresses import file_of, without_password
 from pipeline.system.processes import BEAT, KILLED_REASON, new_beat
 from pipeline.tracking import RunView, Tracking
 from pipeline.tracking.keys import FAILURE, KIND, NESTED_UNDER, SCHEDULE, STAGE, STUDY, TRIAL
-from pipeline.tuning.objective import INTERRUPTED, STATE
+from pipeline.tuning.storage.trial_state import REASON, RUN_ID
 from pipeline.tuning.study import Study
-from pipeline.tuning.trial_state import REASON, RUN_ID
+from pipeline.tuning.trials.objective import INTERRUPTED, STATE
 
 WAIT_FOR_CREATOR_S = 60.0
 PLACE = "storage_place"

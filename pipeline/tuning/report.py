@@ -20,9 +20,9 @@ from pipeline.system.provenance import COMMAND
 from pipeline.system.text import as_sentence, count_of, numbered
 from pipeline.tracking import Tracking
 from pipeline.tracking.keys import NOTE
-from pipeline.tuning.storage import experiments_known, for_optunas_commands
+from pipeline.tuning.storage.access import experiments_known, for_optunas_commands
+from pipeline.tuning.storage.trial_state import REASON, RUN_ID, default_of, outcomes, queued_again
 from pipeline.tuning.study import CHOICE, Study, shown_settings
-from pipeline.tuning.trial_state import REASON, RUN_ID, default_of, outcomes, queued_again
 
 _PICTURES = {
     "history": "plot_optimization_history",

@@ -21,7 +21,8 @@ from pipeline.stats.metrics import DEFAULT_OBJECTIVE
 from pipeline.system.network.addresses import without_password
 from pipeline.system.provenance import COMMAND
 from pipeline.tuning.spec import TUNING_KEY, fixed_settings
-from pipeline.tuning.storage import Storage, translated
+from pipeline.tuning.storage.access import Storage, translated
+from pipeline.tuning.storage.trial_state import why_all_failed
 from pipeline.tuning.study import (
     AFTER_FAILURES,
     CHOICE,
@@ -32,7 +33,6 @@ from pipeline.tuning.study import (
     SPACE,
     shown_settings,
 )
-from pipeline.tuning.trial_state import why_all_failed
 
 _SHOWN_DIFFERENCES = 4
 _LATER = {

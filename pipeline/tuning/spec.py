@@ -18,8 +18,8 @@ from pipeline.settings.schedules import Stage
 from pipeline.settings.search_space import Choices, SearchSpace
 from pipeline.stats.metrics import OBJECTIVES
 from pipeline.system.disk.digests import digest_values
-from pipeline.tuning.storage import Storage
-from pipeline.tuning.trial_state import DEFAULTS
+from pipeline.tuning.storage.access import Storage
+from pipeline.tuning.storage.trial_state import DEFAULTS
 
 TUNING_KEY = "tuning_key"
 """User attribute of a study, see `Spec`."""

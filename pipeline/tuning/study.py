@@ -5,7 +5,8 @@ that are not tuned): the same command goes on with the same study, another comma
 study. In: a `Spec` and a storage. Out: a `Study`.
 
 Sampler: tree-structured Parzen estimators, Bergstra et al. 2011. Pruner: median stopping, Golovin
-et al. 2017 (Vizier), from half of a trial's first draw on; `objective.py` says what it compares.
+et al. 2017 (Vizier), from half of a trial's first draw on; `trials/objective.py` says what is
+compared.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from pipeline.system.disk.databases import exclusively
 from pipeline.system.text import count_of
 from pipeline.tuning.spec import TUNING_KEY, Spec
-from pipeline.tuning.storage import BEATS_UNTIL_GIVEN_UP, Storage, experiments_known
-from pipeline.tuning.trial_state import (
+from pipeline.tuning.storage.access import BEATS_UNTIL_GIVEN_UP, Storage, experiments_known
+from pipeline.tuning.storage.trial_state import (
     DEFAULTS,
     best_of,
     finished_of,

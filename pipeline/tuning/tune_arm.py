@@ -16,9 +16,9 @@ from pipeline.settings.entry import TuneSettings
 from pipeline.settings.search_space import TunePlan, default_space, read_space
 from pipeline.stats.metrics import OBJECTIVES
 from pipeline.tracking import Tracking
-from pipeline.tuning.storage import open_storage, storage_url
+from pipeline.tuning.storage.access import open_storage, storage_url
+from pipeline.tuning.storage.trial_state import RUN_ID
 from pipeline.tuning.study import AFTER_FAILURES
-from pipeline.tuning.trial_state import RUN_ID
 from pipeline.tuning.work import work
 
 

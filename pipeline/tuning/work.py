@@ -27,7 +27,7 @@ from pipeline.tracking import Tracking
 from pipeline.tracking.keys import KIND, NOTE
 from pipeline.tuning.report import summary
 from pipeline.tuning.spec import Spec
-from pipeline.tuning.storage import (
+from pipeline.tuning.storage.access import (
     Storage,
     for_optunas_commands,
     open_storage,

@@ -21,17 +21,17 @@ from pipeline.system.text import count_of
 from pipeline.tracking import Tracking
 from pipeline.tuning.choose import Choice, choose
 from pipeline.tuning.mirror import reconcile, study_run
-from pipeline.tuning.objective import OutOfTime, TrialSetup, check_deadline
 from pipeline.tuning.report import log_study, summary
 from pipeline.tuning.spec import Spec
-from pipeline.tuning.storage import (
+from pipeline.tuning.storage.access import (
     STORAGE_FAULTS,
     Storage,
 )
+from pipeline.tuning.storage.trial_state import beating, outcomes
 from pipeline.tuning.study import CHOICE, CHOSEN, FINISHED, Study
-from pipeline.tuning.trial_runner import TrialRunner, with_patience
-from pipeline.tuning.trial_state import beating, outcomes
-from pipeline.tuning.trial_tasks import run_on
+from pipeline.tuning.trials.objective import OutOfTime, TrialSetup, check_deadline
+from pipeline.tuning.trials.runner import TrialRunner, with_patience
+from pipeline.tuning.trials.tasks import run_on
 
 
 @dataclass(frozen=True, kw_only=True)

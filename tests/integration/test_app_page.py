@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.entries.table import perform
+from pipeline.entries.command_line.table import perform
 from tests.conftest import class_image, enter_store, inside, tiny, write_image_folder
 
 if not importlib.util.find_spec("gradio"):  # importing takes seconds

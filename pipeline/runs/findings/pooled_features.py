@@ -18,10 +18,10 @@ from pipeline.data.image_set import ImageSet
 from pipeline.model.backbones import Backbone
 from pipeline.settings.augmentation import Augment
 from pipeline.system.disk.digests import digest_each
-from pipeline.training.cache_entry import Entry, entry_key
 from pipeline.training.device import joined, with_kernels
-from pipeline.training.features import Features
-from pipeline.training.prefix_cache import Compute, PrefixCache
+from pipeline.training.prefix.cache import Compute, PrefixCache
+from pipeline.training.prefix.entry import Entry, entry_key
+from pipeline.training.prefix.features import Features
 
 TOGETHER = 32
 """Images whose features are read, or computed, at a time."""

@@ -17,7 +17,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
-from pipeline.tuning.storage import STORAGE_FAULTS, Storage, experiments_known
+from pipeline.tuning.storage.access import STORAGE_FAULTS, Storage, experiments_known
 
 DEFAULTS = "defaults"
 """User attribute of the first trial, which has the settings that an untuned run would have."""

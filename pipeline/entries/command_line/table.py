@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.comparing.arms import Comparison, decide_plan
 from pipeline.comparing.grid import Grid, compare_plan
-from pipeline.entries.entry_point import EntryPoint
-from pipeline.entries.plans import (
+from pipeline.entries.command_line.entry_point import EntryPoint
+from pipeline.entries.command_line.plans import (
     FROM_SCRATCH,
     PRETRAIN_DEFAULTS,
     app_plan,

@@ -37,8 +37,8 @@ from pipeline.system.network.addresses import (
     without_password,
 )
 from pipeline.system.provenance import COMMAND
-from pipeline.tuning.journal import Journal, is_journal
-from pipeline.tuning.server_storage import ServerStorage, engine_of_server
+from pipeline.tuning.storage.journal import Journal, is_journal
+from pipeline.tuning.storage.server import ServerStorage, engine_of_server
 
 DEFAULT_STORAGE = "sqlite:///optuna.db"
 JOURNAL = "journal:///"

@@ -24,7 +24,7 @@ from pipeline.settings.run import Settings
 from pipeline.system.disk.digests import digest_values
 from pipeline.system.provenance import libraries
 
-FORMAT = 5
+FORMAT = 6
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pipeline.comparing.arms import Comparison
 from pipeline.comparing.decision import Decision, label_of
-from pipeline.comparing.decision_page import command_of
-from pipeline.comparing.pair_runner import PairRunner
+from pipeline.comparing.pages.decision import command_of
+from pipeline.comparing.pairs.runner import PairRunner
 from pipeline.errors import DataError, TrainingError
 from pipeline.refit.champion import default_name, refit_and_describe, register_champion
 from pipeline.refit.recommended import Recommended

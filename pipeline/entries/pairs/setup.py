@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pipeline.cluster.hands import Cluster, cluster_of
 from pipeline.comparing.arms import Arm
 from pipeline.comparing.cost import equal_steps, shown_steps
-from pipeline.comparing.draws import Pool, pool_in
-from pipeline.comparing.pair_runner import PairRunner, lock_folder
-from pipeline.comparing.pairs import PairKey, Results, pair_keys
+from pipeline.comparing.pairs.draws import Pool, pool_in
+from pipeline.comparing.pairs.results import PairKey, Results, pair_keys
+from pipeline.comparing.pairs.runner import PairRunner, lock_folder
 from pipeline.data.base import Source
 from pipeline.data.inspection.overlap import Overlap, tuning_draws
 from pipeline.data.open import NAMES

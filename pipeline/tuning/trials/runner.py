@@ -17,12 +17,12 @@ from optuna.trial import Trial, TrialState
 from pipeline.errors import AwayError, TrackingError, first_line
 from pipeline.runs.find_or_run import find_or_run
 from pipeline.system.text import numbered
-from pipeline.tuning.objective import Ending, TrialObjective, TrialSetup
 from pipeline.tuning.report import log_trial
-from pipeline.tuning.server_storage import ServerStorage
-from pipeline.tuning.storage import STORAGE_FAULTS, Storage, patiently
+from pipeline.tuning.storage.access import STORAGE_FAULTS, Storage, patiently
+from pipeline.tuning.storage.server import ServerStorage
+from pipeline.tuning.storage.trial_state import RETRIES, is_given_up
 from pipeline.tuning.study import Study
-from pipeline.tuning.trial_state import RETRIES, is_given_up
+from pipeline.tuning.trials.objective import Ending, TrialObjective, TrialSetup
 
 _Result = TypeVar("_Result")
 

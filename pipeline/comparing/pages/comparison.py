@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from pipeline.comparing.compared import Compared
 from pipeline.comparing.cost import shown_steps
-from pipeline.comparing.pairs import stage0_ahead_of
+from pipeline.comparing.pairs.results import stage0_ahead_of
 from pipeline.reporting.figures import ArmRow, comparison_picture
 from pipeline.reporting.page import to_html, to_markdown
 from pipeline.runs.messages.command_line import command_line

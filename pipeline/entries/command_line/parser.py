@@ -14,8 +14,8 @@ from typing import NoReturn
 
 from pydantic import BaseModel
 
-from pipeline.entries.entry_point import EntryPoint
-from pipeline.entries.table import ENTRY_POINTS
+from pipeline.entries.command_line.entry_point import EntryPoint
+from pipeline.entries.command_line.table import ENTRY_POINTS
 from pipeline.errors import SettingsError
 from pipeline.settings.describe import RUN_GROUPS, default_in_words, meaning
 from pipeline.settings.entry import CommandSettings, TuneSettings

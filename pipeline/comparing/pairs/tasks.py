@@ -13,8 +13,8 @@ from functools import cached_property
 from pipeline.cluster.hands import Cluster
 from pipeline.cluster.task import Say
 from pipeline.comparing.arms import Arm
-from pipeline.comparing.pair_runner import PairRunner
-from pipeline.comparing.pairs import ArmResult, Done, PairKey, Results
+from pipeline.comparing.pairs.results import ArmResult, Done, PairKey, Results
+from pipeline.comparing.pairs.runner import PairRunner
 from pipeline.data.inspection.overlap import Overlap
 from pipeline.runs.scoring import read_test_split
 from pipeline.runs.sources import source_and_weights

@@ -43,8 +43,8 @@ from pipeline.tracking.keys import (
 )
 from pipeline.training.out_of_memory import explained
 from pipeline.tuning.spec import Spec, suggest
+from pipeline.tuning.storage.trial_state import DEFAULTS, REASON, RUN_ID
 from pipeline.tuning.study import STEPS_A_DRAW, shown_settings
-from pipeline.tuning.trial_state import DEFAULTS, REASON, RUN_ID
 
 STATE, INTERRUPTED = "trial_state", "interrupted"
 _OWN_FAULTS = (TrainingError, OutOfMemoryError)

@@ -1,7 +1,7 @@
 """Paired runs: all arms of a comparison on the same draw, with the same seed, on the same images.
 
 In: a pool of draws. Out: the numbers of pairs, and how their results are kept. How they are run:
-`pair_runner.py`.
+`runner.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pipeline.comparing.draws import Pool
+from pipeline.comparing.pairs.draws import Pool
 from pipeline.runs.findings.predictions import Correct, Predicted
 from pipeline.runs.floor import Floor
 from pipeline.runs.messages.origins import Origins

@@ -20,12 +20,12 @@ from pipeline.runs.session import Session
 from pipeline.settings.entry import STORAGE
 from pipeline.settings.run import Settings
 from pipeline.tracking import Tracking
-from pipeline.tuning.objective import TrialSetup, check_deadline
 from pipeline.tuning.spec import Spec
-from pipeline.tuning.storage import STORAGE_FAULTS, open_storage, storage_url, translated
+from pipeline.tuning.storage.access import STORAGE_FAULTS, open_storage, storage_url, translated
+from pipeline.tuning.storage.trial_state import beating
 from pipeline.tuning.study import Study, sampler_seed
-from pipeline.tuning.trial_runner import TrialRunner, with_patience
-from pipeline.tuning.trial_state import beating
+from pipeline.tuning.trials.objective import TrialSetup, check_deadline
+from pipeline.tuning.trials.runner import TrialRunner, with_patience
 
 
 @dataclass(frozen=True, kw_only=True)

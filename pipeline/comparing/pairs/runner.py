@@ -18,7 +18,7 @@ import numpy as np
 from filelock import Timeout
 
 from pipeline.comparing.arms import Arm
-from pipeline.comparing.pairs import ArmResult, Done, PairKey, Results
+from pipeline.comparing.pairs.results import ArmResult, Done, PairKey, Results
 from pipeline.data.cache import cache_folder
 from pipeline.data.inspection.overlap import Overlap
 from pipeline.errors import DivergedError

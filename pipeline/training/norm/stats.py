@@ -3,7 +3,7 @@
 Adaptive batch normalisation (Li et al. 2016, arXiv 1603.04779): means and variances that were
 estimated on the pretraining images are replaced by those of the draw's training images; no label
 is used and no weight changes. Afterwards frozen means frozen. Whether the new statistics are
-better is another question: `norm_choice.py` answers it.
+better is another question: `choice.py` answers it.
 """
 
 from __future__ import annotations

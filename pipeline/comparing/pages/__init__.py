@@ -1,0 +1,1 @@
+"""What decisions and comparisons leave behind for people to read."""

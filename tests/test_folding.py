@@ -1,0 +1,130 @@
+"""BatchNorm folded into convolutions computes what the network computes, and moves no weight."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.model.backbones import Backbone, batch_norms, build_backbone
+from pipeline.model.segments import Segment
+from pipeline.training.device import compute_copy, frozen_copy, run_segments
+from pipeline.training.folding import folded
+from tests.helpers import changed_names, copy_state
+
+CPU, SIDE = torch.device("cpu"), 48
+
+
+def with_statistics(name: str) -> Backbone:
+    """A backbone whose BatchNorm layers are no identity."""
+    backbone = build_backbone(name, num_classes=3, image_size=SIDE, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for layer in batch_norms([backbone.model]):
+            for tensor, low, high in (
+                (layer.running_mean, -0.2, 0.2),
+                (layer.running_var, 0.5, 2.0),
+                (layer.weight, 0.5, 1.5),
+                (layer.bias, -0.2, 0.2),
+            ):
+                assert tensor is not None
+                tensor.uniform_(low, high, generator=generator)
+    return backbone
+
+
+def images() -> Tensor:
+    return torch.randn(4, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+
+
+def norms_in(segments: tuple[Segment, ...]) -> int:
+    return sum(1 for _ in batch_norms(segment.module for segment in segments))
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("resnet18", 0),
+        ("mobilenet_v3_small", 0),
+        ("densenet121", 62),  # BatchNorm before the convolution
+        ("timm:mobilenetv3_small_050", 0),  # BatchNorm and activation are one layer
+        ("timm:test_vit", 0),
+    ],
+)
+def test_a_folded_prefix_computes_the_same_and_the_backbone_stays(name: str, left: int) -> None:
+    backbone = with_statistics(name)
+    before = copy_state(backbone)
+    prefix = backbone.frozen_segments(("head",))
+    plain = compute_copy(backbone.segments[:prefix], torch.float32, CPU)
+    ours = frozen_copy(backbone.segments[:prefix], torch.float32, CPU)
+    with torch.no_grad():
+        expected = run_segments(plain, images(), torch.float32)
+        found = run_segments(ours, images(), torch.float32)
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5 * scale)
+    assert norms_in(ours) == left
+    assert not changed_names(before, copy_state(backbone))
+
+
+def test_folding_costs_no_accuracy_in_bfloat16() -> None:
+    backbone = with_statistics("resnet18")
+    body = backbone.segments[: backbone.frozen_segments(("head",))]
+    with torch.no_grad():
+        exact = run_segments(compute_copy(body, torch.float32, CPU), images(), torch.float32)
+        errors = [
+            float((run_segments(copy, images(), torch.bfloat16).float() - exact).norm())
+            for copy in (
+                compute_copy(body, torch.bfloat16, CPU),
+                frozen_copy(body, torch.bfloat16, CPU),
+            )
+        ]
+    assert 0 < errors[1] < 1.5 * errors[0], errors
+
+
+def test_a_segment_with_the_head_and_plain_kernels_keep_their_layers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backbone = with_statistics("resnet18")
+    whole = Segment(
+        blocks=backbone.order, module=backbone.model, owners=backbone.owners, shape=(3,)
+    )
+    assert norms_in(frozen_copy([whole], torch.float32, CPU)) == norms_in((whole,))
+    monkeypatch.setenv("UNFREEZE_KERNELS", "plain")
+    assert norms_in(frozen_copy(backbone.segments, torch.float32, CPU)) == norms_in((whole,))
+
+
+class ByValue(nn.Module):
+    """A forward pass that looks at its input cannot be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layers(x)
+        return out if float(out.detach().sum()) > 0 else -out
+
+
+class UsedTwice(nn.Module):
+    """What the convolution makes goes past BatchNorm, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv(x)
+        normed: Tensor = self.norm(out)
+        return normed + out
+
+
+@pytest.mark.parametrize("make", [ByValue, UsedTwice])
+def test_what_cannot_be_folded_computes_what_it_did(make: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    module = make().eval()
+    with torch.no_grad():
+        for layer in batch_norms([module]):
+            layer.weight.uniform_(2, 3)
+        expected = module(images())
+        again = folded(module)
+        torch.testing.assert_close(again(images()), expected)
+    assert any(True for _ in batch_norms([again]))
