@@ -103,9 +103,9 @@ def test_features_are_what_enters_the_head_and_come_from_the_entry_of_stage_1(
         backbone.model(images.preparation.normalise(images.pixels))
     cache = PrefixCache(tmp_path, 10**9)  # type: ignore[arg-type]
     plain = head_inputs(backbone, images, cache, torch.float32, CPU)
-    assert plain == pytest.approx(entered[0].numpy(), abs=1e-4)
+    assert plain == pytest.approx(entered[0].numpy(), abs=3e-4)
     mirrored = head_inputs(backbone, images, cache, torch.float32, CPU, augment="light", views=10)
-    assert mirrored == pytest.approx(plain, abs=1e-4)  # its first view is the image itself
+    assert mirrored == pytest.approx(plain, abs=3e-4)  # its first view is the image itself
     strong = head_inputs(backbone, images, cache, torch.float32, CPU, augment="strong", views=3)
     assert np.array_equal(strong, plain)
 

@@ -269,8 +269,8 @@ def test_training_equals_a_plain_torch_loop_over_the_whole_model(
         for name in backbone.tensor_names([block]):
             if wanted[name].ndim:
                 moved = (wanted[name] - run.before[name]).norm()
-                assert (run.last[name] - wanted[name]).norm() < 0.05 * moved
-    assert run.history[TRAIN_LOSS] == pytest.approx(losses, rel=5e-3)
+                assert (run.last[name] - wanted[name]).norm() < 0.1 * moved
+    assert run.history[TRAIN_LOSS] == pytest.approx(losses, rel=2e-2)
 
 
 def test_validation_scores_are_those_of_the_whole_model_in_eval_mode() -> None:

@@ -259,7 +259,7 @@ def predict(
     features = (cache or PrefixCache(None, 0)).features(
         backbone, prefix, images, augment="none", views=1, dtype=dtype, device=device
     )
-    segments = compute_copy(backbone.segments[prefix:], dtype, device)
+    segments = compute_copy(backbone.segments[prefix:], dtype, device, frozen=True)
     size = max(1, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
     batches = np.array_split(np.arange(len(images)), math.ceil(len(images) / size))
     logits = (

@@ -93,42 +93,34 @@ def uses_channels_last(dtype: torch.dtype, device: torch.device) -> bool:
     return device.type == "cpu" or dtype != torch.float32
 
 
-def frozen_copy(
-    segments: Iterable[Segment], dtype: torch.dtype, device: torch.device
-) -> tuple[Segment, ...]:
-    """`compute_copy` of segments that are not trained, their BatchNorm folded away.
-
-    A segment that holds the head stays as it is: what enters the head is looked for there.
-    """
-    copies = [segment.copied() for segment in segments]
-    if word(KERNELS) == "fast":
-        for number, segment in enumerate(copies):
-            if HEAD not in segment.blocks:
-                copies[number] = replace(segment, module=folded(segment.module.eval()))
-    return _prepared(copies, dtype, device, frozen=True)
-
-
 def compute_copy(
-    segments: Iterable[Segment], dtype: torch.dtype, device: torch.device
+    segments: Iterable[Segment],
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    frozen: bool = False,
 ) -> tuple[Segment, ...]:
     """Independent copies of segments in `dtype` on `device`, in eval mode.
 
-    On a processor small maps are convolved as matrix products (`small_conv`), unless `kernels`
-    are plain.
+    Unless `kernels` are plain, small maps are convolved as matrix products on a processor
+    (`small_conv`), and `frozen` copies, which cannot be trained, have their BatchNorm folded
+    (`folding`): in float32 alone, as in 16 bits the outputs of a block would depend on whether
+    the block is frozen. A segment that holds the head is never folded: what enters the head is
+    looked for by the names of its modules.
     """
-    return _prepared([segment.copied() for segment in segments], dtype, device, frozen=False)
-
-
-def _prepared(
-    copies: Sequence[Segment], dtype: torch.dtype, device: torch.device, *, frozen: bool
-) -> tuple[Segment, ...]:
-    for segment in copies:
-        module = segment.module.to(device).eval().requires_grad_(False)
+    fast = word(KERNELS) == "fast"
+    copies = [segment.copied() for segment in segments]
+    for number, segment in enumerate(copies):
+        module = segment.module.eval()
+        if frozen and fast and dtype == torch.float32 and HEAD not in segment.blocks:
+            module = folded(module)
+        module.to(device).requires_grad_(False)
         _cast(module, dtype_of(segment, dtype))
         if uses_channels_last(dtype, device):
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload, unused-ignore]
-        if device.type == "cpu" and word(KERNELS) == "fast":
+        if device.type == "cpu" and fast:
             use_small_convolutions(module, frozen=frozen)
+        copies[number] = replace(segment, module=module)
     return tuple(copies)
 
 

@@ -86,7 +86,7 @@ def head_inputs(
     features = cache.features(
         backbone, prefix, images, augment=augment, views=views, dtype=dtype, device=device
     )
-    segments = compute_copy(backbone.segments[prefix:], dtype, device)
+    segments = compute_copy(backbone.segments[prefix:], dtype, device, frozen=True)
     size = max(1, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
     batches = np.array_split(np.arange(len(images)), math.ceil(len(images) / size))
     parts = (

@@ -36,7 +36,7 @@ from pipeline.system.disk.digests import digest_values
 from pipeline.system.disk.files import keep_in_cache
 from pipeline.system.progress import doing
 from pipeline.system.threads import one_thread
-from pipeline.training.device import frozen_copy, joined, run_to_head
+from pipeline.training.device import compute_copy, joined, run_to_head
 from pipeline.training.norm.stats import (
     PIXELS_PER_BATCH,
     keep_norm_stats,
@@ -168,7 +168,7 @@ def _features(
     backbone: Backbone, images: ImageSet, rows: IntArray, dtype: torch.dtype, device: torch.device
 ) -> NDArray[np.float32]:
     """What enters the head for these rows under the backbone's own statistics, (N, C)."""
-    segments = frozen_copy(backbone.segments, dtype, device)
+    segments = compute_copy(backbone.segments, dtype, device, frozen=True)
     size = max(1, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
     parts = (
         run_to_head(

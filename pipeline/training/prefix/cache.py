@@ -42,7 +42,7 @@ from pipeline.system.leases import renewing
 from pipeline.system.processes import owner_mark
 from pipeline.system.progress import bar
 from pipeline.system.text import count_of
-from pipeline.training.device import frozen_copy, run_segments, with_kernels
+from pipeline.training.device import compute_copy, run_segments, with_kernels
 from pipeline.training.prefix.entry import Entry, channels_last, entry_key
 from pipeline.training.prefix.features import Features, LiveFeatures, StoredFeatures, rendered_on
 
@@ -117,7 +117,7 @@ class PrefixCache:
             features = self._load_or_fill(entries[prefix], list(entries.values()), device, compute)
             if features is not None:
                 return features
-        segments = frozen_copy(backbone.segments[:prefix], dtype, device)
+        segments = compute_copy(backbone.segments[:prefix], dtype, device, frozen=True)
         return LiveFeatures.of(images, segments, augment, dtype, device)
 
     def _load_or_fill(
@@ -251,7 +251,7 @@ def _outputs(
     prefixes: Sequence[int],
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """One forward pass over every view: `Compute` with its first arguments given."""
-    segments = frozen_copy(backbone.segments[: prefixes[-1]], dtype, device)
+    segments = compute_copy(backbone.segments[: prefixes[-1]], dtype, device, frozen=True)
     batch = max(1, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
     starts = [(view, start) for view in range(views) for start in range(0, len(images), batch)]
     with bar("frozen part", len(starts)) as step:
