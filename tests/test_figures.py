@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from pipeline.reporting.figures import ArmRow, comparison_picture, gains_picture, pairs_of_pictures
+from pipeline.reporting.figures import ArmRow, comparison_picture, gains_picture
+from pipeline.reporting.image_grids import pairs_of_pictures
 
 
 def gains() -> Figure:
@@ -27,7 +29,7 @@ def comparison() -> Figure:
 
 @pytest.mark.parametrize("count", [1, 3, 12])
 def test_a_title_fits_above_few_pairs_as_above_many(count: int) -> None:
-    picture = np.zeros((16, 16, 3), dtype=np.uint8)
+    picture = torch.zeros((3, 16, 16), dtype=torch.uint8)
     more = ", the nearest 12" if count == 12 else ""
     title = f"near duplicates: {count} pairs of images that are nearly the same and stand in two"
     figure = pairs_of_pictures(f"{title} parts{more}", [("a | b", picture, picture)] * count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,15 @@ import torch
 from PIL import Image
 
 from pipeline.data.inspection.near import near_duplicates
+from pipeline.model.backbones import build_backbone
 from pipeline.runs.findings.near_duplicates import in_words
+from pipeline.runs.findings.pooled_features import pooled_features
+from pipeline.system.disk.digests import digest_file
 from pipeline.tracking import Tracking
 from pipeline.tracking.keys import KIND, LINEAGE_KEY, NEAR_DUPLICATES
+from pipeline.training.prefix.cache import PrefixCache
 from tests.conftest import Command
-from tests.helpers import make_images
+from tests.helpers import CPU, make_images
 
 
 def parts(count: int = 30, width: int = 16) -> tuple[dict, dict]:
@@ -139,6 +144,33 @@ def test_a_decision_looks_at_every_draw_of_its_first_look(
     out = capsys.readouterr().out
     assert "note: near duplicates: in 3 of 3 draws, at most " in out
     assert "keep such images together with -P group=" in out
+
+
+def test_features_of_test_images_are_read_back_and_damage_is_noticed(tmp_path: Path) -> None:
+    backbone, images = build_backbone("mobilenet_v3_small", 2, 32, seed=0), make_images(12)
+    cache = PrefixCache(tmp_path, 1 << 30)
+
+    def features(*, keep: bool) -> torch.Tensor:
+        return pooled_features(cache, backbone, images, torch.float32, CPU, keep=keep)
+
+    first = features(keep=True)
+    assert torch.equal(first, features(keep=False))
+    kept, whole = sorted(tmp_path.glob("*.bin"), key=lambda path: path.stat().st_size)
+    assert kept.stat().st_size == first.nbytes
+
+    about = json.loads(kept.with_suffix(".json").read_text())
+    other = np.arange(first.numel(), dtype=np.float32)
+    kept.write_bytes(other.tobytes())
+    sha256 = {"sha256": digest_file(kept)}
+    kept.with_suffix(".json").write_text(json.dumps(about | sha256))
+    assert features(keep=True).flatten().tolist() == other.tolist()  # no other numbers are there
+
+    kept.write_bytes(other[::-1].tobytes())
+    assert torch.equal(features(keep=True), first)
+    assert cache.notes == [f"prefix cache entry {kept.stem[:12]} is damaged: computing it anew"]
+    whole.unlink()
+    assert torch.equal(features(keep=True), first)
+    assert not whole.exists()
 
 
 def test_the_advice_knows_that_images_are_grouped_already() -> None:

@@ -37,11 +37,19 @@ STYLE: dict[Any, Any] = {
     "lines.markersize": 3,
 }
 """What every picture has, in matplotlib's own words."""
+SIDE_BY_SIDE: dict[Any, Any] = STYLE | {
+    "figure.constrained_layout.use": False,
+    "figure.subplot.left": 0.08,
+    "figure.subplot.right": 0.99,
+    "figure.subplot.bottom": 0.15,
+    "figure.subplot.top": 0.9,
+    "figure.subplot.wspace": 0.24,
+}
+"""Of panels whose margins are known: to have matplotlib find them costs as much as to draw."""
 ABOVE: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}
 """Where a legend covers nothing that is drawn."""
 MAX_LABELLED_CLASSES = 30
 MAX_NUMBERED_CLASSES = 15
-PAIRS_A_ROW = 4
 
 
 @contextmanager
@@ -60,7 +68,7 @@ def best_effort(what: str, say: Callable[[str], None]) -> Iterator[None]:
         say(f"note: {what} could not be drawn ({first_line(err)}): nothing else is missing")
 
 
-@rc_context(STYLE)
+@rc_context(SIDE_BY_SIDE)
 def learning_curves(title: str, history: History) -> Figure:
     """Loss and accuracy by epoch, side by side; the selected epoch is marked."""
     figure = Figure(figsize=(9, 3.6))
@@ -75,7 +83,7 @@ def learning_curves(title: str, history: History) -> Figure:
     return figure
 
 
-@rc_context(STYLE)
+@rc_context(SIDE_BY_SIDE | {"figure.subplot.top": 0.88})
 def chain_curves(parts: Sequence[tuple[int, History]]) -> Figure:
     """Loss and accuracy of consecutive stages on one axis of epochs, stage boundaries marked.
 
@@ -120,7 +128,7 @@ def _count(values: Sequence[object] | NDArray[np.float64]) -> NDArray[np.int64]:
     return np.arange(1, len(values) + 1)
 
 
-@rc_context(STYLE)
+@rc_context(SIDE_BY_SIDE | {"figure.subplot.wspace": 0.34})
 def by_block(title: str, risks: Sequence[Mapping[str, float]]) -> Figure:
     """Drift, CKA and relative gradient of each block, by epoch, from `RiskMeter.read`."""
     figure = Figure(figsize=(11, 3.4))
@@ -168,7 +176,8 @@ def confusion_matrix(title: str, matrix: NDArray[np.int64], class_names: Sequenc
         for row, column in zip(*np.nonzero(matrix), strict=True):
             colour = "white" if shares[row, column] > 0.5 else "black"
             number = str(matrix[row, column])
-            axes.text(column, row, number, ha="center", va="center", fontsize=7, color=colour)
+            centred: dict[str, Any] = {"ha": "center", "va": "center", "in_layout": False}
+            axes.text(column, row, number, fontsize=7, color=colour, **centred)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     axes.set_title(title)
@@ -256,22 +265,3 @@ def _interval(axes: Axes, place: int, value: tuple[float, float, float], colour:
     mean, low, high = value
     axes.plot([low, high], [place, place], "-", lw=2, color=colour)
     axes.plot([mean], [place], "o", ms=6, color=colour)
-
-
-@rc_context(STYLE)
-def pairs_of_pictures(
-    title: str, pairs: Sequence[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]
-) -> Figure:
-    """Pairs side by side, `PAIRS_A_ROW` in a row; each has words and two pictures, (H, W, 3)."""
-    columns = min(PAIRS_A_ROW, max(2, len(pairs)))  # one alone is too narrow for the title
-    rows = -(-len(pairs) // columns)
-    figure = Figure(figsize=(3.6 * columns, 2.2 * rows + 0.4))
-    figure.suptitle(title)
-    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes in grid:
-        axes.set_axis_off()
-    for axes, (words, left, right) in zip(grid, pairs, strict=False):
-        gap = np.full((left.shape[0], max(1, left.shape[1] // 16), 3), 255, dtype=np.uint8)
-        axes.imshow(np.concatenate([left, gap, right], axis=1))
-        axes.set_title(words, fontsize=8)
-    return figure

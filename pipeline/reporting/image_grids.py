@@ -1,4 +1,4 @@
-"""Pictures of images: a grid with captions, and how sure predictions are against how right.
+"""Pictures of images: a grid with captions, pairs, and how sure predictions are against how right.
 
 In: pixels and texts, or `Bins`. Out: matplotlib figures, small when stored as JPEG.
 """
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -23,8 +24,13 @@ from pipeline.stats.calibration import Bins
 SIDE = 96
 """Pixels of a small picture."""
 COLUMNS = 6
+PAIRS_A_ROW, PAIR_SIDE = 4, 136
 _LETTERS, _LINES = 22, 4
 """What fits below a small picture: letters of a line, and lines that a long name may take."""
+TITLE = 30
+"""Pixels of a canvas's scale that a title takes."""
+PLACED: dict[Any, Any] = STYLE | {"figure.constrained_layout.use": False}
+"""Of figures that say themselves where everything stands."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +61,20 @@ def caption(text: str) -> str:
     return "\n".join(found)
 
 
-@rc_context(STYLE)
-def image_grid(title: str, rows: Sequence[Row]) -> Figure:
-    """Small pictures with captions below, headings above; every row is as wide as it needs.
+def _sheet(height: int, width: int) -> tuple[Figure, Axes]:
+    """An empty figure for a canvas of so many pixels, which its axes fill below a title.
 
-    One set of axes holds all of them: a set for each picture takes seconds.
+    One set of axes holds all pictures: a set for each picture takes seconds.
     """
+    figure = Figure(figsize=(width / 80, (height + TITLE) / 80), dpi=100)
+    axes = figure.add_axes((0, 0, 1, height / (height + TITLE)))
+    axes.axis("off")
+    return figure, axes
+
+
+@rc_context(PLACED)
+def image_grid(title: str, rows: Sequence[Row]) -> Figure:
+    """Small pictures with captions below, headings above; every row is as wide as it needs."""
     lines = [math.ceil(len(row.pixels) / COLUMNS) for row in rows]
     captions = [[caption(text) for text in row.captions] for row in rows]
     text = 1 + max((c.count("\n") for row in captions for c in row), default=0)
@@ -70,9 +84,7 @@ def image_grid(title: str, rows: Sequence[Row]) -> Figure:
     )
     width = COLUMNS * (SIDE + 12)
     canvas = np.full((height, width, 3), 255, dtype=np.uint8)
-    figure = Figure(figsize=(width / 80, (height + 30) / 80), dpi=100)
-    axes = figure.subplots()
-    axes.axis("off")
+    figure, axes = _sheet(height, width)
     axes.set_title(title, parse_math=False)
     plain: dict[str, Any] = {"fontsize": 7, "va": "top", "ha": "center", "parse_math": False}
     top = 0
@@ -90,12 +102,38 @@ def image_grid(title: str, rows: Sequence[Row]) -> Figure:
     return figure
 
 
-@rc_context(STYLE)
+@rc_context(PLACED)
+def pairs_of_pictures(title: str, pairs: Sequence[tuple[str, Tensor, Tensor]]) -> Figure:
+    """Pairs side by side, `PAIRS_A_ROW` in a row.
+
+    `pairs`: words, and two pictures of one size, uint8, (3, S, S).
+    """
+    columns = min(PAIRS_A_ROW, max(2, len(pairs)))  # one alone is too narrow for the title
+    gap, head = 8, 30
+    wide, high = 2 * (PAIR_SIDE + gap), PAIR_SIDE + head
+    canvas = np.full((-(-len(pairs) // columns) * high, columns * wide, 3), 255, dtype=np.uint8)
+    figure, axes = _sheet(*canvas.shape[:2])
+    figure.suptitle(title)
+    for number, (words, *both) in enumerate(pairs):
+        top, left = number // columns * high + head, number % columns * wide + gap // 2
+        for place, picture in enumerate(small(torch.stack(both), PAIR_SIDE)):
+            x = left + place * (PAIR_SIDE + gap)
+            canvas[top : top + PAIR_SIDE, x : x + PAIR_SIDE] = picture
+        centred: dict[str, Any] = {"fontsize": 8, "va": "bottom", "ha": "center"}
+        axes.text(left + PAIR_SIDE + gap / 2, top - 3, words, **centred)
+    axes.imshow(canvas, interpolation="nearest")
+    return figure
+
+
+@rc_context(PLACED)
 def reliability_diagram(title: str, bins: Bins) -> Figure:
     """How often predictions are right, by how sure they are; below, how many there are."""
     figure = Figure(figsize=(4.8, 5.2))
     figure.suptitle(f"{title}: calibration error {bins.error:.1%}")
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+    where = {"left": 0.12, "right": 0.98, "bottom": 0.09, "top": 0.94, "hspace": 0.08}
+    upper, lower = figure.subplots(
+        2, 1, sharex=True, height_ratios=[4, 1], gridspec_kw=dict[str, Any](where)
+    )
     upper.plot([0, 1], [0, 1], "--", color="0.6", lw=1, label="as sure as right")
     upper.vlines(bins.confidence, bins.confidence, bins.accuracy, color=VAL_COLOUR, lw=1)
     upper.plot(bins.confidence, bins.accuracy, "o-", ms=5, color=TRAIN_COLOUR, label="predictions")

@@ -112,9 +112,16 @@ class RunLog:
             self._client.log_text(self.run_id, content, path)
 
     def figure(self, figure: Any, path: str) -> None:  # noqa: ANN401 - matplotlib's, imported late
-        """Store a picture."""
+        """Store a picture.
+
+        Where everything stands is found once; matplotlib's own way draws the picture for that.
+        """
+        if engine := figure.get_layout_engine():
+            engine.execute(figure)
+            figure.set_layout_engine("none")
+        png = {"pil_kwargs": {"compress_level": 3}} if path.endswith(".png") else {}
         with translated(f"store {path}", self._uri):
-            self._client.log_figure(self.run_id, figure, path)
+            self._client.log_figure(self.run_id, figure, path, save_kwargs=png)
 
     def table(self, frame: pd.DataFrame, path: str, pictures: Sequence[bytes] = ()) -> None:
         """Store a table that MLflow's pages show, with a column of pictures where there are any.
@@ -237,7 +244,27 @@ class _StatedPyfunc:
     def save_model(*, validate_serving_input: bool, **stated: Any) -> None:  # noqa: ANN401
         import mlflow
 
-        mlflow.pyfunc.save_model(**stated)
+        with _installed_as_stated():
+            mlflow.pyfunc.save_model(**stated)
+
+
+@contextmanager
+def _installed_as_stated() -> Iterator[None]:
+    """Spare MLflow's comparison of requirements with what is installed: they are read from there.
+
+    For it MLflow would look at every file of every installed package, which takes seconds.
+    """
+    from mlflow.utils import environment
+
+    name = "warn_dependency_requirement_mismatches"
+    if (warn := getattr(environment, name, None)) is None:  # a version without it
+        yield
+        return
+    setattr(environment, name, lambda requirements: None)
+    try:
+        yield
+    finally:
+        setattr(environment, name, warn)
 
 
 @contextmanager

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
 from pipeline.errors import SettingsError
 from pipeline.model.backbones import Backbone
@@ -41,6 +40,8 @@ def mix(
     Returns:
         The mixed inputs, and the share of each class, (N, classes).
     """
+    from torchvision.transforms import v2  # slow to import
+
     transform = {"mixup": v2.MixUp, "cutmix": v2.CutMix}[how](num_classes=classes)
     maps = inputs if inputs.ndim == 4 else inputs.reshape(len(inputs), -1, 1, 1)
     with torch.random.fork_rng(devices=[]):  # dropout's numbers stay what they are

@@ -30,6 +30,7 @@ from pipeline.data.images import IntArray
 from pipeline.model.backbones import Backbone
 from pipeline.model.grouping import HEAD
 from pipeline.settings.augmentation import Augment, of_images
+from pipeline.system.threads import one_thread
 from pipeline.training.device import compute_copy, joined, run_to_head
 from pipeline.training.prefix.cache import PIXELS_PER_BATCH, PrefixCache
 
@@ -117,7 +118,8 @@ def fit_and_score(
     scores: dict[str, dict[str, float]] = {part: {} for part in others}
     balanced: dict[str, dict[str, float]] = {part: {} for part in others}
     for name, (make, key, values) in _classifiers().items():
-        model, chosen[name] = _best(make, key, values, fitted, labels)
+        with one_thread():
+            model, chosen[name] = _best(make, key, values, fitted, labels)
         for part, (x, y) in scaled.items():
             right = model.predict(x) == y
             scores[part][name] = float(right.mean())

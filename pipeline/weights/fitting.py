@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.vision_transformer import interpolate_embeddings
 
 from pipeline.errors import WeightsError
 from pipeline.model.backbones import AUTO, shapes_of
@@ -173,6 +172,8 @@ def _adapted(layout: Layout, prefix: str, state: Mapping[str, Tensor]) -> dict[s
             adapt = sys.modules[type(layout.model).__module__].checkpoint_filter_fn
             own = adapt(own, layout.model)
         elif layout.name.startswith("vit_"):
+            from torchvision.models.vision_transformer import interpolate_embeddings
+
             side = layout.model.image_size, layout.model.patch_size
             own = dict(interpolate_embeddings(*side, OrderedDict(own)))
         else:

@@ -165,7 +165,8 @@ class PairSetup:
         looked_at = self.keys[: self.pool.looks[0] * self.seeds if self.settings.cache else 1]
         draws = {(key.draw, key.data_seed): key for key in reversed(looked_at)}
         sessions = map(self._session, reversed(draws.values()))
-        log_near_duplicates(next(sessions), log, self.command.say, sessions)
+        test = self.overlap.test
+        log_near_duplicates(next(sessions), log, self.command.say, sessions, test)
 
     def _session(self, key: PairKey) -> Session:
         session = Session.open(key.apply(self.settings), self.tracking, lambda _: None)

@@ -8,8 +8,8 @@ splits are as published, is not looked at. Nothing here fails a run or is part o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -21,22 +21,21 @@ from pipeline.data.augment import distinct_views
 from pipeline.data.base import Split, preparation_of
 from pipeline.data.cache import shelf_of
 from pipeline.data.image_set import ImageSet
-from pipeline.data.images import U8Array
+from pipeline.data.images import IntArray
 from pipeline.data.inspection.near import NearDuplicates, NearPair, near_duplicates
 from pipeline.data.open import NAMES
+from pipeline.data.pixels import ChosenPixels
 from pipeline.data.reading import read_images
 from pipeline.errors import first_line
-from pipeline.reporting.figures import pairs_of_pictures
+from pipeline.reporting.image_grids import pairs_of_pictures
+from pipeline.runs.findings.pooled_features import pooled_features
 from pipeline.runs.session import Session
 from pipeline.system.progress import doing
 from pipeline.system.text import count_of
 from pipeline.tracking import RunLog
 from pipeline.tracking.keys import NEAR_DUPLICATES
-from pipeline.training.device import joined
 
 TABLE, PICTURE = "near_duplicates.csv", "figures/near_duplicates.png"
-TOGETHER = 32
-"""Images whose features are read, or computed, at a time."""
 SHOWN = 12
 """Pairs in the picture."""
 WORDS = {"train": "training", "val": "validation", "test": "test"}
@@ -60,17 +59,19 @@ def log_near_duplicates(
     log: RunLog,
     say: Callable[[str], None],
     others: Iterable[Session] = (),
+    test_images: ImageSet | None = None,
 ) -> None:
     """Compare the images of a session's draw and of its test split; a note where that fails.
 
     `others`: sessions of further draws. The draw with the most near duplicates is logged.
+    `test_images`: those of the test split, where the caller has read them.
     """
     share = session.settings.near_duplicates
     if not share or session.settings.data in NAMES:
         return
     try:
         with doing("looking for near duplicates"):
-            test = _test(session)
+            test = _test(session, test_images)
             worst = _look(session, test, share)
             draws, affected = 1, int(worst.count > 0)
             for other in others:
@@ -120,7 +121,7 @@ def in_words(found: NearDuplicates, group: str = "", draws: int = 1, affected: i
     )
 
 
-def _test(session: Session) -> dict[str, ImageSet]:
+def _test(session: Session, read: ImageSet | None) -> dict[str, ImageSet]:
     """The test images, at most as many as the draw has; none where there is no test split."""
     test, settings, draw = session.source.test, session.settings, session.draw
     if test is None or not len(test.labels):
@@ -129,33 +130,42 @@ def _test(session: Session) -> dict[str, ImageSet]:
     rows = np.arange(len(test.labels))
     if len(rows) > most:
         rows = rows[:: -(-len(rows) // most)]
+    if read is not None:
+        return {"test": _some_of(read, np.flatnonzero(np.isin(read.rows, rows)))}
     size, prepared = settings.image_size, preparation_of(settings)
-    read = read_images(test, rows, size, prepared, skip_unreadable=True, shelf=shelf_of(settings))
-    return {"test": read}
+    shelf = shelf_of(settings)
+    found = read_images(test, rows, size, prepared, skip_unreadable=True, shelf=shelf)
+    return {"test": found}
 
 
-@torch.no_grad()
-def _features(session: Session, images: ImageSet, name: str) -> Tensor:
-    """What the head is fed with for each image as it is, (N, C)."""
-    backbone, settings = session.backbone, session.settings
-    augment = settings.training(1).augment
-    as_trained = name == "train" and distinct_views(augment) and settings.views
-    features = session.cache.features(
-        backbone,
-        backbone.frozen_segments(backbone.order[-1:]),
+def _some_of(images: ImageSet, places: IntArray) -> ImageSet:
+    if len(places) == len(images):
+        return images
+    chosen, pixels = torch.from_numpy(places), images.pixels
+    return replace(
         images,
-        augment=augment if as_trained else "none",  # its first view is the picture itself
-        views=settings.views if as_trained else 1,
-        dtype=session.dtype,
-        device=session.device,
+        pixels=pixels[chosen] if isinstance(pixels, Tensor) else ChosenPixels(pixels, chosen),
+        labels=images.labels[chosen],
+        digests=images.digests[places],
+        rows=images.rows[places],
+        names=tuple(images.names[place] for place in places) if images.names else (),
     )
 
-    def found() -> Iterator[Tensor]:
-        for rows in np.array_split(np.arange(len(images)), max(1, len(images) // TOGETHER)):
-            outputs = features.batch(rows, np.zeros_like(rows)).float().cpu()
-            yield outputs.flatten(2).mean(2) if outputs.ndim > 2 else outputs
 
-    return joined(found(), len(images))
+def _features(session: Session, images: ImageSet, name: str) -> Tensor:
+    """What the head is fed with for each image as it is, (N, C)."""
+    augment, views = session.settings.training(1).augment, session.settings.views
+    as_trained = name == "train" and distinct_views(augment) and views
+    return pooled_features(
+        session.cache,
+        session.backbone,
+        images,
+        session.dtype,
+        session.device,
+        augment=augment if as_trained else "none",  # its first view is the picture itself
+        views=views if as_trained else 1,
+        keep=name == "test",
+    )
 
 
 def _split_of(session: Session, part: str) -> Split:
@@ -199,13 +209,13 @@ def _picture(session: Session, images: dict[str, ImageSet], found: NearDuplicate
     """The nearest pairs side by side."""
     names = session.draw.class_names
 
-    def shown(pair: NearPair) -> tuple[str, U8Array, U8Array]:
+    def shown(pair: NearPair) -> tuple[str, Tensor, Tensor]:
         both = [
             (f"{part}: {names[int(images[part].labels[i])]}", images[part].pixels[i])
             for part, i in (pair.first, pair.second)
         ]
         words = " | ".join(text for text, _ in both) + f"\ncosine {pair.cosine:.3f}"
-        left, right = (pixels.permute(1, 2, 0).cpu().numpy() for _, pixels in both)
+        left, right = (pixels.cpu() for _, pixels in both)
         return words, left, right
 
     more = f", the nearest {SHOWN}" if len(found.pairs) > SHOWN else ""

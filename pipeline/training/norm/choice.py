@@ -35,6 +35,7 @@ from pipeline.model.backbones import Backbone, batch_norms
 from pipeline.system.disk.digests import digest_values
 from pipeline.system.disk.files import keep_in_cache
 from pipeline.system.progress import doing
+from pipeline.system.threads import one_thread
 from pipeline.training.device import compute_copy, joined, run_to_head
 from pipeline.training.norm.stats import (
     PIXELS_PER_BATCH,
@@ -193,7 +194,8 @@ def _hits(features: NDArray[np.float32], keys: NDArray[np.uint64], labels: IntAr
     folds = min(FOLDS, int(np.bincount(labels).min()))
     probe = make_pipeline(StandardScaler(), RidgeClassifier(alpha=PENALTY * features.shape[1]))
     dealt = StratifiedKFold(folds, shuffle=True, random_state=SEED)
-    predicted = cross_val_predict(probe, features[order], labels, cv=dealt)
+    with one_thread():
+        predicted = cross_val_predict(probe, features[order], labels, cv=dealt)
     hits: Hits = (predicted == labels).astype(np.float64)
     return hits
 
