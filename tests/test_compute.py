@@ -8,10 +8,11 @@ import sys
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.data.images import USUAL
-from pipeline.model.backbones import build_backbone
+from pipeline.model.backbones import batch_norms, build_backbone
+from pipeline.model.freezing import set_trainable
 from pipeline.training.device import compute_copy, run_segments
 from pipeline.training.small_conv import SmallConv2d
 from tests.helpers import CLASSES, CPU, calibrated_backbone, make_images
@@ -55,6 +56,28 @@ def test_the_copy_that_computes_gives_the_models_own_logits(name: str, size: int
         got = run_segments(copies, inputs, torch.float32)
     scale = float(wanted.abs().max())  # random weights amplify rounding from layer to layer
     torch.testing.assert_close(got, wanted, rtol=0, atol=5e-4 * scale)
+
+
+def test_gradients_lie_in_memory_as_maps_do_also_behind_global_pooling() -> None:
+    backbone = build_backbone("mobilenet_v3_small", CLASSES, 64, seed=0)
+    copies = compute_copy(backbone.segments, torch.float32, CPU)
+    set_trainable(copies, backbone.order, "adapt")
+    found: list[tuple[torch.Size, bool]] = []
+
+    def see(_layer: nn.Module, _inputs: object, outputs: Tensor) -> None:
+        outputs.register_hook(  # type: ignore[no-untyped-call]
+            lambda grad: found.append(
+                (grad.shape, grad.is_contiguous(memory_format=torch.channels_last))
+            )
+        )
+
+    layers = list(batch_norms(copied.module for copied in copies))
+    for layer in layers:
+        layer.register_forward_hook(see)
+    logits = run_segments(copies, make_images(4, 64).pixels.float(), torch.float32)
+    torch.autograd.backward(logits.square().sum())
+    assert len(found) == len(layers)
+    assert all(is_last for _, is_last in found), found
 
 
 def test_a_copy_is_channels_last_and_shares_nothing() -> None:

@@ -17,6 +17,7 @@ SHAPES = [  # images, channels in, map, channels out, kernel, stride, padding
     (2, 6, 9, 8, 3, 1, 1),  # too large: the library's own
     (2, 6, 4, 256, 1, 2, 0),  # a residual shortcut
     (2, 6, 1, 64, 1, 1, 0),
+    (2, 6, 9, 8, 1, 1, 0),  # its weight gradient, whatever the map
     (3, 4, 1, 5, 3, 1, 1),  # dense, in any precision
     (3, 4, 2, 5, 3, 1, 1),
     (3, 4, 3, 5, 3, 1, 1),  # too large for it

@@ -26,7 +26,6 @@ from pipeline.model.factories import is_factory, sources_of
 from pipeline.model.grouping import HEAD, Blocks, blocks_of
 from pipeline.model.networks import build_network, check_network
 from pipeline.model.segments import Segment
-from pipeline.system.compiler import NothingDrawn
 from pipeline.system.disk.digests import digest_file, digest_values
 from pipeline.system.text import first_of
 
@@ -226,7 +225,7 @@ def has_batch_norm(name: str, image_size: int) -> bool:
 def _on_meta(name: str, image_size: int) -> nn.Module:
     """A library's network of two classes; without values where the library can make it so."""
     try:
-        with torch.device("meta"), NothingDrawn():
+        with torch.device("meta"):
             return build_network(name, 2, image_size, seed=0)
     except SettingsError:  # the network reads values of its weights while it is made
         return build_network(name, 2, image_size, seed=0)

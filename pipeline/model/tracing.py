@@ -16,11 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
-
-from pipeline.system.compiler import without_compiler
-
-with without_compiler():
-    from torchvision.ops import StochasticDepth, stochastic_depth
+from torchvision.ops import StochasticDepth, stochastic_depth
 
 Added = dict[str, nn.Module | Tensor]
 """Names that the network does not have -> modules in place of functions, constants."""

@@ -134,7 +134,9 @@ def _keep_layout(_layer: nn.Module, _inputs: tuple[Tensor, ...], outputs: Tensor
     takes ten times as long (docs/experiments).
     """
     if outputs.requires_grad and outputs.ndim == 4:
-        outputs.register_hook(partial(Tensor.contiguous, memory_format=torch.channels_last))
+        outputs.register_hook(  # type: ignore[no-untyped-call]
+            partial(Tensor.contiguous, memory_format=torch.channels_last)
+        )
 
 
 def dtype_of(segment: Segment, dtype: torch.dtype) -> torch.dtype:

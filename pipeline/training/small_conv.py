@@ -5,8 +5,9 @@ most of a training step on the gradient of the weights; laid out as a matrix pro
 Chellapilla, Puri & Simard 2006) a bfloat16 step takes less than half the time, and a float32 one
 with AVX2 an eighth less. On 2x2 maps, where im2col would mostly multiply padding, the whole
 convolution is one dense matrix.
-Which product pays at which size was measured (docs/experiments); larger maps keep the library's
-convolution.
+A 1x1 convolution is a product as it stands: in float32 its weight gradient is computed as one on
+maps of any size. Which product pays at which size was measured (docs/experiments); other larger
+maps keep the library's convolution.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class _How:
         # the patches of a 1x1 convolution are its input: nothing is laid out for the product
         is_product = tuple(weight.shape[2:]) == (1, 1) and (stride, padding) == (1, 0)
         self.weight_as_product = positions <= MAX_POSITIONS or (
-            is_product and weight.dtype == torch.float32
+            is_product and weight.dtype.itemsize > 2
         )
 
 

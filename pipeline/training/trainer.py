@@ -32,7 +32,6 @@ from pipeline.settings.augmentation import mixing_of
 from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import Stage
 from pipeline.stats.metrics import OBJECTIVES, Row, rounded, score_logits
-from pipeline.system.compiler import never_compiled
 from pipeline.system.transfers import send, send_rows
 from pipeline.tracking.history import History
 from pipeline.tracking.keys import RISKS, TRAIN_ACC, TRAIN_LOSS, TRAIN_S, VAL, VAL_ACC, VAL_S
@@ -44,9 +43,9 @@ from pipeline.training.prefix.features import Features
 from pipeline.training.trainer_state import State, put_state
 
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
-    "adamw": never_compiled(torch.optim.AdamW),
+    "adamw": torch.optim.AdamW,
     # groups have their rates
-    "sgd": partial(never_compiled(torch.optim.SGD), lr=1.0, momentum=0.9, nesterov=True),
+    "sgd": partial(torch.optim.SGD, lr=1.0, momentum=0.9, nesterov=True),
 }
 
 
