@@ -75,11 +75,14 @@ def test_a_stage_changes_its_trainable_blocks_and_nothing_else(name: str, stage:
     trainable = set(backbone.tensor_names(stage.trainable))
     assert changed_names(before, copy_state(backbone)) == trainable
 
-    for segment in features.running:  # the copy of the prefix that was really run
+    frozen = backbone.segments[: len(features.running)]
+    fresh = compute_copy(frozen, torch.float32, CPU, frozen=True)
+    for segment, other in zip(features.running, fresh, strict=True):  # the copy that really ran
         copied = segment.module
-        assert list(copied.state_dict()) == backbone.tensor_names(segment.blocks)
+        wanted = other.module.state_dict()
+        assert list(copied.state_dict()) == list(wanted)
         for inner, tensor in copied.state_dict().items():
-            assert torch.equal(tensor, before[inner])
+            assert torch.equal(tensor, wanted[inner])
         assert not any(module.training for module in copied.modules())
         assert not any(p.requires_grad or p.grad is not None for p in copied.parameters())
 
