@@ -23,7 +23,8 @@ def folded(module: nn.Module) -> nn.Module:
         return module
     _split_activations(module)
     try:
-        return fuse(fx.GraphModule(module, _Tracer().trace(module)), inplace=True, no_trace=True)
+        traced = fx.GraphModule(module, _Tracer().trace(module))
+        return fuse(traced, inplace=True, no_trace=True).eval()
     except Exception:  # noqa: BLE001 - a network's own code may raise anything when traced
         return module
 
