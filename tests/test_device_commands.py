@@ -23,6 +23,7 @@ READS = {
     "put": "new statistics",
     "_seconds_an_image": "what an image costs, told before a comparison",
     "found": "features that near duplicates are looked for with",
+    "_as_bytes": "averaged features, a batch at a time, on their way to the disk",
     "_digest_tensor": "frozen weights, for the proof that they have not moved",
 }
 """Functions in which the host waits for a device, and for what."""

@@ -83,10 +83,10 @@ class _OwnEntries(PrefixCache):
 
 def _pooled(features: Features, count: int) -> Iterator[Tensor]:
     for rows in np.array_split(np.arange(count), max(1, count // TOGETHER)):
-        outputs = features.batch(rows, np.zeros_like(rows)).float().cpu()
+        outputs = features.batch(rows, np.zeros_like(rows)).float()
         yield outputs.flatten(2).mean(2) if outputs.ndim > 2 else outputs
 
 
 def _as_bytes(parts: Iterator[Tensor]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     for part in parts:
-        yield 0, part.contiguous().view(-1).view(torch.uint8).numpy()
+        yield 0, part.cpu().contiguous().view(-1).view(torch.uint8).numpy()
