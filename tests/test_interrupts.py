@@ -48,6 +48,14 @@ def check_unlocked(path: Path) -> None:
         other.execute("ROLLBACK")
 
 
+@pytest.fixture(autouse=True)
+def not_under_nohup() -> Iterator[None]:
+    """A check that runs under nohup, where a terminal's end is ignored, finds it as elsewhere."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_ends_a_command_at_the_next_check_and_only_once(number: signal.Signals) -> None:
     with stopped_by_signals(signal.signal):
