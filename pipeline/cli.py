@@ -23,7 +23,7 @@ from pipeline.settings.entry import STORAGE
 from pipeline.system import progress
 from pipeline.system.disk.scratch import own_temporary_folder, sweep_folders
 from pipeline.system.disk.shelf import new_command
-from pipeline.system.interrupts import stopped_by_signals
+from pipeline.system.interrupts import asked_early, stopped_by_signals
 from pipeline.system.network.addresses import without_password
 from pipeline.system.text import printable
 from pipeline.system.variables import check_variables
@@ -75,7 +75,12 @@ def main(
             stream.reconfigure(errors="replace")
     try:
         with stopped_by_signals(handle_signals):
-            run(*parse(argv))
+            try:
+                run(*parse(argv))
+            except Exception as err:
+                if isinstance(err, PipelineError) or not asked_early():
+                    raise
+                raise KeyboardInterrupt from err
     except PipelineError as err:
         for line in str(err).splitlines():
             print(printable(f"error: {line}{_notes(err)}"), file=sys.stderr)

@@ -38,6 +38,7 @@ from pipeline.settings.run import (
     plain_values,
 )
 from pipeline.signals.evidence import refresh_siblings, signals_of
+from pipeline.stats.metrics import OBJECTIVES
 from pipeline.system.text import in_columns
 from pipeline.tracking import RunView, Tracking
 from pipeline.tracking.history import Summary
@@ -134,6 +135,17 @@ def _tuned(
     return with_tuned(session, list(stages), explicit, studies)
 
 
+def best_of(rows: Sequence[Summary], select: str) -> Summary:
+    """The stage that is best by the metric that `select` names, the earlier one of equals."""
+    objective = OBJECTIVES[select]
+
+    def rank(row: Summary) -> tuple[float, float]:
+        val = {name.removeprefix("val_"): value for name, value in row.val.items()}
+        return objective.rank(val) if objective.metric in val else (row.val_acc, 0.0)
+
+    return max(rows, key=rank)
+
+
 def main_entry(command: Command, settings: Settings) -> list[Summary]:
     """Entry point main: every stage of the schedule, and a run that sums them up."""
     data = settings.data_name
@@ -173,7 +185,9 @@ def main_entry(command: Command, settings: Settings) -> list[Summary]:
         log.tags({NOTE: f"{page}\n{picture}\n", NAME: f"{reached} · {name}"})
         log.text(page, "summary.md")
         log.text(json.dumps(values, indent=2) + "\n", "settings.json")
-    command.say(f"\nthe model to use: {command_line('refit', {'run_id': rows[-1].run_id})}")
+    best = best_of(rows, session.settings.training(last.number).select)
+    refit = command_line("refit", {"run_id": best.run_id})
+    command.say(f"\nthe model to use (stage {best.number} is best on validation images): {refit}")
     command.say(f"\n{in_columns(table)}")
     if floor and (remark := floor.remark(rows[-1].number, rows[-1].val_acc)):
         command.say(remark)

@@ -66,7 +66,7 @@ def predict_entry(command: Command, plan: PredictSettings) -> pd.DataFrame:
     if len(table) > len(shown):
         say(f"… the first {len(shown)} of {count}")
     counts = table.loc[table["error"] == "", "label"].value_counts()
-    say(f"in all: {first_of([f'{label} {count}' for label, count in counts.items()])}")
+    say(f"in all: {first_of([f'{label}: {count}' for label, count in counts.items()])}")
     if unread := _unread(table):
         say(f"note: {len(unread)} cannot be read: {first_of(unread, 5)}")
     if line := _accuracy(table):

@@ -223,7 +223,7 @@ def _description(
     lines.append(f"Training and logging took {minutes(summary.wall_s)}.")
     if stage.number == len(settings.stages) and not within:
         refit = command_line("refit", {"run_id": summary.run_id})
-        lines.append(f"The same on all images, as the model to use: `{refit}`")
+        lines.append(f"The same recipe on all images: `{refit}`")
     return "\n\n".join(filter(None, lines))
 
 

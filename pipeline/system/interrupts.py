@@ -49,6 +49,14 @@ def asked() -> bool:
     return _state.asked_at is not None
 
 
+def asked_early() -> bool:
+    """Whether a signal came before anything was written.
+
+    It interrupts imports, which may fail with any error for that.
+    """
+    return _state.asked_at is not None and not _state.begun
+
+
 def begun() -> None:
     """From now on something is written: signals are heeded by `check` and in waits.
 

@@ -1,0 +1,41 @@
+"""What a chain recommends."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.entries.chain import best_of
+from pipeline.tracking.history import Summary
+from pipeline.tracking.keys import VAL
+
+
+def reached(number: int, **val: float) -> Summary:
+    return Summary(
+        number=number,
+        trains=("head",),
+        run_id=f"run{number}",
+        reused=False,
+        epoch=1,
+        metrics={VAL[name]: value for name, value in val.items()},
+        wall_s=1.0,
+        trainable=1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("select", "best"), [("val_acc", 2), ("val_loss", 3), ("val_balanced_acc", 1)]
+)
+def test_the_model_to_use_is_the_best_stage_by_what_selects_epochs(select: str, best: int) -> None:
+    rows = [
+        reached(1, acc=0.70, loss=1.2, balanced_acc=0.8),
+        reached(2, acc=0.75, loss=1.1, balanced_acc=0.7),
+        reached(3, acc=0.72, loss=1.0, balanced_acc=0.6),
+    ]
+    assert best_of(rows, select).number == best
+
+
+def test_of_equal_stages_the_earlier_is_used_and_runs_of_old_go_by_accuracy() -> None:
+    same = [reached(n, acc=0.7, loss=1.0) for n in (1, 2)]
+    assert best_of(same, "val_acc").number == 1
+    old = [reached(1, acc=0.8), reached(2, acc=0.7)]
+    assert best_of(old, "val_loss").number == 1
