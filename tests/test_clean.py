@@ -74,6 +74,7 @@ def test_the_dry_run_touches_nothing_and_removal_only_what_was_asked_for(
     out = capsys.readouterr().out
     assert "trials of studies (1)" in out
     assert "failed and stopped runs (1)" in out
+    assert "runs without files are not counted" in out
     assert "nothing was removed" in out
     assert "mlflow experiments create -n NAME --artifact-location FOLDER" in out
     assert size_of(store) == before

@@ -26,6 +26,9 @@ def test_options_are_taken_as_words_or_with_an_equals_sign_or_as_for_mlflow_run(
     ("words", "message"),
     [
         ("stage2 --epoch 3", r"unknown setting epoch .*did you mean epochs\?"),
+        ("mian", r"unknown entry point mian .*did you mean main\?"),
+        ("stage-3", r"unknown entry point stage-3 .*did you mean stage3\?"),
+        ("xyzzy", r"unknown entry point xyzzy .*name one of these"),
         ("stage2 what", "unexpected words on the command line: what"),
         ("main --rope_pp 1", r"rope_pp .* is one of decide, compare, not of main"),
         (

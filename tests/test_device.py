@@ -23,7 +23,12 @@ from pipeline.runs.scoring import predict
 from pipeline.settings.run import MachineSettings, TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Stage
 from pipeline.system.memory import PeakMemory
-from pipeline.training.device import compute_copy, pick_device, pick_precision
+from pipeline.training.device import (
+    compute_copy,
+    emulation_note,
+    pick_device,
+    pick_precision,
+)
 from pipeline.training.norm.choice import choose_norm_stats
 from pipeline.training.norm.stats import calibrate_norm_stats, statistics_of
 from pipeline.training.out_of_memory import explained
@@ -213,6 +218,47 @@ def test_auto_is_the_precision_that_a_device_is_fast_at(
     with FakeDevice(kind=kind, capability=capability):
         assert pick_precision("auto", pick_device("auto")) == dtype
         assert pick_precision("float16", pick_device("auto")) == torch.float16
+
+
+@pytest.mark.parametrize(
+    ("kind", "capability", "emulated"),
+    [
+        ("cuda", (9, 0), set()),
+        ("cuda", (7, 5), {"bfloat16"}),
+        ("cuda", (6, 1), {"bfloat16", "float16"}),
+        ("mps", (0, 0), set()),
+    ],
+)
+def test_a_precision_that_a_device_emulates_is_noted(
+    kind: str, capability: tuple[int, int], emulated: set[str]
+) -> None:
+    with FakeDevice(kind=kind, capability=capability):
+        here = pick_device("auto")
+        noted = {p for p in ("auto", "float32", "bfloat16", "float16") if emulation_note(p, here)}
+        assert noted == emulated
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "auto", "emulated"),
+    [
+        ({"architecture": "x86_64", "avx2": True}, "float32", {"bfloat16", "float16"}),
+        ({"architecture": "x86_64", "avx512_bf16": True}, "bfloat16", {"float16"}),
+        ({"architecture": "x86_64", "amx_bf16": True, "amx_fp16": True}, "bfloat16", set()),
+        ({"architecture": "aarch64"}, "float32", set()),
+    ],
+)
+def test_a_precision_that_a_processor_emulates_is_noted(
+    capabilities: dict[str, object],
+    auto: str,
+    emulated: set[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    here = torch.device("cpu")
+    assert str(pick_precision("auto", here)) == f"torch.{auto}"
+    notes = {p: emulation_note(p, here) for p in ("auto", "float32", "bfloat16", "float16")}
+    assert {p for p, note in notes.items() if note} == emulated
+    assert all(f"={p} " in note and f"takes {auto}" in note for p, note in notes.items() if note)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

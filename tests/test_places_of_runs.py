@@ -75,10 +75,10 @@ def test_names_begin_with_what_differs_and_an_arm_is_called_what_it_is() -> None
 @pytest.mark.parametrize(
     ("gain", "state", "words"),
     [
-        (-0.013, "false", "1.3 points below stage 2 (s.e. 1.0): not worth it so far; one run"),
+        (-0.013, "false", "1.3 points below stage 2 (s.e. 1.0): no gain so far; one run"),
         (0.018, "true", "1.8 points above stage 2 (s.e. 1.0): worth it so far; one run"),
         (0.004, "false", "0.4 points above stage 2 (s.e. 1.0): that may be chance; one run"),
-        (0.0, "false", "as many as stage 2 (s.e. 1.0): not worth it so far; one run"),
+        (0.0, "false", "as many as stage 2 (s.e. 1.0): no gain so far; one run"),
     ],
 )
 def test_a_stage_in_one_sentence(gain: float, state: str, words: str) -> None:

@@ -162,7 +162,7 @@ def test_models_of_factories_that_changed_between_them_are_loaded_in_one_process
             assert len(one.predict(pd.DataFrame({"image": content}))) == 2
         assert main(["evaluate", "--run_id", runs[1]]) == 0
         assert main(["evaluate", "--run_id", runs[0]]) == 2
-        fault = "the source files of lone_net:build, or its blocks, are others than those"
+        fault = "the source files or blocks of lone_net:build are others than those"
         assert fault in capsys.readouterr().err
         assert "Tanh" in Path(sys.modules["lone_net"].__file__ or "").read_text()
     finally:

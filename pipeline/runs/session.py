@@ -31,6 +31,7 @@ from pipeline.tracking import RunView, Tracking, keys
 from pipeline.tracking.history import History, Summary
 from pipeline.training.device import (
     compute_repeatably,
+    emulation_note,
     pick_device,
     pick_precision,
     with_kernels,
@@ -113,8 +114,8 @@ class Session:
             f"of {len(draw.class_names)} classes, draw {settings.draw}; dealt from "
             f"{source.classes_in_words}"
         )
-        notes = (f"note: {note}" for note in (*source.notes, *draw.notes))
-        for line in filter(None, (draw.dealt, *notes)):
+        notes = (*source.notes, *draw.notes, emulation_note(settings.precision, device))
+        for line in filter(None, (draw.dealt, *(note and f"note: {note}" for note in notes))):
             say(line)
         size, classes = settings.image_size, len(draw.class_names)
         backbone = build_backbone(settings.backbone, classes, size, settings.seed, settings.blocks)
@@ -281,9 +282,8 @@ class Session:
         here, there = self.backbone.identity, run.tags.get(keys.NETWORK_SHA256)
         if there is not None and there != here:
             raise LineageError(
-                f"the source files of {self.backbone.name}, or its blocks, are others than those "
-                f"that the checkpoint was trained with ({there[:12]}…, now {here[:12]}…): put the "
-                "earlier files back"
+                f"the source files or blocks of {self.backbone.name} are others than those of the "
+                f"checkpoint ({there[:12]}…, now {here[:12]}…): put the earlier files back"
             )
 
     def prefix_features(

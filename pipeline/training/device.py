@@ -7,7 +7,7 @@ and the head stay float32: they are small, and the head's logits feed the loss.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -29,6 +29,11 @@ PRECISIONS = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+NATIVE = {
+    torch.bfloat16: ("avx512_bf16", "amx_bf16"),
+    torch.float16: ("avx512_fp16", "amx_fp16"),
+}
+"""Names of the instructions by which an x86 processor multiplies 16-bit numbers."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -71,17 +76,38 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     """
     if name != "auto":
         return PRECISIONS[name]
+    if device.type == "cpu":
+        fast = any(_cpu_capabilities().get(name) for name in NATIVE[torch.bfloat16])
+        return torch.bfloat16 if fast else torch.float32
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
-        if (7, 0) <= capability < (8, 0):
-            return torch.float16
-        fast = capability >= (8, 0)
-    elif device.type == "cpu":
-        capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-        fast = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    else:
-        fast = False
-    return torch.bfloat16 if fast else torch.float32
+        if capability >= (7, 0):
+            return torch.bfloat16 if capability >= (8, 0) else torch.float16
+    return torch.float32
+
+
+def emulation_note(name: str, device: torch.device) -> str:
+    """That a device computes a precision by way of float32; empty: it does not, or who knows."""
+    if name in ("auto", "float32"):
+        return ""
+    asked, emulated = PRECISIONS[name], False
+    if device.type == "cuda":
+        least = (8, 0) if asked == torch.bfloat16 else (7, 0)
+        emulated = torch.cuda.get_device_capability(device) < least
+    elif device.type == "cpu" and (here := _cpu_capabilities()).get("architecture") == "x86_64":
+        emulated = not any(here.get(name) for name in NATIVE[asked])
+    if not emulated:
+        return ""
+    auto = str(pick_precision("auto", device)).removeprefix("torch.")
+    return (
+        f"the {device.type} here has no instructions for precision={name} and computes it "
+        f"by way of float32, slower than float32 itself: -P precision=auto takes {auto}"
+    )
+
+
+def _cpu_capabilities() -> Mapping[str, object]:
+    """What PyTorch knows of the processor; earlier versions of PyTorch do not tell."""
+    return getattr(torch.cpu, "get_capabilities", dict)()  # type: ignore[no-any-return]
 
 
 def with_kernels(name: str) -> str:

@@ -22,6 +22,7 @@ from pipeline.settings.entry import CommandSettings, TuneSettings
 from pipeline.settings.layers import control_key, hint_for, split_stage_key
 from pipeline.settings.run import TRAIN_KEYS, ExperimentSettings, TrainSettings
 from pipeline.settings.thresholds import Thresholds
+from pipeline.system.disk.yaml_file import did_you_mean
 from pipeline.system.text import is_unicode, printable
 
 
@@ -114,11 +115,17 @@ def parse(argv: Sequence[str] | None) -> tuple[str, dict[str, str]]:
     """The entry point's name and its options, key -> text.
 
     Raises:
-        SettingsError: an option that is not known.
+        SettingsError: an entry point or an option that is not known.
     """
     given = iter(sys.argv[1:] if argv is None else argv)
     # `-P key=value`, as `mlflow run` takes it and as messages put it, is `--key=value`
     words = [f"--{next(given, '')}" if word == "-P" else word for word in given]
+    named = words[0] if words and not words[0].startswith("-") else None
+    if named is not None and named not in ENTRY_POINTS:
+        hint = did_you_mean(named, ENTRY_POINTS) or ": name one of these"
+        raise SettingsError(
+            f"unknown entry point {printable(named)} (there are {', '.join(ENTRY_POINTS)}){hint}"
+        )
     known, unknown = build_parser(_stage_keys(words)).parse_known_args(words)
     options = dict(vars(known))
     entry_point = options.pop("entry_point")

@@ -123,7 +123,7 @@ def outcome_sentence(
     if float(size):
         against = f"{size} points {'above' if points > 0 else 'below'} {before}"
     sure = "" if math.isnan(error) else f" (s.e. {error:.1f})"
-    so_far = "worth it so far" if gain.state == "true" else "not worth it so far"
+    so_far = "worth it so far" if gain.state == "true" else "no gain so far"
     if gain.state != "true" and float(size) and points > 0:
         so_far = "that may be chance"
     return f"{start}, {against}{sure}: {so_far}; one run proves nothing"
