@@ -89,7 +89,8 @@ def main(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt as err:
-        state = _notes(err) or ": what ran is marked KILLED"
+        launched = ", or FAILED by `mlflow run`" if os.environ.get("MLFLOW_RUN_ID") else ""
+        state = _notes(err) or f": what ran is marked KILLED{launched}"
         print(f"stopped{state}; the same command goes on", file=sys.stderr)
         return 130
     return 0

@@ -158,7 +158,8 @@ def test_ctrl_c_under_mlflow_run_ends_the_launched_run_and_says_why(
     while "epoch 3/" not in (line := process.stdout.readline()):
         assert line, process.communicate()
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does
-    process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=60)
+    assert "stopped: what ran is marked KILLED, or FAILED by `mlflow run`; the same" in said
     (run,) = stored_runs(f"sqlite:///{clone / 'mlflow.db'}")
     assert run.info.status in ("KILLED", "FAILED")  # MLflow 3.17 replaces the one by the other
     assert run.data.tags["failure"] == "stopped by Ctrl-C or a signal"
