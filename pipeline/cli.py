@@ -70,6 +70,7 @@ def main(
     argv: Sequence[str] | None = None, *, handle_signals: Callable[..., Any] = signal.signal
 ) -> int:
     """Run the command line; returns the exit code."""
+    or_failed = ", or FAILED by `mlflow run`" if os.environ.get("MLFLOW_RUN_ID") else ""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a letter shows another
             stream.reconfigure(errors="replace")
@@ -89,8 +90,7 @@ def main(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt as err:
-        launched = ", or FAILED by `mlflow run`" if os.environ.get("MLFLOW_RUN_ID") else ""
-        state = _notes(err) or f": what ran is marked KILLED{launched}"
+        state = _notes(err) or f": what ran is marked KILLED{or_failed}"
         print(f"stopped{state}; the same command goes on", file=sys.stderr)
         return 130
     return 0
