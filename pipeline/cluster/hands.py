@@ -60,6 +60,12 @@ class Cluster:
         """Tasks that the nodes carry at once."""
         return sum(self._room_on(node["Resources"]) for node in self._nodes())
 
+    @property
+    def at_once(self) -> int:
+        """Tasks that run side by side; 1 where a cluster has no room yet."""
+        room = self.room()
+        return min(self.most or room, room) or 1
+
     def _room_on(self, has: Mapping[str, float]) -> int:
         by_cpu = int(has.get("CPU", 0) / self.cpus)
         return min(by_cpu, int(has.get("GPU", 0) / self.gpus)) if self.gpus else by_cpu
@@ -107,13 +113,11 @@ class Cluster:
         Raises:
             ClusterError: this machine never has room for one; a cluster may grow.
         """
-        room = self.room()
-        count = min(self.most or room, room)
         gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
         where = "this machine" if self.address == LOCAL else self.address
         each = f"{count_of(self.cpus, 'core')}{gpus} each"
-        if count:
-            self.say(f"Ray on {where}: {count_of(count, 'task')} at once, {each}")
+        if self.room():
+            self.say(f"Ray on {where}: {count_of(self.at_once, 'task')} at once, {each}")
         elif self.address == LOCAL:
             raise ClusterError(
                 f"{where} does not have {each}, which a task asks for: pass a smaller num_cpus or "

@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from pipeline.comparing.arms import Arm, differences
 from pipeline.comparing.compared import Compared
-from pipeline.comparing.cost import equal_steps, seconds_a_draw
+from pipeline.comparing.cost import equal_steps
+from pipeline.comparing.estimate import estimate
 from pipeline.comparing.grid import Grid, explicit_keys_of_arm
 from pipeline.comparing.pages.comparison import log_comparison
 from pipeline.comparing.pairs.results import Results
@@ -88,9 +89,9 @@ def _forecast(grid: Grid, setup: PairSetup) -> None:
             say(f"note: the last stages of {arm.name} and {baseline.name}: {', '.join(apart)}")
     total = 0.0
     for backbone, arms in grid.arms.items():
-        draw_s, how = seconds_a_draw(arms, images, setup.tracking)
-        total += draw_s * draws
-        say(f"{backbone}: a draw takes about {draw_s:.0f} s here, {how}")
+        cost = estimate(arms, images, setup.tracking, setup.cluster)
+        total += cost.seconds(draws)
+        say(f"{backbone}: a draw takes about {cost.draw_s:.0f} s here{cost.beside}, {cost.how}")
     tuning = ", tuning not counted" if setup.command.tuned else ""
     say(
         f"all of it takes about {minutes(total)}{tuning}; what has been run before costs nothing\n"

@@ -24,9 +24,10 @@ from pipeline.comparing.arms import (
     own_stages,
     with_own_settings,
 )
-from pipeline.comparing.cost import equal_steps, operations_of, seconds_a_draw
+from pipeline.comparing.cost import equal_steps, operations_of
 from pipeline.comparing.decision import Decision, label_of, verdict_of
 from pipeline.comparing.effects import changes_of, effects_of
+from pipeline.comparing.estimate import Estimate, estimate
 from pipeline.comparing.pages.decision import log_decision
 from pipeline.comparing.pairs.results import ArmResult, Pair, Results, resolution_pp
 from pipeline.comparing.pairs.runner import PairRunner
@@ -68,12 +69,12 @@ def decide_entry(command: Command, plan: Comparison) -> Decision:
     ) as setup:
         design = replace(plan.decide.design, looks=setup.pool.looks, end=setup.pool.most)
         setup.check(setup.keys[: design.looks[0] * setup.seeds])
-        pair_s = _forecast(plan, setup, design)
+        cost = _forecast(plan, setup, design)
         name = f"decision · {setup.source.name} · {plan.treatment.words} or {plan.control.words}"
         params = {**without_thresholds(plain_values(settings)), **plan.decide.model_dump()}
         with setup.run("decision", name, params) as log:
             plan, tuned = _tuned(plan, setup)
-            decision, runner = _decided(plan, asked, setup, design, log, tuned, pair_s)
+            decision, runner = _decided(plan, asked, setup, design, log, tuned, cost)
             decision = replace(decision, wall_s=time.perf_counter() - started)
             refresh_siblings(setup.tracking, command.say)
             changes = _changes(decision, setup, runner)
@@ -93,7 +94,7 @@ def _decided(
     design: Design,
     log: RunLog,
     tuned: tuple[TunedArm, ...],
-    pair_s: float,
+    cost: Estimate,
 ) -> tuple[Decision, PairRunner]:
     """The pairs, the verdict, and all that the report says of them."""
     pairs, found, runner = _run_pairs(plan, setup, design, log)
@@ -117,7 +118,7 @@ def _decided(
             operations_of(plan.treatment, classes, images),
             operations_of(plan.control, classes, images),
         ),
-        pair_s=pair_s,
+        pair_s=cost.draw_s / cost.at_once,
         wall_s=0.0,
         floor=runner.floor(pairs[0].key, plan.treatment),
     )
@@ -135,12 +136,8 @@ def _changes(decision: Decision, setup: PairSetup, runner: PairRunner) -> dict[s
     return pictures
 
 
-def _forecast(plan: Comparison, setup: PairSetup, design: Design) -> float:
-    """Tell how often the design is right and what it costs, before anything is spent.
-
-    Returns:
-        Seconds that a pair takes.
-    """
+def _forecast(plan: Comparison, setup: PairSetup, design: Design) -> Estimate:
+    """Tell how often the design is right and what it costs, before anything is spent."""
     say, arms, images = setup.command.say, (plan.treatment, plan.control), len(setup.overlap.test)
     compared = f"{plan.treatment.words} against {plan.control.words},"
     setup.announce(compared, arms, plan.decide.metric)
@@ -175,19 +172,20 @@ def _forecast(plan: Comparison, setup: PairSetup, design: Design) -> float:
             "note: in none of these worlds does this design come to an answer: take more pairs "
             f"(-P looks={','.join(map(str, more))}), more test images, or a larger rope_pp"
         )
-    pair_s, how = seconds_a_draw(arms, images, setup.tracking)
-    looks = {count_of(n, "pair"): n * pair_s * setup.seeds for n in design.looks}
+    cost = estimate(arms, images, setup.tracking, setup.cluster)
+    looks = {count_of(n, "pair"): cost.seconds(n * setup.seeds) for n in design.looks}
     times = ", ".join(f"{pairs} {minutes(seconds)}" for pairs, seconds in looks.items())
     tuning = "; tuning is not counted" if plan.decide.tune else ""
     of_seeds = f", with each of {setup.seeds} seeds" if setup.seeds > 1 else ""
     say(
-        f"\na pair takes about {pair_s:.0f} s here{of_seeds}, {how}: {times}{tuning}; "
-        f"what has been run before costs nothing{_refit_in_words(plan, setup, pair_s)}\n"
+        f"\na pair takes about {cost.draw_s:.0f} s here{cost.beside}{of_seeds}, {cost.how}: "
+        f"{times}{tuning}; what has been run before costs nothing"
+        f"{_refit_in_words(plan, setup, cost)}\n"
     )
-    return pair_s
+    return cost
 
 
-def _refit_in_words(plan: Comparison, setup: PairSetup, pair_s: float) -> str:
+def _refit_in_words(plan: Comparison, setup: PairSetup, cost: Estimate) -> str:
     """What the model to use costs after the verdict; empty where none is trained.
 
     A pair trains the recommended arm, and more, on one draw.
@@ -199,7 +197,7 @@ def _refit_in_words(plan: Comparison, setup: PairSetup, pair_s: float) -> str:
     count = count_whole(setup.source, first, scope)
     return (
         f"; after a verdict the recommended arm is trained once more on {count} images, "
-        f"{minutes(pair_s * count / setup.images)} at most (-P refit=off leaves that out)"
+        f"{minutes(cost.draw_s * count / setup.images)} at most (-P refit=off leaves that out)"
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.comparing.arms import Arm, decide_plan
-from pipeline.comparing.cost import seconds_a_draw
+from pipeline.comparing.estimate import estimate
 from pipeline.comparing.pairs.draws import pool_in
 from pipeline.data.base import Source
 from pipeline.data.inspection.overlap import stored_copies
@@ -262,8 +262,10 @@ def _costs(
     Also: whether `decide` can be asked with these images.
     """
     arm = Arm(name="main", settings=best.settings, last=len(best.settings.stages))
-    main_s, how = seconds_a_draw([arm], 0, tracking)
-    lines = [f"main takes about {minutes(main_s)} here with {best.candidate.name}, {how}"]
+    main = estimate([arm], 0, tracking)
+    lines = [
+        f"main takes about {minutes(main.seconds(1))} here with {best.candidate.name}, {main.how}"
+    ]
     options = {**command.request.options, **_own(best)}
     options = {key: text for key, text in options.items() if key not in NOT_FOR_DECIDE}
     if apart:
@@ -278,10 +280,12 @@ def _costs(
         return [*lines, f"decide cannot be asked so: {err}"], False
     assert source.test
     images = len(source.test.labels)
-    pair_s, how = seconds_a_draw((plan.treatment, plan.control), images, tracking)
+    pair = estimate((plan.treatment, plan.control), images, tracking)
     looks = plan.decide.design.looks
-    shown = ", ".join(f"{count_of(pairs, 'pair')} {minutes(pairs * pair_s)}" for pairs in looks)
-    return [*lines, f"decide takes about {pair_s:.0f} s a pair, {how}: {shown}"], True
+    shown = ", ".join(
+        f"{count_of(pairs, 'pair')} {minutes(pair.seconds(pairs))}" for pairs in looks
+    )
+    return [*lines, f"decide takes about {pair.draw_s:.0f} s a pair, {pair.how}: {shown}"], True
 
 
 def _own(best: Tried) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""How many threads scikit-learn's mathematics takes."""
+"""How many threads compute: scikit-learn's mathematics, and torch."""
 
 from __future__ import annotations
 
@@ -17,3 +17,16 @@ def one_thread() -> Iterator[None]:
 
     with threadpool_limits(1):
         yield
+
+
+@contextmanager
+def computing_by(threads: int) -> Iterator[None]:
+    """Have torch compute by so many threads; 0: by as many as before."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -107,7 +107,8 @@ def emulation_note(name: str, device: torch.device) -> str:
 
 def _cpu_capabilities() -> Mapping[str, object]:
     """What PyTorch knows of the processor; earlier versions of PyTorch do not tell."""
-    return getattr(torch.cpu, "get_capabilities", dict)()  # type: ignore[no-any-return]
+    capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return capabilities
 
 
 def with_kernels(name: str) -> str:
