@@ -40,6 +40,8 @@ from pipeline.weights.here import Candidate, candidates_here, how_to_get
 
 TEST_IMAGES = 20
 """A class, at most, that are proposed where there is no test split: a beginning."""
+SHOWN_S = 5.0
+"""What `main` takes beside training, for each stage: pictures, the model, its share of the start."""
 NOT_FOR_DECIDE = ("schedule", "reuse", "enforce_gate")
 """What `decide` sets itself, and refuses."""
 
@@ -263,9 +265,8 @@ def _costs(
     """
     arm = Arm(name="main", settings=best.settings, last=len(best.settings.stages))
     main = estimate([arm], 0, tracking)
-    lines = [
-        f"main takes about {minutes(main.seconds(1))} here with {best.candidate.name}, {main.how}"
-    ]
+    main_s = main.seconds(1) + SHOWN_S * arm.last
+    lines = [f"main takes about {minutes(main_s)} here with {best.candidate.name}, {main.how}"]
     options = {**command.request.options, **_own(best)}
     options = {key: text for key, text in options.items() if key not in NOT_FOR_DECIDE}
     if apart:
