@@ -41,7 +41,7 @@ from pipeline.weights.here import Candidate, candidates_here, how_to_get
 TEST_IMAGES = 20
 """A class, at most, that are proposed where there is no test split: a beginning."""
 SHOWN_S = 5.0
-"""What `main` takes beside training, for each stage: pictures, the model, its share of the start."""
+"""What `main` takes beside training, for each stage: pictures, the model, a share of the start."""
 NOT_FOR_DECIDE = ("schedule", "reuse", "enforce_gate")
 """What `decide` sets itself, and refuses."""
 
