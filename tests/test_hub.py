@@ -129,7 +129,7 @@ def test_weights_are_fetched_once(
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        ("cut", r"\w+Error: .*"),
+        pytest.param("cut", r"\w+Error: .*", marks=pytest.mark.slow),
         ("error", "HTTPError: HTTP Error 500: Internal Server Error"),
         ("absent", r"\w+Error: 404 Client Error\."),
     ],

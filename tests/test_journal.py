@@ -17,6 +17,7 @@ from pipeline.tuning.storage.trial_state import beating
 from pipeline.tuning.study import Study
 from tests.test_trials import MANY, SPEC, outcomes
 
+pytestmark = pytest.mark.slow  # workers are given time to fall silent
 GRACE_S = 0.5
 
 

@@ -79,6 +79,7 @@ def always(_: BaseException) -> Away:
     return Away("the server", "gone")
 
 
+@pytest.mark.slow
 def test_a_server_that_is_refused_is_named_waited_for_and_greeted(
     serve: Serve, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -94,6 +95,7 @@ def test_a_server_that_is_refused_is_named_waited_for_and_greeted(
     assert re.search(f"{address} is back after 0 s", back)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_silent_is_noticed_and_then_given_more_time(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -123,6 +125,7 @@ def test_how_long_to_wait_for_an_answer_is_the_users_to_say(
     assert (os.environ[TIMEOUT], os.environ[RETRIES]) == ("77", "3")
 
 
+@pytest.mark.slow
 def test_what_stays_away_is_given_up_and_then_asked_once(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,6 +140,7 @@ def test_what_stays_away_is_given_up_and_then_asked_once(
     assert len(capfd.readouterr().err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_other_faults_are_raised_at_once_also_while_a_server_comes_back() -> None:
     wrong = KeyError("wrong")
 
@@ -151,6 +155,7 @@ def test_other_faults_are_raised_at_once_also_while_a_server_comes_back() -> Non
         Patience(tell).call(Answers(GONE, wrong))
 
 
+@pytest.mark.slow
 def test_what_was_done_though_its_answer_was_lost_is_not_done_again() -> None:
     done = Answers(GONE, "done twice")
     assert Patience(always).call(done, lambda: "found") == "found"
@@ -158,6 +163,7 @@ def test_what_was_done_though_its_answer_was_lost_is_not_done_again() -> None:
     assert Patience(always).call(Answers(GONE, "done"), lambda: None) == "done"
 
 
+@pytest.mark.slow
 def test_of_calls_within_calls_the_outermost_is_repeated() -> None:
     patience = Patience(always)
     inner, outer = Answers(GONE, "inner"), Answers("outer")
@@ -211,6 +217,7 @@ def sender_of(gone: Answers) -> tuple[Sender, list[int], Answers]:
     return sender, sent, gone
 
 
+@pytest.mark.slow
 def test_metrics_wait_beside_the_training_until_the_command_waits_for_them(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,6 +28,7 @@ from pipeline.tuning.trials.objective import Ending, Pruned, Reporter, TrialSetu
 from pipeline.tuning.trials.runner import TrialRunner
 from tests.postgres import Postgres
 
+pytestmark = pytest.mark.slow  # every test has a storage of its own, in three kinds
 LR = SearchSpace("", {"lr": Range(low=1e-4, high=1e-2, log=True)})
 SPEC = Spec(
     name="a-study",
