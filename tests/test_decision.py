@@ -66,6 +66,7 @@ def decision(both: tuple[ArmResult, ArmResult] | None = None, **options: str) ->
         tuned=(),
         operations=(3e12, 1e12),
         pair_s=30.0,
+        at_once=1,
         wall_s=60.0,
     )
 

@@ -226,6 +226,7 @@ def test_auto_is_the_precision_that_a_device_is_fast_at(
         ("cuda", (9, 0), set()),
         ("cuda", (7, 5), {"bfloat16"}),
         ("cuda", (6, 1), {"bfloat16", "float16"}),
+        ("cuda", (6, 0), {"bfloat16"}),
         ("mps", (0, 0), set()),
     ],
 )
@@ -253,7 +254,7 @@ def test_a_precision_that_a_processor_emulates_is_noted(
     emulated: set[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     here = torch.device("cpu")
     assert str(pick_precision("auto", here)) == f"torch.{auto}"
     notes = {p: emulation_note(p, here) for p in ("auto", "float32", "bfloat16", "float16")}

@@ -1,27 +1,31 @@
-"""What arms will take is told from earlier runs, else measured, and nothing is left behind."""
+"""What arms will take: measured as it will be done, and nothing is left behind."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlflow
 import pytest
 import torch
 
+from pipeline.cluster.hands import Cluster
 from pipeline.comparing import estimate as module
 from pipeline.comparing.arms import Arm
-from pipeline.comparing.estimate import OVERHEAD_S, Estimate, estimate
+from pipeline.comparing.estimate import LR, OVERHEAD_S, Estimate, estimate
 from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.settings.layers import Layer, resolve
 from pipeline.tracking import Tracking
-from tests.conftest import TINY, Command
-from tests.test_run_stage import runs
+from pipeline.training.prefix.features import LiveFeatures, StoredFeatures
+from pipeline.training.trainer import Trainer
+from tests.conftest import TINY
 
 SMALL = {"train_per_class": "3", "val_per_class": "3"}  # two draws
 TRAIN, VAL, TEST = 9, 9, 10  # three classes
-FORWARD_S, TRAIN_S, VAL_S = 1.0, 100.0, 10.0
-"""What a segment, a training image and a validation image cost in tests by hand."""
+FORWARD_S, RENDER_S, TRAIN_S, VAL_S, EPOCH_S = 1.0, 0.25, 100.0, 10.0, 1000.0
+"""What an image costs in a segment, as a view, in training and in validation; what an epoch has
+beside."""
 
 
 def arm_of(place: dict[str, str], schedule: str, last: int) -> Arm:
@@ -36,24 +40,20 @@ def place(store: Path, image_folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def arm(place: dict[str, str]) -> Arm:
-    return arm_of(place, "three_stage", 2)
-
-
-@pytest.fixture
 def known_speed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     """A machine of which all is known; gives the stages that it was asked for."""
     asked = []
 
-    def image_s(_: Any, arm: Arm, number: int) -> tuple[float, float]:  # noqa: ANN401
+    def measured(_: Any, arm: Arm, number: int) -> tuple[float, float, float]:  # noqa: ANN401
         asked.append(arm.settings.stage(number).trainable)
-        return TRAIN_S, VAL_S
+        return TRAIN_S, VAL_S, EPOCH_S
 
-    def forward_s(session: Any, _: object) -> list[float]:  # noqa: ANN401
-        return [FORWARD_S] * len(session.backbone.segments)
+    def forward_s(probe: Any) -> list[float]:  # noqa: ANN401
+        return [FORWARD_S] * len(probe.session.backbone.segments)
 
-    monkeypatch.setattr(module._Probe, "_image_s", image_s)
-    monkeypatch.setattr(module, "_forward_s", forward_s)
+    monkeypatch.setattr(module._Probe, "_measured", measured)
+    monkeypatch.setattr(module._Probe, "forward_s", property(forward_s))
+    monkeypatch.setattr(module._Probe, "render_s", lambda *_: RENDER_S)
     return asked
 
 
@@ -61,75 +61,116 @@ def network() -> Backbone:
     return build_backbone(TINY["backbone"], 3, 32, 0)
 
 
-def test_an_estimate_leaves_no_run_and_nothing_in_the_prefix_cache(arm: Arm, store: Path) -> None:
-    threads = torch.get_num_threads()
-    found = estimate([arm], TEST, Tracking.connect())
+def of_stage_1(epochs: int = 1) -> float:
+    return epochs * (TRAIN * TRAIN_S + VAL * VAL_S + EPOCH_S)
+
+
+def test_an_estimate_leaves_no_run_and_nothing_in_the_prefix_cache(
+    place: dict[str, str], store: Path
+) -> None:
+    found = estimate([arm_of(place, "three_stage", 2)], TEST, Tracking.connect())
     assert OVERHEAD_S < found.draw_s < 600
-    assert found.how == "by measured training steps"
     assert not (store / "cache" / "prefix").exists()
     assert mlflow.search_runs(["0"], output_format="list") == []
-    assert torch.get_num_threads() == threads
+
+
+def test_a_rate_at_which_everything_diverges_is_no_fault(place: dict[str, str]) -> None:
+    ruinous = {"optimizer": "sgd", "lr": "100", "batch_size": "3", "warmup": "0"}
+    found = estimate([arm_of({**place, **ruinous}, "full", 1)], TEST, Tracking.connect())
+    assert OVERHEAD_S < found.draw_s < 600
+
+
+@dataclass
+class Fed:
+    """What a stage was measured with."""
+
+    augment: str
+    train: type
+    train_augment: str
+    val: type
+
+
+STORED, LIVE = StoredFeatures, LiveFeatures
 
 
 @pytest.mark.parametrize(
-    "given",
-    [{"cache": "off"}, {"views": "0"}, {"augment": "strong", "views": "3"}, {"augment": "mixup"}],
+    ("given", "schedule", "fed"),
+    [
+        ({}, "three_stage", Fed("none", STORED, "", STORED)),
+        ({"augment": "strong"}, "three_stage", Fed("none", STORED, "", STORED)),
+        ({"augment": "strong+mixup"}, "three_stage", Fed("mixup", STORED, "", STORED)),
+        ({"views": "0"}, "three_stage", Fed("light", LIVE, "light", STORED)),
+        ({"cache": "off"}, "three_stage", Fed("light", LIVE, "light", LIVE)),
+        ({"cache_limit": "1 kB"}, "three_stage", Fed("light", LIVE, "light", LIVE)),
+        ({"augment": "strong+cutmix"}, "full", Fed("strong+cutmix", LIVE, "strong", LIVE)),
+    ],
     ids=str,
 )
-def test_stages_are_measured_whatever_they_are_fed_with(
-    place: dict[str, str], given: dict[str, str]
+def test_stages_are_fed_as_they_will_be(
+    place: dict[str, str],
+    given: dict[str, str],
+    schedule: str,
+    fed: Fed,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = estimate([arm_of({**place, **given}, "three_stage", 2)], TEST, Tracking.connect())
-    assert OVERHEAD_S < found.draw_s < 600
+    seen = []
+    train_as_before = Trainer.epochs
 
+    def epochs(trainer: Trainer, few: Any, train: Any, also: Any, val: Any) -> Any:  # noqa: ANN401
+        assert few is also
+        assert trainer.settings.lr == LR
+        rendered = getattr(train, "augment", "")
+        seen.append(Fed(trainer.settings.augment, type(train), rendered, type(val)))
+        return train_as_before(trainer, few, train, also, val)
 
-def test_a_stage_takes_as_long_as_its_runs_on_other_draws_did_here(
-    arm: Arm, command: Command
-) -> None:
-    assert command("stage1", **SMALL) == 0
-    client, run_id = mlflow.MlflowClient(), runs()["run_id"][0]
-    client.log_metric(run_id, "time/total_s", 5000.0)
-    client.log_metric(run_id, "time/prefix_s", 1000.0)
-    assert 4000 < estimate([arm], TEST, Tracking.connect()).draw_s < 4600
-    first = Arm(name="first", settings=arm.settings, last=1)
-    assert estimate([first], TEST, Tracking.connect()).how == "as 1 finished runs took"
-    client.set_tag(run_id, "z.owner.machine", "another boot")
-    assert estimate([arm], TEST, Tracking.connect()).draw_s < 600
+    monkeypatch.setattr(Trainer, "epochs", epochs)
+    estimate([arm_of({**place, **given}, schedule, 1)], TEST, Tracking.connect())
+    assert seen == [fed]
 
 
 def test_both_arms_cost_their_stages_once_and_the_frozen_part_of_test_images_once_in_all(
     place: dict[str, str], known_speed: list[tuple[str, ...]]
 ) -> None:
-    source = {**place, "norm_stats": "source"}
+    source = {**place, "norm_stats": "source", "weights": "tiny_imagenet", "backbone": "resnet18"}
     arms = [arm_of(source, "three_stage", 3), arm_of(source, "stage2_continued", 3)]
     found = estimate(arms, TEST, Tracking.connect())
 
     stages = [arms[0].settings.stage(n).trainable for n in (1, 2, 3)]
-    head, last, middle = (network().frozen_segments(trainable) for trainable in stages)
-    every = len(network().segments)
+    backbone = build_backbone("resnet18", 3, 32, 0)
+    head, last, middle = (backbone.frozen_segments(trainable) for trainable in stages)
+    every = len(backbone.segments)
     assert 0 < middle < last < head < every
-    epochs = 1 + 2 + 2 + 2  # stages 1 and 2 are both arms'
-    training = epochs * (TRAIN * TRAIN_S + VAL * VAL_S)
-    frozen = (TRAIN * 2 + VAL) * head  # flips have two views
+    training = of_stage_1(1 + 2 + 2 + 2)  # stages 1 and 2 are both arms'
+    frozen = (TRAIN * 2 + VAL) * (head + RENDER_S)  # flips have two views
     assert found.draw_s == OVERHEAD_S + training + frozen + 2 * TEST * (every - middle)
     assert found.once_s == TEST * middle
     assert known_speed == stages  # the second arm's last stage costs what stage 2 costs
 
 
-def test_statistics_of_each_draw_make_a_frozen_part_for_each(
-    place: dict[str, str], known_speed: list[tuple[str, ...]]
+@pytest.mark.parametrize(
+    ("given", "passes"),
+    [
+        ({"norm_stats": "source"}, 0),
+        ({"norm_stats": "target"}, 1),  # statistics are estimated
+        ({"norm_stats": "auto"}, 2),  # a probe under either
+        ({"norm_stats": "auto", "train_per_class": "1"}, 0),  # nothing can be cross-validated
+    ],
+)
+def test_random_weights_and_statistics_of_a_draw_make_a_frozen_part_for_each(
+    place: dict[str, str],
+    known_speed: list[tuple[str, ...]],
+    given: dict[str, str],
+    passes: int,
 ) -> None:
-    own = estimate([arm_of(place, "three_stage", 1)], TEST, Tracking.connect())
-    shared = estimate(
-        [arm_of({**place, "norm_stats": "source"}, "three_stage", 1)], TEST, Tracking.connect()
-    )
-    assert own.once_s == 0
-    assert own.draw_s == shared.draw_s + shared.once_s
-    chosen = estimate(
-        [arm_of({**place, "norm_stats": "auto"}, "three_stage", 1)], TEST, Tracking.connect()
-    )
-    assert chosen.draw_s - min(own.draw_s, shared.draw_s) >= 2 * TRAIN * FORWARD_S
-    assert known_speed
+    found = estimate([arm_of({**place, **given}, "three_stage", 1)], TEST, Tracking.connect())
+    train = 3 * int(given.get("train_per_class", "3"))
+    head = network().frozen_segments(("head",))
+    every = len(network().segments)
+    training = train * TRAIN_S + VAL * VAL_S + EPOCH_S
+    frozen = (2 * train + VAL) * (head + RENDER_S)
+    assert found.draw_s == OVERHEAD_S + training + frozen + (TEST + passes * train) * every
+    assert found.once_s == 0
+    assert len(known_speed) == 1
 
 
 def test_without_a_cache_every_arm_computes_everything(
@@ -137,14 +178,42 @@ def test_without_a_cache_every_arm_computes_everything(
 ) -> None:
     off = {**place, "cache": "off", "norm_stats": "source"}
     found = estimate([arm_of(off, "three_stage", 1)], TEST, Tracking.connect())
-    every = len(network().segments)
-    assert found.draw_s == OVERHEAD_S + TRAIN * TRAIN_S + VAL * VAL_S + TEST * every
+    assert found.draw_s == OVERHEAD_S + of_stage_1() + TEST * len(network().segments)
     assert found.once_s == 0
     assert len(known_speed) == 1
 
 
+class Broken(Exception):
+    """The measurement ends."""
+
+
+def test_a_clusters_tasks_are_measured_with_their_cores_and_run_side_by_side(
+    place: dict[str, str], known_speed: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, threads = torch.get_num_threads(), []
+
+    class Two:
+        cpus, at_once = before + 1, 3
+
+    def render_s(*_: object) -> float:
+        threads.append(torch.get_num_threads())
+        raise Broken
+
+    arms, cluster = [arm_of(place, "three_stage", 1)], cast("Cluster", Two())
+    assert estimate(arms, TEST, Tracking.connect(), cluster).at_once == 3
+    monkeypatch.setattr(module._Probe, "render_s", render_s)
+    with pytest.raises(Broken):
+        estimate(arms, TEST, Tracking.connect(), cluster)
+    assert threads == [before + 1]
+    assert torch.get_num_threads() == before
+    assert known_speed
+
+
 def test_draws_side_by_side_take_the_time_of_the_longest_row() -> None:
-    two = Estimate(draw_s=10.0, once_s=3.0, at_once=2, how="")
+    two = Estimate(draw_s=10.0, once_s=3.0, at_once=2)
     assert [two.seconds(draws) for draws in (1, 2, 5)] == [13.0, 13.0, 33.0]
+    assert two.seconds(1, 1) == 23.0  # the second waits for the first
     assert two.beside == " (2 at once)"
-    assert Estimate(draw_s=10.0, once_s=3.0, at_once=1, how="").seconds(5) == 53.0
+    one = Estimate(draw_s=10.0, once_s=3.0, at_once=1)
+    assert one.seconds(5) == 53.0
+    assert one.beside == ""

@@ -148,7 +148,7 @@ def test_everything_is_answered_and_the_commands_can_be_pasted(
         "resnet18 tiny_imagenet",
         "mobilenet_v3_small (IMAGENET1K_V1) is left out",  # its digest is not the published one
         "main takes about",
-        "s a pair, by measured training steps: 5 pairs",
+        "s a pair: 5 pairs",
         "resnet18 (imagenet): not here",
     ):
         assert words in " ".join(out.split()) or words in out

@@ -91,6 +91,7 @@ class Decision:
         tuned: what tuning came to, by arm; empty without tuning.
         operations: of the treatment's and of the control's training, from `cost.operations_of`.
         pair_s: what a further pair takes here, an estimate.
+        at_once: pairs that run side by side.
         floor: stage 0 on the images of the first pair.
     """
 
@@ -109,6 +110,7 @@ class Decision:
     tuned: tuple[TunedArm, ...]
     operations: tuple[float, float]
     pair_s: float
+    at_once: int
     wall_s: float
     floor: Floor | None = None
 
@@ -172,7 +174,8 @@ class Decision:
             )
         if not self._needed or not self._needed.pairs:
             return f"{self._needed.sentence()}." if self._needed else ""
-        seconds = self._needed.pairs * self.pair_s * self.seeds
+        rounds = math.ceil(self._needed.pairs * self.seeds / self.at_once)
+        seconds = rounds * self.pair_s
         goes_on = f"{how} goes on from these pairs"
         if not self.next_looks:
             held = f"the pool holds {self.pool.most}"

@@ -1,46 +1,54 @@
 """How long arms will take on this machine, before anything is trained.
 
-In: arms, and how many test images score them. Out: an `Estimate`. A stage takes what its earlier
-runs took here; where there are none, what epochs of a few images by the same trainer take. The
-frozen part and scoring take what a pass over these images says. Nothing is logged or kept.
+In: arms, and how many test images score them. Out: an `Estimate`. A batch of training
+images is rendered, passed through the frozen network, and trained on by the trainer itself; what
+each takes is scaled to all images and epochs. Nothing is logged, and of the cache only the choice
+of BatchNorm statistics is filled, which the first stage needs anyway.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pipeline.cluster.hands import Cluster
 from pipeline.comparing.arms import Arm
 from pipeline.comparing.pairs.runner import shared_prefix
 from pipeline.data.augment import distinct_views
 from pipeline.data.image_set import ImageSet
+from pipeline.model.backbones import batch_norms
 from pipeline.runs.run_stage import trainer_of
 from pipeline.runs.session import Session
-from pipeline.settings.augmentation import of_images
-from pipeline.signals.evidence import siblings_of
-from pipeline.system.processes import MACHINE, this_machine
-from pipeline.system.progress import bar, doing
+from pipeline.settings.augmentation import mixing_of, of_images
+from pipeline.system.progress import bar
 from pipeline.system.threads import computing_by
 from pipeline.tracking import Tracking
-from pipeline.tracking.keys import PREFIX_S, TOTAL_S, TRAIN_S, VAL_S
+from pipeline.tracking.keys import RISKS_S, TRAIN_S, VAL_S
 from pipeline.training.device import compute_copy, run_segments
-from pipeline.training.prefix.cache import PrefixCache
-from pipeline.training.prefix.features import rendered_on
+from pipeline.training.prefix.cache import PIXELS_PER_BATCH
+from pipeline.training.prefix.entry import bytes_of_chain
+from pipeline.training.prefix.features import (
+    Features,
+    LiveFeatures,
+    StoredFeatures,
+    rendered_on,
+)
 
-FEWEST, MOST, PIXELS = 16, 64, 64 * 96 * 96
-"""Images that are measured with: as many as have so many pixels, within these limits."""
+FEWEST, MOST = 64, 256
+"""Images that stages are measured with: a batch, within these limits."""
 REPEATS = 2
-"""What counts is the quickest: other work, and what begins, only ever make one slower."""
-MOST_BYTES = 2**30
-"""Of the disk, for the frozen outputs of these images."""
+"""After one to warm up. The quickest counts: other work only ever makes one slower."""
+LR = 1e-9
+"""So low that nothing diverges."""
 OVERHEAD_S = 4.0
 """Reading images, logging two runs or more."""
 
@@ -53,17 +61,16 @@ class Estimate:
         draw_s: seconds for all arms on one draw: each distinct stage once, every arm scored.
         once_s: seconds for what all draws share: the frozen part of the test images.
         at_once: draws that run side by side.
-        how: how that is known.
     """
 
     draw_s: float
     once_s: float
     at_once: int
-    how: str
 
-    def seconds(self, draws: int) -> float:
-        """For so many draws."""
-        return self.once_s + self.draw_s * math.ceil(draws / self.at_once)
+    def seconds(self, *draws: int) -> float:
+        """For so many draws, and then so many more, each number waited for."""
+        rounds = sum(math.ceil(number / self.at_once) for number in draws)
+        return self.once_s + self.draw_s * rounds
 
     @property
     def beside(self) -> str:
@@ -79,76 +86,29 @@ def estimate(
     A cluster's tasks count as fast as this machine with as many cores as a task has.
     """
     session = Session.open(arms[0].settings, tracking, lambda _: None)
+    session.pretrained_backbone()
     stages = _distinct_stages(arms)
-    with doing("looking for finished runs of these stages"):
-        earlier = [_earlier_s(session, arm, number) for arm, number in stages]
-    unknown = sum(not known_s for known_s, _ in earlier)
     with (
         computing_by(cluster.cpus if cluster else 0),
-        bar("measuring training steps", 1 + unknown) as step,
+        bar("measuring training steps", 1 + len(stages)) as step,
         TemporaryDirectory() as folder,
     ):
-        few = _few(session.draw.train)
-        forward = _forward_s(session, few)
+        probe = _Probe(session=session, few=_few(session, arms), folder=Path(folder))
+        draw_s, once_s = _besides_training(probe, arms, test_count)
         step(1)
-        draw_s, once_s = _besides_training(session, arms, test_count, forward)
-        probe = _Probe(session=session, few=few, cache=PrefixCache(Path(folder), MOST_BYTES))
-        for (arm, number), (known_s, _) in zip(stages, earlier, strict=True):
-            draw_s += known_s or probe.stage_s(arm, number)
-            step(0 if known_s else 1)
-    found = sum(count for _, count in earlier)
-    how = "by measured training steps" if unknown else f"as {found} finished runs took"
+        for arm, number in stages:
+            draw_s += probe.stage_s(arm, number)
+            step(1)
     at_once = cluster.at_once if cluster else 1
-    return Estimate(draw_s=draw_s, once_s=once_s, at_once=at_once, how=how)
+    return Estimate(draw_s=draw_s, once_s=once_s, at_once=at_once)
 
 
-def _besides_training(
-    session: Session, arms: Sequence[Arm], test_count: int, forward: Sequence[float]
-) -> tuple[float, float]:
-    """Seconds a draw, and once, for frozen parts, the choice of statistics, and scoring.
-
-    `forward`: seconds for an image in each segment.
-    """
-    backbone, settings = session.backbone, session.settings
-    train, val = len(session.draw.train), len(session.draw.val)
-    draw_s, once_s = OVERHEAD_S, 0.0
-    if session.norm_choice:
-        draw_s += 2 * train * sum(forward)
-    if is_kept := session.cache.folder is not None:
-        augments, deepest = set(), 0
-        for arm, number in _distinct_stages(arms):
-            augments.add(of_images(arm.settings.training(number).augment))
-            trainable = arm.settings.stage(number).trainable
-            deepest = max(deepest, backbone.frozen_segments(trainable))
-        most = settings.views
-        views = sum(min(most, distinct_views(augment) or most) for augment in augments)
-        draw_s += (train * views + val) * sum(forward[:deepest])
-    shared = [shared_prefix(backbone, arm, arms) if is_kept else 0 for arm in arms]
-    draw_s += test_count * sum(sum(forward[prefix:]) for prefix in shared)
-    shared_s = test_count * sum(forward[: max(shared)])
-    if settings.norm_stats == "target":  # each draw has its own
-        draw_s += shared_s
-    else:
-        once_s += shared_s
-    return draw_s, once_s
-
-
-def _earlier_s(session: Session, arm: Arm, number: int) -> tuple[float, int]:
-    """What runs of a stage took on this machine without the prefix; how many runs."""
-    settings = session.resolved(arm.settings)
-    recipe = replace(session, settings=settings, keys={}, done={}).recipe(number)
-    host = this_machine().partition(" ")[0]
-    found = [
-        run.metrics[TOTAL_S] - run.metrics[PREFIX_S]
-        for run in siblings_of(session.tracking, recipe).values()
-        if run.tags.get(MACHINE, "").partition(" ")[0] == host
-    ]
-    return (float(np.median(found)), len(found)) if found else (0.0, 0)
-
-
-def _few(images: ImageSet) -> ImageSet:
-    """The images that are measured with."""
-    count = min(MOST, max(FEWEST, PIXELS // images.pixels.shape[-1] ** 2), len(images))
+def _few(session: Session, arms: Sequence[Arm]) -> ImageSet:
+    """The images that stages are measured with."""
+    images = session.draw.train
+    batches = [arm.settings.training(number).batch_size for arm, number in _distinct_stages(arms)]
+    fitting = PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2
+    count = min(max(*batches, min(FEWEST, fitting)), MOST, len(images))
     return ImageSet(
         pixels=images.batch(slice(0, count)),
         labels=images.labels[:count],
@@ -157,39 +117,95 @@ def _few(images: ImageSet) -> ImageSet:
     )
 
 
-@torch.no_grad()
-def _forward_s(session: Session, few: ImageSet) -> list[float]:
-    """Seconds that an image takes in each segment of the frozen network."""
-    backbone, dtype, device = session.pretrained_backbone(), session.dtype, session.device
-    segments = compute_copy(backbone.segments, dtype, device, frozen=True)
-    rows = np.arange(len(few))
-    pixels = few.batch(slice(0, len(few)))
-    shown = rendered_on(device, pixels, few, rows, np.zeros_like(rows), "none")
-    rounds: list[list[float]] = []
-    for _ in range(1 + REPEATS):
-        x, taken = shown, []
-        for segment in segments:
-            started = time.perf_counter()
-            x = run_segments([segment], x, dtype)
-            x.flatten()[0].item()  # waits for a GPU
-            taken.append((time.perf_counter() - started) / len(few))
-        rounds.append(taken)
-    return [min(times) for times in zip(*rounds[1:], strict=True)]
+def _besides_training(probe: _Probe, arms: Sequence[Arm], test_count: int) -> tuple[float, float]:
+    """Seconds a draw, and once, for frozen parts, the choice of statistics, and scoring."""
+    session, choice, forward = probe.session, probe.session.norm_choice, probe.forward_s
+    train, is_target = len(session.draw.train), session.settings.norm_stats == "target"
+    passes = 0
+    if choice:  # of a probe, which there is not for every network
+        passes = 2 if choice.scores else 0
+    elif is_target:
+        passes = 1 if any(True for _ in batch_norms([session.backbone.model])) else 0
+    draw_s = OVERHEAD_S + passes * train * sum(forward) + _frozen_s(probe, arms)
+    shared = [shared_prefix(session.backbone, a, arms) if probe.is_kept else 0 for a in arms]
+    draw_s += test_count * sum(sum(forward[prefix:]) for prefix in shared)
+    once_s = test_count * sum(forward[: max(shared)])
+    if is_target or session.settings.weights == "none":  # each draw, or seed, has its own
+        return draw_s + once_s, 0.0
+    return draw_s, once_s
+
+
+def _frozen_s(probe: _Probe, arms: Sequence[Arm]) -> float:
+    """Seconds a draw for the outputs of frozen blocks, which the stages share."""
+    draw, most = probe.session.draw, probe.session.settings.views
+    seen: dict[tuple[str, str], int] = {}
+    deepest = 0
+    for arm, number in _distinct_stages(arms):
+        if probe.is_kept and (prefix := probe.prefix(arm, number)):
+            deepest = max(deepest, prefix)
+            augment = of_images(arm.settings.training(number).augment)
+            seen["val", "none"] = len(draw.val)
+            seen["train", augment] = len(draw.train) * min(most, distinct_views(augment) or most)
+    forward_s = sum(probe.forward_s[:deepest])
+    return sum(
+        count * (probe.render_s(augment) + forward_s) for (_, augment), count in seen.items()
+    )
 
 
 @dataclass(kw_only=True)
 class _Probe:
-    """Stages on a few images, by the trainer that will train them.
+    """What single images cost here.
 
     Attributes:
-        cache: keeps the frozen outputs of these images.
-        known: seconds for training and for validating an image, by what they depend on.
+        few: the images that are measured with.
+        folder: for the frozen outputs of these images.
+        known: what stages were measured to take, by what that depends on.
     """
 
     session: Session
     few: ImageSet
-    cache: PrefixCache
-    known: dict[str, tuple[float, float]] = field(default_factory=dict)
+    folder: Path
+    known: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+
+    @cached_property
+    def is_kept(self) -> bool:
+        """Whether the outputs of frozen blocks are computed once for all epochs."""
+        session = self.session
+        needed = bytes_of_chain(session.backbone, session.settings, session.draw, session.dtype)
+        return session.cache.folder is not None and needed <= session.cache.limit_bytes
+
+    def prefix(self, arm: Arm, number: int) -> int:
+        """How many segments a stage leaves frozen."""
+        return self.session.backbone.frozen_segments(arm.settings.stage(number).trainable)
+
+    def render_s(self, augment: str) -> float:
+        """Seconds for a view of an image."""
+        taken_s, _ = _quickest(partial(self._rendered, augment))
+        return taken_s / self._at_once
+
+    @cached_property
+    def forward_s(self) -> list[float]:
+        """Seconds that an image takes in each segment of the frozen network."""
+        session, x = self.session, self._rendered("none")
+        segments = compute_copy(
+            session.backbone.segments, session.dtype, session.device, frozen=True
+        )
+        found = []
+        for segment in segments:
+            taken_s, x = _quickest(partial(run_segments, [segment], x, session.dtype))
+            found.append(taken_s / self._at_once)
+        return found
+
+    @property
+    def _at_once(self) -> int:
+        """Images that pass through the frozen network together."""
+        return min(len(self.few), max(1, PIXELS_PER_BATCH // self.few.pixels.shape[-1] ** 2))
+
+    def _rendered(self, augment: str) -> Tensor:
+        """Plain and flipped views of these images."""
+        rows, device = np.arange(self._at_once), self.session.device
+        pixels = self.few.batch(slice(0, self._at_once))
+        return rendered_on(device, pixels, self.few, rows, rows % 2, augment)
 
     def stage_s(self, arm: Arm, number: int) -> float:
         """Seconds for the training and validation of a stage."""
@@ -197,32 +213,56 @@ class _Probe:
         alike = settings.model_copy(update={"epochs": 1, "lr": 1.0, "warmup": 0.0})
         key = repr((arm.settings.stage(number).trainable, alike))
         if key not in self.known:
-            self.known[key] = self._image_s(arm, number)
-        train_s, val_s = self.known[key]
-        return settings.epochs * (len(draw.train) * train_s + len(draw.val) * val_s)
+            self.known[key] = self._measured(arm, number)
+        train_s, val_s, epoch_s = self.known[key]
+        an_epoch = len(draw.train) * train_s + len(draw.val) * val_s + epoch_s
+        return settings.epochs * an_epoch
 
-    def _image_s(self, arm: Arm, number: int) -> tuple[float, float]:
-        """What an image costs: the first epoch warms up, the quickest of the others counts."""
-        own = replace(self.session, settings=self.session.resolved(arm.settings), keys={}, done={})
-        is_kept = self.session.cache.folder is not None and own.settings.views > 0
-        short: dict[str, object] = {"epochs": 1 + REPEATS, "patience": 0}
-        if is_kept:  # stored views cost alike, whatever they show
-            short["augment"] = "none"
-        own = own.with_training(number, short)
-        stage, backbone = own.settings.stage(number), own.pretrained_backbone()
-        features = (self.cache if is_kept else own.cache).features(
-            backbone,
-            backbone.frozen_segments(stage.trainable),
-            self.few,
-            augment=own.settings.training(number).augment,
-            views=own.settings.views,
-            dtype=own.dtype,
-            device=own.device,
+    def _measured(self, arm: Arm, number: int) -> tuple[float, float, float]:
+        """Seconds for training an image, for validating one, and for what an epoch has beside."""
+        settings = self.session.resolved(arm.settings)
+        augment, prefix = settings.training(number).augment, self.prefix(arm, number)
+        is_stored = bool(self.is_kept and prefix and settings.views)
+        if is_stored:  # views cost alike, whatever they show
+            augment = mixing_of(augment) or "none"
+        short = {"epochs": 1 + REPEATS, "patience": 0, "lr": LR, "augment": augment}
+        own = replace(self.session, settings=settings).with_training(number, short)
+        trainer = trainer_of(own, self.session.backbone, own.settings.stage(number))
+        train = self._features(prefix, augment, is_stored=is_stored)
+        is_kept = bool(self.is_kept and prefix)
+        val = train if is_stored else self._features(prefix, "none", is_stored=is_kept)
+        first, *rows = trainer.epochs(self.few, train, self.few, val)
+        train_s, val_s, epoch_s = (
+            min(row[key] for row in rows or [first]) for key in (TRAIN_S, VAL_S, RISKS_S)
         )
-        trainer = trainer_of(own, backbone, stage)
-        _, *rows = trainer.epochs(self.few, features, self.few, features)
-        train_s, val_s = (min(row[key] for row in rows) for key in (TRAIN_S, VAL_S))
-        return train_s / len(self.few), val_s / len(self.few)
+        return train_s / len(self.few), val_s / len(self.few), epoch_s
+
+    def _features(self, prefix: int, augment: str, *, is_stored: bool) -> Features:
+        """What a suffix is fed with, as the cache would give it."""
+        session, segments = self.session, self.session.backbone.segments[:prefix]
+        frozen = compute_copy(segments, session.dtype, session.device, frozen=True)
+        live = LiveFeatures.of(self.few, frozen, of_images(augment), session.dtype, session.device)
+        if not is_stored:
+            return live
+        path, rows = self.folder / f"{len(self.known)}.bin", np.arange(len(self.few))
+        parts = np.array_split(rows, math.ceil(len(rows) / self._at_once))
+        outputs = torch.cat([live.batch(part, np.zeros_like(part)) for part in parts])
+        values = outputs.permute(0, 2, 3, 1) if outputs.ndim == 4 else outputs
+        values = values.contiguous().to("cpu", session.dtype)
+        values.view(-1).view(torch.uint8).numpy().tofile(path)
+        return StoredFeatures(path, [1, *values.shape], session.dtype, session.device)
+
+
+@torch.no_grad()
+def _quickest(compute: Callable[[], Tensor]) -> tuple[float, Tensor]:
+    """Seconds, after one time to warm up, and what was computed."""
+    taken = []
+    for _ in range(1 + REPEATS):
+        started = time.perf_counter()
+        outputs = compute()
+        outputs[(0,) * outputs.ndim].item()  # waits for a GPU
+        taken.append(time.perf_counter() - started)
+    return min(taken[1:]), outputs
 
 
 def _distinct_stages(arms: Sequence[Arm]) -> list[tuple[Arm, int]]:

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -118,7 +119,8 @@ def _decided(
             operations_of(plan.treatment, classes, images),
             operations_of(plan.control, classes, images),
         ),
-        pair_s=cost.draw_s / cost.at_once,
+        pair_s=cost.draw_s,
+        at_once=cost.at_once,
         wall_s=0.0,
         floor=runner.floor(pairs[0].key, plan.treatment),
     )
@@ -173,13 +175,16 @@ def _forecast(plan: Comparison, setup: PairSetup, design: Design) -> Estimate:
             f"(-P looks={','.join(map(str, more))}), more test images, or a larger rope_pp"
         )
     cost = estimate(arms, images, setup.tracking, setup.cluster)
-    looks = {count_of(n, "pair"): cost.seconds(n * setup.seeds) for n in design.looks}
-    times = ", ".join(f"{pairs} {minutes(seconds)}" for pairs, seconds in looks.items())
+    new = [(after - before) * setup.seeds for before, after in pairwise((0, *design.looks))]
+    times = ", ".join(
+        f"{count_of(pairs, 'pair')} {minutes(cost.seconds(*new[: look + 1]))}"
+        for look, pairs in enumerate(design.looks)
+    )
     tuning = "; tuning is not counted" if plan.decide.tune else ""
     of_seeds = f", with each of {setup.seeds} seeds" if setup.seeds > 1 else ""
     say(
-        f"\na pair takes about {cost.draw_s:.0f} s here{cost.beside}{of_seeds}, {cost.how}: "
-        f"{times}{tuning}; what has been run before costs nothing"
+        f"\na pair takes about {cost.draw_s:.0f} s here{cost.beside}{of_seeds}: {times}"
+        f"{tuning}; what has been run before costs nothing"
         f"{_refit_in_words(plan, setup, cost)}\n"
     )
     return cost

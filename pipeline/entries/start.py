@@ -259,14 +259,15 @@ def table_of(tried: list[Tried]) -> pd.DataFrame:
 def _costs(
     command: Command, tracking: Tracking, best: Tried, source: Source, apart: int
 ) -> tuple[list[str], bool]:
-    """What training takes on the best backbone here, from earlier runs or a measured step.
+    """What training takes on the best backbone here, by measured training steps.
 
     Also: whether `decide` can be asked with these images.
     """
     arm = Arm(name="main", settings=best.settings, last=len(best.settings.stages))
     main = estimate([arm], 0, tracking)
-    main_s = main.seconds(1) + SHOWN_S * arm.last
-    lines = [f"main takes about {minutes(main_s)} here with {best.candidate.name}, {main.how}"]
+    is_shown = best.settings.log_pictures or best.settings.log_model
+    main_s = main.seconds(1) + SHOWN_S * arm.last * is_shown
+    lines = [f"main takes about {minutes(main_s)} here with {best.candidate.name}"]
     options = {**command.request.options, **_own(best)}
     options = {key: text for key, text in options.items() if key not in NOT_FOR_DECIDE}
     if apart:
@@ -286,7 +287,7 @@ def _costs(
     shown = ", ".join(
         f"{count_of(pairs, 'pair')} {minutes(pair.seconds(pairs))}" for pairs in looks
     )
-    return [*lines, f"decide takes about {pair.draw_s:.0f} s a pair, {pair.how}: {shown}"], True
+    return [*lines, f"decide takes about {pair.draw_s:.0f} s a pair: {shown}"], True
 
 
 def _own(best: Tried) -> dict[str, str]:

@@ -81,7 +81,7 @@ TEST = {name: f"test/{name}" for name in METRICS}
 EPOCH_METRICS = (TRAIN_LOSS, TRAIN_ACC, *VAL.values())
 """What a finished run repeats at its selected epoch, by `at_best`."""
 
-TRAIN_S, VAL_S = "time/train_s", "time/val_s"
+TRAIN_S, VAL_S, RISKS_S = "time/train_s", "time/val_s", "time/risks_s"
 """Seconds that an epoch spent on training and on validation."""
 SELECTED_EPOCH = "selected/epoch"
 RISKS = "risk/"

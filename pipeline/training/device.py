@@ -93,7 +93,8 @@ def emulation_note(name: str, device: torch.device) -> str:
     asked, emulated = PRECISIONS[name], False
     if device.type == "cuda":
         least = (8, 0) if asked == torch.bfloat16 else (7, 0)
-        emulated = torch.cuda.get_device_capability(device) < least
+        has = torch.cuda.get_device_capability(device)
+        emulated = has < least and (asked, has) != (torch.float16, (6, 0))
     elif device.type == "cpu" and (here := _cpu_capabilities()).get("architecture") == "x86_64":
         emulated = not any(here.get(name) for name in NATIVE[asked])
     if not emulated:

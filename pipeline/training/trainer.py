@@ -34,7 +34,16 @@ from pipeline.settings.schedules import Stage
 from pipeline.stats.metrics import OBJECTIVES, Row, rounded, score_logits
 from pipeline.system.transfers import send, send_rows
 from pipeline.tracking.history import History
-from pipeline.tracking.keys import RISKS, TRAIN_ACC, TRAIN_LOSS, TRAIN_S, VAL, VAL_ACC, VAL_S
+from pipeline.tracking.keys import (
+    RISKS,
+    RISKS_S,
+    TRAIN_ACC,
+    TRAIN_LOSS,
+    TRAIN_S,
+    VAL,
+    VAL_ACC,
+    VAL_S,
+)
 from pipeline.training.device import compute_copy, images_at_once, run_segments
 from pipeline.training.diagnostics import RiskMeter
 from pipeline.training.master_weights import MasterWeight
@@ -194,7 +203,7 @@ class Trainer:
                 f"{RISKS}gap/loss": val_scores["loss"] - loss,
                 TRAIN_S: trained - started,
                 VAL_S: validated - trained,
-                "time/risks_s": measured - validated,
+                RISKS_S: measured - validated,
                 **risks,
                 **{f"lr/{group['block']}": group["lr"] for group in self.optimizer.param_groups},
             }

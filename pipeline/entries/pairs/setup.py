@@ -31,6 +31,7 @@ from pipeline.settings.cluster import ClusterSettings
 from pipeline.settings.run import Settings
 from pipeline.stats.metrics import DEFAULT_SHARE, METRICS
 from pipeline.tracking import RunLog, Tracking
+from pipeline.training.device import emulation_note, pick_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +127,8 @@ class PairSetup:
         check_readable(self.source, [key.apply(self.settings) for key in keys])
         if words := dealt_words(self.source, self.keys[0].apply(self.settings)):
             self.command.say(words)
-        for note in self.source.notes:
+        slow = emulation_note(self.settings.precision, pick_device(self.settings.device))
+        for note in filter(None, (*self.source.notes, slow)):
             self.command.say(f"note: {note}")
 
     def announce(self, compared: str, arms: Sequence[Arm], metric: str, extra: str = "") -> None:
