@@ -33,17 +33,8 @@ from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import Stage
 from pipeline.stats.metrics import OBJECTIVES, Row, rounded, score_logits
 from pipeline.system.transfers import send, send_rows
+from pipeline.tracking import keys
 from pipeline.tracking.history import History
-from pipeline.tracking.keys import (
-    RISKS,
-    RISKS_S,
-    TRAIN_ACC,
-    TRAIN_LOSS,
-    TRAIN_S,
-    VAL,
-    VAL_ACC,
-    VAL_S,
-)
 from pipeline.training.device import compute_copy, images_at_once, run_segments
 from pipeline.training.diagnostics import RiskMeter
 from pipeline.training.master_weights import MasterWeight
@@ -195,15 +186,15 @@ class Trainer:
                 self.best_rank, history.selected = rank, self.done
                 self.best, self.best_logits = self.snapshot(), val_logits
             row = {
-                TRAIN_ACC: acc,
-                VAL_ACC: val_scores["acc"],
-                TRAIN_LOSS: loss,
-                **{VAL[name]: value for name, value in val_scores.items()},
-                f"{RISKS}gap/acc": acc - val_scores["acc"],
-                f"{RISKS}gap/loss": val_scores["loss"] - loss,
-                TRAIN_S: trained - started,
-                VAL_S: validated - trained,
-                RISKS_S: measured - validated,
+                keys.TRAIN_ACC: acc,
+                keys.VAL_ACC: val_scores["acc"],
+                keys.TRAIN_LOSS: loss,
+                **{keys.VAL[name]: value for name, value in val_scores.items()},
+                f"{keys.RISKS}gap/acc": acc - val_scores["acc"],
+                f"{keys.RISKS}gap/loss": val_scores["loss"] - loss,
+                keys.TRAIN_S: trained - started,
+                keys.VAL_S: validated - trained,
+                keys.RISKS_S: measured - validated,
                 **risks,
                 **{f"lr/{group['block']}": group["lr"] for group in self.optimizer.param_groups},
             }
