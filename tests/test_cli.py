@@ -29,6 +29,7 @@ def test_options_are_taken_as_words_or_with_an_equals_sign_or_as_for_mlflow_run(
         ("mian", r"unknown entry point mian .*did you mean main\?"),
         ("stage-3", r"unknown entry point stage-3 .*did you mean stage3\?"),
         ("xyzzy", r"unknown entry point xyzzy .*name one of these"),
+        ("stage2 --lr 0.1 -P lr=0.2", r"^lr .*more than once: leave all but one out"),
         ("stage2 what", "unexpected words on the command line: what"),
         ("main --rope_pp 1", r"rope_pp .* is one of decide, compare, not of main"),
         (
@@ -61,6 +62,10 @@ def test_words_that_are_no_settings_are_refused(words: str, message: str) -> Non
         (["--config", "nowhere.yaml"], "cannot read"),
         (["--parent_run_id", "abc"], "run abc does not exist"),
         (["--epochs"], "argument --epochs: expected one argument"),
+        (
+            ["--parent_run_id", "abc", "--parent_run_id", "abc"],
+            "parent_run_id (command line) is given more",
+        ),
         (["--data", ""], "data must not be empty"),
     ],
 )
@@ -76,6 +81,16 @@ def test_a_fault_is_one_line_exit_code_2_and_no_open_run(
     assert message in lines[0]
     assert "Traceback" not in output.err + output.out
     assert mlflow.search_runs(["0"], output_format="list") == []
+
+
+def test_a_named_cache_folder_that_cannot_be_made_is_one_line(
+    store: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["stage1", "--cache_dir", str(tmp_path / "file" / "cache")]) == 2
+    error = capfd.readouterr().err
+    assert error.startswith(f"error: cache_dir={tmp_path}/file/cache cannot be made (")
+    assert "leave cache_dir out" in error
 
 
 def test_unreadable_images_are_named_all_at_once(

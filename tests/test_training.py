@@ -490,11 +490,22 @@ def test_patience_counts_from_the_last_better_epoch() -> None:
 def test_divergence_is_told_and_ends_the_training(optimizer: str) -> None:
     settings = {"optimizer": optimizer, "epochs": 30, "batch_size": 2}
     run = train(FULL, lr=100, weight_decay=10, warmup=0.0, **settings)
-    assert [math.isfinite(loss) for loss in run.history[TRAIN_LOSS]].index(False) + 1 < 30
+    assert len(run.history) < 30
     assert run.history.diverged
-    assert not math.isfinite(run.history[TRAIN_LOSS][-1])
-    assert all(math.isfinite(loss) for loss in run.history[TRAIN_LOSS][:-1])
+    losses = run.history[TRAIN_LOSS], run.history[VAL_LOSS]
+    assert not all(math.isfinite(each[-1]) for each in losses)
+    assert all(math.isfinite(loss) for each in losses for loss in each[:-1])
     assert run.trainer.best  # an epoch is selected all the same
+
+
+@pytest.mark.parametrize("lost", [TRAIN_LOSS, VAL_LOSS])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_either_loss_that_is_no_number_is_divergence(lost: str, value: float) -> None:
+    history = History(planned=3)
+    history.rows.append({TRAIN_LOSS: 1.0, VAL_LOSS: 2.0})
+    assert not history.diverged
+    history.rows.append({TRAIN_LOSS: 1.0, VAL_LOSS: 2.0, lost: value})
+    assert history.diverged
 
 
 def test_an_epoch_without_numbers_is_not_selected_over_one_with_them() -> None:

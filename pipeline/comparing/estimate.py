@@ -59,7 +59,8 @@ class Estimate:
 
     Attributes:
         draw_s: seconds for all arms on one draw: each distinct stage once, every arm scored.
-        once_s: seconds for what all draws share: the frozen part of the test images.
+        once_s: seconds for what all draws share: the frozen part of the test images, and the start
+            of a cluster's processes.
         at_once: draws that run side by side.
     """
 
@@ -85,6 +86,7 @@ def estimate(
 
     A cluster's tasks count as fast as this machine with as many cores as a task has.
     """
+    start_s = time.process_time() if cluster else 0.0  # of a task's process, as this one's was
     session = Session.open(arms[0].settings, tracking, lambda _: None)
     session.pretrained_backbone()
     stages = _distinct_stages(arms)
@@ -100,7 +102,7 @@ def estimate(
             draw_s += probe.stage_s(arm, number)
             step(1)
     at_once = cluster.at_once if cluster else 1
-    return Estimate(draw_s=draw_s, once_s=once_s, at_once=at_once)
+    return Estimate(draw_s=draw_s, once_s=once_s + start_s, at_once=at_once)
 
 
 def _few(session: Session, arms: Sequence[Arm]) -> ImageSet:

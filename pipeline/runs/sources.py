@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import partial
 
 from pipeline.data.base import Source
-from pipeline.data.cache import cache_folder
+from pipeline.data.cache import cache_folder, check_cache_folder
 from pipeline.data.open import open_source
 from pipeline.data.sampling.draws import rows_in, with_test_split
 from pipeline.settings.run import Settings
@@ -37,6 +37,7 @@ def source_and_weights(settings: Settings) -> tuple[Source, Weights]:
 
     Weights that are on this machine are read first: their faults come before a download.
     """
+    check_cache_folder(settings)
     read = partial(
         read_weights, settings.weights, settings.backbone, settings.image_size, settings.blocks
     )

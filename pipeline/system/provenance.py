@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +13,9 @@ PACKAGE_DIR = Path(__file__).resolve().parent.parent
 PROJECT_DIR = PACKAGE_DIR.parent
 IS_CLONE = (PROJECT_DIR / "MLproject").exists()
 """A clone of the repository, which `mlflow run` can start; else the package was installed."""
-COMMAND = "mlflow run . -e" if IS_CLONE else "unfreeze"
+IS_PROJECT = IS_CLONE and Path(sys.argv[0]).name != "unfreeze"
+"""Whether `mlflow run .` can be typed: who types `unfreeze` may be in any folder."""
+COMMAND = "mlflow run . -e" if IS_PROJECT else "unfreeze"
 """What comes before an entry point and `-P name=value` on a command line."""
 
 

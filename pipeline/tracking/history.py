@@ -66,8 +66,8 @@ class History:
 
     @property
     def diverged(self) -> bool:
-        """Whether the last training loss is not a number."""
-        return not math.isfinite(self.rows[-1][TRAIN_LOSS])
+        """Whether the last training or validation loss is not a number."""
+        return not all(math.isfinite(self.rows[-1][key]) for key in (TRAIN_LOSS, VAL_LOSS))
 
 
 def chain_of(tracking: Tracking, run: RunView) -> Iterator[RunView]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -125,6 +126,11 @@ def parse(argv: Sequence[str] | None) -> tuple[str, dict[str, str]]:
         hint = did_you_mean(named, ENTRY_POINTS) or ": name one of these"
         raise SettingsError(
             f"unknown entry point {printable(named)} (there are {', '.join(ENTRY_POINTS)}){hint}"
+        )
+    typed = Counter(word[2:].partition("=")[0] for word in words if word.startswith("--"))
+    if twice := [key for key, times in typed.items() if times > 1]:
+        raise SettingsError(
+            f"{', '.join(twice)} (command line) is given more than once: leave all but one out"
         )
     known, unknown = build_parser(_stage_keys(words)).parse_known_args(words)
     options = dict(vars(known))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pipeline.data.open import NAMES
 from pipeline.settings.entry import NAMED_STAGES
 from pipeline.system.disk.files import typed_path
-from pipeline.system.provenance import COMMAND, IS_CLONE
+from pipeline.system.provenance import COMMAND, IS_PROJECT
 from pipeline.weights.pretrained import names_a_file
 
 
@@ -26,7 +26,7 @@ def command_line(entry_point: str, options: Mapping[str, object]) -> str:
         if values.get(key) and holds(values[key]):
             values[key] = str(typed_path(values[key]).absolute())
     words = " ".join(f"-P {key}={shlex.quote(value)}" for key, value in values.items())
-    local = " --env-manager local" if IS_CLONE else ""
+    local = " --env-manager local" if IS_PROJECT else ""
     return f"{COMMAND} {entry_point}{local} {words}"
 
 
