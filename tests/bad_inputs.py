@@ -52,6 +52,8 @@ class Row:
         entry_point = words.pop(0) if words else ""
         small = [_filled(word, names) for word in _small(self, entry_point)]
         typed = [f"--{w}" if re.match(r"\w[\w.]*=", w) else w for w in words]
+        asked = {word.partition("=")[0] for word in typed}
+        small = [word for word in small if word.partition("=")[0] not in asked]
         return environment, [*([entry_point] if entry_point else []), *small, *typed]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import os
 from pathlib import Path
 
 from pipeline.errors import SettingsError
@@ -20,22 +20,22 @@ def cache_folder(settings: Settings) -> Path:
 
 
 def check_cache_folder(settings: Settings) -> None:
-    """Make a folder that was named for the cache; a full disk costs the cache alone.
+    """Refuse a folder that was named for the cache where none can be made; it is not made yet.
 
     Raises:
-        SettingsError: it cannot be made. One that is there may be read-only.
+        SettingsError: its place is inside a file, or may not be written. A folder that is there
+            may be read-only.
     """
-    if not settings.cache_dir:
+    folder = cache_folder(settings)
+    if not settings.cache_dir or folder.is_dir():
         return
-    try:
-        cache_folder(settings).mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        if err.errno in (errno.ENOSPC, errno.EDQUOT):
-            return
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        why = "may not be written" if above.is_dir() else "is a file"
         raise SettingsError(
-            f"cache_dir={settings.cache_dir} cannot be made ({err.strerror}): name a folder that "
+            f"cache_dir={settings.cache_dir} cannot be made ({above} {why}): name a folder that "
             "can, or leave cache_dir out"
-        ) from None
+        )
 
 
 def shelf_of(settings: Settings) -> Shelf | None:
