@@ -44,7 +44,7 @@ from pipeline.training.prefix.features import (
 )
 
 FEWEST, MOST = 64, 256
-"""Images that stages are measured with: a batch, within these limits."""
+"""Images that stages are measured with: the largest batch, or so many where fewer fit well."""
 REPEATS = 2
 """After one to warm up. The quickest counts: other work only ever makes one slower."""
 LR = 1e-9
