@@ -25,7 +25,7 @@ from pipeline.system.disk.scratch import own_temporary_folder, sweep_folders
 from pipeline.system.disk.shelf import new_command
 from pipeline.system.interrupts import asked_early, stopped_by_signals
 from pipeline.system.network.addresses import without_password
-from pipeline.system.text import printable
+from pipeline.system.text import fixed, printable
 from pipeline.system.variables import check_variables
 from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, VAL_ACC, VAL_LOSS
 
@@ -38,8 +38,8 @@ def _epoch_in_words(stage: Stage, history: History) -> str:
     row = history.rows[-1]
     return (
         f"stage {stage.number} epoch {len(history)}/{history.planned} | "
-        f"train loss {row[TRAIN_LOSS]:.4f} acc {row[TRAIN_ACC]:.2%} | "
-        f"val loss {row[VAL_LOSS]:.4f} acc {row[VAL_ACC]:.2%}"
+        f"train loss {fixed(row[TRAIN_LOSS], 4)} acc {row[TRAIN_ACC]:.2%} | "
+        f"val loss {fixed(row[VAL_LOSS], 4)} acc {row[VAL_ACC]:.2%}"
     )
 
 

@@ -202,10 +202,11 @@ def test_a_run_that_diverges_half_way_ends_and_says_so(command: Command) -> None
     assert command("stage2", log_pictures="on", **words) == 0
     run = runs().iloc[-1]
     assert (run["tags.diverged"], run["status"]) == ("true", "FINISHED")
-    losses = evidence_of(run["run_id"])["inputs"]["curves"]["train_loss"]
-    assert losses[0] is not None
-    assert losses[-1] is None  # JSON knows no NaN
-    assert len(losses) < 40
+    curves = evidence_of(run["run_id"])["inputs"]["curves"]
+    both = curves["train_loss"], curves["val_loss"]  # which is lost first: the machine's rounding
+    assert all(losses[0] is not None for losses in both)
+    assert any(losses[-1] is None for losses in both)  # JSON knows no NaN
+    assert len(both[0]) < 40
     signals = signals_of(run)
     assert signals["negative.val_loss_rises"] == "true"
     assert signals["positive.val_acc_gain"] == "false"

@@ -11,6 +11,7 @@ from pipeline.system.text import (
     as_markdown,
     data_option,
     first_of,
+    fixed,
     is_unicode,
     normalised,
     one_line,
@@ -69,3 +70,12 @@ def test_a_folder_is_shown_as_it_is_to_be_typed() -> None:
 
 def test_a_mac_writes_the_same_name_in_two_characters() -> None:
     assert normalised("cafe\u0301") == normalised("café") != normalised("cafe")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(2.30261, "2.3026"), (0.0, "0.0000"), (999.9, "999.9000"), (1.686e29, "1.7e+29")],
+)
+def test_a_loss_that_explodes_is_shown_in_two_digits(value: float, shown: str) -> None:
+    assert fixed(value, 4) == shown
+    assert fixed(float("nan"), 4) == "nan"

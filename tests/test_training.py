@@ -506,6 +506,7 @@ def test_either_loss_that_is_no_number_is_divergence(lost: str, value: float) ->
     assert not history.diverged
     history.rows.append({TRAIN_LOSS: 1.0, VAL_LOSS: 2.0, lost: value})
     assert history.diverged
+    assert history.lost == ["training" if lost == TRAIN_LOSS else "validation"]
 
 
 def test_an_epoch_without_numbers_is_not_selected_over_one_with_them() -> None:

@@ -176,9 +176,10 @@ def _train(session: Session, log: RunLog, work: _Work, unfinished: Unfinished) -
             log.metrics(row, step=len(history))
             session.on_epoch(stage, history)
             if history.diverged:
-                epoch = len(history)
+                which = " and ".join(history.lost)
                 session.say(
-                    f"stage {stage.number}: the loss is not a number in epoch {epoch}: stopping"
+                    f"stage {stage.number}: {which} loss is not a number in epoch {len(history)}: "
+                    "stopping"
                 )
                 log.tags({keys.DIVERGED: "true"})
             unfinished.epoch_begins()

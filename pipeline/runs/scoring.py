@@ -27,7 +27,7 @@ from pipeline.settings.entry import EvaluateSettings
 from pipeline.settings.run import Settings
 from pipeline.stats.metrics import Row, score_logits
 from pipeline.system.progress import counted
-from pipeline.system.text import as_markdown, count_of, first_of
+from pipeline.system.text import as_markdown, count_of, first_of, fixed
 from pipeline.tracking import RunView, Tracking
 from pipeline.tracking.keys import (
     KIND,
@@ -101,7 +101,7 @@ def _told(
 ) -> Iterator[str]:
     """What is printed of a run's answers about the test images."""
     others = "".join(f", {n} {v:.4f}" for n, v in scores.items() if n not in ("acc", "loss"))
-    result = f"test accuracy {scores['acc']:.2%}, loss {scores['loss']:.4f}{others}"
+    result = f"test accuracy {scores['acc']:.2%}, loss {fixed(scores['loss'], 4)}{others}"
     yield f"{name}: {result} on {count_of(len(answers.images), 'image')}"
     if floor:
         yield floor.sentence

@@ -22,9 +22,9 @@ from scipy import special
 from pipeline.settings.thresholds import Thresholds
 from pipeline.signals.scored import Scored, mean_and_error, paired
 from pipeline.stats.metrics import Column
-from pipeline.system.text import changed_by, count_of
+from pipeline.system.text import changed_by, count_of, fixed
 from pipeline.tracking.history import History
-from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, VAL_LOSS
+from pipeline.tracking.keys import TRAIN_ACC, VAL_LOSS
 
 State = Literal["true", "false", "unknown"]
 MIN_SIBLINGS = 3
@@ -176,7 +176,7 @@ def loss_stability(scored: Scored, parent: Scored | None) -> Signal:
     return Signal.of(
         name,
         mean <= error,
-        f"validation loss {changed_by(mean, 3, 'nats')} (s.e. {error:.3f})",
+        f"validation loss {changed_by(mean, 3, 'nats')} (s.e. {fixed(error, 3)})",
         nll_change=mean,
         nll_change_se=error,
     )
@@ -193,7 +193,7 @@ def early_spike(history: History, thresholds: Thresholds) -> Signal:
     """
     share, numbers, sentence = _saturated(history, thresholds)
     name = "positive.no_early_spike"
-    if not numbers and not math.isfinite(history[TRAIN_LOSS][-1]):
+    if not numbers and history.diverged:
         return Signal.of(name, None, f"{sentence}, and the loss diverged")
     late = share > thresholds.signal_spike_share
     is_seen = not late or share != 1 / history.planned
@@ -249,7 +249,7 @@ def loss_rise(
     lowest, last = min(finite, default=math.nan), history[VAL_LOSS][-1]
     rise = 0.0 if lowest == 0 else last / lowest - 1
     rises = not math.isfinite(last) or rise > thresholds.signal_loss_rise
-    shown = f"{lowest:.3f}" if lowest < 1000 else f"{lowest:.2g}"
+    shown = fixed(lowest, 3)
     how = (
         f"{'' if rises else 'only '}{rise:.1%} above"
         if math.isfinite(last)
@@ -261,8 +261,8 @@ def loss_rise(
     holds: bool | None = rises
     if change := _change(scored, parent, "nll"):
         mean, error = change
-        against = f"{abs(mean):.3f} nats {'above' if mean > 0 else 'below'}"
-        sentence += f", at the selected epoch {against} the stage before (s.e. {error:.3f})"
+        against = f"{fixed(abs(mean), 3)} nats {'above' if mean > 0 else 'below'}"
+        sentence += f", at the selected epoch {against} the stage before (s.e. {fixed(error, 3)})"
         holds = rises or mean > error
     elif has_parent:
         sentence += "; the scores of the stage before are missing"

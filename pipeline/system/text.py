@@ -88,9 +88,14 @@ def natural(name: str) -> tuple[bool, float, str]:
     return (not is_number, float(name) if is_number else 0.0, name)
 
 
+def fixed(value: float, digits: int) -> str:
+    """`2.3026`; two digits from a thousand on, as losses are that explode: `1.7e+29`."""
+    return f"{value:.{digits}f}" if abs(value) < 1000 else f"{value:.2g}"
+
+
 def changed_by(value: float, digits: int, unit: str) -> str:
     """`rose by 1.8 points`, or `stayed the same` where no digit that is shown differs from 0."""
-    size = f"{abs(value):.{digits}f}"
+    size = fixed(abs(value), digits)
     if float(size) == 0:
         return "stayed the same"
     return f"{'rose' if value > 0 else 'fell'} by {size} {unit}"

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from pipeline.stats.metrics import Row
+from pipeline.system.text import fixed
 from pipeline.tracking.keys import (
     CURVES,
     EPOCH_METRICS,
@@ -67,7 +68,13 @@ class History:
     @property
     def diverged(self) -> bool:
         """Whether the last training or validation loss is not a number."""
-        return not all(math.isfinite(self.rows[-1][key]) for key in (TRAIN_LOSS, VAL_LOSS))
+        return bool(self.lost)
+
+    @property
+    def lost(self) -> list[str]:
+        """Which of the last losses are not numbers: `training`, `validation`."""
+        losses = {"training": TRAIN_LOSS, "validation": VAL_LOSS}
+        return [name for name, key in losses.items() if not math.isfinite(self.rows[-1][key])]
 
 
 def chain_of(tracking: Tracking, run: RunView) -> Iterator[RunView]:
@@ -157,8 +164,8 @@ class Summary:
         """The line that every stage run ends with, and that `gate` reads back."""
         m = self.metrics
         return (
-            f"Stage-{self.number} Best results: Train Loss: {m[TRAIN_LOSS]:.4f} | "
-            f"Val Loss: {m[VAL_LOSS]:.4f} | Train Acc: {m[TRAIN_ACC]:.2%} | "
+            f"Stage-{self.number} Best results: Train Loss: {fixed(m[TRAIN_LOSS], 4)} | "
+            f"Val Loss: {fixed(m[VAL_LOSS], 4)} | Train Acc: {m[TRAIN_ACC]:.2%} | "
             f"Val Acc: {m[VAL_ACC]:.2%}"
             + (f" | Val Balanced Acc: {balanced:.2%}" if (balanced := self.balanced) else "")
         )

@@ -10,7 +10,7 @@ import pandas as pd
 
 from pipeline.settings.run import Settings
 from pipeline.signals.readings import Signal
-from pipeline.system.text import as_markdown, count_of
+from pipeline.system.text import as_markdown, count_of, fixed
 from pipeline.tracking import RunView
 from pipeline.tracking.history import Summary
 from pipeline.tracking.keys import TRAIN_ACC, VAL_ACC, VAL_LOSS
@@ -33,7 +33,7 @@ def summary_table(
             "train acc": f"{row.metrics[TRAIN_ACC]:.2%}",
             "val acc": f"{row.metrics[VAL_ACC]:.2%}",
             **({"balanced": f"{row.balanced or row.val_acc:.2%}"} if unequal else {}),
-            "val loss": f"{row.metrics[VAL_LOSS]:.4f}",
+            "val loss": fixed(row.metrics[VAL_LOSS], 4),
             "time": f"{row.wall_s:.1f} s" + (" (reused)" if row.reused else ""),
             "run": row.run_id,
         }
