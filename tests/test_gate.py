@@ -141,6 +141,11 @@ def test_lines_of_several_draws_are_read_draw_after_draw() -> None:
     assert states(read_gate(read, T))["consistent_gains"] == "false"
 
 
+def test_a_loss_that_exploded_is_read_as_it_was_printed() -> None:
+    [pair] = parse_best_lines(REFERENCE.replace("1.3094", "1.7e+29"))
+    assert pair.first[VAL_LOSS] == 1.7e29
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

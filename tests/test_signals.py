@@ -196,6 +196,21 @@ def test_without_the_parents_scores_a_rise_of_its_own_still_counts() -> None:
     assert loss_rise(risen, scored([1, 1]), None, T, has_parent=True).state == "true"
 
 
+def test_a_rise_is_not_seen_in_one_epoch_but_against_the_stage_before() -> None:
+    one = history((0.5,), (1.0,))
+    first = loss_rise(one, scored([1]), None, T, has_parent=False)
+    assert (first.state, first.sentence) == (
+        "unknown",
+        "validation loss had one epoch, and 1.000 nats",
+    )
+    later = loss_rise(
+        one, scored([1, 1], [1.0, 1.0]), scored([1, 1], [0.5, 0.4]), T, has_parent=True
+    )
+    assert later.state == "true"
+    assert "one epoch" in later.sentence
+    assert "above the stage before" in later.sentence
+
+
 # Saturation
 
 

@@ -311,5 +311,8 @@ def _tell(
     session.say(outcome_sentence(name, acc, images, signals, before, balanced=balanced))
     for line in dict.fromkeys(signal.line for signal in signals):
         session.say(f"  {line}")
-    session.say(f"stage {summary.number}: run {summary.run_id} ({minutes(summary.wall_s)})")
+    kept = f"the weights of epoch {summary.epoch} are kept"
+    session.say(
+        f"stage {summary.number}: run {summary.run_id} ({minutes(summary.wall_s)}), {kept}"
+    )
     session.say(summary.best_line)

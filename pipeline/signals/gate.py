@@ -39,9 +39,10 @@ from pipeline.tracking.keys import (
 
 MIN_DRAWS = 3
 REPORT = "gate/report.md"
+_NUMBER = r"(\d+\.?\d*(?:e\+\d+)?)"
 LINE = re.compile(
-    r"Stage-([12]) Best results: Train Loss: (\d+\.?\d*) \| Val Loss: (\d+\.?\d*) \| "
-    r"Train Acc: (\d+\.?\d*)% \| Val Acc: (\d+\.?\d*)%"
+    rf"Stage-([12]) Best results: Train Loss: {_NUMBER} \| Val Loss: {_NUMBER} \| "
+    rf"Train Acc: {_NUMBER}% \| Val Acc: {_NUMBER}%"
 )
 
 

@@ -244,7 +244,10 @@ def loss_rise(
     *,
     has_parent: bool,
 ) -> Signal:
-    """True if the loss exceeds the parent's by a standard error, or ends above its minimum."""
+    """True if the loss exceeds the parent's by a standard error, or ends above its minimum.
+
+    Unknown in a run of one epoch without a parent: a rise is not seen.
+    """
     finite = [loss for loss in history[VAL_LOSS] if math.isfinite(loss)]
     lowest, last = min(finite, default=math.nan), history[VAL_LOSS][-1]
     rise = 0.0 if lowest == 0 else last / lowest - 1
@@ -259,6 +262,9 @@ def loss_rise(
     if math.isfinite(last) and float(f"{rise:.3f}") == 0:
         sentence = f"validation loss ended at its minimum of {shown} nats"
     holds: bool | None = rises
+    if len(history) == 1 and math.isfinite(last):
+        sentence = f"validation loss had one epoch, and {shown} nats"
+        holds = None if not has_parent else rises
     if change := _change(scored, parent, "nll"):
         mean, error = change
         against = f"{fixed(abs(mean), 3)} nats {'above' if mean > 0 else 'below'}"
