@@ -17,8 +17,17 @@ from tests.conftest import Command, PointAt
 
 
 def test_options_are_taken_as_words_or_with_an_equals_sign_or_as_for_mlflow_run() -> None:
-    words = ["stage2", "--lr", "0.1", "--stage1.epochs=3", "--data=a b", "-P", "draw=1"]
-    options = {"lr": "0.1", "stage1.epochs": "3", "data": "a b", "draw": "1"}
+    words = [
+        "stage2",
+        "--lr",
+        "0.1",
+        "--stage1.epochs=3",
+        "--data=a b",
+        "-P",
+        "draw=1",
+        "-Pseed=2",
+    ]
+    options = {"lr": "0.1", "stage1.epochs": "3", "data": "a b", "draw": "1", "seed": "2"}
     assert parse(words) == ("stage2", options)
 
 
@@ -30,18 +39,19 @@ def test_options_are_taken_as_words_or_with_an_equals_sign_or_as_for_mlflow_run(
         ("stage-3", r"unknown entry point stage-3 .*did you mean stage3\?"),
         ("xyzzy", r"unknown entry point xyzzy .*name one of these"),
         ("stage2 --lr 0.1 -P lr=0.2", r"^lr .*more than once: leave all but one out"),
-        ("stage2 what", "unexpected words on the command line: what"),
+        ("stage2 what", "unexpected words on the command line: what: see --help"),
+        ("stage2 lr=1", "unexpected words on the command line: lr=1: write -P lr=1"),
         ("main --rope_pp 1", r"rope_pp .* is one of decide, compare, not of main"),
         (
             "tune --run_id abc",
             r"run_id .* is one of evaluate, refit, predict, app, gate, not of tune",
         ),
-        ("stage3 -P", "unknown setting|expected one argument"),
-        ("stage3 -P =1", "unknown setting|expected one argument"),
+        ("stage3 -P", "^-P .*is no setting: write -P key=value"),
+        ("stage3 -P =1", "^-P =1 .*is no setting: write -P key=value"),
         ("stage3 -P lrr=1", "unknown setting lrr"),
         ("evaluate --stage1.epochs 1", r"stage1\.epochs .*evaluate trains no stage"),
         ("main --control.lr 1", r"control\.lr .*is one of decide, not of main"),
-        ("stage3 -P lr", "expected one argument"),
+        ("stage3 -P lr", "^-P lr .*is no setting: write -P key=value"),
     ],
 )
 def test_words_that_are_no_settings_are_refused(words: str, message: str) -> None:

@@ -118,9 +118,7 @@ def parse(argv: Sequence[str] | None) -> tuple[str, dict[str, str]]:
     Raises:
         SettingsError: an entry point or an option that is not known.
     """
-    given = iter(sys.argv[1:] if argv is None else argv)
-    # `-P key=value`, as `mlflow run` takes it and as messages put it, is `--key=value`
-    words = [f"--{next(given, '')}" if word == "-P" else word for word in given]
+    words = list(_as_options(sys.argv[1:] if argv is None else argv))
     named = words[0] if words and not words[0].startswith("-") else None
     if named is not None and named not in ENTRY_POINTS:
         hint = did_you_mean(named, ENTRY_POINTS) or ": name one of these"
@@ -142,9 +140,26 @@ def parse(argv: Sequence[str] | None) -> tuple[str, dict[str, str]]:
             )
     if unknown:
         lines = [_unknown(key, entry_point) for key in _keys_among(unknown)]
-        stray = f"unexpected words on the command line: {' '.join(unknown)}: see --help"
+        stray = f"unexpected words on the command line: {printable(' '.join(unknown))}: "
+        pair = next((word for word in unknown if "=" in word), None)
+        stray += f"write -P {printable(pair)}" if pair else "see --help"
         raise SettingsError("\n".join(lines) or stray)
     return entry_point, options
+
+
+def _as_options(given: Iterable[str]) -> Iterator[str]:
+    """`-P key=value`, as `mlflow run` takes it and as messages put it, as `--key=value`."""
+    words = iter(given)
+    for word in words:
+        if not word.startswith("-P"):
+            yield word
+            continue
+        pair = word[2:] or next(words, "")
+        key, has_value, _ = pair.partition("=")
+        if not (key and has_value) or key.startswith("-"):
+            got = printable(f"-P {pair}".strip())
+            raise SettingsError(f"{got} (command line) is no setting: write -P key=value")
+        yield f"--{pair}"
 
 
 def _keys_among(words: Iterable[str]) -> list[str]:
