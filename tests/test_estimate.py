@@ -69,7 +69,7 @@ def test_an_estimate_leaves_no_run_and_nothing_in_the_prefix_cache(
     place: dict[str, str], store: Path
 ) -> None:
     found = estimate([arm_of(place, "three_stage", 2)], TEST, Tracking.connect())
-    assert OVERHEAD_S < found.draw_s < 600
+    assert OVERHEAD_S < found.mean_s < 600
     assert not (store / "cache" / "prefix").exists()
     assert mlflow.search_runs(["0"], output_format="list") == []
 
@@ -77,7 +77,7 @@ def test_an_estimate_leaves_no_run_and_nothing_in_the_prefix_cache(
 def test_a_rate_at_which_everything_diverges_is_no_fault(place: dict[str, str]) -> None:
     ruinous = {"optimizer": "sgd", "lr": "100", "batch_size": "3", "warmup": "0"}
     found = estimate([arm_of({**place, **ruinous}, "full", 1)], TEST, Tracking.connect())
-    assert OVERHEAD_S < found.draw_s < 600
+    assert OVERHEAD_S < found.mean_s < 600
 
 
 @dataclass
@@ -142,7 +142,8 @@ def test_both_arms_cost_their_stages_once_and_the_frozen_part_of_test_images_onc
     assert 0 < middle < last < head < every
     training = of_stage_1(1 + 2 + 2 + 2)  # stages 1 and 2 are both arms'
     frozen = (TRAIN * 2 + VAL) * (head + RENDER_S)  # flips have two views
-    assert found.draw_s == OVERHEAD_S + training + frozen + 2 * TEST * (every - middle)
+    assert found.pair_s == OVERHEAD_S + training + 2 * TEST * (every - middle)
+    assert found.draw_s == frozen
     assert found.once_s == TEST * middle
     assert known_speed == stages  # the second arm's last stage costs what stage 2 costs
 
@@ -168,7 +169,8 @@ def test_random_weights_and_statistics_of_a_draw_make_a_frozen_part_for_each(
     every = len(network().segments)
     training = train * TRAIN_S + VAL * VAL_S + EPOCH_S
     frozen = (2 * train + VAL) * (head + RENDER_S)
-    assert found.draw_s == OVERHEAD_S + training + frozen + (TEST + passes * train) * every
+    assert found.pair_s == OVERHEAD_S + training + frozen + (TEST + passes * train) * every
+    assert found.draw_s == 0  # another seed has another frozen part
     assert found.once_s == 0
     assert len(known_speed) == 1
 
@@ -178,7 +180,8 @@ def test_without_a_cache_every_arm_computes_everything(
 ) -> None:
     off = {**place, "cache": "off", "norm_stats": "source"}
     found = estimate([arm_of(off, "three_stage", 1)], TEST, Tracking.connect())
-    assert found.draw_s == OVERHEAD_S + of_stage_1() + TEST * len(network().segments)
+    assert found.pair_s == OVERHEAD_S + of_stage_1() + TEST * len(network().segments)
+    assert found.draw_s == 0
     assert found.once_s == 0
     assert len(known_speed) == 1
 
@@ -210,10 +213,19 @@ def test_a_clusters_tasks_are_measured_with_their_cores_and_run_side_by_side(
 
 
 def test_draws_side_by_side_take_the_time_of_the_longest_row() -> None:
-    two = Estimate(draw_s=10.0, once_s=3.0, at_once=2)
+    two = Estimate(pair_s=8.0, draw_s=2.0, once_s=3.0, at_once=2)
     assert [two.seconds(draws) for draws in (1, 2, 5)] == [13.0, 13.0, 33.0]
     assert two.seconds(1, 1) == 23.0  # the second waits for the first
     assert two.beside == " (2 at once)"
-    one = Estimate(draw_s=10.0, once_s=3.0, at_once=1)
+    one = Estimate(pair_s=8.0, draw_s=2.0, once_s=3.0, at_once=1)
     assert one.seconds(5) == 53.0
     assert one.beside == ""
+
+
+def test_seeds_of_a_draw_share_its_frozen_part() -> None:
+    three = Estimate(pair_s=8.0, draw_s=6.0, once_s=3.0, at_once=1, seeds=3)
+    assert three.mean_s == 10.0
+    assert three.seconds(6) == 3.0 + 6 * 8.0 + 2 * 6.0
+    assert three.seconds(6, 3) == three.seconds(9)
+    beside = Estimate(pair_s=8.0, draw_s=6.0, once_s=3.0, at_once=2, seeds=3)
+    assert beside.seconds(6) == 3.0 + 3 * 8.0 + 6.0

@@ -58,20 +58,34 @@ class Estimate:
     """What arms take here.
 
     Attributes:
-        draw_s: seconds for all arms on one draw: each distinct stage once, every arm scored.
+        pair_s: seconds for all arms on one draw with one seed: each distinct stage once, every arm
+            scored.
+        draw_s: seconds for what seeds of a draw share: the frozen parts of its images.
         once_s: seconds for what all draws share: the frozen part of the test images, and the start
             of a cluster's processes.
-        at_once: draws that run side by side.
+        at_once: pairs that run side by side.
+        seeds: pairs on each draw.
     """
 
+    pair_s: float
     draw_s: float
     once_s: float
     at_once: int
+    seeds: int = 1
 
-    def seconds(self, *draws: int) -> float:
-        """For so many draws, and then so many more, each number waited for."""
-        rounds = sum(math.ceil(number / self.at_once) for number in draws)
-        return self.once_s + self.draw_s * rounds
+    @property
+    def mean_s(self) -> float:
+        """Seconds for a pair and its part of what the draw's pairs share."""
+        return self.pair_s + self.draw_s / self.seeds
+
+    def seconds(self, *pairs: int) -> float:
+        """For so many pairs, and then so many more, each number waited for."""
+        total = self.once_s
+        for number in pairs:
+            draws = math.ceil(number / self.seeds)
+            total += self.pair_s * math.ceil(number / self.at_once)
+            total += self.draw_s * math.ceil(draws / self.at_once)
+        return total
 
     @property
     def beside(self) -> str:
@@ -80,7 +94,11 @@ class Estimate:
 
 
 def estimate(
-    arms: Sequence[Arm], test_count: int, tracking: Tracking, cluster: Cluster | None = None
+    arms: Sequence[Arm],
+    test_count: int,
+    tracking: Tracking,
+    cluster: Cluster | None = None,
+    seeds: int = 1,
 ) -> Estimate:
     """What arms of one backbone will take, each scored on so many test images.
 
@@ -95,14 +113,20 @@ def estimate(
         bar("measuring training steps", 1 + len(stages)) as step,
         TemporaryDirectory() as folder,
     ):
-        probe = _Probe(session=session, few=_few(session, arms), folder=Path(folder))
-        draw_s, once_s = _besides_training(probe, arms, test_count)
+        probe = _Probe(session=session, arms=arms, few=_few(session, arms), folder=Path(folder))
+        found = _besides_training(probe, test_count)
         step(1)
+        training_s = 0.0
         for arm, number in stages:
-            draw_s += probe.stage_s(arm, number)
+            training_s += probe.stage_s(arm, number)
             step(1)
-    at_once = cluster.at_once if cluster else 1
-    return Estimate(draw_s=draw_s, once_s=once_s + start_s, at_once=at_once)
+    return replace(
+        found,
+        pair_s=found.pair_s + training_s,
+        once_s=found.once_s + start_s,
+        at_once=cluster.at_once if cluster else 1,
+        seeds=seeds,
+    )
 
 
 def _few(session: Session, arms: Sequence[Arm]) -> ImageSet:
@@ -119,30 +143,33 @@ def _few(session: Session, arms: Sequence[Arm]) -> ImageSet:
     )
 
 
-def _besides_training(probe: _Probe, arms: Sequence[Arm], test_count: int) -> tuple[float, float]:
-    """Seconds a draw, and once, for frozen parts, the choice of statistics, and scoring."""
+def _besides_training(probe: _Probe, test_count: int) -> Estimate:
+    """Frozen parts, the choice of statistics, and scoring."""
     session, choice, forward = probe.session, probe.session.norm_choice, probe.forward_s
+    arms = probe.arms
     train, is_target = len(session.draw.train), session.settings.norm_stats == "target"
     passes = 0
     if choice:  # of a probe, which there is not for every network
         passes = 2 if choice.scores else 0
     elif is_target:
         passes = 1 if any(True for _ in batch_norms([session.backbone.model])) else 0
-    draw_s = OVERHEAD_S + passes * train * sum(forward) + _frozen_s(probe, arms)
+    draw_s = passes * train * sum(forward) + _frozen_s(probe)
     shared = [shared_prefix(session.backbone, a, arms) if probe.is_kept else 0 for a in arms]
-    draw_s += test_count * sum(sum(forward[prefix:]) for prefix in shared)
+    pair_s = OVERHEAD_S + test_count * sum(sum(forward[prefix:]) for prefix in shared)
     once_s = test_count * sum(forward[: max(shared)])
-    if is_target or session.settings.weights == "none":  # each draw, or seed, has its own
-        return draw_s + once_s, 0.0
-    return draw_s, once_s
+    if session.settings.weights == "none":  # each seed has a frozen network of its own
+        pair_s, draw_s, once_s = pair_s + draw_s + once_s, 0.0, 0.0
+    elif is_target:  # each draw has
+        draw_s, once_s = draw_s + once_s, 0.0
+    return Estimate(pair_s=pair_s, draw_s=draw_s, once_s=once_s, at_once=1)
 
 
-def _frozen_s(probe: _Probe, arms: Sequence[Arm]) -> float:
+def _frozen_s(probe: _Probe) -> float:
     """Seconds a draw for the outputs of frozen blocks, which the stages share."""
     draw, most = probe.session.draw, probe.session.settings.views
     seen: dict[tuple[str, str], int] = {}
     deepest = 0
-    for arm, number in _distinct_stages(arms):
+    for arm, number in _distinct_stages(probe.arms):
         if probe.is_kept and (prefix := probe.prefix(arm, number)):
             deepest = max(deepest, prefix)
             augment = of_images(arm.settings.training(number).augment)
@@ -165,6 +192,7 @@ class _Probe:
     """
 
     session: Session
+    arms: Sequence[Arm]
     few: ImageSet
     folder: Path
     known: dict[str, tuple[float, float, float]] = field(default_factory=dict)
@@ -173,7 +201,10 @@ class _Probe:
     def is_kept(self) -> bool:
         """Whether the outputs of frozen blocks are computed once for all epochs."""
         session = self.session
-        needed = bytes_of_chain(session.backbone, session.settings, session.draw, session.dtype)
+        needed = max(
+            bytes_of_chain(session.backbone, arm.settings, session.draw, session.dtype)
+            for arm in self.arms
+        )
         return session.cache.folder is not None and needed <= session.cache.limit_bytes
 
     def prefix(self, arm: Arm, number: int) -> int:

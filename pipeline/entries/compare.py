@@ -91,7 +91,7 @@ def _forecast(grid: Grid, setup: PairSetup) -> None:
     for backbone, arms in grid.arms.items():
         cost = estimate(arms, images, setup.tracking, setup.cluster)
         total += cost.seconds(draws)
-        say(f"{backbone}: a draw takes about {cost.draw_s:.0f} s here{cost.beside}")
+        say(f"{backbone}: a draw takes about {cost.mean_s:.0f} s here{cost.beside}")
     tuning = ", tuning not counted" if setup.command.tuned else ""
     say(
         f"all of it takes about {minutes(total)}{tuning}; what has been run before costs nothing\n"

@@ -119,7 +119,7 @@ def _decided(
             operations_of(plan.treatment, classes, images),
             operations_of(plan.control, classes, images),
         ),
-        pair_s=cost.draw_s,
+        pair_s=cost.mean_s,
         at_once=cost.at_once,
         wall_s=0.0,
         floor=runner.floor(pairs[0].key, plan.treatment),
@@ -174,7 +174,7 @@ def _forecast(plan: Comparison, setup: PairSetup, design: Design) -> Estimate:
             "note: in none of these worlds does this design come to an answer: take more pairs "
             f"(-P looks={','.join(map(str, more))}), more test images, or a larger rope_pp"
         )
-    cost = estimate(arms, images, setup.tracking, setup.cluster)
+    cost = estimate(arms, images, setup.tracking, setup.cluster, setup.seeds)
     new = [(after - before) * setup.seeds for before, after in pairwise((0, *design.looks))]
     times = ", ".join(
         f"{count_of(pairs, 'pair')} {minutes(cost.seconds(*new[: look + 1]))}"
@@ -183,7 +183,7 @@ def _forecast(plan: Comparison, setup: PairSetup, design: Design) -> Estimate:
     tuning = "; tuning is not counted" if plan.decide.tune else ""
     of_seeds = f", with each of {setup.seeds} seeds" if setup.seeds > 1 else ""
     say(
-        f"\na pair takes about {cost.draw_s:.0f} s here{cost.beside}{of_seeds}: {times}"
+        f"\na pair takes about {cost.mean_s:.0f} s here{cost.beside}{of_seeds}: {times}"
         f"{tuning}; what has been run before costs nothing"
         f"{_refit_in_words(plan, setup, cost)}\n"
     )
@@ -200,9 +200,10 @@ def _refit_in_words(plan: Comparison, setup: PairSetup, cost: Estimate) -> str:
         return ""
     first = setup.keys[0].apply(plan.treatment.settings)
     count = count_whole(setup.source, first, scope)
+    most = minutes((cost.pair_s + cost.draw_s) * count / setup.images)
     return (
         f"; after a verdict the recommended arm is trained once more on {count} images, "
-        f"{minutes(cost.draw_s * count / setup.images)} at most (-P refit=off leaves that out)"
+        f"{most} at most (-P refit=off leaves that out)"
     )
 
 

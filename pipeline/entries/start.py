@@ -282,12 +282,12 @@ def _costs(
         return [*lines, f"decide cannot be asked so: {err}"], False
     assert source.test
     images = len(source.test.labels)
-    pair = estimate((plan.treatment, plan.control), images, tracking)
-    looks = plan.decide.design.looks
+    looks, seeds = plan.decide.design.looks, plan.decide.seeds
+    pair = estimate((plan.treatment, plan.control), images, tracking, seeds=seeds)
     shown = ", ".join(
-        f"{count_of(pairs, 'pair')} {minutes(pair.seconds(pairs))}" for pairs in looks
+        f"{count_of(pairs, 'pair')} {minutes(pair.seconds(pairs * seeds))}" for pairs in looks
     )
-    return [*lines, f"decide takes about {pair.draw_s:.0f} s a pair: {shown}"], True
+    return [*lines, f"decide takes about {pair.mean_s:.0f} s a pair: {shown}"], True
 
 
 def _own(best: Tried) -> dict[str, str]:
