@@ -1,10 +1,10 @@
 """Workers that share one store, simulated event by event from measured units.
 
-In: what a unit (a pair or a trial) computes and asks the store for. Out: how many times as many
-units as one worker so many workers do, and how busy the store is. A worker computes for a while,
-asks the store, waits for the answer, and so on until its unit is done; the store has so many
-processes and serves who came first. Times are exponential, which is harder on the store than even
-ones. The owner of every run gives a sign of life every 15 seconds beside that.
+In: what a unit (a pair or a trial) computes and asks the store for. Out: for a number of workers,
+their throughput relative to one worker, and how busy the store is. A worker computes for a while,
+asks the store, waits for the answer, and so on until its unit is done; the store has a given
+number of processes and serves first come, first served. Times are exponential, which is harder on
+the store than even times. Besides, the owner of every run gives a sign of life every 15 seconds.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class TrainingError(PipelineError):
 
 
 class DivergedError(TrainingError):
-    """A stage run whose loss was no number from its first epoch on; `run_id` names the run."""
+    """A training without a usable epoch, as a loss was NaN or infinite; `run_id` names the run."""
 
     def __init__(self, message: str, run_id: str = "") -> None:
         super().__init__(message)

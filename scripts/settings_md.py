@@ -32,12 +32,11 @@ SILENT = (
     "not use them. The last line of `--help` names them, too."
 )
 NOTES: dict[type[BaseModel], str] = {
-    TrainSettings: "Written before the name, `stage2.` gives stage 2 alone a value: "
-    "`stage2.lr=1e-4`.\n"
-    "Plain names are for every stage of `main`, `decide`, `compare` and `tune`, but for the named "
-    "stage\nalone in `stage1`, `stage2`, `stage3`, `stage` and `tune -P stage=3`: stages before "
-    "it, which these\ntrain where no finished run is found, have the values of the preset, or "
-    "their own, `stage1.epochs=2`.\nA line says so where that differs.",
+    TrainSettings: "`stage2.` before a name gives stage 2 alone a value: `stage2.lr=1e-4`.\n"
+    "In `main`, `decide`, `compare` and `tune` a plain name is for every stage.\n"
+    "In `stage1`, `stage2`, `stage3`, `stage` and `tune -P stage=3` a plain name is for the named "
+    "stage alone.\nEarlier stages are trained where no finished run is found, with the preset's "
+    "values or their own (`stage1.epochs=2`); a line says so where these differ.",
     Thresholds: "Thresholds say how finished epochs are read, and never change weights. "
     "`enforce_gate=on` alone stops a command.",
 }

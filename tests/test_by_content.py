@@ -19,8 +19,8 @@ from pipeline.data.base import Source
 from pipeline.data.sampling.draws import (
     dealt_words,
     draw_in,
+    draw_rows,
     draws_held,
-    rows_in,
     share_in_common,
     with_test_split,
 )
@@ -58,7 +58,7 @@ def make(sizes: Sequence[int], groups: Sequence[str] = (), shuffle: int = 0) -> 
 def parts_of(source: Source, own: Settings) -> tuple[set[bytes], set[bytes], set[bytes]]:
     """The digests of training, validation and test images."""
     parted = with_test_split(source, own)
-    train, val = rows_in(parted, own)
+    train, val = draw_rows(parted, own)
     pool, test = parted.pool.stored.digests(), parted.test
     vals = parted.val.stored.digests() if parted.val else pool
     tests = set(test.stored.digests()) if test else set()
@@ -81,7 +81,7 @@ def test_parts_are_disjoint_whole_and_a_fifth_of_each_class(
     fifths = [max(1, round(n / 5)) for n in sizes]
     assert parted.test is not None
     assert parted.class_sizes(parted.test).tolist() == fifths
-    assert np.bincount(parted.pool.labels[rows_in(parted, own)[1]]).tolist() == fifths
+    assert np.bincount(parted.pool.labels[draw_rows(parted, own)[1]]).tolist() == fifths
 
 
 @FEW
@@ -196,7 +196,7 @@ def test_what_cannot_be_dealt_is_refused_with_what_is_needed(
     sizes: tuple[int, ...], own: dict[str, str], words: str
 ) -> None:
     with pytest.raises(DataError, match=f"^farm: .*{words}"):
-        rows_in(with_test_split(make(sizes), asked(**own)), asked(**own))
+        draw_rows(with_test_split(make(sizes), asked(**own)), asked(**own))
 
 
 @settings(deadline=None, max_examples=4)  # each deals many draws
@@ -207,7 +207,7 @@ def test_draws_of_a_given_size_share_no_image(size: int, train: int) -> None:
     held = draws_held(source, own)
     seen: Counter[int] = Counter()
     for draw in range(held):
-        rows = rows_in(source, own.model_copy(update={"draw": draw}))
+        rows = draw_rows(source, own.model_copy(update={"draw": draw}))
         assert np.bincount(source.pool.labels[rows[0]]).tolist() == [train] * 2
         seen.update(np.concatenate(rows).tolist())
     assert held > 1
@@ -218,17 +218,17 @@ def test_a_split_of_the_datas_own_is_used_and_the_rest_is_dealt() -> None:
     own, other = make([40, 40]), make([7, 7], shuffle=3).pool
     tested = with_test_split(replace(own, test=other), asked())
     assert tested.test is other
-    assert [len(rows) for rows in rows_in(tested, asked())] == [64, 16]
+    assert [len(rows) for rows in draw_rows(tested, asked())] == [64, 16]
     assert "the data's own test split has 7 a class" in dealt_words(tested, asked())
     validated = with_test_split(replace(own, val=other), asked())
-    assert [len(rows) for rows in rows_in(validated, asked())] == [64, 14]
+    assert [len(rows) for rows in draw_rows(validated, asked())] == [64, 14]
     assert validated.test is not None
     assert len(validated.test.labels) == 16
 
 
 def test_shuffles_of_data_with_its_own_validation_split_differ_in_training_images() -> None:
     source = with_test_split(replace(make([40, 40]), val=make([7, 7]).pool), asked())
-    one, other = (set(rows_in(source, asked(data_seed=n))[0].tolist()) for n in ("1", "2"))
+    one, other = (set(draw_rows(source, asked(data_seed=n))[0].tolist()) for n in ("1", "2"))
     assert len(one) == len(other) == 48
     assert one != other
     assert share_in_common(source, asked()) == 0.75
@@ -271,7 +271,7 @@ def test_groups_are_never_parted(
     source = make([len(by_class[0]), len(by_class[1])], groups=names)
     own = asked(data_seed=str(data_seed), train_per_class=number, group="x")
     parted = with_test_split(source, own)
-    for train, val in [rows_in(parted, own)]:
+    for train, val in [draw_rows(parted, own)]:
         kinds = [{parted.pool.groups[row] for row in rows} for rows in (train, val)]
         assert parted.test is not None
         kinds.append(set(parted.test.groups))
@@ -292,7 +292,7 @@ def test_groups_of_one_size_are_dealt_in_exact_shares() -> None:
 def test_a_class_in_too_few_groups_is_named() -> None:
     names = [f"p{n // 10}" for n in range(40)]
     with pytest.raises(DataError, match=r"class ant stands in 2 groups of group=who, too few"):
-        rows_in(
+        draw_rows(
             with_test_split(make([20, 20], groups=names), asked(group="who")), asked(group="who")
         )
 

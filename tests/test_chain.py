@@ -18,7 +18,7 @@ def reached(number: int, **val: float) -> Summary:
         epoch=1,
         metrics={VAL[name]: value for name, value in val.items()},
         wall_s=1.0,
-        trainable=1,
+        trainable_parameters=1,
     )
 
 

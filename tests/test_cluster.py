@@ -19,8 +19,8 @@ from typing import Any
 import mlflow
 import pytest
 
+from pipeline.cluster.dispatcher import Cluster, cluster_of, cores_each
 from pipeline.cluster.engine import connected
-from pipeline.cluster.hands import Cluster, cluster_of, cores_each
 from pipeline.entries.command_line.table import perform
 from pipeline.errors import ClusterError, DataError, DivergedError
 from pipeline.settings.cluster import ClusterSettings
@@ -132,9 +132,9 @@ def test_tasks_have_their_own_gpus_threads_and_environment(
     monkeypatch.setenv("MLFLOW_RUN_ID", "of the command")
     with (
         at(nodes, said, "auto", num_gpus="1", num_cpus="1") as cluster,
-        cluster.hands(Look(tmp_path, 2), "7") as hands,
+        cluster.dispatcher(Look(tmp_path, 2), "7") as dispatcher,
     ):
-        seen = dict(hands.run({f"look {n}": n for n in range(2)}))
+        seen = dict(dispatcher.run({f"look {n}": n for n in range(2)}))
     assert "2 tasks at once, 1 core and 1 GPU each" in said[0]
     assert {one.pop("CUDA_VISIBLE_DEVICES") for one in seen.values()} == {"0", "1"}
     own = {"OMP_NUM_THREADS": "1", "PGPASSWORD": SECRET, "MLFLOW_EXPERIMENT_ID": "7"}
@@ -150,13 +150,13 @@ def test_a_lost_task_is_run_again_and_told_a_fault_is_the_users(
     nodes: Nodes, tmp_path: Path
 ) -> None:
     said: list[str] = []
-    with at(nodes, said) as cluster, cluster.hands(LostOnce(tmp_path), "0") as hands:
-        assert dict(hands.run({"pair 1": "one"})) == {"one": "one"}
+    with at(nodes, said) as cluster, cluster.dispatcher(LostOnce(tmp_path), "0") as dispatcher:
+        assert dict(dispatcher.run({"pair 1": "one"})) == {"one": "one"}
         assert said[1:] == ["note: pair 1 was lost 1 time with its process, and was run again"]
         with pytest.raises(DataError, match="holds no images: name another"):
-            list(hands.run({"pair 2": "fault"}))
+            list(dispatcher.run({"pair 2": "fault"}))
         with pytest.raises(DivergedError, match="no number") as caught:
-            list(hands.run({"pair 3": "diverged"}))
+            list(dispatcher.run({"pair 3": "diverged"}))
     assert caught.value.run_id == "run7"
 
 
@@ -176,9 +176,9 @@ def test_ctrl_c_ends_tasks_between_two_steps(nodes: Nodes, tmp_path: Path) -> No
         at(nodes, []) as cluster,
         stopped_by_signals(signal.signal),
         pytest.raises(KeyboardInterrupt),
-        cluster.hands(Waits(tmp_path), "0") as hands,
+        cluster.dispatcher(Waits(tmp_path), "0") as dispatcher,
     ):
-        next(hands.run({"pair 1": 0}))
+        next(dispatcher.run({"pair 1": 0}))
     presser.join()
     assert (tmp_path / "ended0").exists()
 
@@ -188,13 +188,14 @@ def test_ctrl_c_ends_tasks_between_two_steps(nodes: Nodes, tmp_path: Path) -> No
 def test_local_tasks_end_with_the_command_that_is_killed_outright(tmp_path: Path) -> None:
     script = (
         "import sys\nfrom pathlib import Path\n"
-        "from pipeline.cluster.hands import cluster_of\n"
+        "from pipeline.cluster.dispatcher import cluster_of\n"
         "from pipeline.settings.cluster import ClusterSettings\n"
         "from tests.work import Waits\n"
         "where = ClusterSettings(cluster='local', workers=1)\n"
         "work = Waits(Path(sys.argv[1]))\n"
-        "with cluster_of(where, 'cpu', print) as cluster, cluster.hands(work, '0') as hands:\n"
-        "    list(hands.run({'pair 1': 0}))\n"
+        "with cluster_of(where, 'cpu', print) as cluster:\n"
+        "    with cluster.dispatcher(work, '0') as dispatcher:\n"
+        "        list(dispatcher.run({'pair 1': 0}))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], env=environment)

@@ -36,7 +36,7 @@ def result(acc: float, seconds: float = 3.0, trained: int = 1000) -> ArmResult:
         test=acc,
         training_s=seconds,
         prefix_s=1.0,
-        trained=trained,
+        parameters_trained=trained,
         peak_mib=10.0,
         correct=np.arange(IMAGES) < round(IMAGES * acc),
     )
@@ -269,7 +269,7 @@ def test_the_costs_of_both_arms_are_means_over_pairs() -> None:
     first, second = made.pairs
     other = replace(second, treatment=result(0.6, seconds=5.0))
     ours, theirs = replace(made, pairs=(first, other)).costs
-    assert (ours.arm, ours.training_s, ours.trained) == (made.treatment, 4.0, 1000)
+    assert (ours.arm, ours.training_s, ours.parameters_trained) == (made.treatment, 4.0, 1000)
     assert (ours.val, ours.test) == pytest.approx((0.72, 0.7))
     assert ours.optimism_pp == pytest.approx(2)
     assert (ours.operations, theirs.operations) == (3e12, 1e12)

@@ -36,7 +36,7 @@ def test_a_treatment_that_diverges_recognises_nothing_and_the_control_is_recomme
         assert pair.gain_pp == pytest.approx(-100 * pair.control.test, abs=1e-3)
         run = mlflow.get_run(pair.treatment.run_id)
         assert (run.info.status, run.data.tags["diverged"]) == ("FAILED", "true")
-        assert pair.treatment.trained > pair.control.trained
+        assert pair.treatment.parameters_trained > pair.control.parameters_trained
         assert pair.treatment.training_s > 0
     notes = [line for line in desk.said if "stage 3 diverged (run" in line]
     assert len(notes) == len(decision.pairs)

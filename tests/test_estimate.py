@@ -10,7 +10,7 @@ import mlflow
 import pytest
 import torch
 
-from pipeline.cluster.hands import Cluster
+from pipeline.cluster.dispatcher import Cluster
 from pipeline.comparing import estimate as module
 from pipeline.comparing.arms import Arm
 from pipeline.comparing.estimate import LR, OVERHEAD_S, Estimate, estimate

@@ -291,7 +291,7 @@ def test_the_gate_reads_the_reference_users_lines(
     assert main(["gate", "--lines", str(tmp_path / "lines.txt")]) == 0
     output = capfd.readouterr().out
     assert "# Stage 3 can at best confirm: stage 2 already memorises (confirmation_only)" in output
-    assert "(`gate.memorising` true)" in output
+    assert "(`z.gate.memorising` true)" in output
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_errors_come_first_and_the_surest_of_them_first() -> None:
 def test_the_table_of_classes_is_scikit_learns_and_a_class_may_be_called_mean() -> None:
     answers = answers_of(make_images(40))
     frame = by_class(answers)
-    expected = f1_score(answers.labels, answers.sure[1], average=None, labels=[0, 1, 2])
+    expected = f1_score(answers.labels, answers.top[1], average=None, labels=[0, 1, 2])
     assert frame["F1"].tolist() == pytest.approx(expected.tolist())
     text = by_class_text(answers)
     assert text.count("mean") == 2

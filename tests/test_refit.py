@@ -17,7 +17,7 @@ import torch
 from mlflow.entities import Run
 
 import pipeline
-from pipeline.data.sampling.draws import draw_in, rows_of
+from pipeline.data.sampling.draws import draw_in, draw_parts
 from pipeline.data.sampling.whole import takes_all, whole_draw
 from pipeline.entries.command_line.table import perform
 from pipeline.errors import DataError, LineageError, SettingsError
@@ -405,7 +405,7 @@ def test_images_that_no_pair_has_read_do_not_lose_the_decision(
         source = source_of(settings)
         used = set()
         for pair in before.pairs:
-            for _, rows in rows_of(source, pair.key.apply(settings)):
+            for _, rows in draw_parts(source, pair.key.apply(settings)):
                 used.update(rows.tolist())
         unused = next(row for row in range(len(source.pool.labels)) if row not in used)
         ((path, _),) = source.pool.stored.items([unused])

@@ -17,10 +17,10 @@ from pipeline.signals.readings import (
     Signal,
     State,
     accuracy_gain,
-    early_spike,
     instability,
     loss_rise,
     loss_stability,
+    no_early_spike,
     numbers_of,
     read_signals,
     saturation,
@@ -131,7 +131,7 @@ def test_when_in_its_first_epoch_a_run_saturates_is_not_seen(
     epochs: int, spike: str, saturates: str
 ) -> None:
     course = history((1.0,) * epochs, (1.0,) * epochs)
-    assert early_spike(course, T).state == spike
+    assert no_early_spike(course, T).state == spike
     assert saturation(course, T).state == saturates
 
 
@@ -230,7 +230,7 @@ def test_when_training_accuracy_saturates(
 ) -> None:
     accuracies = [0.99 if epoch and number >= epoch else 0.98 for number in range(1, 9)]
     assert saturation(history(accuracies), T).state == saturates
-    assert early_spike(history(accuracies), T).state == no_spike
+    assert no_early_spike(history(accuracies), T).state == no_spike
 
 
 def test_epochs_are_counted_against_the_plan_and_from_the_first_saturation() -> None:

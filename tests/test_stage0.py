@@ -152,6 +152,6 @@ def test_a_floor_above_training_is_told_and_one_below_is_not() -> None:
         epoch=1,
         metrics=dict.fromkeys(EPOCH_METRICS, 0.5),
         wall_s=1,
-        trainable=1,
+        trainable_parameters=1,
     )
     assert list(summary_table([summary], floor.rows)["stage"]) == ["0", "0", "1"]

@@ -384,7 +384,7 @@ def test_a_server_that_is_away_is_waited_for_and_told_once_but_not_for_ever_nor_
 
     with pytest.raises(KeyError, match="bug"):
         patiently(ask, (OSError,), lines.append, every_s=0)
-    assert lines == ["note: waiting for a server (away)"]
+    assert lines == ["note: waiting for the storage or MLflow (away)"]
     answers = [OSError("away")]
     with pytest.raises(OSError, match="away"):
         patiently(ask, (OSError,), lines.append, for_s=-1, every_s=0)

@@ -180,7 +180,7 @@ def test_the_next_trial_waits_until_runs_can_be_written_again(
     vars(one.setup.tracking)["away"] = 1
     one.attempt(asked(study), objective)
     assert one.setup.tracking.away == 0  # type: ignore[attr-defined]
-    assert said[1:] == ["note: waiting for a server (the store cannot be written)"]
+    assert said[1:] == ["note: waiting for the storage or MLflow (the store cannot be written)"]
 
 
 def test_a_trial_that_is_lost_again_and_again_ends_the_command(study: Study) -> None:

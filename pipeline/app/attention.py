@@ -23,7 +23,7 @@ from pipeline.model.backbones import Backbone
 
 SHOWN_PX = 256
 STEPS = 8
-"""Occlusion covers a square of a quarter of the picture, an eighth of it further each time."""
+"""Occlusion moves by an eighth of the picture's side; its square has a quarter of the side."""
 
 
 def third_block(backbone: Backbone) -> str:

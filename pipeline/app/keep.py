@@ -37,7 +37,7 @@ def checked_label(label: str, known: Collection[str]) -> str:
     name = text.strip()
     is_text = is_unicode(name) and not any(unicodedata.category(c) == "Cc" for c in name)
     if not name or not is_text or len(name.encode()) > LONGEST:
-        raise DataError(f"a class needs a name of 1 to {LONGEST} letters")
+        raise DataError(f"a class needs a name of 1 to {LONGEST} bytes of plain text in UTF-8")
     if set(name) & set('/\\:*?"<>|') or name.startswith((".", "~")) or name in SYSTEM_NAMES:
         raise DataError(
             f"{one_line(name)}: a class cannot be called so: it becomes a folder's name, without "

@@ -98,7 +98,7 @@ class Compared:
                 "seed": key.seed,
                 flat(TEST[metric]): result.test,
                 flat(VAL[metric]): result.val,
-                "parameters_trained": result.trained,
+                "parameters_trained": result.parameters_trained,
                 "training_s": round(result.training_s, 2),
                 "prefix_s": round(result.prefix_s, 2),
                 "peak_mib": round(result.peak_mib, 1),

@@ -34,7 +34,7 @@ from pipeline.system.text import count_of
 from pipeline.tracking.keys import VERDICT, VERDICT_PAIRS, VERDICT_QUESTION
 
 FEWEST, USUAL = 5, (5, 10, 20)
-"""Pairs from which is said what would settle a decision; looks where there are fewer."""
+"""Fewest pairs from which a page says what would settle a decision; looks proposed below them."""
 
 
 def label_of(number: int, seeds: int) -> str:
@@ -67,7 +67,7 @@ class ArmCost:
 
     arm: Arm
     training_s: float
-    trained: int
+    parameters_trained: int
     operations: float
     val: float
     test: float
@@ -303,7 +303,7 @@ def _cost(arm: Arm, operations: float, results: Sequence[ArmResult]) -> ArmCost:
     return ArmCost(
         arm=arm,
         training_s=mean(result.training_s for result in results),
-        trained=results[0].trained,
+        parameters_trained=results[0].parameters_trained,
         operations=operations,
         val=mean(result.val for result in results),
         test=mean(result.test for result in results),

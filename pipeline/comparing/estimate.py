@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.cluster.hands import Cluster
+from pipeline.cluster.dispatcher import Cluster
 from pipeline.comparing.arms import Arm
 from pipeline.comparing.pairs.runner import shared_prefix
 from pipeline.data.augment import distinct_views
@@ -79,7 +79,7 @@ class Estimate:
         return self.pair_s + self.draw_s / self.seeds
 
     def seconds(self, *pairs: int) -> float:
-        """For so many pairs, and then so many more, each number waited for."""
+        """Seconds for all looks; `pairs`: what each look adds, run before the next look begins."""
         total = self.once_s
         for number in pairs:
             draws = math.ceil(number / self.seeds)
@@ -149,7 +149,7 @@ def _besides_training(probe: _Probe, test_count: int) -> Estimate:
     arms = probe.arms
     train, is_target = len(session.draw.train), session.settings.norm_stats == "target"
     passes = 0
-    if choice:  # of a probe, which there is not for every network
+    if choice:  # norm_stats=auto; scores are empty where nothing had to be probed
         passes = 2 if choice.scores else 0
     elif is_target:
         passes = 1 if any(True for _ in batch_norms([session.backbone.model])) else 0
@@ -159,7 +159,7 @@ def _besides_training(probe: _Probe, test_count: int) -> Estimate:
     once_s = test_count * sum(forward[: max(shared)])
     if session.settings.weights == "none":  # each seed has a frozen network of its own
         pair_s, draw_s, once_s = pair_s + draw_s + once_s, 0.0, 0.0
-    elif is_target:  # each draw has
+    elif is_target:  # each draw has BatchNorm statistics, so a frozen network, of its own
         draw_s, once_s = draw_s + once_s, 0.0
     return Estimate(pair_s=pair_s, draw_s=draw_s, once_s=once_s, at_once=1)
 

@@ -135,7 +135,7 @@ class Source:
 
     @property
     def classes_in_words(self) -> str:
-        """The first class names, and how many images each has, a split of the data's own aside."""
+        """The first classes and their images: those of the pool and a test split taken from it."""
         counts = self.class_sizes(self.pool)
         if self.has_part_aside and self.test:
             counts = counts + self.class_sizes(self.test)

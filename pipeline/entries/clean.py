@@ -38,9 +38,10 @@ def clean_entry(command: Command, plan: CleanPlan) -> pd.DataFrame:
             table = _table(cache, runs)
         command.say(f"{in_columns(table)}\n")
         command.say(
-            "runs without files are not counted; files of runs lie where their experiment was told"
-            " to keep them, else in mlruns in the folder where it was made; a new one keeps them "
-            "elsewhere: mlflow experiments create -n NAME --artifact-location FOLDER"
+            "runs without files are not counted; a run's files lie where its experiment keeps "
+            "artifacts: by default in mlruns, in the folder where the experiment was made. A new "
+            "experiment keeps the files of its runs elsewhere: "
+            "mlflow experiments create -n NAME --artifact-location FOLDER"
         )
         if not plan.remove:
             command.say("nothing was removed: -P remove=cache, trials, failed, or several: a,b")

@@ -198,8 +198,8 @@ def _cut(model: nn.Module, name: str, grouped: Blocks, classes: int, image_size:
     return cut(model, grouped.owners, grouped.order, torch.zeros(1, 3, image_size, image_size))
 
 
-def shapes_of(name: str, image_size: int) -> nn.Module:
-    """A network of two classes whose tensors' shapes count, not their values."""
+def shape_network(name: str, image_size: int) -> nn.Module:
+    """The network with two classes, for its tensors' names and shapes: it may hold no values."""
     return (
         build_network(name, 2, image_size, 0) if is_factory(name) else _on_meta(name, image_size)
     )
@@ -212,13 +212,13 @@ def block_order(name: str, image_size: int, blocks: str = AUTO) -> tuple[str, ..
     Raises:
         SettingsError: see `build_backbone`.
     """
-    return tuple(reversed(blocks_of(shapes_of(name, image_size), name, blocks).order))
+    return tuple(reversed(blocks_of(shape_network(name, image_size), name, blocks).order))
 
 
 @cache
 def has_batch_norm(name: str, image_size: int) -> bool:
     """Whether the network has BatchNorm; transformers and ConvNeXt have none."""
-    return any(True for _ in batch_norms([shapes_of(name, image_size)]))
+    return any(True for _ in batch_norms([shape_network(name, image_size)]))
 
 
 @cache

@@ -190,7 +190,7 @@ def _train(session: Session, log: RunLog, work: _Work, unfinished: Unfinished) -
             {
                 keys.PREFIX_S: work.prefix_s,
                 keys.TOTAL_S: work.prefix_s + trained_s,
-                keys.TRAINABLE: trainer.trainable,
+                keys.TRAINABLE: trainer.trainable_parameters,
             }
         )
         log.wait()
@@ -292,7 +292,7 @@ def _summary(trainer: Trainer, run_id: str, wall_s: float) -> Summary:
         epoch=history.selected,
         metrics={name: history.best[name] for name in keys.EPOCH_METRICS},
         wall_s=wall_s,
-        trainable=trainer.trainable,
+        trainable_parameters=trainer.trainable_parameters,
     )
 
 

@@ -1,4 +1,9 @@
-"""The one place that reads the test split: a finished run's accuracy on unseen images."""
+"""Scoring: a finished run's accuracy on the test split, on which nothing is trained or selected.
+
+Other modules open test images without scoring a run on them: `messages/beforehand.py` sees whether
+they can be decoded, `findings/near_duplicates.py` compares them with the images of a draw, and
+`app/panels.py` shows some of them.
+"""
 
 from __future__ import annotations
 

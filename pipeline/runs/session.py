@@ -193,7 +193,7 @@ class Session:
 
     @property
     def precision(self) -> str:
-        """What blocks are computed in: `float32` or `bfloat16`."""
+        """What blocks are computed in: `float32`, `bfloat16` or `float16`."""
         return str(self.dtype).removeprefix("torch.")
 
     @property

@@ -8,7 +8,7 @@ from functools import partial
 from pipeline.data.base import Source
 from pipeline.data.cache import cache_folder, check_cache_folder
 from pipeline.data.open import open_source
-from pipeline.data.sampling.draws import rows_in, with_test_split
+from pipeline.data.sampling.draws import draw_rows, with_test_split
 from pipeline.settings.run import Settings
 from pipeline.system.progress import doing
 from pipeline.weights.pretrained import Weights, is_here, read_weights
@@ -53,4 +53,4 @@ def check_draws(source: Source, settings: Settings, draws: Iterable[int]) -> Non
         DataError: a class is too small, or the pool holds fewer draws.
     """
     for draw in draws:
-        rows_in(source, settings.model_copy(update={"draw": draw}))
+        draw_rows(source, settings.model_copy(update={"draw": draw}))

@@ -212,7 +212,7 @@ def _description(
         picture_line(summary.run_id, "figures/learning_curves.png"),
         sentences(signals),
         f"**Stage {stage.number}** of `{stage.schedule}` trains {' + '.join(stage.trainable)} of "
-        f"{settings.backbone} ({summary.trainable:,} parameters) on "
+        f"{settings.backbone} ({summary.trainable_parameters:,} parameters) on "
         f"{count_of(len(draw.train), 'image')} of {as_markdown(draw.source)} "
         f"(draw {settings.draw}, seed {settings.seed}). "
         f"Epoch {summary.epoch} was selected by {settings.training(stage.number).select} on "

@@ -4,7 +4,7 @@ MLflow stores this file, `data/images.py` and a factory's source files beside th
 them in an environment of their own: training and service prepare an image by the same code and
 make the network by the same function. In: a column `image` with PNG, JPEG, ... bytes, or base64
 of them. Out: a row an image: `label`, one column of probability for each class, and `error`, a
-sentence where an image cannot be answered. A request without one answer is refused.
+sentence where an image cannot be answered. A request is refused if no image can be answered.
 
 Memory is bounded: images are read and computed a few at a time, whatever the request holds and how
 many requests come at once; images of too many pixels or bytes are refused before they are decoded.
@@ -41,9 +41,9 @@ except ImportError:  # in a server: images.py stands alone on the path
     from images import Preparation, is_deep, to_rgb  # type: ignore[import-not-found, no-redef]
 
 ROWS = 5_000
-"""A request to a server."""
+"""Most rows of one request to a server."""
 MEBIBYTES, MEGAPIXELS, DEEP_MEGAPIXELS = 64, 50, 10
-"""An image; deep is one of more than 8 bits a channel, which takes more memory to scale."""
+"""Most of one image: its encoded bytes in MiB; its pixels, fewer with over 8 bits a channel."""
 BATCH = 8
 """Images that are read and computed together."""
 _READING, _COMPUTING = threading.Semaphore(2), threading.Lock()
@@ -79,7 +79,7 @@ def _built(function: str, arguments: dict[str, Any], code: Path) -> Any:  # noqa
 class RefusedRequest(MlflowException, ValueError):
     """A request without an answer, in one sentence: MLflow's server answers with no traceback.
 
-    The server puts the whole request before the message of such an error: that is not let happen.
+    MLflow's server would put the whole request before the message: the first message is kept.
     """
 
     def __setattr__(self, name: str, value: object) -> None:

@@ -27,13 +27,13 @@ MOST_PAIRS = 1000
 REMOVABLE = ("cache", "trials", "failed")
 """What `clean` can remove: what can be computed, or trained, again."""
 UNSET = ("", "auto", "none")
-"""What MLproject passes for a parameter that was not given."""
+"""Words that stand for a setting that is not given; earlier versions of MLproject passed them."""
 STORAGE = "OPTUNA_STORAGE"
 """Environment variable for `storage`, which Optuna's own command line knows, too. Other users of a
 machine see the words of a command, a password among them, and not the command's environment."""
 
 OptionalText = Annotated[str, BeforeValidator(lambda text: "" if text in UNSET else text)]
-"""Text that is empty where MLproject passes that nothing was given."""
+"""Text that is empty where a word of `UNSET` is given."""
 
 
 class CommandSettings(StrictModel):

@@ -27,7 +27,7 @@ AUTO: Final = "auto"
 _Value = TypeVar("_Value")
 
 ScheduleText = Annotated[str, AfterValidator(lambda text: str(schedule_of(text)) if text else "")]
-"""A schedule: the name of a built-in one, a file, or spelled out, which a file's becomes."""
+"""A schedule: a built-in name, a file (which becomes its schedule spelled out), or spelled out."""
 
 
 def _known_network(name: str) -> str:

@@ -1,7 +1,7 @@
 """Settings that change nothing beside the others: a line tells of each, and the command goes on.
 
 In: what was typed, and the settings that it came to. Out: lines. What a setting needs stands in
-`NEEDS` alone. Not covered: what images decide, which refuse a setting themselves
+`NEEDS` alone. Not covered: settings that do not go with the images, which `data/` refuses
 (`test_per_class` where the data has a test split), and settings of the control alone.
 """
 
@@ -71,7 +71,7 @@ NEEDS = (
     Need(
         ("num_cpus", "num_gpus"),
         _has_tasks,
-        "everything is done in this process, without workers=2 or more, or cluster=",
+        "without workers=2 or more, or cluster=, everything is done in this process",
     ),
     Need(("num_gpus",), lambda case: case.settings.device != "cpu", "device=cpu takes no GPU"),
     Need(

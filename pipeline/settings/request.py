@@ -134,8 +134,8 @@ class Request:
             for n in before
         )
         return (
-            f"{said}: for stage {own} alone; {theirs}, where it is not found but trained: "
-            f"-P stage1.{apart[0]}= and the like set that"
+            f"{said}: for stage {own} alone. Earlier stages that have to be trained keep their "
+            f"own values ({theirs}): -P stage1.{apart[0]}= and the like set these"
         )
 
     def own_settings(self, model: type[Model], **overrides: str) -> Model:

@@ -131,8 +131,8 @@ class ExperimentSettings(StrictModel):
     )
     val_per_class: PerClass = setting(
         AUTO,
-        "validation images a class; auto: a fifth of each class, and a third of train_per_class "
-        "where that is a number",
+        "validation images a class; auto: a fifth of each class, or a third of train_per_class "
+        "where train_per_class is a number",
     )
     test_per_class: PerClass = setting(
         AUTO,

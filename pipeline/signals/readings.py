@@ -99,19 +99,18 @@ def read_signals(
     """Every signal that makes sense for a run that has just ended; a first stage has no parent.
 
     `parent` is None where the parent's scores are lost: signals that need them are `unknown`.
-    `parent_epochs`: that the parent's selected epoch was chosen from; 0: not known, as many as the
-    run has.
+    `parent_epochs`: how many epochs the parent's was selected from; 0: not known, so the number
+    of the run's own epochs is taken.
     """
     readings = [
-        early_spike(history, thresholds),
+        no_early_spike(history, thresholds),
         saturation(history, thresholds),
         loss_rise(history, scored, parent, thresholds, has_parent=has_parent),
     ]
     if has_parent:
+        choices = len(history) / (parent_epochs or len(history))
         readings += [
-            accuracy_gain(
-                scored, parent, thresholds, len(history) / (parent_epochs or len(history))
-            ),
+            accuracy_gain(scored, parent, thresholds, choices),
             loss_stability(scored, parent),
             instability([], thresholds),
         ]
@@ -186,8 +185,8 @@ EARLY = ": early, which tells of the learning rate, not of the gain"
 TOO_FEW = ": too few epochs to tell whether that is early"
 
 
-def early_spike(history: History, thresholds: Thresholds) -> Signal:
-    """True if training accuracy saturates after half of the epochs, or never.
+def no_early_spike(history: History, thresholds: Thresholds) -> Signal:
+    """True if training accuracy saturates after `signal_spike_share` of the epochs, or never.
 
     Unknown in a run of one epoch that ends saturated: when in the epoch is not seen.
     """
@@ -244,27 +243,21 @@ def loss_rise(
     *,
     has_parent: bool,
 ) -> Signal:
-    """True if the loss exceeds the parent's by a standard error, or ends above its minimum.
-
-    Unknown in a run of one epoch without a parent: a rise is not seen.
-    """
+    """True if the loss exceeds the parent's by a standard error, or ends above its minimum."""
     finite = [loss for loss in history[VAL_LOSS] if math.isfinite(loss)]
     lowest, last = min(finite, default=math.nan), history[VAL_LOSS][-1]
     rise = 0.0 if lowest == 0 else last / lowest - 1
     rises = not math.isfinite(last) or rise > thresholds.signal_loss_rise
-    shown = fixed(lowest, 3)
-    how = (
-        f"{'' if rises else 'only '}{rise:.1%} above"
-        if math.isfinite(last)
-        else "as no number, after"
-    )
-    sentence = f"validation loss ended {how} its minimum of {shown} nats"
-    if math.isfinite(last) and float(f"{rise:.3f}") == 0:
-        sentence = f"validation loss ended at its minimum of {shown} nats"
-    holds: bool | None = rises
-    if len(history) == 1 and math.isfinite(last):
-        sentence = f"validation loss had one epoch, and {shown} nats"
-        holds = None if not has_parent else rises
+    least = f"its minimum of {fixed(lowest, 3)} nats"
+    if not math.isfinite(last):
+        sentence = f"validation loss ended as no number, after {least}"
+    elif len(history) == 1:
+        sentence = f"validation loss had one epoch, and {fixed(last, 3)} nats"
+    elif float(f"{rise:.3f}") == 0:
+        sentence = f"validation loss ended at {least}"
+    else:
+        sentence = f"validation loss ended {'' if rises else 'only '}{rise:.1%} above {least}"
+    holds = rises or (None if len(history) == 1 else False)  # of one epoch: a rise is not seen
     if change := _change(scored, parent, "nll"):
         mean, error = change
         against = f"{fixed(abs(mean), 3)} nats {'above' if mean > 0 else 'below'}"

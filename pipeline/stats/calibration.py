@@ -1,10 +1,10 @@
 """Whether a probability of 80% is right in 80% of cases: bins of confidence, and their mean error.
 
-In: the probability of each predicted class, and whether it is right. Out: `Bins`. Sources:
-the reliability diagram (DeGroot & Fienberg 1983, doi 10.2307/2987588)
-and the expected calibration error over `BINS` bins of equal width (Naeini, Cooper & Hauskrecht
-2015; Guo et al. 2017, arXiv 1706.04599). The error is of the predicted class alone, is biased
-upwards with few images, and is 0 for a model that always says how often it is right.
+In: the probability of each predicted class, and whether it is right. Out: `Bins`. Sources: the
+reliability diagram (DeGroot & Fienberg 1983, doi 10.2307/2987588) and the expected calibration
+error over `BINS` bins of equal width (Naeini, Cooper & Hauskrecht 2015; Guo et al. 2017, arXiv
+1706.04599). The error is of the predicted class alone, is biased upwards with few images, and is 0
+for a model that always says how often it is right.
 """
 
 from __future__ import annotations

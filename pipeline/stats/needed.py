@@ -40,7 +40,8 @@ class Needed:
         images = f"about {self.images:,} more test images" if self.images is not None else ""
         either = " or ".join(filter(None, (pairs, images)))
         if either:
-            return f"to settle this {either} are needed, if the gain stays what it seems"
+            verb = "is" if self.pairs == 1 and not images else "are"
+            return f"to settle this, {either} {verb} needed, if the gain stays what it seems"
         return "to settle this, neither more pairs nor more test images alone are enough"
 
 

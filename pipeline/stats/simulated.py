@@ -26,8 +26,9 @@ is such a disagreement."""
 CELLS = 20_000_000
 """Cells of simulated tables held at once: about 100 MB."""
 ROW_CELLS = 8_000_000
+"""Cells that the studies of one row of a table may take: a second or two."""
 FEWEST, MOST = 400, 4000
-"""Studies of a table's row, and the cells that they may take: a second or two."""
+"""Studies of one row of a table, at least and at most."""
 
 
 @dataclass(frozen=True, kw_only=True)

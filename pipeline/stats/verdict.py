@@ -112,11 +112,11 @@ def decide_at_look(
 
     `justified` at P(gain > ROPE) >= threshold. `not_justified` at P(gain < ROPE) >= threshold:
     `harmful` if P(gain < -ROPE) reaches it too, `equivalent` if a loss is ruled out as well, else
-    `no_gain`. Otherwise `go_on`, after the
-    last look `inconclusive`. With `differences` (pairs, images), from which the gains come, the
-    posterior covers other test images, too, and brings its own resolution. A `robust` design
-    does not say `justified` where a single pair carries it (`robustness.py`). Gains (draws, seeds)
-    and their correction become those of draws' means (`seeds.py`).
+    `no_gain`. Otherwise `go_on`, after the last look `inconclusive`. With `differences` (pairs,
+    images), from which the gains come, the posterior covers other test images, too, and brings its
+    own resolution. A `robust` design does not say `justified` where a single pair carries the
+    verdict (`robustness.py`). Gains (draws, seeds) and their correction become those of draws'
+    means (`seeds.py`).
     """
     gains_pp = np.asarray(gains_pp, dtype=float)
     if gains_pp.ndim == 2:

@@ -67,8 +67,8 @@ def is_alive(tags: Mapping[str, str]) -> bool | None:
     """Whether the process behind a run lives; None where that cannot be seen from here.
 
     Without a boot id another machine may have this one's name, and without the start of a process
-    another may have its number. Runs of earlier versions do not name a namespace: nobody can tell
-    where there are any.
+    another may have its number. Runs of earlier versions do not name a namespace: where the system
+    has namespaces, such a run's process cannot be looked up.
     """
     here = tags.get(MACHINE) == this_machine() and tags.get(NAMESPACE, "") == this_namespace()
     number, started = tags.get(PROCESS, ""), tags.get(STARTED, "")

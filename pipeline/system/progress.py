@@ -186,7 +186,7 @@ def loading(library: str, module: str) -> Iterator[None]:
 
 
 def counted(items: Iterable[Item], what: str, total: int, *, done: int = 0) -> Iterator[Item]:
-    """The items, each of them a step after so many."""
+    """The items, each a step of a bar that begins at `done` of `total`."""
     with bar(what, total, done=done) as step:
         for item in items:
             yield item

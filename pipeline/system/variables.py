@@ -12,7 +12,8 @@ import os
 from pipeline.errors import SettingsError
 
 BEAT, LEASE = "UNFREEZE_BEAT_S", "UNFREEZE_LEASE_S"
-"""Seconds between two signs of life, and without one; alike for all commands of a store."""
+"""Seconds between two signs of life, and without one until a process counts as dead. All commands
+on a store need the same values."""
 SERVER_WAIT = "UNFREEZE_SERVER_WAIT_S"
 """Seconds that a command waits for a server that is away."""
 KEEP_SHARE = "UNFREEZE_KEEP_SHARE"

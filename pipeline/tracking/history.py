@@ -115,7 +115,7 @@ class Summary:
         reused: found, not trained by this command.
         epoch: the selected one, from 1.
         metrics: `EPOCH_METRICS` at that epoch, by name; a run of an earlier version lacks some.
-        trainable: parameters.
+        trainable_parameters: how many parameters the stage trains.
     """
 
     number: int
@@ -125,7 +125,7 @@ class Summary:
     epoch: int
     metrics: Mapping[str, float]
     wall_s: float
-    trainable: int
+    trainable_parameters: int
 
     @classmethod
     def of(cls, run: RunView) -> Summary:
@@ -138,7 +138,7 @@ class Summary:
             epoch=int(run.metrics[SELECTED_EPOCH]),
             metrics=metrics_at_best(run),
             wall_s=run.metrics[TOTAL_S],
-            trainable=int(run.metrics[TRAINABLE]),
+            trainable_parameters=int(run.metrics[TRAINABLE]),
         )
 
     @property
@@ -156,7 +156,7 @@ class Summary:
     def logged(self) -> dict[str, float]:
         """The summary as a run's metrics."""
         best = {at_best(name): value for name, value in self.metrics.items()}
-        counts = {TRAINABLE: self.trainable, TOTAL_S: self.wall_s}
+        counts = {TRAINABLE: self.trainable_parameters, TOTAL_S: self.wall_s}
         return {SELECTED_EPOCH: self.epoch, **best, **counts}
 
     @property

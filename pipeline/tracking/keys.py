@@ -82,7 +82,7 @@ EPOCH_METRICS = (TRAIN_LOSS, TRAIN_ACC, *VAL.values())
 """What a finished run repeats at its selected epoch, by `at_best`."""
 
 TRAIN_S, VAL_S, RISKS_S = "time/train_s", "time/val_s", "time/risks_s"
-"""Seconds that an epoch spent on training and on validation."""
+"""Seconds that an epoch spent on training, on validation and on measuring risks."""
 SELECTED_EPOCH = "selected/epoch"
 RISKS = "risk/"
 """Before the names of what blocks did by epoch, and of gaps: `risk/drift/head`."""

@@ -248,7 +248,7 @@ class Tracking:
         Under `mlflow run` MLflow sets KILLED to FAILED after our process has ended (seen in
         MLflow 3.17): there the tag alone tells them apart.
 
-        `target`: what was asked for; it adopts `mlflow run`'s run. `goes_on`: else, a stopped run.
+        `target`: the run asked for; it adopts `mlflow run`'s. Else `goes_on`: a stopped run's id.
         `once`: end in an OvertakenError where another process makes this run, or has made it.
         """
         self.owners.end_abandoned(at_once=target)
@@ -287,7 +287,7 @@ class Tracking:
             raise
 
     def name_launched(self, name: str, kind: str, target: str = "") -> None:
-        """Name the run that `mlflow run` started for a command that reads runs; `target`: one."""
+        """Name `mlflow run`'s run where a command only reads runs; `target`: the run to show."""
         self._target = target or self._target
         if self._launched:
             run_id, self._launched = self._launched, None

@@ -218,7 +218,7 @@ def _names(file: sqlite3.Connection) -> frozenset[str]:
 
 
 def _needed() -> set[str]:
-    """The tables without which MLflow makes tables."""
+    """Names of all of MLflow's tables: where one is missing, MLflow makes tables."""
     import mlflow.store.db.utils  # noqa: F401 - fills `Base`
     from mlflow.store.db.base_sql_model import Base
 

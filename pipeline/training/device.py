@@ -87,7 +87,7 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def emulation_note(name: str, device: torch.device) -> str:
-    """That a device computes a precision by way of float32; empty: it does not, or who knows."""
+    """A note that a device computes a precision by way of float32; empty: no, or not known."""
     if name in ("auto", "float32"):
         return ""
     asked, emulated = PRECISIONS[name], False

@@ -2,8 +2,8 @@
 
 In: a backbone holding the weights that the stage starts from, the suffix's inputs for training and
 validation images, and the stage's settings. Out: a `History`; the selected epoch's weights are in
-`Trainer.best`. The backbone itself is never changed. One fresh optimizer and one fresh schedule
-a stage. Not covered: logging, checkpoints, and which parent the weights came from.
+`Trainer.best`. The backbone itself is never changed. Each stage has a fresh optimizer and a fresh
+learning-rate schedule. Not covered: logging, checkpoints, which parent the weights came from.
 
 L2-SP: Li, Grandvalet & Davoine 2018 (arXiv 1802.01483). Cosine schedule: Loshchilov & Hutter 2017
 (arXiv 1608.03983).
@@ -124,7 +124,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
     @property
-    def trainable(self) -> int:
+    def trainable_parameters(self) -> int:
         """Parameters that are trained."""
         return sum(weight.master.numel() for weight in self.weights)
 

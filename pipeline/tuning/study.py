@@ -198,7 +198,7 @@ def sampler_seed(seed: int, stage: int) -> int:
 
 
 def _pruner() -> MedianPruner:
-    """Half of the first draw is never pruned; five trials first, four to compare with."""
+    """Prunes only after half a draw, once 5 trials have ended and 4 have reported that step."""
     return MedianPruner(n_startup_trials=5, n_warmup_steps=STEPS_A_DRAW // 2, n_min_trials=4)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from pipeline.cluster.hands import Cluster
+from pipeline.cluster.dispatcher import Cluster
 from pipeline.comparing.arms import Arm, TunedArm
 from pipeline.errors import LineageError, SettingsError, StudyError
 from pipeline.runs.command import Command

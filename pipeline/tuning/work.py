@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 
-from pipeline.cluster.hands import Cluster, cluster_of
+from pipeline.cluster.dispatcher import Cluster, cluster_of
 from pipeline.errors import StudyError
 from pipeline.runs.command import Command
 from pipeline.runs.messages.beforehand import tell_beforehand

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
-from pipeline.cluster.hands import Cluster
+from pipeline.cluster.dispatcher import Cluster
 from pipeline.errors import TrackingError
 from pipeline.runs.session import Session
 from pipeline.settings.entry import TuneSettings

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import WeightsError
-from pipeline.model.backbones import AUTO, shapes_of
+from pipeline.model.backbones import AUTO, shape_network
 from pipeline.model.grouping import HEAD, blocks_of, outer_modules
 from pipeline.model.networks import TIMM
 from pipeline.model.often import OFTEN
@@ -61,7 +61,7 @@ class Layout:
     @cache
     def of(cls, name: str, image_size: int, blocks: str = AUTO) -> Layout:
         """The layout of the backbone of that name for images of that size."""
-        model = shapes_of(name, image_size)
+        model = shape_network(name, image_size)
         owners = blocks_of(model, name, blocks).owners
         state = model.state_dict()
         trunk = {n: t for n, t in state.items() if owners[n] != HEAD}

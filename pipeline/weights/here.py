@@ -40,11 +40,12 @@ class Candidate:
 def candidates_here(
     asked: Candidate, backbones: Sequence[str]
 ) -> tuple[list[Candidate], list[Candidate]]:
-    """What can be tried, and what was asked for and is not here.
+    """The candidates to try, and those asked for whose weights are not on this machine.
 
-    To be tried: what was asked for, the starter, and every network of torchvision whose published
-    weights torch keeps. `backbones`: those to try instead, each with the weights asked for, or its
-    own where these are another's, or with those that are here.
+    To try: `asked`, the starter, and every network of torchvision whose published weights torch
+    keeps. `backbones`, if any, are tried instead: each with the weights of `asked`, or with its
+    library's default where `asked` has a file or the starter of another network; where these
+    weights are not here, with a published file of the backbone that torch keeps.
     """
     kept = kept_files()
     by_name = dict(reversed(kept))

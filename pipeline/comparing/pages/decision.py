@@ -57,7 +57,7 @@ from pipeline.training.device import pick_device
 PICTURE = "figures/gains.png"
 EFFECTS = "mended_and_broken.csv"
 NOT_SHOWN = ("draw", "data_seed", "seed", "enforce_gate", "cache_dir", "cache_limit")
-"""Settings that differ between pairs, which the table of pairs shows; one that is off; places."""
+"""Settings left out of a page: pairs differ in them, or they are always off, or name places."""
 
 
 def log_decision(

@@ -41,7 +41,7 @@ class ArmResult:
         test: the same on the test images.
         training_s: without the frozen prefix.
         prefix_s: for the frozen prefix, which the first arm to need it pays for all.
-        trained: parameters of the largest stage.
+        parameters_trained: parameters of the largest stage.
         peak_mib: the largest stage's peak memory; NaN where it could not be measured.
         correct: which test images the run recognises.
         predicted: the class that it takes each of them for; None where it answers nothing.
@@ -54,7 +54,7 @@ class ArmResult:
     test: float
     training_s: float
     prefix_s: float
-    trained: int
+    parameters_trained: int
     peak_mib: float
     correct: Correct = field(repr=False, compare=False)
     predicted: Predicted | None = field(default=None, repr=False, compare=False)

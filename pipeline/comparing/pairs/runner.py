@@ -235,6 +235,6 @@ class PairRunner:
             test=test,
             training_s=sum(one.metrics[TOTAL_S] for one in chain) - prefix_s,
             prefix_s=prefix_s,
-            trained=max(int(one.metrics[TRAINABLE]) for one in chain),
+            parameters_trained=max(int(one.metrics[TRAINABLE]) for one in chain),
             peak_mib=float(np.max([one.metrics.get(PEAK_MIB, math.nan) for one in chain])),
         )

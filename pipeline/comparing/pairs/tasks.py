@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from pipeline.cluster.hands import Cluster
+from pipeline.cluster.dispatcher import Cluster
 from pipeline.cluster.task import Say
 from pipeline.comparing.arms import Arm
 from pipeline.comparing.pairs.results import ArmResult, Done, PairKey, Results
@@ -83,9 +83,9 @@ def run_all(runner: PairRunner, keys: list[PairKey], cluster: Cluster | None) ->
     names = {f"{runner.called} {key.number + 1}": key for key in new}
     with (
         bar(f"{runner.called}s", len(keys), done=len(keys) - len(new)) as step,
-        cluster.hands(PairWork.of(runner), runner.tracking.experiment_id) as hands,
+        cluster.dispatcher(PairWork.of(runner), runner.tracking.experiment_id) as dispatcher,
     ):
-        for key, found in hands.run(names):
+        for key, found in dispatcher.run(names):
             assert isinstance(found, Done)
             runner.take(key, found)
             step(1)
@@ -100,8 +100,8 @@ def run_extra(
         return [runner.run_extra(key, arm) for key in keys]
     names = {f"{arm.name} on {runner.called} {key.number + 1}": key for key in keys}
     found: dict[PairKey, ArmResult] = {}
-    with cluster.hands(PairWork.of(runner, arm), runner.tracking.experiment_id) as hands:
-        for key, result in hands.run(names):
+    with cluster.dispatcher(PairWork.of(runner, arm), runner.tracking.experiment_id) as dispatcher:
+        for key, result in dispatcher.run(names):
             assert isinstance(result, ArmResult)
             found[key] = result
     return [found[key] for key in keys]

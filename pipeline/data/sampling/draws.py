@@ -124,7 +124,7 @@ def deal_rows(
     return train, val
 
 
-def rows_in(source: Source, settings: Settings) -> tuple[IntArray, IntArray]:
+def draw_rows(source: Source, settings: Settings) -> tuple[IntArray, IntArray]:
     """The rows of the draw that the settings name, see `deal_rows` and `by_content.py`.
 
     Raises:
@@ -199,11 +199,10 @@ def draws_held(source: Source, settings: Settings) -> int:
 
 
 def share_in_common(source: Source, settings: Settings) -> float:
-    """Share of its images that a draw has in common with that of another shuffle, on average.
+    """Expected share of a draw's images that a draw of another shuffle has, too; 0 to 1.
 
-    Of the class of which the share is largest, and of training or validation images, of which
-    there are more. A validation split of its own is left out: what is found holds for it, as for
-    the test split.
+    The largest share over classes, and over training and validation images. A validation split
+    of the data's own does not count: what is found holds for that split, as for the test split.
     """
     train, val = settings.train_per_class, settings.val_per_class
     pool = source.class_sizes(source.pool)
@@ -257,7 +256,7 @@ def draw_in(source: Source, settings: Settings) -> Draw:
     Raises:
         DataError: too few images, no such draw, or images that cannot be read.
     """
-    rows = rows_of(source, settings)
+    rows = draw_parts(source, settings)
     size, prepared = settings.image_size, preparation_of(settings)
     train, val = (
         read_images(*part, size, prepared, skip_unreadable=True, shelf=shelf_of(settings))
@@ -291,7 +290,7 @@ def dealt_words(source: Source, settings: Settings) -> str:
         return ""
     parts = [
         np.bincount(split.labels[rows], minlength=len(source.class_names))
-        for split, rows in rows_of(source, settings)
+        for split, rows in draw_parts(source, settings)
     ]
     return parts_in_words(source, parts[0], parts[1])
 
@@ -307,14 +306,14 @@ def check_readable(source: Source, draws: Iterable[Settings]) -> None:
     for settings in draws:
         if settings.skip_unreadable:
             return
-        for split, rows in rows_of(source, settings):
+        for split, rows in draw_parts(source, settings):
             ordered = rows[split.stored.in_order(rows)].tolist()
             found.update(str(i) for i in split.read(ordered) if isinstance(i, Unreadable))
             count += rows.size
     refuse_unreadable(found, count)
 
 
-def rows_of(source: Source, settings: Settings) -> list[tuple[Split, IntArray]]:
-    """The rows to train on and those to validate on, each with their split."""
-    rows = rows_in(source, settings)
+def draw_parts(source: Source, settings: Settings) -> list[tuple[Split, IntArray]]:
+    """The split and its rows to train on, then the split and its rows to validate on."""
+    rows = draw_rows(source, settings)
     return list(zip((source.pool, source.val or source.pool), rows, strict=True))

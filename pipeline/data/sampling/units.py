@@ -60,8 +60,8 @@ def rows_of(units: list[Unit], split: Split) -> IntArray:
 def take(units: list[Unit], quota: IntArray, spare: int) -> tuple[list[Unit], list[Unit]]:
     """Units for a part that wants so many images of each class, and the units that are left.
 
-    In their order, each that brings the part nearer to its quota; of each class that wants images
-    one unit at least, and `spare` units of each class are left.
+    Units are taken in their order where they bring the part nearer to its quota. A class that
+    wants images gets one unit at least, and `spare` units of each class are left at least.
 
     Raises:
         TooFewUnitsError: a class that wants images has too few units.

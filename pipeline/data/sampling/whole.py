@@ -16,12 +16,12 @@ from pipeline.data.cache import shelf_of
 from pipeline.data.image_set import ImageSet
 from pipeline.data.images import IntArray
 from pipeline.data.reading import read_parts
-from pipeline.data.sampling.draws import Draw, rows_of
+from pipeline.data.sampling.draws import Draw, draw_parts
 from pipeline.settings.run import Settings
 
 Scope = Literal["auto", "all", "draw"]
 MOST_TIMES = 10
-"""So many times a draw's images are all taken without being asked for."""
+"""`auto` takes all images where they are at most this many times those of the draw."""
 
 
 def takes_all(source: Source, settings: Settings, scope: Scope) -> bool:
@@ -33,7 +33,7 @@ def takes_all(source: Source, settings: Settings, scope: Scope) -> bool:
     """
     if scope != "auto":
         return scope == "all"
-    dealt = sum(rows.size for _, rows in rows_of(source, settings))
+    dealt = sum(rows.size for _, rows in draw_parts(source, settings))
     return sum(rows.size for _, rows in _all_rows(source)) <= MOST_TIMES * dealt
 
 
@@ -41,7 +41,7 @@ def count_whole(source: Source, settings: Settings, scope: Scope) -> int:
     """How many images `whole_draw` takes."""
     whole = takes_all(source, settings, scope)
     return sum(
-        rows.size for _, rows in (_all_rows(source) if whole else rows_of(source, settings))
+        rows.size for _, rows in (_all_rows(source) if whole else draw_parts(source, settings))
     )
 
 
@@ -51,7 +51,9 @@ def whole_draw(source: Source, settings: Settings, scope: Scope) -> Draw:
     Raises:
         DataError: no such draw, or images that cannot be read.
     """
-    rows = _all_rows(source) if takes_all(source, settings, scope) else rows_of(source, settings)
+    rows = (
+        _all_rows(source) if takes_all(source, settings, scope) else draw_parts(source, settings)
+    )
     prepared = preparation_of(settings)
     train = read_parts(
         rows,

@@ -20,7 +20,7 @@ class EntryPoint:
 
     Attributes:
         help: one line.
-        plan: makes what is to be done of a request; imports nothing slow.
+        plan: turns a request into the plan that `work` carries out; imports nothing slow.
         work: `module:function` that takes a `Command` and the plan, imported when it is called.
         own: model of the settings that this entry point alone takes.
         shared: settings of `CommandSettings`.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from pipeline.cluster.hands import Cluster, cluster_of
+from pipeline.cluster.dispatcher import Cluster, cluster_of
 from pipeline.comparing.arms import Arm
 from pipeline.comparing.cost import equal_steps, shown_steps
 from pipeline.comparing.pairs.draws import Pool, pool_in
@@ -19,7 +19,7 @@ from pipeline.comparing.pairs.runner import PairRunner, lock_folder
 from pipeline.data.base import Source
 from pipeline.data.inspection.overlap import Overlap, tuning_draws
 from pipeline.data.open import NAMES
-from pipeline.data.sampling.draws import check_readable, dealt_words, rows_in
+from pipeline.data.sampling.draws import check_readable, dealt_words, draw_rows
 from pipeline.entries.chain import check_storage
 from pipeline.runs.command import Command
 from pipeline.runs.findings.near_duplicates import log_near_duplicates
@@ -120,7 +120,7 @@ class PairSetup:
     @property
     def images(self) -> int:
         """Training images of the first pair's draw."""
-        return len(rows_in(self.source, self.keys[0].apply(self.settings))[0])
+        return len(draw_rows(self.source, self.keys[0].apply(self.settings))[0])
 
     def check(self, keys: Sequence[PairKey]) -> None:
         """Refuse pairs with images that cannot be read, and tell what is known of the images."""

@@ -53,8 +53,8 @@ class Answers:
     part: str
 
     @cached_property
-    def sure(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """The largest probability of each image and its class, (N,) each."""
+    def top(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """The largest probability of each image, and the class that has it, (N,) each."""
         probability, predicted = self.logits.double().softmax(1).max(1)
         return probability.nan_to_num().numpy(), predicted.numpy()
 
@@ -67,13 +67,13 @@ class Answers:
     @property
     def correct(self) -> NDArray[np.bool_]:
         """Which images are recognised, (N,)."""
-        right: NDArray[np.bool_] = self.sure[1] == self.labels
+        right: NDArray[np.bool_] = self.top[1] == self.labels
         return right
 
     @property
     def worst_first(self) -> NDArray[np.int64]:
         """Rows: errors from the surest on, then what is right from the least sure on."""
-        probability = self.sure[0]
+        probability = self.top[0]
         order = np.where(self.correct, probability, -1 - probability)
         return np.argsort(order, kind="stable")
 
@@ -96,7 +96,7 @@ def log_mistakes(
     with best_effort("a picture of errors", say):
         if figure := errors_picture(answers):
             log.figure(figure, ERRORS)
-        bins = Bins.of(answers.sure[0], answers.correct)
+        bins = Bins.of(answers.top[0], answers.correct)
         log.figure(reliability_diagram(f"{answers.part} images", bins), RELIABILITY)
 
 
@@ -110,7 +110,7 @@ def table_of(answers: Answers, data: str = "") -> pd.DataFrame:
     """The table without pictures, worst first."""
     rows = answers.worst_first[:MOST_ROWS]
     names = np.array(answers.class_names, dtype=object)
-    probability, predicted = answers.sure
+    probability, predicted = answers.top
     files = answers.images.names or [""] * len(answers.images)
     return pd.DataFrame(
         {
@@ -147,7 +147,7 @@ def by_class(answers: Answers) -> pd.DataFrame:
 
     columns = precision_recall_fscore_support(
         answers.labels,
-        answers.sure[1],
+        answers.top[1],
         labels=[*range(len(answers.class_names))],
         zero_division=np.nan,
     )
@@ -176,7 +176,7 @@ def errors_picture(answers: Answers) -> Figure | None:
     rows = answers.worst_first[: min(SHOWN_ERRORS, int((~answers.correct).sum()))]
     if not len(rows):
         return None
-    probability, predicted = answers.sure
+    probability, predicted = answers.top
     captions = [
         f"{answers.class_names[answers.labels[row]]}\n"
         f"taken for {answers.class_names[predicted[row]]} ({probability[row]:.0%})"
@@ -251,7 +251,7 @@ def changes_between(
     answers: Answers, before: Sequence[str], names: tuple[str, str]
 ) -> Figure | None:
     """What a run mends and breaks of what another answered (`before`, names of classes)."""
-    now = [answers.class_names[label] for label in answers.sure[1]]
+    now = [answers.class_names[label] for label in answers.top[1]]
     true = [answers.class_names[label] for label in answers.labels]
     found: dict[str, list[Change]] = {"mended": [], "broken": []}
     for row in answers.worst_first[::-1].tolist():

@@ -100,8 +100,8 @@ def _look(session: Session, test: dict[str, ImageSet], share: float) -> _Looked:
 def in_words(found: NearDuplicates, group: str = "", draws: int = 1, affected: int = 1) -> str:
     """What was found, in one line.
 
-    `group`: what images are kept together by already. `draws`: that were looked at; `affected`: of
-    them have near duplicates, and `found` is of the draw with the most.
+    `group`: the setting that keeps images together already. `draws`: how many draws were compared;
+    `affected`: how many of these have near duplicates. `found` is of the draw with the most.
     """
     parts = [
         count_of(count, f"{WORDS[name]} image") for name, count in found.counts.items() if count

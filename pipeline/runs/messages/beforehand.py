@@ -15,7 +15,7 @@ from pipeline.data.base import Source, Unreadable, refuse_unreadable
 from pipeline.data.cache import cache_folder
 from pipeline.data.inspection.look import LOOK_S, look_through
 from pipeline.data.open import NAMES
-from pipeline.data.sampling.draws import rows_of
+from pipeline.data.sampling.draws import draw_parts
 from pipeline.settings.run import Settings
 from pipeline.stats.metrics import DEFAULT_OBJECTIVE
 from pipeline.system.disk.files import keep_in_cache
@@ -30,7 +30,7 @@ def tell_beforehand(source: Source, settings: Settings, say: Callable[[str], Non
     """
     if settings.data in NAMES:
         return
-    _, (split, rows) = rows_of(source, settings)
+    _, (split, rows) = draw_parts(source, settings)
     sizes = np.bincount(split.labels[rows], minlength=len(source.class_names))
     if np.ptp(sizes) and settings.stages[-1].select == DEFAULT_OBJECTIVE:
         say(

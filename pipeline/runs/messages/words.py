@@ -28,7 +28,7 @@ def summary_table(
         {
             "stage": str(row.number),
             "trains": " + ".join(row.trains),
-            "parameters": f"{row.trainable:,}",
+            "parameters": f"{row.trainable_parameters:,}",
             "epoch": str(row.epoch),
             "train acc": f"{row.metrics[TRAIN_ACC]:.2%}",
             "val acc": f"{row.metrics[VAL_ACC]:.2%}",

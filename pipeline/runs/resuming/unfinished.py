@@ -2,9 +2,9 @@
 
 In: the state of a trainer after an epoch, and the key of what is trained. Out: a file in the
 cache's folder, `unfinished/KEY.RUN.state`, there from the beginning of run RUN and removed once
-the run is finished. The same
-command finds the file by its key, in whatever process, and goes on in the same run; where MLflow
-has started a run of its own for the command, this one takes over and the stopped one is deleted.
+the run is finished. The same command finds the file by its key, in whatever process, and goes on
+in run RUN. Where `mlflow run` has started a run for the command, that run takes the state over and
+run RUN is deleted.
 
 Writing costs at most the share `KEEP_SHARE` of the time that is trained: a state that would cost
 more is not written, and what is lost is worth less than that. A state of other libraries, of
@@ -56,7 +56,7 @@ FORMAT = 1
 GUESS_S, GUESS_BYTES_PER_S = 0.02, 1e8
 """What a state is taken to cost before one has been written."""
 NOTHING = (0, 0)
-"""How far a run is whose file holds no state: the same command goes on in it from nothing."""
+"""Stage and epochs in a file without a state: its run goes on, from the first epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +194,7 @@ class Unfinished:
             self._write(state())
 
     def all_over(self, state: Callable[[], State]) -> None:
-        """No further epoch begins: what comes to grief now has the state of the last one."""
+        """No further epoch begins: a fault from now on leaves the state after the last epoch."""
         self._at_border = state
 
     def _write(self, state: State) -> None:

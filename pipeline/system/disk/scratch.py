@@ -65,7 +65,7 @@ def sweep_folders() -> None:
 
 
 def _is_let_go(folder: Path) -> bool:
-    """Whether the lock in a folder is nobody's: so of processes before a reboot, and elsewhere."""
+    """Whether no process holds a folder's lock; tells also of other boots and containers."""
     try:
         with (folder / _HELD).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -143,7 +143,7 @@ class Shelf:
         return sum(_size(part) for part in self._parts() if not is_left_behind(part))
 
     def fitting(self, sizes: Mapping[Path, int]) -> list[Path]:
-        """Of entries, the first wanted most, those that there is room for together.
+        """The entries that fit together, of `sizes`: bytes of each, the most wanted entry first.
 
         Raises:
             NoRoomError: the first alone does not fit.

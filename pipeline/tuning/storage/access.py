@@ -213,11 +213,12 @@ def patiently(
     for_s: float = AWAY_S,
     every_s: float = 2.0,
 ) -> _Result:
-    """Do something with a storage, again and again while another program keeps it.
+    """Do something, and again every `every_s` seconds while a storage or MLflow fails at it.
+
+    `faults`: the exceptions that are waited out.
 
     Raises:
-        Exception: the fault, once the server has stayed away for `for_s` seconds; at once where a
-            disk is full.
+        Exception: the last fault, once `for_s` seconds are over; at once where a disk is full.
     """
     end, is_told = time.monotonic() + for_s, False
     while True:
@@ -230,7 +231,7 @@ def patiently(
             if time.monotonic() > end or any(fault in str(cause) for fault in _DISK_FULL):
                 raise
             if not is_told:
-                say(f"note: waiting for a server ({first_line(cause)})")
+                say(f"note: waiting for the storage or MLflow ({first_line(cause)})")
                 is_told = True
             check()
             time.sleep(every_s)

@@ -59,8 +59,9 @@ class TrialRunner:
             self.waits_for |= running
             self.setup.say(
                 f"study {self.study.name}: waiting for {numbered('trial', new)} of another "
-                f"command; where that was killed, for {self.study.storage.grace_period} s without "
-                "a sign of life at most: then the trial is run again here"
+                "command; if that command was killed, this one waits for "
+                f"{self.study.storage.grace_period} s without a sign of life at most, then runs "
+                "the trial again"
             )
 
     def train_parents(self, draw: int) -> None:

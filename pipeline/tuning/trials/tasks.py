@@ -14,7 +14,7 @@ from functools import cached_property, partial
 from optuna.samplers import TPESampler
 from optuna.trial import Trial
 
-from pipeline.cluster.hands import Cluster
+from pipeline.cluster.dispatcher import Cluster
 from pipeline.cluster.task import Say
 from pipeline.runs.session import Session
 from pipeline.settings.entry import STORAGE
@@ -116,25 +116,25 @@ def run_on(
     patient = partial(with_patience, study.storage, say=setup.say)
     try:
         with (
-            cluster.hands(work, experiment_id, {STORAGE: study.storage.url}) as hands,
+            cluster.dispatcher(work, experiment_id, {STORAGE: study.storage.url}) as dispatcher,
             beating(study.storage, lambda: [trial._trial_id for trial in list(asked.values())]),
         ):
             so_far = patient(study.finished)
             if so_far < wanted and study.spec.stage.number > 1:
                 draws = {f"the parent on draw {n}": Task(draw=n) for n in study.spec.draws}
-                for _ in hands.run(draws):
+                for _ in dispatcher.run(draws):
                     pass
             while (now := patient(study.finished)) < wanted:
                 step(now - so_far)
                 so_far = now
                 check_deadline(setup.deadline)
-                while hands.has_room and (trial := patient(partial(study.ask, wanted))):
+                while dispatcher.has_room and (trial := patient(partial(study.ask, wanted))):
                     asked[trial.number] = trial
                     ids = trial._trial_id, trial.number
-                    hands.submit(Task(trial=ids), f"trial {trial.number}")
+                    dispatcher.submit(Task(trial=ids), f"trial {trial.number}")
                 if not asked:
                     runner.tell_wait()
-                for task, _ in hands.wait():
+                for task, _ in dispatcher.wait():
                     assert task.trial
                     del asked[task.trial[1]]
     finally:

@@ -89,23 +89,25 @@ class Cluster:
                 )
 
     @contextmanager
-    def hands(
+    def dispatcher(
         self,
         work: Work[Item, Result],
         experiment_id: str,
         variables: Mapping[str, str] | None = None,
-    ) -> Iterator[Hands[Item, Result]]:
-        """Hands for a piece of work; what they still do at the end, or at a fault, is stopped.
+    ) -> Iterator[Dispatcher[Item, Result]]:
+        """A dispatcher of one piece of work; tasks still running at its end, or at a fault, stop.
 
         `experiment_id`: where tasks record, whatever their own environment says. `variables`: for
         the environment of tasks, beside those that this process has.
         """
         own = {EXPERIMENT: experiment_id, **(variables or {})}
-        hands: Hands[Item, Result] = Hands(cluster=self, work=pickle.dumps(work), variables=own)
+        dispatcher: Dispatcher[Item, Result] = Dispatcher(
+            cluster=self, work=pickle.dumps(work), variables=own
+        )
         try:
-            yield hands
+            yield dispatcher
         finally:
-            hands.stop()
+            dispatcher.stop()
 
     def announce(self) -> None:
         """Tell how many tasks run at once, on what.
@@ -128,28 +130,28 @@ class Cluster:
 
 
 @dataclass(kw_only=True)
-class Hands(Generic[Item, Result]):
+class Dispatcher(Generic[Item, Result]):
     """Tasks of one piece of work.
 
     Attributes:
-        flying: the item of each task that has not ended, and what it is called.
+        running: the item of each task that has not ended, and the task's name.
     """
 
     cluster: Cluster
     work: bytes
     variables: Mapping[str, str]
-    flying: dict[Any, tuple[Item, str]] = field(default_factory=dict)
+    running: dict[Any, tuple[Item, str]] = field(default_factory=dict)
 
     @property
     def has_room(self) -> bool:
         """Whether another task would run soon; one may wait, for a cluster that grows."""
-        return len(self.flying) < (self.cluster.most or self.cluster.room() + 1)
+        return len(self.running) < (self.cluster.most or self.cluster.room() + 1)
 
     def run(self, items: Mapping[str, Item]) -> Iterator[tuple[Item, Result]]:
         """What items came to, in the order in which they end; each has a name for people."""
         left = list(items.items())[::-1]
-        while left or self.flying:
-            while left and len(self.flying) < (self.cluster.most or math.inf):
+        while left or self.running:
+            while left and len(self.running) < (self.cluster.most or math.inf):
                 name, item = left.pop()
                 self.submit(item, name)
             yield from self.wait()
@@ -167,7 +169,7 @@ class Hands(Generic[Item, Result]):
         }
         task = cluster.engine.remote(**options)(perform)
         around = pickle.dumps((Path.cwd(), {**variables_of(cluster.cpus), **self.variables}))
-        self.flying[task.remote(around, self.work, pickle.dumps(item))] = item, name
+        self.running[task.remote(around, self.work, pickle.dumps(item))] = item, name
 
     def wait(self, seconds: float = LOOK_S) -> list[tuple[Item, Result]]:
         """What ended within a time.
@@ -177,11 +179,11 @@ class Hands(Generic[Item, Result]):
             PipelineError, RunStopped: what ended an item.
         """
         with at_once():
-            if not self.flying:
+            if not self.running:
                 time.sleep(seconds)
                 return []
             try:
-                ended, _ = self.cluster.engine.wait(list(self.flying), timeout=seconds)
+                ended, _ = self.cluster.engine.wait(list(self.running), timeout=seconds)
             except ConnectionError as err:
                 raise ClusterError(
                     f"cluster={self.cluster.address} is lost ({first_line(err)}): see to "
@@ -190,7 +192,7 @@ class Hands(Generic[Item, Result]):
         return [self._ended(task) for task in ended]
 
     def _ended(self, task: object) -> tuple[Item, Result]:
-        item, name = self.flying.pop(task)
+        item, name = self.running.pop(task)
         outcome: Outcome[Result] = self._outcome(task, name)
         if outcome.lost:
             times = count_of(outcome.lost, "time")
@@ -218,8 +220,8 @@ class Hands(Generic[Item, Result]):
     def stop(self) -> None:
         """End what still runs: as by Ctrl-C first, outright after a while."""
         engine, end = self.cluster.engine, time.monotonic() + GRACE_S
-        left = list(self.flying)
-        self.flying.clear()
+        left = list(self.running)
+        self.running.clear()
         with suppress(ConnectionError):  # Ray ends what a lost command has left
             for task in left:
                 engine.cancel(task)
