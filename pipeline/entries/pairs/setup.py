@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from pipeline.cluster.dispatcher import Cluster, cluster_of
 from pipeline.comparing.arms import Arm
 from pipeline.comparing.cost import equal_steps, shown_steps
 from pipeline.comparing.pairs.draws import Pool, pool_in
 from pipeline.comparing.pairs.results import PairKey, Results, pair_keys
 from pipeline.comparing.pairs.runner import PairRunner, lock_folder
-from pipeline.data.base import Source
+from pipeline.data.base import Source, preparation_of
 from pipeline.data.inspection.overlap import Overlap, tuning_draws
 from pipeline.data.open import NAMES
 from pipeline.data.sampling.draws import check_readable, dealt_words, draw_rows
@@ -147,6 +149,15 @@ class PairSetup:
         if note := self.overlap.counts.note:
             self.command.say(note)
 
+    def _prepared(self, overlap: Overlap, settings: Settings) -> Overlap:
+        """The overlap with the same test images of another size, or otherwise prepared."""
+        wanted = settings.image_size, preparation_of(settings)
+        if (overlap.test.pixels.shape[-1], overlap.test.preparation) == wanted:
+            return overlap
+        test = read_test_split(self.source, settings, lambda _: None)
+        assert np.array_equal(test.digests, overlap.test.digests), "the same images"
+        return replace(overlap, test=test)
+
     @contextmanager
     def run(self, kind: str, name: str, params: Mapping[str, object]) -> Iterator[RunLog]:
         """The run of the whole command."""
@@ -184,8 +195,9 @@ class PairSetup:
         tell: Callable[[int, str, Results], str],
         called: str = "pair",
     ) -> PairRunner:
-        """A runner of these arms; `overlap`: with the draws that have been run before.
+        """A runner of these arms, with test images prepared as their backbone's weights want them.
 
+        `overlap`: with the draws that have been run before.
         `tell`: a line about a finished pair: number, images and seed in words, results.
         """
 
@@ -195,7 +207,7 @@ class PairSetup:
 
         return PairRunner(
             arms=arms,
-            overlap=overlap,
+            overlap=self._prepared(overlap, arms[0].settings),
             tracking=self.tracking,
             nested_under=run_id,
             say=self.command.say,
