@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 import torchvision
 
 from pipeline.cli import main
 from pipeline.model.backbones import build_backbone
+from pipeline.weights.inputs import InputConfig, input_config
 from tests.comparisons import OWN, compare, new_desk, results
 from tests.conftest import inside, words_of
 from tests.helpers import load_pretrained
@@ -71,6 +74,27 @@ def test_imagenet_weights_are_fetched_for_each_backbone(
         )
         logged = comparison.data.metrics[f"test_acc/{name}/two_stage"]
         assert logged == pytest.approx(mean, abs=2e-6)
+
+
+def test_test_images_are_prepared_as_the_weights_of_each_backbone_want_them(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`evaluate`, which reads them for one backbone alone, comes to the same loss."""
+
+    def wanted(backbone: str, weights: str) -> InputConfig:
+        found = input_config(backbone, weights)
+        return found if backbone == BACKBONES[0] else replace(found, mean=(0.9, 0.1, 0.5))
+
+    monkeypatch.setattr("pipeline.settings.run.input_config", wanted)
+    compare(desk, **TWO)
+    for name in BACKBONES:
+        table = results(runs("comparison")[0])
+        run_id = table[table.backbone == name].run_id.iloc[0]
+        before = mlflow.get_run(run_id).data
+        assert ("0.9" in before.params["mean"]) == (name == BACKBONES[1])
+        assert main(["evaluate", "--run_id", run_id]) == 0
+        after = mlflow.get_run(run_id).data
+        assert after.metrics["test/loss"] == pytest.approx(before.metrics["test/loss"], abs=1e-5)
 
 
 def test_weights_that_cannot_be_fetched_are_one_line_before_any_run(
