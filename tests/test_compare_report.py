@@ -39,6 +39,7 @@ def compared(*, resampled: bool, **options: str) -> Compared:
         results=results,
         studies={},
         test=Counts(images=100, copies=0, seen=0),
+        worth_pp=1.0,
         steps=[60, 60],
         wall_s=60.0,
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -14,9 +16,19 @@ from pipeline.comparing.decision import Decision, verdict_of
 from pipeline.comparing.effects import differences_of, effects_of, minus
 from pipeline.comparing.pages.decision import command_of, next_of, page_of, stage0_ahead
 from pipeline.comparing.pairs.draws import Pool
-from pipeline.comparing.pairs.results import ArmResult, Pair, pair_keys
+from pipeline.comparing.pairs.results import (
+    ArmResult,
+    Pair,
+    label_of,
+    pair_keys,
+    resolution_pp,
+)
+from pipeline.comparing.pairs.runner import PairRunner
 from pipeline.data.inspection.overlap import Counts
+from pipeline.entries.pairs.recommendation import _on_all_images, recommended
+from pipeline.errors import DataError
 from pipeline.runs.floor import Floor
+from pipeline.settings.run import Settings
 from pipeline.tracking import RunView
 from pipeline.training.stage0 import KNN, LOGREG
 from tests.helpers import make_images, planned_epochs, request_of
@@ -27,6 +39,7 @@ UP_SIDE_DOWN = {"treatment": "stage2_continued", "control": "three_stage"}
 
 
 IMAGES = 100
+WORTH_PP = 1.0
 
 
 def result(acc: float, seconds: float = 3.0, trained: int = 1000) -> ArmResult:
@@ -57,9 +70,12 @@ def decision(both: tuple[ArmResult, ArmResult] | None = None, **options: str) ->
         design=plan.decide.design,
         pool=pool,
         pairs=pairs,
-        verdict=verdict_of(pairs, plan.decide.design, pool, plan.decide.metric, plan.decide.seeds),
+        verdict=verdict_of(
+            pairs, plan.decide.design, pool, plan.decide.metric, WORTH_PP, plan.decide.seeds
+        ),
         beside={},
         test=Counts(images=IMAGES, copies=0, seen=0),
+        worth_pp=WORTH_PP,
         effects=effects_of(pairs, make_images(IMAGES), names),
         classes=10,
         images=10 * int(plan.treatment.settings.train_per_class),
@@ -82,6 +98,62 @@ def test_the_command_says_what_is_registered(name: str) -> None:
     assert "register_as" not in options_again(decision())
 
 
+def test_the_command_has_what_the_control_alone_was_given() -> None:
+    again = options_again(decision(**{"control.lr": "1e-4", "control.norm": "keep"}))
+    assert float(again["control.lr"]) == 1e-4
+    assert again["control.norm"] == "keep"
+    assert not [key for key in options_again(decision()) if key.startswith("control.")]
+
+
+def test_the_page_says_at_which_probability_the_end_of_the_pool_is_judged() -> None:
+    made = decision()
+    assert "or 160 pairs, of 0.996 after another number" in report(made)
+    end = replace(made, design=replace(made.design, end=2))
+    assert "or 160 pairs and after the last that the pool holds, of 0.996" in report(end)
+
+
+@pytest.mark.parametrize(
+    ("metric", "worth"), [("acc", 1.0), ("balanced_acc", 5.0), ("macro_f1", 5.0)]
+)
+def test_an_image_of_the_smallest_class_is_worth_most_where_classes_count_alike(
+    metric: str, worth: float
+) -> None:
+    labels = np.repeat([0, 2], [90, 10])  # of class 1 there is no test image
+    assert resolution_pp(labels, metric) == worth
+    assert resolution_pp(np.repeat([0, 1], 50), metric) == 1.0
+
+
+def test_a_pair_is_called_the_same_everywhere() -> None:
+    assert [label_of(n, 3) for n in range(6)] == ["1.1", "1.2", "1.3", "2.1", "2.2", "2.3"]
+    keys = decision(seeds="2").pairs
+    runner = cast("PairRunner", SimpleNamespace(called="draw", seeds=2))
+    names = [PairRunner.name_of(runner, pair.key) for pair in keys]
+    assert names == ["draw 1.1", "draw 1.2", "draw 2.1", "draw 2.2"]
+
+
+def test_the_model_on_all_images_is_of_the_first_pair_that_did_not_diverge(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As `refit` on the decision's run would make it: of that pair's draw and seed."""
+    asked: list[Settings] = []
+
+    def made(_: object, __: object, settings: Settings, *___: object, **____: object) -> None:
+        asked.append(settings)
+        raise DataError("enough is known")
+
+    monkeypatch.setattr("pipeline.entries.pairs.recommendation.refit_and_describe", made)
+    open_ = decision()
+    keys = [replace(pair.key, draw=7 + pair.key.number, seed=40) for pair in open_.pairs]
+    pairs = tuple(replace(p, key=key) for p, key in zip(open_.pairs, keys, strict=True))
+    lost = replace(result(0.0), diverged=True)
+    arms = (open_.treatment, open_.control)
+    done = {0: (lost, lost), 1: (result(0.8), result(0.7))}
+    runner = cast("PairRunner", SimpleNamespace(arms=arms, done=done, tracking=None, say=print))
+    found = recommended(replace(open_, pairs=pairs), "a-decision")
+    assert _on_all_images(replace(open_, pairs=pairs), open_.asked, runner, found) is None
+    assert [(one.draw, one.seed) for one in asked] == [(8, 40)]
+
+
 def test_a_question_is_the_one_of_earlier_versions_unless_another_metric_is_asked_for() -> None:
     assert decision().question == "3b5cf2afd95217c0"
     assert decision(metric="acc").question == "3b5cf2afd95217c0"
@@ -98,7 +170,7 @@ def test_an_open_decision_says_what_would_settle_it_and_what_that_costs() -> Non
     made = decision(rope_pp="0", metric="macro_f1", looks="5")
     differ = [unlike(0.66 + 0.2 * (k.key.number % 2), k.key.number) for k in made.pairs]
     pairs = tuple(replace(p, treatment=one) for p, one in zip(made.pairs, differ, strict=True))
-    found = verdict_of(pairs, made.design, made.pool, made.metric)
+    found = verdict_of(pairs, made.design, made.pool, made.metric, WORTH_PP)
     made = replace(made, pairs=pairs, verdict=found)
     assert made.verdict.state == "inconclusive"
     more = re.search(r"about (\d+) more pairs \(about (\d+) min here\)", made.outlook)

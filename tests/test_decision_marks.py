@@ -25,7 +25,7 @@ def tags_after(*decisions: Decision) -> dict[str, str]:
 def longer(made: Decision) -> Decision:
     """The same question, answered with more pairs."""
     pairs, design = made.pairs * 2, replace(made.design, looks=(4,))
-    found = verdict_of(pairs, design, made.pool, made.metric)
+    found = verdict_of(pairs, design, made.pool, made.metric, made.worth_pp)
     return replace(made, pairs=pairs, design=design, verdict=found)
 
 

@@ -54,6 +54,17 @@ def test_a_treatment_that_diverges_recognises_nothing_and_the_control_is_recomme
     assert again.gains_pp == decision.gains_pp
 
 
+def test_a_treatment_that_never_comes_to_stage_3_has_no_gate_and_the_page_is_written(
+    desk: Desk,
+) -> None:
+    words = {key.replace("stage3", "stage2"): text for key, text in HOPELESS.items()}
+    decision = desk.decide(**PAIRS, **words, treatment="three_stage", control="full")
+    assert all(pair.treatment.diverged and not pair.control.diverged for pair in decision.pairs)
+    [made] = runs("decision")
+    assert made.info.status == "FINISHED"
+    assert reports(made)[1].count("| 0.00% (diverged) |") == len(decision.pairs)
+
+
 def test_where_every_arm_diverges_there_is_nothing_to_decide(desk: Desk) -> None:
     with pytest.raises(TrainingError, match=r"no epoch had a finite validation loss: lower stage"):
         desk.decide(**PAIRS, **HOPELESS)

@@ -16,7 +16,7 @@ from pipeline.comparing.arms import Arm
 from pipeline.comparing.effects import minus
 from pipeline.comparing.grid import Grid
 from pipeline.comparing.pairs.draws import Pool
-from pipeline.comparing.pairs.results import ArmResult, PairKey, Results, resolution_pp
+from pipeline.comparing.pairs.results import ArmResult, PairKey, Results
 from pipeline.data.inspection.overlap import Counts
 from pipeline.runs.floor import Floor
 from pipeline.stats.crossed import Crossed
@@ -36,6 +36,7 @@ class Compared:
         results: by backbone, a row a draw, in the order of the grid's arms.
         studies: names of the studies that an arm was tuned by, by backbone and schedule.
         test: how many images arms were scored on, and how many of these were seen before.
+        worth_pp: what one test image is worth.
         floors: stage 0 on the first draw, by backbone.
     """
 
@@ -45,6 +46,7 @@ class Compared:
     results: Mapping[str, Sequence[Results]]
     studies: Mapping[tuple[str, str], Sequence[str]]
     test: Counts
+    worth_pp: float
     steps: Sequence[int]
     wall_s: float
     floors: Mapping[str, Floor] = field(default_factory=dict)
@@ -83,7 +85,7 @@ class Compared:
             values,
             rope_pp=self.grid.compare.rope_pp,
             correction=self.pool.correction,
-            resolution_pp=resolution_pp(self.test.images),
+            resolution_pp=self.worth_pp,
         )
 
     def frame(self) -> pd.DataFrame:

@@ -6,7 +6,6 @@ trained, measured or read.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,44 +17,39 @@ import pandas as pd
 from pipeline.comparing.arms import Arm, Comparison, TunedArm, differences
 from pipeline.comparing.cost import equal_steps
 from pipeline.comparing.effects import by_class, differences_of
+from pipeline.comparing.outlook import Outlook
 from pipeline.comparing.pairs.draws import Pool
-from pipeline.comparing.pairs.results import ArmResult, Pair, resolution_pp
+from pipeline.comparing.pairs.results import ArmResult, Pair, label_of
 from pipeline.data.inspection.overlap import Counts
 from pipeline.runs.floor import Floor
-from pipeline.runs.messages.words import minutes
 from pipeline.stats.crossed import Table
 from pipeline.stats.design import Design
 from pipeline.stats.metrics import DEFAULT_SHARE, METRICS
-from pipeline.stats.needed import Needed, needed
+from pipeline.stats.needed import needed
 from pipeline.stats.robustness import Robustness, robustness
 from pipeline.stats.verdict import Verdict, verdict
 from pipeline.system.disk.digests import digest_values
-from pipeline.system.text import count_of
 from pipeline.tracking.keys import VERDICT, VERDICT_PAIRS, VERDICT_QUESTION
-
-FEWEST, USUAL = 5, (5, 10, 20)
-"""Fewest pairs from which a page says what would settle a decision; looks proposed below them."""
-
-
-def label_of(number: int, seeds: int) -> str:
-    """A pair's number as people count; with several seeds the draw's and the seed's."""
-    return f"{number // seeds + 1}" + (f".{number % seeds + 1}" if seeds > 1 else "")
 
 
 def verdict_of(
-    pairs: Sequence[Pair], design: Design, pool: Pool, metric: str, seeds: int = 1
+    pairs: Sequence[Pair],
+    design: Design,
+    pool: Pool,
+    metric: str,
+    worth_pp: float,
+    seeds: int = 1,
 ) -> Verdict:
     """The verdict over the gains of these pairs, in the order in which they were run.
 
+    `worth_pp`: what one test image is worth, see `resolution_pp`.
     A gain in accuracy is known image by image: the verdict then holds for other test images, too.
     With several seeds a draw the gains of a draw's pairs, which follow each other, count as one.
     """
     gains = np.array([pair.gain_pp for pair in pairs])
-    table = differences_of(pairs, seeds)
-    resolution = resolution_pp(table.shape[1]) / seeds
-    by_image = table if metric == DEFAULT_SHARE else None
+    by_image = differences_of(pairs, seeds) if metric == DEFAULT_SHARE else None
     by_draw = gains if seeds == 1 else gains.reshape(-1, seeds)
-    return verdict(by_draw, design, pool.correction, resolution, by_image)
+    return verdict(by_draw, design, pool.correction, worth_pp / seeds, by_image)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +84,7 @@ class Decision:
         effects: which test images the treatment mends and breaks, from `effects_of`.
         tuned: what tuning came to, by arm; empty without tuning.
         operations: of the treatment's and of the control's training, from `cost.operations_of`.
+        worth_pp: what one test image is worth.
         pair_s: what a further pair takes here, an estimate.
         at_once: pairs that run side by side.
         floor: stage 0 on the images of the first pair.
@@ -109,6 +104,7 @@ class Decision:
     effects: pd.DataFrame
     tuned: tuple[TunedArm, ...]
     operations: tuple[float, float]
+    worth_pp: float
     pair_s: float
     at_once: int
     wall_s: float
@@ -155,54 +151,34 @@ class Decision:
             gains,
             rope_pp=known.rope_pp,
             correction=known.correction,
-            resolution_pp=resolution_pp(self.test.images) / self.seeds,
+            resolution_pp=self.worth_pp / self.seeds,
             differences=self._table,
         )
 
     @property
     def outlook(self) -> str:
         """What would settle an open decision, what it costs and how to ask for it; else empty."""
-        known = self.verdict.posterior
-        if self.verdict.state != "inconclusive" or not known:
-            return ""
-        how = f"-P looks={','.join(map(str, self.next_looks))}"
-        if known.pairs < FEWEST:
-            return (
-                f"{count_of(known.pairs, 'pair')} tell too little of how gains vary to say what "
-                f"would settle this: take {FEWEST} pairs or more"
-                f"{f' ({how})' if self.next_looks else ''}."
-            )
-        if not self._needed or not self._needed.pairs:
-            return f"{self._needed.sentence()}." if self._needed else ""
-        rounds = math.ceil(self._needed.pairs * self.seeds / self.at_once)
-        seconds = rounds * self.pair_s
-        goes_on = f"{how} goes on from these pairs"
-        if not self.next_looks:
-            held = f"the pool holds {self.pool.most}"
-            goes_on = f"{held}: fewer images a class, or more images, make more"
-        return f"{self._needed.sentence(f'about {minutes(seconds)} here')}; {goes_on}."
+        return self._outlook.sentence if self._outlook else ""
 
     @property
     def next_looks(self) -> tuple[int, ...]:
-        """The numbers of pairs with which to go on; empty where the decision is settled or stuck.
-
-        A decision of few pairs goes on with the usual looks, any other with what would settle it.
-        """
-        known, most = self.verdict.posterior, self.pool.most or math.inf
-        if self.verdict.state != "inconclusive" or not known:
-            return ()
-        if known.pairs < FEWEST:
-            usual = (*self.design.looks, *(n for n in USUAL if n > self.design.looks[-1]))
-            return usual if max(usual) <= most else ()
-        if not self._needed or not self._needed.pairs:
-            return ()
-        total = known.pairs + self._needed.pairs
-        return (*self.design.looks, total) if total <= most else ()
+        """The numbers of pairs with which to go on; empty where it is settled or stuck."""
+        return self._outlook.looks if self._outlook else ()
 
     @cached_property
-    def _needed(self) -> Needed | None:
+    def _outlook(self) -> Outlook | None:
         known = self.verdict.posterior
-        return needed(known, self.design, self._table) if known else None
+        if self.verdict.state != "inconclusive" or not known:
+            return None
+        return Outlook(
+            known=known,
+            design=self.design,
+            most=self.pool.most,
+            needed=needed(known, self.design, self._table),
+            seeds=self.seeds,
+            pair_s=self.pair_s,
+            at_once=self.at_once,
+        )
 
     @property
     def _table(self) -> Table | None:

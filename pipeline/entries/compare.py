@@ -63,6 +63,7 @@ def compare_entry(command: Command, grid: Grid) -> Compared:
                 results=results,
                 studies=studies,
                 test=overlap.counts,
+                worth_pp=setup.worth_pp(grid.compare.metric),
                 steps=steps,
                 wall_s=time.perf_counter() - started,
                 floors=floors,

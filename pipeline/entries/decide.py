@@ -26,11 +26,11 @@ from pipeline.comparing.arms import (
     with_own_settings,
 )
 from pipeline.comparing.cost import equal_steps, operations_of
-from pipeline.comparing.decision import Decision, label_of, verdict_of
+from pipeline.comparing.decision import Decision, verdict_of
 from pipeline.comparing.effects import changes_of, effects_of
 from pipeline.comparing.estimate import Estimate, estimate
 from pipeline.comparing.pages.decision import log_decision
-from pipeline.comparing.pairs.results import ArmResult, Pair, Results, resolution_pp
+from pipeline.comparing.pairs.results import ArmResult, Pair, Results, label_of
 from pipeline.comparing.pairs.runner import PairRunner
 from pipeline.comparing.pairs.tasks import run_all, run_extra
 from pipeline.data.sampling.whole import count_whole
@@ -119,6 +119,7 @@ def _decided(
             operations_of(plan.treatment, classes, images),
             operations_of(plan.control, classes, images),
         ),
+        worth_pp=setup.worth_pp(plan.decide.metric),
         pair_s=cost.mean_s,
         at_once=cost.at_once,
         wall_s=0.0,
@@ -145,12 +146,7 @@ def _forecast(plan: Comparison, setup: PairSetup, design: Design) -> Estimate:
     setup.announce(compared, arms, plan.decide.metric)
     if apart := differences(*arms):
         say(f"note: the arms' last stages differ in {', '.join(apart)}: a gain is of that, too")
-    worth = resolution_pp(images)
-    if worth > design.rope_pp and plan.decide.metric == DEFAULT_SHARE:
-        say(
-            f"note: one test image is worth {worth:.2g} pp, more than the {design.rope_pp:g} pp "
-            "that count as a gain: more test images, or a larger rope_pp, would be better"
-        )
+    worth = _told_worth(plan, setup, design)
     spread, shared = plan.decide.sd_pp, setup.pool.correction
     assumed = f"gains spread by sd_pp={spread:g}"
     simulating = doing("working out how often this design is right")
@@ -168,7 +164,8 @@ def _forecast(plan: Comparison, setup: PairSetup, design: Design) -> Estimate:
         f"{design.rope_pp:g} pp):"
     )
     say(characteristics_text(rows))
-    if not rows[["justified", "not justified"]].to_numpy().any():
+    has_more = setup.pool.most is None or setup.pool.most > design.looks[-1]
+    if not rows[["justified", "not justified"]].to_numpy().any() and has_more:
         more = (*design.looks, max(5, 2 * design.looks[-1]))
         say(
             "note: in none of these worlds does this design come to an answer: take more pairs "
@@ -188,6 +185,18 @@ def _forecast(plan: Comparison, setup: PairSetup, design: Design) -> Estimate:
         f"{_refit_in_words(plan, setup, cost)}\n"
     )
     return cost
+
+
+def _told_worth(plan: Comparison, setup: PairSetup, design: Design) -> float:
+    """What one test image is worth, in points; a note where that is more than counts as a gain."""
+    worth = setup.worth_pp(plan.decide.metric)
+    if worth > design.rope_pp:
+        of = "" if plan.decide.metric == DEFAULT_SHARE else " of the smallest class"
+        setup.command.say(
+            f"note: one test image{of} is worth {worth:.2g} pp, more than the {design.rope_pp:g} "
+            "pp that count as a gain: more test images, or a larger rope_pp, would be better"
+        )
+    return worth
 
 
 def _refit_in_words(plan: Comparison, setup: PairSetup, cost: Estimate) -> str:
@@ -256,7 +265,9 @@ def _run_pairs(
     for look in design.looks:
         results = run_all(runner, keys[: look * setup.seeds], setup.cluster)
         pairs = [Pair(key, *both) for key, both in zip(keys, results, strict=False)]
-        found = verdict_of(pairs, design, setup.pool, plan.decide.metric, setup.seeds)
+        metric = plan.decide.metric
+        worth = setup.worth_pp(metric)
+        found = verdict_of(pairs, design, setup.pool, metric, worth, setup.seeds)
         known = found.posterior
         assert known
         setup.command.say(f"after {count_of(look, 'pair')}: {found.sentence(*names)}")
@@ -297,6 +308,6 @@ def _run_extra_arms(
         results = run_extra(runner, [pair.key for pair in beside], arm, setup.cluster)
         for pair, result in zip(beside, results, strict=True):
             found.append(100 * (result.test - pair.control.test))
-            runner.say(f"pair {pair.key.number + 1}, beside: {arm.words} {result.test:.2%}")
+            runner.say(f"{runner.name_of(pair.key)}, beside: {arm.words} {result.test:.2%}")
         gains[arm.name] = (arm, found)
     return gains

@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 
-from pipeline.errors import GateError
+from pipeline.errors import DataError, GateError
 from pipeline.runs.command import Command
 from pipeline.runs.find_or_run import join_data_set
 from pipeline.runs.lineage import other_than, settings_of
 from pipeline.runs.messages.command_line import command_line
 from pipeline.runs.messages.next_step import options_of
 from pipeline.runs.session import Session
+from pipeline.runs.sources import check_draws, source_of
 from pipeline.settings.entry import GateSettings
 from pipeline.settings.run import PLACE_KEYS, Settings
 from pipeline.signals.gate import (
@@ -92,7 +93,18 @@ def _next(gate: Gate, draws: Sequence[GateDraw], settings: Settings) -> str:
     if gate.prior != "not_yet" or gate.tags[GATE_GAINS] != "unknown":
         return command_line("decide", options)
     free = next(n for n in count() if str(n) not in {draw.draw for draw in draws})
+    if not _is_held(settings, free):  # `decide` deals pairs that share images
+        return command_line("decide", options)
     return command_line("stage2", {**options, "draw": free})
+
+
+def _is_held(settings: Settings, draw: int) -> bool:
+    """Whether the images give this draw, too; with train_per_class=auto they give one."""
+    try:
+        check_draws(source_of(settings), settings, [draw])
+    except DataError:
+        return False
+    return True
 
 
 def _draws_in(path: str) -> list[GateDraw]:

@@ -277,15 +277,15 @@ def _costs(
         if source.test is None:
             source = with_test_split(source, plan.treatment.settings)
             test_split(source, plan.treatment.settings)
-        pool_in(source, plan.treatment.settings, plan.decide.design.looks)
+        pool = pool_in(source, plan.treatment.settings, plan.decide.design.looks)
     except PipelineError as err:
         return [*lines, f"decide cannot be asked so: {err}"], False
     assert source.test
     images = len(source.test.labels)
-    looks, seeds = plan.decide.design.looks, plan.decide.seeds
+    seeds = plan.decide.seeds
     pair = estimate((plan.treatment, plan.control), images, tracking, seeds=seeds)
     shown = ", ".join(
-        f"{count_of(pairs, 'pair')} {minutes(pair.seconds(pairs * seeds))}" for pairs in looks
+        f"{count_of(pairs, 'pair')} {minutes(pair.seconds(pairs * seeds))}" for pairs in pool.looks
     )
     return [*lines, f"decide takes about {pair.mean_s:.0f} s a pair: {shown}"], True
 

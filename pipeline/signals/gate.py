@@ -82,7 +82,9 @@ class Gate:
             return
         advice = "improve stage 2 first"
         if self.prior == "not_yet" and self.tags[GATE_GAINS] == "unknown":
-            advice = f"run stage 2 on {MIN_DRAWS} draws or more first"
+            advice = (
+                f"run stage 2 on {MIN_DRAWS} draws or more first (train_per_class=auto leaves one)"
+            )
         raise GateError(
             f"stage 3 is not started: the gate says {self.prior} ({self.reason}): {advice}, or "
             "pass -P enforce_gate=false to run it all the same"

@@ -31,6 +31,7 @@ from pipeline.runs.messages.origins import (
 )
 from pipeline.runs.messages.words import minutes, stage_in_words, with_auto_resolved
 from pipeline.runs.stage_log import picture_line
+from pipeline.settings.layers import CONTROL
 from pipeline.settings.run import INHERITED_KEYS, RUN_KEYS
 from pipeline.signals.cases import cases_like
 from pipeline.signals.claims import claim_of
@@ -73,8 +74,8 @@ def log_decision(
     """
     runs = [tracking.get(pair.treatment.run_id) for pair in decision.pairs]
     gate, treatment = None, decision.treatment
-    if (treatment.name, treatment.last) == ("three_stage", 3):
-        last = [run for run in runs if run.number(STAGE) == treatment.last]  # the others diverged
+    last = [run for run in runs if run.number(STAGE) == treatment.last]  # the others diverged
+    if last and (treatment.name, treatment.last) == ("three_stage", 3):
         parents = [tracking.get(run.tags[PARENT_RUN_ID]) for run in last]
         title = f"{count_of(len(parents), 'pair')} of a decision"
         gate = gate_over(tracking, parents, treatment.settings, title, say, only_new=True)[0]
@@ -227,6 +228,7 @@ def command_of(decision: Decision) -> str:
     values = {key: getattr(settings, key) for key in keys if key != "schedule"}  # arms have own
     options = {key: value for key, value in values.items() if value != "" and value is not False}
     options |= asked.general
+    options |= {f"{CONTROL}{key}": value for key, value in asked.request.control.items()}
     for number in range(1, treatment.last + 1):
         for key, value in settings.training(number).model_dump().items():
             if key in asked.explicit[number] or not asked.decide.tune:  # what is tuned stays open

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from pipeline.comparing.pairs.draws import Pool
+from pipeline.data.images import IntArray
 from pipeline.runs.findings.predictions import Correct, Predicted
 from pipeline.runs.floor import Floor
 from pipeline.runs.messages.origins import Origins
 from pipeline.settings.run import Settings
-from pipeline.stats.metrics import BALANCED
+from pipeline.stats.metrics import BALANCED, DEFAULT_SHARE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +104,20 @@ class Pair:
         return round(100 * (self.treatment.test - self.control.test), 3)  # stored to six digits
 
 
-def resolution_pp(test_images: int) -> float:
-    """What one test image is worth: gains are multiples of this."""
-    return 100 / test_images
+def label_of(number: int, seeds: int) -> str:
+    """A pair's number as people count; with several seeds the draw's and the seed's."""
+    return f"{number // seeds + 1}" + (f".{number % seeds + 1}" if seeds > 1 else "")
+
+
+def resolution_pp(labels: IntArray, metric: str) -> float:
+    """What one test image is worth at most; gains in accuracy are multiples of this.
+
+    `labels`: of the test images, (N,). Other metrics count classes alike, so that an image of the
+    smallest class is worth most.
+    """
+    sizes = np.bincount(labels)
+    there = sizes[sizes > 0]
+    return 100 / (len(labels) if metric == DEFAULT_SHARE else len(there) * int(there.min()))
 
 
 def stage0_ahead_of(

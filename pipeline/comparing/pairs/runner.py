@@ -18,7 +18,7 @@ import numpy as np
 from filelock import Timeout
 
 from pipeline.comparing.arms import Arm
-from pipeline.comparing.pairs.results import ArmResult, Done, PairKey, Results
+from pipeline.comparing.pairs.results import ArmResult, Done, PairKey, Results, label_of
 from pipeline.data.cache import cache_folder
 from pipeline.data.inspection.overlap import Overlap
 from pipeline.errors import DivergedError
@@ -75,6 +75,7 @@ class PairRunner:
         tell: a line about a finished pair.
         metric: of `METRICS`, what the arms are compared by.
         called: what a pair is called in the names of its runs.
+        seeds: pairs on each draw.
         done: results in the order of `arms`, by the number of the pair.
     """
 
@@ -86,11 +87,16 @@ class PairRunner:
     tell: Callable[[PairKey, Results], str]
     metric: str = DEFAULT_SHARE
     called: str = "pair"
+    seeds: int = 1
     done: dict[int, Results] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.test = self.overlap.test
         self.test_digest = self.test.fingerprint()
+
+    def name_of(self, key: PairKey) -> str:
+        """`pair 3`; with several seeds a draw `pair 2.1`."""
+        return f"{self.called} {label_of(key.number, self.seeds)}"
 
     def run_all(self, keys: list[PairKey]) -> list[Results]:
         """Every pair, found or run; the pairs that another process works on come last."""
@@ -181,7 +187,7 @@ class PairRunner:
 
     def _session(self, key: PairKey, arm: Arm) -> Session:
         session = Session.open(key.apply(arm.settings), self.tracking, lambda _: None)
-        return replace(session, is_trial=True, role=f"{self.called} {key.number + 1}")
+        return replace(session, is_trial=True, role=self.name_of(key))
 
     def _scored(self, session: Session, arm: Arm, summary: Summary) -> ArmResult:
         """A run's score on the test images, measured before or now, and its chain's cost."""
@@ -217,7 +223,7 @@ class PairRunner:
     def _nothing(self, key: PairKey, arm: Arm, err: DivergedError) -> ArmResult:
         """What an arm that diverged came to: a network without numbers recognises no image."""
         self.say(
-            f"note: pair {key.number + 1}: {arm.words} diverged (run {err.run_id}; {err}): no "
+            f"note: {self.name_of(key)}: {arm.words} diverged (run {err.run_id}; {err}): no "
             "image counts as recognised"
         )
         correct, run = np.zeros(len(self.test), dtype=np.bool_), self.tracking.get(err.run_id)

@@ -23,6 +23,14 @@ from pipeline.tracking import Tracking
 
 
 @dataclass(frozen=True, kw_only=True)
+class Extra:
+    """What an arm that is run for show came to; `recipes`: whose siblings are to be refreshed."""
+
+    result: ArmResult
+    recipes: frozenset[str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class PairWork:
     """Arms that are run on pair after pair; see `PairRunner`.
 
@@ -34,6 +42,7 @@ class PairWork:
     nested_under: str | None
     metric: str
     called: str
+    seeds: int
     extra: Arm | None = None
 
     @classmethod
@@ -44,6 +53,7 @@ class PairWork:
             nested_under=runner.nested_under,
             metric=runner.metric,
             called=runner.called,
+            seeds=runner.seeds,
             extra=extra,
         )
 
@@ -62,14 +72,16 @@ class PairWork:
             tell=lambda *_: "",
             metric=self.metric,
             called=self.called,
+            seeds=self.seeds,
         )
 
-    def do(self, key: PairKey, say: Say) -> Done | ArmResult:
+    def do(self, key: PairKey, say: Say) -> Done | Extra:
         """Run a pair, or find that it has been run."""
         runner = self._runner
         runner.say = say
         if self.extra:
-            return runner.run_extra(key, self.extra)
+            result = runner.run_extra(key, self.extra)
+            return Extra(result=result, recipes=frozenset(runner.tracking.recipes_met))
         done = runner.attempt(key, wait=True)
         assert done, "it waits"
         return done
@@ -80,7 +92,7 @@ def run_all(runner: PairRunner, keys: list[PairKey], cluster: Cluster | None) ->
     if cluster is None:
         return runner.run_all(keys)
     new = [key for key in keys if key.number not in runner.done]
-    names = {f"{runner.called} {key.number + 1}": key for key in new}
+    names = {runner.name_of(key): key for key in new}
     with (
         bar(f"{runner.called}s", len(keys), done=len(keys) - len(new)) as step,
         cluster.dispatcher(PairWork.of(runner), runner.tracking.experiment_id) as dispatcher,
@@ -98,10 +110,11 @@ def run_extra(
     """Another arm on the images of pairs, for show, here or on the cluster."""
     if cluster is None:
         return [runner.run_extra(key, arm) for key in keys]
-    names = {f"{arm.name} on {runner.called} {key.number + 1}": key for key in keys}
+    names = {f"{arm.name} on {runner.name_of(key)}": key for key in keys}
     found: dict[PairKey, ArmResult] = {}
     with cluster.dispatcher(PairWork.of(runner, arm), runner.tracking.experiment_id) as dispatcher:
-        for key, result in dispatcher.run(names):
-            assert isinstance(result, ArmResult)
-            found[key] = result
+        for key, extra in dispatcher.run(names):
+            assert isinstance(extra, Extra)
+            found[key] = extra.result
+            runner.tracking.recipes_met |= extra.recipes
     return [found[key] for key in keys]

@@ -7,8 +7,9 @@ on all images, or, where that is not wanted or fails, the model of the first pai
 from __future__ import annotations
 
 from pipeline.comparing.arms import Comparison
-from pipeline.comparing.decision import Decision, label_of
+from pipeline.comparing.decision import Decision
 from pipeline.comparing.pages.decision import command_of
+from pipeline.comparing.pairs.results import PairKey
 from pipeline.comparing.pairs.runner import PairRunner
 from pipeline.errors import DataError, TrainingError
 from pipeline.refit.champion import default_name, refit_and_describe, register_champion
@@ -71,7 +72,7 @@ def _on_all_images(
         made, description = refit_and_describe(
             runner.tracking,
             found,
-            decision.recommended.settings,
+            _first_key(decision, runner).apply(decision.recommended.settings),
             plan.decide.refit,
             command_of(decision),
             runner.say,
@@ -83,16 +84,20 @@ def _on_all_images(
     return made.run, description
 
 
+def _first_key(decision: Decision, runner: PairRunner) -> PairKey:
+    """The first pair in which the recommended arm did not diverge."""
+    at = runner.arms.index(decision.recommended)
+    return next(p.key for p in decision.pairs if not runner.done[p.key.number][at].diverged)
+
+
 def _of_a_pair(decision: Decision, runner: PairRunner, found: Recommended) -> tuple[RunView, str]:
     """The recommended arm's run of the first pair in which it did not diverge, described."""
-    arm = decision.recommended
-    at = runner.arms.index(arm)
-    key = next(p.key for p in decision.pairs if not runner.done[p.key.number][at].diverged)
+    arm, key = decision.recommended, _first_key(decision, runner)
     result = runner.completed(key, arm)
-    label, words = label_of(key.number, decision.seeds), METRICS[decision.metric].words
+    words = METRICS[decision.metric].words
     description = (
         f"**{decision.sentence}**\n\nRecommended: {arm.words}, {decision.why}. This model, of "
-        f"pair {label} alone, reached {result.test:.2%} {words} on the test images. "
+        f"{runner.name_of(key)} alone, reached {result.test:.2%} {words} on the test images. "
         f"Decision: run {found.decision_run_id}."
     )
     return runner.tracking.get(result.run_id), description

@@ -16,7 +16,7 @@ from pipeline.cluster.dispatcher import Cluster, cluster_of
 from pipeline.comparing.arms import Arm
 from pipeline.comparing.cost import equal_steps, shown_steps
 from pipeline.comparing.pairs.draws import Pool, pool_in
-from pipeline.comparing.pairs.results import PairKey, Results, pair_keys
+from pipeline.comparing.pairs.results import PairKey, Results, pair_keys, resolution_pp
 from pipeline.comparing.pairs.runner import PairRunner, lock_folder
 from pipeline.data.base import Source, preparation_of
 from pipeline.data.inspection.overlap import Overlap, tuning_draws
@@ -78,7 +78,7 @@ class PairSetup:
             cluster_of(tasks, settings[0].device, command.say) as cluster,
         ):
             if cluster:
-                cluster.check_stores(tracking.uri)
+                cluster.check_stores(tracking.uri, *_storages(command, tracking, reserved))
             setup = cls._of(command, tracking, settings, looks, reserved, asked)
             yield replace(setup, seeds=seeds, cluster=cluster)
         command.say(tracking.how_to_browse)
@@ -123,6 +123,10 @@ class PairSetup:
     def images(self) -> int:
         """Training images of the first pair's draw."""
         return len(draw_rows(self.source, self.keys[0].apply(self.settings))[0])
+
+    def worth_pp(self, metric: str) -> float:
+        """What one test image is worth by a metric, see `resolution_pp`."""
+        return resolution_pp(self.overlap.test.labels.numpy(), metric)
 
     def check(self, keys: Sequence[PairKey]) -> None:
         """Refuse pairs with images that cannot be read, and tell what is known of the images."""
@@ -214,4 +218,14 @@ class PairSetup:
             tell=line,
             metric=metric,
             called=called,
+            seeds=self.seeds,
         )
+
+
+def _storages(command: Command, tracking: Tracking, reserved: int) -> list[str]:
+    """The storage of studies, where arms are tuned."""
+    if not reserved:
+        return []
+    from pipeline.tuning.storage.access import storage_url  # Optuna is imported where it is used
+
+    return [storage_url(command.storage, tracking.uri)]
