@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.entries.gate import _next
 from pipeline.errors import GateError
 from pipeline.settings.thresholds import Thresholds
 from pipeline.signals.cases import CASES, cases_like
@@ -33,6 +34,7 @@ from pipeline.tracking.keys import (
     at_best,
     current,
 )
+from tests.helpers import load_settings
 
 T = Thresholds()
 FLAT = [1.5, 1.2, 1.0, 0.95, 0.92, 0.91, 0.905, 0.902, 0.901, 0.9]
@@ -216,3 +218,22 @@ def test_the_gate_tells_how_recorded_cases_that_began_so_ended(prior: str) -> No
 def test_the_report_tells_of_the_cases() -> None:
     gate = read_gate(draws(), T)
     assert cases_like(gate.prior) in report_markdown(gate, draws(), "here")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "proposed"),
+    [
+        ({"train_per_class": "2", "val_per_class": "2"}, "-e stage2"),
+        ({"train_per_class": "6", "val_per_class": "6"}, "-e decide"),  # all 12 of a class
+        ({"train_per_class": "auto", "val_per_class": "auto"}, "-e decide"),
+    ],
+)
+def test_another_draw_is_proposed_only_where_the_images_give_one(
+    sizes: dict[str, str], proposed: str, store: Path, image_folder: Path
+) -> None:
+    gate = read_gate(draws(1), T)
+    assert (gate.prior, gate.tags["gate.consistent_gains"]) == ("not_yet", "unknown")
+    settings = load_settings({"data": str(image_folder), "cache_dir": str(store), **sizes})
+    line = _next(gate, draws(1), settings)
+    assert proposed in line
+    assert ("draw=1" in line) == (proposed == "-e stage2")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import combinations, pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -13,10 +16,12 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.cli import main
+from pipeline.cluster.dispatcher import Cluster
 from pipeline.comparing.arms import Arm, Comparison, decide_plan
 from pipeline.comparing.pairs.draws import Pool, pool_of
-from pipeline.comparing.pairs.results import PairKey, pair_keys
+from pipeline.comparing.pairs.results import PairKey, label_of, pair_keys
 from pipeline.comparing.pairs.runner import PairRunner, shared_prefix
+from pipeline.comparing.pairs.tasks import PairWork, run_extra
 from pipeline.data.base import Source, Split
 from pipeline.data.images import digest_image
 from pipeline.data.inspection.overlap import Overlap
@@ -91,6 +96,42 @@ def test_resampled_pairs_take_the_first_draw_of_a_shuffle_each() -> None:
         PairKey(number=1, draw=0, data_seed=7, seed=41),
         PairKey(number=2, draw=0, data_seed=8, seed=42),
     ]
+
+
+def test_an_arm_that_is_run_for_show_elsewhere_has_its_siblings_refreshed_here() -> None:
+    key, shown = PairKey(number=3, draw=1, data_seed=0, seed=1), arm("lp_ft")
+    there = SimpleNamespace(
+        run_extra=lambda *asked: asked, tracking=SimpleNamespace(recipes_met={"its recipe"})
+    )
+
+    class Task:
+        def run(self, names: dict[str, PairKey]) -> Iterator[tuple[PairKey, object]]:
+            assert list(names) == ["lp_ft on pair 2.2"]
+            for item in names.values():
+                yield item, work[0].do(item, print)
+
+    @contextmanager
+    def dispatcher(asked: PairWork, _: str) -> Iterator[Task]:
+        asked.__dict__["_runner"] = there  # a store of its own
+        work.append(asked)
+        yield Task()
+
+    work: list[PairWork] = []
+    here = cast(
+        "PairRunner",
+        SimpleNamespace(
+            arms=(arm("full"),),
+            nested_under=None,
+            metric="acc",
+            called="pair",
+            seeds=2,
+            name_of=lambda key: f"pair {label_of(key.number, 2)}",
+            tracking=SimpleNamespace(recipes_met={"ours"}, experiment_id="0"),
+        ),
+    )
+    cluster = cast("Cluster", SimpleNamespace(dispatcher=dispatcher))
+    assert run_extra(here, [key], shown, cluster) == [(key, shown)]
+    assert here.tracking.recipes_met == {"ours", "its recipe"}
 
 
 @pytest.mark.parametrize("place", ["/proc/nope", "file", "folder/pairs"])

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
 import pytest
 
+from pipeline.cli import main
 from pipeline.comparing.arms import Arm
-from pipeline.errors import SettingsError, StudyError
+from pipeline.errors import ClusterError, SettingsError, StudyError
 from pipeline.runs.command import Command
 from pipeline.settings.entry import TuneSettings
 from pipeline.tracking import Tracking
 from pipeline.tuning.tune_arm import tune_arm
-from tests.conftest import TINY
+from tests.conftest import TINY, words_of
 from tests.helpers import load_settings, request_of
 
 
@@ -91,3 +94,35 @@ def test_an_arm_that_ran_out_of_time_is_not_taken_for_tuned(options: dict[str, s
     command = Command(request=request_of("decide", options), say=lambda _: None)
     with pytest.raises(StudyError, match=r"timeout=4 s was over before the studies had their tri"):
         tune_arm(command, Tracking.connect(), tune, head(options), {1: set()})
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        ({"looks": "2"}, ["mlflow.db"]),
+        ({"looks": "2", "tune": "on"}, ["mlflow.db", "optuna.db"]),
+        ({"looks": "2", "tune": "on", "storage": "sqlite:///mine.db"}, ["mlflow.db", "mine.db"]),
+    ],
+)
+def test_a_cluster_is_asked_whether_it_sees_the_storage_of_studies_too(
+    words: dict[str, str],
+    asked: list[str],
+    options: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    seen: list[str] = []
+
+    class Elsewhere:
+        def check_stores(self, *urls: str) -> None:
+            seen.extend(urls)
+            raise ClusterError("tasks would not see these")
+
+    @contextmanager
+    def cluster_of(*_: object) -> Iterator[Elsewhere]:
+        yield Elsewhere()
+
+    monkeypatch.setattr("pipeline.entries.pairs.setup.cluster_of", cluster_of)
+    assert main(words_of("decide", {**options, **words})) == 2
+    assert [Path(url).name for url in seen] == asked
+    assert "error: tasks would not see these" in capsys.readouterr().err
