@@ -71,7 +71,7 @@ def stage_entry(command: Command, plan: StagePlan) -> Summary:
         stages = [number] if parent else range(1, number + 1)
         session = _tuned(plan.request, session, stages, studies)
         if not parent and number > 1:
-            if note := plan.request.kept_from_parents(session.settings):
+            if note := plan.request.note_on_earlier_stages(session.settings):
                 command.say(f"note: {note}")
             parent = tracking.get(find_or_run(session, number - 1).run_id)
         earlier = Work.of_stage(session, number).finished(command.started)

@@ -108,7 +108,7 @@ class Request:
         plain = self.target in (None, number)
         return {k for k in TRAIN_KEYS if f"stage{number}.{k}" in given or (plain and k in given)}
 
-    def kept_from_parents(self, settings: Settings) -> str:
+    def note_on_earlier_stages(self, settings: Settings) -> str:
         """A note on training settings that the target alone has, not the stages before it.
 
         Empty where there is no such stage, or where they have the same values anyway.

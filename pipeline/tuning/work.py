@@ -90,7 +90,7 @@ def tune_entry(command: Command, plan: TunePlan) -> list[Tuned]:
 def _tell_what_is_not_inherited(command: Command, plan: TunePlan) -> None:
     if plan.tune.stage != "all":
         own = command.request.for_stage(int(plan.tune.stage))
-        if note := own.kept_from_parents(plan.settings):
+        if note := own.note_on_earlier_stages(plan.settings):
             command.say(f"note: {note}")
 
 
