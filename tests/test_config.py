@@ -241,7 +241,8 @@ def test_settings_of_the_named_stage_alone_are_told_with_those_of_the_stages_bef
 
     assert note(epochs="2") == (
         "epochs=2: for stage 3 alone. Earlier stages that have to be trained keep their own "
-        "values (stage 1 has epochs 5; stage 2 has epochs 5): -P stage1.epochs= and the like set these"
+        "values (stage 1 has epochs 5; stage 2 has epochs 5): -P stage1.epochs= and the like set "
+        "these"
     )
     assert "stage 1 has epochs 5, norm adapt; stage 2 has" in note(epochs="2", norm="keep")
     assert "stage 2 has epochs 5" in note(epochs="2", **{"stage1.epochs": "2"})
