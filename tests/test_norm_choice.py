@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -238,3 +239,17 @@ def test_of_very_many_images_the_first_by_digest_are_probed(
         digests=images.digests[order.numpy()],
     )
     assert choose(backbone, turned).scores["source_acc"] == few.scores["source_acc"]
+
+
+def test_of_very_many_images_a_rare_class_is_probed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = make_images(COUNT)
+    order = np.argsort(images.keys)
+    monkeypatch.setattr("pipeline.training.norm.choice.MOST", 12)
+    for rare in ([-2, -1], [10, -1]):  # of the class, none or one among the first
+        labels = (torch.arange(COUNT) % 2).scatter(0, torch.from_numpy(order[rare].copy()), 2)
+        choice = choose(small_backbone(images), replace(images, labels=labels))
+        assert "probe on 12 training images" in choice.reason
+    monkeypatch.setattr("pipeline.training.norm.choice.MOST", 5)
+    choice = choose(small_backbone(images), replace(images, labels=labels))
+    assert (choice.value, choice.scores) == ("source", {})
+    assert "a probe sees 5 images, fewer than 2 of each class" in choice.line
