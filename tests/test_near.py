@@ -209,6 +209,25 @@ def test_features_of_test_images_are_read_back_and_damage_is_noticed(tmp_path: P
     assert not whole.exists()
 
 
+@pytest.mark.parametrize(
+    "network", ["BranchesOnValues", "HeadsInAList", "TokensIntoTheHead", "ChannelsLastIntoTheHead"]
+)
+def test_features_are_means_over_positions_of_what_enters_the_head(
+    tmp_path: Path, network: str
+) -> None:
+    """Also where the network is one segment, or channels are last."""
+    backbone = build_backbone(f"tests.networks:{network}", 2, 64, seed=0)
+    images = make_images(5, size=64)
+    maps: list[torch.Tensor] = []
+    backbone.model.late.register_forward_hook(lambda *hooked: maps.append(hooked[2]))
+    with torch.no_grad():
+        backbone.model(images.preparation.normalise(images.pixels))
+    cache = PrefixCache(tmp_path, 1 << 30)
+    for keep in (False, True, True):  # computed, kept, read back
+        found = pooled_features(cache, backbone, images, torch.float32, CPU, keep=keep)
+        assert found.numpy() == pytest.approx(maps[0].mean((2, 3)).numpy(), abs=1e-5)
+
+
 def test_the_advice_knows_that_images_are_grouped_already() -> None:
     features, images = parts()
     features["val"][3] = features["train"][7] + 0.01

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pipeline.data.image_set import ImageSet
+from pipeline.model.backbones import build_backbone
 from pipeline.runs.floor import Floor
 from pipeline.runs.messages.words import summary_table
 from pipeline.tracking.history import Summary
@@ -159,6 +160,19 @@ def test_features_are_what_enters_the_head_and_come_from_the_entry_of_stage_1(
     assert mirrored == pytest.approx(plain, abs=3e-4)  # its first view is the image itself
     strong = head_inputs(backbone, images, cache, torch.float32, CPU, augment="strong", views=3)
     assert np.array_equal(strong, plain)
+
+
+@pytest.mark.parametrize("backbone", ["squeezenet1_1", "tests.networks:ConvolvedHead"])
+def test_of_maps_that_a_convolution_classifies_the_means_are_kept(backbone: str) -> None:
+    images = make_images(3, size=64)
+    built = build_backbone(backbone, 3, 64, seed=0)
+    head = built.model.get_submodule(built.head_layer())
+    maps: list[torch.Tensor] = []
+    head.register_forward_pre_hook(lambda _, args: maps.append(args[0]))
+    with torch.no_grad():
+        built.model(images.preparation.normalise(images.pixels))
+    found = head_inputs(built, images, PrefixCache(None, 0), torch.float32, CPU)
+    assert found == pytest.approx(maps[0].mean((2, 3)).numpy(), abs=1e-5)
 
 
 def test_main_shows_the_floor_and_stage_1_keeps_it(

@@ -38,7 +38,7 @@ from pipeline.system.disk.digests import digest_values
 from pipeline.system.disk.files import keep_in_cache
 from pipeline.system.progress import doing
 from pipeline.system.threads import one_thread
-from pipeline.training.device import compute_copy, joined, run_to_head
+from pipeline.training.device import compute_copy, head_kernel, joined, run_to_head
 from pipeline.training.norm.stats import (
     PIXELS_PER_BATCH,
     keep_norm_stats,
@@ -109,7 +109,11 @@ def choose_norm_stats(
         return _probe(backbone, images, dtype, device, None)
     statistics = kept_at(cache_folder, backbone, images, dtype, device)
     # beside the statistics that the choice is about; a choice needs labels, too
-    rule = [FORMAT, FOLDS, SEED, PENALTY, NOISE_SE, *([MOST] if len(images) > MOST else [])]
+    rule: list[object] = [FORMAT, FOLDS, SEED, PENALTY, NOISE_SE]
+    if len(images) > MOST:
+        rule.append(MOST)
+    if head_kernel(backbone.segments[-1]):
+        rule.append("means over positions")
     digest = digest_values([statistics.stem, images.fingerprint(), rule])
     path = statistics.with_name(f"{digest}.choice.json")
     if kept := _read(path):
