@@ -310,6 +310,54 @@ class DropoutInAnUntraceable(BranchesOnValues):
         return self.fc(self.drop(self.late(x).mean((2, 3))))
 
 
+class OfTokens(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(1, -2).mean(1))
+
+
+class TokensIntoTheHead(Net):
+    """Tokens, (N, L, C), reach a head that averages them itself."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.fc = OfTokens(WIDTH, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.late(self.early(self.stem(x))).flatten(2).transpose(1, 2))
+
+
+class ChannelsLastIntoTheHead(TokensIntoTheHead):
+    """Maps with their channels last, (N, H, W, C), as Swin's in timm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.late(self.early(self.stem(x))).permute(0, 2, 3, 1))
+
+
+class ConvolvedHead(Net):
+    """A convolution gives logits of every position, as in SqueezeNet."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.fc = nn.Conv2d(WIDTH, num_classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.late(self.early(self.stem(x)))).mean((2, 3))
+
+
+class HeadsInAList(BranchesOnValues):
+    """The head is a list of layers, in a network that is one segment, as CrossViT of timm."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.fc = nn.ModuleList([nn.Linear(WIDTH, num_classes)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.early(self.stem(x))
+        if x.sum() > 1e9:
+            x = x * 2
+        return self.fc[0](self.late(x).mean((2, 3)))
+
+
 class DrawsInEvaluation(Net):
     def forward(self, x: Tensor) -> Tensor:
         return F.dropout(super().forward(x), 0.5, training=True)

@@ -36,7 +36,7 @@ from pipeline.stats.operating import characteristics_text
 from pipeline.stats.simulated import World, image_characteristics
 from tests.by_image import differences, odds
 from tests.conftest import class_image, enter_store, inside, words_of
-from tests.helpers import planned_epochs
+from tests.helpers import fill, planned_epochs
 from tests.reports import artifact, reports, tables_of_markdown
 
 CLASSES = ("apple", "berry", "cherry")
@@ -736,6 +736,23 @@ def test_without_a_test_split_nothing_is_run_and_the_way_out_is_said(
     assert len(lines) == 1
     assert "has no test split" in lines[0]
     assert "-P test_per_class=<how many>" in lines[0]
+    assert mlflow.search_runs(["0"], output_format="list") == []
+
+
+@pytest.mark.parametrize("command", ["decide", "compare"])
+def test_of_one_test_image_nothing_is_run(
+    desk: Desk, tmp_path: Path, capfd: pytest.CaptureFixture[str], command: str
+) -> None:
+    root = tmp_path / "own"
+    fill(root / "train", "ant", "bee", count=14)
+    fill(root / "test", "ant", "bee", count=1, start=100)
+    (root / "test" / "bee" / "100.png").write_bytes(b"no image")
+    own = {"data": str(root), "test_per_class": "0", "skip_unreadable": "true"}
+    asked = STAGE2 if command == "decide" else {"draws": "2", "schedules": "full,head_only"}
+    assert main(words_of(command, {**desk.own, **asked, **own})) == 2
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"error: {root}: 1 image of the test split can be read")
+    assert "add images to the test split" in line
     assert mlflow.search_runs(["0"], output_format="list") == []
 
 

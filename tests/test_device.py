@@ -6,6 +6,7 @@ The code that runs here has never run on a real GPU where it was written.
 from __future__ import annotations
 
 import io
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from pipeline.entries.command_line.table import ENTRY_POINTS
 from pipeline.errors import OutOfMemoryError, SettingsError
 from pipeline.model.backbones import Backbone
 from pipeline.runs.scoring import predict
@@ -390,3 +392,45 @@ def test_memory_of_the_machine_is_told_apart_and_other_faults_stay() -> None:
             ask()
     with pytest.raises(RuntimeError, match="shape"), explained():
         torch.empty(2, 3) @ torch.empty(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("entry_point", "on_device", "on_host"),
+    [
+        (
+            "stage1",
+            "pass a smaller -P batch_size=<images> or -P image_size=<pixels>, or -P device=cpu; "
+            "what is finished is kept",
+            "pass a smaller -P batch_size=<images> or -P image_size=<pixels>, or fewer images; "
+            "what is finished is kept",
+        ),
+        (
+            "evaluate",
+            "pass -P device=cpu, or end other programs that use it; what is finished is kept",
+            "end other programs that use it; what is finished is kept",
+        ),
+        ("predict", "end other programs that use it", "end other programs that use it"),
+    ],
+)
+def test_advice_on_memory_names_what_the_command_takes(
+    entry_point: str, on_device: str, on_host: str
+) -> None:
+    for fault, advice in ((torch.OutOfMemoryError("full"), on_device), (MemoryError(), on_host)):
+        wanted = rf"does not suffice \(.*\): {re.escape(advice)}$"
+        with (
+            pytest.raises(OutOfMemoryError, match=wanted),
+            explained(ENTRY_POINTS[entry_point].offered),
+        ):
+            raise fault
+
+
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_advice_on_memory_is_taken_by_every_command_that_gives_it(entry_point: str) -> None:
+    for fault in (torch.OutOfMemoryError("full"), MemoryError()):
+        with (
+            pytest.raises(OutOfMemoryError, match="does not suffice") as raised,
+            explained(ENTRY_POINTS[entry_point].offered),
+        ):
+            raise fault
+        named = set(re.findall(r"-P (\w+)=", str(raised.value)))
+        assert named <= set(ENTRY_POINTS[entry_point].offered)

@@ -61,6 +61,42 @@ def test_copies_to_the_pixel_are_marked_and_come_first() -> None:
     assert found.copies == 1
 
 
+def few_a_class(count: int) -> tuple[dict, dict]:
+    """So many images of each of three classes to train on, and one in each other part.
+
+    Those of a class lie near each other and far from the others.
+    """
+    noise = torch.Generator().manual_seed(0)
+    centres = torch.randn(3, 16, generator=noise)
+    numbers = {"train": 3 * count, "val": 3, "test": 3}
+    images = {
+        name: make_images(many, start=1000 * n) for n, (name, many) in enumerate(numbers.items())
+    }
+    features = {
+        name: centres[part.labels] + 0.3 * torch.randn(len(part), 16, generator=noise)
+        for name, part in images.items()
+    }
+    return features, images
+
+
+def test_of_three_images_a_class_copies_alone_are_told() -> None:
+    """Their third nearest is of another class: all images of a class would be called alike."""
+    features, images = few_a_class(1)
+    assert near_duplicates(features, images, 0.25).pairs == []
+    digests = images["test"].digests.copy()
+    digests[2] = images["train"].digests[2]
+    features["test"][2] = features["train"][2]
+    found = near_duplicates(
+        features, images | {"test": replace(images["test"], digests=digests)}, 0.25
+    )
+    assert [(pair.first, pair.second) for pair in found.pairs] == [(("train", 2), ("test", 2))]
+    assert (found.counts, found.copies) == ({"val": 0, "test": 1}, 1)
+    assert "1 of them to the pixel" in in_words(found)
+    features, images = few_a_class(2)
+    features["val"][1] = features["train"][1] + 0.01
+    assert near_duplicates(features, images, 0.25).counts == {"val": 1, "test": 0}
+
+
 def test_of_more_pairs_than_are_kept_the_nearest_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     """As of pictures that are all alike: every pair is near, in a block and over blocks."""
     features, images = parts(60)
@@ -171,6 +207,25 @@ def test_features_of_test_images_are_read_back_and_damage_is_noticed(tmp_path: P
     whole.unlink()
     assert torch.equal(features(keep=True), first)
     assert not whole.exists()
+
+
+@pytest.mark.parametrize(
+    "network", ["BranchesOnValues", "HeadsInAList", "TokensIntoTheHead", "ChannelsLastIntoTheHead"]
+)
+def test_features_are_means_over_positions_of_what_enters_the_head(
+    tmp_path: Path, network: str
+) -> None:
+    """Also where the network is one segment, or channels are last."""
+    backbone = build_backbone(f"tests.networks:{network}", 2, 64, seed=0)
+    images = make_images(5, size=64)
+    maps: list[torch.Tensor] = []
+    backbone.model.late.register_forward_hook(lambda *hooked: maps.append(hooked[2]))
+    with torch.no_grad():
+        backbone.model(images.preparation.normalise(images.pixels))
+    cache = PrefixCache(tmp_path, 1 << 30)
+    for keep in (False, True, True):  # computed, kept, read back
+        found = pooled_features(cache, backbone, images, torch.float32, CPU, keep=keep)
+        assert found.numpy() == pytest.approx(maps[0].mean((2, 3)).numpy(), abs=1e-5)
 
 
 def test_the_advice_knows_that_images_are_grouped_already() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,9 @@ from pipeline.data.image_set import ImageSet
 from pipeline.data.open import open_source
 from pipeline.errors import WeightsError
 from pipeline.model.backbones import Backbone, batch_norms, build_backbone
+from pipeline.system.disk.digests import digest_values
 from pipeline.training.norm.choice import NormStatsChoice, choose_norm_stats, decide_by_hits
+from pipeline.training.norm.stats import kept_at
 from tests.conftest import SHARED
 from tests.families import small
 from tests.helpers import (
@@ -117,6 +121,19 @@ def test_a_choice_is_kept_under_its_content_and_really_read(tmp_path: Path) -> N
         path.write_text(damaged)
         assert choose(backbone, images, tmp_path) == first
         assert path.read_text() == kept
+
+
+@pytest.mark.parametrize(("network", "is_read"), [("Net", True), ("ConvolvedHead", False)])
+def test_choices_of_earlier_versions_are_read_unless_they_saw_whole_maps(
+    tmp_path: Path, network: str, *, is_read: bool
+) -> None:
+    images = make_images(COUNT)
+    backbone = build_backbone(f"tests.networks:{network}", CLASSES, 32, seed=0)
+    statistics = kept_at(tmp_path, backbone, images, torch.float32, CPU)
+    digest = digest_values([statistics.stem, images.fingerprint(), [1, 5, 0, 1.0, 1.0]])
+    kept = NormStatsChoice(value="target", reason="kept", scores={})
+    (tmp_path / f"{digest}.choice.json").write_text(json.dumps(asdict(kept)))
+    assert (choose(backbone, images, tmp_path) == kept) is is_read
 
 
 def test_other_labels_images_or_weights_are_another_choice(tmp_path: Path) -> None:
@@ -238,3 +255,17 @@ def test_of_very_many_images_the_first_by_digest_are_probed(
         digests=images.digests[order.numpy()],
     )
     assert choose(backbone, turned).scores["source_acc"] == few.scores["source_acc"]
+
+
+def test_of_very_many_images_a_rare_class_is_probed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = make_images(COUNT)
+    order = np.argsort(images.keys)
+    monkeypatch.setattr("pipeline.training.norm.choice.MOST", 12)
+    for rare in ([-2, -1], [10, -1]):  # of the class, none or one among the first
+        labels = (torch.arange(COUNT) % 2).scatter(0, torch.from_numpy(order[rare].copy()), 2)
+        choice = choose(small_backbone(images), replace(images, labels=labels))
+        assert "probe on 12 training images" in choice.reason
+    monkeypatch.setattr("pipeline.training.norm.choice.MOST", 5)
+    choice = choose(small_backbone(images), replace(images, labels=labels))
+    assert (choice.value, choice.scores) == ("source", {})
+    assert "a probe sees 5 images, fewer than 2 of each class" in choice.line

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import mlflow
 import pandas as pd
 import pytest
 from PIL import Image
+from torch import Tensor
 
 import pipeline
 from pipeline.entries.command_line.table import perform
+from pipeline.entries.predict import predicted
 from pipeline.errors import DataError, LineageError, SettingsError
+from pipeline.serving.classifier import Classifier
 from pipeline.tracking import ModelVersion, Tracking
 from tests.conftest import class_image, enter_store, inside, tiny, write_image_folder
 
@@ -107,6 +112,27 @@ def test_a_pattern_and_a_single_file_of_any_ending_are_taken(
         stored.transpose(Image.Transpose.ROTATE_270).save(upright)
     one, two = (predict(path, run_id=run_id) for path in (turned, upright))
     assert one["probability"][0] == pytest.approx(two["probability"][0])
+
+
+class Watched(Classifier):
+    """Counts the pictures of a size that are in memory when the network is asked."""
+
+    held: ClassVar[list[int]] = []
+
+    def probabilities(self, pixels: Tensor) -> Tensor:
+        sizes = [one.size for one in gc.get_objects() if Image.Image in type(one).__mro__]
+        self.held.append(sizes.count((301, 203)))
+        return super().probabilities(pixels)
+
+
+def test_pictures_are_shrunk_one_after_the_other(desk: Path, run_id: str, tmp_path: Path) -> None:
+    files = [tmp_path / f"{number}.png" for number in range(10)]
+    for number, file in enumerate(files):
+        class_image(number % 3, number).resize((301, 203)).save(file)
+    gc.collect()
+    watched = Watched.of_run(Tracking.connect(), run_id)
+    assert len(predicted(watched, files)) == 10
+    assert watched.held == [0]
 
 
 def test_wrong_words_are_one_line_each(desk: Path, run_id: str, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pipeline.data.image_set import ImageSet
+from pipeline.model.backbones import build_backbone
 from pipeline.runs.floor import Floor
 from pipeline.runs.messages.words import summary_table
 from pipeline.tracking.history import Summary
@@ -72,6 +73,60 @@ def test_one_image_a_class_is_enough_and_features_that_are_no_numbers_are_left_o
     assert fit_and_score(train, points, {}) is None
 
 
+def in_digest_order(count: int, rare: list[int]) -> tuple[ImageSet, np.ndarray]:
+    """Images of two classes in the order of their digests; those at `rare` are of class 1."""
+    labels = np.zeros(count, dtype=np.int64)
+    labels[rare] = 1
+    rng = np.random.default_rng(0)
+    points = (4 * labels[:, None] + rng.normal(size=(count, 4))).astype(np.float32)
+    digests = np.zeros((count, 32), dtype=np.uint8)
+    digests[:, :8] = np.arange(count, dtype=np.uint64)[:, None].view(np.uint8)
+    images = ImageSet(
+        pixels=torch.zeros(count, 3, 1, 1, dtype=torch.uint8),
+        labels=torch.from_numpy(labels),
+        digests=digests,
+    )
+    return images, points
+
+
+@pytest.mark.parametrize(
+    "rare",
+    [
+        [*range(2000, 2008)],  # none among the images that k and C are chosen on
+        [*range(5500, 5508)],  # none among the images that are fitted
+        [17, *range(5500, 5507)],  # one among both
+    ],
+)
+def test_a_rare_class_is_fitted_whole_wherever_its_digests_lie(rare: list[int]) -> None:
+    train, points = in_digest_order(6000, rare)
+    seen, labels = np.array([[0.0] * 4, [4.0] * 4], dtype=np.float32), np.array([0, 1])
+    found = fit_and_score(train, points, {"val": (seen, labels)})
+    assert found
+    assert found.images == 5000
+    assert found.balanced["val"] == {KNN: 1, LOGREG: 1}
+    assert found.chosen[LOGREG] > STRENGTHS[0]  # eight images are cross-validated
+
+
+def test_a_class_of_one_image_leaves_the_first_choice_and_ends_nothing() -> None:
+    train, points = in_digest_order(6000, [5500])
+    found = fit_and_score(train, points, {"val": (points[:5], np.zeros(5, dtype=np.int64))})
+    assert found
+    assert found.chosen == {KNN: 1, LOGREG: STRENGTHS[0]}
+    assert found.scores["val"][LOGREG] == 1
+
+
+def test_of_equal_classes_the_first_images_by_digest_are_fitted() -> None:
+    train, points = point_set(6000, 8, 3, seed=0)
+    first = np.argsort(train.keys)[:5000]
+    alone = replace(train, labels=train.labels[first], digests=train.digests[first])
+    other, unseen = point_set(300, 8, 3, seed=1)
+    others = {"val": (unseen, other.labels.numpy())}
+    one, two = fit_and_score(train, points, others), fit_and_score(alone, points[first], others)
+    assert one
+    assert two
+    assert (one.chosen, one.scores) == (two.chosen, two.scores)
+
+
 def test_classes_count_alike_in_balanced_accuracy_which_is_shown_where_it_differs() -> None:
     train, points = point_set(60, 8, 3, seed=0)
     unequal = np.concatenate([np.full(9, 0), [1]])
@@ -105,6 +160,19 @@ def test_features_are_what_enters_the_head_and_come_from_the_entry_of_stage_1(
     assert mirrored == pytest.approx(plain, abs=3e-4)  # its first view is the image itself
     strong = head_inputs(backbone, images, cache, torch.float32, CPU, augment="strong", views=3)
     assert np.array_equal(strong, plain)
+
+
+@pytest.mark.parametrize("backbone", ["squeezenet1_1", "tests.networks:ConvolvedHead"])
+def test_of_maps_that_a_convolution_classifies_the_means_are_kept(backbone: str) -> None:
+    images = make_images(3, size=64)
+    built = build_backbone(backbone, 3, 64, seed=0)
+    head = built.model.get_submodule(built.head_layer())
+    maps: list[torch.Tensor] = []
+    head.register_forward_pre_hook(lambda _, args: maps.append(args[0]))
+    with torch.no_grad():
+        built.model(images.preparation.normalise(images.pixels))
+    found = head_inputs(built, images, PrefixCache(None, 0), torch.float32, CPU)
+    assert found == pytest.approx(maps[0].mean((2, 3)).numpy(), abs=1e-5)
 
 
 def test_main_shows_the_floor_and_stage_1_keeps_it(

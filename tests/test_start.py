@@ -20,6 +20,7 @@ from pipeline.entries.command_line.parser import parse
 from pipeline.entries.command_line.table import ENTRY_POINTS
 from pipeline.runs import scoring
 from pipeline.runs.sources import check_draws, source_of
+from pipeline.tracking.keys import endings
 from pipeline.weights.here import Candidate, candidates_here, how_to_get
 from tests.conftest import write_image_folder
 from tests.helpers import fill, opened
@@ -213,6 +214,24 @@ def test_weights_of_another_network_are_left_out_with_a_line(
     out = capsys.readouterr().out
     assert "is left out" in out
     assert "resnet18 tiny_imagenet" in out
+
+
+def test_a_file_of_weights_may_be_called_whatever_files_are_called(
+    store: Path, checkpoints: Path, tmp_path: Path
+) -> None:
+    root = write_image_folder(tmp_path / "images")
+    own = tmp_path / "epoch=9+lr@1,5 (best)-step=420.pth"
+    (checkpoints / keep(checkpoints, "mobilenet_v3_small")).rename(own)
+    assert start(root, tmp_path / "cache", backbone="mobilenet_v3_small", weights=str(own)) == 0
+    (run,) = runs("start").to_dict("records")
+    metrics = mlflow.get_run(run["run_id"]).data.metrics
+    expected = "mobilenet_v3_small epoch-9-lr-1-5 best-step-420.pth"
+    assert f"stage0/logreg_val_acc/{expected}" in metrics
+
+
+def test_names_that_differ_in_refused_letters_alone_stay_apart() -> None:
+    names = ["a (b=1)", "a b+1", "a b-1", "x" * 255]
+    assert endings(names) == ["a b-1", "a b-1 2", "a b-1 3", "x" * 180]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
+import torch
+from torch import Tensor
 
 from pipeline.data.base import Unreadable, decode_image
 from pipeline.data.folders.listing import image_endings, in_words, list_files
@@ -131,16 +133,16 @@ def _batches(files: Sequence[Path]) -> Iterator[Sequence[Path]]:
 
 def _rows(classifier: Classifier, files: Sequence[Path]) -> list[dict[str, object]]:
     names = classifier.class_names
-    pictures = [decode_image(file, "", classifier.ranges or {}) for file in files]
-    readable = [picture for picture in pictures if not isinstance(picture, Unreadable)]
-    found = iter(classifier.probabilities(classifier.pixels(readable)) if readable else ())
+    seen = [_seen(classifier, file) for file in files]
+    readable = [pixels for pixels in seen if not isinstance(pixels, Unreadable)]
+    found = iter(classifier.probabilities(torch.stack(readable)) if readable else ())
     rows = []
-    for file, picture in zip(files, pictures, strict=True):
+    for file, pixels in zip(files, seen, strict=True):
         row: dict[str, object] = {"file": as_text(str(file)), "error": ""}
         row |= {f"{place}label": "" for place in PLACES}
         row["true_label"] = of if (of := as_text(file.parent.name)) in names else ""
-        if isinstance(picture, Unreadable):
-            row["error"] = one_line(picture.reason)
+        if isinstance(pixels, Unreadable):
+            row["error"] = one_line(pixels.reason)
         else:
             best = next(found).topk(min(len(PLACES), len(names)))
             ranked = zip(PLACES, best.indices.tolist(), best.values.tolist(), strict=False)
@@ -148,6 +150,12 @@ def _rows(classifier: Classifier, files: Sequence[Path]) -> list[dict[str, objec
                 row |= {f"{place}label": names[label], f"{place}probability": probability}
         rows.append(row)
     return rows
+
+
+def _seen(classifier: Classifier, file: Path) -> Tensor | Unreadable:
+    """What the network sees of a picture, uint8, (3, S, S); the picture itself is let go."""
+    picture = decode_image(file, "", classifier.ranges or {})
+    return picture if isinstance(picture, Unreadable) else classifier.pixels([picture])[0]
 
 
 def _unread(table: pd.DataFrame) -> list[str]:

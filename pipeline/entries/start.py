@@ -7,7 +7,7 @@ decision would take, and what to type next. The test split is counted, never sco
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -34,7 +34,7 @@ from pipeline.runs.sources import check_draws, source_of
 from pipeline.settings.run import Settings, plain_values
 from pipeline.system.text import count_of, first_of, in_columns
 from pipeline.tracking import RunLog, Tracking
-from pipeline.tracking.keys import KIND, NOTE
+from pipeline.tracking.keys import KIND, NOTE, endings
 from pipeline.training.stage0 import KNN, LOGREG
 from pipeline.weights.here import Candidate, candidates_here, how_to_get
 
@@ -58,12 +58,6 @@ class Tried:
     def best(self) -> float:
         """Accuracy of the better classifier on the validation images, 0 to 1."""
         return max(self.floor.val.values())
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The floor's metrics, by names that end with the candidate's."""
-        of = self.candidate.name.replace("(", "").replace(")", "")
-        return {f"{key}/{of}": value for key, value in self.floor.metrics.items()}
 
 
 def start_entry(command: Command, plan: StartPlan) -> list[Tried]:
@@ -112,10 +106,19 @@ def start_entry(command: Command, plan: StartPlan) -> list[Tried]:
             log.text(to_html(page, {}), "report.html")
             scored = f"{best.best:.1%} of validation images with {best.candidate.name}"
             log.tags({NOTE: f"**Frozen features, nothing trained: {scored}.**\n\n{page}"})
-            for one in tried:
-                log.metrics(one.metrics)
+            log.metrics(_metrics(tried))
     say(f"\n{tracking.how_to_browse}")
     return tried
+
+
+def _metrics(tried: Sequence[Tried]) -> dict[str, float]:
+    """The metrics of all floors, by names that end with the candidates'."""
+    names = endings([one.candidate.name for one in tried])
+    return {
+        f"{key}/{of}": value
+        for one, of in zip(tried, names, strict=True)
+        for key, value in one.floor.metrics.items()
+    }
 
 
 def _candidates(plan: StartPlan) -> tuple[list[Candidate], list[str]]:

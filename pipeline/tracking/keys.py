@@ -14,7 +14,7 @@ turns them into those of today where runs are read. Tags that no person looks fo
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pipeline.stats.metrics import METRICS
 
@@ -115,6 +115,10 @@ FOR_PROGRAMS = frozenset(
 """Tags that are stored behind all others, so that at most 15 of a run are for people."""
 _FOR_PROGRAMS = re.compile(r"verdict\..+|gate\.(?!prior).+|chosen\..+|run\..+|draw\d+_run_id")
 """More of these: a run's description tells them in words."""
+_REFUSED = re.compile(r"[^/\w.\- :]")
+"""What MLflow takes in no metric's name."""
+_LONGEST = 180
+"""Letters of a name's ending; MLflow takes 250 for the whole name."""
 _BEHIND = "z."
 _SIDES = ("train", "val")
 _FORMER_NEAR_DUPLICATES = "data/near_duplicates_"
@@ -168,6 +172,17 @@ def flat(name: str) -> str:
         return name.removeprefix(_MORE)
     first, _, second = name.partition("/")
     return f"{second}_{first}" if second in _SIDES else f"{first}_{second}"
+
+
+def endings(names: Sequence[str]) -> list[str]:
+    """What the names of metrics end with, of each of these: in MLflow's letters, no two alike.
+
+    Brackets are left out, other letters become `-`; of names that then are alike, the second ends
+    with 2. Long names lose their ends.
+    """
+    plain = [_REFUSED.sub("-", re.sub("[()]", "", name))[:_LONGEST] for name in names]
+    before = [plain[:number].count(name) for number, name in enumerate(plain)]
+    return [f"{name} {n + 1}" if n else name for name, n in zip(plain, before, strict=True)]
 
 
 def draw_run_id(draw: int) -> str:

@@ -224,15 +224,51 @@ def joined(parts: Iterable[Tensor], count: int) -> Tensor:
     return whole.cpu()
 
 
-def run_to_head(segments: Sequence[Segment], inputs: Tensor, dtype: torch.dtype) -> Tensor:
-    """What enters the head, float32, (N, C), from all segments of a network."""
+def entering_head(segments: Sequence[Segment], inputs: Tensor, dtype: torch.dtype) -> Tensor:
+    """What enters the head, as it comes, from all segments of a network.
+
+    Where blocks share a segment with the head: what enters the first of the head's modules that is
+    called, those that hold tensors before others.
+    """
     *body, last = segments
     x = run_segments(body, inputs, dtype)
-    if last.blocks != (HEAD,):
-        entered: list[Tensor] = []
-        first = next(p for block, p in last.parts() if block == HEAD and isinstance(p, nn.Module))
-        hook = first.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
-        run_segments([last], x, dtype)
+    if last.blocks == (HEAD,):
+        return x
+    modules = [part for block, part in last.parts() if block == HEAD]
+    entered: dict[int, Tensor] = {}
+
+    def note(number: int, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if args:
+            entered.setdefault(number, args[0])
+
+    hooks = [
+        module.register_forward_pre_hook(partial(note, number))
+        for number, module in enumerate(modules)
+        if isinstance(module, nn.Module)
+    ]
+    run_segments([last], x, dtype)
+    for hook in hooks:
         hook.remove()
-        x = entered[0]
+    return entered[min(entered)]
+
+
+def run_to_head(segments: Sequence[Segment], inputs: Tensor, dtype: torch.dtype) -> Tensor:
+    """What enters the head, float32, (N, C), from all segments of a network.
+
+    A convolution that gives the logits of every position, as SqueezeNet's, is fed with maps, of
+    which this is the mean over positions.
+    """
+    x = entering_head(segments, inputs, dtype)
+    kernel = head_kernel(segments[-1])
+    if kernel and x.ndim == 4 and kernel != x.shape[2:]:  # of that size it sees the map whole
+        x = x.float().mean((2, 3))
     return x.flatten(1).float()
+
+
+def head_kernel(segment: Segment) -> tuple[int, ...]:
+    """The size of the convolution that the head begins with; empty: of another layer."""
+    parts = (part for block, part in segment.parts() if block == HEAD)
+    layers = (layer for part in parts if isinstance(part, nn.Module) for layer in part.modules())
+    weights = (getattr(layer, "weight", None) for layer in layers)
+    first = next((w for w in weights if isinstance(w, Tensor) and w.ndim > 1), None)
+    return tuple(first.shape[2:]) if first is not None and first.ndim == 4 else ()

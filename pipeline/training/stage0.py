@@ -5,7 +5,8 @@ of two classifiers on what enters the head: the k nearest neighbours, and logist
 features are standardised; k and C are chosen from short lists by cross-validation on training
 images alone, in the order of their digests: the same images give the same numbers. The features
 come from the prefix cache, from the entry that stage 1 is fed from where that holds plain images.
-Not covered: more than `MOST` training images, of which the first by digest are taken.
+Not covered: more than `MOST` training images, of which the first by digest are taken, and more of
+a class that has next to none among them.
 
 Kornblith, Shlens & Le 2019 (arXiv 1805.08974): how well features transfer is read off logistic
 regression on them.
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.image_set import ImageSet
 from pipeline.data.images import IntArray
+from pipeline.data.sampling.few import TWO, few_with_every_class
 from pipeline.model.backbones import Backbone
 from pipeline.model.grouping import HEAD
 from pipeline.settings.augmentation import Augment, of_images
@@ -101,7 +103,7 @@ def fit_and_score(
 ) -> Stage0 | None:
     """Both classifiers; None where the features are not finite numbers.
 
-    `others`: features and labels to score, by part.
+    `train`: images of two classes or more. `others`: features and labels to score, by part.
     """
     started = time.perf_counter()
     every = (points, *(values for values, _ in others.values()))
@@ -109,8 +111,13 @@ def fit_and_score(
         return None
     from sklearn.preprocessing import StandardScaler
 
-    rows = np.argsort(train.keys, kind="stable")[:MOST]
+    order = np.argsort(train.keys, kind="stable")
+    by_digest = train.labels.numpy()[order]
+    is_level = np.ptp(np.unique(by_digest, return_counts=True)[1]) == 0
+    few = _first if is_level else few_with_every_class
+    rows = order[few(by_digest, MOST)]
     labels = train.labels.numpy()[rows]
+    chosen_on = few(labels, MOST_TO_CHOOSE, TWO)
     scale = StandardScaler().fit(points[rows])
     fitted = scale.transform(points[rows])
     scaled = {part: (scale.transform(x), y) for part, (x, y) in others.items()}
@@ -119,7 +126,7 @@ def fit_and_score(
     balanced: dict[str, dict[str, float]] = {part: {} for part in others}
     for name, (make, key, values) in _classifiers().items():
         with one_thread():
-            model, chosen[name] = _best(make, key, values, fitted, labels)
+            model, chosen[name] = _best(make, key, values, fitted, labels, chosen_on)
         for part, (x, y) in scaled.items():
             right = model.predict(x) == y
             scores[part][name] = float(right.mean())
@@ -129,6 +136,11 @@ def fit_and_score(
     return Stage0(
         chosen=chosen, scores=scores, balanced=balanced, images=len(rows), seconds=seconds
     )
+
+
+def _first(labels: IntArray, most: int, _least: int = 1) -> IntArray:
+    """The first places, whatever class they are of: of equal classes none is rare."""
+    return np.arange(min(most, len(labels)))
 
 
 def _classifiers() -> dict[str, tuple[Any, str, tuple[float, ...]]]:
@@ -148,18 +160,20 @@ def _best(
     values: tuple[float, ...],
     points: Points,
     labels: IntArray,
+    chosen_on: IntArray,
 ) -> tuple[Any, float]:
     """A classifier fitted with the value that cross-validation chooses, the smallest of equals.
 
-    Where a class has one image, or there are fewer images than neighbours, the value is the first
-    that can be used.
+    `chosen_on`: the rows that cross-validation sees. Where a class has one image there, or there
+    are fewer images than neighbours, or these are of one class, the value is the first that can be
+    used.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.model_selection import GridSearchCV, StratifiedKFold
 
-    few, few_labels = points[:MOST_TO_CHOOSE], labels[:MOST_TO_CHOOSE]
-    sizes = np.bincount(few_labels)
-    folds = min(FOLDS, int(sizes[sizes > 0].min()))
+    few, few_labels = points[chosen_on], labels[chosen_on]
+    sizes = np.unique(few_labels, return_counts=True)[1]
+    folds = min(FOLDS, int(sizes.min())) if len(sizes) > 1 else 1
     value = values[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)

@@ -5,7 +5,8 @@ than is usual, the nearest first. Features are centred: what all images of a dat
 common says nothing. What is usual differs between networks and data sets, so that no cosine suits
 all: distance is 1 - cosine, and usual is the median distance of an image to its third nearest, as
 a copy or two of each image must not set the scale. Hit rates and false alarms were measured:
-docs/experiments/2026-11-29-near-duplicates.md.
+docs/experiments/2026-11-29-near-duplicates.md. Of three images a class the third nearest is of
+another class, beside which all images of one class are alike: copies alone are found then.
 """
 
 from __future__ import annotations
@@ -60,12 +61,15 @@ def near_duplicates(
 ) -> NearDuplicates:
     """Pairs of images of two parts that are nearer than this share of the usual distance.
 
-    `features`: (N, C) of each part, in the order of train, val, test; two images at least.
+    `features`: (N, C) of each part, in the order of train, val, test; two images at least. Where
+    classes are too small for a usual distance: pairs with the same pixels alone.
     """
     units_of_all = torch.cat([part.float() for part in features.values()])
     units_of_all -= units_of_all.mean(0)
     units_of_all /= units_of_all.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    threshold = max(LEAST_COSINE, 1 - share * _usual_distance(units_of_all))
+    copies_alone = not _has_neighbours(torch.cat([part.labels for part in images.values()]))
+    usual = 0.0 if copies_alone else _usual_distance(units_of_all)
+    threshold = max(LEAST_COSINE, 1 - share * usual)
     ends = torch.tensor([len(part) for part in features.values()]).cumsum(0)[:-1].tolist()
     units = dict(zip(features, torch.tensor_split(units_of_all, ends), strict=True))
     digests = {name: [row.tobytes() for row in part.digests] for name, part in images.items()}
@@ -73,9 +77,11 @@ def near_duplicates(
     for one, other in combinations(units, 2):
         for row, column, cosine in _above(units[one], units[other], threshold):
             same = digests[one][row] == digests[other][column]
-            found.append(
-                NearPair(first=(one, row), second=(other, column), cosine=cosine, same_pixels=same)
+            pair = NearPair(
+                first=(one, row), second=(other, column), cosine=cosine, same_pixels=same
             )
+            if same or not copies_alone:
+                found.append(pair)
     found.sort(key=lambda pair: (not pair.same_pixels, -pair.cosine))
     counts = {
         name: len({pair.second for pair in found if pair.second[0] == name})
@@ -87,6 +93,11 @@ def near_duplicates(
         copies=len({pair.second for pair in found if pair.same_pixels}),
         cosine=threshold,
     )
+
+
+def _has_neighbours(labels: Tensor) -> bool:
+    """Whether most images have as many others of their class as are counted to the third."""
+    return float(torch.bincount(labels)[labels].float().median()) > NEIGHBOUR
 
 
 def _usual_distance(units: Tensor) -> float:

@@ -278,5 +278,5 @@ def perform(
     command = Command(
         request=request, **shared.model_dump(), say=say, on_epoch=on_epoch, started=started
     )
-    with explained():
+    with explained(row.offered):
         return work(command, plan)

@@ -23,6 +23,7 @@ from pipeline.data.inspection.overlap import Overlap, tuning_draws
 from pipeline.data.open import NAMES
 from pipeline.data.sampling.draws import check_readable, dealt_words, draw_rows
 from pipeline.entries.chain import check_storage
+from pipeline.errors import DataError
 from pipeline.runs.command import Command
 from pipeline.runs.findings.near_duplicates import log_near_duplicates
 from pipeline.runs.scoring import read_test_split, test_split
@@ -34,6 +35,9 @@ from pipeline.settings.run import Settings
 from pipeline.stats.metrics import DEFAULT_SHARE, METRICS
 from pipeline.tracking import RunLog, Tracking
 from pipeline.training.device import emulation_note, pick_device
+
+FEWEST_TEST_IMAGES = 2
+"""Of one, nothing is known of how gains differ between images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +107,11 @@ class PairSetup:
         check_draws(source, first, range(first.draw, first.draw + max(1, reserved)))
         pool = pool_in(source, first, looks, reserved=reserved, asked=asked)
         test = read_test_split(source, first, command.say)
+        if len(test) < FEWEST_TEST_IMAGES:
+            raise DataError(
+                f"{first.data}: 1 image of the test split can be read, pairs are scored on "
+                f"{FEWEST_TEST_IMAGES} or more: add images to the test split"
+            )
         overlap = Overlap.of(test, source).after(tuning_draws(source, first, reserved))
         return cls(
             command=command,

@@ -5,12 +5,13 @@ images play no part. Out: a `NormStatsChoice`, with the score of both candidates
 
 Each candidate is probed by a ridge classifier on the features that enter the head: standardised,
 penalty `PENALTY` for each feature, `FOLDS` folds dealt by `SEED` over images in the order of their
-digests, of which the first `MOST` are probed. Images are scored by the probe that has not seen
-them. `target` is taken where its lead exceeds `NOISE_SE` paired standard errors, `source`
-otherwise: of two that score alike, the one that changes nothing. The features of `target` come
-from the calibration pass itself, so that a choice costs one unaugmented pass over the training
-images more than `target` does; their statistics are those of each batch, which costs `target` up
-to a point against its final ones.
+digests. Of more than `MOST` images the first by digest are probed, and more of a class that has
+next to none among them. Images are scored by the probe that has not seen them. `target` is taken
+where its lead exceeds `NOISE_SE` paired standard errors, `source` otherwise: of two that score
+alike, the one that changes nothing. The features of `target` come from the calibration pass
+itself, so that a choice costs one unaugmented pass over the training images more than `target`
+does; their statistics are those of each batch, which costs `target` up to a point against its
+final ones.
 
 Background: Li et al. 2016 (arXiv 1603.04779) found new statistics better across domains; with
 ImageNet weights on small natural images they were measured to be worse (docs/reference.md).
@@ -30,13 +31,14 @@ from numpy.typing import NDArray
 
 from pipeline.data.image_set import ImageSet
 from pipeline.data.images import IntArray
+from pipeline.data.sampling.few import TWO, few_with_every_class
 from pipeline.errors import WeightsError
 from pipeline.model.backbones import Backbone, batch_norms
 from pipeline.system.disk.digests import digest_values
 from pipeline.system.disk.files import keep_in_cache
 from pipeline.system.progress import doing
 from pipeline.system.threads import one_thread
-from pipeline.training.device import compute_copy, joined, run_to_head
+from pipeline.training.device import compute_copy, head_kernel, joined, run_to_head
 from pipeline.training.norm.stats import (
     PIXELS_PER_BATCH,
     keep_norm_stats,
@@ -94,18 +96,24 @@ def choose_norm_stats(
     Raises:
         WeightsError: under neither candidate are the features finite numbers.
     """
-    reason = ""
+    reason, sizes = "", torch.bincount(images.labels)
     if not any(True for _ in batch_norms([backbone.model])):
         reason = f"{backbone.name} has no BatchNorm, there is nothing to choose"
-    elif torch.bincount(images.labels).min() < 2:
+    elif sizes.min() < TWO:
         reason = "a class has 1 training image, a probe needs 2 to be cross-validated"
+    elif TWO * len(sizes) > MOST:
+        reason = f"a probe sees {MOST} images, fewer than 2 of each class"
     if reason:
         return NormStatsChoice(value="source", reason=reason, scores={})
     if cache_folder is None:
         return _probe(backbone, images, dtype, device, None)
     statistics = kept_at(cache_folder, backbone, images, dtype, device)
     # beside the statistics that the choice is about; a choice needs labels, too
-    rule = [FORMAT, FOLDS, SEED, PENALTY, NOISE_SE, *([MOST] if len(images) > MOST else [])]
+    rule: list[object] = [FORMAT, FOLDS, SEED, PENALTY, NOISE_SE]
+    if len(images) > MOST:
+        rule.append(MOST)
+    if head_kernel(backbone.segments[-1]):
+        rule.append("means over positions")
     digest = digest_values([statistics.stem, images.fingerprint(), rule])
     path = statistics.with_name(f"{digest}.choice.json")
     if kept := _read(path):
@@ -142,7 +150,9 @@ def _compared(
     statistics: Path | None,
 ) -> NormStatsChoice:
     before = {name: t.clone() for name, t in statistics_of(backbone.model).items()}
-    rows = np.sort(np.argsort(images.keys, kind="stable")[:MOST])
+    by_digest = np.argsort(images.keys, kind="stable")
+    few = few_with_every_class(images.labels.numpy()[by_digest], MOST)
+    rows = np.sort(by_digest[few])
     features = {"source": _features(backbone, images, rows, dtype, device)}
     features["target"] = recalibrate(backbone, images, dtype, device).numpy()[rows]
     if statistics:
