@@ -37,6 +37,7 @@ from pipeline.system.network.addresses import (
     without_password,
 )
 from pipeline.system.provenance import COMMAND
+from pipeline.tuning.storage.in_file import FileStorage
 from pipeline.tuning.storage.journal import Journal, is_journal
 from pipeline.tuning.storage.server import ServerStorage, engine_of_server
 
@@ -161,7 +162,7 @@ def open_storage(url: str, heartbeat_s: int = 15, *, must_exist: bool = False) -
     path, grace_s = file_of(url), BEATS_UNTIL_GIVEN_UP * heartbeat_s
     if path is not None:
         _check_file(url, path, must_exist)
-    kind, engine = (RDBStorage, IN_FILE) if path else (ServerStorage, engine_of_server(url))
+    kind, engine = (FileStorage, IN_FILE) if path else (ServerStorage, engine_of_server(url))
     with translated(url), experiments_known(), exclusively(url):
         if path is not None and url.startswith(JOURNAL):
             try:

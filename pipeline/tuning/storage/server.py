@@ -32,7 +32,7 @@ _KEPT_ALIVE = {
     "tcp_user_timeout": 20_000,
 }
 """How soon libpq finds that a server that was connected is out of reach; the last one in ms."""
-_ASKED_AGAIN = (
+ASKED_AGAIN = (
     *("set_study_user_attr", "set_study_system_attr", "set_trial_param"),
     *("set_trial_intermediate_value", "set_trial_user_attr", "set_trial_system_attr"),
     *("get_study_id_from_name", "get_study_name_from_id", "get_study_directions"),
@@ -102,5 +102,5 @@ def _patient(name: str) -> Callable[..., object]:
     return patiently
 
 
-for _name in _ASKED_AGAIN:
+for _name in ASKED_AGAIN:
     setattr(ServerStorage, _name, _patient(_name))
