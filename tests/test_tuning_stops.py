@@ -6,13 +6,18 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import mlflow
 import optuna
 import pytest
 from optuna.trial import TrialState
 
+from pipeline.cluster.dispatcher import Cluster
 from pipeline.entries.command_line.table import perform
 from pipeline.errors import LineageError
 from pipeline.runs.resuming.stopped import ENDING
@@ -25,6 +30,8 @@ from pipeline.tuning.mirror import LOST, reconcile, study_run
 from pipeline.tuning.spec import Spec
 from pipeline.tuning.storage.access import open_storage, storage_url
 from pipeline.tuning.study import Study
+from pipeline.tuning.trials.runner import TrialRunner
+from pipeline.tuning.trials.tasks import Task, TrialWork, run_on
 from pipeline.tuning.worker import Worker
 from tests import forked
 from tests.conftest import TINY, Command, words_of
@@ -417,6 +424,47 @@ def test_a_copied_storage_gets_a_study_run_of_its_own(
     assert run_of(urls[2]) == mine
     mlflow.MlflowClient().delete_tag(mine, "z.storage_place")  # as an earlier version made it
     assert run_of(urls[2]) == mine
+
+
+def test_a_task_is_waited_for_whose_trial_the_storage_has_already(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its end is logged and told after that: a task that is stopped then would lose both."""
+    finished, left, told = [0], list[Task](), list[str]()
+
+    class Dispatcher:
+        has_room = True
+
+        def submit(self, task: Task, _: str) -> None:
+            left.append(task)
+
+        def wait(self) -> list[tuple[Task, None]]:
+            if not finished[0]:
+                finished[0] = 1  # the trial's end is stored, and not yet told
+                return []
+            told.append("trial 0: 0.9")
+            return [(left.pop(), None)]
+
+    @contextmanager
+    def dispatcher(*_: object) -> Iterator[Dispatcher]:
+        yield Dispatcher()
+        assert not left, "stopped"
+
+    trials = iter([SimpleNamespace(number=0, _trial_id=1)])
+    study = SimpleNamespace(
+        storage=SimpleNamespace(url="sqlite:///optuna.db", heartbeat_interval=15),
+        spec=SimpleNamespace(stage=SimpleNamespace(number=1), draws=(0,)),
+        finished=lambda: finished[0],
+        ask=lambda _: next(trials, None),
+        interrupt=lambda trial: told.append(f"interrupted {trial.number}"),
+    )
+    tracking = SimpleNamespace(experiment_id="0")
+    setup = SimpleNamespace(tracking=tracking, deadline=None, say=told.append)
+    monkeypatch.setattr(TrialWork, "of", lambda _: None)
+    cluster = cast("Cluster", SimpleNamespace(dispatcher=dispatcher))
+    runner = cast("TrialRunner", SimpleNamespace(study=study, setup=setup))
+    run_on(cluster, runner, 1, lambda _: None)
+    assert told == ["trial 0: 0.9"]
 
 
 @pytest.mark.slow

@@ -124,6 +124,12 @@ def run_on(
                 draws = {f"the parent on draw {n}": Task(draw=n) for n in study.spec.draws}
                 for _ in dispatcher.run(draws):
                     pass
+
+            def take() -> None:
+                for task, _ in dispatcher.wait():
+                    assert task.trial
+                    del asked[task.trial[1]]
+
             while (now := patient(study.finished)) < wanted:
                 step(now - so_far)
                 so_far = now
@@ -134,9 +140,9 @@ def run_on(
                     dispatcher.submit(Task(trial=ids), f"trial {trial.number}")
                 if not asked:
                     runner.tell_wait()
-                for task, _ in dispatcher.wait():
-                    assert task.trial
-                    del asked[task.trial[1]]
+                take()
+            while asked:  # the storage has their ends, but they still log and tell them
+                take()
     finally:
         for trial in asked.values():  # of a task that was ended outright
             with suppress(*STORAGE_FAULTS):
