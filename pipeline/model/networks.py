@@ -31,6 +31,14 @@ _OF_TORCHVISION: Mapping[str, Mapping[str, Any]] = {
 """Arguments that fit torchvision's weights: without auxiliary classifiers."""
 
 
+def distributions_of(name: str) -> tuple[str, ...]:
+    """Installed distributions, beside torch and torchvision, that outputs of a network depend on.
+
+    None for a factory, whose own files are digested.
+    """
+    return ("timm",) if name.startswith(TIMM) else ()
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a network is made: a function, `package.module:function`, and its arguments.
