@@ -203,6 +203,16 @@ class BareParameters(Net):
         return self.fc((self.late(x) * self.scale).mean((2, 3)))
 
 
+class WeightsByHooks(Net):
+    """A hook makes the weight of a convolution from other tensors before each pass."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        for part in (self.early, self.late):
+            assert isinstance(part, nn.Sequential)
+            part[0] = nn.utils.spectral_norm(part[0])
+
+
 def fails(num_classes: int) -> nn.Module:
     raise RuntimeError(f"no network of {num_classes} classes\nand a second line")
 

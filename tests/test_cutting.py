@@ -34,7 +34,7 @@ CUT = {
         ("stem", "early", "late", "head"),
     ),
     **dict.fromkeys(
-        ["InPlace", "InPlaceModules", "BareParameters", "Constants"],
+        ["InPlace", "InPlaceModules", "BareParameters", "Constants", "WeightsByHooks"],
         ("stem", "early", "late", "head"),
     ),
     "SharedDropouts": ("stem", "early+late", "head"),
@@ -47,7 +47,10 @@ CUT = {
 }
 
 
-QUICK = ("Net", "SkipOverABorder", "OutOfOrder", "SharedDropouts", "CalledTwice")
+QUICK = (
+    *("Net", "SkipOverABorder", "OutOfOrder", "SharedDropouts", "CalledTwice"),
+    "WeightsByHooks",
+)
 NAMES = slow_after(len(QUICK), [*QUICK, *(name for name in CUT if name not in QUICK)])
 
 

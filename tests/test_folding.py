@@ -50,6 +50,7 @@ def norms_in(segments: tuple[Segment, ...]) -> int:
         ("timm:mobilenetv3_small_050", 0),  # BatchNorm and activation are one layer
         ("timm:test_vit", 0),
         ("tests.networks:CalledTwice", 1),  # of the block that images come back to
+        ("tests.networks:WeightsByHooks", 2),  # of the blocks with hooks
     ],
 )
 def test_a_folded_prefix_computes_the_same_and_the_backbone_stays(name: str, left: int) -> None:

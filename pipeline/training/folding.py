@@ -3,8 +3,8 @@
 In evaluation BatchNorm multiplies and shifts each channel by constants, which fit into the
 weights and the bias of the convolution whose output it takes (`torch.fx` finds the pairs). A pass
 over every map less: MobileNet V2 at 224 px takes a fifth less time on a processor
-(docs/experiments). Outputs are the same up to rounding. Layers that a forward pass uses more than
-once stay: what suits one use would be wrong for the others.
+(docs/experiments). Outputs are the same up to rounding. Layers with hooks stay, and layers that a
+forward pass uses more than once: what suits one use would be wrong for the others.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from pipeline.model.backbones import batch_norms
+from pipeline.training.small_conv import is_plain
 
 _PAIRS: Mapping[tuple[type, type], Callable[..., nn.Module]] = {
     (nn.Conv1d, nn.BatchNorm1d): fuse_conv_bn_eval,
@@ -63,7 +64,9 @@ def _fold_pairs(traced: fx.GraphModule) -> None:
             continue
         first, norm = (traced.get_submodule(str(each.target)) for each in (before, node))
         fuse = _PAIRS.get((type(first), type(norm)))  # a subclass may compute otherwise
-        if fuse and norm.running_mean is not None and max(uses[first], uses[norm]) == 1:
+        if not fuse or norm.running_mean is None or not (is_plain(first) and is_plain(norm)):
+            continue
+        if max(uses[first], uses[norm]) == 1:
             traced.set_submodule(str(before.target), fuse(first, norm))
             node.replace_all_uses_with(before)
             traced.graph.erase_node(node)
