@@ -213,6 +213,15 @@ class WeightsByHooks(Net):
             part[0] = nn.utils.spectral_norm(part[0])
 
 
+class ConstantInASharedSegment(BareParameters):
+    """A constant that the state dict leaves out, where two blocks share a segment."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.stem(x)
+        last = self.late(self.early(first) + self.offset)
+        return self.fc((last * self.scale + first).mean((2, 3)))
+
+
 def fails(num_classes: int) -> nn.Module:
     raise RuntimeError(f"no network of {num_classes} classes\nand a second line")
 

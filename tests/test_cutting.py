@@ -41,6 +41,7 @@ CUT = {
     "Tuples": ("stem", "early+late", "head"),
     "SizesFromShapes": ("stem+early", "late", "head"),  # a batch's size crosses, too
     "SkipOverABorder": ("stem", "early+late", "head"),
+    "ConstantInASharedSegment": ("stem", "early+late", "head"),
     "OutOfOrder": ("stem", "late+early", "head"),
     "CalledTwice": ("stem", "early+late", "head"),
     "BranchesOnValues": ("stem+early+late+head",),
@@ -49,7 +50,7 @@ CUT = {
 
 QUICK = (
     *("Net", "SkipOverABorder", "OutOfOrder", "SharedDropouts", "CalledTwice"),
-    "WeightsByHooks",
+    *("WeightsByHooks", "ConstantInASharedSegment"),
 )
 NAMES = slow_after(len(QUICK), [*QUICK, *(name for name in CUT if name not in QUICK)])
 
