@@ -139,12 +139,12 @@ def calibrated_backbone(name: str, images: ImageSet, seed: int = 0) -> Backbone:
     return backbone
 
 
-def edited_factory(folder: Path, activation: str, patch: pytest.MonkeyPatch) -> Backbone:
-    """The network of a factory's file in that folder, with that activation in its first block."""
+def edited_factory(folder: Path, layer: str, patch: pytest.MonkeyPatch) -> Backbone:
+    """The network of a factory's file in that folder; `layer`: `stem[2] = nn.ReLU()`, for one."""
     (folder / "edited_network.py").write_text(
         "from torch import nn\nfrom tests.networks import Net\n\n\n"
         "def build(num_classes):\n    net = Net(num_classes)\n"
-        f"    net.stem[2] = nn.{activation}()\n    return net\n"
+        f"    net.{layer}\n    return net\n"
     )
     patch.syspath_prepend(str(folder))
     patch.delitem(sys.modules, "edited_network", raising=False)  # as in a new process

@@ -137,8 +137,8 @@ def test_an_edited_factory_is_chosen_for_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The edit leaves every tensor as it is: an activation has none."""
-    for number, activation in enumerate(("ReLU", "Hardswish"), start=1):
-        backbone = edited_factory(tmp_path, activation, monkeypatch)
+    for number, kind in enumerate(("ReLU", "Hardswish"), start=1):
+        backbone = edited_factory(tmp_path, f"stem[2] = nn.{kind}()", monkeypatch)
         choose(backbone, make_images(COUNT), tmp_path)
         assert len(list(tmp_path.glob("*.choice.json"))) == number
 

@@ -167,11 +167,11 @@ def test_an_edited_factory_has_statistics_of_its_own(
 ) -> None:
     """The edit leaves every tensor as it is: an activation has none."""
     images, states = make_images(8), []
-    for activation in ("ReLU", "Hardswish"):
-        backbone = edited_factory(tmp_path, activation, monkeypatch)
+    for layer in ("stem[2] = nn.ReLU()", "stem[2] = nn.Hardswish()"):
+        backbone = edited_factory(tmp_path, layer, monkeypatch)
         calibrate(backbone, images, tmp_path)
         states.append(copy_state(backbone))
-        again = edited_factory(tmp_path, activation, monkeypatch)
+        again = edited_factory(tmp_path, layer, monkeypatch)
         calibrate(again, images)
         assert changed_names(states[-1], copy_state(again)) == set()
     assert changed_names(*states)

@@ -254,10 +254,10 @@ def test_an_edited_factory_computes_its_own_outputs(
 ) -> None:
     """The edit leaves every tensor as it is: an activation has none."""
     images, values = make_images(8), []
-    for activation in ("ReLU", "Hardswish"):
-        request = Request(edited_factory(tmp_path, activation, monkeypatch), images, prefix=2)
+    for layer in ("stem[2] = nn.ReLU()", "stem[2] = nn.Hardswish()"):
+        request = Request(edited_factory(tmp_path, layer, monkeypatch), images, prefix=2)
         values.append(request.every_view(PrefixCache(tmp_path / "cache", ENOUGH)))
-        fresh = request.every_view(PrefixCache(tmp_path / activation, ENOUGH))
+        fresh = request.every_view(PrefixCache(tmp_path / layer, ENOUGH))
         assert torch.equal(values[-1], fresh)
     assert not torch.equal(*values)
 
