@@ -222,6 +222,59 @@ class ConstantInASharedSegment(BareParameters):
         return self.fc((last * self.scale + first).mean((2, 3)))
 
 
+class WithIdle(nn.Module):
+    """Layers, and a parameter that takes no part in their forward pass."""
+
+    def __init__(self, layers: nn.Module) -> None:
+        super().__init__()
+        self.layers, self.idle = layers, nn.Parameter(torch.ones(2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class Idle(Net):
+    """A parameter of one block, and all parameters of another, take no part."""
+
+    blocks = {"head": "fc", "spare": "spare", **Net.blocks}  # noqa: RUF012
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.late, self.spare = WithIdle(self.late), WithIdle(nn.Identity())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.spare(self.late(self.early(self.stem(x)))).mean((2, 3)))
+
+
+class TiedWeights(Net):
+    """Two layers have one weight."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        assert isinstance(self.early, nn.Sequential)
+        assert isinstance(self.late, nn.Sequential)
+        self.late[0].weight = self.early[0].weight
+
+
+class TiedByMemory(TiedWeights):
+    """Two parameters lie at one place."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        assert isinstance(self.late, nn.Sequential)
+        self.late[0].weight = nn.Parameter(self.late[0].weight.data)
+
+
+class LayersTwice(Net):
+    """A layer has two names."""
+
+    blocks = {**Net.blocks, "late": ["late", "layers"]}  # noqa: RUF012
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.layers = nn.ModuleList([self.late])
+
+
 def fails(num_classes: int) -> nn.Module:
     raise RuntimeError(f"no network of {num_classes} classes\nand a second line")
 
