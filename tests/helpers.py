@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +137,26 @@ def calibrated_backbone(name: str, images: ImageSet, seed: int = 0) -> Backbone:
     backbone = build_backbone(name, CLASSES, SIZE, seed)
     calibrate(backbone, images)
     return backbone
+
+
+def edited_factory(folder: Path, layer: str, patch: pytest.MonkeyPatch) -> Backbone:
+    """The network of a factory's file in that folder; `layer`: `stem[2] = nn.ReLU()`, for one."""
+    (folder / "edited_network.py").write_text(
+        "from torch import nn\nfrom tests.networks import Net\n\n\n"
+        "def build(num_classes):\n    net = Net(num_classes)\n"
+        f"    net.{layer}\n    return net\n"
+    )
+    patch.syspath_prepend(str(folder))
+    patch.delitem(sys.modules, "edited_network", raising=False)  # as in a new process
+    return build_backbone("edited_network:build", CLASSES, SIZE, seed=0)
+
+
+def other_version_of(distribution: str, patch: pytest.MonkeyPatch) -> None:
+    """Let an installed distribution be of another version."""
+    patch.setattr(
+        "pipeline.system.provenance.version",
+        lambda name: "0.0.1" if name == distribution else version(name),
+    )
 
 
 def live_features(

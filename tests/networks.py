@@ -203,6 +203,78 @@ class BareParameters(Net):
         return self.fc((self.late(x) * self.scale).mean((2, 3)))
 
 
+class WeightsByHooks(Net):
+    """A hook makes the weight of a convolution from other tensors before each pass."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        for part in (self.early, self.late):
+            assert isinstance(part, nn.Sequential)
+            part[0] = nn.utils.spectral_norm(part[0])
+
+
+class ConstantInASharedSegment(BareParameters):
+    """A constant that the state dict leaves out, where two blocks share a segment."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.stem(x)
+        last = self.late(self.early(first) + self.offset)
+        return self.fc((last * self.scale + first).mean((2, 3)))
+
+
+class WithIdle(nn.Module):
+    """Layers, and a parameter that takes no part in their forward pass."""
+
+    def __init__(self, layers: nn.Module) -> None:
+        super().__init__()
+        self.layers, self.idle = layers, nn.Parameter(torch.ones(2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class Idle(Net):
+    """A parameter of one block, and all parameters of another, take no part."""
+
+    blocks = {"head": "fc", "spare": "spare", **Net.blocks}  # noqa: RUF012
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.late, self.spare = WithIdle(self.late), WithIdle(nn.Identity())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.spare(self.late(self.early(self.stem(x)))).mean((2, 3)))
+
+
+class TiedWeights(Net):
+    """Two layers have one weight."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        assert isinstance(self.early, nn.Sequential)
+        assert isinstance(self.late, nn.Sequential)
+        self.late[0].weight = self.early[0].weight
+
+
+class TiedByMemory(TiedWeights):
+    """Two parameters lie at one place."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        assert isinstance(self.late, nn.Sequential)
+        self.late[0].weight = nn.Parameter(self.late[0].weight.data)
+
+
+class LayersTwice(Net):
+    """A layer has two names."""
+
+    blocks = {**Net.blocks, "late": ["late", "layers"]}  # noqa: RUF012
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.layers = nn.ModuleList([self.late])
+
+
 def fails(num_classes: int) -> nn.Module:
     raise RuntimeError(f"no network of {num_classes} classes\nand a second line")
 

@@ -7,7 +7,7 @@ import io
 import struct
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mlflow
@@ -18,7 +18,7 @@ from PIL import Image
 
 from pipeline.app.attention import block_map, occlusion_map, overlay, places_a_side, third_block
 from pipeline.app.keep import checked_label, keep_picture, next_command
-from pipeline.app.panels import compared_run, examples_of, panel_of, stages_up_to
+from pipeline.app.panels import Answer, compared_run, examples_of, panel_of, stages_up_to
 from pipeline.app.serve import about
 from pipeline.data.images import digest_image
 from pipeline.entries.command_line.table import perform
@@ -27,8 +27,9 @@ from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.runs.command import Command
 from pipeline.settings.request import Request
 from pipeline.tracking import RunView, Tracking
-from pipeline.tracking.keys import KIND, NOTE, REFIT
+from pipeline.tracking.keys import KIND, NETWORK_SHA256, NOTE, REFIT, stored_tag
 from tests.conftest import class_image, enter_store, inside, tiny, write_image_folder
+from tests.helpers import edited_factory
 
 if not importlib.util.find_spec("gradio"):  # importing takes seconds, and few tests need it
     pytest.skip("the extra app is not installed", allow_module_level=True)
@@ -209,6 +210,45 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("a file")
     with pytest.raises(StorageError, match=r"cannot write .*png to .*kept"):
         keep_picture(class_image(0, 1), "apple", tmp_path / "kept")
+
+
+# what is shown of a network
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        "stem[2] = nn.Hardswish()",  # fits, and computes something else
+        "stem[0] = nn.Conv2d(3, 8, 5, 4, 2, bias=False)",  # another shape
+        "fc = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, num_classes))",  # other names
+    ],
+)
+def test_a_factory_that_was_edited_since_has_no_map_of_the_edited_network(
+    layer: str, command: Callable[..., int], store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = edited_factory(store, "stem[2] = nn.ReLU()", monkeypatch).name
+    options = {"schedule": "head_only", "image_size": "64", "log_model": "on"}
+    assert command("stage1", backbone=backbone, **options) == 0
+    tracking, (run,) = Tracking.connect(), mlflow.search_runs(output_format="list")
+    runs = [run.info.run_id]
+    if "Hardswish" in layer:
+        perform("refit", {"run_id": run.info.run_id}, lambda _: None)
+        runs.append(refit_run())
+
+    def shown() -> list[Answer]:
+        panels = (panel_of(tracking, tracking.get(run_id), "a model") for run_id in runs)
+        return [panel.answer(class_image(0, 1)) for panel in panels]
+
+    before = shown()
+    assert {answer.looked_at for answer in before} == {"HiResCAM after early"}
+    edited_factory(store, layer, monkeypatch)
+    after = shown()
+    assert {answer.looked_at for answer in after} == {"occlusion, of the whole network"}
+    logged = [answer.probabilities for answer in before]
+    assert [answer.probabilities for answer in after] == logged
+    mlflow.MlflowClient().delete_tag(run.info.run_id, stored_tag(NETWORK_SHA256))
+    if "Hardswish" not in layer:  # runs of earlier versions have no tag
+        assert shown()[0].looked_at == after[0].looked_at
 
 
 # the page

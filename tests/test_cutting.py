@@ -34,20 +34,24 @@ CUT = {
         ("stem", "early", "late", "head"),
     ),
     **dict.fromkeys(
-        ["InPlace", "InPlaceModules", "BareParameters", "Constants"],
+        ["InPlace", "InPlaceModules", "BareParameters", "Constants", "WeightsByHooks"],
         ("stem", "early", "late", "head"),
     ),
     "SharedDropouts": ("stem", "early+late", "head"),
     "Tuples": ("stem", "early+late", "head"),
     "SizesFromShapes": ("stem+early", "late", "head"),  # a batch's size crosses, too
     "SkipOverABorder": ("stem", "early+late", "head"),
+    "ConstantInASharedSegment": ("stem", "early+late", "head"),
     "OutOfOrder": ("stem", "late+early", "head"),
     "CalledTwice": ("stem", "early+late", "head"),
     "BranchesOnValues": ("stem+early+late+head",),
 }
 
 
-QUICK = ("Net", "SkipOverABorder", "OutOfOrder", "SharedDropouts", "CalledTwice")
+QUICK = (
+    *("Net", "SkipOverABorder", "OutOfOrder", "SharedDropouts", "CalledTwice"),
+    *("WeightsByHooks", "ConstantInASharedSegment"),
+)
 NAMES = slow_after(len(QUICK), [*QUICK, *(name for name in CUT if name not in QUICK)])
 
 
@@ -181,6 +185,9 @@ def test_a_graph_that_is_kept_serves_every_network_of_the_name() -> None:
         ("returns_none", "returned a NoneType, not a torch.nn.Module"),
         ("ten_classes", r"gives \(2, 10\) for two images, not \(2, 3\)"),
         ("two_outputs", "gives tuple for two images"),
+        ("TiedWeights", r"early\.0\.weight and late\.0\.weight are one tensor.*: give each"),
+        ("TiedByMemory", r"early\.0\.weight and late\.0\.weight are one tensor"),
+        ("LayersTwice", r"late\.0\.weight and layers\.0\.0\.weight are one tensor"),
         ("fixed_size", "refuses images of 32 px .*image_size"),
         ("without_blocks", "declares no blocks: .* its modules are 0, 1, 2"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.model.backbones import Backbone, batch_norms, build_backbone
@@ -48,6 +49,8 @@ def norms_in(segments: tuple[Segment, ...]) -> int:
         pytest.param("densenet121", 62, marks=pytest.mark.slow),  # BatchNorm comes first
         ("timm:mobilenetv3_small_050", 0),  # BatchNorm and activation are one layer
         ("timm:test_vit", 0),
+        ("tests.networks:CalledTwice", 1),  # of the block that images come back to
+        ("tests.networks:WeightsByHooks", 2),  # of the blocks with hooks
     ],
 )
 def test_a_folded_prefix_computes_the_same_and_the_backbone_stays(name: str, left: int) -> None:
@@ -117,7 +120,62 @@ class UsedTwice(nn.Module):
         return normed + out
 
 
-@pytest.mark.parametrize("make", [ByValue, UsedTwice])
+class Shared(nn.Module):
+    """Layers of networks that use one of them more than once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.other = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(2))
+        self.norm, self.second = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+
+class OnePairTwice(Shared):
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.conv(self.norm(self.conv(x))))
+        return out
+
+
+class OneConvolutionForTwoNorms(Shared):
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.conv(x)) + self.second(self.conv(x + 1))
+        return out
+
+
+class OneNormForTwoConvolutions(Shared):
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.conv(x)) + self.norm(self.other(x))
+        return out
+
+
+class AlsoWithoutNorm(Shared):
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.conv(x)) + self.conv(x + 1)
+        return out
+
+
+class AlsoInALayerThatIsWhole(Shared):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(self.conv, nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.conv(x)) + self.layers(x + 1)
+        return out
+
+
+class AlsoByItsWeight(Shared):
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.conv(x))
+        return out + F.conv2d(x, self.conv.weight, padding=1)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(ByValue, UsedTwice, OnePairTwice, OneConvolutionForTwoNorms, OneNormForTwoConvolutions),
+        *(AlsoWithoutNorm, AlsoInALayerThatIsWhole, AlsoByItsWeight),
+    ],
+)
 def test_what_cannot_be_folded_computes_what_it_did(make: type[nn.Module]) -> None:
     torch.manual_seed(0)
     module = make().eval()

@@ -128,6 +128,63 @@ def test_what_a_factory_imports_from_beside_it_is_of_its_files_and_nothing_else_
     assert build_backbone("lone_network:build", CLASSES, 32, seed=0).identity != before
 
 
+def test_a_factory_in_a_folder_without_init_has_all_files_of_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "open_networks" / "deep").mkdir(parents=True)
+    (tmp_path / "open_networks" / "small.py").write_text(
+        "from tests.networks import Net as build\nfrom .deep import part\nimport beside_them\n"
+    )
+    part = tmp_path / "open_networks" / "deep" / "part.py"
+    for path in (part, tmp_path / "open_networks" / "other.py", tmp_path / "beside_them.py"):
+        path.touch()
+    (tmp_path / "not_imported.py").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    before = build_backbone("open_networks.small:build", CLASSES, 32, seed=0).identity
+    files = ["small.py", "other.py", "deep/part.py"]
+    wanted = {Path("beside_them.py"), *(Path("open_networks") / file for file in files)}
+    assert set(map(Path, sources_of("open_networks.small:build"))) == wanted
+    part.write_text("WIDTH = 9\n")
+    assert build_backbone("open_networks.small:build", CLASSES, 32, seed=0).identity != before
+
+
+def test_a_folder_without_init_at_two_places_is_one_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place, file in (("one", "small"), ("one", "both"), ("two", "both"), ("two", "part")):
+        path = tmp_path / place / "split_networks" / f"{file}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("from tests.networks import Net as build\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "one"), str(tmp_path / "two"), *sys.path])
+    build_backbone("split_networks.small:build", CLASSES, 32, seed=0)
+    found = sources_of("split_networks.small:build")
+    places = {path.stem: path.relative_to(tmp_path).parts[0] for path in found.values()}
+    assert places == {"small": "one", "both": "one", "part": "two"}
+    assert set(map(Path, found)) == {Path("split_networks") / f"{name}.py" for name in places}
+
+
+def test_what_a_lone_factory_imports_from_a_folder_without_init_is_of_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place, content in {
+        "alone_network.py": "from open_parts.deep import part\nimport open_parts.more\n"
+        "from tests.networks import Net as build\n",
+        "open_parts/deep/part.py": "from .. import beside\n",
+        "open_parts/beside.py": "",
+        "open_parts/more.py": "",
+        "open_parts/other.py": "",
+    }.items():
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_text(content)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    build_backbone("alone_network:build", CLASSES, 32, seed=0)
+    files = ["alone_network.py"]
+    files += [f"open_parts/{name}.py" for name in ("deep/part", "beside", "more")]
+    assert set(map(Path, sources_of("alone_network:build"))) == set(map(Path, files))
+
+
 @pytest.mark.parametrize(
     ("name", "size"), [("alexnet", 32), ("inception_v3", 32), ("timm:vit_tiny_patch16_224", 8)]
 )

@@ -27,6 +27,7 @@ from tests.helpers import (
     calibrated_backbone,
     changed_names,
     copy_state,
+    edited_factory,
     load_pretrained,
     make_draw,
     make_images,
@@ -146,6 +147,16 @@ def test_other_labels_images_or_weights_are_another_choice(tmp_path: Path) -> No
     asked = [(first, images), (first, relabelled), (first, make_images(COUNT, start=7))]
     for number, (backbone, given) in enumerate([*asked, (second, images)], start=1):
         choose(backbone, given, tmp_path)
+        assert len(list(tmp_path.glob("*.choice.json"))) == number
+
+
+def test_an_edited_factory_is_chosen_for_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The edit leaves every tensor as it is: an activation has none."""
+    for number, kind in enumerate(("ReLU", "Hardswish"), start=1):
+        backbone = edited_factory(tmp_path, f"stem[2] = nn.{kind}()", monkeypatch)
+        choose(backbone, make_images(COUNT), tmp_path)
         assert len(list(tmp_path.glob("*.choice.json"))) == number
 
 

@@ -23,7 +23,9 @@ from tests.helpers import (
     calibrate,
     changed_names,
     copy_state,
+    edited_factory,
     make_images,
+    other_version_of,
     slow_after,
 )
 
@@ -158,3 +160,30 @@ def test_other_weights_or_images_have_statistics_of_their_own(tmp_path: Path, ot
         backbone.put({name: tensor * 2 for name, tensor in before.items()})
     calibrate(backbone, images[other], tmp_path)
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
+
+
+def test_an_edited_factory_has_statistics_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The edit leaves every tensor as it is: an activation has none."""
+    images, states = make_images(8), []
+    for layer in ("stem[2] = nn.ReLU()", "stem[2] = nn.Hardswish()"):
+        backbone = edited_factory(tmp_path, layer, monkeypatch)
+        calibrate(backbone, images, tmp_path)
+        states.append(copy_state(backbone))
+        again = edited_factory(tmp_path, layer, monkeypatch)
+        calibrate(again, images)
+        assert changed_names(states[-1], copy_state(again)) == set()
+    assert changed_names(*states)
+
+
+def test_another_version_of_timm_has_statistics_of_its_own_for_its_networks_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("timm", reason="timm is an extra")
+    for name, kept in (("timm:test_resnet", 2), ("mobilenet_v3_small", 3)):
+        for _ in range(2):
+            calibrate(build_backbone(name, CLASSES, 32, seed=0), make_images(4), tmp_path)
+            other_version_of("timm", monkeypatch)
+        monkeypatch.undo()
+        assert len(list(tmp_path.glob("*.safetensors"))) == kept

@@ -17,13 +17,13 @@ from pipeline.runs.messages.origins import (
 )
 from pipeline.system.provenance import libraries
 from pipeline.tracking.keys import MADE_WITH, stored_tag
-from tests.comparisons import compare, new_desk
+from tests.comparisons import NAME, compare, new_desk
 from tests.conftest import Command, inside
 from tests.reports import reports
 from tests.test_decide import OFF, Desk
 from tests.test_decide import runs as runs_of
 
-HERE = made_with(torch.device("cpu"))
+HERE = made_with(torch.device("cpu"), NAME)
 OLD = "torch 1.0.0, torchvision 0.2.0, pillow 5.0.0, on cpu"
 PAIRS = {"looks": "2", "epochs": "1", **OFF}
 
@@ -51,6 +51,13 @@ def test_what_computes_here_names_versions_and_the_device() -> None:
     assert f"{libraries()}, on cpu" == HERE
     assert f"torch {torch.__version__}, " in HERE
     assert "pillow " in HERE
+    assert "timm" not in HERE
+
+
+def test_what_computes_a_network_of_timm_names_its_version_too() -> None:
+    timm = pytest.importorskip("timm", reason="timm is an extra")
+    of_timm = made_with(torch.device("cpu"), "timm:test_resnet")
+    assert of_timm == HERE.replace(", on cpu", f", timm {timm.__version__}, on cpu")
 
 
 def test_runs_that_were_made_here_are_no_note() -> None:
@@ -107,6 +114,18 @@ def test_a_comparison_tells_it_too(desk: Desk) -> None:
     [note] = [line for line in desk.said if "were made with" in line]
     assert f"{OLD} ({len(made_here)} runs)" in note
     assert f"{OLD} ({len(made_here)} runs)" in reports(runs_of("comparison")[-1])[1]
+
+
+def test_arms_of_timm_are_held_against_what_computes_them_here(desk: Desk) -> None:
+    pytest.importorskip("timm", reason="timm is an extra")
+    before = len(runs_of())
+    desk.said.clear()
+    both = f"{NAME},timm:test_resnet"
+    compare(desk, backbones=both, schedules="head_only,full", epochs="2")
+    made = {run.data.tags[stored_tag(MADE_WITH)] for run in runs_of()[before:]}
+    assert made == {made_with(torch.device("cpu"), name) for name in both.split(",")}
+    assert len(made) == 2
+    assert not [line for line in desk.said if "were made with" in line]
 
 
 def test_a_stage_that_is_found_says_whose_it_is_and_ones_own_comes_first(

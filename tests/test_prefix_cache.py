@@ -35,7 +35,9 @@ from tests.helpers import (
     calibrated_backbone,
     changed_names,
     copy_state,
+    edited_factory,
     make_images,
+    other_version_of,
     slow_after,
     trainer_for,
 )
@@ -247,6 +249,19 @@ def test_what_does_not_reach_the_outputs_leaves_the_key(
     assert keys(tmp_path) == first
 
 
+def test_an_edited_factory_computes_its_own_outputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The edit leaves every tensor as it is: an activation has none."""
+    images, values = make_images(8), []
+    for layer in ("stem[2] = nn.ReLU()", "stem[2] = nn.Hardswish()"):
+        request = Request(edited_factory(tmp_path, layer, monkeypatch), images, prefix=2)
+        values.append(request.every_view(PrefixCache(tmp_path / "cache", ENOUGH)))
+        fresh = request.every_view(PrefixCache(tmp_path / layer, ENOUGH))
+        assert torch.equal(values[-1], fresh)
+    assert not torch.equal(*values)
+
+
 # Sharing
 
 
@@ -258,6 +273,21 @@ def test_another_version_of_a_library_makes_other_entries(
     monkeypatch.setattr(torch, "__version__", "1.0.0")
     request_.ask(PrefixCache(tmp_path, ENOUGH))
     assert len(keys(tmp_path)) == 2
+
+
+def test_another_version_of_timm_makes_other_entries_for_its_networks_alone(
+    request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("timm", reason="timm is an extra")
+    of_timm = replace(request_, backbone=build_backbone("timm:test_resnet", CLASSES, 32, seed=0))
+    for request in (request_, of_timm):
+        request.ask(PrefixCache(tmp_path, ENOUGH))
+    before = keys(tmp_path)
+    other_version_of("timm", monkeypatch)
+    request_.ask(PrefixCache(tmp_path, ENOUGH))
+    assert keys(tmp_path) == before
+    of_timm.ask(PrefixCache(tmp_path, ENOUGH))
+    assert len(keys(tmp_path)) == len(before) + 1
 
 
 def test_a_second_cache_reads_what_the_first_wrote(request_: Request, tmp_path: Path) -> None:

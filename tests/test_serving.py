@@ -100,13 +100,15 @@ def test_a_network_of_timm_is_served_in_a_fresh_process(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("own", [("__init__", "norm", "net"), ("norm", "net")])
 def test_a_factorys_network_is_served_with_its_source_files(
-    command: Command, image_folder: Path, tmp_path: Path
+    own: tuple[str, ...], command: Command, image_folder: Path, tmp_path: Path
 ) -> None:
     """The package of the factory lies in the folder where the command runs, and nowhere else."""
     package = Path("own_net_parts")
     package.mkdir()
-    (package / "__init__.py").touch()
+    for name in own:
+        (package / f"{name}.py").touch()
     (package / "norm.py").write_text(PARTS)
     (package / "net.py").write_text(FACTORY)
     options = {**OPTIONS, "backbone": "own_net_parts.net:build"}
@@ -116,7 +118,7 @@ def test_a_factorys_network_is_served_with_its_source_files(
         for name in [name for name in sys.modules if name.startswith("own_net_parts")]:
             del sys.modules[name]
     logged = {str(p.relative_to(folder / "code")) for p in (folder / "code").rglob("*.py")}
-    assert {f"own_net_parts/{name}.py" for name in ("__init__", "norm", "net")} <= logged
+    assert {f"own_net_parts/{name}.py" for name in own} <= logged
 
 
 LONE = """

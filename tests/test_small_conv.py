@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -76,6 +78,16 @@ def test_convolutions_that_pad_or_scale_in_their_own_way_are_left_alone() -> Non
         nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect", bias=False),
         nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 3, bias=False)),
     )
+    before = list(block)
+    use_small_convolutions(block)
+    assert list(block) == before
+
+
+def test_convolutions_with_hooks_are_left_alone() -> None:
+    plain = partial(nn.Conv2d, 8, 8, 3, padding=1, bias=False)
+    block = nn.Sequential(nn.utils.spectral_norm(plain()), plain(), plain())
+    block[1].register_forward_pre_hook(lambda layer, _: layer.weight.data.clamp_(-1, 1))
+    block[2].register_forward_hook(lambda _, __, out: out + 1)
     before = list(block)
     use_small_convolutions(block)
     assert list(block) == before

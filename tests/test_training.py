@@ -16,13 +16,13 @@ from torchvision.models import resnet18
 
 from pipeline.data.image_set import ImageSet
 from pipeline.data.images import USUAL
-from pipeline.model.backbones import Backbone, batch_norms
+from pipeline.model.backbones import Backbone, batch_norms, build_backbone
 from pipeline.runs.scoring import predict
 from pipeline.settings.run import TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Stage
 from pipeline.stats.metrics import OBJECTIVES, score_logits
 from pipeline.tracking.history import History
-from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, VAL, VAL_ACC, VAL_LOSS
+from pipeline.tracking.keys import RISKS, TRAIN_ACC, TRAIN_LOSS, VAL, VAL_ACC, VAL_LOSS
 from pipeline.training.device import images_at_once
 from pipeline.training.trainer import (
     Trainer,
@@ -352,6 +352,22 @@ def test_l2_sp_holds_the_block_but_not_the_new_head(optimizer: str, dtype: torch
     held = train(BLOCK4, weight_decay=0.0, l2_sp=40.0, **settings)
     assert held.distance("block4") < 0.5 * free.distance("block4")
     assert held.distance("head") > 0.5 * free.distance("head")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_parameters_without_a_part_in_the_forward_pass_stay_as_they_are(
+    optimizer: str, dtype: torch.dtype
+) -> None:
+    backbone = build_backbone("tests.networks:Idle", CLASSES, 32, seed=0)
+    stage = Stage("mine", 1, ("head", "spare", "late"))
+    settings = {"lr": 0.01, "l2_sp": 0.1, "weight_decay": 0.1, "clip_norm": 1.0}
+    run = train(stage, backbone=backbone, optimizer=optimizer, dtype=dtype, **settings)
+    moved = changed_names({name: run.before[name] for name in run.last}, run.last)
+    assert moved == set(backbone.tensor_names(("head", "late"))) - {"late.idle"}
+    for risk in ("drift", "grad_norm", "grad_relative"):
+        assert run.history[f"{RISKS}{risk}/spare"] == [0.0, 0.0]
+        assert all(run.history[f"{RISKS}{risk}/late"])
 
 
 def test_the_first_step_of_l2_sp_is_that_without_it() -> None:

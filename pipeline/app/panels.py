@@ -7,12 +7,13 @@ weights are still there. Examples are images of the test split.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from pipeline.app.attention import block_map, occlusion_map, overlay, places_a_side, third_block
 from pipeline.errors import PipelineError
@@ -48,7 +49,7 @@ class Panel:
 
     Attributes:
         backbone: the network as blocks; None where it cannot be made here, as a factory that is
-            gone.
+            gone or has been edited since.
     """
 
     title: str
@@ -95,14 +96,28 @@ def panel_of(tracking: Tracking, run: RunView, title: str) -> Panel:
         LineageError: the run has no model.
     """
     classifier = Classifier.of_run(tracking, run.run_id)
+    return Panel(title=title, classifier=classifier, backbone=_as_blocks(run, classifier))
+
+
+def _as_blocks(run: RunView, classifier: Classifier) -> Backbone | None:
+    """The network of a run's model, made here; None where another or none is made here now."""
     about, size = classifier.served.about, classifier.image_size
     blocks, count = str(run.settings.get("blocks", "auto")), len(classifier.class_names)
     try:
         backbone = build_backbone(about["backbone"], count, size, 0, blocks)
-        backbone.put(classifier.network.state_dict())
     except (PipelineError, KeyError):
-        backbone = None
-    return Panel(title=title, classifier=classifier, backbone=backbone)
+        return None
+    was, logged = run.tags.get(keys.NETWORK_SHA256), classifier.network.state_dict()
+    if was is not None and was != backbone.identity:
+        return None
+    if _shapes(backbone.model.state_dict()) != _shapes(logged):  # earlier runs have no digest
+        return None
+    backbone.put(logged)
+    return backbone
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def compared_run(tracking: Tracking, run: RunView, say: Say) -> RunView | None:

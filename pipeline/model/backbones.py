@@ -60,6 +60,11 @@ class Backbone:
     identity: str
     head_redrawn: bool = False
 
+    @property
+    def named(self) -> dict[str, str]:
+        """What a key has of the network beside its tensors: other code computes other values."""
+        return {"backbone": self.name, **({"network": self.identity} if self.identity else {})}
+
     def run(self, inputs: Tensor, start: int = 0, end: int | None = None) -> Tensor:
         """Pass `inputs` through the segments from `start` up to and without `end`."""
         for segment in self.segments[start:end]:

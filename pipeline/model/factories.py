@@ -80,7 +80,8 @@ def sources_of(name: str) -> dict[str, Path]:
     """A factory's Python files, by their path below the folder that has to be on Python's path.
 
     All files of the factory's package, or its one module, and what these import from the same
-    folder; empty for other networks.
+    folder; empty for other networks. A package may be a folder without `__init__.py`, which Python
+    puts together from all places of that name.
     """
     if not is_factory(name):
         return {}
@@ -88,15 +89,39 @@ def sources_of(name: str) -> dict[str, Path]:
     module = import_module(module_name.partition(".")[0])
     assert module.__file__ is not None or module.__path__
     if hasattr(module, "__path__"):
-        found = {path for folder in module.__path__ for path in Path(folder).rglob("*.py")}
-        root = Path(next(iter(module.__path__))).parent
+        folders = [Path(folder) for folder in module.__path__]
+        found = {path for folder in folders for path in folder.rglob("*.py")}
+        roots = [folder.parent for folder in folders]
     else:
         found = {Path(str(module.__file__))}
-        root = Path(str(module.__file__)).parent
+        roots = [Path(str(module.__file__)).parent]
     if not distribution_of(name):
-        finder = ModuleFinder([str(root)])
-        with suppress(ImportError):  # a folder without __init__.py, whose files are all found
+        finder = _Finder([str(root) for root in roots])
+        with suppress(ImportError):  # of what Python finds by other means
             finder.import_hook(module_name)
         files = (getattr(each, "__file__", None) for each in finder.modules.values())
         found |= {Path(file) for file in files if file}
-    return {str(path.relative_to(root)): path for path in sorted(found)}
+    below: dict[str, Path] = {}
+    for root in roots:  # of two files of one name Python takes that of the first folder
+        for path in sorted(each for each in found if each.is_relative_to(root)):
+            below.setdefault(str(path.relative_to(root)), path)
+    return below
+
+
+class _Finder(ModuleFinder):
+    """Finds what is in folders without `__init__.py`, too."""
+
+    def import_module(self, partname: str, fqname: str, parent: Any) -> Any:  # noqa: ANN401
+        """The module of that name, or a folder as a package without a file; None: neither."""
+        with suppress(AttributeError):  # of such a folder
+            if found := super().import_module(partname, fqname, parent):
+                return found
+        places = parent.__path__ or [] if parent else self.path
+        folders = [path for place in places if (path := Path(place) / partname).is_dir()]
+        if not folders:
+            return None
+        package: Any = self.add_module(fqname)
+        package.__path__ = [str(path) for path in folders]
+        if parent:
+            setattr(parent, partname, package)
+        return package

@@ -101,6 +101,7 @@ class FrozenProof:
         }
 
     def _frozen_in(self, segment: Segment) -> dict[str, str]:
+        """The digests of a segment's frozen tensors, constants of no block among them."""
         state = segment.module.state_dict()
         names = [name for name in state if segment.block_of(name) not in self.trainable]
         return digest_each(state, names)

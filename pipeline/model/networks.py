@@ -31,6 +31,14 @@ _OF_TORCHVISION: Mapping[str, Mapping[str, Any]] = {
 """Arguments that fit torchvision's weights: without auxiliary classifiers."""
 
 
+def distributions_of(name: str) -> tuple[str, ...]:
+    """Installed distributions, beside torch and torchvision, that outputs of a network depend on.
+
+    None for a factory, whose own files are digested.
+    """
+    return ("timm",) if name.startswith(TIMM) else ()
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a network is made: a function, `package.module:function`, and its arguments.
@@ -96,11 +104,11 @@ def build_network(name: str, classes: int, image_size: int, seed: int) -> nn.Mod
 
 
 def check_network(name: str, model: nn.Module, classes: int, image_size: int) -> None:
-    """Pass two images through the network, twice.
+    """Pass two images through the network, twice, and look at its tensors.
 
     Raises:
-        SettingsError: the network refuses the images, does not give a logit for each class, or
-            gives other logits the second time.
+        SettingsError: the network refuses the images, does not give a logit for each class, gives
+            other logits the second time, or has one tensor under two names.
     """
     images = torch.linspace(-1, 1, 2 * 3 * image_size**2).view(2, 3, image_size, image_size)
     try:
@@ -122,6 +130,20 @@ def check_network(name: str, model: nn.Module, classes: int, image_size: int) ->
             f"backbone={name}: gives the same images other logits the second time: in eval mode "
             "the network must draw no random numbers and keep no state"
         )
+    _check_tensors(name, model)
+
+
+def _check_tensors(name: str, model: nn.Module) -> None:
+    """Refuse one tensor under two names: it would be trained, and saved, as two."""
+    names: dict[int, str] = {}
+    for own, tensor in model.state_dict().items():
+        first = names.setdefault(tensor.data_ptr(), own)
+        if tensor.numel() and first != own:
+            todo = "give each layer tensors of its own, and each module one name"
+            raise SettingsError(
+                f"backbone={name}: {first} and {own} are one tensor, which would be trained and "
+                f"saved as two: {todo if is_factory(name) else 'pass another backbone'}"
+            )
 
 
 def check_name(name: str) -> None:

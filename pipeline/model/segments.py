@@ -35,13 +35,16 @@ class Segment:
         """The segment with tensors of its own."""
         return replace(self, module=copy.deepcopy(self.module))
 
-    def block_of(self, name: str) -> str:
-        """The block of a tensor or a module inside `module`."""
+    def block_of(self, name: str) -> str | None:
+        """The block of a tensor or a module inside `module`.
+
+        None for a constant that the network's state dict leaves out, where blocks share a segment.
+        """
         if len(self.blocks) == 1:
             return self.blocks[0]
-        while name not in self.owners:
+        while name and name not in self.owners:
             name = name.rpartition(".")[0]
-        return self.owners[name]
+        return self.owners.get(name)
 
     def parts(self) -> Iterator[tuple[str, nn.Module | nn.Parameter]]:
         """Its blocks' modules and bare parameters, each with the name of its block.

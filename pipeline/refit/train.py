@@ -204,7 +204,7 @@ def _find(session: Session, last: int, test: ImageSet | None) -> RunView | None:
 
 
 def _log_start(log: RunLog, session: Session, recipe: Recipe) -> None:
-    settings, draw = session.settings, session.draw
+    settings, draw, network = session.settings, session.draw, session.backbone.identity
     values = plain_values(settings, range(1, recipe.last + 1))
     log.params(
         {
@@ -229,6 +229,7 @@ def _log_start(log: RunLog, session: Session, recipe: Recipe) -> None:
             keys.WEIGHTS_SHA256: session.pretrained.digest,
             keys.PRECISION: session.precision,
             keys.MADE_WITH: session.made_with,
+            **({keys.NETWORK_SHA256: network} if network else {}),
             keys.SETTINGS: json.dumps(values),
         }
     )

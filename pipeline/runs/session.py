@@ -199,7 +199,7 @@ class Session:
     @property
     def made_with(self) -> str:
         """What computes here: versions of libraries and a device, as runs record them."""
-        return made_with(self.device)
+        return made_with(self.device, self.backbone.name)
 
     @property
     def _network(self) -> str:

@@ -24,12 +24,15 @@ def requirements_of(packages: Sequence[str]) -> list[str]:
     return [f"{name}=={version(name).partition('+')[0]}" for name in packages]
 
 
-def libraries() -> str:
-    """The versions of the libraries that a result depends on to its last bit."""
+def libraries(*others: str) -> str:
+    """The versions of the libraries that a result depends on to its last bit.
+
+    `others`: distributions that make the network, beside the three that every result depends on.
+    """
     import torch
 
-    others = (f"{name} {version(name)}" for name in ("torchvision", "pillow"))
-    return ", ".join([f"torch {torch.__version__}", *others])
+    named = (f"{name} {version(name)}" for name in ("torchvision", "pillow", *others))
+    return ", ".join([f"torch {torch.__version__}", *named])
 
 
 def git_commit() -> str:

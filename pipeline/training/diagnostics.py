@@ -46,7 +46,8 @@ class RiskMeter:
         """Take the gradients as the optimizer will, unclipped; a device is not waited for."""
         for block, weights in self._weights.items():
             gradients = [w.master.grad for w in weights if w.master.grad is not None]
-            self._gradients[block] = norm_of(gradients)
+            nothing = weights[0].master.new_zeros(())  # where all of a block take no part
+            self._gradients[block] = norm_of(gradients or [nothing])
 
     def read(self, outputs: Mapping[str, Tensor]) -> dict[str, float]:
         """`risk/drift/`, `risk/cka/`, … of each trainable block; a device is read from once."""

@@ -29,8 +29,7 @@ class MasterWeight:
         self.start = self._in_memory_order(start).contiguous()
         value = self._in_memory_order(computed.detach()) if self._shared else self.start.clone()
         self.master = nn.Parameter(value)
-        if not self._shared:
-            self.master.grad = torch.empty_like(self.master)
+        self._gradient = None if self._shared else torch.empty_like(self.master)
 
     def _in_memory_order(self, tensor: Tensor) -> Tensor:
         return tensor.permute(0, 2, 3, 1) if self._channels_last else tensor
@@ -43,20 +42,21 @@ class MasterWeight:
 
     @torch.no_grad()
     def pull_gradient(self) -> None:
-        """Move the gradient to the master."""
-        assert self.computed.grad is not None
-        gradient = self._in_memory_order(self.computed.grad)
-        if self._shared:
-            self.master.grad = gradient
-        else:
-            assert self.master.grad is not None
-            self.master.grad.copy_(gradient)
+        """Move the gradient to the master.
+
+        A parameter that took no part in the forward pass has none: optimizers pass it over.
+        """
+        gradient = self.computed.grad
+        if gradient is not None:
+            gradient = self._in_memory_order(gradient)
+            if self._gradient is not None:
+                gradient = self._gradient.copy_(gradient)
+        self.master.grad = gradient
 
     @torch.no_grad()
     def pull_to_start(self, l2_sp: float) -> None:
         """Add the pull of L2-SP to the master's gradient (not on the new head)."""
-        if l2_sp and self.block != HEAD:
-            assert self.master.grad is not None
+        if l2_sp and self.block != HEAD and self.master.grad is not None:
             self.master.grad.add_(self.master - self.start, alpha=l2_sp)
 
     @torch.no_grad()

@@ -29,11 +29,12 @@ CHANNELS_PER_POSITION = 32
 def use_small_convolutions(block: nn.Module, *, frozen: bool = False) -> None:
     """Replace plain convolutions (no groups or dilation; no bias unless frozen) by `SmallConv2d`.
 
-    A subclass may pad or scale in its own way, and stays.
+    A subclass may pad or scale in its own way, and a hook may make the weight; both stay.
     """
     for name, child in block.named_children():
         if (
             type(child) is nn.Conv2d
+            and is_plain(child)
             and child.padding_mode == "zeros"
             and child.groups == 1
             and child.dilation == (1, 1)
@@ -44,6 +45,15 @@ def use_small_convolutions(block: nn.Module, *, frozen: bool = False) -> None:
             setattr(block, name, SmallConv2d(child))
         else:
             use_small_convolutions(child, frozen=frozen)
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a layer computes with its own parameters alone: no hook makes or changes anything.
+
+    Spectral and weight normalisation, and pruning, write a layer's weight before each pass.
+    """
+    hooked = layer._forward_pre_hooks or layer._forward_hooks
+    return not hooked and isinstance(layer.weight, nn.Parameter | None)
 
 
 class SmallConv2d(nn.Module):

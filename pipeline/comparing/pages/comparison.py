@@ -61,9 +61,8 @@ def log_comparison(compared: Compared, log: RunLog, say: Callable[[str], None]) 
         log.metrics({f"{key}/{backbone}": value for key, value in floor.metrics.items()})
     if compared.test.note:
         say(compared.test.note)
-    device = compared.cells[0].arm.settings.device
-    if other := note_on_origins(_origins(compared), made_with(pick_device(device))):
-        say(other)
+    for note in _notes_on_origins(compared):
+        say(note)
     lines = compared.summary()
     told = [*(f"**{line}.**" for line in lines), picture_line(log.run_id, PICTURE)]
     log.tags({NOTE: "\n\n".join(told)})
@@ -86,8 +85,22 @@ def _stage0_ahead(compared: Compared) -> dict[str, str]:
 
 def _origins(compared: Compared) -> list[list[Origins]]:
     """What computed the runs of all arms, by backbone and draw."""
-    draws = (results for rows in compared.results.values() for results in rows)
-    return [[result.origins for result in results] for results in draws]
+    return [draw for backbone in compared.results for draw in _origins_on(compared, backbone)]
+
+
+def _origins_on(compared: Compared, backbone: str) -> list[list[Origins]]:
+    return [[result.origins for result in draw] for draw in compared.results[backbone]]
+
+
+def _notes_on_origins(compared: Compared) -> list[str]:
+    """Lines about runs that were not made with what is here: backbones of timm have their own."""
+    device = pick_device(compared.cells[0].arm.settings.device)
+    by_here: dict[str, list[list[Origins]]] = {}
+    for backbone in compared.results:
+        here = made_with(device, backbone)
+        by_here.setdefault(here, []).extend(_origins_on(compared, backbone))
+    notes = (note_on_origins(pairs, here) for here, pairs in by_here.items())
+    return [note for note in notes if note]
 
 
 def picture_of(compared: Compared) -> Figure:

@@ -100,7 +100,8 @@ def log_decision(
     studies = [run_id for arm in decision.tuned for run_id in arm.run_ids]
     for run in [*map(tracking.get, studies), *runs]:
         mark(decision, log.run_id, run, tracking)
-    other = note_on_origins(origins, made_with(pick_device(treatment.settings.device)))
+    here = made_with(pick_device(treatment.settings.device), treatment.settings.backbone)
+    other = note_on_origins(origins, here)
     below = f"{decision.floor.sentence}, draw of the first pair" if decision.floor else ""
     told = [decision.sentence, stage0_ahead(decision), decision.outlook]
     told += [decision.test.note, other, below]

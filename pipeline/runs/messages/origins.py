@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
+from pipeline.model.networks import distributions_of
 from pipeline.system.provenance import libraries
 from pipeline.system.text import count_of
 from pipeline.tracking.keys import MADE_WITH
@@ -22,9 +23,9 @@ Origins = Mapping[str, str]
 """Run id -> what computed the run."""
 
 
-def made_with(device: torch.device) -> str:
-    """What computes in this process on that device, as runs record it."""
-    return f"{libraries()}, on {device.type}"
+def made_with(device: torch.device, network: str) -> str:
+    """What computes that network in this process on that device, as runs record it."""
+    return f"{libraries(*distributions_of(network))}, on {device.type}"
 
 
 def origin_of(run: RunView) -> str:

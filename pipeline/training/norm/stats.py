@@ -21,6 +21,7 @@ from pipeline.data.image_set import ImageSet
 from pipeline.data.images import unusual
 from pipeline.model.backbones import Backbone, batch_norms
 from pipeline.model.grouping import HEAD
+from pipeline.model.networks import distributions_of
 from pipeline.system.disk.digests import digest_tensors, digest_values
 from pipeline.system.disk.files import keep_in_cache
 from pipeline.system.provenance import libraries
@@ -68,13 +69,13 @@ def kept_at(
     state = backbone.model.state_dict()
     key = digest_values(
         {
-            "backbone": backbone.name,
+            **backbone.named,
             "weights": digest_tensors(state, backbone.tensor_names(backbone.order[:-1])),
             "images": digest_tensors({"digests": torch.from_numpy(images.digests)}),
             "pixels": list(images.pixels.shape),
             "dtype": str(dtype),
             "device": with_kernels(device.type),
-            "libraries": libraries(),
+            "libraries": libraries(*distributions_of(backbone.name)),
             **unusual(images.preparation),
         }
     )

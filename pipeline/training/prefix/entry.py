@@ -19,6 +19,7 @@ from pipeline.data.image_set import ImageSet
 from pipeline.data.images import unusual
 from pipeline.data.sampling.draws import Draw
 from pipeline.model.backbones import Backbone
+from pipeline.model.networks import distributions_of
 from pipeline.settings.augmentation import of_images
 from pipeline.settings.run import Settings
 from pipeline.system.disk.digests import digest_values
@@ -62,8 +63,8 @@ def entry_key(
     return digest_values(
         {
             "format": FORMAT,
-            "libraries": libraries(),
-            "backbone": backbone.name,
+            "libraries": libraries(*distributions_of(backbone.name)),
+            **backbone.named,
             "images": hashlib.sha256(images.digests.tobytes()).hexdigest(),
             "pixels": list(images.pixels.shape),
             "weights": [(name, digests[name]) for name in backbone.segment_tensors(prefix)],
