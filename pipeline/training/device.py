@@ -234,7 +234,16 @@ def entering_head(segments: Sequence[Segment], inputs: Tensor, dtype: torch.dtyp
     x = run_segments(body, inputs, dtype)
     if last.blocks == (HEAD,):
         return x
-    modules = [part for block, part in last.parts() if block == HEAD]
+    parts = [part for block, part in last.parts() if block == HEAD]
+    entered = _entering(last, x, dtype, [part for part in parts if isinstance(part, nn.Module)])
+    assert entered is not None, "a network that computes logits calls its head"
+    return entered
+
+
+def _entering(
+    segment: Segment, inputs: Tensor, dtype: torch.dtype, modules: Sequence[nn.Module]
+) -> Tensor | None:
+    """What enters the first of these modules that is called within a segment, if any is."""
     entered: dict[int, Tensor] = {}
 
     def note(number: int, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -244,31 +253,42 @@ def entering_head(segments: Sequence[Segment], inputs: Tensor, dtype: torch.dtyp
     hooks = [
         module.register_forward_pre_hook(partial(note, number))
         for number, module in enumerate(modules)
-        if isinstance(module, nn.Module)
     ]
-    run_segments([last], x, dtype)
-    for hook in hooks:
-        hook.remove()
-    return entered[min(entered)]
+    try:
+        run_segments([segment], inputs, dtype)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return entered[min(entered)] if entered else None
 
 
 def run_to_head(segments: Sequence[Segment], inputs: Tensor, dtype: torch.dtype) -> Tensor:
     """What enters the head, float32, (N, C), from all segments of a network.
 
-    A convolution that gives the logits of every position, as SqueezeNet's, is fed with maps, of
-    which this is the mean over positions.
+    A head that is fed with maps or tokens and pools these itself, as that of timm's Swin: what
+    enters its first layer, the mean over positions where this layer sees one after the other, as
+    SqueezeNet's does.
     """
     x = entering_head(segments, inputs, dtype)
-    kernel = head_kernel(segments[-1])
-    if kernel and x.ndim == 4 and kernel != x.shape[2:]:  # of that size it sees the map whole
-        x = x.float().mean((2, 3))
+    if x.shape[2:].numel() > 1 and (layer := first_layer(segments[-1])):
+        taken = _entering(segments[-1], run_segments(segments[:-1], inputs, dtype), dtype, [layer])
+        x = x if taken is None else taken
+        kernel = _shape_of(layer)[2:]
+        if kernel and kernel != x.shape[2:]:  # of that size it sees the map whole
+            x = x.float().mean((2, 3))
+        elif not kernel and x.ndim > 2:
+            x = x.float().flatten(1, -2).mean(1)
     return x.flatten(1).float()
 
 
-def head_kernel(segment: Segment) -> tuple[int, ...]:
-    """The size of the convolution that the head begins with; empty: of another layer."""
+def first_layer(segment: Segment) -> nn.Module | None:
+    """The head's first linear layer or convolution; None: it has neither."""
     parts = (part for block, part in segment.parts() if block == HEAD)
     layers = (layer for part in parts if isinstance(part, nn.Module) for layer in part.modules())
-    weights = (getattr(layer, "weight", None) for layer in layers)
-    first = next((w for w in weights if isinstance(w, Tensor) and w.ndim > 1), None)
-    return tuple(first.shape[2:]) if first is not None and first.ndim == 4 else ()
+    return next((layer for layer in layers if len(_shape_of(layer)) in (2, 4)), None)
+
+
+def _shape_of(layer: nn.Module) -> tuple[int, ...]:
+    """Of the layer's weight; empty: it has none."""
+    weight = getattr(layer, "weight", None)
+    return tuple(weight.shape) if isinstance(weight, Tensor) else ()

@@ -20,6 +20,7 @@ ImageNet weights on small natural images they were measured to be worse (docs/re
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ from pipeline.system.disk.digests import digest_values
 from pipeline.system.disk.files import keep_in_cache
 from pipeline.system.progress import doing
 from pipeline.system.threads import one_thread
-from pipeline.training.device import compute_copy, head_kernel, joined, run_to_head
+from pipeline.training.device import compute_copy, joined, run_to_head
 from pipeline.training.norm.stats import (
     PIXELS_PER_BATCH,
     keep_norm_stats,
@@ -112,7 +113,7 @@ def choose_norm_stats(
     rule: list[object] = [FORMAT, FOLDS, SEED, PENALTY, NOISE_SE]
     if len(images) > MOST:
         rule.append(MOST)
-    if head_kernel(backbone.segments[-1]):
+    if _pools_in_head(backbone):
         rule.append("means over positions")
     digest = digest_values([statistics.stem, images.fingerprint(), rule])
     path = statistics.with_name(f"{digest}.choice.json")
@@ -140,6 +141,11 @@ def _probe(
 ) -> NormStatsChoice:
     with doing("choosing BatchNorm statistics"):
         return _compared(backbone, images, dtype, device, statistics)
+
+
+def _pools_in_head(backbone: Backbone) -> bool:
+    """Whether the head may be fed with maps: earlier versions probed all their positions."""
+    return len(backbone.segments) < TWO or math.prod(backbone.segments[-2].shape[1:]) > 1
 
 
 def _compared(
