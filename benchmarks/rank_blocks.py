@@ -43,6 +43,7 @@ from pipeline.settings.request import Request  # noqa: E402
 from pipeline.settings.run import Settings  # noqa: E402
 from pipeline.settings.schedules import BLOCKS, SCHEDULES  # noqa: E402
 from pipeline.stats.design import Design  # noqa: E402
+from pipeline.stats.metrics import DEFAULT_SHARE  # noqa: E402
 from pipeline.stats.posterior import Posterior, posterior  # noqa: E402
 from pipeline.tracking import Tracking  # noqa: E402
 from pipeline.training.diagnostics import norm_of  # noqa: E402
@@ -138,7 +139,7 @@ def check(
             [100 * (row[number].test - row[0].test) for row in results],
             rope_pp=Design.rope_pp,
             correction=pool.correction,
-            resolution_pp=resolution_pp(len(overlap.test)),
+            resolution_pp=resolution_pp(overlap.test.labels.numpy(), DEFAULT_SHARE),
         )
         for number, block in enumerate(RELEASES.values(), start=1)
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
+from optuna.trial import TrialState
 
 from pipeline.tuning.storage import in_file
 from pipeline.tuning.storage.in_file import FileStorage
@@ -24,7 +26,7 @@ HASTY = {"connect_args": {"timeout": 0.01}}
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "optuna.db"
     storage = RDBStorage(f"sqlite:///{path}")
-    storage.create_new_study([StudyDirection.MAXIMIZE], "mine")
+    storage.create_new_trial(storage.create_new_study([StudyDirection.MAXIMIZE], "mine"))
     storage.engine.dispose()
     return path
 
@@ -47,6 +49,8 @@ def locked_for(path: Path, seconds: float) -> Iterator[None]:
 QUESTIONS: dict[str, Callable[[RDBStorage], object]] = {
     "read": lambda storage: storage.get_study_id_from_name("mine"),
     "write": lambda storage: storage.set_study_user_attr(1, "key", "value"),
+    "begin": lambda storage: storage.create_new_trial(1),
+    "end": lambda storage: storage.set_trial_state_values(1, TrialState.COMPLETE, [0.5]),
 }
 
 
@@ -65,5 +69,7 @@ def test_a_locked_file_is_asked_again(path: Path, question: str) -> None:
 def test_a_file_that_stays_locked_is_a_fault(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(in_file, "LOCKED_S", 0.3)
     storage = FileStorage(f"sqlite:///{path}", engine_kwargs=HASTY)
+    begun = time.monotonic()
     with locked_for(path, 60), pytest.raises(StorageInternalError):
         storage.get_all_studies()
+    assert time.monotonic() - begun > in_file.LOCKED_S

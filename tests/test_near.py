@@ -91,7 +91,7 @@ def test_of_three_images_a_class_copies_alone_are_told() -> None:
     )
     assert [(pair.first, pair.second) for pair in found.pairs] == [(("train", 2), ("test", 2))]
     assert (found.counts, found.copies) == ({"val": 0, "test": 1}, 1)
-    assert "1 of them to the pixel" in in_words(found)
+    assert "1 test image the same as one of another part to the pixel, so" in in_words(found)
     features, images = few_a_class(2)
     features["val"][1] = features["train"][1] + 0.01
     assert near_duplicates(features, images, 0.25).counts == {"val": 1, "test": 0}

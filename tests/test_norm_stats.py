@@ -49,6 +49,26 @@ def check_first_norm(
         torch.testing.assert_close(found.double(), wanted, rtol=rtol, atol=atol)
 
 
+@pytest.mark.parametrize(
+    "network",
+    ["Net", "TokensIntoTheHead", "ConvolvedHead", "BranchesOnValues", "timm:regnetx_002"],
+)
+def test_each_batch_counts_once_however_the_head_is_fed(
+    network: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if network.startswith("timm:"):
+        pytest.importorskip("timm")
+    monkeypatch.setattr("pipeline.training.norm.stats.PIXELS_PER_BATCH", 4 * 64 * 64)
+    images = make_images(12, size=64)
+    name = network if network.startswith("timm:") else f"tests.networks:{network}"
+    backbone = build_backbone(name, 2, 64, seed=0)
+    calibrate_norm_stats(backbone, images, torch.float32, CPU, None)
+    below = [m for n, m in backbone.model.named_modules() if not n.startswith("head")]
+    counted = [int(layer.num_batches_tracked) for layer in batch_norms(below)]
+    assert counted
+    assert set(counted) == {3}
+
+
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "efficientnet_b0"])
 def test_the_first_norm_has_the_images_mean_and_variance(name: str) -> None:
     images, backbone = make_images(12), build_backbone(name, CLASSES, 32, seed=0)

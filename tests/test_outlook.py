@@ -46,7 +46,8 @@ def test_where_one_pair_carries_the_gain_more_test_images_are_no_help() -> None:
         "to settle this, more pairs are needed, as one pair carries it; -P looks=5,10 goes on "
         "from these pairs."
     )
-    assert "the pool holds 8: fewer images a class" in outlook(carried(), most=8).sentence
+    assert outlook(carried(), most=8).looks == (5, 8)
+    assert "the pool holds 5: fewer images a class" in outlook(carried(), most=5).sentence
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,8 @@ class Outlook:
             return usual if max(usual) <= most else ()
         if self._is_carried:
             total = next((number for number in GRID if number > pairs), 2 * pairs)
+            if self.most is not None and self.most > pairs:
+                total = min(total, self.most)
         elif self.needed.pairs:
             total = pairs + self.needed.pairs
         else:

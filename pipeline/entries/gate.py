@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 
-from pipeline.errors import DataError, GateError
+from pipeline.errors import DataError, GateError, PipelineError
 from pipeline.runs.command import Command
 from pipeline.runs.find_or_run import join_data_set
 from pipeline.runs.lineage import other_than, settings_of
@@ -21,6 +21,7 @@ from pipeline.runs.messages.next_step import options_of
 from pipeline.runs.session import Session
 from pipeline.runs.sources import check_draws, source_of
 from pipeline.settings.entry import GateSettings
+from pipeline.settings.fields import AUTO
 from pipeline.settings.run import PLACE_KEYS, Settings
 from pipeline.signals.gate import (
     REPORT,
@@ -34,6 +35,9 @@ from pipeline.signals.gate import (
 from pipeline.tracking import Tracking
 from pipeline.tracking.keys import GATE_GAINS, KIND, NAME, NOTE
 from pipeline.training.device import PRECISIONS, pick_device, pick_precision
+
+MANY_DRAWS = ("cifar10", "cifar100")
+"""Data that holds many draws of the usual sizes."""
 
 
 def gate_entry(command: Command, plan: GateSettings) -> Gate:
@@ -100,10 +104,14 @@ def _next(gate: Gate, draws: Sequence[GateDraw], settings: Settings) -> str:
 
 def _is_held(settings: Settings, draw: int) -> bool:
     """Whether the images give this draw, too; with train_per_class=auto they give one."""
+    if settings.data in MANY_DRAWS:  # not to be downloaded for this
+        return settings.train_per_class != AUTO
     try:
         check_draws(source_of(settings), settings, [draw])
     except DataError:
         return False
+    except PipelineError:  # it is not known
+        return True
     return True
 
 

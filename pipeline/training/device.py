@@ -230,20 +230,53 @@ def entering_head(segments: Sequence[Segment], inputs: Tensor, dtype: torch.dtyp
     Where blocks share a segment with the head: what enters the first of the head's modules that is
     called, those that hold tensors before others.
     """
-    *body, last = segments
-    x = run_segments(body, inputs, dtype)
-    if last.blocks == (HEAD,):
-        return x
-    parts = [part for block, part in last.parts() if block == HEAD]
-    entered = _entering(last, x, dtype, [part for part in parts if isinstance(part, nn.Module)])
-    assert entered is not None, "a network that computes logits calls its head"
-    return entered
+    return _entering(segments, inputs, dtype, [])[0]
+
+
+def run_to_head(segments: Sequence[Segment], inputs: Tensor, dtype: torch.dtype) -> Tensor:
+    """What enters the head, float32, (N, C), from all segments of a network.
+
+    A head that is fed with maps or tokens and pools these itself, as that of timm's Swin: what
+    enters its first layer, the mean over positions where this layer sees one after the other, as
+    SqueezeNet's does. What lies below the head runs once, so that BatchNorm may learn from it.
+    """
+    layer = first_layer(segments[-1])
+    x, taken = _entering(segments, inputs, dtype, [layer] if layer else [])
+    if _has_positions(x) and layer and taken is not None:
+        x, kernel = taken, _shape_of(layer)[2:]
+        if kernel and kernel != x.shape[2:]:  # of that size it sees the map whole
+            x = x.float().mean((2, 3))
+        elif not kernel and x.ndim > 2:
+            x = x.float().flatten(1, -2).mean(1)
+    return x.flatten(1).float()
+
+
+def _has_positions(x: Tensor) -> bool:
+    """Whether these are maps or tokens, of which there is more than one an image."""
+    return x.shape[2:].numel() > 1
 
 
 def _entering(
+    segments: Sequence[Segment], inputs: Tensor, dtype: torch.dtype, layers: list[nn.Module]
+) -> tuple[Tensor, Tensor | None]:
+    """What enters the head; and, of maps or tokens, what enters the first layer that is called."""
+    *body, last = segments
+    x = run_segments(body, inputs, dtype)
+    is_apart = last.blocks == (HEAD,)
+    if is_apart and not (layers and _has_positions(x)):
+        return x, None
+    parts = [] if is_apart else [part for block, part in last.parts() if block == HEAD]
+    of_head = [part for part in parts if isinstance(part, nn.Module)]
+    entered = _entering_modules(last, x, dtype, [*of_head, *layers])
+    taken = min((n for n in entered if n >= len(of_head)), default=None)
+    head = x if is_apart else entered[min(entered)]
+    return head, None if taken is None else entered[taken]
+
+
+def _entering_modules(
     segment: Segment, inputs: Tensor, dtype: torch.dtype, modules: Sequence[nn.Module]
-) -> Tensor | None:
-    """What enters the first of these modules that is called within a segment, if any is."""
+) -> dict[int, Tensor]:
+    """What enters these modules first, by their places; of those that the segment calls."""
     entered: dict[int, Tensor] = {}
 
     def note(number: int, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -259,26 +292,7 @@ def _entering(
     finally:
         for hook in hooks:
             hook.remove()
-    return entered[min(entered)] if entered else None
-
-
-def run_to_head(segments: Sequence[Segment], inputs: Tensor, dtype: torch.dtype) -> Tensor:
-    """What enters the head, float32, (N, C), from all segments of a network.
-
-    A head that is fed with maps or tokens and pools these itself, as that of timm's Swin: what
-    enters its first layer, the mean over positions where this layer sees one after the other, as
-    SqueezeNet's does.
-    """
-    x = entering_head(segments, inputs, dtype)
-    if x.shape[2:].numel() > 1 and (layer := first_layer(segments[-1])):
-        taken = _entering(segments[-1], run_segments(segments[:-1], inputs, dtype), dtype, [layer])
-        x = x if taken is None else taken
-        kernel = _shape_of(layer)[2:]
-        if kernel and kernel != x.shape[2:]:  # of that size it sees the map whole
-            x = x.float().mean((2, 3))
-        elif not kernel and x.ndim > 2:
-            x = x.float().flatten(1, -2).mean(1)
-    return x.flatten(1).float()
+    return entered
 
 
 def first_layer(segment: Segment) -> nn.Module | None:

@@ -107,6 +107,9 @@ def in_words(found: NearDuplicates, group: str = "", draws: int = 1, affected: i
         count_of(count, f"{WORDS[name]} image") for name, count in found.counts.items() if count
     ]
     exact = f", {found.copies} of them to the pixel" if found.copies else ""
+    how = f"nearly the same as one of another part{exact} (cosine above {found.cosine:.2f})"
+    if found.cosine >= 1:
+        how = "the same as one of another part to the pixel"
     where = f"in {affected} of {draws} draws, at most " if draws > 1 else ""
     advice = (
         f"-P group={group} does not keep all of them together: group by something coarser, or "
@@ -115,9 +118,8 @@ def in_words(found: NearDuplicates, group: str = "", draws: int = 1, affected: i
         else "keep such images together with -P group=, or remove them"
     )
     return (
-        f"near duplicates: {where}{' and '.join(parts)} nearly the same as one of another "
-        f"part{exact} (cosine above {found.cosine:.2f}), so that accuracies may be too high: see "
-        f"{TABLE} and {PICTURE} of the run; {advice}"
+        f"near duplicates: {where}{' and '.join(parts)} {how}, so that accuracies may be too "
+        f"high: see {TABLE} and {PICTURE} of the run; {advice}"
     )
 
 

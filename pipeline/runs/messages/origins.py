@@ -7,6 +7,7 @@ so. In: stage runs, of which earlier versions recorded nothing. Out: sentences.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -33,9 +34,14 @@ def origin_of(run: RunView) -> str:
     return run.tags.get(MADE_WITH, NOT_RECORDED)
 
 
+def is_of(origin: str, here: str) -> bool:
+    """Whether runs were made with what is here; runs of earlier versions do not name timm."""
+    return origin in (here, re.sub(r", timm [^,]+", "", here))
+
+
 def note_on_origin(run: RunView, here: str) -> str:
     """How a run that was found differs from one made here; empty where it does not."""
-    return "" if origin_of(run) == here else f", made with {origin_of(run)} (here: {here})"
+    return "" if is_of(origin_of(run), here) else f", made with {origin_of(run)} (here: {here})"
 
 
 def origins_in_words(origins: Origins) -> str:
@@ -55,7 +61,7 @@ def note_on_origins(pairs: Sequence[Sequence[Origins]], here: str) -> str:
     `pairs`: for each pair, what computed the runs of each arm, its own run first.
     """
     every = of_all(pairs)
-    others = {run_id: origin for run_id, origin in every.items() if origin != here}
+    others = {run_id: origin for run_id, origin in every.items() if not is_of(origin, here)}
     if not others:
         return ""
     apart = sum(len({next(iter(arm.values())) for arm in arms}) > 1 for arms in pairs)

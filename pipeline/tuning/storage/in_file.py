@@ -48,5 +48,7 @@ def _asked_again(name: str) -> Callable[..., object]:
     return again
 
 
-for _name in ASKED_AGAIN:
+_IN_ONE_TRANSACTION = ("set_trial_state_values", "create_new_trial", "create_new_study")
+"""What is undone where the file is locked, so that it does not count twice either."""
+for _name in (*ASKED_AGAIN, *_IN_ONE_TRANSACTION):
     setattr(FileStorage, _name, _asked_again(_name))

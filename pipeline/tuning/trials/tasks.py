@@ -24,7 +24,7 @@ from pipeline.tuning.spec import Spec
 from pipeline.tuning.storage.access import STORAGE_FAULTS, open_storage, storage_url, translated
 from pipeline.tuning.storage.trial_state import beating
 from pipeline.tuning.study import Study, sampler_seed
-from pipeline.tuning.trials.objective import TrialSetup, check_deadline
+from pipeline.tuning.trials.objective import OutOfTime, TrialSetup, check_deadline
 from pipeline.tuning.trials.runner import TrialRunner, with_patience
 
 
@@ -141,8 +141,10 @@ def run_on(
                 if not asked:
                     runner.tell_wait()
                 take()
-            while asked:  # the storage has their ends, but they still log and tell them
-                take()
+            with suppress(OutOfTime):  # the study has what it wants
+                while asked:  # tasks still log and tell the ends that the storage has
+                    check_deadline(setup.deadline)
+                    take()
     finally:
         for trial in asked.values():  # of a task that was ended outright
             with suppress(*STORAGE_FAULTS):
