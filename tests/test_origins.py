@@ -11,6 +11,7 @@ from mlflow.entities import Run
 
 from pipeline.runs.messages.origins import (
     NOT_RECORDED,
+    is_made_with,
     made_with,
     note_on_origins,
     origins_in_words,
@@ -145,3 +146,11 @@ def test_a_stage_that_is_found_says_whose_it_is_and_ones_own_comes_first(
     assert (
         f"found run {second.info.run_id} with the same content, reusing" in capfd.readouterr().out
     )
+
+
+def test_runs_of_earlier_versions_do_not_name_timm_and_count_as_made_alike() -> None:
+    here = "torch 2.9, torchvision 0.24, pillow 12, timm 1.0.22, on cpu"
+    assert is_made_with(here, here)
+    assert is_made_with("torch 2.9, torchvision 0.24, pillow 12, on cpu", here)
+    assert not is_made_with(here.replace("1.0.22", "1.0.21"), here)
+    assert not is_made_with("torch 2.8, torchvision 0.24, pillow 12, on cpu", here)

@@ -34,14 +34,18 @@ def origin_of(run: RunView) -> str:
     return run.tags.get(MADE_WITH, NOT_RECORDED)
 
 
-def is_of(origin: str, here: str) -> bool:
+def is_made_with(origin: str, here: str) -> bool:
     """Whether runs were made with what is here; runs of earlier versions do not name timm."""
     return origin in (here, re.sub(r", timm [^,]+", "", here))
 
 
 def note_on_origin(run: RunView, here: str) -> str:
     """How a run that was found differs from one made here; empty where it does not."""
-    return "" if is_of(origin_of(run), here) else f", made with {origin_of(run)} (here: {here})"
+    return (
+        ""
+        if is_made_with(origin_of(run), here)
+        else f", made with {origin_of(run)} (here: {here})"
+    )
 
 
 def origins_in_words(origins: Origins) -> str:
@@ -61,7 +65,7 @@ def note_on_origins(pairs: Sequence[Sequence[Origins]], here: str) -> str:
     `pairs`: for each pair, what computed the runs of each arm, its own run first.
     """
     every = of_all(pairs)
-    others = {run_id: origin for run_id, origin in every.items() if not is_of(origin, here)}
+    others = {run_id: origin for run_id, origin in every.items() if not is_made_with(origin, here)}
     if not others:
         return ""
     apart = sum(len({next(iter(arm.values())) for arm in arms}) > 1 for arms in pairs)
