@@ -272,7 +272,7 @@ def test_evaluate_scores_no_run_on_other_test_images(
     assert command("evaluate", run_id=run_id, data=str(other)) == 2
     [error] = errors(capfd)
     assert f"the test images of data={other} are not those" in error
-    assert "delete the run's tag test_sha256" in error
+    assert "delete the run's tag z.test_sha256" in error
     for name in ("metrics.test/acc", "metrics.test/loss", "tags.z.test_sha256"):
         assert runs().iloc[0][name] == kept[name]
 

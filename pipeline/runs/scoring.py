@@ -43,6 +43,7 @@ from pipeline.tracking.keys import (
     TEST_AS_STORED,
     TEST_PRECISION,
     TEST_SHA256,
+    stored_tag,
 )
 from pipeline.training.device import compute_copy, joined, run_segments
 from pipeline.training.prefix.cache import PrefixCache
@@ -143,7 +144,8 @@ def _check_test(run: RunView, digest: str, session: Session) -> None:
         raise DataError(
             f"the test images of data={data} are not those that test/acc of run {run.run_id} was "
             "measured on (their SHA-256 differ): restore them, or pass -P data=<where they are "
-            f"now>; to score others, delete the run's tag {TEST_SHA256} in the MLflow UI first"
+            f"now>; to score others, delete the run's tag "
+            f"{stored_tag(TEST_SHA256)} in the MLflow UI first"
         )
     if before == "unknown" and stored and stored != session.test_as_stored:
         session.say(

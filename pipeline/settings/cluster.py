@@ -40,7 +40,13 @@ class ClusterSettings(StrictModel):
         "where Ray runs pairs, draws and trials: local (this machine's cores and GPUs), "
         "ray://host:10001, host:6379 or auto (a cluster that runs); empty: in this process",
     )
-    num_cpus: int = setting(0, "cores of a task; 0: a share of a node's, at most 4", ge=0, le=1024)
+    num_cpus: int = setting(
+        0,
+        "cores of a task; 0: this machine's cores divided by `workers`; on a cluster, or without "
+        "`workers`, a share of a node's, at most 4",
+        ge=0,
+        le=1024,
+    )
     num_gpus: float = setting(
         0, "GPUs of a task, or a share of one; 0: one where there are any", ge=0, le=16
     )

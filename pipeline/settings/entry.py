@@ -48,7 +48,7 @@ class CommandSettings(StrictModel):
     tuned: bool = setting(
         False,
         "take the best settings of the finished study; of compare: tune every arm "
-        "first, on draws of its own (on/off)",
+        "first, on draws that the comparison does not use, if there are any (on/off)",
     )
 
 
@@ -225,7 +225,9 @@ class DecideSettings(StrictModel):
         ge=0,
         le=1000,
     )
-    tune: bool = setting(False, "tune both arms on draws of their own first (on/off)")
+    tune: bool = setting(
+        False, "tune both arms first, on draws that no pair uses, if there are any (on/off)"
+    )
     register_as: RegisteredName = setting("", f"{REGISTER_AS}; off: none")
     refit: Literal["auto", "all", "draw", "off"] = setting(
         "auto",
