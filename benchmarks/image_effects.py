@@ -1,13 +1,13 @@
-"""Which posterior of the gain holds for other test images, too? Eight at the edge of the ROPE.
+"""Which posterior of the gain holds for other test images, too? Nine at the edge of the ROPE.
 
     python benchmarks/image_effects.py
 
 Simulated decisions (`pipeline/stats/simulated.py`) for test splits of 150 to 10,000 images, arms
 that disagree on 0.5 to 10% of them, of which images decide none to all, pairs that spread by 0.3
-or 1 pp beside chance. First table: with a true gain of exactly the ROPE, how often each posterior
-says `justified` and `not_justified`, at worst over all these worlds; the worst world is simulated
-again with other random numbers. Second: the worlds of an earlier review, with a true gain of 0.
-Third: how often each says what is true. Takes 15 minutes.
+or 1 pp beside chance. `edge`: with a true gain of exactly the ROPE, how often each posterior says
+`justified` and `not_justified`, at worst over all these worlds; the worst world is simulated again
+with other random numbers. `few`: single looks at 2 to 10 pairs. `review`: the worlds of an earlier
+review, with a true gain of 0. `power`: how often each says what is true. Takes 20 minutes.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+from scipy import special
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -28,7 +29,10 @@ from pipeline.stats.design import Design  # noqa: E402
 from pipeline.stats.posterior import Floats, tails  # noqa: E402
 from pipeline.stats.simulated import World  # noqa: E402
 
-Scale = tuple[Floats, Floats | float]
+Odds = Callable[[Crossed], Floats]
+"""P(gain > 0.5 pp) of each study."""
+EDGE_PP = 0.5
+"""The ROPE of a decision."""
 SIZES = (150, 300, 500, 1000, 2000, 10_000)
 DESIGNS = {
     "5, 10, 20 at 0.98": Design(looks=(5, 10, 20), threshold=0.98, anytime=False, robust=False),
@@ -44,40 +48,73 @@ def parts(table: Crossed) -> tuple[Floats, Floats, Floats]:
     return np.maximum(pair, floor), image, rest
 
 
-def pairs_only(table: Crossed) -> Scale:
+def student(variance: Floats, degrees: Floats | float, table: Crossed) -> Floats:
+    """The odds by one Student-t."""
+    scale_pp = 100 * np.sqrt(np.maximum(variance, 1e-12))
+    return np.asarray(special.stdtr(degrees, (100 * table.mean - EDGE_PP) / scale_pp))
+
+
+def pairs_only(table: Crossed) -> Floats:
     """Student-t over the gains of pairs."""
-    pair, _, _ = parts(table)
-    return 100 * np.sqrt(pair), table.pairs - 1
+    return student(parts(table)[0], table.pairs - 1, table)
 
 
-def images_only(table: Crossed) -> Scale:
+def images_only(table: Crossed) -> Floats:
     """Student-t over images, of each image's difference averaged over pairs."""
-    _, image, _ = parts(table)
-    return 100 * np.sqrt(np.maximum(image, 1e-12)), table.images - 1
+    return student(parts(table)[1], table.images - 1, table)
 
 
-def added_up(table: Crossed) -> Scale:
+def added_up(table: Crossed) -> Floats:
     """Both in quadrature; chance counts twice."""
     pair, image, _ = parts(table)
     squares = pair**2 / (table.pairs - 1) + image**2 / (table.images - 1)
-    return 100 * np.sqrt(pair + image), (pair + image) ** 2 / squares
+    return student(pair + image, (pair + image) ** 2 / squares, table)
 
 
-def pigeonhole(table: Crossed) -> Scale:
-    """The variance that Owen & Eckles' bootstrap (2012) has on average, and a normal quantile."""
+def pigeonhole_variance(table: Crossed) -> Floats:
+    """The variance that Owen & Eckles' bootstrap (2012) has on average."""
     pair, image, rest = parts(table)
-    return 100 * np.sqrt(pair * (1 - 1 / table.pairs) + image + rest), 1e6
+    return pair * (1 - 1 / table.pairs) + image + rest
 
 
-METHODS: dict[str, Callable[[Crossed], Scale]] = {
+def pigeonhole(table: Crossed) -> Floats:
+    """That variance, and a normal quantile."""
+    return student(pigeonhole_variance(table), 1e6, table)
+
+
+def satterthwaite(table: Crossed, added: float) -> Floats:
+    """One Student-t for both parts, with degrees from the variances that were found."""
+    of_pairs, of_images = ((one / 100) ** 2 for one in table.scales(added=added))
+    chance = parts(table)[2]
+    p, n = table.pairs, table.images
+    share = of_pairs**2 / (p - 1) + (of_images + chance) ** 2 / (n - 1)
+    share += chance**2 / ((p - 1) * (n - 1))
+    variance = of_pairs + of_images
+    return student(variance, np.clip(variance**2 / share, p - 1, n - 1), table)
+
+
+def few_degrees(table: Crossed) -> Floats:
+    """One Student-t for both parts, with p - 1 degrees."""
+    of_pairs, of_images = ((one / 100) ** 2 for one in table.scales())
+    return student(of_pairs + of_images, table.pairs - 1, table)
+
+
+def both_parts(table: Crossed, added: float) -> Floats:
+    """A Student-t for the pairs and a normal for the images."""
+    of_pairs, of_images = table.scales(added=added)
+    return tails(100 * table.mean, of_pairs, table.pairs - 1, EDGE_PP, of_images)[0]
+
+
+METHODS: dict[str, Odds] = {
     "pairs only": pairs_only,
     "images only": images_only,
     "pairs + images": added_up,
     "pigeonhole bootstrap": pigeonhole,
-    "crossed": lambda table: table.scale(added=0.0),
-    "crossed, 1/2 image added an arm": lambda table: table.scale(added=0.5),
-    "crossed, 1 image added an arm": lambda table: table.scale(added=1.0),
-    "the same, p - 1 degrees": lambda table: (table.scale()[0], table.pairs - 1),
+    "crossed, Satterthwaite": lambda table: satterthwaite(table, 0.0),
+    "the same, 1 image added an arm": lambda table: satterthwaite(table, 1.0),
+    "the same, p - 1 degrees": few_degrees,
+    "both parts, 1/2 image added an arm": lambda table: both_parts(table, 0.5),
+    "both parts, 1 image added an arm": lambda table: both_parts(table, 1.0),
 }
 
 
@@ -98,13 +135,7 @@ def errors(
     for size in world.chunks(studies, longest[-1]):
         tables = world.studies(rng, size, gain, longest)
         for method in methods:
-            scales = [METHODS[method](table) for table in tables]
-            above = np.array(
-                [
-                    tails(100 * table.mean, scale, degrees, 0.5)[0]
-                    for table, (scale, degrees) in zip(tables, scales, strict=True)
-                ]
-            )
+            above = np.array([METHODS[method](table) for table in tables])
             for name, design in DESIGNS.items():
                 odds = above[: len(design.looks)]
                 yes, no = odds >= design.threshold, 1 - odds >= design.threshold
@@ -116,7 +147,7 @@ def errors(
 
 
 def worlds(images: int) -> list[World]:
-    """Those of the first table."""
+    """Those of `edge`."""
     shares = (0.005, 0.01, 0.02, 0.04, 0.1) if images <= 2000 else (0.005, 0.01, 0.02, 0.04)
     return [
         World(images=images, disagree=q, by_image=own, spread_pp=spread)
@@ -126,7 +157,7 @@ def worlds(images: int) -> list[World]:
 
 
 def edge(studies: int, again: int) -> None:
-    """The first table."""
+    """Errors at the edge, at worst."""
     print("| posterior | looks |", " | ".join(f"{n:,}" for n in SIZES), "|")
     print("|---|---|" + "---|" * len(SIZES))
     worst: dict[tuple[str, str], list[str]] = {}
@@ -144,6 +175,26 @@ def edge(studies: int, again: int) -> None:
         print("|", " | ".join([*key, *cells]), "|")
 
 
+def few(studies: int) -> None:
+    """Studies of few pairs at the edge: share that 0.99 errs in on either side, and coverage."""
+    print("\n| test images, spread | posterior | 2 pairs | 3 | 4 | 5 | 10 |")
+    print("|---|---|---|---|---|---|---|")
+    for images, spread in product((300, 2000, 10_000), (0.3, 1.0)):
+        world = World(images=images, spread_pp=spread)
+        found = {
+            pairs: world.studies(np.random.default_rng(7), studies, EDGE_PP, [pairs])[0]
+            for pairs in (2, 3, 4, 5, 10)
+        }
+        for name, method in METHODS.items():
+            cells = []
+            for table in found.values():
+                odds = method(table)
+                errs = np.mean((odds >= 0.99) | (odds <= 0.01))
+                holds = np.mean((odds > 0.025) & (odds < 0.975))
+                cells.append(f"{errs:.1%}, {holds:.0%}")
+            print(f"| {images:,}, {spread:g} pp | {name} |", " | ".join(cells), "|")
+
+
 def review(studies: int) -> None:
     """The review's worlds: a true gain of 0, images decide nearly everything, pairs by 0.3 pp."""
     print("\n| test images | posterior | q = 1% | 2% | 4% |\n|---|---|---|---|---|")
@@ -157,7 +208,7 @@ def review(studies: int) -> None:
 
 
 def power(studies: int) -> None:
-    """The second table."""
+    """How often each says what is true."""
     names = [name for name in METHODS if name != "images only"]
     print("\n| test images | q | true gain, pp |", " | ".join(names), "|")
     print("|---|---|---|" + "---|" * len(names))
@@ -179,7 +230,9 @@ def check() -> None:
         noise = rng.choice([-1, 0, 1], p=[0.02, 0.96, 0.02], size=(10, images))
         differences = np.where(own, own, noise).astype(np.int8)
         table = Crossed.of(differences)
-        shown = table.scale(added=0.0)[0], pigeonhole(table)[0], bootstrapped(differences, rng)
+        crossed = float(np.hypot(*table.scales(added=0.0)))
+        formula = 100 * float(np.sqrt(pigeonhole_variance(table)))
+        shown = crossed, formula, bootstrapped(differences, rng)
         print(f"| {images} |", " | ".join(f"{one:.3f}" for one in shown), "|")
 
 
@@ -188,10 +241,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--studies", type=int, default=1000)
     parser.add_argument("--again", type=int, default=4000)
-    parser.add_argument("--tables", nargs="+", default=["edge", "review", "power", "check"])
+    parser.add_argument("--tables", nargs="+", default=["edge", "few", "review", "power", "check"])
     args = parser.parse_args()
     if "edge" in args.tables:
         edge(args.studies, args.again)
+    if "few" in args.tables:
+        few(4 * args.studies)
     if "review" in args.tables:
         review(args.studies)
     if "power" in args.tables:

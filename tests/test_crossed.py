@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import integrate, stats
 
 from pipeline.stats.crossed import Crossed
 from pipeline.stats.design import Design
-from pipeline.stats.operating import walk_studies
-from pipeline.stats.posterior import posterior
+from pipeline.stats.operating import operating_characteristics, walk_studies
+from pipeline.stats.posterior import cdf, posterior, tails
 from pipeline.stats.simulated import World, image_characteristics, walk_tables
 from pipeline.stats.verdict import decide_at_look, verdict
 
@@ -37,33 +39,34 @@ def test_mean_squares_are_those_worked_out_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("correction", "added", "scale", "degrees"),
+    ("correction", "added", "of_pairs", "of_images"),
     [
-        # pair 0.5 / 8, image 2.5 / 24 = 0.104167, rest 0.5 / 24 = 0.020833: variance 0.145833;
-        # 0.145833^2 / (0.0625^2 + 0.104167^2 / 3 + 0.020833^2 / 3) = 0.0212674 / 0.0076678
-        (0.0, 0.0, 38.188, 2.7736),
+        # pair 0.5 / 8 = 0.0625; image 2.5 / 24 = 0.104167 less the rest, 0.5 / 24 = 0.020833
+        (0.0, 0.0, 25.0, 28.8675),
         # one image won and one lost: (1 + 1/4 + 1/4 + 2 - 1 / 6) / 5 / 6 = 0.111111
-        (0.0, 1.0, 39.0868, 2.8583),
-        # pair 0.125 * (1/2 + 1/2) = 0.125: variance 0.208333; 0.0434028 / 0.0193866
-        (0.5, 0.0, 45.6435, 2.2388),
+        (0.0, 1.0, 25.0, 30.0463),
+        # pair 0.125 * (1/2 + 1/2) = 0.125
+        (0.5, 0.0, 35.3553, 28.8675),
     ],
 )
-def test_scale_and_degrees_are_those_worked_out_by_hand(
-    correction: float, added: float, scale: float, degrees: float
+def test_both_scales_are_those_worked_out_by_hand(
+    correction: float, added: float, of_pairs: float, of_images: float
 ) -> None:
-    found = Crossed.of(SMALL).scale(correction, added)
-    assert found == pytest.approx((scale, degrees), rel=1e-4)
+    found = Crossed.of(SMALL).scales(correction, added)
+    assert found == pytest.approx((of_pairs, of_images), rel=1e-4)
 
 
-def test_the_posterior_is_a_student_t_around_the_mean_gain() -> None:
+def test_the_posterior_is_a_cauchy_and_a_normal_around_the_mean_gain() -> None:
     known = Crossed.of(SMALL).posterior(rope_pp=0.5)
     assert (known.pairs, known.mean_pp) == (2, 25)
     assert known.sd_pp == pytest.approx(50 / math.sqrt(2))
-    assert known.degrees == pytest.approx(2.8583, rel=1e-4)
     low, high = known.interval_pp
     assert low + high == pytest.approx(50)
-    # the 0.975 quantile of 2.8583 degrees lies between those of 2 and 3: 4.303 and 3.182
-    assert 3.182 < (high - 25) / 39.0868 < 4.303
+    rng = np.random.default_rng(0)
+    drawn = 25 + 25 * rng.standard_cauchy(400_000) + 30.0463 * rng.standard_normal(400_000)
+    assert np.mean((drawn > low) & (drawn < high)) == pytest.approx(0.95, abs=0.002)
+    assert np.mean(drawn > 0.5) == pytest.approx(known.p_above, abs=0.003)
+    assert np.mean(drawn < -0.5) == pytest.approx(known.p_below, abs=0.003)
 
 
 # Against others
@@ -101,7 +104,8 @@ def test_more_pairs_on_the_same_images_do_not_make_the_images_more() -> None:
     alone = 100 * table[0].std() / math.sqrt(200)
     assert posterior(100 * table.mean(1), rope_pp=0.5).scale_pp < alone / 50
     for pairs in (5, 40, 160):
-        assert alone * 0.95 < Crossed.of(table[:pairs]).scale()[0] < alone * 1.1
+        known = Crossed.of(table[:pairs]).posterior(rope_pp=0.5)
+        assert alone * 0.95 < math.hypot(known.scale_pp, known.images_pp) < alone * 1.1
 
 
 def test_images_that_never_differ_are_no_certainty() -> None:
@@ -144,6 +148,61 @@ def test_a_gain_at_the_edge_is_told_in_at_most_one_of_twenty_decisions(images: i
     error = math.sqrt(0.05 * 0.95 / 600)
     assert row["justified"] <= 0.05 + 2 * error
     assert row["not justified"] <= 0.05 + 2 * error
+
+
+@pytest.mark.parametrize("pairs", [2, 3, 4, 5])
+@pytest.mark.parametrize("images", [300, 2000])
+def test_few_pairs_err_no_more_often_than_their_odds_say(pairs: int, images: int) -> None:
+    world, edge = World(images=images, spread_pp=1.0), 0.5
+    (table,) = world.studies(np.random.default_rng(pairs), 4000, edge, [pairs])
+    scale_pp, images_pp = table.scales()
+    above, _ = tails(100 * table.mean, scale_pp, pairs - 1, edge, images_pp)
+    for odds in (above, 1 - above):
+        assert np.mean(odds >= 0.99) <= 0.01 + 3 * math.sqrt(0.01 / 4000)
+    assert np.mean((above > 0.025) & (above < 0.975)) >= 0.945
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 4, 19, 159])
+@pytest.mark.parametrize(("of_pairs", "of_images"), [(1.0, 0.3), (0.02, 1.0), (1.0, 1e-6)])
+def test_the_sum_of_both_parts_is_the_integral(
+    degrees: int, of_pairs: float, of_images: float
+) -> None:
+    for at in (-3.0, -0.4, 0.0, 0.7, 5.0):
+
+        def given(z: float, at: float = at) -> float:
+            chance = stats.t.cdf((at - of_images * z) / of_pairs, degrees)
+            return float(stats.norm.pdf(z) * chance)
+
+        edge = float(np.clip(at / of_images, -9, 9))
+        total, _ = integrate.quad(given, -9, 9, points=[edge], limit=500)
+        found = cdf(np.asarray(at), np.asarray(of_pairs), degrees, of_images)
+        assert found == pytest.approx(total, abs=1e-7)
+        assert cdf(np.asarray(at), np.asarray(of_pairs), degrees, 0.0) == pytest.approx(
+            stats.t.cdf(at / of_pairs, degrees), abs=1e-12
+        )
+
+
+def test_resampled_pairs_are_foreseen_to_err_together() -> None:
+    """As the simulation of gains alone has it, of the spread that is seen within a pool."""
+    design, correction, spread = Design(robust=False), 0.8, 1.0
+    world = World(images=10_000, by_image=0.0, spread_pp=spread, correction=correction)
+    gains = (0.0, 0.5, 2.0)
+    found = image_characteristics(design, world.with_room(), gains, studies=600)
+    sd = spread * math.sqrt(1 + correction)
+    by_gains = operating_characteristics(design, sd, gains, correction=correction)
+    for column in ("justified", "not justified"):
+        assert found[column].to_numpy() == pytest.approx(by_gains[column].to_numpy(), abs=0.06)
+    alone = image_characteristics(design, replace(world, correction=0.0), gains, studies=600)
+    assert alone["justified"][2] > found["justified"][2] + 0.3
+
+
+@pytest.mark.parametrize("spread", [0.5, 2.0, 5.0])
+def test_simulated_gains_spread_as_far_as_is_asked(spread: float) -> None:
+    world = World(images=2000, spread_pp=spread).with_room()
+    (table,) = world.studies(np.random.default_rng(0), 800, 0.5, [10])
+    chance = 1e4 * world.fickle / 2000
+    sd = 100 * np.sqrt((table.ss_pair / 9).mean())
+    assert math.sqrt(sd**2 - chance) == pytest.approx(spread, rel=0.1)
 
 
 def test_without_the_images_it_would_be_told_in_one_of_four() -> None:

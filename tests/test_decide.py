@@ -416,10 +416,11 @@ def test_other_arms_stand_beside_at_the_same_epochs(decided: Decided) -> None:
         found = [run for run in decided.stages if run.data.tags["schedule"] == schedule]
         assert len(found) == 1
         assert [epochs_of(run) for run in chain(found[0], decided.stages)] == epochs
-        arm, gains = decided.decision.beside[schedule]
-        assert arm.name == schedule
-        assert gains == pytest.approx([100 * (acc(found[0]) - acc(control))], abs=1e-3)
-        row = f"| {arm.words} | 1 | {gains[0]:+.2f} | {gains[0]:+.2f} |"
+        beside = decided.decision.beside[schedule]
+        assert beside.arm.name == schedule
+        gain = 100 * (acc(found[0]) - acc(control))
+        assert beside.gains_pp == pytest.approx([gain], abs=1e-3)
+        row = f"| {beside.arm.words} | 1 | {gain:+.2f} | {gain:+.2f} |"
         assert row in artifact(decided.run, "report.md").read_text()
 
 

@@ -12,9 +12,15 @@ import numpy as np
 import pytest
 
 from pipeline.comparing.arms import TunedArm, decide_plan
-from pipeline.comparing.decision import Decision, verdict_of
+from pipeline.comparing.decision import Beside, Decision, verdict_of
 from pipeline.comparing.effects import differences_of, effects_of, minus
-from pipeline.comparing.pages.decision import command_of, next_of, page_of, stage0_ahead
+from pipeline.comparing.pages.decision import (
+    _one_a_draw,
+    command_of,
+    next_of,
+    page_of,
+    stage0_ahead,
+)
 from pipeline.comparing.pairs.draws import Pool
 from pipeline.comparing.pairs.results import (
     ArmResult,
@@ -110,6 +116,29 @@ def test_the_page_says_at_which_probability_the_end_of_the_pool_is_judged() -> N
     assert "or 160 pairs, of 0.996 after another number" in report(made)
     end = replace(made, design=replace(made.design, end=2))
     assert "or 160 pairs and after the last that the pool holds, of 0.996" in report(end)
+
+
+def test_the_page_promises_5_percent_of_errors_only_where_the_threshold_gives_them() -> None:
+    promise = "at most 5% of verdicts are wrong"
+    assert promise in report(decision(threshold="0.99"))
+    assert promise not in report(decision(threshold="0.95"))
+
+
+def test_odds_below_a_looks_own_threshold_are_not_rounded_up_to_it() -> None:
+    made = decision(looks="7", threshold="0.99")  # no look of the grid: 0.998 is asked for
+    known = made.verdict.posterior
+    assert known
+    (look,) = made.verdict.looks
+    shy = replace(look, posterior=replace(known, p_above=0.9978), state="inconclusive")
+    made = replace(made, verdict=replace(made.verdict, looks=(shy,), state="inconclusive"))
+    row = next(line for line in report(made).splitlines() if line.startswith("| 7 |"))
+    assert "| 0.997 |" in row
+
+
+def test_an_arm_for_show_that_diverged_is_called_so() -> None:
+    made = decision()
+    beside = Beside(arm=made.control, gains_pp=(1.5, -70.0), diverged=(False, True))
+    assert "| +1.50 -70.00 (diverged) |" in report(replace(made, beside={"full": beside}))
 
 
 @pytest.mark.parametrize(
@@ -250,7 +279,18 @@ def test_seeds_of_a_draw_are_one_pair_of_the_verdict() -> None:
     assert made.sentence.endswith("Each pair is the mean of 3 seeds.")
     assert options_again(made)["seeds"] == "3"
     assert made.labels[:4] == ["1.1", "1.2", "1.3", "2.1"]
+    assert made.means_pp == pytest.approx([10.0] * 4)
     assert decision().labels == ["1", "2"]
+
+
+def test_seeds_of_a_draw_are_one_draw_of_the_gate() -> None:
+    runs = [
+        RunView(
+            run_id=name, name="", status="", tags={"data_sha256": name[0]}, params={}, metrics={}
+        )
+        for name in ("a1", "a2", "b1", "b2", "c1")
+    ]
+    assert [run.run_id for run in _one_a_draw(runs)] == ["a1", "b1", "c1"]
 
 
 def test_gains_of_a_draw_are_averaged_over_its_seeds_image_by_image() -> None:

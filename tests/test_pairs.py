@@ -371,7 +371,7 @@ def test_as_many_draws_are_held_as_can_be_dealt(source: Source, train: int, val:
             0,
             (5, 10, 20, 40),
             True,
-            "costs power, and tuning uses .*, or looks=2,",
+            "costs power, and tuning uses .*: fewer images a class would give disjoint draws",
         ),
     ],
 )

@@ -10,9 +10,9 @@ from scipy import stats
 
 from pipeline.stats.crossed import Crossed
 from pipeline.stats.design import Design
-from pipeline.stats.operating import walk_studies
-from pipeline.stats.posterior import posterior
-from pipeline.stats.robustness import many_stand, robustness
+from pipeline.stats.operating import operating_characteristics, walk_studies
+from pipeline.stats.posterior import moments, posterior
+from pipeline.stats.robustness import many_stand, robustness, without_each
 from pipeline.stats.verdict import decide_at_look, verdict
 
 
@@ -94,3 +94,22 @@ def test_many_studies_end_as_each_does_alone() -> None:
 def test_two_pairs_stand_for_want_of_spread() -> None:
     assert many_stand(np.array([[1.0, 2.0]]), 0.5, 0.98).all()
     assert decide_at_look([3.0, 3.0], Design(looks=(2,))).state == "justified"
+
+
+@pytest.mark.parametrize("count", [3, 4, 10])
+def test_what_is_left_without_a_pair_is_that_of_the_others(count: int) -> None:
+    gains = np.random.default_rng(count).normal(0.4, 2.0, (50, count)).round(1)
+    gains[0], gains[1, 1:], gains[2, :2] = 0.7, -3.3, 1.1  # all tie, all but one, two
+    mean, sd = without_each(gains)
+    for pair in range(count):
+        of_others = moments(np.delete(gains, pair, axis=1))
+        assert mean[:, pair] == pytest.approx(of_others[0])
+        assert sd[:, pair] == pytest.approx(of_others[1], abs=1e-12)
+    assert sd[1, 0] == 0
+
+
+def test_a_thousand_pairs_are_simulated_in_little_memory() -> None:
+    """A table of each study without each pair had terabytes."""
+    design = Design(looks=(1000,))
+    row = operating_characteristics(design, 1.0, [2.0], studies=2000).loc[0]
+    assert row["justified"] == 1.0

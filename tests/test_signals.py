@@ -310,6 +310,22 @@ def test_siblings_that_spread_more_than_their_parents() -> None:
     assert instability(more, T) == signal
 
 
+@pytest.mark.parametrize(
+    ("own", "before", "words"),
+    [
+        ([0.90, 0.90, 0.93], [0.90, 0.90, 0.90], "those of the stage before tie"),
+        ([0.90, 0.90, 0.90], [0.90, 0.92, 0.95], "accuracies of the runs tie"),
+    ],
+)
+def test_accuracies_that_tie_show_no_instability(
+    own: list[float], before: list[float], words: str
+) -> None:
+    """One image of thirty in one run is no evidence: the test would call it p = 0."""
+    signal = instability(siblings(own, before), T)
+    assert signal.state == "unknown"
+    assert words in signal.sentence
+
+
 # All of them
 
 

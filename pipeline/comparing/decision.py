@@ -73,12 +73,24 @@ class ArmCost:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Beside:
+    """An arm that is run for show, with its gains over the control on the first pairs.
+
+    `diverged`: of each pair whether the arm came to no result, so that its accuracy counts as 0.
+    """
+
+    arm: Arm
+    gains_pp: tuple[float, ...]
+    diverged: tuple[bool, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Decision:
     """A finished decision.
 
     Attributes:
         asked: the comparison before tuning.
-        beside: arms that were not judged, with their gains over the control on the first pairs.
+        beside: arms that were not judged, by name.
         test: how many images arms were scored on, and how many of these were seen before.
         verdict: over the gains of the pairs, from `verdict_of`.
         effects: which test images the treatment mends and breaks, from `effects_of`.
@@ -97,7 +109,7 @@ class Decision:
     pool: Pool
     pairs: tuple[Pair, ...]
     verdict: Verdict
-    beside: Mapping[str, tuple[Arm, list[float]]]
+    beside: Mapping[str, Beside]
     test: Counts
     classes: int
     images: int
@@ -131,6 +143,11 @@ class Decision:
         return [pair.gain_pp for pair in self.pairs]
 
     @property
+    def means_pp(self) -> list[float]:
+        """The gains that the verdict rests on, means over seeds where a draw has several."""
+        return [float(gain) for gain in np.reshape(self.gains_pp, (-1, self.seeds)).mean(axis=1)]
+
+    @property
     def sentence(self) -> str:
         """The verdict in one sentence."""
         sentence = self.verdict.sentence(self.treatment.words, self.control.words)
@@ -146,9 +163,8 @@ class Decision:
         assert known
         if known.pairs < 3:
             return None
-        gains = np.array(self.gains_pp).reshape(-1, self.seeds).mean(axis=1)
         return robustness(
-            gains,
+            self.means_pp,
             rope_pp=known.rope_pp,
             correction=known.correction,
             resolution_pp=self.worth_pp / self.seeds,

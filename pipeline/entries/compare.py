@@ -6,6 +6,7 @@ that run. Finished runs are found by content: an interrupted comparison goes on 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -102,8 +103,8 @@ def _forecast(grid: Grid, setup: PairSetup) -> None:
 def _tuned(grid: Grid, setup: PairSetup) -> tuple[Grid, Mapping[tuple[str, str], tuple[str, ...]]]:
     """The grid with tuned settings, and the studies of each arm, where tuning is asked for.
 
-    Every arm has the same number of trials, shared out over its stages. No study tunes epochs or
-    batch size, so that steps stay equal.
+    Every arm has the same number of trials, shared out over its stages and rounded up. No study
+    tunes epochs or batch size, so that steps stay equal.
     """
     if not setup.command.tuned:
         return grid, {}
@@ -113,7 +114,7 @@ def _tuned(grid: Grid, setup: PairSetup) -> tuple[Grid, Mapping[tuple[str, str],
     tuned: dict[str, list[Arm]] = {}
     for backbone, arms in grid.arms.items():
         for arm in arms:
-            trials = max(1, grid.tune.n_trials // arm.last)
+            trials = math.ceil(grid.tune.n_trials / arm.last)
             tune = grid.tune.model_copy(update={"n_trials": trials})
             stages = range(1, arm.last + 1)
             kept = {

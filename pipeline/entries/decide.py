@@ -17,7 +17,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pipeline.comparing.arms import (
-    Arm,
     Comparison,
     TunedArm,
     at_equal_steps,
@@ -26,7 +25,7 @@ from pipeline.comparing.arms import (
     with_own_settings,
 )
 from pipeline.comparing.cost import equal_steps, operations_of
-from pipeline.comparing.decision import Decision, verdict_of
+from pipeline.comparing.decision import Beside, Decision, verdict_of
 from pipeline.comparing.effects import changes_of, effects_of
 from pipeline.comparing.estimate import Estimate, estimate
 from pipeline.comparing.pages.decision import log_decision
@@ -151,13 +150,17 @@ def _forecast(plan: Comparison, setup: PairSetup, design: Design) -> Estimate:
     assumed = f"gains spread by sd_pp={spread:g}"
     simulating = doing("working out how often this design is right")
     if plan.decide.metric == DEFAULT_SHARE:
-        world = World(images=images, spread_pp=spread)
+        world = World(images=images, spread_pp=spread, correction=shared).with_room()
         assumed += f" and arms disagree on {world.disagree:.0%} of {images} test images"
         with simulating:
-            rows = image_characteristics(design, world, TRUE_GAINS_PP, correction=shared)
+            rows = image_characteristics(design, world, TRUE_GAINS_PP)
     else:
         rows = operating_characteristics(
-            design, spread, TRUE_GAINS_PP, correction=shared, resolution_pp=worth
+            design,
+            spread * math.sqrt(1 + shared),
+            TRUE_GAINS_PP,
+            correction=shared,
+            resolution_pp=worth,
         )
     say(
         f"\nwhat this design can tell, if {assumed} (share of decisions; a gain counts above "
@@ -300,14 +303,21 @@ def _balanced(results: Sequence[ArmResult], runner: PairRunner) -> str:
 
 def _run_extra_arms(
     plan: Comparison, setup: PairSetup, runner: PairRunner, pairs: list[Pair]
-) -> dict[str, tuple[Arm, list[float]]]:
+) -> dict[str, Beside]:
     """Gains over the control of arms that are reported and not judged, on the first pairs."""
-    gains: dict[str, tuple[Arm, list[float]]] = {}
+    found: dict[str, Beside] = {}
     for arm in plan.extra_arms if plan.decide.beside else ():
-        found, beside = [], pairs[: plan.decide.beside]
-        results = run_extra(runner, [pair.key for pair in beside], arm, setup.cluster)
-        for pair, result in zip(beside, results, strict=True):
-            found.append(100 * (result.test - pair.control.test))
-            runner.say(f"{runner.name_of(pair.key)}, beside: {arm.words} {result.test:.2%}")
-        gains[arm.name] = (arm, found)
-    return gains
+        first = pairs[: plan.decide.beside]
+        results = run_extra(runner, [pair.key for pair in first], arm, setup.cluster)
+        for pair, result in zip(first, results, strict=True):
+            what = "diverged" if result.diverged else f"{result.test:.2%}"
+            runner.say(f"{runner.name_of(pair.key)}, beside: {arm.words} {what}")
+        found[arm.name] = Beside(
+            arm=arm,
+            gains_pp=tuple(
+                100 * (result.test - pair.control.test)
+                for pair, result in zip(first, results, strict=True)
+            ),
+            diverged=tuple(result.diverged for result in results),
+        )
+    return found

@@ -28,6 +28,8 @@ from pipeline.tracking.keys import TRAIN_ACC, VAL_LOSS
 
 State = Literal["true", "false", "unknown"]
 MIN_SIBLINGS = 3
+TIED = 1e-9
+"""Standard deviation, in percentage points, that is none."""
 _WARNINGS = ("negative.", "memorising")
 """Beginnings of the names of readings that speak against a stage where they are true."""
 _NUMBERS = ("positive.no_early_spike", "negative.train_acc_saturates")
@@ -304,8 +306,12 @@ def instability(siblings: Sequence[Sibling], thresholds: Thresholds) -> Signal:
         return Signal.of(name, None, sentence, siblings=count)
     own = [100 * sibling.val_acc for sibling in first_of.values()]
     before = [100 * sibling.parent_val_acc for sibling in first_of.values()]
-    p = variance_test(own, before)
     spread, parent_spread = float(np.std(own, ddof=1)), float(np.std(before, ddof=1))
+    if min(spread, parent_spread) < TIED:
+        which = "the runs" if spread < TIED else "those of the stage before"
+        sentence = f"over {count} runs that differ only in draw or seed, accuracies of {which} tie"
+        return Signal.of(name, None, f"{sentence}: how they vary is not seen", siblings=count)
+    p = variance_test(own, before)
     return Signal.of(
         name,
         p < thresholds.signal_spread_p,

@@ -2,7 +2,7 @@
 
 In: for p pairs of two arms, scored on the same n test images, the difference of each pair on each
 image (1: only the treatment is right, -1: only the control, 0: both or neither). Out: `Crossed`,
-the sums that the posterior needs, and from them the posterior's variance and degrees of freedom.
+the sums that the posterior needs, and from them the posterior's two scales.
 Pure functions.
 
 Model: difference = gain + pair (its draw and seed) + image + rest, all independent, so
@@ -11,7 +11,10 @@ Model: difference = gain + pair (its draw and seed) + image + rest, all independ
 
 which the mean squares of a two-way layout without replication estimate as
 (MS_pair + MS_image - MS_rest) / (p * n) (Searle, Casella & McCulloch 1992, Variance Components,
-ch. 4), with Satterthwaite's degrees of freedom (1946, Biometrics Bulletin 2, 110-114). Images that
+ch. 4). The part of the pairs, MS_pair, has p - 1 degrees of freedom, and the part of the images is
+normal: their sum is the posterior (`posterior.py`). One Student-t for both, with Satterthwaite's
+degrees of freedom, is too narrow below 5 pairs: MS_pair, when small by chance, makes the scale
+small and the degrees many at the same time. Images that
 would show an effect may be missing from a small test split, so two images are added, one that each
 arm wins in every pair: the adjustment of Bonett & Price (2012, J. Educational and Behavioral
 Statistics 37, 479-488) for the difference of paired proportions. `benchmarks/image_effects.py`
@@ -27,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.stats.design import Design
-from pipeline.stats.posterior import Floats, Gains, Posterior, posterior, student_posterior
+from pipeline.stats.posterior import Floats, Gains, Posterior, posterior, posterior_with
 
 Table = NDArray[np.integer[Any]] | Floats
 """Differences of pairs on test images (pairs, images): 1, 0 or -1; or means of several seeds'."""
@@ -97,8 +100,8 @@ class Crossed:
             1e4 * rest,
         )
 
-    def scale(self, correction: float = 0.0, added: float = ADDED) -> tuple[Floats, Floats]:
-        """The posterior's scale in percentage points, and its degrees of freedom.
+    def scales(self, correction: float = 0.0, added: float = ADDED) -> tuple[Floats, Floats]:
+        """Scales of the pairs' and of the images' part of the posterior, in percentage points.
 
         The part of the pairs is var_pair / p + var_rest / (p n), what the spread of gains shows
         (at least that of rounding to one image), times 1 + p * correction for resampled pairs; the
@@ -115,20 +118,17 @@ class Crossed:
         with_added = n + 2 * added
         squares = self.square_image + 2 * added - (n * self.mean) ** 2 / with_added
         image = squares / (with_added - 1) / with_added
-        variance = pair + np.maximum(image - rest, 0.0)
-        share = pair**2 / (p - 1) + image**2 / (n - 1) + rest**2 / ((p - 1) * (n - 1))
-        degrees = np.clip(variance**2 / share, p - 1, n - 1)
-        return 100 * np.sqrt(variance), degrees
+        return 100 * np.sqrt(pair), 100 * np.sqrt(np.maximum(image - rest, 0.0))
 
     def posterior(self, *, rope_pp: float = Design.rope_pp, correction: float = 0.0) -> Posterior:
         """What one table says about the gain for other draws, seeds and test images."""
-        scale_pp, degrees = self.scale(correction)
-        return student_posterior(
+        scale_pp, images_pp = self.scales(correction)
+        return posterior_with(
             pairs=self.pairs,
             mean_pp=100 * float(self.mean),
             sd_pp=100 * float(np.sqrt(self.ss_pair / (self.pairs - 1))),
             scale_pp=float(scale_pp),
-            degrees=float(degrees),
+            images_pp=float(images_pp),
             correction=correction,
             rope_pp=rope_pp,
         )

@@ -11,11 +11,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from scipy import special
+import numpy as np
 
 from pipeline.stats.crossed import ADDED, Crossed, Table
 from pipeline.stats.design import GRID, Design
-from pipeline.stats.posterior import Posterior
+from pipeline.stats.posterior import Posterior, tails
 
 MOST = 10
 """Times as many test images as there are: more is no help to anybody."""
@@ -23,15 +23,17 @@ MOST = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Needed:
-    """More of what would settle a decision; None: no number of them alone does.
+    """More of what would settle a decision; None: no number up to a limit does.
 
     Attributes:
         pairs: further pairs on these test images, to 160 in all at most.
-        images: further test images for these pairs; None also where images are not known.
+        images: further test images for these pairs, to ten times as many at most.
+        by_image: whether it is known what images would do.
     """
 
     pairs: int | None
     images: int | None
+    by_image: bool = True
 
     def sentence(self, cost: str = "") -> str:
         """In words; `cost`: of the pairs."""
@@ -42,7 +44,10 @@ class Needed:
         if either:
             verb = "is" if self.pairs == 1 and not images else "are"
             return f"to settle this, {either} {verb} needed, if the gain stays what it seems"
-        return "to settle this, neither more pairs nor more test images alone are enough"
+        limits = f"more than {GRID[-1]} pairs in all"
+        if self.by_image:
+            limits = f"{limits}, or more than {MOST} times the test images,"
+        return f"to settle this, {limits} would be needed, if the gain stays what it seems"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,17 +62,13 @@ class Variances:
     rest: float
     correction: float = 0.0
 
-    def scale(self, pairs: int, images: float) -> tuple[float, float]:
-        """The scale that `Crossed.scale` would find on average, and its degrees of freedom."""
+    def scales(self, pairs: int, images: float) -> tuple[float, float]:
+        """The scales that `Crossed.scales` would find on average."""
         one_pair = self.pair + self.rest / images
         of_pairs = one_pair * (1 / pairs + self.correction)
         chance = self.rest / (pairs * images)
         by_image = self.image / images + chance + 1e4 * 2 * ADDED / images**2
-        variance = of_pairs + by_image - chance
-        share = of_pairs**2 / (pairs - 1) + by_image**2 / images
-        share += chance**2 / ((pairs - 1) * images)
-        degrees = variance**2 / share if share else math.inf
-        return math.sqrt(variance), min(max(degrees, pairs - 1), images)
+        return math.sqrt(of_pairs), math.sqrt(by_image - chance)
 
 
 def needed(known: Posterior, design: Design, differences: Table | None = None) -> Needed:
@@ -79,7 +80,8 @@ def needed(known: Posterior, design: Design, differences: Table | None = None) -
     gap_pp = abs(known.mean_pp - design.rope_pp)
     if differences is None:
         alone = Variances(pair=known.sd_pp**2, image=0.0, rest=0.0, correction=known.correction)
-        return Needed(pairs=_pairs(alone, gap_pp, design, known.pairs, math.inf), images=None)
+        pairs = _pairs(alone, gap_pp, design, known.pairs, math.inf)
+        return Needed(pairs=pairs, images=None, by_image=False)
     table = Crossed.of(differences)
     pair, image, rest = table.components
     both = Variances(pair=pair, image=image, rest=rest, correction=known.correction)
@@ -90,9 +92,9 @@ def needed(known: Posterior, design: Design, differences: Table | None = None) -
 
 
 def _settles(one: Variances, gap_pp: float, design: Design, pairs: int, images: float) -> bool:
-    scale_pp, degrees = one.scale(pairs, images)
-    quantile = special.stdtrit(min(degrees, 1e9), design.threshold_at(pairs))
-    return bool(gap_pp >= quantile * scale_pp)
+    scale_pp, images_pp = (np.asarray(part) for part in one.scales(pairs, images))
+    above, _ = tails(np.asarray(gap_pp), scale_pp, pairs - 1, 0.0, images_pp)
+    return bool(above >= design.threshold_at(pairs))
 
 
 def _pairs(one: Variances, gap_pp: float, design: Design, pairs: int, images: float) -> int | None:

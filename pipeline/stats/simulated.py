@@ -7,8 +7,9 @@ covered: images that owe each other anything (copies, series of one object).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,8 @@ from pipeline.stats.verdict import rule
 FICKLE = 0.25
 """Share of pairs in which an image without an effect of its own, on which arms disagree at all,
 is such a disagreement."""
+ROOM = 2.5
+"""Disagreements that come and go, as times the standard deviation that gains are to have."""
 CELLS = 20_000_000
 """Cells of simulated tables held at once: about 100 MB."""
 ROW_CELLS = 8_000_000
@@ -41,12 +44,31 @@ class World:
         by_image: share of these disagreements that the image decides: it comes out the same way
             in all pairs. The others come and go from pair to pair.
         spread_pp: standard deviation of pairs' own gains, beside that of chance.
+        correction: of resampled pairs: the pairs of a study have so much in common that the mean
+            of their gains has this times the variance of one gain, however many they are.
     """
 
     images: int
     disagree: float = 0.04
     by_image: float = 0.3
     spread_pp: float = 0.3
+    correction: float = 0.0
+
+    def with_room(self) -> World:
+        """The same with disagreements enough for gains that spread so far."""
+        fickle = ROOM * self._spread_of(self.fickle)
+        share = min(1.0, fickle / (1 - self.by_image)) if self.by_image < 1 else 0.0
+        return replace(self, disagree=max(self.disagree, share))
+
+    @property
+    def fickle(self) -> float:
+        """Share of images on which arms disagree that come and go from pair to pair."""
+        return (1 - self.by_image) * self.disagree
+
+    def _spread_of(self, fickle: float) -> float:
+        """Standard deviation of a pair's own part and of what all pairs of a study share."""
+        own = (self.spread_pp / 100) ** 2
+        return math.sqrt(own + self.correction * (own + fickle / self.images))
 
     def studies(
         self, rng: np.random.Generator, studies: int, gain_pp: float, looks: Sequence[int]
@@ -66,7 +88,10 @@ class World:
             active = rng.binomial(self.images - won - lost, fickle / often / (1 - own))
             mean = float(np.clip((gain - net) / fickle, -1, 1))
             room = 1 - abs(mean)
-            noise = min(self.spread_pp / 100 / fickle, 0.5) * rng.standard_normal(tilt.shape)
+            own_sd, all_sd = self.spread_pp / 100 / fickle, self._spread_of(fickle) / fickle
+            noise = min(own_sd, 0.5) * rng.standard_normal(tilt.shape)
+            common = math.sqrt(max(all_sd**2 - own_sd**2, 0.0))
+            noise += min(common, 0.5) * rng.standard_normal((studies, 1)) if common else 0.0
             tilt = mean + np.clip(noise, -room, room)
             cells = _cells(rng, active, tilt, often)
         else:
@@ -117,8 +142,8 @@ def walk_tables(
     ends = np.full(studies, "open", dtype="<U12")
     used = np.zeros(studies, dtype=np.int64)
     for table in tables:
-        scale_pp, degrees = table.scale(correction)
-        found = tails(100 * table.mean, scale_pp, degrees, design.rope_pp)
+        scale_pp, images_pp = table.scales(correction)
+        found = tails(100 * table.mean, scale_pp, table.pairs - 1, design.rope_pp, images_pp)
         still = ends == "open"
         ends[still] = rule(*found, design.threshold_at(table.pairs))[still]
         used[still] = table.pairs
@@ -133,13 +158,11 @@ def image_characteristics(
     *,
     studies: int | None = None,
     seed: int = 0,
-    correction: float = 0.0,
 ) -> pd.DataFrame:
     """How often each verdict falls for these test images, a row for each true gain.
 
-    The columns are those of `operating.operating_characteristics`. `correction` widens intervals;
-    the pairs that are simulated share no image. `studies`: by default as many as take a few
-    seconds, from 400 with 10,000 test images (standard error of 5%: 1.1) to 4,000.
+    The columns are those of `operating.operating_characteristics`. `studies`: by default as many
+    as take a few seconds, from 400 with 10,000 test images (standard error of 5%: 1.1) to 4,000.
     """
     rng = np.random.default_rng(seed)
     if studies is None:
@@ -148,7 +171,7 @@ def image_characteristics(
     rows = []
     for gain in true_gains:
         parts = [
-            walk_tables(world.studies(rng, size, gain, design.looks), design, correction)
+            walk_tables(world.studies(rng, size, gain, design.looks), design, world.correction)
             for size in world.chunks(studies, design.looks[-1])
         ]
         ends, used = (np.concatenate(both) for both in zip(*parts, strict=True))

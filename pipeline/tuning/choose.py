@@ -65,7 +65,8 @@ def choose(study: Study, tracking: Tracking, margin: float) -> Choice | None:
     objective = OBJECTIVES[study.spec.objective]
     metric, both = METRICS[objective.metric], _scores(study, tracking, best, default)
     if both is None:
-        return Choice(best, "the best trial is taken: the scores of the defaults are lost")
+        why = "the scores of its run or of the defaults' run are lost"
+        return Choice(best, f"the best trial is taken without a margin: {why}")
     gain, error = gain_of(both, metric)
     if math.isnan(gain):
         assert best.value is not None

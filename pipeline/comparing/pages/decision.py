@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -42,6 +41,7 @@ from pipeline.system.text import as_markdown, count_of
 from pipeline.tracking import RunLog, RunView, Tracking
 from pipeline.tracking.history import chain_of
 from pipeline.tracking.keys import (
+    DATA_SHA256,
     DECISION_RUN_ID,
     GIT_COMMIT,
     MADE_WITH,
@@ -76,8 +76,8 @@ def log_decision(
     gate, treatment = None, decision.treatment
     last = [run for run in runs if run.number(STAGE) == treatment.last]  # the others diverged
     if last and (treatment.name, treatment.last) == ("three_stage", 3):
-        parents = [tracking.get(run.tags[PARENT_RUN_ID]) for run in last]
-        title = f"{count_of(len(parents), 'pair')} of a decision"
+        parents = _one_a_draw([tracking.get(run.tags[PARENT_RUN_ID]) for run in last])
+        title = f"{count_of(len(parents), 'draw')} of a decision"
         gate = gate_over(tracking, parents, treatment.settings, title, say, only_new=True)[0]
     pictures = {PICTURE: _picture_of(decision), **changes}
     commits = _commits(decision, tracking)
@@ -95,7 +95,7 @@ def log_decision(
     note += [picture_line(log.run_id, PICTURE), "The report: artifact `report.html`."]
     log.tags({**decision.tags, NOTE: "\n\n".join(filter(None, note)), MADE_WITH: made})
     log.metrics(decision.metrics)
-    for number, gain in enumerate(decision.gains_pp, start=1):
+    for number, gain in enumerate(decision.means_pp, start=1):
         log.metrics({"gain/pair_pp": gain}, step=number)
     studies = [run_id for arm in decision.tuned for run_id in arm.run_ids]
     for run in [*map(tracking.get, studies), *runs]:
@@ -108,6 +108,11 @@ def log_decision(
     told += [f"next: {then}"] if then else []
     say("\n".join(filter(None, told)))
     say(f"report: report.html and report.md of run {log.run_id}")
+
+
+def _one_a_draw(runs: Sequence[RunView]) -> list[RunView]:
+    """Of each set of images the first run: other seeds on it are no further draws."""
+    return list({run.tags[DATA_SHA256]: run for run in reversed(runs)}.values())[::-1]
 
 
 def stage0_ahead(decision: Decision) -> str:
@@ -130,7 +135,7 @@ def _picture_of(decision: Decision) -> Figure:
     title = f"{decision.treatment.words} against {decision.control.words}: {found.state}"
     looks = [look.posterior for look in found.looks]
     path = [(look.pairs, look.p_above, look.p_inside, look.p_below) for look in looks]
-    gains = decision.gains_pp
+    gains = decision.means_pp
     return gains_picture(title, gains, known.mean_pp, known.shown_interval_pp, known.rope_pp, path)
 
 
@@ -163,7 +168,9 @@ def page_of(
         weights=Path(settings.weights).name,
         data=settings.data_name,
         steps=shown_steps(decision.steps),
-        probability=partial(shown_probability, threshold=decision.design.threshold),
+        probability=lambda known, odds: shown_probability(
+            odds, decision.design.threshold_at(known.pairs)
+        ),
         stage_in_words=stage_in_words,
         wall=minutes(decision.wall_s),
         ahead=stage0_ahead(decision),

@@ -21,6 +21,7 @@ from pipeline.data.sampling.draws import draws_held, share_in_common
 from pipeline.errors import DesignError
 from pipeline.settings.fields import AUTO
 from pipeline.settings.run import Settings
+from pipeline.stats.design import GRID
 from pipeline.stats.seeds import correction_of
 from pipeline.system.text import count_of
 
@@ -100,7 +101,7 @@ def pool_of(
         f"{looks[0]} are needed: pairs are resampled and share images ({share:.0%} of two draws, "
         "on average), which costs power"
         f"{', and tuning uses images of these pairs' if reserved else ''}: fewer images a class"
-        f"{f', or {asked}={left},' if left > 1 else ''} would give disjoint draws"
+        f"{f', or {asked}={left},' if left >= GRID[0] else ''} would give disjoint draws"
     )
     correction = correction_of(share)
     return Pool(resampled=True, correction=correction, looks=looks, sentence=sentence)

@@ -5,8 +5,9 @@ selected epoch. The trial is a run in MLflow, its stage runs are nested in it an
 by content, so a trial that is repeated costs only what was not finished.
 
 Pruning: through each draw a trial reports, in tenths of its own planned epochs, the mean of what
-it has reached on the draws so far. All trials see the same draws in the same order, so reports of
-one step compare like with like, and a trial with few epochs is not compared with a long one early.
+it has reached on the draws so far. All trials see the same draws in the same order. Optuna's
+median pruner holds the best report of a trial so far against the median of all trials' reports at
+its step: a trial that did well on an easy first draw is therefore kept on a harder second one.
 A stage run that was found reports what it had reached at each step, as if it were trained now.
 Why not Wilcoxon's test over draws: with fewer than five draws it can never reach p < 0.1.
 """
