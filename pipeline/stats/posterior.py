@@ -139,7 +139,7 @@ def cdf(at_pp: Floats, scale_pp: Floats, degrees: float, images_pp: float | Floa
     return np.asarray((special.ndtr(at / sd) * (weight / weight.sum())).sum(-1))
 
 
-def reach(scale_pp: float, degrees: float, images_pp: float) -> float:
+def half_width(scale_pp: float, degrees: float, images_pp: float) -> float:
     """Half the width of the central 95% interval of `scale * T + images * Z`."""
     level = (1 + INTERVAL) / 2
     by_pairs = float(special.stdtrit(degrees, level)) * scale_pp
@@ -209,7 +209,7 @@ def posterior_with(
     """The posterior with this location and these scales; see `Posterior`."""
     location, scale, degrees = np.asarray(mean_pp), np.asarray(scale_pp), pairs - 1
     above, below = (float(p) for p in tails(location, scale, degrees, rope_pp, images_pp))
-    half = reach(scale_pp, degrees, images_pp)
+    half = half_width(scale_pp, degrees, images_pp)
     return Posterior(
         pairs=pairs,
         mean_pp=mean_pp,
