@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 from mlflow.entities import Run
-from scipy import stats
-from scipy.stats.distributions import rv_frozen
+from scipy import optimize, stats
 
 from tests.reports import artifact
 
@@ -27,8 +28,8 @@ def differences(pairs: Sequence[tuple[Run, Run]]) -> list[list[int]]:
     ]
 
 
-def student(table: list[list[int]], correction: float) -> rv_frozen:
-    """The posterior of the gain in percentage points, word by word as `stats/crossed.py` cites."""
+def parts(table: list[list[int]], correction: float) -> tuple[float, float, float]:
+    """Mean, scale of the pairs' part and deviation of the images', as `stats/crossed.py` cites."""
     p, n = len(table), len(table[0])
     rows = [statistics.mean(row) for row in table]
     columns = [statistics.mean(column) for column in zip(*table, strict=True)]
@@ -41,13 +42,41 @@ def student(table: list[list[int]], correction: float) -> rv_frozen:
     with_added = [*columns, 1, -1]
     image = sum(one**2 for one in with_added) - sum(columns) ** 2 / (n + 2)
     image /= (n + 1) * (n + 2)
-    variance = pair + max(image - rest, 0)
-    share = pair**2 / (p - 1) + image**2 / (n - 1) + rest**2 / ((p - 1) * (n - 1))
-    degrees = min(max(variance**2 / share, p - 1), n - 1)
-    return stats.t(degrees, loc=100 * mean, scale=100 * math.sqrt(variance))
+    return 100 * mean, 100 * math.sqrt(pair), 100 * math.sqrt(max(image - rest, 0))
+
+
+@dataclass(frozen=True)
+class BothParts:
+    """A Student-t at each value that a normal takes: the posterior, in percentage points."""
+
+    mean: float
+    of_pairs: float
+    of_images: float
+    degrees: int
+
+    @classmethod
+    def of(cls, table: list[list[int]], correction: float) -> BothParts:
+        return cls(*parts(table, correction), len(table) - 1)
+
+    def cdf(self, gain: float) -> float:
+        z = np.linspace(-8, 8, 20_001)
+        weight = stats.norm.pdf(z) / stats.norm.pdf(z).sum()
+        at = self.mean + self.of_images * z
+        return float(weight @ stats.t.cdf(gain, self.degrees, loc=at, scale=self.of_pairs))
+
+    def sf(self, gain: float) -> float:
+        return BothParts(-self.mean, self.of_pairs, self.of_images, self.degrees).cdf(-gain)
+
+    def median(self) -> float:
+        return self.mean
+
+    def interval(self, share: float) -> tuple[float, float]:
+        far = 1e4 * (self.of_pairs + self.of_images)
+        half = optimize.brentq(lambda x: self.sf(self.mean + x) - (1 - share) / 2, 0, far)
+        return self.mean - half, self.mean + half
 
 
 def odds(table: list[list[int]], rope: float, correction: float) -> tuple[float, float]:
     """P(gain > ROPE) and P(gain < -ROPE)."""
-    known = student(table, correction)
-    return float(known.sf(rope)), float(known.cdf(-rope))
+    known = BothParts.of(table, correction)
+    return known.sf(rope), known.cdf(-rope)

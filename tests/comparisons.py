@@ -17,7 +17,7 @@ from scipy.stats.distributions import rv_frozen
 
 from pipeline.comparing.compared import Compared
 from pipeline.entries.command_line.table import perform
-from tests.by_image import differences, student
+from tests.by_image import BothParts, differences
 from tests.conftest import class_image, enter_store
 from tests.reports import artifact
 from tests.test_decide import CLASSES, Desk
@@ -86,7 +86,7 @@ def results(run: Run) -> pd.DataFrame:
 
 @dataclass
 class Known:
-    """The method's text, word by word: Student's t around the mean."""
+    """The method's text, word by word, around the mean."""
 
     mean: float
     low: float
@@ -108,10 +108,10 @@ class Known:
         cls, pairs: Sequence[tuple[Run, Run]], correction: float = 0.0, rope: float = 0.5
     ) -> Known:
         """Of the difference between the first runs and the second, for other images, too."""
-        return cls.in_numbers(student(differences(pairs), correction), rope)
+        return cls.in_numbers(BothParts.of(differences(pairs), correction), rope)
 
     @classmethod
-    def in_numbers(cls, t: rv_frozen, rope: float) -> Known:
+    def in_numbers(cls, t: rv_frozen | BothParts, rope: float) -> Known:
         low, high = t.interval(0.95)
         return cls(t.median(), low, high, t.sf(rope), t.cdf(-rope), t.sf(0))
 
