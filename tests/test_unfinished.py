@@ -18,7 +18,7 @@ import torch
 
 from pipeline.cli import main
 from pipeline.errors import DivergedError
-from pipeline.model.backbones import Backbone
+from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.runs.find_or_run import find_or_run
 from pipeline.runs.resuming.stopped import OUTDATED_AFTER_S, clear, sweep
 from pipeline.runs.resuming.unfinished import NOTHING
@@ -182,6 +182,21 @@ def test_patience_and_an_earlier_best_epoch_survive() -> None:
         went_on = course(rest, both, validate=True)
         assert went_on.rows == whole.rows
         assert not changed_names(whole.trainer.best, went_on.trainer.best)
+
+
+def test_a_state_of_an_earlier_version_has_no_momentum_of_what_had_no_gradient_yet() -> None:
+    backbone = build_backbone("tests.networks:GradientsLater", CLASSES, 32, seed=0)
+    stage = Stage("mine", 1, ("head", "late"))
+    settings = TrainSettings(epochs=EPOCHS, batch_size=12, lr=0.01, optimizer="sgd")
+    both = features(backbone, stage, settings, torch.float32, None)
+    whole = course(trainer_for(backbone, stage, settings), both, validate=True)
+    rest, state = trainer_for(backbone, stage, settings), read(whole.states[1])
+    optimized = [master for group in rest.optimizer.param_groups for master in group["params"]]
+    (later,) = (w.master for w in rest.weights if w.name == "late.1.scale")
+    (number,) = (n for n, master in enumerate(optimized) if master is later)
+    assert not state["optimizer"]["state"].pop(number)["momentum_buffer"].any()
+    go_on(rest, state)
+    assert len(course(rest, both, validate=True).rows) == EPOCHS
 
 
 # Files
