@@ -246,6 +246,26 @@ class Idle(Net):
         return self.fc(self.spare(self.late(self.early(self.stem(x)))).mean((2, 3)))
 
 
+class Later(nn.Module):
+    """A scale that takes part from the second pass in training mode on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.passes = nn.Parameter(torch.ones(WIDTH, 1, 1)), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += self.training
+        return x * self.scale if self.passes > 1 else x
+
+
+class GradientsLater(BranchesOnValues):
+    """A parameter has its first gradient after others."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.late = nn.Sequential(self.late, Later())
+
+
 class TiedWeights(Net):
     """Two layers have one weight."""
 

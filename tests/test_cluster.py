@@ -54,6 +54,15 @@ def test_tasks_share_the_cores_of_a_node(
     assert cores_each(nodes, gpus, workers) == cores
 
 
+def test_one_of_several_gpus_by_its_number_is_refused_for_tasks_before_ray_starts() -> None:
+    for where in ({"workers": "2"}, {"cluster": "127.0.0.1:1"}):
+        refused = pytest.raises(ClusterError, match=r"device=cuda:1 .*-P device=cuda\b")
+        with refused, cluster_of(ClusterSettings(**where), "cuda:1", print):
+            pass
+    with cluster_of(ClusterSettings(), "cuda:1", print) as none:
+        assert none is None
+
+
 def test_faults_come_back_from_a_task_as_they_were() -> None:
     fault = DivergedError("no number", "run7")
     fault.add_note("kept in a folder")

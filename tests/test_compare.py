@@ -13,6 +13,7 @@ import mlflow
 import pandas as pd
 import pytest
 
+from pipeline.runs.findings.predictions import TEST_PREDICTIONS
 from pipeline.tracking.keys import PEAK_MIB
 from tests.comparisons import NAME, Finished, Known, check_numbers, compare, new_desk, results
 from tests.conftest import inside
@@ -42,6 +43,27 @@ def finished_once(tmp_path_factory: pytest.TempPathFactory, empty_database: Path
 def finished(finished_once: Finished) -> Iterator[Finished]:
     with inside(finished_once.desk.folder):
         yield finished_once
+
+
+def test_a_run_whose_predictions_may_not_be_written_is_compared_and_said(
+    tmp_path_factory: pytest.TempPathFactory, empty_database: Path
+) -> None:
+    """As in a folder of another person's."""
+    desk = new_desk(tmp_path_factory, empty_database)
+    with inside(desk.folder):
+        first = compare(desk, schedules="full,head_only")
+        theirs = runs()[0].info.run_id
+        predictions = artifact(theirs, TEST_PREDICTIONS)
+        predictions.unlink()
+        (predictions / predictions.name).mkdir(parents=True)
+        mlflow.MlflowClient().set_tag(theirs, "z.test_sha256", "unknown")
+        desk.said.clear()
+        again = compare(desk, schedules="full,head_only")
+        (note,) = [line for line in desk.said if "is not brought up to date" in line]
+        assert note.startswith(f"note: run {theirs} (")
+        assert [cell.results for cell in again.cells] == [cell.results for cell in first.cells]
+        tags = mlflow.get_run(theirs).data.tags
+        assert len(tags["z.test_sha256"]) == 64
 
 
 def test_stage_runs_are_nested_in_the_one_run_of_the_comparison(finished: Finished) -> None:

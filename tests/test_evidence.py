@@ -14,6 +14,9 @@ import pandas as pd
 import pytest
 
 from pipeline.cli import main
+from pipeline.runs.findings.predictions import TEST_PREDICTIONS
+from pipeline.signals.evidence import epochs_of, has_pictures
+from pipeline.tracking import RunView, Tracking
 from tests.conftest import Command, Work, class_image, inside
 from tests.test_gate import REFERENCE
 from tests.test_run_stage import artifact, runs
@@ -190,11 +193,52 @@ def test_a_sibling_whose_files_may_not_be_written_is_left_and_said(
     assert "Stage-2 Best results" in output
 
 
+def test_a_run_whose_files_may_not_be_written_is_scored_reused_and_left(
+    command: Command, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As in a folder of another person's: `evaluate` adds predictions, and `main` pictures."""
+    chain = {"schedule": "head_only", "test_per_class": "2"}
+    assert command("main", **chain) == 0
+    (theirs,) = runs()["run_id"]
+    artifact(theirs, "figures").touch()
+    predictions = artifact(theirs, TEST_PREDICTIONS)
+    (predictions / predictions.name).mkdir(parents=True)
+    capfd.readouterr()
+    assert main(["evaluate", "--run_id", theirs]) == 0
+    assert command("main", log_pictures="on", **chain) == 0
+    output = capfd.readouterr().out
+    notes = [line for line in output.splitlines() if "is not brought up to date" in line]
+    assert ["test_predictions" in note for note in notes] == [True, False]
+    assert "figures" in notes[1]
+    assert "has its pictures" not in output
+    (run,) = runs().to_dict("records")
+    assert 0 <= run["metrics.test/acc"] <= 1
+    assert not has_pictures(Tracking.connect().get(theirs))
+
+
 def test_lost_parent_predictions_leave_the_comparison_unknown(command: Command) -> None:
     command("stage1")
     artifact(runs()["run_id"][0], "evaluation/val_predictions.csv").unlink()
     assert command("stage2") == 0
     assert signals_of(runs().iloc[-1])["positive.val_acc_gain"] == "unknown"
+
+
+def test_a_parent_counts_the_epochs_that_it_had_whatever_was_typed_and_planned(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = mlflow.MlflowClient()
+    launched = client.create_run("0").info.run_id
+    client.log_param(launched, "epochs", "5.0")  # as `mlflow run` does
+    monkeypatch.setenv("MLFLOW_RUN_ID", launched)
+    still = {"stage1.lr": "1e-30", "stage1.norm": "keep", "stage1.patience": "1"}
+    words = {"epochs": "5.0", "stage1.epochs": "7", **still}
+    assert command("stage1", **words) == 0
+    tracking = Tracking.connect()
+    assert epochs_of(tracking, tracking.get(launched)) == 2
+    assert command("stage2", **words, **{"stage2.epochs": "1"}) == 0
+    assert "positive.val_acc_gain" in signals_of(of_stage(2).iloc[0])
+    mlflow.MlflowClient().delete_run(launched)
+    assert epochs_of(tracking, RunView.of(client.create_run("0"))) == 0
 
 
 def test_a_run_that_diverges_half_way_ends_and_says_so(command: Command) -> None:

@@ -6,15 +6,17 @@ import os
 import re
 import signal
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import mlflow
 import pytest
 
+from pipeline.errors import DivergedError
+from pipeline.runs.resuming.once import NO_FINITE_EPOCH, Work
 from pipeline.system.processes import KILLED_REASON, PROCESS
 from pipeline.tracking import RunView, Tracking
-from pipeline.tracking.keys import CHECKPOINT_SHA256, KIND, MODEL_URI, REFIT, TICKET
+from pipeline.tracking.keys import CHECKPOINT_SHA256, DIVERGED, KIND, MODEL_URI, REFIT, TICKET
 from tests.conftest import Command, tiny, words_of
 from tests.crowds import Crowd, crowd
 from tests.test_leases import until
@@ -70,6 +72,22 @@ def test_a_command_that_waits_takes_over_from_one_that_is_killed(
     assert len(run.tags[CHECKPOINT_SHA256]) == 64
     ended = [r for r in Tracking.connect().find({}, status=None) if r.status != "FINISHED"]
     assert {(r.status, r.tags["failure"]) for r in ended} == {("FAILED", KILLED_REASON)}
+
+
+def test_a_run_that_diverged_late_and_was_stopped_is_taken_over(store: Path) -> None:
+    """The tag `diverged` is that of some epoch: those before may be of use."""
+    tracking, told = Tracking.connect(), list[str]()
+    work = Work(tracking=tracking, say=told.append, alike={KIND: "stage"}, words="stage 1")
+    ends = {}
+    for name, err in (("late", KeyboardInterrupt()), ("all", DivergedError(NO_FINITE_EPOCH))):
+        run = tracking.run(name, {KIND: "stage", DIVERGED: "true"}, target=False)
+        with suppress(KeyboardInterrupt, DivergedError), run as log:
+            raise err
+        ends[name] = tracking.get(log.run_id)
+    work._check_end(ends["late"])
+    assert "taking over" in told[-1]
+    with pytest.raises(DivergedError, match="no epoch had a finite"):
+        work._check_end(ends["all"])
 
 
 def test_the_model_on_all_images_is_trained_once(command: Command, store: Path) -> None:

@@ -13,7 +13,7 @@ from pipeline.entries.command_line.table import ENTRY_POINTS, perform
 from pipeline.runs.messages.next_step import next_command, options_of
 from pipeline.runs.messages.words import outcome_sentence, run_name
 from pipeline.signals.readings import Signal
-from pipeline.tracking import keys
+from pipeline.tracking import Tracking, keys
 from tests.conftest import Command, write_image_folder
 from tests.helpers import load_settings
 
@@ -42,6 +42,25 @@ def test_an_experiment_is_named_after_the_data_and_runs_in_default_are_found(
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "apart")  # a place of its own
     assert command("stage1") == 0
     assert "found run" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("followed", [0, 1])
+def test_a_run_that_is_followed_has_siblings_in_default_and_where_its_data_are(
+    followed: int, store: Path
+) -> None:
+    tags = {keys.KIND: "stage", keys.RECIPE_KEY: "one", keys.DATA: "images"}
+    places = "0", mlflow.create_experiment("images")
+    client = mlflow.MlflowClient()
+    apart = mlflow.create_experiment("apart")
+    stored = {keys.stored_tag(key): value for key, value in tags.items()}
+    runs = [client.create_run(place, tags=stored) for place in (*places, apart)]
+    for one in runs:
+        client.set_terminated(one.info.run_id)
+    tracking = Tracking.connect()
+    (run,) = (one for one in runs if one.info.experiment_id == places[followed])
+    tracking.follow(tracking.get(run.info.run_id))
+    found = tracking.find({keys.RECIPE_KEY: "one"})
+    assert [one.experiment_id for one in found] == list(places)
 
 
 def test_a_launched_run_has_a_name_before_anything_can_fail(

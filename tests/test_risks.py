@@ -6,16 +6,17 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pipeline.tracking.keys import RISKS
 from pipeline.training.diagnostics import (
     PROBES,
     RiskMeter,
     gram,
     linear_cka,
     norm_of,
-    relative_drift,
 )
+from pipeline.training.master_weights import MasterWeight
 
 
 def cka(x: Tensor, y: Tensor) -> float:
@@ -26,14 +27,25 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def drift(now: list[Tensor], start: list[Tensor]) -> float:
+    weights = [
+        MasterWeight(f"w{number}", "head", nn.Parameter(one), before)
+        for number, (one, before) in enumerate(zip(now, start, strict=True))
+    ]
+    meter, outputs = RiskMeter(weights, 4), {"head": random(4, 2)}
+    meter.start(outputs)
+    meter.see_gradients()
+    return meter.read(outputs)[f"{RISKS}drift/head"]
+
+
 def test_drift_is_the_distance_over_the_size_at_the_start_of_all_tensors_together() -> None:
     assert norm_of([torch.tensor([3.0]), torch.tensor([[0.0, 4.0]])]).item() == pytest.approx(5.0)
     start = [torch.tensor([3.0, 0.0]), torch.tensor([4.0])]
     now = [torch.tensor([3.0, 1.0]), torch.tensor([4.0])]
-    assert relative_drift(now, start) == pytest.approx(0.2)
+    assert drift(now, start) == pytest.approx(0.2)
     zero = [torch.zeros(2)]
-    assert relative_drift(start, start) == relative_drift(zero, zero) == 0.0
-    assert relative_drift([torch.ones(2)], zero) == math.inf
+    assert drift(start, start) == drift(zero, zero) == 0.0
+    assert drift([torch.ones(2)], zero) == math.inf
 
 
 def test_large_representations_are_multiplied_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

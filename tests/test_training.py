@@ -370,6 +370,20 @@ def test_parameters_without_a_part_in_the_forward_pass_stay_as_they_are(
         assert all(run.history[f"{RISKS}{risk}/late"])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_parameter_may_have_its_first_gradient_after_others(
+    optimizer: str, dtype: torch.dtype
+) -> None:
+    backbone = build_backbone("tests.networks:GradientsLater", CLASSES, 32, seed=0)
+    stage = Stage("mine", 1, ("head", "late"))
+    settings = {"optimizer": optimizer, "dtype": dtype, "batch_size": 12, "lr": 0.01}
+    first, later = (train(stage, backbone=backbone, epochs=n, **settings).last for n in (1, 2))
+    name = "late.1.scale"
+    assert torch.equal(first[name], backbone.model.state_dict()[name])
+    assert not torch.equal(later[name], first[name])
+
+
 def test_the_first_step_of_l2_sp_is_that_without_it() -> None:
     """There is no pull yet where the weights are still those that the stage started from."""
     settings = {"epochs": 1, "batch_size": 12, "optimizer": "sgd"}
@@ -535,6 +549,17 @@ def test_an_epoch_without_numbers_is_not_selected_over_one_with_them() -> None:
     finite = [row for row in run.history.rows if math.isfinite(row[VAL_LOSS])]
     assert max(row[VAL_ACC] for row in finite) < run.history[VAL_ACC][-1] == 1.0
     assert run.history.best in finite
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_constants_are_stored_as_they_are_and_not_as_they_compute(dtype: torch.dtype) -> None:
+    backbone = build_backbone("tests.networks:Constants", CLASSES, 32, seed=0)
+    backbone.model.state_dict()["factor"].fill_(1 / 3)  # in 16 bits it is another number
+    before, stage = copy_state(backbone), Stage("mine", 1, ("head", "late", "early", "stem"))
+    trainer = trainer_for(backbone, stage, TrainSettings(**SMALL), dtype=dtype)
+    assert changed_names(trainer.snapshot(), before) == set()
+    last = train(stage, backbone=backbone, dtype=dtype).last
+    assert torch.equal(last["factor"], before["factor"])
 
 
 @pytest.mark.parametrize("stage", [HEAD, BLOCK4, FULL], ids=["head", "block4", "full"])

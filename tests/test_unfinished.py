@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import os
 import resource
+import shutil
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -18,7 +20,7 @@ import torch
 
 from pipeline.cli import main
 from pipeline.errors import DivergedError
-from pipeline.model.backbones import Backbone
+from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.runs.find_or_run import find_or_run
 from pipeline.runs.resuming.stopped import OUTDATED_AFTER_S, clear, sweep
 from pipeline.runs.resuming.unfinished import NOTHING
@@ -30,8 +32,9 @@ from pipeline.system.disk.sealed import read_about, read_sealed, write_sealed
 from pipeline.system.interrupts import begun, stopped_by_signals
 from pipeline.system.processes import PROCESS, STARTED
 from pipeline.system.variables import KEEP_SHARE, LEASE
-from pipeline.tracking import Tracking, keys
+from pipeline.tracking import RunLog, Tracking, keys
 from pipeline.tracking.history import History, Summary
+from pipeline.tracking.ownership.reopened import Stopped
 from pipeline.training.prefix.cache import PrefixCache
 from pipeline.training.prefix.features import Features
 from pipeline.training.trainer import Trainer
@@ -182,6 +185,21 @@ def test_patience_and_an_earlier_best_epoch_survive() -> None:
         went_on = course(rest, both, validate=True)
         assert went_on.rows == whole.rows
         assert not changed_names(whole.trainer.best, went_on.trainer.best)
+
+
+def test_a_state_of_an_earlier_version_has_no_momentum_of_what_had_no_gradient_yet() -> None:
+    backbone = build_backbone("tests.networks:GradientsLater", CLASSES, 32, seed=0)
+    stage = Stage("mine", 1, ("head", "late"))
+    settings = TrainSettings(epochs=EPOCHS, batch_size=12, lr=0.01, optimizer="sgd")
+    both = features(backbone, stage, settings, torch.float32, None)
+    whole = course(trainer_for(backbone, stage, settings), both, validate=True)
+    rest, state = trainer_for(backbone, stage, settings), read(whole.states[1])
+    optimized = [master for group in rest.optimizer.param_groups for master in group["params"]]
+    (later,) = (w.master for w in rest.weights if w.name == "late.1.scale")
+    (number,) = (n for n, master in enumerate(optimized) if master is later)
+    assert not state["optimizer"]["state"].pop(number)["momentum_buffer"].any()
+    go_on(rest, state)
+    assert len(course(rest, both, validate=True).rows) == EPOCHS
 
 
 # Files
@@ -340,6 +358,77 @@ def test_a_state_is_its_runs_as_long_as_the_owner_gives_signs(
     assert any("waiting for it" in line for line in told)
     assert stop.epochs == [3, 4]
     assert [one.run_id for one in tracking.find({keys.KIND: "stage"})] == [run.run_id]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_states_in_a_folder_of_others_end_no_command(
+    store: Path, image_folder: Path, at_every_border: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow.create_experiment("own", artifact_location=(store / "artifacts").as_uri())
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "own")
+    assert train(open_session(image_folder, []), Stops(2)) is None
+    (path,) = states()
+    tracking, key = Tracking.connect(), path.name.partition(".")[0]
+    for status in ("KILLED", "FINISHED"):
+        other = tracking.start("other", {})
+        tracking.writing(other).set_status(status)
+        shutil.copy(path, path.with_name(f"{key}.{other}.state"))
+    left, theirs = states(), path.parent.absolute()
+    for place in (store, *store.rglob("*")):
+        if theirs not in (place, place.parent):
+            os.chown(place, 65534, 65534)
+    theirs.chmod(0o1777)  # all may write, and remove what is their own
+    for place in store.parents[:3]:
+        place.chmod(0o711)
+    os.seteuid(65534)
+    try:
+        stop = Stops(0)
+        assert train(open_session(image_folder, []), stop)
+    finally:
+        os.seteuid(0)
+    assert stop.epochs == [3, 4]
+    assert states() == left
+
+
+def test_a_run_that_goes_on_has_no_tag_that_is_not_true_any_more(store: Path) -> None:
+    tracking, tags = Tracking.connect(), {keys.KIND: "stage"}
+    once = {keys.WITHOUT_PICTURES: "true", "tuned_by": "a study", "weights": "none"}
+    log = stopped(tracking, {**tags, **once})
+    again = {**tags, "tuned_by": "another", "weights": "imagenet"}
+    with tracking.run("again", again, target=False, goes_on=Stopped(log, 0)):
+        pass
+    now = tracking.get(log).tags
+    assert not {keys.WITHOUT_PICTURES, keys.FAILURE} & now.keys()
+    assert again.items() <= now.items()
+    with tracking.run("again", tags, target=False, goes_on=Stopped(log, 0)):
+        pass
+    assert "tuned_by" not in tracking.get(log).tags
+
+
+def test_what_goes_on_replaces_what_a_killed_attempt_logged_after_its_state(store: Path) -> None:
+    tracking = Tracking.connect()
+    log = stopped(tracking, {}, 1.0)
+    with tracking.run("again", {}, target=False, goes_on=Stopped(log, 3)) as again:
+        log_epochs(again, 10.0)
+    assert tracking.history(log, keys.VAL_ACC) == [1, 2, 3, 40, 50]
+    run = tracking.get(log)
+    assert (run.metrics[keys.VAL_ACC], run.metrics[keys.PREFIX_S]) == (50, 10)
+
+
+def stopped(tracking: Tracking, tags: dict[str, str], times: float = 0.0) -> str:
+    """The id of a run that has logged five epochs, if any, and was stopped."""
+    run = tracking.run("stopped", tags, target=False)
+    with suppress(KeyboardInterrupt), run as log:
+        log_epochs(log, times)
+        raise KeyboardInterrupt
+    return log.run_id
+
+
+def log_epochs(log: RunLog, times: float) -> None:
+    log.metrics({keys.PREFIX_S: times})
+    for epoch in range(1, 6):
+        log.metrics({keys.VAL_ACC: times * epoch}, step=epoch)
+    log.wait()
 
 
 def test_clean_counts_states_and_removes_them(

@@ -238,12 +238,18 @@ def cluster_of(settings: ClusterSettings, device: str, say: Say) -> Iterator[Clu
     `device`: the setting; on `cpu` tasks have no GPU.
 
     Raises:
-        ClusterError: Ray is not installed, or nothing answers there.
+        ClusterError: Ray is not installed, or nothing answers there; or the device is one of
+            several by its number.
     """
     address = settings.cluster or (LOCAL if settings.workers > 1 else "")
     if not address:
         yield None
         return
+    if device.startswith("cuda:"):
+        raise ClusterError(
+            f"device={device} together with tasks (workers= or cluster=): Ray shows each task the "
+            "GPUs that it gives it, counted from 0: pass -P device=cuda"
+        )
     with connected(address, settings.workers) as engine:
         nodes = [node["Resources"] for node in engine.nodes() if node["Alive"]]
         gpus = 0.0 if device == "cpu" else settings.num_gpus or float(_have_gpus(nodes))

@@ -77,7 +77,7 @@ def start_entry(command: Command, plan: StartPlan) -> list[Tried]:
         say(f"{settings.data}: {count_of(len(source.class_names), 'class')}\n")
         say(f"{in_columns(report.classes)}\n")
         apart = _test_images(source, settings)
-        told = [*report.lines, *source.notes, *_gaps(source, settings, report)]
+        told = [*report.lines, *source.notes, *_gaps(source, settings, report, apart)]
         for line in told:
             say(line)
         here, missing = _candidates(plan)
@@ -157,8 +157,11 @@ def _test_images(source: Source, settings: Settings) -> int:
     return 0
 
 
-def _gaps(source: Source, settings: Settings, report: DataReport) -> list[str]:
-    """What the images lack, and what this command, and those below, do about that."""
+def _gaps(source: Source, settings: Settings, report: DataReport, apart: int) -> list[str]:
+    """What the images lack, and what this command, and those below, do about that.
+
+    `apart`: test images of each class to set aside, where there is no test split.
+    """
     lines = []
     if report.unreadable and not settings.skip_unreadable:
         lines.append(
@@ -172,7 +175,7 @@ def _gaps(source: Source, settings: Settings, report: DataReport) -> list[str]:
             lines.append(f"no test image is of class {names}")
         return lines
     without = "no test split, without which evaluate and decide have nothing to score on"
-    if apart := _test_images(source, settings):
+    if apart:
         few = f" (fewer than {TEST_IMAGES}: no more are left)" if apart < TEST_IMAGES else ""
         return [*lines, f"{without}: pass -P test_per_class={apart} before you train{few}"]
     return [

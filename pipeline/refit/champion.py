@@ -16,6 +16,7 @@ from pipeline.refit.recommended import Recommended
 from pipeline.refit.train import Refit, refit
 from pipeline.settings.entry import usable_name
 from pipeline.settings.run import Settings
+from pipeline.signals.evidence import as_far_as_allowed
 from pipeline.system.text import count_of
 from pipeline.tracking import ModelVersion, RunView, Tracking, keys
 from pipeline.tracking.registry import ALIAS
@@ -55,7 +56,8 @@ def refit_and_describe(
     made = refit(tracking, recipe, scope, say, nested_under=nested_under)
     card, description = model_card(tracking, made, recommended, command)
     log = tracking.writing(made.run.run_id)
-    log.text(card, CARD)
+    with as_far_as_allowed(made.run, say):
+        log.text(card, CARD)
     log.tags({**recommended.tags, keys.NOTE: description})
     accuracy = overall(test_predictions(tracking, made))
     if accuracy.images:

@@ -32,7 +32,6 @@ from pipeline.runs.resuming.once import Work
 from pipeline.runs.resuming.unfinished import run_that_goes_on
 from pipeline.runs.scoring import logits_of, read_test_split, scored_on
 from pipeline.runs.session import Session
-from pipeline.runs.sources import source_of
 from pipeline.runs.stage_log import log_confusion, log_served_model, log_unreadable
 from pipeline.settings.run import plain_values
 from pipeline.stats.metrics import score_logits
@@ -80,10 +79,9 @@ def refit(
     """
     recipe = replace(recipe, settings=recipe.fixed(tracking))
     settings = recipe.settings
-    source = source_of(settings)
     deal = partial(whole_draw, scope=scope)
     session = Session.open(settings, tracking, lambda _: None, deal=deal)
-    session.say, draw = say, session.draw
+    session.say, draw, source = say, session.draw, session.source
     for note in draw.notes:
         say(f"note: {note}")
     test = read_test_split(source, settings, say) if source.test else None

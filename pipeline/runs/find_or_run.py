@@ -22,7 +22,7 @@ from pipeline.runs.run_stage import run_stage
 from pipeline.runs.scoring import logits_of
 from pipeline.runs.session import Session
 from pipeline.runs.stage_log import log_pictures, log_served_model
-from pipeline.signals.evidence import Subject, has_pictures, parent_of
+from pipeline.signals.evidence import Subject, as_far_as_allowed, has_pictures, parent_of
 from pipeline.stats.metrics import score_logits
 from pipeline.system.interrupts import check
 from pipeline.tracking import RunView, keys
@@ -140,7 +140,7 @@ def add_pictures_and_model(session: Session, number: int, run_id: str) -> None:
     lacks_model = settings.log_model and keys.MODEL_URI not in run.tags
     if not lacks_pictures and not lacks_model:
         return
-    backbone = session.restore(run)
+    backbone, added = session.restore(run), list[str]()
     if lacks_pictures:
         stage = settings.stage(number)
         prefix = backbone.frozen_segments(stage.trainable)
@@ -154,15 +154,19 @@ def add_pictures_and_model(session: Session, number: int, run_id: str) -> None:
                 logits=logits,
                 parent=parent_of(tracking, run),
             )
-            log_pictures(log, tracking, subject, session.say)
-        log.tags({keys.COMPLETED: "true"})
+            with as_far_as_allowed(run, session.say):
+                log_pictures(log, tracking, subject, session.say)
+                added.append("pictures")
+        if added or not history:
+            log.tags({keys.COMPLETED: "true"})
     if lacks_model:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, as_far_as_allowed(run, session.say):
             name = model_name(settings, number)
             log_served_model(log, name, settings, session.draw, backbone, Path(folder))
-    session.say(
-        f"stage {number}: run {run_id} has its pictures and its model now, not trained again"
-    )
+            added.append("model")
+    if added:
+        what = " and ".join(f"its {part}" for part in added)
+        session.say(f"stage {number}: run {run_id} has {what} now, not trained again")
 
 
 def join_data_set(session: Session, run: RunView, number: int) -> None:

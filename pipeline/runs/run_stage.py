@@ -30,6 +30,7 @@ from pipeline.runs.messages.words import (
     run_name,
     stage_name,
 )
+from pipeline.runs.resuming.once import NO_FINITE_EPOCH
 from pipeline.runs.resuming.unfinished import Unfinished, run_that_goes_on
 from pipeline.runs.session import CHECKPOINT, Session
 from pipeline.runs.stage_log import (
@@ -195,7 +196,7 @@ def _train(session: Session, log: RunLog, work: _Work, unfinished: Unfinished) -
         )
         log.wait()
         raise DivergedError(
-            f"stage {stage.number}: no epoch had a finite validation loss: lower "
+            f"stage {stage.number}: {NO_FINITE_EPOCH}: lower "
             f"stage{stage.number}.lr ({trainer.settings.lr}) or set clip_norm",
             log.run_id,
         )

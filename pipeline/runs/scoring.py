@@ -26,10 +26,10 @@ from pipeline.runs.findings.predictions import keep_predictions
 from pipeline.runs.floor import Floor, floor_of
 from pipeline.runs.lineage import check_places, other_than, settings_of
 from pipeline.runs.session import Session
-from pipeline.runs.sources import source_and_weights
 from pipeline.runs.stage_log import log_unreadable
 from pipeline.settings.entry import EvaluateSettings
 from pipeline.settings.run import Settings
+from pipeline.signals.evidence import as_far_as_allowed
 from pipeline.stats.metrics import Row, score_logits
 from pipeline.system.progress import counted
 from pipeline.system.text import as_markdown, count_of, first_of, fixed
@@ -72,17 +72,16 @@ def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
             )
         settings = command.request.settings(settings_of(run), run.run_id)
         check_places(settings, run)
-        source, _ = source_and_weights(settings)  # faults of both come before images are read
         session = Session.open(settings, tracking, say)
         session.check_images(run)
-        images = read_test_split(source, settings, say)
+        images = read_test_split(session.source, settings, say)
         _check_test(run, images.fingerprint(), session)
         backbone = session.restore(run)
         with tracking.run(f"evaluate · {run.name}", {KIND: "evaluate"}, target=True) as log:
             answers = _answers(session, run, images, backbone)
             logits = answers.logits
             scores = score_logits(logits, images.labels)
-            overlap = Overlap.of(images, source).after([session.draw])
+            overlap = Overlap.of(images, session.source).after([session.draw])
             title = f"{scores['acc']:.1%} on test images · {run.name}"
             told = f"{scores['acc']:.1%} of {count_of(len(images), 'test image')} recognised"
             of = f"By run `{run.run_id}`: {as_markdown(run.name)}."
@@ -93,7 +92,8 @@ def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
             log.metrics({**_named(scores), **counts, **(floor.metrics if floor else {})})
             log_mistakes(log, answers, say, settings.data)
     measured = scored_on(images.fingerprint(), session.precision)
-    keep_predictions(tracking, run, logits, images, session.draw.class_names)
+    with as_far_as_allowed(run, say):
+        keep_predictions(tracking, run, logits, images, session.draw.class_names)
     keep_scores(tracking, run, scores, measured, counts)
     session.cache.tell_notes(say)
     for line in _told(run.name, scores, answers, overlap, floor):

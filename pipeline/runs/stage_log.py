@@ -98,6 +98,7 @@ def start_tags(session: Session, stage: Stage, parent: RunView | None) -> dict[s
         keys.WITHOUT_PICTURES: "" if settings.log_pictures else "true",
         "tuned_by": session.tuned_by.get(stage.number, ""),
     }
+    assert where_they_apply.keys() == keys.WHERE_THEY_APPLY
     return {
         keys.KIND: "stage",
         "preset": settings.preset,

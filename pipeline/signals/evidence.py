@@ -77,7 +77,7 @@ def log_evidence(log: RunLog, tracking: Tracking, subject: Subject) -> list[Sign
         scores,
         settings,
         has_parent=has_parent,
-        parent_epochs=int(parent.params.get(keys.EPOCHS, 0)) if parent else 0,
+        parent_epochs=epochs_of(tracking, parent) if parent else 0,
     )
     log.tags(_tags(signals))
     log.metrics(_metrics([s for s in signals if "siblings" not in s.numbers]))  # known at the end
@@ -95,6 +95,11 @@ def log_evidence(log: RunLog, tracking: Tracking, subject: Subject) -> list[Sign
     }
     log.text(_as_json(content), EVIDENCE)
     return signals
+
+
+def epochs_of(tracking: Tracking, run: RunView) -> int:
+    """How many epochs a run was selected from, which may be fewer than planned; 0: not known."""
+    return len(tracking.history(run.run_id, keys.VAL_ACC))
 
 
 def _tags(signals: Sequence[Signal]) -> dict[str, str]:

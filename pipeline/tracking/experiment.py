@@ -76,6 +76,11 @@ def usable_experiment(
     return [number, *_also(client, number, str(experiment.name), data)]
 
 
+def places_of(client: MlflowClient, number: str, data: str) -> list[str]:
+    """An experiment, by its id, and where else runs of the data of that name are found."""
+    return [number, *_also(client, number, str(client.get_experiment(number).name), data)]
+
+
 def _also(client: MlflowClient, number: str, name: str, data: str) -> list[str]:
     """Where runs of the same data are found, too."""
     if number == DEFAULT:

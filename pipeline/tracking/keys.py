@@ -51,6 +51,13 @@ IS_TRIAL, COMPLETED = "is_trial", "completed"
 """Of a trial's stage run: made without pictures; has been given its pictures since."""
 WITHOUT_PICTURES = "without_pictures"
 """Of a stage run made with `log_pictures=off`."""
+WHERE_THEY_APPLY = frozenset(
+    {
+        *(NETWORK_SHA256, TEST_AS_STORED, IS_TRIAL, WITHOUT_PICTURES),
+        *("norm_stats_reason", "kernels", "tuned_by"),
+    }
+)
+"""Tags that a stage run begins with only where they have something to say."""
 
 SIGNAL_TAGS, SIGNAL_METRICS = "signal.", "signal/"
 GATE_PRIOR, GATE_GAINS = "gate.prior", "gate.consistent_gains"

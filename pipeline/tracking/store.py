@@ -6,7 +6,6 @@ adopts it, so that a launched entry point is one run and not two.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,15 +17,16 @@ from pipeline.system.disk.databases import exclusively
 from pipeline.system.interrupts import begun
 from pipeline.system.network.addresses import without_password
 from pipeline.system.processes import owner_tags
-from pipeline.system.progress import doing, loading
+from pipeline.system.progress import doing
 from pipeline.system.provenance import PROJECT_DIR, git_commit
 from pipeline.tracking.connection.address import usable_address
-from pipeline.tracking.connection.client import patient
+from pipeline.tracking.connection.client import import_quietly, patient
 from pipeline.tracking.connection.faults import translated
 from pipeline.tracking.disk import StoredRun, discard, stored_runs
-from pipeline.tracking.experiment import ID, usable_experiment
+from pipeline.tracking.experiment import ID, places_of, usable_experiment
 from pipeline.tracking.experiment import NAME as EXPERIMENT
 from pipeline.tracking.keys import (
+    DATA,
     GIT_COMMIT,
     KIND,
     NAME,
@@ -38,7 +38,7 @@ from pipeline.tracking.keys import (
     stored_tag,
 )
 from pipeline.tracking.ownership.owners import Owners
-from pipeline.tracking.ownership.reopened import reopened
+from pipeline.tracking.ownership.reopened import Stopped
 from pipeline.tracking.ownership.turns import DRAWING, Once, take_turn
 from pipeline.tracking.pages import how_to_open
 from pipeline.tracking.registry import ModelVersion, Registered, champions, register
@@ -78,14 +78,7 @@ class Tracking:
         Raises:
             TrackingError: nothing answers there, or nothing can be recorded there.
         """
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines a run
-        for noisy in ("alembic", "mlflow.tracking.fluent"):
-            logging.getLogger(noisy).setLevel(logging.WARNING)
-        # it logs the tracebacks of faults that `translated` says in one line
-        logging.getLogger("mlflow.store.db").setLevel(logging.CRITICAL)
-        with loading("MLflow", "mlflow"):
-            import mlflow  # noqa: F401 - what takes time, before anybody is asked
+        import_quietly()  # what takes time, before anybody is asked
         uri = usable_address()
         shown = without_password(uri)
         begun()
@@ -108,9 +101,10 @@ class Tracking:
         return how_to_open(self.uri, self.experiment_id, self._target)
 
     def follow(self, run: RunView) -> None:
-        """Record in the experiment of a run, and find runs there, where nobody says otherwise."""
-        if run.experiment_id not in self._places:
-            self._places.append(run.experiment_id)
+        """Find runs where those of a run's data are; record there, if nobody says otherwise."""
+        with translated("read an experiment", self.uri):
+            places = places_of(self._client, run.experiment_id, run.tags.get(DATA, ""))
+        self._places += [place for place in places if place not in self._places]
         if not self._launched and not {ID, EXPERIMENT} & os.environ.keys():
             self.experiment_id = run.experiment_id
 
@@ -188,12 +182,13 @@ class Tracking:
         return artifact in {file.path for file in files}
 
     def history(self, run_id: str, metric: str) -> list[float]:
-        """A metric's values in the order of their steps; empty if it was never logged."""
+        """A metric's values in the order of their steps, the last of each; empty: none."""
         with translated("read a metric", self.uri):
             found = self._client.get_metric_history(run_id, metric)
             for name in former(metric):
                 found = found or self._client.get_metric_history(run_id, name)
-        return [point.value for point in sorted(found, key=lambda point: point.step)]
+        found = sorted(found, key=lambda point: (point.step, point.timestamp))
+        return list({point.step: point.value for point in found}.values())
 
     def start(self, name: str, tags: Mapping[str, str], *, nested_under: str | None = None) -> str:
         """Start a run that outlives this process; returns its id."""
@@ -241,14 +236,13 @@ class Tracking:
         target: bool,
         nested_under: str | None = None,
         once: Once | None = None,
-        goes_on: str = "",
+        goes_on: Stopped | None = None,
     ) -> Iterator[RunLog]:
         """A run that ends FINISHED, FAILED or, by Ctrl-C, KILLED; the tag `failure` says why.
 
-        Under `mlflow run` MLflow sets KILLED to FAILED after our process has ended (seen in
-        MLflow 3.17): there the tag alone tells them apart.
+        Under `mlflow run` MLflow 3.17 makes KILLED FAILED afterwards: there the tag alone tells.
 
-        `target`: the run asked for; it adopts `mlflow run`'s. Else `goes_on`: a stopped run's id.
+        `target`: the run asked for; it adopts `mlflow run`'s. Else `goes_on`: a stopped run.
         `once`: end in an OvertakenError where another process makes this run, or has made it.
         """
         self.owners.end_abandoned(at_once=target)
@@ -294,7 +288,13 @@ class Tracking:
             self.writing(run_id).tags({NAME: name, KIND: kind})
 
     def _start(
-        self, name: str, tags: Tags, *, target: bool, nested_under: str | None, goes_on: str = ""
+        self,
+        name: str,
+        tags: Tags,
+        *,
+        target: bool,
+        nested_under: str | None,
+        goes_on: Stopped | None = None,
     ) -> RunLog:
         all_tags = {
             NAME: name,
@@ -313,7 +313,7 @@ class Tracking:
                 self._client.log_batch(run_id, tags=to_tags(all_tags))
                 known = set(self._client.get_run(run_id).data.params)
             elif goes_on:
-                return reopened(self._client, self.uri, goes_on, all_tags)
+                return goes_on.reopened(self._client, self.uri, all_tags)
             else:
                 run_id = self._client.create_run(self.experiment_id, tags=all_tags).info.run_id
                 known = set()

@@ -75,18 +75,13 @@ def norm_of(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack(norms).square().sum().sqrt()
 
 
-def relative_drift(now: Sequence[Tensor], start: Sequence[Tensor]) -> float:
-    """||w - w0|| / ||w0||; 0 where w0 is all zeros and nothing moved, else infinite."""
-    moved, origin = _moved(now, start)
-    return _share(float(moved), float(origin))
-
-
 def _moved(now: Sequence[Tensor], start: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """||w - w0|| and ||w0||."""
     return norm_of(torch._foreach_sub(list(now), list(start))), norm_of(start)
 
 
 def _share(moved: float, origin: float) -> float:
+    """||w - w0|| / ||w0||; 0 where w0 is all zeros and nothing moved, else infinite."""
     return moved / origin if origin else (float("inf") if moved else 0.0)
 
 

@@ -65,3 +65,10 @@ class MasterWeight:
         if not self._shared:
             self._in_memory_order(self.computed).copy_(self.master)
         self.computed.grad = None
+
+
+def unrounded(computed: Tensor, original: Tensor) -> Tensor:
+    """What a computing copy holds, in the original's precision: the original where it is that."""
+    if computed.dtype != original.dtype and torch.equal(original.to(computed.dtype), computed):
+        return original.clone()
+    return computed.to(original.dtype)

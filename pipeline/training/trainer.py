@@ -37,7 +37,7 @@ from pipeline.tracking import keys
 from pipeline.tracking.history import History
 from pipeline.training.device import compute_copy, images_at_once, run_segments
 from pipeline.training.diagnostics import RiskMeter
-from pipeline.training.master_weights import MasterWeight
+from pipeline.training.master_weights import MasterWeight, unrounded
 from pipeline.training.mixing import mix
 from pipeline.training.prefix.features import Features
 from pipeline.training.trainer_state import State, put_state
@@ -316,4 +316,5 @@ class Trainer:
         tensors = {name: tensor.detach() for name, tensor in self.computed.items()}
         tensors |= {weight.name: weight.value for weight in self.weights}
         original = self.backbone.model.state_dict()
-        return {name: t.to("cpu", original[name].dtype, copy=True) for name, t in tensors.items()}
+        now = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+        return {name: unrounded(tensor, original[name]) for name, tensor in now.items()}

@@ -92,9 +92,12 @@ def put_state(trainer: Resumable) -> None:
 
     What is measured of the weights that the stage started from comes before this.
     """
-    state = trainer.continued
-    if state is None:
-        return
+    if state := trainer.continued:
+        _put(trainer, state)
+    _begin_momentum(trainer.optimizer)
+
+
+def _put(trainer: Resumable, state: State) -> None:
     for weight in trainer.weights:
         weight.master.copy_(state["masters"][weight.name])
         weight.push_value()
@@ -108,6 +111,17 @@ def put_state(trainer: Resumable) -> None:
     if trainer.history.selected and not trainer.best:
         trainer.best = trainer.snapshot()
     trainer.continued = None
+
+
+def _begin_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Have SGD's momentum begin at zero where there is none yet: the first steps are the same.
+
+    PyTorch's fused SGD takes memory as it comes for it, also in a step that is left out because a
+    gradient has overflowed, and fails where a parameter has its first gradient after others.
+    """
+    for group in optimizer.param_groups:
+        for master in group["params"] if "momentum" in group else ():
+            optimizer.state[master].setdefault("momentum_buffer", torch.zeros_like(master))
 
 
 def _buffers(trainer: Resumable) -> dict[str, Tensor]:

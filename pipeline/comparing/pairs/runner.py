@@ -30,6 +30,7 @@ from pipeline.runs.messages.origins import origin_of
 from pipeline.runs.scoring import keep_scores, logits_of, scored_on
 from pipeline.runs.session import Session
 from pipeline.settings.run import Settings
+from pipeline.signals.evidence import as_far_as_allowed
 from pipeline.stats.metrics import DEFAULT_SHARE, score_logits
 from pipeline.system.disk.digests import digest_values
 from pipeline.system.disk.files import lock_for_all, storage_faults
@@ -208,7 +209,8 @@ class PairRunner:
             scores = score_logits(logits, self.test.labels)
             test, predicted = scores[self.metric], logits.argmax(1).numpy()
             if run.tags.get(TEST_SHA256, "unknown") in (self.test_digest, "unknown"):
-                keep_predictions(self.tracking, run, logits, self.test, names)
+                with as_far_as_allowed(run, self.say):
+                    keep_predictions(self.tracking, run, logits, self.test, names)
                 keep_scores(self.tracking, run, scores, measured, counts)
             else:
                 self.say(

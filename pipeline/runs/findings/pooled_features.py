@@ -24,7 +24,7 @@ from pipeline.model.segments import Segment
 from pipeline.settings.augmentation import Augment
 from pipeline.system.disk.digests import digest_each
 from pipeline.training.device import compute_copy, entering_head, joined, with_kernels
-from pipeline.training.prefix.cache import PIXELS_PER_BATCH, Compute, PrefixCache
+from pipeline.training.prefix.cache import PIXELS_PER_BATCH, PrefixCache
 from pipeline.training.prefix.entry import Entry, entry_key
 from pipeline.training.prefix.features import Features
 
@@ -76,20 +76,10 @@ def pooled_features(
         shape = [1, len(images), entering[place]]
         values = cache.folder / f"{key}.bin"
         entry = Entry(prefix=prefix, values=values, shape=shape, dtype=torch.float32)
-        own = _OwnEntries(cache.folder, cache.limit_bytes, cache.notes)
-        kept = own.kept(entry, lambda _: _as_bytes(_pooled(features(), len(images))))
+        kept = cache.kept(entry, lambda _: _as_bytes(_pooled(features(), len(images))))
         if kept is not None:
             return kept
     return joined(_pooled(features(), len(images)), len(images))
-
-
-class _OwnEntries(PrefixCache):
-    """Entries that are no prefix's outputs, in the same folder and by the same rules."""
-
-    def kept(self, entry: Entry, compute: Compute) -> Tensor | None:
-        """The values of an entry, computed where they are not there intact; None without room."""
-        stored = self._load_or_fill(entry, [entry], torch.device("cpu"), compute)
-        return None if stored is None else stored.values[0].clone()
 
 
 def _computed_on(

@@ -24,6 +24,9 @@ from pipeline.tracking.keys import Tags
 from pipeline.tracking.ownership.turns import Once, first_at_work
 
 LOOK_S = 1.0
+NO_FINITE_EPOCH = "no epoch had a finite validation loss"
+"""Within the tag `failure` of a run that would end so again. The tag `diverged` does not tell:
+other epochs of such a run may be of use."""
 Result = TypeVar("Result")
 
 
@@ -109,7 +112,7 @@ class Work:
         if run.status == "FINISHED":
             return
         why = run.tags.get(keys.FAILURE, "it did not finish")
-        if run.tags.get(keys.DIVERGED) == "true":
+        if NO_FINITE_EPOCH in why:
             raise DivergedError(why, run.run_id)
         self.say(f"{self.words}: run {run.run_id} stopped ({why}): taking over")
         self.tracking.owners.end_abandoned(at_once=True)  # what the run was part of

@@ -49,6 +49,7 @@ from pipeline.system.processes import owner_tags
 from pipeline.system.variables import KEEP_SHARE, number
 from pipeline.tracking import RunLog, RunView, Tracking
 from pipeline.tracking.keys import IS_TRIAL, KIND, NESTED_UNDER, PARENT_CHECKPOINT_SHA256, Tags
+from pipeline.tracking.ownership.reopened import Stopped
 from pipeline.tracking.ownership.turns import Once
 from pipeline.training.trainer_state import State
 
@@ -76,7 +77,7 @@ class Unfinished:
         origin: what computes the run, and what the run starts from.
         is_nested: pages show the run within another one.
         found: what a stopped run had come to; None: the run begins.
-        goes_on: the run that had come to it and is written on; empty: a new run.
+        goes_on: the run that had come to it and is written on; None: a new run.
         earlier_s: seconds that the run took before it was stopped.
     """
 
@@ -87,7 +88,7 @@ class Unfinished:
     share: float
     is_nested: bool
     found: State | None = None
-    goes_on: str = ""
+    goes_on: Stopped | None = None
     earlier_s: float = 0.0
     _run_id: str = ""
     _former: _Candidate | None = None
@@ -116,14 +117,15 @@ class Unfinished:
             is_bare = tuple(one.about["done"]) == NOTHING
             content = None if self._former or is_bare else self._content(one.path)
             if self._former or not (content or (is_bare and one.run)):
-                one.path.unlink(missing_ok=True)
+                _remove(one.path)
                 continue
             self.found, self._former = content, one
             self.earlier_s = one.about["elapsed_s"]
             if (run := one.run) and run.experiment_id == tracking.experiment_id:
                 is_alike = all(run.tags.get(tag) == tags.get(tag) for tag in (IS_TRIAL, KIND))
                 is_nested = bool(run.tags.get(NESTED_UNDER))
-                self.goes_on = run.run_id if is_alike and is_nested == self.is_nested else ""
+                if is_alike and is_nested == self.is_nested:
+                    self.goes_on = Stopped(run.run_id, one.about["done"][1])
 
     def _candidates(self, tracking: Tracking) -> Iterator[_Candidate]:
         for path in list(self.folder.glob(f"{self.key}.*{ENDING}")):
@@ -131,7 +133,7 @@ class Unfinished:
             if about and about["origin"] == self.origin:
                 run = run_of(tracking, path)
                 if run and run.status == "FINISHED":
-                    path.unlink(missing_ok=True)
+                    _remove(path)
                 else:
                     yield _Candidate(path=path, about=about, run=run)
 
@@ -156,8 +158,7 @@ class Unfinished:
 
     def _pass_over(self, path: Path, err: Exception) -> None:
         self.say(f"note: the state that a stopped command left is of no use ({err}): removed")
-        with suppress(OSError):
-            path.unlink()
+        _remove(path)
 
     def begin(self, tracking: Tracking, run_id: str) -> None:
         """The state is that of this run from now on; a stopped run that is another is deleted."""
@@ -229,8 +230,7 @@ class Unfinished:
         stopped_for_good = isinstance(err, RunStopped) and not err.goes_on
         if err is None or stopped_for_good or isinstance(err, TrainingError | FreezingError):
             self._at_border = None
-            with suppress(OSError):
-                self._path.unlink(missing_ok=True)
+            _remove(self._path)
         elif self._at_border and self.share:  # nothing is trained any more: any cost is worth it
             state = self._at_border()
             if _done(state) != self._kept:
@@ -282,6 +282,12 @@ def run_that_goes_on(
         unfinished.end(err)
         raise
     unfinished.end()
+
+
+def _remove(path: Path) -> None:
+    """A state that is of no use; one in a folder of others stays there."""
+    with suppress(OSError):
+        path.unlink()
 
 
 def _done(state: State) -> tuple[int, int]:

@@ -7,11 +7,14 @@ threads and questions that must not wait.
 
 from __future__ import annotations
 
+import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from pipeline.system.progress import loading
 from pipeline.tracking.connection.away import away_of
 from pipeline.tracking.connection.patience import Patience, ask_briefly
 
@@ -84,9 +87,9 @@ class PatientClient:
 
         def found() -> str | None:
             run = self.once.get_run(run_id)
-            models = self.once.search_logged_models([run.info.experiment_id], max_results=1000)
-            for model in models:
-                if (model.source_run_id, model.name) != (run_id, name):
+            place, own = [run.info.experiment_id], f"source_run_id = '{run_id}'"
+            for model in self.once.search_logged_models(place, own):
+                if model.name != name:
                     continue
                 if model.status == "READY":
                     return str(model.model_uri)
@@ -100,6 +103,18 @@ def _first_then(first: Callable[[], object], later: Callable[[], object]) -> Cal
     """Something that does one thing when it is first called, another from then on."""
     things = [first]
     return lambda: (things.pop() if things else later)()
+
+
+def import_quietly() -> None:
+    """Import MLflow, and have it say nothing that a command says itself."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines a run
+    for noisy in ("alembic", "mlflow.tracking.fluent"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    # it logs the tracebacks of faults that `translated` says in one line
+    logging.getLogger("mlflow.store.db").setLevel(logging.CRITICAL)
+    with loading("MLflow", "mlflow"):
+        import mlflow  # noqa: F401
 
 
 def patient(client: MlflowClient, uri: str) -> MlflowClient:

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline.data.augment import distinct_views
 from pipeline.data.image_set import ImageSet
@@ -119,6 +120,14 @@ class PrefixCache:
                 return features
         segments = compute_copy(backbone.segments[:prefix], dtype, device, frozen=True)
         return LiveFeatures.of(images, segments, augment, dtype, device)
+
+    def kept(self, entry: Entry, compute: Compute) -> Tensor | None:
+        """What one view of images has in an entry that is no prefix's outputs; None without room.
+
+        It lies in the same folder, and is computed where it is not there intact.
+        """
+        stored = self._load_or_fill(entry, [entry], torch.device("cpu"), compute)
+        return None if stored is None else stored.values[0].clone()
 
     def _load_or_fill(
         self, wanted: Entry, entries: list[Entry], device: torch.device, compute: Compute
