@@ -6,12 +6,14 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import StorageError
 from pipeline.system.disk.files import storage_faults, write_atomically
+from tests.helpers import fill
 
 ROOT = Path(__file__).resolve().parent.parent
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -78,6 +80,59 @@ else:
 """
     run(script, str(folder))
     assert list(folder.iterdir()) == []
+
+
+AS_ANOTHER_USER = """
+import os, sys
+from pipeline.cli import main
+import pipeline.entries.start, pipeline.runs.session  # which another user may not read
+os.setgid(65534)
+os.setuid(65534)
+os.chdir("/")
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("cache_dir=/cache", "may not be written"),
+        ("labels=/labels.csv", "no such file"),
+        ("weights=/weights.pth", "Permission denied"),
+        ("storage=/optuna.db", "storage="),
+    ],
+)
+def test_what_lies_in_a_folder_that_may_not_be_searched_is_one_line(
+    option: str, words: str
+) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:  # pytest's own is closed to others
+        root = Path(name)
+        root.chmod(0o777)
+        fill(root / "images", "a", "b", count=5)
+        (root / "closed").mkdir(mode=0o700)
+        key, _, place = option.partition("=")
+        options = {"data": f"{root}/images", "cache_dir": f"{root}/cache"}
+        options[key] = f"{root}/closed{place}"
+        typed = [word for pair in options.items() for word in (f"--{pair[0]}", pair[1])]
+        own = {**os.environ, "HOME": str(root), "MLFLOW_TRACKING_URI": f"sqlite:///{root}/m.db"}
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                AS_ANOTHER_USER,
+                "tune" if key == "storage" else "main",
+                *typed,
+            ],
+            cwd=ROOT,
+            env=own,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ decision would take, and what to type next. The test split is counted, never sco
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,7 +21,7 @@ from pipeline.data.inspection.overlap import stored_copies
 from pipeline.data.inspection.report import DataReport
 from pipeline.data.sampling.draws import Draw, with_test_split
 from pipeline.entries.command_line.plans import StartPlan
-from pipeline.errors import DataError, PipelineError, WeightsError
+from pipeline.errors import DataError, PipelineError, SettingsError, WeightsError
 from pipeline.reporting.page import to_html, to_markdown
 from pipeline.runs.command import Command
 from pipeline.runs.findings.near_duplicates import log_near_duplicates
@@ -83,7 +83,9 @@ def start_entry(command: Command, plan: StartPlan) -> list[Tried]:
         here, missing = _candidates(plan)
         with tracking.run(f"start · {source.name}", {KIND: "start"}, target=True) as log:
             log.params(plain_values(settings))
-            lines, tried = _try_all(command, tracking, source, here, log, report.unreadable_test)
+            asked = {settings.backbone, *plan.backbones}
+            unreadable = report.unreadable_test
+            lines, tried = _try_all(command, tracking, source, here, asked, log, unreadable)
             table = table_of(tried)
             say(f"\nstage 0: frozen features, nothing trained\n\n{in_columns(table)}")
             best = max(tried, key=lambda one: one.best)
@@ -190,10 +192,14 @@ def _try_all(
     tracking: Tracking,
     source: Source,
     here: list[Candidate],
+    asked: Collection[str],
     log: RunLog,
     unreadable_test: int,
 ) -> tuple[list[str], list[Tried]]:
-    """Stage 0 of every backbone, and what is to be said of the images, which all of them share."""
+    """Stage 0 of every backbone, and what is to be said of the images, which all of them share.
+
+    `asked`: backbones that a person named, whose settings must hold.
+    """
     lines: list[str] = []
     tried: list[Tried] = []
 
@@ -206,7 +212,9 @@ def _try_all(
         try:
             settings = command.request.settings(backbone=own[0], weights=own[1])
             session = Session.open(settings, tracking, lambda _: None)
-        except WeightsError as err:
+        except (WeightsError, SettingsError) as err:
+            if isinstance(err, SettingsError) and candidate.backbone in asked:
+                raise
             command.say(f"note: {candidate.name} is left out: {err}")
             continue
         if not lines:

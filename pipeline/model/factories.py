@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import SettingsError, first_line
+from pipeline.system.disk.first_read import check_unchanged, first_read
 
 
 def is_factory(name: str) -> bool:
@@ -42,6 +43,7 @@ def factory_of(name: str) -> Callable[..., Any]:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)
+    is_new = module_name not in sys.modules
     try:
         module = import_module(module_name)
     except (Exception, SystemExit) as err:  # noqa: BLE001 - the person's module may raise anything
@@ -61,22 +63,45 @@ def factory_of(name: str) -> Callable[..., Any]:
         close = get_close_matches(function, functions, n=1)
         todo = f"did you mean {close[0]}?" if close else "name a function of that module"
         raise SettingsError(f"backbone={name}: {module_name} has no function {function}: {todo}")
+    if is_new:
+        sources_of(name)  # before anybody edits them
     return found  # type: ignore[no-any-return]
 
 
 def distribution_of(name: str) -> str | None:
     """The installed distribution that a factory comes from; None: files of the person's own."""
-    return _distribution_with(name.partition(":")[0].partition(".")[0])
+    return distribution_with(name.partition(":")[0].partition(".")[0])
 
 
 @cache
-def _distribution_with(package: str) -> str | None:
-    """Looks into what every installed distribution says of itself: a quarter of a second."""
+def distribution_with(package: str) -> str | None:
+    """The installed distribution of a package.
+
+    Looks into what every installed distribution says of itself: a quarter of a second.
+    """
     found = packages_distributions().get(package)
     return found[0] if found else None
 
 
-def sources_of(name: str) -> dict[str, Path]:
+def sources_of(name: str) -> dict[str, bytes]:
+    """A factory's Python files by their path, as they were when this process first looked.
+
+    Python keeps the code that it imported first, whatever is written into the files later.
+    """
+    return {below: first_read(path) for below, path in _files_of(name).items()}
+
+
+def check_sources(name: str) -> None:
+    """Refuse a factory whose files were edited: this process would compute by their earlier code.
+
+    Raises:
+        SettingsError: names the files.
+    """
+    check_unchanged(_files_of(name).values(), f"backbone={name}: its source files have")
+
+
+@cache
+def _files_of(name: str) -> dict[str, Path]:
     """A factory's Python files, by their path below the folder that has to be on Python's path.
 
     All files of the factory's package, or its one module, and what these import from the same
