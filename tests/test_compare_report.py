@@ -66,19 +66,20 @@ def test_the_page_shows_every_schedule_and_the_command() -> None:
     """Accuracies are known to one of 100 test images: s.d. 1 / 12^0.5, times 4.303 / 3^0.5.
 
     The difference is of 10 images, always the same, and holds for other images: with one added for
-    each schedule (12 - 10^2 / 102) / 101 / 102 = 0.00107, its root 3.27 pp, times 1.984.
+    each schedule (12 - 10^2 / 102) / 101 / 102 = 0.00107, its root 3.27 pp, times 1.960 is 6.41;
+    with a Student-t of 2 degrees and the scale 1 / 12^0.5 / 3^0.5 = 0.17 pp beside it 6.47.
     """
     found = compared(resampled=False)
     page = page_of(replace(found, studies={("resnet18", "full"): ("one", "two")}))
     tables = tables_of_markdown(page)
     assert [row[:4] for row in tables[0][1:]] == [
         ["resnet18", "full", "70.00% (69.28 to 70.72)", ""],
-        ["resnet18", "lp_ft", "80.00% (79.28 to 80.72)", "+10.00 (+3.50 to +16.50)"],
+        ["resnet18", "lp_ft", "80.00% (79.28 to 80.72)", "+10.00 (+3.53 to +16.47)"],
     ]
     assert tables[1][0] == ["", "full", "lp_ft"]
     assert [row[0] for row in tables[1][1:]] == ["full", "lp_ft"]
     assert tables[1][1][1] == tables[1][2][2] == ""
-    assert tables[1][2][1].startswith("+10.00 (+3.50 to +16.50), P 0.999")
+    assert tables[1][2][1].startswith("+10.00 (+3.53 to +16.47), P 0.999")
     assert tables[-1][1] == ["resnet18", "full", "one, two"]
     assert "\nmlflow run . -e compare " in page
     assert "\n\n\n" not in page

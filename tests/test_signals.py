@@ -24,9 +24,9 @@ from pipeline.signals.readings import (
     numbers_of,
     read_signals,
     saturation,
-    variance_test,
 )
 from pipeline.signals.scored import Scored, paired
+from pipeline.stats.spread import variance_test
 from pipeline.tracking.history import History
 from pipeline.tracking.keys import TRAIN_ACC, TRAIN_LOSS, VAL_LOSS
 

@@ -307,17 +307,12 @@ def _run_extra_arms(
     """Gains over the control of arms that are reported and not judged, on the first pairs."""
     found: dict[str, Beside] = {}
     for arm in plan.extra_arms if plan.decide.beside else ():
-        first = pairs[: plan.decide.beside]
+        first, gains = pairs[: plan.decide.beside], []
         results = run_extra(runner, [pair.key for pair in first], arm, setup.cluster)
         for pair, result in zip(first, results, strict=True):
             what = "diverged" if result.diverged else f"{result.test:.2%}"
             runner.say(f"{runner.name_of(pair.key)}, beside: {arm.words} {what}")
-        found[arm.name] = Beside(
-            arm=arm,
-            gains_pp=tuple(
-                100 * (result.test - pair.control.test)
-                for pair, result in zip(first, results, strict=True)
-            ),
-            diverged=tuple(result.diverged for result in results),
-        )
+            gains.append(100 * (result.test - pair.control.test))
+        diverged = tuple(result.diverged for result in results)
+        found[arm.name] = Beside(arm=arm, gains_pp=tuple(gains), diverged=diverged)
     return found

@@ -22,6 +22,7 @@ from scipy import special
 from pipeline.settings.thresholds import Thresholds
 from pipeline.signals.scored import Scored, mean_and_error, paired
 from pipeline.stats.metrics import Column
+from pipeline.stats.spread import variance_test
 from pipeline.system.text import changed_by, count_of, fixed
 from pipeline.tracking.history import History
 from pipeline.tracking.keys import TRAIN_ACC, VAL_LOSS
@@ -270,18 +271,6 @@ def loss_rise(
         holds = rises or None
     numbers = {"loss_rise": rise} if math.isfinite(rise) else {}
     return Signal.of("negative.val_loss_rises", holds, sentence, **numbers)
-
-
-def variance_test(values: Sequence[float], reference: Sequence[float]) -> float:
-    """One-sided p of the Pitman-Morgan test that paired `values` vary more than `reference`.
-
-    Sums and differences of the pairs correlate exactly as far as the variances differ.
-    """
-    x, y = np.asarray(values, dtype=float), np.asarray(reference, dtype=float)
-    if min(np.ptp(x + y), np.ptp(x - y)) < 1e-12:
-        return 0.5  # equal variances
-    freedom, r = len(x) - 2, np.corrcoef(x + y, x - y)[0, 1]
-    return float(special.stdtr(freedom, -r * math.sqrt(freedom / max(1 - r * r, 1e-300))))
 
 
 def instability(siblings: Sequence[Sibling], thresholds: Thresholds) -> Signal:
