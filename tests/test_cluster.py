@@ -59,7 +59,7 @@ def test_one_of_several_gpus_by_its_number_is_refused_for_tasks_before_ray_start
         refused = pytest.raises(ClusterError, match=r"device=cuda:1 .*-P device=cuda\b")
         with refused, cluster_of(ClusterSettings(**where), "cuda:1", print):
             pass
-    with cluster_of(ClusterSettings(), "cuda:1", print) as none:
+    with cluster_of(ClusterSettings(), "cuda:1", print) as none:  # no tasks
         assert none is None
 
 

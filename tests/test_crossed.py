@@ -196,6 +196,13 @@ def test_resampled_pairs_are_foreseen_to_err_together() -> None:
     assert alone["justified"][2] > found["justified"][2] + 0.3
 
 
+def test_gains_that_spread_very_far_can_be_simulated() -> None:
+    for spread in (6.0, 8.0, 10.3, 11.1, 16.5, 100.0):
+        for correction in (0.0, 0.3, 2.0):
+            world = World(images=150, spread_pp=spread, correction=correction).with_room()
+            assert world.studies(np.random.default_rng(0), 20, 2.0, [5])
+
+
 @pytest.mark.parametrize("spread", [0.5, 2.0, 5.0])
 def test_simulated_gains_spread_as_far_as_is_asked(spread: float) -> None:
     world = World(images=2000, spread_pp=spread).with_room()

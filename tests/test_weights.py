@@ -831,6 +831,13 @@ def test_the_random_head_of_a_ready_made_network_is_not_taken_for_two_classes() 
     assert not torch.equal(*heads)
 
 
+def test_a_network_of_two_classes_alone_may_have_weights() -> None:
+    backbone = build_backbone("tests.networks:ready_made_for_two", 2, 32, seed=3)
+    pretrained = load_pretrained("pretrained", backbone)
+    assert pretrained.tensors["stem.1.weight"].eq(0.125).all()
+    assert "left out fc.weight and fc.bias" in pretrained.report
+
+
 def test_a_second_classifier_of_other_classes_does_not_make_weights_misfit(
     tmp_path: Path,
 ) -> None:

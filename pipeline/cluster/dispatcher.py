@@ -245,7 +245,7 @@ def cluster_of(settings: ClusterSettings, device: str, say: Say) -> Iterator[Clu
     if not address:
         yield None
         return
-    if device.startswith("cuda:"):
+    if device.startswith("cuda:") and device != "cuda:0":  # the number of a task's own GPU
         raise ClusterError(
             f"device={device} together with tasks (workers= or cluster=): Ray shows each task the "
             "GPUs that it gives it, counted from 0: pass -P device=cuda"

@@ -85,7 +85,7 @@ class World:
         tilt = np.zeros((studies, pairs))
         if fickle > 0:
             often = max(FICKLE, fickle / (1 - own))
-            active = rng.binomial(self.images - won - lost, fickle / often / (1 - own))
+            active = rng.binomial(self.images - won - lost, min(1.0, fickle / often / (1 - own)))
             mean = float(np.clip((gain - net) / fickle, -1, 1))
             room = 1 - abs(mean)
             own_sd, all_sd = self.spread_pp / 100 / fickle, self._spread_of(fickle) / fickle

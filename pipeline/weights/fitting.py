@@ -15,6 +15,7 @@ import re
 import sys
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import takewhile
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import WeightsError
+from pipeline.errors import SettingsError, WeightsError
 from pipeline.model.backbones import AUTO, shape_network
 from pipeline.model.grouping import HEAD, blocks_of, outer_modules
 from pipeline.model.networks import TIMM
@@ -64,7 +65,9 @@ class Layout:
         """The layout of the backbone of that name for images of that size."""
         model = shape_network(name, image_size)
         owners = blocks_of(model, name, blocks).owners
-        state, other = model.state_dict(), shape_network(name, image_size, 3).state_dict()
+        state = other = model.state_dict()
+        with suppress(SettingsError):  # a network of two classes alone
+            other = shape_network(name, image_size, 3).state_dict()
         trunk = {
             n: t
             for n, t in state.items()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from pipeline.errors import SettingsError, WeightsError
@@ -137,15 +138,16 @@ def read_weights(weights: str, backbone: str, image_size: int, blocks: str = AUT
         content = read_content(_path_of(weights, backbone), weights)
     fit, note = find_network(content, layout, weights)
     _check_values(weights, fit.trunk)
-    head = {} if is_factory(backbone) and is_published_name(weights) else fit.head
+    head = fit.head
+    if is_published_name(weights) and is_factory(backbone):
+        other = build_network(backbone, 2, image_size, seed=1).state_dict()
+        head = {n: t for n, t in head.items() if torch.equal(t, other[n])}  # not drawn at random
     state = {**fit.trunk, **head}
     return Weights(name=weights, state=state, roots=layout.roots, note=note + fit.note)
 
 
 def _as_built(weights: str, backbone: str, image_size: int) -> dict[str, Tensor]:
     """What a factory returns, which may have loaded weights itself, for two classes.
-
-    Nobody knows which tensors of the classifier are drawn at random, so that none is taken.
 
     Raises:
         WeightsError: other weights than `pretrained` are asked for.

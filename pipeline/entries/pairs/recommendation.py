@@ -16,7 +16,7 @@ from pipeline.refit.champion import default_name, refit_and_describe, register_c
 from pipeline.refit.recommended import Recommended
 from pipeline.stats.metrics import METRICS
 from pipeline.tracking import RunView
-from pipeline.tracking.keys import CHAMPION_RUN_ID, VERDICT
+from pipeline.tracking.keys import CHAMPION_RUN_ID, MODEL_URI, VERDICT
 
 
 def recommended(decision: Decision, run_id: str) -> Recommended:
@@ -47,6 +47,9 @@ def register_recommended(
         return
     model = _on_all_images(decision, plan, runner, found) or _of_a_pair(decision, runner, found)
     run, description = model
+    if MODEL_URI not in run.tags:  # another person's run, whose files may not be written
+        runner.say(f"note: run {run.run_id} has no served model: no model is registered")
+        return
     tracking, settings = runner.tracking, decision.recommended.settings
     address = register_champion(
         tracking,
