@@ -154,11 +154,12 @@ def edited_factory(folder: Path, layer: str, patch: pytest.MonkeyPatch) -> Backb
 
 
 def as_in_a_new_process(*modules: str) -> None:
-    """Forget modules, and which files of factories and blocks this process read first."""
+    """Forget modules, and which files this process read first."""
     for name in [n for n in sys.modules if n.partition(".")[0] in modules]:
         del sys.modules[name]
     first_read._FIRST.clear()
-    factories._files_of.cache_clear()
+    for kept in (factories._files_of, factories._imported_by, factories._loaded_at_first):
+        kept.cache_clear()
 
 
 def other_version_of(distribution: str, patch: pytest.MonkeyPatch) -> None:

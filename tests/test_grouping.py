@@ -142,6 +142,9 @@ def test_a_network_of_timm_without_groups_asks_for_patterns(tmp_path: Path) -> N
             assert not coarse, "coarse grouping is not implemented"
             return {"stem": "body"}
 
+        def get_classifier(self) -> nn.Module:
+            return self.fc
+
     name = "timm:poolformer_s12"
     with pytest.raises(SettingsError, match=r"declares no groups .* its modules are body, fc"):
         blocks_of(Coarse(), name, "auto")

@@ -133,7 +133,10 @@ def test_what_a_factory_imports_from_beside_it_is_of_its_files_and_nothing_else_
 def test_code_that_was_edited_since_the_process_began_does_not_name_what_earlier_code_computes(
     edited: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "live_network.py").write_text("from live_parts import build\n")
+    (tmp_path / "live_network.py").write_text(
+        "from live_parts import build\ndef later():\n    import live_late\n"
+    )
+    (tmp_path / "live_late.py").touch()
     (tmp_path / "live_parts.py").write_text("from tests.networks import Net as build\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -146,9 +149,10 @@ def test_code_that_was_edited_since_the_process_began_does_not_name_what_earlier
     assert "\n" not in str(caught.value)
     assert sources_of(name)[edited] == before
     path.write_bytes(before)
+    (tmp_path / "live_late.py").write_text("WIDTH = 9\n")  # which nothing has loaded
     identity = build_backbone(name, CLASSES, 32, seed=0).identity
     as_in_a_new_process("live_network", "live_parts")
-    assert build_backbone(name, CLASSES, 32, seed=0).identity == identity
+    assert build_backbone(name, CLASSES, 32, seed=0).identity != identity
     as_in_a_new_process("live_network", "live_parts")
 
 

@@ -7,7 +7,7 @@ decision would take, and what to type next. The test split is counted, never sco
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -83,9 +83,7 @@ def start_entry(command: Command, plan: StartPlan) -> list[Tried]:
         here, missing = _candidates(plan)
         with tracking.run(f"start · {source.name}", {KIND: "start"}, target=True) as log:
             log.params(plain_values(settings))
-            asked = {settings.backbone, *plan.backbones}
-            unreadable = report.unreadable_test
-            lines, tried = _try_all(command, tracking, source, here, asked, log, unreadable)
+            lines, tried = _try_all(command, plan, tracking, source, here, log, report)
             table = table_of(tried)
             say(f"\nstage 0: frozen features, nothing trained\n\n{in_columns(table)}")
             best = max(tried, key=lambda one: one.best)
@@ -189,19 +187,17 @@ def _gaps(source: Source, settings: Settings, report: DataReport, apart: int) ->
 
 def _try_all(
     command: Command,
+    plan: StartPlan,
     tracking: Tracking,
     source: Source,
     here: list[Candidate],
-    asked: Collection[str],
     log: RunLog,
-    unreadable_test: int,
+    report: DataReport,
 ) -> tuple[list[str], list[Tried]]:
-    """Stage 0 of every backbone, and what is to be said of the images, which all of them share.
-
-    `asked`: backbones that a person named, whose settings must hold.
-    """
+    """Stage 0 of every backbone, and what is to be said of the images, which all of them share."""
     lines: list[str] = []
     tried: list[Tried] = []
+    asked = {plan.settings.backbone, *plan.backbones}
 
     def tell(line: str) -> None:
         lines.append(line)
@@ -214,12 +210,12 @@ def _try_all(
             session = Session.open(settings, tracking, lambda _: None)
         except (WeightsError, SettingsError) as err:
             if isinstance(err, SettingsError) and candidate.backbone in asked:
-                raise
+                raise  # a person named the backbone
             command.say(f"note: {candidate.name} is left out: {err}")
             continue
         if not lines:
             for line in (
-                splits_in_words(session.draw, source, unreadable_test),
+                splits_in_words(session.draw, source, report.unreadable_test),
                 *_duplicates(session.draw, source),
             ):
                 tell(line)

@@ -88,16 +88,50 @@ def sources_of(name: str) -> dict[str, bytes]:
 
     Python keeps the code that it imported first, whatever is written into the files later.
     """
+    _loaded_at_first(name)
     return {below: first_read(path) for below, path in _files_of(name).items()}
 
 
 def check_sources(name: str) -> None:
     """Refuse a factory whose files were edited: this process would compute by their earlier code.
 
+    Files that the process has not loaded may be edited, and those that others than the factory
+    loaded before.
+
     Raises:
         SettingsError: names the files.
     """
-    check_unchanged(_files_of(name).values(), f"backbone={name}: its source files have")
+    if files := _files_of(name):
+        watched = _loaded() - (_loaded_at_first(name) - _imported_by(name))
+        code = [path for path in files.values() if path in watched]
+        check_unchanged(code, f"backbone={name}: its source files have")
+
+
+def _loaded() -> frozenset[Path]:
+    files = (getattr(module, "__file__", None) for module in [*sys.modules.values()])
+    return frozenset(Path(file) for file in files if file)
+
+
+@cache
+def _loaded_at_first(name: str) -> frozenset[Path]:
+    return _loaded()
+
+
+@cache
+def _imported_by(name: str) -> frozenset[Path]:
+    """A factory's module, and the person's own files that its code imports, as it stands there."""
+    module_name = name.partition(":")[0]
+    own = getattr(import_module(module_name), "__file__", None)
+    found = {Path(own)} if own and own.endswith(".py") else set()
+    if not distribution_of(name):
+        top = import_module(module_name.partition(".")[0])
+        places = [*getattr(top, "__path__", [])] or [str(top.__file__)]
+        finder = _Finder([str(Path(place).parent) for place in places])
+        with suppress(ImportError):  # of what Python finds by other means
+            finder.import_hook(module_name)
+        files = (getattr(each, "__file__", None) for each in finder.modules.values())
+        found |= {Path(file) for file in files if file}
+    return frozenset(found)
 
 
 @cache
@@ -110,8 +144,7 @@ def _files_of(name: str) -> dict[str, Path]:
     """
     if not is_factory(name):
         return {}
-    module_name = name.partition(":")[0]
-    module = import_module(module_name.partition(".")[0])
+    module = import_module(name.partition(":")[0].partition(".")[0])
     assert module.__file__ is not None or module.__path__
     if hasattr(module, "__path__"):
         folders = [Path(folder) for folder in module.__path__]
@@ -120,12 +153,7 @@ def _files_of(name: str) -> dict[str, Path]:
     else:
         found = {Path(str(module.__file__))}
         roots = [Path(str(module.__file__)).parent]
-    if not distribution_of(name):
-        finder = _Finder([str(root) for root in roots])
-        with suppress(ImportError):  # of what Python finds by other means
-            finder.import_hook(module_name)
-        files = (getattr(each, "__file__", None) for each in finder.modules.values())
-        found |= {Path(file) for file in files if file}
+    found |= _imported_by(name)
     below: dict[str, Path] = {}
     for root in roots:  # of two files of one name Python takes that of the first folder
         for path in sorted(each for each in found if each.is_relative_to(root)):

@@ -12,8 +12,6 @@ import tempfile
 from pathlib import Path
 from urllib.parse import unquote
 
-from pipeline.system.disk.files import seen
-
 _FILE = re.compile(r"(sqlite(?:\+\w+)?:///|journal:///)([^?]*)(.*)", re.DOTALL)
 _IN_QUERY = re.compile(
     r"([?&;][^=&;]*(?:passw(?:or)?d|passphrase|pwd|token|secret|odbc_connect)[^=&;]*=)([^&;]*)",
@@ -123,16 +121,17 @@ def beside(url: str, other: str) -> str:
 def why_unwritable(path: Path, *, may_make_folders: bool = False) -> str:
     """Why a file cannot be made there, or written if it is there; empty if it can be."""
     folder = path.parent.absolute()
-    if seen(path.is_dir):
-        return f"{path} is a folder"
-    while may_make_folders and not seen(folder.exists) and folder != folder.parent:
+    # `Path.exists` raises where a folder above may not be searched
+    while may_make_folders and not os.access(folder, os.F_OK) and folder != folder.parent:
         folder = folder.parent
-    if not seen(folder.exists):
+    if not os.access(folder, os.F_OK):
         return f"there is no folder {folder}"
-    if not seen(folder.is_dir):
+    if not folder.is_dir():
         return f"{folder} is not a folder"
     if not os.access(folder, os.W_OK | os.X_OK):
         return f"the folder {folder} may not be written"
+    if path.is_dir():
+        return f"{path} is a folder"
     if path.exists() and not os.access(path, os.W_OK):
         return f"{path} may not be written"
     try:  # a system may refuse what its permissions allow
