@@ -204,20 +204,18 @@ def _try_all(
         command.say(line)
 
     for candidate in here:
-        own = candidate.backbone, candidate.weights
+        own = {"backbone": candidate.backbone, "weights": candidate.weights}
         try:
-            settings = command.request.settings(backbone=own[0], weights=own[1])
+            settings = command.request.settings(**own)
             session = Session.open(settings, tracking, lambda _: None)
         except (WeightsError, SettingsError) as err:
-            if isinstance(err, SettingsError) and candidate.backbone in asked:
-                raise  # a person named the backbone
+            if isinstance(err, SettingsError) and own["backbone"] in asked:
+                raise
             command.say(f"note: {candidate.name} is left out: {err}")
             continue
         if not lines:
-            for line in (
-                splits_in_words(session.draw, source, report.unreadable_test),
-                *_duplicates(session.draw, source),
-            ):
+            words = splits_in_words(session.draw, source, report.unreadable_test)
+            for line in (words, *_duplicates(session.draw, source)):
                 tell(line)
             log_near_duplicates(session, log, tell)
         if floor := floor_of(session):
