@@ -52,8 +52,8 @@ def test_a_run_whose_predictions_may_not_be_written_is_compared_and_said(
     desk = new_desk(tmp_path_factory, empty_database)
     with inside(desk.folder):
         first = compare(desk, schedules="full,head_only")
-        theirs = runs()[0].info.run_id
-        predictions = artifact(theirs, TEST_PREDICTIONS)
+        run = runs()[0]
+        theirs, predictions = run.info.run_id, artifact(run, TEST_PREDICTIONS)
         predictions.unlink()
         (predictions / predictions.name).mkdir(parents=True)
         mlflow.MlflowClient().set_tag(theirs, "z.test_sha256", "unknown")

@@ -8,7 +8,7 @@ import resource
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -34,7 +34,6 @@ from pipeline.system.processes import PROCESS, STARTED
 from pipeline.system.variables import KEEP_SHARE, LEASE
 from pipeline.tracking import RunLog, Tracking, keys
 from pipeline.tracking.history import History, Summary
-from pipeline.tracking.ownership.reopened import Stopped
 from pipeline.training.prefix.cache import PrefixCache
 from pipeline.training.prefix.features import Features
 from pipeline.training.trainer import Trainer
@@ -395,39 +394,43 @@ def test_a_run_that_goes_on_has_no_tag_that_is_not_true_any_more(store: Path) ->
     once = {keys.WITHOUT_PICTURES: "true", "tuned_by": "a study", "weights": "none"}
     log = stopped(tracking, {**tags, **once})
     again = {**tags, "tuned_by": "another", "weights": "imagenet"}
-    with tracking.run("again", again, target=False, goes_on=Stopped(log, 0)):
+    with tracking.run("again", again, target=False, goes_on=log):
         pass
     now = tracking.get(log).tags
     assert not {keys.WITHOUT_PICTURES, keys.FAILURE} & now.keys()
     assert again.items() <= now.items()
-    with tracking.run("again", tags, target=False, goes_on=Stopped(log, 0)):
+    with tracking.run("again", tags, target=False, goes_on=log):
         pass
     assert "tuned_by" not in tracking.get(log).tags
 
 
-def test_what_goes_on_replaces_what_a_killed_attempt_logged_after_its_state(store: Path) -> None:
+def test_what_goes_on_counts_and_not_what_a_killed_attempt_has_logged(store: Path) -> None:
     tracking = Tracking.connect()
-    log = stopped(tracking, {}, 1.0)
-    with tracking.run("again", {}, target=False, goes_on=Stopped(log, 3)) as again:
-        log_epochs(again, 10.0)
-    assert tracking.history(log, keys.VAL_ACC) == [1, 2, 3, 40, 50]
-    run = tracking.get(log)
-    assert (run.metrics[keys.VAL_ACC], run.metrics[keys.PREFIX_S]) == (50, 10)
+    log = stopped(tracking, {}, [1.0, 2.0, 3.0, 4.0, 5.0])
+    for last in ([40.0, 50.0], [4.0, 50.0]):
+        with tracking.run("again", {}, target=False, goes_on=log) as again:
+            log_epochs(again, [1.0, 2.0, 3.0, *last])
+        assert tracking.history(log, keys.VAL_ACC) == [1, 2, 3, *last]
+        run = tracking.get(log)
+        assert (run.metrics[keys.VAL_ACC], run.metrics[keys.PREFIX_S]) == (50, last[0])
+    steps = [step for step, _ in history_of(log)[keys.VAL_ACC]]
+    assert sorted(steps) == [1, 2, 3, 4, 4, 4, 5, 5]  # the same again is not logged
 
 
-def stopped(tracking: Tracking, tags: dict[str, str], times: float = 0.0) -> str:
-    """The id of a run that has logged five epochs, if any, and was stopped."""
+def stopped(tracking: Tracking, tags: dict[str, str], epochs: Sequence[float] = ()) -> str:
+    """The id of a run that has logged these epochs and was stopped."""
     run = tracking.run("stopped", tags, target=False)
     with suppress(KeyboardInterrupt), run as log:
-        log_epochs(log, times)
+        log_epochs(log, epochs)
         raise KeyboardInterrupt
     return log.run_id
 
 
-def log_epochs(log: RunLog, times: float) -> None:
-    log.metrics({keys.PREFIX_S: times})
-    for epoch in range(1, 6):
-        log.metrics({keys.VAL_ACC: times * epoch}, step=epoch)
+def log_epochs(log: RunLog, accuracies: Sequence[float]) -> None:
+    for epoch, accuracy in enumerate(accuracies, start=1):
+        log.metrics({keys.VAL_ACC: accuracy}, step=epoch)
+        if epoch == 4:
+            log.metrics({keys.PREFIX_S: accuracy})
     log.wait()
 
 

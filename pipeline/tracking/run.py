@@ -41,14 +41,14 @@ class RunLog:
         run_id: str,
         *,
         known_params: Collection[str] = (),
-        known_metrics: Collection[tuple[str, int]] = (),
+        known_metrics: Mapping[tuple[str, int], float] | None = None,
         in_background: bool = False,
     ) -> None:
         self._client = client
         self._uri = uri
         self.run_id = run_id
         self._known_params = known_params
-        self._known_metrics = known_metrics
+        self._known_metrics = known_metrics or {}
         self._sender = Sender(cast("PatientClient", client).patience) if in_background else None
 
     def params(self, values: Mapping[str, object]) -> None:
@@ -70,13 +70,14 @@ class RunLog:
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Log metrics to six digits; waits for no store where that is done in the background.
 
-        A run that goes on keeps what it has at that step.
+        What a run that goes on has at that step is not logged again.
         """
         from mlflow.entities import Metric
 
         now_ms = int(time.time() * 1000)
-        new = {key: v for key, v in values.items() if (key, step) not in self._known_metrics}
-        batch = [Metric(key, rounded(value), now_ms, step) for key, value in new.items()]
+        known, six = self._known_metrics, {key: rounded(v) for key, v in values.items()}
+        new = {key: v for key, v in six.items() if known.get((key, step)) != v}
+        batch = [Metric(key, value, now_ms, step) for key, value in new.items()]
         send = partial(self._client.log_batch, self.run_id, metrics=batch)
         if self._sender:
             self._sender.send(send)

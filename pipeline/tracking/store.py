@@ -38,7 +38,7 @@ from pipeline.tracking.keys import (
     stored_tag,
 )
 from pipeline.tracking.ownership.owners import Owners
-from pipeline.tracking.ownership.reopened import Stopped
+from pipeline.tracking.ownership.reopened import reopened
 from pipeline.tracking.ownership.turns import DRAWING, Once, take_turn
 from pipeline.tracking.pages import how_to_open
 from pipeline.tracking.registry import ModelVersion, Registered, champions, register
@@ -236,13 +236,13 @@ class Tracking:
         target: bool,
         nested_under: str | None = None,
         once: Once | None = None,
-        goes_on: Stopped | None = None,
+        goes_on: str = "",
     ) -> Iterator[RunLog]:
         """A run that ends FINISHED, FAILED or, by Ctrl-C, KILLED; the tag `failure` says why.
 
         Under `mlflow run` MLflow 3.17 makes KILLED FAILED afterwards: there the tag alone tells.
 
-        `target`: the run asked for; it adopts `mlflow run`'s. Else `goes_on`: a stopped run.
+        `target`: the run asked for; it adopts `mlflow run`'s. Else `goes_on`: a stopped run's id.
         `once`: end in an OvertakenError where another process makes this run, or has made it.
         """
         self.owners.end_abandoned(at_once=target)
@@ -288,13 +288,7 @@ class Tracking:
             self.writing(run_id).tags({NAME: name, KIND: kind})
 
     def _start(
-        self,
-        name: str,
-        tags: Tags,
-        *,
-        target: bool,
-        nested_under: str | None,
-        goes_on: Stopped | None = None,
+        self, name: str, tags: Tags, *, target: bool, nested_under: str | None, goes_on: str = ""
     ) -> RunLog:
         all_tags = {
             NAME: name,
@@ -313,7 +307,7 @@ class Tracking:
                 self._client.log_batch(run_id, tags=to_tags(all_tags))
                 known = set(self._client.get_run(run_id).data.params)
             elif goes_on:
-                return goes_on.reopened(self._client, self.uri, all_tags)
+                return reopened(self._client, self.uri, goes_on, all_tags)
             else:
                 run_id = self._client.create_run(self.experiment_id, tags=all_tags).info.run_id
                 known = set()

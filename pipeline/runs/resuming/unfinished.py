@@ -49,7 +49,6 @@ from pipeline.system.processes import owner_tags
 from pipeline.system.variables import KEEP_SHARE, number
 from pipeline.tracking import RunLog, RunView, Tracking
 from pipeline.tracking.keys import IS_TRIAL, KIND, NESTED_UNDER, PARENT_CHECKPOINT_SHA256, Tags
-from pipeline.tracking.ownership.reopened import Stopped
 from pipeline.tracking.ownership.turns import Once
 from pipeline.training.trainer_state import State
 
@@ -77,7 +76,7 @@ class Unfinished:
         origin: what computes the run, and what the run starts from.
         is_nested: pages show the run within another one.
         found: what a stopped run had come to; None: the run begins.
-        goes_on: the run that had come to it and is written on; None: a new run.
+        goes_on: the run that had come to it and is written on; empty: a new run.
         earlier_s: seconds that the run took before it was stopped.
     """
 
@@ -88,7 +87,7 @@ class Unfinished:
     share: float
     is_nested: bool
     found: State | None = None
-    goes_on: Stopped | None = None
+    goes_on: str = ""
     earlier_s: float = 0.0
     _run_id: str = ""
     _former: _Candidate | None = None
@@ -124,8 +123,7 @@ class Unfinished:
             if (run := one.run) and run.experiment_id == tracking.experiment_id:
                 is_alike = all(run.tags.get(tag) == tags.get(tag) for tag in (IS_TRIAL, KIND))
                 is_nested = bool(run.tags.get(NESTED_UNDER))
-                if is_alike and is_nested == self.is_nested:
-                    self.goes_on = Stopped(run.run_id, one.about["done"][1])
+                self.goes_on = run.run_id if is_alike and is_nested == self.is_nested else ""
 
     def _candidates(self, tracking: Tracking) -> Iterator[_Candidate]:
         for path in list(self.folder.glob(f"{self.key}.*{ENDING}")):
