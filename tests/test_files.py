@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.errors import StorageError
 from pipeline.system.disk.files import storage_faults, write_atomically
+from tests.helpers import fill
 
 ROOT = Path(__file__).resolve().parent.parent
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -78,6 +79,50 @@ else:
 """
     run(script, str(folder))
     assert list(folder.iterdir()) == []
+
+
+WITHOUT_ALL_RIGHTS = """
+import ctypes, os, sys
+for right in (1, 2):  # to read, write and search whatever others have closed
+    assert ctypes.CDLL(None).prctl(24, right, 0, 0, 0) == 0
+os.execv(sys.executable, [sys.executable, "-m", "pipeline", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can close a folder to itself")
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("cache_dir=/cache", "may not be written"),
+        ("labels=/labels.csv", "no such file"),
+        ("weights=/weights.pth", "Permission denied"),
+        ("storage=/optuna.db", "storage="),
+    ],
+)
+def test_what_lies_in_a_folder_that_may_not_be_searched_is_one_line(
+    option: str, words: str, tmp_path: Path
+) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    os.chown(closed, 65534, 65534)
+    key, _, place = option.partition("=")
+    options = {
+        "data": str(fill(tmp_path / "images", "a", "b", count=5)),
+        "cache_dir": str(tmp_path / "cache"),
+        key: f"{closed}{place}",
+    }
+    typed = [word for name, value in options.items() for word in (f"--{name}", value)]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_ALL_RIGHTS, "tune" if key == "storage" else "main", *typed],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

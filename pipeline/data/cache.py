@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.errors import SettingsError
 from pipeline.settings.run import Settings
-from pipeline.system.disk.files import typed_path
+from pipeline.system.disk.files import seen, typed_path
 from pipeline.system.disk.shelf import Shelf
 from pipeline.system.disk.sizes import bytes_of
 
@@ -27,9 +27,9 @@ def check_cache_folder(settings: Settings) -> None:
             may be read-only.
     """
     folder = cache_folder(settings)
-    if not settings.cache_dir or folder.is_dir():
+    if not settings.cache_dir or seen(folder.is_dir):
         return
-    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    above = next(path for path in (folder, *folder.absolute().parents) if seen(path.exists))
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         why = "may not be written" if above.is_dir() else "is a file"
         raise SettingsError(

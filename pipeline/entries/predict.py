@@ -23,7 +23,7 @@ from pipeline.runs.command import Command
 from pipeline.serving.chosen import chosen_run
 from pipeline.serving.classifier import Classifier
 from pipeline.settings.entry import PredictSettings
-from pipeline.system.disk.files import check_folder_of, typed_path, write_atomically
+from pipeline.system.disk.files import check_folder_of, seen, typed_path, write_atomically
 from pipeline.system.interrupts import check
 from pipeline.system.progress import bar, doing
 from pipeline.system.text import as_text, first_of, in_columns, one_line
@@ -80,7 +80,7 @@ def predict_entry(command: Command, plan: PredictSettings) -> pd.DataFrame:
 def _check_out(out: Path) -> None:
     """Refuse to write over a file that is not of this command, or into a folder that is not."""
     check_folder_of(out)
-    if out.is_dir() or (out.exists() and not _is_ours(out)):
+    if seen(out.is_dir) or (seen(out.exists) and not _is_ours(out)):
         raise DataError(
             f"out={out}: is there already and was not written by predict: pass -P out=<a new file>"
         )
@@ -98,12 +98,12 @@ def pictures_at(images: str) -> tuple[list[Path], str]:
         DataError: there is none.
     """
     path = typed_path(images, "images")
-    if path.is_dir():
+    if seen(path.is_dir):
         files, others = list_files(path, image_endings())
         words = f" (files passed over: {in_words(others)})" if others else ""
     else:
-        found = [path] if path.exists() else map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207 - of absolute patterns, too
-        files, words = sorted(file for file in found if file.is_file()), ""
+        found = [path] if seen(path.exists) else map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207 - of absolute patterns, too
+        files, words = sorted(file for file in found if seen(file.is_file)), ""
     if not files:
         raise DataError(
             f"images={images}: no picture at {path.absolute()}: pass a folder, a pattern in "

@@ -21,7 +21,7 @@ from pipeline.errors import LineageError
 from pipeline.settings.run import INHERITED_KEYS, PLACE_KEYS, THRESHOLD_KEYS, Settings
 from pipeline.settings.schedules import Stage
 from pipeline.system.disk.digests import digest_values
-from pipeline.system.disk.files import typed_path
+from pipeline.system.disk.files import seen, typed_path
 from pipeline.tracking import RunView
 from pipeline.tracking.keys import KIND, PRECISION, SCHEDULE, STAGE
 from pipeline.weights.pretrained import names_a_file
@@ -166,7 +166,7 @@ def check_places(settings: Settings, run: RunView) -> None:
     logged = run.settings
     is_path = {"data": settings.data not in NAMES, "weights": names_a_file(settings.weights)}
     for key, place in ((key, getattr(settings, key)) for key in is_path if is_path[key]):
-        if place == logged[key] and not typed_path(place).exists():
+        if place == logged[key] and not seen(typed_path(place).exists):
             raise LineageError(
                 f"the {key} of run {run.run_id} are not at {key}={place} any more: pass "
                 f"-P {key}=<where they are now>"

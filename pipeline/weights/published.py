@@ -21,7 +21,7 @@ from torch import Tensor
 from pipeline.errors import DownloadError, WeightsError, first_line
 from pipeline.model.networks import TIMM, recipe_of, timm_library
 from pipeline.system.disk.digests import digest_file
-from pipeline.system.disk.files import storage_faults
+from pipeline.system.disk.files import seen, storage_faults
 from pipeline.system.network.downloads import FAULTS, SILENCE_S, downloading
 
 DEFAULT, PRETRAINED = "imagenet", "pretrained"
@@ -71,13 +71,13 @@ def fetch(weights: str, backbone: str, otherwise: str) -> Path:
         WeightsError: torchvision has none of that name, or the file here is damaged.
     """
     url, path = published(weights, backbone)
-    if not path.is_file():
+    if not seen(path.is_file):
         with storage_faults("weights", path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
         try:
             _download(url, path)
         except FAULTS as err:
-            here = [e for e in reversed(_members(backbone)) if _kept_at(e).is_file()]
+            here = [e for e in reversed(_members(backbone)) if seen(_kept_at(e).is_file)]
             instead = "".join(
                 f"{_kept_at(e).name} is there: use it with -P weights={e.name}, or " for e in here
             )
@@ -136,7 +136,7 @@ def fetch_from_timm(weights: str, backbone: str, image_size: int) -> dict[str, T
     try:
         if not config.hf_hub_id and _digest_in(file := _in_hub_folder(config.url)):
             kept = str(file)
-            if not file.is_file():
+            if not seen(file.is_file):
                 _download(config.url, file)
             _check_name(weights, file)
         plain = {"file": kept, "custom_load": False}  # else timm reads it as arrays of NumPy
@@ -196,7 +196,7 @@ def kept_files() -> list[tuple[str, str]]:
 
     names = torchvision.models.list_models(module=torchvision.models)
     members = ((name, member) for name in names for member in _members(name))
-    return [(name, member.name) for name, member in members if _kept_at(member).is_file()]
+    return [(name, member.name) for name, member in members if seen(_kept_at(member).is_file)]
 
 
 def timm_is_here(backbone: str) -> bool:

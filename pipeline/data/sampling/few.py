@@ -7,6 +7,7 @@ in that order. The first images are taken as they come wherever these hold every
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 
 from pipeline.data.images import IntArray
 
@@ -32,14 +33,7 @@ def few_with_every_class(labels: IntArray, most: int, least: int = 1) -> IntArra
     kept = np.full_like(sizes, min(TWO, share))
     kept[short] = share
     kept[sizes < least] = 0
-    is_kept = _numbers(labels, sizes) < kept[labels]
+    earlier = pd.Series(labels).groupby(labels).cumcount().to_numpy()  # of the same class
+    is_kept = earlier < kept[labels]
     places = np.concatenate([np.flatnonzero(is_kept), np.flatnonzero(~is_kept)])
     return np.sort(places[:most])
-
-
-def _numbers(labels: IntArray, sizes: IntArray) -> IntArray:
-    """For each image, how many of its class come before it."""
-    numbers = np.empty_like(labels)
-    starts = np.cumsum(sizes) - sizes
-    numbers[np.argsort(labels, kind="stable")] = np.arange(len(labels)) - np.repeat(starts, sizes)
-    return numbers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -43,6 +43,17 @@ def typed_path(text: str, key: str = "") -> Path:
             "takes: give another path"
         )
     return path
+
+
+def seen(question: Callable[[], bool]) -> bool:
+    """What `path.is_dir`, `is_file` or `exists` says; no in a folder that may not be searched.
+
+    From Python 3.14 on they say so themselves.
+    """
+    try:
+        return question()
+    except OSError:
+        return False
 
 
 def name_of(path: Path) -> str:
@@ -104,7 +115,7 @@ def check_folder_of(out: Path) -> None:
     Raises:
         SettingsError: says which folder.
     """
-    if not out.parent.is_dir():
+    if not seen(out.parent.is_dir):
         raise SettingsError(
             f"out={out}: there is no folder {out.parent.absolute()}: make it, or pass another "
             "-P out=<file>"

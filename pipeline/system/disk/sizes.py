@@ -11,6 +11,8 @@ import re
 import shutil
 from pathlib import Path
 
+from pipeline.system.disk.files import seen
+
 LEAST_BYTES = 1_000_000
 _UNITS = {
     **{f"{letter}b": 1000**power for power, letter in enumerate(("", *"kmgt"))},
@@ -53,7 +55,8 @@ def bytes_of(text: str, folder: Path) -> int:
 
 def disk_of(folder: Path) -> shutil._ntuple_diskusage:
     """Bytes of the disk that a folder lies on, or would lie on: total, used, free."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    above = (folder.absolute(), *folder.absolute().parents)
+    there = next(path for path in above if seen(path.exists))
     return shutil.disk_usage(there)
 
 

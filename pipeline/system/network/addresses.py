@@ -121,16 +121,17 @@ def beside(url: str, other: str) -> str:
 def why_unwritable(path: Path, *, may_make_folders: bool = False) -> str:
     """Why a file cannot be made there, or written if it is there; empty if it can be."""
     folder = path.parent.absolute()
-    if path.is_dir():
-        return f"{path} is a folder"
-    while may_make_folders and not folder.exists() and folder != folder.parent:
+    # `Path.exists` raises where a folder above may not be searched
+    while may_make_folders and not os.access(folder, os.F_OK) and folder != folder.parent:
         folder = folder.parent
-    if not folder.exists():
+    if not os.access(folder, os.F_OK):
         return f"there is no folder {folder}"
     if not folder.is_dir():
         return f"{folder} is not a folder"
     if not os.access(folder, os.W_OK | os.X_OK):
         return f"the folder {folder} may not be written"
+    if path.is_dir():
+        return f"{path} is a folder"
     if path.exists() and not os.access(path, os.W_OK):
         return f"{path} may not be written"
     try:  # a system may refuse what its permissions allow

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import TrackingError, first_line
+from pipeline.system.disk.files import seen
 from pipeline.system.network.addresses import (
     file_of,
     hidden,
@@ -46,7 +47,7 @@ def usable_address() -> str:
     given = mlflow.get_tracking_uri()
     uri = given.strip()
     _check_variables()
-    if (why := misread(uri)) and not (uri.startswith(_OTHERS) or Path(uri).is_dir()):
+    if (why := misread(uri)) and not (uri.startswith(_OTHERS) or seen(Path(uri).is_dir)):
         raise TrackingError(f"{URI}={without_password(uri)}: {why}")
     if is_server(uri):
         uri = _without_login(uri)

@@ -24,7 +24,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from pipeline.errors import AwayError, StudyError, first_line
 from pipeline.settings.entry import STORAGE
 from pipeline.system.disk.databases import Engine, exclusively, fill, is_empty
-from pipeline.system.disk.files import typed_path
+from pipeline.system.disk.files import seen, typed_path
 from pipeline.system.interrupts import check
 from pipeline.system.network.addresses import (
     beside,
@@ -113,7 +113,7 @@ def storage_url(given: str, tracking_uri: str) -> str:
     """
     given = given.strip() or os.environ.get(STORAGE, "").strip() or DEFAULT_STORAGE
     shown = f"storage={without_password(given)}"
-    if "://" not in given and (file := typed_path(given)).is_file():
+    if "://" not in given and seen((file := typed_path(given)).is_file):
         given = with_file(f"{JOURNAL}file", file.absolute())
     for start, why in _REFUSED.items():
         if given.startswith(start) and not given.startswith(JOURNAL):
@@ -187,7 +187,7 @@ def _make_tables(engine: Engine) -> None:
 
 def _check_file(url: str, path: Path, must_exist: bool) -> None:
     """Refuse a file that is not there, cannot be made or written, or holds something else."""
-    if must_exist and not path.exists():
+    if must_exist and not seen(path.exists):
         raise StudyError(
             f"storage={url}: there is no such file: run `{COMMAND} tune` first, or pass "
             "-P storage=<where your studies are>"
@@ -199,7 +199,7 @@ def _check_file(url: str, path: Path, must_exist: bool) -> None:
             f"storage={url} cannot be used: {why}{hint}: name a file in a folder that is there "
             "and that you may write to"
         )
-    if url.startswith(JOURNAL) and path.exists() and not is_journal(path):
+    if url.startswith(JOURNAL) and seen(path.exists) and not is_journal(path):
         raise StudyError(
             f"storage={url}: {path} is not a journal of Optuna: name another file, or write "
             "sqlite:/// before that of a database"
