@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from pipeline.data.image_set import ImageSet
-from pipeline.data.images import DOUBT, USUAL, digest_image, to_rgb
+from pipeline.data.images import DOUBT, USUAL, digest_image, is_deep, to_rgb
 from pipeline.data.reading import read_images
 from tests.conftest import class_image
 from tests.helpers import split_of
@@ -151,6 +151,47 @@ def test_8_to_16_bits_of_colour_are_the_same_picture(top: int, alpha: bool) -> N
     values = np.array([[pixel if alpha else pixel[:3] for pixel in pixels]])
     image = Image.open(io.BytesIO(png_of_16_bits(values, 6 if alpha else 2)))
     assert np.asarray(to_rgb(image)).tolist() == [[[0, 51, 255], [255, 0, 51]]]
+
+
+def tiff_of_16_bits(values: np.ndarray, order: str, packed: bool, extra: int) -> bytes:
+    """A TIFF of 16 bits a channel; `values`: (H, W, C); `extra`: what a fourth channel is."""
+    height, width, channels = values.shape
+    data = values.astype(f"{order}u2").tobytes()
+    data = compress(data) if packed else data
+    numbers = [(256, width), (257, height), (258, 0), (259, 8 if packed else 1), (262, 2)]
+    numbers += [(273, 0), (277, channels), (278, height), (279, len(data)), (284, 1)]
+    numbers += [(338, extra)] * (channels == 4)
+    bits_at = 8 + 2 + 12 * len(numbers) + 4
+    numbers[5] = (273, bits_at + 2 * channels)
+    parts = [struct.pack(f"{order}2sHIH", b"II" if order == "<" else b"MM", 42, 8, len(numbers))]
+    for tag, number in numbers:
+        kind, count, number = (3, channels, bits_at) if tag == 258 else (4, 1, number)
+        parts.append(struct.pack(f"{order}HHII", tag, kind, count, number))
+    bits = struct.pack(f"{order}I{channels}H", 0, *[16] * channels)
+    return b"".join([*parts, bits, data])
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(
+    ("channels", "extra"), [(3, 0), (4, 0), (4, 2)], ids=["RGB", "RGBX", "RGBA"]
+)
+@pytest.mark.parametrize("top", [255, 4095, 65535])
+def test_compressed_16_bit_tiff_is_not_read_darker_than_its_plain_twin(
+    order: str, channels: int, extra: int, top: int
+) -> None:
+    values = np.random.default_rng(0).integers(0, top + 1, (6, 5, channels))
+    values[0, 0] = top
+    plain, packed = (
+        Image.open(io.BytesIO(tiff_of_16_bits(values, order, kind, extra)))
+        for kind in (False, True)
+    )
+    assert is_deep(packed)
+    assert is_deep(plain)
+    pixels = np.asarray(to_rgb(packed))
+    assert np.array_equal(pixels, np.asarray(to_rgb(plain)))
+    assert pixels[0, 0].tolist() == [255] * 3
+    if channels == 3 and top < 65535:
+        assert np.array_equal(pixels, np.rint(values * (255 / top)))
 
 
 @pytest.mark.parametrize(

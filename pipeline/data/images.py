@@ -3,8 +3,8 @@
 Out: uint8 RGB, and float32 as networks take it. Transparency is laid on white, EXIF rotation is
 applied where it can be read, and damaged metadata beside good pixels is passed over.
 Images are resized to cover a square and cropped at its centre. Not covered: animation (the first
-frame is taken), more than three colour channels, 16-bit greyscale with transparency (Pillow gives
-the upper 8 of its bits).
+frame is taken), more than three colour channels, and, where Pillow gives the upper 8 bits alone,
+16-bit greyscale with transparency, premultiplied colours, and TIFF with a plane a colour.
 
 Deep images (more than 8 bits a channel) are scaled from one range for a whole data set, which
 `range_of` finds from the values of its training images: files of 16 bits hold 8, 10, 12 or 16 of
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -54,11 +55,12 @@ _FEWEST_LEVELS = 16
 """An image of fewer different values is a mask or a drawing: none of them is a stray."""
 DOUBT = "unfreeze: doubt"
 """Key of `Image.info`: what may have been lost when a deep image became one of 8 bits."""
+_OPPOSITE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+"""Big-endian, little-endian, and this machine's order, in which compressed TIFF is read."""
 _LOW_BYTES = {
-    "RGB;16B": "RGB;16L",
-    "RGB;16L": "RGB;16B",
-    "RGBA;16B": "RGBA;16L",
-    "RGBA;16L": "RGBA;16B",
+    f"{bands};16{order}": f"{bands};16{opposite}"
+    for bands in ("RGB", "RGBX", "RGBA")
+    for order, opposite in _OPPOSITE.items()
 }
 """For the layout of a 16-bit file, the layout by which Pillow reads the lower 8 bits."""
 
