@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -24,11 +25,12 @@ from pipeline.data.sampling.draws import (
     share_in_common,
     with_test_split,
 )
+from pipeline.data.sampling.units import units_of
 from pipeline.errors import DataError, SettingsError
 from pipeline.runs.sources import source_of
 from pipeline.settings.run import Settings
 from tests.conftest import Command, class_image
-from tests.helpers import fill, load_settings, split_of
+from tests.helpers import fill, load_settings, opened, split_of
 
 SIZES = st.lists(st.integers(3, 40), min_size=2, max_size=4)
 FEW = settings(deadline=None, max_examples=20)
@@ -312,3 +314,19 @@ def test_a_folder_without_numbers_goes_from_stage_1_to_evaluate_and_decide(
     run_id = out.split("stage 1: run ")[1].split()[0]
     assert main(["evaluate", "--run_id", run_id]) == 0
     assert "on 6 images" in capsys.readouterr().out
+
+
+def test_a_class_that_the_validation_split_lacks_is_named_before_images_are_decoded(
+    tmp_path: Path,
+) -> None:
+    source = opened(fill(tmp_path, "train/a", "train/b", "val/a", count=4))
+    for path in tmp_path.rglob("*.png"):
+        path.write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"validation split .* of class b \(0\): 1 is needed: add"):
+        draw_in(source, asked(image_size="32"))
+
+
+def test_groups_are_told_apart_by_bytes_that_are_no_utf_8() -> None:
+    names = [os.fsdecode(bytes([0xE9 + n % 4, 0x20])) for n in range(8)]
+    units = units_of(make([4, 4], groups=names).pool, "draws 0")
+    assert sorted(len(unit.rows) for unit in units) == [2, 2, 2, 2]

@@ -219,7 +219,20 @@ def test_groups_are_a_column_or_a_regular_expression(tmp_path: Path) -> None:
     some = read(tmp_path, f"file,label,patient\n{rows}", group=r"p([01])_")
     assert some.pool.groups[:4] == ("0", "0", "1", "1")
     assert len(set(some.pool.groups)) == 4
-    assert any("does not match, each of which is a group of its own: 2" in n for n in some.notes)
+    assert some.pool.groups[4:] == ("path images/p2_4.png", "path images/p2_5.png")
+    assert any("each of which is a group of its own: 2" in n for n in some.notes)
+
+
+def test_rows_without_a_group_are_no_group_together(tmp_path: Path) -> None:
+    rows = "".join(
+        f"{a},{b},{'' if a[1] == '1' else a[1]}\n" for a, b in zip(FILES, LABELS, strict=True)
+    )
+    source = read(tmp_path, f"file,label,patient\n{rows}", group="patient")
+    groups = source.pool.groups
+    assert (groups[:2], groups[4:], len(set(groups))) == (("0", "0"), ("2", "2"), 4)
+    assert any("each of which is a group of its own: 2" in note for note in source.notes)
+    found = read(tmp_path, "file,label\n" + lines(FILES), group=r"p(?:1|(\d))_")
+    assert found.pool.groups == groups
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import pickle
 import shutil
 import socket
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from torchvision.datasets import CIFAR10
 
 from pipeline.data.base import Split
 from pipeline.data.images import digest_image
@@ -164,6 +166,13 @@ def test_folders_that_cannot_be_used_are_refused(
     refused(fill(tmp_path, *folders), words)
 
 
+def test_a_validation_split_without_images_is_left_out_and_told(tmp_path: Path) -> None:
+    fill(tmp_path, "val/a", "val/b", count=0)
+    source = opened(fill(tmp_path, "train/a", "train/b"))
+    assert source.val is None
+    assert source.notes == ("the validation split holds no image: it is left out",)
+
+
 def test_a_test_split_without_images_is_left_out_and_told(tmp_path: Path) -> None:
     fill(tmp_path, "train/a", "train/b", "test/a", count=0)
     refused(tmp_path, "no images found under", "one folder for each class")
@@ -252,6 +261,28 @@ def test_of_an_animation_the_first_frame_is_read(kind: str, image_folder: Path) 
     assert abs(np.asarray(image).mean() - 250) < 2
 
 
+def test_cifar_that_is_there_takes_no_lock_in_a_cache_that_may_only_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "data" / CIFAR10.base_folder
+    folder.mkdir(parents=True)
+    batch = {"data": np.zeros((2, 3072), np.uint8), "labels": [0, 1]}
+    for name, value in (
+        ("one", batch),
+        ("other", batch),
+        ("batches.meta", {"label_names": ["plane", "car"]}),
+    ):
+        (folder / name).write_bytes(pickle.dumps(value))
+    md5 = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    monkeypatch.setattr(CIFAR10, "train_list", [["one", md5["one"]]])
+    monkeypatch.setattr(CIFAR10, "test_list", [["other", md5["other"]]])
+    meta = {**CIFAR10.meta, "md5": md5["batches.meta"]}
+    monkeypatch.setattr(CIFAR10, "meta", meta)
+    source = open_source("cifar10", tmp_path)
+    assert (source.class_names, counts(source.pool)) == (("plane", "car"), [1, 1])
+    assert list((tmp_path / "data").iterdir()) == [folder]
+
+
 # --- parquet files -------------------------------------------------------------------------------
 
 
@@ -292,6 +323,22 @@ def test_rows_are_read_across_shards_in_the_asked_order(
     rows = [8, 0, 4, 3, 8, 2]
     assert shown(pool, rows) == pictures((0, 8), (0, 0), (1, 4), (0, 3), (0, 8), (0, 2))
     assert shown(pool, []) == []
+
+
+@pytest.mark.parametrize(
+    "cells", [["a", None, "a", "", "b", None], [1.0, math.nan, 1.0, None, 2.0, None]]
+)
+def test_parquet_rows_without_a_group_are_no_group_together(
+    cells: list[object], tmp_path: Path, write_parquet: WriteParquet
+) -> None:
+    path = write_parquet(tmp_path / "train.parquet", [0, 1, 0, 1, 0, 1], list("ab"))
+    table = pq.read_table(path).append_column("who", pa.array(cells))
+    pq.write_table(table, path)
+    source = opened(path, group="who")
+    groups = source.pool.groups
+    assert groups[0] == groups[2] == str(cells[0])
+    assert len(set(groups)) == 5
+    assert any("each of which is a group of its own: 3" in note for note in source.notes)
 
 
 def test_one_file_may_be_the_path(tmp_path: Path, write_parquet: WriteParquet) -> None:

@@ -1,7 +1,7 @@
 """Which images belong together: a patient's, a camera's, a burst's.
 
-In: the paths of images below their folder, and a regular expression with one group. Out: the name
-of each image's group.
+In: the paths of images below their folder, and a regular expression with one group, or a column of
+names. Out: each image's group. An image that has none is a group of its own.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pipeline.errors import DataError, first_line
 from pipeline.system.text import first_of, one_line
 
 
-def groups_of(group: str, paths: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[str]], int]:
-    """The group of each path by split, and how many paths match nothing: each is a group itself.
+def groups_of(group: str, paths: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """The group of each path by split; empty where the expression finds none in the path.
 
     Raises:
         DataError: no regular expression with at most one group, or one that matches no path.
@@ -34,35 +34,49 @@ def groups_of(group: str, paths: Mapping[str, Sequence[str]]) -> tuple[dict[str,
             f"group={group}: holds {pattern.groups} groups in brackets: leave one, or write (?:…)"
         )
     found: dict[str, list[str]] = {}
-    missed: list[str] = []
+    matched = False
     for split, names in paths.items():
         matches = [pattern.search(name) for name in names]
-        missed += [name for name, match in zip(names, matches, strict=True) if not match]
-        found[split] = [
-            match[pattern.groups] or "" if match else f"path {name}"
-            for name, match in zip(names, matches, strict=True)
-        ]
-    if len(missed) == sum(map(len, paths.values())):
+        matched |= any(matches)
+        found[split] = [match[pattern.groups] or "" if match else "" for match in matches]
+    if not matched:
+        every = [name for names in paths.values() for name in names]
         raise DataError(
-            f"group={group}: matches none of {len(missed)} paths, such as {one_line(missed[0])}: "
+            f"group={group}: matches none of {len(every)} paths, such as {one_line(every[0])}: "
             "write a regular expression with the group in brackets, or the name of a column"
         )
-    return found, len(missed)
+    return found
 
 
-def with_groups(source: Source, group: str, groups: Mapping[str, Sequence[str]]) -> Source:
-    """The source whose images belong to these groups, by split; notes tell what was found."""
+def with_groups(
+    source: Source,
+    group: str,
+    groups: Mapping[str, Sequence[str]],
+    names: Mapping[str, Sequence[str]],
+) -> Source:
+    """The source whose images belong to these groups, by split; notes tell what was found.
+
+    `names`: of the images, which name the groups of those that have no other.
+    """
+    without = sum(not each for named in groups.values() for each in named)
+    groups = {
+        split: [each or name for each, name in zip(groups[split], names[split], strict=True)]
+        for split in groups
+    }
     parts = {"train": source.pool, "val": source.val, "test": source.test}
     known = {
-        split: replace(part, groups=tuple(map(str, groups[split])))
-        for split, part in parts.items()
-        if part
+        split: replace(part, groups=tuple(groups[split])) for split, part in parts.items() if part
     }
-    names = {split: set(part.groups) for split, part in known.items()}
-    count = len(set().union(*names.values()))
+    parted = {split: set(part.groups) for split, part in known.items()}
+    count = len(set().union(*parted.values()))
     notes = [f"group={group}: images of each of {count} groups are kept in one part"]
-    for one, other in combinations(names, 2):
-        if both := sorted(names[one] & names[other]):
+    if without:
+        notes.append(
+            f"images without a group by group={group}, each of which is a group of its own: "
+            f"{without}"
+        )
+    for one, other in combinations(parted, 2):
+        if both := sorted(parted[one] & parted[other]):
             notes.append(
                 f"{len(both)} groups stand in {one} and in {other} of the data's own splits "
                 f"({first_of(both, 3)}): move the images of each into one"

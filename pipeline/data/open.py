@@ -79,9 +79,12 @@ def open_source(
     else:
         source = _open_folder(path, tables, columns, group=group, asked=bool(labels))
     notes += _check_classes(data, source.class_names)
-    if source.test and not len(source.test.labels):
-        notes.append("the test split holds no image: it is left out")
-        source = replace(source, test=None)
+    for split, word in (("val", "validation"), ("test", "test")):
+        part = getattr(source, split)
+        if part and not len(part.labels):
+            notes.append(f"the {word} split holds no image: it is left out")
+            gone: dict[str, Any] = {split: None}
+            source = replace(source, **gone)
     return _with_ranges(replace(source, notes=(*notes, *source.notes)), data)
 
 
@@ -123,21 +126,17 @@ def _open_folder(
         source = replace(source, notes=(*source.notes, f"not read as labels: {err}"))
     if not group:
         return source
-    missed = 0
-    if not groups:
-        parts = {"train": source.pool, "val": source.val, "test": source.test}
-        paths = {
-            split: [
-                Path(where).relative_to(root).as_posix()
-                for where, _ in part.stored.items(range(len(part.labels)))
-            ]
-            for split, part in parts.items()
-            if part
-        }
-        groups, missed = groups_of(group, paths)
-    source = with_groups(source, group, groups)
-    note = f"images that group={group} does not match, each of which is a group of its own: "
-    return replace(source, notes=(*source.notes, f"{note}{missed}")) if missed else source
+    parts = {"train": source.pool, "val": source.val, "test": source.test}
+    paths = {
+        split: [
+            Path(where).relative_to(root).as_posix()
+            for where, _ in part.stored.items(range(len(part.labels)))
+        ]
+        for split, part in parts.items()
+        if part
+    }
+    names = {split: [f"path {path}" for path in each] for split, each in paths.items()}
+    return with_groups(source, group, groups or groups_of(group, paths), names)
 
 
 def _parquet_files(data: str, path: Path, image_column: str) -> tuple[list[Path], list[str]]:
@@ -242,18 +241,10 @@ def _open_cifar(name: str, folder: Path) -> Source:
     from torchvision.datasets import CIFAR10, CIFAR100
 
     dataset: Any = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
-    with storage_faults("the cache", folder):
-        folder.mkdir(parents=True, exist_ok=True)
     try:
-        with holding(lock_for_all(folder / f"{name}.lock")), downloading():
-            train, test = (dataset(folder, train=part, download=True) for part in (True, False))
-    except FAULTS as err:
-        raise DownloadError(
-            f"cannot download {name} from {dataset.url} ({first_line(err)}): put "
-            f"{dataset.filename} (MD5 {dataset.tgz_md5}) into {folder.absolute()}, or pass "
-            "-P data=<a folder of its parquet files or of your own images>, or -P data=digits, "
-            "which downloads nothing"
-        ) from None
+        train, test = (dataset(folder, train=part) for part in (True, False))
+    except (OSError, RuntimeError):  # not there, not whole, or being unpacked
+        train, test = _fetched(dataset, folder, name)
 
     def split(part: Any) -> Split:  # noqa: ANN401 - torchvision has no types here
         return Split(
@@ -261,3 +252,19 @@ def _open_cifar(name: str, folder: Path) -> Source:
         )
 
     return Source(name=name, class_names=tuple(train.classes), pool=split(train), test=split(test))
+
+
+def _fetched(dataset: Any, folder: Path, name: str) -> list[Any]:  # noqa: ANN401
+    """Training and test images, fetched by one process at a time."""
+    with storage_faults("the cache", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with holding(lock_for_all(folder / f"{name}.lock")), downloading():
+            return [dataset(folder, train=part, download=True) for part in (True, False)]
+    except FAULTS as err:
+        raise DownloadError(
+            f"cannot download {name} from {dataset.url} ({first_line(err)}): put "
+            f"{dataset.filename} (MD5 {dataset.tgz_md5}) into {folder.absolute()}, or pass "
+            "-P data=<a folder of its parquet files or of your own images>, or -P data=digits, "
+            "which downloads nothing"
+        ) from None

@@ -22,7 +22,7 @@ from pipeline.data.folders.listing import entries_of, image_endings, in_words, l
 from pipeline.data.splits import SPLIT_NAMES
 from pipeline.data.stored import stored_images
 from pipeline.errors import DataError
-from pipeline.system.disk.files import name_of, typed_path
+from pipeline.system.disk.files import name_of, seen, typed_path
 from pipeline.system.text import first_of, natural, normalised, one_line
 
 NAMES = ("labels.csv", "_classes.csv")
@@ -49,7 +49,7 @@ def find_csv_files(root: Path, labels: str) -> list[Path]:
     if labels:
         path = typed_path(labels, "labels")
         for there in (root / path, path):
-            if there.is_file():
+            if seen(there.is_file):
                 return [there]
         raise DataError(
             f"labels={labels}: no such file ({(root / path).absolute()}): pass the CSV file with "
@@ -58,7 +58,7 @@ def find_csv_files(root: Path, labels: str) -> list[Path]:
     folders = [path for path in entries_of(root).folders if path.name.lower() in SPLIT_NAMES]
     for folder_list in ([root], folders):
         found = [folder / name for folder in folder_list for name in NAMES]
-        if found := [path for path in found if path.is_file()]:
+        if found := [path for path in found if seen(path.is_file)]:
             return found
     return []
 
@@ -82,6 +82,7 @@ def open_csv(
     for path in sorted(found):
         by_split[found[path].split or "train"].append(found[path])
     classes = _classes(by_split, names)
+    number_of = {name: number for number, name in enumerate(classes)}
     notes = [f"labels are read from {names}"]
     if twice:
         notes.append(f"lines of {names} that name an image again, with the same label: {twice}")
@@ -89,7 +90,7 @@ def open_csv(
         notes.append(f"images that {names} does not name, which are not read: {left}")
     splits = {
         split: Split(
-            labels=np.array([classes.index(one.label) for one in ones], dtype=np.int64),
+            labels=np.array([number_of[one.label] for one in ones], dtype=np.int64),
             stored=stored_images([one.path for one in ones]),
         )
         for split, ones in by_split.items()
@@ -146,14 +147,14 @@ def _classes(by_split: Mapping[str, Sequence[_Labelled]], names: str) -> list[st
         raise DataError(
             f"{names}: no row is of split train: name the split of training rows train"
         )
-    classes = sorted({one.label for one in by_split["train"]}, key=natural)
+    known = {one.label for one in by_split["train"]}
     for split, ones in by_split.items():
-        if unknown := next((one for one in ones if one.label not in classes), None):
+        if unknown := next((one for one in ones if one.label not in known), None):
             raise DataError(
                 f"{unknown.where}: class {one_line(unknown.label)} stands in {split} but not in "
                 f"train: add it to train or remove it from {split}"
             )
-    return classes
+    return sorted(known, key=natural)
 
 
 def _labelled(

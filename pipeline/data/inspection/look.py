@@ -27,14 +27,15 @@ def look_through(
     splits: Sequence[Split], limit_s: float = LOOK_S
 ) -> Iterator[tuple[int, Any, Image.Image | Unreadable]]:
     """The number of a split, an image as it is stored, and decoded, until the time is over."""
-    places = [(n, row) for n, split in enumerate(splits) for row in range(len(split.labels))]
-    order = np.random.default_rng(0).permutation(len(places))
+    ends = np.cumsum([len(split.labels) for split in splits])
+    order = np.random.default_rng(0).permutation(int(ends[-1]))
     until = time.monotonic() + limit_s
-    with bar("looking at the images", len(places)) as step:
-        for start in range(0, len(places), _TOGETHER):
-            some = sorted(places[i] for i in order[start : start + _TOGETHER])
-            for number, split in enumerate(splits):
-                rows = [row for n, row in some if n == number]
+    with bar("looking at the images", len(order)) as step:
+        for start in range(0, len(order), _TOGETHER):
+            some = np.sort(order[start : start + _TOGETHER])
+            parts = np.split(some, np.searchsorted(some, ends[:-1]))
+            for number, (split, part) in enumerate(zip(splits, parts, strict=True)):
+                rows = (part - (ends[number] - len(split.labels))).tolist()
                 for where, image in split.stored.items(rows):
                     check()
                     yield number, image, decode_image(image, where, split.ranges)

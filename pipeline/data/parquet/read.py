@@ -110,11 +110,14 @@ def _grouped(source: Source, by_split: Mapping[str, Sequence[Path]], group: str)
                 f"{path} has columns {first_of(names, 20)}, asked for group={group}: choose one "
                 "of these"
             )
-    groups = {
-        split: [str(cell) for path in paths for cell in read_column(path, group).to_pylist()]
-        for split, paths in by_split.items()
-    }
-    return with_groups(source, group, groups)
+    groups, names = {}, {}
+    for split, paths in by_split.items():
+        cells = [cell for path in paths for cell in read_column(path, group).to_pylist()]
+        # only what is no number differs from itself
+        texts = ["" if cell is None or cell != cell else str(cell) for cell in cells]
+        groups[split] = [text if text.strip() else "" for text in texts]
+        names[split] = [f"{split} row {number}" for number in range(len(cells))]
+    return with_groups(source, group, groups, names)
 
 
 def _lacks_labels(files: Sequence[FileLabels], classes: Classes) -> bool:

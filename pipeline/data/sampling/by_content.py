@@ -177,6 +177,8 @@ def _deal(
     if source.val is None:
         taken, units = take(units, _val_quota(source, settings, counts), spare=1)
     elif settings.val_per_class == AUTO:
+        if not _count(source, others).all():
+            return None
         taken = others
     else:
         quota = np.full_like(counts, settings.val_per_class)
@@ -230,6 +232,12 @@ def _refuse_small(
     small = [f"{name} ({count})" for name, count in named if count < least]
     if not small:
         return
+    if own_val:
+        raise DataError(
+            f"{source.name}: the validation split of the data holds too few images of class "
+            f"{first_of(small, 5)}: {least} {'is' if least == 1 else 'are'} needed: add some, or "
+            "move all validation images to those to train on"
+        )
     passed_over = f" ({source.passed_over})" if source.passed_over else ""
     given = [f"{key}={size}" for key, size in wanted.items() if size != AUTO]
     uses = {"train_per_class": "train", "val_per_class": "validate", "test_per_class": "test"}

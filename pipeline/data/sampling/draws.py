@@ -42,6 +42,7 @@ from pipeline.settings.run import Settings
 from pipeline.system.text import count_of, first_of, one_line
 
 _TEST_STREAM = 0x7E57  # another permutation than that of the draws
+Parts = list[tuple[Split, IntArray]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,11 +257,11 @@ def draw_in(source: Source, settings: Settings) -> Draw:
     Raises:
         DataError: too few images, no such draw, or images that cannot be read.
     """
-    rows = draw_parts(source, settings)
+    parts = draw_parts(source, settings)
     size, prepared = settings.image_size, preparation_of(settings)
     train, val = (
         read_images(*part, size, prepared, skip_unreadable=True, shelf=shelf_of(settings))
-        for part in rows
+        for part in parts
     )
     dealt = Draw(
         source=source.name,
@@ -269,10 +270,10 @@ def draw_in(source: Source, settings: Settings) -> Draw:
         val=val,
         pool=source.digest(),
         ranges=source.pool.ranges,
-        dealt=without(dealt_words(source, settings), train.unreadable, val.unreadable),
+        dealt=without(dealt_words(source, settings, parts), train.unreadable, val.unreadable),
     )
     if not settings.skip_unreadable:
-        refuse_unreadable(dealt.unreadable, sum(part.size for _, part in rows))
+        refuse_unreadable(dealt.unreadable, sum(rows.size for _, rows in parts))
     for images, what in ((train, "train"), (val, "validate")):
         counts = np.bincount(images.labels.numpy(), minlength=len(source.class_names))
         if not counts.all():
@@ -284,15 +285,15 @@ def draw_in(source: Source, settings: Settings) -> Draw:
     return dealt
 
 
-def dealt_words(source: Source, settings: Settings) -> str:
+def dealt_words(source: Source, settings: Settings, parts: Parts | None = None) -> str:
     """How the images of each class are dealt where they are dealt by content; else empty."""
     if not settings.by_content:
         return ""
-    parts = [
+    train, val = (
         np.bincount(split.labels[rows], minlength=len(source.class_names))
-        for split, rows in draw_parts(source, settings)
-    ]
-    return parts_in_words(source, parts[0], parts[1])
+        for split, rows in parts or draw_parts(source, settings)
+    )
+    return parts_in_words(source, train, val)
 
 
 def check_readable(source: Source, draws: Iterable[Settings]) -> None:
@@ -313,7 +314,7 @@ def check_readable(source: Source, draws: Iterable[Settings]) -> None:
     refuse_unreadable(found, count)
 
 
-def draw_parts(source: Source, settings: Settings) -> list[tuple[Split, IntArray]]:
+def draw_parts(source: Source, settings: Settings) -> Parts:
     """The split and its rows to train on, then the split and its rows to validate on."""
     rows = draw_rows(source, settings)
     return list(zip((source.pool, source.val or source.pool), rows, strict=True))

@@ -35,7 +35,9 @@ class TooFewUnitsError(Exception):
 def units_of(split: Split, stream: str) -> list[Unit]:
     """A split's units, in an order that only their content and `stream` decide."""
     found: dict[bytes, list[int]] = {}
-    names = [group.encode() for group in split.groups] or split.stored.digests()
+    names = [
+        group.encode(errors="surrogateescape") for group in split.groups
+    ] or split.stored.digests()
     for row, name in enumerate(names):
         found.setdefault(name, []).append(row)
     labels = split.labels.tolist()
