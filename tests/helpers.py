@@ -24,10 +24,12 @@ from pipeline.data.sampling.draws import Draw, draw_in
 from pipeline.data.stored import Stored
 from pipeline.entries.command_line.table import ENTRY_POINTS
 from pipeline.errors import DataError
+from pipeline.model import factories
 from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.settings.request import Request
 from pipeline.settings.run import Settings, TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Stage
+from pipeline.system.disk import first_read
 from pipeline.training.norm.stats import calibrate_norm_stats
 from pipeline.training.prefix.cache import PrefixCache
 from pipeline.training.prefix.features import Features
@@ -147,8 +149,17 @@ def edited_factory(folder: Path, layer: str, patch: pytest.MonkeyPatch) -> Backb
         f"    net.{layer}\n    return net\n"
     )
     patch.syspath_prepend(str(folder))
-    patch.delitem(sys.modules, "edited_network", raising=False)  # as in a new process
+    as_in_a_new_process("edited_network")
     return build_backbone("edited_network:build", CLASSES, SIZE, seed=0)
+
+
+def as_in_a_new_process(*modules: str) -> None:
+    """Forget modules, and which files this process read first."""
+    for name in [n for n in sys.modules if n.partition(".")[0] in modules]:
+        del sys.modules[name]
+    first_read._FIRST.clear()
+    for kept in (factories._files_of, factories._imported_by, factories._loaded_at_first):
+        kept.cache_clear()
 
 
 def other_version_of(distribution: str, patch: pytest.MonkeyPatch) -> None:

@@ -462,3 +462,35 @@ def ready_made(num_classes: int) -> nn.Module:
     for parameter in net.stem.parameters():
         nn.init.constant_(parameter, 0.125)
     return net
+
+
+class BareIndices(BranchesOnValues):
+    """Whole numbers lie beside the modules of a network that no graph can hold."""
+
+    blocks = {**Net.blocks, "late": ["late", "order"]}  # noqa: RUF012
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.register_buffer("order", torch.arange(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 0 * self.order.sum()
+
+
+class AuxiliaryHead(Net):
+    """A second classifier, which is no part of the head."""
+
+    blocks = {**Net.blocks, "late": ["late", "aux"]}  # noqa: RUF012
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.aux = nn.Linear(WIDTH, num_classes)
+
+
+def around_timm(num_classes: int) -> nn.Module:
+    """A network with a layer of timm."""
+    from timm.layers import LayerNorm2d
+
+    net = Net(num_classes)
+    net.late = nn.Sequential(conv(WIDTH, WIDTH), LayerNorm2d(WIDTH))
+    return net

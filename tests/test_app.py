@@ -29,7 +29,7 @@ from pipeline.settings.request import Request
 from pipeline.tracking import RunView, Tracking
 from pipeline.tracking.keys import KIND, NETWORK_SHA256, NOTE, REFIT, stored_tag
 from tests.conftest import class_image, enter_store, inside, tiny, write_image_folder
-from tests.helpers import edited_factory
+from tests.helpers import as_in_a_new_process, edited_factory
 
 if not importlib.util.find_spec("gradio"):  # importing takes seconds, and few tests need it
     pytest.skip("the extra app is not installed", allow_module_level=True)
@@ -70,7 +70,7 @@ def reds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backbone]:
     backbone.put({"early.weight": red, "middle.2.weight": one, "middle.2.bias": zero})
     backbone.put({"late.1.weight": one, "fc.weight": 50 * torch.eye(2), "fc.bias": zero})
     yield backbone
-    del sys.modules["red_or_blue"]
+    as_in_a_new_process("red_or_blue")
 
 
 def planted(colour: int, row: int, column: int, size: int = 64) -> torch.Tensor:

@@ -192,3 +192,11 @@ def test_a_running_copy_of_the_prefix_in_training_mode_is_caught(resnet: Backbon
         run_segments(copies, torch.rand(4, 3, 32, 32), torch.float32)
     with pytest.raises(FreezingError, match=r"train\.layer2\.0\.bn1\.running_mean"):
         proof.check(resnet)
+
+
+def test_whole_numbers_beside_the_modules_are_not_asked_for_gradients() -> None:
+    backbone = build_backbone("tests.networks:BareIndices", CLASSES, 32, seed=0)
+    set_trainable(backbone.segments, ["head", "late"], "adapt")
+    learning = {n for n, p in backbone.model.named_parameters() if p.requires_grad}
+    names = backbone.tensor_names(["head", "late"])
+    assert learning == {name for name in names if name.endswith(("weight", "bias"))}

@@ -34,6 +34,21 @@ def layers(backbone: Backbone, block: str) -> set[int]:
     return {int(n.rpartition("encoder_layer_")[2].split(".")[0]) for n in names if "_layer_" in n}
 
 
+def test_a_file_of_blocks_that_was_edited_since_the_process_began_is_refused(
+    tmp_path: Path,
+) -> None:
+    """What was cut by the earlier blocks is kept for the whole process."""
+    path = tmp_path / "blocks.yaml"
+    before = with_file(path, GOOD)
+    with pytest.raises(SettingsError, match=r"the file has changed since .*start .*again"):
+        with_file(path, "head: fc\nlast: late\nmiddle: early\nstem: stem\n")
+    assert with_file(path, GOOD) == before
+    path = tmp_path / "mended.yaml"
+    with pytest.raises(SettingsError, match="matches nothing"):
+        with_file(path, GOOD.replace("late", "lat3"))
+    assert with_file(path, GOOD) == before
+
+
 def test_a_transformer_of_twelve_layers_has_four_blocks_and_twelve_where_asked_for() -> None:
     usual, all_twelve = transformer("auto"), transformer("12")
     assert [layers(usual, f"block{n}") for n in (1, 2, 3, 4)] == [
@@ -120,7 +135,19 @@ def test_a_network_of_timm_without_groups_asks_for_patterns(tmp_path: Path) -> N
             super().__init__()
             self.body, self.fc = nn.Linear(3, 3), nn.Linear(3, CLASSES)
 
+    class Coarse(Ungrouped):
+        """As timm's RDNet is."""
+
+        def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+            assert not coarse, "coarse grouping is not implemented"
+            return {"stem": "body"}
+
+        def get_classifier(self) -> nn.Module:
+            return self.fc
+
     name = "timm:poolformer_s12"
+    with pytest.raises(SettingsError, match=r"declares no groups .* its modules are body, fc"):
+        blocks_of(Coarse(), name, "auto")
     with pytest.raises(SettingsError, match=r"declares no groups .* its modules are body, fc"):
         blocks_of(Ungrouped(), name, "auto")
     path = tmp_path / "b.yaml"

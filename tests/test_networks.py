@@ -17,7 +17,7 @@ from pipeline.model.factories import sources_of
 from pipeline.model.networks import check_name
 from pipeline.weights.inputs import InputConfig, input_config
 from pipeline.weights.pretrained import read_weights
-from tests.helpers import CLASSES
+from tests.helpers import CLASSES, as_in_a_new_process
 
 ROOT = Path(__file__).resolve().parent.parent
 VIT = "timm:vit_tiny_patch16_224"
@@ -125,7 +125,35 @@ def test_what_a_factory_imports_from_beside_it_is_of_its_files_and_nothing_else_
         "lone_late.py",
     }
     (tmp_path / "lone_late.py").write_text("WIDTH = 9\n")
+    as_in_a_new_process("lone_network", "lone_parts", "lone_late")
     assert build_backbone("lone_network:build", CLASSES, 32, seed=0).identity != before
+
+
+@pytest.mark.parametrize("edited", ["live_network.py", "live_parts.py"])
+def test_code_that_was_edited_since_the_process_began_does_not_name_what_earlier_code_computes(
+    edited: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "live_network.py").write_text(
+        "from live_parts import build\ndef later():\n    import live_late\n"
+    )
+    (tmp_path / "live_late.py").touch()
+    (tmp_path / "live_parts.py").write_text("from tests.networks import Net as build\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    name, path = "live_network:build", tmp_path / edited
+    check_name(name)
+    before = path.read_bytes()
+    path.write_bytes(before + b"WIDTH = 9\n")
+    with pytest.raises(SettingsError, match=rf"changed since this .*{edited}.* again") as caught:
+        build_backbone(name, CLASSES, 32, seed=0)
+    assert "\n" not in str(caught.value)
+    assert sources_of(name)[edited] == before
+    path.write_bytes(before)
+    (tmp_path / "live_late.py").write_text("WIDTH = 9\n")  # which nothing has loaded
+    identity = build_backbone(name, CLASSES, 32, seed=0).identity
+    as_in_a_new_process("live_network", "live_parts")
+    assert build_backbone(name, CLASSES, 32, seed=0).identity != identity
+    as_in_a_new_process("live_network", "live_parts")
 
 
 def test_a_factory_in_a_folder_without_init_has_all_files_of_the_folder(
@@ -146,6 +174,7 @@ def test_a_factory_in_a_folder_without_init_has_all_files_of_the_folder(
     wanted = {Path("beside_them.py"), *(Path("open_networks") / file for file in files)}
     assert set(map(Path, sources_of("open_networks.small:build"))) == wanted
     part.write_text("WIDTH = 9\n")
+    as_in_a_new_process("open_networks", "beside_them")
     assert build_backbone("open_networks.small:build", CLASSES, 32, seed=0).identity != before
 
 
@@ -155,11 +184,11 @@ def test_a_folder_without_init_at_two_places_is_one_package(
     for place, file in (("one", "small"), ("one", "both"), ("two", "both"), ("two", "part")):
         path = tmp_path / place / "split_networks" / f"{file}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("from tests.networks import Net as build\n")
+        path.write_text(f"from tests.networks import Net as build  # {place}\n")
     monkeypatch.setattr(sys, "path", [str(tmp_path / "one"), str(tmp_path / "two"), *sys.path])
     build_backbone("split_networks.small:build", CLASSES, 32, seed=0)
     found = sources_of("split_networks.small:build")
-    places = {path.stem: path.relative_to(tmp_path).parts[0] for path in found.values()}
+    places = {Path(name).stem: found[name].split()[-1].decode() for name in found}
     assert places == {"small": "one", "both": "one", "part": "two"}
     assert set(map(Path, found)) == {Path("split_networks") / f"{name}.py" for name in places}
 

@@ -16,6 +16,7 @@ from pipeline.runs.messages.origins import (
     note_on_origins,
     origins_in_words,
 )
+from pipeline.runs.stage_log import _libraries_of
 from pipeline.system.provenance import libraries
 from pipeline.tracking.keys import MADE_WITH, stored_tag
 from tests.comparisons import NAME, compare, new_desk
@@ -59,6 +60,15 @@ def test_what_computes_a_network_of_timm_names_its_version_too() -> None:
     timm = pytest.importorskip("timm", reason="timm is an extra")
     of_timm = made_with(torch.device("cpu"), "timm:test_resnet")
     assert of_timm == HERE.replace(", on cpu", f", timm {timm.__version__}, on cpu")
+
+
+def test_what_computes_a_network_of_ones_own_names_the_library_of_its_layers() -> None:
+    timm = pytest.importorskip("timm", reason="timm is an extra")
+    around = made_with(torch.device("cpu"), "tests.networks:around_timm")
+    assert around == HERE.replace(", on cpu", f", timm {timm.__version__}, on cpu")
+    assert made_with(torch.device("cpu"), "tests.networks:Net") == HERE
+    served, plain = (_libraries_of(f"tests.networks:{name}") for name in ("around_timm", "Net"))
+    assert set(served) - set(plain) == {"timm"}
 
 
 def test_runs_that_were_made_here_are_no_note() -> None:
@@ -152,5 +162,7 @@ def test_runs_of_earlier_versions_do_not_name_timm_and_count_as_made_alike() -> 
     here = "torch 2.9, torchvision 0.24, pillow 12, timm 1.0.22, on cpu"
     assert is_made_with(here, here)
     assert is_made_with("torch 2.9, torchvision 0.24, pillow 12, on cpu", here)
+    two = here.replace(", on", ", transformers 5.1, on")
+    assert is_made_with("torch 2.9, torchvision 0.24, pillow 12, on cpu", two)
     assert not is_made_with(here.replace("1.0.22", "1.0.21"), here)
     assert not is_made_with("torch 2.8, torchvision 0.24, pillow 12, on cpu", here)

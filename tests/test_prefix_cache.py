@@ -275,11 +275,13 @@ def test_another_version_of_a_library_makes_other_entries(
     assert len(keys(tmp_path)) == 2
 
 
-def test_another_version_of_timm_makes_other_entries_for_its_networks_alone(
-    request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["timm:test_resnet", "tests.networks:around_timm"])
+def test_another_version_of_timm_makes_other_entries_for_its_layers_alone(
+    name: str, request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("timm", reason="timm is an extra")
-    of_timm = replace(request_, backbone=build_backbone("timm:test_resnet", CLASSES, 32, seed=0))
+    backbone = build_backbone(name, CLASSES, 32, seed=0)
+    of_timm = replace(request_, backbone=backbone, prefix=2)
     for request in (request_, of_timm):
         request.ask(PrefixCache(tmp_path, ENOUGH))
     before = keys(tmp_path)

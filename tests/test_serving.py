@@ -18,6 +18,7 @@ import torch
 import pipeline
 from pipeline.cli import main
 from tests.conftest import Command
+from tests.helpers import as_in_a_new_process
 
 FACTORY = """
 from torch import nn
@@ -115,8 +116,7 @@ def test_a_factorys_network_is_served_with_its_source_files(
     try:
         folder = check_served(command, image_folder, tmp_path, **options)
     finally:
-        for name in [name for name in sys.modules if name.startswith("own_net_parts")]:
-            del sys.modules[name]
+        as_in_a_new_process("own_net_parts")
     logged = {str(p.relative_to(folder / "code")) for p in (folder / "code").rglob("*.py")}
     assert {f"own_net_parts/{name}.py" for name in own} <= logged
 
@@ -148,7 +148,7 @@ def test_models_of_factories_that_changed_between_them_are_loaded_in_one_process
     runs, models = [], []
     for activation in ("ReLU", "Tanh"):
         Path("lone_net.py").write_text(LONE.replace("ACTIVATION", activation))
-        sys.modules.pop("lone_net", None)
+        as_in_a_new_process("lone_net")
         importlib.invalidate_caches()
         options = {**OPTIONS, "backbone": "lone_net:build", "test_per_class": "1"}
         assert command("stage1", **options) == 0
@@ -168,4 +168,4 @@ def test_models_of_factories_that_changed_between_them_are_loaded_in_one_process
         assert fault in capsys.readouterr().err
         assert "Tanh" in Path(sys.modules["lone_net"].__file__ or "").read_text()
     finally:
-        sys.modules.pop("lone_net", None)
+        as_in_a_new_process("lone_net")

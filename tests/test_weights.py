@@ -814,3 +814,44 @@ def test_real_files_match_under_any_prefix(
     state = load_file(path) if path.suffix == ".safetensors" else torch.load(path)
     moved = saved({"model": under("module._orig_mod.", state)}, tmp_path / "moved.safetensors")
     assert load_pretrained(moved, backbone).digest == plain.digest
+
+
+# --- networks of one's own -----------------------------------------------------------------------
+
+
+def test_the_random_head_of_a_ready_made_network_is_not_taken_for_two_classes() -> None:
+    heads = []
+    for seed in (1, 2):
+        backbone = build_backbone("tests.networks:ready_made", 2, 32, seed=seed)
+        pretrained = load_pretrained("pretrained", backbone)
+        pretrained.apply(backbone)
+        heads.append(backbone.model.state_dict()["fc.weight"])
+        assert "left out fc.weight and fc.bias" in pretrained.report
+        assert pretrained.tensors["stem.1.weight"].eq(0.125).all()
+    assert not torch.equal(*heads)
+
+
+def test_a_second_classifier_of_other_classes_does_not_make_weights_misfit(
+    tmp_path: Path,
+) -> None:
+    name = "tests.networks:AuxiliaryHead"
+    state = build_backbone(name, 5, 32, seed=1).model.state_dict()
+    backbone = build_backbone(name, 4, 32, seed=0)
+    pretrained = load_pretrained(saved(state, tmp_path / "w.pth"), backbone)
+    assert state.keys() - pretrained.tensors.keys() == {
+        f"{layer}.{kind}" for layer in ("aux", "fc") for kind in ("weight", "bias")
+    }
+    again = build_backbone(name, 5, 32, seed=0)
+    assert load_pretrained(str(tmp_path / "w.pth"), again).tensors.keys() == state.keys()
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_weights_of_one_byte_are_read_as_floats(kind: torch.dtype, tmp_path: Path) -> None:
+    state = build_backbone("tests.networks:Net", 4, 32, seed=1).model.state_dict()
+    small = {n: t.to(kind) if t.is_floating_point() else t for n, t in state.items()}
+    save_file(small, tmp_path / "w.safetensors")
+    backbone = build_backbone("tests.networks:Net", 4, 32, seed=0)
+    pretrained = load_pretrained(str(tmp_path / "w.safetensors"), backbone)
+    assert pretrained.tensors.keys() == state.keys()
+    for name, tensor in pretrained.tensors.items():
+        assert torch.equal(tensor, small[name].to(tensor.dtype))

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from pipeline.errors import SettingsError
 from pipeline.model.cutting import Cut, cut
-from pipeline.model.factories import is_factory, sources_of
+from pipeline.model.factories import check_sources, is_factory, sources_of
 from pipeline.model.grouping import HEAD, Blocks, blocks_of
 from pipeline.model.networks import build_network, check_network
 from pipeline.model.segments import Segment
-from pipeline.system.disk.digests import digest_file, digest_values
+from pipeline.system.disk.digests import digest_bytes, digest_values
 from pipeline.system.text import first_of
 
 AUTO = "auto"
@@ -185,7 +185,8 @@ def _check_head(model: nn.Module, name: str, grouped: Blocks, classes: int) -> N
 
 
 def _identity(name: str, grouped: Blocks, blocks: str) -> str:
-    files = {below: digest_file(path) for below, path in sources_of(name).items()}
+    check_sources(name)
+    files = {below: digest_bytes(content) for below, content in sources_of(name).items()}
     if not files and blocks == AUTO:
         return ""
     return digest_values({"files": files, "owners": dict(grouped.owners)})
@@ -203,11 +204,11 @@ def _cut(model: nn.Module, name: str, grouped: Blocks, classes: int, image_size:
     return cut(model, grouped.owners, grouped.order, torch.zeros(1, 3, image_size, image_size))
 
 
-def shape_network(name: str, image_size: int) -> nn.Module:
-    """The network with two classes, for its tensors' names and shapes: it may hold no values."""
-    return (
-        build_network(name, 2, image_size, 0) if is_factory(name) else _on_meta(name, image_size)
-    )
+def shape_network(name: str, image_size: int, classes: int = 2) -> nn.Module:
+    """The network, for its tensors' names and shapes: it may hold no values."""
+    if is_factory(name):
+        return build_network(name, classes, image_size, seed=0)
+    return _on_meta(name, image_size, classes)
 
 
 @cache
@@ -227,10 +228,10 @@ def has_batch_norm(name: str, image_size: int) -> bool:
 
 
 @cache
-def _on_meta(name: str, image_size: int) -> nn.Module:
-    """A library's network of two classes; without values where the library can make it so."""
+def _on_meta(name: str, image_size: int, classes: int) -> nn.Module:
+    """A library's network; without values where the library can make it so."""
     try:
         with torch.device("meta"):
-            return build_network(name, 2, image_size, seed=0)
+            return build_network(name, classes, image_size, seed=0)
     except SettingsError:  # the network reads values of its weights while it is made
-        return build_network(name, 2, image_size, seed=0)
+        return build_network(name, classes, image_size, seed=0)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import SettingsError, first_line
+from pipeline.system.disk.first_read import check_unchanged, first_read
 
 
 def is_factory(name: str) -> bool:
@@ -42,6 +43,7 @@ def factory_of(name: str) -> Callable[..., Any]:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)
+    is_new = module_name not in sys.modules
     try:
         module = import_module(module_name)
     except (Exception, SystemExit) as err:  # noqa: BLE001 - the person's module may raise anything
@@ -61,22 +63,79 @@ def factory_of(name: str) -> Callable[..., Any]:
         close = get_close_matches(function, functions, n=1)
         todo = f"did you mean {close[0]}?" if close else "name a function of that module"
         raise SettingsError(f"backbone={name}: {module_name} has no function {function}: {todo}")
+    if is_new:
+        sources_of(name)  # before anybody edits them
     return found  # type: ignore[no-any-return]
 
 
 def distribution_of(name: str) -> str | None:
     """The installed distribution that a factory comes from; None: files of the person's own."""
-    return _distribution_with(name.partition(":")[0].partition(".")[0])
+    return distribution_with(name.partition(":")[0].partition(".")[0])
 
 
 @cache
-def _distribution_with(package: str) -> str | None:
-    """Looks into what every installed distribution says of itself: a quarter of a second."""
+def distribution_with(package: str) -> str | None:
+    """The installed distribution of a package.
+
+    Looks into what every installed distribution says of itself: a quarter of a second.
+    """
     found = packages_distributions().get(package)
     return found[0] if found else None
 
 
-def sources_of(name: str) -> dict[str, Path]:
+def sources_of(name: str) -> dict[str, bytes]:
+    """A factory's Python files by their path, as they were when this process first looked.
+
+    Python keeps the code that it imported first, whatever is written into the files later.
+    """
+    _loaded_at_first(name)
+    return {below: first_read(path) for below, path in _files_of(name).items()}
+
+
+def check_sources(name: str) -> None:
+    """Refuse a factory whose files were edited: this process would compute by their earlier code.
+
+    Files that the process has not loaded may be edited, and those that others than the factory
+    loaded before.
+
+    Raises:
+        SettingsError: names the files.
+    """
+    if files := _files_of(name):
+        watched = _loaded() - (_loaded_at_first(name) - _imported_by(name))
+        code = [path for path in files.values() if path in watched]
+        check_unchanged(code, f"backbone={name}: its source files have")
+
+
+def _loaded() -> frozenset[Path]:
+    files = (getattr(module, "__file__", None) for module in [*sys.modules.values()])
+    return frozenset(Path(file) for file in files if file)
+
+
+@cache
+def _loaded_at_first(name: str) -> frozenset[Path]:
+    return _loaded()
+
+
+@cache
+def _imported_by(name: str) -> frozenset[Path]:
+    """A factory's module, and the person's own files that its code imports, as it stands there."""
+    module_name = name.partition(":")[0]
+    own = getattr(import_module(module_name), "__file__", None)
+    found = {Path(own)} if own and own.endswith(".py") else set()
+    if not distribution_of(name):
+        top = import_module(module_name.partition(".")[0])
+        places = [*getattr(top, "__path__", [])] or [str(top.__file__)]
+        finder = _Finder([str(Path(place).parent) for place in places])
+        with suppress(ImportError):  # of what Python finds by other means
+            finder.import_hook(module_name)
+        files = (getattr(each, "__file__", None) for each in finder.modules.values())
+        found |= {Path(file) for file in files if file}
+    return frozenset(found)
+
+
+@cache
+def _files_of(name: str) -> dict[str, Path]:
     """A factory's Python files, by their path below the folder that has to be on Python's path.
 
     All files of the factory's package, or its one module, and what these import from the same
@@ -85,8 +144,7 @@ def sources_of(name: str) -> dict[str, Path]:
     """
     if not is_factory(name):
         return {}
-    module_name = name.partition(":")[0]
-    module = import_module(module_name.partition(".")[0])
+    module = import_module(name.partition(":")[0].partition(".")[0])
     assert module.__file__ is not None or module.__path__
     if hasattr(module, "__path__"):
         folders = [Path(folder) for folder in module.__path__]
@@ -95,12 +153,7 @@ def sources_of(name: str) -> dict[str, Path]:
     else:
         found = {Path(str(module.__file__))}
         roots = [Path(str(module.__file__)).parent]
-    if not distribution_of(name):
-        finder = _Finder([str(root) for root in roots])
-        with suppress(ImportError):  # of what Python finds by other means
-            finder.import_hook(module_name)
-        files = (getattr(each, "__file__", None) for each in finder.modules.values())
-        found |= {Path(file) for file in files if file}
+    found |= _imported_by(name)
     below: dict[str, Path] = {}
     for root in roots:  # of two files of one name Python takes that of the first folder
         for path in sorted(each for each in found if each.is_relative_to(root)):

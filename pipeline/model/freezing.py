@@ -31,7 +31,8 @@ def set_trainable(
     wanted = set(trainable)
     for segment in segments:
         for block, part in segment.parts():
-            part.requires_grad_(block in wanted)
+            if isinstance(part, nn.Module | nn.Parameter):  # a bare buffer learns nothing
+                part.requires_grad_(block in wanted)
             if isinstance(part, nn.Module):
                 part.train(block in wanted)
         if norm == "keep":

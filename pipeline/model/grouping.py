@@ -21,6 +21,7 @@ from torch import nn
 from pipeline.errors import SettingsError
 from pipeline.model.factories import is_factory
 from pipeline.model.networks import TIMM
+from pipeline.system.disk.first_read import check_unchanged
 from pipeline.system.disk.yaml_file import read_yaml
 
 HEAD, STEM = "head", "stem"
@@ -96,12 +97,14 @@ def blocks_of(model: nn.Module, name: str, blocks: str) -> Blocks:
         blocks: `auto`; a number of blocks between stem and head; or a YAML file of patterns.
 
     Raises:
-        SettingsError: a tensor is in no block, a pattern matches nothing, or too many blocks are
-            asked for.
+        SettingsError: a tensor is in no block, a pattern matches nothing, too many blocks are
+            asked for, or the file was edited since this process first read it.
     """
     if blocks.endswith((".yaml", ".yml")):
-        where = f"blocks={blocks}"
-        return _by_patterns(model, read_yaml(Path(blocks).expanduser(), where), where)
+        where, path = f"blocks={blocks}", Path(blocks).expanduser()
+        by_file = _by_patterns(model, read_yaml(path, where), where)
+        check_unchanged([path], f"{where}: the file has")
+        return by_file
     own = getattr(model, "blocks", None)
     if is_factory(name):
         if not isinstance(own, Mapping):
@@ -153,15 +156,16 @@ _LAST: _Key = (sys.maxsize - 1,)
 def _timm_keys(model: nn.Module, name: str) -> dict[str, _Key]:
     from timm.models._manipulate import group_with_matcher
 
-    if not hasattr(model, "group_matcher") or not hasattr(model, "get_classifier"):
+    try:
+        matcher: Any = model.group_matcher(coarse=True)  # type: ignore[operator, unused-ignore]
+        heads = tuple(f"{each}." for each in classifiers(model))
+    except (AttributeError, AssertionError, NotImplementedError):
         raise SettingsError(
             f"backbone={name}: timm declares no groups of layers for it: pass -P blocks=<a YAML "
             f"file of patterns>; {_modules_of(model)}"
-        )
+        ) from None
     tensors = model.state_dict(keep_vars=True)
-    matcher: Any = model.group_matcher(coarse=True)  # type: ignore[operator, unused-ignore]
     groups = group_with_matcher(iter(tensors.items()), matcher, reverse=True)
-    heads = tuple(f"{each}." for each in classifiers(model))
     end = max(groups.values())  # the classifier, and what the matcher does not name
     return {
         tensor: _HEAD if tensor.startswith(heads) else _LAST if number == end else (number,)

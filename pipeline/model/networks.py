@@ -20,7 +20,12 @@ import torch
 from torch import nn
 
 from pipeline.errors import PipelineError, SettingsError, first_line
-from pipeline.model.factories import factory_of, is_factory
+from pipeline.model.factories import (
+    distribution_of,
+    distribution_with,
+    factory_of,
+    is_factory,
+)
 
 TIMM = "timm:"
 _ADVICE = "pass another -P image_size= or another backbone"
@@ -31,12 +36,18 @@ _OF_TORCHVISION: Mapping[str, Mapping[str, Any]] = {
 """Arguments that fit torchvision's weights: without auxiliary classifiers."""
 
 
+@cache
 def distributions_of(name: str) -> tuple[str, ...]:
     """Installed distributions, beside torch and torchvision, that outputs of a network depend on.
 
-    None for a factory, whose own files are digested.
+    Of a factory, those that have the code of its modules; its own files are digested.
     """
-    return ("timm",) if name.startswith(TIMM) else ()
+    if not is_factory(name):
+        return ("timm",) if name.startswith(TIMM) else ()
+    modules = build_network(name, 2, 0, seed=0).modules()
+    packages = {type(module).__module__.partition(".")[0] for module in modules}
+    found = {distribution_with(package) for package in packages - {"torch", "torchvision"}}
+    return tuple(sorted(each for each in found - {distribution_of(name)} if each))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +46,8 @@ class Segment:
             name = name.rpartition(".")[0]
         return self.owners.get(name)
 
-    def parts(self) -> Iterator[tuple[str, nn.Module | nn.Parameter]]:
-        """Its blocks' modules and bare parameters, each with the name of its block.
+    def parts(self) -> Iterator[tuple[str, nn.Module | Tensor]]:
+        """Its blocks' modules and bare tensors, each with the name of its block.
 
         Of a module that blocks share, the modules inside are yielded, not the module.
         """

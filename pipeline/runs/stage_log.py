@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import count
@@ -24,7 +23,7 @@ from pipeline.data.image_set import ImageSet
 from pipeline.data.sampling.draws import Draw
 from pipeline.model.backbones import Backbone
 from pipeline.model.factories import distribution_of, is_factory, sources_of
-from pipeline.model.networks import TIMM, recipe_of
+from pipeline.model.networks import distributions_of, recipe_of
 from pipeline.reporting.figures import best_effort, confusion_matrix, learning_curves
 from pipeline.runs.findings.mistakes import (
     BATCH,
@@ -285,10 +284,8 @@ def log_served_model(
 
 def _libraries_of(backbone: str) -> list[str]:
     """Installed distributions, beside `SERVED_PACKAGES`, that make the network."""
-    if backbone.startswith(TIMM):
-        return ["timm"]
     own = distribution_of(backbone) if is_factory(backbone) else None
-    return [own] if own else []
+    return [*([own] if own else []), *distributions_of(backbone)]
 
 
 def _factory_files(backbone: str, folder: Path) -> list[Path]:
@@ -296,7 +293,7 @@ def _factory_files(backbone: str, folder: Path) -> list[Path]:
     if is_factory(backbone) and distribution_of(backbone):
         return []
     copies = folder / "factory"
-    for below, path in sources_of(backbone).items():
+    for below, content in sources_of(backbone).items():
         (copies / below).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copies / below)
+        (copies / below).write_bytes(content)
     return sorted(copies.glob("*"))

@@ -45,8 +45,9 @@ class Layout:
 
     Attributes:
         name: of the backbone.
-        trunk: what comes before the classifier.
-        roots: the classifier's modules, such as `fc`.
+        trunk: what comes before the classifier, and has one shape for any number of classes.
+        roots: the modules of the classifier and of others that follow from the number of
+            classes, such as `fc`.
         modules: the network's other modules.
         model: the network itself, of two classes.
     """
@@ -63,8 +64,12 @@ class Layout:
         """The layout of the backbone of that name for images of that size."""
         model = shape_network(name, image_size)
         owners = blocks_of(model, name, blocks).owners
-        state = model.state_dict()
-        trunk = {n: t for n, t in state.items() if owners[n] != HEAD}
+        state, other = model.state_dict(), shape_network(name, image_size, 3).state_dict()
+        trunk = {
+            n: t
+            for n, t in state.items()
+            if owners[n] != HEAD and n in other and other[n].shape == t.shape
+        }
         return cls(
             name=name,
             trunk=trunk,
@@ -197,11 +202,13 @@ def _states(
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """The tensor with a value for every element, neither quantized nor sparse."""
+    """The tensor with a value for every element, neither quantized nor sparse nor of 8 bits."""
     if tensor.is_meta:
         return tensor
     if tensor.is_quantized:
         return tensor.dequantize()
+    if tensor.is_floating_point() and tensor.element_size() == 1:  # few operations take these
+        return tensor.float()
     return tensor if tensor.layout == torch.strided else tensor.to_dense()
 
 

@@ -20,7 +20,7 @@ from pipeline.model.backbones import AUTO, Backbone
 from pipeline.model.factories import is_factory
 from pipeline.model.networks import TIMM, build_network
 from pipeline.system.disk.digests import digest_file, digest_tensors
-from pipeline.system.disk.files import typed_path
+from pipeline.system.disk.files import seen, typed_path
 from pipeline.system.disk.yaml_file import did_you_mean
 from pipeline.system.text import first_of
 from pipeline.weights.fitting import Layout, find_network
@@ -137,12 +137,15 @@ def read_weights(weights: str, backbone: str, image_size: int, blocks: str = AUT
         content = read_content(_path_of(weights, backbone), weights)
     fit, note = find_network(content, layout, weights)
     _check_values(weights, fit.trunk)
-    state = {**fit.trunk, **fit.head}
+    head = {} if is_factory(backbone) and is_published_name(weights) else fit.head
+    state = {**fit.trunk, **head}
     return Weights(name=weights, state=state, roots=layout.roots, note=note + fit.note)
 
 
 def _as_built(weights: str, backbone: str, image_size: int) -> dict[str, Tensor]:
-    """What a factory returns, which may have loaded weights itself.
+    """What a factory returns, which may have loaded weights itself, for two classes.
+
+    Nobody knows which tensors of the classifier are drawn at random, so that none is taken.
 
     Raises:
         WeightsError: other weights than `pretrained` are asked for.
@@ -170,7 +173,7 @@ def is_here(weights: str, backbone: str) -> bool:
         return True
     if backbone.startswith(TIMM):
         return timm_is_here(backbone)
-    return published(weights, backbone)[1].is_file()
+    return seen(published(weights, backbone)[1].is_file)
 
 
 def _check_values(weights: str, trunk: Mapping[str, Tensor]) -> None:

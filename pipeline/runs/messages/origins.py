@@ -35,8 +35,8 @@ def origin_of(run: RunView) -> str:
 
 
 def is_made_with(origin: str, here: str) -> bool:
-    """Whether runs were made with what is here; runs of earlier versions do not name timm."""
-    return origin in (here, re.sub(r", timm [^,]+", "", here))
+    """Whether runs were made with what is here; earlier versions name no network's library."""
+    return origin in (here, re.sub(r"(pillow [^,]+), .+(, on )", r"\1\2", here))
 
 
 def note_on_origin(run: RunView, here: str) -> str:
