@@ -72,6 +72,39 @@ def test_a_list_of_backbones_is_tried_alone_with_the_weights_that_are_here(
     assert str(checkpoints) in line
 
 
+def test_a_name_that_one_backbone_of_a_list_lacks_is_a_line_beside_the_others(
+    checkpoints: Path,
+) -> None:
+    keep(checkpoints, "resnet50", "IMAGENET1K_V2")
+    asked = Candidate("resnet18", "IMAGENET1K_V2")
+    here, missing = candidates_here(asked, ["resnet18", "resnet50"])
+    assert here == [Candidate("resnet50", "IMAGENET1K_V2")]
+    assert missing == [asked]
+    assert "torchvision has no such weights of resnet18" in how_to_get(asked)
+
+
+@pytest.mark.parametrize("weights", ["imagenet", "IMAGENET1K_V1", "tiny_imagenet", "pretrained"])
+def test_a_network_of_ones_own_in_a_list_is_tried_with_the_weights_that_it_brings(
+    checkpoints: Path, weights: str
+) -> None:
+    asked = Candidate("resnet18", weights)
+    here, _ = candidates_here(asked, ["tests.networks:ready_made"])
+    assert here == [Candidate("tests.networks:ready_made", "pretrained")]
+
+
+def test_a_backbone_that_nobody_named_and_the_settings_refuse_is_left_out_with_a_line(
+    store: Path, checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_image_folder(tmp_path / "images")
+    blocks = tmp_path / "blocks.yaml"
+    blocks.write_text("head: fc\nlate: late\nearly: early\nstem: stem\n")
+    own = {"backbone": "tests.networks:Net", "weights": "none", "blocks": str(blocks)}
+    assert start(root, tmp_path / "cache", **own) == 0
+    assert "note: resnet18 (tiny_imagenet) is left out: blocks=" in capsys.readouterr().out
+    assert start(root, tmp_path / "cache", **own, backbones="resnet18") == 2
+    assert "late matches nothing" in capsys.readouterr().err
+
+
 # --- the data ------------------------------------------------------------------------------------
 
 

@@ -21,7 +21,7 @@ from pipeline.data.inspection.overlap import stored_copies
 from pipeline.data.inspection.report import DataReport
 from pipeline.data.sampling.draws import Draw, with_test_split
 from pipeline.entries.command_line.plans import StartPlan
-from pipeline.errors import DataError, PipelineError, WeightsError
+from pipeline.errors import DataError, PipelineError, SettingsError, WeightsError
 from pipeline.reporting.page import to_html, to_markdown
 from pipeline.runs.command import Command
 from pipeline.runs.findings.near_duplicates import log_near_duplicates
@@ -83,7 +83,7 @@ def start_entry(command: Command, plan: StartPlan) -> list[Tried]:
         here, missing = _candidates(plan)
         with tracking.run(f"start · {source.name}", {KIND: "start"}, target=True) as log:
             log.params(plain_values(settings))
-            lines, tried = _try_all(command, tracking, source, here, log, report.unreadable_test)
+            lines, tried = _try_all(command, plan, tracking, source, here, log, report)
             table = table_of(tried)
             say(f"\nstage 0: frozen features, nothing trained\n\n{in_columns(table)}")
             best = max(tried, key=lambda one: one.best)
@@ -184,15 +184,17 @@ def _gaps(source: Source, settings: Settings, report: DataReport) -> list[str]:
 
 def _try_all(
     command: Command,
+    plan: StartPlan,
     tracking: Tracking,
     source: Source,
     here: list[Candidate],
     log: RunLog,
-    unreadable_test: int,
+    report: DataReport,
 ) -> tuple[list[str], list[Tried]]:
     """Stage 0 of every backbone, and what is to be said of the images, which all of them share."""
     lines: list[str] = []
     tried: list[Tried] = []
+    asked = {plan.settings.backbone, *plan.backbones}
 
     def tell(line: str) -> None:
         lines.append(line)
@@ -203,12 +205,14 @@ def _try_all(
         try:
             settings = command.request.settings(backbone=own[0], weights=own[1])
             session = Session.open(settings, tracking, lambda _: None)
-        except WeightsError as err:
+        except (WeightsError, SettingsError) as err:
+            if isinstance(err, SettingsError) and candidate.backbone in asked:
+                raise  # a person named the backbone
             command.say(f"note: {candidate.name} is left out: {err}")
             continue
         if not lines:
             for line in (
-                splits_in_words(session.draw, source, unreadable_test),
+                splits_in_words(session.draw, source, report.unreadable_test),
                 *_duplicates(session.draw, source),
             ):
                 tell(line)

@@ -44,8 +44,9 @@ def candidates_here(
 
     To try: `asked`, the starter, and every network of torchvision whose published weights torch
     keeps. `backbones`, if any, are tried instead: each with the weights of `asked`, or with its
-    library's default where `asked` has a file or the starter of another network; where these
-    weights are not here, with a published file of the backbone that torch keeps.
+    library's default where `asked` has a file, the starter of another network, or a name of
+    another library; where these weights are not here or were never published, with a
+    published file of the backbone that torch keeps.
     """
     kept = kept_files()
     by_name = dict(reversed(kept))
@@ -53,7 +54,7 @@ def candidates_here(
     found += [Candidate(*pair) for pair in kept]
     if backbones:
         wanted, found = [Candidate(name, _own_weights(name, asked)) for name in backbones], []
-    there = [one for one in wanted if is_here(one.weights, one.backbone)]
+    there = [one for one in wanted if _is_here(one)]
     for one in wanted:
         if one not in there and one.backbone in by_name:
             found.append(Candidate(one.backbone, by_name[one.backbone]))
@@ -63,6 +64,13 @@ def candidates_here(
     here = list(unique.values())
     names = {one.backbone for one in here}
     return here, [o for o in wanted if o not in there and not (backbones and o.backbone in names)]
+
+
+def _is_here(one: Candidate) -> bool:
+    try:
+        return is_here(one.weights, one.backbone)
+    except WeightsError:  # of a name that its library does not have: `how_to_get` says so
+        return False
 
 
 def _file_of(one: Candidate) -> tuple[str, str]:
@@ -75,9 +83,13 @@ def _file_of(one: Candidate) -> tuple[str, str]:
 
 def _own_weights(backbone: str, asked: Candidate) -> str:
     """The weights that a backbone of a list is tried with."""
-    if backbone == asked.backbone or is_published_name(asked.weights) or asked.weights == "none":
+    if backbone == asked.backbone or asked.weights == "none":
         return asked.weights
-    return PRETRAINED if backbone.startswith(TIMM) or is_factory(backbone) else DEFAULT
+    if is_factory(backbone):
+        return PRETRAINED
+    if backbone.startswith(TIMM):
+        return asked.weights if asked.weights == DEFAULT else PRETRAINED
+    return asked.weights if is_published_name(asked.weights) else DEFAULT
 
 
 def how_to_get(candidate: Candidate) -> str:
