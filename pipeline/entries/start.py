@@ -204,12 +204,12 @@ def _try_all(
         command.say(line)
 
     for candidate in here:
-        own = {"backbone": candidate.backbone, "weights": candidate.weights}
+        own, weights = candidate.backbone, candidate.weights
         try:
-            settings = command.request.settings(**own)
+            settings = command.request.settings(backbone=own, weights=weights)
             session = Session.open(settings, tracking, lambda _: None)
         except (WeightsError, SettingsError) as err:
-            if isinstance(err, SettingsError) and own["backbone"] in asked:
+            if isinstance(err, SettingsError) and own in asked:
                 raise
             command.say(f"note: {candidate.name} is left out: {err}")
             continue
