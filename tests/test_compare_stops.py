@@ -181,7 +181,7 @@ def test_tuned_arms_are_compared_at_equal_steps_on_draws_that_no_study_has_seen(
         arm.name: [arm.settings.training(n).epochs for n in range(1, arm.last + 1)]
         for arm in compared.grid.arms[NAME]
     }
-    assert epochs == {"full": [3], "three_stage": [2, 2, 2], "lp_ft": [1, 2]}
+    assert epochs == {"full": [3], "three_stage": [1, 1, 1], "lp_ft": [1, 2]}
 
     names = {schedule: found for (_, schedule), found in compared.studies.items()}
     assert len({name for found in names.values() for name in found}) == 1 + 3 + 2
