@@ -199,6 +199,12 @@ def test_a_class_that_would_be_another_place_is_refused(label: str, tmp_path: Pa
         checked_label(label, ["apple"])
 
 
+@pytest.mark.parametrize("label", [".", "..", ".22", "__MACOSX"])
+def test_a_known_class_that_would_be_another_place_is_refused_too(label: str) -> None:
+    with pytest.raises(DataError, match="a class cannot be called so"):
+        checked_label(label, [label])
+
+
 @pytest.mark.parametrize(
     ("label", "name"), [("apple", "apple"), (" new one ", "new one"), ("e\u0301te", "éte")]
 )
@@ -424,3 +430,19 @@ def test_the_page_begins_with_the_verdict_of_the_card(first: str) -> None:
     tags = {KIND: REFIT, NOTE: card}
     run = RunView(run_id="ab", name="refit", status="FINISHED", tags=tags, params={}, metrics={})
     assert about(run) == "Run ab, never scored.\n\nStage 3 loses 1.1 pp."
+
+
+def test_a_deleted_stage_before_is_a_note(page: object, desk: Path) -> None:
+    """After all others: a run is deleted for a while."""
+    tracking, said = Tracking.connect(), list[str]()
+    command = Command(request=Request.read({}), say=said.append)
+    compared = compared_run(tracking, tracking.get(refit_run()), said.append)
+    assert compared
+    parent = compared.tags["parent_run_id"]
+    mlflow.MlflowClient().delete_run(parent)
+    try:
+        shown = list(stages_up_to(tracking, compared, command))
+    finally:
+        mlflow.MlflowClient().restore_run(parent)
+    assert [stage.title for stage in shown] == ["stage 2: head + block4"]
+    assert [line for line in said if "stages before stage 2" in line and parent in line]

@@ -21,17 +21,18 @@ import pytest
 
 from pipeline.cluster.dispatcher import Cluster, cluster_of, cores_each
 from pipeline.cluster.engine import connected
+from pipeline.cluster.task import perform as perform_task
 from pipeline.entries.command_line.table import perform
 from pipeline.errors import ClusterError, DataError, DivergedError
 from pipeline.settings.cluster import ClusterSettings
 from pipeline.system.interrupts import stopped_by_signals
 from pipeline.system.processes import PROCESS
 from pipeline.tracking.keys import stored_tag
-from tests.conftest import Command, PointAt, write_image_folder
+from tests.conftest import Command, PointAt, inside, write_image_folder
 from tests.postgres import Postgres
 from tests.served import tracking_server
 from tests.test_decide import SMALL, STAGE2, VERDICT_TAGS
-from tests.work import Look, LostOnce, Waits
+from tests.work import Look, LostOnce, Waits, Writes
 
 ROOT = Path(__file__).resolve().parents[1]
 SECRET = "cl0ster-s3cret"
@@ -68,6 +69,15 @@ def test_faults_come_back_from_a_task_as_they_were() -> None:
     fault.add_note("kept in a folder")
     back = pickle.loads(pickle.dumps(fault))
     assert (str(back), back.run_id, back.__notes__) == ("no number", "run7", fault.__notes__)
+
+
+def test_a_later_task_of_a_process_is_stopped_between_two_batches_too(tmp_path: Path) -> None:
+    around, work = pickle.dumps((tmp_path, {})), pickle.dumps(Writes(tmp_path))
+    with inside(tmp_path):
+        perform_task(around, work, pickle.dumps(0))
+        with pytest.raises(KeyboardInterrupt):
+            perform_task(around, work, pickle.dumps(1))
+    assert (tmp_path / "written").exists()
 
 
 def test_without_ray_one_line_says_what_to_install(

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.entries.command_line.table import ENTRY_POINTS
 from pipeline.errors import SettingsError
+from pipeline.settings.cluster import ClusterSettings
+from pipeline.settings.entry import DecideSettings, TuneSettings
 from pipeline.settings.layers import (
     Layer,
     flatten,
@@ -18,7 +21,7 @@ from pipeline.settings.layers import (
 from pipeline.settings.request import Request
 from pipeline.settings.run import DEFAULT_PRESET, plain_values
 from pipeline.system.disk.yaml_file import read_yaml
-from tests.helpers import load_settings
+from tests.helpers import load_settings, request_of
 
 
 def test_the_default_preset_needs_no_download() -> None:
@@ -108,6 +111,24 @@ def test_yaml_and_text_values_mean_the_same(tmp_path: Path) -> None:
     typed = load_settings({"lr": "1e-3", "cache": "off", "seed": "4", "weights": "none"})
     assert from_file == typed
     assert typed.cache is False
+
+
+def test_a_file_holds_the_entry_points_own_settings_too_and_typed_ones_are_stronger(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("lr: 1e-3\nlooks: 5,10\nrope_pp: 1\nn_trials: 3\nworkers: 2\n")
+    request = request_of("decide", {"rope_pp": "2"}, path)
+    decide = request.own_settings(DecideSettings)
+    assert (decide.looks, decide.rope_pp, decide.design.looks) == ("5,10", 2, (5, 10))
+    assert request.own_settings(TuneSettings).n_trials == 3
+    assert request.own_settings(ClusterSettings).workers == 2
+    assert request.settings().training(1).lr == 1e-3
+    typed = Request.read({**request.typed}, ENTRY_POINTS["decide"].own_keys)
+    assert typed.own_settings(DecideSettings) == decide
+    path.write_text("looks: often\n")
+    with pytest.raises(SettingsError, match=rf"looks .*got 'often' \(config {path}\)"):
+        request_of("decide", {}, path).own_settings(DecideSettings)
 
 
 @pytest.mark.parametrize(

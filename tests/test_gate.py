@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import itertools
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from pipeline.entries.gate import _next
+from pipeline.entries.gate import _draws_in, _next
 from pipeline.errors import GateError
 from pipeline.settings.thresholds import Thresholds
 from pipeline.signals.cases import CASES, cases_like
@@ -237,3 +239,25 @@ def test_another_draw_is_proposed_only_where_the_images_give_one(
     line = _next(gate, draws(1), settings)
     assert proposed in line
     assert ("draw=1" in line) == (proposed == "-e stage2")
+
+
+def test_the_proposed_stage_2_is_of_the_same_recipe(store: Path, image_folder: Path) -> None:
+    own = {"data": str(image_folder), "train_per_class": "2", "val_per_class": "2", "seed": "4"}
+    own |= {"epochs": "3", "patience": "2", "norm_stats": "source", "stage2.lr": "0.01"}
+    settings = load_settings({**own, "cache_dir": str(store)})
+    line = _next(read_gate(draws(1), T), draws(1), settings)
+    pairs = itertools.pairwise(shlex.split(line))
+    typed = dict(word.split("=", 1) for option, word in pairs if option == "-P")
+    again = load_settings(typed, target=2)
+    assert again.draw == 1
+    assert again.stages[:2] == settings.stages[:2]
+    assert again.model_copy(update={"draw": 0, "stages": settings.stages}) == settings
+
+
+def test_lines_may_lie_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "lines.txt").write_text("none")
+    with pytest.raises(GateError, match="Stage-1 Best results"):
+        _draws_in("~/lines.txt")
+    with pytest.raises(GateError, match=r"lines=~/nosuch.txt: cannot be read"):
+        _draws_in("~/nosuch.txt")

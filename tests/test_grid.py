@@ -224,3 +224,15 @@ def test_every_fault_is_one_line_and_exit_code_2_before_torch_is_imported() -> N
     for line, (_, message) in zip(lines, FAULTS, strict=True):
         assert line.startswith("error: ")
         assert message in line
+
+
+def test_a_setting_of_a_stage_that_a_schedule_has_otherwise_is_told() -> None:
+    typed = {**PRESET, "backbones": ONE, "schedules": "full,two_stage,three_stage"}
+    assert compare_plan(request_of("compare", {**typed, "lr": "1e-3"})).unheeded == ()
+    own = {"stage2.lr": "1e-3", "stage2.epochs": "3", "stage1.lr": "2e-3"}
+    lines = compare_plan(request_of("compare", {**typed, **own})).unheeded
+    assert [line.partition(", whose")[0] for line in lines] == [
+        "note: stage1.lr: not for full",
+        "note: stage1.lr: not for two_stage",
+        "note: stage2.lr: not for two_stage",
+    ]

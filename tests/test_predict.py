@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -16,7 +17,7 @@ from torch import Tensor
 import pipeline
 from pipeline.entries.command_line.table import perform
 from pipeline.entries.predict import predicted
-from pipeline.errors import DataError, LineageError, SettingsError
+from pipeline.errors import DataError, LineageError, SettingsError, StorageError
 from pipeline.serving.classifier import Classifier
 from pipeline.tracking import ModelVersion, Tracking
 from tests.conftest import class_image, enter_store, inside, tiny, write_image_folder
@@ -153,8 +154,36 @@ def test_wrong_words_are_one_line_each(desk: Path, run_id: str, tmp_path: Path) 
     with pytest.raises(SettingsError, match=r"out=.*x\.csv: there is no folder .*nodir: make it"):
         predict(desk / "images", run_id=run_id, out=str(tmp_path / "nodir" / "x.csv"))
     assert not (tmp_path / "nodir").exists()
+    for content in (b"a" * 200_000, b'"' + b"b" * 200_000, b"\xff\0"):
+        mine.write_bytes(content)
+        with pytest.raises(DataError, match="is there already and was not written"):
+            predict(desk / "images", run_id=run_id, out=str(mine))
+    for device in ("/dev/stdout", "/dev/null"):
+        with pytest.raises(DataError, match="is there already and was not written"):
+            predict(desk / "images", run_id=run_id, out=device)
     with pytest.raises(LineageError, match="run 0{32} does not exist"):  # noqa: RUF043
         predict(desk / "images", run_id="0" * 32)
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="this system has no /proc")
+def test_a_folder_that_may_not_be_written_is_refused_before_pictures_are_read(
+    desk: Path, run_id: str
+) -> None:
+    said: list[str] = []
+    with pytest.raises(StorageError, match=r"p\.csv .*/proc"):  # not even root may
+        predict(desk / "images", said, run_id=run_id, out="/proc/p.csv")
+    assert said == []
+
+
+def test_a_folder_is_a_class_however_its_name_is_composed(
+    desk: Path, run_id: str, tmp_path: Path
+) -> None:
+    classifier = Classifier.of_run(Tracking.connect("predict", files=False), run_id)
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    classifier.served.about["class_names"] = [composed, *classifier.class_names[1:]]
+    shutil.copytree(desk / "images" / "apple", tmp_path / decomposed)
+    table = predicted(classifier, sorted((tmp_path / decomposed).iterdir()))
+    assert set(table["true_label"]) == {composed}
 
 
 def test_the_same_out_file_is_written_over(desk: Path, run_id: str, tmp_path: Path) -> None:
@@ -181,6 +210,14 @@ def test_the_model_is_the_run_the_name_or_the_only_champion(desk: Path, run_id: 
             LineageError, match=f"model={model}: no such model .*there is models:/one@champion"
         ):
             predict(apple, model=model)
+    logged = Path(mlflow.get_run(run_id).info.artifact_uri.removeprefix("file://")).parent
+    moved = [path.rename(path.with_suffix(".away")) for path in logged.rglob("MLmodel")]
+    assert moved
+    for words in ({}, {"model": "models:/one@champion"}):
+        with pytest.raises(LineageError, match="the files of models:/one@champion are gone"):
+            predict(apple, **words)
+    for path in moved:
+        path.rename(path.with_suffix(""))
     tracking.register("two", version)
     with pytest.raises(
         LineageError, match=r"2 models .*pass -P model=<one of models:/one@champion, models:/two@"

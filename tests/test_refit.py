@@ -31,6 +31,7 @@ from pipeline.serving.chosen import chosen_run
 from pipeline.settings.run import Settings
 from pipeline.signals.evidence import siblings_of
 from pipeline.tracking import RunView, Tracking, keys
+from pipeline.tracking.keys import stored_tag
 from pipeline.weights.licences import licence_of
 from tests.comparisons import new_desk
 from tests.conftest import enter_store, inside, tiny, write_image_folder
@@ -137,6 +138,24 @@ def test_the_same_recipe_on_the_same_images_is_found_again_and_the_weights_are_r
     assert anew.info.run_id != first.info.run_id
     one, two = (pipeline.load(run.info.run_id).network.state_dict() for run in (first, anew))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_what_a_decision_said_of_a_model_stays_where_the_model_is_found_again(made: Made) -> None:
+    client, run_id = mlflow.MlflowClient(), made.run.info.run_id
+    note, decided = made.run.data.tags[stored_tag(keys.NOTE)], stored_tag(keys.DECISION_RUN_ID)
+    (before,) = client.search_model_versions(f"run_id = '{run_id}'")
+    client.set_tag(run_id, decided, "d" * 32)
+    client.set_tag(run_id, stored_tag(keys.NOTE), "what was decided")
+    try:
+        again = refitted(made.chain.info.run_id, [])
+        assert again.info.run_id == run_id
+        assert again.data.tags[stored_tag(keys.NOTE)] == "what was decided"
+        (version,) = client.search_model_versions(f"run_id = '{run_id}'")
+        assert version.description == "what was decided"
+    finally:
+        client.update_model_version(before.name, before.version, before.description)
+        client.set_tag(run_id, stored_tag(keys.NOTE), note)
+        client.delete_tag(run_id, decided)
 
 
 def test_a_refit_is_nobodys_parent_sibling_or_evidence(made: Made) -> None:

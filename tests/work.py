@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.cluster.task import Say
 from pipeline.errors import DataError, DivergedError
-from pipeline.system.interrupts import at_once
+from pipeline.system.interrupts import at_once, begun, check
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,21 @@ class LostOnce:
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return item
+
+
+@dataclass(frozen=True)
+class Writes:
+    """A task that a signal reaches while it writes, and that comes to its next batch then."""
+
+    folder: Path
+
+    def do(self, item: int, say: Say) -> None:
+        if not item:
+            begun()  # the store is opened once
+            return
+        os.kill(os.getpid(), signal.SIGTERM)
+        (self.folder / "written").touch()
+        check()
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def checked_label(label: str, known: Collection[str]) -> str:
         DataError: the text cannot be the name of a folder, or would be another place.
     """
     text = normalised(label)
-    if text in known and "/" not in text:
+    if text in known and "/" not in text and not text.startswith(".") and text not in SYSTEM_NAMES:
         return text
     name = text.strip()
     is_text = is_unicode(name) and not any(unicodedata.category(c) == "Cc" for c in name)

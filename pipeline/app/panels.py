@@ -134,7 +134,13 @@ def compared_run(tracking: Tracking, run: RunView, say: Say) -> RunView | None:
 def stages_up_to(tracking: Tracking, last: RunView, command: Command) -> Iterator[Panel]:
     """The stages up to a run, first stage first; a note where one cannot be shown."""
     session: Session | None = None
-    for run in reversed(list(chain_of(tracking, last))):
+    found: list[RunView] = []
+    try:
+        for run in chain_of(tracking, last):
+            found.append(run)
+    except PipelineError as err:
+        command.say(f"note: stages before stage {found[-1].number(keys.STAGE)}: {err}")
+    for run in reversed(found):
         number = run.number(keys.STAGE)
         try:
             if keys.MODEL_URI not in run.tags:

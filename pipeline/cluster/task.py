@@ -20,7 +20,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from pipeline.cluster.engine import times_lost
 from pipeline.errors import PipelineError, RunStopped
 from pipeline.system.disk.scratch import own_temporary_folder, sweep_folders
-from pipeline.system.interrupts import stopped_by_signals
+from pipeline.system.interrupts import begun, stopped_by_signals
 
 Item = TypeVar("Item", contravariant=True)
 Result = TypeVar("Result")
@@ -83,7 +83,9 @@ def perform(around: bytes, work: bytes, item: bytes) -> Outcome[Any]:
     with _heeding_signals(), own_temporary_folder():
         try:
             digest = hashlib.sha256(work).hexdigest()
-            if digest not in _works:
+            if digest in _works:
+                begun()  # its store is open
+            else:
                 _works.clear()
                 _works[digest] = pickle.loads(work)
             value = _works[digest].do(pickle.loads(item), lines.append)

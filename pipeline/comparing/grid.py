@@ -7,14 +7,20 @@ same settings; `arms.py` says how another schedule shares the steps.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.comparing.arms import Arm, at_equal_steps, check_comparable, check_distinct
+from pipeline.comparing.arms import (
+    OF_STEPS,
+    Arm,
+    at_equal_steps,
+    check_comparable,
+    check_distinct,
+)
 from pipeline.errors import SettingsError
 from pipeline.settings.entry import CompareSettings, TuneSettings
 from pipeline.settings.request import Request
-from pipeline.settings.run import TRAIN_KEYS
+from pipeline.settings.run import TRAIN_KEYS, Settings
 from pipeline.settings.schedules import SCHEDULES, Schedule, schedule_of
 
 REFERENCE = SCHEDULES["three_stage"]
@@ -31,6 +37,7 @@ class Grid:
         general: training settings given by hand for no single stage; no study tunes them.
         reference: the schedule whose settings say how many steps there are.
         explicit: training settings given by hand, by stage of the reference.
+        unheeded: lines on settings of single stages that an arm does not have.
         options: everything that was typed.
     """
 
@@ -40,6 +47,7 @@ class Grid:
     general: set[str]
     reference: Schedule
     explicit: Mapping[int, set[str]]
+    unheeded: tuple[str, ...]
     options: Mapping[str, str]
 
     @property
@@ -77,15 +85,35 @@ def compare_plan(request: Request) -> Grid:
         _refuse_doubles("backbones", compare.backbones, backbones)
     else:
         backbones = [request.settings(schedule=str(reference)).backbone]
+    arms = {name: _arms(name, schedules, reference, request) for name in backbones}
+    of_all = {key for key in general if key in TRAIN_KEYS}
+    explicit = {n: request.explicit_keys(n) for n in range(1, reference.count + 1)}
+    of_one = {n: keys - of_all - {*OF_STEPS} for n, keys in explicit.items()}
+    typed = request.settings(schedule=str(reference))
+    lines = [line for arm in arms[backbones[0]] for line in _unheeded(arm, typed, of_one)]
     return Grid(
         compare=compare,
         tune=tune,
-        arms={name: _arms(name, schedules, reference, request) for name in backbones},
-        general={key for key in general if key in TRAIN_KEYS},
+        arms=arms,
+        general=of_all,
         reference=reference,
-        explicit={n: request.explicit_keys(n) for n in range(1, reference.count + 1)},
+        explicit=explicit,
+        unheeded=tuple(lines),
         options=request.typed,
     )
+
+
+def _unheeded(arm: Arm, typed: Settings, keys: Mapping[int, set[str]]) -> Iterator[str]:
+    """Lines on settings of single stages (`keys`, by stage) that an arm has otherwise."""
+    for number in range(1, arm.last + 1):
+        own, given = arm.settings.training(number), typed.training(number)
+        lost = [key for key in sorted(keys[number]) if getattr(own, key) != getattr(given, key)]
+        if lost:
+            names = ", ".join(f"stage{number}.{key}" for key in lost)
+            yield (
+                f"note: {names}: not for {arm.name}, whose stage {number} is another than that of "
+                f"{typed.chain.name}; a plain {lost[0]} is for every stage of every schedule"
+            )
 
 
 def explicit_keys_of_arm(grid: Grid, arm: Arm, number: int) -> set[str]:

@@ -89,6 +89,8 @@ def _forecast(grid: Grid, setup: PairSetup) -> None:
     for arm in others:
         if apart := differences(arm, baseline):
             say(f"note: the last stages of {arm.name} and {baseline.name}: {', '.join(apart)}")
+    for line in grid.unheeded:
+        say(line)
     total = 0.0
     for backbone, arms in grid.arms.items():
         cost = estimate(arms, images, setup.tracking, setup.cluster)

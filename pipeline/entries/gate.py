@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import count
-from pathlib import Path
 
 from pipeline.errors import DataError, GateError, PipelineError
 from pipeline.runs.command import Command
 from pipeline.runs.find_or_run import join_data_set
 from pipeline.runs.lineage import other_than, settings_of
 from pipeline.runs.messages.command_line import command_line
-from pipeline.runs.messages.next_step import options_of
+from pipeline.runs.messages.next_step import options_of, options_of_sibling
 from pipeline.runs.session import Session
 from pipeline.runs.sources import check_draws, source_of
 from pipeline.settings.entry import GateSettings
@@ -32,6 +31,7 @@ from pipeline.signals.gate import (
     read_gate,
     report_markdown,
 )
+from pipeline.system.disk.files import typed_path
 from pipeline.tracking import Tracking
 from pipeline.tracking.keys import GATE_GAINS, KIND, NAME, NOTE
 from pipeline.training.device import PRECISIONS, pick_device, pick_precision
@@ -90,16 +90,17 @@ def gate_entry(command: Command, plan: GateSettings) -> Gate:
 
 def _next(gate: Gate, draws: Sequence[GateDraw], settings: Settings) -> str:
     """What to type after the gate's advice: the decision, or stage 2 on another draw."""
-    options = options_of(settings, known=2)
+    options, sibling = options_of(settings, known=2), options_of_sibling(settings, 2)
     here = pick_precision("auto", pick_device(settings.device))
     if PRECISIONS.get(settings.precision) == here:
         options.pop("precision", None)
+        sibling.pop("precision", None)
     if gate.prior != "not_yet" or gate.tags[GATE_GAINS] != "unknown":
         return command_line("decide", options)
     free = next(n for n in count() if str(n) not in {draw.draw for draw in draws})
     if not _is_held(settings, free):  # `decide` deals pairs that share images
         return command_line("decide", options)
-    return command_line("stage2", {**options, "draw": free})
+    return command_line("stage2", {**sibling, "draw": free})
 
 
 def _is_held(settings: Settings, draw: int) -> bool:
@@ -117,7 +118,7 @@ def _is_held(settings: Settings, draw: int) -> bool:
 
 def _draws_in(path: str) -> list[GateDraw]:
     try:
-        return parse_best_lines(Path(path).read_text(encoding="utf-8"))
+        return parse_best_lines(typed_path(path, "lines").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as err:
         raise GateError(
             f"lines={path}: cannot be read ({err}): pass a text file that holds the lines "

@@ -26,7 +26,7 @@ from pipeline.settings.entry import PredictSettings
 from pipeline.system.disk.files import check_folder_of, seen, typed_path, write_atomically
 from pipeline.system.interrupts import check
 from pipeline.system.progress import bar, doing
-from pipeline.system.text import as_text, first_of, in_columns, one_line
+from pipeline.system.text import as_text, first_of, in_columns, normalised, one_line
 from pipeline.tracking import Tracking
 
 BATCH = 64
@@ -80,15 +80,20 @@ def predict_entry(command: Command, plan: PredictSettings) -> pd.DataFrame:
 def _check_out(out: Path) -> None:
     """Refuse to write over a file that is not of this command, or into a folder that is not."""
     check_folder_of(out)
-    if seen(out.is_dir) or (seen(out.exists) and not _is_ours(out)):
+    if seen(out.exists) and not _is_ours(out):
         raise DataError(
             f"out={out}: is there already and was not written by predict: pass -P out=<a new file>"
         )
 
 
 def _is_ours(out: Path) -> bool:
-    with out.open(encoding="utf-8", errors="replace", newline="") as file:
-        return next(csv.reader(file), [])[:3] == [*COLUMNS[:3]]
+    if not out.is_file():  # a device, a pipe or a terminal would be waited for
+        return False
+    try:
+        with out.open(encoding="utf-8", errors="replace", newline="") as file:
+            return next(csv.reader(file), [])[:3] == [*COLUMNS[:3]]
+    except (OSError, csv.Error):
+        return False
 
 
 def pictures_at(images: str) -> tuple[list[Path], str]:
@@ -122,7 +127,7 @@ def predicted(classifier: Classifier, files: Sequence[Path]) -> pd.DataFrame:
             rows += _rows(classifier, batch)
             step(len(batch))
     columns = [*COLUMNS[: 1 + 2 * min(len(PLACES), len(names))]]
-    if any(as_text(file.parent.name) in names for file in files):
+    if any(_folder_of(file) in names for file in files):
         columns.append("true_label")
     return pd.DataFrame(rows, columns=[*columns, "error"])
 
@@ -140,7 +145,7 @@ def _rows(classifier: Classifier, files: Sequence[Path]) -> list[dict[str, objec
     for file, pixels in zip(files, seen, strict=True):
         row: dict[str, object] = {"file": as_text(str(file)), "error": ""}
         row |= {f"{place}label": "" for place in PLACES}
-        row["true_label"] = of if (of := as_text(file.parent.name)) in names else ""
+        row["true_label"] = of if (of := _folder_of(file)) in names else ""
         if isinstance(pixels, Unreadable):
             row["error"] = one_line(pixels.reason)
         else:
@@ -150,6 +155,11 @@ def _rows(classifier: Classifier, files: Sequence[Path]) -> list[dict[str, objec
                 row |= {f"{place}label": names[label], f"{place}probability": probability}
         rows.append(row)
     return rows
+
+
+def _folder_of(file: Path) -> str:
+    """The name of the folder that a file lies in, composed as class names are."""
+    return normalised(as_text(file.parent.name))
 
 
 def _seen(classifier: Classifier, file: Path) -> Tensor | Unreadable:

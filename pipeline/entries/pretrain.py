@@ -9,7 +9,7 @@ found again by content. Not covered: self-supervised pretraining.
 from __future__ import annotations
 
 import json
-import tempfile
+import shlex
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -24,12 +24,7 @@ from pipeline.runs.sources import source_of
 from pipeline.settings.fields import AUTO
 from pipeline.settings.run import Settings
 from pipeline.system.disk.digests import digest_tensors
-from pipeline.system.disk.files import (
-    check_folder_of,
-    storage_faults,
-    typed_path,
-    write_atomically,
-)
+from pipeline.system.disk.files import check_folder_of, seen, typed_path, write_atomically
 from pipeline.tracking import Tracking
 from pipeline.tracking.history import Summary
 from pipeline.tracking.keys import GIT_COMMIT, KIND, VAL_ACC, WEIGHTS_SHA256, flat
@@ -64,10 +59,12 @@ def pretrain_entry(command: Command, plan: PretrainPlan) -> Path:
                 {"stage_run_id": summary.run_id, WEIGHTS_SHA256: str(about["weights_sha256"])}
             )
     command.say(tracking.how_to_browse)
+    use = {"weights": path.absolute(), "backbone": settings.backbone}
+    use |= {"blocks": settings.blocks} if settings.blocks != AUTO else {}
+    options = " ".join(f"-P {shlex.quote(f'{key}={value}')}" for key, value in use.items())
     command.say(
         f"{path}: {settings.backbone} from scratch on {about['images']} images of "
-        f"{about['data']}, validation accuracy {summary.val_acc:.2%}; use it: "
-        f"-P weights={path.absolute()} -P backbone={settings.backbone}"
+        f"{about['data']}, validation accuracy {summary.val_acc:.2%}; use it: {options}"
     )
     return path
 
@@ -106,21 +103,13 @@ def _check_place(path: Path) -> None:
 
     A file that `pretrain` did not write stays.
     """
-    try:
-        check_folder_of(path)
-        if path.is_dir():
-            raise SettingsError(f"out={path} is a folder: pass the path of a file")
-        if path.exists() and not _is_ours(path):
-            raise SettingsError(
-                f"out={path} exists and was not written by pretrain: choose another name, or "
-                "remove it"
-            )
-        with storage_faults(path.name, path.parent), tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as err:
+    check_folder_of(path)
+    if seen(path.is_dir):
+        raise SettingsError(f"out={path} is a folder: pass the path of a file")
+    if seen(path.exists) and not _is_ours(path):
         raise SettingsError(
-            f"out={path} cannot be written ({err.strerror}): choose another name or folder"
-        ) from None
+            f"out={path} exists and was not written by pretrain: choose another name, or remove it"
+        )
 
 
 def _is_ours(path: Path) -> bool:

@@ -54,11 +54,15 @@ def refit_and_describe(
         runs=runs,
     )
     made = refit(tracking, recipe, scope, say, nested_under=nested_under)
-    card, description = model_card(tracking, made, recommended, command)
-    log = tracking.writing(made.run.run_id)
-    with as_far_as_allowed(made.run, say):
-        log.text(card, CARD)
-    log.tags({**recommended.tags, keys.NOTE: description})
+    was = made.run.tags
+    if keys.DECISION_RUN_ID in was and not recommended.decision_run_id:
+        description = was.get(keys.NOTE, "")  # what a decision said of this very model stays
+    else:
+        card, description = model_card(tracking, made, recommended, command)
+        log = tracking.writing(made.run.run_id)
+        with as_far_as_allowed(made.run, say):
+            log.text(card, CARD)
+        log.tags({**recommended.tags, keys.NOTE: description})
     accuracy = overall(test_predictions(tracking, made))
     if accuracy.images:
         balanced = made.run.metrics.get(keys.TEST["balanced_acc"], math.nan)

@@ -28,10 +28,7 @@ def chosen_run(tracking: Tracking, run_id: str, model: str) -> str:
     champions = tracking.champions()
     listed = first_of([f"models:/{name}@{ALIAS}" for name in champions])
     if model:
-        try:
-            found = tracking.run_of_model(model)
-        except TrackingError:
-            found = ""
+        found = _run_of(tracking, model)
         if not found:
             there = f"there is {listed}" if champions else "no model has the alias champion"
             raise LineageError(
@@ -39,18 +36,27 @@ def chosen_run(tracking: Tracking, run_id: str, model: str) -> str:
             )
         return found
     if len(champions) == 1:
-        champion = f"models:/{champions[0]}@{ALIAS}"
-        try:
-            return tracking.run_of_model(champion)
-        except TrackingError as err:
-            if "No such artifact" not in str(err):
-                raise
-            raise LineageError(
-                f"the files of {champion} are gone: put them back where they were, or {_OTHERWISE}"
-            ) from None
+        return _run_of(tracking, f"models:/{champions[0]}@{ALIAS}")
     if not champions:
         raise LineageError(f"no model in {tracking.uri} has the alias {ALIAS}: {_OTHERWISE}")
     raise LineageError(
         f"{len(champions)} models in {tracking.uri} have the alias {ALIAS}: pass -P model=<one of "
         f"{listed}>"
     )
+
+
+def _run_of(tracking: Tracking, model: str) -> str:
+    """The run that logged a model; empty where there is no such model, or no run did.
+
+    Raises:
+        LineageError: the model's files are gone.
+        TrackingError: the store cannot be asked.
+    """
+    try:
+        return tracking.run_of_model(model)
+    except TrackingError as err:
+        if "No such artifact" not in str(err):
+            raise
+        raise LineageError(
+            f"the files of {model} are gone: put them back where they were, or {_OTHERWISE}"
+        ) from None

@@ -43,7 +43,8 @@ class Request:
         options: settings of a run from the command line, key -> text.
         own: the entry point's own settings from the command line, key -> text.
         config: path of the YAML file of settings; empty: none.
-        file: the settings in that file, weaker than the options.
+        file: the settings of a run in that file, weaker than the options.
+        own_in_file: the entry point's own settings in that file.
         target: the stage that plain training settings apply to; None: every stage.
         control: training settings of a decision's control alone, key -> text.
     """
@@ -52,6 +53,7 @@ class Request:
     own: Mapping[str, str] = field(default_factory=dict)
     config: str = ""
     file: Mapping[str, object] = field(default_factory=dict)
+    own_in_file: Mapping[str, object] = field(default_factory=dict)
     target: int | None = None
     control: Mapping[str, str] = field(default_factory=dict)
 
@@ -70,10 +72,18 @@ class Request:
         not_given = {"config", *({"preset"} if options.get("preset") in UNSET else ())}
         of_runs = {key: text for key, text in options.items() if key not in not_given}
         own = {key: of_runs.pop(key) for key in own_keys if key in of_runs}
+        own_in_file = {key: file.pop(key) for key in own_keys if key in file}
         apart = {name: of_runs.pop(key) for key in options if (name := control_key(key))}
-        for values in (of_runs, own, file):  # schedules in files are read once, too
+        for values in (of_runs, own, file, own_in_file):  # schedules in files are read once, too
             values.update({k: _spelled_out(values[k]) for k in SCHEDULE_KEYS if values.get(k)})
-        return cls(options=of_runs, own=own, config=config, file=file, control=apart)
+        return cls(
+            options=of_runs,
+            own=own,
+            config=config,
+            file=file,
+            own_in_file=own_in_file,
+            control=apart,
+        )
 
     def for_stage(self, number: int | None) -> Request:
         """The same with plain training settings for one stage (None: for every stage)."""
@@ -144,9 +154,15 @@ class Request:
         Raises:
             SettingsError: one line for each wrong value.
         """
-        layer = Layer(source=COMMAND_LINE, values={**self.own, **overrides})
-        keys = model.model_fields.keys() & layer.values.keys()
-        given = {key: Given(layer.values[key], key, layer) for key in keys}
+        layers = (
+            Layer(source=f"config {self.config}", values=self.own_in_file),
+            Layer(source=COMMAND_LINE, values={**self.own, **overrides}),
+        )
+        given = {
+            key: Given(layer.values[key], key, layer)
+            for layer in layers
+            for key in model.model_fields.keys() & layer.values.keys()
+        }
         faults: list[str] = []
         own = validated(model, given, faults)
         if own is None:

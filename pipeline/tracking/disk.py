@@ -139,12 +139,28 @@ def _folders(run: Run, models: Iterable[Any]) -> Iterator[Path]:
     places = [(run.info.run_id, run.info.artifact_uri)]
     places += [(model.model_id, model.artifact_location) for model in models]
     for name, uri in places:
-        parts = urlsplit(str(uri))
-        if parts.scheme not in ("", "file") or parts.netloc:
-            continue
-        folder = Path(unquote(parts.path))
-        if name in folder.parts and folder.is_dir():
+        folder = _local(str(uri))
+        if folder and name in folder.parts and folder.is_dir():
             yield folder
+
+
+def copied(uri: str, artifact: str, folder: Path) -> Path | None:
+    """A copy of an artifact whose files lie here, which takes MLflow 80 ms; None: ask MLflow."""
+    place = _local(uri)
+    if place is None:
+        return None
+    try:
+        return Path(shutil.copy(place / artifact, folder))
+    except OSError:
+        return None
+
+
+def _local(uri: str) -> Path | None:
+    """The folder that an address of artifacts means; None where that is elsewhere."""
+    parts = urlsplit(uri)
+    if parts.scheme not in ("", "file") or parts.netloc or not parts.path:
+        return None
+    return Path(unquote(parts.path) if parts.scheme else uri)
 
 
 def _all(ask: Any) -> list[Any]:  # noqa: ANN401 - MLflow's own pages

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 ALIAS = "champion"
 """Of the version that is recommended."""
+_NO_MODEL = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+"""What MLflow calls the fault of an address that leads to no model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,3 +101,16 @@ def load_python_model(uri: str) -> Any:  # noqa: ANN401 - the caller knows what 
 
     with translated("load the model", without_password(mlflow.get_tracking_uri())):
         return mlflow.pyfunc.load_model(uri).unwrap_python_model()
+
+
+def run_of_model(uri: str) -> str:
+    """The run that logged a model, by the model's address; empty where there is none."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.models import get_model_info
+
+    try:
+        return get_model_info(uri).run_id or ""
+    except MlflowException as err:
+        if err.error_code in _NO_MODEL and "No such artifact" not in str(err):
+            return ""
+        raise

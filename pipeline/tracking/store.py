@@ -22,7 +22,7 @@ from pipeline.system.provenance import PROJECT_DIR, git_commit
 from pipeline.tracking.connection.address import usable_address
 from pipeline.tracking.connection.client import import_quietly, patient
 from pipeline.tracking.connection.faults import translated
-from pipeline.tracking.disk import StoredRun, discard, stored_runs
+from pipeline.tracking.disk import StoredRun, copied, discard, stored_runs
 from pipeline.tracking.experiment import ID, places_of, usable_experiment
 from pipeline.tracking.experiment import NAME as EXPERIMENT
 from pipeline.tracking.keys import (
@@ -41,7 +41,13 @@ from pipeline.tracking.ownership.owners import Owners
 from pipeline.tracking.ownership.reopened import reopened
 from pipeline.tracking.ownership.turns import DRAWING, Once, take_turn
 from pipeline.tracking.pages import how_to_open
-from pipeline.tracking.registry import ModelVersion, Registered, champions, register
+from pipeline.tracking.registry import (
+    ModelVersion,
+    Registered,
+    champions,
+    register,
+    run_of_model,
+)
 from pipeline.tracking.run import RunLog, ending, status_of, to_tags, why_ended
 from pipeline.tracking.tables import client_of
 from pipeline.tracking.view import RunView
@@ -165,6 +171,8 @@ class Tracking:
         """
         from mlflow.exceptions import MlflowException
 
+        if here := copied(run.files, artifact, folder):
+            return here
         try:
             return Path(self._client.download_artifacts(run.run_id, artifact, str(folder)))
         except (MlflowException, OSError):
@@ -217,15 +225,13 @@ class Tracking:
             return champions(self._client)
 
     def run_of_model(self, uri: str) -> str:
-        """The run that logged a model, by the model's address; empty where no run did.
+        """The run that logged a model, by the model's address; empty where there is none.
 
         Raises:
-            TrackingError: there is no such model.
+            TrackingError: the store cannot be asked, or the model's files are gone.
         """
-        from mlflow.models import get_model_info
-
         with translated("find the model", self.uri):
-            return get_model_info(uri).run_id or ""
+            return run_of_model(uri)
 
     @contextmanager
     def run(

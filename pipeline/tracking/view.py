@@ -30,12 +30,17 @@ class RunValues(dict[str, Value]):
 
 @dataclass(frozen=True, kw_only=True)
 class RunView:
-    """A run as it is stored; times are those of whoever wrote it, 0 where there is none."""
+    """A run as it is stored; times are those of whoever wrote it, 0 where there is none.
+
+    Attributes:
+        files: where its artifacts are, as MLflow has it.
+    """
 
     run_id: str
     experiment_id: str = ""
     started_ms: int = 0
     ended_ms: int = 0
+    files: str = ""
     name: str
     status: str
     tags: Mapping[str, str]
@@ -52,6 +57,7 @@ class RunView:
             experiment_id=info.experiment_id,
             started_ms=info.start_time or 0,
             ended_ms=info.end_time or 0,
+            files=info.artifact_uri or "",
             name=name,
             status=info.status,
             tags=RunValues(tags_as_named(data.tags), "tag", shown),

@@ -1,7 +1,8 @@
 """After a verdict: the recommended arm's runs, and the model to use, in the registry.
 
 In: a `Decision`. Out: a `Recommended` on its run, and a registered model: the recommended recipe
-on all images, or, where that is not wanted or fails, the model of the first pair.
+on all images, or the model of the first pair where that is not wanted, or where these images
+cannot be read, trained on or held in memory.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from pipeline.comparing.decision import Decision
 from pipeline.comparing.pages.decision import command_of
 from pipeline.comparing.pairs.results import PairKey
 from pipeline.comparing.pairs.runner import PairRunner
-from pipeline.errors import DataError, TrainingError
+from pipeline.errors import DataError, OutOfMemoryError, TrainingError
 from pipeline.refit.champion import default_name, refit_and_describe, register_champion
 from pipeline.refit.recommended import Recommended
 from pipeline.stats.metrics import METRICS
 from pipeline.tracking import RunView
 from pipeline.tracking.keys import CHAMPION_RUN_ID, MODEL_URI, VERDICT
+from pipeline.training.out_of_memory import explained
 
 
 def recommended(decision: Decision, run_id: str) -> Recommended:
@@ -72,16 +74,17 @@ def _on_all_images(
     if plan.decide.refit == "off":
         return None
     try:
-        made, description = refit_and_describe(
-            runner.tracking,
-            found,
-            _first_key(decision, runner).apply(decision.recommended.settings),
-            plan.decide.refit,
-            command_of(decision),
-            runner.say,
-            nested_under=found.decision_run_id,
-        )
-    except (DataError, TrainingError) as err:  # of images that no pair has read, or of more steps
+        with explained():
+            made, description = refit_and_describe(
+                runner.tracking,
+                found,
+                _first_key(decision, runner).apply(decision.recommended.settings),
+                plan.decide.refit,
+                command_of(decision),
+                runner.say,
+                nested_under=found.decision_run_id,
+            )
+    except (DataError, TrainingError, OutOfMemoryError) as err:  # more images, or more steps
         runner.say(f"note: not trained on all images: {err}")
         return None
     return made.run, description

@@ -68,5 +68,5 @@ def _check_test_images(source: Source, settings: Settings, say: Callable[[str], 
             f"note: {len(shown)} of {len(test.labels)} test images were looked at "
             f"({LOOK_S:.0f} s), and can be read; evaluate reads all"
         )
-    if settings.cache:
+    elif settings.cache:
         keep_in_cache(mark, f"{len(shown)}\n".encode())  # else it is looked at again

@@ -21,6 +21,8 @@ from pipeline.system.network.addresses import without_password
 
 _OF_A_RUN = ("draw", "seed", "schedule", "reuse", "enforce_gate", "norm_stats", "patience")
 """What a decision or comparison sets itself, refuses, or comes to as the run did."""
+_OF_A_COMMAND = ("draw", "reuse", "enforce_gate")
+"""What another draw of the same recipe need not have."""
 _NOT_INHERITED = (*MachineSettings.model_fields, *THRESHOLD_KEYS)
 """What no parent run hands down."""
 
@@ -59,17 +61,26 @@ def tuned_command(stage: str, options: Mapping[str, str], storage: str) -> str:
     return f"{line} (with the same storage in {STORAGE})" if hidden else line
 
 
+def options_of_sibling(settings: Settings, number: int) -> dict[str, object]:
+    """The options of the stage command whose run differs from a run of these settings in draw.
+
+    A plain training setting would be for that stage alone, so each stage's own are named.
+    """
+    named, values = _apart_from_preset(settings)
+    stages = tuple(f"stage{n}." for n in range(1, number + 1))
+    options = {
+        **named,
+        **{k: v for k, v in values.items() if "." not in k or k.startswith(stages)},
+    }
+    return {k: v for k, v in options.items() if k not in ("draw", "reuse", "enforce_gate")}
+
+
 def options_of(settings: Settings, known: int = 0) -> dict[str, object]:
     """The options, beside presets' values, that make these settings for other draws and seeds.
 
     `known`: up to which stage the settings are those of a run; 0: of all stages.
     """
-    base = {"preset": settings.preset, "data": settings.data}
-    base |= {key: getattr(settings, key) for key in ("backbone", "weights", "blocks", "schedule")}
-    usual: Mapping[str, object] = plain_values(Request(options=base).settings())
-    values = {k: v for k, v in plain_values(settings).items() if v != usual.get(k)}
-    bare = plain_values(Request(options={k: base[k] for k in ("preset", "data")}).settings())
-    named = {k: v for k, v in base.items() if k in ("preset", "data") or v != bare[k]}
+    named, values = _apart_from_preset(settings)
     for key in TRAIN_KEYS:  # what all stages have in common is said once
         of_stages = [
             values.get(f"stage{n}.{key}") for n in range(1, (known or len(settings.stages)) + 1)
@@ -79,3 +90,14 @@ def options_of(settings: Settings, known: int = 0) -> dict[str, object]:
             values[key] = of_stages[0]
     options = {**named, **values}
     return {k: v for k, v in options.items() if k.rpartition(".")[2] not in _OF_A_RUN}
+
+
+def _apart_from_preset(settings: Settings) -> tuple[dict[str, object], dict[str, object]]:
+    """What names the preset, data and network, and every other value that the preset has not."""
+    base = {"preset": settings.preset, "data": settings.data}
+    base |= {key: getattr(settings, key) for key in ("backbone", "weights", "blocks", "schedule")}
+    usual: Mapping[str, object] = plain_values(Request(options=base).settings())
+    values = {k: v for k, v in plain_values(settings).items() if v != usual.get(k)}
+    bare = plain_values(Request(options={k: base[k] for k in ("preset", "data")}).settings())
+    named = {k: v for k, v in base.items() if k in ("preset", "data") or v != bare[k]}
+    return named, values

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -107,7 +108,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def check_folder_of(out: Path) -> None:
-    """Refuse an `out=` in a folder that is not there.
+    """Refuse an `out=` in a folder that is not there, or that may not be written.
 
     A misspelt folder would be made, what was asked for lie where nobody looks, and the folder stay
     where the command fails.
@@ -120,6 +121,13 @@ def check_folder_of(out: Path) -> None:
             f"out={out}: there is no folder {out.parent.absolute()}: make it, or pass another "
             "-P out=<file>"
         )
+    try:
+        with storage_faults(out.name, out.parent), tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as err:
+        raise SettingsError(
+            f"out={out} cannot be written ({err.strerror}): choose another name or folder"
+        ) from None
 
 
 def keep_in_cache(path: Path, content: bytes) -> None:
