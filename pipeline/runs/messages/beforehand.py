@@ -2,7 +2,8 @@
 
 In: a source and settings. Out: lines; a refusal where test images cannot be read, which
 `evaluate` would come to after hours. Test images are decoded here, and no model sees them. A
-split in which all can be read is remembered by its digest in the cache, and not looked at again.
+split in which nothing unreadable was met, as far as the time reached, is remembered by its digest
+in the cache and not looked at again.
 """
 
 from __future__ import annotations
@@ -68,5 +69,5 @@ def _check_test_images(source: Source, settings: Settings, say: Callable[[str], 
             f"note: {len(shown)} of {len(test.labels)} test images were looked at "
             f"({LOOK_S:.0f} s), and can be read; evaluate reads all"
         )
-    elif settings.cache:
+    if settings.cache:
         keep_in_cache(mark, f"{len(shown)}\n".encode())  # else it is looked at again
