@@ -107,3 +107,15 @@ with progress.shown():
     words = [sys.executable, "-c", "import json\n" + script]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["… loading turtledemo"]
+
+
+def test_the_time_that_is_left_gets_less_while_a_step_is_under_way() -> None:
+    bar = progress._new_bar("pairs", 4, progress._Nowhere())
+    assert "left" not in progress._in_words(bar)
+    bar.start_t, bar.last_print_t = bar.start_t - 100, bar.last_print_t - 100
+    bar.update(2)
+    assert progress._in_words(bar) == "pairs: 50% after 100 s, about 100 s left"
+    for waited, left in ((60, ", about 40 s left"), (160, "")):
+        bar.start_t, bar.last_print_t = time.time() - 100 - waited, time.time() - waited
+        assert progress._in_words(bar) == f"pairs: 50% after {100 + waited} s{left}"
+    bar.close()

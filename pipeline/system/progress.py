@@ -207,7 +207,9 @@ def _in_words(one: tqdm[Any]) -> str:
     elapsed = float(one.format_dict["elapsed"])
     if not one.total:
         return f"{one.desc}: {elapsed:.0f} s so far" if elapsed >= 1 else str(one.desc)
-    done = one.n - one.initial
-    left = (one.total - one.n) * elapsed / done if done else None
-    ahead = f", about {left:.0f} s left" if left is not None else ""
+    # from the last step on what is left gets less, however long the next one takes
+    done, until = one.last_print_n - one.initial, one.last_print_t
+    left = (one.total - one.last_print_n) * (until - one.start_t) / done if done else 0.0
+    left -= time.time() - until
+    ahead = f", about {left:.0f} s left" if left > 0 else ""
     return f"{one.desc}: {one.n / one.total:.0%} after {elapsed:.0f} s{ahead}"
