@@ -124,8 +124,16 @@ def test_a_file_holds_the_entry_points_own_settings_too_and_typed_ones_are_stron
     assert request.own_settings(TuneSettings).n_trials == 3
     assert request.own_settings(ClusterSettings).workers == 2
     assert request.settings().training(1).lr == 1e-3
-    typed = Request.read({**request.typed}, ENTRY_POINTS["decide"].own_keys)
-    assert typed.own_settings(DecideSettings) == decide
+    assert request_of("decide", request.typed).own_settings(DecideSettings) == decide
+    for entry_point in ("main", "tune"):  # a command that another command proposes has the file
+        elsewhere = request_of(entry_point, {}, path)
+        assert elsewhere.settings() == request.settings()
+        (line,) = ENTRY_POINTS[entry_point].idle(elsewhere, [elsewhere.settings()])
+        assert "looks, rope_pp" in line
+        assert ("n_trials" in line) == (entry_point == "main")
+    path.write_text("n_trial: 3\n")
+    with pytest.raises(SettingsError, match=r"unknown setting n_trial \(.*did you mean n_trials"):
+        request_of("main", {}, path).settings()
     path.write_text("looks: often\n")
     with pytest.raises(SettingsError, match=rf"looks .*got 'often' \(config {path}\)"):
         request_of("decide", {}, path).own_settings(DecideSettings)

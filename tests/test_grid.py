@@ -231,8 +231,22 @@ def test_a_setting_of_a_stage_that_a_schedule_has_otherwise_is_told() -> None:
     assert compare_plan(request_of("compare", {**typed, "lr": "1e-3"})).unheeded == ()
     own = {"stage2.lr": "1e-3", "stage2.epochs": "3", "stage1.lr": "2e-3"}
     lines = compare_plan(request_of("compare", {**typed, **own})).unheeded
+    both = compare_plan(request_of("compare", {**typed, "lr": "4e-3", "stage2.lr": "5e-4"}))
+    assert [line.partition(", whose")[0] for line in both.unheeded] == [
+        "note: stage2.lr: not for two_stage"
+    ]
     assert [line.partition(", whose")[0] for line in lines] == [
         "note: stage1.lr: not for full",
         "note: stage1.lr: not for two_stage",
         "note: stage2.lr: not for two_stage",
     ]
+
+
+def test_blocks_that_only_the_named_backbone_has_are_taken(tmp_path: Path) -> None:
+    blocks = tmp_path / "blocks.yaml"
+    parts = {"head": "classifier", "late": "features.1[4-8]", "early": "features"}
+    blocks.write_text("".join(f"{name}: {pattern}\n" for name, pattern in parts.items()))
+    words = {**PRESET, "backbones": "mobilenet_v2", "blocks": str(blocks)}
+    words["schedules"] = "full,mine(head; head+late)"
+    grid = compare_plan(request_of("compare", words))
+    assert [arm.last for arm in grid.arms["mobilenet_v2"]] == [1, 2]

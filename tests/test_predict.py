@@ -205,12 +205,13 @@ def test_the_model_is_the_run_the_name_or_the_only_champion(desk: Path, run_id: 
     assert f"model of run {run_id}" in said[0]
     for model in ("models:/one@champion", "models:/one/1", uri):
         predict(apple, said, model=model)
-    for model in ("models:/two@champion", "nonsense", "models:/one/9"):
+    typos = ("models:one@champion", "models://one@champion", "models:/one@", "foo:bar")
+    for model in ("models:/two@champion", "nonsense", "models:/one/9", *typos, str(desk)):
         with pytest.raises(
             LineageError, match=f"model={model}: no such model .*there is models:/one@champion"
         ):
             predict(apple, model=model)
-    logged = Path(mlflow.get_run(run_id).info.artifact_uri.removeprefix("file://")).parent
+    logged = Path(mlflow.get_run(run_id).info.artifact_uri.removeprefix("file://")).parents[1]
     moved = [path.rename(path.with_suffix(".away")) for path in logged.rglob("MLmodel")]
     assert moved
     for words in ({}, {"model": "models:/one@champion"}):

@@ -85,10 +85,12 @@ def perform(around: bytes, work: bytes, item: bytes) -> Outcome[Any]:
             digest = hashlib.sha256(work).hexdigest()
             if digest in _works:
                 begun()  # its store is open
+                done = _works[digest]
             else:
                 _works.clear()
-                _works[digest] = pickle.loads(work)
-            value = _works[digest].do(pickle.loads(item), lines.append)
+                done = pickle.loads(work)
+            value = done.do(pickle.loads(item), lines.append)
+            _works[digest] = done
         except (PipelineError, RunStopped) as err:
             fault = err
     return Outcome(value=value, lines=tuple(lines), fault=fault, lost=times_lost())

@@ -7,7 +7,7 @@ same settings; `arms.py` says how another schedule shares the steps.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.comparing.arms import (
@@ -19,6 +19,7 @@ from pipeline.comparing.arms import (
 )
 from pipeline.errors import SettingsError
 from pipeline.settings.entry import CompareSettings, TuneSettings
+from pipeline.settings.layers import flatten
 from pipeline.settings.request import Request
 from pipeline.settings.run import TRAIN_KEYS, Settings
 from pipeline.settings.schedules import SCHEDULES, Schedule, schedule_of
@@ -88,9 +89,9 @@ def compare_plan(request: Request) -> Grid:
     arms = {name: _arms(name, schedules, reference, request) for name in backbones}
     of_all = {key for key in general if key in TRAIN_KEYS}
     explicit = {n: request.explicit_keys(n) for n in range(1, reference.count + 1)}
-    of_one = {n: keys - of_all - {*OF_STEPS} for n, keys in explicit.items()}
-    typed = request.settings(schedule=str(reference))
-    lines = [line for arm in arms[backbones[0]] for line in _unheeded(arm, typed, of_one)]
+    typed = request.settings(schedule=str(reference), backbone=backbones[0])
+    given = flatten({**request.file, **request.options})
+    lines = [line for arm in arms[backbones[0]] for line in _unheeded(arm, typed, given)]
     return Grid(
         compare=compare,
         tune=tune,
@@ -103,11 +104,12 @@ def compare_plan(request: Request) -> Grid:
     )
 
 
-def _unheeded(arm: Arm, typed: Settings, keys: Mapping[int, set[str]]) -> Iterator[str]:
-    """Lines on settings of single stages (`keys`, by stage) that an arm has otherwise."""
+def _unheeded(arm: Arm, typed: Settings, given: Collection[str]) -> Iterator[str]:
+    """Lines on settings of single stages, among those `given`, that an arm has otherwise."""
     for number in range(1, arm.last + 1):
-        own, given = arm.settings.training(number), typed.training(number)
-        lost = [key for key in sorted(keys[number]) if getattr(own, key) != getattr(given, key)]
+        own, wanted = arm.settings.training(number), typed.training(number)
+        keys = [k for k in TRAIN_KEYS if f"stage{number}.{k}" in given and k not in OF_STEPS]
+        lost = [key for key in keys if getattr(own, key) != getattr(wanted, key)]
         if lost:
             names = ", ".join(f"stage{number}.{key}" for key in lost)
             yield (

@@ -79,11 +79,11 @@ def predict_entry(command: Command, plan: PredictSettings) -> pd.DataFrame:
 
 def _check_out(out: Path) -> None:
     """Refuse to write over a file that is not of this command, or into a folder that is not."""
-    check_folder_of(out)
     if seen(out.exists) and not _is_ours(out):
         raise DataError(
             f"out={out}: is there already and was not written by predict: pass -P out=<a new file>"
         )
+    check_folder_of(out)
 
 
 def _is_ours(out: Path) -> bool:

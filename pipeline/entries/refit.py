@@ -6,7 +6,12 @@ arm is. Out: a run of kind `refit`, the champion in the registry.
 
 from __future__ import annotations
 
-from pipeline.refit.champion import default_name, refit_and_describe, register_champion
+from pipeline.refit.champion import (
+    default_name,
+    is_of_a_decision,
+    refit_and_describe,
+    register_champion,
+)
 from pipeline.refit.recommended import recommended_by
 from pipeline.refit.train import Refit
 from pipeline.runs.command import Command
@@ -49,7 +54,7 @@ def refit_entry(command: Command, plan: RefitSettings) -> Refit:
                 words=recommended.words,
                 why=recommended.why,
                 description=description,
-                tags=recommended.tags,
+                tags={} if is_of_a_decision(made, recommended) else recommended.tags,
                 say=say,
                 gives_way=not plan.register_as and not recommended.decision_run_id,
             )

@@ -54,9 +54,8 @@ def refit_and_describe(
         runs=runs,
     )
     made = refit(tracking, recipe, scope, say, nested_under=nested_under)
-    was = made.run.tags
-    if keys.DECISION_RUN_ID in was and not recommended.decision_run_id:
-        description = was.get(keys.NOTE, "")  # what a decision said of this very model stays
+    if is_of_a_decision(made, recommended):
+        description = made.run.tags.get(keys.NOTE, "")
     else:
         card, description = model_card(tracking, made, recommended, command)
         log = tracking.writing(made.run.run_id)
@@ -72,6 +71,14 @@ def refit_and_describe(
     else:
         say("refit: no test split, so that nothing is known of unseen images")
     return made, description
+
+
+def is_of_a_decision(made: Refit, recommended: Recommended) -> bool:
+    """Whether a decision has recommended this very model, and nobody asked for one now.
+
+    What the decision said of the model stays.
+    """
+    return keys.DECISION_RUN_ID in made.run.tags and not recommended.decision_run_id
 
 
 def register_champion(

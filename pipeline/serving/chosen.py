@@ -27,16 +27,15 @@ def chosen_run(tracking: Tracking, run_id: str, model: str) -> str:
         return run.tags.get(CHAMPION_RUN_ID, run.stage_run_id)
     champions = tracking.champions()
     listed = first_of([f"models:/{name}@{ALIAS}" for name in champions])
-    if model:
-        found = _run_of(tracking, model)
+    if model or len(champions) == 1:
+        address = model or f"models:/{champions[0]}@{ALIAS}"
+        found = _run_of(tracking, address)
         if not found:
             there = f"there is {listed}" if champions else "no model has the alias champion"
             raise LineageError(
-                f"model={model}: no such model in {tracking.uri} ({there}): {_OTHERWISE}"
+                f"model={address}: no such model in {tracking.uri} ({there}): {_OTHERWISE}"
             )
         return found
-    if len(champions) == 1:
-        return _run_of(tracking, f"models:/{champions[0]}@{ALIAS}")
     if not champions:
         raise LineageError(f"no model in {tracking.uri} has the alias {ALIAS}: {_OTHERWISE}")
     raise LineageError(
@@ -57,6 +56,8 @@ def _run_of(tracking: Tracking, model: str) -> str:
     except TrackingError as err:
         if "No such artifact" not in str(err):
             raise
+        if not model.startswith("models:/"):  # a path or an address that was typed
+            return ""
         raise LineageError(
             f"the files of {model} are gone: put them back where they were, or {_OTHERWISE}"
         ) from None

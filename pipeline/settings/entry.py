@@ -310,3 +310,11 @@ class PretrainSettings(StrictModel):
     """Where pretrained weights are written."""
 
     out: PathText = setting("", "the .safetensors file to write; must be given")
+
+
+_OWN: tuple[type[StrictModel], ...] = (CommandSettings, NumberedStageSettings, TuneSettings)
+_OWN += (EvaluateSettings, GateSettings)
+_OWN += (RefitSettings, PredictSettings, AppSettings, DecideSettings, CompareSettings)
+_OWN += (StartSettings, CleanSettings, BlocksSettings, PretrainSettings)
+OF_ENTRY_POINTS = frozenset(key for model in _OWN for key in model.model_fields)
+"""Every setting that some entry point has for itself alone."""

@@ -137,7 +137,9 @@ def idle_lines(
     defaults = {**{key: field.default for key, field in of_runs.items()}, **usual}
     typed = {**flatten(request.file), **request.options}
     told: dict[str, list[str]] = {}
-    for key in [*request.own_in_file, *request.own, *typed]:
+    if request.of_others:
+        told["settings of other entry points"] = [*request.of_others]
+    for key in dict.fromkeys([*request.own_in_file, *request.own, *typed]):
         number, name = split_stage_key(key)
         if key in silent or name not in defaults:
             continue

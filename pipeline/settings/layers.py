@@ -23,6 +23,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import SettingsError
+from pipeline.settings.entry import OF_ENTRY_POINTS
 from pipeline.settings.run import RUN_KEYS, TRAIN_KEYS, Settings, TrainSettings
 from pipeline.settings.schedules import DECAY_WITHOUT_BATCH_NORM, LEARNING_RATES, SCHEDULES
 from pipeline.system.disk.yaml_file import did_you_mean, read_yaml
@@ -194,7 +195,8 @@ def resolve(layers: Iterable[Layer]) -> Settings:
             elif (kind := key.removeprefix("lr.")) in rates and not layer.by_user:
                 rates[kind] = float(str(value))
             else:
-                faults.append(f"unknown setting {key} ({layer.source}){hint_for(key)}")
+                hint = hint_for(key, (*RUN_KEYS, *TRAIN_KEYS, *OF_ENTRY_POINTS))
+                faults.append(f"unknown setting {key} ({layer.source}){hint}")
     settings = validated(Settings, run, faults)
     settings = settings.as_weights_want() if settings else None
     schedule = settings.chain if settings else SCHEDULES["three_stage"]

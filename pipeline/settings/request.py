@@ -13,7 +13,7 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from pipeline.errors import SettingsError
-from pipeline.settings.entry import UNSET, CommandSettings
+from pipeline.settings.entry import OF_ENTRY_POINTS, UNSET, CommandSettings
 from pipeline.settings.layers import (
     COMMAND_LINE,
     CONTROL,
@@ -45,6 +45,7 @@ class Request:
         config: path of the YAML file of settings; empty: none.
         file: the settings of a run in that file, weaker than the options.
         own_in_file: the entry point's own settings in that file.
+        of_others: settings in that file that are other entry points' own, which ask for them.
         target: the stage that plain training settings apply to; None: every stage.
         control: training settings of a decision's control alone, key -> text.
     """
@@ -54,6 +55,7 @@ class Request:
     config: str = ""
     file: Mapping[str, object] = field(default_factory=dict)
     own_in_file: Mapping[str, object] = field(default_factory=dict)
+    of_others: tuple[str, ...] = ()
     target: int | None = None
     control: Mapping[str, str] = field(default_factory=dict)
 
@@ -73,6 +75,8 @@ class Request:
         of_runs = {key: text for key, text in options.items() if key not in not_given}
         own = {key: of_runs.pop(key) for key in own_keys if key in of_runs}
         own_in_file = {key: file.pop(key) for key in own_keys if key in file}
+        of_others = tuple(key for key in file if key in OF_ENTRY_POINTS)
+        file = {key: value for key, value in file.items() if key not in of_others}
         apart = {name: of_runs.pop(key) for key in options if (name := control_key(key))}
         for values in (of_runs, own, file, own_in_file):  # schedules in files are read once, too
             values.update({k: _spelled_out(values[k]) for k in SCHEDULE_KEYS if values.get(k)})
@@ -82,6 +86,7 @@ class Request:
             config=config,
             file=file,
             own_in_file=own_in_file,
+            of_others=of_others,
             control=apart,
         )
 

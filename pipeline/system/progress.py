@@ -150,7 +150,8 @@ def _new_bar(what: str, total: int | None, place: Any, done: int = 0) -> tqdm[An
         initial=done,
         leave=False,
         dynamic_ncols=True,
-        mininterval=0.2,
+        mininterval=0.0 if isinstance(place, _Nowhere) else 0.2,  # where nothing is drawn
+        miniters=1,
         file=place,
         bar_format=None if total else _PLAIN,
     )

@@ -16,6 +16,12 @@ ALIAS = "champion"
 """Of the version that is recommended."""
 _NO_MODEL = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 """What MLflow calls the fault of an address that leads to no model."""
+_NO_ADDRESS = (
+    "Not a proper models:/",
+    "Could not find a registered artifact repository",
+    "No versions of model",
+)
+"""How its words begin where it has no name for the fault."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +117,7 @@ def run_of_model(uri: str) -> str:
     try:
         return get_model_info(uri).run_id or ""
     except MlflowException as err:
-        if err.error_code in _NO_MODEL and "No such artifact" not in str(err):
+        is_none = err.error_code in _NO_MODEL and "No such artifact" not in str(err)
+        if is_none or any(words in str(err) for words in _NO_ADDRESS):
             return ""
         raise

@@ -72,7 +72,7 @@ def options_of_sibling(settings: Settings, number: int) -> dict[str, object]:
         **named,
         **{k: v for k, v in values.items() if "." not in k or k.startswith(stages)},
     }
-    return {k: v for k, v in options.items() if k not in ("draw", "reuse", "enforce_gate")}
+    return {k: v for k, v in options.items() if k not in _OF_A_COMMAND}
 
 
 def options_of(settings: Settings, known: int = 0) -> dict[str, object]:
@@ -92,7 +92,7 @@ def options_of(settings: Settings, known: int = 0) -> dict[str, object]:
     return {k: v for k, v in options.items() if k.rpartition(".")[2] not in _OF_A_RUN}
 
 
-def _apart_from_preset(settings: Settings) -> tuple[dict[str, object], dict[str, object]]:
+def _apart_from_preset(settings: Settings) -> tuple[dict[str, str], dict[str, object]]:
     """What names the preset, data and network, and every other value that the preset has not."""
     base = {"preset": settings.preset, "data": settings.data}
     base |= {key: getattr(settings, key) for key in ("backbone", "weights", "blocks", "schedule")}

@@ -115,6 +115,7 @@ def check_folder_of(out: Path) -> None:
 
     Raises:
         SettingsError: says which folder.
+        StorageError: its disk is full, or may not be written.
     """
     if not seen(out.parent.is_dir):
         raise SettingsError(
