@@ -16,11 +16,13 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from subprocess import CompletedProcess
+from tempfile import TemporaryDirectory
 from typing import Any
 
-_CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT = multiprocessing.get_context("forkserver")
 # nothing of tests/ here: the server does not know our path, and another package may be called so
-_CONTEXT.set_forkserver_preload(
+CONTEXT.set_forkserver_preload(
     [
         *("torch", "torchvision", "mlflow", "mlflow.store.tracking.sqlalchemy_store", "optuna"),
         *("pipeline.cli", "pipeline.entries.chain", "pipeline.tuning.report"),
@@ -69,15 +71,19 @@ def start(
     output: Path,
     variables: Mapping[str, str] | None = None,
     prepare: Callable[[], None] | None = None,
+    complaints: Path | None = None,
 ) -> Forked:
     """Start a command in that working folder, with these variables alone, or with our own.
 
-    `prepare`: a function of a module, called in the new process before the command.
+    `prepare`: a function of a module, called in the new process before the command;
+    `complaints`: a file of its own for standard error.
     """
-    output.touch()
+    streams = (output, complaints or output)
+    for path in streams:
+        path.touch()
     own = dict(os.environ if variables is None else variables)
-    arguments = (list(words), folder, output, own, prepare)
-    process = _CONTEXT.Process(target=_command, args=arguments)
+    arguments = (list(words), folder, streams, own, prepare)
+    process = CONTEXT.Process(target=_command, args=arguments)
     process.start()
     return Forked(process=process, output=output)
 
@@ -85,7 +91,7 @@ def start(
 def _command(
     words: list[str],
     folder: Path,
-    output: Path,
+    streams: tuple[Path, Path],
     variables: dict[str, str],
     prepare: Callable[[], None] | None,
 ) -> None:
@@ -98,9 +104,8 @@ def _command(
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(variables)
-    file = os.open(output, os.O_WRONLY | os.O_APPEND)
-    for stream in (sys.stdout, sys.stderr):
-        os.dup2(file, stream.fileno())
+    for path, stream in zip(streams, (sys.stdout, sys.stderr), strict=True):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), stream.fileno())
     torch.set_num_threads(1)
     if prepare:
         prepare()
@@ -108,10 +113,29 @@ def _command(
     begin()
 
 
+def run(
+    words: Sequence[str],
+    folder: Path,
+    variables: Mapping[str, str] | None = None,
+    prepare: Callable[[], None] | None = None,
+    limit_s: float = 300,
+) -> CompletedProcess[str]:
+    """A command that has ended, as `subprocess.run` gives it: both of its streams, apart."""
+    with TemporaryDirectory() as place:
+        output, complaints = Path(place, "out"), Path(place, "err")
+        command = start(words, folder, output, variables, prepare, complaints)
+        try:
+            code = command.wait(limit_s)
+        finally:
+            command.kill()
+        said = (path.read_text(encoding="utf-8") for path in (output, complaints))
+        return CompletedProcess(words, code, *said)
+
+
 def result_of(function: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401 - as it is
     """What a function of a module returns in a process of its own, which then is gone."""
-    receives, sends = _CONTEXT.Pipe(duplex=False)
-    process = _CONTEXT.Process(target=_send, args=(sends, function, arguments))
+    receives, sends = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=_send, args=(sends, function, arguments))
     process.start()
     sends.close()
     try:

@@ -140,6 +140,7 @@ sys.exit(main(sys.argv[1:]))
 """The command line with a metric in the table that stored predictions do not give."""
 
 
+@pytest.mark.slow
 def test_a_study_by_a_metric_that_cannot_be_resampled_chooses_and_says_so(
     image_folder: Path, store: Path
 ) -> None:

@@ -13,6 +13,8 @@ from tests.conftest import inside
 from tests.reports import reports
 from tests.test_decide import Desk, runs
 
+pytestmark = pytest.mark.slow
+
 PAIRS = {"looks": "2", "epochs": "1", "batch_size": "2", "norm": "keep"}
 HOPELESS = {"stage3.optimizer": "sgd", "stage3.lr": "100", "stage3.weight_decay": "10"}
 

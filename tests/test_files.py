@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import subprocess
@@ -12,6 +13,8 @@ import pytest
 
 from pipeline.errors import StorageError
 from pipeline.system.disk.files import storage_faults, write_atomically
+from tests import forked
+from tests.conftest import words_of
 from tests.helpers import fill
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,14 +84,18 @@ else:
     assert list(folder.iterdir()) == []
 
 
-WITHOUT_ALL_RIGHTS = """
-import ctypes, os, sys
-for right in (1, 2):  # to read, write and search whatever others have closed
-    assert ctypes.CDLL(None).prctl(24, right, 0, 0, 0) == 0
-os.execv(sys.executable, [sys.executable, "-m", "pipeline", *sys.argv[1:]])
-"""
+def without_all_rights() -> None:
+    """Clear root's rights to read, write and search whatever others have closed (`capset`)."""
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # the third version, this process
+    held = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; once more for high bits
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.capget(header, held) == 0, os.strerror(ctypes.get_errno())
+    for place in range(3):
+        held[place] &= ~(1 << 1 | 1 << 2)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    assert libc.capset(header, held) == 0, os.strerror(ctypes.get_errno())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can close a folder to itself")
 @pytest.mark.parametrize(
     ("option", "words"),
@@ -111,15 +118,8 @@ def test_what_lies_in_a_folder_that_may_not_be_searched_is_one_line(
         "cache_dir": str(tmp_path / "cache"),
         key: f"{closed}{place}",
     }
-    typed = [word for name, value in options.items() for word in (f"--{name}", value)]
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_ALL_RIGHTS, "tune" if key == "storage" else "main", *typed],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    name = "tune" if key == "storage" else "main"
+    done = forked.run(words_of(name, options), tmp_path, prepare=without_all_rights)
     assert done.returncode == 2, done.stderr
     assert words in done.stderr
     assert "Traceback" not in done.stderr

@@ -6,8 +6,6 @@ import hashlib
 import io
 import os
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,12 +23,12 @@ from torch import Tensor
 
 from pipeline.errors import DownloadError, WeightsError
 from pipeline.weights.pretrained import read_weights
+from tests import forked
 
 timm = pytest.importorskip("timm", reason="timm is an extra")
 constants = pytest.importorskip("huggingface_hub.constants")
 file_download = import_module("huggingface_hub.file_download")
 
-ROOT = Path(__file__).resolve().parent.parent
 NAME = "test_resnet.r160_in1k"
 READS_ARRAYS = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 """timm has a reader of its own for the arrays of NumPy that this network was published in."""
@@ -237,22 +235,14 @@ def test_a_command_fetches_from_the_hub_that_the_environment_names(
 ) -> None:
     seen: list[str] = []
     handler = partial(Hub, name=NAME, content=save(weights_of(NAME)), fault="whole", seen=seen)
-    own = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(ROOT)}
+    own = {**os.environ, "HF_HOME": str(tmp_path / "hf")}
     own |= {"HF_ENDPOINT": serve(handler), "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'm.db'}"}
     words = (
         f"stage1 --backbone timm:{NAME} --weights pretrained --data {image_folder} --image_size 32"
     )
     words += f" --train_per_class 2 --val_per_class 2 --epochs 1 --cache_dir {tmp_path / 'cache'}"
     words += " --log_model off --log_pictures off"
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline", *words.split()],
-        cwd=tmp_path,
-        env=own,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    done = forked.run(words.split(), tmp_path, own)
     assert done.returncode == 0, done.stderr
     assert "tensors matched, left out fc.weight and fc.bias (new classes)" in done.stdout
     assert seen.count(f"GET /timm/{NAME}/resolve/main/model.safetensors") == 1

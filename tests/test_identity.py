@@ -354,7 +354,7 @@ def test_reports_are_true_about_unseen_images(
     data = with_copies(tmp_path / "images", copies)
     own = {
         "decide": {"looks": "2", "question": "stage2", "register_as": "off"},
-        "compare": {"schedules": "head_only", "baseline": "two_stage", "draws": "2"},
+        "compare": {"schedules": "head_only", "baseline": "full", "draws": "2"},
     }[entry_point]
     assert command(entry_point, data=data, **FEW, **own) == 0
     out = capfd.readouterr().out

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,9 +16,9 @@ from pipeline.model.factories import sources_of
 from pipeline.model.networks import check_name
 from pipeline.weights.inputs import InputConfig, input_config
 from pipeline.weights.pretrained import read_weights
+from tests import forked
 from tests.helpers import CLASSES, as_in_a_new_process
 
-ROOT = Path(__file__).resolve().parent.parent
 VIT = "timm:vit_tiny_patch16_224"
 
 
@@ -322,21 +321,12 @@ def test_published_weights_that_cannot_be_fetched_are_one_line_at_once(
 ) -> None:
     needs_timm()
     closed = {k: "http://127.0.0.1:1" if v == "CLOSED" else v for k, v in environment.items()}
-    words = [
-        sys.executable,
-        "-m",
-        "pipeline",
-        "stage1",
-        "--backbone",
-        "timm:test_resnet.r160_in1k",
-    ]
-    words += ["--weights", "pretrained", "--data", str(image_folder), "--image_size", "32"]
+    words = ["stage1", "--backbone", "timm:test_resnet.r160_in1k", "--weights", "pretrained"]
+    words += ["--data", str(image_folder), "--image_size", "32"]
     words += ["--train_per_class", "2", "--val_per_class", "2"]
-    own = {**os.environ, **closed, "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(ROOT)}
+    own = {**os.environ, **closed, "HF_HOME": str(tmp_path / "hf")}
     own["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path / 'm.db'}"
-    done = subprocess.run(
-        words, cwd=tmp_path, env=own, capture_output=True, text=True, check=False, timeout=120
-    )
+    done = forked.run(words, tmp_path, own, limit_s=120)
     assert done.returncode == 2, done.stderr
     assert "cannot fetch the pretrained weights of timm:test_resnet.r160_in1k" in done.stderr
     assert "Traceback" not in done.stderr

@@ -27,7 +27,8 @@ from tests.test_decide import runs as runs_of
 
 HERE = made_with(torch.device("cpu"), NAME)
 OLD = "torch 1.0.0, torchvision 0.2.0, pillow 5.0.0, on cpu"
-PAIRS = {"looks": "2", "epochs": "1", **OFF}
+PAIRS = {"question": "stage2", "looks": "2", "epochs": "1", **OFF}
+ARMS = {"schedules": "full,head_only"}
 
 
 def changed(run: Run, made: str | None) -> None:
@@ -89,6 +90,7 @@ def test_runs_made_elsewhere_are_counted_once_with_the_pairs_that_mix_them() -> 
 # --- commands ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_decision_tells_which_runs_others_made_and_trains_none_anew(desk: Desk) -> None:
     desk.decide(**PAIRS)
     stages = runs_of()
@@ -97,10 +99,10 @@ def test_a_decision_tells_which_runs_others_made_and_trains_none_anew(desk: Desk
     decision = runs_of("decision")[-1]
     assert decision.data.tags[stored_tag(MADE_WITH)] == f"{HERE} ({len(stages)} runs)"
     assert f"Made with {HERE} ({len(stages)} runs)." in reports(decision)[1]
-    last = [run for run in stages if run.data.tags["schedule"] == "stage2_continued"]
-    third = [run for run in last if run.data.tags["stage"] == "3"]
-    changed(third[0], OLD)
-    changed(third[1], None)
+    last = [run for run in stages if run.data.tags["schedule"] == "stage1_continued"]
+    second = [run for run in last if run.data.tags["stage"] == "2"]
+    changed(second[0], OLD)
+    changed(second[1], None)
     desk.said.clear()
     desk.decide(**PAIRS)
     assert len(runs_of()) == len(stages)
@@ -113,20 +115,22 @@ def test_a_decision_tells_which_runs_others_made_and_trains_none_anew(desk: Desk
     assert f"{OLD} (1 run)" in page
 
 
+@pytest.mark.slow
 def test_a_comparison_tells_it_too(desk: Desk) -> None:
-    compare(desk)
+    compare(desk, **ARMS)
     count = len(runs_of())
     made_here = [run for run in runs_of() if run.data.tags["schedule"] == "full"]
     for run in made_here:
         changed(run, OLD)
     desk.said.clear()
-    compare(desk)
+    compare(desk, **ARMS)
     assert len(runs_of()) == count
     [note] = [line for line in desk.said if "were made with" in line]
     assert f"{OLD} ({len(made_here)} runs)" in note
     assert f"{OLD} ({len(made_here)} runs)" in reports(runs_of("comparison")[-1])[1]
 
 
+@pytest.mark.slow
 def test_arms_of_timm_are_held_against_what_computes_them_here(desk: Desk) -> None:
     pytest.importorskip("timm", reason="timm is an extra")
     before = len(runs_of())
@@ -139,6 +143,7 @@ def test_arms_of_timm_are_held_against_what_computes_them_here(desk: Desk) -> No
     assert not [line for line in desk.said if "were made with" in line]
 
 
+@pytest.mark.slow
 def test_a_stage_that_is_found_says_whose_it_is_and_ones_own_comes_first(
     command: Command, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from pipeline.system.processes import owner_mark
 from pipeline.tracking.keys import TRAIN_LOSS, VAL_LOSS
 from pipeline.training.prefix.cache import PrefixCache
 from pipeline.training.prefix.features import Features, LiveFeatures, StoredFeatures
+from tests import forked
 from tests.helpers import (
     CLASSES,
     CPU,
@@ -336,7 +336,7 @@ def fill_in_a_process(
 @pytest.mark.slow
 def test_processes_that_fill_one_key_at_once_all_get_its_values(tmp_path: Path) -> None:
     folder, answers = tmp_path / "cache", [tmp_path / f"{n}.answer" for n in range(3)]
-    context = multiprocessing.get_context("spawn")
+    context = forked.CONTEXT
     barrier = context.Barrier(3)
     processes = [
         context.Process(target=fill_in_a_process, args=(barrier, folder, answer))

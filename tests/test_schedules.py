@@ -343,12 +343,14 @@ def test_four_stages_work_from_end_to_end(
     assert "stage5 needs a stage-4 checkpoint" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_fourth_stage_is_tuned_decided_and_compared(
     command: Command, four: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     control = tmp_path / "three_continued.yaml"
     control.write_text(FOUR.replace("[head, block4, block3, block2]", "continued"))
     own = {"train_per_class": "2", "val_per_class": "1", "test_per_class": "4", "epochs": "1"}
+    own["stage1.batch_size"] = "64"  # as of the other stages: arms have equal steps
     study = {"n_trials": "1", "stage": "4", "schedule": str(four)}
     assert command("tune", **own, **study) == 0
     assert "use the tuned settings: mlflow run . -e stage -P number=4 " in capfd.readouterr().out
@@ -358,7 +360,6 @@ def test_a_fourth_stage_is_tuned_decided_and_compared(
     assert command("decide", **own, **both, looks="2", register_as="off") == 0
     [decision] = mlflow.search_runs(["0"], "tags.kind = 'decision'", output_format="list")
     assert "Four gains" in decision.data.tags["mlflow.note.content"]
-    own["stage1.batch_size"] = "64"
     assert command("compare", **own, schedules=f"full,{four}", draws="2") == 0
     [comparison] = mlflow.search_runs(["0"], "tags.kind = 'comparison'", output_format="list")
     assert any(name.endswith("/four") for name in comparison.data.metrics)
