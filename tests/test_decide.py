@@ -80,12 +80,18 @@ class Desk:
     def own(self) -> dict[str, str]:
         return {**SMALL, "data": str(self.images), "cache_dir": str(self.folder / "cache")}
 
+    def count_runs(self) -> int:
+        """By one query: a search reads every run with all that it holds."""
+        query = "select count(*) from runs where experiment_id = 0 and lifecycle_stage = 'active'"
+        with closing(sqlite3.connect(self.folder / "mlflow.db")) as database:
+            return int(database.execute(query).fetchone()[0])
+
     def decide(self, stop_at: str | None = None, **options: str) -> Decision:
         """Entry point decide; Ctrl-C at the line that begins with `stop_at`."""
 
         def say(line: str) -> None:
             self.said.append(line)
-            self.runs_then.append(len(mlflow.search_runs(["0"], output_format="list")))
+            self.runs_then.append(self.count_runs())
             if stop_at and line.startswith(stop_at):
                 raise KeyboardInterrupt("stopped by the test")
 
