@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import re
+import sqlite3
 import ssl
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -17,6 +20,8 @@ from mlflow.exceptions import (
     MlflowException,
     RestException,
 )
+from mlflow.store.tracking.dbmodels.models import SqlTag
+from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 from urllib3 import HTTPSConnectionPool
 from urllib3.exceptions import MaxRetryError, SSLError
@@ -131,8 +136,31 @@ def test_an_artifact_that_is_there_and_cannot_be_read_is_no_missing_one(
 
         with monkeypatch.context() as patch:
             patch.setattr(mlflow.MlflowClient, "download_artifacts", fail)
+            elsewhere = replace(run, files="mlflow-artifacts:/0")
             with pytest.raises(ours, match=r"read folder/file\.txt"):
-                tracking.fetch(run, "folder/file.txt", tmp_path)
+                tracking.fetch(elsewhere, "folder/file.txt", tmp_path)
+            # files that lie here are copied, without MLflow
+            assert tracking.fetch(run, "folder/file.txt", tmp_path).read_text() == "content"
+
+
+def test_of_two_that_end_the_same_run_at_once_none_fails(run: RunView, store: Path) -> None:
+    """As two commands do that find a third one killed."""
+    beaten = []
+
+    def be_beaten(_mapper: object, _connection: object, tag: SqlTag) -> None:
+        if tag.key == "failure" and not beaten:
+            beaten.append(tag.value)
+            with closing(sqlite3.connect(store / "mlflow.db")) as other, other:
+                row = (tag.key, "theirs", tag.run_uuid)
+                other.execute("insert into tags (key, value, run_uuid) values (?, ?, ?)", row)
+
+    event.listen(SqlTag, "before_insert", be_beaten)
+    try:
+        Tracking.connect().writing(run.run_id).set_status("FAILED", "mine")
+    finally:
+        event.remove(SqlTag, "before_insert", be_beaten)
+    assert beaten == ["mine"]
+    assert Tracking.connect().get(run.run_id).tags["failure"] == "mine"
 
 
 def test_a_run_that_came_to_a_good_end_keeps_no_reason_to_have_failed(run: RunView) -> None:

@@ -229,7 +229,8 @@ class RunLog:
             self._sender.drop()
         with translated("set a run's status", self._uri):
             if reason:
-                self._client.set_tag(self.run_id, FAILURE, reason[:5000])
+                # two commands may say so at once: `set_tag` would fail for one of them
+                self._client.log_batch(self.run_id, tags=to_tags({FAILURE: reason[:5000]}))
             elif FAILURE in self._client.get_run(self.run_id).data.tags:
                 self._client.delete_tag(self.run_id, FAILURE)
             if status == "RUNNING":
