@@ -9,7 +9,7 @@ import pytest
 from pipeline.entries.command_line.table import ENTRY_POINTS
 from pipeline.errors import SettingsError
 from pipeline.settings.cluster import ClusterSettings
-from pipeline.settings.entry import DecideSettings, TuneSettings
+from pipeline.settings.entry import CompareSettings, DecideSettings, TuneSettings
 from pipeline.settings.layers import (
     Layer,
     flatten,
@@ -134,6 +134,10 @@ def test_a_file_holds_the_entry_points_own_settings_too_and_typed_ones_are_stron
     path.write_text("n_trial: 3\n")
     with pytest.raises(SettingsError, match=r"unknown setting n_trial \(.*did you mean n_trials"):
         request_of("main", {}, path).settings()
+    path.write_text("looks: [5, 10]\nschedules: [full, two_stage]\n")
+    assert request_of("decide", {}, path).own_settings(DecideSettings).looks == "5,10"
+    compared = request_of("compare", {}, path).own_settings(CompareSettings)
+    assert compared.schedules == "full,two_stage"
     path.write_text("looks: often\n")
     with pytest.raises(SettingsError, match=rf"looks .*got 'often' \(config {path}\)"):
         request_of("decide", {}, path).own_settings(DecideSettings)

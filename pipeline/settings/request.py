@@ -74,7 +74,7 @@ class Request:
         not_given = {"config", *({"preset"} if options.get("preset") in UNSET else ())}
         of_runs = {key: text for key, text in options.items() if key not in not_given}
         own = {key: of_runs.pop(key) for key in own_keys if key in of_runs}
-        own_in_file = {key: file.pop(key) for key in own_keys if key in file}
+        own_in_file = {key: _with_commas(file.pop(key)) for key in own_keys if key in file}
         of_others = tuple(key for key in file if key in OF_ENTRY_POINTS)
         file = {key: value for key, value in file.items() if key not in of_others}
         apart = {name: of_runs.pop(key) for key in options if (name := control_key(key))}
@@ -228,6 +228,11 @@ def _read_config(config: str) -> dict[str, object]:
     for key, value in flatten(file).items():
         _refuse_nul(key, value, f"config {config}")
     return file
+
+
+def _with_commas(value: object) -> object:
+    """A list as it is typed: `looks: [5, 10]` means `5,10`."""
+    return ",".join(map(str, value)) if isinstance(value, list) else value
 
 
 def _refuse_nul(key: str, value: object, source: str) -> None:

@@ -237,7 +237,9 @@ def _path_of(weights: str, backbone: str) -> Path:
     except (OSError, SettingsError, ValueError) as err:  # permissions, a long name, no home
         reason = getattr(err, "strerror", None) or str(err)
     names = (DEFAULT, PRETRAINED, *OWN, "IMAGENET1K_V1")
-    meant = did_you_mean(weights, names) or ": pass one of these or a .pth/.safetensors file"
+    is_path = "/" in weights or weights.endswith((".pth", ".safetensors"))
+    hint = "" if is_path else did_you_mean(weights, names)
+    meant = hint or ": pass one of these or a .pth/.safetensors file"
     raise WeightsError(
         f"weights={weights}: neither imagenet, pretrained, tiny_imagenet, none, a name such as "
         f"IMAGENET1K_V1 nor a file ({reason}){meant}"
