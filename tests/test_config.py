@@ -9,7 +9,12 @@ import pytest
 from pipeline.entries.command_line.table import ENTRY_POINTS
 from pipeline.errors import SettingsError
 from pipeline.settings.cluster import ClusterSettings
-from pipeline.settings.entry import CompareSettings, DecideSettings, TuneSettings
+from pipeline.settings.entry import (
+    OF_ENTRY_POINTS,
+    CompareSettings,
+    DecideSettings,
+    TuneSettings,
+)
 from pipeline.settings.layers import (
     Layer,
     flatten,
@@ -19,7 +24,7 @@ from pipeline.settings.layers import (
     split_stage_key,
 )
 from pipeline.settings.request import Request
-from pipeline.settings.run import DEFAULT_PRESET, plain_values
+from pipeline.settings.run import DEFAULT_PRESET, RUN_KEYS, plain_values
 from pipeline.system.disk.yaml_file import read_yaml
 from tests.helpers import load_settings, request_of
 
@@ -283,3 +288,9 @@ def test_settings_of_the_named_stage_alone_are_told_with_those_of_the_stages_bef
     assert note(epochs="2", **{"stage1.epochs": "2", "stage2.epochs": "2"}) == ""
     assert note(1, epochs="2") == ""
     assert note(None, epochs="2") == ""
+
+
+def test_every_entry_points_own_settings_are_known_to_files() -> None:
+    own = {key for row in ENTRY_POINTS.values() for key in row.own_keys}
+    assert own - OF_ENTRY_POINTS - {*RUN_KEYS} == set()
+    assert own >= OF_ENTRY_POINTS

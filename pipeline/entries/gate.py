@@ -90,17 +90,22 @@ def gate_entry(command: Command, plan: GateSettings) -> Gate:
 
 def _next(gate: Gate, draws: Sequence[GateDraw], settings: Settings) -> str:
     """What to type after the gate's advice: the decision, or stage 2 on another draw."""
-    options, sibling = options_of(settings, known=2), options_of_sibling(settings, 2)
-    here = pick_precision("auto", pick_device(settings.device))
-    if PRECISIONS.get(settings.precision) == here:
-        options.pop("precision", None)
-        sibling.pop("precision", None)
+    decide = command_line("decide", _typed(options_of(settings, known=2), settings))
     if gate.prior != "not_yet" or gate.tags[GATE_GAINS] != "unknown":
-        return command_line("decide", options)
+        return decide
     free = next(n for n in count() if str(n) not in {draw.draw for draw in draws})
     if not _is_held(settings, free):  # `decide` deals pairs that share images
-        return command_line("decide", options)
-    return command_line("stage2", {**sibling, "draw": free})
+        return decide
+    return command_line(
+        "stage2", {**_typed(options_of_sibling(settings, 2), settings), "draw": free}
+    )
+
+
+def _typed(options: dict[str, object], settings: Settings) -> dict[str, object]:
+    """Options without the precision that `auto` comes to here."""
+    here = pick_precision("auto", pick_device(settings.device))
+    is_usual = PRECISIONS.get(settings.precision) == here
+    return {k: v for k, v in options.items() if not (is_usual and k == "precision")}
 
 
 def _is_held(settings: Settings, draw: int) -> bool:

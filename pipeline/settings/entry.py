@@ -312,9 +312,6 @@ class PretrainSettings(StrictModel):
     out: PathText = setting("", "the .safetensors file to write; must be given")
 
 
-_OWN: tuple[type[StrictModel], ...] = (CommandSettings, NumberedStageSettings, TuneSettings)
-_OWN += (EvaluateSettings, GateSettings)
-_OWN += (RefitSettings, PredictSettings, AppSettings, DecideSettings, CompareSettings)
-_OWN += (StartSettings, CleanSettings, BlocksSettings, PretrainSettings)
-OF_ENTRY_POINTS = frozenset(key for model in _OWN for key in model.model_fields)
-"""Every setting that some entry point has for itself alone."""
+_MODELS = [m for m in [*vars().values()] if isinstance(m, type) and issubclass(m, StrictModel)]
+OF_ENTRY_POINTS = frozenset(key for model in _MODELS for key in model.model_fields)
+"""Every setting that some entry point has for itself: what the models of this file hold."""
