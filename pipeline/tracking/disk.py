@@ -139,14 +139,14 @@ def _folders(run: Run, models: Iterable[Any]) -> Iterator[Path]:
     places = [(run.info.run_id, run.info.artifact_uri)]
     places += [(model.model_id, model.artifact_location) for model in models]
     for name, uri in places:
-        folder = _local(str(uri))
+        folder = local_folder(str(uri))
         if folder and name in folder.parts and folder.is_dir():
             yield folder
 
 
 def copied(uri: str, artifact: str, folder: Path) -> Path | None:
     """A copy of an artifact whose files lie here, which takes MLflow 80 ms; None: ask MLflow."""
-    place = _local(uri)
+    place = local_folder(uri)
     if place is None:
         return None
     try:
@@ -155,7 +155,7 @@ def copied(uri: str, artifact: str, folder: Path) -> Path | None:
         return None
 
 
-def _local(uri: str) -> Path | None:
+def local_folder(uri: str) -> Path | None:
     """The folder that an address of artifacts means; None where that is elsewhere."""
     parts = urlsplit(uri)
     if parts.scheme not in ("", "file") or parts.netloc or not parts.path:

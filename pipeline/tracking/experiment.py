@@ -11,13 +11,13 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from pipeline.errors import TrackingError, first_line
 from pipeline.system.network.addresses import why_unwritable, without_password
 from pipeline.system.processes import MACHINE
+from pipeline.tracking.disk import local_folder
 from pipeline.tracking.keys import KIND, stored_tag
 
 if TYPE_CHECKING:
@@ -151,14 +151,12 @@ def _called(client: MlflowClient, name: str) -> Experiment:
 
 def _why_unusable(location: str) -> str:
     """Why artifacts cannot be written there; empty if they can, or another machine will tell."""
-    parts = urlsplit(location)
-    if module := _DRIVERS.get(parts.scheme):
+    if module := _DRIVERS.get(urlsplit(location).scheme):
         try:
             import_module(module)
         except ImportError as err:
             package = module.replace(".", "-")
             return f"its driver is not installed, {first_line(err)}: pip install {package}"
-    elif not parts.scheme or (parts.scheme == "file" and not parts.netloc):
-        folder = Path(unquote(parts.path) if parts.scheme else location)
+    elif folder := local_folder(location):
         return why_unwritable(folder / "a-new-run", may_make_folders=True)
     return ""
