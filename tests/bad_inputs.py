@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bad_files import TEXTS
-from tests.conftest import TINY
+from tests.conftest import MOBILENET, TINY
 
 TABLE = Path(__file__).parent / "data" / "bad_inputs.txt"
 SECRET = "S3CRET"
 """Part of every password in the table."""
-_SMALL = {"data": "@/ok", "cache_dir": "cache", **TINY}
+_SMALL = {"data": "@/ok", "cache_dir": "cache", **TINY, "backbone": MOBILENET}
 _BARE = ("evaluate", "refit", "predict", "app", "gate", "clean", "blocks", "foo", "")
 """Entry points that train nothing, or are none."""
 _TESTED = ("decide", "compare")

@@ -17,11 +17,11 @@ from scipy.stats.distributions import rv_frozen
 from pipeline.comparing.compared import Compared
 from pipeline.entries.command_line.table import perform
 from tests.by_image import BothParts, differences
-from tests.conftest import class_image, enter_store
+from tests.conftest import SMALL_NET, class_image, enter_store
 from tests.reports import artifact
 from tests.test_decide import CLASSES, Desk
 
-NAME = "mobilenet_v3_small"
+NAME = SMALL_NET
 OWN = {"epochs": "1", "draws": "2"}
 
 

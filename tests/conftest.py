@@ -7,6 +7,7 @@ import contextlib
 import gc
 import io
 import json
+import os
 import shutil
 import sqlite3
 import ssl
@@ -31,8 +32,15 @@ from tests.postgres import Postgres, find_binaries
 gc.set_threshold(100_000, 50, 100)  # as pipeline/__main__.py: the imports stay for good
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+NETS = Path(__file__).parent / "nets"
+"""Where networks of the tests' own are found, here and in programs that tests start."""
+sys.path.append(str(NETS))
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [*filter(None, [os.environ.get("PYTHONPATH")]), str(NETS)]
+)
+SMALL_NET, WIDE_NET = "small_net:build", "small_net:wide"
 TINY = {
-    "backbone": "mobilenet_v3_small",
+    "backbone": SMALL_NET,
     "weights": "none",
     "norm_stats": "target",  # random weights learn nothing under their own
     "image_size": "32",
@@ -222,6 +230,17 @@ def words_of(entry_point: str, options: Mapping[str, str]) -> list[str]:
 def tiny(images: Path, folder: Path, options: Mapping[str, str]) -> dict[str, str]:
     """Options of a small run on these images, its cache in the folder."""
     return {"data": str(images), "cache_dir": str(folder / "cache"), **TINY, **options}
+
+
+MOBILENET = "mobilenet_v3_small"
+
+
+@pytest.fixture(scope="module")
+def mobilenet() -> Iterator[None]:
+    """The small runs of a module are of a network of torchvision: what they come to counts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TINY, "backbone", MOBILENET)
+        yield
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from pipeline.settings.cluster import ClusterSettings
 from pipeline.system.interrupts import stopped_by_signals
 from pipeline.system.processes import PROCESS
 from pipeline.tracking.keys import stored_tag
-from tests.conftest import Command, PointAt, inside, write_image_folder
+from tests.conftest import NETS, Command, PointAt, inside, write_image_folder
 from tests.postgres import Postgres
 from tests.served import tracking_server
 from tests.test_decide import SMALL, STAGE2, VERDICT_TAGS
@@ -121,7 +121,7 @@ def nodes() -> Iterator[Nodes]:
     from ray.cluster_utils import Cluster as Nodes
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(NETS)]))
         patch.setenv("RAY_TMPDIR", "/tmp")
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.delenv("RAY_ADDRESS", raising=False)

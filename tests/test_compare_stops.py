@@ -24,7 +24,7 @@ from tests.comparisons import (
     new_desk,
     results,
 )
-from tests.conftest import inside, words_of
+from tests.conftest import WIDE_NET, inside, words_of
 from tests.reports import artifact, reports
 from tests.test_decide import (
     Desk,
@@ -35,7 +35,7 @@ from tests.test_decide import (
     settings_of,
 )
 
-TWO = {"schedules": "head_only", "backbones": f"{NAME}, mobilenet_v2"}
+TWO = {"schedules": "head_only", "backbones": f"{NAME}, {WIDE_NET}"}
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_each_backbone_has_its_own_rows_and_a_place_in_the_summary(
     found = Finished(interrupted.desk, run, stages)
     sizes, table = [], {tuple(row[:2]): row for row in reports(run)[0].tables[0][1:]}
     better, worse = 0, 0
-    for backbone in (NAME, "mobilenet_v2"):
+    for backbone in (NAME, WIDE_NET):
         for schedule in ("full", "head_only"):
             lasts = found.of(schedule, backbone)
             assert {last.data.tags["z.backbone"] for last in lasts} == {backbone}

@@ -35,14 +35,14 @@ from pipeline.settings.run import Settings
 from pipeline.stats.operating import characteristics_text
 from pipeline.stats.simulated import World, image_characteristics
 from tests.by_image import differences, odds
-from tests.conftest import class_image, enter_store, inside, words_of
+from tests.conftest import SMALL_NET, class_image, enter_store, inside, words_of
 from tests.helpers import fill, planned_epochs
 from tests.reports import artifact, reports, tables_of_markdown
 
 CLASSES = ("apple", "berry", "cherry")
 PER_CLASS = 28  # 10 to test on, and three draws of 4 + 2
 SMALL = {
-    "backbone": "mobilenet_v3_small",
+    "backbone": SMALL_NET,
     "weights": "none",
     "norm_stats": "target",  # random weights learn nothing under their own
     "image_size": "32",
@@ -631,7 +631,7 @@ def test_the_recommended_model_is_registered_with_its_verdict_and_answers(
     decided: Decided,
 ) -> None:
     client = mlflow.MlflowClient()
-    name = "Ann-s images-mobilenet_v3_small"
+    name = "Ann-s images-small_net-build"
     version = client.get_model_version_by_alias(name, "champion")
     decision, tags = decided.decision, decided.run.data.tags
     assert decision.sentence in str(version.description)

@@ -25,7 +25,7 @@ from pipeline.signals.evidence import instability_now
 from pipeline.system.disk.digests import digest_values
 from pipeline.tracking import Tracking
 from pipeline.tracking.keys import POOL, stored_tag
-from tests.conftest import TINY, Command, words_of, write_image_folder
+from tests.conftest import SMALL_NET, TINY, Command, words_of, write_image_folder
 from tests.helpers import fill, load_settings
 from tests.test_gate import planted
 from tests.test_run_stage import artifact, runs
@@ -215,7 +215,7 @@ def former_name(session: Session, study: optuna.Study, former: str) -> str:
         "space": space,
         "objective": "val_acc",
     }
-    return f"stage1-three_stage-mobilenet_v3_small-{digest_values(content)[:12]}"
+    return f"stage1-three_stage-{SMALL_NET}-{digest_values(content)[:12]}"
 
 
 # --- moved images --------------------------------------------------------------------------------
@@ -281,7 +281,7 @@ def test_weights_may_move_and_may_not_change(
     command: Command, ann: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for seed, name in enumerate(("old.pth", "other.pth")):
-        model = build_backbone("mobilenet_v3_small", 5, 32, seed).model
+        model = build_backbone(SMALL_NET, 5, 32, seed).model
         torch.save(model.state_dict(), tmp_path / name)
     old, new, other = (str(tmp_path / name) for name in ("old.pth", "new.pth", "other.pth"))
     assert command("stage1", data=ann, weights=old, **TEST) == 0

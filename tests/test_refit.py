@@ -236,7 +236,7 @@ def test_the_card_says_what_the_model_is_and_is_worth(made: Made) -> None:
     assert "no pretrained weights" in card
     assert run.data.tags["z.made_with"] in card
     assert f"-e refit --env-manager local -P run_id={chain.info.run_id}" in card
-    name = "my images-mobilenet_v3_small"
+    name = "my images-small_net-build"
     version = mlflow.MlflowClient().get_model_version_by_alias(name, "champion")
     first, _, rest = version.description.partition("\n\n")
     assert (version.run_id, rest) == (run.info.run_id, card)
@@ -270,7 +270,7 @@ def test_a_description_stays_within_what_mlflow_takes(store: Path, said: list[st
     card = artifact(run, "model_card.md").read_text()
     assert "number 119" in card
     assert len(card) > 5000
-    name = "many-mobilenet_v3_small"
+    name = "many-small_net-build"
     version = mlflow.MlflowClient().get_model_version_by_alias(name, "champion")
     assert len(str(version.description)) <= 5000
     assert "stands in model_card.md" in str(version.description)
@@ -388,7 +388,7 @@ def test_a_verdict_ends_with_the_recommended_arm_on_all_images(
         (run,) = runs(keys.REFIT)
         (decided,) = runs("decision")
         client = mlflow.MlflowClient()
-        name = "images-mobilenet_v3_small"
+        name = "images-small_net-build"
         version = client.get_model_version_by_alias(name, "champion")
         assert version.run_id == run.info.run_id == decided.data.tags["z.champion_run_id"]
         assert decision.sentence in str(version.description)

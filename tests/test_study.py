@@ -20,7 +20,7 @@ from pipeline.tuning.spec import Spec, suggest
 from pipeline.tuning.storage.access import open_storage, patiently, storage_url
 from pipeline.tuning.storage.trial_state import best_of, finished_of, outcomes
 from pipeline.tuning.study import Study, sampler_seed
-from tests.conftest import TINY, Command
+from tests.conftest import SMALL_NET, TINY, Command
 from tests.helpers import request_of
 from tests.postgres import Postgres
 from tests.test_run_stage import runs
@@ -85,7 +85,7 @@ def test_a_study_is_named_by_all_that_its_values_depend_on_and_by_nothing_else(
     base = {"data": str(image_folder), "cache_dir": str(store / "cache"), **TINY, **TUNE}
     base |= {"train_per_class": "3", "val_per_class": "3", "space": space_file(store, text)}
     name = study_name(base)
-    assert name.startswith("stage1-three_stage-mobilenet_v3_small-")
+    assert name.startswith(f"stage1-three_stage-{SMALL_NET}-")
     others = [study_name({**base, **change}) for change in OTHER_STUDIES]
     others += [
         study_name({**base, "space": space_file(store, other, "other.yaml")})

@@ -18,11 +18,13 @@ from pipeline.runs.session import Session
 from pipeline.tracking import Tracking
 from pipeline.tuning.reuse import with_tuned
 from pipeline.tuning.storage.access import open_storage
-from tests.conftest import TINY, Command, enter_store, words_of, write_image_folder
+from tests.conftest import MOBILENET, TINY, Command, enter_store, words_of, write_image_folder
 from tests.helpers import load_settings
 from tests.test_decide import inside
 from tests.test_run_stage import artifact, runs
 from tests.test_tuning import space_file, studies
+
+pytestmark = pytest.mark.usefixtures("mobilenet")
 
 SPACE = "lr: [1.0e-7]\nnorm: [keep]\n"
 LOSS = {"objective": "val_loss", "margin": "0", "stage1.epochs": "4"}
@@ -283,7 +285,7 @@ def test_no_study_is_one_line_that_says_how_to_get_one(
     home.study.set_user_attr("fixed", fixed)
     [line] = said_errors(capfd)
     assert "tuned=true: no finished study in storage=sqlite:///" in line
-    assert "matches stage 1 of three_stage with mobilenet_v3_small on " in line
+    assert f"matches stage 1 of three_stage with {MOBILENET} on " in line
     assert "has image_size=32 (here 33)): run `mlflow run . -e tune`" in line
     assert len(runs()) == trained
 

@@ -16,7 +16,7 @@ from pipeline.runs.command import Command
 from pipeline.settings.entry import TuneSettings
 from pipeline.tracking import Tracking
 from pipeline.tuning.tune_arm import tune_arm
-from tests.conftest import TINY, words_of
+from tests.conftest import MOBILENET, TINY, words_of
 from tests.helpers import load_settings, request_of
 
 
@@ -68,7 +68,13 @@ def test_the_accuracy_is_unknown_where_the_trials_run_is_gone(options: dict[str,
 
 
 def test_a_study_without_a_completed_trial_is_one_line(options: dict[str, str]) -> None:
-    options |= {"schedule": "full", "optimizer": "sgd", "lr": "100", "stage1.epochs": "4"}
+    options |= {
+        "backbone": MOBILENET,
+        "schedule": "full",
+        "optimizer": "sgd",
+        "lr": "100",
+        "stage1.epochs": "4",
+    }
     arm = Arm(name="full", settings=load_settings(options), last=1)
     command = Command(request=request_of("decide", options), say=lambda _: None)
     with pytest.raises(

@@ -21,6 +21,8 @@ from pipeline.settings.run import TRAIN_KEYS
 from tests.conftest import TINY, Command, enter_store, words_of, write_image_folder
 from tests.test_run_stage import artifact, runs
 
+pytestmark = pytest.mark.usefixtures("mobilenet")
+
 STATES = {
     TrialState.COMPLETE: ("FINISHED", "complete"),
     TrialState.PRUNED: ("KILLED", "pruned"),

@@ -34,7 +34,7 @@ from pipeline.tuning.trials.runner import TrialRunner
 from pipeline.tuning.trials.tasks import Task, TrialWork, run_on
 from pipeline.tuning.worker import Worker
 from tests import forked
-from tests.conftest import TINY, Command, words_of
+from tests.conftest import MOBILENET, TINY, Command, words_of
 from tests.forked import Forked, wait_until
 from tests.helpers import request_of
 from tests.test_run_stage import artifact, runs
@@ -239,7 +239,12 @@ def test_a_worker_that_is_alive_is_waited_for(
 def test_no_study_is_left_running_by_a_parent_that_cannot_be_trained(
     command: Command, options: dict[str, str]
 ) -> None:
-    hopeless = {"schedule": "lp_ft", "stage1.lr": "100", "stage1.optimizer": "sgd"}
+    hopeless = {
+        "backbone": MOBILENET,
+        "schedule": "lp_ft",
+        "stage1.lr": "100",
+        "stage1.optimizer": "sgd",
+    }
     hopeless |= {"stage1.weight_decay": "10", "stage1.batch_size": "2", "stage1.l2_sp": "100"}
     assert command("tune", **{**options, **hopeless, "stage": "2"}) == 2
     assert ends("stage") == ["FAILED"]

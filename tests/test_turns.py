@@ -72,7 +72,7 @@ def test_a_run_that_is_there_goes_before_one_that_comes_whatever_their_times() -
                 raise AssertionError
         (left,) = tracking.owners.at_work(SAME)
         assert left.run_id == log.run_id
-        first = first_at_work(lambda: tracking.owners.at_work(SAME))
+        first, _ = first_at_work(lambda: tracking.owners.state_of(SAME))
         assert first
         assert first.run_id == log.run_id
 

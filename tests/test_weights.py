@@ -771,7 +771,7 @@ def test_faults_of_weights_come_before_any_image_is_read(
         (saved(state, tmp_path / "nan.pth"), "not finite numbers"),
         (saved({"a": torch.zeros(1)}, tmp_path / "other.pth"), "do not fit"),
     ):
-        assert command("stage1", weights=weights) == 2
+        assert command("stage1", backbone=SMALL, weights=weights) == 2
         assert words in capsys.readouterr().err
     for entry_point in ("main", "tune", "decide", "compare"):
         assert command(entry_point, weights="nowhere.pth", test_per_class="2") == 2
@@ -783,7 +783,9 @@ def test_faults_of_weights_come_before_any_image_is_read(
 def test_what_must_be_fetched_comes_after_what_may_be_wrong_at_once(
     command: Command, checkpoints: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert command("stage1", weights="imagenet", data=str(tmp_path / "nowhere")) == 2
+    assert (
+        command("stage1", backbone=SMALL, weights="imagenet", data=str(tmp_path / "nowhere")) == 2
+    )
     assert "nowhere" in capsys.readouterr().err
     assert not checkpoints.exists()
 

@@ -16,6 +16,7 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import packages_distributions
 from modulefinder import ModuleFinder
+from os.path import normpath
 from pathlib import Path
 from typing import Any
 
@@ -102,18 +103,20 @@ def check_sources(name: str) -> None:
         SettingsError: names the files.
     """
     if files := _files_of(name):
-        watched = _loaded() - (_loaded_at_first(name) - _imported_by(name))
-        code = [path for path in files.values() if path in watched]
+        earlier = _loaded_at_first(name) - {str(path) for path in _imported_by(name)}
+        watched = _loaded() - earlier
+        code = [path for path in files.values() if str(path) in watched]
         check_unchanged(code, f"backbone={name}: its source files have")
 
 
-def _loaded() -> frozenset[Path]:
+def _loaded() -> frozenset[str]:
+    """Paths of the files of all modules; thousands, of which a `Path` each would take long."""
     files = (getattr(module, "__file__", None) for module in [*sys.modules.values()])
-    return frozenset(Path(file) for file in files if file)
+    return frozenset(normpath(file) for file in files if file)
 
 
 @cache
-def _loaded_at_first(name: str) -> frozenset[Path]:
+def _loaded_at_first(name: str) -> frozenset[str]:
     return _loaded()
 
 

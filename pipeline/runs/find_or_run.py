@@ -38,9 +38,7 @@ def find_or_run(session: Session, number: int, nested_under: str | None = None) 
     if number in session.done:
         return session.done[number]
     reuse, work = session.settings.reuse, Work.of_stage(session, number)
-    if reuse:
-        work.wait_for_others()
-    known = work.finished()
+    known = work.wait_for_others() if reuse else set[str]()
     if reuse and (found := find_run(session, number)):
         session.done[number] = _reused(session, number, found)
     else:

@@ -49,12 +49,12 @@ from pipeline.tracking.registry import (
     run_of_model,
 )
 from pipeline.tracking.run import RunLog, ending, status_of, to_tags, why_ended
+from pipeline.tracking.search import Search
 from pipeline.tracking.tables import client_of
 from pipeline.tracking.view import RunView
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
 
 
 class Tracking:
@@ -66,7 +66,7 @@ class Tracking:
         self._client = client
         self.uri = uri
         self.experiment_id = experiment_ids[0]
-        self._places = experiment_ids
+        self._search = Search(client, uri, experiment_ids)
         self._launched = launched
         self._target = ""
         self.owners = Owners(client, uri, self.find)
@@ -110,7 +110,8 @@ class Tracking:
         """Find runs where those of a run's data are; record there, if nobody says otherwise."""
         with translated("read an experiment", self.uri):
             places = places_of(self._client, run.experiment_id, run.tags.get(DATA, ""))
-        self._places += [place for place in places if place not in self._places]
+        own = self._search.places
+        own += [place for place in places if place not in own]
         if not self._launched and not {ID, EXPERIMENT} & os.environ.keys():
             self.experiment_id = run.experiment_id
 
@@ -137,30 +138,7 @@ class Tracking:
 
     def find(self, tags: Mapping[str, str], *, status: str | None = "FINISHED") -> list[RunView]:
         """Runs of a status (None: any) with all these tags, of any version, oldest first."""
-        of_today = {stored_tag(key): value for key, value in tags.items()}
-        found = self._search(of_today, status)
-        if of_today != tags:
-            found = sorted([*found, *self._search(tags, status)], key=lambda r: r.info.start_time)
-        return [run for run in map(RunView.of, found) if tags.items() <= run.tags.items()]
-
-    def _search(self, tags: Mapping[str, str], status: str | None) -> list[Run]:
-        from mlflow.utils import get_results_from_paginated_fn
-
-        wanted = [f"tags.`{key}` = '{value}'" for key, value in tags.items()]
-        if status:
-            wanted.append(f"attributes.status = '{status}'")
-        with translated("search runs", self.uri):
-            found: list[Run] = get_results_from_paginated_fn(  # type: ignore[no-untyped-call]
-                lambda count, token: self._client.search_runs(
-                    self._places,
-                    " and ".join(wanted),
-                    order_by=["attributes.start_time ASC"],
-                    max_results=count,
-                    page_token=token,
-                ),
-                1000,
-            )
-        return found
+        return self._search.find(tags, status=status)
 
     def fetch(self, run: RunView, artifact: str, folder: Path) -> Path:
         """A local copy of a run's artifact.
@@ -261,7 +239,7 @@ class Tracking:
         try:
             with self.owners.renewing(log.run_id), ending(log):
                 if once:
-                    take_turn(log, once, self.owners.at_work, self.find)
+                    take_turn(log, once, self.owners.state_of)
                 yield log
         except OvertakenError as first:
             if adopted:

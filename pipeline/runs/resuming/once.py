@@ -71,25 +71,27 @@ class Work:
         finished since are of no use. `do` raises OvertakenError where another command goes first.
         """
         while True:
-            self.wait_for_others()
-            new = self.finished() - known
+            new = self.wait_for_others() - known
             if new and (found := find()) is not None:
                 return found
             known |= new  # damaged ones
             with suppress(OvertakenError):
                 return do(Once(alike=self.alike, known=known))
 
-    def wait_for_others(self) -> None:
-        """Wait while another command does the work.
+    def wait_for_others(self) -> set[str]:
+        """Wait while another command does the work; returns ids of the runs finished by then.
 
         Raises:
             DivergedError: the other command's run diverged, as this one's would.
         """
-        at_work = partial(self.tracking.owners.at_work, self.alike)
-        while other := first_at_work(at_work):
+        look = partial(self.tracking.owners.state_of, self.alike)
+        while True:
+            other, finished = first_at_work(look)
+            if not other:
+                return {*finished}
             self.say(self._waits_for(other))
             with doing(f"waiting for run {other.run_id}, {self.words} by another command"):
-                while any(run.run_id == other.run_id for run in at_work()):
+                while any(run.run_id == other.run_id for run in look().at_work):
                     with at_once():
                         time.sleep(LOOK_S)
             self._check_end(other)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -30,6 +30,7 @@ from pipeline.system.processes import (
 )
 from pipeline.tracking.connection.faults import translated
 from pipeline.tracking.keys import TICKET, stored_tag
+from pipeline.tracking.ownership.turns import State
 from pipeline.tracking.run import RunLog, to_tags
 from pipeline.tracking.view import RunView
 
@@ -46,7 +47,7 @@ _open: Counter[str] = Counter()
 class Find(Protocol):
     """How runs with these tags and this status are found."""
 
-    def __call__(self, tags: Mapping[str, str], *, status: str) -> list[RunView]:
+    def __call__(self, tags: Mapping[str, str], *, status: str | None) -> list[RunView]:
         """The runs."""
 
 
@@ -117,7 +118,17 @@ class Owners:
 
     def at_work(self, tags: Mapping[str, str]) -> list[RunView]:
         """Runs with these tags that say RUNNING; those with a dead owner are ended here."""
-        running = self._find(tags, status="RUNNING")
+        return self._alive(self._find(tags, status="RUNNING"))
+
+    def state_of(self, tags: Mapping[str, str]) -> State:
+        """Runs with these tags as one search finds them; those with a dead owner are ended."""
+        found = self._find(tags, status=None)
+        return State(
+            at_work=self._alive(run for run in found if run.status == "RUNNING"),
+            finished={run.run_id for run in found if run.status == "FINISHED"},
+        )
+
+    def _alive(self, running: Iterable[RunView]) -> list[RunView]:
         return [run for run in running if not (self.is_dead(run) and self._end(run))]
 
     def end_abandoned(self, *, at_once: bool) -> None:

@@ -10,7 +10,7 @@ the ACM 17(8), 1974).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,8 +26,13 @@ AT_ONCE, DRAWING = "0", ""
 _LOOK_S, _SELDOM_S = 0.1, 2.0
 """Pauses between two looks at somebody who draws, which takes a moment, or has died meanwhile."""
 
-Find = Callable[[Mapping[str, str]], Sequence[RunView]]
-"""Runs with these tags."""
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """How runs of one content are at one moment: those at work, and ids of the finished ones."""
+
+    at_work: Sequence[RunView]
+    finished: Set[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,30 +48,30 @@ class Once:
     known: Collection[str]
 
 
-def first_at_work(at_work: Callable[[], Sequence[RunView]]) -> RunView | None:
-    """The run that goes first; None where nobody is at work."""
-    runs, pause_s = at_work(), _LOOK_S
-    while any(run.tags.get(TICKET) == DRAWING for run in runs):
+def first_at_work(look: Callable[[], State]) -> tuple[RunView | None, Set[str]]:
+    """The run that goes first, None where nobody is at work; and the runs finished by then."""
+    state, pause_s = look(), _LOOK_S
+    while any(run.tags.get(TICKET) == DRAWING for run in state.at_work):
         with doing("another command begins the same"), at_once():
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _SELDOM_S)
-        runs = at_work()
-    return min(runs, key=_turn, default=None)
+        state = look()
+    return min(state.at_work, key=_turn, default=None), state.finished
 
 
-def take_turn(log: RunLog, once: Once, at_work: Find, finished: Find) -> None:
+def take_turn(log: RunLog, once: Once, state_of: Callable[[Mapping[str, str]], State]) -> None:
     """Go first with a run that was just started, `DRAWING`.
 
     Raises:
         OvertakenError: another process goes first, or has been there meanwhile.
     """
-    alike = partial(at_work, once.alike)
-    highest = max((_turn(run)[0] for run in alike()), default=0)
+    look = partial(state_of, once.alike)
+    highest = max((_turn(run)[0] for run in look().at_work), default=0)
     log.tags({TICKET: str(highest + 1)})
-    first = first_at_work(alike)
+    first, finished = first_at_work(look)
     if first and first.run_id != log.run_id:
         raise OvertakenError(f"run {first.run_id} goes first")
-    if new := {run.run_id for run in finished(once.alike)} - {*once.known}:
+    if new := {*finished} - {*once.known}:
         raise OvertakenError(f"run {new.pop()} has finished meanwhile")
 
 
