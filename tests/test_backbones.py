@@ -7,9 +7,9 @@ import torch
 import torchvision
 from torch import nn
 
-from pipeline.model.backbones import Backbone, batch_norms, block_order, build_backbone
+from pipeline.model.backbones import Backbone, batch_norms, block_order, build_backbone, is_depthwise
 from pipeline.model.networks import build_network
-from pipeline.model.often import BLOCKS, OFTEN
+from pipeline.model.often import BLOCKS, DEPTHWISE, OFTEN
 from tests.helpers import CLASSES, slow_after
 
 QUICK = ("resnet18", "mobilenet_v3_small")
@@ -28,6 +28,7 @@ def test_what_is_known_without_torch_is_what_the_networks_have(backbone: Backbon
     assert block_order(backbone.name, 64) == BLOCKS == tuple(reversed(backbone.order))
     assert [segment.blocks for segment in backbone.segments] == [(b,) for b in reversed(BLOCKS)]
     assert backbone.merged == {}
+    assert is_depthwise(backbone.name, 64) == (backbone.name in DEPTHWISE)
 
 
 def test_tensor_names_of_the_blocks_partition_the_state_dict(backbone: Backbone) -> None:

@@ -75,6 +75,27 @@ def test_a_preset_s_rate_is_lower_for_networks_without_batch_norm_as_the_usual_r
     assert [one.lr for one in load_settings(options).stages] == pytest.approx([3e-3, 1e-4, 1e-4])
 
 
+@pytest.mark.parametrize(
+    ("options", "norms"),
+    [
+        ({"backbone": "resnet18"}, ["adapt", "adapt", "adapt"]),
+        ({"backbone": "mobilenet_v2"}, ["adapt", "keep", "adapt"]),
+        ({"backbone": "mnasnet0_5"}, ["adapt", "keep", "adapt"]),
+        ({"backbone": "convnext_tiny"}, ["adapt", "adapt", "adapt"]),  # no BatchNorm
+        ({"backbone": "mobilenet_v2", "weights": "none"}, ["adapt", "adapt", "adapt"]),
+        ({"backbone": "mobilenet_v2", "schedule": "lp_ft"}, ["adapt", "keep"]),
+        ({"backbone": "mobilenet_v2", "schedule": "two_stage"}, ["keep", "adapt"]),
+        ({"backbone": "mobilenet_v2", "norm": "adapt"}, ["adapt", "adapt", "adapt"]),
+        ({"backbone": "mobilenet_v2", "stage3.norm": "keep"}, ["adapt", "keep", "keep"]),
+    ],
+)
+def test_where_statistics_are_kept_goes_by_the_network_and_by_what_a_stage_trains(
+    options: dict[str, str], norms: list[str]
+) -> None:
+    given = {"weights": "imagenet", "data": "/images", **options}
+    assert [one.norm for one in load_settings(given).stages] == norms
+
+
 def test_rates_by_what_a_stage_trains_are_for_presets_alone(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("lr: {for pretrained blocks: 1e-3}\n")

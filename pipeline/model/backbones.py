@@ -228,6 +228,13 @@ def has_batch_norm(name: str, image_size: int) -> bool:
 
 
 @cache
+def is_depthwise(name: str, image_size: int) -> bool:
+    """Whether the network has depthwise convolutions, as MobileNets and EfficientNets have."""
+    layers = shape_network(name, image_size).modules()
+    return any(isinstance(one, nn.Conv2d) and one.groups == one.in_channels > 1 for one in layers)
+
+
+@cache
 def _on_meta(name: str, image_size: int, classes: int) -> nn.Module:
     """A library's network; without values where the library can make it so."""
     try:

@@ -240,7 +240,6 @@ def _log_result(
         checkpoint = Path(folder) / Path(CHECKPOINT).name
         sha256 = _save(checkpoint, session, trainer)
         summary = _summary(trainer, log.run_id, wall_s=time.perf_counter() - started)
-        log.tags({keys.CHECKPOINT_SHA256: sha256, "frozen_sha256": work.proof.digest})
         peak_mib = peak.read_mib()
         measured = {keys.PEAK_MIB: peak_mib} if math.isfinite(peak_mib) else {}
         log.metrics({keys.PREFIX_S: work.prefix_s, **measured})
@@ -254,11 +253,12 @@ def _log_result(
             parent=parent,
         )
         signals = log_evidence(log, session.tracking, subject)
-        log_outcome(log, subject, summary, signals, within)
+        name = run_name(settings, summary.number, session.role, summary.val_acc)
+        proof = {keys.CHECKPOINT_SHA256: sha256, "frozen_sha256": work.proof.digest}
+        tags = {keys.NAME: name, **proof}
+        log_outcome(log, subject, summary, signals, within, tags)
         if choice := session.norm_choice:
             log.metrics({f"norm_stats/{name}": score for name, score in choice.scores.items()})
-        name = run_name(settings, summary.number, session.role, summary.val_acc)
-        log.tags({keys.NAME: name})
         if settings.log_pictures and not session.is_trial:
             with doing("pictures"):
                 log_pictures(log, session.tracking, subject, session.say)

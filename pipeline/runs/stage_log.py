@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -132,18 +132,24 @@ def log_unreadable(log: RunLog, unreadable: Sequence[str]) -> None:
 
 
 def log_outcome(
-    log: RunLog, subject: Subject, summary: Summary, signals: Sequence[Signal], within: str
+    log: RunLog,
+    subject: Subject,
+    summary: Summary,
+    signals: Sequence[Signal],
+    within: str,
+    tags: Mapping[str, str],
 ) -> None:
     """Everything that is known after the last step, except pictures and the served model.
 
     `within`: the run of a decision, comparison or trial that this one is part of, in words.
+    `tags`: more of them.
     """
     log.metrics(summary.logged)
     if parent := subject.parent:
         log.metrics({keys.PARENT_VAL_ACC: parent.metrics[keys.at_best(keys.VAL_ACC)]})
     draw = subject.draw
     log.text(predictions_csv(subject.logits, draw.val, draw.class_names), PREDICTIONS)
-    log.tags({keys.NOTE: _description(subject, summary, signals, within)})
+    log.tags({keys.NOTE: _description(subject, summary, signals, within), **tags})
 
 
 def log_pictures(

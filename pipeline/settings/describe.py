@@ -63,6 +63,10 @@ def default_in_words(key: str, model: type[BaseModel]) -> str:
             words += _with_presets(f"{key}.{what}", f" {what}")
     if key == "weight_decay":
         words.append(f"{DECAY_WITHOUT_BATCH_NORM:g} for networks without BatchNorm")
+    if key == "norm":
+        words.append(
+            "keep where pretrained blocks of networks with depthwise convolutions first train"
+        )
     words += _with_presets(key, usual=words[0])
     return "; ".join(filter(None, words))
 

@@ -209,10 +209,12 @@ def resolve(layers: Iterable[Layer]) -> Settings:
     stages = []
     batch_norm = settings is None or settings.has_batch_norm
     decay = {} if batch_norm else {"weight_decay": DECAY_WITHOUT_BATCH_NORM}
+    keeps_norm = settings is not None and settings.keeps_norm
     for number in range(1, len(schedule.stages) + 1):
         own = {name: given for stage, name, given in training if stage in (None, number)}
         lr = schedule.default_lr(number, has_batch_norm=batch_norm, rates=rates)
-        stages.append(validated(TrainSettings, own, faults, lr=lr, **decay))
+        norm = {"norm": "keep"} if keeps_norm and schedule.releases_first(number) else {}
+        stages.append(validated(TrainSettings, own, faults, lr=lr, **decay, **norm))
     if settings is None or faults:
         raise SettingsError("\n".join(dict.fromkeys(faults)))
     return settings.model_copy(update={"stages": tuple(stages)})

@@ -15,7 +15,7 @@ from pydantic import (
     model_serializer,
 )
 
-from pipeline.model.often import BLOCKS, OFTEN
+from pipeline.model.often import BLOCKS, DEPTHWISE, OFTEN
 from pipeline.settings.augmentation import Augment
 from pipeline.settings.fields import (
     AUTO,
@@ -270,6 +270,21 @@ class Settings(Thresholds, MachineSettings, ExperimentSettings):
         from pipeline.model.backbones import has_batch_norm
 
         return has_batch_norm(self.backbone, self.image_size)
+
+    @property
+    def keeps_norm(self) -> bool:
+        """Whether pretrained blocks keep their BatchNorm statistics where nothing else is given.
+
+        So it is measured with depthwise convolutions (docs/reference.md). Random weights have no
+        statistics to keep.
+        """
+        if self.weights == "none" or not self.has_batch_norm:
+            return False
+        if self.backbone in OFTEN:
+            return self.backbone in DEPTHWISE
+        from pipeline.model.backbones import is_depthwise
+
+        return is_depthwise(self.backbone, self.image_size)
 
     @property
     def order(self) -> tuple[str, ...]:
