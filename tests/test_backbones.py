@@ -7,7 +7,13 @@ import torch
 import torchvision
 from torch import nn
 
-from pipeline.model.backbones import Backbone, batch_norms, block_order, build_backbone, is_depthwise
+from pipeline.model.backbones import (
+    Backbone,
+    batch_norms,
+    block_order,
+    build_backbone,
+    is_depthwise,
+)
 from pipeline.model.networks import build_network
 from pipeline.model.often import BLOCKS, DEPTHWISE, OFTEN
 from tests.helpers import CLASSES, slow_after

@@ -213,7 +213,7 @@ def resolve(layers: Iterable[Layer]) -> Settings:
     for number in range(1, len(schedule.stages) + 1):
         own = {name: given for stage, name, given in training if stage in (None, number)}
         lr = schedule.default_lr(number, has_batch_norm=batch_norm, rates=rates)
-        norm = {"norm": "keep"} if keeps_norm and schedule.releases_first(number) else {}
+        norm = {"norm": "keep"} if keeps_norm and schedule.releases_after_head(number) else {}
         stages.append(validated(TrainSettings, own, faults, lr=lr, **decay, **norm))
     if settings is None or faults:
         raise SettingsError("\n".join(dict.fromkeys(faults)))

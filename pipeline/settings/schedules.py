@@ -159,14 +159,15 @@ class Schedule:
         head, pretrained, fitted = rates.values()
         if not has_batch_norm:
             pretrained, fitted = pretrained / WITHOUT_BATCH_NORM, fitted / WITHOUT_BATCH_NORM
-        if self.stages[number - 1].is_probe:
-            return head
-        return pretrained if self.releases_first(number) else fitted
-
-    def releases_first(self, number: int) -> bool:
-        """Whether stage `number` is the first to train pretrained blocks."""
         *before, stage = self.stages[:number]
-        return not stage.is_probe and all(one.is_probe for one in before)
+        if stage.is_probe:
+            return head
+        return pretrained if all(one.is_probe for one in before) else fitted
+
+    def releases_after_head(self, number: int) -> bool:
+        """Whether stage `number` trains pretrained blocks, and until then the head alone trained."""
+        *before, stage = self.stages[:number]
+        return bool(before) and not stage.is_probe and all(one.is_probe for one in before)
 
     def stage(self, number: int) -> Stage:
         """Stage `number`.
