@@ -25,7 +25,12 @@ from pydantic import BaseModel, ValidationError
 from pipeline.errors import SettingsError
 from pipeline.settings.entry import OF_ENTRY_POINTS
 from pipeline.settings.run import RUN_KEYS, TRAIN_KEYS, Settings, TrainSettings
-from pipeline.settings.schedules import DECAY_WITHOUT_BATCH_NORM, LEARNING_RATES, SCHEDULES
+from pipeline.settings.schedules import (
+    DECAY_WITHOUT_BATCH_NORM,
+    LEARNING_RATES,
+    SCHEDULES,
+    Schedule,
+)
 from pipeline.system.disk.yaml_file import did_you_mean, read_yaml
 
 COMMAND_LINE = "command line"
@@ -213,11 +218,17 @@ def resolve(layers: Iterable[Layer]) -> Settings:
     for number in range(1, len(schedule.stages) + 1):
         own = {name: given for stage, name, given in training if stage in (None, number)}
         lr = schedule.default_lr(number, has_batch_norm=batch_norm, rates=rates)
-        norm = {"norm": "keep"} if keeps_norm and schedule.releases_after_head(number) else {}
+        norm = {"norm": "keep"} if keeps_norm and _follows_head(schedule, number) else {}
         stages.append(validated(TrainSettings, own, faults, lr=lr, **decay, **norm))
     if settings is None or faults:
         raise SettingsError("\n".join(dict.fromkeys(faults)))
     return settings.model_copy(update={"stages": tuple(stages)})
+
+
+def _follows_head(schedule: Schedule, number: int) -> bool:
+    """Whether a stage trains pretrained blocks, and all stages before it train the head alone."""
+    *before, stage = schedule.stages[:number]
+    return bool(before) and not stage.is_probe and all(one.is_probe for one in before)
 
 
 def preset_names() -> list[str]:

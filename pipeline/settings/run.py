@@ -15,7 +15,7 @@ from pydantic import (
     model_serializer,
 )
 
-from pipeline.model.often import BLOCKS, DEPTHWISE, OFTEN
+from pipeline.model import often
 from pipeline.settings.augmentation import Augment
 from pipeline.settings.fields import (
     AUTO,
@@ -265,35 +265,21 @@ class Settings(Thresholds, MachineSettings, ExperimentSettings):
     @property
     def has_batch_norm(self) -> bool:
         """Whether the network has BatchNorm; transformers and ConvNeXt have none."""
-        if self.backbone in OFTEN:
-            return True
-        from pipeline.model.backbones import has_batch_norm
-
-        return has_batch_norm(self.backbone, self.image_size)
+        return often.has_batch_norm(self.backbone, self.image_size)
 
     @property
     def keeps_norm(self) -> bool:
-        """Whether pretrained blocks keep their BatchNorm statistics where nothing else is given.
+        """Whether blocks that first train after the head keep their BatchNorm statistics.
 
-        So it is measured with depthwise convolutions (docs/reference.md). Random weights have no
-        statistics to keep.
+        By default, and measured with depthwise convolutions (docs/reference.md).
         """
-        if self.weights == "none" or not self.has_batch_norm:
-            return False
-        if self.backbone in OFTEN:
-            return self.backbone in DEPTHWISE
-        from pipeline.model.backbones import is_depthwise
-
-        return is_depthwise(self.backbone, self.image_size)
+        has_statistics = self.weights != "none" and self.has_batch_norm
+        return has_statistics and often.is_depthwise(self.backbone, self.image_size)
 
     @property
     def order(self) -> tuple[str, ...]:
         """The network's blocks, head first."""
-        if self.backbone in OFTEN and self.blocks == "auto":
-            return BLOCKS
-        from pipeline.model.backbones import block_order
-
-        return block_order(self.backbone, self.image_size, self.blocks)
+        return often.block_order(self.backbone, self.image_size, self.blocks)
 
     def stage(self, number: int) -> Stage:
         """The stage of that number in this schedule."""

@@ -164,11 +164,6 @@ class Schedule:
             return head
         return pretrained if all(one.is_probe for one in before) else fitted
 
-    def releases_after_head(self, number: int) -> bool:
-        """Whether stage `number` trains pretrained blocks, after stages of the head alone."""
-        *before, stage = self.stages[:number]
-        return bool(before) and not stage.is_probe and all(one.is_probe for one in before)
-
     def stage(self, number: int) -> Stage:
         """Stage `number`.
 

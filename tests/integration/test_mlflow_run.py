@@ -9,14 +9,14 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import forked
 from tests.conftest import write_image_folder
 from tests.integration.conftest import QUICK, SMALLER, Run
 from tests.postgres import free_port
@@ -110,35 +110,20 @@ def test_a_tracking_server_works_the_same(mlflow_run: Run, clone: Path, tmp_path
         assert "stage 2: found run" in again.stdout
 
 
-def python_run(
-    clone: Path,
-    environment: dict[str, str],
-    *words: str,
-    preexec_fn: Callable[[], None] | None = None,
-) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "pipeline", *words],
-        cwd=clone,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=preexec_fn,
-    )
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_is_marked_killed(
-    clone: Path, environment: dict[str, str], number: signal.Signals
+    clone: Path, environment: dict[str, str], tmp_path: Path, number: signal.Signals
 ) -> None:
-    process = python_run(clone, environment, "stage1", "--epochs", "9999")
-    assert process.stdout is not None
-    while "epoch 3/" not in (line := process.stdout.readline()):
-        assert line, process.communicate()
-    process.send_signal(number)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in error
+    words = ["stage1", "--epochs", "9999"]
+    output, complaints = tmp_path / "out.txt", tmp_path / "err.txt"
+    command = forked.start(words, clone, output, environment, complaints=complaints)
+    try:
+        forked.wait_until(lambda: "epoch 3/" in command.said(), command)
+        os.kill(command.pid, number)
+        assert command.wait(60) == 130
+    finally:
+        command.kill()
+    assert "Traceback" not in complaints.read_text()
     assert [r.info.status for r in stored_runs(f"sqlite:///{clone / 'mlflow.db'}")] == ["KILLED"]
 
 
@@ -174,13 +159,12 @@ def test_a_full_disk_is_one_line_and_a_failed_run(
     clone: Path, environment: dict[str, str]
 ) -> None:
     words = ["main", "--cache", "off", *(w for k, v in QUICK.items() for w in (f"--{k}", v))]
-    process = python_run(clone, environment, *words, preexec_fn=limit_file_size)
-    output, error = process.communicate(timeout=300)
-    assert process.returncode == 2, output + error
-    errors = [line for line in error.splitlines() if line.startswith("error: ")]
+    done = forked.run(words, clone, environment, limit_file_size)
+    assert done.returncode == 2, done.stdout + done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert "free some space" in errors[0]
-    assert "Traceback" not in error
+    assert "Traceback" not in done.stderr
     runs = stored_runs(f"sqlite:///{clone / 'mlflow.db'}")
     assert "RUNNING" not in {r.info.status for r in runs}
 
