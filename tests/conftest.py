@@ -38,6 +38,7 @@ sys.path.append(str(NETS))
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [*filter(None, [os.environ.get("PYTHONPATH")]), str(NETS)]
 )
+MOBILENET = "mobilenet_v3_small"
 SMALL_NET, WIDE_NET = "small_net:build", "small_net:wide"
 TINY = {
     "backbone": SMALL_NET,
@@ -232,12 +233,9 @@ def tiny(images: Path, folder: Path, options: Mapping[str, str]) -> dict[str, st
     return {"data": str(images), "cache_dir": str(folder / "cache"), **TINY, **options}
 
 
-MOBILENET = "mobilenet_v3_small"
-
-
 @pytest.fixture(scope="module")
 def mobilenet() -> Iterator[None]:
-    """The small runs of a module are of a network of torchvision: what they come to counts."""
+    """The small runs of a module train a network of torchvision: tests rest on its accuracy."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(TINY, "backbone", MOBILENET)
         yield

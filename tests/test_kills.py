@@ -15,7 +15,7 @@ from pipeline.system.processes import KILLED_REASON, PROCESS
 from pipeline.system.variables import KEEP_SHARE
 from pipeline.tracking import RunView, Tracking, keys
 from tests import forked
-from tests.conftest import tiny, words_of
+from tests.conftest import MOBILENET, tiny, words_of
 
 EPOCHS = 16
 pytestmark = pytest.mark.slow
@@ -45,7 +45,11 @@ def test_a_stage_that_is_killed_twice_is_one_run_with_the_bits_of_an_undisturbed
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv(KEEP_SHARE, "1e9")
-    options = tiny(image_folder, store, {"stage1.epochs": str(EPOCHS), "stage1.lr": "0.01"})
+    options = tiny(
+        image_folder,
+        store,
+        {"backbone": MOBILENET, "stage1.epochs": str(EPOCHS), "stage1.lr": "0.01"},
+    )
     words = words_of("stage1", options)
     for epoch in (2, 7):
         kill_after(epoch, words)

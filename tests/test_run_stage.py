@@ -13,6 +13,7 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -251,6 +252,23 @@ def test_one_image_a_class_trains_on_with_the_statistics_of_the_weights(
 ) -> None:
     assert command("stage1", train_per_class="1", norm_stats="auto") == 0
     assert "norm_stats=auto: source (a class has 1 training image" in capfd.readouterr().out
+
+
+def test_depthwise_networks_keep_the_statistics_of_their_weights_where_blocks_first_train(
+    command: Command, tmp_path: Path
+) -> None:
+    """So stage 2 does by default; stage 3, which goes on from it, does not."""
+    state = build_backbone(MOBILENET, 3, 32, seed=0).model.state_dict()
+    save_file(state, tmp_path / "weights.safetensors")
+    words = {"backbone": MOBILENET, "weights": str(tmp_path / "weights.safetensors")}
+    assert command("stage3", **words) == 0
+    stages = runs().sort_values("tags.stage")
+    assert list(stages["params.norm"]) == ["adapt", "keep", "adapt"]
+    first, second, third = (load_file(artifact(run_id, CHECKPOINT)) for run_id in stages["run_id"])
+    statistics = [key for key in first if key.endswith("running_mean")]
+    assert statistics
+    assert all(torch.equal(first[key], second[key]) for key in statistics)
+    assert not all(torch.equal(second[key], third[key]) for key in statistics)
 
 
 def test_weights_without_finite_features_are_one_line_and_leave_no_run(

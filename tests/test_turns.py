@@ -78,6 +78,23 @@ def test_a_run_that_is_there_goes_before_one_that_comes_whatever_their_times() -
 
 
 @pytest.mark.usefixtures("store")
+def test_a_run_that_finishes_while_its_owner_is_looked_up_is_among_the_finished(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tracking = Tracking.connect()
+    with tracking.run("first", SAME, target=False) as log:
+        before = [tracking.find(SAME, status=None)]
+    find = tracking.find
+    monkeypatch.setattr(
+        tracking.owners, "_find", lambda tags, *, status: (before or [find(tags)]).pop()
+    )
+    monkeypatch.setattr(tracking.owners, "is_dead", lambda _: True)
+    state = tracking.owners.state_of(SAME)
+    assert (state.at_work, state.finished) == ([], {log.run_id})
+    assert tracking.get(log.run_id).status == "FINISHED"
+
+
+@pytest.mark.usefixtures("store")
 def test_the_run_of_mlflow_is_free_again_where_another_goes_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

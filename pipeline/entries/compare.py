@@ -85,10 +85,9 @@ def _forecast(grid: Grid, setup: PairSetup) -> None:
     names = [arm.name for arm in next(iter(grid.arms.values()))]
     compared = f"{', '.join(names)} on {', '.join(grid.arms)}:"
     setup.announce(compared, _all_arms(grid), grid.compare.metric, f", {count_of(draws, 'draw')}")
-    baseline, *others = next(iter(grid.arms.values()))
-    for arm in others:
-        if apart := differences(arm, baseline):
-            say(f"note: the last stages of {arm.name} and {baseline.name}: {', '.join(apart)}")
+    for line, backbones in _apart(grid).items():
+        own = "" if len(backbones) == len(grid.arms) else f" ({', '.join(backbones)})"
+        say(f"note: {line}{own}")
     for line in grid.unheeded:
         say(line)
     total = 0.0
@@ -100,6 +99,17 @@ def _forecast(grid: Grid, setup: PairSetup) -> None:
     say(
         f"all of it takes about {minutes(total)}{tuning}; what has been run before costs nothing\n"
     )
+
+
+def _apart(grid: Grid) -> dict[str, list[str]]:
+    """How last stages differ from those of the first schedule, and with which backbones."""
+    found: dict[str, list[str]] = {}
+    for backbone, (baseline, *others) in grid.arms.items():
+        for arm in others:
+            if apart := differences(arm, baseline):
+                line = f"the last stages of {arm.name} and {baseline.name}: {', '.join(apart)}"
+                found.setdefault(line, []).append(backbone)
+    return found
 
 
 def _tuned(grid: Grid, setup: PairSetup) -> tuple[Grid, Mapping[tuple[str, str], tuple[str, ...]]]:

@@ -83,6 +83,10 @@ def _check_out(out: Path) -> None:
         raise DataError(
             f"out={out}: is there already and was not written by predict: pass -P out=<a new file>"
         )
+    if out.suffix.lower() != ".csv":
+        raise DataError(
+            f"out={out} does not end in .csv, and predict writes CSV: pass -P out=<path>.csv"
+        )
     check_folder_of(out)
 
 

@@ -103,14 +103,14 @@ def check_sources(name: str) -> None:
         SettingsError: names the files.
     """
     if files := _files_of(name):
-        earlier = _loaded_at_first(name) - {str(path) for path in _imported_by(name)}
+        earlier = _loaded_at_first(name) - {normpath(path) for path in _imported_by(name)}
         watched = _loaded() - earlier
-        code = [path for path in files.values() if str(path) in watched]
+        code = [path for path in files.values() if normpath(path) in watched]
         check_unchanged(code, f"backbone={name}: its source files have")
 
 
 def _loaded() -> frozenset[str]:
-    """Paths of the files of all modules; thousands, of which a `Path` each would take long."""
+    """Paths of the files of all modules, as text: to make thousands of `Path` takes long."""
     files = (getattr(module, "__file__", None) for module in [*sys.modules.values()])
     return frozenset(normpath(file) for file in files if file)
 

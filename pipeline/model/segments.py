@@ -59,9 +59,9 @@ class Segment:
 
 
 def _copied(module: nn.Module) -> nn.Module:
-    """A deep copy; of a traced module it shares the graph and the code made from the graph.
+    """A deep copy; a traced module and its copy share the graph, and the code made from it.
 
-    `copy.deepcopy` would copy the graph and generate the code anew, five times the work.
+    `copy.deepcopy` would copy the graph and generate the code anew, which takes twice as long.
     """
     if not isinstance(module, fx.GraphModule):
         return copy.deepcopy(module)

@@ -142,7 +142,7 @@ def log_outcome(
     """Everything that is known after the last step, except pictures and the served model.
 
     `within`: the run of a decision, comparison or trial that this one is part of, in words.
-    `tags`: more of them.
+    `tags`: set together with the description.
     """
     log.metrics(summary.logged)
     if parent := subject.parent:

@@ -65,7 +65,8 @@ def default_in_words(key: str, model: type[BaseModel]) -> str:
         words.append(f"{DECAY_WITHOUT_BATCH_NORM:g} for networks without BatchNorm")
     if key == "norm":
         words.append(
-            "keep where blocks of networks with depthwise convolutions first train, after the head"
+            "keep where some pretrained blocks of a network with depthwise convolutions first "
+            "train, after the head"
         )
     words += _with_presets(key, usual=words[0])
     return "; ".join(filter(None, words))

@@ -226,9 +226,10 @@ def resolve(layers: Iterable[Layer]) -> Settings:
 
 
 def _follows_head(schedule: Schedule, number: int) -> bool:
-    """Whether a stage trains pretrained blocks, and all stages before it train the head alone."""
+    """Whether a stage trains some pretrained blocks, and all stages before it the head alone."""
     *before, stage = schedule.stages[:number]
-    return bool(before) and not stage.is_probe and all(one.is_probe for one in before)
+    trains_some = 1 < len(stage.trainable) < len(schedule.blocks)
+    return bool(before) and trains_some and all(one.is_probe for one in before)
 
 
 def preset_names() -> list[str]:

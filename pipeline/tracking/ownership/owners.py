@@ -123,10 +123,12 @@ class Owners:
     def state_of(self, tags: Mapping[str, str]) -> State:
         """Runs with these tags as one search finds them; those with a dead owner are ended."""
         found = self._find(tags, status=None)
-        return State(
-            at_work=self._alive(run for run in found if run.status == "RUNNING"),
-            finished={run.run_id for run in found if run.status == "FINISHED"},
-        )
+        running = [run for run in found if run.status == "RUNNING"]
+        at_work = self._alive(running)
+        if len(at_work) < len(running):  # one may have finished before its process was gone
+            found = self._find(tags, status="FINISHED")
+        finished = {run.run_id for run in found if run.status == "FINISHED"}
+        return State(at_work=at_work, finished=finished)
 
     def _alive(self, running: Iterable[RunView]) -> list[RunView]:
         return [run for run in running if not (self.is_dead(run) and self._end(run))]
