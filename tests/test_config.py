@@ -86,13 +86,14 @@ def test_a_preset_s_rate_is_lower_for_networks_without_batch_norm_as_the_usual_r
         ({"backbone": "mobilenet_v2", "schedule": "lp_ft"}, ["adapt", "adapt"]),
         ({"backbone": "mobilenet_v2", "schedule": "two_stage"}, ["adapt", "adapt"]),
         ({"backbone": "mobilenet_v2", "norm": "adapt"}, ["adapt", "adapt", "adapt"]),
+        ({"backbone": "mobilenet_v2", "preset": "digits"}, ["adapt", "adapt", "adapt"]),
         ({"backbone": "mobilenet_v2", "stage3.norm": "keep"}, ["adapt", "keep", "keep"]),
     ],
 )
-def test_where_statistics_are_kept_goes_by_the_network_and_by_what_a_stage_trains(
+def test_where_statistics_are_kept_goes_by_preset_network_and_what_a_stage_trains(
     options: dict[str, str], norms: list[str]
 ) -> None:
-    given = {"weights": "imagenet", "data": "/images", **options}
+    given = {"preset": "cifar10", "weights": "imagenet", **options}
     assert [one.norm for one in load_settings(given).stages] == norms
 
 

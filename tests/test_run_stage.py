@@ -254,13 +254,14 @@ def test_one_image_a_class_trains_on_with_the_statistics_of_the_weights(
     assert "norm_stats=auto: source (a class has 1 training image" in capfd.readouterr().out
 
 
-def test_depthwise_networks_keep_the_statistics_of_their_weights_where_blocks_first_train(
+def test_a_stage_that_keeps_statistics_has_those_of_the_stage_before(
     command: Command, tmp_path: Path
 ) -> None:
-    """So stage 2 does by default; stage 3, which goes on from it, does not."""
+    """As stage 2 of depthwise networks by the preset cifar10, and not stage 3 after it."""
     state = build_backbone(MOBILENET, 3, 32, seed=0).model.state_dict()
     save_file(state, tmp_path / "weights.safetensors")
     words = {"backbone": MOBILENET, "weights": str(tmp_path / "weights.safetensors")}
+    words["preset"] = "cifar10"
     assert command("stage3", **words) == 0
     stages = runs().sort_values("tags.stage")
     assert list(stages["params.norm"]) == ["adapt", "keep", "adapt"]

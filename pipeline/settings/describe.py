@@ -12,7 +12,7 @@ from typing import Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from pipeline.settings.layers import flatten, preset_layer, preset_names
+from pipeline.settings.layers import FIRST_OF_DEPTHWISE, flatten, preset_layer, preset_names
 from pipeline.settings.run import (
     THRESHOLD_KEYS,
     ExperimentSettings,
@@ -64,10 +64,7 @@ def default_in_words(key: str, model: type[BaseModel]) -> str:
     if key == "weight_decay":
         words.append(f"{DECAY_WITHOUT_BATCH_NORM:g} for networks without BatchNorm")
     if key == "norm":
-        words.append(
-            "keep where some pretrained blocks of a network with depthwise convolutions first "
-            "train, after the head"
-        )
+        words += _with_presets(f"{key}.{FIRST_OF_DEPTHWISE}", f" {FIRST_OF_DEPTHWISE},")
     words += _with_presets(key, usual=words[0])
     return "; ".join(filter(None, words))
 

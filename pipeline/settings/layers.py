@@ -35,6 +35,8 @@ from pipeline.system.disk.yaml_file import did_you_mean, read_yaml
 
 COMMAND_LINE = "command line"
 PRESETS_DIR = Path(__file__).parent / "presets"
+FIRST_OF_DEPTHWISE = "where blocks of a pretrained depthwise network first train"
+"""Of `norm` in a preset: near the weights' own images such blocks do better with `keep`."""
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -187,7 +189,7 @@ def resolve(layers: Iterable[Layer]) -> Settings:
     run: dict[str, Given] = {}
     training: list[tuple[int | None, str, Given]] = []
     faults: list[str] = []
-    rates = dict(LEARNING_RATES)
+    rates, kept = dict(LEARNING_RATES), dict[str, object]()
     for layer in layers:
         plain_first = sorted(flatten(layer.values).items(), key=lambda item: "." in item[0])
         for key, value in plain_first:
@@ -199,6 +201,8 @@ def resolve(layers: Iterable[Layer]) -> Settings:
                 training.append((number or layer.stage, name, given))
             elif (kind := key.removeprefix("lr.")) in rates and not layer.by_user:
                 rates[kind] = float(str(value))
+            elif key == f"norm.{FIRST_OF_DEPTHWISE}" and not layer.by_user:
+                kept = {"norm": value}
             else:
                 hint = hint_for(key, (*RUN_KEYS, *TRAIN_KEYS, *OF_ENTRY_POINTS))
                 faults.append(f"unknown setting {key} ({layer.source}){hint}")
@@ -214,11 +218,12 @@ def resolve(layers: Iterable[Layer]) -> Settings:
     stages = []
     batch_norm = settings is None or settings.has_batch_norm
     decay = {} if batch_norm else {"weight_decay": DECAY_WITHOUT_BATCH_NORM}
-    keeps_norm = settings is not None and settings.keeps_norm
     for number in range(1, len(schedule.stages) + 1):
         own = {name: given for stage, name, given in training if stage in (None, number)}
         lr = schedule.default_lr(number, has_batch_norm=batch_norm, rates=rates)
-        norm = {"norm": "keep"} if keeps_norm and _follows_head(schedule, number) else {}
+        norm = (
+            kept if settings and settings.is_depthwise and _follows_head(schedule, number) else {}
+        )
         stages.append(validated(TrainSettings, own, faults, lr=lr, **decay, **norm))
     if settings is None or faults:
         raise SettingsError("\n".join(dict.fromkeys(faults)))

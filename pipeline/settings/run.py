@@ -268,11 +268,8 @@ class Settings(Thresholds, MachineSettings, ExperimentSettings):
         return often.has_batch_norm(self.backbone, self.image_size)
 
     @property
-    def keeps_norm(self) -> bool:
-        """Whether blocks that first train after the head keep their BatchNorm statistics.
-
-        By default, and measured with depthwise convolutions (docs/reference.md).
-        """
+    def is_depthwise(self) -> bool:
+        """Whether the network is pretrained, with depthwise convolutions and BatchNorm."""
         has_statistics = self.weights != "none" and self.has_batch_norm
         return has_statistics and often.is_depthwise(self.backbone, self.image_size)
 
