@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from pipeline.cli import main
 from pipeline.entries.command_line.table import perform
 from tests.conftest import class_image, enter_store, inside, tiny, write_image_folder
 
@@ -155,14 +154,19 @@ def test_a_picture_is_uploaded_in_a_browser_and_kept(served: Served, browser: An
     assert elsewhere == []
 
 
-def test_a_taken_port_is_one_line(served: Served, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_taken_port_is_one_line(served: Served) -> None:
+    words = [sys.executable, "-m", "pipeline", "app", "--port", served.address.split(":")[-1][:-1]]
     run_id = next(iter(served.process.args[-3:-2]))  # type: ignore[arg-type]
-    port = served.address.split(":")[-1][:-1]
-    capfd.readouterr()
     with inside(served.folder / "work"):
-        assert main(["app", "--port", port, "--run_id", str(run_id)]) == 2
-    errors = capfd.readouterr().err.splitlines()
-    (line,) = [line for line in errors if line.startswith("error: ")]
+        done = subprocess.run(
+            [*words, "--run_id", str(run_id)],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "pass another -P port=" in line
 
 
