@@ -216,7 +216,7 @@ def test_local_tasks_end_with_the_command_that_is_killed_outright(tmp_path: Path
         "    with cluster.dispatcher(work, '0') as dispatcher:\n"
         "        list(dispatcher.run({'pair 1': 0}))\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(NETS)])}
     command = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], env=environment)
     began, end = tmp_path / "began0", time.monotonic() + 180
     while not began.exists():

@@ -364,6 +364,7 @@ RUINOUS = {"schedule": "full", "optimizer": "sgd", "lr": "100", "stage1.epochs":
 def test_a_study_in_which_every_trial_failed_is_a_fault_and_never_recommends_itself(
     command: Command, options: dict[str, str], capfd: pytest.CaptureFixture[str]
 ) -> None:
+    options["backbone"] = MOBILENET
     ruinous = {**options, **RUINOUS, "n_trials": "2"}
     ruinous["space"] = space_file(Path(), "weight_decay: [0.0, 1.0e-4]\n", "ruinous.yaml")
     for again, workers in enumerate(("1", "2")):

@@ -19,7 +19,7 @@ from pipeline.system.processes import BEAT
 from pipeline.tracking import Tracking
 from pipeline.tracking.keys import stored_tag
 from tests.comparisons import write_pool
-from tests.conftest import words_of
+from tests.conftest import MOBILENET, words_of
 from tests.served import tracking_server
 from tests.test_decide import SMALL
 
@@ -152,7 +152,7 @@ def test_chains_and_gates_of_the_same_recipe(
 ) -> None:
     """Siblings count each other's runs; each is read by its own thresholds, not by the asker's."""
     alice, bob = people
-    strict, lax = {"signal_spread_p": "1e-9"}, {"signal_spread_p": "0.999"}
+    strict, lax = ({"backbone": MOBILENET, "signal_spread_p": p} for p in ("1e-9", "0.999"))
     for draw in ("0", "1"):
         assert alice.types("main", draw=draw, **strict) == 0
     second = [i for i, run in recorded().items() if run["tags"].get("stage") == "2"]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TINY
+from tests.conftest import NETS, TINY
 from tests.integration.conftest import ROOT
 from tests.postgres import Postgres
 from tests.served import Guard, basic, tracking_server
@@ -70,7 +70,11 @@ def test_passwords_in_addresses_are_used_and_nowhere_to_be_found(
                     [sys.executable, "-m", "pipeline", entry_point]
                     + [f"--{key}={value}" for key, value in words.items()],
                     cwd=folder,
-                    env={**environment, **secrets, "PYTHONPATH": str(ROOT)},
+                    env={
+                        **environment,
+                        **secrets,
+                        "PYTHONPATH": os.pathsep.join([str(ROOT), str(NETS)]),
+                    },
                     stdout=file,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,

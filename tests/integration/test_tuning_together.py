@@ -13,7 +13,7 @@ import pytest
 
 from tests import forked
 from tests.books import read_books
-from tests.conftest import TINY, words_of
+from tests.conftest import NETS, TINY, words_of
 from tests.forked import Forked, wait_until
 from tests.integration.conftest import ROOT
 from tests.postgres import Postgres
@@ -35,7 +35,11 @@ def start(tmp_path: Path, image_folder: Path, environment: dict[str, str]) -> It
     space.write_text("lr: {low: 1.0e-4, high: 1.0e-2, log: true}\nlabel_smoothing: [0.0, 0.1]\n")
     common = {**TINY, "data": str(image_folder), "cache_dir": str(folder / "cache")}
     common |= {"space": str(space), "stage": "1", "heartbeat": "1", "stage1.epochs": "2"}
-    where = {**environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    where = {
+        **environment,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(NETS)]),
+        "OMP_NUM_THREADS": "1",
+    }
 
     def begin(tracking: str = "", **options: str) -> Forked:
         store = {"MLFLOW_TRACKING_URI": tracking} if tracking else {}
