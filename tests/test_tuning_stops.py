@@ -383,7 +383,7 @@ def test_a_study_in_which_every_trial_failed_is_a_fault_and_never_recommends_its
     assert "no epoch had a finite validation loss" in study["tags.failure"]
     assert "tuned=true" not in study["tags.mlflow.note.content"]
     assert "no epoch had" in runs("tune")["tags.failure"][0]
-    assert command("stage1", tuned="on", **RUINOUS) == 2
+    assert command("stage1", tuned="on", backbone=MOBILENET, **RUINOUS) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("error: tuned=true: every trial of study stage1-full-")
     assert "failed (2 x stage 1: no epoch had a finite validation loss" in line
