@@ -222,7 +222,9 @@ def resolve(layers: Iterable[Layer]) -> Settings:
         own = {name: given for stage, name, given in training if stage in (None, number)}
         lr = schedule.default_lr(number, has_batch_norm=batch_norm, rates=rates)
         norm = (
-            kept if settings and settings.is_depthwise and _follows_head(schedule, number) else {}
+            kept
+            if settings and settings.is_pretrained_depthwise and _follows_head(schedule, number)
+            else {}
         )
         stages.append(validated(TrainSettings, own, faults, lr=lr, **decay, **norm))
     if settings is None or faults:

@@ -268,8 +268,8 @@ class Settings(Thresholds, MachineSettings, ExperimentSettings):
         return often.has_batch_norm(self.backbone, self.image_size)
 
     @property
-    def is_depthwise(self) -> bool:
-        """Whether the network is pretrained, with depthwise convolutions and BatchNorm."""
+    def is_pretrained_depthwise(self) -> bool:
+        """Whether the network has depthwise convolutions, and BatchNorm with statistics."""
         has_statistics = self.weights != "none" and self.has_batch_norm
         return has_statistics and often.is_depthwise(self.backbone, self.image_size)
 
