@@ -14,7 +14,7 @@ import ssl
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -77,6 +77,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
         marks = {mark.name for mark in item.iter_markers()}
         seconds[item.path] += 10 if "slow" in marks else 2 if "e2e" in marks else 0.1
     items.sort(key=lambda item: (-seconds[item.path], item.path))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
+    """A worker more than cores: tests wait for servers and programs a quarter of the time."""
+    return (yield) + 1
 
 
 def pytest_collection_finish() -> None:

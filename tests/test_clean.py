@@ -13,7 +13,7 @@ from pipeline.system.disk.shelf import Shelf
 from pipeline.system.processes import owner_mark
 from pipeline.tracking import Tracking
 from pipeline.tracking.disk import DELETED, FAILED, KEPT, TRIALS, size_of
-from pipeline.tracking.keys import COMPLETED, IS_TRIAL, KIND, NESTED_UNDER, PARENT_RUN_ID
+from pipeline.tracking.keys import COMPLETED, IS_TRIAL, KIND, NESTED_UNDER, PARENT_RUN_ID, TEST
 from pipeline.training.prefix.cache import clear
 
 
@@ -56,6 +56,10 @@ def test_runs_are_told_apart(store: Path) -> None:
         write_run(tracking, {KIND: "stage"}, "RUNNING"): KEPT,
         write_run(tracking, trial_of(study), "RUNNING"): KEPT,
     }
+    of_main, pair = (write_run(tracking, trial_of(study)) for _ in range(2))
+    chain = write_run(tracking, {KIND: "chain", "stage3_run_id": of_main})
+    tracking.writing(pair).metrics({TEST["acc"]: 0.5})
+    expected |= {of_main: KEPT, pair: KEPT, chain: KEPT}
     write_run(tracking, {"made_by": "another program"}, "FAILED")
     deleted = write_run(tracking, {KIND: "stage"})
     mlflow.MlflowClient().delete_run(deleted)

@@ -140,6 +140,77 @@ def test_a_column_of_splits_makes_splits(tmp_path: Path) -> None:
     assert [s.labels.tolist() for s in (source.pool, source.val, source.test)] == [[0, 1]] * 3
 
 
+def test_folders_of_splits_below_one_file_are_splits_and_never_trained_on_together(
+    tmp_path: Path,
+) -> None:
+    for split in ("Train", "test"):
+        images(tmp_path, split)
+    rows = [f"{split}/{n},{at % 2}\n" for split in ("Train", "test") for at, n in enumerate(FILES)]
+    (tmp_path / "labels.csv").write_text("file,label\n" + "".join(rows))
+    source = open_source(str(tmp_path), tmp_path)
+    assert source.test is not None
+    for part, name in ((source.pool, "Train"), (source.test, "test")):
+        assert {Path(where).parent.name for where, _ in part.stored.items(range(6))} == {name}
+    images(tmp_path, "more")
+    rows += [f"more/{n},{at % 2}\n" for at, n in enumerate(FILES)]
+    (tmp_path / "labels.csv").write_text("file,label\n" + "".join(rows))
+    together = open_source(str(tmp_path), tmp_path)
+    assert together.test is None
+    assert any("images in Train, test are dealt together" in note for note in together.notes)
+
+
+def test_rows_of_training_folders_alone_are_one_pool_without_a_word(tmp_path: Path) -> None:
+    root = images(tmp_path, "train")
+    (root / "labels.csv").write_text("file,label\n" + lines([f"train/{n}" for n in FILES]))
+    source = open_source(str(root), root)
+    assert source.test is None
+    assert source.notes == ("labels are read from labels.csv",)
+
+
+@pytest.mark.parametrize(
+    ("header", "number"), [("id,filename", 5), ("image_id,img_path", 5), ("filename,id", 5)]
+)
+def test_a_rows_number_is_no_name_of_an_image_beside_names(
+    tmp_path: Path, header: str, number: int
+) -> None:
+    (tmp_path / "images").mkdir()
+    for at in range(6):
+        class_image(at % 2, at).save(tmp_path / "images" / f"{at}.png")
+    first = header.startswith("filename")
+    cells = [(f"{number - at}.png", f"{at}") for at in range(6)]
+    rows = [(*(pair if first else pair[::-1]), LABELS[at]) for at, pair in enumerate(cells)]
+    source = read(tmp_path, f"{header},label\n" + "".join(f"{','.join(row)}\n" for row in rows))
+    of_images = {
+        Path(where).stem: source.class_names[label]
+        for (where, _), label in zip(
+            source.pool.stored.items(range(6)), source.pool.labels, strict=True
+        )
+    }
+    assert of_images == {f"{number - at}": LABELS[at] for at in range(6)}
+    assert any("names the images, not" in note for note in source.notes)
+
+
+def test_the_name_of_a_missing_image_is_missed_and_no_number_taken_for_it(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for at in range(6):
+        class_image(at % 2, at).save(tmp_path / "images" / f"{at}.png")
+    rows = [f"{at},{(at + 1) % 7}.png,{LABELS[at]}\n" for at in range(6)]  # there is no 6.png
+    with pytest.raises(DataError, match=r"1 of 6 files are not below .*6\.png"):
+        read(tmp_path, "id,filename,label\n" + "".join(rows))
+
+
+def test_a_split_takes_the_image_in_its_own_folder_before_one_above_it(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        images(tmp_path, split)
+        (tmp_path / split / "_classes.csv").write_text("filename,label\n" + lines(FILES))
+    for at, name in enumerate(FILES):
+        class_image(at % 2, at).save(tmp_path / name)
+    source = open_source(str(tmp_path), tmp_path)
+    assert source.test is not None
+    for part, name in ((source.pool, "train"), (source.test, "test")):
+        assert {Path(where).parent.name for where, _ in part.stored.items(range(6))} == {name}
+
+
 def test_roboflows_folders_of_splits_are_splits(tmp_path: Path) -> None:
     for split in ("train", "valid", "test"):
         images(tmp_path, split)

@@ -33,6 +33,12 @@ def test_a_class_of_one_image_is_left_out_where_two_are_needed() -> None:
     labels[[30, 31, 40]] = 1, 1, 2
     assert set(labels[few_with_every_class(labels, 10)]) == {0, 1, 2}
     assert np.bincount(labels[few_with_every_class(labels, 10, least=2)]).tolist() == [8, 2]
+    single = shuffled(30, 30, 1)
+    assert np.bincount(single[few_with_every_class(single, 1000, least=2)]).tolist() == [30, 30]
+    for seed in range(5):  # nor where the first images hold it, or there is room for it
+        many = np.random.default_rng(seed).permutation(np.repeat([0, 1, 2], [900, 900, 1]))
+        assert 2 not in many[few_with_every_class(many, 1000, least=2)]
+    assert few_with_every_class(np.arange(3), 10, least=2).tolist() == []
 
 
 @settings(deadline=None, max_examples=200)

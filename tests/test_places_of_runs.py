@@ -14,7 +14,7 @@ from pipeline.runs.messages.next_step import next_command, options_of
 from pipeline.runs.messages.words import outcome_sentence, run_name
 from pipeline.signals.readings import Signal
 from pipeline.tracking import Tracking, keys
-from tests.conftest import Command, write_image_folder
+from tests.conftest import SMALL_NET, Command, write_image_folder
 from tests.helpers import load_settings
 
 
@@ -176,7 +176,7 @@ def test_fifteen_tags_at_most_are_for_people_and_no_parameter_was_not_given(
     images = str(write_image_folder(tmp_path / "images", 20))
     few = {"data": images, "weights": "none", "image_size": "32", "views": "2", "epochs": "1"}
     few |= {"train_per_class": "2", "val_per_class": "2", "cache_dir": str(tmp_path / "cache")}
-    few |= {"backbone": "mobilenet_v3_small", "log_model": "off", "log_pictures": "off"}
+    few |= {"backbone": SMALL_NET, "log_model": "off", "log_pictures": "off"}
     few |= {"test_per_class": "4", "preset": "images"}
     perform("stage2", {**few, "log_model": "on", "log_pictures": "on"}, lambda _: None)
     few |= {"near_duplicates": "off"}
@@ -187,7 +187,7 @@ def test_fifteen_tags_at_most_are_for_people_and_no_parameter_was_not_given(
     perform("start", {"data": images, "test_per_class": "4"}, lambda _: None)
     perform("tune", {**few, "stage": "2", "n_trials": "2", "draws": "2"}, lambda _: None)
     perform("decide", {**few, "looks": "2", "rope_pp": "40"}, lambda _: None)
-    perform("decide", {**few, "looks": "2", "question": "stage2"}, lambda _: None)
+    perform("decide", {**few, "looks": "2", "question": "stage2", "refit": "off"}, lambda _: None)
     perform("compare", {**few, "schedules": "three_stage,full", "draws": "2"}, lambda _: None)
     found = mlflow.search_runs(["0"], output_format="list")
     assert {run.data.tags["kind"] for run in found} == {

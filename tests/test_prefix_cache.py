@@ -304,6 +304,22 @@ def test_a_second_cache_reads_what_the_first_wrote(request_: Request, tmp_path: 
     assert cache.notes == []
 
 
+def test_an_entry_of_another_person_is_read(
+    request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the owner of a file may say when it was used."""
+    expected = request_.every_view(PrefixCache(tmp_path, ENOUGH))
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "utime", refused)
+    second = PrefixCache(tmp_path, ENOUGH)
+    assert torch.equal(request_.every_view(second), expected)
+    assert second.notes == []
+    assert isinstance(request_.ask(second), StoredFeatures)
+
+
 def test_one_call_fills_the_cuts_of_later_stages(request_: Request, tmp_path: Path) -> None:
     together, apart = tmp_path / "together", tmp_path / "apart"
     also = PREFIXES[1:]

@@ -227,6 +227,7 @@ def test_commands_for_small_classes_can_be_pasted(
     out = capsys.readouterr().out
     assert "1 of them cannot be read" in out
     assert "start goes on without the images that cannot be read" in out
+    assert "\nwhat to type next:\n" in out  # with the weights that were typed
     commands = [line for line in out.splitlines() if line.startswith("mlflow run")]
     assert [line.split()[4] for line in commands] == names
     for options in map(dealt, commands):
@@ -247,6 +248,8 @@ def test_weights_of_another_network_are_left_out_with_a_line(
     out = capsys.readouterr().out
     assert "is left out" in out
     assert "resnet18 tiny_imagenet" in out
+    instead = f"resnet18 (tiny_imagenet), the best here, in place of resnet18 ({name})"
+    assert f"what to type next, with {instead}:" in out
 
 
 def test_a_file_of_weights_may_be_called_whatever_files_are_called(

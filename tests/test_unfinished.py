@@ -22,6 +22,7 @@ import torch
 from pipeline.cli import main
 from pipeline.errors import DivergedError
 from pipeline.model.backbones import Backbone, build_backbone
+from pipeline.refit import stages
 from pipeline.runs.find_or_run import find_or_run
 from pipeline.runs.resuming.stopped import OUTDATED_AFTER_S, clear, sweep
 from pipeline.runs.resuming.unfinished import NOTHING
@@ -464,6 +465,34 @@ def test_a_run_that_mlflow_has_started_takes_over(
     assert (run.run_id, run.status) == (launched, "FINISHED")
     assert [step for step, _ in history_of(launched)[keys.VAL_LOSS]] == [1, 2, 3, 4]
     assert client.get_run(stopped.run_id).info.lifecycle_stage == "deleted"
+    assert states() == []
+
+
+@pytest.mark.usefixtures("at_every_border", "without_onnx")
+def test_a_refit_that_mlflow_has_started_anew_has_the_curves_of_its_finished_stages(
+    store: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = tiny(image_folder, store, {"epochs": "2", "test_per_class": "2"})
+    assert main(["stage2", *(f"--{name}={value}" for name, value in words.items())]) == 0
+    (stage2,) = Tracking.connect().find({keys.KIND: "stage", keys.STAGE: "2"})
+    metrics = stages._metrics
+
+    def stop(number: int, loss: float, acc: float) -> dict[str, float]:
+        if number == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return metrics(number, loss, acc)
+
+    refit = ["refit", f"--run_id={stage2.run_id}", f"--cache_dir={store / 'cache'}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "_metrics", stop)
+        assert main(refit) == 130
+    assert len(states()) == 1
+    launched = mlflow.MlflowClient().create_run("0").info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", launched)
+    assert main(refit) == 0
+    curves = history_of(launched)
+    assert [step for step, _ in curves["stage1/loss"]] == [1]
+    assert [step for step, _ in curves["stage2/acc"]] == [1, 2]
     assert states() == []
 
 

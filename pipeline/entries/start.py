@@ -17,7 +17,7 @@ from pipeline.comparing.arms import Arm, decide_plan
 from pipeline.comparing.estimate import estimate
 from pipeline.comparing.pairs.draws import pool_in
 from pipeline.data.base import Source
-from pipeline.data.inspection.overlap import stored_copies
+from pipeline.data.inspection.overlap import copies_in_words
 from pipeline.data.inspection.report import DataReport
 from pipeline.data.sampling.draws import Draw, with_test_split
 from pipeline.entries.command_line.plans import StartPlan
@@ -89,7 +89,8 @@ def start_entry(command: Command, plan: StartPlan) -> list[Tried]:
             best = max(tried, key=lambda one: one.best)
             costs, can_decide = _costs(command, tracking, best, source, apart)
             steps = _next(command, best, apart, can_decide=can_decide)
-            say("\n".join([*missing, "", *costs, "", "what to type next:"]))
+            title = f"what to type next{_instead(command, plan, best)}:"
+            say("\n".join([*missing, "", *costs, "", title]))
             for question, words in steps.items():
                 say(f"# {question}\n{words}")
             page = to_markdown(
@@ -215,7 +216,7 @@ def _try_all(
             continue
         if not lines:
             words = splits_in_words(session.draw, source, report.unreadable_test)
-            for line in (words, *_duplicates(session.draw, source)):
+            for line in (words, *copies_in_words(session.draw, source)):
                 tell(line)
             log_near_duplicates(session, log, tell)
         if floor := floor_of(session):
@@ -235,17 +236,6 @@ def splits_in_words(draw: Draw, source: Source, unreadable_test: int) -> str:
         return f"{parts}, {classes} classes"
     apart = len(source.test.labels) - unreadable_test
     return f"{parts}, {apart} kept for the test, {classes} classes"
-
-
-def _duplicates(draw: Draw, source: Source) -> list[str]:
-    """Images that stand in more than one split, or under two classes."""
-    lines = draw.notes
-    if source.test is not None and (copies := int(stored_copies(source).sum())):
-        lines.append(
-            f"{copies} of {len(source.test.labels)} test images are copies of images that "
-            "draws are dealt from: take them out of the test split"
-        )
-    return lines or ["no image was found in two splits or under two classes"]
 
 
 def table_of(tried: list[Tried]) -> pd.DataFrame:
@@ -300,6 +290,14 @@ def _costs(
 
 def _own(best: Tried) -> dict[str, str]:
     return {"backbone": best.candidate.backbone, "weights": best.candidate.weights}
+
+
+def _instead(command: Command, plan: StartPlan, best: Tried) -> str:
+    """Words where the commands name another network or weights than those that were typed."""
+    given = Candidate(plan.settings.backbone, plan.settings.weights)
+    if given == best.candidate or not {"backbone", "weights"} & command.request.typed.keys():
+        return ""
+    return f", with {best.candidate.name}, the best here, in place of {given.name}"
 
 
 def _next(command: Command, best: Tried, apart: int, *, can_decide: bool) -> Mapping[str, str]:

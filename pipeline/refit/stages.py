@@ -25,6 +25,9 @@ from pipeline.training.prefix.features import Features
 from pipeline.training.trainer import Trainer
 from pipeline.training.trainer_state import State, go_on, state_of
 
+Losses = list[tuple[float, float]]
+"""Mean training loss and accuracy of each epoch."""
+
 
 def train_stages(
     session: Session, log: RunLog, recipe: Recipe, unfinished: Unfinished
@@ -33,9 +36,15 @@ def train_stages(
     backbone = session.pretrained_backbone()
     state = unfinished.found or {"stage": 1, "before": {}}
     moved: dict[str, Tensor] = state["before"]
+    curves: dict[int, Losses] = state.get("curves", {})
     backbone.put(moved)
+    for number, losses in curves.items():  # the run may be a new one
+        _log_curve(log, number, losses)
     for number in range(state["stage"], recipe.last + 1):
-        moved |= _train_stage(session, log, backbone, number, unfinished, dict(moved))
+        done = {"before": dict(moved), "curves": dict(curves)}
+        trainer = _train_stage(session, log, backbone, number, unfinished, done)
+        moved |= trainer.best
+        curves[number] = trainer.losses
     return backbone
 
 
@@ -45,11 +54,11 @@ def _train_stage(
     backbone: Backbone,
     number: int,
     unfinished: Unfinished,
-    before: dict[str, Tensor],
-) -> dict[str, Tensor]:
+    done: State,
+) -> Trainer:
     """Train one stage from the weights that `backbone` holds, and leave the result there.
 
-    `before`: what the stages before have moved. Returns what this one has.
+    `done`: what the stages before have moved, and their losses and accuracies by epoch.
 
     Raises:
         DivergedError: the training loss is no number.
@@ -71,12 +80,12 @@ def _train_stage(
     trainer = trainer_of(session, backbone, stage)
     proof.watch({"train": features.running, "suffix": trainer.segments})
     _go_on(session, log, trainer, unfinished)
-    _train_epochs(session, log, trainer, features, unfinished, before)
+    _train_epochs(session, log, trainer, features, unfinished, done)
     backbone.put(trainer.best)
     proof.check(backbone)
     name, (loss, acc) = stage_name(settings, number), trainer.losses[-1]
     session.say(f"refit: {name}: train loss {loss:.4f}, accuracy {acc:.2%}")
-    return trainer.best
+    return trainer
 
 
 def _train_epochs(
@@ -85,7 +94,7 @@ def _train_epochs(
     trainer: Trainer,
     features: Features,
     unfinished: Unfinished,
-    before: dict[str, Tensor],
+    done: State,
 ) -> None:
     """Every epoch that is left, each with its metrics and its state.
 
@@ -96,7 +105,7 @@ def _train_epochs(
     name = stage_name(session.settings, number)
 
     def state() -> State:
-        return {**state_of(trainer), "stage": number, "before": before}
+        return {**state_of(trainer), "stage": number, **done}
 
     epochs = trainer.without_validation(draw.train, features, len(draw.class_names))
     title, planned = f"refit, epochs of {name}", trainer.settings.epochs
@@ -120,12 +129,16 @@ def _go_on(session: Session, log: RunLog, trainer: Trainer, unfinished: Unfinish
     if state is None or state["stage"] != number:
         return
     go_on(trainer, state)
-    for epoch, (loss, acc) in enumerate(trainer.losses, start=1):
-        log.metrics(_metrics(number, loss, acc), step=epoch)
+    _log_curve(log, number, trainer.losses)
     session.say(
         f"refit: {stage_name(session.settings, number)} goes on after epoch {trainer.done} of "
         f"{trainer.settings.epochs}, from the state that a stopped command left"
     )
+
+
+def _log_curve(log: RunLog, number: int, losses: Losses) -> None:
+    for epoch, (loss, acc) in enumerate(losses, start=1):
+        log.metrics(_metrics(number, loss, acc), step=epoch)
 
 
 def _metrics(number: int, loss: float, acc: float) -> dict[str, float]:

@@ -35,7 +35,7 @@ from pipeline.system.disk.yaml_file import did_you_mean, read_yaml
 
 COMMAND_LINE = "command line"
 PRESETS_DIR = Path(__file__).parent / "presets"
-FIRST_OF_DEPTHWISE = "where blocks of a pretrained depthwise network first train"
+FIRST_OF_DEPTHWISE = "where some blocks of a pretrained depthwise network follow the head alone"
 """Of `norm` in a preset: near the weights' own images such blocks do better with `keep`."""
 _Model = TypeVar("_Model", bound=BaseModel)
 

@@ -5,12 +5,14 @@ every experiment, and what it is: `trials` of studies, `failed`, `deleted`, or `
 a server or in a bucket are not seen: `mlflow gc` is for these.
 
 What is kept, whatever is asked: runs that are being written, runs that another finished run names
-as its parent, runs behind registered models, trials that `main` or `decide` have completed, and
-runs that no command of ours has made.
+as its parent or `main` as its stages, runs behind registered models, trials that `main` or
+`decide` have completed, trials that were scored on test images, as pairs are, and runs that no
+command of ours has made.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from pipeline.tracking.keys import (
     KIND,
     NESTED_UNDER,
     PARENT_RUN_ID,
+    TEST,
     tags_as_named,
 )
 
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 TRIALS, FAILED, DELETED, KEPT = "trials", "failed", "deleted", "kept"
+_NAMES_A_RUN = re.compile(rf"{PARENT_RUN_ID}|stage\d+_run_id")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +89,7 @@ def stored_runs(client: MlflowClient, uri: str) -> list[StoredRun]:
     models: dict[str, list[Any]] = {}
     for model in logged:
         models.setdefault(str(model.source_run_id), []).append(model)
-    needed = {str(version.run_id) for version in versions} | set(_parents(runs))
+    needed = {str(version.run_id) for version in versions} | set(_named(runs))
     kinds = {run.info.run_id: run.data.tags.get(KIND, "") for run in runs}
     found = [
         StoredRun(
@@ -114,11 +118,11 @@ def discard(client: MlflowClient, uri: str, run: StoredRun) -> None:
             shutil.rmtree(folder)
 
 
-def _parents(runs: Iterable[Run]) -> Iterator[str]:
-    """Runs that finished or running ones continue from."""
+def _named(runs: Iterable[Run]) -> Iterator[str]:
+    """Runs that finished or running ones continue from, or that `main` lists as its stages."""
     for run in runs:
         if run.info.lifecycle_stage == "active" and run.info.status not in ("FAILED", "KILLED"):
-            yield run.data.tags.get(PARENT_RUN_ID, "")
+            yield from (v for tag, v in run.data.tags.items() if _NAMES_A_RUN.fullmatch(tag))
 
 
 def _what(run: Run, kinds: dict[str, str]) -> str:
@@ -131,7 +135,8 @@ def _what(run: Run, kinds: dict[str, str]) -> str:
         return FAILED
     of_study = kinds.get(tags.get(NESTED_UNDER, "")) in ("study", "trial")
     is_trial = tags.get(KIND) == "stage" and IS_TRIAL in tags and COMPLETED not in tags
-    return TRIALS if is_trial and of_study else KEPT
+    is_pair = TEST["acc"] in run.data.metrics  # no study scores test images
+    return TRIALS if is_trial and of_study and not is_pair else KEPT
 
 
 def _folders(run: Run, models: Iterable[Any]) -> Iterator[Path]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -74,7 +74,8 @@ def open_csv(
     paths, others = list_files(root, image_endings())
     images = _Images(root, paths)
     columns = {"label_column": label_column, "image_column": image_column, "group": group}
-    found, twice, grouped = _read_all(root, files, images, columns)
+    read = _read_all(root, files, images, columns)
+    found, twice = read.found, read.twice
     names = ", ".join(
         str(file.relative_to(root) if root in file.parents else file) for file in files
     )
@@ -83,7 +84,7 @@ def open_csv(
         by_split[found[path].split or "train"].append(found[path])
     classes = _classes(by_split, names)
     number_of = {name: number for number, name in enumerate(classes)}
-    notes = [f"labels are read from {names}"]
+    notes = [f"labels are read from {names}", *read.notes]
     if twice:
         notes.append(f"lines of {names} that name an image again, with the same label: {twice}")
     if left := len(paths) - len(found):
@@ -105,25 +106,37 @@ def open_csv(
         passed_over=f"files passed over: {in_words(others)}" if others else "",
     )
     groups = {split: [one.group for one in ones] for split, ones in by_split.items()}
-    return source, groups if grouped else {}
+    return source, groups if read.grouped else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Read:
+    """The images that are named, how many lines name one again, whether groups are a column."""
+
+    found: dict[Path, _Labelled]
+    twice: int
+    grouped: bool
+    notes: list[str]
 
 
 def _read_all(
     root: Path, files: Sequence[Path], images: _Images, columns: Mapping[str, str]
-) -> tuple[dict[Path, _Labelled], int, bool]:
-    """Every image that is named, how many lines name one again, and whether groups are a column.
+) -> _Read:
+    """The rows of all files.
 
     Raises:
         DataError: an image of two classes, or in two splits.
     """
     found: dict[Path, _Labelled] = {}
     grouped, twice = False, 0
+    notes: list[str] = []
     for file in files:
         base = file.parent if root in file.parents else root
         is_image = partial(images.holds, base=base)
-        rows, has_group = read_label_rows(file, is_image, **columns)
-        grouped |= has_group
-        for one in _labelled(file, rows, images, base, root):
+        table = read_label_rows(file, is_image, **columns)
+        grouped |= table.has_group
+        notes += filter(None, [table.note])
+        for one in _labelled(file, table.rows, images, base, root):
             known = found.setdefault(one.path, one)
             twice += known is not one
             if (known.label, known.split) != (one.label, one.split):
@@ -134,7 +147,29 @@ def _read_all(
                 raise DataError(
                     f"{file}: {one_line(one.path.name)} is {first} and {second}: keep one line"
                 )
-    return found, twice, grouped
+    found, of_folders = _by_folders(root, found)
+    return _Read(found=found, twice=twice, grouped=grouped, notes=[*notes, *of_folders])
+
+
+def _by_folders(
+    root: Path, found: dict[Path, _Labelled]
+) -> tuple[dict[Path, _Labelled], list[str]]:
+    """The images with the splits that their folders are named after, where no file names any.
+
+    With a line where such folders hold some of the images: then they are dealt together.
+    """
+    if any(one.split for one in found.values()):
+        return found, []
+    first = {path: path.relative_to(root).parts[:-1][:1] for path in found}
+    splits = {path: SPLIT_NAMES.get("".join(part).lower(), "") for path, part in first.items()}
+    there = {*splits.values()}
+    if "train" not in there or len(there) == 1:
+        return found, []
+    if "" not in there:
+        return {path: replace(one, split=splits[path]) for path, one in found.items()}, []
+    folders = sorted({"".join(part) for path, part in first.items() if splits[path]})
+    together = f"images in {first_of(folders)} are dealt together with images elsewhere"
+    return found, [f"{together}: a column split keeps them apart"]
 
 
 def _classes(by_split: Mapping[str, Sequence[_Labelled]], names: str) -> list[str]:
@@ -234,7 +269,7 @@ class _Images:
         for start in range(len(parts)):  # an absolute path of another machine ends alike
             fitting = self._by_end.get(_key("/".join(parts[start:])), [])
             wanted = Path(*parts[start:])
-            exact = [p for p in fitting if p in (base / wanted, self._root / wanted)]
+            exact = [p for p in (base / wanted, self._root / wanted) if p in fitting]
             if fitting:
                 return exact[:1] or fitting
             if not PurePosixPath(plain).is_absolute() and not PureWindowsPath(text).drive:

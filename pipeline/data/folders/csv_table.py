@@ -12,7 +12,7 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from pipeline.errors import DataError, first_line
 from pipeline.system.text import count_of, first_of, normalised, one_line
@@ -39,6 +39,21 @@ class LabelRow:
     group: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class LabelTable:
+    """The rows of a CSV file.
+
+    Attributes:
+        rows: an image each.
+        has_group: whether the column of groups that was asked for is there.
+        note: which column names the images, where several could; else empty.
+    """
+
+    rows: list[LabelRow]
+    has_group: bool
+    note: str
+
+
 class ColumnsError(DataError):
     """No columns of images and of labels can be told apart."""
 
@@ -50,8 +65,8 @@ def read_label_rows(
     label_column: str = "",
     image_column: str = "",
     group: str = "",
-) -> tuple[list[LabelRow], bool]:
-    """The rows of a CSV file, and whether `group` names a column of it.
+) -> LabelTable:
+    """The rows of a CSV file; `group` may name a column of it.
 
     `is_image`: whether a text is the name of an image that is there.
 
@@ -60,7 +75,7 @@ def read_label_rows(
         DataError: the file cannot be read, or a row is not whole.
     """
     table, numbers = _table(path, is_image)
-    file = _file_column(path, table, is_image, image_column, label_column)
+    file, note = _file_column(path, table, is_image, image_column, label_column)
     split = _named(table, _SPLIT)
     others = [name for name in table if name not in (file, split, group)]
     labels = _labels(path, table, others, label_column)
@@ -79,7 +94,7 @@ def read_label_rows(
                 f"{path}: {len(empty)} of {len(rows)} rows have no {what} (line "
                 f"{first_of(empty, 5)}): fill the {what}s in, or remove the rows"
             )
-    return rows, group in table
+    return LabelTable(rows=rows, has_group=group in table, note=note)
 
 
 def _table(path: Path, is_image: Callable[[str], bool]) -> tuple[dict[str, list[str]], list[int]]:
@@ -178,23 +193,35 @@ def _file_column(
     is_image: Callable[[str], bool],
     asked: str,
     label: str,
-) -> str:
+) -> tuple[str, str]:
     """The column of images: as asked, else that with the most names of images that are there.
 
+    Names with their endings come first, since a row's number may be an image's name without its
+    ending. Also a line on the choice, where other columns hold names of images, too.
     `label`: the column of labels that was asked for.
     """
     if asked:
-        return _asked(path, table, "image_column", asked)
+        return _asked(path, table, "image_column", asked), ""
     # a class called 1 may be an image's name without its ending
     others = {n: cells for n, cells in table.items() if n.casefold() not in _LABEL and n != label}
     hits = {name: sum(map(is_image, cells)) for name, cells in (others or table).items()}
-    best = max(hits, key=lambda n: (hits[n], n.casefold() in _FILE, len({*table[n]})))
+    whole = {n: sum(is_image(c) and PurePath(c).suffix != "" for c in table[n]) for n in hits}
+    usual = {name: -number for number, name in enumerate(_FILE)}
+
+    def rank(name: str) -> tuple[int, int, int, int]:
+        by_name = usual.get(name.casefold(), -len(_FILE))
+        return whole[name], hits[name], by_name, len({*table[name]})
+
+    best = max(hits, key=rank)
     if hits[best]:
-        return best
-    if usual := _named(table, _FILE):
+        single = {name for name in hits if len({*table[name]}) == len(table[name])}  # no classes
+        rest = [name for name in hits if hits[name] and name in single - {best}]
+        doubt = f"column {best} of {path.name} names the images, not {first_of(rest)}"
+        return best, f"{doubt}: choose another with -P image_column=" if rest else ""
+    if known := _named(table, _FILE):
         raise ColumnsError(
-            f"{path}: none of the {len(table[usual])} files in column {usual} is below the folder "
-            f"({first_of(table[usual], 3)}): put the images there, or choose another column with "
+            f"{path}: none of the {len(table[known])} files in column {known} is below the folder "
+            f"({first_of(table[known], 3)}): put the images there, or choose another column with "
             "-P image_column="
         )
     raise ColumnsError(

@@ -179,6 +179,17 @@ def stored_copies(source: Source) -> BoolArray:
     return found
 
 
+def copies_in_words(draw: Draw, source: Source) -> list[str]:
+    """Lines on images that stand in more than one split, or under two classes."""
+    lines = draw.notes
+    if source.test is not None and (copies := int(stored_copies(source).sum())):
+        lines.append(
+            f"{copies} of {len(source.test.labels)} test images are copies of images that "
+            "draws are dealt from: take them out of the test split"
+        )
+    return lines or ["no image was found in two splits or under two classes"]
+
+
 def _in_order(stored: Stored, rows: IntArray) -> IntArray:
     return rows[stored.in_order(rows)]
 

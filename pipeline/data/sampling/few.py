@@ -25,14 +25,16 @@ def few_with_every_class(labels: IntArray, most: int, least: int = 1) -> IntArra
     `least` images are given none.
     """
     sizes = np.bincount(labels)
+    enough = np.flatnonzero(sizes[labels] >= least)
+    if len(enough) < len(labels):
+        return enough[few_with_every_class(labels[enough], most)]
     among = np.bincount(labels[:most], minlength=len(sizes))
-    short = (among < np.minimum(sizes, TWO)) & (sizes >= least)
+    short = among < np.minimum(sizes, TWO)
     if not short.any():
         return np.arange(min(most, len(labels)))
     share = max(1, most // int(np.count_nonzero(sizes)))
     kept = np.full_like(sizes, min(TWO, share))
     kept[short] = share
-    kept[sizes < least] = 0
     earlier = pd.Series(labels).groupby(labels).cumcount().to_numpy()  # of the same class
     is_kept = earlier < kept[labels]
     places = np.concatenate([np.flatnonzero(is_kept), np.flatnonzero(~is_kept)])

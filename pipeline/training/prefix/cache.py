@@ -168,7 +168,8 @@ class PrefixCache:
         except (OSError, ValueError):
             intact = False
         if intact:
-            os.utime(description)  # the time of last use, for eviction
+            with contextlib.suppress(PermissionError):  # an entry of another person
+                os.utime(description)  # the time of last use, for eviction
         else:
             key = entry.values.stem[:12]
             self.notes.append(f"prefix cache entry {key} is damaged: computing it anew")
