@@ -212,6 +212,12 @@ def test_a_harmless_class_is_taken(label: str, name: str) -> None:
     assert checked_label(label, ["apple"]) == name
 
 
+def test_a_known_class_is_meant_however_its_name_is_composed() -> None:
+    for known in ("\u00e9te", "e\u0301te"):
+        for typed in ("\u00e9te", "e\u0301te"):
+            assert checked_label(typed, [known]) == known
+
+
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("a file")
     with pytest.raises(StorageError, match=r"cannot write .*png to .*kept"):

@@ -33,6 +33,7 @@ def test_the_default_preset_needs_no_download() -> None:
     settings = load_settings({})
     assert settings.preset == DEFAULT_PRESET == "digits"
     assert (settings.data, settings.weights) == ("digits", "tiny_imagenet")
+    assert load_settings({"image_size": "0"}).image_size == settings.image_size == 64
 
 
 def test_images_of_ones_own_do_not_get_the_recipe_for_digits() -> None:

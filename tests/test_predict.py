@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import shutil
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import ClassVar
 
@@ -179,11 +180,13 @@ def test_a_folder_is_a_class_however_its_name_is_composed(
     desk: Path, run_id: str, tmp_path: Path
 ) -> None:
     classifier = Classifier.of_run(Tracking.connect("predict", files=False), run_id)
-    composed, decomposed = "caf\u00e9", "cafe\u0301"
-    classifier.served.about["class_names"] = [composed, *classifier.class_names[1:]]
-    shutil.copytree(desk / "images" / "apple", tmp_path / decomposed)
-    table = predicted(classifier, sorted((tmp_path / decomposed).iterdir()))
-    assert set(table["true_label"]) == {composed}
+    both = "caf\u00e9", "cafe\u0301"
+    rest = classifier.class_names[1:]
+    for name, folder in product(both, both):
+        classifier.served.about["class_names"] = [name, *rest]
+        shutil.copytree(desk / "images" / "apple", tmp_path / name / folder)
+        table = predicted(classifier, sorted((tmp_path / name / folder).iterdir()))
+        assert set(table["true_label"]) == {name}
 
 
 def test_the_same_out_file_is_written_over(desk: Path, run_id: str, tmp_path: Path) -> None:

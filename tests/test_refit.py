@@ -304,6 +304,12 @@ def test_the_onnx_file_gives_pytorchs_probabilities_of_the_test_images(made: Mad
 
     assert largest_difference(Other(), test.pixels, path) > 1
 
+    class Broken(torch.nn.Module):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return torch.full((len(pixels), 3), math.nan)
+
+    assert math.isnan(largest_difference(Broken(), test.pixels, path))
+
 
 def test_without_onnx_a_note_and_nothing_lost(
     made: Made, said: list[str], without_onnx: None

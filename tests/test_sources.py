@@ -336,9 +336,23 @@ def test_parquet_rows_without_a_group_are_no_group_together(
     pq.write_table(table, path)
     source = opened(path, group="who")
     groups = source.pool.groups
-    assert groups[0] == groups[2] == str(cells[0])
+    assert groups[0] == groups[2] == ("a" if "a" in cells else "1")
     assert len(set(groups)) == 5
     assert any("each of which is a group of its own: 3" in note for note in source.notes)
+
+
+def test_a_group_is_one_in_files_that_store_it_as_other_types(
+    tmp_path: Path, write_parquet: WriteParquet
+) -> None:
+    """A writer turns a column of whole numbers with a gap into floats."""
+    columns = [[12, 13], [12.0, None], ["12", "13"]]
+    for shard, cells in enumerate(columns):
+        path = tmp_path / f"train-{shard:05}-of-00003.parquet"
+        write_parquet(path, [0, 1], list("ab"), start=2 * shard)
+        pq.write_table(pq.read_table(path).append_column("patient", pa.array(cells)), path)
+    groups = opened(tmp_path, group="patient").pool.groups
+    assert groups[0] == groups[2] == groups[4]
+    assert groups[1] == groups[5] != groups[0]
 
 
 def test_one_file_may_be_the_path(tmp_path: Path, write_parquet: WriteParquet) -> None:

@@ -8,6 +8,7 @@ import io
 import math
 import os
 import pickle
+import re
 import shutil
 import socket
 import tarfile
@@ -27,7 +28,7 @@ from torch import Tensor
 from pipeline.errors import DownloadError, WeightsError
 from pipeline.model.backbones import Backbone, build_backbone
 from pipeline.runs.messages.command_line import command_line
-from pipeline.weights.pretrained import Pretrained
+from pipeline.weights.pretrained import Pretrained, read_weights
 from tests.conftest import SHARED, Command
 from tests.helpers import changed_names, copy_state, load_pretrained, slow_after
 from tests.served import NotHttp, Quiet, publish
@@ -864,3 +865,46 @@ def test_weights_of_one_byte_are_read_as_floats(kind: torch.dtype, tmp_path: Pat
     assert pretrained.tensors.keys() == state.keys()
     for name, tensor in pretrained.tensors.items():
         assert torch.equal(tensor, small[name].to(tensor.dtype))
+
+
+# --- names and numbers of torchvision's own files ------------------------------------------------
+
+
+def as_published(name: str, state: State) -> State:
+    """The state under the names that torchvision's files have (its `_load…state_dict` says so)."""
+    older = {
+        "vit_b_16": [(r"\.mlp\.0\.", ".mlp.linear_1."), (r"\.mlp\.3\.", ".mlp.linear_2.")],
+        "densenet121": [(r"(denselayer\d+\.[a-z]+)([12])\.", r"\1.\2.")],
+    }
+    for now, then in older.get(name, []):
+        state = {re.sub(now, then, key): tensor for key, tensor in state.items()}
+    return state
+
+
+@pytest.mark.parametrize(
+    "name", slow_after(0, ["densenet121", "vit_b_16", "swin_t", "swin_v2_t", "maxvit_t"])
+)
+def test_files_of_every_family_of_torchvision_are_read_as_they_are_published(
+    name: str, tmp_path: Path
+) -> None:
+    """Older names in them, and tables of whole numbers, as Swin's of relative positions."""
+    import torchvision
+
+    torch.manual_seed(0)
+    state = torchvision.models.get_model(name).state_dict()
+    older = as_published(name, state)
+    assert (older.keys() != state.keys()) == (name in ("densenet121", "vit_b_16"))
+    path = saved(older, tmp_path / "w.pth")
+    backbone = build_backbone(name, 4, 224, seed=1)
+    pretrained = read_weights(path, name, 224).fitted(backbone)
+    assert f"of {len(state)} tensors matched" in pretrained.report
+    assert len(pretrained.tensors) >= len(state) - 2
+    for key, tensor in pretrained.tensors.items():
+        assert torch.equal(tensor, state[key]), key
+
+
+def test_whole_numbers_where_a_network_has_floats_are_refused(tmp_path: Path) -> None:
+    backbone = build_backbone("tests.networks:Net", 4, 32, seed=0)
+    state = {n: t.long() for n, t in backbone.model.state_dict().items()}
+    with pytest.raises(WeightsError, match="are of whole numbers"):
+        load_pretrained(saved(state, tmp_path / "w.pth"), backbone)

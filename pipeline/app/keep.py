@@ -32,6 +32,7 @@ def checked_label(label: str, known: Collection[str]) -> str:
         DataError: the text cannot be the name of a folder, or would be another place.
     """
     text = normalised(label)
+    text = next((name for name in known if normalised(name) == text), text)
     if text in known and "/" not in text and not text.startswith(".") and text not in SYSTEM_NAMES:
         return text
     name = text.strip()

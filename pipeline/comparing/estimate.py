@@ -34,7 +34,7 @@ from pipeline.system.threads import computing_by
 from pipeline.tracking import Tracking
 from pipeline.tracking.keys import RISKS_S, TRAIN_S, VAL_S
 from pipeline.training.device import compute_copy, run_segments
-from pipeline.training.prefix.cache import PIXELS_PER_BATCH
+from pipeline.training.prefix.cache import PIXELS_PER_BATCH, images_at_once
 from pipeline.training.prefix.entry import bytes_of_chain
 from pipeline.training.prefix.features import (
     Features,
@@ -232,7 +232,7 @@ class _Probe:
     @property
     def _at_once(self) -> int:
         """Images that pass through the frozen network together."""
-        return min(len(self.few), max(1, PIXELS_PER_BATCH // self.few.pixels.shape[-1] ** 2))
+        return min(len(self.few), images_at_once(self.few.pixels.shape[-1]))
 
     def _rendered(self, augment: str) -> Tensor:
         """Plain and flipped views of these images."""

@@ -4,7 +4,8 @@ Out: uint8 RGB, and float32 as networks take it. Transparency is laid on white, 
 applied where it can be read, and damaged metadata beside good pixels is passed over.
 Images are resized to cover a square and cropped at its centre. Not covered: animation (the first
 frame is taken), more than three colour channels, and, where Pillow gives the upper 8 bits alone,
-16-bit greyscale with transparency, premultiplied colours, and TIFF with a plane a colour.
+16-bit greyscale with transparency, premultiplied colours, TIFF with a plane a colour, and a single
+transparent colour of a 16-bit PNG.
 
 Deep images (more than 8 bits a channel) are scaled from one range for a whole data set, which
 `range_of` finds from the values of its training images: files of 16 bits hold 8, 10, 12 or 16 of

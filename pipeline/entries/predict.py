@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import glob
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -28,6 +29,7 @@ from pipeline.system.interrupts import check
 from pipeline.system.progress import bar, doing
 from pipeline.system.text import as_text, first_of, in_columns, normalised, one_line
 from pipeline.tracking import Tracking
+from pipeline.training.prefix.cache import images_at_once
 
 BATCH = 64
 SHOWN = 10
@@ -126,18 +128,18 @@ def predicted(classifier: Classifier, files: Sequence[Path]) -> pd.DataFrame:
     names = classifier.class_names
     rows: list[dict[str, object]] = []
     with bar("pictures", len(files)) as step:
-        for batch in _batches(files):
+        for batch in _batches(files, min(BATCH, images_at_once(classifier.image_size))):
             check()
             rows += _rows(classifier, batch)
             step(len(batch))
     columns = [*COLUMNS[: 1 + 2 * min(len(PLACES), len(names))]]
-    if any(_folder_of(file) in names for file in files):
+    if any(map(partial(_class_of, names), files)):
         columns.append("true_label")
     return pd.DataFrame(rows, columns=[*columns, "error"])
 
 
-def _batches(files: Sequence[Path]) -> Iterator[Sequence[Path]]:
-    return (files[start : start + BATCH] for start in range(0, len(files), BATCH))
+def _batches(files: Sequence[Path], size: int) -> Iterator[Sequence[Path]]:
+    return (files[start : start + size] for start in range(0, len(files), size))
 
 
 def _rows(classifier: Classifier, files: Sequence[Path]) -> list[dict[str, object]]:
@@ -149,7 +151,7 @@ def _rows(classifier: Classifier, files: Sequence[Path]) -> list[dict[str, objec
     for file, pixels in zip(files, seen, strict=True):
         row: dict[str, object] = {"file": as_text(str(file)), "error": ""}
         row |= {f"{place}label": "" for place in PLACES}
-        row["true_label"] = of if (of := _folder_of(file)) in names else ""
+        row["true_label"] = _class_of(names, file)
         if isinstance(pixels, Unreadable):
             row["error"] = one_line(pixels.reason)
         else:
@@ -161,9 +163,10 @@ def _rows(classifier: Classifier, files: Sequence[Path]) -> list[dict[str, objec
     return rows
 
 
-def _folder_of(file: Path) -> str:
-    """The name of the folder that a file lies in, composed as class names are."""
-    return normalised(as_text(file.parent.name))
+def _class_of(names: Sequence[str], file: Path) -> str:
+    """The class that the folder of a file is named after, however both are composed; or ""."""
+    folder = normalised(as_text(file.parent.name))
+    return next((name for name in names if normalised(name) == folder), "")
 
 
 def _seen(classifier: Classifier, file: Path) -> Tensor | Unreadable:

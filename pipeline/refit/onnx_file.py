@@ -25,6 +25,7 @@ from pipeline.data.images import Preparation
 from pipeline.data.sampling.draws import Draw
 from pipeline.errors import first_line
 from pipeline.tracking import RunLog
+from pipeline.training.prefix.cache import images_at_once
 
 FOLDER = "onnx"
 DIFFERENCE = "onnx/max_difference"
@@ -81,6 +82,7 @@ def log_onnx(
         "".join(f"{name}\n" for name in draw.class_names), encoding="utf-8"
     )
     about = {"class_names": draw.class_names, "image_size": images.pixels.shape[-1]}
+    about |= {"ranges": draw.ranges} if draw.ranges else {}
     content = {**about, **asdict(preparation), "input": "pixels", "output": "probabilities"}
     (path.parent / "about.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
     for file in sorted(path.parent.iterdir()):
@@ -119,5 +121,8 @@ def largest_difference(model: nn.Module, pixels: Tensor, path: Path) -> float:
     from onnxruntime import InferenceSession
 
     session = InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {"pixels": pixels.numpy()})
-    return float((torch.from_numpy(found) - model(pixels)).abs().max())
+    differences = []
+    for some in torch.split(pixels, images_at_once(pixels.shape[-1])):
+        (found,) = session.run(None, {"pixels": some.numpy()})
+        differences.append((torch.from_numpy(found) - model(some)).abs().max())
+    return float(torch.stack(differences).max())  # no number, where one is none

@@ -34,7 +34,7 @@ from pipeline.model.grouping import HEAD
 from pipeline.settings.augmentation import Augment, of_images
 from pipeline.system.threads import one_thread
 from pipeline.training.device import compute_copy, joined, run_to_head
-from pipeline.training.prefix.cache import PIXELS_PER_BATCH, PrefixCache
+from pipeline.training.prefix.cache import PrefixCache, images_at_once
 
 KNN, LOGREG = "knn", "logreg"
 NEIGHBOURS = (1, 3, 5, 9, 15, 25)
@@ -89,7 +89,7 @@ def head_inputs(
         backbone, prefix, images, augment=augment, views=views, dtype=dtype, device=device
     )
     segments = compute_copy(backbone.segments[prefix:], dtype, device, frozen=True)
-    size = max(1, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
+    size = images_at_once(images.pixels.shape[-1])
     batches = np.array_split(np.arange(len(images)), math.ceil(len(images) / size))
     parts = (
         run_to_head(segments, features.batch(rows, np.zeros_like(rows)), dtype) for rows in batches

@@ -39,6 +39,12 @@ _SECOND = re.compile(r"(^|[._/])(ema|\w+_ema|ema_\w+|momentum_\w+|encoder_k)([._
 """Names of the copy where two networks fit: a running average, or MoCo's key encoder (He et al.
 2020, arXiv 1911.05722, whose evaluation uses the query encoder)."""
 
+_OLDER_NAMES = {
+    "vit_": ((r"\.mlp\.linear_1\.", ".mlp.0."), (r"\.mlp\.linear_2\.", ".mlp.3.")),
+    "densenet": ((r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."),),
+}
+"""Families of torchvision -> names in their published files, and what these are called today."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
@@ -179,13 +185,17 @@ def _adapted(layout: Layout, prefix: str, state: Mapping[str, Tensor]) -> dict[s
         if layout.name.startswith(TIMM):
             adapt = sys.modules[type(layout.model).__module__].checkpoint_filter_fn
             own = adapt(own, layout.model)
-        elif layout.name.startswith("vit_"):
-            from torchvision.models.vision_transformer import interpolate_embeddings
-
-            side = layout.model.image_size, layout.model.patch_size
-            own = dict(interpolate_embeddings(*side, OrderedDict(own)))
         else:
-            return None
+            family = next((name for name in _OLDER_NAMES if layout.name.startswith(name)), None)
+            if family is None:
+                return None
+            for older, name in _OLDER_NAMES[family]:
+                own = {re.sub(older, name, n): t for n, t in own.items()}
+            if family == "vit_":
+                from torchvision.models.vision_transformer import interpolate_embeddings
+
+                side = layout.model.image_size, layout.model.patch_size
+                own = dict(interpolate_embeddings(*side, OrderedDict(own)))
     except Exception:  # noqa: BLE001 - the library's own code, on any file
         return None
     return {f"{prefix}{name}": tensor for name, tensor in own.items()}

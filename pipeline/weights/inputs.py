@@ -19,6 +19,8 @@ from pipeline.system.disk.yaml_file import did_you_mean
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's images, values from 0 to 1."""
+STARTER_SIZE = 64
+"""Pixels a side of the images that the starter was trained on."""
 Resampling = Literal["bilinear", "bicubic", "lanczos"]
 _THREE = Field(min_length=3, max_length=3)
 
@@ -48,6 +50,8 @@ def input_config(backbone: str, weights: str) -> InputConfig:
     Raises:
         SettingsError: a factory's network declares another one than there can be.
     """
+    if weights == "tiny_imagenet":
+        return InputConfig(size=STARTER_SIZE)
     if backbone in OFTEN:  # torch need not be imported for them
         bicubic = backbone.startswith("efficientnet")
         return InputConfig(interpolation="bicubic" if bicubic else "bilinear")

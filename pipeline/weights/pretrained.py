@@ -137,7 +137,7 @@ def read_weights(weights: str, backbone: str, image_size: int, blocks: str = AUT
     else:
         content = read_content(_path_of(weights, backbone), weights)
     fit, note = find_network(content, layout, weights)
-    _check_values(weights, fit.trunk)
+    _check_values(weights, fit.trunk, layout.trunk)
     head = fit.head
     if is_published_name(weights) and is_factory(backbone):
         other = build_network(backbone, 2, image_size, seed=1).state_dict()
@@ -178,9 +178,14 @@ def is_here(weights: str, backbone: str) -> bool:
     return seen(published(weights, backbone)[1].is_file)
 
 
-def _check_values(weights: str, trunk: Mapping[str, Tensor]) -> None:
-    """Refuse values that no training can have produced."""
-    values = {n: t for n, t in trunk.items() if not n.endswith("num_batches_tracked")}
+def _check_values(
+    weights: str, trunk: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> None:
+    """Refuse values that no training can have produced, where the network `expected` has floats.
+
+    Whole numbers are counters, or places in a table, such as Swin's of relative positions.
+    """
+    values = {n: t for n, t in trunk.items() if expected[n].is_floating_point()}
     learned = [t for n, t in values.items() if n.endswith("weight") and t.dim() > 1]
     checks: list[tuple[str, Callable[[], list[str]]]] = [
         (

@@ -28,7 +28,7 @@ from pipeline.data.splits import splits_in, twins_by_split
 from pipeline.data.stored import count_rows, read_column, stored_cells
 from pipeline.errors import DataError
 from pipeline.system.disk.files import name_of
-from pipeline.system.text import data_option, first_of
+from pipeline.system.text import data_option, first_of, normalised
 
 
 def open_parquet(
@@ -113,11 +113,19 @@ def _grouped(source: Source, by_split: Mapping[str, Sequence[Path]], group: str)
     groups, names = {}, {}
     for split, paths in by_split.items():
         cells = [cell for path in paths for cell in read_column(path, group).to_pylist()]
-        # only what is no number differs from itself
-        texts = ["" if cell is None or cell != cell else str(cell) for cell in cells]
+        texts = map(_group_of, cells)
         groups[split] = [text if text.strip() else "" for text in texts]
         names[split] = [f"{split} row {number}" for number in range(len(cells))]
     return with_groups(source, group, groups, names)
+
+
+def _group_of(cell: object) -> str:
+    """A group's name, the same for 12, 12.0 and "12": files may hold one column in other types."""
+    if cell is None or cell != cell:  # only what is no number differs from itself
+        return ""
+    if isinstance(cell, float) and cell.is_integer():
+        return str(int(cell))
+    return normalised(str(cell))
 
 
 def _lacks_labels(files: Sequence[FileLabels], classes: Classes) -> bool:

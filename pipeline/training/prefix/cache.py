@@ -184,6 +184,11 @@ def _sweep(folder: Path) -> None:
                 path.unlink()
 
 
+def images_at_once(size: int) -> int:
+    """How many images of so many pixels a side pass through a network together, at least 1."""
+    return max(1, PIXELS_PER_BATCH // size**2)
+
+
 def clear(folder: Path) -> int:
     """Remove the entries that nobody uses, and what killed processes left; returns bytes freed.
 
@@ -262,7 +267,7 @@ def _outputs(
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """One forward pass over every view: `Compute` with its first arguments given."""
     segments = compute_copy(backbone.segments[: prefixes[-1]], dtype, device, frozen=True)
-    batch = max(1, PIXELS_PER_BATCH // images.pixels.shape[-1] ** 2)
+    batch = images_at_once(images.pixels.shape[-1])
     starts = [(view, start) for view in range(views) for start in range(0, len(images), batch)]
     with bar("frozen part", len(starts)) as step:
         for view, start in starts:
