@@ -68,7 +68,7 @@ def load(run_id: str) -> Classifier:
     from pipeline.serving.classifier import Classifier
     from pipeline.tracking import Tracking
 
-    return Classifier.of_run(Tracking.connect(), run_id)
+    return Classifier.of_run(Tracking.connect(files=False), run_id)
 
 
 def _perform(name: str, settings: dict[str, object]) -> Any:  # noqa: ANN401 - what the entry point returns

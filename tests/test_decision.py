@@ -249,6 +249,16 @@ def test_the_next_command_is_what_was_typed_with_the_looks_that_the_outlook_name
     assert next_of(decision(rope_pp="0", threshold="0.51")) == ""
 
 
+def test_a_command_that_goes_on_names_the_storage_of_the_studies() -> None:
+    both, asked = (unlike(0.72, 1), unlike(0.7, 2)), {"looks": "3", "tune": "on"}
+    made = decision(both, storage="sqlite:///team.db", **asked)
+    for command in (next_of(made), command_of(made)):
+        assert "-P storage=sqlite:///team.db" in command
+    secret = decision(both, storage="postgresql://ann:secret@host/optuna", **asked)
+    for command in (next_of(secret), command_of(secret)):
+        assert "storage" not in command
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -175,6 +175,11 @@ def test_siblings_are_brought_up_to_date_once_a_command_and_only_where_they_chan
     changed = [path.stat().st_mtime_ns for path in evidence]
     assert changed[0] != written[0]
     assert changed[1] == written[1]
+    readings = client.get_metric_history(of_stage(2)["run_id"].iloc[0], "signal/siblings")
+    assert command("stage2", seed="2", reuse="off") == 0  # of three siblings, nothing new
+    assert [path.stat().st_mtime_ns for path in evidence] == changed
+    first = of_stage(2)["run_id"].iloc[0]
+    assert client.get_metric_history(first, "signal/siblings") == readings
 
 
 def test_a_sibling_whose_files_may_not_be_written_is_left_and_said(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,6 +168,41 @@ def test_a_first_stage_lists_near_duplicates_and_is_the_same_run_without_looking
     runs = tracking.find({KIND: "stage"})
     assert len(runs) == 2
     assert len({run.tags[LINEAGE_KEY] for run in runs}) == 1
+
+
+def test_names_that_are_no_utf_8_or_look_like_tex_do_not_hide_what_was_found(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "noise"
+    write_with_copies(root, 20)
+    (root / "ant").rename(root / "$10_$20")
+    for number in range(5):  # as in a zip file of another encoding
+        path = root / "bee" / f"{number}.png"
+        path.rename(os.fsdecode(os.fsencode(path.parent) + b"/caf\xe9%d.png" % number))
+    own = {"data": str(root), "train_per_class": "auto", "val_per_class": "auto"}
+    assert command("stage1", **own, near_duplicates="0.25") == 0
+    out = capsys.readouterr().out
+    assert "nearly the same as one of another part" in out
+    assert "could not be" not in out
+    tracking = Tracking.connect()
+    [run] = tracking.find({KIND: "stage"})
+    for name in ("near_duplicates.csv", "figures/near_duplicates.png"):
+        assert tracking.fetch(run, name, tmp_path).is_file()
+
+
+def test_start_finds_what_a_stage_finds(command: Command, tmp_path: Path) -> None:
+    """By the features of the weights, not of a network of random ones."""
+    write_with_copies(tmp_path / "noise", 20)
+    own = {"data": str(tmp_path / "noise"), "train_per_class": "auto", "val_per_class": "auto"}
+    own |= {"backbone": "resnet18", "weights": "tiny_imagenet", "norm_stats": "source"}
+    own |= {"near_duplicates": "0.25"}
+    assert command("start", **own, backbones="resnet18") == 0
+    assert command("stage1", **own) == 0
+    tracking, tables = Tracking.connect(), []
+    for kind in ("start", "stage"):
+        [run] = tracking.find({KIND: kind})
+        tables.append(pd.read_csv(tracking.fetch(run, "near_duplicates.csv", tmp_path)))
+    pd.testing.assert_frame_equal(*tables, atol=1e-3)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from pipeline.runs.messages.next_step import next_command, options_of
 from pipeline.runs.messages.words import outcome_sentence, run_name
 from pipeline.signals.readings import Signal
 from pipeline.tracking import Tracking, keys
+from pipeline.tracking.pages import how_to_open
 from tests.conftest import SMALL_NET, Command, write_image_folder
 from tests.helpers import load_settings
 
@@ -123,6 +125,45 @@ def test_the_next_command_asks_about_the_same_settings(tmp_path: Path) -> None:
     plan = ENTRY_POINTS[name].plan(ENTRY_POINTS[name].read(options))
     assert plan.treatment.settings == asked.model_copy(update={"draw": 0})
     assert next_command(asked, 2, "abc").endswith("-P parent_run_id=abc")
+
+
+def test_the_next_stage_trains_as_was_typed_for_it() -> None:
+    """A stage-1 run holds what it was trained by, and nothing of later stages."""
+    typed = {"epochs": "3", "stage2.lr": "0.001", "stage3.norm": "keep"}
+    asked = load_settings(typed)
+    words = shlex.split(next_command(asked, 1, "abc").partition("mlflow run . -e ")[2])
+    typed_again = [word for word in words[1:] if word.startswith("-P") or "=" in word]
+    name, options = parse([words[0], *typed_again])
+    assert name == "stage2"
+    assert options == {
+        "stage2.epochs": "3",
+        "stage3.epochs": "3",
+        "stage2.lr": "0.001",
+        "stage3.norm": "keep",
+        "parent_run_id": "abc",
+        "schedule": "three_stage",
+    }
+    assert "stage" not in next_command(load_settings({}), 2, "abc").partition("stage3")[2]
+
+
+def test_the_command_that_shows_a_run_can_be_typed() -> None:
+    shown = how_to_open("sqlite:////home/ann/My Images/mlflow.db", "1", "abc").partition("\n")[0]
+    words = shlex.split(shown.partition("see the run: ")[2])
+    assert words == [
+        *("mlflow", "ui"),
+        "--backend-store-uri",
+        "sqlite:////home/ann/My Images/mlflow.db",
+    ]
+
+
+def test_an_infinite_metric_comes_back_infinite(store: Path) -> None:
+    """A database holds the largest number in its place."""
+    tracking = Tracking.connect()
+    run_id = tracking.start("a run", {})
+    tracking.writing(run_id).metrics({"risk/drift/head": math.inf, "loss/val": 2.0}, step=1)
+    assert tracking.history(run_id, "risk/drift/head") == [math.inf]
+    metrics = tracking.get(run_id).metrics
+    assert (metrics["risk/drift/head"], metrics["loss/val"]) == (math.inf, 2.0)
 
 
 def test_what_the_stages_of_a_run_have_in_common_is_asked_of_later_stages_too() -> None:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import mlflow
 import pytest
 
+import pipeline
 from pipeline.cli import main
 from pipeline.errors import TrackingError
 from pipeline.system.processes import owner_tags
 from pipeline.tracking import Tracking
-from tests.conftest import Command, PointAt
+from pipeline.tracking.keys import KIND
+from tests.conftest import Command, PointAt, words_of
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -129,6 +133,52 @@ def test_artifacts_that_cannot_be_written_are_missed_at_once(
     assert f"keeps its artifacts in {location.format(store=store.as_uri())}, which" in line
     assert re.search(why, line)
     Tracking.connect(files=False)  # as `evaluate` does: it adds numbers, no files
+
+
+def move_artifacts(store: Path, experiment: str) -> None:
+    """Give an experiment the place of files that it would have on another person's machine."""
+    (store / "theirs").touch()
+    with closing(sqlite3.connect(store / "mlflow.db")) as database, database:
+        database.execute(
+            "UPDATE experiments SET artifact_location = ? WHERE name = ?",
+            ((store / "theirs" / "art").as_uri(), experiment),
+        )
+
+
+def test_a_default_that_nobody_records_in_may_be_another_persons(
+    store: Path,
+    command: Command,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The store's first user made `Default`, with files in a folder of their own."""
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
+    move_artifacts(store, "Default")
+    assert command("stage1", log_model="on") == 0
+    (stage1,) = Tracking.connect(data="images", files=False).find({KIND: "stage"})
+    assert stage1.experiment_id != "0"
+    next_stage = {"parent_run_id": stage1.run_id, "cache_dir": str(store / "cache")}
+    assert main(words_of("stage2", next_stage)) == 0
+    assert pipeline.load(stage1.run_id).class_names == ["apple", "berry", "cherry"]
+    move_artifacts(store, "images")
+    capfd.readouterr()
+    assert main(words_of("stage2", next_stage)) == 2
+    assert "experiment images (id 1) at" in capfd.readouterr().err
+
+
+def test_scores_are_kept_where_the_files_of_evaluate_cannot_be_written(
+    store: Path, command: Command, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert command("stage1", test_per_class="2") == 0
+    (stage1,) = Tracking.connect().find({KIND: "stage"})
+    move_artifacts(store, "Default")
+    capfd.readouterr()
+    assert main(["evaluate", "--run_id", stage1.run_id]) == 0
+    assert "is not brought up to date: cannot write MLflow's files" in capfd.readouterr().out
+    tracking = Tracking.connect(files=False)
+    assert "test/acc" in tracking.get(stage1.run_id).metrics
+    (scored,) = tracking.find({KIND: "evaluate"})
+    assert "test/acc" in scored.metrics
 
 
 def test_artifacts_behind_a_server_are_the_servers_to_write(

@@ -100,7 +100,7 @@ def compare_plan(request: Request) -> Grid:
         reference=reference,
         explicit=explicit,
         unheeded=tuple(lines),
-        options=request.typed,
+        options={**request.typed, **request.typed_storage},
     )
 
 

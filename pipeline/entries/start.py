@@ -218,6 +218,7 @@ def _try_all(
             words = splits_in_words(session.draw, source, report.unreadable_test)
             for line in (words, *copies_in_words(session.draw, source)):
                 tell(line)
+            session.pretrained_backbone()  # its features tell what is nearly the same
             log_near_duplicates(session, log, tell)
         if floor := floor_of(session):
             tried.append(Tried(candidate, session.settings, floor))

@@ -120,6 +120,7 @@ def pairs_of_pictures(title: str, pairs: Sequence[tuple[str, Tensor, Tensor]]) -
             x = left + place * (PAIR_SIDE + gap)
             canvas[top : top + PAIR_SIDE, x : x + PAIR_SIDE] = picture
         centred: dict[str, Any] = {"fontsize": 8, "va": "bottom", "ha": "center"}
+        centred |= {"parse_math": False}
         axes.text(left + PAIR_SIDE + gap / 2, top - 3, words, **centred)
     axes.imshow(canvas, interpolation="nearest")
     return figure

@@ -87,11 +87,12 @@ def evaluate_entry(command: Command, plan: EvaluateSettings) -> Row:
             told = f"{scores['acc']:.1%} of {count_of(len(images), 'test image')} recognised"
             of = f"By run `{run.run_id}`: {as_markdown(run.name)}."
             log.tags({"evaluated_run_id": run.run_id, NAME: title, NOTE: f"**{told}.**\n\n{of}"})
-            log_unreadable(log, images.unreadable)
             counts = overlap.counts.metrics
             floor = floor_of(session, images)
             log.metrics({**_named(scores), **counts, **(floor.metrics if floor else {})})
-            log_mistakes(log, answers, say, settings.data)
+            with as_far_as_allowed(tracking.get(log.run_id), say):
+                log_unreadable(log, images.unreadable)
+                log_mistakes(log, answers, say, settings.data)
     measured = scored_on(images.fingerprint(), session.precision)
     with as_far_as_allowed(run, say):
         keep_predictions(tracking, run, logits, images, session.draw.class_names)

@@ -29,6 +29,7 @@ from pipeline.settings.run import DEFAULT_PRESET, OWN_IMAGES_PRESET, TRAIN_KEYS,
 from pipeline.settings.schedules import schedule_of
 from pipeline.system.disk.files import typed_path
 from pipeline.system.disk.yaml_file import read_yaml
+from pipeline.system.network.addresses import without_password
 
 Model = TypeVar("Model", bound=BaseModel)
 SCHEDULE_KEYS = ("schedule", "treatment", "control", "baseline", "schedules")
@@ -116,6 +117,12 @@ class Request:
         own = {key: text for key, text in self.own.items() if key not in shared}
         own |= {f"{CONTROL}{key}": text for key, text in self.control.items()}
         return {**self.options, **own, **({"config": self.config} if self.config else {})}
+
+    @property
+    def typed_storage(self) -> dict[str, str]:
+        """The storage of studies as it was typed; an address with a password is not shown."""
+        url = self.own.get("storage", "")
+        return {"storage": url} if url and without_password(url) == url else {}
 
     def explicit_keys(self, number: int) -> set[str]:
         """The training settings of a stage that are given by hand: as options or in the file."""

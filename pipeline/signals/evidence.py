@@ -37,6 +37,7 @@ from pipeline.signals.readings import (
     read_signals,
 )
 from pipeline.signals.scored import Scored
+from pipeline.stats.metrics import rounded
 from pipeline.tracking import RunLog, RunView, Tracking, keys
 from pipeline.tracking.history import History, chain_of, read_history
 
@@ -251,7 +252,8 @@ def _refresh(tracking: Tracking, run: RunView, signal: Signal, siblings: Sequenc
 
     A description in which a person has changed the sentence of that reading stays as it is.
     """
-    note, tags, metrics = run.tags.get(keys.NOTE, ""), _tags([signal]), _metrics([signal])
+    note, tags = run.tags.get(keys.NOTE, ""), _tags([signal])
+    metrics = {key: rounded(value) for key, value in _metrics([signal]).items()}  # as stored
     told = tags.items() <= run.tags.items() and metrics.items() <= run.metrics.items()
     if told and sentences([signal]) in note:
         return

@@ -66,14 +66,31 @@ def usable_experiment(
             f"{named} was deleted: restore it (`mlflow experiments restore -x {number}`) or name "
             f"another with {NAME}"
         )
+    is_meant = launched or data or is_named()
+    if files and is_meant:  # else a run's own is taken, once the run is known
+        check_files(experiment, uri)
+    return [number, *_also(client, number, str(experiment.name), data)]
+
+
+def is_named() -> bool:
+    """Whether a person has said in which experiment runs are recorded."""
+    return bool({ID, NAME} & os.environ.keys())
+
+
+def check_files(experiment: Experiment, uri: str) -> None:
+    """Refuse an experiment to which no file can be logged from here.
+
+    Raises:
+        TrackingError: says where its files lie, and why they cannot.
+    """
     location = str(experiment.artifact_location)
-    if files and (why := _why_unusable(location)):
+    if why := _why_unusable(location):
         raise TrackingError(
-            f"{named} keeps its artifacts in {without_password(location)}, which cannot be used "
-            f"from here ({why}): name another with {NAME}, or let a server serve the artifacts "
+            f"experiment {experiment.name} (id {experiment.experiment_id}) at {uri} keeps its "
+            f"artifacts in {without_password(location)}, which cannot be used from here ({why}): "
+            f"name another with {NAME}, or let a server serve the artifacts "
             "(`mlflow server --serve-artifacts`)"
         )
-    return [number, *_also(client, number, str(experiment.name), data)]
 
 
 def places_of(client: MlflowClient, number: str, data: str) -> list[str]:

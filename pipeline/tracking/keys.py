@@ -13,7 +13,9 @@ turns them into those of today where runs are read. Tags that no person looks fo
 
 from __future__ import annotations
 
+import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 
 from pipeline.stats.metrics import METRICS
@@ -195,6 +197,11 @@ def endings(names: Sequence[str]) -> list[str]:
 def draw_run_id(draw: int) -> str:
     """The tag in which a trial names its stage run on a draw."""
     return f"draw{draw}_run_id"
+
+
+def as_logged(value: float) -> float:
+    """A metric's value: for infinity, MLflow's databases hold the largest number there is."""
+    return math.copysign(math.inf, value) if abs(value) == sys.float_info.max else value
 
 
 def at_best(name: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from pipeline.system.network.addresses import is_server
 
 LOCAL_UI = "http://127.0.0.1:5000"
@@ -16,5 +18,5 @@ def how_to_open(uri: str, experiment_id: str, run_id: str) -> str:
     page += f"/{run_id}{MODE}" if run_id else MODE
     if is_server(uri):
         return f"see the run: {uri.rstrip('/')}/{page}"
-    ui = f"mlflow ui --backend-store-uri {uri}"
+    ui = f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
     return f"see the run: {ui}\n  and open {LOCAL_UI}/{page}"

@@ -23,8 +23,7 @@ from pipeline.tracking.connection.address import usable_address
 from pipeline.tracking.connection.client import import_quietly, patient
 from pipeline.tracking.connection.faults import translated
 from pipeline.tracking.disk import StoredRun, copied, discard, stored_runs
-from pipeline.tracking.experiment import ID, places_of, usable_experiment
-from pipeline.tracking.experiment import NAME as EXPERIMENT
+from pipeline.tracking.experiment import check_files, is_named, places_of, usable_experiment
 from pipeline.tracking.keys import (
     DATA,
     GIT_COMMIT,
@@ -33,6 +32,7 @@ from pipeline.tracking.keys import (
     NESTED_UNDER,
     TICKET,
     Tags,
+    as_logged,
     former,
     is_for_programs,
     stored_tag,
@@ -61,13 +61,19 @@ class Tracking:
     """A connection to the tracking store and one experiment in it."""
 
     def __init__(
-        self, client: MlflowClient, uri: str, experiment_ids: list[str], launched: str | None
+        self,
+        client: MlflowClient,
+        uri: str,
+        experiment_ids: list[str],
+        launched: str | None,
+        *,
+        files: bool = True,
     ) -> None:
         self._client = client
         self.uri = uri
         self.experiment_id = experiment_ids[0]
         self._search = Search(client, uri, experiment_ids)
-        self._launched = launched
+        self._launched, self._files = launched, files
         self._target = ""
         self.owners = Owners(client, uri, self.find)
         self.recipes_met: set[str] = set()  # of stage runs that the command has found or made
@@ -95,7 +101,7 @@ class Tracking:
                 places = usable_experiment(client, launched, shown, data, files=files)
                 if launched and name:
                     client.set_tag(launched, NAME, name)
-                return cls(client, shown, places, launched)
+                return cls(client, shown, places, launched, files=files)
         except ModuleNotFoundError as err:
             raise TrackingError(
                 f"MLFLOW_TRACKING_URI={shown}: its driver is not installed ({err}): pip install it"
@@ -112,8 +118,12 @@ class Tracking:
             places = places_of(self._client, run.experiment_id, run.tags.get(DATA, ""))
         own = self._search.places
         own += [place for place in places if place not in own]
-        if not self._launched and not {ID, EXPERIMENT} & os.environ.keys():
-            self.experiment_id = run.experiment_id
+        if self._launched or is_named():
+            return
+        self.experiment_id = run.experiment_id
+        if self._files:
+            with translated("read an experiment", self.uri):
+                check_files(self._client.get_experiment(run.experiment_id), self.uri)
 
     def get(self, run_id: str) -> RunView:
         """The run of that id.
@@ -174,7 +184,7 @@ class Tracking:
             for name in former(metric):
                 found = found or self._client.get_metric_history(run_id, name)
         found = sorted(found, key=lambda point: (point.step, point.timestamp))
-        return list({point.step: point.value for point in found}.values())
+        return [as_logged(v) for v in {point.step: point.value for point in found}.values()]
 
     def start(self, name: str, tags: Mapping[str, str], *, nested_under: str | None = None) -> str:
         """Start a run that outlives this process; returns its id."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 from pipeline.errors import LineageError
-from pipeline.tracking.keys import KIND, SETTINGS, current, tags_as_named
+from pipeline.tracking.keys import KIND, SETTINGS, as_logged, current, tags_as_named
 
 Value = TypeVar("Value")
 
@@ -62,7 +62,9 @@ class RunView:
             status=info.status,
             tags=RunValues(tags_as_named(data.tags), "tag", shown),
             params=RunValues(data.params, "parameter", shown),
-            metrics=RunValues({current(k): v for k, v in data.metrics.items()}, "metric", shown),
+            metrics=RunValues(
+                {current(k): as_logged(v) for k, v in data.metrics.items()}, "metric", shown
+            ),
         )
 
     @property

@@ -224,7 +224,8 @@ def next_of(decision: Decision) -> str:
     """What was typed, with more looks, for a decision that is open; empty where it is settled."""
     if not decision.next_looks:
         return ""
-    typed = decision.asked.request.typed
+    request = decision.asked.request
+    typed = {**request.typed, **(request.typed_storage if decision.asked.decide.tune else {})}
     return command_line("decide", {**typed, "looks": ",".join(map(str, decision.next_looks))})
 
 
@@ -253,6 +254,7 @@ def command_of(decision: Decision) -> str:
     if asked.decide.tune:
         study = ("n_trials", "draws", "objective", "margin")
         options |= {"tune": "on", **{key: getattr(asked.tune, key) for key in study}}
+        options |= asked.request.typed_storage
     if treatment.is_stage:
         options["question"] = f"stage{treatment.last}"
     else:

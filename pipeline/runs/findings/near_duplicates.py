@@ -31,7 +31,7 @@ from pipeline.reporting.image_grids import pairs_of_pictures
 from pipeline.runs.findings.pooled_features import pooled_features
 from pipeline.runs.session import Session
 from pipeline.system.progress import doing
-from pipeline.system.text import count_of
+from pipeline.system.text import count_of, one_line
 from pipeline.tracking import RunLog
 from pipeline.tracking.keys import NEAR_DUPLICATES
 
@@ -80,15 +80,17 @@ def log_near_duplicates(
                 worst = max(worst, one, key=lambda looked: looked.count)
         session, images, found = worst.session, worst.images, worst.found
         log.metrics({NEAR_DUPLICATES[name]: count for name, count in found.counts.items()})
-        if found.pairs:
-            table = _table(session, images, found)
-            log.text(table.to_csv(index=False), TABLE)
-            log.figure(_picture(session, images, found), PICTURE)
     except Exception as err:  # noqa: BLE001 - the training stands, whatever this came to
         say(f"note: near duplicates were not looked for ({first_line(err)})")
         return
-    if found.pairs:
-        say(f"note: {in_words(found, session.settings.group, draws, affected)}")
+    if not found.pairs:
+        return
+    say(f"note: {in_words(found, session.settings.group, draws, affected)}")
+    try:
+        log.text(_table(session, images, found).to_csv(index=False), TABLE)
+        log.figure(_picture(session, images, found), PICTURE)
+    except Exception as err:  # noqa: BLE001 - what was found is told
+        say(f"note: {TABLE} or {PICTURE} could not be written ({first_line(err)})")
 
 
 def _look(session: Session, test: dict[str, ImageSet], share: float) -> _Looked:
@@ -187,7 +189,7 @@ def _table(session: Session, images: dict[str, ImageSet], found: NearDuplicates)
         order = stored.in_order(rows)
         items = stored.items(rows[order].tolist())
         places = np.array(sorted(wanted), dtype=np.int64)[order].tolist()
-        return {i: where for i, (where, _) in zip(places, items, strict=True)}
+        return {i: one_line(where) for i, (where, _) in zip(places, items, strict=True)}
 
     where = {part: places(part) for part in images}
     return pd.DataFrame(

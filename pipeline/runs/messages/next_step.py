@@ -35,12 +35,21 @@ def next_command(settings: Settings, number: int, run_id: str) -> str:
     options = options_of(settings)
     if number < len(settings.stages):
         own = {k: v for k, v in options.items() if k in _NOT_INHERITED}
+        if later := _of_later_stages(settings, number):
+            own |= {"schedule": settings.schedule, **later}
         return command_line(stage_entry_point(number + 1), {**own, "parent_run_id": run_id})
     schedule = settings.chain.name
     if schedule == "three_stage":
         return command_line("decide", options)
     other = "three_stage" if schedule == "full" else "full"
     return command_line("compare", {**options, "schedules": f"{settings.schedule},{other}"})
+
+
+def _of_later_stages(settings: Settings, number: int) -> dict[str, object]:
+    """What later stages train by that is not the preset's: a run holds what was before it."""
+    values = _apart_from_preset(settings)[1]
+    later = tuple(f"stage{n}." for n in range(number + 1, len(settings.stages) + 1))
+    return {key: value for key, value in values.items() if later and key.startswith(later)}
 
 
 def next_line(settings: Settings, number: int, run_id: str) -> str:

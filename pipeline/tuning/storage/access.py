@@ -7,6 +7,7 @@ Out: a storage with a heartbeat: a worker that falls silent is given up.
 from __future__ import annotations
 
 import os
+import shlex
 import time
 import warnings
 import weakref
@@ -147,9 +148,10 @@ def _check_database(url: str, shown: str) -> None:
 
 
 def for_optunas_commands(url: str) -> str:
-    """What `optuna` and `optuna-dashboard` call a storage: a journal by its file alone."""
+    """What to type for `optuna` and `optuna-dashboard`: a journal by its file alone."""
     path = file_of(url)
-    return str(path) if path and url.startswith(JOURNAL) else without_password(url)
+    shown = str(path) if path and url.startswith(JOURNAL) else without_password(url)
+    return shlex.quote(shown)
 
 
 def open_storage(url: str, heartbeat_s: int = 15, *, must_exist: bool = False) -> Storage:
