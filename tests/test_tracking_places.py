@@ -16,7 +16,7 @@ import pytest
 
 import pipeline
 from pipeline.cli import main
-from pipeline.errors import LineageError, TrackingError
+from pipeline.errors import TrackingError
 from pipeline.system.processes import owner_tags
 from pipeline.tracking import Tracking
 from pipeline.tracking.keys import KIND
@@ -154,14 +154,15 @@ def test_a_default_that_nobody_records_in_may_be_another_persons(
     """The store's first user made `Default`, with files in a folder of their own."""
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
     move_artifacts(store, "Default")
-    assert command("stage1") == 0
+    assert command("stage1", log_model="on") == 0
     (stage1,) = Tracking.connect(data="images", files=False).find({KIND: "stage"})
     assert stage1.experiment_id != "0"
     next_stage = {"parent_run_id": stage1.run_id, "cache_dir": str(store / "cache")}
     next_stage |= {"log_model": "off", "log_pictures": "off", "epochs": "1"}
     assert main(words_of("stage2", next_stage)) == 0
-    with pytest.raises(LineageError):  # there is no model, and the store is no obstacle
-        pipeline.load(stage1.run_id)
+    assert pipeline.load(stage1.run_id).class_names == ["apple", "berry", "cherry"]
+    (model,) = mlflow.search_logged_models([stage1.experiment_id], output_format="list")
+    assert (model.source_run_id, str(model.status)) == (stage1.run_id, "READY")
     move_artifacts(store, "images")
     capfd.readouterr()
     assert main(words_of("stage2", next_stage)) == 2

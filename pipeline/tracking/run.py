@@ -193,7 +193,9 @@ class RunLog:
                 validate_serving_input=False,
             )
             client = cast("PatientClient", self._client)
-            return client.log_model(self.run_id, name, lambda: str(log().model_uri))
+            return client.log_model(
+                self.run_id, name, lambda model_id: str(log(model_id=model_id).model_uri)
+            )
 
     def wait(self) -> None:
         """Wait for the metrics that are on their way.

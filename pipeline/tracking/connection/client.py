@@ -82,13 +82,22 @@ class PatientClient:
 
         return self.patience.call(create, found)
 
-    def log_model(self, run_id: str, name: str, log: Callable[[], str]) -> str:
-        """Log a model and give its address: one model, what was begun before is taken away."""
+    def log_model(self, run_id: str, name: str, log: Callable[[str], str]) -> str:
+        """Log a model and give its address: one model, what was begun before is taken away.
+
+        It is made in the experiment of its run; MLflow would make it in the one that is active.
+        `log`: stores the files of the model of that id, and gives its address.
+        """
+        run = self.patience.call(lambda: self.once.get_run(run_id))
+        place = run.info.experiment_id
+
+        def make() -> str:
+            model = self.once.create_logged_model(place, name, run_id, params=run.data.params)
+            return log(model.model_id)
 
         def found() -> str | None:
-            run = self.once.get_run(run_id)
-            place, own = [run.info.experiment_id], f"source_run_id = '{run_id}'"
-            for model in self.once.search_logged_models(place, own):
+            own = f"source_run_id = '{run_id}'"
+            for model in self.once.search_logged_models([place], own):
                 if model.name != name:
                     continue
                 if model.status == "READY":
@@ -96,7 +105,7 @@ class PatientClient:
                 self.once.delete_logged_model(model.model_id)
             return None
 
-        return self.patience.call(log, found)
+        return self.patience.call(make, found)
 
 
 def _first_then(first: Callable[[], object], later: Callable[[], object]) -> Callable[[], object]:
