@@ -21,6 +21,7 @@ import pytest
 
 from pipeline.cluster.dispatcher import Cluster, cluster_of, cores_each
 from pipeline.cluster.engine import connected
+from pipeline.cluster.task import Around
 from pipeline.cluster.task import perform as perform_task
 from pipeline.entries.command_line.table import perform
 from pipeline.errors import ClusterError, DataError, DivergedError
@@ -72,12 +73,28 @@ def test_faults_come_back_from_a_task_as_they_were() -> None:
 
 
 def test_a_later_task_of_a_process_is_stopped_between_two_batches_too(tmp_path: Path) -> None:
-    around, work = pickle.dumps((tmp_path, {})), pickle.dumps(Writes(tmp_path))
+    around, work = (
+        pickle.dumps(Around(folder=tmp_path, variables={})),
+        pickle.dumps(Writes(tmp_path)),
+    )
     with inside(tmp_path):
         perform_task(around, work, pickle.dumps(0))
         with pytest.raises(KeyboardInterrupt):
             perform_task(around, work, pickle.dumps(1))
     assert (tmp_path / "written").exists()
+
+
+def test_a_machine_that_comes_later_does_not_record_in_a_file_of_its_own(tmp_path: Path) -> None:
+    """A cluster that grows: at its begin, all its nodes were here."""
+    lone: dict[str, Any] = {"folder": tmp_path, "variables": {}, "host_has": "sqlite:///mine.db"}
+    work = pickle.dumps(Look(tmp_path, 1))
+    with inside(tmp_path):
+        there = perform_task(pickle.dumps(Around(host="first", **lone)), work, pickle.dumps(0))
+        here = Around(host=socket.gethostname(), **lone)
+        assert perform_task(pickle.dumps(here), work, pickle.dumps(1)).value
+    assert isinstance(there.fault, ClusterError)
+    assert f"({socket.gethostname()}), which do not see sqlite:///mine.db" in str(there.fault)
+    assert not (tmp_path / "here0").exists()
 
 
 def test_without_ray_one_line_says_what_to_install(
@@ -151,7 +168,7 @@ def test_tasks_have_their_own_gpus_threads_and_environment(
     monkeypatch.setenv("MLFLOW_RUN_ID", "of the command")
     with (
         at(nodes, said, "auto", num_gpus="1", num_cpus="1") as cluster,
-        cluster.dispatcher(Look(tmp_path, 2), "7") as dispatcher,
+        cluster.dispatcher(Look(tmp_path, 2), {"MLFLOW_EXPERIMENT_ID": "7"}) as dispatcher,
     ):
         seen = dict(dispatcher.run({f"look {n}": n for n in range(2)}))
     assert "2 tasks at once, 1 core and 1 GPU each" in said[0]
@@ -169,7 +186,7 @@ def test_a_lost_task_is_run_again_and_told_a_fault_is_the_users(
     nodes: Nodes, tmp_path: Path
 ) -> None:
     said: list[str] = []
-    with at(nodes, said) as cluster, cluster.dispatcher(LostOnce(tmp_path), "0") as dispatcher:
+    with at(nodes, said) as cluster, cluster.dispatcher(LostOnce(tmp_path), {}) as dispatcher:
         assert dict(dispatcher.run({"pair 1": "one"})) == {"one": "one"}
         assert said[1:] == ["note: pair 1 was lost 1 time with its process, and was run again"]
         with pytest.raises(DataError, match="holds no images: name another"):
@@ -195,7 +212,7 @@ def test_ctrl_c_ends_tasks_between_two_steps(nodes: Nodes, tmp_path: Path) -> No
         at(nodes, []) as cluster,
         stopped_by_signals(signal.signal),
         pytest.raises(KeyboardInterrupt),
-        cluster.dispatcher(Waits(tmp_path), "0") as dispatcher,
+        cluster.dispatcher(Waits(tmp_path), {}) as dispatcher,
     ):
         next(dispatcher.run({"pair 1": 0}))
     presser.join()
@@ -213,7 +230,7 @@ def test_local_tasks_end_with_the_command_that_is_killed_outright(tmp_path: Path
         "where = ClusterSettings(cluster='local', workers=1)\n"
         "work = Waits(Path(sys.argv[1]))\n"
         "with cluster_of(where, 'cpu', print) as cluster:\n"
-        "    with cluster.dispatcher(work, '0') as dispatcher:\n"
+        "    with cluster.dispatcher(work, {}) as dispatcher:\n"
         "        list(dispatcher.run({'pair 1': 0}))\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(NETS)])}

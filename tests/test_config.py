@@ -141,6 +141,32 @@ def test_yaml_and_text_values_mean_the_same(tmp_path: Path) -> None:
     assert typed.cache is False
 
 
+def test_a_word_that_yaml_reads_as_false_is_the_word_again(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("refit: off\nregister_as: off\nnear_duplicates: off\nlog_model: off\n")
+    request = request_of("decide", {}, path)
+    decide = request.own_settings(DecideSettings)
+    assert (decide.refit, decide.register_as) == ("off", "off")
+    settings = request.settings()
+    assert (settings.near_duplicates, settings.log_model) == (0, False)
+
+
+@pytest.mark.parametrize(
+    "written", ["control.lr: 1e-4\ncontrol.norm: keep\n", "control:\n  lr: 1e-4\n  norm: keep\n"]
+)
+def test_settings_of_the_control_stand_in_a_file_too(tmp_path: Path, written: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(written)
+    request = request_of("decide", {"control.lr": "2e-4"}, path)
+    assert request.control == {"lr": "2e-4", "norm": "keep"}
+    assert request.own_settings(DecideSettings).control == ""
+    elsewhere = request_of("main", {}, path)
+    assert (elsewhere.control, elsewhere.of_others) == ({}, ("control.lr", "control.norm"))
+    path.write_text("control.rate: 1\n")
+    with pytest.raises(SettingsError, match=r"^unknown setting control.rate"):
+        request_of("decide", {}, path).settings()
+
+
 def test_a_file_holds_the_entry_points_own_settings_too_and_typed_ones_are_stronger(
     tmp_path: Path,
 ) -> None:

@@ -108,6 +108,23 @@ def test_seeds_that_share_a_parent_say_nothing_about_stability(store: Path) -> N
     assert "with a parent each, are needed; so far: 3 runs of 1 parent" in signal.sentence
 
 
+def test_a_schedule_that_comes_to_a_stage_by_other_blocks_is_another_recipe(
+    command: Command, ann: str
+) -> None:
+    ways = ("three_stage", "mine(head; head+1)", "mine(head+1; continued; continued)")
+    for way, draw in zip((*ways, ways[2]), "0101", strict=True):
+        assert command("stage2", data=ann, draw=draw, schedule=way, **FEW) == 0
+    usual, same, *others = of_stage(2)["tags.z.recipe_key"]
+    assert usual == same
+    assert set(others) == {others[0]} != {usual}
+    # runs of an earlier version had the usual one: a new command gives them their place
+    run_id = of_stage(2)["run_id"][2]
+    mlflow.MlflowClient().set_tag(run_id, stored_tag("recipe_key"), usual)
+    own = {"stage2.epochs": "2", "schedule": ways[2], **FEW}
+    assert command("stage3", data=ann, draw="0", **own) == 0
+    assert list(of_stage(2)["tags.z.recipe_key"]) == [usual, usual, *others]
+
+
 # --- runs and studies of an earlier version ------------------------------------------------------
 
 
@@ -117,7 +134,7 @@ def as_before(run_id: str) -> None:
     run = tracking.get(run_id)
     session = Session.open(load_settings({}, inherited=settings_of(run)), tracking, lambda _: None)
     client = mlflow.MlflowClient()
-    former = session.recipe(int(run.tags["stage"]), data=run.tags["data"])
+    former = session.recipe(int(run.tags["stage"]), former=run.tags["data"])
     client.set_tag(run_id, "recipe_key", former)
     client.delete_tag(run_id, stored_tag("recipe_key"))
     client.delete_tag(run_id, stored_tag(POOL))
@@ -180,7 +197,7 @@ def test_a_study_of_an_earlier_version_is_used_and_gone_on_with(
     storage = f"sqlite:///{store}/optuna.db"
     settings = load_settings({**TINY, **FEW, "data": ann, "cache_dir": str(store / "cache")})
     session = Session.open(settings, Tracking.connect(), lambda _: None)
-    former = session.recipe(1, trained=0, data="images")
+    former = session.recipe(1, trained=0, former="images")
     # by the rules of that version: its name, and its key, hold the folder's name
     name = former_name(session, study, former)
     optuna.copy_study(
@@ -201,6 +218,25 @@ def test_a_study_of_an_earlier_version_is_used_and_gone_on_with(
     [again] = studies(store)
     assert (again.study_name, len(again.trials)) == (name, 2)
     assert again.user_attrs["tuning_key"] == key
+
+
+def test_a_study_of_an_earlier_version_is_used_by_its_own_schedule_alone(
+    command: Command, store: Path, ann: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    space, own = space_file(store, "lr: [1.0e-7]\n"), "mine(head+1; continued)"
+    words = {"data": ann, "schedule": own, **FEW}
+    assert command("tune", n_trials="1", stage="2", space=space, **words) == 0
+    [study] = studies(store)
+    cache = {"cache_dir": str(store / "cache")}
+    settings = load_settings({**TINY, **cache, **words, "norm_stats": "target"})
+    session = Session.open(settings, Tracking.connect(), lambda _: None)
+    assert study.user_attrs["tuning_key"] == session.recipe(2, trained=1)
+    former = session.recipe(2, trained=1, former=session.draw.pool)
+    study.set_user_attr("tuning_key", former)
+    for schedule, found in ((own, 0), ("three_stage", 2)):
+        chosen = {**words, "schedule": schedule, "stage1.epochs": "1"}
+        assert command("stage2", tuned="on", **chosen) == found, schedule
+    assert f"schedule={own} (here three_stage)" in errors(capfd)[0]
 
 
 def former_name(session: Session, study: optuna.Study, former: str) -> str:

@@ -19,9 +19,9 @@ from pipeline.cli import main
 from pipeline.cluster.dispatcher import Cluster
 from pipeline.comparing.arms import Arm, Comparison, decide_plan
 from pipeline.comparing.pairs.draws import Pool, pool_of
-from pipeline.comparing.pairs.results import PairKey, label_of, pair_keys
+from pipeline.comparing.pairs.results import Done, PairKey, label_of, pair_keys
 from pipeline.comparing.pairs.runner import PairRunner, shared_prefix
-from pipeline.comparing.pairs.tasks import PairWork, run_extra
+from pipeline.comparing.pairs.tasks import Attempt, PairWork, run_all, run_extra
 from pipeline.data.base import Source, Split
 from pipeline.data.images import digest_image
 from pipeline.data.inspection.overlap import Overlap
@@ -105,13 +105,14 @@ def test_an_arm_that_is_run_for_show_elsewhere_has_its_siblings_refreshed_here()
     )
 
     class Task:
-        def run(self, names: dict[str, PairKey]) -> Iterator[tuple[PairKey, object]]:
+        def run(self, names: dict[str, Attempt]) -> Iterator[tuple[Attempt, object]]:
             assert list(names) == ["lp_ft on pair 2.2"]
             for item in names.values():
                 yield item, work[0].do(item, print)
 
     @contextmanager
-    def dispatcher(asked: PairWork, _: str) -> Iterator[Task]:
+    def dispatcher(asked: PairWork, place: dict[str, str]) -> Iterator[Task]:
+        assert place == {"MLFLOW_EXPERIMENT_ID": "0"}
         asked.__dict__["_runner"] = there  # a store of its own
         work.append(asked)
         yield Task()
@@ -126,12 +127,51 @@ def test_an_arm_that_is_run_for_show_elsewhere_has_its_siblings_refreshed_here()
             called="pair",
             seeds=2,
             name_of=lambda key: f"pair {label_of(key.number, 2)}",
-            tracking=SimpleNamespace(recipes_met={"ours"}, experiment_id="0"),
+            tracking=SimpleNamespace(recipes_met={"ours"}, place={"MLFLOW_EXPERIMENT_ID": "0"}),
         ),
     )
     cluster = cast("Cluster", SimpleNamespace(dispatcher=dispatcher))
     assert run_extra(here, [key], shown, cluster) == [(key, shown)]
     assert here.tracking.recipes_met == {"ours", "its recipe"}
+
+
+def test_tasks_leave_a_pair_to_the_command_that_works_on_it_and_come_back_last() -> None:
+    keys = [PairKey(number=n, draw=n, data_seed=0, seed=n) for n in range(3)]
+    elsewhere, tried = {1}, list[Attempt]()
+    done = Done(results=(), reused=False, seen=(), left_out=0, recipes=frozenset())
+
+    def attempt(key: PairKey, *, wait: bool) -> Done | None:
+        tried.append((key, wait))
+        return None if key.number in elsewhere and not wait else done
+
+    there = SimpleNamespace(attempt=attempt)
+
+    class Task:
+        def run(self, names: dict[str, Attempt]) -> Iterator[tuple[Attempt, object]]:
+            for item in names.values():
+                yield item, work[0].do(item, print)
+
+    @contextmanager
+    def dispatcher(asked: PairWork, _: dict[str, str]) -> Iterator[Task]:
+        asked.__dict__["_runner"] = there
+        work.append(asked)
+        yield Task()
+
+    work: list[PairWork] = []
+    here = SimpleNamespace(
+        arms=(arm("full"),),
+        nested_under=None,
+        metric="acc",
+        called="pair",
+        seeds=1,
+        name_of=str,
+        done={},
+        tracking=SimpleNamespace(place={}),
+    )
+    here.take = lambda key, found: here.done.update({key.number: found})
+    cluster = cast("Cluster", SimpleNamespace(dispatcher=dispatcher))
+    assert run_all(cast("PairRunner", here), keys, cluster) == [done] * 3
+    assert tried == [*((key, False) for key in keys), (keys[1], True)]
 
 
 @pytest.mark.parametrize("place", ["/proc/nope", "file", "folder/pairs"])

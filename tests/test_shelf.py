@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.data.cache import cache_folder
 from pipeline.system.disk import shelf as shelves
 from pipeline.system.disk.shelf import NoRoomError, Shelf, new_command
 from pipeline.system.progress import shown
 from pipeline.system.variables import LEASE
+from tests.helpers import load_settings
 from tests.test_leases import until
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,6 +31,23 @@ scratch = shelf.scratch("pixels", 300, "tests")
 print("used", flush=True)
 sys.stdin.read()
 """
+
+
+@pytest.mark.parametrize(
+    ("given", "caches", "place"),
+    [
+        ("", "", "~/.cache/unfreeze"),
+        ("", "/scratch/ann", "/scratch/ann/unfreeze"),
+        ("", "scratch", "~/.cache/unfreeze"),  # the convention asks for a whole path
+        ("~/mine", "/scratch/ann", "~/mine"),
+    ],
+)
+def test_the_cache_lies_where_people_keep_caches(
+    given: str, caches: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", caches)
+    folder = cache_folder(load_settings({"cache_dir": given}))
+    assert folder == Path(place).expanduser()
 
 
 def entry(folder: Path, name: str, size: int, used_at: int) -> None:

@@ -464,7 +464,7 @@ def test_a_task_is_waited_for_whose_trial_the_storage_has_already(
         ask=lambda _: next(trials, None),
         interrupt=lambda trial: told.append(f"interrupted {trial.number}"),
     )
-    tracking = SimpleNamespace(experiment_id="0")
+    tracking = SimpleNamespace(place={})
     setup = SimpleNamespace(tracking=tracking, deadline=None, say=told.append)
     monkeypatch.setattr(TrialWork, "of", lambda _: None)
     cluster = cast("Cluster", SimpleNamespace(dispatcher=dispatcher))

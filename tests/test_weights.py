@@ -739,7 +739,19 @@ def test_where_a_download_fails_another_file_of_the_model_is_named(
 def test_a_typed_command_makes_paths_absolute_and_leaves_names_alone() -> None:
     for name in ("imagenet", "none", "IMAGENET1K_V1", "MobileNet_V2_Weights.IMAGENET1K_V2"):
         assert command_line("main", {"weights": name}).endswith(f" -P weights={name}")
-    assert command_line("main", {"weights": "w.pth"}).endswith(f" -P weights={Path.cwd()}/w.pth")
+    for typed in ("weights=w.pth", "blocks=b.yaml", "storage=a.log", "space=s", "labels=l.csv"):
+        key, _, name = typed.partition("=")
+        assert command_line("tune", {key: name}).endswith(f" -P {key}={Path.cwd()}/{name}")
+    for typed in ("blocks=auto", "storage=sqlite:///optuna.db", "labels=", "space="):
+        key, _, name = typed.partition("=")
+        assert command_line("tune", {key: name}).endswith(f" -P {typed}" + "''" * (not name))
+
+
+def test_a_csv_file_in_the_folder_of_images_is_named_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_text("file,label")
+    assert command_line("main", {"data": str(tmp_path), "labels": "mine.csv"}).endswith(
+        " -P labels=mine.csv"
+    )
 
 
 # --- before images are read ----------------------------------------------------------------------

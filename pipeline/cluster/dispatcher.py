@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pipeline.cluster.engine import LOCAL, connected
-from pipeline.cluster.task import EXPERIMENT, Outcome, Say, Work, perform, variables_of
+from pipeline.cluster.task import Around, Outcome, Say, Work, not_shared, perform, variables_of
 from pipeline.errors import ClusterError, first_line
 from pipeline.settings.cluster import ClusterSettings
 from pipeline.system.interrupts import at_once
@@ -47,6 +47,7 @@ class Cluster:
         most: tasks at once; 0: as many as there is room for.
         cpus: cores of a task.
         gpus: GPUs of a task, or the share of one.
+        own_store: a store in a file of this machine; empty: none.
     """
 
     engine: Any
@@ -55,6 +56,7 @@ class Cluster:
     cpus: int
     gpus: float
     say: Say
+    own_store: str = ""
 
     def room(self) -> int:
         """Tasks that the nodes carry at once."""
@@ -74,35 +76,31 @@ class Cluster:
         return [node for node in self.engine.nodes() if node["Alive"]]
 
     def check_stores(self, *urls: str) -> None:
-        """Refuse a store in a file of this machine for tasks on others.
+        """Refuse a store in a file of this machine for tasks on others, now and later.
 
         Raises:
             ClusterError: tasks would not find it, or make one of their own.
         """
         others = {node["NodeManagerHostname"] for node in self._nodes()} - {socket.gethostname()}
         for url in urls:
-            if others and file_of(url) and not url.startswith("journal:"):
-                raise ClusterError(
-                    f"cluster={self.address} has other machines ({sorted(others)[0]}), which do "
-                    f"not see {without_password(url)}: name a server that all of them reach, "
-                    "MLFLOW_TRACKING_URI=http://host:5000 and storage=postgresql://host/optuna"
-                )
+            if file_of(url) and not url.startswith("journal:"):
+                self.own_store = without_password(url)
+                if others:
+                    raise ClusterError(not_shared(sorted(others)[0], self.own_store))
 
     @contextmanager
     def dispatcher(
         self,
         work: Work[Item, Result],
-        experiment_id: str,
-        variables: Mapping[str, str] | None = None,
+        variables: Mapping[str, str],
     ) -> Iterator[Dispatcher[Item, Result]]:
         """A dispatcher of one piece of work; tasks still running at its end, or at a fault, stop.
 
-        `experiment_id`: where tasks record, whatever their own environment says. `variables`: for
-        the environment of tasks, beside those that this process has.
+        `variables`: for the environment of tasks, stronger than those that this process has: where
+        they record.
         """
-        own = {EXPERIMENT: experiment_id, **(variables or {})}
         dispatcher: Dispatcher[Item, Result] = Dispatcher(
-            cluster=self, work=pickle.dumps(work), variables=own
+            cluster=self, work=pickle.dumps(work), variables=variables
         )
         try:
             yield dispatcher
@@ -168,8 +166,13 @@ class Dispatcher(Generic[Item, Result]):
             "scheduling_strategy": "SPREAD",
         }
         task = cluster.engine.remote(**options)(perform)
-        around = pickle.dumps((Path.cwd(), {**variables_of(cluster.cpus), **self.variables}))
-        self.running[task.remote(around, self.work, pickle.dumps(item))] = item, name
+        around = Around(
+            folder=Path.cwd(),
+            variables={**variables_of(cluster.cpus), **self.variables},
+            host=socket.gethostname() if cluster.own_store else "",
+            host_has=cluster.own_store,
+        )
+        self.running[task.remote(pickle.dumps(around), self.work, pickle.dumps(item))] = item, name
 
     def wait(self, seconds: float = LOOK_S) -> list[tuple[Item, Result]]:
         """What ended within a time.

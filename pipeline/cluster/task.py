@@ -11,14 +11,16 @@ import hashlib
 import os
 import pickle
 import signal
+import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from pipeline.cluster.engine import times_lost
-from pipeline.errors import PipelineError, RunStopped
+from pipeline.errors import ClusterError, PipelineError, RunStopped
 from pipeline.system.disk.scratch import own_temporary_folder, sweep_folders
 from pipeline.system.interrupts import begun, stopped_by_signals
 
@@ -30,7 +32,7 @@ Say = Callable[[str], None]
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _HANDED_ON = ("MLFLOW_", "OPTUNA_", "UNFREEZE_", "PG", "AWS_", "AZURE_", "GOOGLE_")
 """How the variables begin that tell a task where the stores are, and how to log in."""
-_LAUNCHED, EXPERIMENT = "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"
+_LAUNCHED = "MLFLOW_RUN_ID"
 
 
 class Work(Protocol[Item, Result_out]):
@@ -38,6 +40,22 @@ class Work(Protocol[Item, Result_out]):
 
     def do(self, item: Item, say: Say) -> Result_out:
         """Do an item, or find that it is done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Around:
+    """What a task has beside its work.
+
+    Attributes:
+        folder: the command's working directory.
+        variables: for the task's environment.
+        host: the machine that alone has what `host_has`, a store in a file; empty: all have all.
+    """
+
+    folder: Path
+    variables: Mapping[str, str]
+    host: str = ""
+    host_has: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,16 +90,18 @@ _works: dict[str, Work[Any, Any]] = {}
 
 def perform(around: bytes, work: bytes, item: bytes) -> Outcome[Any]:
     """One item, in a process of Ray's."""
-    folder, variables = pickle.loads(around)
+    command: Around = pickle.loads(around)
     os.environ.pop(_LAUNCHED, None)
-    os.environ.update(variables)  # before torch is imported
-    if folder.is_dir():
-        os.chdir(folder)
+    os.environ.update(command.variables)  # before torch is imported
+    if command.folder.is_dir():
+        os.chdir(command.folder)
     lines: list[str] = []
     value, fault = None, None
     sweep_folders()
     with _heeding_signals(), own_temporary_folder():
         try:
+            if command.host and command.host != (here := socket.gethostname()):
+                raise ClusterError(not_shared(here, command.host_has))
             digest = hashlib.sha256(work).hexdigest()
             if digest in _works:
                 begun()  # its store is open
@@ -94,6 +114,14 @@ def perform(around: bytes, work: bytes, item: bytes) -> Outcome[Any]:
         except (PipelineError, RunStopped) as err:
             fault = err
     return Outcome(value=value, lines=tuple(lines), fault=fault, lost=times_lost())
+
+
+def not_shared(other: str, store: str) -> str:
+    """Why a task on another machine cannot record in a file of this one, and what to do."""
+    return (
+        f"cluster= has other machines ({other}), which do not see {store}: name a server that all "
+        "of them reach, MLFLOW_TRACKING_URI=http://host:5000 and storage=postgresql://host/optuna"
+    )
 
 
 @contextmanager

@@ -11,12 +11,16 @@ from pipeline.system.disk.files import seen, typed_path
 from pipeline.system.disk.shelf import Shelf
 from pipeline.system.disk.sizes import bytes_of
 
-DEFAULT_CACHE_DIR = "~/.cache/unfreeze"
+CACHES, USUAL_CACHES = "XDG_CACHE_HOME", "~/.cache"
+"""The variable that names the folder of all caches, and that folder where it is not set."""
 
 
 def cache_folder(settings: Settings) -> Path:
     """Where downloads and prefix outputs are kept."""
-    return typed_path(settings.cache_dir or DEFAULT_CACHE_DIR)
+    if settings.cache_dir:
+        return typed_path(settings.cache_dir)
+    caches = typed_path(os.environ.get(CACHES, ""))
+    return (caches if caches.is_absolute() else typed_path(USUAL_CACHES)) / "unfreeze"
 
 
 def check_cache_folder(settings: Settings) -> None:

@@ -169,7 +169,7 @@ def add_pictures_and_model(session: Session, number: int, run_id: str) -> None:
 
 def join_data_set(session: Session, run: RunView, number: int) -> None:
     """Let a run of an earlier version that saw a session's images count as one of its data set."""
-    former = session.recipe(number, data=run.tags[keys.DATA])
-    if keys.POOL not in run.tags and run.tags[keys.RECIPE_KEY] == former:
+    former = session.recipe(number, former=run.tags.get(keys.POOL, run.tags[keys.DATA]))
+    if run.tags[keys.RECIPE_KEY] == former != session.recipe(number):
         tags = {keys.RECIPE_KEY: session.recipe(number), keys.POOL: session.draw.pool}
         session.tracking.writing(run.run_id).tags(tags)

@@ -19,7 +19,7 @@ from pipeline.data.images import MEAN, STD, unusual
 from pipeline.data.open import NAMES
 from pipeline.errors import LineageError
 from pipeline.settings.run import INHERITED_KEYS, PLACE_KEYS, THRESHOLD_KEYS, Settings
-from pipeline.settings.schedules import Stage
+from pipeline.settings.schedules import SCHEDULES, Schedule, Stage
 from pipeline.system.disk.digests import digest_values
 from pipeline.system.disk.files import seen, typed_path
 from pipeline.tracking import RunView
@@ -77,6 +77,7 @@ def recipe_key(
     stage: Stage,
     *,
     trained: int,
+    former: bool,
     data: str,
     class_names: tuple[str, ...],
     network: str,
@@ -86,6 +87,7 @@ def recipe_key(
     """What sibling runs share: everything in the lineage except the draw, the seed and the images.
 
     `trained`: the last stage whose training settings count, for a study the one before its own.
+    `former`: the key that earlier versions gave, whatever was trained before this stage.
     `network`: `Backbone.identity`. `data`: the digest of the data set, in earlier versions its
     name. A parent that was trained by other settings makes another key.
     """
@@ -98,8 +100,20 @@ def recipe_key(
             **({"group": settings.group} if settings.group else {}),
             "data_seed": settings.data_seed,
             "training": [settings.training(n).model_dump() for n in range(1, trained + 1)],
+            **({} if former else _before(settings.chain, stage.number)),
         }
     )
+
+
+def _before(schedule: Schedule, number: int) -> dict[str, object]:
+    """What stages before stage `number` train, where no built-in schedule trains just that.
+
+    Built-in schedules that train the same blocks in a stage trained the same ones before.
+    """
+    *before, _ = own = schedule.trains(number)
+    usual = (one.on(schedule.blocks) for one in SCHEDULES.values() if one.fits(schedule.blocks))
+    is_usual = any(one.trains(number) == own for one in usual)
+    return {"before": before} if before and not is_usual else {}
 
 
 def other_than(run: RunView, stage: int | None = None, schedule: str | None = None) -> str:

@@ -177,8 +177,7 @@ class Session:
         Raises:
             LineageError: the run's images or classes are not the session's.
         """
-        data = self.settings.data
-        before = run.settings
+        data, before = self.settings.data, run.settings
         if run.tags[keys.DATA_SHA256] != self.draw.fingerprint:
             mine = self.settings.model_dump(include={"label_column", "image_column"})
             others = [f"{k}={before[k]}" for k, v in mine.items() if before.get(k, v) != v]
@@ -220,17 +219,18 @@ class Session:
             )
         return self.keys[number]
 
-    def recipe(self, number: int, trained: int | None = None, data: str | None = None) -> str:
+    def recipe(self, number: int, trained: int | None = None, former: str | None = None) -> str:
         """The recipe key: what runs of this stage that differ only in draw or seed share.
 
         `trained`: count the training settings up to that stage only (None: this one's too).
-        `data`: the name that the data set had for earlier versions (None: it goes by content).
+        `former`: the key of earlier versions, to which the data set had that name or digest.
         """
         return recipe_key(
             self.settings,
             self.settings.stage(number),
             trained=number if trained is None else trained,
-            data=self.draw.pool if data is None else data,
+            former=former is not None,
+            data=self.draw.pool if former is None else former,
             class_names=self.draw.class_names,
             network=self._network,
             weights_digest=self.pretrained.digest,

@@ -25,6 +25,15 @@ ClusterText = Annotated[
 """An address that Ray connects to, or `local`."""
 
 
+def _is_a_share_or_whole(gpus: float) -> float:
+    if gpus > 1 and not gpus.is_integer():
+        raise PydanticCustomError("gpus", "must be a share of one GPU (0.5), or a whole number")
+    return gpus
+
+
+Gpus = Annotated[float, AfterValidator(_is_a_share_or_whole)]
+
+
 class ClusterSettings(StrictModel):
     """Where the parts of a command run that do not depend on each other."""
 
@@ -47,6 +56,6 @@ class ClusterSettings(StrictModel):
         ge=0,
         le=1024,
     )
-    num_gpus: float = setting(
+    num_gpus: Gpus = setting(
         0, "GPUs of a task, or a share of one; 0: one where there are any", ge=0, le=16
     )

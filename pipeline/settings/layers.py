@@ -162,11 +162,19 @@ def in_plain_words(fault: Mapping[str, Any]) -> str:
 
 
 def _as_text(model: type[BaseModel], key: str, value: object) -> object:
-    """Text where pydantic would take `true` for 1, or refuse 7 as the name of a folder."""
+    """Text where pydantic would take `true` for 1, or refuse 7 as the name of a folder.
+
+    YAML reads `off` as false: settings that are words (`refit: off`) get the word back.
+    """
     annotation = model.model_fields[key].annotation
-    is_bool = isinstance(value, bool)
-    odd = annotation in (int, float) if is_bool else annotation is str
-    return str(value) if odd and isinstance(value, int | float) else value
+    if isinstance(value, bool) and annotation is not bool:
+        return str(value) if annotation in (int, float) else as_typed(value)
+    return str(value) if annotation is str and isinstance(value, int | float) else value
+
+
+def as_typed(value: object) -> str:
+    """A value as it is typed after `-P key=`."""
+    return ("on" if value else "off") if isinstance(value, bool) else str(value)
 
 
 def flatten(values: Mapping[str, object]) -> dict[str, object]:

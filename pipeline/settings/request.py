@@ -19,6 +19,7 @@ from pipeline.settings.layers import (
     CONTROL,
     Given,
     Layer,
+    as_typed,
     control_key,
     flatten,
     preset_layer,
@@ -75,9 +76,13 @@ class Request:
         not_given = {"config", *({"preset"} if options.get("preset") in UNSET else ())}
         of_runs = {key: text for key, text in options.items() if key not in not_given}
         own = {key: of_runs.pop(key) for key in own_keys if key in of_runs}
+        of_control = _of_control(file)
         own_in_file = {key: _with_commas(file.pop(key)) for key in own_keys if key in file}
         of_others = tuple(key for key in file if key in OF_ENTRY_POINTS)
         file = {key: value for key, value in file.items() if key not in of_others}
+        if "control" not in own_keys:
+            of_others += tuple(f"{CONTROL}{key}" for key in of_control)
+            of_control = {}
         apart = {name: of_runs.pop(key) for key in options if (name := control_key(key))}
         for values in (of_runs, own, file, own_in_file):  # schedules in files are read once, too
             values.update({k: _spelled_out(values[k]) for k in SCHEDULE_KEYS if values.get(k)})
@@ -88,7 +93,7 @@ class Request:
             file=file,
             own_in_file=own_in_file,
             of_others=of_others,
-            control=apart,
+            control={**of_control, **apart},
         )
 
     def for_stage(self, number: int | None) -> Request:
@@ -235,6 +240,14 @@ def _read_config(config: str) -> dict[str, object]:
     for key, value in flatten(file).items():
         _refuse_nul(key, value, f"config {config}")
     return file
+
+
+def _of_control(file: dict[str, object]) -> dict[str, str]:
+    """The training settings of a decision's control alone, taken out of a file's settings."""
+    if isinstance(inner := file.get("control"), Mapping):
+        del file["control"]
+        file |= {f"{CONTROL}{key}": value for key, value in inner.items()}
+    return {name: as_typed(file.pop(key)) for key in list(file) if (name := control_key(key))}
 
 
 def _with_commas(value: object) -> object:

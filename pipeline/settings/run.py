@@ -207,7 +207,9 @@ class MachineSettings(StrictModel):
         "auto", "processor that computes: auto, cpu, cuda, cuda:1 (the second of several), mps"
     )
     cache: bool = setting(True, "keep the frozen prefix's outputs on disk (on/off)")
-    cache_dir: PathText = setting("", "folder for downloads and caches; empty: ~/.cache/unfreeze")
+    cache_dir: PathText = setting(
+        "", "folder for downloads and caches; empty: unfreeze in $XDG_CACHE_HOME or ~/.cache"
+    )
     cache_limit: SizeText = setting(
         "20GB",
         "disk for the frozen prefix's outputs and decoded images (500 MB, 2GiB, bytes, or 10% of "

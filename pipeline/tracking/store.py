@@ -19,10 +19,11 @@ from pipeline.system.network.addresses import without_password
 from pipeline.system.processes import owner_tags
 from pipeline.system.progress import doing
 from pipeline.system.provenance import PROJECT_DIR, git_commit
-from pipeline.tracking.connection.address import usable_address
+from pipeline.tracking.connection.address import URI, usable_address
 from pipeline.tracking.connection.client import import_quietly, patient
 from pipeline.tracking.connection.faults import translated
 from pipeline.tracking.disk import StoredRun, copied, discard, stored_runs
+from pipeline.tracking.experiment import ID as EXPERIMENT_ID
 from pipeline.tracking.experiment import check_files, is_named, places_of, usable_experiment
 from pipeline.tracking.keys import (
     DATA,
@@ -106,6 +107,13 @@ class Tracking:
             raise TrackingError(
                 f"MLFLOW_TRACKING_URI={shown}: its driver is not installed ({err}): pip install it"
             ) from None
+
+    @property
+    def place(self) -> dict[str, str]:
+        """The variables by which another process records in the same place; with a password."""
+        import mlflow
+
+        return {URI: mlflow.get_tracking_uri(), EXPERIMENT_ID: self.experiment_id}
 
     @property
     def how_to_browse(self) -> str:

@@ -209,7 +209,8 @@ def _of_stage(storage: Storage, session: Session, number: int) -> Iterator[Study
 def _differences(session: Session, number: int, attrs: Mapping[str, Any]) -> list[str]:
     """What the study held fixed and is otherwise here; nothing: it matches.
 
-    A study of an earlier version knew its data set by name: it matches one with the same `data`.
+    A study of an earlier version knew its data set by name, and no stages before its own: it
+    matches one with the same `data` and `schedule`.
     """
     theirs, ours = attrs[FIXED], fixed_settings(session.settings, number, attrs[SPACE])
     differs = {
@@ -217,9 +218,10 @@ def _differences(session: Session, number: int, attrs: Mapping[str, Any]) -> lis
         for key, value in ours.items()
         if theirs.get(key, _LATER.get(key.rpartition(".")[2])) != value
     }
-    content = session.recipe(number, trained=number - 1)
-    by_name = session.recipe(number, trained=number - 1, data=session.draw.source)
-    if attrs[TUNING_KEY] == content or (attrs[TUNING_KEY] == by_name and "data" not in differs):
+    draw, key = session.draw, attrs[TUNING_KEY]
+    former = [session.recipe(number, number - 1, name) for name in (draw.pool, draw.source)]
+    is_former = key in former and not differs.keys() & {"data", "schedule"}
+    if key == session.recipe(number, number - 1) or is_former:
         return [text for key, text in differs.items() if key.startswith(f"stage{number}.")]
     return list(differs.values()) or ["other images, weights, views or precision"]
 

@@ -36,7 +36,8 @@ class Spec:
         defaults: the first trial's settings, by key of the space; they may lie outside it.
         parents: those of the stage before, by key of the space, which are tried second; empty for
             a first stage.
-        former_name: the study's name in an earlier version, which knew data sets by their names.
+        former_names: the study's names in earlier versions, which knew data sets by their names,
+            and no stages before the study's own.
     """
 
     name: str
@@ -48,7 +49,7 @@ class Spec:
     fixed: Mapping[str, object]
     defaults: Mapping[str, object]
     parents: Mapping[str, object] = field(default_factory=dict)
-    former_name: str = ""
+    former_names: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -60,7 +61,9 @@ class Spec:
         before = first.settings.training(number - 1) if number > 1 else None
         values = training.model_dump()
         tuning_key = first.recipe(number, trained=number - 1)
-        former_key = first.recipe(number, trained=number - 1, data=first.draw.source)
+        former_keys = [
+            first.recipe(number, number - 1, data) for data in (first.draw.pool, first.draw.source)
+        ]
         content = {
             "images": [session.draw.fingerprint for session in sessions.values()],
             "seed": first.settings.seed,
@@ -68,10 +71,10 @@ class Spec:
             "space": space.plain(),
             "objective": objective,
         }
-        name, former_name = (
+        name, *former_names = (
             f"stage{number}-{stage.schedule}-{first.backbone.name}-"
             f"{digest_values({**content, TUNING_KEY: key})[:12]}"
-            for key in (tuning_key, former_key)
+            for key in (tuning_key, *former_keys)
         )
         return cls(
             name=name,
@@ -83,7 +86,7 @@ class Spec:
             fixed=fixed_settings(first.settings, number, space.dimensions),
             defaults={key: getattr(training, key) for key in space.dimensions},
             parents={key: getattr(before, key) for key in space.dimensions} if before else {},
-            former_name=former_name,
+            former_names=tuple(former_names),
         )
 
     @property
@@ -92,11 +95,12 @@ class Spec:
         return OBJECTIVES[self.objective].maximised
 
     def as_known(self, storage: Storage) -> Spec:
-        """The spec with the former name, if the storage holds the study under that name alone."""
+        """The spec with a former name, if the storage holds the study under that name alone."""
         known = set(optuna.get_all_study_names(storage))
-        if self.name in known or self.former_name not in known:
+        if self.name in known:
             return self
-        return replace(self, name=self.former_name)
+        held = (name for name in self.former_names if name in known)
+        return replace(self, name=next(held, self.name))
 
 
 def fixed_settings(settings: Settings, number: int, tuned: Collection[str]) -> dict[str, object]:

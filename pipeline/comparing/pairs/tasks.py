@@ -2,6 +2,7 @@
 
 In: the arms, and where new runs are nested. Out: for each pair what this process would have come
 to. A process of the cluster opens the store and reads the test images once, for all its pairs.
+Pairs that another command works on come last, so that two commands divide the pairs among them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from pipeline.runs.scoring import read_test_split
 from pipeline.runs.sources import source_and_weights
 from pipeline.system.progress import bar
 from pipeline.tracking import Tracking
+
+Attempt = tuple[PairKey, bool]
+"""A pair, and whether to wait where another command works on it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,16 +79,14 @@ class PairWork:
             seeds=self.seeds,
         )
 
-    def do(self, key: PairKey, say: Say) -> Done | Extra:
-        """Run a pair, or find that it has been run."""
-        runner = self._runner
+    def do(self, item: Attempt, say: Say) -> Done | Extra | None:
+        """Run a pair, or find that it has been run; None: another command works on it."""
+        runner, (key, wait) = self._runner, item
         runner.say = say
         if self.extra:
             result = runner.run_extra(key, self.extra)
             return Extra(result=result, recipes=frozenset(runner.tracking.recipes_met))
-        done = runner.attempt(key, wait=True)
-        assert done, "it waits"
-        return done
+        return runner.attempt(key, wait=wait)
 
 
 def run_all(runner: PairRunner, keys: list[PairKey], cluster: Cluster | None) -> list[Results]:
@@ -95,12 +97,14 @@ def run_all(runner: PairRunner, keys: list[PairKey], cluster: Cluster | None) ->
     names = {runner.name_of(key): key for key in new}
     with (
         bar(f"{runner.called}s", len(keys), done=len(keys) - len(new)) as step,
-        cluster.dispatcher(PairWork.of(runner), runner.tracking.experiment_id) as dispatcher,
+        cluster.dispatcher(PairWork.of(runner), runner.tracking.place) as dispatcher,
     ):
-        for key, found in dispatcher.run(names):
-            assert isinstance(found, Done)
-            runner.take(key, found)
-            step(1)
+        for wait in (False, True):
+            left = {n: (key, wait) for n, key in names.items() if key.number not in runner.done}
+            for (key, _), found in dispatcher.run(left):
+                if isinstance(found, Done):
+                    runner.take(key, found)
+                    step(1)
     return [runner.done[key.number] for key in keys]
 
 
@@ -112,8 +116,8 @@ def run_extra(
         return [runner.run_extra(key, arm) for key in keys]
     names = {f"{arm.name} on {runner.name_of(key)}": key for key in keys}
     found: dict[PairKey, ArmResult] = {}
-    with cluster.dispatcher(PairWork.of(runner, arm), runner.tracking.experiment_id) as dispatcher:
-        for key, extra in dispatcher.run(names):
+    with cluster.dispatcher(PairWork.of(runner, arm), runner.tracking.place) as dispatcher:
+        for (key, _), extra in dispatcher.run({name: (key, True) for name, key in names.items()}):
             assert isinstance(extra, Extra)
             found[key] = extra.result
             runner.tracking.recipes_met |= extra.recipes

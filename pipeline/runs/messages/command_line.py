@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from pipeline.data.open import NAMES
 from pipeline.settings.entry import NAMED_STAGES
-from pipeline.system.disk.files import typed_path
+from pipeline.settings.layers import as_typed
+from pipeline.system.disk.files import seen, typed_path
 from pipeline.system.provenance import COMMAND, IS_PROJECT
 from pipeline.weights.pretrained import names_a_file
+
+_PATHS: dict[str, Callable[[str], bool]] = {
+    "data": lambda data: data not in NAMES,
+    "weights": names_a_file,
+    "blocks": lambda blocks: blocks.endswith((".yaml", ".yml")),
+    "storage": lambda storage: "://" not in storage,  # a journal's plain name
+    **dict.fromkeys(("config", "cache_dir", "space"), bool),
+}
+"""Settings that may be paths of this folder, and which of their values are."""
 
 
 def stage_entry_point(number: int) -> str:
@@ -19,16 +29,17 @@ def stage_entry_point(number: int) -> str:
 
 def command_line(entry_point: str, options: Mapping[str, object]) -> str:
     """What to type; paths are absolute, since `mlflow run` starts in the project's folder."""
-    values = {key: _as_typed(value) for key, value in options.items()}
-    is_a_path = {"data": lambda data: data not in NAMES, "weights": names_a_file}
-    is_a_path |= dict.fromkeys(("config", "cache_dir"), bool)
-    for key, holds in is_a_path.items():
-        if values.get(key) and holds(values[key]):
+    values = {key: as_typed(value) for key, value in options.items()}
+    for key, is_a_path in _PATHS.items():
+        if values.get(key) and is_a_path(values[key]):
             values[key] = str(typed_path(values[key]).absolute())
+    if (labels := values.get("labels")) and not _is_in(values.get("data", ""), labels):
+        values["labels"] = str(typed_path(labels).absolute())
     words = " ".join(f"-P {key}={shlex.quote(value)}" for key, value in values.items())
     local = " --env-manager local" if IS_PROJECT else ""
     return f"{COMMAND} {entry_point}{local} {words}"
 
 
-def _as_typed(value: object) -> str:
-    return ("on" if value else "off") if isinstance(value, bool) else str(value)
+def _is_in(data: str, labels: str) -> bool:
+    """Whether a CSV file is named by its place in the folder of images, where it is looked for."""
+    return seen((typed_path(data) / typed_path(labels)).is_file)

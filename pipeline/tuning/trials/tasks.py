@@ -112,11 +112,11 @@ def run_on(
         OutOfTime: the deadline passed.
     """
     study, setup, asked = runner.study, runner.setup, dict[int, Trial]()
-    work, experiment_id = TrialWork.of(runner), setup.tracking.experiment_id
+    place = {**setup.tracking.place, STORAGE: study.storage.url}
     patient = partial(with_patience, study.storage, say=setup.say)
     try:
         with (
-            cluster.dispatcher(work, experiment_id, {STORAGE: study.storage.url}) as dispatcher,
+            cluster.dispatcher(TrialWork.of(runner), place) as dispatcher,
             beating(study.storage, lambda: [trial._trial_id for trial in list(asked.values())]),
         ):
             so_far = patient(study.finished)
