@@ -112,15 +112,16 @@ def test_a_schedule_that_comes_to_a_stage_by_other_blocks_is_another_recipe(
     command: Command, ann: str
 ) -> None:
     ways = ("three_stage", "mine(head; head+1)", "mine(head+1; continued; continued)")
+    rates = {"stage1.lr": "1e-3", "stage2.lr": "1e-3"}
     for way, draw in zip((*ways, ways[2]), "0101", strict=True):
-        assert command("stage2", data=ann, draw=draw, schedule=way, **FEW) == 0
+        assert command("stage2", data=ann, draw=draw, schedule=way, **FEW, **rates) == 0
     usual, same, *others = of_stage(2)["tags.z.recipe_key"]
     assert usual == same
     assert set(others) == {others[0]} != {usual}
     # runs of an earlier version had the usual one: a new command gives them their place
     run_id = of_stage(2)["run_id"][2]
     mlflow.MlflowClient().set_tag(run_id, stored_tag("recipe_key"), usual)
-    own = {"stage2.epochs": "2", "schedule": ways[2], **FEW}
+    own = {"stage2.epochs": "2", "schedule": ways[2], **FEW, **rates}
     assert command("stage3", data=ann, draw="0", **own) == 0
     assert list(of_stage(2)["tags.z.recipe_key"]) == [usual, usual, *others]
 
