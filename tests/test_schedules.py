@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -137,13 +138,12 @@ def test_keys_of_runs_of_the_built_in_schedules_are_what_they_were(name: str) ->
     if name == "stage1_continued":  # whose stage 2 trains the head alone
         options["stage2.lr"] = "3e-4"  # the preset gave this rate to every stage 2 then
     settings = load_settings(options)
-    made = {"network": "", "weights_digest": "w" * 8, "precision": "float32"}
+    made: dict[str, Any] = {"network": "", "weights_digest": "w" * 8, "precision": "float32"}
+    of_recipe = {"data": "pool", "class_names": ("a", "b"), "former": False}
     parent, found = None, []
     for stage in SCHEDULES[name].stages:
         parent = lineage_key(settings, stage, fingerprint="f" * 8, parent_key=parent, **made)
-        recipe = recipe_key(
-            settings, stage, trained=stage.number, data="pool", class_names=("a", "b"), **made
-        )
+        recipe = recipe_key(settings, stage, trained=stage.number, **of_recipe, **made)
         found.append((parent[:16], recipe[:16]))
     assert found == KEYS[name]
 

@@ -144,7 +144,7 @@ def test_a_space_holds_settings_only_if_every_dimension_does() -> None:
         ("augment: [light+mixup, mixup + light]", "different values"),
         ("augment: {low: none, high: strong}", "augment must be a list of its values, got {'low'"),
         ("augment: light", "augment must be a list of its values, got 'light'"),
-        ("augment: [off]", "augment must be .* got False"),
+        ("augment: [off]", "augment must be .* got 'off'"),
         ("lr: 0.1", r"lr must be a list, or a range .* got 0\.1"),
         ("lr:", "lr must be a list, or a range .* got None"),
         ("lr: {low: 0.0, high: 0.1}", r"lr must be greater than 0, got 0\.0"),

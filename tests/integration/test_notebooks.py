@@ -45,7 +45,7 @@ def execute(clone: Path, environment: dict[str, str], tmp_path: Path) -> Iterato
         done = subprocess.run(
             words,
             cwd=clone / "notebooks",
-            env={**environment, "HOME": str(home)},
+            env={**environment, "HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache")},
             capture_output=True,
             text=True,
             check=False,
