@@ -245,7 +245,11 @@ def test_beside_the_arms_stand_full_and_lp_ft_at_the_same_steps(
         ({"config": "gate.yaml"}, "enforce_gate=on: the gate judges by finished runs"),
         ({"rope": "1"}, "unknown setting rope"),
         ({"control.lr": "fast"}, "control.lr must be a number, got"),
-        ({"control.epochs": "3"}, "control.epochs=3: both arms have equal optimizer steps"),
+        (
+            {"control.epochs": "3"},
+            "control.epochs=3 (command line): both arms have equal optimizer steps",
+        ),
+        ({"config": "control.yaml"}, "got 'abc' (config control.yaml)"),
         ({"control.rate": "3"}, "unknown setting control.rate"),
         ({"stage2.patience": "3"}, "patience=3: arms have equal optimizer steps"),
     ],
@@ -256,6 +260,7 @@ def test_a_fault_is_one_line_exit_code_2_and_no_run(
     import mlflow
 
     Path("schedule.yaml").write_text("schedule: full\n")
+    Path("control.yaml").write_text("control.lr: abc\n")
     Path("gate.yaml").write_text("enforce_gate: true\n")
     assert command("decide", **words) == 2
     output = capfd.readouterr()

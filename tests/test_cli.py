@@ -59,6 +59,14 @@ def test_words_that_are_no_settings_are_refused(words: str, message: str) -> Non
         parse(words.split())
 
 
+@pytest.mark.parametrize("dashed", [r"-cam(\d+)", "-1", "-"])
+def test_a_value_may_begin_with_a_dash_however_it_is_typed(dashed: str) -> None:
+    """`mlflow run` passes options on as two words."""
+    for words in (["--group", dashed, "--lr", "1"], ["-P", f"group={dashed}", "-Plr=1"]):
+        _, options = parse(["main", *words])
+        assert options == {"group": dashed, "lr": "1"}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

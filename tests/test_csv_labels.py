@@ -294,6 +294,13 @@ def test_groups_are_a_column_or_a_regular_expression(tmp_path: Path) -> None:
     assert any("each of which is a group of its own: 2" in n for n in some.notes)
 
 
+def test_an_image_of_two_groups_is_refused(tmp_path: Path) -> None:
+    rows = "".join(f"{a},{b},{a[1]}\n" for a, b in zip(FILES, LABELS, strict=True))
+    first = FILES[0]
+    with pytest.raises(DataError, match=r"of group 0 \(.* line 2\) and .* of group 9 \(.* line 8"):
+        read(tmp_path, f"file,label,patient\n{rows}{first},{LABELS[0]},9\n", group="patient")
+
+
 def test_rows_without_a_group_are_no_group_together(tmp_path: Path) -> None:
     rows = "".join(
         f"{a},{b},{'' if a[1] == '1' else a[1]}\n" for a, b in zip(FILES, LABELS, strict=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import mlflow
 import numpy as np
@@ -18,13 +20,19 @@ from PIL import Image
 from pipeline.cli import main
 from pipeline.data.images import digest_image
 from pipeline.model.backbones import build_backbone
+from pipeline.model.often import BLOCKS
+from pipeline.runs.lineage import _before as before_of
 from pipeline.runs.lineage import settings_of
 from pipeline.runs.session import Session
+from pipeline.settings.schedules import Stage, schedule_of
+from pipeline.settings.search_space import SearchSpace
 from pipeline.settings.thresholds import Thresholds
 from pipeline.signals.evidence import instability_now
 from pipeline.system.disk.digests import digest_values
 from pipeline.tracking import Tracking
 from pipeline.tracking.keys import POOL, stored_tag
+from pipeline.tuning.spec import Spec
+from pipeline.tuning.storage.access import Storage
 from tests.conftest import SMALL_NET, TINY, Command, words_of, write_image_folder
 from tests.helpers import fill, load_settings
 from tests.test_gate import planted
@@ -33,6 +41,16 @@ from tests.test_tuning import space_file, studies
 
 FEW = {"train_per_class": "2", "val_per_class": "2"}
 """Three draws of the image folder, or two with two test images a class."""
+SPEC = Spec(
+    name="new",
+    stage=Stage("mine", 1, ("head",)),
+    draws=(0,),
+    objective="val_acc",
+    space=SearchSpace(source="", dimensions={}),
+    tuning_key="",
+    fixed={},
+    defaults={},
+)
 TEST = {**FEW, "test_per_class": "2"}
 
 
@@ -124,6 +142,39 @@ def test_a_schedule_that_comes_to_a_stage_by_other_blocks_is_another_recipe(
     own = {"stage2.epochs": "2", "schedule": ways[2], **FEW, **rates}
     assert command("stage3", data=ann, draw="0", **own) == 0
     assert list(of_stage(2)["tags.z.recipe_key"]) == [usual, usual, *others]
+
+
+def test_a_run_stays_of_its_data_set_where_another_deals_the_same_images(
+    command: Command, ann: str
+) -> None:
+    assert command("stage1", data=ann, **FEW) == 0
+    [run] = of_stage(1)["run_id"]
+    client = mlflow.MlflowClient()
+    client.set_tag(run, stored_tag(POOL), "before an image was added")
+    tracking = Tracking.connect()
+    before = tracking.get(run)
+    session = Session.open(load_settings({}, inherited=settings_of(before)), tracking, print)
+    former = session.recipe(1, former="before an image was added")
+    client.set_tag(run, stored_tag("recipe_key"), former)
+    assert command("stage2", data=ann, **FEW, **{"stage1.epochs": "1"}) == 0
+    assert list(of_stage(1)["tags.z.recipe_key"]) == [former]
+
+
+def test_a_study_of_another_schedule_under_a_former_name_is_not_gone_on_with(store: Path) -> None:
+    storage = optuna.storages.InMemoryStorage()
+    spec = replace(SPEC, fixed={"schedule": "mine(all)"}, former_names=("old",))
+    for schedule, name in (("mine(head)", "new"), ("mine(all)", "old")):
+        study = optuna.create_study(storage=storage, study_name="old", load_if_exists=True)
+        study.set_user_attr("fixed", {"schedule": schedule})
+        assert spec.as_known(cast("Storage", storage)).name == name
+
+
+def test_blocks_of_earlier_stages_count_where_a_stages_own_do_not_tell_them() -> None:
+    """On a network of three blocks two built-in schedules end with everything in stage 2."""
+    few = ("head", "block1", "stem")
+    ways = [before_of(schedule_of(name).on(few), 2) for name in ("two_stage", "lp_ft")]
+    assert ways == [{"before": [("head", "block1")]}, {"before": [("head",)]}]
+    assert not before_of(schedule_of("lp_ft").on((*BLOCKS,)), 2)
 
 
 # --- runs and studies of an earlier version ------------------------------------------------------

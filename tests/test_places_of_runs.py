@@ -127,6 +127,30 @@ def test_the_next_command_asks_about_the_same_settings(tmp_path: Path) -> None:
     assert next_command(asked, 2, "abc").endswith("-P parent_run_id=abc")
 
 
+@pytest.mark.parametrize(
+    ("typed", "schedules"),
+    [
+        ({"schedule": "two_stage", "stage1.lr": "1e-3"}, "two_stage,full"),
+        ({"schedule": "head_only", "lr": "0.03"}, "head_only,full"),
+        ({"schedule": "mine(all)", "lr": "0.03"}, "mine(all),three_stage"),
+    ],
+)
+def test_a_proposed_comparison_has_other_arms_and_no_setting_of_one_stage(
+    typed: dict[str, str], schedules: str
+) -> None:
+    asked = load_settings({"train_per_class": "20", **typed})
+    words = shlex.split(next_command(asked, len(asked.stages), "abc"))
+    assert "lr=" not in " ".join(words)
+    assert {"train_per_class=20", f"schedules={schedules}"} <= set(words)
+    _, options = parse(["compare", *[w for w in words if "=" in w for w in ("-P", w)]])
+    assert ENTRY_POINTS["compare"].plan(ENTRY_POINTS["compare"].read(options))
+
+
+def test_the_next_stage_asks_the_gate_as_was_typed() -> None:
+    assert "-P enforce_gate=on" in next_command(load_settings({"enforce_gate": "on"}), 2, "abc")
+    assert "reuse" not in next_command(load_settings({"reuse": "off"}), 2, "abc")
+
+
 def test_the_next_stage_trains_as_was_typed_for_it() -> None:
     """A stage-1 run holds what it was trained by, and nothing of later stages."""
     typed = {"epochs": "3", "stage2.lr": "0.001", "stage3.norm": "keep"}

@@ -307,6 +307,17 @@ def test_a_lead_within_noise_leaves_the_defaults_and_another_choice_is_announced
     assert home.study.user_attrs["chosen"] == 1
 
 
+def test_a_choice_stays_where_the_runs_that_told_were_removed(
+    home: Home, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert home.tune(margin="100") == 0
+    choice = home.study.user_attrs["choice"]
+    assert main(["clean", "-P", "remove=trials", "-P", f"cache_dir={home.folder}"]) == 0
+    assert home.tune(margin="100") == 0
+    assert (home.study.user_attrs["chosen"], home.study.user_attrs["choice"]) == (0, choice)
+    assert "from now on" not in capfd.readouterr().out.partition("were removed")[2]
+
+
 def test_a_later_study_is_found_from_the_settings_that_it_was_made_from(
     home: Home, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -747,6 +747,15 @@ def test_a_typed_command_makes_paths_absolute_and_leaves_names_alone() -> None:
         assert command_line("tune", {key: name}).endswith(f" -P {typed}" + "''" * (not name))
 
 
+def test_a_csv_file_of_this_folder_is_not_taken_for_one_beside_the_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder of images may stand in a file of settings."""
+    monkeypatch.chdir(tmp_path)
+    Path("l.csv").write_text("file,label")
+    assert command_line("start", {"labels": "l.csv"}).endswith(f" -P labels={tmp_path}/l.csv")
+
+
 def test_a_csv_file_in_the_folder_of_images_is_named_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "mine.csv").write_text("file,label")
     assert command_line("main", {"data": str(tmp_path), "labels": "mine.csv"}).endswith(

@@ -20,7 +20,7 @@ from typing import Literal
 
 from pipeline.errors import SettingsError
 from pipeline.settings.entry import DecideSettings, TuneSettings
-from pipeline.settings.layers import COMMAND_LINE, CONTROL, Given, Layer, validated
+from pipeline.settings.layers import validated
 from pipeline.settings.request import Request
 from pipeline.settings.run import TRAIN_KEYS, Settings, TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Schedule, schedule_of
@@ -96,7 +96,7 @@ def arms_of(decide: DecideSettings, request: Request) -> tuple[Arm, Arm]:
     treatment = Arm(name=schedule.name, settings=settings, last=last, is_stage=is_stage)
     check_distinct([one.on(settings.order) for one in (schedule, control)])
     arm = at_equal_steps(treatment, control, request)
-    return treatment, with_own_settings(arm, request.control)
+    return treatment, with_own_settings(arm, request)
 
 
 def check_distinct(schedules: Sequence[Schedule]) -> None:
@@ -172,21 +172,23 @@ def at_equal_steps(
     return Arm(name=schedule.name, settings=arm_settings, last=len(ours))
 
 
-def with_own_settings(control: Arm, given: Mapping[str, str]) -> Arm:
+def with_own_settings(control: Arm, request: Request) -> Arm:
     """The control with settings of its own for its last stage (`control.lr=1e-4`).
 
     Raises:
         SettingsError: a wrong value, or one that would change the number of steps.
     """
+    given = request.control
     if steps := [key for key in OF_STEPS if key in given]:
+        where = request.given_for_control(steps[0]).layer.source
         raise SettingsError(
-            f"control.{steps[0]}={given[steps[0]]}: both arms have equal optimizer steps: leave "
-            f"it out, or pass -P stage{control.last}.{steps[0]}= for both"
+            f"control.{steps[0]}={given[steps[0]]} ({where}): both arms have equal optimizer "
+            f"steps: leave it out, or pass -P stage{control.last}.{steps[0]}= for both"
         )
     if not given:
         return control
-    layer, faults = Layer(source=COMMAND_LINE, values={}), list[str]()
-    typed = {key: Given(text, f"{CONTROL}{key}", layer) for key, text in given.items()}
+    faults = list[str]()
+    typed = {key: request.given_for_control(key) for key in given}
     base = control.settings.training(control.last).model_dump()
     defaults = {key: value for key, value in base.items() if key not in given}
     own = validated(TrainSettings, typed, faults, **defaults)

@@ -235,7 +235,7 @@ def _tuned(plan: Comparison, setup: PairSetup) -> tuple[Comparison, tuple[TunedA
         setup.command, setup.tracking, plan.tune, plan.treatment, plan.explicit, setup.cluster
     )
     control = at_equal_steps(treatment.arm, plan.control.schedule, plan.request, plan.treatment)
-    control = with_own_settings(control, plan.request.control)
+    control = with_own_settings(control, plan.request)
     equal_steps([treatment.arm, control], setup.images)
     fixed = own_stages(plan)
     trials = plan.tune.n_trials * (last - control.last + len(fixed))

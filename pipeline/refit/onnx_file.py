@@ -24,6 +24,7 @@ from pipeline.data.image_set import ImageSet
 from pipeline.data.images import Preparation
 from pipeline.data.sampling.draws import Draw
 from pipeline.errors import first_line
+from pipeline.system.text import one_line
 from pipeline.tracking import RunLog
 from pipeline.training.prefix.cache import images_at_once
 
@@ -79,7 +80,7 @@ def log_onnx(
         )
         return
     (path.parent / "labels.txt").write_text(
-        "".join(f"{name}\n" for name in draw.class_names), encoding="utf-8"
+        "".join(f"{one_line(name)}\n" for name in draw.class_names), encoding="utf-8"
     )
     about = {"class_names": draw.class_names, "image_size": images.pixels.shape[-1]}
     about |= {"ranges": draw.ranges} if draw.ranges else {}

@@ -169,7 +169,9 @@ def add_pictures_and_model(session: Session, number: int, run_id: str) -> None:
 
 def join_data_set(session: Session, run: RunView, number: int) -> None:
     """Let a run of an earlier version that saw a session's images count as one of its data set."""
+    pool = run.tags.get(keys.POOL, session.draw.pool)
     former = session.recipe(number, former=run.tags.get(keys.POOL, run.tags[keys.DATA]))
-    if run.tags[keys.RECIPE_KEY] == former != session.recipe(number):
+    is_former = run.tags[keys.RECIPE_KEY] == former != session.recipe(number)
+    if is_former and pool == session.draw.pool:
         tags = {keys.RECIPE_KEY: session.recipe(number), keys.POOL: session.draw.pool}
         session.tracking.writing(run.run_id).tags(tags)

@@ -106,14 +106,16 @@ def recipe_key(
 
 
 def _before(schedule: Schedule, number: int) -> dict[str, object]:
-    """What stages before stage `number` train, where no built-in schedule trains just that.
+    """What stages before stage `number` train, unless its own blocks tell that.
 
-    Built-in schedules that train the same blocks in a stage trained the same ones before.
+    Built-in schedules that train the same blocks in a stage trained the same ones before, on
+    networks of more than three blocks.
     """
-    *before, _ = own = schedule.trains(number)
-    usual = (one.on(schedule.blocks) for one in SCHEDULES.values() if one.fits(schedule.blocks))
-    is_usual = any(one.trains(number) == own for one in usual)
-    return {"before": before} if before and not is_usual else {}
+    *before, last = schedule.trains(number)
+    built_in = (one.on(schedule.blocks) for one in SCHEDULES.values() if one.fits(schedule.blocks))
+    ways = [one.trains(number) for one in built_in if one.count >= number]
+    is_told = {tuple(way) for way in ways if way[-1] == last} == {(*before, last)}
+    return {"before": before} if before and not is_told else {}
 
 
 def other_than(run: RunView, stage: int | None = None, schedule: str | None = None) -> str:

@@ -50,6 +50,7 @@ class Request:
         of_others: settings in that file that are other entry points' own, which ask for them.
         target: the stage that plain training settings apply to; None: every stage.
         control: training settings of a decision's control alone, key -> text.
+        control_in_file: those of them that only the file gives.
     """
 
     options: Mapping[str, str]
@@ -60,6 +61,7 @@ class Request:
     of_others: tuple[str, ...] = ()
     target: int | None = None
     control: Mapping[str, str] = field(default_factory=dict)
+    control_in_file: Collection[str] = ()
 
     @classmethod
     def read(cls, options: Mapping[str, str], own_keys: Collection[str] = ()) -> Request:
@@ -94,6 +96,7 @@ class Request:
             own_in_file=own_in_file,
             of_others=of_others,
             control={**of_control, **apart},
+            control_in_file=of_control.keys() - apart.keys(),
         )
 
     def for_stage(self, number: int | None) -> Request:
@@ -215,6 +218,12 @@ class Request:
         if self.target is not None:
             settings.stage(self.target)  # or SettingsError: the schedule is shorter
         return settings
+
+    def given_for_control(self, key: str) -> Given:
+        """A setting of the control, and where it was given."""
+        source = f"config {self.config}" if key in self.control_in_file else COMMAND_LINE
+        layer = Layer(source=source, values={})
+        return Given(self.control[key], f"{CONTROL}{key}", layer)
 
     def check(self) -> None:
         """Refuse wrong settings now, where a finished run is to complete them later.

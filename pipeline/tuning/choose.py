@@ -34,7 +34,7 @@ from pipeline.system.text import count_of
 from pipeline.tracking import Tracking
 from pipeline.tracking.keys import draw_run_id
 from pipeline.tuning.storage.trial_state import RUN_ID, default_of
-from pipeline.tuning.study import STEPS_A_DRAW, Study
+from pipeline.tuning.study import CHOICE, CHOSEN, STEPS_A_DRAW, Study
 
 RESAMPLES = 500
 FAR = 30.0
@@ -64,6 +64,9 @@ def choose(study: Study, tracking: Tracking, margin: float) -> Choice | None:
         return Choice(best, "the defaults are the best")
     objective = OBJECTIVES[study.spec.objective]
     metric, both = METRICS[objective.metric], _scores(study, tracking, best, default)
+    settled = study.optuna.user_attrs
+    if both is None and CHOSEN in settled:  # the runs that told were removed since
+        return Choice(study.trials[settled[CHOSEN]], str(settled.get(CHOICE)))
     if both is None:
         why = "the scores of its run or of the defaults' run are lost"
         return Choice(best, f"the best trial is taken without a margin: {why}")

@@ -20,7 +20,7 @@ from pipeline.runs.session import Session
 from pipeline.stats.metrics import DEFAULT_OBJECTIVE
 from pipeline.system.network.addresses import without_password
 from pipeline.system.provenance import COMMAND
-from pipeline.tuning.spec import TUNING_KEY, fixed_settings
+from pipeline.tuning.spec import FIXED, TUNING_KEY, fixed_settings
 from pipeline.tuning.storage.access import Storage, translated
 from pipeline.tuning.storage.trial_state import why_all_failed
 from pipeline.tuning.study import (
@@ -28,7 +28,6 @@ from pipeline.tuning.study import (
     CHOICE,
     CHOSEN,
     FINISHED,
-    FIXED,
     SEED,
     SPACE,
     shown_settings,

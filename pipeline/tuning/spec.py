@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import optuna
 from optuna.trial import Trial
@@ -21,8 +22,8 @@ from pipeline.system.disk.digests import digest_values
 from pipeline.tuning.storage.access import Storage
 from pipeline.tuning.storage.trial_state import DEFAULTS
 
-TUNING_KEY = "tuning_key"
-"""User attribute of a study, see `Spec`."""
+TUNING_KEY, FIXED = "tuning_key", "fixed"
+"""User attributes of a study, see `Spec`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +101,12 @@ class Spec:
         if self.name in known:
             return self
         held = (name for name in self.former_names if name in known)
-        return replace(self, name=next(held, self.name))
+        return replace(self, name=next(filter(partial(self._is_of, storage), held), self.name))
+
+    def _is_of(self, storage: Storage, name: str) -> bool:
+        """Whether a study of that name is of this schedule."""
+        fixed = optuna.load_study(study_name=name, storage=storage).user_attrs.get(FIXED, {})
+        return bool(fixed.get("schedule") == self.fixed["schedule"])
 
 
 def fixed_settings(settings: Settings, number: int, tuned: Collection[str]) -> dict[str, object]:

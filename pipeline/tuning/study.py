@@ -27,7 +27,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from pipeline.system.disk.databases import exclusively
 from pipeline.system.text import count_of
-from pipeline.tuning.spec import TUNING_KEY, Spec
+from pipeline.tuning.spec import FIXED, TUNING_KEY, Spec
 from pipeline.tuning.storage.access import BEATS_UNTIL_GIVEN_UP, Storage, experiments_known
 from pipeline.tuning.storage.trial_state import (
     DEFAULTS,
@@ -45,8 +45,8 @@ STEPS_A_DRAW = 10
 CHOSEN, CHOICE, FINISHED = "chosen", "choice", "finished"
 """User attributes of a study: the trial whose settings are used, why this trial, and how many
 trials there were when the study last had all that were wanted."""
-FIXED, SEED, HEARTBEAT = "fixed", "seed", "heartbeat"
-"""User attributes of a study: settings that it does not tune, by key; its runs' seed; seconds."""
+SEED, HEARTBEAT = "seed", "heartbeat"
+"""User attributes of a study: its runs' seed; seconds."""
 SPACE = "space"
 """User attribute of a study: what it tunes. A study without this attribute is half made."""
 AFTER_FAILURES = (

@@ -139,9 +139,10 @@ def _read_all(
         for one in _labelled(file, table.rows, images, base, root):
             known = found.setdefault(one.path, one)
             twice += known is not one
-            if (known.label, known.split) != (one.label, one.split):
+            if known != replace(one, where=known.where):
                 first, second = (
-                    f"{one_line(o.label)}{f' in {o.split}' if o.split else ''} ({o.where})"
+                    f"{one_line(o.label)}{f' in {o.split}' if o.split else ''}"
+                    f"{f' of group {one_line(o.group)}' if o.group else ''} ({o.where})"
                     for o in (known, one)
                 )
                 raise DataError(

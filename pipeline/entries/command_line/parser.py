@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -148,13 +148,19 @@ def parse(argv: Sequence[str] | None) -> tuple[str, dict[str, str]]:
 
 
 def _as_options(given: Iterable[str]) -> Iterator[str]:
-    """`-P key=value`, as `mlflow run` takes it and as messages put it, as `--key=value`."""
-    words = iter(given)
-    for word in words:
+    """`-P key=value`, as `mlflow run` takes it and as messages put it, as `--key=value`.
+
+    So is `--key value`, as `mlflow run` passes it on: a value may begin with a dash.
+    """
+    words = deque(given)
+    while words:
+        word = words.popleft()
         if not word.startswith("-P"):
-            yield word
+            takes = word.startswith("--") and "=" not in word and word != "--help"
+            apart = takes and words and not words[0].startswith(("--", "-P"))
+            yield f"{word}={words.popleft()}" if apart else word
             continue
-        pair = word[2:] or next(words, "")
+        pair = word[2:] or (words.popleft() if words else "")
         key, has_value, _ = pair.partition("=")
         if not (key and has_value) or key.startswith("-"):
             got = printable(f"-P {pair}".strip())

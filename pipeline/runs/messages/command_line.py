@@ -42,4 +42,4 @@ def command_line(entry_point: str, options: Mapping[str, object]) -> str:
 
 def _is_in(data: str, labels: str) -> bool:
     """Whether a CSV file is named by its place in the folder of images, where it is looked for."""
-    return seen((typed_path(data) / typed_path(labels)).is_file)
+    return bool(data) and seen((typed_path(data) / typed_path(labels)).is_file)

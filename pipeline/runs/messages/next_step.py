@@ -5,7 +5,7 @@ In: settings of a run. Out: command lines that can be pasted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from pipeline.runs.messages.command_line import command_line, stage_entry_point
 from pipeline.settings.entry import STORAGE
@@ -17,6 +17,7 @@ from pipeline.settings.run import (
     Settings,
     plain_values,
 )
+from pipeline.settings.schedules import SCHEDULES, Schedule
 from pipeline.system.network.addresses import without_password
 
 _OF_A_RUN = ("draw", "seed", "schedule", "reuse", "enforce_gate", "norm_stats", "patience")
@@ -34,15 +35,30 @@ def next_command(settings: Settings, number: int, run_id: str) -> str:
     """
     options = options_of(settings)
     if number < len(settings.stages):
-        own = {k: v for k, v in options.items() if k in _NOT_INHERITED}
+        values = _apart_from_preset(settings)[1]
+        own = {k: v for k, v in values.items() if k in _NOT_INHERITED and k != "reuse"}
         if later := _of_later_stages(settings, number):
             own |= {"schedule": settings.schedule, **later}
         return command_line(stage_entry_point(number + 1), {**own, "parent_run_id": run_id})
     schedule = settings.chain.name
     if schedule == "three_stage":
         return command_line("decide", options)
-    other = "three_stage" if schedule == "full" else "full"
-    return command_line("compare", {**options, "schedules": f"{settings.schedule},{other}"})
+    # in a comparison, settings of a stage are those of the reference's stage of that number
+    of_stages = TRAIN_KEYS if len(settings.stages) == 1 else ()
+    options = {k: v for k, v in options.items() if "." not in k and k not in of_stages}
+    others = (one.on(settings.order) for one in _rivals(settings))
+    other = next(one for one in others if one.trains() != settings.chain.trains())
+    options["schedules"] = f"{settings.schedule},{other}"
+    if "full" not in (schedule, other.name):  # which is the baseline
+        options["baseline"] = other
+    return command_line("compare", options)
+
+
+def _rivals(settings: Settings) -> Iterator[Schedule]:
+    """Built-in schedules to compare with, the likeliest first, that the network has blocks for."""
+    for name in ("full", "three_stage", "two_stage", "head_only"):
+        if SCHEDULES[name].fits(settings.order):
+            yield SCHEDULES[name]
 
 
 def _of_later_stages(settings: Settings, number: int) -> dict[str, object]:
