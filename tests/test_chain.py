@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from pipeline.entries.chain import best_of
 from pipeline.tracking.history import Summary
 from pipeline.tracking.keys import VAL
+from tests.conftest import Command
 
 
 def reached(number: int, **val: float) -> Summary:
@@ -39,3 +43,19 @@ def test_of_equal_stages_the_earlier_is_used_and_runs_of_old_go_by_accuracy() ->
     assert best_of(same, "val_acc").number == 1
     old = [reached(1, acc=0.8), reached(2, acc=0.7)]
     assert best_of(old, "val_loss").number == 1
+
+
+@pytest.mark.parametrize(("given", "apart"), [({}, "4"), ({"test_per_class": "2"}, "2")])
+def test_a_proposed_decision_sets_test_images_aside_where_the_data_has_none(
+    command: Command,
+    image_folder: Path,
+    capfd: pytest.CaptureFixture[str],
+    given: dict[str, str],
+    apart: str,
+) -> None:
+    """Numbers of training and validation images leave the rest aside, and none to score on."""
+    options = {"data": str(image_folder), "stage2.epochs": "1", "stage3.epochs": "1", **given}
+    assert command("stage3", **options) == 0
+    [line] = re.findall("^next: .*", capfd.readouterr().out, re.MULTILINE)
+    assert " decide " in line
+    assert re.findall(r"-P test_per_class=(\d+)", line) == [apart]

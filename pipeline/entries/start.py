@@ -21,7 +21,7 @@ from pipeline.data.inspection.overlap import copies_in_words
 from pipeline.data.inspection.report import DataReport
 from pipeline.data.sampling.draws import Draw, with_test_split
 from pipeline.entries.command_line.plans import StartPlan
-from pipeline.errors import DataError, PipelineError, SettingsError, WeightsError
+from pipeline.errors import PipelineError, SettingsError, WeightsError
 from pipeline.reporting.page import to_html, to_markdown
 from pipeline.runs.command import Command
 from pipeline.runs.findings.near_duplicates import log_near_duplicates
@@ -30,7 +30,12 @@ from pipeline.runs.messages.command_line import command_line
 from pipeline.runs.messages.words import minutes
 from pipeline.runs.scoring import test_split
 from pipeline.runs.session import Session
-from pipeline.runs.sources import check_draws, source_of
+from pipeline.runs.sources import (
+    TEST_IMAGES,
+    check_draws,
+    images_to_set_aside,
+    source_of,
+)
 from pipeline.settings.run import Settings, plain_values
 from pipeline.system.text import count_of, first_of, in_columns
 from pipeline.tracking import RunLog, Tracking
@@ -38,7 +43,6 @@ from pipeline.tracking.keys import KIND, NOTE, endings
 from pipeline.training.stage0 import KNN, LOGREG
 from pipeline.weights.here import Candidate, candidates_here, how_to_get
 
-TEST_IMAGES = 20
 """Most test images of a class that are proposed where the data has no test split."""
 SHOWN_S = 5.0
 """What `main` takes beside training, for each stage: pictures, the model, a share of the start."""
@@ -76,7 +80,7 @@ def start_entry(command: Command, plan: StartPlan) -> list[Tried]:
         command = _going_on(command, report)
         say(f"{settings.data}: {count_of(len(source.class_names), 'class')}\n")
         say(f"{in_columns(report.classes)}\n")
-        apart = _test_images(source, settings)
+        apart = images_to_set_aside(source, settings)
         told = [*report.lines, *source.notes, *_gaps(source, settings, report, apart)]
         for line in told:
             say(line)
@@ -142,20 +146,6 @@ def _going_on(command: Command, report: DataReport) -> Command:
         return command
     options = {**command.request.options, "skip_unreadable": "true"}
     return replace(command, request=replace(command.request, options=options))
-
-
-def _test_images(source: Source, settings: Settings) -> int:
-    """Test images of each class to propose, where the data has no test split; 0: none is left."""
-    if source.test is not None:
-        return 0
-    for count in range(TEST_IMAGES, 0, -1):
-        try:
-            apart = settings.model_copy(update={"test_per_class": count})
-            check_draws(with_test_split(source, apart), apart, [settings.draw])
-        except DataError:
-            continue
-        return count
-    return 0
 
 
 def _gaps(source: Source, settings: Settings, report: DataReport, apart: int) -> list[str]:

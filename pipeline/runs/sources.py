@@ -9,9 +9,13 @@ from pipeline.data.base import Source
 from pipeline.data.cache import cache_folder, check_cache_folder
 from pipeline.data.open import open_source
 from pipeline.data.sampling.draws import draw_rows, with_test_split
+from pipeline.errors import DataError
 from pipeline.settings.run import Settings
 from pipeline.system.progress import doing
 from pipeline.weights.pretrained import Weights, is_here, read_weights
+
+TEST_IMAGES = 20
+"""Of each class, what is proposed to be set aside where the data has no test split."""
 
 
 def source_of(settings: Settings) -> Source:
@@ -54,3 +58,17 @@ def check_draws(source: Source, settings: Settings, draws: Iterable[int]) -> Non
     """
     for draw in draws:
         draw_rows(source, settings.model_copy(update={"draw": draw}))
+
+
+def images_to_set_aside(source: Source, settings: Settings) -> int:
+    """Test images of each class to propose, where the data has no test split; 0: none is left."""
+    if source.test is not None:
+        return 0
+    for count in range(TEST_IMAGES, 0, -1):
+        try:
+            apart = settings.model_copy(update={"test_per_class": count})
+            check_draws(with_test_split(source, apart), apart, [settings.draw])
+        except DataError:
+            continue
+        return count
+    return 0

@@ -28,12 +28,13 @@ _NOT_INHERITED = (*MachineSettings.model_fields, *THRESHOLD_KEYS)
 """What no parent run hands down."""
 
 
-def next_command(settings: Settings, number: int, run_id: str) -> str:
+def next_command(settings: Settings, number: int, run_id: str, test_per_class: int = 0) -> str:
     """The command that follows a stage: the next stage, then the question whether it is worth it.
 
     `three_stage` is judged by `decide`, stage 3 against stage 2; other schedules by `compare`.
+    `test_per_class`: images to set aside for that, where the data has no test split; 0: it has.
     """
-    options = options_of(settings)
+    options = options_of(settings) | ({"test_per_class": test_per_class} if test_per_class else {})
     if number < len(settings.stages):
         values = _apart_from_preset(settings)[1]
         own = {k: v for k, v in values.items() if k in _NOT_INHERITED and k != "reuse"}
