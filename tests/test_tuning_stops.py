@@ -30,6 +30,7 @@ from pipeline.tuning.mirror import LOST, reconcile, study_run
 from pipeline.tuning.spec import Spec
 from pipeline.tuning.storage.access import open_storage, storage_url
 from pipeline.tuning.study import Study
+from pipeline.tuning.trials.objective import OutOfTime, TrialSetup
 from pipeline.tuning.trials.runner import TrialRunner
 from pipeline.tuning.trials.tasks import Task, TrialWork, run_on
 from pipeline.tuning.worker import Worker
@@ -430,6 +431,31 @@ def test_a_copied_storage_gets_a_study_run_of_its_own(
     assert run_of(urls[2]) == mine
     mlflow.MlflowClient().delete_tag(mine, "z.storage_place")  # as an earlier version made it
     assert run_of(urls[2]) == mine
+
+
+def test_parents_heed_the_timeout_between_two_epochs(
+    command: Command, options: dict[str, str], store: Path
+) -> None:
+    assert command("tune", **{**options, "stage": "2"}, timeout="0.001") == 0
+    assert ends("stage") == []
+    tracking, session, spec = opened({**options, "stage": "2", "stage1.epochs": "3"})
+    storage = open_storage(storage_url("", tracking.uri))
+    nested = ends("tune") and runs("tune")["run_id"][0]
+    setup = TrialSetup(
+        sessions={0: session}, tracking=tracking, run_id=nested, deadline=None, say=lambda _: None
+    )
+    runner = TrialRunner(cast("Study", SimpleNamespace(spec=spec, storage=storage)), setup)
+
+    def later(*_: object) -> None:
+        setup.deadline = 0.0
+
+    session.on_epoch = later
+    with pytest.raises(OutOfTime, match="timeout is over"):
+        runner.train_parents(0)
+    assert ends("stage") == ["KILLED"]
+    session.on_epoch, setup.deadline = lambda *_: None, None
+    runner.train_parents(0)
+    assert "FINISHED" in ends("stage")
 
 
 def test_a_task_is_waited_for_whose_trial_the_storage_has_already(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
@@ -16,13 +16,15 @@ from optuna.trial import Trial, TrialState
 
 from pipeline.errors import AwayError, TrackingError, first_line
 from pipeline.runs.find_or_run import find_or_run
+from pipeline.settings.schedules import Stage
 from pipeline.system.text import numbered
+from pipeline.tracking.history import History
 from pipeline.tuning.report import log_trial
 from pipeline.tuning.storage.access import STORAGE_FAULTS, Storage, patiently
 from pipeline.tuning.storage.server import ServerStorage
 from pipeline.tuning.storage.trial_state import RETRIES, is_given_up
 from pipeline.tuning.study import Study
-from pipeline.tuning.trials.objective import Ending, TrialObjective, TrialSetup
+from pipeline.tuning.trials.objective import Ending, TrialObjective, TrialSetup, check_deadline
 
 _Result = TypeVar("_Result")
 
@@ -65,9 +67,21 @@ class TrialRunner:
             )
 
     def train_parents(self, draw: int) -> None:
-        """The checkpoint that trials on a draw start from: found, or trained."""
-        if before := self.study.spec.stage.number - 1:
-            find_or_run(self.setup.sessions[draw], before, self.setup.run_id)
+        """The checkpoint that trials on a draw start from: found, or trained.
+
+        Raises:
+            OutOfTime: the command's time is over; the epochs that are done are kept.
+        """
+        if not (before := self.study.spec.stage.number - 1):
+            return
+        session = self.setup.sessions[draw]
+
+        def heed(stage: Stage, history: History) -> None:
+            session.on_epoch(stage, history)
+            check_deadline(self.setup.deadline)
+
+        check_deadline(self.setup.deadline)
+        find_or_run(replace(session, on_epoch=heed), before, self.setup.run_id)
 
     def run(self, trial: Trial) -> None:
         """One trial, by the objective of its study."""

@@ -14,7 +14,7 @@ from functools import cached_property, partial
 from optuna.samplers import TPESampler
 from optuna.trial import Trial
 
-from pipeline.cluster.dispatcher import Cluster
+from pipeline.cluster.dispatcher import Cluster, Dispatcher
 from pipeline.cluster.task import Say
 from pipeline.runs.session import Session
 from pipeline.settings.entry import STORAGE
@@ -103,6 +103,21 @@ class TrialWork:
                 runner.run(Trial(study.optuna, trial_id))
 
 
+def _train_parents(runner: TrialRunner, dispatcher: Dispatcher[Task, None]) -> None:
+    """Have tasks train what trials start from, on each draw.
+
+    Raises:
+        OutOfTime: the deadline passed.
+    """
+    draws = [*runner.study.spec.draws]
+    while draws or dispatcher.running:
+        check_deadline(runner.setup.deadline)
+        while draws and dispatcher.has_room:
+            draw = draws.pop(0)
+            dispatcher.submit(Task(draw=draw), f"the parent on draw {draw}")
+        dispatcher.wait()
+
+
 def run_on(
     cluster: Cluster, runner: TrialRunner, wanted: int, step: Callable[[int], object]
 ) -> None:
@@ -121,9 +136,7 @@ def run_on(
         ):
             so_far = patient(study.finished)
             if so_far < wanted and study.spec.stage.number > 1:
-                draws = {f"the parent on draw {n}": Task(draw=n) for n in study.spec.draws}
-                for _ in dispatcher.run(draws):
-                    pass
+                _train_parents(runner, dispatcher)
 
             def take() -> None:
                 for task, _ in dispatcher.wait():
