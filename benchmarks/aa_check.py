@@ -1,6 +1,6 @@
 """How often are two arms that are the same procedure told apart? A/A studies on real training.
 
-    python benchmarks/aa_check.py --data FOLDER --weights FILE --out aa_check [name=value …]
+    python benchmarks/aa_check.py --data FOLDER --weights FILE --out aa_check preset=cifar10_small
 
 For each draw, stages 1 and 2 once, then stage 3 from that checkpoint with several seeds: any two
 of them are one procedure with different seeds. A study takes every draw, in random order, with

@@ -1,7 +1,8 @@
 """Which settings should a stage have by default? Recipes from common parents, on tuning draws.
 
     python benchmarks/defaults.py --recipes benchmarks/defaults.yaml --out found.csv \
-        --draws 15 16 --score_draws 18 19 --options data=CIFAR_FOLDER weights=FILE
+        --draws 15 16 --score_draws 18 19 --options preset=cifar10 data=CIFAR_FOLDER \
+        weights=FILE
 
 A recipe is a list of stages, each a mapping of training settings: `[{}, {augment: strong}]` is
 stage 1 as it is and stage 2 with crops. Recipes that begin alike share these stages, which are

@@ -1,6 +1,7 @@
 """How far do pairs that are resampled from one small pool agree with those of other pools?
 
-    python benchmarks/resampling.py --data CIFAR_FOLDER --weights STARTER --out resampling
+    python benchmarks/resampling.py --data CIFAR_FOLDER --weights STARTER --out resampling \
+        --work FOLDER
 
 The data's own pool is cut into small ones that share no image. In each, `decide` runs resampled
 pairs, as it does for a user who has no more images. Since there are many pools, it can be seen
