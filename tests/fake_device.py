@@ -115,14 +115,18 @@ class FakeDevice:
     Attributes:
         kind: `cuda` or `mps`.
         capability: as `torch.cuda.get_device_capability` gives it.
+        model: as `torch.cuda.get_device_name` gives it.
         free_bytes: what `torch.cuda.mem_get_info` calls free.
+        reserved_bytes: what PyTorch keeps of what it has freed.
         largest_bytes: a larger tensor is out of memory.
         moves: all that was counted.
     """
 
     kind: str = "cuda"
     capability: tuple[int, int] = (9, 0)
+    model: str = "Fake GPU"
     free_bytes: int = 1 << 30
+    reserved_bytes: int = 0
     largest_bytes: int = 1 << 30
     moves: list[Move] = field(default_factory=list)
     in_flight: list[tuple[Tensor, Tensor]] = field(default_factory=list)

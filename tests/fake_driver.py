@@ -25,7 +25,9 @@ class Driver(Protocol):
     """
 
     capability: tuple[int, int]
+    model: str
     free_bytes: int
+    reserved_bytes: int
     generators: tuple[torch.Generator, ...]
     is_started: bool
     current: int
@@ -59,6 +61,9 @@ def _of_cuda(fake: Driver) -> Facade:
         "current_device": lambda: fake.current,
         "set_device": set_device,
         "get_device_capability": started(lambda: fake.capability),
+        "get_device_name": started(lambda: fake.model),
+        "memory_reserved": lambda _=None: fake.reserved_bytes,
+        "memory_allocated": lambda _=None: 0,
         "mem_get_info": started(lambda: (fake.free_bytes, fake.free_bytes)),
         "reset_peak_memory_stats": reset_peak,
         "max_memory_allocated": lambda _=None: 0,

@@ -203,6 +203,46 @@ class BareParameters(Net):
         return self.fc((self.late(x) * self.scale).mean((2, 3)))
 
 
+class ScaleBeforeItsBlock(BareParameters):
+    """A block's scale meets the maps before they enter the block."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.early(self.stem(x))
+        return self.fc(self.late(x * self.scale).mean((2, 3)))
+
+
+class ScaleInTwoBlocks(BareParameters):
+    """One scale is used in two blocks: both move the same tensor."""
+
+    blocks = {**Net.blocks, "early": ["early", "scale"]}  # noqa: RUF012
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.early(self.stem(x)) * self.scale
+        return self.fc((self.late(x) * self.scale).mean((2, 3)))
+
+
+class ScaleOfAnEarlierBlock(BareParameters):
+    """A scale of the stem is used far above it, as the class token of timm's CaiT."""
+
+    blocks = {**Net.blocks, "stem": ["stem", "scale"]}  # noqa: RUF012
+
+
+class CosineHead(Net):
+    """The classifier's weight is used by a function; its module is never called."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.late(self.early(self.stem(x))).mean((2, 3))
+        assert isinstance(self.fc, nn.Linear)
+        return F.linear(F.normalize(x), F.normalize(self.fc.weight), self.fc.bias)
+
+
+class CosineHeadInAnUntraceable(CosineHead):
+    """Nothing tells what enters a head that is no module, in a network of one segment."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if x.sum() < 1e9 else 2 * x)
+
+
 class WeightsByHooks(Net):
     """A hook makes the weight of a convolution from other tensors before each pass."""
 
@@ -402,6 +442,10 @@ class DropoutInAnUntraceable(BranchesOnValues):
         return self.fc(self.drop(self.late(x).mean((2, 3))))
 
 
+class DropoutsInAnUntraceable(Dropouts, DropoutInAnUntraceable):
+    """Dropout at the end of a block, too, in a network that is one segment."""
+
+
 class OfTokens(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.flatten(1, -2).mean(1))
@@ -452,7 +496,8 @@ class HeadsInAList(BranchesOnValues):
 
 class DrawsInEvaluation(Net):
     def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(super().forward(x), 0.5, training=True)
+        logits = super().forward(x)
+        return logits + torch.randn_like(logits)
 
 
 def two_outputs(num_classes: int) -> nn.Module:

@@ -37,6 +37,11 @@ CUT = {
         ["InPlace", "InPlaceModules", "BareParameters", "Constants", "WeightsByHooks"],
         ("stem", "early", "late", "head"),
     ),
+    **dict.fromkeys(
+        ["ScaleBeforeItsBlock", "ScaleOfAnEarlierBlock", "CosineHead"],
+        ("stem", "early", "late", "head"),
+    ),
+    "ScaleInTwoBlocks": ("stem", "early+late", "head"),
     "SharedDropouts": ("stem", "early+late", "head"),
     "Tuples": ("stem", "early+late", "head"),
     "SizesFromShapes": ("stem+early", "late", "head"),  # a batch's size crosses, too
@@ -50,7 +55,8 @@ CUT = {
 
 QUICK = (
     *("Net", "SkipOverABorder", "OutOfOrder", "SharedDropouts", "CalledTwice"),
-    *("WeightsByHooks", "ConstantInASharedSegment"),
+    *("WeightsByHooks", "ConstantInASharedSegment", "CosineHead", "ScaleBeforeItsBlock"),
+    *("ScaleInTwoBlocks", "ScaleOfAnEarlierBlock"),
 )
 NAMES = slow_after(len(QUICK), [*QUICK, *(name for name in CUT if name not in QUICK)])
 
@@ -97,6 +103,20 @@ def test_a_step_moves_the_trainable_blocks_alone_wherever_the_cuts_are(name: str
     assert moved == set(backbone.tensor_names(trainable)) - {"factor"}  # a constant
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_what_the_frozen_part_makes_depends_on_no_tensor_above_it(name: str) -> None:
+    """What is cached of a frozen prefix is found by the tensors of its blocks."""
+    backbone, x = built(name), some_images()
+    trainable = ("head", "late")
+    prefix = backbone.frozen_segments(trainable)
+    with torch.no_grad():
+        before = backbone.run(x, 0, prefix)
+        for tensor in copy_state(backbone).keys() - {*backbone.segment_tensors(prefix)}:
+            if (own := backbone.model.state_dict()[tensor]).is_floating_point():
+                own.add_(1.0)
+        assert torch.equal(backbone.run(x, 0, prefix), before)
+
+
 def random_parts(segments: tuple[object, ...]) -> list[nn.Module]:
     kinds = (nn.modules.dropout._DropoutNd, StochasticDepth)
     return [m for s in segments for m in s.module.modules() if isinstance(m, kinds)]  # type: ignore[attr-defined]
@@ -116,6 +136,8 @@ def random_parts(segments: tuple[object, ...]) -> list[nn.Module]:
         ("OtherDropoutFunctions", ("head", "late"), 1),
         ("OtherDropoutFunctions", ("head", "late", "early"), 2),
         ("DropoutInAnUntraceable", ("head",), 1),
+        ("DropoutsInAnUntraceable", ("head",), 1),
+        ("DropoutsInAnUntraceable", ("head", "late"), 3),
     ],
 )
 def test_dropout_and_stochastic_depth_are_off_in_frozen_blocks_and_on_in_trainable_ones(
@@ -124,7 +146,8 @@ def test_dropout_and_stochastic_depth_are_off_in_frozen_blocks_and_on_in_trainab
     segments = compute_copy(built(name).segments, torch.float32, CPU)
     set_trainable(segments, trainable, "adapt")
     parts = random_parts(segments)
-    assert len(parts) == (1 if name == "DropoutInAnUntraceable" else 2 if "Func" in name else 4)
+    there = {"DropoutInAnUntraceable": 1, "DropoutsInAnUntraceable": 5, "FunctionalDropout": 2}
+    assert len(parts) == {**there, "OtherDropoutFunctions": 2}.get(name, 4)
     assert sum(part.training for part in parts) == on
     for segment in segments:  # nothing else makes a pass random
         for norm in segment.module.modules():

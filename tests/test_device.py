@@ -29,6 +29,7 @@ from pipeline.settings.schedules import SCHEDULES, Stage
 from pipeline.system.memory import PeakMemory
 from pipeline.training.device import (
     compute_copy,
+    compute_repeatably,
     emulation_note,
     pick_device,
     pick_precision,
@@ -164,6 +165,15 @@ def test_what_fits_is_sent_once_and_what_does_not_with_each_batch(tmp_path: Path
     assert sent["fits"].count(whole) == 1
     assert max(sent["does not"]) <= len(VAL) * one
     assert sent["does not"].count(BATCH * one) == EPOCHS * STEPS
+
+
+def test_memory_that_pytorch_keeps_for_what_comes_next_is_free(tmp_path: Path) -> None:
+    with FakeDevice(free_bytes=LITTLE, reserved_bytes=1 << 30) as fake:
+        training = Training(folder=tmp_path)
+        fake.moves.clear()
+        training.moves(fake)
+    sent = [move.size_bytes for move in fake.moves if "features.py" in move.line]
+    assert sent.count(training.train.values.nbytes) == 1
 
 
 def test_passes_over_images_are_read_from_at_their_end() -> None:
@@ -378,7 +388,11 @@ def test_a_state_of_a_device_goes_on_there_to_the_same_bits(
 def test_a_device_goes_by_its_number_and_a_missing_one_is_refused() -> None:
     with FakeDevice():
         names = ("auto", "cuda", "cuda:1", "cpu")
-        assert [str(pick_device(name)) for name in names] == ["cuda", "cuda", "cuda:1", "cpu"]
+        devices = [pick_device(name) for name in names]
+        assert [*map(str, devices)] == ["cuda:0", "cuda:0", "cuda:1", "cpu"]
+        for device in (devices[2], devices[0]):  # `auto` after a run on the second
+            compute_repeatably(device)
+            assert torch.cuda.current_device() == device.index
         for name in ("cuda:2", "mps"):
             with pytest.raises(SettingsError, match=rf"{name} is not .*auto \(cuda.*cuda:1"):
                 pick_device(name)
@@ -405,6 +419,12 @@ def test_a_batch_that_does_not_fit_is_a_line_that_says_what_to_do(kind: str) -> 
         wanted = r"memory of the device does not .*smaller -P batch_size"
         with pytest.raises(OutOfMemoryError, match=wanted), explained():
             next(training.epochs())
+
+
+@pytest.mark.parametrize("library", ["CUBLAS", "CUDNN"])
+def test_a_library_without_memory_is_the_device_without_memory(library: str) -> None:
+    with pytest.raises(OutOfMemoryError, match="memory of the device does"), explained():
+        raise RuntimeError(f"{library} error: {library}_STATUS_ALLOC_FAILED when calling create")
 
 
 def test_memory_of_the_machine_is_told_apart_and_other_faults_stay() -> None:

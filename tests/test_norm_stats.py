@@ -49,6 +49,12 @@ def check_first_norm(
         torch.testing.assert_close(found.double(), wanted, rtol=rtol, atol=atol)
 
 
+def test_a_network_without_batch_norm_looks_at_no_image() -> None:
+    backbone, images = build_backbone("tests.networks:GroupNorms", 3, SIZE, seed=0), make_images(4)
+    object.__setattr__(images, "pixels", None)
+    calibrate_norm_stats(backbone, images, torch.float32, CPU)
+
+
 @pytest.mark.parametrize(
     "network",
     ["Net", "TokensIntoTheHead", "ConvolvedHead", "BranchesOnValues", "timm:regnetx_002"],

@@ -21,6 +21,7 @@ from pipeline.system.provenance import libraries
 from pipeline.tracking.keys import MADE_WITH, stored_tag
 from tests.comparisons import NAME, compare, new_desk
 from tests.conftest import Command, inside
+from tests.fake_device import FakeDevice
 from tests.reports import reports
 from tests.test_decide import OFF, Desk
 from tests.test_decide import runs as runs_of
@@ -171,3 +172,14 @@ def test_runs_of_earlier_versions_do_not_name_timm_and_count_as_made_alike() -> 
     assert is_made_with("torch 2.9, torchvision 0.24, pillow 12, on cpu", two)
     assert not is_made_with(here.replace("1.0.22", "1.0.21"), here)
     assert not is_made_with("torch 2.8, torchvision 0.24, pillow 12, on cpu", here)
+
+
+def test_a_gpu_goes_by_its_model() -> None:
+    origins = []
+    for model in ("NVIDIA A100 (80 GB)", "Tesla T4"):
+        with FakeDevice(model=model):
+            origins.append(made_with(torch.device("cuda:0"), NAME))
+    assert origins[0].endswith(", on cuda (NVIDIA A100 (80 GB))")
+    assert not is_made_with(*origins)
+    former = origins[0].replace(" (NVIDIA A100 (80 GB))", "")
+    assert all(is_made_with(former, origin) for origin in origins)  # of earlier versions

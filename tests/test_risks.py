@@ -48,6 +48,20 @@ def test_drift_is_the_distance_over_the_size_at_the_start_of_all_tensors_togethe
     assert drift([torch.ones(2)], zero) == math.inf
 
 
+def test_gradients_of_a_step_that_overflowed_a_scaled_loss_do_not_count() -> None:
+    parameter = nn.Parameter(torch.ones(2))
+    weight = MasterWeight("w", "head", parameter, torch.ones(2))
+    meter, outputs = RiskMeter([weight], 4), {"head": random(4, 2)}
+    meter.start(outputs)
+    seen = {}
+    for may_overflow in (True, False):
+        for gradient in ([3.0, 4.0], [math.inf, 0.0]):
+            weight.master.grad = torch.tensor(gradient)
+            meter.see_gradients(may_overflow=may_overflow)
+        seen[may_overflow] = meter.read(outputs)[f"{RISKS}grad_norm/head"]
+    assert seen == {True: 5.0, False: math.inf}
+
+
 def test_large_representations_are_multiplied_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     maps = random(20, 3, 4, 4)
     whole = gram(maps)

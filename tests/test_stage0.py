@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import mlflow
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from pipeline.data.image_set import ImageSet
+from pipeline.errors import SettingsError
 from pipeline.model.backbones import build_backbone
 from pipeline.runs.floor import Floor
 from pipeline.runs.messages.words import summary_table
@@ -19,6 +21,7 @@ from pipeline.training.prefix.cache import PrefixCache
 from pipeline.training.stage0 import KNN, LOGREG, STRENGTHS, fit_and_score, head_inputs
 from tests.conftest import Command
 from tests.helpers import CPU, calibrated_backbone, make_images
+from tests.networks import WIDTH
 from tests.test_run_stage import artifact, runs
 
 
@@ -127,6 +130,16 @@ def test_of_equal_classes_the_first_images_by_digest_are_fitted() -> None:
     assert (one.chosen, one.scores) == (two.chosen, two.scores)
 
 
+@pytest.mark.parametrize("classes", [200, 600])
+def test_k_and_c_of_many_equal_classes_are_chosen_by_cross_validation(classes: int) -> None:
+    """The first thousand images by digest hold some of so many classes once, or not at all."""
+    train, points = point_set(7 * classes, 16, classes, seed=0)
+    other, unseen = point_set(2 * classes, 16, classes, seed=1)
+    found = fit_and_score(train, points, {"val": (unseen, other.labels.numpy())})
+    assert found
+    assert found.chosen[LOGREG] > STRENGTHS[0]
+
+
 def test_classes_count_alike_in_balanced_accuracy_which_is_shown_where_it_differs() -> None:
     train, points = point_set(60, 8, 3, seed=0)
     unequal = np.concatenate([np.full(9, 0), [1]])
@@ -187,6 +200,15 @@ def test_of_maps_that_enter_the_head_the_means_are_kept(
     found = head_inputs(built, images, PrefixCache(None, 0), torch.float32, CPU)
     wanted = maps[0].mean(positions) if positions else maps[0]
     assert found == pytest.approx(wanted.numpy(), abs=1e-4)
+
+
+def test_a_head_that_is_no_module_is_named_where_nothing_tells_what_enters_it() -> None:
+    images, cache = make_images(6), PrefixCache(None, 0)
+    for name, refused in (("CosineHead", False), ("CosineHeadInAnUntraceable", True)):
+        built = build_backbone(f"tests.networks:{name}", 3, 32, seed=0)
+        fault = pytest.raises(SettingsError, match=r"head shares a segment with stem, early, late")
+        with fault if refused else nullcontext():
+            assert head_inputs(built, images, cache, torch.float32, CPU).shape == (6, WIDTH)
 
 
 def test_main_shows_the_floor_and_stage_1_keeps_it(

@@ -407,6 +407,14 @@ def test_weight_decay_shrinks_weights_but_neither_biases_nor_norms() -> None:
     torch.testing.assert_close(run.last[head], free.last[head] - 0.1 * run.before[head])
 
 
+def test_weight_decay_leaves_alone_what_a_network_says_in_a_function_or_a_set() -> None:
+    for named in ({"fc.weight"}, lambda: {"fc.weight"}):
+        backbone = build_backbone("tests.networks:Net", CLASSES, 32, seed=0)
+        backbone.model.no_weight_decay = named  # type: ignore[assignment]
+        groups = trainer_for(backbone, HEAD, TrainSettings(**SMALL, weight_decay=0.1)).optimizer
+        assert {group["weight_decay"] for group in groups.param_groups} == {0.0}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_clip_norm_bounds_the_step(dtype: torch.dtype) -> None:
     """SGD's first Nesterov step is 1 + momentum times the rate times the clipped gradient."""

@@ -17,13 +17,13 @@ import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.errors import DownloadError, WeightsError
 from pipeline.model.backbones import Backbone, build_backbone
@@ -31,6 +31,7 @@ from pipeline.runs.messages.command_line import command_line
 from pipeline.weights.pretrained import Pretrained, read_weights
 from tests.conftest import SHARED, Command
 from tests.helpers import changed_names, copy_state, load_pretrained, slow_after
+from tests.networks import WIDTH, Net
 from tests.served import NotHttp, Quiet, publish
 
 SMALL = "mobilenet_v3_small"
@@ -559,6 +560,33 @@ def test_values_that_no_training_leaves_are_refused(
     changed = {n: change(n, v) if v.is_floating_point() else v for n, v in state.items()}
     with pytest.raises(WeightsError, match=why):
         load(changed)
+
+
+class OtherNames(Net):
+    """Matrices go by other names than `weight`: weight norm, and a bare one."""
+
+    blocks: ClassVar = {**Net.blocks, "late": ["late", "mixed"]}
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        for part in (self.stem, self.early, self.late):
+            nn.utils.parametrizations.weight_norm(part[0])
+        self.mixed = nn.Parameter(torch.eye(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.late(self.early(self.stem(x)))
+        return self.fc((x.transpose(1, 3) @ self.mixed).mean((1, 2)))
+
+
+def test_learned_values_count_under_any_name(tmp_path: Path) -> None:
+    own = build_backbone("tests.test_weights:OtherNames", 10, 32, seed=0)
+    state = {n: t.clone() for n, t in own.model.state_dict().items()}
+    assert not [n for n, t in state.items() if n.endswith(".weight") and t.dim() > 1][:-1]
+    path = saved(state, tmp_path / "w.pth")
+    assert "tensors matched" in load_pretrained(path, own).report
+    zeros = {n: torch.zeros_like(t) if t.dim() > 1 else t for n, t in state.items()}
+    with pytest.raises(WeightsError, match="are all zeros"):
+        load_pretrained(saved(zeros, tmp_path / "zeros.pth"), own)
 
 
 def test_a_byte_that_has_changed_since_is_a_damaged_file(

@@ -120,7 +120,7 @@ def _whole(model: nn.Module, owners: Mapping[str, str], order: Sequence[str], wh
     following = order[-1]
     for name in reversed(modules):  # what has no tensors, such as dropout, goes with what follows
         following = owned.get(name, following)
-        if not modules[name]:
+        if not modules[name] and not any(name.startswith(f"{outer}.") for outer in owned):
             owned[name] = following
     bare = {name: block for name, block in owners.items() if name.rpartition(".")[0] not in owned}
     part = _Part(blocks=tuple(order), owners=owned | bare)
@@ -160,30 +160,58 @@ class _Places:
         self.settle()
 
     def settle(self) -> None:
-        """Place nodes anew: each in its own block, or in that of an input which comes later.
+        """Place nodes anew: in their own block, or that of an input or a tensor which comes later.
 
-        `free` nodes have no place: parameters, and what is computed from parameters alone.
-        `back`: borders that images pass backwards -> what is said of them.
+        `free`: nodes without a place, and the tensors that each is made of: parameters, and what
+        is computed from parameters alone. `back`: borders that images pass backwards, or that lie
+        between two uses of a tensor -> what is said of them.
         """
-        self.free: set[fx.Node] = set()
+        self.free: dict[fx.Node, frozenset[str]] = {}
         self.at: dict[fx.Node, int] = {}
         self.back: dict[int, str] = {}
         last = len(self.order) - 1
         for node in self.traced.graph.nodes:
             inputs = [self.at[each] for each in node.all_input_nodes if each not in self.free]
             if not inputs and node.op in ("get_attr", "call_function", "call_method"):
-                self.free.add(node)
+                self.free[node] = self._tensors(node)
                 continue
             block = self._block_of(node)
             own = self.order.index(block) if block else 0
-            if block and inputs and max(inputs) > own:
-                later = self.order[max(inputs)]
+            places = [*inputs, *map(self._place, self._tensors(node) & self.owners.keys())]
+            if block and max(places) > own:
+                later = self.order[max(places)]
                 why = f"{block} computes on what {later} makes, which is declared to come after it"
-                self.back |= dict.fromkeys(range(own, max(inputs)), why)
-            self.at[node] = last if node.op == "output" else max([own, *inputs])
+                self.back |= dict.fromkeys(range(own, max(places)), why)
+            self.at[node] = last if node.op == "output" else max([own, *places])
+        self._keep_whole()
         for node in self.at:  # dropout before the classifier belongs to the classifier
             if self._is_dropout(node) and {self.at[user] for user in node.users} == {last}:
                 self.at[node] = last
+
+    def _place(self, tensor: str) -> int:
+        return self.order.index(self.owners[tensor])
+
+    def _tensors(self, node: fx.Node) -> frozenset[str]:
+        """The tensors that a node uses beside images: its own, and those of its free inputs."""
+        name = str(node.target)
+        own: list[str] = []
+        if node.op == "get_attr":
+            own = [name]
+        elif node.op == "call_module":
+            own = tensors_of(self.traced.get_submodule(name), name)
+        return frozenset(own).union(
+            *(self.free[each] for each in node.all_input_nodes if each in self.free)
+        )
+
+    def _keep_whole(self) -> None:
+        """No border between two uses of one tensor: each side would train its own."""
+        uses: dict[str, set[int]] = {}
+        for node, place in self.at.items():
+            for tensor in self._tensors(node) & self.owners.keys():
+                uses.setdefault(tensor, set()).add(place)
+        for tensor, places in uses.items():
+            why = f"{tensor} is used on both sides"
+            self.back |= dict.fromkeys(range(min(places), max(places)), why)
 
     def _is_dropout(self, node: fx.Node) -> bool:
         return node.op == "call_module" and isinstance(

@@ -40,18 +40,16 @@ class Segment:
 
         None for a constant that the network's state dict leaves out, where blocks share a segment.
         """
-        if len(self.blocks) == 1:
-            return self.blocks[0]
         while name and name not in self.owners:
             name = name.rpartition(".")[0]
-        return self.owners.get(name)
+        return self.owners.get(name, self.blocks[0] if len(self.blocks) == 1 else None)
 
     def parts(self) -> Iterator[tuple[str, nn.Module | Tensor]]:
         """Its blocks' modules and bare tensors, each with the name of its block.
 
         Of a module that blocks share, the modules inside are yielded, not the module.
         """
-        if len(self.blocks) == 1:
+        if len(self.blocks) == 1 and {*self.blocks}.issuperset(self.owners.values()):
             yield self.blocks[0], self.module
             return
         for name, block in self.owners.items():

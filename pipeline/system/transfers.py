@@ -51,7 +51,9 @@ def send_all(
 def has_room(size_bytes: int, device: torch.device) -> bool:
     """Whether `size_bytes` may stay on a device, which has other work to do; True on the host."""
     if device.type == "cuda":
-        return size_bytes <= SHARE * torch.cuda.mem_get_info(device)[0]
+        free = torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return size_bytes <= SHARE * (free + kept)  # PyTorch keeps what it has freed
     if device.type == "mps":
         free = torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
         return size_bytes <= SHARE * free

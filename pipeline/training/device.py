@@ -37,7 +37,7 @@ NATIVE = {
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto`: cuda, else mps, else cpu; `cuda:1` is the second of several.
+    """`auto`: cuda, else mps, else cpu; `cuda:1` is the second of several, `cuda` the first.
 
     Raises:
         SettingsError: the device asked for is not here.
@@ -49,7 +49,8 @@ def pick_device(name: str) -> torch.device:
         raise SettingsError(
             f"device={name} is not available here: pass -P device=auto ({', '.join(here)})"
         )
-    return torch.device(here[0] if name == "auto" else name)
+    device = torch.device(here[0] if name == "auto" else name)
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
 def compute_repeatably(device: torch.device) -> None:
@@ -65,8 +66,7 @@ def compute_repeatably(device: torch.device) -> None:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        if device.index is not None:  # pinned memory belongs to the current device
-            torch.cuda.set_device(device)
+        torch.cuda.set_device(device)  # pinned memory belongs to the current device
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
@@ -229,6 +229,9 @@ def entering_head(segments: Sequence[Segment], inputs: Tensor, dtype: torch.dtyp
 
     Where blocks share a segment with the head: what enters the first of the head's modules that is
     called, those that hold tensors before others.
+
+    Raises:
+        SettingsError: none is called there.
     """
     return _entering(segments, inputs, dtype, [])[0]
 
@@ -268,6 +271,12 @@ def _entering(
     parts = [] if is_apart else [part for block, part in last.parts() if block == HEAD]
     of_head = [part for part in parts if isinstance(part, nn.Module)]
     entered = _entering_modules(last, x, dtype, [*of_head, *layers])
+    if not is_apart and not entered:
+        raise SettingsError(
+            f"backbone: the head shares a segment with {', '.join(last.blocks[:-1])}, and no "
+            "module of it is called, so that what enters it is not known: call the head as a "
+            "module in the network's forward()"
+        )
     taken = min((n for n in entered if n >= len(of_head)), default=None)
     head = x if is_apart else entered[min(entered)]
     return head, None if taken is None else entered[taken]

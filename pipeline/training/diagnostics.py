@@ -42,12 +42,19 @@ class RiskMeter:
         """Remember what each block made of the probes before the first step."""
         self._before = {block: gram(output) for block, output in outputs.items()}
 
-    def see_gradients(self) -> None:
-        """Take the gradients as the optimizer will, unclipped; a device is not waited for."""
+    def see_gradients(self, *, may_overflow: bool = False) -> None:
+        """Take the gradients as the optimizer will, unclipped; a device is not waited for.
+
+        `may_overflow`: the loss is scaled, and a step whose gradients are no finite numbers is
+        left out by the optimizer; the gradients of the step before stand.
+        """
         for block, weights in self._weights.items():
             gradients = [w.master.grad for w in weights if w.master.grad is not None]
             nothing = weights[0].master.new_zeros(())  # where all of a block take no part
-            self._gradients[block] = norm_of(gradients or [nothing])
+            norm = norm_of(gradients or [nothing])
+            if may_overflow and block in self._gradients:
+                norm = torch.where(norm.isfinite(), norm, self._gradients[block])
+            self._gradients[block] = norm
 
     def read(self, outputs: Mapping[str, Tensor]) -> dict[str, float]:
         """`risk/drift/`, `risk/cka/`, … of each trainable block; a device is read from once."""

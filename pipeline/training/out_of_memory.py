@@ -15,7 +15,12 @@ import torch
 from pipeline.errors import OutOfMemoryError, first_line
 
 DEVICE = "the device"
-_OF_DEVICES = ("MPS backend out of memory", "CUDA error: out of memory")
+_OF_DEVICES = (
+    "MPS backend out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 _OF_HOSTS = tuple(f"DefaultCPUAllocator: {w} memory" for w in ("can't allocate", "not enough"))
 
 

@@ -41,7 +41,10 @@ NEIGHBOURS = (1, 3, 5, 9, 15, 25)
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 FOLDS, SEED = 5, 0
 MOST, MOST_TO_CHOOSE = 5000, 1000
-"""Training images that are fitted, and those among them that k and C are chosen on."""
+"""Training images that are fitted, and those among them that k and C are chosen on.
+
+Of many classes two images each are chosen on, however many these are.
+"""
 PLAIN = ("none", "light")
 """Augmentations whose first view is the image itself."""
 
@@ -113,11 +116,10 @@ def fit_and_score(
 
     order = np.argsort(train.keys, kind="stable")
     by_digest = train.labels.numpy()[order]
-    is_level = np.ptp(np.unique(by_digest, return_counts=True)[1]) == 0
-    few = _first if is_level else few_with_every_class
-    rows = order[few(by_digest, MOST)]
+    rows = order[few_with_every_class(by_digest, MOST)]
     labels = train.labels.numpy()[rows]
-    chosen_on = few(labels, MOST_TO_CHOOSE, TWO)
+    most = max(MOST_TO_CHOOSE, TWO * len(np.unique(labels)))
+    chosen_on = few_with_every_class(labels, most, TWO)
     scale = StandardScaler().fit(points[rows])
     fitted = scale.transform(points[rows])
     scaled = {part: (scale.transform(x), y) for part, (x, y) in others.items()}
@@ -136,11 +138,6 @@ def fit_and_score(
     return Stage0(
         chosen=chosen, scores=scores, balanced=balanced, images=len(rows), seconds=seconds
     )
-
-
-def _first(labels: IntArray, most: int, _least: int = 1) -> IntArray:
-    """The first places, whatever class they are of: of equal classes none is rare."""
-    return np.arange(min(most, len(labels)))
 
 
 def _classifiers() -> dict[str, tuple[Any, str, tuple[float, ...]]]:

@@ -139,7 +139,8 @@ class Trainer:
         by_group: dict[tuple[str, bool], list[nn.Parameter]] = {
             (block, decayed): [] for block in self.stage.trainable for decayed in (True, False)
         }
-        exempt: set[str] = getattr(self.backbone.model, "no_weight_decay", set)()  # of timm
+        named = getattr(self.backbone.model, "no_weight_decay", set)  # of timm
+        exempt: set[str] = named() if callable(named) else named
         for w in self.weights:  # biases and norms have one dimension: not decayed
             by_group[w.block, w.computed.ndim > 1 and w.name not in exempt].append(w.master)
         groups = [
@@ -227,8 +228,8 @@ class Trainer:
     ) -> tuple[float, float]:
         """Train the next epoch, every image once; returns mean loss and accuracy.
 
-        Loss and accuracy are those of each batch before its optimizer step. `meter` sees the
-        gradients of the last batch.
+        Loss and accuracy are those of each batch before its optimizer step. `meter` keeps the
+        gradients of the last batch, or of the last that did not overflow a scaled loss.
         """
         epoch = self.done
         batches = split_batches(self.rng.permutation(len(images)), self.settings.batch_size)
@@ -243,16 +244,15 @@ class Trainer:
         sums = torch.zeros(2, device=self.device)
         loss_sum, hits = sums.unbind()
         for number, (rows, target) in enumerate(zip(batches, targets, strict=True)):
-            step = epoch * len(batches) + number
-            factor = schedule_factor(step, steps, self.settings.warmup)
+            factor = schedule_factor(epoch * len(batches) + number, steps, self.settings.warmup)
             for group in self.optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
             inputs = features.batch(rows, views[rows])
             if mixing:
                 place = (self.seed, self.stage.number, epoch, number)
                 inputs, target = mix(inputs, target, mixing, classes, place)
-            last = number == len(batches) - 1
-            logits = self._step(inputs, target, meter if last else None)
+            is_seen = number == len(batches) - 1 or self.scaler.is_enabled()
+            logits = self._step(inputs, target, meter if is_seen else None)
             loss_sum += F.cross_entropy(logits, target, reduction="sum")
             self.on_step(1)
             hits += (logits.argmax(1) == (target.argmax(1) if mixing else target)).sum()
@@ -271,7 +271,7 @@ class Trainer:
         for weight in self.weights:
             weight.pull_to_start(self.settings.l2_sp)
         if meter:
-            meter.see_gradients()
+            meter.see_gradients(may_overflow=self.scaler.is_enabled())
         if self.settings.clip_norm:
             nn.utils.clip_grad_norm_([w.master for w in self.weights], self.settings.clip_norm)
         self.scaler.step(self.optimizer)

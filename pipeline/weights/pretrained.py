@@ -186,7 +186,7 @@ def _check_values(
     Whole numbers are counters, or places in a table, such as Swin's of relative positions.
     """
     values = {n: t for n, t in trunk.items() if expected[n].is_floating_point()}
-    learned = [t for n, t in values.items() if n.endswith("weight") and t.dim() > 1]
+    learned = [t for t in values.values() if t.dim() > 1]
     checks: list[tuple[str, Callable[[], list[str]]]] = [
         (
             "hold no values (they are on torch's meta device)",
@@ -200,7 +200,10 @@ def _check_values(
             "hold variances below zero",
             lambda: [n for n, t in values.items() if n.endswith("running_var") and (t < 0).any()],
         ),
-        ("are all zeros", lambda: [] if any(t.any() for t in learned) else list(values)),
+        (
+            "are all zeros",
+            lambda: list(values) if learned and not any(t.any() for t in learned) else [],
+        ),
         (
             "hold variances that are all zero",
             lambda: [n for n, t in values.items() if n.endswith("running_var") and not t.any()],

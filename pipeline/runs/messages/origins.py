@@ -26,7 +26,8 @@ Origins = Mapping[str, str]
 
 def made_with(device: torch.device, network: str) -> str:
     """What computes that network in this process on that device, as runs record it."""
-    return f"{libraries(*distributions_of(network))}, on {device.type}"
+    model = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    return f"{libraries(*distributions_of(network))}, on {device.type}{model}"
 
 
 def origin_of(run: RunView) -> str:
@@ -35,8 +36,12 @@ def origin_of(run: RunView) -> str:
 
 
 def is_made_with(origin: str, here: str) -> bool:
-    """Whether runs were made with what is here; earlier versions name no network's library."""
-    return origin in (here, re.sub(r"(pillow [^,]+), .+(, on )", r"\1\2", here))
+    """Whether runs were made with what is here.
+
+    Earlier versions name neither a network's library nor the model of a GPU.
+    """
+    former = re.sub(r" \(.+\)$", "", here)
+    return origin in (here, former, re.sub(r"(pillow [^,]+), .+(, on )", r"\1\2", former))
 
 
 def note_on_origin(run: RunView, here: str) -> str:

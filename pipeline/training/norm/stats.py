@@ -45,6 +45,8 @@ def calibrate_norm_stats(
     images equally. With `cache_folder` the result is kept there, under a digest of the weights
     and images, and read back next time; a damaged file is computed anew.
     """
+    if not statistics_of(backbone.model):
+        return
     path = cache_folder and kept_at(cache_folder, backbone, images, dtype, device)
     if path and (kept := _read(path, list(statistics_of(backbone.model)))):
         backbone.put(kept)
