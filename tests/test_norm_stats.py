@@ -50,7 +50,7 @@ def check_first_norm(
 
 
 def test_a_network_without_batch_norm_looks_at_no_image() -> None:
-    backbone, images = build_backbone("tests.networks:GroupNorms", 3, SIZE, seed=0), make_images(4)
+    backbone, images = build_backbone("tests.networks:GroupNorms", 3, 32, seed=0), make_images(4)
     object.__setattr__(images, "pixels", None)
     calibrate_norm_stats(backbone, images, torch.float32, CPU)
 
