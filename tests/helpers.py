@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -22,6 +23,7 @@ from pipeline.data.images import USUAL, digest_image
 from pipeline.data.open import open_source
 from pipeline.data.sampling.draws import Draw, draw_in
 from pipeline.data.stored import Stored
+from pipeline.entries.command_line.parser import parse
 from pipeline.entries.command_line.table import ENTRY_POINTS
 from pipeline.errors import DataError
 from pipeline.model import factories
@@ -73,6 +75,13 @@ def load_settings(
 ) -> Settings:
     """The settings behind the options of a run and a YAML file."""
     return Request.read({**options, "config": config}).for_stage(target).settings(inherited)
+
+
+def typed_in(line: str) -> tuple[str, dict[str, str]]:
+    """Entry point and options of a command line that is shown, as `mlflow run` would read it."""
+    shown = line.partition("mlflow run . -e ")[2].replace(" --env-manager local", "")
+    entry_point, options = parse(shlex.split(shown))
+    return entry_point, dict(options)
 
 
 def make_images(count: int, size: int = 32, start: int = 0) -> ImageSet:

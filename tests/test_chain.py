@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cli import main
 from pipeline.entries.chain import best_of
 from pipeline.tracking.history import Summary
 from pipeline.tracking.keys import VAL
 from tests.conftest import Command
+from tests.helpers import typed_in
+from tests.test_run_stage import runs
 
 
 def reached(number: int, **val: float) -> Summary:
@@ -45,6 +48,14 @@ def test_of_equal_stages_the_earlier_is_used_and_runs_of_old_go_by_accuracy() ->
     assert best_of(old, "val_loss").number == 1
 
 
+def proposed(out: str) -> dict[str, str]:
+    """The options of the decision that is proposed."""
+    [line] = re.findall("^next: .*", out, re.MULTILINE)
+    name, options = typed_in(line)
+    assert name == "decide"
+    return options
+
+
 @pytest.mark.parametrize(("given", "apart"), [({}, "4"), ({"test_per_class": "2"}, "2")])
 def test_a_proposed_decision_sets_test_images_aside_where_the_data_has_none(
     command: Command,
@@ -56,6 +67,24 @@ def test_a_proposed_decision_sets_test_images_aside_where_the_data_has_none(
     """Numbers of training and validation images leave the rest aside, and none to score on."""
     options = {"data": str(image_folder), "stage2.epochs": "1", "stage3.epochs": "1", **given}
     assert command("stage3", **options) == 0
-    [line] = re.findall("^next: .*", capfd.readouterr().out, re.MULTILINE)
-    assert " decide " in line
-    assert re.findall(r"-P test_per_class=(\d+)", line) == [apart]
+    out = capfd.readouterr().out
+    assert proposed(out)["test_per_class"] == apart
+    [line] = re.findall("^next: (.*)", out, re.MULTILINE)
+    last = max(runs().to_dict("records"), key=lambda run: run["tags.stage"])
+    assert f"`{line}`" in last["tags.mlflow.note.content"]  # and what a run says of itself
+
+
+@pytest.mark.parametrize("asked", ["auto", "source", "target"])
+def test_a_proposed_decision_has_the_norm_stats_that_were_asked_for(
+    command: Command, capfd: pytest.CaptureFixture[str], asked: str
+) -> None:
+    once = {f"stage{n}.epochs": "1" for n in (2, 3)}
+    assert command("stage2", norm_stats=asked, **once) == 0
+    [parent] = re.findall(r"parent_run_id=(\w+)", capfd.readouterr().out)
+    assert command("stage3", parent_run_id=parent, norm_stats=asked, **once) == 0
+    expected = {} if asked == "auto" else {"norm_stats": asked}
+    options = proposed(capfd.readouterr().out)
+    assert {k: v for k, v in options.items() if k == "norm_stats"} == expected
+    assert main(["gate", "--run_id", parent]) == 0
+    told = re.findall(r"-P norm_stats=(\w+)", capfd.readouterr().out)
+    assert told == list(expected.values())

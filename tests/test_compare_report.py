@@ -81,7 +81,7 @@ def test_the_page_shows_every_schedule_and_the_command() -> None:
     assert tables[1][1][1] == tables[1][2][2] == ""
     assert tables[1][2][1].startswith("+10.00 (+3.53 to +16.47), P 0.999")
     assert tables[-1][1] == ["resnet18", "full", "one, two"]
-    assert "\nmlflow run . -e compare " in page
+    assert "\nmlflow run . -e compare --env-manager local " in page
     assert "\n\n\n" not in page
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import cast
@@ -37,7 +36,7 @@ from pipeline.runs.floor import Floor
 from pipeline.settings.run import Settings
 from pipeline.tracking import RunView
 from pipeline.training.stage0 import KNN, LOGREG
-from tests.helpers import make_images, planned_epochs, request_of
+from tests.helpers import make_images, planned_epochs, request_of, typed_in
 from tests.reports import tables_of_markdown
 
 PRESET = {"preset": "cifar10_small", "looks": "2", "threshold": "0.98", "train_per_class": "10"}
@@ -95,7 +94,7 @@ def decision(both: tuple[ArmResult, ArmResult] | None = None, **options: str) ->
 
 def options_again(made: Decision) -> dict[str, str]:
     """The options in the command line that makes a decision again."""
-    return dict(word.split("=", 1) for word in shlex.split(command_of(made)) if "=" in word)
+    return typed_in(command_of(made))[1]
 
 
 @pytest.mark.parametrize("name", ["off", "mine"])
@@ -243,9 +242,7 @@ def test_of_a_few_pairs_nothing_is_foretold() -> None:
 def test_the_next_command_is_what_was_typed_with_the_looks_that_the_outlook_names() -> None:
     made = decision((unlike(0.72, 1), unlike(0.7, 2)), looks="3", cache_dir="/c")
     words = {**PRESET, "looks": "3,5,10,20", "cache_dir": "/c"}
-    command, *typed = shlex.split(next_of(made).replace("--env-manager local", ""))[4:]
-    assert command == "decide"
-    assert dict(word.split("=", 1) for word in typed if word != "-P") == words
+    assert typed_in(next_of(made)) == ("decide", words)
     assert next_of(decision(rope_pp="0", threshold="0.51")) == ""
 
 

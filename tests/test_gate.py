@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import itertools
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,7 +34,7 @@ from pipeline.tracking.keys import (
     at_best,
     current,
 )
-from tests.helpers import load_settings
+from tests.helpers import load_settings, typed_in
 
 T = Thresholds()
 FLAT = [1.5, 1.2, 1.0, 0.95, 0.92, 0.91, 0.905, 0.902, 0.901, 0.9]
@@ -246,9 +244,7 @@ def test_the_proposed_stage_2_is_of_the_same_recipe(store: Path, image_folder: P
     own |= {"epochs": "3", "patience": "2", "norm_stats": "source", "stage2.lr": "0.01"}
     settings = load_settings({**own, "cache_dir": str(store)})
     line = _next(read_gate(draws(1), T), draws(1), settings)
-    pairs = itertools.pairwise(shlex.split(line))
-    typed = dict(word.split("=", 1) for option, word in pairs if option == "-P")
-    again = load_settings(typed, target=2)
+    again = load_settings(typed_in(line)[1], target=2)
     assert again.draw == 1
     assert again.stages[:2] == settings.stages[:2]
     assert again.model_copy(update={"draw": 0, "stages": settings.stages}) == settings

@@ -5,19 +5,29 @@ from __future__ import annotations
 import math
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import mlflow
 import pytest
 
-from pipeline.entries.command_line.parser import parse
+from pipeline.data.base import Source
 from pipeline.entries.command_line.table import ENTRY_POINTS, perform
 from pipeline.runs.messages.next_step import next_command, options_of
 from pipeline.runs.messages.words import outcome_sentence, run_name
+from pipeline.settings.run import Settings
 from pipeline.signals.readings import Signal
 from pipeline.tracking import Tracking, keys
 from pipeline.tracking.pages import how_to_open
 from tests.conftest import SMALL_NET, Command, write_image_folder
-from tests.helpers import load_settings
+from tests.helpers import load_settings, typed_in
+
+WITH_TEST = cast("Source", SimpleNamespace(test="there"))
+"""Data of which nothing else is asked."""
+
+
+def next_of(settings: Settings, number: int) -> str:
+    return next_command(settings, number, "abc", WITH_TEST)
 
 
 def named(experiment: str) -> list[str]:
@@ -117,14 +127,11 @@ def test_the_next_command_asks_about_the_same_settings(tmp_path: Path) -> None:
     typed = {"train_per_class": "20", "stage2.lr": "0.001", "epochs": "3", "draw": "1"}
     typed |= {"weight_decay": "0.02", "cache_dir": str(tmp_path / "my cache")}
     asked = load_settings(typed)
-    words = shlex.split(next_command(asked, 3, "abc").partition("mlflow run . -e ")[2])
-    name, options = parse(
-        [words[0], *[word for word in words[1:] if word.startswith("-P") or "=" in word]]
-    )
+    name, options = typed_in(next_of(asked, 3))
     assert name == "decide"
     plan = ENTRY_POINTS[name].plan(ENTRY_POINTS[name].read(options))
     assert plan.treatment.settings == asked.model_copy(update={"draw": 0})
-    assert next_command(asked, 2, "abc").endswith("-P parent_run_id=abc")
+    assert next_of(asked, 2).endswith("-P parent_run_id=abc")
 
 
 @pytest.mark.parametrize(
@@ -139,25 +146,23 @@ def test_a_proposed_comparison_has_other_arms_and_no_setting_of_one_stage(
     typed: dict[str, str], schedules: str
 ) -> None:
     asked = load_settings({"train_per_class": "20", **typed})
-    words = shlex.split(next_command(asked, len(asked.stages), "abc"))
-    assert "lr=" not in " ".join(words)
-    assert {"train_per_class=20", f"schedules={schedules}"} <= set(words)
-    _, options = parse(["compare", *[w for w in words if "=" in w for w in ("-P", w)]])
+    name, options = typed_in(next_of(asked, len(asked.stages)))
+    assert name == "compare"
+    assert not [key for key in options if key.endswith("lr")]
+    assert {("train_per_class", "20"), ("schedules", schedules)} <= set(options.items())
     assert ENTRY_POINTS["compare"].plan(ENTRY_POINTS["compare"].read(options))
 
 
 def test_the_next_stage_asks_the_gate_as_was_typed() -> None:
-    assert "-P enforce_gate=on" in next_command(load_settings({"enforce_gate": "on"}), 2, "abc")
-    assert "reuse" not in next_command(load_settings({"reuse": "off"}), 2, "abc")
+    assert "-P enforce_gate=on" in next_of(load_settings({"enforce_gate": "on"}), 2)
+    assert "reuse" not in next_of(load_settings({"reuse": "off"}), 2)
 
 
 def test_the_next_stage_trains_as_was_typed_for_it() -> None:
     """A stage-1 run holds what it was trained by, and nothing of later stages."""
     typed = {"epochs": "3", "stage2.lr": "0.001", "stage3.norm": "keep"}
     asked = load_settings(typed)
-    words = shlex.split(next_command(asked, 1, "abc").partition("mlflow run . -e ")[2])
-    typed_again = [word for word in words[1:] if word.startswith("-P") or "=" in word]
-    name, options = parse([words[0], *typed_again])
+    name, options = typed_in(next_of(asked, 1))
     assert name == "stage2"
     assert options == {
         "stage2.epochs": "3",
@@ -167,7 +172,7 @@ def test_the_next_stage_trains_as_was_typed_for_it() -> None:
         "parent_run_id": "abc",
         "schedule": "three_stage",
     }
-    assert "stage" not in next_command(load_settings({}), 2, "abc").partition("stage3")[2]
+    assert "stage" not in next_of(load_settings({}), 2).partition("stage3")[2]
 
 
 def test_the_command_that_shows_a_run_can_be_typed() -> None:

@@ -332,7 +332,7 @@ def test_four_stages_work_from_end_to_end(
     assert json.loads(by_stage["4"]["z.settings"])["schedule"] == FOUR_TEXT
     note = by_stage["3"]["mlflow.note.content"]
     run_id = next(run.info.run_id for run in runs if run.data.tags["stage"] == "3")
-    assert "mlflow run . -e stage -P number=4 " in note
+    assert "mlflow run . -e stage -P number=4 --env-manager local " in note
     assert f"-P parent_run_id={run_id}`" in note
     four.unlink()  # runs say what their stages are
     few = {"epochs": "1", "number": "4", "parent_run_id": run_id, "cache_dir": "cache"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,14 +15,13 @@ import torchvision
 from pipeline.cli import main
 from pipeline.comparing.pairs.draws import pool_in
 from pipeline.data.inspection.report import DataReport
-from pipeline.entries.command_line.parser import parse
 from pipeline.entries.command_line.table import ENTRY_POINTS
 from pipeline.runs import scoring
 from pipeline.runs.sources import check_draws, source_of
 from pipeline.tracking.keys import endings
 from pipeline.weights.here import Candidate, candidates_here, how_to_get
 from tests.conftest import write_image_folder
-from tests.helpers import fill, opened
+from tests.helpers import fill, opened, typed_in
 from tests.test_run_stage import artifact, runs
 
 FEW = {"train_per_class": "4", "val_per_class": "4", "image_size": "32", "epochs": "1"}
@@ -147,8 +145,7 @@ def test_a_damaged_file_of_the_test_split_is_found_and_counted_apart(tmp_path: P
 
 def dealt(line: str) -> dict[str, str]:
     """The options of a command that `start` proposes, once it is parsed and its images dealt."""
-    name, *words = shlex.split(line.replace("--env-manager local", ""))[4:]
-    entry, options = parse([name, *words])
+    entry, options = typed_in(line)
     plan = ENTRY_POINTS[entry].plan(ENTRY_POINTS[entry].read(options))
     settings = getattr(plan, "settings", plan)
     if entry == "decide":
@@ -158,7 +155,7 @@ def dealt(line: str) -> dict[str, str]:
     if entry == "decide":
         assert len(scoring.test_split(source, settings).labels)
         pool_in(source, settings, plan.decide.design.looks)
-    return dict(options)
+    return options
 
 
 # --- the command ---------------------------------------------------------------------------------

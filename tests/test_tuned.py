@@ -286,7 +286,7 @@ def test_no_study_is_one_line_that_says_how_to_get_one(
     [line] = said_errors(capfd)
     assert "tuned=true: no finished study in storage=sqlite:///" in line
     assert f"matches stage 1 of three_stage with {MOBILENET} on " in line
-    assert "has image_size=32 (here 33)): run `mlflow run . -e tune`" in line
+    assert "has image_size=32 (here 33)): run `mlflow run . -e tune --env-manager local`" in line
     assert len(runs()) == trained
 
 

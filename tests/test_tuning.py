@@ -227,7 +227,7 @@ def test_the_study_run_holds_a_table_of_trials_pictures_and_how_to_go_on(
     assert note.startswith("**Stage 1: ")
     assert f"Study `{finished.study.study_name}` of `full`; trials are judged by val_acc" in note
     assert "its mean over draw 0." in note
-    assert "mlflow run . -e stage1 -P tuned=true" in note
+    assert "mlflow run . -e stage1 --env-manager local -P tuned=true" in note
 
 
 TUNE = {"stage": "1", "stage1.epochs": "2", "n_trials": "1"}

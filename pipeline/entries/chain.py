@@ -28,7 +28,6 @@ from pipeline.runs.messages.next_step import next_command
 from pipeline.runs.messages.words import before_of, outcome_sentence, stage_name, summary_table
 from pipeline.runs.resuming.once import Work
 from pipeline.runs.session import Session
-from pipeline.runs.sources import images_to_set_aside
 from pipeline.runs.stage_log import picture_line
 from pipeline.settings.describe import without_thresholds
 from pipeline.settings.request import Request
@@ -43,7 +42,7 @@ from pipeline.stats.metrics import OBJECTIVES
 from pipeline.system.text import in_columns
 from pipeline.tracking import RunView, Tracking
 from pipeline.tracking.history import Summary
-from pipeline.tracking.keys import KIND, LINEAGE_KEY, NAME, NOTE
+from pipeline.tracking.keys import KIND, LINEAGE_KEY, NAME, NORM_STATS_REASON, NOTE
 
 if TYPE_CHECKING:
     from pipeline.tuning.storage.access import Storage
@@ -69,6 +68,7 @@ def stage_entry(command: Command, plan: StagePlan) -> Summary:
             session.check_images(parent)
             session.restore(parent)  # what is damaged is told before a run is started
             session.keys[number - 1] = parent.tags[LINEAGE_KEY]
+            session.norm_reason = parent.tags.get(NORM_STATS_REASON, "")
         stages = [number] if parent else range(1, number + 1)
         session = _tuned(plan.request, session, stages, studies)
         if not parent and number > 1:
@@ -83,17 +83,9 @@ def stage_entry(command: Command, plan: StagePlan) -> Summary:
         if number == 1:
             _floor(session, summary.run_id)
         refresh_siblings(tracking, command.say)
-    command.say(f"next: {_next(session, number, summary.run_id)}")
+    command.say(f"next: {next_command(session.asked, number, summary.run_id, session.source)}")
     command.say(tracking.how_to_browse)
     return summary
-
-
-def _next(session: Session, number: int, run_id: str) -> str:
-    """What to type after a stage; a decision needs test images."""
-    settings = session.settings
-    is_last = number == len(settings.stages)
-    apart = images_to_set_aside(session.source, settings) if is_last else 0
-    return next_command(settings, number, run_id, apart)
 
 
 def _inheriting(command: Command, plan: StagePlan, parent: RunView) -> Settings:
@@ -187,7 +179,7 @@ def main_entry(command: Command, settings: Settings) -> list[Summary]:
         sentence = outcome_sentence(
             next(told), last.val_acc, count, signals, next(told), balanced=last.balanced
         )
-        then = _next(session, last.number, last.run_id)
+        then = next_command(session.asked, last.number, last.run_id, session.source)
         picture = picture_line(last.run_id, "figures/chain.png") if len(rows) > 1 else ""
         page = to_markdown("chain", sentence=sentence, then=then, name=name, table=table)
         reached = ", ".join(f"{row.val_acc:.1%}" for row in rows)

@@ -16,7 +16,7 @@ from pipeline.runs.command import Command
 from pipeline.runs.find_or_run import join_data_set
 from pipeline.runs.lineage import other_than, settings_of
 from pipeline.runs.messages.command_line import command_line
-from pipeline.runs.messages.next_step import options_of, options_of_sibling
+from pipeline.runs.messages.next_step import as_asked, options_of, options_of_sibling
 from pipeline.runs.session import Session
 from pipeline.runs.sources import check_draws, source_of
 from pipeline.settings.entry import GateSettings
@@ -33,7 +33,7 @@ from pipeline.signals.gate import (
 )
 from pipeline.system.disk.files import typed_path
 from pipeline.tracking import Tracking
-from pipeline.tracking.keys import GATE_GAINS, KIND, NAME, NOTE
+from pipeline.tracking.keys import GATE_GAINS, KIND, NAME, NORM_STATS_REASON, NOTE
 from pipeline.training.device import PRECISIONS, pick_device, pick_precision
 
 MANY_DRAWS = ("cifar10", "cifar100")
@@ -83,7 +83,8 @@ def gate_entry(command: Command, plan: GateSettings) -> Gate:
             )
             log.text(report, REPORT)
     say(report)
-    say(f"next: {_next(gate, draws, settings)}")
+    asked = as_asked(settings, run.tags.get(NORM_STATS_REASON, ""))
+    say(f"next: {_next(gate, draws, asked)}")
     say(tracking.how_to_browse)
     return gate
 

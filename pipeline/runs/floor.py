@@ -16,7 +16,7 @@ from pipeline.model.grouping import HEAD
 from pipeline.runs.session import Session
 from pipeline.settings.augmentation import Augment
 from pipeline.system.progress import doing
-from pipeline.system.provenance import COMMAND
+from pipeline.system.provenance import typed
 from pipeline.tracking import RunView
 from pipeline.tracking.keys import STAGE0
 from pipeline.training.stage0 import KNN, LOGREG, Points, fit_and_score, head_inputs
@@ -95,7 +95,7 @@ class Floor:
         return (
             f"note: {self.names[best]} on the frozen features is ahead of stage {number} "
             f"({self.val[best]:.1%} against {val_acc:.1%}): more epochs or another rate would be "
-            f"the first thing to try (-P epochs=, -P lr=, or `{COMMAND} tune`)"
+            f"the first thing to try (-P epochs=, -P lr=, or `{typed('tune')}`)"
         )
 
     def ahead_of(

@@ -23,7 +23,7 @@ from pipeline.settings.schedules import SCHEDULES, Schedule, Stage
 from pipeline.system.disk.digests import digest_values
 from pipeline.system.disk.files import seen, typed_path
 from pipeline.tracking import RunView
-from pipeline.tracking.keys import KIND, PRECISION, SCHEDULE, STAGE
+from pipeline.tracking.keys import DATA_SHA256, KIND, PRECISION, SCHEDULE, STAGE
 from pipeline.weights.pretrained import names_a_file
 
 WITHOUT_PARENT = "leave parent_run_id out to have a parent found or trained"
@@ -171,6 +171,29 @@ def settings_of(run: RunView) -> dict[str, object]:
     """What `inherit` gives, with the precision that the run was computed in."""
     precision = run.tags.get(PRECISION, run.params[PRECISION])  # older runs: as typed
     return {**inherit(run), "precision": precision}
+
+
+def check_images(run: RunView, settings: Settings, fingerprint: str, advice: str) -> str:
+    """Refuse a run of other images or classes; returns a note on where moved images are now.
+
+    `fingerprint`: of the training and validation images that the settings name.
+
+    Raises:
+        LineageError: the run's images or classes are not those.
+    """
+    data, before = settings.data, run.settings
+    if run.tags[DATA_SHA256] != fingerprint:
+        mine = settings.model_dump(include={"label_column", "image_column"})
+        others = [f"{k}={before[k]}" for k, v in mine.items() if before.get(k, v) != v]
+        why = f"it had {', '.join(others)}" if others else "their SHA-256 differ"
+        raise LineageError(
+            f"the images of data={data} are not those that run {run.run_id} was trained on "
+            f"({why}): restore them, or pass -P data=<where they are now>{advice}"
+        )
+    if (was := before["data"]) == data:
+        return ""
+    what = f"the training and validation images that run {run.run_id} had"
+    return f"data={data}: {what} as data={was}"
 
 
 def check_places(settings: Settings, run: RunView) -> None:

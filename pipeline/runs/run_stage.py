@@ -23,7 +23,6 @@ from pipeline.model.freezing import FrozenProof
 from pipeline.runs.findings.near_duplicates import log_near_duplicates
 from pipeline.runs.messages.words import (
     before_of,
-    member_of,
     minutes,
     model_name,
     outcome_sentence,
@@ -39,6 +38,7 @@ from pipeline.runs.stage_log import (
     log_served_model,
     log_start,
     start_tags,
+    what_then,
 )
 from pipeline.settings.schedules import Stage
 from pipeline.signals.evidence import Subject, instability_now, log_evidence
@@ -105,9 +105,8 @@ def run_stage(
             log_near_duplicates(session, log, session.say)
         started -= unfinished.earlier_s
         _train(session, log, work, unfinished)
-        outer = session.tracking.get(nested_under) if session.role and nested_under else None
-        within = member_of(session.role, outer) if outer else ""
-        summary, signals = _log_result(session, log, work, parent, peak, started, within)
+        then = what_then(session, number, log.run_id, nested_under)
+        summary, signals = _log_result(session, log, work, parent, peak, started, then)
     session.note_recipe(number)
     _tell(session, summary, signals, parent)
     return summary
@@ -232,7 +231,7 @@ def _log_result(
     parent: RunView | None,
     peak: PeakMemory,
     started: float,
-    within: str,
+    then: str,
 ) -> tuple[Summary, list[Signal]]:
     """Log checkpoint, signals and outcome, and unless it is a trial pictures and the model."""
     settings, trainer = session.settings, work.trainer
@@ -256,7 +255,7 @@ def _log_result(
         name = run_name(settings, summary.number, session.role, summary.val_acc)
         proof = {keys.CHECKPOINT_SHA256: sha256, "frozen_sha256": work.proof.digest}
         tags = {keys.NAME: name, **proof}
-        log_outcome(log, subject, summary, signals, within, tags)
+        log_outcome(log, subject, summary, signals, then, tags)
         if choice := session.norm_choice:
             log.metrics({f"norm_stats/{name}": score for name, score in choice.scores.items()})
         if settings.log_pictures and not session.is_trial:

@@ -32,7 +32,7 @@ from pipeline.settings.run import Settings
 from pipeline.signals.evidence import as_far_as_allowed
 from pipeline.stats.metrics import Row, score_logits
 from pipeline.system.progress import counted
-from pipeline.system.provenance import COMMAND
+from pipeline.system.provenance import typed
 from pipeline.system.text import as_markdown, count_of, first_of, fixed
 from pipeline.tracking import RunView, Tracking
 from pipeline.tracking.keys import (
@@ -113,7 +113,7 @@ def _told(
     yield f"{name}: {result} on {count_of(len(answers.images), 'image')}"
     if floor:
         yield floor.sentence
-        todo = f"more epochs or another rate come first (-P epochs=, -P lr=, or `{COMMAND} tune`)"
+        todo = f"more epochs or another rate come first (-P epochs=, -P lr=, or `{typed('tune')}`)"
         if ahead := floor.ahead_of({"this run": scores["acc"]}, "the test images", todo):
             yield ahead
     yield by_class_text(answers, SHOWN_CLASSES)

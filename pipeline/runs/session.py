@@ -20,7 +20,8 @@ from pipeline.data.image_set import ImageSet
 from pipeline.data.sampling.draws import Draw, draw_in
 from pipeline.errors import LineageError
 from pipeline.model.backbones import Backbone, build_backbone
-from pipeline.runs.lineage import lineage_key, recipe_key
+from pipeline.runs.lineage import check_images, lineage_key, recipe_key
+from pipeline.runs.messages.next_step import as_asked
 from pipeline.runs.messages.origins import made_with
 from pipeline.runs.sources import source_and_weights
 from pipeline.settings.augmentation import Augment, of_images
@@ -65,7 +66,9 @@ class Session:
         role: what a stage is run for, in the names of runs: `pair 3`, `trial 4`; empty: itself.
         advice: what else to do where a given run cannot be used, for messages.
         test_as_stored: digest of the test split's files; empty where there is none.
-        norm_choice: what `norm_stats=auto` came to; None where another value was given.
+        norm_choice: what `norm_stats=auto` came to here; None: it did so in a parent's command,
+            or another value was given.
+        norm_reason: why it came to that, here or there; empty: another value was given.
     """
 
     settings: Settings
@@ -88,6 +91,7 @@ class Session:
     advice: str = ""
     test_as_stored: str = ""
     norm_choice: NormStatsChoice | None = None
+    norm_reason: str = ""
 
     def __post_init__(self) -> None:
         for number in range(1, len(self.settings.stages) + 1):
@@ -154,8 +158,14 @@ class Session:
             self.norm_choice = choose_norm_stats(
                 self.backbone, self.draw.train, self.dtype, self.device, self._norm_stats_folder
             )
+            self.norm_reason = self.norm_choice.reason
             self.say(self.norm_choice.line)
         return settings.model_copy(update={"norm_stats": self.norm_choice.value})
+
+    @property
+    def asked(self) -> Settings:
+        """The settings with `norm_stats=auto` as it was asked for, not as what it came to."""
+        return as_asked(self.settings, self.norm_reason)
 
     @property
     def _norm_stats_folder(self) -> Path | None:
@@ -177,18 +187,8 @@ class Session:
         Raises:
             LineageError: the run's images or classes are not the session's.
         """
-        data, before = self.settings.data, run.settings
-        if run.tags[keys.DATA_SHA256] != self.draw.fingerprint:
-            mine = self.settings.model_dump(include={"label_column", "image_column"})
-            others = [f"{k}={before[k]}" for k, v in mine.items() if before.get(k, v) != v]
-            why = f"it had {', '.join(others)}" if others else "their SHA-256 differ"
-            raise LineageError(
-                f"the images of data={data} are not those that run {run.run_id} was trained on "
-                f"({why}): restore them, or pass -P data=<where they are now>{self.advice}"
-            )
-        if (was := before["data"]) != data:
-            what = f"the training and validation images that run {run.run_id} had"
-            self.say(f"data={data}: {what} as data={was}")
+        if note := check_images(run, self.settings, self.draw.fingerprint, self.advice):
+            self.say(note)
 
     @property
     def precision(self) -> str:

@@ -33,9 +33,14 @@ from pipeline.runs.findings.mistakes import (
     changes_between,
     log_mistakes,
 )
-from pipeline.runs.messages.command_line import command_line
-from pipeline.runs.messages.next_step import next_line
-from pipeline.runs.messages.words import before_of, minutes, outcome_sentence, stage_name
+from pipeline.runs.messages.next_step import next_lines
+from pipeline.runs.messages.words import (
+    before_of,
+    member_of,
+    minutes,
+    outcome_sentence,
+    stage_name,
+)
 from pipeline.runs.session import Session
 from pipeline.settings.describe import without_thresholds
 from pipeline.settings.entry import usable_name
@@ -86,12 +91,12 @@ def log_start(log: RunLog, session: Session, stage: Stage) -> None:
 def start_tags(session: Session, stage: Stage, parent: RunView | None) -> dict[str, str]:
     """What a stage run is found by, and what it was made of."""
     values = plain_values(session.settings, range(1, stage.number + 1))
-    settings, draw, choice = session.settings, session.draw, session.norm_choice
+    settings, draw = session.settings, session.draw
     checkpoint = parent.tags[keys.CHECKPOINT_SHA256] if parent else keys.NO_PARENT
     where_they_apply = {
         keys.NETWORK_SHA256: session.backbone.identity,
         keys.TEST_AS_STORED: session.test_as_stored,
-        "norm_stats_reason": choice.reason if choice else "",
+        keys.NORM_STATS_REASON: session.norm_reason,
         "kernels": "" if word(KERNELS) == "fast" else word(KERNELS),
         keys.IS_TRIAL: "true" if session.is_trial else "",
         keys.WITHOUT_PICTURES: "" if settings.log_pictures else "true",
@@ -125,6 +130,13 @@ def start_tags(session: Session, stage: Stage, parent: RunView | None) -> dict[s
     }
 
 
+def what_then(session: Session, number: int, run_id: str, nested_under: str | None) -> str:
+    """What to type after a stage, or what its run is part of, as Markdown."""
+    if session.role and nested_under:
+        return member_of(session.role, session.tracking.get(nested_under))
+    return next_lines(session.asked, number, run_id, session.source)
+
+
 def log_unreadable(log: RunLog, unreadable: Sequence[str]) -> None:
     """List the images that a run went on without; nothing where there are none."""
     if unreadable:
@@ -136,20 +148,20 @@ def log_outcome(
     subject: Subject,
     summary: Summary,
     signals: Sequence[Signal],
-    within: str,
+    then: str,
     tags: Mapping[str, str],
 ) -> None:
     """Everything that is known after the last step, except pictures and the served model.
 
-    `within`: the run of a decision, comparison or trial that this one is part of, in words.
-    `tags`: set together with the description.
+    `then`: what to type next, or the run of a decision, comparison or trial that this one is part
+    of, as Markdown. `tags`: set together with the description.
     """
     log.metrics(summary.logged)
     if parent := subject.parent:
         log.metrics({keys.PARENT_VAL_ACC: parent.metrics[keys.at_best(keys.VAL_ACC)]})
     draw = subject.draw
     log.text(predictions_csv(subject.logits, draw.val, draw.class_names), PREDICTIONS)
-    log.tags({keys.NOTE: _description(subject, summary, signals, within), **tags})
+    log.tags({keys.NOTE: _description(subject, summary, signals, then), **tags})
 
 
 def log_pictures(
@@ -199,9 +211,7 @@ def _log_mistakes(
                 log.figure(figure, CHANGES)
 
 
-def _description(
-    subject: Subject, summary: Summary, signals: Sequence[Signal], within: str
-) -> str:
+def _description(subject: Subject, summary: Summary, signals: Sequence[Signal], then: str) -> str:
     """The run's note in the MLflow UI, as Markdown."""
     stage, settings, draw = subject.stage, subject.settings, subject.draw
     what = outcome_sentence(
@@ -214,7 +224,7 @@ def _description(
     )
     lines = [
         f"**{what}.**",
-        within or next_line(settings, stage.number, summary.run_id),
+        then,
         picture_line(summary.run_id, "figures/learning_curves.png"),
         sentences(signals),
         f"**Stage {stage.number}** of `{stage.schedule}` trains {' + '.join(stage.trainable)} of "
@@ -227,9 +237,6 @@ def _description(
         *(f"Note: {as_markdown(note)}" for note in draw.notes),
     ]
     lines.append(f"Training and logging took {minutes(summary.wall_s)}.")
-    if stage.number == len(settings.stages) and not within:
-        refit = command_line("refit", {"run_id": summary.run_id})
-        lines.append(f"The same recipe on all images: `{refit}`")
     return "\n\n".join(filter(None, lines))
 
 

@@ -6,14 +6,14 @@ In: what was typed. Out: the id of the run that logged the model.
 from __future__ import annotations
 
 from pipeline.errors import LineageError, TrackingError
-from pipeline.system.provenance import COMMAND
+from pipeline.system.provenance import typed
 from pipeline.system.text import first_of
 from pipeline.tracking import Tracking
 from pipeline.tracking.keys import CHAMPION_RUN_ID
 from pipeline.tracking.registry import ALIAS
 
 _OTHERWISE = (
-    f"pass -P run_id=<a finished run>, or train one: {COMMAND} refit -P run_id=<a stage run>"
+    f"pass -P run_id=<a finished run>, or train one: {typed('refit')} -P run_id=<a stage run>"
 )
 
 

@@ -15,8 +15,18 @@ IS_CLONE = (PROJECT_DIR / "MLproject").exists()
 """A clone of the repository, which `mlflow run` can start; else the package was installed."""
 IS_PROJECT = IS_CLONE and Path(sys.argv[0]).name != "unfreeze"
 """Whether `mlflow run .` can be typed: who types `unfreeze` may be in any folder."""
-COMMAND = "mlflow run . -e" if IS_PROJECT else "unfreeze"
-"""What comes before an entry point and `-P name=value` on a command line."""
+
+
+def typed(entry_point: str) -> str:
+    """An entry point as it is typed, before `-P name=value`: in this environment, as that works.
+
+    `mlflow run` would else make an environment of its own, of several gigabytes.
+    """
+    return (
+        f"mlflow run . -e {entry_point} --env-manager local"
+        if IS_PROJECT
+        else (f"unfreeze {entry_point}")
+    )
 
 
 def requirements_of(packages: Sequence[str]) -> list[str]:

@@ -53,10 +53,12 @@ IS_TRIAL, COMPLETED = "is_trial", "completed"
 """Of a trial's stage run: made without pictures; has been given its pictures since."""
 WITHOUT_PICTURES = "without_pictures"
 """Of a stage run made with `log_pictures=off`."""
+NORM_STATS_REASON = "norm_stats_reason"
+"""Why `norm_stats=auto` came to its value, in this stage or before; absent: a value was given."""
 WHERE_THEY_APPLY = frozenset(
     {
         *(NETWORK_SHA256, TEST_AS_STORED, IS_TRIAL, WITHOUT_PICTURES),
-        *("norm_stats_reason", "kernels", "tuned_by"),
+        *(NORM_STATS_REASON, "kernels", "tuned_by"),
     }
 )
 """Tags that a stage run begins with only where they have something to say."""
@@ -113,7 +115,7 @@ FOR_PROGRAMS = frozenset(
         *(TEST_PRECISION, MADE_WITH, WEIGHTS_SHA256, CHECKPOINT_SHA256, NETWORK_SHA256),
         *(PARENT_CHECKPOINT_SHA256, IS_TRIAL, COMPLETED, VERDICT_QUESTION),
         WITHOUT_PICTURES,
-        *("frozen_sha256", "weights_report", "norm_stats", "norm_stats_reason", "kernels"),
+        *("frozen_sha256", "weights_report", "norm_stats", NORM_STATS_REASON, "kernels"),
         *("preset", "backbone", "weights", "storage_place"),
         *(LINEAGE_KEY, RECIPE_KEY, DATA, TRAINS, DECISION_RUN_ID, CHAMPION_RUN_ID),
         *(COMPARED_RUN_ID, "best_trial_run_id", "chosen_trial_run_id", "tuned_by"),

@@ -15,8 +15,7 @@ from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.reporting.page import to_markdown
-from pipeline.runs.messages.command_line import stage_entry_point
-from pipeline.system.provenance import COMMAND
+from pipeline.runs.messages.command_line import command_line, stage_entry_point
 from pipeline.system.text import as_sentence, count_of, numbered
 from pipeline.tracking import Tracking
 from pipeline.tracking.keys import NOTE
@@ -56,7 +55,7 @@ def log_study(study: Study, tracking: Tracking, run_id: str) -> None:
         stage=study.spec.stage,
         summary=as_sentence(summary(study)),
         draws=numbered("draw", study.spec.draws),
-        command=f"{COMMAND} {stage_entry_point(study.spec.stage.number)} -P tuned=true",
+        command=command_line(stage_entry_point(study.spec.stage.number), {"tuned": "true"}),
         where=for_optunas_commands(study.storage.url),
     )
     log.tags({NOTE: note})

@@ -19,7 +19,7 @@ from pipeline.errors import StudyError
 from pipeline.runs.session import Session
 from pipeline.stats.metrics import DEFAULT_OBJECTIVE
 from pipeline.system.network.addresses import without_password
-from pipeline.system.provenance import COMMAND
+from pipeline.system.provenance import typed
 from pipeline.tuning.spec import FIXED, TUNING_KEY, fixed_settings
 from pipeline.tuning.storage.access import Storage, translated
 from pipeline.tuning.storage.trial_state import why_all_failed
@@ -164,7 +164,7 @@ def _no_study(session: Session, number: int, where: str, nearest: str) -> _Nothi
     fault = (
         f"no finished study in {where} matches stage {number} of "
         f"{session.settings.stage(1).schedule} with {session.settings.backbone} on "
-        f"{session.draw.source}{hint}: run `{COMMAND} tune` with the same settings first; its "
+        f"{session.draw.source}{hint}: run `{typed('tune')}` with the same settings first; its "
         "last lines say how to use it"
     )
     return _Nothing(hint, fault)

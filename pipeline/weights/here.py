@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pipeline.errors import WeightsError
 from pipeline.model.factories import is_factory
 from pipeline.model.networks import TIMM
-from pipeline.system.provenance import COMMAND
+from pipeline.system.provenance import typed
 from pipeline.weights.pretrained import STARTER_BACKBONE, is_here
 from pipeline.weights.published import (
     DEFAULT,
@@ -97,7 +97,7 @@ def how_to_get(candidate: Candidate) -> str:
     """What to do for weights that are not here."""
     backbone, weights = candidate.backbone, candidate.weights
     if backbone.startswith(TIMM):
-        return f"{candidate.name}: not here: `{COMMAND} main -P backbone={backbone}` fetches them"
+        return f"{candidate.name}: not here: `{typed('main')} -P backbone={backbone}` fetches them"
     try:
         url, path = published(weights, backbone)
     except WeightsError as err:

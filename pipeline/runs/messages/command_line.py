@@ -9,7 +9,7 @@ from pipeline.data.open import NAMES
 from pipeline.settings.entry import NAMED_STAGES
 from pipeline.settings.layers import as_typed
 from pipeline.system.disk.files import seen, typed_path
-from pipeline.system.provenance import COMMAND, IS_PROJECT
+from pipeline.system.provenance import typed
 from pipeline.weights.pretrained import names_a_file
 
 _PATHS: dict[str, Callable[[str], bool]] = {
@@ -36,8 +36,7 @@ def command_line(entry_point: str, options: Mapping[str, object]) -> str:
     if (labels := values.get("labels")) and not _is_in(values.get("data", ""), labels):
         values["labels"] = str(typed_path(labels).absolute())
     words = " ".join(f"-P {key}={shlex.quote(value)}" for key, value in values.items())
-    local = " --env-manager local" if IS_PROJECT else ""
-    return f"{COMMAND} {entry_point}{local} {words}"
+    return f"{typed(entry_point)} {words}"
 
 
 def _is_in(data: str, labels: str) -> bool:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from pipeline.data.base import Source
 from pipeline.runs.messages.command_line import command_line, stage_entry_point
+from pipeline.runs.sources import images_to_set_aside
 from pipeline.settings.entry import STORAGE
 from pipeline.settings.request import Request
 from pipeline.settings.run import (
@@ -20,28 +22,29 @@ from pipeline.settings.run import (
 from pipeline.settings.schedules import SCHEDULES, Schedule
 from pipeline.system.network.addresses import without_password
 
-_OF_A_RUN = ("draw", "seed", "schedule", "reuse", "enforce_gate", "norm_stats", "patience")
-"""What a decision or comparison sets itself, refuses, or comes to as the run did."""
+_OF_A_RUN = ("draw", "seed", "schedule", "reuse", "enforce_gate", "patience")
+"""What a decision or comparison sets itself, or refuses."""
 _OF_A_COMMAND = ("draw", "reuse", "enforce_gate")
 """What another draw of the same recipe need not have."""
 _NOT_INHERITED = (*MachineSettings.model_fields, *THRESHOLD_KEYS)
 """What no parent run hands down."""
 
 
-def next_command(settings: Settings, number: int, run_id: str, test_per_class: int = 0) -> str:
+def next_command(settings: Settings, number: int, run_id: str, source: Source) -> str:
     """The command that follows a stage: the next stage, then the question whether it is worth it.
 
     `three_stage` is judged by `decide`, stage 3 against stage 2; other schedules by `compare`.
-    `test_per_class`: images to set aside for that, where the data has no test split; 0: it has.
+    Where the data has no test split, images are set aside for that.
     """
-    options = options_of(settings) | ({"test_per_class": test_per_class} if test_per_class else {})
     if number < len(settings.stages):
         values = _apart_from_preset(settings)[1]
         own = {k: v for k, v in values.items() if k in _NOT_INHERITED and k != "reuse"}
         if later := _of_later_stages(settings, number):
             own |= {"schedule": settings.schedule, **later}
         return command_line(stage_entry_point(number + 1), {**own, "parent_run_id": run_id})
-    schedule = settings.chain.name
+    options, schedule = options_of(settings), settings.chain.name
+    if apart := images_to_set_aside(source, settings):
+        options["test_per_class"] = apart
     if schedule == "three_stage":
         return command_line("decide", options)
     # in a comparison, settings of a stage are those of the reference's stage of that number
@@ -69,10 +72,23 @@ def _of_later_stages(settings: Settings, number: int) -> dict[str, object]:
     return {key: value for key, value in values.items() if later and key.startswith(later)}
 
 
-def next_line(settings: Settings, number: int, run_id: str) -> str:
-    """The same in a description, as Markdown."""
-    asked = "Go on" if number < len(settings.stages) else "Is it worth it? Ask"
-    return f"{asked}: `{next_command(settings, number, run_id)}`"
+def next_lines(settings: Settings, number: int, run_id: str, source: Source) -> str:
+    """The same in a description, as Markdown; after the last stage also how to use the model."""
+    is_last = number == len(settings.stages)
+    asked = "Is it worth it? Ask" if is_last else "Go on"
+    lines = [f"{asked}: `{next_command(settings, number, run_id, source)}`"]
+    if is_last:
+        refit = command_line("refit", {"run_id": run_id})
+        lines.append(f"The same recipe on all images: `{refit}`")
+    return "\n\n".join(lines)
+
+
+def as_asked(settings: Settings, norm_reason: str) -> Settings:
+    """The settings with `norm_stats=auto` as it was asked for, not as what it came to.
+
+    `norm_reason`: why it came to that; empty: a value was given.
+    """
+    return settings.model_copy(update={"norm_stats": "auto"}) if norm_reason else settings
 
 
 def tuned_command(stage: str, options: Mapping[str, str], storage: str) -> str:

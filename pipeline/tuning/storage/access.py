@@ -37,7 +37,7 @@ from pipeline.system.network.addresses import (
     with_file,
     without_password,
 )
-from pipeline.system.provenance import COMMAND
+from pipeline.system.provenance import typed
 from pipeline.tuning.storage.in_file import FileStorage
 from pipeline.tuning.storage.journal import Journal, is_journal
 from pipeline.tuning.storage.server import ServerStorage, engine_of_server
@@ -191,7 +191,7 @@ def _check_file(url: str, path: Path, must_exist: bool) -> None:
     """Refuse a file that is not there, cannot be made or written, or holds something else."""
     if must_exist and not seen(path.exists):
         raise StudyError(
-            f"storage={url}: there is no such file: run `{COMMAND} tune` first, or pass "
+            f"storage={url}: there is no such file: run `{typed('tune')}` first, or pass "
             "-P storage=<where your studies are>"
         )
     why = "" if must_exist else why_unwritable(path)
