@@ -250,3 +250,17 @@ def test_blocks_that_only_the_named_backbone_has_are_taken(tmp_path: Path) -> No
     words["schedules"] = "full,mine(head; head+late)"
     grid = compare_plan(request_of("compare", words))
     assert [arm.last for arm in grid.arms["mobilenet_v2"]] == [1, 2]
+
+
+def test_a_network_without_a_middle_block_is_compared_by_the_schedules_that_it_has() -> None:
+    two_blocks = {**PRESET, "backbone": "tests.networks:FirstNormAlone", "weights": "none"}
+    words = {**two_blocks, "schedules": "full,lp_ft", "stage2.lr": "2e-4"}
+    found = compare_plan(request_of("compare", words))
+    assert found.reference.name == "lp_ft"
+    full, lp_ft = next(iter(found.arms.values()))
+    assert lp_ft.settings.training(2).lr == 2e-4
+    assert full.settings.training(1).epochs == sum(
+        lp_ft.settings.training(n).epochs for n in (1, 2)
+    )
+    with pytest.raises(SettingsError, match=r"schedule three_stage: .*block"):
+        compare_plan(request_of("compare", {**two_blocks, "schedules": "full,three_stage"}))

@@ -75,7 +75,6 @@ def compare_plan(request: Request) -> Grid:
             f"backbone={backbone} and backbones={compare.backbones}: give one of the two"
         )
     schedules = _schedules(compare)
-    reference = max((REFERENCE, *schedules), key=lambda schedule: schedule.count)
     if len(schedules) < 2:
         raise SettingsError(
             f"schedules={compare.schedules} with baseline={compare.baseline}: two are needed to "
@@ -85,7 +84,8 @@ def compare_plan(request: Request) -> Grid:
         backbones = [name.strip() for name in compare.backbones.split(",")]
         _refuse_doubles("backbones", compare.backbones, backbones)
     else:
-        backbones = [request.settings(schedule=str(reference)).backbone]
+        backbones = [request.of_no_stage().settings(schedule=compare.baseline).backbone]
+    reference = _reference(schedules, backbones, request.of_no_stage())
     arms = {name: _arms(name, schedules, reference, request) for name in backbones}
     of_all = {key for key in general if key in TRAIN_KEYS}
     explicit = {n: request.explicit_keys(n) for n in range(1, reference.count + 1)}
@@ -102,6 +102,16 @@ def compare_plan(request: Request) -> Grid:
         unheeded=tuple(lines),
         options={**request.typed, **request.typed_storage},
     )
+
+
+def _reference(
+    schedules: Sequence[Schedule], backbones: Iterable[str], request: Request
+) -> Schedule:
+    """The schedule with the most stages; `REFERENCE` counts where every network has its blocks."""
+    baseline = str(schedules[0])
+    orders = (request.settings(schedule=baseline, backbone=name).order for name in backbones)
+    usual = [REFERENCE] if all(map(REFERENCE.fits, orders)) else []
+    return max((*usual, *schedules), key=lambda schedule: schedule.count)
 
 
 def _unheeded(arm: Arm, typed: Settings, given: Collection[str]) -> Iterator[str]:
