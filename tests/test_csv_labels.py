@@ -140,6 +140,15 @@ def test_a_column_of_splits_makes_splits(tmp_path: Path) -> None:
     assert [s.labels.tolist() for s in (source.pool, source.val, source.test)] == [[0, 1]] * 3
 
 
+def test_lines_without_a_split_among_others_that_have_one_are_told(tmp_path: Path) -> None:
+    splits = ["train", "", "train", "", "test", "test"]
+    rows = zip(FILES, LABELS, splits, strict=True)
+    source = read(tmp_path, "file,label,split\n" + "".join(f"{a},{b},{c}\n" for a, b, c in rows))
+    assert len(source.pool.labels) == 4
+    told = "lines of labels.csv that name no split, which count as train: 2"
+    assert told in source.notes
+
+
 def test_folders_of_splits_below_one_file_are_splits_and_never_trained_on_together(
     tmp_path: Path,
 ) -> None:

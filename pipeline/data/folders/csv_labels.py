@@ -87,6 +87,8 @@ def open_csv(
     notes = [f"labels are read from {names}", *read.notes]
     if twice:
         notes.append(f"lines of {names} that name an image again, with the same label: {twice}")
+    if 0 < (blank := sum(not one.split for one in found.values())) < len(found):
+        notes.append(f"lines of {names} that name no split, which count as train: {blank}")
     if left := len(paths) - len(found):
         notes.append(f"images that {names} does not name, which are not read: {left}")
     splits = {
