@@ -27,6 +27,9 @@ Written by `scripts/settings_md.py` from the models in `pipeline/settings/`. A s
 file (`config=`). `python -m pipeline <entry point> --help` lists the settings that have an effect
 on an entry point.
 """
+OTHERWISE = (
+    "What holds in single entry points where a setting is not given, in place of the above."
+)
 SILENT = (
     "Entry points take these settings, so that all stages can be given the same options, and do "
     "not use them. The last line of `--help` names them, too."
@@ -74,6 +77,17 @@ def table_of(model: type[BaseModel]) -> list[str]:
     ]
 
 
+def other_defaults() -> Iterable[str]:
+    """A row for the settings that have one default in an entry point, and another above."""
+    for row in ENTRY_POINTS.values():
+        own = row.own.model_fields if row.own else {}
+        alike: dict[str, list[str]] = {}
+        for key, text in row.defaults.items():
+            if key not in own:
+                alike.setdefault(text, []).append(f"`{key}`")
+        yield from (f"| `{row.name}` | {', '.join(keys)} | {t} |" for t, keys in alike.items())
+
+
 def _as_typed(key: str, value: object) -> str:
     """`lr=0.0003`, and for which stages where the preset says so."""
     name, _, where = key.partition(".")
@@ -87,6 +101,12 @@ def settings_md() -> str:
         note = [f"{NOTES[model]}\n"] if model in NOTES else []
         lines += [f"## {title}\n", *note, *table_of(model), ""]
     lines += [
+        "## Other defaults\n",
+        f"{OTHERWISE}\n",
+        "| entry point | settings | default |",
+        "|---|---|---|",
+        *other_defaults(),
+        "",
         "## Settings without an effect\n",
         f"{SILENT}\n",
         "| entry point | settings |",

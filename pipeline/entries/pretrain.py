@@ -9,7 +9,6 @@ found again by content. Not covered: self-supervised pretraining.
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -19,6 +18,7 @@ from pipeline.entries.command_line.plans import PretrainPlan
 from pipeline.errors import DataError, SettingsError
 from pipeline.runs.command import Command
 from pipeline.runs.find_or_run import find_or_run
+from pipeline.runs.messages.command_line import as_words
 from pipeline.runs.session import Session
 from pipeline.runs.sources import source_of
 from pipeline.settings.fields import AUTO
@@ -59,12 +59,11 @@ def pretrain_entry(command: Command, plan: PretrainPlan) -> Path:
                 {"stage_run_id": summary.run_id, WEIGHTS_SHA256: str(about["weights_sha256"])}
             )
     command.say(tracking.how_to_browse)
-    use = {"weights": path.absolute(), "backbone": settings.backbone}
+    use = {"weights": str(path), "backbone": settings.backbone}
     use |= {"blocks": settings.blocks} if settings.blocks != AUTO else {}
-    options = " ".join(f"-P {shlex.quote(f'{key}={value}')}" for key, value in use.items())
     command.say(
         f"{path}: {settings.backbone} from scratch on {about['images']} images of "
-        f"{about['data']}, validation accuracy {summary.val_acc:.2%}; use it: {options}"
+        f"{about['data']}, validation accuracy {summary.val_acc:.2%}; use it: {as_words(use)}"
     )
     return path
 

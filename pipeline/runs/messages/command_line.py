@@ -28,15 +28,19 @@ def stage_entry_point(number: int) -> str:
 
 
 def command_line(entry_point: str, options: Mapping[str, object]) -> str:
-    """What to type; paths are absolute, since `mlflow run` starts in the project's folder."""
+    """What to type."""
+    return f"{typed(entry_point)} {as_words(options)}"
+
+
+def as_words(options: Mapping[str, object]) -> str:
+    """Options; paths are absolute, since `mlflow run` starts in the project's folder."""
     values = {key: as_typed(value) for key, value in options.items()}
     for key, is_a_path in _PATHS.items():
         if values.get(key) and is_a_path(values[key]):
             values[key] = str(typed_path(values[key]).absolute())
     if (labels := values.get("labels")) and not _is_in(values.get("data", ""), labels):
         values["labels"] = str(typed_path(labels).absolute())
-    words = " ".join(f"-P {key}={shlex.quote(value)}" for key, value in values.items())
-    return f"{typed(entry_point)} {words}"
+    return " ".join(f"-P {key}={shlex.quote(value)}" for key, value in values.items())
 
 
 def _is_in(data: str, labels: str) -> bool:
