@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import random
 import struct
 import sys
 import zlib
@@ -185,6 +186,19 @@ def test_a_picture_is_kept_once_under_its_class_as_the_next_training_reads_it(
     with pytest.MonkeyPatch.context() as patch:
         enter_store(tmp_path / "work", empty_database, patch)
         assert perform("stage1", own, lambda _: None).number == 1
+
+
+def test_a_kept_picture_is_read_again_whatever_profile_it_came_with(tmp_path: Path) -> None:
+    picture = class_image(0, 1)
+    picture.info["icc_profile"] = random.Random(0).randbytes(2 << 20)
+    with Image.open(keep_picture(picture, "apple", tmp_path)) as stored:
+        assert digest_image(stored.convert("RGB")) == digest_image(picture)
+
+
+def test_a_picture_is_kept_once_however_its_class_is_composed(tmp_path: Path) -> None:
+    for known in ("\u00e9te", "e\u0301te"):
+        folder, picture = tmp_path / str(len(known)), class_image(0, 1)
+        assert keep_picture(picture, known, folder) == keep_picture(picture, known, folder)
 
 
 @pytest.mark.parametrize(

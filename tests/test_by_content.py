@@ -126,6 +126,16 @@ def test_the_test_split_is_the_same_for_every_shuffle_and_the_rest_is_not() -> N
     assert one[1] != other[1]
 
 
+def test_files_without_content_are_no_copies_of_one_image(tmp_path: Path) -> None:
+    root = fill(tmp_path, "ant", "bee", count=20)
+    for label in ("ant", "bee"):
+        for number in range(100, 120):
+            (root / label / f"{number}.png").touch()
+    pool = opened(root).pool
+    sizes = Counter(len(unit.rows) for unit in units_of(pool, "draws 0"))
+    assert sizes == {1: 80}
+
+
 def test_copies_of_an_image_go_to_one_part() -> None:
     source = make([12, 12])
     labels = np.concatenate([source.pool.labels] * 2)

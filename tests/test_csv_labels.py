@@ -131,6 +131,45 @@ def test_a_name_that_two_images_have_needs_its_folder(tmp_path: Path) -> None:
     assert "images that labels.csv does not name, which are not read: 6" in source.notes
 
 
+def test_a_missing_image_of_another_machine_is_no_image_of_the_same_name(tmp_path: Path) -> None:
+    """Numbers as names: `cat/51.jpg` is not here, and `dog/51.jpg` is another picture."""
+    fill(tmp_path, "cat", "dog", start=51)
+    (tmp_path / "cat" / "51.png").unlink()
+    (tmp_path / "dog" / "52.png").unlink()
+    rows = ["cat/51.png,cat", "cat/52.png,cat", "dog/51.png,dog"]
+    for before in ("/data/pets/", "C:/data/pets/"):
+        text = "file,label\n" + "".join(f"{before}{row}\n" for row in rows)
+        (tmp_path / "labels.csv").write_text(text)
+        with pytest.raises(DataError, match=r"1 of 3 files are not below .*cat/51\.png"):
+            open_source(str(tmp_path), tmp_path)
+
+
+def test_folders_of_another_machine_that_were_put_together_are_found(tmp_path: Path) -> None:
+    rows = zip(FILES, LABELS, strict=True)
+    text = "".join(f"/data/pets/{label}/{name},{label}\n" for name, label in rows)
+    assert read(tmp_path, "file,label\n" + text).pool.labels.tolist() == [0, 1] * 3
+
+
+def test_a_table_of_test_images_alone_leaves_the_folders_of_classes(tmp_path: Path) -> None:
+    fill(tmp_path / "train", "cat", "dog", count=3)
+    (tmp_path / "test").mkdir()
+    class_image(0, 9).save(tmp_path / "test" / "9.png")
+    (tmp_path / "test" / "labels.csv").write_text("file,label\n9.png,cat\n")
+    source = open_source(str(tmp_path), tmp_path)
+    assert (source.class_names, len(source.pool.labels)) == (("cat", "dog"), 6)
+
+
+def test_a_first_line_that_names_an_image_is_no_header(tmp_path: Path) -> None:
+    """Not if the image is missing, nor if its class is called as columns are."""
+    images(tmp_path)
+    with pytest.raises(DataError, match=r"1 of 7 files are not below .*away\.png"):
+        read(tmp_path, "away.png,cat\n" + lines(FILES))
+    assert len(read(tmp_path, lines(FILES).replace("dog", "name")).pool.labels) == 6
+    turned = sorted(lines(FILES).replace("dog", "name").splitlines(), key=lambda row: row[-4:])
+    assert turned[0].endswith("cat")
+    assert len(read(tmp_path, "\n".join(turned[::-1])).pool.labels) == 6
+
+
 def test_a_column_of_splits_makes_splits(tmp_path: Path) -> None:
     splits = ["train", "Train", "valid", "val", "test", "test"]
     rows = zip(FILES, LABELS, splits, strict=True)

@@ -58,14 +58,14 @@ def keep_picture(picture: Image.Image, label: str, folder: Path) -> Path:
     """
     name = f"{digest_image(picture).hex()}.png"
     for other in folder.glob(f"*/{name}"):
-        if normalised(other.parent.name) != label:
+        if normalised(other.parent.name) != normalised(label):
             raise DataError(
                 f"this picture is kept as {one_line(other.parent.name)} already: delete {other} "
                 "first"
             )
         return other
     content = io.BytesIO()
-    picture.save(content, "PNG")
+    picture.save(content, "PNG", icc_profile=None)  # one of 1 MiB would make it unreadable
     write_atomically(folder / label / name, content.getvalue())
     return folder / label / name
 

@@ -184,6 +184,6 @@ def examples_of(run: RunView, command: Command, folder: Path) -> list[tuple[Path
     for row, picture in zip(rows.tolist(), source.test.read(rows.tolist()), strict=True):
         if isinstance(picture, Image.Image):
             path = folder / f"{row}.png"
-            picture.save(path)
+            picture.save(path, icc_profile=None)
             found.append((path, source.class_names[labels[row]]))
     return found

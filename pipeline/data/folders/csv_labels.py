@@ -9,7 +9,7 @@ path, or by its name without the ending, as long as one image fits.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -55,12 +55,16 @@ def find_csv_files(root: Path, labels: str) -> list[Path]:
             f"labels={labels}: no such file ({(root / path).absolute()}): pass the CSV file with "
             "a column of image files and one of labels"
         )
-    folders = [path for path in entries_of(root).folders if path.name.lower() in SPLIT_NAMES]
-    for folder_list in ([root], folders):
-        found = [folder / name for folder in folder_list for name in NAMES]
-        if found := [path for path in found if seen(path.is_file)]:
-            return found
-    return []
+
+    def tables_in(folders: Iterable[Path]) -> list[Path]:
+        found = (folder / name for folder in folders for name in NAMES)
+        return [path for path in found if seen(path.is_file)]
+
+    of_splits = {path: SPLIT_NAMES.get(path.name.lower()) for path in entries_of(root).folders}
+    found = tables_in([root]) or tables_in(path for path in of_splits if of_splits[path])
+    # a table of test images alone says nothing of the folders of classes beside it
+    is_whole = any(of_splits.get(path.parent) in (None, "train") for path in found)
+    return found if is_whole else []
 
 
 def open_csv(
@@ -206,8 +210,7 @@ def _labelled(
     by_folder = SPLIT_NAMES.get(base.name.lower(), "") if base != root else ""
     missing: list[str] = []
     done = []
-    for row in rows:
-        fitting = images.find(row.file, base)
+    for row, fitting in zip(rows, images.find_all([r.file for r in rows], base), strict=True):
         if len(fitting) > 1:
             raise DataError(
                 f"{file}: line {row.line}: {one_line(row.file)} may be "
@@ -255,29 +258,44 @@ class _Images:
 
     def holds(self, text: str, base: Path) -> bool:
         """Whether a text may mean an image; a bare name that several images have may not."""
-        found = self.find(text, base)
+        found, _ = self._find(text, base)
         return len(found) == 1 or bool(found and PurePosixPath(text).suffix)
 
-    def find(self, text: str, base: Path) -> list[Path]:
-        """The images that a text may mean; that at this very path, or in `base`, alone."""
+    def find_all(self, texts: Sequence[str], base: Path) -> list[list[Path]]:
+        """The images that each text may mean; that at its very path, or in `base`, alone.
+
+        Of absolute paths from another machine a beginning is left out. A path that fits only
+        without more than another's beginning, such as `cat` after `/data/pets`, is of an image
+        that is missing: one of the same name in another folder is another image.
+        """
+        found = [self._find(text, base) for text in texts]
+        beginnings = {left_out for fitting, left_out in found if fitting and left_out is not None}
+
+        def is_there(left_out: tuple[str, ...] | None) -> bool:
+            shorter = range(len(left_out or ()))
+            return not any((left_out or ())[:count] in beginnings for count in shorter)
+
+        return [fitting if is_there(left_out) else [] for fitting, left_out in found]
+
+    def _find(self, text: str, base: Path) -> tuple[list[Path], tuple[str, ...] | None]:
+        """The images that a text may mean, and of an absolute path the beginning left out."""
         plain = PureWindowsPath(text).as_posix() if "\\" in text else text
         parts: list[str] = []
         for part in PurePosixPath(plain).parts:
             if part == "..":
                 if not parts:
-                    return []
+                    return [], None
                 parts.pop()
             elif part not in ("/", "."):
                 parts.append(part)
-        for start in range(len(parts)):  # an absolute path of another machine ends alike
+        is_absolute = PurePosixPath(plain).is_absolute() or bool(PureWindowsPath(text).drive)
+        for start in range(len(parts) if is_absolute else 1):
             fitting = self._by_end.get(_key("/".join(parts[start:])), [])
             wanted = Path(*parts[start:])
             exact = [p for p in (base / wanted, self._root / wanted) if p in fitting]
             if fitting:
-                return exact[:1] or fitting
-            if not PurePosixPath(plain).is_absolute() and not PureWindowsPath(text).drive:
-                return []
-        return []
+                return exact[:1] or fitting, tuple(parts[:start]) if is_absolute else None
+        return [], None
 
 
 def _key(text: str) -> str:

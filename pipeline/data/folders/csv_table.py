@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from pipeline.data.folders.listing import image_endings
 from pipeline.errors import DataError, first_line
 from pipeline.system.text import count_of, first_of, normalised, one_line
 
@@ -107,7 +108,9 @@ def _table(path: Path, is_image: Callable[[str], bool]) -> tuple[dict[str, list[
     lines = _lines_of(path)
     header = [cell.strip() for cell in lines[0][1]]
     known = {name.casefold() for name in header} & {*_FILE, *_LABEL}
-    has_header = bool(known) or not any(map(is_image, header))
+    has_header = not any(map(_has_image_ending, header)) and (
+        bool(known) or not any(map(is_image, header))
+    )
     if not has_header:
         header = [f"column {number}" for number in range(1, len(header) + 1)]
     body = lines[1:] if has_header else lines
@@ -129,6 +132,10 @@ def _table(path: Path, is_image: Callable[[str], bool]) -> tuple[dict[str, list[
     if len(table) < len(header):
         raise ColumnsError(f"{path}: two columns have one name ({first_of(header)}): rename one")
     return table, [number for number, _ in body]
+
+
+def _has_image_ending(cell: str) -> bool:
+    return PurePath(cell).suffix.lower() in image_endings()
 
 
 def _lines_of(path: Path) -> list[tuple[int, list[str]]]:

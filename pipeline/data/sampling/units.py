@@ -15,6 +15,9 @@ import numpy as np
 from pipeline.data.base import Split
 from pipeline.data.images import IntArray
 
+NOTHING = hashlib.sha256(b"").digest()
+"""The digest of an image that has no bytes, or cannot be read."""
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -38,8 +41,9 @@ def units_of(split: Split, stream: str) -> list[Unit]:
     names = [
         group.encode(errors="surrogateescape") for group in split.groups
     ] or split.stored.digests()
-    for row, name in enumerate(names):
-        found.setdefault(name, []).append(row)
+    for row, name in enumerate(names):  # files without content are no copies of one image
+        own = name + str(row).encode() if name == NOTHING else name
+        found.setdefault(own, []).append(row)
     labels = split.labels.tolist()
     return [
         Unit(tuple(rows), Counter(labels[row] for row in rows))
