@@ -9,6 +9,8 @@ import pytest
 
 from pipeline.cli import main
 from pipeline.entries.chain import best_of
+from pipeline.entries.command_line.table import ENTRY_POINTS
+from pipeline.runs.sources import source_of
 from pipeline.tracking.history import Summary
 from pipeline.tracking.keys import VAL
 from tests.conftest import Command
@@ -56,7 +58,15 @@ def proposed(out: str) -> dict[str, str]:
     return options
 
 
-@pytest.mark.parametrize(("given", "apart"), [({}, "4"), ({"test_per_class": "2"}, "2")])
+@pytest.mark.parametrize(
+    ("given", "apart"),
+    [
+        ({}, "4"),
+        ({"test_per_class": "2"}, "2"),
+        ({"draw": "1", "train_per_class": "4", "val_per_class": "2"}, "6"),  # of draw 0
+        ({"train_per_class": "6", "val_per_class": "6"}, "auto"),  # nothing is left
+    ],
+)
 def test_a_proposed_decision_sets_test_images_aside_where_the_data_has_none(
     command: Command,
     image_folder: Path,
@@ -68,7 +78,11 @@ def test_a_proposed_decision_sets_test_images_aside_where_the_data_has_none(
     options = {"data": str(image_folder), "stage2.epochs": "1", "stage3.epochs": "1", **given}
     assert command("stage3", **options) == 0
     out = capfd.readouterr().out
-    assert proposed(out)["test_per_class"] == apart
+    decision = proposed(out)
+    assert decision["test_per_class"] == apart
+    assert (decision.get("train_per_class") == "auto") == (apart == "auto")
+    plan = ENTRY_POINTS["decide"].plan(ENTRY_POINTS["decide"].read(decision))
+    assert source_of(plan.treatment.settings).test is not None
     [line] = re.findall("^next: (.*)", out, re.MULTILINE)
     last = max(runs().to_dict("records"), key=lambda run: run["tags.stage"])
     assert f"`{line}`" in last["tags.mlflow.note.content"]  # and what a run says of itself

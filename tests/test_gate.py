@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.entries.command_line.table import ENTRY_POINTS
 from pipeline.entries.gate import _draws_in, _next
 from pipeline.errors import GateError
+from pipeline.runs.sources import source_of
 from pipeline.settings.thresholds import Thresholds
 from pipeline.signals.cases import CASES, cases_like
 from pipeline.signals.gate import (
@@ -225,6 +227,7 @@ def test_the_report_tells_of_the_cases() -> None:
     [
         ({"train_per_class": "2", "val_per_class": "2"}, "-e stage2"),
         ({"train_per_class": "6", "val_per_class": "6"}, "-e decide"),  # all 12 of a class
+        ({"train_per_class": "5", "val_per_class": "3"}, "-e decide"),
         ({"train_per_class": "auto", "val_per_class": "auto"}, "-e decide"),
     ],
 )
@@ -237,6 +240,10 @@ def test_another_draw_is_proposed_only_where_the_images_give_one(
     line = _next(gate, draws(1), settings)
     assert proposed in line
     assert ("draw=1" in line) == (proposed == "-e stage2")
+    entry_point, options = typed_in(line)
+    if entry_point == "decide":  # which can be asked: there are test images
+        plan = ENTRY_POINTS["decide"].plan(ENTRY_POINTS["decide"].read(options))
+        assert source_of(plan.treatment.settings).test is not None
 
 
 def test_the_proposed_stage_2_is_of_the_same_recipe(store: Path, image_folder: Path) -> None:

@@ -313,9 +313,15 @@ def test_a_choice_stays_where_the_runs_that_told_were_removed(
     assert home.tune(margin="100") == 0
     choice = home.study.user_attrs["choice"]
     assert main(["clean", "-P", "remove=trials", "-P", f"cache_dir={home.folder}"]) == 0
+    capfd.readouterr()
     assert home.tune(margin="100") == 0
     assert (home.study.user_attrs["chosen"], home.study.user_attrs["choice"]) == (0, choice)
-    assert "from now on" not in capfd.readouterr().out.partition("were removed")[2]
+    assert "from now on" not in capfd.readouterr().out
+    more = str(home.study.user_attrs["finished"] + 1)
+    assert home.tune(margin="100", n_trials=more) == 0  # the scores of the defaults stay lost
+    assert home.study.user_attrs["chosen"] == home.study.best_trial.number
+    assert "without a margin" in home.study.user_attrs["choice"]
+    assert "from now on tuned=true takes trial" in capfd.readouterr().out
 
 
 def test_a_later_study_is_found_from_the_settings_that_it_was_made_from(

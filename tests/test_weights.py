@@ -767,7 +767,7 @@ def test_where_a_download_fails_another_file_of_the_model_is_named(
 def test_a_typed_command_makes_paths_absolute_and_leaves_names_alone() -> None:
     for name in ("imagenet", "none", "IMAGENET1K_V1", "MobileNet_V2_Weights.IMAGENET1K_V2"):
         assert command_line("main", {"weights": name}).endswith(f" -P weights={name}")
-    for typed in ("weights=w.pth", "blocks=b.yaml", "storage=a.log", "space=s", "labels=l.csv"):
+    for typed in ("weights=w.pth", "blocks=b.yaml", "storage=a.log", "space=s"):
         key, _, name = typed.partition("=")
         assert command_line("tune", {key: name}).endswith(f" -P {key}={Path.cwd()}/{name}")
     for typed in ("blocks=auto", "storage=sqlite:///optuna.db", "labels=", "space="):
@@ -782,6 +782,8 @@ def test_a_csv_file_of_this_folder_is_not_taken_for_one_beside_the_images(
     monkeypatch.chdir(tmp_path)
     Path("l.csv").write_text("file,label")
     assert command_line("start", {"labels": "l.csv"}).endswith(f" -P labels={tmp_path}/l.csv")
+    beside = {"labels": "beside_the_images.csv"}  # the folder of which is named in a file
+    assert command_line("start", beside).endswith(" -P labels=beside_the_images.csv")
 
 
 def test_a_csv_file_in_the_folder_of_images_is_named_as_it_was(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from pipeline.runs.lineage import other_than, settings_of
 from pipeline.runs.messages.command_line import command_line
 from pipeline.runs.messages.next_step import as_asked, options_of, options_of_sibling
 from pipeline.runs.session import Session
-from pipeline.runs.sources import check_draws, source_of
+from pipeline.runs.sources import check_draws, options_for_a_test, source_of
 from pipeline.settings.entry import GateSettings
 from pipeline.settings.fields import AUTO
 from pipeline.settings.run import PLACE_KEYS, Settings
@@ -91,7 +91,8 @@ def gate_entry(command: Command, plan: GateSettings) -> Gate:
 
 def _next(gate: Gate, draws: Sequence[GateDraw], settings: Settings) -> str:
     """What to type after the gate's advice: the decision, or stage 2 on another draw."""
-    decide = command_line("decide", _typed(options_of(settings, known=2), settings))
+    options = options_of(settings, known=2) | _for_a_test(settings)
+    decide = command_line("decide", _typed(options, settings))
     if gate.prior != "not_yet" or gate.tags[GATE_GAINS] != "unknown":
         return decide
     free = next(n for n in count() if str(n) not in {draw.draw for draw in draws})
@@ -107,6 +108,14 @@ def _typed(options: dict[str, object], settings: Settings) -> dict[str, object]:
     here = pick_precision("auto", pick_device(settings.device))
     is_usual = PRECISIONS.get(settings.precision) == here
     return {k: v for k, v in options.items() if not (is_usual and k == "precision")}
+
+
+def _for_a_test(settings: Settings) -> dict[str, object]:
+    try:
+        here = settings.data not in MANY_DRAWS  # not to be downloaded for this
+        return options_for_a_test(source_of(settings), settings) if here else {}
+    except PipelineError:  # the data is not here, and it is not known
+        return {}
 
 
 def _is_held(settings: Settings, draw: int) -> bool:

@@ -43,7 +43,6 @@ from pipeline.tracking.keys import KIND, NOTE, endings
 from pipeline.training.stage0 import KNN, LOGREG
 from pipeline.weights.here import Candidate, candidates_here, how_to_get
 
-"""Most test images of a class that are proposed where the data has no test split."""
 SHOWN_S = 5.0
 """What `main` takes beside training, for each stage: pictures, the model, a share of the start."""
 NOT_FOR_DECIDE = ("schedule", "reuse", "enforce_gate")

@@ -10,12 +10,13 @@ from pipeline.data.cache import cache_folder, check_cache_folder
 from pipeline.data.open import open_source
 from pipeline.data.sampling.draws import draw_rows, with_test_split
 from pipeline.errors import DataError
+from pipeline.settings.fields import AUTO
 from pipeline.settings.run import Settings
 from pipeline.system.progress import doing
 from pipeline.weights.pretrained import Weights, is_here, read_weights
 
 TEST_IMAGES = 20
-"""Of each class, what is proposed to be set aside where the data has no test split."""
+"""Of each class, the most that is proposed to be set aside where the data has no test split."""
 
 
 def source_of(settings: Settings) -> Source:
@@ -58,6 +59,20 @@ def check_draws(source: Source, settings: Settings, draws: Iterable[int]) -> Non
     """
     for draw in draws:
         draw_rows(source, settings.model_copy(update={"draw": draw}))
+
+
+def options_for_a_test(source: Source, settings: Settings) -> dict[str, object]:
+    """What a proposed decision or comparison, which begins with draw 0, needs to have test images.
+
+    Empty where there is a test split; where the numbers of images leave none for one, images are
+    dealt without numbers.
+    """
+    if source.test is not None:
+        return {}
+    first = settings.model_copy(update={"draw": 0})
+    if count := images_to_set_aside(source, first):
+        return {"test_per_class": count}
+    return dict.fromkeys(("train_per_class", "val_per_class", "test_per_class"), AUTO)
 
 
 def images_to_set_aside(source: Source, settings: Settings) -> int:

@@ -5,9 +5,9 @@ beat the first one, which has the defaults, by so many standard errors of their 
 that the best of as many trials that are all alike seldom does (`wanted_errors`); otherwise the
 defaults stay. The standard error is that over the images of the tuning draws; with several draws
 it is at least what their differences between draws show (`error_over_draws`), in which other
-training noise stands as well. The best trial is taken where nothing can be compared: the defaults
-did not finish, the scores are lost, or the metric is one whose standard error stored predictions
-do not give.
+training noise stands as well. Where the scores are lost, a choice among the same trials stays. The
+best trial is taken where nothing can be compared: the defaults did not finish, the scores of
+further trials are lost, or the metric is one whose standard error stored predictions do not give.
 
 In: a study and its runs. Out: a `Choice`. Not covered: training noise with a single draw, where
 settings and noise cannot be told apart (`benchmarks/best_of_trials.py` says what that costs).
@@ -34,7 +34,7 @@ from pipeline.system.text import count_of
 from pipeline.tracking import Tracking
 from pipeline.tracking.keys import draw_run_id
 from pipeline.tuning.storage.trial_state import RUN_ID, default_of
-from pipeline.tuning.study import CHOICE, CHOSEN, STEPS_A_DRAW, Study
+from pipeline.tuning.study import CHOICE, CHOSEN, FINISHED, STEPS_A_DRAW, Study
 
 RESAMPLES = 500
 FAR = 30.0
@@ -64,9 +64,8 @@ def choose(study: Study, tracking: Tracking, margin: float) -> Choice | None:
         return Choice(best, "the defaults are the best")
     objective = OBJECTIVES[study.spec.objective]
     metric, both = METRICS[objective.metric], _scores(study, tracking, best, default)
-    settled = study.optuna.user_attrs
-    if both is None and CHOSEN in settled:  # the runs that told were removed since
-        return Choice(study.trials[settled[CHOSEN]], str(settled.get(CHOICE)))
+    if both is None and margin > 0 and (settled := _settled(study)):
+        return settled
     if both is None:
         why = "the scores of its run or of the defaults' run are lost"
         return Choice(best, f"the best trial is taken without a margin: {why}")
@@ -87,6 +86,14 @@ def choose(study: Study, tracking: Tracking, margin: float) -> Choice | None:
     if gain <= wanted * error:
         return Choice(default, f"{lead}, less than {luck}: the defaults stay")
     return Choice(best, f"{lead}, more than {luck}: its settings are taken")
+
+
+def _settled(study: Study) -> Choice | None:
+    """What was chosen among these very trials, when their scores were still there."""
+    attrs = study.optuna.user_attrs
+    if CHOSEN not in attrs or attrs.get(FINISHED) != study.finished():
+        return None
+    return Choice(study.trials[attrs[CHOSEN]], str(attrs.get(CHOICE)))
 
 
 def _tried(study: Study) -> int:

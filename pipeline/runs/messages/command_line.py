@@ -39,7 +39,8 @@ def as_words(options: Mapping[str, object]) -> str:
         if values.get(key) and is_a_path(values[key]):
             values[key] = str(typed_path(values[key]).absolute())
     if (labels := values.get("labels")) and not _is_in(values.get("data", ""), labels):
-        values["labels"] = str(typed_path(labels).absolute())
+        here = typed_path(labels)  # else in a folder that is named in a file or by a run
+        values["labels"] = str(here.absolute()) if seen(here.is_file) else labels
     return " ".join(f"-P {key}={shlex.quote(value)}" for key, value in values.items())
 
 

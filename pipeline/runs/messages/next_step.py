@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 from pipeline.data.base import Source
 from pipeline.runs.messages.command_line import command_line, stage_entry_point
-from pipeline.runs.sources import images_to_set_aside
+from pipeline.runs.sources import options_for_a_test
 from pipeline.settings.entry import STORAGE
 from pipeline.settings.request import Request
 from pipeline.settings.run import (
@@ -34,7 +34,8 @@ def next_command(settings: Settings, number: int, run_id: str, source: Source) -
     """The command that follows a stage: the next stage, then the question whether it is worth it.
 
     `three_stage` is judged by `decide`, stage 3 against stage 2; other schedules by `compare`.
-    Where the data has no test split, images are set aside for that.
+    Where the data has no test split, images are set aside for that. What `compare` cannot take
+    of the settings, those of single stages, is left out.
     """
     if number < len(settings.stages):
         values = _apart_from_preset(settings)[1]
@@ -42,9 +43,8 @@ def next_command(settings: Settings, number: int, run_id: str, source: Source) -
         if later := _of_later_stages(settings, number):
             own |= {"schedule": settings.schedule, **later}
         return command_line(stage_entry_point(number + 1), {**own, "parent_run_id": run_id})
-    options, schedule = options_of(settings), settings.chain.name
-    if apart := images_to_set_aside(source, settings):
-        options["test_per_class"] = apart
+    options = options_of(settings) | options_for_a_test(source, settings)
+    schedule = settings.chain.name
     if schedule == "three_stage":
         return command_line("decide", options)
     # in a comparison, settings of a stage are those of the reference's stage of that number
