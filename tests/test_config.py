@@ -141,7 +141,18 @@ def test_yaml_and_text_values_mean_the_same(tmp_path: Path) -> None:
     assert typed.cache is False
 
 
-def test_a_word_that_yaml_reads_as_false_is_the_word_again(tmp_path: Path) -> None:
+def test_a_word_of_a_file_is_a_word_also_where_older_yaml_has_truth_values(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("register_as: yes\nlabel_column: no\nreuse: no\ncache: yes\nrefit: false\n")
+    request = request_of("decide", {}, path)
+    decide, settings = request.own_settings(DecideSettings), request.settings()
+    assert (decide.register_as, decide.refit) == ("yes", "off")
+    assert (settings.label_column, settings.reuse, settings.cache) == ("no", False, True)
+
+
+def test_off_in_a_file_is_what_off_is_on_the_command_line(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("refit: off\nregister_as: off\nnear_duplicates: off\nlog_model: off\n")
     request = request_of("decide", {}, path)
@@ -295,7 +306,7 @@ def test_all_faults_are_shown_together_and_once() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("epochs: true\n", r"epochs must be a whole number, got 'True' \(config"),
+        ("epochs: true\n", r"epochs must be a whole number, got 'true' \(config"),
         ("- 1\n", r"holds a list: write one"),
         ("a: [\n", r"line 2 is not valid YAML"),
         ("lr: 1\nlr: 2\n", "line 2 .*lr stands here twice"),

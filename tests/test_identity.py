@@ -285,8 +285,9 @@ def test_a_study_of_an_earlier_version_is_used_by_its_own_schedule_alone(
     assert study.user_attrs["tuning_key"] == session.recipe(2, trained=1)
     former = session.recipe(2, trained=1, former=session.draw.pool)
     study.set_user_attr("tuning_key", former)
-    for schedule, found in ((own, 0), ("three_stage", 2)):
-        chosen = {**words, "schedule": schedule, "stage1.epochs": "1"}
+    of_stage_1 = {f"stage1.{k}": str(v) for k, v in settings.training(1).model_dump().items()}
+    for schedule, found in ((own, 0), ("three_stage", 2)):  # stage 1 trains alike in both
+        chosen = {**words, **of_stage_1, "schedule": schedule}
         assert command("stage2", tuned="on", **chosen) == found, schedule
     assert f"schedule={own} (here three_stage)" in errors(capfd)[0]
 

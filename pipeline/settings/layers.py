@@ -164,11 +164,11 @@ def in_plain_words(fault: Mapping[str, Any]) -> str:
 def _as_text(model: type[BaseModel], key: str, value: object) -> object:
     """Text where pydantic would take `true` for 1, or refuse 7 as the name of a folder.
 
-    YAML reads `off` as false: settings that are words (`refit: off`) get the word back.
+    Where `off` is one of several words, `false` means that.
     """
     annotation = model.model_fields[key].annotation
     if isinstance(value, bool) and annotation is not bool:
-        return str(value) if annotation in (int, float) else as_typed(value)
+        return str(value).lower() if annotation in (int, float, str) else as_typed(value)
     return str(value) if annotation is str and isinstance(value, int | float) else value
 
 

@@ -15,8 +15,9 @@ from typing import Any
 import optuna
 from optuna.study import StudySummary
 
-from pipeline.errors import StudyError
+from pipeline.errors import SettingsError, StudyError
 from pipeline.runs.session import Session
+from pipeline.settings.schedules import schedule_of
 from pipeline.stats.metrics import DEFAULT_OBJECTIVE
 from pipeline.system.network.addresses import without_password
 from pipeline.system.provenance import typed
@@ -208,8 +209,8 @@ def _of_stage(storage: Storage, session: Session, number: int) -> Iterator[Study
 def _differences(session: Session, number: int, attrs: Mapping[str, Any]) -> list[str]:
     """What the study held fixed and is otherwise here; nothing: it matches.
 
-    A study of an earlier version knew its data set by name, and no stages before its own: it
-    matches one with the same `data` and `schedule`.
+    A study of an earlier version may know its data set by name, and matches one with the same
+    `data`; its key does not tell what was trained before its stage, which its schedule does.
     """
     theirs, ours = attrs[FIXED], fixed_settings(session.settings, number, attrs[SPACE])
     differs = {
@@ -218,11 +219,21 @@ def _differences(session: Session, number: int, attrs: Mapping[str, Any]) -> lis
         if theirs.get(key, _LATER.get(key.rpartition(".")[2])) != value
     }
     draw, key = session.draw, attrs[TUNING_KEY]
-    former = [session.recipe(number, number - 1, name) for name in (draw.pool, draw.source)]
-    is_former = key in former and not differs.keys() & {"data", "schedule"}
-    if key == session.recipe(number, number - 1) or is_former:
+    known = {session.recipe(number, number - 1), session.recipe(number, number - 1, draw.pool)}
+    if "data" not in differs:
+        known.add(session.recipe(number, number - 1, draw.source))
+    if key in known and _trains_alike(session, number, str(theirs.get("schedule", ""))):
         return [text for key, text in differs.items() if key.startswith(f"stage{number}.")]
     return list(differs.values()) or ["other images, weights, views or precision"]
+
+
+def _trains_alike(session: Session, number: int, schedule: str) -> bool:
+    """Whether another schedule comes to this stage by the same blocks."""
+    try:
+        other = schedule_of(schedule).on(session.settings.order)
+        return other.trains(number) == session.settings.chain.trains(number)
+    except SettingsError:  # of an earlier version, or of another network
+        return False
 
 
 def _shown(name: str, differs: list[str]) -> str:

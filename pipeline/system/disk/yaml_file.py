@@ -7,6 +7,7 @@ In: a path. Out: plain values, of which no tag builds anything and no alias make
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -28,7 +29,8 @@ _MOST_VALUES = 10_000
 class _Loader(yaml.SafeLoader):
     """Refuses a key that stands twice in a mapping, of which YAML itself keeps the last.
 
-    Refuses aliases that hold themselves or come to too many values, too.
+    Refuses aliases that hold themselves or come to too many values, too. As in YAML 1.2, `yes`,
+    `no`, `on` and `off` are words: a class, a column or a model may be called so.
     """
 
     def get_single_node(self) -> yaml.Node | None:
@@ -69,6 +71,17 @@ class _Loader(yaml.SafeLoader):
             if key.value in keys[:number]:
                 self._refuse(key, f"{key.value} stands here twice: keep one")
         return super().construct_mapping(node, deep)
+
+
+_BOOL, _TRUE_OR_FALSE = (
+    "tag:yaml.org,2002:bool",
+    re.compile("(?:true|True|TRUE|false|False|FALSE)$"),
+)
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, _TRUE_OR_FALSE, list("tTfF"))
 
 
 def read_yaml(path: Path, source: str) -> dict[str, object]:
