@@ -24,7 +24,7 @@ from pipeline.model.often import BLOCKS
 from pipeline.runs.lineage import _before as before_of
 from pipeline.runs.lineage import settings_of
 from pipeline.runs.session import Session
-from pipeline.settings.schedules import Stage, schedule_of
+from pipeline.settings.schedules import SCHEDULES, Stage, schedule_of
 from pipeline.settings.search_space import SearchSpace
 from pipeline.settings.thresholds import Thresholds
 from pipeline.signals.evidence import instability_now
@@ -270,6 +270,18 @@ def test_a_study_of_an_earlier_version_is_used_and_gone_on_with(
     [again] = studies(store)
     assert (again.study_name, len(again.trials)) == (name, 2)
     assert again.user_attrs["tuning_key"] == key
+
+
+def test_another_built_in_schedule_changes_no_key_of_those_that_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that comes to a stage's blocks by another way than they do."""
+    jump = schedule_of("jump(head; head+1+2)")
+    stages = [(one, n) for one in SCHEDULES.values() for n in range(1, one.count + 1)]
+    before = [before_of(one, n) for one, n in stages]
+    monkeypatch.setitem(SCHEDULES, "jump", jump)
+    assert [before_of(one, n) for one, n in stages] == before
+    assert before_of(jump, 2)
 
 
 def test_a_study_of_an_earlier_version_is_used_by_its_own_schedule_alone(

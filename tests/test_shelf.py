@@ -187,11 +187,11 @@ def test_what_will_be_taken_is_stated_before_it_is_and_again_where_it_doubles(
     assert take(0, size - 1) == []
     (line,) = take(1, size)
     assert "disk: 10 MB more for frozen outputs in" in line
-    assert "up to 20.0 MB" in line
+    assert "with that 20.0 MB by this command" in line
     assert "of 1 GB (cache_limit)" in line
-    (line,) = take(2, size)
-    assert "up to 40.0 MB" in line
-    assert take(3, size - 10) == []
+    assert take(2, size - 10) == []  # told again when there is twice as much
+    (line,) = take(3, size + 20)
+    assert "with that 40.0 MB by this command" in line
     new_command()
     (line,) = take(4, 2 * size)
     assert line.startswith(f"disk: 20 MB for frozen outputs in {tmp_path}, of 1 GB")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -260,6 +261,37 @@ def test_a_file_of_weights_may_be_called_whatever_files_are_called(
     metrics = mlflow.get_run(run["run_id"]).data.metrics
     expected = "mobilenet_v3_small epoch-9-lr-1-5 best-step-420.pth"
     assert f"stage0/logreg_val_acc/{expected}" in metrics
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_was_typed_is_left_only_for_what_leads_by_more_than_noise(
+    store: Path,
+    checkpoints: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    kept: bool,
+) -> None:
+    """Random weights tell these images apart; weights that make one output of all do not."""
+    own = checkpoints / keep(checkpoints, "mobilenet_v3_small")
+    if not kept:
+        state = torch.load(own)
+        torch.save({n: t * (not n.startswith("features.12.1.w")) for n, t in state.items()}, own)
+    root = write_image_folder(tmp_path / "images")
+    words = {"backbone": "mobilenet_v3_small", "weights": str(own)}
+    assert start(root, tmp_path / "cache", **words) == 0
+    out = capsys.readouterr().out
+    (run,) = runs("start").to_dict("records")
+    best = {"mobilenet_v3_small": 0.0, "resnet18": 0.0}
+    for name, value in mlflow.get_run(run["run_id"]).data.metrics.items():
+        if name.startswith(("stage0/logreg_val_acc/", "stage0/knn_val_acc/")):
+            backbone = name.rpartition("/")[2].partition(" ")[0]
+            best[backbone] = max(best[backbone], value)
+    typed, starter = best.values()
+    images = 3 * int(FEW["val_per_class"])
+    error = math.sqrt(sum(p * (1 - p) for p in best.values()) / images)
+    assert (starter - typed <= 2 * error) == kept
+    line = next(line for line in out.splitlines() if line.startswith("mlflow run . -e main"))
+    assert typed_in(line)[1]["backbone"] == ("mobilenet_v3_small" if kept else "resnet18")
 
 
 def test_names_that_differ_in_refused_letters_alone_stay_apart() -> None:

@@ -24,6 +24,7 @@ from pipeline.settings.layers import validated
 from pipeline.settings.request import Request
 from pipeline.settings.run import TRAIN_KEYS, Settings, TrainSettings
 from pipeline.settings.schedules import SCHEDULES, Schedule, schedule_of
+from pipeline.system.text import count_of
 
 QUESTIONS: Mapping[Literal["stage2", "stage3"], tuple[int, str]] = {
     "stage2": (2, "stage1_continued"),
@@ -144,9 +145,9 @@ def at_equal_steps(
     theirs, shared = settings.stages[: treatment.last], _shared_stages(treatment, schedule)
     if len(ours) > len(theirs):
         raise SettingsError(
-            f"{len(ours) - shared} stages cannot share the steps of {len(theirs) - shared} "
-            "stages: choose a schedule with fewer stages as the control, or swap treatment and "
-            "control"
+            f"{count_of(len(ours) - shared, 'stage')} cannot share the steps of "
+            f"{count_of(len(theirs) - shared, 'stage')}: choose a schedule with fewer stages as "
+            "the control, or swap treatment and control"
         )
     # steps that are left over go to the first stage that is not shared
     first = shared + 1 + len(theirs) - len(ours)

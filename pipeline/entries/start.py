@@ -7,6 +7,7 @@ decision would take, and what to type next. The test split is counted, never sco
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,9 +18,9 @@ from pipeline.comparing.arms import Arm, decide_plan
 from pipeline.comparing.estimate import estimate
 from pipeline.comparing.pairs.draws import pool_in
 from pipeline.data.base import Source
-from pipeline.data.inspection.overlap import copies_in_words
+from pipeline.data.inspection.overlap import copies_in_words, splits_in_words
 from pipeline.data.inspection.report import DataReport
-from pipeline.data.sampling.draws import Draw, with_test_split
+from pipeline.data.sampling.draws import with_test_split
 from pipeline.entries.command_line.plans import StartPlan
 from pipeline.errors import PipelineError, SettingsError, WeightsError
 from pipeline.reporting.page import to_html, to_markdown
@@ -49,18 +50,24 @@ NOT_FOR_DECIDE = ("schedule", "reuse", "enforce_gate")
 """What `decide` sets itself, and refuses."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tried:
     """Stage 0 of a backbone."""
 
     candidate: Candidate
     settings: Settings
     floor: Floor
+    images: int
 
     @property
     def best(self) -> float:
         """Accuracy of the better classifier on the validation images, 0 to 1."""
         return max(self.floor.val.values())
+
+    @property
+    def error(self) -> float:
+        """The standard error of that accuracy, as if a classifier chosen by it were one alone."""
+        return math.sqrt(self.best * (1 - self.best) / self.images)
 
 
 def start_entry(command: Command, plan: StartPlan) -> list[Tried]:
@@ -89,7 +96,7 @@ def start_entry(command: Command, plan: StartPlan) -> list[Tried]:
             lines, tried = _try_all(command, plan, tracking, source, here, log, report)
             table = table_of(tried)
             say(f"\nstage 0: frozen features, nothing trained\n\n{in_columns(table)}")
-            best = max(tried, key=lambda one: one.best)
+            best = _chosen(command, plan, tried)
             costs, can_decide = _costs(command, tracking, best, source, apart)
             steps = _next(command, best, apart, can_decide=can_decide)
             title = f"what to type next{_instead(command, plan, best)}:"
@@ -210,22 +217,13 @@ def _try_all(
             session.pretrained_backbone()  # its features tell what is nearly the same
             log_near_duplicates(session, log, tell)
         if floor := floor_of(session):
-            tried.append(Tried(candidate, session.settings, floor))
+            own_settings, images = session.settings, len(session.draw.val)
+            tried.append(
+                Tried(candidate=candidate, settings=own_settings, floor=floor, images=images)
+            )
     if not tried:
         raise WeightsError("no backbone here gives usable features: pass -P backbones=<names>")
     return lines, tried
-
-
-def splits_in_words(draw: Draw, source: Source, unreadable_test: int) -> str:
-    """What the numbers will be measured on, without images that cannot be read."""
-    classes = len(draw.class_names)
-    parts = f"{count_of(len(draw.train), 'image')} to train on, {len(draw.val)} to validate"
-    if draw.dealt:
-        parts = f"{draw.dealt}; {parts}"
-    if source.test is None:
-        return f"{parts}, {classes} classes"
-    apart = len(source.test.labels) - unreadable_test
-    return f"{parts}, {apart} kept for the test, {classes} classes"
 
 
 def table_of(tried: list[Tried]) -> pd.DataFrame:
@@ -282,10 +280,25 @@ def _own(best: Tried) -> dict[str, str]:
     return {"backbone": best.candidate.backbone, "weights": best.candidate.weights}
 
 
+def _chosen(command: Command, plan: StartPlan, tried: Sequence[Tried]) -> Tried:
+    """The best; what was typed, unless the best leads it by more than two standard errors."""
+    best = max(tried, key=lambda one: one.best)
+    given = _typed(command, plan)
+    typed = next((one for one in tried if one.candidate == given), best)
+    is_near = best.best - typed.best <= 2 * math.hypot(best.error, typed.error)
+    return typed if is_near else best
+
+
+def _typed(command: Command, plan: StartPlan) -> Candidate | None:
+    """The network and weights that were typed, if either was."""
+    is_typed = {"backbone", "weights"} & command.request.typed.keys()
+    return Candidate(plan.settings.backbone, plan.settings.weights) if is_typed else None
+
+
 def _instead(command: Command, plan: StartPlan, best: Tried) -> str:
     """Words where the commands name another network or weights than those that were typed."""
-    given = Candidate(plan.settings.backbone, plan.settings.weights)
-    if given == best.candidate or not {"backbone", "weights"} & command.request.typed.keys():
+    given = _typed(command, plan)
+    if given in (None, best.candidate):
         return ""
     return f", with {best.candidate.name}, the best here, in place of {given.name}"
 

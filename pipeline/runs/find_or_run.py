@@ -73,7 +73,7 @@ def train_once(
         return train()
 
     def find() -> Summary | None:
-        found = find_run(session, number)
+        found = find_run(session, number, without=known)
         return _reused(session, number, found) if found else None
 
     return Work.of_stage(session, number).once(known, find, lambda once: train(once=once))
@@ -86,11 +86,11 @@ def _reused(session: Session, number: int, found: RunView) -> Summary:
     return Summary.of(found)
 
 
-def find_run(session: Session, number: int) -> RunView | None:
+def find_run(session: Session, number: int, without: Set[str] = frozenset()) -> RunView | None:
     """The oldest finished run of that stage with the same content and an intact checkpoint.
 
-    Runs made with what is here come first, then those with pictures, except for a trial, which
-    needs none.
+    `without`: ids of runs that do not count. Runs made with what is here come first, then those
+    with pictures, except for a trial, which needs none.
     """
 
     def rank(run: RunView) -> tuple[bool, bool]:
@@ -98,7 +98,8 @@ def find_run(session: Session, number: int) -> RunView | None:
         pictures = without or has_pictures(run)
         return origin_of(run) != session.made_with, not pictures
 
-    for run in sorted(session.tracking.find({keys.LINEAGE_KEY: session.key(number)}), key=rank):
+    found = session.tracking.find({keys.LINEAGE_KEY: session.key(number)})
+    for run in sorted((one for one in found if one.run_id not in without), key=rank):
         try:
             Summary.of(run)  # as whole as what follows needs it
             backbone = session.restore(run)

@@ -105,15 +105,24 @@ def recipe_key(
     )
 
 
+_FIRST = (
+    *("three_stage", "lp_ft", "two_stage", "full", "head_only"),
+    *("stage2_continued", "stage1_continued"),
+)
+"""The built-in schedules of the versions whose keys told nothing of stages before: none is added,
+or keys of finished runs would be others."""
+
+
 def _before(schedule: Schedule, number: int) -> dict[str, object]:
     """What stages before stage `number` train, unless its own blocks tell that.
 
-    Built-in schedules that train the same blocks in a stage trained the same ones before, on
+    Schedules of `_FIRST` that train the same blocks in a stage trained the same ones before, on
     networks of more than three blocks.
     """
     *before, last = schedule.trains(number)
-    built_in = (one.on(schedule.blocks) for one in SCHEDULES.values() if one.fits(schedule.blocks))
-    ways = [one.trains(number) for one in built_in if one.count >= number]
+    first = [SCHEDULES[name] for name in _FIRST]
+    known = (one.on(schedule.blocks) for one in first if one.fits(schedule.blocks))
+    ways = [one.trains(number) for one in known if one.count >= number]
     is_told = {tuple(way) for way in ways if way[-1] == last} == {(*before, last)}
     return {"before": before} if before and not is_told else {}
 

@@ -123,7 +123,8 @@ class Request:
         """The options to type for the same command, except what `CommandSettings` holds."""
         shared = CommandSettings.model_fields
         own = {key: text for key, text in self.own.items() if key not in shared}
-        own |= {f"{CONTROL}{key}": text for key, text in self.control.items()}
+        apart = self.control.keys() - set(self.control_in_file)
+        own |= {f"{CONTROL}{key}": self.control[key] for key in self.control if key in apart}
         return {**self.options, **own, **({"config": self.config} if self.config else {})}
 
     @property

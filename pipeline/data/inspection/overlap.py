@@ -23,7 +23,7 @@ from pipeline.data.sampling.draws import Draw, draw_in
 from pipeline.data.stored import Stored
 from pipeline.settings.run import Settings
 from pipeline.system.interrupts import check
-from pipeline.system.text import first_of
+from pipeline.system.text import count_of, first_of
 from pipeline.tracking.keys import COPIES_OF_POOL, SEEN_IN_TRAINING
 
 BoolArray = NDArray[np.bool_]
@@ -177,6 +177,18 @@ def stored_copies(source: Source) -> BoolArray:
         contents = test.read(rows.tolist())
         found[rows] |= np.array([_digest(c) in known for c in contents], dtype=np.bool_)
     return found
+
+
+def splits_in_words(draw: Draw, source: Source, unreadable_test: int) -> str:
+    """What the numbers will be measured on, without images that cannot be read."""
+    classes = len(draw.class_names)
+    parts = f"{count_of(len(draw.train), 'image')} to train on, {len(draw.val)} to validate"
+    if draw.dealt:
+        parts = f"{draw.dealt}; {parts}"
+    if source.test is None:
+        return f"{parts}, {classes} classes"
+    apart = len(source.test.labels) - unreadable_test
+    return f"{parts}, {apart} kept for the test, {classes} classes"
 
 
 def copies_in_words(draw: Draw, source: Source) -> list[str]:

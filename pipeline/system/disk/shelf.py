@@ -229,19 +229,17 @@ class Shelf:
 
     def _tell(self, needed: int, what: str) -> None:
         _stated.taken_bytes += needed
-        taken, stated = _stated.taken_bytes, _stated.stated_bytes
-        if taken < TOLD_BYTES or taken <= stated:
+        taken = _stated.taken_bytes
+        if taken < max(TOLD_BYTES, 2 * _stated.stated_bytes):
             return
+        _stated.stated_bytes = taken
         limit = f"{in_words(self.limit_bytes)} (cache_limit)"
         if taken == needed:
-            _stated.stated_bytes = taken
             say(f"disk: {in_words(needed)} for {what} in {_shown(self.folder)}, of {limit}")
             return
-        _stated.stated_bytes = max(2 * stated, taken)
-        most = min(_stated.stated_bytes, self.limit_bytes)
         say(
-            f"disk: {in_words(needed)} more for {what} in {_shown(self.folder)}; this command "
-            f"keeps up to {in_words(most)} there, of {limit}"
+            f"disk: {in_words(needed)} more for {what} in {_shown(self.folder)}; with that "
+            f"{in_words(taken)} by this command, of {limit}"
         )
 
 
