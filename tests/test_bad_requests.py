@@ -243,6 +243,7 @@ def test_requests_at_once_get_the_answers_that_they_get_alone(model: PyFuncModel
 def test_from_python_one_sentence_names_the_row(run_id: str) -> None:
     classifier = pipeline.load(run_id)
     assert [*classifier.predict([GOOD]).columns] == ["label", "apple", "berry", "cherry"]
+    assert classifier.predict(GOOD).equals(classifier.predict([GOOD]))
     with pytest.raises(DataError, match=r"the image in row 1 \(rows from 0\) cannot be read"):
         classifier.predict([GOOD, b"no"])
     with pytest.raises(DataError, match=r"the image in row 0 \(rows from 0\) cannot be read"):

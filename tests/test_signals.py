@@ -201,7 +201,7 @@ def test_a_rise_is_not_seen_in_one_epoch_but_against_the_stage_before() -> None:
     first = loss_rise(one, scored([1]), None, T, has_parent=False)
     assert (first.state, first.sentence) == (
         "unknown",
-        "validation loss had one epoch, and 1.000 nats",
+        "validation loss was 1.000 nats after its one epoch",
     )
     later = loss_rise(
         one, scored([1, 1], [1.0, 1.0]), scored([1, 1], [0.5, 0.4]), T, has_parent=True

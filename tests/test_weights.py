@@ -865,6 +865,8 @@ def test_real_files_match_under_any_prefix(
     backbone = build_backbone(of, 10, 32, seed=0)
     plain = load_pretrained(str(path), backbone)
     assert f"{matched} tensors matched, left out " in plain.report
+    is_old = matched == "100 of 122"
+    assert ("bn1.num_batches_tracked and 19 more not in the file" in plain.report) == is_old
     state = load_file(path) if path.suffix == ".safetensors" else torch.load(path)
     moved = saved({"model": under("module._orig_mod.", state)}, tmp_path / "moved.safetensors")
     assert load_pretrained(moved, backbone).digest == plain.digest

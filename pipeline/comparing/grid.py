@@ -1,7 +1,8 @@
 """A grid of arms: every schedule on every backbone, all with the same optimizer steps.
 
-In: what was typed. Out: a `Grid`. Pure functions. Steps are those of the default schedule with the
-same settings; `arms.py` says how another schedule shares the steps.
+In: what was typed. Out: a `Grid`. Pure functions. Steps are those of the schedule with the most
+stages, `three_stage` among them, with the same settings; `arms.py` says how another schedule
+shares the steps.
 """
 
 from __future__ import annotations

@@ -83,16 +83,17 @@ class Classifier:
         found: Tensor = self.network(self.preparation.normalise(pixels)).softmax(1)
         return found
 
-    def predict(self, images: Sequence[str | Path | bytes]) -> pd.DataFrame:
+    def predict(self, images: Sequence[str | Path | bytes] | str | Path | bytes) -> pd.DataFrame:
         """Column `label` and a column of probability for each class; a row an image.
 
         Args:
-            images: paths, or the bytes of PNG, JPEG, ... files.
+            images: paths, or the bytes of PNG, JPEG, ... files; a single one may stand alone.
 
         Raises:
             DataError: a file cannot be read; says which.
         """
-        table = pd.DataFrame({"image": [*map(_content, images)]})
+        every = [images] if isinstance(images, str | Path | bytes) else images
+        table = pd.DataFrame({"image": [*map(_content, every)]})
         columns = ["label", *self.class_names]
         try:
             found = self.served.predict(None, table)

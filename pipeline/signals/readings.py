@@ -255,7 +255,7 @@ def loss_rise(
     if not math.isfinite(last):
         sentence = f"validation loss ended as no number, after {least}"
     elif len(history) == 1:
-        sentence = f"validation loss had one epoch, and {fixed(last, 3)} nats"
+        sentence = f"validation loss was {fixed(last, 3)} nats after its one epoch"
     elif float(f"{rise:.3f}") == 0:
         sentence = f"validation loss ended at {least}"
     else:

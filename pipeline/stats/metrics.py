@@ -2,8 +2,8 @@
 
 In: logits (N, classes) and labels (N,), both on the CPU. Out: one number. Another metric is a
 function `(logits, labels) -> float` and a line of `METRICS`: it is then computed for validation in
-every epoch and for the test split, logged as `val/<name>` and `test/<name>`, and can be selected
-and tuned by as `val_<name>`.
+every epoch and for the test split, logged as `more/val_<name>` and `test/<name>`, and can be
+selected and tuned by as `val_<name>`.
 """
 
 from __future__ import annotations

@@ -109,6 +109,9 @@ class Weights:
         if left_out:
             head = f", left out {' and '.join(left_out)} ({why})"
         matched = f"{len(tensors)} of {len(expected)} tensors matched"
+        absent = [n for n in expected if n not in tensors and n not in left_out]
+        if absent:  # older files count no batches
+            head += f", {first_of(absent, 1)} not in the file"
         report = f"weights {self.name}: {matched}{head}{self.note}"
         digest = digest_tensors(tensors)
         return Pretrained(name=self.name, digest=digest, tensors=tensors, report=report)

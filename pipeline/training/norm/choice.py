@@ -10,8 +10,8 @@ next to none among them. Images are scored by the probe that has not seen them. 
 where its lead exceeds `NOISE_SE` paired standard errors, `source` otherwise: of two that score
 alike, the one that changes nothing. The features of `target` come from the calibration pass
 itself, so that a choice costs one unaugmented pass over the training images more than `target`
-does; their statistics are those of each batch, which costs `target` up to a point against its
-final ones.
+does; their statistics are those of each batch, which costs `target` 0 to 4 points against
+its final ones (docs/reference.md).
 
 Background: Li et al. 2016 (arXiv 1603.04779) found new statistics better across domains; with
 ImageNet weights on small natural images they were measured to be worse (docs/reference.md).
