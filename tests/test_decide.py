@@ -764,6 +764,18 @@ def test_of_one_test_image_nothing_is_run(
 
 
 @pytest.mark.slow
+def test_a_stage_that_was_deleted_is_trained_again_with_what_follows_from_it(desk: Desk) -> None:
+    with inside(desk.folder):
+        before = desk.decide(**STAGE2)
+        [first, *_] = [run for run in runs() if run.data.tags["stage"] == "1"]
+        mlflow.delete_run(first.info.run_id)
+        after = desk.decide(**STAGE2)
+    assert [line for line in desk.said if "passing over" in line and "was deleted" in line]
+    assert [pair.gain_pp for pair in after.pairs] == [pair.gain_pp for pair in before.pairs]
+    assert first.info.run_id not in {run.info.run_id for run in runs()}
+
+
+@pytest.mark.slow
 def test_two_tasks_at_once_come_to_the_same_verdict_and_make_no_run_twice(
     desk: Desk, interrupted: Interrupted
 ) -> None:

@@ -223,9 +223,16 @@ def test_a_run_whose_files_may_not_be_written_is_scored_reused_and_left(
     assert not has_pictures(Tracking.connect().get(theirs))
 
 
-def test_lost_parent_predictions_leave_the_comparison_unknown(command: Command) -> None:
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_lost_parent_predictions_leave_the_comparison_unknown(
+    command: Command, is_cut: bool
+) -> None:
     command("stage1")
-    artifact(runs()["run_id"][0], "evaluation/val_predictions.csv").unlink()
+    path = artifact(runs()["run_id"][0], "evaluation/val_predictions.csv")
+    rows = path.read_text().splitlines(keepends=True)
+    path.unlink()
+    if is_cut:  # between two rows, by an upload that was interrupted
+        path.write_text("".join(rows[:-2]))
     assert command("stage2") == 0
     assert signals_of(runs().iloc[-1])["positive.val_acc_gain"] == "unknown"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,15 @@ def test_the_reference_users_own_lines_are_memorising_and_confirmation_only() ->
     assert gate.tags["gate.optimization_stabilized"] == "unknown"
     assert gate.tags["gate.consistent_gains"] == "unknown"
     assert gate.tags["gate.headroom"] == "true"
+
+
+def test_a_rise_of_as_much_as_is_wanted_counts_however_it_is_written() -> None:
+    for hits in range(100, 190):  # of 200 images, one image more: 0.5 points
+        [draw] = draws(1)
+        first = {**draw.first, VAL_ACC: hits / 200}
+        second = {**draw.second, VAL_ACC: (hits + 1) / 200}
+        gate = read_gate([replace(draw, first=first, second=second)], T)
+        assert states(gate)["headroom"] == "true", hits
 
 
 def test_a_healthy_stage_2_is_promising_and_not_stopped() -> None:

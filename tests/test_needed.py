@@ -32,6 +32,29 @@ def test_a_gain_on_the_edge_or_correlated_pairs_are_never_settled() -> None:
     assert "test images" not in sentence  # what they would do is not known
 
 
+def test_equal_gains_are_known_to_their_resolution_alone() -> None:
+    # 30 test images: gains in steps of 3.33, a spread of 3.33 / sqrt(12) = 0.962 at least
+    known = posterior([0.0] * 5, rope_pp=0.5, resolution_pp=100 / 30)
+    found = needed(known, D).pairs
+    assert found is not None
+    n = found + 5  # 0.98 at n: t over sqrt(n) at most 0.5 / 0.962
+    assert stats.t.ppf(0.98, n - 1) / n**0.5 <= 0.5 / 0.9623
+    assert stats.t.ppf(0.98, n - 2) / (n - 1) ** 0.5 > 0.5 / 0.9623
+
+
+def test_a_decision_of_more_pairs_than_usual_looks_further() -> None:
+    gains = np.random.default_rng(0).normal(size=200)
+    gains = (gains - gains.mean()) / gains.std(ddof=1) * 4 + 1  # s 4, gap 0.5: some 270 pairs
+    design = Design(looks=(200, 400), threshold=0.98, anytime=False, robust=False)
+    found = needed(posterior(gains, rope_pp=0.5), design)
+    assert found.pairs is not None
+    assert 200 + found.pairs == pytest.approx((stats.norm.ppf(0.98) * 4 / 0.5) ** 2, rel=0.02)
+    far = needed(posterior(gains * 4, rope_pp=0.5), design)
+    assert far.pairs is None or far.pairs > 0
+    edge = needed(posterior(gains - 0.5, rope_pp=0.5), design).sentence()
+    assert "more than 400 pairs in all would be needed" in edge
+
+
 def test_an_anytime_design_goes_to_a_look_of_its_grid() -> None:
     gains = np.array([0.0, 2.0, 1.0, 0.0, 2.0, 1.0])
     gains = (gains - 1) / gains.std(ddof=1) + 1

@@ -196,6 +196,13 @@ def test_without_the_parents_scores_a_rise_of_its_own_still_counts() -> None:
     assert loss_rise(risen, scored([1, 1]), None, T, has_parent=True).state == "true"
 
 
+def test_a_rise_from_nothing_is_a_rise() -> None:
+    found = loss_rise(history((0.5, 1.0), (0.0, 0.5)), scored([1]), None, T, has_parent=False)
+    assert found.state == "true"
+    assert "ended at 0.500 nats, above its minimum of 0.000 nats" in found.sentence
+    assert "loss_rise" not in found.numbers
+
+
 def test_a_rise_is_not_seen_in_one_epoch_but_against_the_stage_before() -> None:
     one = history((0.5,), (1.0,))
     first = loss_rise(one, scored([1]), None, T, has_parent=False)

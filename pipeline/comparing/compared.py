@@ -147,6 +147,11 @@ class Cell:
         return float(np.mean([result.training_s for result in self.results]))
 
     @property
+    def parameters_trained(self) -> int:
+        """The most that was trained on a draw: an arm that diverges ends early."""
+        return max(result.parameters_trained for result in self.results)
+
+    @property
     def peak_mib(self) -> float:
         """Peak memory, the largest of all draws; NaN where unknown."""
         return float(np.max([result.peak_mib for result in self.results]))

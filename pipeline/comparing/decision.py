@@ -295,7 +295,7 @@ def _cost(arm: Arm, operations: float, results: Sequence[ArmResult]) -> ArmCost:
     return ArmCost(
         arm=arm,
         training_s=mean(result.training_s for result in results),
-        parameters_trained=results[0].parameters_trained,
+        parameters_trained=max(result.parameters_trained for result in results),
         operations=operations,
         val=mean(result.val for result in results),
         test=mean(result.test for result in results),

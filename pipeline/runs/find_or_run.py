@@ -26,7 +26,7 @@ from pipeline.signals.evidence import Subject, as_far_as_allowed, has_pictures, 
 from pipeline.stats.metrics import score_logits
 from pipeline.system.interrupts import check
 from pipeline.tracking import RunView, keys
-from pipeline.tracking.history import Summary, read_history
+from pipeline.tracking.history import Summary, chain_of, read_history
 
 
 def find_or_run(session: Session, number: int, nested_under: str | None = None) -> Summary:
@@ -102,6 +102,8 @@ def find_run(session: Session, number: int, without: Set[str] = frozenset()) -> 
     for run in sorted((one for one in found if one.run_id not in without), key=rank):
         try:
             Summary.of(run)  # as whole as what follows needs it
+            if session.role:  # a pair counts the cost of all its stages
+                list(chain_of(session.tracking, run))
             backbone = session.restore(run)
         except LineageError as err:
             session.say(f"note: passing over {err}")

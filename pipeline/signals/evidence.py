@@ -36,7 +36,7 @@ from pipeline.signals.readings import (
     numbers_of,
     read_signals,
 )
-from pipeline.signals.scored import Scored
+from pipeline.signals.scored import Scored, aligned
 from pipeline.stats.metrics import rounded
 from pipeline.tracking import RunLog, RunView, Tracking, keys
 from pipeline.tracking.history import History, chain_of, read_history
@@ -67,10 +67,21 @@ class Subject:
         return Scored(images=images, labels=labels, predicted=predicted, nll=losses)
 
 
+def _is_about(scored: Scored, parent: Scored) -> bool:
+    """Whether the parent's scores are about the run's images."""
+    try:
+        aligned(scored, parent)
+    except ValueError:
+        return False
+    return True
+
+
 def log_evidence(log: RunLog, tracking: Tracking, subject: Subject) -> list[Signal]:
     """Read the signals of a run that is about to finish, and log them; siblings come later."""
     history, settings, parent = subject.history, subject.settings, subject.parent
     scores = scores_of(tracking, parent) if parent else None
+    if scores and not _is_about(subject.scored, scores):
+        scores = None  # a file that was cut short is as good as lost
     has_parent = parent is not None
     signals = read_signals(
         history,

@@ -174,7 +174,8 @@ def _consistent(draws: Sequence[GateDraw]) -> Signal:
 def _headroom(draws: Sequence[GateDraw], thresholds: Thresholds) -> Signal:
     second = fmean(draw.second[VAL_ACC] for draw in draws)
     gain = second - fmean(draw.first[VAL_ACC] for draw in draws)
-    below, rising = second < thresholds.gate_ceiling, gain >= thresholds.gate_min_gain
+    rising = gain >= thresholds.gate_min_gain - 1e-9  # of decimals that are no binary fractions
+    below = second < thresholds.gate_ceiling
     sentence = (
         f"mean validation accuracy {changed_by(100 * gain, 1, 'points')} from stage 1 to stage 2"
         f"{'' if rising else ', no real rise'}, and {second:.1%} is "

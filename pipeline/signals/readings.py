@@ -249,13 +249,15 @@ def loss_rise(
     """True if the loss exceeds the parent's by a standard error, or ends above its minimum."""
     finite = [loss for loss in history[VAL_LOSS] if math.isfinite(loss)]
     lowest, last = min(finite, default=math.nan), history[VAL_LOSS][-1]
-    rise = 0.0 if lowest == 0 else last / lowest - 1
+    rise = last / lowest - 1 if lowest else (math.inf if last else 0.0)
     rises = not math.isfinite(last) or rise > thresholds.signal_loss_rise
     least = f"its minimum of {fixed(lowest, 3)} nats"
     if not math.isfinite(last):
         sentence = f"validation loss ended as no number, after {least}"
     elif len(history) == 1:
         sentence = f"validation loss was {fixed(last, 3)} nats after its one epoch"
+    elif math.isinf(rise):
+        sentence = f"validation loss ended at {fixed(last, 3)} nats, above {least}"
     elif float(f"{rise:.3f}") == 0:
         sentence = f"validation loss ended at {least}"
     else:

@@ -29,11 +29,13 @@ class Needed:
         pairs: further pairs on these test images, to 160 in all at most.
         images: further test images for these pairs, to ten times as many at most.
         by_image: whether it is known what images would do.
+        most: pairs in all that were looked at.
     """
 
     pairs: int | None
     images: int | None
     by_image: bool = True
+    most: int = GRID[-1]
 
     def sentence(self, cost: str = "") -> str:
         """In words; `cost`: of the pairs."""
@@ -44,7 +46,7 @@ class Needed:
         if either:
             verb = "is" if self.pairs == 1 and not images else "are"
             return f"to settle this, {either} {verb} needed, if the gain stays what it seems"
-        limits = f"more than {GRID[-1]} pairs in all"
+        limits = f"more than {self.most} pairs in all"
         if self.by_image:
             limits = f"{limits}, or more than {MOST} times the test images,"
         return f"to settle this, {limits} would be needed, if the gain stays what it seems"
@@ -79,16 +81,23 @@ def needed(known: Posterior, design: Design, differences: Table | None = None) -
     """
     gap_pp = abs(known.mean_pp - design.rope_pp)
     if differences is None:
-        alone = Variances(pair=known.sd_pp**2, image=0.0, rest=0.0, correction=known.correction)
+        pair = known.scale_pp**2 / (1 / known.pairs + known.correction)  # at least the resolution
+        alone = Variances(pair=pair, image=0.0, rest=0.0, correction=known.correction)
         pairs = _pairs(alone, gap_pp, design, known.pairs, math.inf)
-        return Needed(pairs=pairs, images=None, by_image=False)
+        return Needed(pairs=pairs, images=None, by_image=False, most=_most(known.pairs))
     table = Crossed.of(differences)
     pair, image, rest = table.components
     both = Variances(pair=pair, image=image, rest=rest, correction=known.correction)
     return Needed(
         pairs=_pairs(both, gap_pp, design, known.pairs, table.images),
         images=_images(both, gap_pp, design, known.pairs, table.images),
+        most=_most(known.pairs),
     )
+
+
+def _most(pairs: int) -> int:
+    """Up to how many pairs in all are looked at, where so many have been run."""
+    return max(GRID[-1], 2 * pairs)
 
 
 def _settles(one: Variances, gap_pp: float, design: Design, pairs: int, images: float) -> bool:
@@ -98,7 +107,7 @@ def _settles(one: Variances, gap_pp: float, design: Design, pairs: int, images: 
 
 
 def _pairs(one: Variances, gap_pp: float, design: Design, pairs: int, images: float) -> int | None:
-    more = range(1, GRID[-1] - pairs + 1)
+    more = range(1, _most(pairs) - pairs + 1)
     return next((n for n in more if _settles(one, gap_pp, design, pairs + n, images)), None)
 
 

@@ -35,7 +35,8 @@ def keep_predictions(
     class_names: Sequence[str],
 ) -> None:
     """Add the predictions to a run; those of other test images are replaced."""
-    probability, predicted = logits.softmax(1).max(1)
+    predicted = logits.argmax(1)  # as scores have it: probabilities may be equal, or no numbers
+    probability = logits.softmax(1).gather(1, predicted[:, None])[:, 0]
     names = np.array(class_names, dtype=object)
     table = pd.DataFrame(
         {
