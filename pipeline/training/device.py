@@ -66,7 +66,8 @@ def compute_repeatably(device: torch.device) -> None:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        torch.cuda.set_device(device)  # pinned memory belongs to the current device
+        if device.index is not None:  # pinned memory belongs to the current device
+            torch.cuda.set_device(device)
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
