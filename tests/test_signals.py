@@ -168,6 +168,11 @@ def test_the_loss_may_rise_by_one_standard_error(shift: float, stable: str, rise
     run = scored([1] * 4, [1.5 + shift, 0.5 + shift, 1.5 + shift, 0.5 + shift])
     assert loss_stability(run, parent).state == stable
     assert loss_stability(run, parent).numbers["nll_change_se"] == pytest.approx(0.288675)
+    for worse, ending in ((0.2, "(s.e. 0.289), a rise within noise"), (0.4, "(s.e. 0.289)")):
+        later = replace(run, nll=run.nll - run.nll.mean() + parent.nll.mean() + worse)
+        found = loss_stability(later, parent)
+        assert found.sentence.endswith(ending)
+        assert found.state == ("true" if "noise" in ending else "false")
     signal = loss_rise(history(), run, parent, T, has_parent=True)
     assert signal.state == rises
 

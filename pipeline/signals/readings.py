@@ -175,10 +175,11 @@ def loss_stability(scored: Scored, parent: Scored | None) -> Signal:
     if change is None:
         return _unknown(name, "validation loss")
     mean, error = change
+    within = ", a rise within noise" if 0 < mean <= error else ""
     return Signal.of(
         name,
         mean <= error,
-        f"validation loss {changed_by(mean, 3, 'nats')} (s.e. {fixed(error, 3)})",
+        f"validation loss {changed_by(mean, 3, 'nats')} (s.e. {fixed(error, 3)}){within}",
         nll_change=mean,
         nll_change_se=error,
     )
