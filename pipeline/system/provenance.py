@@ -22,11 +22,9 @@ def typed(entry_point: str) -> str:
 
     `mlflow run` would else make an environment of its own, of several gigabytes.
     """
-    return (
-        f"mlflow run . -e {entry_point} --env-manager local"
-        if IS_PROJECT
-        else (f"unfreeze {entry_point}")
-    )
+    if IS_PROJECT:
+        return f"mlflow run . -e {entry_point} --env-manager local"
+    return f"unfreeze {entry_point}"
 
 
 def requirements_of(packages: Sequence[str]) -> list[str]:
